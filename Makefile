@@ -1,0 +1,50 @@
+# Needs Python 3.11 and make; everything else comes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help install demo test check test-system test-faults bench wheel clean
+
+help:
+	@echo "make demo          the whole path on this machine, with sample mail"
+	@echo "make test          all tests, on both stores"
+	@echo "make install       .venv with everything"
+	@echo "make check         format, lint, types"
+	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
+	@echo "make test-faults   the long reliability tests"
+	@echo "make bench         the benchmarks"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python deploy/demo.py
+
+test: install
+	$(BIN)/pytest -m "not system and not faults"
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-system: install
+	tests/system/install-packages
+	$(BIN)/pytest -m system
+
+test-faults: install
+	$(BIN)/pytest -m faults
+
+bench: install
+	$(BIN)/python -m bench
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv var dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

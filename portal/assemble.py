@@ -1,0 +1,91 @@
+"""Settings → opened parts. The one place that knows which part needs what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from portal.errors import StoreMisfit
+from portal.links import Links, read_keys
+from portal.relay import Relay
+from portal.release import Acts, Tiers
+from portal.render import Render
+from portal.settings import Settings
+from portal.stores import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything opened, ready to be used by a web worker, the digest process or a command."""
+
+    settings: Settings
+    store: Store
+    links: Links
+    render: Render
+    relay: Relay  # releases
+    mailer: Relay  # our own mail
+    acts: Acts
+    tiers: Tiers
+
+
+def assemble(settings: Settings) -> Parts:
+    """Open everything. Raises SettingsError, StoreUnavailable or StoreMisfit."""
+    store = open_store(settings.store.url.get_secret_value())
+    links = make_links(settings)
+    agree_on_keys(store, links)
+    render = Render(settings.digest.language)
+    relay = Relay(settings.relay.url.get_secret_value())
+    tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
+    acts = Acts(
+        store=store,
+        relay=relay,
+        links=links,
+        render=render,
+        from_address=settings.mail.from_address,
+        admin_address=settings.mail.admin_address,
+        is_local=settings.is_local,
+    )
+    return Parts(
+        settings=settings,
+        store=store,
+        links=links,
+        render=render,
+        relay=relay,
+        mailer=Relay(settings.mail.url.get_secret_value()),
+        acts=acts,
+        tiers=tiers,
+    )
+
+
+def make_links(settings: Settings) -> Links:
+    """Links with the keys from the settings or the key file. Raises SettingsError."""
+    keys = [key.get_secret_value().encode() for key in settings.links.keys] or read_keys(keys_path(settings))
+    return Links(keys, settings.public_url, timedelta(days=settings.links.lifetime_days))
+
+
+def keys_path(settings: Settings) -> Path:
+    """Where the link keys lie."""
+    if settings.links.keys_file is not None:
+        return settings.links.keys_file
+    scheme, _, rest = settings.store.url.get_secret_value().partition(":")
+    folder = Path(rest.removeprefix("//")) if scheme == "files" else Path("var/quarantine")
+    return folder / "links.keys"
+
+
+def agree_on_keys(store: Store, links: Links) -> None:
+    """Notice when two hosts on one store sign with different keys: links of one would not open at the other.
+
+    The store keeps the newest key's fingerprint. Ours may have a newer key after a rotation, but must still hold
+    that one. Raises StoreMisfit.
+    """
+    prints = links.fingerprints()
+    kept = store.remember("links.key", prints[-1])
+    if kept not in prints:
+        raise StoreMisfit(
+            "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
+            "sent would not open: copy the key file from the other host (after losing it for good: "
+            "`quarantine init --new-keys`)"
+        )
+    if kept != prints[-1]:
+        store.remember("links.key", prints[-1], replace=True)

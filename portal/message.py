@@ -1,0 +1,228 @@
+"""The values that travel between the rooms: messages, their symbols and deliveries. No I/O here.
+
+A *message* is what Rspamd exported once. Each envelope recipient has a *delivery* of it: a state and a history
+of their own. Both are named by the *quarantine id*, a UUIDv7 whose first 48 bits are the millisecond it was held
+(RFC 9562, 5.7), so that the UTC day – the partition, the folder – comes out of the id.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import BinaryIO
+from uuid import UUID
+
+
+class Tier(StrEnum):
+    """How much harm a message could do, from its symbols; decides what its recipient may do alone."""
+
+    SPAM = "spam"  # release, by itself if the rules for that hold
+    SUSPICIOUS = "suspicious"  # release, by a pressed button only
+    DANGEROUS = "dangerous"  # ask only; an administrator decides
+
+
+class State(StrEnum):
+    """Where a delivery stands."""
+
+    HELD = "held"
+    REQUESTED = "requested"  # its recipient asked an administrator for it
+    RELEASING = "releasing"  # claimed by a sender; `next_try_at` says when the next try may begin
+    RELEASED = "released"  # the relay said 250 after the final dot
+    DELETED = "deleted"  # by the recipient or an operator; can be undone until retention
+
+
+class Flag(StrEnum):
+    """What was wrong with an export's metadata. Each makes the message at least *suspicious*."""
+
+    NO_METADATA = "no-metadata"  # the POST had none at all
+    SYMBOLS = "symbols"  # missing, cut or unreadable
+    RECIPIENTS = "recipients"  # missing, cut or unreadable: nobody is told, an operator can act
+    SENDER = "sender"  # missing or unreadable: not known, which is not the null sender
+    ACTION = "action"
+    SCORE = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One rule of Rspamd that fired."""
+
+    name: str
+    score: float = 0.0
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What one POST said about one message, before it is held; made by `portal.exporter` alone.
+
+    Text fields are valid Unicode without NUL, lone surrogates and control characters.
+    """
+
+    recipients: tuple[str, ...]  # addresses as written, the first spelling of each identity; may be empty
+    envelope_sender: str | None  # "" is the null sender, None: not known
+    subject: str
+    header_from: str  # decoded From header, display name and address; "" when there is none
+    queue_id: str | None  # the MTA's; may come round again
+    message_id: str | None  # the header, without < >
+    action: str | None  # Rspamd's words: "reject", "add header", …
+    score: float | None
+    client_ip: str | None
+    user: str | None  # the authenticated submitter at the MTA
+    symbols: tuple[Symbol, ...]
+    flags: frozenset[Flag]
+    sameness: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
+    body_sha256: bytes  # 32 bytes, of the bytes as received
+    size_bytes: int
+    has_8bit: bool  # any octet above 127
+    mark: str | None = None  # the first X-Quarantine-Mark header among the mail's own, not yet verified
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A held message: the export plus what holding it decided."""
+
+    id: UUID
+    held_at: datetime  # aware UTC, the id's millisecond
+    tier: Tier
+    envelope_sender: str | None
+    subject: str
+    header_from: str
+    queue_id: str | None
+    message_id: str | None
+    action: str | None
+    score: float | None
+    client_ip: str | None
+    user: str | None
+    symbols: tuple[Symbol, ...]
+    flags: frozenset[Flag]
+    body_sha256: bytes
+    size_bytes: int
+    has_8bit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One recipient's copy of a message. ``(message.id, number)`` names it; links carry just these."""
+
+    message: Message
+    number: int  # 0 … 65535, the place among the message's recipients
+    recipient: str  # identity, see `identity()`
+    address: str  # as the envelope wrote it: where a release goes
+    state: State
+    state_at: datetime  # aware UTC, when the state was entered
+    reason: str  # why the last release failed or a request was refused; "" if neither
+    attempts: int  # tries of the current or last release
+    next_try_at: datetime | None  # while `releasing`: lease end or next try
+    announced_at: datetime | None  # when a digest told the recipient
+
+    @property
+    def id(self) -> UUID:
+        """The quarantine id."""
+        return self.message.id
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who did something, for the history: shown to operators, never to other recipients."""
+
+    who: str  # "recipient", "operator:NAME", "digest", "system"
+    via: str = ""  # "link", "portal", "cli"
+    address: str = ""  # the client's IP address
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a delivery's history."""
+
+    at: datetime
+    what: str  # a State's value, or "requested", "refused", "restored", "deferred", …
+    actor: Actor
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Where a message's bytes lie while they are being held: a window into an open, seekable binary file.
+
+    A window, since in a multipart POST the message is a stretch of a spooled request body: a 50 MB mail is never
+    copied nor held in memory.
+    """
+
+    file: BinaryIO
+    start: int
+    size_bytes: int
+
+    def chunks(self, chunk_bytes: int = 1 << 18) -> Iterable[bytes]:
+        """The bytes in order, at most ``chunk_bytes`` at a time; may be called again. Raises OSError."""
+        self.file.seek(self.start)
+        left = self.size_bytes
+        while left:
+            chunk = self.file.read(min(left, chunk_bytes))
+            if not chunk:
+                raise OSError("spooled message is shorter than it was")
+            left -= len(chunk)
+            yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What an operator or a recipient looks for. Empty fields do not restrict."""
+
+    recipient: str | None = None  # identity
+    sender: str | None = None  # envelope sender or From, a part of it, any case
+    since: datetime | None = None
+    states: frozenset[State] = field(default_factory=frozenset)
+
+
+def identity(address: str) -> str:
+    """The recipient's identity: the whole address in lower case.
+
+    Local parts are case-sensitive by RFC 5321, 2.4, yet no site has two people told apart by case alone; a
+    recipient who signs in as Alice@Example.org must see the mail for alice@example.org.
+    """
+    return address.lower()
+
+
+def domain(address: str) -> str:
+    """The domain of an address, lower-cased: what follows the *last* @ (quoted local parts may hold more)."""
+    return address.rpartition("@")[2].lower()
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def new_id(at: datetime | None = None) -> UUID:
+    """A new quarantine id: UUIDv7 (RFC 9562, 5.7) of the moment ``at`` or now, the rest random."""
+    ms = (at or datetime.now(UTC)) - _EPOCH
+    value = ms // timedelta(milliseconds=1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 2 << 62)
+
+
+def held_at(quarantine_id: UUID) -> datetime:
+    """When a message was held: the millisecond in its id, aware UTC."""
+    return _EPOCH + timedelta(milliseconds=quarantine_id.int >> 80)
+
+
+def first_id(at: datetime) -> UUID:
+    """The lowest UUIDv7-ordered value of a moment: ids held at or after ``at`` are >= it. A partition's bound."""
+    return UUID(int=(at - _EPOCH) // timedelta(milliseconds=1) << 80)
+
+
+def parse_id(text: str) -> UUID | None:
+    """A quarantine id from text in its canonical lower-case spelling, else None."""
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        return None
+    return value if str(value) == text and value.version == 7 else None
+
+
+def random_token(octets: int = 16) -> str:
+    """An unguessable URL-safe text with ``octets`` random octets."""
+    return secrets.token_urlsafe(octets)

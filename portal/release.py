@@ -1,0 +1,213 @@
+"""The acts: release, delete, restore, ask, refuse – each checked here, where it happens, whoever calls.
+
+Links, signed-in pages and the command line all come through `Acts`. A release is: claim (a committed row with a
+lease), send the bytes as they came with two lines in front, record. A crash between the last two repeats the
+mail to the same recipient; nothing can lose it or send it to anyone else.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from fnmatch import fnmatchcase
+from uuid import UUID
+
+from portal.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused
+from portal.links import MARK_HEADER, Links
+from portal.message import Actor, Delivery, Export, Flag, State, Symbol, Tier, new_id
+from portal.relay import Relay
+from portal.render import Render
+from portal.stores import Store
+
+log = logging.getLogger("quarantine.release")
+
+GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
+
+
+def utc_now() -> datetime:
+    """The current time, aware UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Which tier a message belongs to. Patterns as in `fnmatch`; names are compared in upper case."""
+
+    dangerous: tuple[str, ...]
+    suspicious: tuple[str, ...]
+
+    def of(self, export: Export) -> Tier:
+        """The tier from symbols; whatever could not be read makes it at least suspicious."""
+        if export.flags & {
+            Flag.NO_METADATA,
+            Flag.SYMBOLS,
+            Flag.RECIPIENTS,
+            Flag.SENDER,
+            Flag.ACTION,
+            Flag.SCORE,
+        }:
+            worst = Tier.SUSPICIOUS
+        else:
+            worst = Tier.SPAM
+        for symbol in export.symbols:
+            if _fits(symbol, self.dangerous):
+                return Tier.DANGEROUS
+            if _fits(symbol, self.suspicious):
+                worst = Tier.SUSPICIOUS
+        return worst
+
+
+def _fits(symbol: Symbol, patterns: tuple[str, ...]) -> bool:
+    # Symbols without score are notes ("the virus scanner was asked"), not verdicts; negative ones speak for the mail.
+    name = symbol.name.upper()
+    return symbol.score > 0 and any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """What may be done to a delivery, by whom."""
+
+    store: Store
+    relay: Relay
+    links: Links
+    render: Render
+    from_address: str | None  # of our own mail; None: none can be sent
+    admin_address: str | None
+    is_local: Callable[[str], bool]
+    host: str = field(default_factory=socket.getfqdn)
+    now: Callable[[], datetime] = utc_now
+
+    def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False) -> Delivery:
+        """Send one delivery to its recipient, now. Returns it as `released`.
+
+        Raises NotFound; NotAllowed when the mail is dangerous (or was refused) and the actor is no operator;
+        AlreadyDone; RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused or
+        BodyMissing (`held` again with the reason).
+        """
+        delivery = self.store.delivery(id, number)
+        if not operator and delivery.state is State.HELD and delivery.message.tier is Tier.DANGEROUS:
+            raise NotAllowed("only an administrator can release this message")
+        if not delivery.recipient:
+            raise NotAllowed("the recipient of this message is not known: name one with --recipient")
+        allowed = {State.HELD, State.REQUESTED, State.DELETED} if operator else {State.HELD}
+        return self._send(id, number, allowed, actor)
+
+    def retry(self, id: UUID, number: int) -> Delivery:
+        """Go on with a release whose time for another try has come. Raises as `release`."""
+        return self._send(id, number, set(), Actor("digest"))
+
+    def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
+        with self.store.releasing(id, number, allowed, actor, self.now()) as delivery:
+            message = delivery.message
+            try:
+                reply = self.relay.send(
+                    # Not knowing the sender, the null sender is the one that cannot bounce to a stranger.
+                    message.envelope_sender or "",
+                    delivery.address,
+                    self._bytes(delivery),
+                    has_8bit=message.has_8bit,
+                )
+            except RelayDeferred as error:
+                log.warning(
+                    "deferred id=%s recipient=%s tries=%d: %s",
+                    id,
+                    delivery.recipient,
+                    delivery.attempts,
+                    error,
+                )
+                if self._too_old(delivery):
+                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {error}") from error
+                raise
+            except RelayRefused as error:
+                log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
+                raise
+            log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
+        return self.store.delivery(id, number)
+
+    def _too_old(self, delivery: Delivery) -> bool:
+        first = next(
+            (e.at for e in reversed(self.store.history(delivery.id, delivery.number)) if e.what == "releasing"),
+            None,
+        )
+        return first is not None and self.now() - first > GIVE_UP_AFTER
+
+    def _bytes(self, delivery: Delivery) -> Iterator[bytes]:
+        # In front only, never removed or rewritten: what DKIM and ARC signed stays as it was.
+        message = delivery.message
+        came_from = f"unknown ([{message.client_ip}])" if message.client_ip else "unknown"
+        yield (
+            f"Received: from {came_from}\r\n"
+            f"\tby {self.host} (quarantine, held {message.held_at:%Y-%m-%dT%H:%M:%SZ})\r\n"
+            f"\tid {message.id}; {format_datetime(self.now())}\r\n"
+            f"{MARK_HEADER}: {self.links.mark('release', message.id)}\r\n"
+        ).encode("ascii", "replace")
+        yield from self.store.body(message.id)
+
+    def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Put a delivery out of sight; `restore` undoes it until retention. Raises NotFound, AlreadyDone."""
+        return self.store.move(
+            id, number, State.DELETED, {State.HELD, State.REQUESTED}, actor, self.now(), what="deleted"
+        )
+
+    def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Undo `delete`. Raises NotFound, AlreadyDone."""
+        return self.store.move(id, number, State.HELD, {State.DELETED}, actor, self.now(), what="restored")
+
+    def ask(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Ask the administrator for a delivery and tell them by mail. Raises NotFound, AlreadyDone."""
+        delivery = self.store.move(id, number, State.REQUESTED, {State.HELD}, actor, self.now(), what="requested")
+        log.info("requested id=%s recipient=%s", id, delivery.recipient)
+        if self.admin_address:
+            self._tell(self.admin_address, "request", delivery=delivery)
+        return delivery
+
+    def refuse(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
+        """Decline a request with a word of reason, which its recipient gets to see. Raises NotFound, AlreadyDone."""
+        delivery = self.store.move(
+            id, number, State.HELD, {State.REQUESTED}, actor, self.now(), what="refused", reason=reason
+        )
+        log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
+        if self.is_local(delivery.recipient):
+            self._tell(delivery.address, "refused", delivery=delivery)
+        return delivery
+
+    def alarm(self, subject: str, text: str) -> None:
+        """Tell the administrator something they must look at."""
+        log.error("alarm: %s", subject)
+        if self.admin_address:
+            self._tell(self.admin_address, "alarm", subject=subject, text=text)
+
+    def _tell(self, to: str, template: str, **values: object) -> None:
+        if self.from_address is None:
+            return
+        id, now = new_id(), self.now()
+        mail = self.render.mail(
+            template,
+            sender=self.from_address,
+            to=to,
+            id=id,
+            mark=self.links.mark("mail", id),
+            now=now,
+            public_url=self.links.base_url,
+            **values,
+        )
+        self.store.queue_mail(to, mail.as_bytes(), now)
+
+
+def retry_due(acts: Acts, limit: int = 100) -> int:
+    """Go on with every release whose next try is due; returns how many were tried. One failure leaves the others."""
+    due = acts.store.due_releases(acts.now(), limit)
+    for id, number in due:
+        try:
+            acts.retry(id, number)
+        except (RelayDeferred, RelayRefused, AlreadyDone):
+            pass  # recorded and logged where it happened
+        except QuarantineError as error:
+            log.error("release failed id=%s number=%d: %s", id, number, error)
+        except Exception:
+            log.exception("release failed id=%s number=%d", id, number)
+    return len(due)

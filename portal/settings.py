@@ -1,0 +1,446 @@
+"""Settings: one TOML file, ``QUARANTINE_SECTION__KEY`` variables above it, secrets also from files.
+
+The only reader of the environment. `load()` either returns a frozen `Settings` or raises one `SettingsError` that
+lists *every* problem with its source, unknown names included, so that an administrator mends a file once. Names,
+defaults and help stand in the models; docs/settings.md and quarantine.example.toml are tested against them.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import time
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from portal.errors import SettingsError
+
+PREFIX = "QUARANTINE_"
+SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
+_OTHER_VARIABLES = {"QUARANTINE_CONFIG", "QUARANTINE_SOCKET"}  # the latter is read by uwsgi.ini
+
+Network = IPv4Network | IPv6Network
+
+
+def _relay_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("smtp", "smtps", "lmtp") or not parts.hostname:
+        raise ValueError("expected smtp://host:port, smtps://user:password@host:port or lmtp://host:port")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("the port is not a number from 1 to 65535") from error
+    if port == 0 or parts.path.strip("/") or parts.fragment:
+        raise ValueError("expected scheme://[user:password@]host[:port] and nothing behind it")
+    if (parts.username is None) != (parts.password is None):
+        raise ValueError("a user needs a password and the other way round; write @ : / in them as %40 %3A %2F")
+    return url
+
+
+def _address(address: str) -> str:
+    local, at, host = address.rpartition("@")
+    if not at or not local or not host or any(c.isspace() or c in "<>,;" for c in address):
+        raise ValueError("expected one mail address like quarantine@example.org")
+    return address
+
+
+def _words(value: Any) -> Any:
+    """Lists may be written with commas in environment variables."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+RelayUrl = Annotated[str, AfterValidator(_relay_url)]
+MailAddress = Annotated[str, AfterValidator(_address)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class StoreSettings(Section):
+    """Where mail is kept."""
+
+    url: SecretStr = Field(
+        SecretStr("files:var/quarantine"),
+        description="`files:PATH`, `files:///abs/path` or `postgresql://user:password@host/database`.",
+    )
+    retention_days: int = Field(30, ge=1, le=3650, description="Mail is removed this many days after it was held.")
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, url: SecretStr) -> SecretStr:
+        scheme, _, rest = url.get_secret_value().partition(":")
+        if scheme not in ("files", "postgresql", "postgres") or not rest.removeprefix("//"):
+            raise ValueError("expected files:PATH, files:///abs/path or postgresql://…")
+        return url
+
+
+class ExporterSettings(Section):
+    """What Rspamd may post and what of it is held."""
+
+    user: str | None = Field(None, description="HTTP Basic user, as in Rspamd's rule.")
+    password: SecretStr | None = Field(
+        None, description="HTTP Basic password. Without one only loopback networks are accepted."
+    )
+    allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(_words)] = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Peers that may post, as CIDR networks.",
+    )
+    max_body_bytes: int = Field(
+        80 * 2**20,
+        ge=2**16,
+        le=2**31,
+        description="Larger posts are answered 413, also when only unpacked larger.",
+    )
+    only_symbols: Words = Field(
+        (), description="Hold only mail with at least one of these symbols; empty: all. `*` and `?` work."
+    )
+    hold_actions: Words = Field(
+        ("reject", "discard"),
+        description="Hold only mail that Rspamd withholds with one of these actions. `quarantine` mail also stays in "
+        "Postfix's hold queue; `add header` and `rewrite subject` mail is delivered as well.",
+    )
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ExporterSettings:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("exporter.user and exporter.password go together: set both or neither")
+        if self.password is not None and not self.password.get_secret_value():
+            raise ValueError("exporter.password is empty")
+        if self.password is None and not all(network.is_loopback for network in self.allowed_networks):
+            raise ValueError(
+                "exporter.allowed_networks reaches beyond this host, so exporter.user and exporter.password are needed"
+            )
+        return self
+
+
+class RelaySettings(Section):
+    """Where released mail goes."""
+
+    url: SecretStr = Field(
+        SecretStr("smtp://127.0.0.1:10025"),
+        description="`smtp://`, `smtps://` or `lmtp://`, with user and password in it where needed: a listener that "
+        "does not scan again.",
+    )
+    _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(_relay_url(url.get_secret_value()))))
+
+
+class MailSettings(Section):
+    """How the portal sends mail of its own."""
+
+    url: SecretStr = Field(SecretStr("smtp://127.0.0.1:25"), description="Digests and sign-in mail go here.")
+    from_address: MailAddress | None = Field(
+        None, description="The From of digests and sign-in mail. Needed once local_domains is set."
+    )
+    admin_address: MailAddress | None = Field(None, description="Gets the requests for dangerous mail, and alarms.")
+    _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(_relay_url(url.get_secret_value()))))
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"unknown time zone {name!r}: use a name like Europe/Berlin") from error
+    return name
+
+
+class DigestSettings(Section):
+    """The daily mail."""
+
+    at: time = Field(time(7, 0), description="When digests go out, HH:MM in `timezone`.")
+    timezone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="An IANA name, like `Europe/Berlin`.")
+    language: Literal["en"] = Field("en", description="Language of digests and pages.")
+    max_rows: int = Field(50, ge=1, le=500, description="Rows in one digest; the rest is named by number.")
+
+    @field_validator("at")
+    @classmethod
+    def _plain(cls, at: time) -> time:
+        if at.tzinfo or at.second or at.microsecond:
+            raise ValueError("expected HH:MM, without seconds and time zone")
+        return at
+
+
+class LinksSettings(Section):
+    """Signed links."""
+
+    keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
+        (), description="Signing keys, oldest to newest, at least 32 bytes each. Better: `keys_file`."
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="A file with one key a line, oldest to newest, mode 0600; made on first start. Default: "
+        "`links.keys` in the file store's folder, `var/quarantine/links.keys` with PostgreSQL.",
+    )
+    confirm: Literal["auto", "button"] = Field(
+        "auto",
+        description="`auto`: pages may submit themselves by the rules in docs/security.md; `button`: never.",
+    )
+    autosubmit_after_minutes: int = Field(
+        10, ge=1, le=1440, description="How old a digest must be before a link may submit itself."
+    )
+    lifetime_days: int = Field(14, ge=1, le=90, description="Links are valid for this long.")
+
+
+class TiersSettings(Section):
+    """Which symbols make mail more than a nuisance. Names may hold `*` and `?`."""
+
+    dangerous_symbols: Words = Field(
+        (
+            "*VIRUS*", "*MALWARE*", "CLAM_*", "CLAMAV*", "ESET*", "SOPHOS*", "KASPERSKY*", "AVAST*", "FPROT*",
+            "SAVAPI*", "DRWEB*", "VADE_VIRUS", "VADE_PHISHING", "PHISHING", "*PHISH*", "HACKED_*_PHISHING",
+            "OLETOOLS", "FUZZY_MALWARE", "URIBL_MALWARE*", "URLHAUS_ABUSE_CH", "ABUSE_CH*", "DBL_*MALWARE*",
+            "SURBL_PH", "PH_SURBL_MULTI", "MW_SURBL_MULTI", "HAS_PHPMAILER_PHISH",
+        ),
+        description="Their recipients may only ask an administrator for it.",
+    )  # fmt: skip
+    suspicious_symbols: Words = Field(
+        (
+            "*SPOOF*", "FORGED_SENDER_*", "*MACRO*", "MIME_ENCRYPTED_ARCHIVE", "MIME_ARCHIVE_IN_ARCHIVE",
+            "MIME_BAD_EXTENSION", "MIME_DOUBLE_BAD_EXTENSION", "MIME_EXE_IN_GEN_SPLIT_RAR", "MIME_OBFUSCATED_ARCHIVE",
+            "EXE_*", "BAD_EXTENSION*", "DMARC_POLICY_REJECT", "DMARC_POLICY_QUARANTINE", "SUSPICIOUS_URL*",
+            "PDF_ENCRYPTED", "PDF_JAVASCRIPT", "PDF_SUSPICIOUS", "ZERO_FONT", "HTTP_TO_IP", "DISPLAY_NAME_*",
+        ),
+        description="Released by a pressed button only.",
+    )  # fmt: skip
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
+    )
+
+    public_url: str = Field(
+        "http://127.0.0.1:8080/quarantine",
+        description="Where recipients reach the portal; its path is the mount point.",
+    )
+    local_domains: Words = Field(
+        (),
+        description="Only recipients in these domains are mailed or may sign in; whole addresses are allowed too (a "
+        "pilot group). Mail for others is kept for operators.",
+    )
+    store: StoreSettings = StoreSettings()
+    exporter: ExporterSettings = ExporterSettings()
+    relay: RelaySettings = RelaySettings()
+    mail: MailSettings = MailSettings()
+    digest: DigestSettings = DigestSettings()
+    links: LinksSettings = LinksSettings()
+    tiers: TiersSettings = TiersSettings()
+
+    @field_validator("public_url")
+    @classmethod
+    def _absolute(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("expected an address like https://mail.example.org/quarantine")
+        return url.rstrip("/")
+
+    @field_validator("local_domains")
+    @classmethod
+    def _lower(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            host = name.rpartition("@")[2]
+            if not host or any(c.isspace() or c in "/:*" for c in name) or name.startswith("@"):
+                raise ValueError(f"{name!r} is neither a domain like example.org nor an address like me@example.org")
+        return tuple(name.lower() for name in names)
+
+    @model_validator(mode="after")
+    def _sender_known(self) -> Settings:
+        if self.local_domains and self.mail.from_address is None:
+            raise ValueError("mail.from_address is needed once local_domains is set: digests are sent from it")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load()` merged: it keeps each value's source for the error messages."""
+        return (init_settings,)
+
+    def is_local(self, address: str) -> bool:
+        """Whether the portal may mail this recipient and let them sign in."""
+        lower = address.lower()
+        return lower in self.local_domains or lower.rpartition("@")[2] in self.local_domains
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in effect. Raises SettingsError that lists every problem with its source."""
+    return load_from(environ)[0]
+
+
+def load_from(environ: Mapping[str, str] | None = None) -> tuple[Settings, Path | None, dict[str, str]]:
+    """Settings, the file they came from (None: there was none), and each set key's source in words."""
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    path, values = _from_file(environ, problems)
+    sources = {key: str(path) for key in _leaves(values)}
+    for key, (name, value) in _from_environment(environ, problems).items():
+        _put(values, key, value)
+        sources[key] = f"environment variable {name}"
+    _read_secret_files(values, sources, problems)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += _in_words(error, sources)
+    if problems:
+        raise SettingsError("\n".join(["The settings have problems:", *(f"  - {p}" for p in sorted(set(problems)))]))
+    return settings, path, sources
+
+
+def _from_file(environ: Mapping[str, str], problems: list[str]) -> tuple[Path | None, dict[str, Any]]:
+    named = environ.get("QUARANTINE_CONFIG")
+    path = Path(named) if named else next((p for p in SEARCHED if p.exists()), None)
+    if path is None:
+        return None, {}
+    try:
+        return path, tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        problems.append(f"{path}: is not UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"{path}: is not TOML: {error}")
+    return path, {}
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, tuple[str, str]]:
+    """Dotted key → (variable, text). An unknown name is a problem here, since nothing else would look at it."""
+    known = {PREFIX + key.upper().replace(".", "__"): key for key in keys(with_files=True)}
+    found = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or name in _OTHER_VARIABLES:
+            continue
+        if name in known:
+            found[known[name]] = (name, value)
+        else:
+            problems.append(f"environment variable {name}: there is no such setting{_nearest(name, known)}")
+    return found
+
+
+def _nearest(name: str, known: Mapping[str, str] | list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def keys(*, with_files: bool = False) -> list[str]:
+    """All dotted setting names; ``with_files`` adds the `…_file` forms of the secret ones."""
+    names = []
+    for name, info in Settings.model_fields.items():
+        model = info.annotation
+        if isinstance(model, type) and issubclass(model, Section):
+            for key, field in model.model_fields.items():
+                names.append(f"{name}.{key}")
+                if with_files and _is_secret(field.annotation) and f"{key}_file" not in model.model_fields:
+                    names.append(f"{name}.{key}_file")
+        else:
+            names.append(name)
+    return names
+
+
+def _is_secret(annotation: Any) -> bool:
+    return "SecretStr" in str(annotation)
+
+
+def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:
+    """Replace ``section.key_file`` by ``section.key`` with the file's first line."""
+    for key in set(keys(with_files=True)) - set(keys()):
+        section, name = key.split(".")
+        table = values.get(section)
+        if not isinstance(table, dict) or name not in table:
+            continue
+        source, path, secret = sources.pop(key), Path(str(table.pop(name))), key.removesuffix("_file")
+        if secret in sources:
+            problems.append(f"{key}: {secret} is set as well: use one of them ({source})")
+            continue
+        try:
+            table[secret.split(".")[1]] = path.read_text("utf-8").rstrip("\r\n")
+            sources[secret] = f"file {path}"
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+            problems.append(f"{key}: {path} cannot be read: {reason} ({source})")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    out: list[str] = []
+    for key, value in values.items():
+        out += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return out
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[name] = value
+
+
+def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[str]:
+    out = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = [str(part) for part in item["loc"]]
+        while where and ".".join(where) not in keys(with_files=True) and item["type"] != "extra_forbidden":
+            where.pop()  # an index into a list
+        key = ".".join(where)
+        source = sources.get(key) or next((s for k, s in sources.items() if k.startswith(key + ".")), "")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"there is no such setting{_nearest(key, keys(with_files=True))}"
+        out.append(": ".join(filter(None, [key, message])) + (f" ({source})" if source else ""))
+    return out
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """All settings by dotted key, printable: secrets as stars, passwords in addresses too."""
+    out: dict[str, Any] = {}
+    for key in keys():
+        value: Any = settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+            value = _mask_url(text) if "://" in text or text.startswith("files:") else "********"
+        elif isinstance(value, tuple):
+            value = ["********" if isinstance(v, SecretStr) else str(v) for v in value]
+        elif isinstance(value, time):
+            value = value.strftime("%H:%M")
+        elif isinstance(value, Path):
+            value = str(value)
+        out[key] = value
+    return out
+
+
+def _mask_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":********@", 1)
+
+
+def unquoted(text: str | None) -> str | None:
+    """A user or password as it stands in an address, percent-decoded."""
+    return None if text is None else unquote(text)

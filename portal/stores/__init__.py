@@ -1,0 +1,422 @@
+"""The storage contract: what every store does, whichever way it keeps things. One test suite runs over all of them.
+
+A store knows nothing of HTTP, SMTP, links, templates or settings, and lets no error of its library out: what goes
+wrong below arrives as `StoreUnavailable` (try again later) or `StoreMisfit` (an operator must act). Times come in as
+aware UTC ``now`` from the caller, so that tests can turn the clock.
+
+Claims (a release, a digest, an outgoing mail) are committed rows with a lease: no connection or lock is held while
+something is being sent. A process that dies lets its lease run out, and another one goes on: at worst a mail goes
+twice, never silently not at all.
+
+Whose data it is stands first in every question a recipient asks (`recipient`, an identity as `message.identity()`
+makes it). Methods under "operators" have no such limit and are called by the command line and by links, whose
+token names the delivery.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, State, Tier
+
+LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What `Store.add` did: the id of the message, and whether it had been held before."""
+
+    id: UUID
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of a list, newest first. ``next`` goes into the next call's ``before``; None: that was all."""
+
+    deliveries: tuple[Delivery, ...]
+    next: tuple[UUID, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What is known about one recipient."""
+
+    recipient: str  # identity
+    address: str  # as last written in an envelope
+    stopped_at: datetime | None  # they want no digests since then
+    links_valid_from: datetime | None  # links issued before are revoked
+    news_since: datetime | None  # the oldest mail held and not yet announced
+    next_digest_at: datetime | None  # when to tell them; None: not yet decided
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """One digest: claimed by `digesting`, or an earlier one looked up again.
+
+    The id stays the same when a claim is taken over after a crash, so that the repeated mail carries the same
+    Message-ID. ``issued_at`` is what its links are dated with (whole seconds).
+    """
+
+    id: UUID
+    recipient: str
+    address: str
+    issued_at: datetime
+    deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One GET of a link: which delivery, when."""
+
+    message_id: UUID
+    number: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """A mailed sign-in that has not been used yet. Hashes are SHA-256; the secrets themselves are not kept."""
+
+    token_sha256: bytes
+    code_sha256: bytes
+    browser_sha256: bytes  # of the pre-session cookie of the browser that asked
+    recipient: str
+    client_ip: str
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignInLimits:
+    """How many sign-in mails may be asked for. Beyond them the request is dropped in silence."""
+
+    per_recipient_minute: int = 1
+    per_recipient_hour: int = 5
+    per_ip_minute: int = 10
+    all_minute: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMail:
+    """A mail of ours that waits to be sent. An empty ``to`` is a blind: it is dropped instead of sent, so that
+    asking for a sign-in costs the same time whether the address is ours or not."""
+
+    id: UUID
+    to: str
+    mail: bytes
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What `Store.purge` removed; ``kept`` counts old messages that stay since a delivery is requested or releasing."""
+
+    messages: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What monitoring wants to know; every number comes from a small index, none counts a table."""
+
+    releases_waiting: int
+    requests_waiting: int
+    mails_waiting: int
+    digests_due: int
+    oldest_digest_due_at: datetime | None
+    heartbeat_at: datetime | None  # the digest process's last sign of life
+
+
+class Store(ABC):
+    """Everything the portal keeps. Thread-safe; opened after the fork, one per process.
+
+    Every method may raise `StoreUnavailable`.
+    """
+
+    # ---- life
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Return when the store can be written to now, within 2 s."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections. May be called twice."""
+
+    @abstractmethod
+    def remember(self, name: str, value: str, *, replace: bool = False) -> str:
+        """Keep ``value`` under ``name`` unless there is one already (or ``replace``); return what is kept now."""
+
+    @abstractmethod
+    def heartbeat(self, now: datetime) -> None:
+        """The digest process is alive."""
+
+    @abstractmethod
+    def figures(self, now: datetime) -> Figures:
+        """The numbers for `/healthz` and `/metrics`."""
+
+    # ---- holding
+
+    @abstractmethod
+    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+        """Hold a message and return once it is durable: a power cut right after must not lose it.
+
+        The same mail again (equal ``export.sameness``, within retention) returns the first id with ``known`` true,
+        also when many processes add it at once. ``announce`` are the identities of those recipients who will be
+        told by digest. Recipients are numbered in the order of ``export.recipients``; a message without any gets
+        one delivery whose recipient and address are "" (see `assign`).
+
+        Raises StoreUnavailable, after which nothing of the message is visible, or it is wholly there (a commit
+        whose answer was lost): adding again is always right. Never waits longer than 3 s in all.
+        """
+
+    # ---- a recipient's own
+
+    @abstractmethod
+    def list_for(
+        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
+    ) -> Page:
+        """This recipient's deliveries in any of ``states``, newest message first. Never loads more than a page."""
+
+    @abstractmethod
+    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
+        """This recipient's delivery of a message. Raises NotFound, also when it is only somebody else's."""
+
+    @abstractmethod
+    def person(self, recipient: str) -> Person:
+        """What is known about a recipient; an empty Person when nothing is."""
+
+    @abstractmethod
+    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
+        """Stop (a time) or resume (None) a recipient's digests. Mail held meanwhile is announced after resuming."""
+
+    @abstractmethod
+    def revoke_links(self, recipient: str, issued_before: datetime) -> None:
+        """Links of this recipient that were issued before this moment are no longer valid."""
+
+    @abstractmethod
+    def record_opening(
+        self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
+    ) -> Sequence[Opening]:
+        """Note that a link of the digest (``recipient``, ``issued_at``) was opened.
+
+        Returns that digest's openings from ``since`` on, this one included, oldest first, at most 500.
+        Need not be durable.
+        """
+
+    # ---- operators, links, and the processes
+
+    @abstractmethod
+    def delivery(self, message_id: UUID, number: int) -> Delivery:
+        """One delivery by its name. Raises NotFound."""
+
+    @abstractmethod
+    def deliveries(self, message_id: UUID) -> Sequence[Delivery]:
+        """All deliveries of a message by number. Raises NotFound when there is no such message."""
+
+    @abstractmethod
+    def body(self, message_id: UUID) -> Iterator[bytes]:
+        """The message exactly as it was received, in pieces of at most 1 MiB.
+
+        Raises NotFound, or BodyMissing when the mail is gone, both before the first piece; StoreUnavailable when a
+        later piece cannot be read or what is stored is damaged (its SHA-256 differs): then the reader must not use
+        what it got so far.
+        """
+
+    @abstractmethod
+    def find(self, text: str) -> Sequence[Message]:
+        """Messages whose quarantine id, or whose MTA queue id, is exactly ``text``; newest first, at most 100."""
+
+    @abstractmethod
+    def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
+        """Deliveries of all recipients that fit, newest first."""
+
+    @abstractmethod
+    def history(self, message_id: UUID, number: int) -> Sequence[Event]:
+        """What happened to a delivery, oldest first; begins with its being held."""
+
+    @abstractmethod
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+        """Give the delivery without a recipient (``""``) one. Raises NotFound, AlreadyDone when it has one."""
+
+    # ---- acts
+
+    @abstractmethod
+    def move(
+        self,
+        message_id: UUID,
+        number: int,
+        to: State,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        *,
+        what: str,
+        reason: str = "",
+    ) -> Delivery:
+        """Bring a delivery into state ``to`` if it is in one of ``allowed``; record the event ``what``.
+
+        ``reason`` becomes the delivery's reason. Durable on return. Raises NotFound, AlreadyDone (with the delivery
+        as it is) when it is in another state.
+        """
+
+    @abstractmethod
+    def releasing(
+        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+    ) -> AbstractContextManager[Delivery]:
+        """Claim a delivery for release, yield it as claimed, and record the outcome.
+
+        The claim is state `releasing`, ``attempts`` + 1, ``next_try_at = now + LEASE``, committed before the block
+        runs. A delivery that already is `releasing` can be claimed once its ``next_try_at`` has passed, whatever
+        ``allowed`` says. Entering raises NotFound, or AlreadyDone with the delivery (released before, deleted,
+        another one is at it).
+
+        Leaving the block:
+        - cleanly: `released`;
+        - by RelayDeferred: stays `releasing`, the error's text is its reason, ``next_try_at`` = now + back-off (1,
+          2, 4 … minutes, at most 1 h; ± nothing);
+        - by RelayRefused or BodyMissing: `held` again with the error's text as reason;
+        - by anything else: as RelayDeferred, with the reason "internal error".
+        Events: `releasing` when it comes from another state, then `released`, `deferred` or `failed` per try.
+        The exception goes on to the caller in each case. When recording fails the lease runs out and the delivery
+        is tried again: it may arrive twice, never not at all. If the claim was taken over by another process
+        meanwhile, only a clean outcome is recorded.
+        """
+
+    @abstractmethod
+    def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:
+        """Deliveries in `releasing` whose ``next_try_at`` has passed, longest waiting first."""
+
+    # ---- digests
+
+    @abstractmethod
+    def unscheduled(self, limit: int) -> Sequence[Person]:
+        """Recipients with news, not stopped, whose next digest has no time yet."""
+
+    @abstractmethod
+    def schedule(self, recipient: str, at: datetime) -> None:
+        """Decide when a recipient is told."""
+
+    @abstractmethod
+    def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
+        """Identities of recipients to tell: news, not stopped, no live claim, ``next_digest_at <= now``.
+
+        ``now`` None: all with news, whatever the hour, in order of identity beyond ``after``; else the longest due
+        first and ``after`` is not used.
+        """
+
+    @abstractmethod
+    def digesting(
+        self, recipient: str, now: datetime, limit: int, *, at_once: bool = False
+    ) -> AbstractContextManager[Digest]:
+        """Claim a recipient's digest, yield what is to be announced, and on clean exit mark it announced.
+
+        Up to ``limit`` deliveries, all in state `held` and never announced. ``at_once`` ignores
+        ``next_digest_at``. Entering raises AlreadyDone when another process has the claim, when it is not due (any
+        more), or the recipient stopped digests. A block left by an exception announces nothing; RelayDeferred and
+        unforeseen errors are due again after LEASE at the earliest, RelayRefused after an hour.
+        When ``deliveries`` is empty (all were acted on meanwhile) the block must not send, leaving it clears the
+        news. What arrived or did not fit while the block ran stays news.
+        """
+
+    @abstractmethod
+    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
+        """What `digesting` would yield, claiming nothing."""
+
+    @abstractmethod
+    def last_digest(self, recipient: str) -> Digest | None:
+        """The last digest that was sent to a recipient, with those of its deliveries that are still kept."""
+
+    @abstractmethod
+    def digest_recipient(self, digest_id: UUID) -> str:
+        """Whose digest that was. Raises NotFound. Known for 60 days at least."""
+
+    @abstractmethod
+    def find_news(self, since: datetime, local: Collection[str] | None) -> int:
+        """Mark recipients who have held, unannounced mail from ``since`` on as having news; returns how many were.
+
+        Heals the rare race of `add` with the end of `digesting`, and announces older mail when a domain becomes
+        local. ``local`` holds domains and whole addresses; None: everybody.
+        """
+
+    # ---- our own mail
+
+    @abstractmethod
+    def queue_mail(self, to: str, mail: bytes, now: datetime) -> None:
+        """Put a mail of ours in the queue that `sending` empties. Durable on return."""
+
+    @abstractmethod
+    def sending(self, now: datetime) -> AbstractContextManager[OutgoingMail | None]:
+        """Claim one queued mail, or yield None when none is due. Clean exit and RelayRefused remove it,
+        RelayDeferred and anything else keep it with a back-off (10 s, doubling, at most 15 min; removed after a day).
+        Exceptions go on to the caller."""
+
+    # ---- signing in
+
+    @abstractmethod
+    def start_sign_in(self, sign_in: SignIn, limits: SignInLimits, to: str, mail: bytes) -> bool:
+        """Record a sign-in and queue its mail, in one transaction; False (and nothing kept) beyond the limits."""
+
+    @abstractmethod
+    def sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        """Look at a sign-in that is neither used nor expired. Raises LinkInvalid. Changes nothing."""
+
+    @abstractmethod
+    def use_sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        """Use a sign-in up: exactly one caller gets it. Raises LinkInvalid."""
+
+    @abstractmethod
+    def use_sign_in_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
+        """Use up the newest live sign-in of this browser if the code is right. Raises LinkInvalid; the fifth wrong
+        code kills that sign-in."""
+
+    @abstractmethod
+    def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
+        """Begin a session: 12 h without use or 7 days end it."""
+
+    @abstractmethod
+    def session(self, session_sha256: bytes, now: datetime) -> str | None:
+        """Whose session this is, else None. Notes its use, at most once a minute."""
+
+    @abstractmethod
+    def end_session(self, session_sha256: bytes) -> None:
+        """Sign out."""
+
+    # ---- age
+
+    @abstractmethod
+    def purge(self, before: datetime, now: datetime) -> Purged:
+        """Remove messages held before ``before`` with all that belongs to them, except those with a delivery that is
+        `requested` or `releasing`; sweep leftovers of crashes, expired sign-ins, sessions, openings and digests.
+        Runs beside everything else without stopping ingest for longer than 100 ms at a time."""
+
+    @abstractmethod
+    def prepare_days(self, now: datetime) -> None:
+        """Make what the coming days need (partitions), so that no `add` has to. Called daily; `add` also copes
+        without."""
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """The store that ``url`` names: ``files:PATH``, ``files:///abs/path`` or ``postgresql://…``.
+
+    ``create``: make or upgrade it (``quarantine init``); the file store is made on first use anyway.
+    Raises StoreUnavailable when it cannot be reached, StoreMisfit when it has no or another schema (the message
+    names the command to run).
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "files":
+        from portal.stores.files import FileStore
+
+        return FileStore.open(rest.removeprefix("//"))
+    if scheme in ("postgresql", "postgres"):
+        from portal.stores.postgres import PostgresStore
+
+        return PostgresStore.open(url, create=create)
+    raise ValueError(f"unknown store {scheme!r}: use files:PATH or postgresql://…")
