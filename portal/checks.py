@@ -1,0 +1,234 @@
+"""``quarantine check``: try everything that can be reached, as the running system would, and say how to mend it.
+
+Each function looks at one thing and yields findings; none of them changes anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from portal import shipped
+from portal.assemble import agree_on_keys, keys_path, make_links
+from portal.errors import QuarantineError
+from portal.relay import Relay
+from portal.settings import Settings, load_from
+from portal.stores import Store, open_store
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HEARTBEAT = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``ok``: True fine, False a problem, None worth knowing."""
+
+    ok: bool | None
+    what: str
+    said: str
+
+
+def everything() -> list[Finding]:
+    """All findings. Raises SettingsError when there are no settings to check with."""
+    settings, path, _ = load_from()
+    findings = [Finding(True, "settings", f"read from {path}" if path else "all defaults, there is no file")]
+    findings += _run(settings_file, settings, path)
+    findings += _run(addresses, settings)
+    findings += _run(files, settings)
+    store: Store | None = None
+    try:
+        store = open_store(settings.store.url.get_secret_value())
+        findings += _run(storage, settings, store)
+    except QuarantineError as error:
+        findings.append(Finding(False, "store", str(error)))
+    findings += _run(keys, settings, store)
+    findings += _run(mail_server, "relay", "released mail goes here", settings.relay.url.get_secret_value())
+    if settings.local_domains:
+        findings += _run(mail_server, "mail", "digests go here", settings.mail.url.get_secret_value())
+    findings += _run(exporter, settings)
+    if store is not None:
+        store.close()
+    return findings
+
+
+def _run(look: Callable[..., Iterator[Finding]], *args: Any) -> list[Finding]:
+    """What was found until something unforeseen happened, and that."""
+    found = []
+    try:
+        for finding in look(*args):
+            found.append(finding)
+    except (QuarantineError, OSError) as error:
+        found.append(Finding(False, look.__name__.replace("_", " "), str(error)))
+    return found
+
+
+def settings_file(settings: Settings, path: Path | None) -> Iterator[Finding]:
+    """Secrets in a file that everybody may read."""
+    if path is not None and path.stat().st_mode & 0o004:
+        text = path.read_text("utf-8")
+        if any(word in text for word in ("password", "postgresql://", "keys =")):
+            yield Finding(
+                None, "settings", f"{path} may be read by everybody; if it holds passwords run: chmod 640 {path}"
+            )
+
+
+def addresses(settings: Settings) -> Iterator[Finding]:
+    """What recipients see."""
+    parts = urlsplit(settings.public_url)
+    if parts.scheme == "https":
+        yield Finding(True, "public_url", settings.public_url)
+    elif parts.hostname in _LOOPBACK:
+        yield Finding(None, "public_url", f"{settings.public_url} can be opened on this machine only")
+    else:
+        yield Finding(
+            False,
+            "public_url",
+            f"{settings.public_url} is not https: browsers send cookies and links unprotected, and digests carry no "
+            "one-click unsubscribe. Set an https address",
+        )
+    if not settings.local_domains:
+        yield Finding(
+            False,
+            "local_domains",
+            "empty: mail is held, but nobody is told and nobody can sign in. Set the domains you receive mail for",
+        )
+    else:
+        yield Finding(True, "local_domains", ", ".join(settings.local_domains))
+    if settings.mail.admin_address is None:
+        yield Finding(None, "mail.admin_address", "not set: nobody is told of requests for dangerous mail and alarms")
+
+
+def files(settings: Settings) -> Iterator[Finding]:
+    """What the installation brought."""
+    for name in ("templates", "quarantine.sql", "uwsgi.ini"):
+        shipped(name)
+    program = shutil.which("quarantine-digest")
+    if program is None:
+        yield Finding(
+            False,
+            "quarantine-digest",
+            "not found in PATH: uWSGI would start it again and again in vain. Put the installation's bin folder into "
+            "PATH of the service (deploy/systemd does)",
+        )
+    else:
+        yield Finding(True, "quarantine-digest", program)
+
+
+def storage(settings: Settings, store: Store) -> Iterator[Finding]:
+    """The store and what the digest process leaves in it."""
+    store.ping()
+    yield Finding(True, "store", "can be written to")
+    scheme, _, rest = settings.store.url.get_secret_value().partition(":")
+    if scheme == "files":
+        usage = shutil.disk_usage(rest.removeprefix("//"))
+        free = usage.free / usage.total
+        yield Finding(free > 0.05, "disk", f"{usage.free // 2**20} MiB free ({free:.0%})")
+    now = datetime.now(UTC)
+    figures = store.figures(now)
+    if figures.heartbeat_at is None or now - figures.heartbeat_at > _HEARTBEAT:
+        seen = "never" if figures.heartbeat_at is None else f"at {figures.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+        yield Finding(
+            False,
+            "digest process",
+            f"last seen {seen}: no digests, sign-in mail or retries go out. It runs beside uWSGI (uwsgi.ini); "
+            "by hand: quarantine-digest run",
+        )
+    else:
+        yield Finding(True, "digest process", f"seen at {figures.heartbeat_at:%H:%M:%S} UTC")
+    if figures.oldest_digest_due_at and now - figures.oldest_digest_due_at > timedelta(hours=1):
+        yield Finding(
+            False, "digests", f"{figures.digests_due} due, the oldest since {figures.oldest_digest_due_at:%H:%M} UTC"
+        )
+    if figures.requests_waiting:
+        yield Finding(
+            None, "requests", f"{figures.requests_waiting} wait for an answer: quarantine list --state requested"
+        )
+    if figures.releases_waiting:
+        yield Finding(None, "releases", f"{figures.releases_waiting} wait for the mail server")
+
+
+def keys(settings: Settings, store: Store | None) -> Iterator[Finding]:
+    """The keys links are signed with."""
+    where = "settings" if settings.links.keys else str(keys_path(settings))
+    if not settings.links.keys and not keys_path(settings).exists():
+        yield Finding(False, "link keys", f"{where} does not exist yet: run quarantine init as the service's user")
+        return
+    links = make_links(settings)
+    if store is not None:
+        agree_on_keys(store, links)
+    yield Finding(True, "link keys", f"{len(links.fingerprints())} in {where}")
+
+
+def mail_server(what: str, use: str, url: str) -> Iterator[Finding]:
+    """Whether a mail server answers, with TLS and login as a send would need."""
+    yield Finding(True, what, f"{Relay(url).probe()} ({use})")
+
+
+def exporter(settings: Settings) -> Iterator[Finding]:
+    """Rspamd's view: its own rules, read by rspamadm, tried with an empty message, which is never held."""
+    rspamadm = shutil.which("rspamadm")
+    if rspamadm is None:
+        yield Finding(None, "exporter", "Rspamd is not on this host, so its rule cannot be tried from here")
+        return
+    dump = subprocess.run(
+        [rspamadm, "configdump", "--json", "metadata_exporter"], capture_output=True, timeout=30, check=False
+    )
+    try:
+        rules = json.loads(dump.stdout)["rules"]
+    except (ValueError, KeyError, TypeError):
+        rules = {}
+    rules = {name: rule for name, rule in rules.items() if isinstance(rule, dict) and "url" in rule}
+    if not rules:
+        yield Finding(
+            False,
+            "exporter",
+            "Rspamd has no metadata_exporter rule: copy deploy/rspamd/metadata_exporter.conf to "
+            "/etc/rspamd/local.d/ and restart Rspamd",
+        )
+    for name, rule in rules.items():
+        yield from _exporter_rule(name, rule)
+
+
+def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
+    what, url = f"exporter rule {name}", str(rule["url"])
+    if rule.get("backend") == "http" and rule.get("defer") is not True:
+        yield Finding(False, what, "has no defer = true: mail is lost whenever the portal cannot be reached")
+    if rule.get("formatter", "default") in ("json", "structured", "email_alert"):
+        yield Finding(
+            False,
+            what,
+            f'formatter = "{rule["formatter"]}" carries no message: use "multipart", or "default" before 3.14.2',
+        )
+    if not url.startswith(("http://", "https://")):
+        yield Finding(False, what, f"url {url!r} is not http")
+        return
+    headers = {"Content-Type": "text/plain", "X-Rspamd-action": "reject", "X-Rspamd-qid": "check"}
+    if rule.get("user"):
+        login = base64.b64encode(f"{rule['user']}:{rule.get('password', '')}".encode())
+        headers["Authorization"] = f"Basic {login.decode()}"
+    request = urllib.request.Request(url, b"", headers, method="POST")  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError as error:
+        yield Finding(False, what, f"{url} cannot be reached: {getattr(error, 'reason', error)}")
+        return
+    said = {
+        200: "answers",
+        401: "answers 401: user or password differ from exporter.user and exporter.password",
+        403: "answers 403: this host is not in exporter.allowed_networks",
+        404: "answers 404: the url's path is not the mount point of public_url",
+    }.get(status, f"answers {status}")
+    yield Finding(status == 200, what, f"{url} {said}")
