@@ -1,0 +1,228 @@
+"""Rspamd's verdict in plain words, and a sender as it may be shown: for pages and digests alike.
+
+Depends on the message alone. Texts are marked with `N_` for catalogues; templates translate them with ``_()``.
+Everything here that comes from the mail is cleaned by `render.shown`, yet still needs the template's escaping.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from portal.message import Message, Symbol, Tier, domain
+from portal.render import shown
+
+REASONS = 3  # how many a row shows
+
+
+def N_(text: str) -> str:
+    """Mark a text for translation."""
+    return text
+
+
+# First match wins; `*` as in fnmatch. The names are those of Rspamd's stock configuration
+# (rspamd conf/scores.d and rules/), grouped by what they mean to a recipient.
+_WORDS: tuple[tuple[str, str], ...] = (
+    ("*VIRUS*", N_("A virus scanner found malware in it")),
+    ("CLAM*", N_("A virus scanner found malware in it")),
+    ("*MALWARE*", N_("It contains or links to malware")),
+    ("URLHAUS*", N_("It links to a site that spreads malware")),
+    ("*PHISH*", N_("It looks like phishing: it wants your password or your money")),
+    ("PH_SURBL_MULTI", N_("It links to a known phishing site")),
+    ("MW_SURBL_MULTI", N_("It links to a site that spreads malware")),
+    ("CRACKED_SURBL", N_("It links to a site that was broken into")),
+    ("ABUSE_SURBL", N_("It links to a site known for spam")),
+    ("OLETOOLS*", N_("It has an office document with a suspicious macro")),
+    ("*MACRO*", N_("It has an office document with a macro")),
+    ("MIME_ENCRYPTED_ARCHIVE", N_("It has an encrypted archive that cannot be checked")),
+    ("MIME_ARCHIVE_IN_ARCHIVE", N_("It has an archive hidden in an archive")),
+    ("MIME_DOUBLE_BAD_EXTENSION", N_("It has an attachment that pretends to be another kind of file")),
+    ("MIME_BAD_EXTENSION", N_("It has an attachment of a dangerous kind")),
+    ("MIME_BAD_ATTACHMENT", N_("It has an attachment of a dangerous kind")),
+    ("MIME_OBFUSCATED_ARCHIVE", N_("It has an archive that hides what is in it")),
+    ("MIME_EXE_IN_GEN_SPLIT_RAR", N_("It has a program hidden in an archive")),
+    ("PDF_*", N_("It has a suspicious PDF document")),
+    ("SPOOF_DISPLAY_NAME", N_("The sender's name contains another address")),
+    ("*SPOOF*", N_("It pretends to come from somebody else")),
+    ("FORGED_SENDER*", N_("The sender shown is not the one who sent it")),
+    ("FORGED_RECIPIENTS*", N_("It is not addressed to you")),
+    ("FROM_NEQ_DISPLAY_NAME", N_("The sender's name contains another address")),
+    ("DISPLAY_NAME_*", N_("The sender's name contains another address")),
+    ("FORGED_*", N_("It claims to be written with a program that did not write it")),
+    ("DMARC_POLICY_*", N_("The sender's domain says that mail like this is forged")),
+    ("R_SPF_FAIL", N_("It came from a server the sender's domain does not use")),
+    ("R_SPF_SOFTFAIL", N_("It came from a server the sender's domain hardly uses")),
+    ("R_DKIM_REJECT", N_("Its signature does not fit: it may have been changed")),
+    ("ARC_REJECT", N_("Its signature does not fit: it may have been changed")),
+    ("FUZZY_DENIED", N_("The same mail was reported as spam elsewhere")),
+    ("FUZZY_PROB", N_("A mail very much like it was reported as spam elsewhere")),
+    ("*FUZZY*", N_("A mail very much like it was reported as spam elsewhere")),
+    ("RAZOR*", N_("The same mail was reported as spam elsewhere")),
+    ("PYZOR*", N_("The same mail was reported as spam elsewhere")),
+    ("DCC*", N_("The same mail was sent to very many people")),
+    ("BAYES_SPAM", N_("Its words are like those of earlier spam")),
+    ("NEURAL_SPAM*", N_("Taken together it looks like earlier spam")),
+    ("RBL_SPAMHAUS*", N_("It came from a server known for spam")),
+    ("DBL_*", N_("It links to a site known for spam")),
+    ("URIBL_*", N_("It links to a site known for spam")),
+    ("*_URIBL*", N_("It links to a site known for spam")),
+    ("*SURBL*", N_("It links to a site known for spam")),
+    ("RSPAMD_URIBL", N_("It links to a site known for spam")),
+    ("RSPAMD_EMAILBL", N_("It names a mail address known for spam")),
+    ("MSBL_EBL", N_("It names a mail address known for spam")),
+    ("RBL_*", N_("It came from a server known for spam")),
+    ("*_RBL", N_("It came from a server known for spam")),
+    ("RECEIVED_*", N_("It passed through a server known for spam")),
+    ("IP_SCORE*", N_("Much spam came from the same network before")),
+    ("IP_REPUTATION_SPAM", N_("Much spam came from the same network before")),
+    ("URL_REPUTATION_SPAM", N_("Much spam linked to the same site before")),
+    ("*REPUTATION_SPAM", N_("The sender has a bad reputation")),
+    ("HFILTER_*", N_("The server it came from is not set up like a mail server")),
+    ("RDNS_NONE", N_("The server it came from has no name")),
+    ("RDNS_DNSFAIL", N_("The server it came from has no name")),
+    ("ONCE_RECEIVED*", N_("It came straight from a computer, not from a mail server")),
+    ("DIRECT_TO_MX", N_("It came straight from a computer, not from a mail server")),
+    ("HTTP_TO_IP", N_("It links to a bare number instead of a named site")),
+    ("URL_*", N_("It has a link that hides where it leads")),
+    ("SUSPICIOUS_URL*", N_("It has a link that hides where it leads")),
+    ("*REDIRECTOR*", N_("It has a link that hides where it leads")),
+    ("ZERO_*FONT*", N_("It has text that is made invisible")),
+    ("R_WHITE_ON_WHITE", N_("It has text that is made invisible")),
+    ("MANY_INVISIBLE_PARTS", N_("It has text that is made invisible")),
+    ("R_MIXED_CHARSET*", N_("It mixes look-alike letters of several alphabets")),
+    ("R_SUSPICIOUS_IMAGES", N_("It is nearly all picture and no text")),
+    ("HTML_SHORT_LINK_IMG*", N_("It is nearly all picture and no text")),
+    ("R_PARTS_DIFFER", N_("Its plain text says something else than its formatted text")),
+    ("SUBJ_ALL_CAPS", N_("Its subject is all capitals")),
+    ("SUBJECT_*", N_("Its subject looks like spam")),
+    ("SUBJ_*", N_("Its subject looks like spam")),
+    ("LEAKED_PASSWORD_SCAM*", N_("It threatens you and asks for money")),
+    ("*SCAM*", N_("It looks like a fraud")),
+    ("*BITCOIN*", N_("It asks for money in a crypto-currency")),
+    ("ADVANCE_FEE*", N_("It promises money for an advance payment")),
+    ("FREEMAIL_REPLYTO*", N_("An answer would go to another, free mail address")),
+    ("*REPLYTO*", N_("An answer would go to another address")),
+    ("INVALID_*", N_("It breaks the rules that mail programs follow")),
+    ("MISSING_*", N_("It lacks what every proper mail has")),
+    ("BROKEN_*", N_("It breaks the rules that mail programs follow")),
+    ("MULTIPLE_*", N_("It breaks the rules that mail programs follow")),
+    ("GTUBE", N_("It is a test mail for spam filters")),
+    ("*BLACKLIST*", N_("Your mail server's list blocks this sender")),
+    ("*BLOCKLIST*", N_("Your mail server's list blocks this sender")),
+    ("BULK*", N_("It is bulk mail")),
+    ("GREYLIST", N_("It came from a sender never seen before")),
+)
+
+
+def _known(name: str) -> str | None:
+    upper = name.upper()
+    return next((words for pattern, words in _WORDS if fnmatchcase(upper, pattern)), None)
+
+
+def explain(symbol: Symbol) -> str:
+    """One symbol in words; for an unknown one, which way its score counts."""
+    if symbol.score < 0:
+        return N_("This speaks for the mail")
+    words = _known(symbol.name)
+    if words is not None and symbol.score > 0:
+        return words
+    if symbol.score >= 4:
+        return N_("A strong sign of spam")
+    if symbol.score > 0:
+        return N_("A sign of spam")
+    return N_("A note, without weight")
+
+
+def why(message: Message) -> list[str]:
+    """The most telling reasons why a message was held, at most three, never none."""
+    against = sorted((s for s in message.symbols if s.score > 0), key=lambda s: (-s.score, s.name))
+    if message.tier is Tier.DANGEROUS:
+        # What makes it dangerous comes first, whatever it weighs.
+        against.sort(key=lambda s: not any(fnmatchcase(s.name.upper(), p) for p in _GRAVE))
+    found = list(dict.fromkeys(words for words in (_known(s.name) for s in against) if words))[:REASONS]
+    if not found:
+        found = [_by_score(message, against)]
+    if message.flags:
+        found = [*found[: REASONS - 1], N_("The spam filter's report did not arrive complete")]
+    return found
+
+
+_GRAVE = ("*VIRUS*", "CLAM*", "*MALWARE*", "URLHAUS*", "*PHISH*", "P?_SURBL_MULTI", "MW_SURBL_MULTI", "OLETOOLS*")
+
+
+def _by_score(message: Message, against: list[Symbol]) -> str:
+    if message.tier is Tier.DANGEROUS:
+        return N_("It was found to be dangerous")
+    if against and against[0].score >= 4:
+        return N_("A strong sign of spam was found")
+    if len(against) > 1:
+        return N_("Many small signs of spam came together")
+    return N_("The spam filter judged it to be spam")
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A sender, cleaned for showing: the name never without the address. ``str()`` gives both in one line."""
+
+    name: str  # "" when there is none
+    address: str
+    warning: str  # "" or a sentence to show beside it
+
+    def __str__(self) -> str:
+        return f"{self.name} <{self.address}>" if self.name else self.address
+
+
+_ADDRESS = re.compile(r"[^\s<>()\[\]\",;:]{1,64}@[^\s<>()\[\]\",;:@]{1,255}")
+
+
+def sender_shown(message: Message) -> Sender:
+    """The sender of a message as recipients may see it: from the From header, else from the envelope.
+
+    Warns when the display name contains another address, which is how a forger gets one shown by mail programs
+    that hide the real one. A domain that is not ASCII gets its punycode beside it, since letters of other
+    alphabets look alike.
+    """
+    name, address = _split(message.header_from)
+    if not address:
+        envelope = message.envelope_sender
+        if envelope is None:
+            return Sender(shown(name, 80), N_("unknown sender"), "")
+        address = envelope or N_("no sender, as automatic replies have")
+        return Sender(shown(name, 80), _with_punycode(shown(address, 120)), "")
+    warning = ""
+    others = [other for other in _addresses(name) if other.lower() != address.lower()]
+    if others:
+        warning = N_("The name contains another address than the one this mail is from")
+    return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
+
+
+def _addresses(text: str) -> Iterator[str]:
+    # What hides behind invisible characters must not hide from us.
+    return (match.group().strip(".'") for match in _ADDRESS.finditer(shown(text, 1000)))
+
+
+def _split(header: str) -> tuple[str, str]:
+    """Display name and address of a decoded From header. The *last* angle brackets count, as in RFC 5322, 3.4."""
+    header = header.strip()[:2000]
+    before, bracket, rest = header.rpartition("<")
+    if bracket:
+        address = rest.partition(">")[0].strip()
+        if "@" in address:
+            return before.strip().strip('"').replace('\\"', '"').strip(), address
+    if "@" in header and not re.search(r"\s", header):
+        return "", header.strip("<>")
+    found = list(_addresses(header))
+    return (header, "") if not found else (header.replace(found[-1], "").strip(' ()<>"'), found[-1])
+
+
+def _with_punycode(address: str) -> str:
+    host = domain(address)
+    if host.isascii():
+        return address
+    try:
+        ascii_host = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return address
+    return f"{address} ({ascii_host})"
