@@ -274,9 +274,9 @@ class Store(ABC):
         """Claim a delivery for release, yield it as claimed, and record the outcome.
 
         The claim is state `releasing`, ``attempts`` 1 or, coming from `releasing`, one more, ``next_try_at = now +
-        LEASE``, committed before the block runs. A delivery that already is `releasing` can be claimed once its ``next_try_at`` has passed, whatever
-        ``allowed`` says. Entering raises NotFound, or AlreadyDone with the delivery (released before, deleted,
-        another one is at it).
+        LEASE``, committed before the block runs. A delivery that already is `releasing` can be claimed once its
+        ``next_try_at`` has passed, whatever ``allowed`` says. Entering raises NotFound, or AlreadyDone with the
+        delivery (released before, deleted, another one is at it).
 
         Leaving the block:
         - cleanly: `released`;
