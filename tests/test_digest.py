@@ -1,0 +1,387 @@
+"""The digest mail itself, and when it is due: both depend on their arguments alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+from html.parser import HTMLParser
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from digest.compose import MAIL_BYTES, compose
+from digest.run import next_time
+from portal.links import MARK_HEADER, Action, Links
+from portal.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
+from portal.render import Render
+from portal.settings import Settings
+from portal.stores import Digest
+from tests.builders import ALICE, SENDER
+
+NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
+LINKS = Links([b"k" * 40], "https://mail.example.org/quarantine", timedelta(days=14))
+RENDER = Render("en")
+URL = re.compile(r"https://mail\.example\.org/quarantine/\S*")
+
+
+def delivery(number: int = 0, **fields: Any) -> Delivery:
+    """A delivery to Alice, held some minutes before NOW; ``fields`` replace those of the message or of the delivery."""
+    held_at = NOW - timedelta(minutes=10 + number)
+    message = Message(
+        id=new_id(held_at),
+        held_at=held_at,
+        tier=Tier.SPAM,
+        envelope_sender=SENDER,
+        subject=f"Offer {number}",
+        header_from=f"Promo {number} <{SENDER}>",
+        queue_id="4XyZq1abc",
+        message_id="1@example.net",
+        action="reject",
+        score=17.5,
+        client_ip="198.51.100.9",
+        user=None,
+        symbols=(Symbol("BAYES_SPAM", 5.1),),
+        flags=frozenset(),
+        body_sha256=b"",
+        size_bytes=100,
+        has_8bit=False,
+    )
+    mine = {key: fields.pop(key) for key in ("state", "address") if key in fields}
+    made = Delivery(replace(message, **fields), number, ALICE, ALICE, State.HELD, held_at, "", 0, None, None)
+    return replace(made, **mine)
+
+
+def mail_of(*deliveries: Delivery, links: Links = LINKS, address: str = ALICE, **values: Any) -> EmailMessage:
+    digest = Digest(new_id(NOW), address.lower(), address, NOW, deliveries)
+    return compose(
+        digest,
+        links=links,
+        render=RENDER,
+        sender="quarantine@example.org",
+        zone=values.pop("zone", ZoneInfo("Europe/Berlin")),
+        max_rows=values.pop("max_rows", 50),
+        retention_days=30,
+        now=NOW,
+        **values,
+    )
+
+
+def parsed(mail: EmailMessage) -> EmailMessage:
+    """The mail as its reader's program gets it."""
+    read = message_from_bytes(mail.as_bytes(), policy=SMTP.clone(utf8=True))
+    assert isinstance(read, EmailMessage)
+    return read
+
+
+class _Seen(HTMLParser):
+    """What a reader of HTML sees, the links, and every tag and attribute."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words, self.links, self.tags, self.attributes = "", [], set(), set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value for name, value in attrs if name == "href"]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def text_of(mail: EmailMessage) -> str:
+    part = parsed(mail).get_body(("plain",))
+    assert part is not None
+    return str(part.get_content()).replace("\r\n", "\n")
+
+
+def html_of(mail: EmailMessage) -> _Seen:
+    part = parsed(mail).get_body(("html",))
+    assert part is not None
+    return _Seen(part.get_content().replace("\r\n", "\n"))
+
+
+def order(mail: EmailMessage) -> list[int]:
+    return [int(n) for n in re.findall(r"^Offer (\d+)$", text_of(mail), re.MULTILINE)]
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+# ---- what it says
+
+
+def test_text_and_html_carry_the_same_facts_and_links() -> None:
+    mail = mail_of(
+        delivery(1, subject="Your order", header_from="Kontor <shop@example.com>", score=15.25),
+        delivery(2, subject="", header_from="", envelope_sender="", score=None, flags=frozenset({Flag.SCORE})),
+        delivery(3, header_from='"boss@example.org" <x@example.com>', symbols=(Symbol("SPOOF_DISPLAY_NAME", 8),)),
+        delivery(4, tier=Tier.DANGEROUS, subject="Invoice.zip", symbols=(Symbol("CLAM_VIRUS", 20),)),
+        delivery(5, state=State.RELEASED),
+        *(delivery(n, score=60, tier=Tier.DANGEROUS) for n in (6, 7)),
+        max_rows=4,
+    )
+    text, html = text_of(mail), html_of(mail)
+    assert sorted(set(URL.findall(text))) == sorted(set(html.links))
+    words = squeezed(html.words)
+    for fact in (
+        "Kontor <shop@example.com>",
+        "Your order",
+        "Sun 22 Nov, 06:49",
+        "spam score 15.2",
+        "(no subject)",
+        "Careful: The name contains another address than the one this mail is from.",
+        "Its words are like those of earlier spam.",
+        "A virus scanner found malware in it.",
+        "Only your mail administrator can release these; you can ask for them.",
+        "and 2 more that are not listed here",
+        "1 that stood here was released or deleted since",
+        "This mail is for alice@example.org. Its links work for 14 days; held messages are removed after 30 days.",
+        "Times are in Europe/Berlin.",
+    ):
+        assert fact in squeezed(text), fact
+        assert fact in words, fact
+
+
+def test_each_address_stands_alone_on_its_line() -> None:
+    text = text_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
+    lines = [line for line in text.splitlines() if "://" in line]
+    assert len(lines) == 5  # release, delete, ask, portal, preferences
+    assert all(URL.fullmatch(line) for line in lines)
+
+
+def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> None:
+    spam, virus = delivery(3), delivery(7, tier=Tier.DANGEROUS)
+    mail = mail_of(spam, virus)
+    found = [LINKS.verify(url.split("/")[-2], NOW) for url in URL.findall(text_of(mail)) if url.count("/") > 4]
+    assert [(link.action, link.id, link.number) for link in found[:3]] == [
+        (Action.RELEASE, spam.id, 3),
+        (Action.DELETE, spam.id, 3),
+        (Action.ASK, virus.id, 7),
+    ]
+    assert found[3].action is Action.PREFERENCES
+    assert {link.issued_at for link in found} == {NOW}
+
+
+def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
+    mail = mail_of(
+        delivery(1, score=30),
+        delivery(2, score=15, tier=Tier.DANGEROUS),
+        delivery(3, score=19, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
+        delivery(4, score=15),
+        delivery(5, score=None),
+        delivery(6, score=15),
+        delivery(7, score=16),
+    )
+    assert order(mail) == [3, 4, 6, 7, 1, 5, 2]
+
+
+def test_the_subject_says_how_many() -> None:
+    assert mail_of(delivery(1))["Subject"] == "1 message held for you"
+    assert mail_of(delivery(1), delivery(2), delivery(3), max_rows=1)["Subject"] == "3 messages held for you"
+
+
+@pytest.mark.parametrize(("max_rows", "listed", "more"), [(3, 3, ""), (2, 2, "and 1 more that is"), (1, 1, "and 2 ")])
+def test_max_rows_cuts_and_the_rest_is_named(max_rows: int, listed: int, more: str) -> None:
+    text = text_of(mail_of(delivery(1), delivery(2), delivery(3), max_rows=max_rows))
+    assert text.count("Release to my inbox:") == listed
+    assert more in text
+    assert ("not listed here" in text) == bool(more)
+
+
+# ---- its size and shape
+
+
+@pytest.mark.parametrize("subject", ["请查收您的发票十一月份账单已经可以下载" * 8, "ä&<" * 60, "x" * 200])
+def test_500_rows_stay_below_95_000_octets_and_the_rest_is_named(subject: str) -> None:
+    mail = mail_of(*(delivery(n, subject=subject) for n in range(500)), max_rows=500)
+    size = len(mail.as_bytes())
+    assert size <= MAIL_BYTES
+    assert size > MAIL_BYTES - 4_000, "as many rows as fit"
+    text = text_of(mail)
+    listed = text.count("Release to my inbox:")
+    assert f"and {500 - listed} more" in text
+    assert html_of(mail).words.count("Delete") == listed
+
+
+def test_lines_are_quoted_printable_of_at_most_76_octets() -> None:
+    raw = mail_of(*(delivery(n, subject="Prüfung 请查收 " * 9) for n in range(20))).as_bytes()
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    assert max(map(len, rest.split(b"\r\n"))) <= 76
+    assert raw.isascii()
+    assert b"\n" not in raw.replace(b"\r\n", b"") and b"\r" not in raw.replace(b"\r\n", b"")
+    encodings = [part["Content-Transfer-Encoding"] for part in message_from_bytes(raw).walk()]
+    assert encodings == [None, "quoted-printable", "quoted-printable"]
+    assert b"quoted-printable" not in head
+
+
+def test_headers_say_that_a_machine_wrote_it_and_how_to_stop_it() -> None:
+    mail = mail_of(delivery(1))
+    headers = message_from_bytes(mail.as_bytes())  # the old parser: undoes no encoding
+    assert headers["From"] == "quarantine@example.org"
+    assert headers["To"] == ALICE
+    assert headers["Auto-Submitted"] == "auto-generated"
+    assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    link = LINKS.verify(headers["List-Unsubscribe"].strip("<>").split("/")[-2], NOW)
+    assert link.action is Action.PREFERENCES
+    assert headers["Message-ID"] == f"<{link.id}@example.org>"
+    assert LINKS.read_mark(headers[MARK_HEADER]) == ("digest", link.id)
+
+
+def test_one_click_unsubscribe_is_offered_only_by_https() -> None:
+    links = Links([b"k" * 40], "http://127.0.0.1:8080/quarantine", timedelta(days=14))
+    mail = mail_of(delivery(1), links=links)
+    assert "List-Unsubscribe" not in mail
+    assert "List-Unsubscribe-Post" not in mail
+    assert "Change or stop these mails:\nhttp://127.0.0.1:8080/quarantine/link/" in text_of(mail)
+
+
+def test_a_digest_sent_again_on_purpose_has_a_message_id_of_its_own() -> None:
+    another = UUID("01930000-0000-7000-8000-000000000001")
+    assert mail_of(delivery(1), mail_id=another)["Message-ID"] == f"<{another}@example.org>"
+
+
+@pytest.mark.parametrize(
+    ("address", "header"),
+    [
+        ("Alice@Example.org", "To: Alice@Example.org"),
+        ("jürgen@example.org", "To: jürgen@example.org"),
+        ('"a b, c@d"@example.org', 'To: "a b, c@d"@example.org'),
+        ("a,b@example.org", 'To: "a,b"@example.org'),
+        ('a"b\\@example.org', 'To: "a\\"b\\\\"@example.org'),
+        ("a..b@example.org", 'To: "a..b"@example.org'),
+    ],
+)
+def test_the_to_header_carries_the_address_as_the_envelope_wrote_it(address: str, header: str) -> None:
+    raw = mail_of(delivery(1), address=address).as_bytes()
+    assert header in raw.decode().split("\r\n")
+    assert raw.partition(b"\r\n\r\n")[2].isascii()
+
+
+def test_times_are_the_readers() -> None:
+    at = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+    assert "Sun 29 Mar, 03:30" in text_of(mail_of(delivery(1, held_at=at)))
+    assert "Sat 28 Mar, 21:30" in text_of(mail_of(delivery(1, held_at=at), zone=ZoneInfo("America/New_York")))
+
+
+# ---- hostile mail
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror=alert(1)> '",
+    "a\r\nBcc: mallory@example.org\r\n\r\nbody",
+    "\u202egpj.exe\u2066 \u200bhidden\ufeff",
+    "\x92\x00\x1b[31mred\u0085\u2028\u2029next",
+    "{{ 7*7 }}{% raw %}",
+    "=?utf-8?q?=0D=0ABcc:=20mallory?=",
+    "Confirm now: https://evil.example/login.php?a=1 or www.evil.example or evil.example/x",
+    "𝕏" * 400,
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_subjects_and_senders_stay_text(text: str) -> None:
+    plain = html_of(mail_of(delivery(1)))
+    mail = mail_of(delivery(1, subject=text, header_from=f"{text} <{SENDER}>"))
+    html = html_of(mail)
+    assert html.tags <= plain.tags | {"i", "span"}
+    assert html.attributes == plain.attributes
+    assert all(URL.fullmatch(link) for link in html.links)
+    for seen in (text_of(mail), html.words):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", seen)
+        assert not re.search(r"https?://(?!mail\.example\.org)", seen)
+        assert "www.evil" not in seen
+    assert list(parsed(mail).keys()) == list(mail_of(delivery(1)).keys())
+
+
+@given(subject=st.text(), sender=st.text(), symbol=st.text(), score=st.floats(-1e6, 1e6) | st.none())
+@example(subject="https://", sender="<>", symbol="", score=None)
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_mail_says_its_digest_can_be_made(
+    subject: str, sender: str, symbol: str, score: float | None
+) -> None:
+    mail = mail_of(delivery(1, subject=subject, header_from=sender, symbols=(Symbol(symbol, 3),), score=score))
+    raw = mail.as_bytes()
+    assert raw.isascii()
+    assert sorted(set(URL.findall(text_of(mail)))) == sorted(set(html_of(mail).links))
+    assert mail["Subject"] == "1 message held for you"
+
+
+def test_the_html_part_loads_nothing_and_runs_nothing() -> None:
+    html = html_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
+    assert not html.tags & {"script", "img", "link", "iframe", "form", "object"}
+    assert not html.attributes & {"src", "background", "onclick", "onload"}
+    assert "url(" not in html.words
+
+
+# ---- when
+
+
+ZONES = [
+    "Europe/Berlin",
+    "America/New_York",
+    "Australia/Lord_Howe",  # half an hour
+    "Africa/Cairo",  # leaves midnight out
+    "Asia/Beirut",  # the same
+    "Asia/Kathmandu",
+]
+
+
+def at(zone: str, hour: int, minute: int = 0) -> Settings:
+    return Settings(digest={"at": time(hour, minute), "timezone": zone})  # type: ignore[arg-type]
+
+
+@given(
+    zone=st.sampled_from(ZONES),
+    hour=st.integers(0, 23),
+    minute=st.sampled_from([0, 1, 15, 30, 59]),
+    after=st.datetimes(datetime(2023, 6, 1), datetime(2030, 1, 1)).map(lambda d: d.replace(tzinfo=UTC)),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_next_time_is_later_at_the_right_hour_and_once_a_day(
+    zone: str, hour: int, minute: int, after: datetime
+) -> None:
+    wanted, there = time(hour, minute), ZoneInfo(zone)
+    first = next_time(at(zone, hour, minute), after)
+    second = next_time(at(zone, hour, minute), first)
+    assert after < first < second
+    for moment in (first, second):
+        wall = moment.astimezone(there)
+        if wall.time() == wanted:
+            assert wall.fold == 0
+        else:  # a spring night has no such time: the second before it is earlier, this one later
+            before = (moment - timedelta(seconds=1)).astimezone(there)
+            assert before.replace(tzinfo=None) < datetime.combine(wall.date(), wanted) < wall.replace(tzinfo=None)
+    days = [moment.astimezone(there).date() for moment in (first, second)]
+    assert days[1] - days[0] == timedelta(days=1)
+    assert first - after <= timedelta(hours=26)
+
+
+@pytest.mark.parametrize(
+    ("zone", "hour", "minute", "after", "expected"),
+    [
+        ("Europe/Berlin", 7, 0, "2026-11-22T05:59:59", "2026-11-22T06:00:00"),
+        ("Europe/Berlin", 7, 0, "2026-11-22T06:00:00", "2026-11-23T06:00:00"),
+        ("Europe/Berlin", 2, 30, "2026-03-29T00:00:00", "2026-03-29T01:00:00"),  # 02:00-03:00 is left out
+        ("Europe/Berlin", 2, 30, "2026-10-24T23:00:00", "2026-10-25T00:30:00"),  # the first of two
+        ("Europe/Berlin", 2, 30, "2026-10-25T00:30:00", "2026-10-26T01:30:00"),  # and not the second
+        ("Africa/Cairo", 0, 30, "2026-04-23T21:00:00", "2026-04-23T22:00:00"),  # 00:00-01:00 is left out
+        ("Australia/Lord_Howe", 2, 15, "2026-10-03T12:00:00", "2026-10-03T15:30:00"),  # 02:00-02:30 is left out
+        ("Pacific/Apia", 7, 0, "2011-12-29T18:00:00", "2011-12-30T17:00:00"),  # no 30 December there
+    ],
+)
+def test_the_next_time_in_nights_that_are_odd(zone: str, hour: int, minute: int, after: str, expected: str) -> None:
+    found = next_time(at(zone, hour, minute), datetime.fromisoformat(after).replace(tzinfo=UTC))
+    assert found == datetime.fromisoformat(expected).replace(tzinfo=UTC)
