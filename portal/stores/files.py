@@ -1,0 +1,403 @@
+"""The store on one host's file system: mail files, and a SQLite file beside them for everything that changes.
+
+    PATH/mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst    see `mailfiles`
+    PATH/quarantine.sqlite3                                             see `sqlite`
+    PATH/tmp/, PATH/lock                                                files being written; the writers' queue
+
+What is durable when: `add` returns once the mail's file is; its rows may be lost by a power cut (not by a crash of
+the program) and are then read out of the files again by `FileStore.open`. All other changes are durable rows.
+
+Mail files may be deleted behind our back, by ``find -mtime -delete`` in cron: `body` raises BodyMissing, digests
+leave such mail out, and the next `purge` removes what is known of it once it is older than a day. Other processes
+on the host may use the same folder at the same time; other hosts may not, since flock and SQLite's shared memory
+do not reach across network file systems.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from portal.errors import BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
+from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
+from portal.stores import Held, Purged
+from portal.stores.mailfiles import DamagedFile, MailFiles
+from portal.stores.sqlite import Database, to_micros
+from portal.stores.sqlite_people import SqlitePeople, mark_news
+
+log = logging.getLogger("quarantine.store")
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): new at each boot
+_CLOCK_MARGIN = timedelta(hours=1)  # clocks are set back, and a row comes later than its id
+_ORPHAN_AGE = timedelta(hours=1)
+_GONE_AGE = timedelta(days=1)
+_PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
+_PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
+
+
+class FileStore(SqlitePeople):
+    """See `portal.stores.Store`."""
+
+    def __init__(self, folder: Path, mail: MailFiles, db: Database) -> None:
+        self._folder = folder
+        self._mail = mail
+        self.db = db
+
+    @classmethod
+    def open(cls, path: str) -> FileStore:
+        """The store in the folder ``path``, made on first use.
+
+        After a power cut, and when the database is new beside mail files, this reads the files that came since rows
+        were last known to be durable. Raises StoreUnavailable, StoreMisfit.
+        """
+        folder = Path(path).absolute()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mail = MailFiles(folder)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreMisfit(f"store.url: {error.filename} is in the way of a folder: name another one") from error
+        except OSError as error:
+            raise StoreUnavailable(
+                f"store.url: {error.filename or folder} cannot be used: {error.strerror}; check owner, permissions "
+                "and mount"
+            ) from error
+        store = cls(folder, mail, Database(folder))
+        try:
+            store._recover()
+        except BaseException:
+            store.db.close()
+            raise
+        return store
+
+    # ---- life
+
+    def ping(self) -> None:
+        with self.db.translated():
+            self._mail.try_write()
+        self._mark_durable()
+
+    def close(self) -> None:
+        if not self.db.is_closed:
+            with suppress(StoreUnavailable):  # then a little more is looked over after a power cut
+                self._mark_durable()
+        self.db.close()
+
+    def heartbeat(self, now: datetime) -> None:
+        self._mark_durable({"store.heartbeat": str(to_micros(now))})
+
+    def _mark_durable(self, settings: dict[str, str] | None = None) -> None:
+        """Note that all rows committed before now are durable: true once this FULL commit is."""
+        with self.db.write() as connection:
+            marks = {"store.durable_until": str(to_micros(datetime.now(UTC))), **(settings or {})}
+            connection.executemany("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", marks.items())
+
+    # ---- after a power cut
+
+    def _recover(self) -> None:
+        with self.db.translated():
+            boot_id = _BOOT_ID.read_text("ascii").strip()
+        if self._setting("store.boot_id") == boot_id:
+            return
+        with self.db.exclusive(self._folder / "tmp"):  # one process looks, the others wait for it
+            if self._setting("store.boot_id") == boot_id:
+                return
+            durable_until = self._setting("store.durable_until")
+            since = None
+            if durable_until is not None:
+                since = datetime.fromtimestamp(int(durable_until) / 1e6, UTC) - _CLOCK_MARGIN
+            adopted = 0
+            with self.db.translated():
+                for day in self._mail.days():
+                    if since is None or day >= since.date():
+                        for id in self._mail.ids(day):
+                            if since is None or held_at(id) >= since:
+                                adopted += self._adopt(id)
+            if adopted:
+                log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
+            self._mark_durable({"store.boot_id": boot_id})
+
+    def _setting(self, name: str) -> str | None:
+        with self.db.read() as connection:
+            row = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def _adopt(self, message_id: UUID) -> bool:
+        """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
+        rows were made. A damaged file stays as it is, for people to look at."""
+        if self._has_rows(message_id):
+            return False
+        try:
+            facts = self._mail.facts(message_id)
+            first = self._insert(message_id, facts)
+        except FileNotFoundError:
+            return False
+        except (DamagedFile, KeyError, ValueError, TypeError) as error:
+            log.error("mail file cannot be read again id=%s: %s", message_id, error)
+            return False
+        if first != message_id:
+            self._mail.remove(message_id)
+        return first == message_id
+
+    def _has_rows(self, message_id: UUID) -> bool:
+        with self.db.read() as connection:
+            return connection.execute("SELECT 1 FROM message WHERE id = ?", (message_id.bytes,)).fetchone() is not None
+
+    # ---- holding
+
+    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+        with self.db.read() as connection:
+            known = self._known(connection, export.sameness)
+        if known is not None:
+            return Held(known, True)
+        id = new_id()
+        facts = _facts(id, export, tier, announce)
+        with self.db.translated():
+            self._mail.write(id, body, facts)
+        try:
+            first = self._insert(id, facts)
+        except QuarantineError:
+            with suppress(OSError):  # what stays is adopted by purge: the mail is held once more than was answered
+                self._mail.remove(id)
+            raise
+        if first != id:  # somebody else added the same mail meanwhile
+            with suppress(OSError):
+                self._mail.remove(id)
+        return Held(first, first != id)
+
+    def _known(self, connection: sqlite3.Connection, sameness: bytes) -> UUID | None:
+        """The message with this sameness, if its mail is still there."""
+        row = connection.execute("SELECT id FROM message WHERE sameness = ?", (sameness,)).fetchone()
+        if row is None:
+            return None
+        id = UUID(bytes=row[0])
+        return id if self._mail.has(id) else None
+
+    def _insert(self, id: UUID, facts: dict[str, Any]) -> UUID:
+        """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
+        at = to_micros(held_at(id))
+        sameness = bytes.fromhex(facts["sameness"])
+        announce = set(facts["announce"])
+        with self.db.write(durable=False) as connection:
+            known = self._known(connection, sameness)
+            if known is not None:
+                return known
+            # Left by a message whose file was deleted.
+            connection.execute("UPDATE message SET sameness = NULL WHERE sameness = ?", (sameness,))
+            connection.execute(_INSERT_MESSAGE, _message_row(id, sameness, facts))
+            for number, address in enumerate(facts["recipients"] or [""]):
+                recipient = identity(address)
+                connection.execute(
+                    "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
+                    (id.bytes, number, recipient, address, at),
+                )
+                if recipient in announce:
+                    mark_news(connection, recipient, address, at)
+        return id
+
+    def body(self, message_id: UUID) -> Iterator[bytes]:
+        with self.db.read() as connection:
+            row = connection.execute(
+                "SELECT size_bytes, body_sha256 FROM message WHERE id = ?", (message_id.bytes,)
+            ).fetchone()
+        if row is None:
+            raise NotFound("there is no such message")
+        with self._reading(message_id):
+            pieces = self._mail.read(message_id, *row)
+        return self._read_on(message_id, pieces)
+
+    def _read_on(self, message_id: UUID, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            with self._reading(message_id):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    @contextmanager
+    def _reading(self, message_id: UUID) -> Iterator[None]:
+        try:
+            with self.db.translated():
+                try:
+                    yield
+                except FileNotFoundError as error:
+                    raise BodyMissing(f"the mail file of {message_id} was deleted") from error
+        except DamagedFile as error:
+            raise StoreUnavailable(f"the mail file of {message_id} is damaged: {error}") from error
+
+    def _has_mail(self, message_id: UUID) -> bool:
+        return self._mail.has(message_id)
+
+    # ---- age
+
+    def purge(self, before: datetime, now: datetime) -> Purged:
+        """See `Store.purge`. Also removes what is known of messages older than a day whose file was deleted, and
+        gives files without rows (a crash between the two) their rows, or removes them if they are copies."""
+        messages, kept = self._purge_old(before)
+        with self.db.translated():
+            self._mail.sweep_unfinished(now.timestamp(), _ORPHAN_AGE)
+            for day in self._days():
+                messages += self._match_day(day, before, now)
+                if day < now.date() - timedelta(days=1):
+                    self._mail.sweep(day)
+        self._sweep_people(now)
+        self._mark_durable()
+        return Purged(messages, kept)
+
+    def prepare_days(self, now: datetime) -> None:
+        """Nothing: folders are made by the first `add` that needs them."""
+
+    def _purge_old(self, before: datetime) -> tuple[int, int]:
+        messages = kept = 0
+        bound = first_id(before).bytes
+        after = b""
+        while True:
+            with self.db.read() as connection:
+                ids = [
+                    row[0]
+                    for row in connection.execute(
+                        "SELECT id FROM message WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+                        (after, bound, _PURGE_BATCH),
+                    )
+                ]
+            removed = self._forget(ids)
+            messages += len(removed)
+            kept += len(ids) - len(removed)
+            with self.db.translated():
+                for id in removed:
+                    self._mail.remove(UUID(bytes=id))
+            if len(ids) < _PURGE_BATCH:
+                return messages, kept
+            after = ids[-1]
+
+    def _forget(self, ids: list[bytes]) -> list[bytes]:
+        """Remove the rows of these messages but those in use; returns whose were removed. Not durable: a message that
+        a power cut brings back has no file, and goes again."""
+        removed: list[bytes] = []
+        if not ids:
+            return removed
+        time.sleep(_PURGE_PAUSE_SECONDS)
+        with self.db.write(durable=False) as connection:
+            for id in ids:
+                in_use = connection.execute(
+                    "SELECT 1 FROM delivery WHERE message_id = ? AND state IN ('requested', 'releasing')", (id,)
+                ).fetchone()
+                if in_use is None:
+                    connection.execute("DELETE FROM event WHERE message_id = ?", (id,))
+                    connection.execute("DELETE FROM delivery WHERE message_id = ?", (id,))
+                    connection.execute("DELETE FROM message WHERE id = ?", (id,))
+                    removed.append(id)
+        return removed
+
+    def _days(self) -> list[date]:
+        """Days that have mail files or rows."""
+        with self.db.read() as connection:
+            first, last = connection.execute(
+                "SELECT (SELECT min(id) FROM message), (SELECT max(id) FROM message)"
+            ).fetchone()
+        days = set(self._mail.days())
+        if first is not None:
+            day = held_at(UUID(bytes=first)).date()
+            while day <= held_at(UUID(bytes=last)).date():
+                days.add(day)
+                day += timedelta(days=1)
+        return sorted(days)
+
+    def _match_day(self, day: date, before: datetime, now: datetime) -> int:
+        """Bring a day's files and rows together; returns how many messages without a file were removed.
+
+        Holds the ids of one day in memory, 100 bytes each.
+        """
+        files = set(self._mail.ids(day))
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        after, end = first_id(start).bytes, first_id(start + timedelta(days=1)).bytes
+        old = first_id(now - _GONE_AGE).bytes
+        removed = 0
+        while True:
+            with self.db.read() as connection:
+                ids = [
+                    row[0]
+                    for row in connection.execute(
+                        "SELECT id FROM message WHERE id > ? AND id < ? ORDER BY id LIMIT ?", (after, end, _PURGE_BATCH)
+                    )
+                ]
+            gone = [id for id in ids if UUID(bytes=id) not in files and id < old]
+            removed += len(self._forget(gone))
+            files.difference_update(UUID(bytes=id) for id in ids)
+            if len(ids) < _PURGE_BATCH:
+                break
+            after = ids[-1]
+        for orphan in files:
+            with suppress(FileNotFoundError):
+                if self._mail.age(orphan, now.timestamp()) > _ORPHAN_AGE:
+                    self._settle_orphan(orphan, before)
+        return removed
+
+    def _settle_orphan(self, message_id: UUID, before: datetime) -> None:
+        if held_at(message_id) >= before:
+            if self._adopt(message_id):
+                log.warning("message without rows is held again id=%s", message_id)
+        elif not self._has_rows(message_id):
+            self._mail.remove(message_id)
+
+
+_INSERT_MESSAGE = (
+    "INSERT INTO message (id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, action, "
+    "score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> dict[str, Any]:
+    """All that is known of a message, as JSON can say it: what stands in its file and makes its rows."""
+    return {
+        "version": 1,
+        "id": str(id),
+        "recipients": export.recipients,
+        "announce": sorted(announce),
+        "tier": tier.value,
+        "envelope_sender": export.envelope_sender,
+        "subject": export.subject,
+        "header_from": export.header_from,
+        "queue_id": export.queue_id,
+        "message_id": export.message_id,
+        "action": export.action,
+        "score": export.score,
+        "client_ip": export.client_ip,
+        "user": export.user,
+        "symbols": [[symbol.name, symbol.score, symbol.options] for symbol in export.symbols],
+        "flags": sorted(flag.value for flag in export.flags),
+        "sameness": export.sameness.hex(),
+        "body_sha256": export.body_sha256.hex(),
+        "size_bytes": export.size_bytes,
+        "has_8bit": export.has_8bit,
+    }
+
+
+def _message_row(id: UUID, sameness: bytes, facts: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        id.bytes,
+        sameness,
+        facts["tier"],
+        facts["envelope_sender"],
+        facts["subject"],
+        facts["header_from"],
+        facts["queue_id"],
+        facts["message_id"],
+        facts["action"],
+        facts["score"],
+        facts["client_ip"],
+        facts["user"],
+        json.dumps(facts["symbols"], ensure_ascii=False, separators=(",", ":")),
+        " ".join(facts["flags"]),
+        bytes.fromhex(facts["body_sha256"]),
+        facts["size_bytes"],
+        facts["has_8bit"],
+    )

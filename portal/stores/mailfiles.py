@@ -1,0 +1,270 @@
+"""The mail files: one per message, ``mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst``.
+
+A file is the message as one zstd frame (RFC 8878) and behind it a skippable frame (3.1.2) with JSON that holds all
+that is known of it, so that one write, fsync, rename and fsync of the folder make both durable at once, ``zstdcat
+FILE`` prints the mail, and the database can be made anew from the files. In front, the skippable frame would make
+some readers stop after it.
+
+Raises OSError as it comes; `files.FileStore` translates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+import zstandard
+
+from portal.message import Body, held_at, parse_id
+
+_SUFFIX = ".eml.zst"
+_MAGIC = 0x184D2A50  # the first of the sixteen of skippable frames
+_HEADER = struct.Struct("<II")  # magic, length of what follows
+_LEVEL = 3
+_AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
+_PIECE_BYTES = 1 << 18
+_FACTS_MAX_BYTES = 64 << 20
+
+
+class DamagedFile(Exception):
+    """A mail file that is cut short, altered, or not one of ours."""
+
+
+class MailFiles:
+    """The folders ``mail`` and ``tmp`` of a file store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "mail"
+        self._tmp = folder / "tmp"
+        self._durable_folders: set[Path] = set()
+        for each in (self.root, self._tmp):
+            _make_folder(each)
+        _sync_folder(folder)
+
+    def path(self, message_id: UUID) -> Path:
+        """Where a message's file is, or would be."""
+        return self.root / f"{held_at(message_id):%Y/%m/%d}" / message_id.hex[-2:] / f"{message_id}{_SUFFIX}"
+
+    def has(self, message_id: UUID) -> bool:
+        """Whether the file is there. Any error but its absence is raised."""
+        try:
+            os.stat(self.path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    # ---- write
+
+    def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
+        """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
+        tail = json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
+        being_written = self._tmp / f"{message_id}{_SUFFIX}"
+        descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - it has a descriptor already
+                _compress(body, file)
+                file.write(_HEADER.pack(_MAGIC, len(tail)) + tail)
+                file.flush()
+                os.fsync(descriptor)
+            self._into_place(being_written, self.path(message_id))
+        except BaseException:
+            with suppress(OSError):  # what stays is swept by purge; the first error is the one to tell
+                being_written.unlink(missing_ok=True)
+            raise
+
+    def _into_place(self, being_written: Path, path: Path) -> None:
+        folder = path.parent
+        for last in (False, True):
+            if folder not in self._durable_folders:
+                self._make_durable(folder)
+            try:
+                os.rename(being_written, path)  # noqa: PTH104
+                break
+            except FileNotFoundError:  # an emptied folder was removed since we saw it
+                if last:
+                    raise
+                self._durable_folders.clear()
+        try:
+            _sync_folder(folder)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()  # perhaps not durable, so it is not held
+            raise
+
+    def _make_durable(self, folder: Path) -> None:
+        # Also when the folder is there: who made it may not have come to syncing its parent yet.
+        missing = []
+        while folder != self.root:
+            missing.append(folder)
+            folder = folder.parent
+        for each in reversed(missing):
+            if each not in self._durable_folders:
+                _make_folder(each)
+                _sync_folder(each.parent)
+                self._durable_folders.add(each)
+        if len(self._durable_folders) > 2000:  # a day has 257
+            self._durable_folders.clear()
+
+    def remove(self, message_id: UUID) -> None:
+        """Remove a message's file if it is there."""
+        self.path(message_id).unlink(missing_ok=True)
+
+    # ---- read
+
+    def read(self, message_id: UUID, size_bytes: int, sha256: bytes) -> Iterator[bytes]:
+        """The message in pieces of at most 1 MiB. Raises DamagedFile, at the end at the latest, when it is not the
+        one with that SHA-256; FileNotFoundError."""
+        path = self.path(message_id)
+        if size_bytes > _AT_ONCE_BYTES:
+            path.stat()
+            return self._pieces(path, sha256)
+        with path.open("rb") as file:
+            data = b"".join(_decompress(file))
+        if hashlib.sha256(data).digest() != sha256:
+            raise DamagedFile("its SHA-256 differs")
+        return iter((data,) if data else ())
+
+    @staticmethod
+    def _pieces(path: Path, sha256: bytes) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            for piece in _decompress(file):
+                digest.update(piece)
+                yield piece
+        if digest.digest() != sha256:
+            raise DamagedFile("its SHA-256 differs")
+
+    def facts(self, message_id: UUID) -> dict[str, Any]:
+        """What stands behind the mail, after the whole file was checked. Raises DamagedFile, FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self.path(message_id).open("rb") as file:
+            for piece in _decompress(file):
+                digest.update(piece)
+            file.seek(_frame_end(file))
+            data = file.read(_FACTS_MAX_BYTES)
+        if len(data) < _HEADER.size or _HEADER.unpack_from(data) != (_MAGIC, len(data) - _HEADER.size):
+            raise DamagedFile("it has no whole metadata frame")
+        try:
+            facts = json.loads(data[_HEADER.size :])
+            fits = facts["id"] == str(message_id) and bytes.fromhex(facts["body_sha256"]) == digest.digest()
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile("its metadata cannot be read") from error
+        if not fits:
+            raise DamagedFile("its metadata belong to another mail")
+        return dict(facts)
+
+    # ---- look over
+
+    def days(self) -> list[date]:
+        """Days that have a folder, oldest first."""
+        found = []
+        for folder in self.root.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]"):
+            with suppress(ValueError):
+                found.append(date(*(int(part) for part in folder.parts[-3:])))
+        return sorted(found)
+
+    def ids(self, day: date) -> Iterator[UUID]:
+        """The messages whose files lie in a day's folder, in no order."""
+        with suppress(FileNotFoundError):
+            for folder in (self.root / f"{day:%Y/%m/%d}").iterdir():
+                with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                    for entry in entries:
+                        id = parse_id(entry.name.removesuffix(_SUFFIX))
+                        if id is not None and self.path(id).name == entry.name and entry.path == str(self.path(id)):
+                            yield id
+
+    def age(self, message_id: UUID, now_seconds: float) -> timedelta:
+        """How long ago the file was written. Raises FileNotFoundError."""
+        return timedelta(seconds=now_seconds - self.path(message_id).stat().st_mtime)
+
+    def sweep(self, day: date) -> None:
+        """Remove a past day's empty folders, and the month's and year's with the last of them."""
+        folder = self.root / f"{day:%Y/%m/%d}"
+        empty = [*folder.iterdir(), folder] if folder.is_dir() else []
+        for each in [*empty, folder.parent, folder.parent.parent]:
+            with suppress(OSError):  # not empty, or gone already
+                each.rmdir()
+
+    def sweep_unfinished(self, now_seconds: float, older_than: timedelta) -> None:
+        """Remove what crashes left half-written in ``tmp``."""
+        with os.scandir(self._tmp) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if now_seconds - entry.stat().st_mtime > older_than.total_seconds():
+                        Path(entry.path).unlink()
+
+    def try_write(self) -> None:
+        """Raise OSError when a small file could not be written now. The database alone does not tell on a full disk:
+        its log has room of its own."""
+        path = self._tmp / f"ping-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            path.write_bytes(bytes(4096))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(0o700)
+        folder.chmod(0o700)  # whatever the umask
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _compress(body: Body, file: BinaryIO) -> None:
+    # One made per mail costs 10 µs; shared, it would have to be guarded between threads.
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    if body.size_bytes <= _AT_ONCE_BYTES:
+        file.write(compressor.compress(b"".join(body.chunks())))
+        return
+    stream = compressor.compressobj(size=body.size_bytes)
+    for chunk in body.chunks(_PIECE_BYTES):
+        file.write(stream.compress(chunk))
+    file.write(stream.flush())
+
+
+def _decompress(file: BinaryIO) -> Iterator[bytes]:
+    """The first frame's content in pieces, however much it was compressed. Raises DamagedFile, but a file cut short
+    may just end early: the caller compares the SHA-256."""
+    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=False, closefd=False)
+    try:
+        while piece := reader.read(_PIECE_BYTES):
+            yield piece
+    except zstandard.ZstdError as error:
+        raise DamagedFile("it is no whole zstd frame") from error
+
+
+def _frame_end(file: BinaryIO) -> int:
+    """Where the first frame ends, by walking its blocks (RFC 8878, 3.1.1). Raises DamagedFile."""
+    file.seek(0)
+    try:
+        start = file.read(18)  # the longest frame header
+        position = zstandard.frame_header_size(start)
+        has_checksum = zstandard.get_frame_parameters(start).has_checksum
+    except zstandard.ZstdError as error:
+        raise DamagedFile("it is no zstd frame") from error
+    last = 0
+    while not last:
+        file.seek(position)
+        header = int.from_bytes(file.read(3).ljust(3, b"\1"), "little")
+        last, kind, size_bytes = header & 1, header >> 1 & 3, header >> 3
+        position += 3 + (1 if kind == 1 else size_bytes)  # 1: one byte repeated
+    return position + (4 if has_checksum else 0)

@@ -1,0 +1,362 @@
+"""The file store's messages and deliveries in SQLite: rows to values, lists, acts and releases."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from portal.errors import AlreadyDone, BodyMissing, NotFound, QuarantineError, RelayDeferred, RelayRefused
+from portal.message import (
+    Actor,
+    Delivery,
+    Event,
+    Filter,
+    Flag,
+    Message,
+    State,
+    Symbol,
+    Tier,
+    first_id,
+    held_at,
+    identity,
+    parse_id,
+)
+from portal.stores import LEASE, Page, Store
+from portal.stores.sqlite import Database, from_micros, to_micros
+
+log = logging.getLogger("quarantine.store")
+
+_FOUND_AT_MOST = 100
+_BACK_OFF_MAX_MINUTES = 60
+
+_MESSAGE = (
+    "m.id, m.tier, m.envelope_sender, m.subject, m.header_from, m.queue_id, m.message_id, m.action, m.score, "
+    "m.client_ip, m.user, m.symbols, m.flags, m.body_sha256, m.size_bytes, m.has_8bit"
+)
+_MESSAGE_COLUMNS = 16
+# CROSS JOIN keeps SQLite from turning the order round: deliveries are walked by their index, messages looked up.
+_DELIVERIES = (
+    f"SELECT {_MESSAGE}, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts, "  # noqa: S608
+    "d.next_try_at, d.announced_at FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+)
+_NEWEST_FIRST = " ORDER BY d.message_id DESC, d.number DESC LIMIT ?"
+
+
+class SqliteDeliveries(Store):
+    """What `Store` says about deliveries."""
+
+    db: Database
+
+    @abstractmethod
+    def _has_mail(self, message_id: UUID) -> bool:
+        """Whether the message's file is there. Raises OSError."""
+
+    # ---- lists
+
+    def list_for(
+        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
+    ) -> Page:
+        """See `Store.list_for`. Mail whose file was deleted is listed until the next purge notices."""
+        if not states:
+            return Page((), None)
+        return self._page(Filter(recipient=recipient, states=frozenset(states)), limit, before)
+
+    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
+        with self.db.read() as connection:
+            row = connection.execute(
+                _DELIVERIES + "WHERE d.message_id = ? AND d.recipient = ? ORDER BY d.number LIMIT 1",
+                (message_id.bytes, recipient),
+            ).fetchone()
+        if row is None:
+            raise NotFound("there is no such message")
+        return delivery_from(row)
+
+    def delivery(self, message_id: UUID, number: int) -> Delivery:
+        with self.db.read() as connection:
+            return _one(connection, message_id, number)
+
+    def deliveries(self, message_id: UUID) -> Sequence[Delivery]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                _DELIVERIES + "WHERE d.message_id = ? ORDER BY d.number", (message_id.bytes,)
+            ).fetchall()
+        if not rows:
+            raise NotFound("there is no such message")
+        return [delivery_from(row) for row in rows]
+
+    def find(self, text: str) -> Sequence[Message]:
+        wanted = parse_id(text)
+        with self.db.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_MESSAGE} FROM message m WHERE m.id = ?",  # noqa: S608 - a constant
+                (wanted.bytes if wanted else b"",),
+            ).fetchall()
+            rows += connection.execute(
+                f"SELECT {_MESSAGE} FROM message m WHERE m.queue_id = ? ORDER BY m.id DESC LIMIT ?",  # noqa: S608
+                (text, _FOUND_AT_MOST - len(rows)),
+            ).fetchall()
+        return [_message_from(row) for row in rows]
+
+    def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
+        return self._page(wanted, limit, before)
+
+    def _page(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None) -> Page:
+        where, values = _conditions(wanted)
+        if before is not None:
+            where.append("(d.message_id, d.number) < (?, ?)")
+            values += [before[0].bytes, before[1]]
+        clause = f"WHERE {' AND '.join(where)}" if where else ""
+        with self.db.read() as connection:
+            rows = connection.execute(_DELIVERIES + clause + _NEWEST_FIRST, (*values, limit + 1)).fetchall()
+        found = tuple(delivery_from(row) for row in rows[:limit])
+        return Page(found, (found[-1].id, found[-1].number) if len(rows) > limit and found else None)
+
+    def history(self, message_id: UUID, number: int) -> Sequence[Event]:
+        with self.db.read() as connection:
+            _one(connection, message_id, number)
+            rows = connection.execute(
+                "SELECT at, what, who, via, address, detail FROM event WHERE message_id = ? AND number = ? "
+                "ORDER BY rowid",
+                (message_id.bytes, number),
+            ).fetchall()
+        events = [Event(held_at(message_id), State.HELD.value, Actor("system"))]
+        events += [
+            Event(from_micros(at), what, Actor(who, via, address), detail)
+            for at, what, who, via, address, detail in rows
+        ]
+        return events
+
+    # ---- acts
+
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+        with self.db.write() as connection:
+            delivery = _one(connection, message_id, number)
+            if delivery.recipient:
+                raise AlreadyDone("this delivery has a recipient", delivery)
+            connection.execute(
+                "UPDATE delivery SET recipient = ?, address = ? WHERE message_id = ? AND number = ?",
+                (identity(address), address, message_id.bytes, number),
+            )
+            _note(connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address)
+            return _one(connection, message_id, number)
+
+    def move(
+        self,
+        message_id: UUID,
+        number: int,
+        to: State,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        *,
+        what: str,
+        reason: str = "",
+    ) -> Delivery:
+        with self.db.write() as connection:
+            delivery = _one(connection, message_id, number)
+            if delivery.state not in allowed:
+                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            connection.execute(
+                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = NULL, claim = NULL "
+                "WHERE message_id = ? AND number = ?",
+                (to.value, to_micros(now), reason, message_id.bytes, number),
+            )
+            _note(connection, message_id, number, now, what, actor, reason)
+            return _one(connection, message_id, number)
+
+    @contextmanager
+    def releasing(
+        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+    ) -> Iterator[Delivery]:
+        claim = os.urandom(16)
+        delivery = self._claim_release(message_id, number, allowed, actor, now, claim)
+        try:
+            yield delivery
+        except BaseException as error:
+            try:
+                self._record_failure(delivery, claim, actor, now, error)
+            except QuarantineError as unrecorded:
+                # The lease runs out and the delivery is tried again; what happened first is what the caller needs.
+                log.error("release outcome not recorded id=%s number=%d: %s", message_id, number, unrecorded)
+            raise
+        with self.db.write() as connection:
+            # Whoever holds the claim by now: the mail server has it.
+            connection.execute(
+                "UPDATE delivery SET state = 'released', state_at = ?, reason = '', next_try_at = NULL, claim = NULL "
+                "WHERE message_id = ? AND number = ? AND state <> 'released'",
+                (to_micros(now), message_id.bytes, number),
+            )
+            _note(connection, message_id, number, now, State.RELEASED.value, actor)
+
+    def _claim_release(
+        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, claim: bytes
+    ) -> Delivery:
+        with self.db.write() as connection:
+            delivery = _one(connection, message_id, number)
+            again = delivery.state is State.RELEASING
+            if again and delivery.next_try_at is not None and delivery.next_try_at > now:
+                raise AlreadyDone("this delivery is being released", delivery)
+            if not again and delivery.state not in allowed:
+                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            connection.execute(
+                "UPDATE delivery SET state = 'releasing', state_at = ?, reason = ?, attempts = ?, next_try_at = ?, "
+                "claim = ? WHERE message_id = ? AND number = ?",
+                (
+                    to_micros(delivery.state_at if again else now),
+                    delivery.reason if again else "",
+                    delivery.attempts + 1 if again else 1,
+                    to_micros(now + LEASE),
+                    claim,
+                    message_id.bytes,
+                    number,
+                ),
+            )
+            if not again:
+                _note(connection, message_id, number, now, State.RELEASING.value, actor)
+            return _one(connection, message_id, number)
+
+    def _record_failure(
+        self, delivery: Delivery, claim: bytes, actor: Actor, now: datetime, error: BaseException
+    ) -> None:
+        key = (delivery.id.bytes, delivery.number, claim)
+        reason = str(error) if isinstance(error, RelayDeferred | RelayRefused | BodyMissing) else "internal error"
+        final = isinstance(error, RelayRefused | BodyMissing)
+        with self.db.write() as connection:
+            if final:
+                changed = connection.execute(
+                    "UPDATE delivery SET state = 'held', state_at = ?, reason = ?, next_try_at = NULL, claim = NULL "
+                    "WHERE message_id = ? AND number = ? AND claim = ?",
+                    (to_micros(now), reason, *key),
+                )
+            else:
+                minutes = min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES)
+                changed = connection.execute(
+                    "UPDATE delivery SET reason = ?, next_try_at = ?, claim = NULL "
+                    "WHERE message_id = ? AND number = ? AND claim = ?",
+                    (reason, to_micros(now + timedelta(minutes=minutes)), *key),
+                )
+            if changed.rowcount:
+                what = "failed" if final else "deferred"
+                _note(connection, delivery.id, delivery.number, now, what, actor, reason)
+
+    def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT message_id, number FROM delivery WHERE state = 'releasing' AND next_try_at <= ? "
+                "ORDER BY next_try_at LIMIT ?",
+                (to_micros(now), limit),
+            ).fetchall()
+        return [(UUID(bytes=id), number) for id, number in rows]
+
+
+def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    if wanted.recipient is not None:
+        where.append("d.recipient = ?")
+        values.append(wanted.recipient)
+    if wanted.states:
+        where.append(f"d.state IN ({', '.join('?' * len(wanted.states))})")
+        values += sorted(state.value for state in wanted.states)
+        if wanted.recipient is None and wanted.states <= {State.REQUESTED, State.RELEASING}:
+            where.append("d.state IN ('requested', 'releasing')")  # so that the small partial index fits
+    if wanted.since is not None:
+        where.append("d.message_id >= ?")
+        values.append(first_id(wanted.since).bytes)
+    if wanted.sender is not None:
+        where.append("(instr(casefold(m.envelope_sender), ?) OR instr(casefold(m.header_from), ?))")
+        values += [wanted.sender.casefold()] * 2
+    return where, values
+
+
+def _one(connection: sqlite3.Connection, message_id: UUID, number: int) -> Delivery:
+    row = connection.execute(
+        _DELIVERIES + "WHERE d.message_id = ? AND d.number = ?", (message_id.bytes, number)
+    ).fetchone()
+    if row is None:
+        raise NotFound("there is no such delivery")
+    return delivery_from(row)
+
+
+def _note(
+    connection: sqlite3.Connection,
+    message_id: UUID,
+    number: int,
+    at: datetime,
+    what: str,
+    actor: Actor,
+    detail: str = "",
+) -> None:
+    connection.execute(
+        "INSERT INTO event (message_id, number, at, what, who, via, address, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (message_id.bytes, number, to_micros(at), what, actor.who, actor.via, actor.address, detail),
+    )
+
+
+def oldest_unannounced(
+    connection: sqlite3.Connection, recipient: str, after: tuple[bytes, int], limit: int
+) -> list[Any]:
+    """Rows for `delivery_from`: held and never announced, oldest first, beyond the key ``after``."""
+    return connection.execute(
+        _DELIVERIES + "WHERE d.recipient = ? AND d.state = 'held' AND d.announced_at IS NULL "
+        "AND (d.message_id, d.number) > (?, ?) ORDER BY d.message_id, d.number LIMIT ?",
+        (recipient, *after, limit),
+    ).fetchall()
+
+
+def announced_in(connection: sqlite3.Connection, recipient: str, digest_id: bytes) -> list[Any]:
+    """Rows for `delivery_from`: what a digest announced and is still kept, oldest first."""
+    return connection.execute(
+        _DELIVERIES + "WHERE d.recipient = ? AND d.digest_id = ? ORDER BY d.message_id, d.number",
+        (recipient, digest_id),
+    ).fetchall()
+
+
+def delivery_from(row: Sequence[Any]) -> Delivery:
+    """A delivery from a row of the queries here."""
+    number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at = row[_MESSAGE_COLUMNS:]
+    return Delivery(
+        message=_message_from(row[:_MESSAGE_COLUMNS]),
+        number=number,
+        recipient=recipient,
+        address=address,
+        state=State(state),
+        state_at=from_micros(state_at),
+        reason=reason,
+        attempts=attempts,
+        next_try_at=None if next_try_at is None else from_micros(next_try_at),
+        announced_at=None if announced_at is None else from_micros(announced_at),
+    )
+
+
+def _message_from(row: Sequence[Any]) -> Message:
+    id = UUID(bytes=row[0])
+    _, tier, envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, user = row[:11]
+    symbols, flags, body_sha256, size_bytes, has_8bit = row[11:]
+    return Message(
+        id=id,
+        held_at=held_at(id),
+        tier=Tier(tier),
+        envelope_sender=envelope_sender,
+        subject=subject,
+        header_from=header_from,
+        queue_id=queue_id,
+        message_id=message_id,
+        action=action,
+        score=score,
+        client_ip=client_ip,
+        user=user,
+        symbols=tuple(Symbol(name, points, tuple(options)) for name, points, options in json.loads(symbols)),
+        flags=frozenset(Flag(flag) for flag in flags.split()),
+        body_sha256=body_sha256,
+        size_bytes=size_bytes,
+        has_8bit=bool(has_8bit),
+    )

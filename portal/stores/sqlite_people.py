@@ -1,0 +1,492 @@
+"""The file store's people in SQLite: who is told when, digests, our own mail, sign-ins and sessions."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from portal.errors import AlreadyDone, LinkInvalid, NotFound, QuarantineError, RelayRefused
+from portal.message import Delivery, domain, first_id, held_at, new_id
+from portal.stores import LEASE, Digest, Figures, Opening, OutgoingMail, Person, SignIn, SignInLimits
+from portal.stores.sqlite import from_micros, to_micros
+from portal.stores.sqlite_deliveries import SqliteDeliveries, announced_in, delivery_from, oldest_unannounced
+
+log = logging.getLogger("quarantine.store")
+
+_REFUSED_FOR = timedelta(hours=1)
+_MAIL_KEPT = timedelta(days=1)
+_MAIL_BACK_OFF_MAX = timedelta(minutes=15)
+_WRONG_CODES_MAX = 5
+_SESSION_IDLE = timedelta(hours=12)
+_SESSION_MAX = timedelta(days=7)
+_OPENINGS_AT_MOST = 500
+_BATCH = 500  # rows a transaction may touch, so that ingest is let in between
+
+_HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
+_SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
+
+
+class SqlitePeople(SqliteDeliveries):
+    """What `Store` says about recipients, digests, our own mail and signing in."""
+
+    # ---- notes
+
+    def remember(self, name: str, value: str, *, replace: bool = False) -> str:
+        with self.db.write() as connection:
+            if replace:
+                connection.execute("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", (name, value))
+            else:
+                connection.execute("INSERT OR IGNORE INTO setting (name, value) VALUES (?, ?)", (name, value))
+            return str(connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()[0])
+
+    def figures(self, now: datetime) -> Figures:
+        due = f"FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?"
+        with self.db.read() as connection:
+            ask = connection.execute
+            waiting = dict(
+                ask("SELECT state, count(*) FROM delivery WHERE state IN ('requested', 'releasing') GROUP BY state")
+            )
+            mails = ask("SELECT count(*) FROM outgoing").fetchone()[0]
+            digests, oldest = ask(f"SELECT count(*), min(next_digest_at) {due}", (to_micros(now),)).fetchone()
+            beat = ask("SELECT value FROM setting WHERE name = 'store.heartbeat'").fetchone()
+        return Figures(
+            releases_waiting=waiting.get("releasing", 0),
+            requests_waiting=waiting.get("requested", 0),
+            mails_waiting=mails,
+            digests_due=digests,
+            oldest_digest_due_at=_at(oldest),
+            heartbeat_at=from_micros(int(beat[0])) if beat else None,
+        )
+
+    # ---- people
+
+    def person(self, recipient: str) -> Person:
+        with self.db.read() as connection:
+            row = connection.execute(_PERSON + "WHERE recipient = ?", (recipient,)).fetchone()
+        return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
+
+    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
+        # Without a time the next digest after resuming is planned anew instead of going out at once.
+        with self.db.write() as connection:
+            connection.execute(
+                "INSERT INTO person (recipient, address, stopped_at) VALUES (?, ?, ?) "
+                "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, next_digest_at = NULL",
+                (recipient, recipient, None if stopped_at is None else to_micros(stopped_at)),
+            )
+
+    def revoke_links(self, recipient: str, issued_before: datetime) -> None:
+        with self.db.write() as connection:
+            connection.execute(
+                "INSERT INTO person (recipient, address, links_valid_from) VALUES (?, ?, ?) "
+                "ON CONFLICT (recipient) DO UPDATE SET "
+                "links_valid_from = max(coalesce(links_valid_from, 0), excluded.links_valid_from)",
+                (recipient, recipient, to_micros(issued_before)),
+            )
+
+    def record_opening(
+        self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
+    ) -> Sequence[Opening]:
+        digest = (recipient, to_micros(issued_at))
+        with self.db.write(durable=False) as connection:
+            connection.execute(
+                "INSERT INTO opening (recipient, issued_at, message_id, number, at) VALUES (?, ?, ?, ?, ?)",
+                (*digest, opening.message_id.bytes, opening.number, to_micros(opening.at)),
+            )
+            rows = connection.execute(
+                "SELECT message_id, number, at FROM opening WHERE recipient = ? AND issued_at = ? AND at >= ? "
+                "ORDER BY at DESC, rowid DESC LIMIT ?",
+                (*digest, to_micros(since), _OPENINGS_AT_MOST),
+            ).fetchall()
+        return [Opening(UUID(bytes=id), number, from_micros(at)) for id, number, at in reversed(rows)]
+
+    # ---- digests
+
+    def unscheduled(self, limit: int) -> Sequence[Person]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                _PERSON + f"WHERE {_HAS_NEWS} AND next_digest_at IS NULL LIMIT ?", (limit,)
+            ).fetchall()
+        return [_person_from(row) for row in rows]
+
+    def schedule(self, recipient: str, at: datetime) -> None:
+        # Not durable: whoever lost it by a power cut is unscheduled again.
+        with self.db.write(durable=False) as connection:
+            connection.execute("UPDATE person SET next_digest_at = ? WHERE recipient = ?", (to_micros(at), recipient))
+
+    def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
+        with self.db.read() as connection:
+            if now is None:
+                rows = connection.execute(
+                    f"SELECT recipient FROM person WHERE recipient > ? AND {_HAS_NEWS} "  # noqa: S608 - a constant
+                    "ORDER BY recipient LIMIT ?",
+                    (after, limit),
+                ).fetchall()
+            else:
+                rows = connection.execute(
+                    f"SELECT recipient FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?1 "  # noqa: S608
+                    "AND (claim_until IS NULL OR claim_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
+                    (to_micros(now), limit),
+                ).fetchall()
+        return [row[0] for row in rows]
+
+    @contextmanager
+    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
+        claim = os.urandom(16)
+        digest = self._claim_digest(recipient, now, claim, at_once)
+        found, passed_over = self._pending(recipient, limit)
+        digest = replace(digest, deliveries=tuple(found))
+        try:
+            yield digest
+        except BaseException as error:
+            until = now + (_REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
+            try:
+                with self.db.write() as connection:
+                    connection.execute(
+                        "UPDATE person SET claim = NULL, claim_until = ? WHERE recipient = ? AND claim = ?",
+                        (to_micros(until), recipient, claim),
+                    )
+            except QuarantineError as unrecorded:
+                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
+            raise
+        self._record_digest(digest, passed_over, now, claim)
+
+    def _claim_digest(self, recipient: str, now: datetime, claim: bytes, at_once: bool) -> Digest:
+        with self.db.write() as connection:
+            row = connection.execute(
+                "SELECT address, stopped_at, news_since, next_digest_at, claim_until, digest_id FROM person "
+                "WHERE recipient = ?",
+                (recipient,),
+            ).fetchone()
+            if row is None or row[2] is None:
+                raise AlreadyDone("there is nothing to tell this recipient")
+            address, stopped_at, _, next_digest_at, claim_until, digest_id = row
+            if stopped_at is not None:
+                raise AlreadyDone("this recipient stopped digests")
+            if claim_until is not None and claim_until > to_micros(now):
+                raise AlreadyDone("another process is sending this digest, or failed to a moment ago")
+            if not at_once and (next_digest_at is None or next_digest_at > to_micros(now)):
+                raise AlreadyDone("this digest is not due")
+            digest = Digest(
+                UUID(bytes=digest_id) if digest_id else new_id(now), recipient, address, now.replace(microsecond=0), ()
+            )
+            connection.execute(
+                "UPDATE person SET claim = ?, claim_until = ?, digest_id = ? WHERE recipient = ?",
+                (claim, to_micros(now + LEASE), digest.id.bytes, recipient),
+            )
+            # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
+            connection.execute(
+                "INSERT OR REPLACE INTO digest (id, recipient, address, issued_at) VALUES (?, ?, ?, ?)",
+                (digest.id.bytes, recipient, address, to_micros(digest.issued_at)),
+            )
+        return digest
+
+    def _pending(self, recipient: str, limit: int) -> tuple[list[Delivery], list[Delivery]]:
+        """What to announce, and what was passed over since its file is gone."""
+        found: list[Delivery] = []
+        passed_over: list[Delivery] = []
+        after = (b"", 0)
+        with self.db.read() as connection:
+            while len(found) < limit:
+                wanted = limit - len(found)
+                rows = oldest_unannounced(connection, recipient, after, wanted)
+                for row in rows:
+                    delivery = delivery_from(row)
+                    (found if self._has_mail(delivery.id) else passed_over).append(delivery)
+                    after = (delivery.id.bytes, delivery.number)
+                if len(rows) < wanted:
+                    break
+        return found, passed_over
+
+    def _record_digest(self, digest: Digest, passed_over: Sequence[Delivery], now: datetime, claim: bytes) -> None:
+        announce = (
+            "UPDATE delivery SET announced_at = ?, digest_id = ? "
+            "WHERE message_id = ? AND number = ? AND announced_at IS NULL"
+        )
+        with self.db.write() as connection:
+            connection.executemany(
+                announce, [(to_micros(now), digest.id.bytes, d.id.bytes, d.number) for d in digest.deliveries]
+            )
+            # Never to be told, or they would be news for ever.
+            connection.executemany(announce, [(to_micros(now), None, d.id.bytes, d.number) for d in passed_over])
+            if digest.deliveries:
+                connection.execute("UPDATE digest SET sent_at = ? WHERE id = ?", (to_micros(now), digest.id.bytes))
+            else:
+                connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
+            left = oldest_unannounced(connection, digest.recipient, (b"", 0), 1)
+            connection.execute(
+                "UPDATE person SET news_since = ?, next_digest_at = NULL, claim = NULL, claim_until = NULL, "
+                "digest_id = NULL WHERE recipient = ? AND claim = ?",
+                (to_micros(delivery_from(left[0]).message.held_at) if left else None, digest.recipient, claim),
+            )
+
+    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
+        return self._pending(recipient, limit)[0]
+
+    def last_digest(self, recipient: str) -> Digest | None:
+        with self.db.read() as connection:
+            row = connection.execute(
+                "SELECT id, address, issued_at FROM digest WHERE recipient = ? AND sent_at IS NOT NULL "
+                "ORDER BY issued_at DESC LIMIT 1",
+                (recipient,),
+            ).fetchone()
+            if row is None:
+                return None
+            deliveries = [delivery_from(found) for found in announced_in(connection, recipient, row[0])]
+            kept = tuple(delivery for delivery in deliveries if self._has_mail(delivery.id))
+        return Digest(UUID(bytes=row[0]), recipient, row[1], from_micros(row[2]), kept)
+
+    def digest_recipient(self, digest_id: UUID) -> str:
+        with self.db.read() as connection:
+            row = connection.execute("SELECT recipient FROM digest WHERE id = ?", (digest_id.bytes,)).fetchone()
+        if row is None:
+            raise NotFound("there is no such digest")
+        return str(row[0])
+
+    def find_news(self, since: datetime, local: Collection[str] | None) -> int:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT d.recipient, d.address, min(d.message_id) FROM delivery d LEFT JOIN person p USING (recipient) "
+                "WHERE d.message_id >= ? AND d.state = 'held' AND d.announced_at IS NULL AND d.recipient <> '' "
+                "AND p.news_since IS NULL GROUP BY d.recipient",
+                (first_id(since).bytes,),
+            ).fetchall()
+        news = [
+            (recipient, address, to_micros(held_at(UUID(bytes=oldest))))
+            for recipient, address, oldest in rows
+            if local is None or recipient in local or domain(recipient) in local
+        ]
+        for start in range(0, len(news), _BATCH):
+            with self.db.write() as connection:
+                for entry in news[start : start + _BATCH]:
+                    mark_news(connection, *entry)
+        return len(news)
+
+    # ---- our own mail
+
+    def queue_mail(self, to: str, mail: bytes, now: datetime) -> None:
+        with self.db.write() as connection:
+            _queue(connection, to, mail, now)
+
+    @contextmanager
+    def sending(self, now: datetime) -> Iterator[OutgoingMail | None]:
+        claim = os.urandom(16)
+        with self.db.write() as connection:
+            row = connection.execute(
+                "SELECT id, recipient, mail, attempts, queued_at FROM outgoing WHERE next_try_at <= ? "
+                "ORDER BY next_try_at LIMIT 1",
+                (to_micros(now),),
+            ).fetchone()
+            if row is not None:
+                connection.execute(
+                    "UPDATE outgoing SET attempts = attempts + 1, next_try_at = ?, claim = ? WHERE id = ?",
+                    (to_micros(now + LEASE), claim, row[0]),
+                )
+        if row is None:
+            yield None
+            return
+        id, to, mail, attempts, queued_at = row
+        try:
+            yield OutgoingMail(UUID(bytes=id), to, mail, attempts + 1)
+        except BaseException as error:
+            try:
+                with self.db.write() as connection:
+                    if isinstance(error, RelayRefused) or to_micros(now - _MAIL_KEPT) >= queued_at:
+                        connection.execute("DELETE FROM outgoing WHERE id = ? AND claim = ?", (id, claim))
+                    else:
+                        pause = min(timedelta(seconds=10 * 2 ** min(attempts, 10)), _MAIL_BACK_OFF_MAX)
+                        connection.execute(
+                            "UPDATE outgoing SET next_try_at = ?, claim = NULL WHERE id = ? AND claim = ?",
+                            (to_micros(now + pause), id, claim),
+                        )
+            except QuarantineError as unrecorded:
+                log.error("failed mail not recorded id=%s: %s", UUID(bytes=id), unrecorded)  # the lease runs out
+            raise
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM outgoing WHERE id = ?", (id,))
+
+    # ---- signing in
+
+    def start_sign_in(self, sign_in: SignIn, limits: SignInLimits, to: str, mail: bytes) -> bool:
+        now = sign_in.created_at
+        minute, hour = to_micros(now - timedelta(minutes=1)), to_micros(now - timedelta(hours=1))
+        count = "SELECT count(*) FROM sign_in WHERE created_at > ?"
+        with self.db.write() as connection:
+            for limit, condition, values in (
+                (limits.per_recipient_minute, " AND recipient = ?", (minute, sign_in.recipient)),
+                (limits.per_recipient_hour, " AND recipient = ?", (hour, sign_in.recipient)),
+                (limits.per_ip_minute, " AND client_ip = ?", (minute, sign_in.client_ip)),
+                (limits.all_minute, "", (minute,)),
+            ):
+                if connection.execute(count + condition, values).fetchone()[0] >= limit:
+                    return False
+            connection.execute(
+                f"INSERT INTO sign_in ({_SIGN_IN}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - a constant
+                (
+                    sign_in.token_sha256,
+                    sign_in.code_sha256,
+                    sign_in.browser_sha256,
+                    sign_in.recipient,
+                    sign_in.client_ip,
+                    to_micros(now),
+                    to_micros(sign_in.expires_at),
+                ),
+            )
+            _queue(connection, to, mail, now)
+        return True
+
+    def sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        with self.db.read() as connection:
+            return _live_sign_in(connection, "token_sha256 = ?", token_sha256, now)
+
+    def use_sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        with self.db.write() as connection:
+            found = _live_sign_in(connection, "token_sha256 = ?", token_sha256, now)
+            _use_up(connection, found, now)
+        return found
+
+    def use_sign_in_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
+        with self.db.write() as connection:
+            found = _live_sign_in(connection, "browser_sha256 = ?", browser_sha256, now)
+            right = hmac.compare_digest(found.code_sha256, code_sha256)
+            if right:
+                _use_up(connection, found, now)
+            else:
+                connection.execute(
+                    "UPDATE sign_in SET wrong_codes = wrong_codes + 1 WHERE token_sha256 = ?", (found.token_sha256,)
+                )
+        if not right:  # only now: an exception inside would undo the counting
+            raise LinkInvalid("this code is not right")
+        return found
+
+    def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
+        with self.db.write() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO session (session_sha256, recipient, started_at, used_at) VALUES (?, ?, ?, ?)",
+                (session_sha256, recipient, to_micros(now), to_micros(now)),
+            )
+
+    def session(self, session_sha256: bytes, now: datetime) -> str | None:
+        with self.db.read() as connection:
+            row = connection.execute(
+                "SELECT recipient, used_at FROM session WHERE session_sha256 = ? AND used_at > ? AND started_at > ?",
+                (session_sha256, to_micros(now - _SESSION_IDLE), to_micros(now - _SESSION_MAX)),
+            ).fetchone()
+        if row is None:
+            return None
+        recipient, used_at = row
+        if used_at <= to_micros(now - timedelta(minutes=1)):
+            with self.db.write(durable=False) as connection:
+                connection.execute(
+                    "UPDATE session SET used_at = ? WHERE session_sha256 = ?", (to_micros(now), session_sha256)
+                )
+        return str(recipient)
+
+    def end_session(self, session_sha256: bytes) -> None:
+        with self.db.write() as connection:
+            connection.execute("DELETE FROM session WHERE session_sha256 = ?", (session_sha256,))
+
+    # ---- age
+
+    def _sweep_people(self, now: datetime) -> None:
+        """Remove what has expired, in small transactions."""
+        for table, column, age in (
+            ("opening", "at", timedelta(days=1)),  # bursts are a matter of seconds
+            ("digest", "issued_at", timedelta(days=60)),
+            ("sign_in", "created_at", timedelta(days=1)),  # the limits count an hour back
+            ("session", "used_at", _SESSION_IDLE),
+            ("session", "started_at", _SESSION_MAX),
+            ("outgoing", "queued_at", _MAIL_KEPT + LEASE),
+        ):
+            key = (
+                "id" if table in ("digest", "outgoing") else f"{table}_sha256" if table == "session" else "token_sha256"
+            )
+            key = "rowid" if table == "opening" else key
+            removed = _BATCH
+            while removed == _BATCH:
+                with self.db.write(durable=False) as connection:
+                    removed = connection.execute(
+                        f"DELETE FROM {table} WHERE {key} IN "  # noqa: S608 - constants
+                        f"(SELECT {key} FROM {table} WHERE {column} < ? LIMIT {_BATCH})",
+                        (to_micros(now - age),),
+                    ).rowcount
+        self._forget_strangers()
+
+    def _forget_strangers(self) -> None:
+        """Remove people of whom nothing is held, told or wished: made-up addresses would pile up for ever."""
+        unknown = (
+            "news_since IS NULL AND stopped_at IS NULL AND links_valid_from IS NULL "
+            "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.recipient = person.recipient)"
+        )
+        after: str | None = ""
+        while after is not None:
+            with self.db.read() as connection:
+                names = connection.execute(
+                    "SELECT recipient FROM person WHERE recipient > ? ORDER BY recipient LIMIT ?", (after, _BATCH)
+                ).fetchall()
+                strangers = [
+                    name
+                    for name in names
+                    if connection.execute(
+                        f"SELECT 1 FROM person WHERE recipient = ? AND {unknown}",  # noqa: S608 - a constant
+                        name,
+                    ).fetchone()
+                ]
+            after = names[-1][0] if len(names) == _BATCH else None
+            if strangers:
+                with self.db.write(durable=False) as connection:
+                    connection.executemany(f"DELETE FROM person WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
+
+
+_PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at FROM person "
+
+
+def _person_from(row: Sequence[Any]) -> Person:
+    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at = row
+    return Person(recipient, address, _at(stopped_at), _at(links_valid_from), _at(news_since), _at(next_digest_at))
+
+
+def _at(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
+    """Note that there is something to tell a recipient; writes nothing when that is known."""
+    connection.execute(
+        "INSERT INTO person (recipient, address, news_since) VALUES (?, ?, ?) "
+        "ON CONFLICT (recipient) DO UPDATE SET "
+        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since) "
+        "WHERE address <> excluded.address OR news_since IS NULL",
+        (recipient, address, since_micros),
+    )
+
+
+def _queue(connection: sqlite3.Connection, to: str, mail: bytes, now: datetime) -> None:
+    at = to_micros(now)
+    connection.execute(
+        "INSERT INTO outgoing (id, recipient, mail, queued_at, next_try_at) VALUES (?, ?, ?, ?, ?)",
+        (new_id(now).bytes, to, mail, at, at),
+    )
+
+
+def _live_sign_in(connection: sqlite3.Connection, condition: str, value: bytes, now: datetime) -> SignIn:
+    row = connection.execute(
+        f"SELECT {_SIGN_IN} FROM sign_in WHERE {condition} AND used_at IS NULL AND expires_at > ? "  # noqa: S608
+        "AND wrong_codes < ? ORDER BY created_at DESC LIMIT 1",
+        (value, to_micros(now), _WRONG_CODES_MAX),
+    ).fetchone()
+    if row is None:
+        raise LinkInvalid("this sign-in is not known, was used, or is too old")
+    token, code, browser, recipient, client_ip, created_at, expires_at = row
+    return SignIn(token, code, browser, recipient, client_ip, from_micros(created_at), from_micros(expires_at))
+
+
+def _use_up(connection: sqlite3.Connection, found: SignIn, now: datetime) -> None:
+    connection.execute("UPDATE sign_in SET used_at = ? WHERE token_sha256 = ?", (to_micros(now), found.token_sha256))
