@@ -40,7 +40,8 @@ def path(address: str, *, is_sender: bool) -> str:
         raise RelayRefused(f"the {what}'s address has no domain that mail can be sent to")
     if not local or len(local.encode()) > 256 or len(address.encode()) > 320:
         raise RelayRefused(f"the {what}'s address is too long or has nothing before the @")
-    if not _DOT_STRING.fullmatch(local) and not _QUOTED_STRING.fullmatch(local):
+    plain = _DOT_STRING.fullmatch(local) and not any(c.isspace() for c in local)
+    if not plain and not _QUOTED_STRING.fullmatch(local):
         local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
     return f"<{local}{at}{domain}>"
 

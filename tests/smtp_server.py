@@ -4,11 +4,12 @@
         Relay(server.url).send(...)
         server.mails[0].recipients, server.mails[0].data
 
-``script`` maps a verb to its behaviour: a reply ("450 4.2.0 busy", several lines with \\n between), `HANG` (never
-answer), `DROP` (close), `DRIP` (one octet of a reply at a time, for ever), or a callable that gets the command line
-and returns one of these, or None for the usual answer. A list is used up one occurrence after the other, then the
-usual answer comes back. Verbs: BANNER EHLO (LHLO too) STARTTLS AUTH MAIL RCPT DATA RSET NOOP QUIT, INPUT (right after
-the 354 was sent) and BODY (the final dot has arrived). The table may be changed while the server runs.
+``script`` maps a verb to its behaviour: a reply ("450 4.2.0 busy", several lines with \\n between; one with \\r\\n goes
+out as it is), `HANG` (never answer), `DROP` (close), `DRIP` (one octet of a reply at a time, for ever), or a callable
+that gets the command line and returns one of these, or None for the usual answer. A list is used up one occurrence
+after the other, then the usual answer comes back. Verbs: BANNER EHLO (LHLO too) STARTTLS AUTH MAIL RCPT DATA RSET
+NOOP QUIT, INPUT (right after the 354 was sent) and BODY (the final dot has arrived). The table may be changed while
+the server runs.
 
 It is strict where RFC 5321 is: only CRLF ends a line and only CRLF.CRLF ends a mail; a bare CR or LF, an octet above
 127 without BODY=8BITMIME, a non-ASCII address without SMTPUTF8 are noted in ``violations``.
@@ -128,6 +129,7 @@ class SmtpServer:
             if self._stop.is_set():
                 sock.close()
                 return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             with self._lock:
                 self.connections += 1
@@ -327,6 +329,9 @@ class _Session:
         raise _Gone
 
     def reply(self, text: str) -> None:
+        if "\r\n" in text:
+            self.sock.sendall(text.encode())
+            return
         *more, last = text.split("\n")
         lines = [f"{line[:3]}-{line[4:]}\r\n" for line in more] + [f"{last}\r\n"]
         self.sock.sendall("".join(lines).encode())
