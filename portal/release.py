@@ -8,24 +8,35 @@ mail to the same recipient; nothing can lose it or send it to anyone else.
 from __future__ import annotations
 
 import logging
+import shlex
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone, NotAllowed, QuarantineError, RelayDeferred, RelayRefused
+from portal.errors import (
+    AlreadyDone,
+    NotAllowed,
+    QuarantineError,
+    RelayDeferred,
+    RelayRefused,
+    StoreUnavailable,
+)
 from portal.links import MARK_HEADER, Links
-from portal.message import Actor, Delivery, Export, Flag, State, Symbol, Tier, new_id
+from portal.message import Actor, Delivery, Export, Flag, Message, State, Symbol, Tier, new_id
 from portal.relay import Relay
-from portal.render import Render
+from portal.render import Render, shown
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
+_SYMBOLS_TOLD = 20
 
 
 def utc_now() -> datetime:
@@ -84,16 +95,22 @@ class Acts:
     def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False) -> Delivery:
         """Send one delivery to its recipient, now. Returns it as `released`.
 
-        Raises NotFound; NotAllowed when the mail is dangerous (or was refused) and the actor is no operator;
-        AlreadyDone; RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused or
-        BodyMissing (`held` again with the reason).
+        Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
+        RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused or BodyMissing
+        (`held` again with the reason).
         """
         delivery = self.store.delivery(id, number)
-        if not operator and delivery.state is State.HELD and delivery.message.tier is Tier.DANGEROUS:
-            raise NotAllowed("only an administrator can release this message")
         if not delivery.recipient:
             raise NotAllowed("the recipient of this message is not known: name one with --recipient")
-        allowed = {State.HELD, State.REQUESTED, State.DELETED} if operator else {State.HELD}
+        if operator:
+            allowed = {State.HELD, State.REQUESTED, State.DELETED}
+        elif delivery.message.tier is not Tier.DANGEROUS:
+            allowed = {State.HELD}
+        elif delivery.state is State.HELD:
+            raise NotAllowed("only an administrator can release this message")
+        else:
+            # Not from `held` either: a request may be refused between our look and the claim.
+            allowed = set()
         return self._send(id, number, allowed, actor)
 
     def retry(self, id: UUID, number: int) -> Delivery:
@@ -104,14 +121,17 @@ class Acts:
         with self.store.releasing(id, number, allowed, actor, self.now()) as delivery:
             message = delivery.message
             try:
+                # Opened before the server is asked for anything: a mail whose file is gone shall not begin to go.
+                body = self.store.body(id)
+                first = next(body, b"")
                 reply = self.relay.send(
                     # Not knowing the sender, the null sender is the one that cannot bounce to a stranger.
                     message.envelope_sender or "",
                     delivery.address,
-                    self._bytes(delivery),
+                    chain((self._front(message), first), body),
                     has_8bit=message.has_8bit,
                 )
-            except RelayDeferred as error:
+            except (RelayDeferred, StoreUnavailable) as error:
                 log.warning(
                     "deferred id=%s recipient=%s tries=%d: %s",
                     id,
@@ -135,17 +155,15 @@ class Acts:
         )
         return first is not None and self.now() - first > GIVE_UP_AFTER
 
-    def _bytes(self, delivery: Delivery) -> Iterator[bytes]:
+    def _front(self, message: Message) -> bytes:
         # In front only, never removed or rewritten: what DKIM and ARC signed stays as it was.
-        message = delivery.message
         came_from = f"unknown ([{message.client_ip}])" if message.client_ip else "unknown"
-        yield (
+        return (
             f"Received: from {came_from}\r\n"
             f"\tby {self.host} (quarantine, held {message.held_at:%Y-%m-%dT%H:%M:%SZ})\r\n"
             f"\tid {message.id}; {format_datetime(self.now())}\r\n"
             f"{MARK_HEADER}: {self.links.mark('release', message.id)}\r\n"
         ).encode("ascii", "replace")
-        yield from self.store.body(message.id)
 
     def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Put a delivery out of sight; `restore` undoes it until retention. Raises NotFound, AlreadyDone."""
@@ -162,7 +180,14 @@ class Acts:
         delivery = self.store.move(id, number, State.REQUESTED, {State.HELD}, actor, self.now(), what="requested")
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         if self.admin_address:
-            self._tell(self.admin_address, "request", delivery=delivery)
+            self._tell(
+                self.admin_address,
+                "request",
+                delivery=delivery,
+                symbols=sorted(delivery.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_TOLD],
+                # To be copied into a shell, and whoever wrote the address may have meant it to be.
+                recipient_argument=shlex.quote(shown(delivery.recipient, 320)),
+            )
         return delivery
 
     def refuse(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
@@ -181,7 +206,7 @@ class Acts:
         if self.admin_address:
             self._tell(self.admin_address, "alarm", subject=subject, text=text)
 
-    def _tell(self, to: str, template: str, **values: object) -> None:
+    def _tell(self, to: str, template: str, **values: Any) -> None:
         if self.from_address is None:
             return
         id, now = new_id(), self.now()
