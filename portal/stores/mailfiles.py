@@ -84,12 +84,12 @@ class MailFiles:
     def _into_place(self, being_written: Path, path: Path) -> None:
         folder = path.parent
         for last in (False, True):
-            if folder not in self._durable_folders:
-                self._make_durable(folder)
             try:
+                if folder not in self._durable_folders:
+                    self._make_durable(folder)
                 os.rename(being_written, path)  # noqa: PTH104
                 break
-            except FileNotFoundError:  # an emptied folder was removed since we saw it
+            except FileNotFoundError:  # emptied folders were removed since we saw them
                 if last:
                     raise
                 self._durable_folders.clear()
