@@ -1,0 +1,462 @@
+"""The PostgreSQL store: messages, deliveries and bodies on quarantine.sql. Any number of hosts may share one database.
+
+Hides how a mail is held once: its sameness, message, deliveries and (usual) body are one statement in one round trip,
+in which the row of `seen` decides who was first. Days, people and connections have files of their own beside this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from time import monotonic
+from typing import IO, Any, LiteralString, cast
+from uuid import UUID, uuid4
+
+import psycopg
+import zstandard
+
+from portal.errors import (
+    AlreadyDone,
+    BodyMissing,
+    NotFound,
+    QuarantineError,
+    RelayDeferred,
+    RelayRefused,
+    StoreUnavailable,
+)
+from portal.message import (
+    Actor,
+    Body,
+    Delivery,
+    Event,
+    Export,
+    Filter,
+    Message,
+    State,
+    Tier,
+    first_id,
+    held_at,
+    identity,
+    new_id,
+    parse_id,
+)
+from portal.stores import LEASE, Held, Page, Purged
+from portal.stores import postgres_days as days
+from portal.stores import postgres_rows as rows
+from portal.stores.postgres_database import INGEST_SECONDS, Connection, Database, begin, translated
+from portal.stores.postgres_people import PostgresPeople
+
+log = logging.getLogger("quarantine.store")
+
+_ADD_SECONDS = 3.0  # in all, whatever happens
+_CHUNK_BYTES = 1 << 20
+_ZSTD_LEVEL = 3
+_FOUND_AT_MOST = 100
+_BACK_OFF_MAX_MINUTES = 60
+
+# One statement, so one snapshot: `seen` decides, and everything else selects from the row it returned or did not.
+# `place` says where the bytes lie: with the day's first message that has the same ones, else here.
+# Who has news already is only looked up, so that ingest does not queue for the row of a much-mailed recipient; in the
+# order of identity, so that two ingests never wait for each other crosswise.
+_HOLD: LiteralString = """
+with new as (
+    insert into seen (sameness, message_id) values (%(sameness)s, %(id)s) on conflict do nothing returning message_id
+), place as (
+    select coalesce((
+        select body_id from message
+        where id >= %(low)s and id < %(high)s and body_sha256 = %(body_sha256)s and size_bytes = %(size_bytes)s limit 1
+    ), message_id) as body_id from new
+), held as (
+    insert into message (id, body_id, tier, envelope_sender, subject, header_from, sender_folded, queue_id, message_id,
+        action, score, client_ip, username, symbols, flags, body_sha256, size_bytes, has_8bit)
+    select %(id)s, body_id, %(tier)s, %(envelope_sender)s, %(subject)s, %(header_from)s, %(sender_folded)s,
+        %(queue_id)s, %(message_id)s, %(action)s, %(score)s::float8, %(client_ip)s, %(username)s, %(symbols)s::jsonb,
+        %(flags)s::text[], %(body_sha256)s, %(size_bytes)s, %(has_8bit)s
+    from place
+), copies as (
+    insert into delivery (message_id, number, recipient, address, state, state_at)
+    select %(id)s, d.number - 1, d.recipient, d.address, 'held', %(at)s
+    from new, unnest(%(recipients)s::text[], %(addresses)s::text[]) with ordinality d (recipient, address, number)
+), chunk as (
+    insert into body_chunk (body_id, n, data) select body_id, 0, %(data)b from place where body_id = %(id)s
+), news as (
+    insert into recipient (recipient, address, news_since)
+    select d.recipient, d.address, %(at)s
+    from new, unnest(%(told)s::text[], %(told_addresses)s::text[]) d (recipient, address)
+    where not exists (select from recipient r where r.recipient = d.recipient and r.address = d.address
+        and r.news_since is not null)
+    order by d.recipient
+    on conflict (recipient) do update
+        set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since)
+)
+select body_id from place
+"""
+_LIMITS: LiteralString = (
+    "select set_config('statement_timeout', %(ms)s, true), set_config('lock_timeout', %(ms)s, true)"
+)
+_NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
+
+
+class PostgresStore(PostgresPeople):
+    """A `Store` in PostgreSQL 15 or later."""
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> PostgresStore:
+        """Connect; with ``create`` make or upgrade the schema first. Raises StoreUnavailable, StoreMisfit."""
+        store = cls(Database(url, create=create))
+        if create:
+            days.make_days(store.database, datetime.now(UTC))
+        return store
+
+    def close(self) -> None:
+        self.database.close()
+
+    # ---- holding
+
+    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+        deadline = monotonic() + _ADD_SECONDS
+        id = new_id()
+        values = rows.hold_values(id, export, body, tier)
+        values["low"], values["high"] = days.bounds(values["at"].date())
+        told = sorted(
+            (recipient, address)
+            for recipient, address in zip(values["recipients"], values["addresses"], strict=True)
+            if recipient in announce
+        )
+        values["told"], values["told_addresses"] = [r for r, _ in told], [a for _, a in told]
+        while (left := deadline - monotonic()) > 0:
+            seconds = min(left, INGEST_SECONDS)
+            try:
+                with translated():
+                    try:
+                        if self._hold(values, _pieces(body), seconds):
+                            return Held(id, known=False)
+                    except psycopg.errors.CheckViolation:  # the only checks are the partitions' bounds
+                        days.make_day(self.database, values["at"].date(), seconds)
+                        continue
+            except OSError as error:
+                raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
+            known = self._first_held(export.sameness, seconds)
+            if known is not None:
+                return Held(known, known=True)
+        raise StoreUnavailable("the message could not be held in time")
+
+    def _hold(self, values: dict[str, Any], pieces: Iterator[bytes], seconds: float) -> bool:
+        """Hold the message unless there is the same one; whether it was new. Raises psycopg.Error, OSError."""
+        values["data"] = next(pieces)
+        second = next(pieces, None)
+        with self.database.connection() as connection:
+            if second is None:
+                with connection.pipeline():
+                    connection.execute("begin")
+                    connection.execute(_LIMITS, {"ms": f"{seconds * 1000:.0f}"})
+                    cursor = connection.execute(_HOLD, values)
+                    # A command with an answer of its own: an implicit commit at the pipeline's end has none.
+                    connection.execute("commit")
+                return cursor.fetchone() is not None
+            begin(connection, seconds)
+            row = connection.execute(_HOLD, values).fetchone()
+            if row is not None and row[0] == values["id"]:
+                for n, piece in enumerate(chain([second], pieces), 1):
+                    connection.execute(
+                        "insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [row[0], n, piece]
+                    )
+            return row is not None
+
+    def _first_held(self, sameness: bytes, seconds: float) -> UUID | None:
+        """The id under which this mail is held, None when it is not (any more)."""
+        with self.database.transaction(seconds) as connection:
+            found = connection.execute("select message_id from seen where sameness = %s", [sameness]).fetchone()
+            if found is None:
+                return None
+            if connection.execute("select from message where id = %s", found).rowcount:
+                return cast(UUID, found[0])
+            # Somebody dropped that day by hand. "Known" would lose this mail.
+            connection.execute("delete from seen where sameness = %s and message_id = %s", [sameness, *found])
+            return None
+
+    def body(self, message_id: UUID) -> Iterator[bytes]:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select body_id, body_sha256, size_bytes from message where id = %s", [message_id]
+            ).fetchone()
+            if row is None:
+                raise NotFound("there is no such message")
+            body_id, sha256, size_bytes = row
+            if not connection.execute("select from body_chunk where body_id = %s and n = 0", [body_id]).rowcount:
+                raise BodyMissing("the mail of this message is gone")
+        return self._unpacked(message_id, body_id, sha256, size_bytes)
+
+    def _unpacked(self, message_id: UUID, body_id: UUID, sha256: bytes, size_bytes: int) -> Iterator[bytes]:
+        digest, size = hashlib.sha256(), 0
+        # A reader with a bounded output: a chunk of zeros unpacks to a thousand times its size.
+        unpacked = zstandard.ZstdDecompressor().stream_reader(
+            cast(IO[bytes], _Chunks(self.database, body_id)), read_size=_CHUNK_BYTES, closefd=False
+        )
+        while True:
+            try:
+                piece = unpacked.read(_CHUNK_BYTES)
+            except zstandard.ZstdError as error:
+                raise _damaged(message_id) from error
+            if not piece:
+                break
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+        if digest.digest() != sha256 or size != size_bytes:
+            raise _damaged(message_id)
+
+    # ---- lists
+
+    def list_for(
+        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
+    ) -> Page:
+        if not states:
+            return Page((), None)
+        return self.search(Filter(recipient=recipient, states=frozenset(states)), limit, before)
+
+    def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
+        where, values = _conditions(wanted, before)
+        with self.database.transaction() as connection:
+            found = rows.delivery_rows(connection, where + _NEWEST_FIRST, [*values, limit + 1])
+            last = found[limit - 1] if len(found) > limit else None
+            deliveries = rows.with_messages(connection, found[:limit])
+        return Page(tuple(deliveries), (last[0], last[1]) if last else None)
+
+    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
+        with self.database.transaction() as connection:
+            return rows.one_delivery(
+                connection,
+                "where d.message_id = %s and d.recipient = %s order by d.number limit 1",
+                [message_id, recipient],
+            )
+
+    def delivery(self, message_id: UUID, number: int) -> Delivery:
+        with self.database.transaction() as connection:
+            return _one(connection, message_id, number)
+
+    def deliveries(self, message_id: UUID) -> Sequence[Delivery]:
+        with self.database.transaction() as connection:
+            found = rows.deliveries(connection, "where d.message_id = %s order by d.number", [message_id])
+        if not found:
+            raise NotFound("there is no such message")
+        return found
+
+    def find(self, text: str) -> Sequence[Message]:
+        if "\0" in text:
+            return []
+        with self.database.transaction() as connection:
+            id = parse_id(text)
+            found = rows.messages(connection, "where id = %s", [id]) if id else []
+            found += rows.messages(
+                connection, "where queue_id = %s order by id desc limit %s", [text, _FOUND_AT_MOST - len(found)]
+            )
+        return found
+
+    def history(self, message_id: UUID, number: int) -> Sequence[Event]:
+        with self.database.transaction() as connection:
+            _one(connection, message_id, number)
+            found = connection.execute(
+                "select at, what, who, via, address, detail from event where message_id = %s and number = %s"
+                " order by seq",
+                [message_id, number],
+            ).fetchall()
+        events = [Event(held_at(message_id), State.HELD.value, Actor("system"))]
+        events += [
+            Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
+            for at, what, who, via, address, detail in found
+        ]
+        return events
+
+    # ---- acts
+
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+        with self.database.transaction() as connection:
+            delivery = _one(connection, message_id, number, lock=True)
+            if delivery.recipient:
+                raise AlreadyDone("this delivery has a recipient", delivery)
+            connection.execute(
+                "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
+                [identity(address), address, message_id, number],
+            )
+            rows.note(connection, message_id, number, datetime.now(UTC), "assigned", actor, address)
+            return _one(connection, message_id, number)
+
+    def move(
+        self,
+        message_id: UUID,
+        number: int,
+        to: State,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        *,
+        what: str,
+        reason: str = "",
+    ) -> Delivery:
+        with self.database.transaction() as connection:
+            delivery = _one(connection, message_id, number, lock=True)
+            if delivery.state not in allowed:
+                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            connection.execute(
+                "update delivery set state = %s, state_at = %s, reason = %s, next_try_at = null, lease = null"
+                " where message_id = %s and number = %s",
+                [to.value, now, reason, message_id, number],
+            )
+            rows.note(connection, message_id, number, now, what, actor, reason)
+            return _one(connection, message_id, number)
+
+    @contextmanager
+    def releasing(
+        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+    ) -> Iterator[Delivery]:
+        lease = uuid4()
+        delivery = self._claim_release(message_id, number, allowed, actor, now, lease)
+        try:
+            yield delivery
+        except BaseException as error:
+            try:
+                self._record_failure(delivery, actor, now, lease, error)
+            except QuarantineError as unrecorded:
+                # The lease runs out and the delivery is tried again; what happened first is what the caller needs.
+                log.error("release outcome not recorded id=%s number=%d: %s", message_id, number, unrecorded)
+            raise
+        with self.database.transaction() as connection:
+            # Whoever holds the claim by now: the mail server has it.
+            connection.execute(
+                "update delivery set state = 'released', state_at = %s, reason = '', next_try_at = null, lease = null"
+                " where message_id = %s and number = %s and state <> 'released'",
+                [now, message_id, number],
+            )
+            rows.note(connection, message_id, number, now, State.RELEASED.value, actor)
+
+    def _claim_release(
+        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, lease: UUID
+    ) -> Delivery:
+        with self.database.transaction() as connection:
+            delivery = _one(connection, message_id, number, lock=True)
+            again = delivery.state is State.RELEASING
+            if again and delivery.next_try_at is not None and delivery.next_try_at > now:
+                raise AlreadyDone("this delivery is being released", delivery)
+            if not again and delivery.state not in allowed:
+                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            connection.execute(
+                "update delivery set state = 'releasing', state_at = %s, reason = %s, attempts = %s, next_try_at = %s,"
+                " lease = %s where message_id = %s and number = %s",
+                [
+                    delivery.state_at if again else now,
+                    delivery.reason if again else "",
+                    delivery.attempts + 1 if again else 1,
+                    now + LEASE,
+                    lease,
+                    message_id,
+                    number,
+                ],
+            )
+            if not again:
+                rows.note(connection, message_id, number, now, State.RELEASING.value, actor)
+            return _one(connection, message_id, number)
+
+    def _record_failure(
+        self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
+    ) -> None:
+        final = isinstance(error, RelayRefused | BodyMissing)
+        reason = str(error) if final or isinstance(error, RelayDeferred) else "internal error"
+        back_off = timedelta(minutes=min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES))
+        state, state_at = (State.HELD, now) if final else (State.RELEASING, delivery.state_at)
+        with self.database.transaction() as connection:
+            changed = connection.execute(
+                "update delivery set state = %s, state_at = %s, reason = %s, next_try_at = %s, lease = null"
+                " where message_id = %s and number = %s and lease = %s",
+                [state.value, state_at, reason, None if final else now + back_off, delivery.id, delivery.number, lease],
+            ).rowcount
+            if changed:
+                what = "failed" if final else "deferred"
+                rows.note(connection, delivery.id, delivery.number, now, what, actor, reason)
+
+    def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:
+        with self.database.transaction() as connection:
+            return connection.execute(
+                "select message_id, number from delivery where state = 'releasing' and next_try_at <= %s"
+                " order by next_try_at limit %s",
+                [now, limit],
+            ).fetchall()
+
+    # ---- age
+
+    def purge(self, before: datetime, now: datetime) -> Purged:
+        """See `Store.purge`. Whole UTC days only: what is left of the day of ``before`` stays until that is over."""
+        purged = days.purge_days(self.database, before)
+        self.sweep(now)
+        return purged
+
+    def prepare_days(self, now: datetime) -> None:
+        days.make_days(self.database, now)
+
+
+class _Chunks:
+    """A body's compressed chunks as a zstd reader's source, each fetched by itself: a slow reader holds nothing."""
+
+    def __init__(self, database: Database, body_id: UUID) -> None:
+        self._database = database
+        self._body_id = body_id
+        self._n = 0
+
+    def read(self, size: int = -1) -> bytes:
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "select data from body_chunk where body_id = %s and n = %s", [self._body_id, self._n], binary=True
+            ).fetchone()
+        self._n += 1
+        return bytes(row[0]) if row else b""
+
+
+def _damaged(message_id: UUID) -> StoreUnavailable:
+    log.error("stored mail is damaged id=%s", message_id)
+    return StoreUnavailable(f"the stored mail {message_id} is damaged")
+
+
+def _pieces(body: Body) -> Iterator[bytes]:
+    """The mail as one zstd stream, at least one piece, each at most a chunk. Raises OSError."""
+    packer = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj(size=body.size_bytes)
+    waiting = bytearray()
+    for chunk in body.chunks():
+        waiting += packer.compress(chunk)
+        while len(waiting) > _CHUNK_BYTES:
+            yield bytes(waiting[:_CHUNK_BYTES])
+            del waiting[:_CHUNK_BYTES]
+    waiting += packer.flush()
+    for start in range(0, len(waiting), _CHUNK_BYTES):
+        yield bytes(waiting[start : start + _CHUNK_BYTES])
+
+
+def _conditions(wanted: Filter, before: tuple[UUID, int] | None) -> tuple[LiteralString, list[Any]]:
+    where: list[LiteralString] = []
+    values: list[Any] = []
+    if wanted.recipient is not None:
+        where.append("d.recipient = %s")
+        values.append(wanted.recipient)
+    if wanted.states:
+        where.append("d.state = any(%s)")
+        values.append(sorted(state.value for state in wanted.states))
+    if wanted.since is not None:
+        where.append("d.message_id >= %s")
+        values.append(first_id(wanted.since))
+    if wanted.sender is not None:
+        where.append("exists (select from message m where m.id = d.message_id and strpos(m.sender_folded, %s) > 0)")
+        values.append(wanted.sender.replace("\0", "").casefold())
+    if before is not None:
+        # The first condition says nothing new, but it is the one by which newer days are left out.
+        where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")
+        values += [before[0], *before]
+    return ("where " + " and ".join(where) + " " if where else ""), values
+
+
+def _one(connection: Connection, message_id: UUID, number: int, *, lock: bool = False) -> Delivery:
+    """Raises NotFound. ``lock``: as it is once nobody else is changing it, and kept so until the transaction's end."""
+    tail: LiteralString = " for update" if lock else ""
+    return rows.one_delivery(connection, "where d.message_id = %s and d.number = %s" + tail, [message_id, number])

@@ -1,0 +1,178 @@
+"""Connections to PostgreSQL: the pool, transactions with time limits, the schema, and psycopg's errors translated.
+
+Hides that servers restart, fail over and stand behind PgBouncer in transaction mode: nothing is prepared, no setting
+outlives its transaction, and a connection that died while it waited in the pool is replaced before it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import ConnectionPool
+
+from portal import shipped
+from portal.errors import StoreMisfit, StoreUnavailable
+from portal.stores import SCHEMA_VERSION
+
+log = logging.getLogger("quarantine.store")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+POOL_WAIT_SECONDS = 1.0
+INGEST_SECONDS = 2.0  # statement and lock timeout; with the pool's it stays below Rspamd's 5 s
+OTHER_SECONDS = 10.0
+SCHEMA_LOCK = 0x71756172  # advisory lock: one at a time makes or drops tables, on whichever host
+
+_DEFAULTS = {  # unless store.url says otherwise
+    "application_name": "quarantine",
+    "connect_timeout": "3",
+    "tcp_user_timeout": "10000",  # ms: a host that vanished is noticed before uWSGI's harakiri
+    "keepalives_idle": "20",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Whatever psycopg raises inside leaves as StoreUnavailable, logged here once. The only such place.
+
+    Only the primary message is told: details, parameters and connection strings may hold addresses and passwords.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        said = error.diag.message_primary or (str(error).splitlines() or [""])[0]
+        log.warning("postgresql: %s: %s", error.sqlstate or type(error).__name__, said)
+        raise StoreUnavailable(f"the database cannot be used now: {said}") from error
+
+
+class Database:
+    """A pool of connections, at most ``max_connections``, to a database whose schema fits. Made after the fork."""
+
+    def __init__(self, url: str, *, create: bool, max_connections: int = 4) -> None:
+        """Raises StoreUnavailable when it cannot be reached or written to, StoreMisfit when the schema does not fit."""
+        conninfo = _conninfo(url)
+        with translated(), psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+            begin(connection, OTHER_SECONDS)
+            if _value(connection, "show transaction_read_only") == "on":
+                raise StoreUnavailable(
+                    "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
+                    "target_session_attrs=read-write"
+                )
+            if create:
+                connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+                connection.execute(shipped("quarantine.sql").read_bytes())
+            _check_schema(connection)
+            connection.commit()
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            conninfo,
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            min_size=1,
+            max_size=max_connections,
+            timeout=POOL_WAIT_SECONDS,
+            # Short, so that after an outage the next request connects instead of waiting for a long back-off.
+            reconnect_timeout=3.0,
+            name="quarantine",
+            open=True,
+        )
+
+    def close(self) -> None:
+        """Close every connection; may be called twice."""
+        self._pool.close()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """An idle connection in autocommit mode; what was begun is committed on clean exit, else rolled back.
+
+        Raises psycopg.Error: wrap it in `translated`.
+        """
+        deadline = monotonic() + POOL_WAIT_SECONDS
+        while True:
+            connection = self._pool.getconn(deadline - monotonic())
+            if not _died(connection):
+                break
+            # The pool's own check asks the server each time and sleeps a second after the second dead one.
+            connection.close()
+            self._pool.putconn(connection)
+        try:
+            with connection:
+                yield connection
+        except psycopg.errors.ReadOnlySqlTransaction:
+            connection.close()  # the server became a standby: connect anew, to its successor if store.url names both
+            raise
+        finally:
+            self._pool.putconn(connection)
+
+    @contextmanager
+    def transaction(self, seconds: float = OTHER_SECONDS, lock_seconds: float | None = None) -> Iterator[Connection]:
+        """A transaction whose every statement may take ``seconds`` and wait ``lock_seconds`` for a lock.
+
+        Committed on clean exit. Raises StoreUnavailable.
+        """
+        with translated(), self.connection() as connection:
+            begin(connection, seconds, lock_seconds)
+            yield connection
+
+
+def _conninfo(url: str) -> str:
+    try:
+        given = conninfo_to_dict(url)
+        return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
+    except psycopg.Error:
+        # libpq's sentence repeats a piece of the URL, which may be of the password; so it is not even chained.
+        raise StoreMisfit(
+            "store.url is no PostgreSQL address: write postgresql://user:password@host/database, with @ : / and % in "
+            "the password as %40 %3A %2F %25"
+        ) from None
+
+
+def begin(connection: Connection, seconds: float, lock_seconds: float | None = None) -> None:
+    """Begin a transaction with these limits per statement and per lock. Raises psycopg.Error."""
+    # One simple query, one wait. SET LOCAL, since behind PgBouncer a session's setting would meet other sessions.
+    locks = seconds if lock_seconds is None else lock_seconds
+    limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
+    connection.execute(f"begin; {limits}".encode())
+
+
+def _value(connection: Connection, query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    return row[0] if row else None
+
+
+def _check_schema(connection: Connection) -> None:
+    version = 0
+    if _value(connection, "select to_regclass('setting')"):
+        version = int(_value(connection, "select value from setting where name = 'schema_version'") or 0)
+    if version == 0:
+        raise StoreMisfit("the database has no quarantine tables yet: run `quarantine init`")
+    if version < SCHEMA_VERSION:
+        raise StoreMisfit(
+            f"the database has schema version {version}, this program needs {SCHEMA_VERSION}: run `quarantine init`"
+        )
+    if version > SCHEMA_VERSION:
+        raise StoreMisfit(
+            f"the database has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade this program"
+        )
+
+
+def _died(connection: Connection) -> bool:
+    """Whether an idle connection was closed by the server, without asking it: then there is something to read."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if not poll.poll(0):
+        return False
+    try:
+        connection.execute("")  # a parameter's change or a TLS ticket may wait there as well
+    except psycopg.Error:
+        return True
+    return False

@@ -1,0 +1,491 @@
+"""The PostgreSQL store's people: who is told when, digests, our own mail, sign-ins, sessions, and the store's notes."""
+
+# ruff: noqa: S608 - queries are put together from LiteralString, which the type checker sees to
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+from portal.errors import AlreadyDone, LinkInvalid, NotFound, QuarantineError, RelayRefused
+from portal.message import Delivery, first_id, held_at, new_id
+from portal.stores import (
+    LEASE,
+    Digest,
+    Figures,
+    Opening,
+    OutgoingMail,
+    Person,
+    SignIn,
+    SignInLimits,
+    Store,
+)
+from portal.stores import postgres_rows as rows
+from portal.stores.postgres_database import Connection, Database
+from portal.stores.postgres_rows import utc
+
+log = logging.getLogger("quarantine.store")
+
+_PING_SECONDS = 1.0  # with the pool's second: an answer within two
+_REFUSED_FOR = timedelta(hours=1)
+_MAIL_KEPT = timedelta(days=1)
+_MAIL_BACK_OFF_MAX = timedelta(minutes=15)
+_WRONG_CODES_MAX = 5
+_SESSION_IDLE = timedelta(hours=12)
+_SESSION_MAX = timedelta(days=7)
+_OPENINGS_AT_MOST = 500
+_BATCH = 1000  # rows a sweep deletes in one transaction
+_SIGN_IN_LOCK = 0x71736967  # advisory: counting and adding are one act
+
+_PERSON: LiteralString = (
+    "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at from recipient "
+)
+_HAS_NEWS: LiteralString = "news_since is not null and stopped_at is null"
+_UNANNOUNCED: LiteralString = (
+    "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
+)
+_SIGN_IN: LiteralString = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
+_SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ...] = (
+    ("opening", "id", "at", timedelta(days=1)),  # bursts are a matter of seconds
+    ("digest", "id", "issued_at", timedelta(days=61)),
+    ("sign_in", "token_sha256", "created_at", timedelta(days=1)),  # the limits count an hour back
+    ("session", "session_sha256", "used_at", _SESSION_IDLE),
+    ("session", "session_sha256", "started_at", _SESSION_MAX),
+    ("outgoing", "id", "queued_at", _MAIL_KEPT + LEASE),
+)
+
+
+class PostgresPeople(Store):
+    """What `Store` says about recipients, digests, our own mail, signing in, and the store itself."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # ---- life
+
+    def ping(self) -> None:
+        # A write, since a full disk or a standby still answers questions.
+        with self.database.transaction(_PING_SECONDS) as connection:
+            connection.execute(
+                "insert into setting values ('store.ping', now()::text)"
+                " on conflict (name) do update set value = excluded.value"
+            )
+
+    def remember(self, name: str, value: str, *, replace: bool = False) -> str:
+        keep: LiteralString = "do update set value = excluded.value" if replace else "do nothing"
+        with self.database.transaction() as connection:
+            connection.execute(f"insert into setting values (%s, %s) on conflict (name) {keep}", [name, value])
+            row = connection.execute("select value from setting where name = %s", [name]).fetchone()
+        return str(row[0]) if row else value
+
+    def heartbeat(self, now: datetime) -> None:
+        self.remember("store.heartbeat", now.isoformat(), replace=True)
+
+    def figures(self, now: datetime) -> Figures:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select (select count(*) from delivery where state = 'releasing'),"
+                " (select count(*) from delivery where state = 'requested'), (select count(*) from outgoing),"
+                " count(*), min(next_digest_at), (select value from setting where name = 'store.heartbeat')"
+                f" from recipient where {_HAS_NEWS} and next_digest_at <= %s",
+                [now],
+            ).fetchone()
+        assert row is not None  # noqa: S101 - an aggregate always has a row
+        releases, requests, mails, due, oldest, heartbeat = row
+        return Figures(
+            releases_waiting=releases,
+            requests_waiting=requests,
+            mails_waiting=mails,
+            digests_due=due,
+            oldest_digest_due_at=utc(oldest),
+            heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
+        )
+
+    # ---- people
+
+    def person(self, recipient: str) -> Person:
+        with self.database.transaction() as connection:
+            row = connection.execute(_PERSON + "where recipient = %s", [recipient]).fetchone()
+        return _person(row) if row else Person(recipient, recipient, None, None, None, None)
+
+    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
+        # Without a time the next digest after resuming is planned anew instead of going out at once.
+        with self.database.transaction() as connection:
+            connection.execute(
+                "insert into recipient (recipient, address, stopped_at) values (%s, %s, %s)"
+                " on conflict (recipient) do update set stopped_at = excluded.stopped_at, next_digest_at = null",
+                [recipient, recipient, stopped_at],
+            )
+
+    def revoke_links(self, recipient: str, issued_before: datetime) -> None:
+        with self.database.transaction() as connection:
+            connection.execute(
+                "insert into recipient (recipient, address, links_valid_from) values (%s, %s, %s)"
+                " on conflict (recipient) do update"
+                " set links_valid_from = greatest(recipient.links_valid_from, excluded.links_valid_from)",
+                [recipient, recipient, issued_before],
+            )
+
+    def record_opening(
+        self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
+    ) -> Sequence[Opening]:
+        with self.database.transaction() as connection:
+            connection.execute(
+                "insert into opening (recipient, issued_at, message_id, number, at) values (%s, %s, %s, %s, %s)",
+                [recipient, issued_at, opening.message_id, opening.number, opening.at],
+            )
+            found = connection.execute(
+                "select message_id, number, at from opening where recipient = %s and issued_at = %s and at >= %s"
+                " order by at desc, id desc limit %s",
+                [recipient, issued_at, since, _OPENINGS_AT_MOST],
+            ).fetchall()
+        return [Opening(id, number, at.astimezone(UTC)) for id, number, at in reversed(found)]
+
+    # ---- digests
+
+    def unscheduled(self, limit: int) -> Sequence[Person]:
+        with self.database.transaction() as connection:
+            found = connection.execute(
+                f"{_PERSON} where {_HAS_NEWS} and next_digest_at is null order by news_since limit %s", [limit]
+            ).fetchall()
+        return [_person(row) for row in found]
+
+    def schedule(self, recipient: str, at: datetime) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("update recipient set next_digest_at = %s where recipient = %s", [at, recipient])
+
+    def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
+        with self.database.transaction() as connection:
+            if now is None:
+                found = connection.execute(
+                    f"select recipient from recipient where {_HAS_NEWS} and recipient > %s order by recipient limit %s",
+                    [after, limit],
+                ).fetchall()
+            else:
+                found = connection.execute(
+                    f"select recipient from recipient where {_HAS_NEWS} and next_digest_at <= %s"
+                    " and (lease_until is null or lease_until <= %s) order by next_digest_at limit %s",
+                    [now, now, limit],
+                ).fetchall()
+        return [recipient for (recipient,) in found]
+
+    @contextmanager
+    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
+        lease = uuid4()
+        digest = self._claim_digest(recipient, now, limit, at_once, lease)
+        try:
+            yield digest
+        except BaseException as error:
+            until = now + (_REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
+            try:
+                with self.database.transaction() as connection:
+                    connection.execute(
+                        "update recipient set lease = null, lease_until = %s where recipient = %s and lease = %s",
+                        [until, recipient, lease],
+                    )
+            except QuarantineError as unrecorded:
+                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
+            raise
+        self._record_digest(digest, now, lease)
+
+    def _claim_digest(self, recipient: str, now: datetime, limit: int, at_once: bool, lease: UUID) -> Digest:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select address, stopped_at, news_since, next_digest_at, lease_until, digest_id from recipient"
+                " where recipient = %s for update",
+                [recipient],
+            ).fetchone()
+            if row is None or row[2] is None:
+                raise AlreadyDone("there is nothing to tell this recipient")
+            address, stopped_at, _, next_digest_at, lease_until, digest_id = row
+            if stopped_at is not None:
+                raise AlreadyDone("this recipient stopped digests")
+            if lease_until is not None and lease_until > now:
+                raise AlreadyDone("another process is sending this digest, or failed to a moment ago")
+            if not at_once and (next_digest_at is None or next_digest_at > now):
+                raise AlreadyDone("this digest is not due")
+            deliveries = rows.deliveries(connection, _UNANNOUNCED, [recipient, limit])
+            # The id outlives failures; the date does not: links count their age from the mail that is really sent.
+            digest = Digest(
+                digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
+                tuple(deliveries),
+            )  # fmt: skip
+            connection.execute(
+                "update recipient set lease = %s, lease_until = %s, digest_id = %s where recipient = %s",
+                [lease, now + LEASE, digest.id, recipient],
+            )
+            # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
+            connection.execute(
+                "insert into digest (id, recipient, address, issued_at) values (%s, %s, %s, %s)"
+                " on conflict (id) do update set address = excluded.address, issued_at = excluded.issued_at",
+                [digest.id, recipient, address, digest.issued_at],
+            )
+        return digest
+
+    def _record_digest(self, digest: Digest, now: datetime, lease: UUID) -> None:
+        ids, numbers = [d.id for d in digest.deliveries], [d.number for d in digest.deliveries]
+        with self.database.transaction() as connection:
+            if ids:
+                connection.execute(
+                    "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
+                    # the array besides the join: it leaves out the days that are not concerned
+                    " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
+                    " and d.announced_at is null",
+                    [now, ids, numbers, ids],
+                )
+                connection.execute(
+                    "update digest set sent_at = %s, message_ids = %s::uuid[], numbers = %s::int[] where id = %s",
+                    [now, ids, numbers, digest.id],
+                )
+            else:
+                connection.execute("delete from digest where id = %s and sent_at is null", [digest.id])
+            # The row first: what an `add` that waits for it would mark comes after us and sees what we leave.
+            connection.execute("select from recipient where recipient = %s for update", [digest.recipient])
+            left = connection.execute(
+                "select d.message_id from delivery d " + _UNANNOUNCED, [digest.recipient, 1]
+            ).fetchone()
+            connection.execute(
+                "update recipient set news_since = %s, next_digest_at = null, lease = null, lease_until = null,"
+                " digest_id = null where recipient = %s and lease = %s",
+                [held_at(left[0]) if left else None, digest.recipient, lease],
+            )
+
+    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
+        with self.database.transaction() as connection:
+            return rows.deliveries(connection, _UNANNOUNCED, [recipient, limit])
+
+    def last_digest(self, recipient: str) -> Digest | None:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select id, address, issued_at, message_ids, numbers from digest"
+                " where recipient = %s and sent_at is not null order by issued_at desc limit 1",
+                [recipient],
+            ).fetchone()
+            if row is None:
+                return None
+            id, address, issued_at, ids, numbers = row
+            told = set(zip(ids, numbers, strict=True))
+            found = rows.deliveries(
+                connection, "where d.message_id = any(%s) and d.recipient = %s order by d.message_id, d.number",
+                [ids, recipient],
+            )  # fmt: skip
+        kept = tuple(delivery for delivery in found if (delivery.id, delivery.number) in told)
+        return Digest(id, recipient, address, issued_at.astimezone(UTC), kept)
+
+    def digest_recipient(self, digest_id: UUID) -> str:
+        with self.database.transaction() as connection:
+            row = connection.execute("select recipient from digest where id = %s", [digest_id]).fetchone()
+        if row is None:
+            raise NotFound("there is no such digest")
+        return str(row[0])
+
+    def find_news(self, since: datetime, local: Collection[str] | None) -> int:
+        with self.database.transaction() as connection:
+            found = connection.execute(
+                "select distinct on (d.recipient) d.recipient, d.address, d.message_id from delivery d"
+                " where d.message_id >= %s and d.state = 'held' and d.announced_at is null and d.recipient <> ''"
+                " and (%s::text[] is null or d.recipient = any(%s) or substring(d.recipient from '[^@]*$') = any(%s))"
+                " and not exists (select from recipient r where r.recipient = d.recipient and r.news_since is not null)"
+                " order by d.recipient, d.message_id",
+                [first_id(since), *[None if local is None else list(local)] * 3],
+            ).fetchall()
+        marked = 0
+        for start in range(0, len(found), _BATCH):
+            batch = found[start : start + _BATCH]
+            with self.database.transaction() as connection:
+                marked += connection.execute(
+                    "insert into recipient (recipient, address, news_since)"
+                    " select * from unnest(%s::text[], %s::text[], %s::timestamptz[])"
+                    " on conflict (recipient) do update set address = excluded.address,"
+                    " news_since = excluded.news_since where recipient.news_since is null",
+                    [[r for r, _, _ in batch], [a for _, a, _ in batch], [held_at(id) for _, _, id in batch]],
+                ).rowcount
+        return marked
+
+    # ---- our own mail
+
+    def queue_mail(self, to: str, mail: bytes, now: datetime) -> None:
+        with self.database.transaction() as connection:
+            _queue(connection, to, mail, now)
+
+    @contextmanager
+    def sending(self, now: datetime) -> Iterator[OutgoingMail | None]:
+        lease = uuid4()
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "update outgoing set attempts = attempts + 1, next_try_at = %s, lease = %s"
+                " where id = (select id from outgoing where next_try_at <= %s order by next_try_at limit 1"
+                " for update skip locked) returning id, address, mail, attempts, queued_at",
+                [now + LEASE, lease, now],
+            ).fetchone()
+        if row is None:
+            yield None
+            return
+        id, to, mail, attempts, queued_at = row
+        try:
+            yield OutgoingMail(id, to, mail, attempts)
+        except BaseException as error:
+            given_up = isinstance(error, RelayRefused) or now - queued_at >= _MAIL_KEPT
+            pause = min(timedelta(seconds=10 * 2 ** min(attempts - 1, 10)), _MAIL_BACK_OFF_MAX)
+            try:
+                with self.database.transaction() as connection:
+                    if given_up:
+                        connection.execute("delete from outgoing where id = %s and lease = %s", [id, lease])
+                    else:
+                        connection.execute(
+                            "update outgoing set next_try_at = %s, lease = null where id = %s and lease = %s",
+                            [now + pause, id, lease],
+                        )
+            except QuarantineError as unrecorded:
+                log.error("failed mail not recorded id=%s: %s", id, unrecorded)  # the lease runs out
+            raise
+        with self.database.transaction() as connection:
+            connection.execute("delete from outgoing where id = %s", [id])
+
+    # ---- signing in
+
+    def start_sign_in(self, sign_in: SignIn, limits: SignInLimits, to: str, mail: bytes) -> bool:
+        now = sign_in.created_at
+        minute, hour = now - timedelta(minutes=1), now - timedelta(hours=1)
+        with self.database.transaction() as connection:
+            connection.execute("select pg_advisory_xact_lock(%s)", [_SIGN_IN_LOCK])
+            row = connection.execute(
+                "select (select count(*) from sign_in where recipient = %s and created_at > %s) >= %s"
+                " or (select count(*) from sign_in where recipient = %s and created_at > %s) >= %s"
+                " or (select count(*) from sign_in where client_ip = %s and created_at > %s) >= %s"
+                " or (select count(*) from sign_in where created_at > %s) >= %s",
+                [
+                    *(sign_in.recipient, minute, limits.per_recipient_minute),
+                    *(sign_in.recipient, hour, limits.per_recipient_hour),
+                    *(sign_in.client_ip, minute, limits.per_ip_minute),
+                    *(minute, limits.all_minute),
+                ],
+            ).fetchone()
+            if row is None or row[0]:
+                return False
+            connection.execute(
+                f"insert into sign_in ({_SIGN_IN}) values (%s, %s, %s, %s, %s, %s, %s)",
+                [
+                    sign_in.token_sha256,
+                    sign_in.code_sha256,
+                    sign_in.browser_sha256,
+                    sign_in.recipient,
+                    sign_in.client_ip,
+                    now,
+                    sign_in.expires_at,
+                ],
+            )
+            _queue(connection, to, mail, now)
+        return True
+
+    def sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        with self.database.transaction() as connection:
+            return _live_sign_in(connection, "token_sha256 = %s", token_sha256, now)
+
+    def use_sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
+        with self.database.transaction() as connection:
+            found = _live_sign_in(connection, "token_sha256 = %s", token_sha256, now)
+            _use_up(connection, found, now)
+        return found
+
+    def use_sign_in_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
+        with self.database.transaction() as connection:
+            found = _live_sign_in(connection, "browser_sha256 = %s", browser_sha256, now)
+            right = hmac.compare_digest(found.code_sha256, code_sha256)
+            if right:
+                _use_up(connection, found, now)
+            else:
+                connection.execute(
+                    "update sign_in set wrong_codes = wrong_codes + 1 where token_sha256 = %s", [found.token_sha256]
+                )
+        if not right:  # only now: an exception inside would undo the counting
+            raise LinkInvalid("this code is not right")
+        return found
+
+    def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
+        with self.database.transaction() as connection:
+            connection.execute(
+                "insert into session (session_sha256, recipient, started_at, used_at) values (%s, %s, %s, %s)"
+                " on conflict (session_sha256) do update set recipient = excluded.recipient,"
+                " started_at = excluded.started_at, used_at = excluded.used_at",
+                [session_sha256, recipient, now, now],
+            )
+
+    def session(self, session_sha256: bytes, now: datetime) -> str | None:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select recipient, used_at from session where session_sha256 = %s and used_at > %s and started_at > %s",
+                [session_sha256, now - _SESSION_IDLE, now - _SESSION_MAX],
+            ).fetchone()
+            if row is not None and row[1] <= now - timedelta(minutes=1):
+                connection.execute("update session set used_at = %s where session_sha256 = %s", [now, session_sha256])
+        return str(row[0]) if row else None
+
+    def end_session(self, session_sha256: bytes) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("delete from session where session_sha256 = %s", [session_sha256])
+
+    # ---- age
+
+    def sweep(self, now: datetime) -> None:
+        """Remove what has expired, in small transactions. Raises StoreUnavailable."""
+        for table, key, column, age in _SWEEPS:
+            removed = _BATCH
+            while removed == _BATCH:
+                with self.database.transaction() as connection:
+                    removed = connection.execute(
+                        f"delete from {table} where {key} = any(array("
+                        f"select {key} from {table} where {column} < %s limit {_BATCH:d}))".encode(),
+                        [now - age],
+                    ).rowcount
+        self._forget_strangers()
+
+    def _forget_strangers(self) -> None:
+        """Remove people of whom nothing is held, told or wished: made-up addresses would pile up for ever."""
+        nothing: LiteralString = "news_since is null and stopped_at is null and links_valid_from is null"
+        names: list[tuple[Any, ...]] = [("",)]
+        while names:
+            with self.database.transaction() as connection:
+                names = connection.execute(
+                    f"select recipient from recipient where {nothing} and recipient > %s order by recipient limit %s",
+                    [names[-1][0], _BATCH],
+                ).fetchall()
+                connection.execute(
+                    f"delete from recipient r where recipient = any(%s) and {nothing}"
+                    " and not exists (select from delivery d where d.recipient = r.recipient)",
+                    [[name for (name,) in names]],
+                )
+
+
+def _person(row: Sequence[Any]) -> Person:
+    recipient, address, *times = row
+    return Person(recipient, address, *map(utc, times))
+
+
+def _queue(connection: Connection, to: str, mail: bytes, now: datetime) -> None:
+    connection.execute(
+        "insert into outgoing (id, address, mail, queued_at, next_try_at) values (%s, %s, %b, %s, %s)",
+        [new_id(now), to, mail, now, now],
+    )
+
+
+def _live_sign_in(connection: Connection, condition: LiteralString, value: bytes, now: datetime) -> SignIn:
+    # The lock makes one of many who use it at once the first; those who waited look at the row again.
+    row = connection.execute(
+        f"select {_SIGN_IN} from sign_in where {condition} and used_at is null and expires_at > %s"
+        " and wrong_codes < %s order by created_at desc limit 1 for update",
+        [value, now, _WRONG_CODES_MAX],
+    ).fetchone()
+    if row is None:
+        raise LinkInvalid("this sign-in is not known, was used, or is too old")
+    *texts, created_at, expires_at = row
+    return SignIn(*texts, created_at.astimezone(UTC), expires_at.astimezone(UTC))
+
+
+def _use_up(connection: Connection, found: SignIn, now: datetime) -> None:
+    connection.execute("update sign_in set used_at = %s where token_sha256 = %s", [now, found.token_sha256])
