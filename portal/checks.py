@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from portal import shipped
 from portal.assemble import agree_on_keys, keys_path, make_links
-from portal.errors import QuarantineError
+from portal.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.relay import Relay
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
@@ -171,7 +171,10 @@ def keys(settings: Settings, store: Store | None) -> Iterator[Finding]:
 
 def mail_server(what: str, use: str, url: str) -> Iterator[Finding]:
     """Whether a mail server answers, with TLS and login as a send would need."""
-    yield Finding(True, what, f"{Relay(url).probe()} ({use})")
+    try:
+        yield Finding(True, what, f"{Relay(url).probe()} ({use})")
+    except (RelayDeferred, RelayRefused) as error:
+        yield Finding(False, what, f"{error} ({use})")
 
 
 def exporter(settings: Settings) -> Iterator[Finding]:

@@ -1,0 +1,270 @@
+"""The command line ``quarantine``, as an operator types it, on both stores with a real mail server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from portal.__main__ import main
+from portal.assemble import Parts
+from portal.message import Flag, State, Tier
+from portal.stores import Store
+from tests.builders import ALICE, BOB, BY_LINK, hold, mail
+from tests.smtp_server import SmtpServer
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def smtp() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run(store_url: str, tmp_path: Path, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> Run:
+    config = tmp_path / "quarantine.toml"
+    config.write_text(
+        f'local_domains = ["example.org"]\nstore.url = "{store_url}"\nrelay.url = "{smtp.url}"\n'
+        f'mail = {{url = "{smtp.url}", from_address = "quarantine@example.org"}}\n'
+        f'links.keys_file = "{tmp_path / "links.keys"}"\n'
+    )
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
+
+    def call(*words: str) -> Result:
+        result = CliRunner().invoke(main, words)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert "Traceback" not in result.output
+        return result
+
+    return call
+
+
+def test_init_may_be_run_again_and_makes_keys_of_mode_0600(run: Run, tmp_path: Path) -> None:
+    assert run("init").exit_code == 0
+    before = (tmp_path / "links.keys").read_bytes()
+    result = run("init")
+    assert result.exit_code == 0
+    assert "quarantine check" in result.output
+    assert (tmp_path / "links.keys").read_bytes() == before
+    assert (tmp_path / "links.keys").stat().st_mode & 0o777 == 0o600
+
+
+def test_other_link_keys_are_noticed_and_only_accepted_on_demand(run: Run, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "links.keys").write_text("k" * 40 + "\n")
+    for command in (["list"], ["init"]):
+        result = run(*command)
+        assert result.exit_code != 0
+        assert "init --new-keys" in result.output
+    assert run("init", "--new-keys").exit_code == 0
+    assert run("list").exit_code == 0
+
+
+def test_list_shows_deliveries_newest_first_and_filters(run: Run, store: Store) -> None:
+    hold(store, recipients=[ALICE], subject="First one")
+    hold(store, recipients=[BOB], subject="Second one", envelope_sender="other@example.com")
+    result = run("list")
+    assert result.exit_code == 0
+    assert result.output.index("Second one") < result.output.index("First one")
+    assert "First" in run("list", "--recipient", "Alice@Example.ORG").output
+    assert "Second" not in run("list", "--recipient", ALICE).output
+    assert "First" not in run("list", "--sender", "OTHER@").output
+    assert "First" not in run("list", "--state", "released").output
+    assert "First" in run("list", "--since", "1h").output
+    assert "First" not in run("list", "--since", "2999-01-01").output
+    lines = [json.loads(line) for line in run("list", "--json").output.splitlines()]
+    assert [line["subject"] for line in lines] == ["Second one", "First one"]
+
+
+def test_list_says_when_there_is_more(run: Run, store: Store) -> None:
+    for _ in range(3):
+        hold(store, recipients=[ALICE])
+    result = run("list", "--limit", "2", "--json")
+    assert len([line for line in result.output.splitlines() if line.startswith("{")]) == 2
+    assert "There are more" in run("list", "--limit", "2").output
+    assert "There are more" not in run("list", "--limit", "3").output
+
+
+def test_a_date_that_is_none_is_explained(run: Run) -> None:
+    result = run("list", "--since", "yesterdayish")
+    assert result.exit_code == 1
+    assert "2026-01-31" in result.output
+
+
+def test_hostile_subjects_reach_no_terminal(run: Run, store: Store) -> None:
+    held = hold(store, recipients=[ALICE], subject="[bold]loud[/bold] \u202etxt")
+    for words in (["list"], ["meta", str(held.id)]):
+        output = run(*words).output
+        assert "\u202e" not in output
+        assert "[bold]loud[/bold]" in output
+
+
+def test_meta_tells_everything_by_quarantine_id_and_by_queue_id(run: Run, store: Store) -> None:
+    held = hold(store, subject="Offer of the day", queue_id="4Abc")
+    for id in (str(held.id), "4Abc"):
+        output = run("meta", id).output
+        for fact in (str(held.id), "Offer of the day", "BAYES_SPAM", ALICE, BOB, "held"):
+            assert fact in output
+    told = json.loads(run("meta", "4Abc", "--json").output)
+    assert [d["recipient"] for d in told["deliveries"]] == [ALICE, BOB]
+    assert told["deliveries"][0]["history"][0]["what"] == "held"
+
+
+def test_print_writes_the_very_bytes(run: Run, store: Store) -> None:
+    data = b"Subject: x\nNUL\0 and 8 bit \xff\r\n.\r\n"
+    held = hold(store, data)
+    assert run("print", str(held.id)).stdout_bytes == data
+
+
+@pytest.mark.parametrize("verb", ["meta", "print", "release", "delete", "restore"])
+def test_unknown_ids_are_said_so(run: Run, verb: str) -> None:
+    for id in ("nonsense", "01890000-0000-7000-8000-000000000000"):
+        result = run(verb, id)
+        assert result.exit_code == 1
+        assert "no message" in result.output
+
+
+@pytest.mark.parametrize("verb", ["meta", "print", "release", "delete"])
+def test_a_queue_id_of_several_messages_lists_them_and_does_nothing(
+    run: Run, store: Store, smtp: SmtpServer, verb: str
+) -> None:
+    ids = [hold(store, recipients=[ALICE], queue_id="4Twice").id for _ in range(2)]
+    result = run(verb, "4Twice")
+    assert result.exit_code == 1
+    assert all(str(id) in result.output for id in ids)
+    assert all(store.delivery(id, 0).state is State.HELD for id in ids)
+    assert smtp.mails == []
+
+
+def test_release_to_one_of_several_needs_a_name_and_reaches_only_them(run: Run, store: Store, smtp: SmtpServer) -> None:
+    data = mail()
+    held = hold(store, data)
+    result = run("release", str(held.id))
+    assert result.exit_code == 1
+    assert ALICE in result.output
+    assert smtp.mails == []
+    assert run("release", str(held.id), "--recipient", BOB.upper()).exit_code == 0
+    assert [m.recipients for m in smtp.mails] == [[BOB]]
+    assert smtp.mails[0].data.endswith(data)
+    assert [d.state for d in store.deliveries(held.id)] == [State.HELD, State.RELEASED]
+    again = run("release", str(held.id), "--recipient", BOB)
+    assert again.exit_code == 1
+    assert len(smtp.mails) == 1
+    assert run("release", str(held.id), "--recipient", "mallory@example.org").exit_code == 1
+    assert len(smtp.mails) == 1
+
+
+def test_release_all_sends_one_mail_for_each(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store)
+    assert run("release", str(held.id), "--all").exit_code == 0
+    assert sorted(m.recipients[0] for m in smtp.mails) == [ALICE, BOB]
+
+
+def test_operators_release_dangerous_and_deleted_mail(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE], tier=Tier.DANGEROUS)
+    assert run("delete", str(held.id)).exit_code == 0
+    assert run("release", str(held.id)).exit_code == 0
+    assert [m.recipients for m in smtp.mails] == [[ALICE]]
+
+
+def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
+    assert "not known" in run("release", str(held.id)).output
+    assert smtp.mails == []
+    assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
+    assert [m.recipients for m in smtp.mails] == [[ALICE]]
+
+
+def test_a_mail_server_that_refuses_or_defers_is_told_truly(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE])
+    smtp.script["RCPT"] = "550 5.1.1 no such user"
+    result = run("release", str(held.id))
+    assert result.exit_code == 1
+    assert "550" in result.output
+    assert store.delivery(held.id, 0).state is State.HELD
+    smtp.script["RCPT"] = "450 4.2.1 busy"
+    result = run("release", str(held.id))
+    assert result.exit_code == 1
+    assert "keeps trying" in result.output
+    assert store.delivery(held.id, 0).state is State.RELEASING
+
+
+def test_delete_and_restore_take_several_ids_and_go_on_after_a_wrong_one(run: Run, store: Store) -> None:
+    one, two = hold(store), hold(store, recipients=[ALICE])
+    result = run("delete", str(one.id), "nonsense", str(two.id))
+    assert result.exit_code == 1
+    states = [d.state for h in (one, two) for d in store.deliveries(h.id)]
+    assert states == [State.DELETED] * 3
+    assert run("restore", str(one.id), "--recipient", ALICE).exit_code == 0
+    assert [d.state for d in store.deliveries(one.id)] == [State.HELD, State.DELETED]
+
+
+def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Parts) -> None:
+    held = hold(store, recipients=[ALICE], tier=Tier.DANGEROUS)
+    assert run("refuse", str(held.id), "--reason", "no").exit_code == 1
+    parts.acts.ask(held.id, 0, BY_LINK)
+    assert run("refuse", str(held.id), "--reason", "It holds a virus.").exit_code == 0
+    delivery = store.delivery(held.id, 0)
+    assert (delivery.state, delivery.reason) == (State.HELD, "It holds a virus.")
+    assert store.history(held.id, 0)[-1].actor.who.startswith("operator:")
+
+
+def test_purge_keeps_what_is_young(run: Run, store: Store) -> None:
+    held = hold(store)
+    result = run("purge")
+    assert result.exit_code == 0
+    assert "removed 0" in result.output
+    assert store.deliveries(held.id)
+
+
+def test_wrong_settings_stop_every_command_with_all_problems(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARANTINE_STORE__RETENTION_DAYS", "many")
+    monkeypatch.setenv("QUARANTINE_RELAY__ULR", "x")
+    for words in (["init"], ["check"], ["settings"], ["list"], ["meta", "x"], ["purge"]):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "QUARANTINE_STORE__RETENTION_DAYS" in result.output
+        assert "QUARANTINE_RELAY__URL?" in result.output
+
+
+def test_settings_are_printed_with_their_source_and_without_secrets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARANTINE_EXPORTER__USER", "rspamd")
+    monkeypatch.setenv("QUARANTINE_EXPORTER__PASSWORD", "very-secret")
+    output = run("settings").output
+    assert "QUARANTINE_EXPORTER__USER" in output
+    assert "very-secret" not in output
+    assert json.loads(run("settings", "--json").output)["exporter.user"]["value"] == "rspamd"
+
+
+def test_check_names_each_problem_and_how_to_mend_it(
+    run: Run, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init")
+    result = run("check")
+    assert result.exit_code == 1  # no digest process runs here
+    assert "quarantine-digest run" in result.output
+    assert "ok      relay" in result.output
+    assert "ok      link keys" in result.output
+    assert "ok      store" in result.output
+    monkeypatch.setenv("QUARANTINE_RELAY__URL", "smtp://127.0.0.1:1")
+    monkeypatch.setenv("QUARANTINE_PUBLIC_URL", "http://mail.example.org/quarantine")
+    output = run("check").output
+    assert "PROBLEM relay" in output
+    assert "PROBLEM public_url" in output
+    findings = json.loads(run("check", "--json").output)
+    assert {f["what"] for f in findings if f["ok"] is False} >= {"relay", "public_url", "digest process"}
+
+
+def test_a_store_that_cannot_be_reached_is_a_sentence_without_its_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUARANTINE_STORE__URL", "postgresql://me:hush-hush@127.0.0.1:1/nowhere")
+    for words in (["list"], ["init"], ["check"]):
+        result = run(*words)
+        assert result.exit_code in (1, 2)
+        assert "hush-hush" not in result.output
