@@ -28,7 +28,7 @@ from portal.errors import (
     StoreUnavailable,
 )
 from portal.links import MARK_HEADER, Links
-from portal.message import Actor, Delivery, Export, Flag, Message, State, Symbol, Tier, new_id
+from portal.message import Actor, Delivery, Export, Message, State, Symbol, Tier, new_id
 from portal.relay import Relay
 from portal.render import Render, shown
 from portal.stores import Store
@@ -53,17 +53,7 @@ class Tiers:
 
     def of(self, export: Export) -> Tier:
         """The tier from symbols; whatever could not be read makes it at least suspicious."""
-        if export.flags & {
-            Flag.NO_METADATA,
-            Flag.SYMBOLS,
-            Flag.RECIPIENTS,
-            Flag.SENDER,
-            Flag.ACTION,
-            Flag.SCORE,
-        }:
-            worst = Tier.SUSPICIOUS
-        else:
-            worst = Tier.SPAM
+        worst = Tier.SUSPICIOUS if export.flags else Tier.SPAM
         for symbol in export.symbols:
             if _fits(symbol, self.dangerous):
                 return Tier.DANGEROUS
@@ -73,9 +63,10 @@ class Tiers:
 
 
 def _fits(symbol: Symbol, patterns: tuple[str, ...]) -> bool:
-    # Symbols without score are notes ("the virus scanner was asked"), not verdicts; negative ones speak for the mail.
+    # Negative ones speak for the mail. Zero does not: a virus scanner's symbol has no score of its own, since its rule
+    # forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero weight").
     name = symbol.name.upper()
-    return symbol.score > 0 and any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
+    return symbol.score >= 0 and any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True)

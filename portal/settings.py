@@ -7,14 +7,16 @@ defaults and help stand in the models; docs/settings.md and quarantine.example.t
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import time
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -23,6 +25,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SecretStr,
     ValidationError,
     field_validator,
@@ -31,32 +34,38 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from portal.errors import SettingsError
+from portal.links import KEY_BYTES
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
 _OTHER_VARIABLES = {"QUARANTINE_CONFIG", "QUARANTINE_SOCKET"}  # the latter is read by uwsgi.ini
 
-Network = IPv4Network | IPv6Network
+
+def _network(value: Any) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{value!r} is not a network like 192.0.2.0/24 or 2001:db8::/32") from error
 
 
 def _relay_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("smtp", "smtps", "lmtp") or not parts.hostname:
-        raise ValueError("expected smtp://host:port, smtps://user:password@host:port or lmtp://host:port")
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError("the port is not a number from 1 to 65535") from error
-    if port == 0 or parts.path.strip("/") or parts.fragment:
+        raise ValueError("the host is wrong, or the port is not a number from 1 to 65535") from error
+    if parts.scheme not in ("smtp", "smtps", "lmtp") or not parts.hostname or any(c.isspace() for c in url):
+        raise ValueError("expected smtp://host:port, smtps://user:password@host:port or lmtp://host:port")
+    if port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("expected scheme://[user:password@]host[:port] and nothing behind it")
-    if (parts.username is None) != (parts.password is None):
+    if bool(parts.username) != bool(parts.password):
         raise ValueError("a user needs a password and the other way round; write @ : / in them as %40 %3A %2F")
     return url
 
 
 def _address(address: str) -> str:
     local, at, host = address.rpartition("@")
-    if not at or not local or not host or any(c.isspace() or c in "<>,;" for c in address):
+    if not at or not local or not host or any(not c.isprintable() or c in " <>,;" for c in address):
         raise ValueError("expected one mail address like quarantine@example.org")
     return address
 
@@ -67,6 +76,7 @@ def _words(value: Any) -> Any:
 
 
 RelayUrl = Annotated[str, AfterValidator(_relay_url)]
+Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 MailAddress = Annotated[str, AfterValidator(_address)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
@@ -119,12 +129,20 @@ class ExporterSettings(Section):
         "Postfix's hold queue; `add header` and `rewrite subject` mail is delivered as well.",
     )
 
+    @field_validator("hold_actions")
+    @classmethod
+    def _as_exported(cls, actions: tuple[str, ...]) -> tuple[str, ...]:
+        # Rspamd's own configuration says add_header for what it calls "add header" in every answer.
+        return tuple(action.lower().replace("_", " ") for action in actions)
+
     @model_validator(mode="after")
     def _guarded(self) -> ExporterSettings:
         if (self.user is None) != (self.password is None):
             raise ValueError("exporter.user and exporter.password go together: set both or neither")
         if self.password is not None and not self.password.get_secret_value():
             raise ValueError("exporter.password is empty")
+        if self.user is not None and (not self.user or ":" in self.user):
+            raise ValueError("exporter.user is empty or has a colon, which HTTP Basic cannot carry (RFC 7617, 2)")
         if self.password is None and not all(network.is_loopback for network in self.allowed_networks):
             raise ValueError(
                 "exporter.allowed_networks reaches beyond this host, so exporter.user and exporter.password are needed"
@@ -198,25 +216,40 @@ class LinksSettings(Section):
     )
     lifetime_days: int = Field(14, ge=1, le=90, description="Links are valid for this long.")
 
+    @model_validator(mode="after")
+    def _usable(self) -> LinksSettings:
+        if self.keys and self.keys_file is not None:
+            raise ValueError("links.keys and links.keys_file are both set: use one of them")
+        if any(len(key.get_secret_value().encode()) < KEY_BYTES for key in self.keys):
+            raise ValueError(f"links.keys: each signing key needs at least {KEY_BYTES} bytes")
+        return self
+
 
 class TiersSettings(Section):
     """Which symbols make mail more than a nuisance. Names may hold `*` and `?`."""
 
+    # Rspamd 3.4 to 4.1: plugins/antivirus.lua and lualib/lua_scanners (a scanner without `symbol` is named after its
+    # rule), plugins/phishing.lua, scores.d and composites.conf. No `*VIRUS*`: CLAM_VIRUS_FAIL says nothing of the mail.
     dangerous_symbols: Words = Field(
         (
-            "*VIRUS*", "*MALWARE*", "CLAM_*", "CLAMAV*", "ESET*", "SOPHOS*", "KASPERSKY*", "AVAST*", "FPROT*",
-            "SAVAPI*", "DRWEB*", "VADE_VIRUS", "VADE_PHISHING", "PHISHING", "*PHISH*", "HACKED_*_PHISHING",
-            "OLETOOLS", "FUZZY_MALWARE", "URIBL_MALWARE*", "URLHAUS_ABUSE_CH", "ABUSE_CH*", "DBL_*MALWARE*",
-            "SURBL_PH", "PH_SURBL_MULTI", "MW_SURBL_MULTI", "HAS_PHPMAILER_PHISH",
+            "VIRUS", "*_VIRUS", "*_MALWARE", "CLAMAV", "ESET", "DRWEB", "SOPHOS", "AVAST", "FPROT", "SAVAPI",
+            "KASPERSKY", "KASPERSKY_SE", "VIRUSTOTAL", "METADEFENDER", "ICAP", "OLETOOLS", "EICAR", "JUST_EICAR",
+            "PHISHING", "*_PHISHING", "PHISHED_URL", "PHISHED_OPENPHISH", "PHISHED_PHISHTANK",
+            "PHISHED_GENERIC_SERVICE", "PHISH_EMOTION", "*_PHISH", "DBL_BOTNET", "DBL_ABUSE_BOTNET", "PH_SURBL_MULTI",
+            "MW_SURBL_MULTI",
         ),
         description="Their recipients may only ask an administrator for it.",
     )  # fmt: skip
+    # plugins/mime_types.lua and antivirus.lua, rules/misc.lua, rules/headers_checks.lua, lualib/lua_content/pdf.lua,
+    # scores.d. FORGED_SENDER_MAILLIST and its like are excuses, not accusations, so no `FORGED_*`.
     suspicious_symbols: Words = Field(
         (
-            "*SPOOF*", "FORGED_SENDER_*", "*MACRO*", "MIME_ENCRYPTED_ARCHIVE", "MIME_ARCHIVE_IN_ARCHIVE",
-            "MIME_BAD_EXTENSION", "MIME_DOUBLE_BAD_EXTENSION", "MIME_EXE_IN_GEN_SPLIT_RAR", "MIME_OBFUSCATED_ARCHIVE",
-            "EXE_*", "BAD_EXTENSION*", "DMARC_POLICY_REJECT", "DMARC_POLICY_QUARANTINE", "SUSPICIOUS_URL*",
-            "PDF_ENCRYPTED", "PDF_JAVASCRIPT", "PDF_SUSPICIOUS", "ZERO_FONT", "HTTP_TO_IP", "DISPLAY_NAME_*",
+            "*_ENCRYPTED", "*_MACRO", "MIME_ENCRYPTED_ARCHIVE", "MIME_OBFUSCATED_ARCHIVE", "MIME_ARCHIVE_IN_ARCHIVE",
+            "MIME_EXE_IN_GEN_SPLIT_RAR", "MIME_BAD_EXTENSION", "MIME_DOUBLE_BAD_EXTENSION", "MIME_BAD_ATTACHMENT",
+            "MIME_BAD_UNICODE", "PDF_JAVASCRIPT", "PDF_SUSPICIOUS", "SPOOF_DISPLAY_NAME", "SPOOF_REPLYTO",
+            "FROM_NEQ_DISPLAY_NAME", "FREEMAIL_REPLYTO_NEQ_FROM_DOM", "DMARC_POLICY_REJECT", "DMARC_POLICY_QUARANTINE",
+            "BLACKLIST_DMARC", "OMOGRAPH_URL", "R_SUSPICIOUS_URL", "HTTP_TO_IP", "ZERO_FONT", "DATA_URI_OBFU",
+            "LEAKED_PASSWORD_SCAM", "VADE_SCAM", "VADE_SUSPECT", "CRACKED_SURBL", "ABUSE_SURBL",
         ),
         description="Released by a pressed button only.",
     )  # fmt: skip
@@ -251,8 +284,8 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _absolute(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        # The path is also the cookies' and stands in every page, so it is kept to what needs no quoting anywhere.
+        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~-]+)*/?", url, re.I):
             raise ValueError("expected an address like https://mail.example.org/quarantine")
         return url.rstrip("/")
 
@@ -281,7 +314,8 @@ class Settings(BaseSettings):
     def is_local(self, address: str) -> bool:
         """Whether the portal may mail this recipient and let them sign in."""
         lower = address.lower()
-        return lower in self.local_domains or lower.rpartition("@")[2] in self.local_domains
+        _, at, host = lower.rpartition("@")
+        return bool(at) and (lower in self.local_domains or host in self.local_domains)
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -294,23 +328,41 @@ def load_from(environ: Mapping[str, str] | None = None) -> tuple[Settings, Path 
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     path, values = _from_file(environ, problems)
+    readable = not problems
     sources = {key: str(path) for key in _leaves(values)}
     for key, (name, value) in _from_environment(environ, problems).items():
         _put(values, key, value)
         sources[key] = f"environment variable {name}"
     _read_secret_files(values, sources, problems)
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        problems += _in_words(error, sources)
-    if problems:
+    settings = _validated(values, sources, problems) if readable else None
+    if settings is None or problems:
         raise SettingsError("\n".join(["The settings have problems:", *(f"  - {p}" for p in sorted(set(problems)))]))
     return settings, path, sources
 
 
+def _validated(values: dict[str, Any], sources: Mapping[str, str], problems: list[str]) -> Settings | None:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        found = _in_words(error, sources)
+    problems += [text for _, text in found]
+    # Rules over several settings are not looked at while one of these is wrong. Look again without the wrong ones.
+    wrong = {key for key, _ in found if key}
+    rest: dict[str, Any] = {
+        name: {k: v for k, v in value.items() if f"{name}.{k}" not in wrong} if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in wrong
+    }
+    try:
+        Settings(**rest)
+    except ValidationError as error:
+        problems += [text for _, text in _in_words(error, sources) if not any(key in text for key in wrong)]
+    return None
+
+
 def _from_file(environ: Mapping[str, str], problems: list[str]) -> tuple[Path | None, dict[str, Any]]:
     named = environ.get("QUARANTINE_CONFIG")
-    path = Path(named) if named else next((p for p in SEARCHED if p.exists()), None)
+    path = Path(named) if named else next(filter(_is_there, SEARCHED), None)
     if path is None:
         return None, {}
     try:
@@ -322,6 +374,13 @@ def _from_file(environ: Mapping[str, str], problems: list[str]) -> tuple[Path | 
     except tomllib.TOMLDecodeError as error:
         problems.append(f"{path}: is not TOML: {error}")
     return path, {}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # in a folder closed to us: say so instead of running with other settings
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, tuple[str, str]]:
@@ -339,8 +398,6 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
 
 
 def _nearest(name: str, known: Mapping[str, str] | list[str]) -> str:
-    import difflib
-
     close = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -365,22 +422,27 @@ def _is_secret(annotation: Any) -> bool:
 
 
 def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:
-    """Replace ``section.key_file`` by ``section.key`` with the file's first line."""
+    """Replace ``section.key_file`` by ``section.key`` with what the file holds, without the line end."""
     for key in set(keys(with_files=True)) - set(keys()):
         section, name = key.split(".")
         table = values.get(section)
         if not isinstance(table, dict) or name not in table:
             continue
-        source, path, secret = sources.pop(key), Path(str(table.pop(name))), key.removesuffix("_file")
+        source, named, secret = sources.pop(key, ""), table.pop(name), key.removesuffix("_file")
+        if not isinstance(named, str) or not named:
+            problems.append(f"{key}: expected the path of a file ({source})")
+            continue
+        path = Path(named)
         if secret in sources:
             problems.append(f"{key}: {secret} is set as well: use one of them ({source})")
             continue
         try:
             table[secret.split(".")[1]] = path.read_text("utf-8").rstrip("\r\n")
             sources[secret] = f"file {path}"
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-            problems.append(f"{key}: {path} cannot be read: {reason} ({source})")
+        except OSError as error:
+            problems.append(f"{key}: {path} cannot be read: {error.strerror} ({source})")
+        except ValueError:
+            problems.append(f"{key}: {path} is not UTF-8 ({source})")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -391,26 +453,33 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    values[name] = value
+    section, _, name = key.rpartition(".")
+    table = values.setdefault(section, {}) if section else values
+    if isinstance(table, dict):  # else the file has something else where a table should be: a problem of its own
+        table[name] = value
 
 
-def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[str]:
+def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is wrong: the key, or section for a rule over several of its settings, and a sentence with the source."""
+    known = keys(with_files=True)
     out = []
     for item in error.errors(include_url=False, include_input=False):
-        where = [str(part) for part in item["loc"]]
-        while where and ".".join(where) not in keys(with_files=True) and item["type"] != "extra_forbidden":
+        where, kind, message = [str(part) for part in item["loc"]], item["type"], item["msg"]
+        while len(where) > 1 and kind != "extra_forbidden" and ".".join(where) not in known:
             where.pop()  # an index into a list
         key = ".".join(where)
-        source = sources.get(key) or next((s for k, s in sources.items() if k.startswith(key + ".")), "")
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"there is no such setting{_nearest(key, keys(with_files=True))}"
-        out.append(": ".join(filter(None, [key, message])) + (f" ({source})" if source else ""))
+        if kind == "extra_forbidden":
+            message = f"there is no such setting{_nearest(key, known)}"
+        elif kind in ("model_type", "model_attributes_type"):
+            message = f"expected a table, written [{key}]"
+        message = message.removeprefix("Value error, ")
+        if kind == "value_error" and key not in known:
+            named = [name for name in sources if name in message]  # such a rule names its settings itself
+        else:
+            named = [name for name in sources if f"{name}.".startswith(f"{key}.")]
+            message = f"{key}: {message}"
+        where_from = ", ".join(dict.fromkeys(sources[name] for name in named))
+        out.append((key, f"{message} ({where_from})" if where_from else message))
     return out
 
 
@@ -422,8 +491,7 @@ def masked(settings: Settings) -> dict[str, Any]:
         for part in key.split("."):
             value = getattr(value, part)
         if isinstance(value, SecretStr):
-            text = value.get_secret_value()
-            value = _mask_url(text) if "://" in text or text.startswith("files:") else "********"
+            value = _mask_url(value.get_secret_value()) if key.endswith(".url") else "********"
         elif isinstance(value, tuple):
             value = ["********" if isinstance(v, SecretStr) else str(v) for v in value]
         elif isinstance(value, time):
@@ -435,12 +503,7 @@ def masked(settings: Settings) -> dict[str, Any]:
 
 
 def _mask_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":********@", 1)
-
-
-def unquoted(text: str | None) -> str | None:
-    """A user or password as it stands in an address, percent-decoded."""
-    return None if text is None else unquote(text)
+    # libpq takes passwords behind the question mark as well.
+    url = re.sub(r"([?&][a-z]*password=)[^&]*", r"\1********", url)
+    password = urlsplit(url).password
+    return url if not password else url.replace(f":{password}@", ":********@", 1)
