@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
@@ -143,7 +144,9 @@ class Links:
     def read_mark(self, value: str | None) -> tuple[str, UUID] | None:
         """What a mark says, or None when it is not ours."""
         try:
-            kind, _, id = self._signer("mark").unsign(value or "").decode("ascii").partition(" ")
+            # A server on the way may have folded the header at the blank (RFC 5322, 2.2.3).
+            text = " ".join((value or "").split())
+            kind, _, id = self._signer("mark").unsign(text).decode("ascii").partition(" ")
             return kind, UUID(id)
         except (BadSignature, ValueError):
             return None
@@ -185,17 +188,23 @@ def _make(path: Path) -> None:
     """Make the key file unless it is there. Linked into place whole, so that workers starting at once agree."""
     if path.exists():
         return
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    # A name of its own: containers that share the folder have the same process id.
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(_b64(os.urandom(48)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     try:
         os.link(new, path)
     except FileExistsError:
-        pass
+        pass  # another one was first: its key is used
     finally:
         new.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # links signed with this key must still open after a power cut
+    finally:
+        os.close(folder)
 
 
 def _b64(data: bytes) -> str:
