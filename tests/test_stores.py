@@ -945,7 +945,7 @@ def test_news_are_scheduled_then_due(store: Store) -> None:
 
 def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store: Store) -> None:
     people = sorted(f"p{n}@example.org" for n in range(7))
-    hold(store, recipients=reversed(people))
+    hold(store, recipients=people[::-1])
     store.schedule(people[0], now() + DAY)
     store.set_digests_stopped(people[1], now())
     tell(store, people[2], now())
