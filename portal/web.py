@@ -1,0 +1,196 @@
+"""The web application: `create_app` and its routes in one list. The other `web_*` rooms hold what they lead to.
+
+    web_exporter  Rspamd's POST            web_portal   a signed-in recipient's list, messages, preferences
+    web_links     the links of a digest    web_signin   signing in and out
+    web_http      what they all share      web_monitor  /healthz and /metrics
+
+These are the only users of bottle.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
+
+from portal import shipped
+from portal.assemble import Parts
+from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreUnavailable
+from portal.web_exporter import ExporterEndpoint, is_export
+from portal.web_http import Web, json_answer
+from portal.web_links import LinkPages
+from portal.web_monitor import Monitor
+from portal.web_portal import PortalPages
+from portal.web_signin import SignInPages
+
+log = logging.getLogger("quarantine.web")
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+_TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # the shape is checked where it is verified
+_ID = "<id:re:[0-9a-f-]{36}>"
+
+
+class Application:
+    """A WSGI application (PEP 3333) below the path of ``public_url``. ``routes`` lists what it answers."""
+
+    def __init__(self, web: Web, bottle: Bottle) -> None:
+        self._web = web
+        self._bottle = bottle
+        self.routes = bottle.routes
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request: take the mount point off the path, add the headers that every answer has."""
+        mount, path = self._web.mount, environ.get("PATH_INFO", "")
+        if mount and path != mount and not path.startswith(mount + "/"):
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [f"There is nothing here. The quarantine is at {self._web.parts.settings.public_url}/\n".encode()]
+        environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
+        environ["PATH_INFO"] = path[len(mount) :] or "/"
+
+        def with_headers(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            there = {name.lower() for name, _ in headers}
+            headers.extend(pair for pair in self._web.default_headers if pair[0].lower() not in there)
+            return start_response(status, headers, *exc_info)
+
+        answer: Iterable[bytes] = self._bottle(environ, with_headers)
+        return answer
+
+
+def create_app(parts: Parts) -> Application:
+    """The WSGI application of these parts."""
+    web = Web(parts)
+    export, links = ExporterEndpoint(parts), LinkPages(web)
+    portal, signing_in, monitor = PortalPages(web, links), SignInPages(web), Monitor(parts)
+    static = shipped("templates") / "web" / "static"
+
+    def root() -> HTTPResponse:
+        return export() if is_export(request.environ) else portal.list()
+
+    def file(name: str) -> HTTPResponse:
+        answer = static_file(name, root=static)
+        answer.set_header("Cache-Control", "public, max-age=86400")  # addresses carry the version
+        return answer
+
+    app = Bottle()
+    app.default_error_handler = lambda error: _bottle_error(web, error)
+    app.install(lambda callback: _guarded(web, callback))
+
+    app.route("/", "POST", export)
+    app.route("/", "GET", root)
+
+    app.route(f"/link/{_TOKEN}/", "GET", links.show)
+    app.route(f"/link/{_TOKEN}/", "POST", links.act)
+
+    app.route("/sign-in", "GET", signing_in.form)
+    app.route("/sign-in", "POST", signing_in.start)
+    app.route("/sign-in/code", "GET", signing_in.code_form)
+    app.route("/sign-in/code", "POST", signing_in.use_code)
+    app.route(f"/sign-in/{_TOKEN}/", "GET", signing_in.show)
+    app.route(f"/sign-in/{_TOKEN}/", "POST", signing_in.use)
+    app.route("/sign-out", "POST", signing_in.sign_out)
+
+    app.route(f"/messages/{_ID}/", "GET", portal.message)
+    app.route(f"/messages/{_ID}/<act:re:release|delete|restore|ask>", "POST", portal.act)
+    app.route("/preferences", "GET", portal.preferences)
+    app.route("/preferences", "POST", portal.change_preferences)
+
+    app.route("/healthz", "GET", monitor.health)
+    app.route("/metrics", "GET", monitor.metrics)
+    app.route("/static/<name:re:[a-z]+\\.[a-z]+>", "GET", file)
+    return Application(web, app)
+
+
+def _guarded(web: Web, callback: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
+    """A route whose failures become pages; what nobody foresaw is logged here, once, with its traceback."""
+
+    @wraps(callback, updated=())
+    def guarded(*args: Any, **kwargs: Any) -> HTTPResponse:
+        try:
+            return callback(*args, **kwargs)
+        except HTTPResponse:
+            raise
+        except Exception as error:
+            answer = _failure(web, error)
+            if answer is None:
+                log.exception("failed %s %s", request.method, request.route.rule)
+                answer = web.notice(
+                    "Something went wrong",
+                    "This is our fault, and it was noted. No mail is lost. Please try again; if it stays, tell your "
+                    "administrator when it happened.",
+                    500,
+                )
+            elif isinstance(error, StoreUnavailable):
+                log.error("store unavailable at %s %s: %s", request.method, request.route.rule, error)
+            return answer
+
+    return guarded
+
+
+def _failure(web: Web, error: Exception) -> HTTPResponse | None:
+    """The page for a failure with a meaning; None when it is a fault of ours."""
+    match error:
+        case LinkExpired():
+            return web.notice(
+                "This link is too old",
+                "Links in a mail work for a limited time. Sign in to see what is held for you.",
+                410,
+                sign_in=True,
+            )
+        case BodyMissing():
+            return web.notice(
+                "This mail is no longer here",
+                "It was removed from the quarantine meanwhile. Ask its sender to send it again.",
+                410,
+            )
+        case LinkInvalid() | NotFound():
+            # One page for both: whether a mail exists is nobody's business.
+            return web.notice(
+                "This does not work (any more)",
+                "The link may have been cut by a mail program or revoked, or the mail is no longer kept. Sign in to "
+                "see what is held for you.",
+                404,
+                sign_in=True,
+            )
+        case NotAllowed():
+            return web.notice(
+                "Only an administrator can do that",
+                "This mail may do harm. Its page has a button to ask your administrator for it.",
+                403,
+            )
+        case StoreUnavailable():
+            return web.notice(
+                "Please try again soon",
+                "The quarantine cannot be reached at the moment. Nothing was changed and no mail is lost.",
+                503,
+                Retry_After="60",
+            )
+        case _:
+            return None
+
+
+_BOTTLE_ERRORS = {
+    400: ("That did not arrive whole", "The request could not be understood. Go back and try again."),
+    404: ("Nothing here", "There is no such page. Your held mail is on the start page."),
+    405: ("Not like this", "This address does not take such a request. Start again from the start page."),
+    413: ("Too much", "The form was larger than any of ours. Go back and try again."),
+}
+
+
+def _bottle_error(web: Web, error: HTTPError) -> HTTPResponse:
+    """The page for what Bottle itself refuses, and for failures outside of the routes."""
+    if error.status_code not in _BOTTLE_ERRORS:
+        log.error("answered %s", error.status_line, exc_info=error.exception)
+    title, text = _BOTTLE_ERRORS.get(
+        error.status_code, ("Something went wrong", "This is our fault, and it was noted. Please try again.")
+    )
+    if request.method == "POST" and request.path == "/":
+        return json_answer(error.status_code, {"error": text})
+    answer = web.notice(title, text, error.status_code)
+    if "Allow" in error.headers:
+        answer.set_header("Allow", error.headers["Allow"])
+    return answer

@@ -1,0 +1,220 @@
+"""What all pages share: the mount point, answers and their headers, cookies, and who may post here.
+
+Addresses are built from ``public_url`` alone, never from the request's Host (OWASP Forgot Password cheat sheet).
+Redirects are 303 with a path, no scheme and host: Bottle's own build them from the request, and Chromium blocks
+a form's redirect to another scheme or host under ``form-action 'self'``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from babel.dates import format_datetime
+from bottle import HTTPResponse, request
+
+from portal import __version__
+from portal.assemble import Parts
+from portal.message import Actor, Delivery, State, Tier
+from portal.reasons import Sender, sender_shown, why
+from portal.render import shown
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+# Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
+    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'"
+)
+_DEFAULT_HEADERS = (
+    ("Content-Security-Policy", _POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    # no-referrer would make the Origin of our own forms "null", same-origin would put tokens into access logs.
+    ("Referrer-Policy", "strict-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("X-Robots-Tag", "noindex, nofollow, noarchive"),
+    ("Cache-Control", "no-store"),
+)
+_HSTS = ("Strict-Transport-Security", "max-age=31536000")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A delivery as pages show it to its recipient: cleaned, in words, without anyone else's data."""
+
+    id: UUID
+    sender: Sender
+    subject: str
+    held: str
+    reasons: list[str]
+    dangerous: bool
+    state: State
+    state_at: str
+    reason: str
+    next_try: str
+    size: str
+
+
+class Web:
+    """The parts, and how this site's pages are answered."""
+
+    def __init__(self, parts: Parts) -> None:
+        url = urlsplit(parts.settings.public_url)
+        self.parts = parts
+        self.root = url.path.rstrip("/")  # as it stands in addresses
+        self.mount = unquote(self.root).encode().decode("latin-1")  # as it stands in PATH_INFO (PEP 3333)
+        self.origin = _origin(parts.settings.public_url)
+        self.https = url.scheme == "https"
+        # Browsers keep __Host- cookies on https and, tried with Chromium and Firefox, on loopback http.
+        self.secure_cookies = self.https or url.hostname in LOOPBACK_HOSTS
+        self._zone = ZoneInfo(parts.settings.digest.timezone)
+        self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.https else [])]
+
+    def now(self) -> datetime:
+        """The current time; tests turn this clock."""
+        return self.parts.acts.now()
+
+    # ---- answers
+
+    def page(self, name: str, status: int = 200, **values: Any) -> HTTPResponse:
+        """The page ``templates/web/NAME.html``."""
+        values = {"signed_in": None, "form_token": "", "script": False, **values}
+        html = self.parts.render.page(name, root=self.root, version=__version__, **values)
+        return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
+
+    def notice(self, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str) -> HTTPResponse:
+        """A page that says one thing and what to do about it."""
+        answer = self.page("notice", status, title=title, text=text, sign_in=sign_in)
+        for header, value in headers.items():
+            answer.set_header(header.replace("_", "-"), value)
+        return answer
+
+    def see_other(self, path: str) -> HTTPResponse:
+        """303 to a path below the mount point, or (``./…``) relative to this page."""
+        return HTTPResponse(b"", 303, {"Location": path if path.startswith("./") else self.root + path})
+
+    # ---- the request
+
+    def form(self, name: str) -> str:
+        """A field of the posted form, ``""`` when it is not there."""
+        value: str = request.forms.getunicode(name) or ""
+        return value
+
+    def query(self, name: str) -> str:
+        """A parameter of the address, ``""`` when it is not there."""
+        value: str = request.query.getunicode(name) or ""
+        return value
+
+    def actor(self, via: str) -> Actor:
+        """The recipient at the other end, for the history."""
+        return Actor("recipient", via, request.environ.get("REMOTE_ADDR", ""))
+
+    def refuse_foreign(self) -> None:
+        """Raise 403 when a page of another site made the browser send this form.
+
+        Origin decides (Fetch standard, "origin header"); old browsers that leave it away are told by
+        Sec-Fetch-Site, and what has neither is left to the token or cookie it carries.
+        """
+        origin = request.environ.get("HTTP_ORIGIN")
+        site = request.environ.get("HTTP_SEC_FETCH_SITE")
+        if origin == self.origin or (origin is None and site in (None, "same-origin", "none")):
+            return
+        raise self.notice(
+            "This came from another site",
+            "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or open "
+            "this portal by its usual address.",
+            403,
+        )
+
+    # ---- cookies
+
+    def cookie(self, name: str) -> str | None:
+        """A cookie of ours, unverified.
+
+        Read by hand: the standard library stops at the first cookie it dislikes, and a webmail on the same host
+        may well have set one.
+        """
+        wanted = self._cookie_name(name)
+        for pair in request.environ.get("HTTP_COOKIE", "").split(";"):
+            key, _, value = pair.strip().partition("=")
+            if key == wanted:
+                text: str = value
+                return text
+        return None
+
+    def set_cookie(self, answer: HTTPResponse, name: str, value: str, max_age_seconds: int) -> None:
+        """Set a cookie of ours; an age of 0 removes it."""
+        answer.set_cookie(
+            self._cookie_name(name),
+            value,
+            path="/",
+            max_age=max_age_seconds,
+            secure=self.secure_cookies,
+            httponly=True,
+            samesite="lax",
+        )
+
+    def _cookie_name(self, name: str) -> str:
+        # The prefix makes browsers refuse such a cookie from other hosts and plain http (RFC 6265bis, 4.1.3.2).
+        return f"{'__Host-' if self.secure_cookies else ''}quarantine-{name}"
+
+    # ---- values for templates
+
+    def when(self, at: datetime) -> str:
+        """A moment in the site's time zone and language."""
+        return format_datetime(
+            at.astimezone(self._zone), "EEEE d MMMM y, HH:mm", tzinfo=self._zone, locale=self.parts.render.language
+        )
+
+    def row(self, delivery: Delivery) -> Row:
+        """A delivery for a template."""
+        message = delivery.message
+        return Row(
+            id=message.id,
+            sender=sender_shown(message),
+            subject=shown(message.subject, 200),
+            held=self.when(message.held_at),
+            reasons=why(message),
+            dangerous=message.tier is Tier.DANGEROUS,
+            state=delivery.state,
+            state_at=self.when(delivery.state_at),
+            reason=shown(delivery.reason, 300),
+            next_try=self.when(delivery.next_try_at) if delivery.next_try_at else "",
+            size=size_words(message.size_bytes),
+        )
+
+
+def json_answer(status: int, value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HTTPResponse:
+    """An answer for machines."""
+    body = json.dumps(value).encode() + b"\n"
+    return HTTPResponse(body, status, {"Content-Type": "application/json", **(headers or {})})
+
+
+def size_words(size_bytes: int) -> str:
+    """A size as people read it."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    return f"{size_bytes / 1000:.0f} kB" if size_bytes < 999_500 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def sha256(*words: str) -> bytes:
+    """What the store keeps of a secret."""
+    return hashlib.sha256(" ".join(words).encode()).digest()
+
+
+def _origin(url: str) -> str:
+    """An address's origin as browsers write it (RFC 6454, 6.2): lower case, the default port left out."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").encode("idna").decode("ascii") if ":" not in (parts.hostname or "") else None
+    name = host if host is not None else f"[{parts.hostname}]"
+    port = "" if parts.port in (None, {"http": 80, "https": 443}[parts.scheme]) else f":{parts.port}"
+    return f"{parts.scheme}://{name}{port}"

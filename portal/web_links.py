@@ -1,0 +1,205 @@
+"""The pages behind the links of a digest. docs/security.md tells the rules, this file is them.
+
+Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
+exactly one act on one delivery. It may submit itself only when that is harmless and a person is likely; the
+conditions are looked at when the page is made and once more when the form arrives without its button.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from bottle import HTTPResponse, request
+
+from portal.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
+from portal.links import Action, Link
+from portal.message import Delivery, State, Tier
+from portal.stores import Opening
+from portal.web_http import Web
+
+log = logging.getLogger("quarantine.web")
+
+_BURST = timedelta(seconds=10)
+_BURST_MEMORY = timedelta(minutes=15)
+_BURST_DELIVERIES = 3  # different deliveries of one digest within _BURST
+_BURST_REPEATS = 2  # openings of one delivery within _BURST
+_OPENINGS_A_MINUTE = 60
+_DEVICE_SECONDS = 365 * 24 * 3600
+# A POST is noted too, so that it counts for the rate; under this name, so that it is not taken for an opening.
+_POSTED = UUID(int=0)
+
+
+class LinkPages:
+    """`/link/TOKEN/`."""
+
+    def __init__(self, web: Web) -> None:
+        self._web = web
+        self._store = web.parts.store
+        self._links = web.parts.links
+        settings = web.parts.settings.links
+        self._auto = settings.confirm == "auto"
+        self._settle = timedelta(minutes=settings.autosubmit_after_minutes)
+
+    def show(self, token: str) -> HTTPResponse:
+        """GET and HEAD: what the link does, with the form for it. Only notes that it was opened."""
+        link = self._links.verify(token, self._web.now())
+        if link.action is Action.PREFERENCES:
+            return self._show_preferences(link)
+        delivery = self._delivery(link)
+        # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
+        if self._web.query("done"):
+            return self._page(link, delivery, alone=False)
+        openings = self._note(link, delivery, Opening(link.id, link.number, self._web.now()))
+        return self._page(link, delivery, alone=self._may_act_alone(link, delivery, openings))
+
+    def act(self, token: str) -> HTTPResponse:
+        """POST: do it, then 303 back to the page, which tells what happened."""
+        link = self._links.verify(token, self._web.now())
+        if link.action is Action.PREFERENCES:
+            return self._change_preferences(link)
+        self._web.refuse_foreign()
+        delivery = self._delivery(link)
+        openings = self._note(link, delivery, Opening(_POSTED, 0, self._web.now()))
+        undo = link.action is Action.DELETE and self._web.form("undo") == "1"
+        pressed = undo or self._web.form("pressed") == "1"
+        if pressed or self._may_act_alone(link, delivery, openings):
+            self._do(link, undo=undo)
+        answer = self._web.see_other("./?done=1")
+        if pressed:
+            device = self._links.device(self._web.cookie("device"), delivery.recipient)
+            self._web.set_cookie(answer, "device", device, _DEVICE_SECONDS)
+        return answer
+
+    def _delivery(self, link: Link) -> Delivery:
+        delivery = self._store.delivery(link.id, link.number)
+        self._check_revoked(link, delivery.recipient)
+        return delivery
+
+    def _check_revoked(self, link: Link, recipient: str) -> None:
+        valid_from = self._store.person(recipient).links_valid_from
+        if valid_from is not None and link.issued_at < valid_from:
+            raise LinkInvalid("this link was revoked")
+
+    def _note(self, link: Link, delivery: Delivery, opening: Opening) -> Sequence[Opening]:
+        """Note an opening; the digest's openings of the last quarter of an hour. 429 when there are too many."""
+        since = opening.at - _BURST_MEMORY
+        openings = self._store.record_opening(delivery.recipient, link.issued_at, opening, since)
+        if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
+            raise self._web.notice(
+                "Too many at once",
+                "The links of this mail are being opened very often. Wait a minute, then open this one again.",
+                429,
+                Retry_After="60",
+            )
+        return openings
+
+    def _may_act_alone(self, link: Link, delivery: Delivery, openings: Sequence[Opening]) -> bool:
+        """Whether the form may submit itself now, and be obeyed when it arrives without its button."""
+        if not self._auto or delivery.state is not State.HELD or delivery.reason:
+            return False
+        if "prefetch" in request.environ.get("HTTP_SEC_PURPOSE", ""):
+            return False
+        known = self._links.knows_device(self._web.cookie("device"), delivery.recipient)
+        if link.action is Action.DELETE:
+            return known
+        if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
+            return False
+        settled = self._web.now() - link.issued_at > self._settle
+        return known or (settled and not burst(openings))
+
+    def _do(self, link: Link, *, undo: bool) -> None:
+        """The act itself. What stops it stands in the delivery afterwards, and the page tells it."""
+        acts, actor = self._web.parts.acts, self._web.actor("link")
+        try:
+            if undo:
+                acts.restore(link.id, link.number, actor)
+            elif link.action is Action.RELEASE:
+                acts.release(link.id, link.number, actor)
+            elif link.action is Action.DELETE:
+                acts.delete(link.id, link.number, actor)
+            else:
+                acts.ask(link.id, link.number, actor)
+        except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
+            log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
+
+    def _page(self, link: Link, delivery: Delivery, *, alone: bool) -> HTTPResponse:
+        return self._web.page(
+            "link",
+            row=self._web.row(delivery),
+            action=link.action.name.lower(),
+            alone=alone,
+            script=alone,
+            recipient=delivery.recipient,
+        )
+
+    # ---- stop digests (the link at a digest's end, and RFC 8058)
+
+    def _recipient(self, link: Link) -> str:
+        recipient = self._store.digest_recipient(link.id)
+        self._check_revoked(link, recipient)
+        return recipient
+
+    def _show_preferences(self, link: Link) -> HTTPResponse:
+        recipient = self._recipient(link)
+        person = self._store.person(recipient)
+        return self._web.page(
+            "preferences",
+            recipient=recipient,
+            stopped=self._web.when(person.stopped_at) if person.stopped_at else "",
+            notice="",
+        )
+
+    def _change_preferences(self, link: Link) -> HTTPResponse:
+        recipient = self._recipient(link)
+        if self._web.form("List-Unsubscribe") == "One-Click":
+            # RFC 8058, 3.2: sent by the mail provider's servers, so without Origin and cookies; no redirect.
+            self.change(recipient, "stop")
+            return HTTPResponse(b"You will get no more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"})
+        self._web.refuse_foreign()
+        wanted = self._web.form("change")
+        self.change(recipient, wanted)
+        if wanted == "revoke":
+            # No way back to the page: this link was revoked with the others.
+            return self._web.notice(
+                "Links revoked",
+                "The links in all digests sent to you until now do nothing any more. Your next digest brings new ones.",
+                200,
+                sign_in=True,
+            )
+        return self._web.see_other("./")
+
+    def change(self, recipient: str, wanted: str) -> None:
+        """``stop`` or ``resume`` a recipient's digests, or ``revoke`` their links; anything else is a bad request."""
+        now = self._web.now()
+        if wanted == "stop":
+            self._store.set_digests_stopped(recipient, now)
+        elif wanted == "resume":
+            self._store.set_digests_stopped(recipient, None)
+        elif wanted == "revoke":
+            self._store.revoke_links(recipient, now)
+        else:
+            raise self._web.notice(
+                "That did not work", "Nothing was chosen. Go back and press one of the buttons.", 400
+            )
+        log.info("preferences recipient=%s change=%s", recipient, wanted)
+
+
+def burst(openings: Sequence[Opening]) -> bool:
+    """Whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
+
+    ``openings`` oldest first.
+    """
+    seen = [o for o in openings if o.message_id != _POSTED]
+    for position, first in enumerate(seen):
+        near: dict[tuple[UUID, int], int] = {}
+        for other in seen[position:]:
+            if other.at - first.at > _BURST:
+                break
+            name = (other.message_id, other.number)
+            near[name] = near.get(name, 0) + 1
+            if near[name] >= _BURST_REPEATS or len(near) >= _BURST_DELIVERIES:
+                return True
+    return False

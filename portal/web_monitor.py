@@ -1,0 +1,92 @@
+"""`/healthz` and `/metrics`.
+
+Both ask the store alone: numbers kept in a worker's memory would differ from worker to worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from bottle import HTTPResponse, request
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from portal import __version__
+from portal.assemble import Parts
+from portal.errors import StoreUnavailable
+from portal.web_exporter import allowed_peer
+from portal.web_http import json_answer
+
+log = logging.getLogger("quarantine.web")
+
+
+class Monitor(Collector):
+    """What monitoring asks."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: registering must not ask the store."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment, for prometheus_client."""
+        now = self._parts.acts.now()
+        try:
+            self._parts.store.ping()
+            figures = self._parts.store.figures(now)
+        except StoreUnavailable:
+            yield _gauge("store_up", "Whether the store can be written to.", 0)
+            return
+        yield _gauge("store_up", "Whether the store can be written to.", 1)
+        yield _gauge("releases_waiting", "Releases that the mail server has not taken yet.", figures.releases_waiting)
+        yield _gauge("requests_waiting", "Requests that an administrator has to decide.", figures.requests_waiting)
+        yield _gauge("mails_waiting", "Mails of the portal itself that are not sent yet.", figures.mails_waiting)
+        yield _gauge("digests_due", "Recipients whose digest is due.", figures.digests_due)
+        if figures.oldest_digest_due_at is not None:
+            late = max(0.0, (now - figures.oldest_digest_due_at).total_seconds())
+            yield _gauge("digest_late_seconds", "How long the oldest due digest has waited.", late)
+        if figures.heartbeat_at is not None:
+            age = (now - figures.heartbeat_at).total_seconds()
+            yield _gauge("digest_heartbeat_age_seconds", "Since the digest process's last sign of life.", age)
+
+    def health(self) -> HTTPResponse:
+        """503 when the store cannot be used. All else is told, not failed: a restart would not mend it."""
+        now = self._parts.acts.now()
+        try:
+            self._parts.store.ping()
+            figures = self._parts.store.figures(now)
+        except StoreUnavailable as error:
+            log.error("unhealthy: %s", error)
+            return json_answer(503, {"status": "store unavailable", "version": __version__})
+        age = None if figures.heartbeat_at is None else round((now - figures.heartbeat_at).total_seconds())
+        due = figures.oldest_digest_due_at
+        return json_answer(
+            200,
+            {
+                "status": "ok",
+                "version": __version__,
+                "releases_waiting": figures.releases_waiting,
+                "requests_waiting": figures.requests_waiting,
+                "mails_waiting": figures.mails_waiting,
+                "digests_due": figures.digests_due,
+                "digest_late_seconds": 0 if due is None else max(0, round((now - due).total_seconds())),
+                "digest_heartbeat_age_seconds": age,
+            },
+        )
+
+    def metrics(self) -> HTTPResponse:
+        """The same for Prometheus; to those only who may also post."""
+        if not allowed_peer(request.environ, self._parts.settings.exporter.allowed_networks):
+            return json_answer(403, {"error": "this address may not read metrics: see exporter.allowed_networks"})
+        return HTTPResponse(generate_latest(self._registry), 200, {"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"quarantine_{name}", help, value=value)

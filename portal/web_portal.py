@@ -1,0 +1,183 @@
+"""A signed-in recipient's pages: the list, one message, preferences.
+
+Every question to the store begins with the recipient of the session, so that another recipient's delivery cannot be
+named: it is *not found*, as if it did not exist.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from uuid import UUID
+
+from bottle import HTTPResponse
+
+from portal import preview
+from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
+from portal.message import Delivery, Event, State, parse_id
+from portal.reasons import N_, explain
+from portal.render import shown
+from portal.web_http import Row, Web, sha256
+from portal.web_links import LinkPages
+
+_ROWS = 25
+_SYMBOLS = 60
+_EVENTS = 50
+_CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
+
+# What the links above the list show.
+_VIEWS: dict[str, tuple[State, ...]] = {
+    "held": (State.HELD,),
+    "requested": (State.REQUESTED,),
+    "released": (State.RELEASING, State.RELEASED),
+    "deleted": (State.DELETED,),
+}
+
+_EVENTS_IN_WORDS = {
+    "held": N_("held"),
+    "requested": N_("asked for"),
+    "refused": N_("request refused"),
+    "releasing": N_("release begun"),
+    "released": N_("released"),
+    "deferred": N_("the mail server could not take it yet"),
+    "failed": N_("the mail server refused it"),
+    "deleted": N_("deleted"),
+    "restored": N_("deletion undone"),
+}
+
+
+class PortalPages:
+    """`/`, `/messages/…` and `/preferences`."""
+
+    def __init__(self, web: Web, links: LinkPages) -> None:
+        self._web = web
+        self._store = web.parts.store
+        self._change = links.change
+
+    def list(self) -> HTTPResponse:
+        """GET /: this recipient's mail in one state, newest first."""
+        recipient, session = self._session()
+        view = self._web.query("state") if self._web.query("state") in _VIEWS else "held"
+        page = self._store.list_for(recipient, _VIEWS[view], _ROWS, _cursor(self._web.query("before")))
+        return self._web.page(
+            "list",
+            signed_in=recipient,
+            form_token=self._web.parts.links.form_token(session),
+            views=tuple(_VIEWS),
+            view=view,
+            rows=[self._web.row(delivery) for delivery in page.deliveries],
+            later=self._web.query("before") != "",
+            next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
+            done=self._done(recipient),
+        )
+
+    def _done(self, recipient: str) -> Row | None:
+        """The delivery that a form of the list has just acted on, to tell what came of it."""
+        id = parse_id(self._web.query("done"))
+        try:
+            return self._web.row(self._store.delivery_for(recipient, id)) if id else None
+        except NotFound:
+            return None
+
+    def message(self, id: str) -> HTTPResponse:
+        """GET /messages/ID/: why it was held, and its text."""
+        recipient, session = self._session()
+        delivery = self._delivery(recipient, id)
+        message = delivery.message
+        symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
+        return self._web.page(
+            "message",
+            signed_in=recipient,
+            form_token=self._web.parts.links.form_token(session),
+            row=self._web.row(delivery),
+            score="" if message.score is None else f"{message.score:.1f}",
+            symbols=[(shown(s.name, 80), f"{s.score:.1f}", explain(s)) for s in symbols[:_SYMBOLS]],
+            preview=self._preview(delivery),
+            history=[
+                (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), _who(event))
+                for event in self._store.history(delivery.id, delivery.number)[-_EVENTS:]
+            ],
+        )
+
+    def _preview(self, delivery: Delivery) -> preview.Preview | None:
+        """What the mail says; None when the mail itself is gone."""
+        try:
+            return preview.preview(self._store.body(delivery.id))
+        except BodyMissing:
+            return None
+
+    def act(self, id: str, act: str) -> HTTPResponse:
+        """POST /messages/ID/ACT, then 303 to where the form stood."""
+        recipient, _ = self._session_of_form()
+        delivery = self._delivery(recipient, id)
+        acts, actor = self._web.parts.acts, self._web.actor("portal")
+        does = {"release": acts.release, "delete": acts.delete, "restore": acts.restore, "ask": acts.ask}[act]
+        # Recorded and logged where it happens; the page tells.
+        with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
+            does(delivery.id, delivery.number, actor)
+        if self._web.form("from") == "list":
+            return self._web.see_other(f"/?done={delivery.id}")
+        return self._web.see_other(f"/messages/{delivery.id}/")
+
+    def preferences(self) -> HTTPResponse:
+        """GET /preferences."""
+        recipient, session = self._session()
+        person = self._store.person(recipient)
+        revoked = N_("The links in all digests sent until now do nothing any more.")
+        return self._web.page(
+            "preferences",
+            signed_in=recipient,
+            form_token=self._web.parts.links.form_token(session),
+            recipient=recipient,
+            stopped=self._web.when(person.stopped_at) if person.stopped_at else "",
+            notice=revoked if self._web.query("done") == "revoke" else "",
+        )
+
+    def change_preferences(self) -> HTTPResponse:
+        """POST /preferences."""
+        recipient, _ = self._session_of_form()
+        wanted = self._web.form("change")
+        self._change(recipient, wanted)
+        return self._web.see_other(f"/preferences{'?done=revoke' if wanted == 'revoke' else ''}")
+
+    # ---- whose page this is
+
+    def _session(self) -> tuple[str, str]:
+        """The recipient signed in and the session's secret; else raise a 303 to the sign-in page."""
+        session = self._web.cookie("session")
+        recipient = self._store.session(sha256(session), self._web.now()) if session else None
+        # A domain that is no longer ours ends its people's sessions.
+        if session is None or recipient is None or not self._web.parts.settings.is_local(recipient):
+            raise self._web.see_other("/sign-in")
+        return recipient, session
+
+    def _session_of_form(self) -> tuple[str, str]:
+        """The same for a posted form, which must be one of ours."""
+        self._web.refuse_foreign()
+        recipient, session = self._session()
+        if not self._web.parts.links.form_token_fits(session, self._web.form("form_token")):
+            raise self._web.notice(
+                "This form is from an earlier session",
+                "Nothing was done. Go back, load the page again and press the button once more.",
+                403,
+            )
+        return recipient, session
+
+    def _delivery(self, recipient: str, id: str) -> Delivery:
+        message_id = parse_id(id)
+        if message_id is None:
+            raise NotFound("no such message")
+        return self._store.delivery_for(recipient, message_id)
+
+
+def _cursor(text: str) -> tuple[UUID, int] | None:
+    match = _CURSOR.fullmatch(text)
+    id = parse_id(match[1]) if match else None
+    return (id, int(match[2])) if match and id else None
+
+
+def _who(event: Event) -> str:
+    """Who did something, without names and addresses: those are the operators' to see."""
+    if event.actor.who == "recipient":
+        return N_("with a link in a digest") if event.actor.via == "link" else N_("by you")
+    return N_("by an administrator") if event.actor.who.startswith("operator") else ""

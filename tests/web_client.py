@@ -1,0 +1,171 @@
+"""The portal as tests see it: a site with a clock that can be turned, and browsers that keep cookies."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+from wsgiref.util import setup_testing_defaults
+
+from portal.assemble import Parts
+from portal.links import Action
+from portal.message import Delivery, Event, State, Tier
+from portal.stores import Held
+from portal.web import create_app
+from tests import builders
+
+ROOT = "/quarantine"
+ORIGIN = "http://127.0.0.1:8080"
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    def cookies(self) -> dict[str, str]:
+        """The Set-Cookie lines by name."""
+        lines = [value for key, value in self.headers if key.lower() == "set-cookie"]
+        return {line.partition("=")[0]: line for line in lines}
+
+
+@dataclass
+class Browser:
+    """Asks the WSGI application itself and keeps its cookies."""
+
+    app: Any
+    cookies: dict[str, str] = field(default_factory=dict)
+    peer: str = "192.0.2.7"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        form: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        environ: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """One request. ``path`` is below the mount point unless it is a whole address of ours."""
+        path = path.removeprefix(ORIGIN)
+        path = path if path.startswith(ROOT) else ROOT + path
+        parts = urlsplit(path)
+        sent = {"REQUEST_METHOD": method, "PATH_INFO": parts.path, "QUERY_STRING": parts.query, "SCRIPT_NAME": ""}
+        setup_testing_defaults(sent)
+        if form is not None:
+            body = urlencode(form).encode()
+            sent["CONTENT_TYPE"] = "application/x-www-form-urlencoded"
+        sent |= {"REMOTE_ADDR": self.peer, "CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
+        sent["wsgi.errors"] = sys.stderr
+        if self.cookies:
+            sent["HTTP_COOKIE"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        for name, value in (headers or {}).items():
+            key = name.upper().replace("-", "_")
+            sent[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
+        sent |= environ or {}
+        got: list[Any] = []
+        chunks = self.app(sent, lambda status, headers, *_: got.extend((status, headers)))
+        answer = Answer(int(got[0].split()[0]), got[1], b"".join(chunks))
+        if hasattr(chunks, "close"):
+            chunks.close()
+        self._keep(answer)
+        return answer
+
+    def _keep(self, answer: Answer) -> None:
+        for line in answer.cookies().values():
+            for name, morsel in SimpleCookie(line).items():
+                if morsel["max-age"] == "0" or not morsel.value:
+                    self.cookies.pop(name, None)
+                else:
+                    self.cookies[name] = morsel.value
+
+    def get(self, path: str, **more: Any) -> Answer:
+        return self.request("GET", path, **more)
+
+    def post(self, path: str, form: Mapping[str, str] | None = None, **more: Any) -> Answer:
+        """A form posted from a page of ours."""
+        headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", **more.pop("headers", {})}
+        return self.request("POST", path, form=form or {}, headers=headers, **more)
+
+    def follow(self, answer: Answer, path: str) -> Answer:
+        """The page a 303 leads to."""
+        assert answer.status == 303, answer.text
+        location = answer.header("Location")
+        assert location and "//" not in location
+        return self.get(path.partition("?")[0] + location[2:] if location.startswith("./") else location)
+
+    def form_token(self) -> str:
+        """The anti-forgery token of the pages of this session."""
+        found = re.search(r'name="form_token" value="([^"]+)"', self.get("/preferences").text)
+        assert found
+        return found[1]
+
+
+class Site:
+    """Parts whose clock is ``now``, and the application on them."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.now: datetime = builders.now()
+        self.parts: Parts = replace(parts, acts=replace(parts.acts, now=lambda: self.now))
+        self.store = parts.store
+        self.app = create_app(self.parts)
+
+    def browser(self) -> Browser:
+        return Browser(self.app)
+
+    def pass_time(self, **amount: float) -> None:
+        self.now += timedelta(**amount)
+
+    def signed_in(self, recipient: str) -> Browser:
+        """A browser with a session of this recipient."""
+        browser = self.browser()
+        session = hashlib.sha256(f"session of {recipient}".encode()).hexdigest()
+        self.store.start_session(hashlib.sha256(session.encode()).digest(), recipient, self.now)
+        browser.cookies["__Host-quarantine-session"] = session
+        return browser
+
+    def hold(self, tier: Tier = Tier.SPAM, **more: Any) -> Held:
+        return builders.hold(self.store, tier=tier, **more)
+
+    def link(self, action: Action, held: Held, number: int = 0, minutes_old: float = 0) -> str:
+        """The address of a link in a digest of that age."""
+        issued_at = self.now - timedelta(minutes=minutes_old)
+        return self.parts.links.url(action, held.id, number, issued_at).removeprefix(ORIGIN)
+
+    def delivery(self, held: Held, number: int = 0) -> Delivery:
+        return self.store.delivery(held.id, number)
+
+    def state(self, held: Held, number: int = 0) -> State:
+        return self.delivery(held, number).state
+
+    def history(self, held: Held, number: int = 0) -> list[Event]:
+        return list(self.store.history(held.id, number))
+
+
+def basic(user: str, password: str) -> str:
+    """An Authorization header."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
