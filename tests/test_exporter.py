@@ -101,13 +101,24 @@ def as_json(mail: bytes, told: dict[str, Any] = TOLD) -> tuple[dict[str, str], b
     return {"content-type": "text/plain"}, json.dumps(value, separators=(",", ":")).encode()
 
 
+def packable(value: Any) -> Any:
+    """The nearest that msgpack can say: no lone surrogates, no integers over 64 bits."""
+    if isinstance(value, dict):
+        return {packable(key): packable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [packable(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return max(-(2**63), min(value, 2**64 - 1)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def as_msgpack(mail: bytes, told: dict[str, Any] = TOLD) -> tuple[dict[str, str], bytes]:
-    value = dict(list(told.items())[:4])
+    value = dict(list(packable(told).items())[:4])
     try:
         value["message"] = mail.decode()
     except UnicodeDecodeError:
         value["message"] = mail
-    return {"content-type": "text/plain"}, msgpack.packb(value | told)
+    return {"content-type": "text/plain"}, msgpack.packb(value | packable(told))
 
 
 FORMATS = {"default": as_default, "multipart": as_multipart, "json_with_message": as_json, "msgpack": as_msgpack}
@@ -659,8 +670,6 @@ def check(posted: Posted | None) -> None:
 def test_any_metadata_is_taken_and_any_message_comes_out_unchanged(
     form: Any, mail: bytes, told: dict[str, Any]
 ) -> None:
-    if form is as_msgpack:
-        told = json.loads(re.sub(r"\b\d{17,}\b", "1", json.dumps(told).replace("\\ud", "x")))
     sure = {field: told.get(field, TOLD[field]) for field in ("rcpt", "symbols", "qid", "action", "from")}
     headers, data = form(mail, told | sure)
     posted = post(headers, data)
