@@ -204,10 +204,12 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
     with _sentences():
         parts = assemble(load())
         try:
+            moment = now or utc_now()
+            if not resend:
+                work.find_news(parts, moment)
             if dry_run:
                 _show_preview(parts, who)
                 return
-            moment = now or utc_now()
             summary = work.resend(parts, moment, who) if resend and who else work.send_all(parts, moment, recipient=who)
         finally:
             parts.store.close()

@@ -23,6 +23,7 @@ from portal.render import Render, shown
 from portal.stores import Digest
 
 MAIL_BYTES = 95_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
+HEADER_BYTES = 8_192  # more than all headers ever have
 SUBJECT_CHARACTERS = 120
 _LINK = re.compile(r"\S*(?:://|\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
 _AUTHENTIC = frozenset({"DMARC_POLICY_ALLOW", "R_DKIM_ALLOW", "R_SPF_ALLOW"})
@@ -96,20 +97,26 @@ def compose(
 
 
 def _fitting(rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
-    """The mail with as many rows as fit, found by halving: a mail grows with each row."""
+    """The mail with as many of ``rows`` rows as fit, found by halving: a mail grows with each row."""
     best = mail(rows)
-    if len(best.as_bytes()) <= MAIL_BYTES:
+    if _fits(best):
         return best
-    fits, best = 0, mail(0)
-    too_many = rows
+    fits, best, too_many = 0, mail(0), rows
     while too_many - fits > 1:
         count = (fits + too_many) // 2
         tried = mail(count)
-        if len(tried.as_bytes()) <= MAIL_BYTES:
+        if _fits(tried):
             fits, best = count, tried
         else:
             too_many = count
     return best
+
+
+def _fits(mail: EmailMessage) -> bool:
+    # Parts are encoded already, so most mails need not be written out just to be measured.
+    payloads = [str(part.get_payload()) for part in mail.iter_parts()]
+    bodies = sum(len(payload) + payload.count("\n") for payload in payloads)
+    return bodies + HEADER_BYTES <= MAIL_BYTES or len(mail.as_bytes()) <= MAIL_BYTES
 
 
 def _likeliest_mistake_first(delivery: Delivery) -> tuple[bool, bool, float, float]:

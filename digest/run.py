@@ -47,13 +47,6 @@ class Summary:
     failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; tried again later
     given_up: bool = False  # left off early: several failed in a row
 
-    def add(self, other: Summary) -> None:
-        """Count another run's outcome as well."""
-        self.sent += other.sent
-        self.skipped += other.skipped
-        self.failed += other.failed
-        self.given_up = self.given_up or other.given_up
-
 
 def clock(now: datetime) -> Callable[[], datetime]:
     """A clock that shows ``now`` at this moment and goes on from there."""
@@ -226,9 +219,9 @@ class Run:
 
     def _failed(self, recipient: str, error: Exception) -> None:
         if isinstance(error, QuarantineError):
-            log.warning("digest not sent recipient=%s: %s", recipient, error)
+            log.warning("digest failed recipient=%s: %s", recipient, error)
         else:
-            log.error("digest not sent recipient=%s", recipient, exc_info=error)
+            log.error("digest failed recipient=%s", recipient, exc_info=error)
         self.summary.failed.append((recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
         self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
         if self._hopeless(error):
@@ -300,7 +293,10 @@ def daily(parts: Parts, now: datetime) -> None:
 
 
 def find_news(parts: Parts, now: datetime) -> int:
-    """Mark recipients whose held mail was never announced although nobody is due to. Raises StoreUnavailable."""
+    """Mark recipients with held mail that was never announced as having news; returns how many were.
+
+    Heals what a race left out, and tells those whose domain became local. Raises StoreUnavailable.
+    """
     found = parts.store.find_news(now - NEWS_LOOKED_FOR, parts.settings.local_domains)
     if found:
         log.info("found news for recipients=%d", found)

@@ -1,0 +1,621 @@
+"""The digest process on both stores, with a real mail server: who is told, when, how often, and what failures leave."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digest import run
+from portal.assemble import Parts
+from portal.errors import StoreUnavailable
+from portal.links import MARK_HEADER, Action
+from portal.message import State, Tier, identity
+from portal.relay import Relay
+from portal.stores import LEASE
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
+from tests.conftest import MakeParts
+from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def server() -> Iterator[SmtpServer]:
+    with SmtpServer() as running:
+        yield running
+        assert running.violations == []
+
+
+@pytest.fixture
+def mailing(make_parts: MakeParts, server: SmtpServer) -> Parts:
+    """Everything opened, digests going to `server`."""
+    return make_parts(mail__url=server.url)
+
+
+def tick(parts: Parts, at: datetime) -> run.Summary:
+    """What the process does every ten seconds."""
+    run.schedule_news(parts, at)
+    return run.send_due(parts, at)
+
+
+def tomorrow() -> datetime:
+    return now() + DAY
+
+
+def read(mail: Mail) -> EmailMessage:
+    parsed = message_from_bytes(mail.data, policy=SMTP)
+    assert isinstance(parsed, EmailMessage)
+    return parsed
+
+
+def text(mail: Mail) -> str:
+    part = read(mail).get_body(("plain",))
+    assert part is not None
+    return str(part.get_content()).replace("\r\n", "\n")
+
+
+def told(server: SmtpServer) -> list[str]:
+    return sorted(recipient for mail in server.mails for recipient in mail.recipients)
+
+
+def environ(store_url: str, folder: Path, server_url: str, **more: str) -> dict[str, str]:
+    """The environment of a program with this test's settings, as `make_settings` makes them."""
+    config = folder / "quarantine.toml"
+    config.touch()
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("QUARANTINE_")},
+        "QUARANTINE_CONFIG": str(config),
+        "QUARANTINE_STORE__URL": store_url,
+        "QUARANTINE_LOCAL_DOMAINS": "example.org",
+        "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
+        "QUARANTINE_MAIL__URL": server_url,
+        "QUARANTINE_LINKS__KEYS_FILE": str(folder / "links.keys"),
+        **more,
+    }
+
+
+Program = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def program(store_url: str, tmp_path: Path, server: SmtpServer) -> Iterator[Program]:
+    """``program("once", "--dry-run", QUARANTINE_…="…")``: quarantine-digest as a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, **more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "digest", *words],
+            env=environ(store_url, tmp_path, server.url, **more),
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def done(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr; never with a traceback."""
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def wait_until(reached: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline, "did not happen within 30 s"
+        time.sleep(0.05)
+
+
+# ---- who is told of what, and when
+
+
+def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, server: SmtpServer) -> None:
+    shared = hold(mailing.store, subject="Shared offer").id
+    hold(mailing.store, recipients=[BOB], subject="For Bob alone")
+    summary = tick(mailing, tomorrow())
+    assert sorted(summary.sent) == [(ALICE, 1), (BOB, 2)]
+    by_recipient = {mail.recipients[0]: mail for mail in server.mails}
+    assert all(mail.sender == "" for mail in server.mails)
+    assert "For Bob alone" not in text(by_recipient[ALICE])
+    assert "Shared offer" in text(by_recipient[BOB])
+    assert BOB not in text(by_recipient[ALICE])
+    for mail in server.mails:
+        marked = mailing.links.read_mark(read(mail)[MARK_HEADER])
+        assert marked is not None
+        assert marked[0] == "digest"
+        assert mailing.store.digest_recipient(marked[1]) == mail.recipients[0]
+        for token in re.findall(r"/link/(\S+)/", text(mail)):
+            link = mailing.links.verify(token, tomorrow())
+            if link.action is not Action.PREFERENCES:
+                assert mailing.store.delivery(link.id, link.number).recipient == mail.recipients[0]
+    assert [d.announced_at for d in mailing.store.deliveries(shared) if d.announced_at is None] == []
+    assert tick(mailing, tomorrow() + DAY).sent == []
+    assert server.connections == 1
+
+
+def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
+    hold(parts.store)
+    at = run.next_time(parts.settings, now())
+    tick(parts, now())
+    tick(parts, at - timedelta(seconds=1))
+    assert server.mails == []
+    tick(parts, at + timedelta(seconds=1))
+    assert told(server) == [ALICE, BOB]
+
+
+def test_missed_nights_become_one_digest(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    run.schedule_news(mailing, now())
+    hold(mailing.store, recipients=[ALICE])
+    assert tick(mailing, now() + 5 * DAY).sent == [(ALICE, 2)]
+    assert tick(mailing, now() + 6 * DAY).sent == []
+    assert len(server.mails) == 1
+
+
+def test_nobody_outside_local_domains_is_mailed(make_parts: MakeParts, server: SmtpServer) -> None:
+    stranger = "someone@example.com"
+    wider = make_parts(mail__url=server.url, local_domains="example.org,example.com")
+    hold(wider.store, recipients=[ALICE, stranger])
+    run.schedule_news(wider, now())
+    mailing = make_parts(mail__url=server.url)
+    summary = run.send_due(mailing, tomorrow())
+    assert told(server) == [ALICE]
+    assert summary.skipped == [(stranger, "is not in local_domains, so is not mailed")]
+    assert tick(mailing, tomorrow()).skipped == [], "out of the way until the next day"
+    assert [d.announced_at for d in mailing.store.unannounced(stranger, 10)] == [None]
+    assert run.send_all(mailing, tomorrow()).sent == []
+    assert told(server) == [ALICE]
+
+
+def test_whoever_becomes_local_is_told_after_all(make_parts: MakeParts, server: SmtpServer) -> None:
+    hold(make_parts(mail__url=server.url).store, recipients=["zoe@example.com"], announce=[])
+    wider = make_parts(mail__url=server.url, local_domains="example.org,example.com")
+    assert run.find_news(wider, now()) == 1
+    tick(wider, tomorrow())
+    assert told(server) == ["zoe@example.com"]
+
+
+def test_whoever_stopped_digests_gets_none_and_hears_all_after_resuming(mailing: Parts, server: SmtpServer) -> None:
+    mailing.store.set_digests_stopped(ALICE, now())
+    hold(mailing.store, recipients=[ALICE])
+    tick(mailing, tomorrow())
+    assert server.mails == []
+    mailing.store.set_digests_stopped(ALICE, None)
+    tick(mailing, tomorrow())
+    assert told(server) == [ALICE]
+
+
+def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server: SmtpServer) -> None:
+    held = hold(mailing.store, recipients=[ALICE])
+    mailing.acts.delete(held.id, 0, BY_LINK)
+    summary = tick(mailing, tomorrow())
+    assert (summary.sent, summary.failed, server.mails) == ([], [], [])
+    assert mailing.store.person(ALICE).news_since is None
+
+
+def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, digest__max_rows=2)
+    for _ in range(5):
+        hold(parts.store, recipients=[ALICE])
+    assert tick(parts, tomorrow()).sent == [(ALICE, 5)]
+    assert "and 3 more that are not listed here" in text(server.mails[0])
+    assert tick(parts, tomorrow() + DAY).sent == []
+
+
+@pytest.mark.parametrize("address", ["Alice@Example.org", '"alice, at desk"@example.org', "jürgen@example.org"])
+def test_digests_go_to_the_address_as_written(mailing: Parts, server: SmtpServer, address: str) -> None:
+    hold(mailing.store, recipients=[address])
+    assert tick(mailing, tomorrow()).sent == [(identity(address), 1)]
+    assert told(server) == [address]
+    assert ("SMTPUTF8" in server.mails[0].sender_parameters) != address.isascii()
+
+
+# ---- failures
+
+
+def failing(server: SmtpServer, verb: str, behaviour: str, who: str = "") -> None:
+    """Let the server do this at a verb, for the recipient ``who`` or for everybody."""
+    server.script[verb] = lambda line: behaviour if who.encode() in line else None
+
+
+@pytest.mark.parametrize(
+    ("verb", "behaviour"),
+    [
+        ("BANNER", "421 4.3.2 not now"),
+        ("BANNER", DROP),
+        ("BANNER", HANG),
+        ("EHLO", "451 4.3.0 trouble"),
+        ("MAIL", "452 4.3.1 full"),
+        ("RCPT", "450 4.2.1 busy"),
+        ("DATA", "451 4.3.0 trouble"),
+        ("DATA", HANG),
+        ("BODY", "451 4.3.0 trouble"),
+        ("BODY", DROP),
+        ("BODY", HANG),
+        ("BODY", "554 5.7.1 spam"),
+        ("RCPT", "550 5.1.1 nobody"),
+    ],
+)
+def test_what_the_mail_server_does_not_take_is_told_later(
+    mailing: Parts, server: SmtpServer, verb: str, behaviour: str
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    failing(server, verb, behaviour)
+    impatient = replace(mailing, mailer=Relay(server.url, reply_seconds=0.3))
+    at = tomorrow()
+    summary = tick(impatient, at)
+    assert [recipient for recipient, _ in summary.failed] == [ALICE]
+    assert summary.sent == []
+    assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
+    server.script.clear()
+    assert tick(mailing, at + timedelta(seconds=1)).sent == [], "not at once"
+    assert tick(mailing, at + timedelta(hours=2)).sent == [(ALICE, 1)]
+    assert told(server) == [ALICE]
+
+
+def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpServer) -> None:
+    people = [f"p{n}@example.org" for n in range(10)]
+    hold(mailing.store, recipients=people)
+    at = tomorrow()
+    server.script["RCPT"] = lambda line: {
+        b"2": "450 4.2.1 busy", b"3": "450 4.2.1 busy", b"4": "450 4.2.1 busy", b"5": "450 4.2.1 busy",
+        b"6": "550 5.1.1 nobody", b"7": DROP,
+    }.get(line.split(b"@")[0][-1:])  # fmt: skip
+    summary = tick(mailing, at)
+    assert sorted(recipient for recipient, _ in summary.sent) == [people[n] for n in (0, 1, 8, 9)]
+    assert len(summary.failed) == 6
+    assert not summary.given_up
+    server.script.clear()
+    assert sorted(r for r, _ in tick(mailing, at + 2 * LEASE).sent) == [people[n] for n in (2, 3, 4, 5, 7)]
+    assert [r for r, _ in tick(mailing, at + timedelta(hours=2)).sent] == [people[6]]
+    assert told(server) == people
+
+
+@pytest.mark.parametrize(("verb", "behaviour", "tried"), [("BANNER", DROP, 3), ("MAIL", "452 4.3.1 full", 20)])
+def test_a_mail_server_that_is_down_is_not_hammered(
+    mailing: Parts, server: SmtpServer, verb: str, behaviour: str, tried: int
+) -> None:
+    people = [f"p{n:02}@example.org" for n in range(30)]
+    hold(mailing.store, recipients=people)
+    failing(server, verb, behaviour)
+    at = tomorrow()
+    summary = tick(mailing, at)
+    assert summary.given_up
+    assert len(summary.failed) == tried
+    server.script.clear()
+    assert len(tick(mailing, at + timedelta(seconds=1)).sent) == 30 - tried
+    assert len(tick(mailing, at + 2 * LEASE).sent) == tried
+    assert told(server) == people
+
+
+def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_message_id(
+    mailing: Parts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    at = tomorrow()
+    original = mailing.store.digesting
+
+    class Broken:
+        def __init__(self, *words: Any, **more: Any) -> None:
+            self.inner = original(*words, **more)
+
+        def __enter__(self) -> Any:
+            return self.inner.__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(type(mailing.store), "digesting", lambda _self, *words, **more: Broken(*words, **more))
+    assert tick(mailing, at).failed == [(ALICE, "the disk is full")]
+    monkeypatch.undo()
+    assert tick(mailing, at + timedelta(seconds=5)).sent == [], "the claim still lives"
+    assert tick(mailing, at + 2 * LEASE).sent == [(ALICE, 1)]
+    assert len({read(mail)["Message-ID"] for mail in server.mails}) == 1
+    assert len(server.mails) == 2
+
+
+def test_a_process_killed_after_sending_repeats_the_digest_with_the_same_message_id(
+    mailing: Parts, server: SmtpServer, program: Program
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    processes: list[subprocess.Popen[str]] = []
+
+    def kill(_line: bytes) -> None:
+        processes[0].kill()
+        processes[0].wait()
+
+    server.script["BODY"] = [kill]
+    processes.append(program("once"))
+    processes[0].wait(60)
+    assert processes[0].returncode == -signal.SIGKILL
+    assert len(server.mails) == 1
+    assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
+    assert tick(mailing, tomorrow()).sent == [(ALICE, 1)]
+    first, second = server.mails
+    assert read(first)["Message-ID"] == read(second)["Message-ID"]
+
+
+# ---- many at once
+
+
+def test_8_threads_send_each_digest_once(mailing: Parts, server: SmtpServer) -> None:
+    people = [f"p{n:02}@example.org" for n in range(24)]
+    hold(mailing.store, recipients=people)
+    at = tomorrow()
+    run.schedule_news(mailing, at)
+    summaries: list[run.Summary] = []
+    start = threading.Barrier(8)
+
+    def one() -> None:
+        start.wait()
+        summaries.append(run.send_due(mailing, at))
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(summaries) == 8
+    assert [failure for summary in summaries for failure in summary.failed] == []
+    assert told(server) == people
+
+
+def test_4_processes_send_each_digest_once(mailing: Parts, server: SmtpServer, program: Program) -> None:
+    people = [f"p{n:02}@example.org" for n in range(24)]
+    hold(mailing.store, recipients=people)
+    processes = [program("once") for _ in range(4)]
+    assert [done(process)[0] for process in processes] == [0, 0, 0, 0]
+    assert told(server) == people
+
+
+# ---- our own mail
+
+
+def test_waiting_mail_is_sent_and_blind_mail_is_dropped(mailing: Parts, server: SmtpServer) -> None:
+    mailing.store.queue_mail("", b"Subject: to nobody\r\n\r\n", now())
+    mailing.store.queue_mail(ALICE, "Subject: sign in\r\n\r\nü\r\n".encode(), now())
+    assert run.send_queued(mailing, now()) == 1
+    assert [(mail.sender, mail.recipients) for mail in server.mails] == [("", [ALICE])]
+    assert mailing.store.figures(now()).mails_waiting == 0
+
+
+def test_waiting_mail_outlives_a_mail_server_that_is_down(make_parts: MakeParts, server: SmtpServer) -> None:
+    down = make_parts(mail__url=nobody_listens())
+    for _ in range(5):
+        down.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
+    assert run.send_queued(down, now()) == 0
+    assert down.store.figures(now()).mails_waiting == 5
+    assert run.send_queued(make_parts(mail__url=server.url), now() + timedelta(minutes=1)) == 5
+
+
+def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: SmtpServer) -> None:
+    for who in (MALLORY, ALICE):
+        mailing.store.queue_mail(who, b"Subject: sign in\r\n\r\n", now())
+    failing(server, "RCPT", "550 5.1.1 nobody", MALLORY)
+    assert run.send_queued(mailing, now()) == 1
+    assert told(server) == [ALICE]
+    assert mailing.store.figures(now()).mails_waiting == 0
+
+
+# ---- age
+
+
+def test_daily_work_removes_what_is_past_retention(mailing: Parts) -> None:
+    held = hold(mailing.store)
+    run.daily(mailing, now() + 29 * DAY)
+    assert mailing.store.deliveries(held.id)
+    run.daily(mailing, now() + 31 * DAY)
+    assert mailing.store.find(str(held.id)) == []
+
+
+# ---- the command line
+
+
+def test_once_tells_everybody_now_and_says_so(mailing: Parts, server: SmtpServer, program: Program) -> None:
+    hold(mailing.store, subject="A secret subject")
+    hold(mailing.store, recipients=["someone@example.com"])
+    status, out, err = done(program("once"))
+    assert status == 0
+    assert told(server) == [ALICE, BOB]
+    assert re.search(rf"{ALICE}\s+│\s+1\s+│\s+sent", out)
+    assert "someone@example.com" in out
+    assert "not in local_domains" in out
+    assert "secret" not in out + err
+    status, out, _ = done(program("once", "--recipient", ALICE))
+    assert status == 0
+    assert len(server.mails) == 2
+
+
+def test_once_for_one_recipient_leaves_the_others(mailing: Parts, server: SmtpServer, program: Program) -> None:
+    hold(mailing.store)
+    assert done(program("once", "--recipient", "BOB@example.org"))[0] == 0
+    assert told(server) == [BOB]
+    assert len(mailing.store.unannounced(ALICE, 10)) == 1
+
+
+def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
+    mailing: Parts, server: SmtpServer, program: Program
+) -> None:
+    hold(mailing.store)
+    hold(mailing.store, recipients=[ALICE, "someone@example.com"])
+    status, out, _ = done(program("once", "--dry-run"))
+    assert status == 0
+    assert re.search(rf"{ALICE}\s+│\s+2\s", out)
+    assert re.search(rf"{BOB}\s+│\s+1\s", out)
+    assert re.search(r"someone@example.com\s+│\s+0\s.*not in local_domains", out)
+    assert server.connections == 0
+    assert done(program("once", "--dry-run", "--recipient", MALLORY))[1].count("nothing to tell") == 1
+    assert sorted(run.send_all(mailing, now()).sent) == [(ALICE, 2), (BOB, 1)], "nothing was claimed"
+
+
+def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server: SmtpServer, program: Program) -> None:
+    kept, gone = hold(mailing.store, subject="Kept"), hold(mailing.store, subject="Gone")
+    first_at = now()
+    run.send_all(mailing, first_at, recipient=ALICE)
+    mailing.acts.delete(gone.id, 0, BY_LINK)
+    hold(mailing.store, subject="News since")
+    later = first_at + timedelta(hours=3)
+    status, out, _ = done(program("once", "--resend", "--recipient", ALICE, "--now", later.isoformat()))
+    assert status == 0
+    assert re.search(rf"{ALICE}\s+│\s+1\s+│\s+sent", out)
+    first, again = server.mails
+    assert read(first)["Message-ID"] != read(again)["Message-ID"], "else mail programs hide it"
+    seen = text(again)
+    assert "Kept" in seen
+    assert "Gone" not in seen
+    assert "News since" not in seen
+    assert "1 that stood here was released or deleted since" in seen
+    links = [mailing.links.verify(token, later) for token in re.findall(r"/link/(\S+)/", seen)]
+    assert {link.issued_at for link in links} == {later.replace(microsecond=0)}
+    assert [link.id for link in links if link.action is Action.RELEASE] == [kept.id]
+    preferences = next(link for link in links if link.action is Action.PREFERENCES)
+    assert mailing.store.digest_recipient(preferences.id) == ALICE
+    assert len(mailing.store.unannounced(ALICE, 10)) == 1, "resending announces nothing"
+
+
+def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: SmtpServer, program: Program) -> None:
+    assert "has had no digest yet" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    held = hold(mailing.store, recipients=[ALICE])
+    run.send_all(mailing, now())
+    mailing.acts.delete(held.id, 0, BY_LINK)
+    assert "nothing of the last digest is still held" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    assert len(server.mails) == 1
+
+
+def test_dangerous_mail_can_only_be_asked_for(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE], tier=Tier.DANGEROUS)
+    tick(mailing, tomorrow())
+    tokens = re.findall(r"/link/(\S+)/", text(server.mails[0]))
+    assert [mailing.links.verify(token, tomorrow()).action for token in tokens] == [Action.ASK, Action.PREFERENCES]
+
+
+def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts, program: Program) -> None:
+    hold(mailing.store)
+    status, out, err = done(program("once", QUARANTINE_MAIL__URL=nobody_listens()))
+    assert status == 1
+    assert out.count("failed: ") == 2
+    assert "2 of the digests could not be sent; nothing in them counts as announced." in err
+    assert mailing.store.unannounced(ALICE, 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["once", "--resend"], "--resend needs --recipient ADDRESS"),
+        (["once", "--resend", "--dry-run", "--recipient", ALICE], "--resend and --dry-run do not go together"),
+        (["once", "--recipient", "alice"], "is not a mail address"),
+        (["once", "--now", "yesterday"], "'yesterday' is not a time like 2026-11-22T07:00:00+01:00"),
+        (["once", "--now", "2026-11-22T07:00"], "has no offset: add Z for UTC"),
+    ],
+)
+def test_a_wrong_call_is_answered_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
+    process = _plain(tmp_path, words, "files:unused")
+    assert process.returncode == 2
+    assert sentence in process.stderr
+
+
+def _plain(folder: Path, words: list[str], store_url: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "digest", *words],
+        env={**environ(store_url, folder, "smtp://127.0.0.1:1", **more), "COLUMNS": "200"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["once", "run"])
+def test_wrong_settings_stop_the_program_with_all_problems(tmp_path: Path, command: str) -> None:
+    process = _plain(tmp_path, [command], "files:unused", QUARANTINE_DIGEST__AT="late", QUARANTINE_DIGEST__HOUR="7")
+    assert process.returncode == 2
+    assert "digest.at" in process.stderr
+    assert "QUARANTINE_DIGEST__HOUR: there is no such setting" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_once_says_when_the_store_cannot_be_reached(tmp_path: Path) -> None:
+    process = _plain(tmp_path, ["once"], "postgresql://nobody:hidden@127.0.0.1:1/none")
+    assert process.returncode == 2
+    assert process.stderr.strip()
+    assert "Traceback" not in process.stderr
+    assert "hidden" not in process.stderr
+
+
+# ---- the process
+
+
+def test_the_process_sends_waiting_mail_within_seconds_and_stops_when_told(
+    mailing: Parts, server: SmtpServer, program: Program
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    mailing.store.schedule(ALICE, now() - timedelta(minutes=1))
+    process = program("run")
+    mailing.store.queue_mail(BOB, b"Subject: sign in\r\n\r\n", now())
+    wait_until(lambda: told(server) == [ALICE, BOB])
+    wait_until(lambda: mailing.store.figures(now()).heartbeat_at)
+    held = hold(mailing.store, recipients=[MALLORY])
+    assert mailing.store.deliveries(held.id)[0].state is State.HELD
+    process.send_signal(signal.SIGTERM)
+    status, _, err = done(process)
+    assert status == 0
+    assert "stopped" in err
+    assert "ERROR" not in err
+
+
+def test_the_process_stops_at_once_while_a_mail_server_hangs(
+    mailing: Parts, server: SmtpServer, program: Program
+) -> None:
+    failing(server, "DATA", HANG)
+    mailing.store.queue_mail(BOB, b"Subject: sign in\r\n\r\n", now())
+    process = program("run")
+    wait_until(lambda: "DATA" in server.verbs)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(8) == 0
+    server.script.clear()
+    assert run.send_queued(mailing, now() + 2 * LEASE) == 1, "nothing is lost"
+
+
+def test_the_process_waits_for_a_store_that_is_down(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "digest", "run"],
+        env=environ("postgresql://nobody:hidden@127.0.0.1:1/none", tmp_path, "smtp://127.0.0.1:1"),
+        cwd=Path(__file__).parent.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    while "trying again in" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+    assert "hidden" not in said + rest
