@@ -1,0 +1,651 @@
+"""The acts, on both stores and a real SMTP server: who gets what, and what is recorded when it goes wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+from uuid import UUID
+
+import dkim
+import pytest
+
+from portal.errors import (
+    AlreadyDone,
+    BodyMissing,
+    NotAllowed,
+    NotFound,
+    RelayDeferred,
+    RelayRefused,
+    StoreUnavailable,
+)
+from portal.links import MARK_HEADER, Links
+from portal.message import Flag, State, Symbol, Tier, new_id
+from portal.relay import Relay
+from portal.release import GIVE_UP_AFTER, Acts, Tiers, retry_due
+from portal.render import Render
+from portal.stores import LEASE, Store
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, export, hold, mail, now
+from tests.smtp_server import DROP, HANG, SmtpServer, nobody_listens
+from tests.test_relay import unquoted
+
+ADMIN = "postmaster@example.org"
+DATA = Path(__file__).parent / "data"
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass
+class Clock:
+    """A clock that stands until it is moved."""
+
+    at: datetime = field(default_factory=now)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def smtp() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+MakeActs = Callable[[str], Acts]
+
+
+@pytest.fixture
+def make_acts(store: Store, clock: Clock) -> MakeActs:
+    links = Links([b"k" * 32], "https://mail.example.org/quarantine", timedelta(days=14))
+
+    def make(url: str) -> Acts:
+        return Acts(
+            store=store,
+            relay=Relay(url, reply_seconds=0.3, total_seconds=1),
+            links=links,
+            render=Render(),
+            from_address="quarantine@example.org",
+            admin_address=ADMIN,
+            is_local=lambda address: address.endswith("@example.org"),
+            host="portal.example.org",
+            now=clock,
+        )
+
+    return make
+
+
+@pytest.fixture
+def acts(make_acts: MakeActs, smtp: SmtpServer) -> Acts:
+    return make_acts(smtp.url)
+
+
+def number_of(store: Store, id: UUID, recipient: str) -> int:
+    return store.delivery_for(recipient, id).number
+
+
+def after_front(data: bytes) -> bytes:
+    """What follows the two lines of ours, which must be there."""
+    front = re.match(
+        rb"Received: from [^\r\n]+\r\n\tby portal\.example\.org \(quarantine, held [0-9TZ:-]+\)\r\n"
+        rb"\tid [0-9a-f-]{36}; [^\r\n]+\r\nX-Quarantine-Mark: release [^\r\n]+\r\n",
+        data,
+    )
+    assert front
+    return data[front.end() :]
+
+
+def queued(store: Store, at: datetime) -> list[tuple[str, EmailMessage]]:
+    """All mail of ours that waits, which is then gone."""
+    mails = []
+    while True:
+        with store.sending(at) as outgoing:
+            if outgoing is None:
+                return mails
+            assert b"\n" not in outgoing.mail.replace(b"\r\n", b"")
+            mails.append((outgoing.to, message_from_bytes(outgoing.mail, policy=policy.default)))
+
+
+def text_of(letter: EmailMessage) -> str:
+    """The text as a mail program shows it."""
+    text = letter.get_content()
+    assert isinstance(text, str)
+    return text.replace("\r\n", "\n")
+
+
+# ---- released
+
+
+def test_a_release_goes_to_its_recipient_alone_and_is_recorded(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    data = mail()
+    id = hold(store, data).id
+    number = number_of(store, id, ALICE)
+    delivery = acts.release(id, number, BY_LINK)
+    assert (delivery.state, delivery.attempts, delivery.reason) == (State.RELEASED, 1, "")
+    [received] = smtp.mails
+    assert (received.sender, received.recipients) == (SENDER, [ALICE])
+    assert after_front(received.data) == data
+    assert store.delivery_for(BOB, id).state is State.HELD
+    assert [event.what for event in store.history(id, number)][-2:] == ["releasing", "released"]
+    assert {event.actor for event in store.history(id, number)[-2:]} == {BY_LINK}
+    assert not smtp.violations
+
+
+def test_the_mark_in_front_is_ours(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store).id
+    acts.release(id, 0, BY_LINK)
+    received = message_from_bytes(smtp.mails[0].data)
+    assert acts.links.read_mark(received[MARK_HEADER]) == ("release", id)
+
+
+def test_releasing_twice_says_what_happened_before(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store).id
+    acts.release(id, 0, BY_LINK)
+    for operator in (False, True):
+        with pytest.raises(AlreadyDone) as caught:
+            acts.release(id, 0, BY_LINK, operator=operator)
+        assert caught.value.delivery is not None and caught.value.delivery.state is State.RELEASED
+    assert len(smtp.mails) == 1
+
+
+@pytest.mark.parametrize("sender", ["", None])
+def test_the_null_sender_and_the_unknown_one_cannot_bounce(
+    store: Store, acts: Acts, smtp: SmtpServer, sender: str | None
+) -> None:
+    acts.release(hold(store, envelope_sender=sender).id, 0, BY_LINK)
+    assert b"MAIL FROM:<>" in smtp.commands
+
+
+def test_what_is_not_there_is_not_found(store: Store, acts: Acts) -> None:
+    with pytest.raises(NotFound):
+        acts.release(new_id(), 0, BY_LINK)
+    with pytest.raises(NotFound):
+        acts.release(hold(store).id, 7, BY_LINK)
+
+
+def test_a_message_without_recipient_is_released_once_it_has_one(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS})).id
+    with pytest.raises(NotAllowed, match="--recipient"):
+        acts.release(id, 0, BY_OPERATOR, operator=True)
+    store.assign(id, 0, BOB, BY_OPERATOR)
+    acts.release(id, 0, BY_OPERATOR, operator=True)
+    assert [received.recipients for received in smtp.mails] == [[BOB]]
+
+
+# ---- not released
+
+
+BEHAVIOURS = {
+    "450 4.2.0 come back later": State.RELEASING,
+    "421 4.3.2 shutting down": State.RELEASING,
+    "550 5.7.1 no\n550 5.7.1 and no again": State.HELD,
+    "554 5.0.0 not here": State.HELD,
+    "530 5.7.0 log in first": State.RELEASING,
+    HANG: State.RELEASING,
+    DROP: State.RELEASING,
+}
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY"])
+def test_every_failure_is_recorded_as_what_it_was_and_heals(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+) -> None:
+    released = 0
+    for behaviour, state in BEHAVIOURS.items():
+        if verb == "INPUT" and behaviour != DROP:
+            continue
+        if verb in ("BANNER", "EHLO"):
+            state = State.RELEASING
+        id = hold(store).id
+        smtp.script[verb] = behaviour
+        with pytest.raises((RelayDeferred, RelayRefused)) as caught:
+            acts.release(id, 0, BY_LINK)
+        delivery = store.delivery(id, 0)
+        assert (delivery.state, delivery.attempts, delivery.reason) == (state, 1, str(caught.value)), behaviour
+        assert delivery.next_try_at == (clock() + MINUTE if state is State.RELEASING else None)
+        assert store.history(id, 0)[-1].what == ("deferred" if state is State.RELEASING else "failed")
+        assert len(smtp.mails) == released
+
+        smtp.script.clear()
+        if state is State.HELD:
+            assert isinstance(caught.value, RelayRefused)
+            assert retry_due(acts) == 0
+            acts.release(id, 0, BY_LINK)
+        else:
+            assert retry_due(acts) == 0
+            clock.at += MINUTE
+            assert retry_due(acts) == 1
+        released += 1
+        delivery = store.delivery(id, 0)
+        assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.RELEASED, "", None)
+        assert len(smtp.mails) == released
+    # Whatever arrived, also twice after a lost answer to the final dot, was for alice.
+    assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
+    assert bool(smtp.unanswered) == (verb == "BODY")
+
+
+def test_nobody_listening_is_tried_again(store: Store, make_acts: MakeActs) -> None:
+    id = hold(store).id
+    with pytest.raises(RelayDeferred, match="Connection refused"):
+        make_acts(nobody_listens()).release(id, 0, BY_LINK)
+    assert store.delivery(id, 0).state is State.RELEASING
+
+
+def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_acts: MakeActs) -> None:
+    with SmtpServer(lmtp=True, script={"BODY": ["552 5.2.2 mailbox full"]}) as server:
+        acts = make_acts(server.url)
+        id = hold(store).id
+        with pytest.raises(RelayRefused, match="mailbox full"):
+            acts.release(id, 0, BY_LINK)
+        assert "mailbox full" in store.delivery(id, 0).reason
+        acts.release(id, 0, BY_LINK)
+        assert len(server.mails) == 1
+
+
+def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, smtp: SmtpServer, clock: Clock) -> None:
+    id, began = hold(store).id, clock()
+    smtp.script["RCPT"] = "450 4.2.0 greylisted"
+    with pytest.raises(RelayDeferred):
+        acts.release(id, 0, BY_LINK)
+    waits = []
+    while (due := store.delivery(id, 0).next_try_at) is not None:
+        waits.append(int((due - clock()) / MINUTE))
+        clock.at = due
+        assert retry_due(acts) == 1
+    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert set(waits[6:]) == {60}
+    assert GIVE_UP_AFTER < clock() - began < GIVE_UP_AFTER + timedelta(hours=2)
+    delivery = store.delivery(id, 0)
+    assert delivery.state is State.HELD
+    assert delivery.reason.startswith("given up after 5 days: RCPT TO: 450 4.2.0 greylisted")
+    smtp.script.clear()
+    assert acts.release(id, 0, BY_LINK).state is State.RELEASED
+
+
+def test_one_failing_release_leaves_the_others_alone(store: Store, acts: Acts, smtp: SmtpServer, clock: Clock) -> None:
+    ids = [hold(store, recipients=[address]).id for address in (ALICE, BOB, "carol@example.org")]
+    smtp.script["MAIL"] = "450 4.3.0 later"
+    for id in ids:
+        with pytest.raises(RelayDeferred):
+            acts.release(id, 0, BY_LINK)
+    smtp.script["MAIL"] = None
+    smtp.script["RCPT"] = lambda line: "550 5.1.1 no such user" if b"bob" in line else None
+    clock.at += MINUTE
+    assert retry_due(acts) == 3
+    assert [store.delivery(id, 0).state for id in ids] == [State.RELEASED, State.HELD, State.RELEASED]
+
+
+def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
+    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = hold(store).id
+
+    def gone(message_id: UUID) -> Iterator[bytes]:
+        raise BodyMissing("the mail's file was deleted")
+
+    monkeypatch.setattr(store, "body", gone)
+    with pytest.raises(BodyMissing):
+        acts.release(id, 0, BY_LINK)
+    assert smtp.connections == 0
+    delivery = store.delivery(id, 0)
+    assert (delivery.state, delivery.reason) == (State.HELD, "the mail's file was deleted")
+
+
+def test_a_mail_that_is_damaged_in_the_middle_never_arrives(
+    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = hold(store).id
+
+    def damaged(message_id: UUID) -> Iterator[bytes]:
+        yield b"Subject: x\r\n\r\n"
+        raise StoreUnavailable("what is stored is damaged")
+
+    monkeypatch.setattr(store, "body", damaged)
+    with pytest.raises(StoreUnavailable):
+        acts.release(id, 0, BY_LINK)
+    assert not smtp.mails and not smtp.unanswered
+    assert store.delivery(id, 0).state is State.RELEASING
+
+
+# ---- many at once, crashes
+
+
+def test_fifty_clicks_at_once_send_one_mail(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store).id
+    together = threading.Barrier(50)
+
+    def click(_: int) -> str:
+        together.wait()
+        try:
+            return acts.release(id, 0, BY_LINK).state.value
+        except (AlreadyDone, StoreUnavailable) as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(click, range(50)))
+    assert answers.count("released") == 1
+    assert set(answers) <= {"released", "AlreadyDone", "StoreUnavailable"}
+    assert len(smtp.mails) == 1
+    assert store.delivery(id, 0).state is State.RELEASED
+
+
+CHILD = """
+import sys, uuid
+from portal.assemble import assemble
+from portal.message import Actor
+from portal.settings import load
+assemble(load()).acts.release(uuid.UUID(sys.argv[1]), 0, Actor("recipient", "link"))
+"""
+
+
+@pytest.mark.parametrize("verb", ["RCPT", "INPUT", "BODY"])
+def test_a_release_killed_half_way_is_finished_after_the_lease(
+    store: Store, store_url: str, acts: Acts, smtp: SmtpServer, clock: Clock, tmp_path: Path, verb: str
+) -> None:
+    id = hold(store).id
+    reached, killed = threading.Event(), threading.Event()
+
+    def wait(line: bytes) -> None:
+        reached.set()
+        killed.wait(30)
+
+    smtp.script[verb] = [wait]
+    environ = {
+        **os.environ,
+        "QUARANTINE_STORE__URL": store_url,
+        "QUARANTINE_RELAY__URL": smtp.url,
+        "QUARANTINE_LINKS__KEYS_FILE": str(tmp_path / "child.keys"),
+    }
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(id)], env=environ) as child:
+        assert reached.wait(30)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    killed.set()
+    claimed = store.delivery(id, 0)
+    assert (claimed.state, claimed.attempts) == (State.RELEASING, 1)
+    with pytest.raises(AlreadyDone):
+        acts.release(id, 0, BY_LINK)
+    assert retry_due(acts) == 0
+
+    assert claimed.next_try_at is not None and claimed.next_try_at < clock() + LEASE + MINUTE
+    clock.at = claimed.next_try_at
+    assert retry_due(acts) == 1
+    delivery = store.delivery(id, 0)
+    assert (delivery.state, delivery.attempts) == (State.RELEASED, 2)
+    assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
+    assert len(smtp.mails + smtp.unanswered) == (2 if verb == "BODY" else 1)
+
+
+# ---- byte for byte
+
+
+def canonical(data: bytes) -> bytes:
+    """What must arrive, said another way than the product says it."""
+    out = re.sub(rb"\r\n|\r|\n", lambda end: b" " if end[0] == b"\r" else b"\r\n", data)
+    return out if out.endswith(b"\r\n") or not out else out + b"\r\n"
+
+
+AWKWARD = [
+    b"",
+    b"\r\n",
+    b"no headers at all",
+    b".\r\n.\r\n..\r\nMAIL FROM:<mallory@example.org>\r\n",
+    b"Subject: x\n folded\r\n\r\nbare LF\nand CR\r, CRCRLF\r\r\n, LFCR\n\r.",
+    b"Subject: Gr\xfc\xdfe\r\n\r\n" + bytes(range(256)) * 5,
+    b"X: " + b"a" * 70_000 + b"\r\n\r\n" + b"b" * 2_000_000,
+    (b"\r\n" * 7 + b".") * 60_000,
+]
+
+
+def test_what_was_held_arrives_octet_for_octet(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    corpus = sorted(path for path in CORPUS.glob("**/*") if path.suffix in (".eml", ".msg", ".txt"))
+    assert corpus or not CORPUS.exists()
+    for data in {*AWKWARD, *(path.read_bytes() for path in corpus)}:
+        id = hold(store, data, recipients=[ALICE]).id
+        acts.release(id, 0, BY_LINK)
+        received = smtp.mails.pop()
+        assert after_front(received.data) == canonical(data)
+        assert received.sender_parameters == ("" if data.isascii() else "BODY=8BITMIME")
+    assert not smtp.mails
+    assert set(smtp.verbs) == {"EHLO", "MAIL", "RCPT", "DATA", "QUIT"}
+    assert not smtp.violations
+
+
+def test_signatures_survive(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    key, public = (DATA / "dkim.key").read_bytes(), (DATA / "dkim.pub").read_bytes()
+
+    def txt(name: bytes, timeout: int = 5) -> bytes:
+        assert name == b"test._domainkey.example.net."
+        return b"v=DKIM1; k=rsa; p=" + public
+
+    mails = [
+        b"From: promo@example.net\r\nTo: x@example.org\r\nSubject: very\r\n long\r\n\tone\r\n\r\n.dots\r\n..\r\n.\r\n",
+        "From: promo@example.net\r\nSubject: Grüße\r\n\r\nGrüße \r\n\r\n\r\n".encode(),
+    ]
+    for data in mails:
+        signed = dkim.sign(data, b"test", b"example.net", key, canonicalize=(b"relaxed", b"relaxed")) + data
+        # As the milter hands it on: header folds with a bare LF.
+        head, _, text = signed.partition(b"\r\n\r\n")
+        as_exported = re.sub(rb"\r\n(?=[ \t])", b"\n", head) + b"\r\n\r\n" + text
+        assert as_exported != signed
+        acts.release(hold(store, as_exported).id, 0, BY_LINK)
+        assert dkim.verify(smtp.mails[-1].data, dnsfunc=txt)
+
+
+def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    dice = random.Random(5321)
+    odd = [
+        "a b",
+        "a,b",
+        "a>b",
+        'a"b',
+        "a\\b",
+        "at@sign",
+        "@x:bob",
+        "a..b",
+        ".a",
+        "a;b",
+        "a<b>",
+        "é",
+        "a\u3000b",
+        "",
+        " ",
+    ]
+    recipients = [f"{local}@example.org" for local in odd]
+    recipients += [
+        "alice",
+        "alice@",
+        "alice@ex ample.org",
+        "a@b>c",
+        "alice@example.org>",
+        "x@[192.0.2.1]",
+        "x@é.example",
+    ]
+    for _ in range(150):
+        local = "".join(dice.choices('abc"\\.@ <>,;:()[]é+', k=dice.randint(1, 9)))
+        recipients.append(f"{local}@example.org")
+    recipients = list({address.lower(): address for address in recipients}.values())
+    id = hold(store, recipients=recipients, announce=[]).id
+    refused = 0
+    for delivery in store.deliveries(id):
+        try:
+            acts.release(id, delivery.number, BY_OPERATOR, operator=True)
+        except RelayRefused as error:
+            refused += 1
+            after = store.delivery(id, delivery.number)
+            assert (after.state, after.reason) == (State.HELD, str(error))
+            assert not smtp.mails
+        else:
+            [written] = smtp.mails.pop().recipients
+            quoted = re.fullmatch(r'"(?:[^"\\]|\\.)*"@example\.org', delivery.address)
+            assert (written if quoted else unquoted(written)) == delivery.address
+    assert refused == 6
+    assert not smtp.violations
+
+
+# ---- who may
+
+
+def test_dangerous_mail_is_an_administrators_to_release(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store, tier=Tier.DANGEROUS).id
+    with pytest.raises(NotAllowed):
+        acts.release(id, 0, BY_LINK)
+    acts.ask(id, 0, BY_LINK)
+    with pytest.raises(AlreadyDone):
+        acts.release(id, 0, BY_LINK)
+    assert not smtp.commands
+    assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
+    assert acts.release(id, 1, BY_OPERATOR, operator=True).state is State.RELEASED
+
+
+def test_a_refusal_between_look_and_claim_opens_no_door(
+    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = hold(store, tier=Tier.DANGEROUS).id
+    acts.ask(id, 0, BY_LINK)
+    look = store.delivery
+
+    def look_then_refused(message_id: UUID, number: int) -> object:
+        seen = look(message_id, number)
+        monkeypatch.setattr(store, "delivery", look)
+        acts.refuse(id, 0, BY_OPERATOR, "it is a trap")
+        return seen
+
+    monkeypatch.setattr(store, "delivery", look_then_refused)
+    with pytest.raises(AlreadyDone):
+        acts.release(id, 0, BY_LINK)
+    assert not smtp.commands
+    assert store.delivery(id, 0).state is State.HELD
+
+
+def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+    id = hold(store).id
+    assert acts.delete(id, 0, BY_LINK).state is State.DELETED
+    with pytest.raises(AlreadyDone):
+        acts.delete(id, 0, BY_LINK)
+    with pytest.raises(AlreadyDone):
+        acts.release(id, 0, BY_LINK)
+    assert acts.restore(id, 0, BY_LINK).state is State.HELD
+    with pytest.raises(AlreadyDone):
+        acts.restore(id, 0, BY_LINK)
+    acts.delete(id, 0, BY_LINK)
+    assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
+    assert [event.what for event in store.history(id, 0)][1:4] == ["deleted", "restored", "deleted"]
+    with pytest.raises(AlreadyDone):
+        acts.delete(id, 0, BY_LINK)
+    assert store.delivery_for(BOB, id).state is State.HELD
+
+
+# ---- requests and what is told
+
+
+def test_a_request_tells_the_administrator_what_and_how(store: Store, acts: Acts, clock: Clock) -> None:
+    id = hold(
+        store,
+        tier=Tier.DANGEROUS,
+        subject="Rechnung\u202e \r\nBcc: mallory@example.org",
+        symbols=(Symbol("R_SPF_FAIL", 1.0), Symbol("CLAM_VIRUS", 25.0, ("Eicar",))),
+    ).id
+    assert acts.ask(id, 0, BY_LINK).state is State.REQUESTED
+    with pytest.raises(AlreadyDone):
+        acts.ask(id, 0, BY_LINK)
+    [(to, request)] = queued(store, clock())
+    assert (to, request["To"], request["From"]) == (ADMIN, ADMIN, "quarantine@example.org")
+    assert request["Subject"] == f"Release requested by {ALICE}"
+    assert request["Bcc"] is None
+    kind, _ = acts.links.read_mark(request[MARK_HEADER]) or ("", None)
+    assert kind == "mail"
+    text = text_of(request)
+    assert f"quarantine release {id} --recipient {ALICE}\n" in text
+    assert f'quarantine refuse {id} --recipient {ALICE} --reason "…"\n' in text
+    assert "Subject: Rechnung Bcc: mallory@example.org\n" in text
+    assert f"From: Promo <{SENDER}>\n" in text and f"Envelope sender: <{SENDER}>\n" in text
+    assert text.index("- CLAM_VIRUS (25.0)\n") < text.index("- R_SPF_FAIL (1.0)\n")
+    assert BOB not in text
+
+
+def test_an_address_cannot_become_a_command_of_the_administrators_shell(store: Store, acts: Acts, clock: Clock) -> None:
+    address = "$(reboot);a b@example.org"
+    id = hold(store, tier=Tier.DANGEROUS, recipients=[address], envelope_sender=None, header_from="", subject="").id
+    acts.ask(id, 0, BY_LINK)
+    [(_, request)] = queued(store, clock())
+    assert f"quarantine release {id} --recipient '{address}'\n" in text_of(request)
+    assert "From: (unknown)\nEnvelope sender: not known\nSubject: (no subject)\n" in text_of(request)
+
+
+def test_a_refusal_tells_the_recipient_why(store: Store, acts: Acts, clock: Clock) -> None:
+    id = hold(store, tier=Tier.DANGEROUS, recipients=[ALICE, BOB, "eve@elsewhere.example"]).id
+    for number in (0, 2):
+        acts.ask(id, number, BY_LINK)
+    queued(store, clock())
+    with pytest.raises(AlreadyDone):
+        acts.refuse(id, 1, BY_OPERATOR, "nobody asked")
+    refused = acts.refuse(id, 0, BY_OPERATOR, "The attachment is a virus, 100% sure.")
+    acts.refuse(id, 2, BY_OPERATOR, "not one of ours, so not mailed")
+    assert (refused.state, refused.reason) == (State.HELD, "The attachment is a virus, 100% sure.")
+    [(to, told)] = queued(store, clock())
+    assert (to, told["To"]) == (ALICE, ALICE)
+    text = text_of(told)
+    assert "The reason given: The attachment is a virus, 100% sure.\n" in text
+    assert "Subject: Offer\n" in text and "https://mail.example.org/quarantine\n" in text
+    assert BOB not in text and MALLORY not in text
+    with pytest.raises(NotAllowed):
+        acts.release(id, 0, BY_LINK)
+
+
+def test_a_refused_request_can_be_asked_again(store: Store, acts: Acts) -> None:
+    id = hold(store, tier=Tier.DANGEROUS).id
+    acts.ask(id, 0, BY_LINK)
+    acts.refuse(id, 0, BY_OPERATOR, "no")
+    asked = acts.ask(id, 0, BY_LINK)
+    assert (asked.state, asked.reason) == (State.REQUESTED, "")
+
+
+def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) -> None:
+    acts.alarm("released mail is scanned again", "relay.url leads to a listener that scans.")
+    [(to, alarm)] = queued(store, clock())
+    assert to == ADMIN
+    assert alarm["Subject"] == "Mail quarantine needs attention: released mail is scanned again"
+    assert "relay.url leads to a listener that scans.\n" in text_of(alarm)
+
+
+# ---- tiers
+
+
+TIERS = Tiers(dangerous=("CLAM_*", "*PHISH*"), suspicious=("*SPOOF*",))
+
+
+@pytest.mark.parametrize(
+    ("symbols", "tier"),
+    [
+        ((), Tier.SPAM),
+        ((Symbol("BAYES_SPAM", 5.0),), Tier.SPAM),
+        ((Symbol("clam_virus", 1.0),), Tier.DANGEROUS),
+        ((Symbol("SPOOF_DISPLAY_NAME", 3.0), Symbol("OUR_PHISHING", 0.1)), Tier.DANGEROUS),
+        ((Symbol("SPOOF_DISPLAY_NAME", 3.0),), Tier.SUSPICIOUS),
+        ((Symbol("CLAM_CHECKED", 0.0), Symbol("NOT_PHISHING", -1.0)), Tier.SPAM),
+    ],
+)
+def test_symbols_decide_the_tier(symbols: tuple[Symbol, ...], tier: Tier) -> None:
+    assert TIERS.of(export(symbols=symbols)) is tier
+
+
+@pytest.mark.parametrize("flag", list(Flag))
+def test_lost_metadata_never_makes_mail_harmless(flag: Flag) -> None:
+    assert TIERS.of(export(symbols=(), flags=frozenset({flag}))) is Tier.SUSPICIOUS
+    assert TIERS.of(export(symbols=(Symbol("CLAM_X", 9.0),), flags=frozenset({flag}))) is Tier.DANGEROUS
