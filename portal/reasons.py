@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from portal.message import Message, Symbol, Tier, domain
 from portal.render import shown
@@ -116,6 +117,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
 )
 
 
+@lru_cache(maxsize=4096)  # a site has some hundred symbols, a digest shows them over and over
 def _known(name: str) -> str | None:
     upper = name.upper()
     return next((words for pattern, words in _WORDS if fnmatchcase(upper, pattern)), None)
