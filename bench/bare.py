@@ -1,0 +1,132 @@
+"""The ceilings: bare WSGI functions that do the same durable work as ingest and nothing else.
+
+No login, no formats, no tiers, no sameness, no logging, no errors: read the body, compress, write, commit, answer.
+uWSGI loads ``bench.bare:files`` or ``bench.bare:postgres``; QUARANTINE_BENCH_STORE says where to write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import zstandard
+
+from portal.message import new_id
+
+_local = threading.local()
+_guard = threading.Lock()
+
+
+def _answer(start_response, id):
+    body = json.dumps({"status": "held", "id": str(id)}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _compressed(environ) -> tuple[bytes, bytes, int]:
+    data = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # 0: is the server there?
+    return zstandard.ZstdCompressor(level=3).compress(data), hashlib.sha256(data).digest(), len(data)
+
+
+def files(environ, start_response):
+    """One compressed file written, fsynced, renamed, its folder fsynced; one message and two deliveries committed."""
+    folder = Path(os.environ["QUARANTINE_BENCH_STORE"])
+    packed, digest, size = _compressed(environ)
+    id = new_id()
+    day = folder / "mail" / f"{datetime.now(UTC):%Y/%m/%d}" / id.hex[-2:]
+    if not day.is_dir():
+        day.mkdir(parents=True, exist_ok=True)
+    being_written = folder / f"{id}.tmp"
+    descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(descriptor, packed + environ.get("HTTP_X_RSPAMD_SYMBOLS", "").encode())
+    os.fsync(descriptor)
+    os.close(descriptor)
+    os.rename(being_written, day / f"{id}.eml.zst")
+    descriptor = os.open(day, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    db, lock = _sqlite(folder)
+    with _guard:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(
+            "INSERT INTO message VALUES (?,?,?,?,?,?,?,?)",
+            (id.bytes, digest, environ.get("HTTP_X_RSPAMD_FROM"), environ.get("HTTP_X_RSPAMD_SUBJECT", ""),
+             environ.get("HTTP_X_RSPAMD_QID"), 21.5, environ.get("HTTP_X_RSPAMD_SYMBOLS", "[]"), size),
+        )  # fmt: skip
+        for number, recipient in enumerate(("alice@example.org", "bob@example.org")):
+            db.execute("INSERT INTO delivery VALUES (?,?,?,'held',?)", (id.bytes, number, recipient, time.time()))
+        db.execute("COMMIT")
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    return _answer(start_response, id)
+
+
+def _sqlite(folder: Path):
+    if not hasattr(_local, "db"):
+        _local.lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        _local.db = sqlite3.connect(folder / "bare.sqlite3", timeout=10, isolation_level=None)
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=10000"):
+            _local.db.execute(f"PRAGMA {pragma}")
+        with _guard:
+            fcntl.flock(_local.lock, fcntl.LOCK_EX)
+            _local.db.executescript(
+                "CREATE TABLE IF NOT EXISTS message (id BLOB UNIQUE, sha BLOB UNIQUE, sender, subject, qid, score,"
+                " symbols, size); CREATE TABLE IF NOT EXISTS delivery (id BLOB, number, recipient, state, at,"
+                " PRIMARY KEY (id, number)) WITHOUT ROWID;"
+                "CREATE INDEX IF NOT EXISTS delivery_recipient ON delivery (recipient, id)"
+            )
+            fcntl.flock(_local.lock, fcntl.LOCK_UN)
+    return _local.db, _local.lock
+
+
+_pool_guard = threading.Lock()
+_pool = None
+
+
+def postgres(environ, start_response):
+    """The store's own INSERT statement, in one transaction with the same limits, over a pool; body and metadata as they
+    came, nothing parsed."""
+    global _pool
+    from psycopg_pool import ConnectionPool
+
+    from portal.stores import postgres as store
+    from portal.stores import postgres_days
+
+    if _pool is None:
+        with _pool_guard:
+            if _pool is None:
+                _pool = ConnectionPool(
+                    os.environ["QUARANTINE_BENCH_STORE"],
+                    kwargs={"autocommit": True, "prepare_threshold": None},
+                    min_size=1,
+                    max_size=4,
+                    open=True,
+                )
+    packed, digest, size = _compressed(environ)
+    id = new_id()
+    low, high = postgres_days.bounds(datetime.now(UTC).date())
+    people = ["alice@example.org", "bob@example.org"]
+    values = {
+        "id": id, "low": low, "high": high, "sameness": digest, "body_sha256": digest, "size_bytes": size,
+        "tier": "spam", "envelope_sender": environ.get("HTTP_X_RSPAMD_FROM"),
+        "subject": environ.get("HTTP_X_RSPAMD_SUBJECT", ""),
+        "header_from": "Promo <promo@example.net>", "sender_folded": "promo@example.net",
+        "queue_id": environ.get("HTTP_X_RSPAMD_QID"), "message_id": "x@example.net", "action": "reject", "score": 21.5,
+        "client_ip": "198.51.100.7", "username": None,
+        "symbols": environ.get("HTTP_X_RSPAMD_SYMBOLS", "[]"), "flags": [],
+        "has_8bit": False, "at": datetime.now(UTC), "recipients": people, "addresses": people, "data": packed,
+        "told": people, "told_addresses": people,
+    }  # fmt: skip
+    with _pool.connection() as connection, connection.pipeline():
+        connection.execute("begin")
+        connection.execute(store._LIMITS, {"ms": "2000"})
+        connection.execute(store._HOLD, values)
+        connection.execute("commit")
+    return _answer(start_response, id)

@@ -1,0 +1,91 @@
+"""Posts that look like Rspamd's, and processes that send them as fast as the server answers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import socket
+import time
+from dataclasses import dataclass
+
+MAIL_BYTES = 19_000
+_COUNTER = b"0000000000000000"
+
+
+def words(size_bytes: int, seed: int) -> bytes:
+    """Text that compresses as mail does: words by Zipf's law, lines of 70, some base64-like noise."""
+    source = random.Random(seed)
+    vocabulary = ["".join(source.choices("etaoinshrdlucmfwyp", k=source.randint(2, 9))) for _ in range(4000)]
+    weights = [1 / (n + 1) for n in range(len(vocabulary))]
+    out, line = [], ""
+    total = 0
+    while total < size_bytes:
+        for word in source.choices(vocabulary, weights, k=200):
+            line += word + " "
+            if len(line) > 70:
+                out.append(line.encode() + b"\r\n")
+                total += len(line) + 2
+                line = ""
+    return b"".join(out)[:size_bytes]
+
+
+@dataclass(frozen=True)
+class Post:
+    """One request in pieces, so that a fresh counter makes each mail another one without composing it again."""
+
+    pieces: list[bytes]
+
+    def numbered(self, number: int) -> bytes:
+        return (b"%016d" % number).join(self.pieces)
+
+
+def rspamd_post(port: int, path: str = "/quarantine/", seed: int = 1) -> Post:
+    """A `default` post with metadata headers: 14 symbols, two recipients, a mail of 19 KB."""
+    mail = (
+        b"Received: from x.example.net (x.example.net [198.51.100.7]) by mx1.example.org with ESMTP; "
+        b"Sun, 22 Nov 2026 07:00:00 +0000\r\n"
+        b"From: Promo <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Offer of the day\r\n"
+        b"Message-ID: <" + _COUNTER + b"@example.net>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
+    )
+    mail += words(MAIL_BYTES - len(mail), seed)
+    symbols = [
+        {"name": f"BENCH_SYMBOL_{n:02d}", "score": n / 4, "weight": 1, "group": "bench", "groups": ["bench"],
+         "options": [f"option-{n}.example.net"]}
+        for n in range(14)
+    ]  # fmt: skip
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {len(mail)}\r\nUser-Agent: rspamd-3.4\r\nX-Rspamd-qid: 4Bench\r\nX-Rspamd-action: reject\r\n"
+        "X-Rspamd-score: 21.5\r\nX-Rspamd-ip: 198.51.100.7\r\nX-Rspamd-user: unknown\r\n"
+        "X-Rspamd-from: promo@example.net\r\nX-Rspamd-subject: Offer of the day\r\n"
+        'X-Rspamd-rcpt: ["alice@example.org","bob@example.org"]\r\n'
+        f"X-Rspamd-symbols: {json.dumps(symbols, separators=(',', ':'))}\r\nX-Rspamd-fuzzy: []\r\n\r\n"
+    ).encode()
+    return Post((head + mail).split(_COUNTER))
+
+
+def run(port: int, seconds: float, clients: int, first: int, path: str = "/quarantine/") -> tuple[float, list[float]]:
+    """(answers 200 per second, their latencies in seconds) from ``clients`` processes. Anything else raises."""
+    with multiprocessing.Pool(clients) as pool:
+        results = pool.starmap(
+            _client, [(port, seconds, first + n * 10_000_000, path) for n in range(clients)], chunksize=1
+        )
+    latencies = [latency for result in results for latency in result]
+    return len(latencies) / seconds, latencies
+
+
+def _client(port: int, seconds: float, number: int, path: str) -> list[float]:
+    post, latencies = rspamd_post(port, path), []
+    end = time.monotonic() + seconds
+    while (began := time.monotonic()) < end:
+        number += 1
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(post.numbered(number))
+            answer = b""
+            while chunk := connection.recv(4096):
+                answer += chunk
+        if b" 200 " not in answer[:20]:
+            raise RuntimeError(f"answered {answer[:300]!r}")
+        latencies.append(time.monotonic() - began)
+    return latencies
