@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -65,8 +66,13 @@ class Tiers:
 def _fits(symbol: Symbol, patterns: tuple[str, ...]) -> bool:
     # Negative ones speak for the mail. Zero does not: a virus scanner's symbol has no score of its own, since its rule
     # forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero weight").
-    name = symbol.name.upper()
-    return symbol.score >= 0 and any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
+    return symbol.score >= 0 and _named(symbol.name.upper(), patterns)
+
+
+@lru_cache(maxsize=4096)
+def _named(name: str, patterns: tuple[str, ...]) -> bool:
+    # Cached: some sixty patterns for each of twenty symbols took a third of the time that holding a mail takes.
+    return any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True)
