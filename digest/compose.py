@@ -25,7 +25,7 @@ from portal.stores import Digest
 MAIL_BYTES = 95_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
 HEADER_BYTES = 8_192  # more than all headers ever have
 SUBJECT_CHARACTERS = 120
-_LINK = re.compile(r"\S*(?:://|\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
+_LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
 _AUTHENTIC = frozenset({"DMARC_POLICY_ALLOW", "R_DKIM_ALLOW", "R_SPF_ALLOW"})
 _AUTHENTIC_POINTS = (
     5  # a third of Rspamd's usual distance to `reject`: who signs with their own name is likelier wanted
@@ -141,7 +141,7 @@ def _row(delivery: Delivery, digest: Digest, links: Links, language: str, zone: 
     dangerous = message.tier is Tier.DANGEROUS
     seen = sender_shown(message)
     return Row(
-        sender=replace(seen, name=_defused(seen.name)),
+        sender=replace(seen, name=_defused(seen.name), address=_defused(seen.address)),
         subject=_defused(shown(message.subject, SUBJECT_CHARACTERS)),
         when=_when(message, language, zone),
         score="" if message.score is None else f"{message.score:.1f}",

@@ -306,6 +306,19 @@ def test_hostile_subjects_and_senders_stay_text(text: str) -> None:
     assert list(parsed(mail).keys()) == list(mail_of(delivery(1)).keys())
 
 
+@pytest.mark.parametrize(
+    "header", ["X <a@b https://evil.example/login>", "a@evil.example/x", "https://evil.example/ <>"]
+)
+def test_a_sender_that_is_an_address_of_the_web_gets_no_link(header: str) -> None:
+    mail = mail_of(delivery(1, header_from=header))
+    for seen in (text_of(mail), html_of(mail).words):
+        assert not re.search(r"evil\.example", seen)
+
+
+def test_an_ordinary_address_is_shown_as_it_is() -> None:
+    assert "Ann <info@www.example.com>\n" in text_of(mail_of(delivery(1, header_from="Ann <info@www.example.com>")))
+
+
 @given(subject=st.text(), sender=st.text(), symbol=st.text(), score=st.floats(-1e6, 1e6) | st.none())
 @example(subject="https://", sender="<>", symbol="", score=None)
 @settings(max_examples=60, deadline=None)
