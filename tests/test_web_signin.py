@@ -1,0 +1,285 @@
+"""Signing in by mail: the same answer for everybody, a link and a code that work once, sessions that cannot be set."""
+
+import email
+import email.policy
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from portal.assemble import Parts
+from tests.builders import ALICE, MALLORY
+from tests.web_client import ORIGIN, Browser, Site
+
+SESSION, BROWSER = "__Host-quarantine-session", "__Host-quarantine-browser"
+
+
+@dataclass
+class SignInMail:
+    to: str
+    link: str
+    code: str
+
+
+@pytest.fixture
+def site(parts: Parts) -> Site:
+    return Site(parts)
+
+
+def sent(site: Site) -> list[SignInMail]:
+    """The mails that wait to be sent, blinds left out."""
+    found = []
+    while True:
+        with site.store.sending(site.now) as waiting:
+            if waiting is None:
+                return found
+            if not waiting.to:
+                continue
+            mail = email.message_from_bytes(waiting.mail, policy=email.policy.default)
+            body = mail.get_body(("plain",))
+            assert body is not None
+            text = body.get_content().replace("\r\n", "\n")
+            link = re.search(r"^http\S+/sign-in/\S+/$", text, re.MULTILINE)
+            code = re.search(r"^(\d{3} \d{3})$", text, re.MULTILINE)
+            assert link and code
+            found.append(SignInMail(waiting.to, link[0], code[1]))
+
+
+def ask(site: Site, browser: Browser, address: str = ALICE) -> SignInMail:
+    browser.post("/sign-in", {"address": address})
+    return sent(site)[-1]
+
+
+def who(browser: Browser) -> str | None:
+    page = browser.get("/")
+    if page.status == 303:
+        return None
+    return re.search(r"Signed in as <bdi>(.*?)</bdi>", page.text)[1]  # type: ignore[index]
+
+
+# ---- asking
+
+
+def test_every_address_gets_the_same_answer(site: Site) -> None:
+    answers = []
+    for address in (
+        ALICE,
+        "nobody@example.org",
+        "x@elsewhere.example",
+        "",
+        "a b",
+        "x" * 500,
+        "\x00@example.org",
+        "é@ü",
+    ):
+        browser = site.browser()
+        browser.peer = f"192.0.2.{len(answers)}"
+        answer = browser.post("/sign-in", {"address": address})
+        answers.append((answer.status, answer.body, answer.header("Location"), sorted(answer.cookies())))
+    assert set(map(str, answers)) == {str((303, b"", "/quarantine/sign-in/code", [BROWSER]))}
+
+
+def test_only_local_addresses_are_mailed(site: Site) -> None:
+    for address in (ALICE, "x@elsewhere.example", "alice@example.org@evil.example", "<alice@example.org>"):
+        site.browser().post("/sign-in", {"address": address})
+        site.pass_time(minutes=2)
+    assert [mail.to for mail in sent(site)] == [ALICE]
+
+
+def test_the_mail_goes_to_the_address_as_the_envelope_wrote_it(site: Site) -> None:
+    site.hold(recipients=("Alice@Example.ORG",))
+    assert ask(site, site.browser(), " ALICE@example.org ").to == "Alice@Example.ORG"
+
+
+def test_requests_beyond_the_limits_are_dropped_in_silence(site: Site) -> None:
+    answers = [site.browser().post("/sign-in", {"address": ALICE}).status for _ in range(3)]
+    assert answers == [303] * 3
+    assert len(sent(site)) == 1
+    site.pass_time(seconds=61)
+    site.browser().post("/sign-in", {"address": ALICE})
+    assert len(sent(site)) == 1
+
+
+def test_the_address_of_a_digests_link_is_filled_in_and_escaped(site: Site) -> None:
+    page = site.browser().get("/sign-in?address=%22%3E%3Cscript%3E").text
+    assert "&#34;&gt;&lt;script&gt;" in page
+
+
+# ---- the link
+
+
+def test_the_link_signs_in(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    page = browser.get(mail.link)
+    assert "data-submit" in page.text
+    assert ALICE in page.text
+    assert who(browser) is None
+    answer = browser.post(mail.link, {})
+    assert answer.header("Location") == "/quarantine/"
+    assert who(browser) == ALICE
+
+
+def test_opening_the_link_uses_nothing_up(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    for method in ("GET", "HEAD", "GET"):
+        answer = site.browser().request(method, mail.link)
+        assert answer.status == 200
+        assert not answer.cookies()
+    browser.post(mail.link, {})
+    assert who(browser) == ALICE
+
+
+def test_another_browser_needs_a_press_on_a_button_that_names_the_address(site: Site) -> None:
+    mail, other = ask(site, site.browser()), site.browser()
+    page = other.get(mail.link).text
+    assert "data-submit" not in page
+    assert f"Sign in as <bdi>{ALICE}" in page
+    other.post(mail.link, {})
+    assert who(other) is None
+    other.post(mail.link, {"pressed": "1"})
+    assert who(other) == ALICE
+
+
+def test_another_site_cannot_sign_anybody_in(site: Site) -> None:
+    mail, victim = ask(site, site.browser(), MALLORY), site.browser()
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert victim.request("POST", mail.link, form={"pressed": "1"}, headers=headers).status == 403
+        assert victim.request("POST", "/sign-in", form={"address": ALICE}, headers=headers).status == 403
+        assert victim.request("POST", "/sign-in/code", form={"code": mail.code}, headers=headers).status == 403
+    assert who(victim) is None
+
+
+def test_the_link_works_once(site: Site) -> None:
+    browser, late = site.browser(), site.browser()
+    mail = ask(site, browser)
+    browser.post(mail.link, {"pressed": "1"})
+    assert late.post(mail.link, {"pressed": "1"}).status == 404
+    assert late.get(mail.link).status == 404
+    assert who(late) is None
+
+
+def test_the_link_works_for_a_quarter_of_an_hour(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    site.pass_time(minutes=16)
+    assert browser.post(mail.link, {"pressed": "1"}).status == 404
+    assert who(browser) is None
+
+
+@pytest.mark.parametrize("token", ["A" * 32, "A" * 31, "..", "A" * 33])
+def test_invented_links_are_refused(site: Site, token: str) -> None:
+    for method in ("GET", "POST"):
+        assert site.browser().request(method, f"/sign-in/{token}/", headers={"Origin": ORIGIN}).status == 404
+
+
+# ---- the code
+
+
+def test_the_code_signs_in(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    browser.post("/sign-in/code", {"code": mail.code})
+    assert who(browser) == ALICE
+    assert BROWSER not in browser.cookies
+
+
+def test_the_code_is_worth_nothing_in_another_browser(site: Site) -> None:
+    mail, other = ask(site, site.browser()), site.browser()
+    assert other.post("/sign-in/code", {"code": mail.code}).status == 403
+    other.peer = "192.0.2.99"
+    other.post("/sign-in", {"address": MALLORY})
+    assert other.post("/sign-in/code", {"code": mail.code}).status == 403
+    assert who(other) is None
+
+
+def test_five_wrong_codes_end_it(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    wrong = "000 000" if mail.code != "000 000" else "111 111"
+    for _ in range(5):
+        assert browser.post("/sign-in/code", {"code": wrong}).status == 403
+    assert browser.post("/sign-in/code", {"code": mail.code}).status == 403
+    assert who(browser) is None
+
+
+def test_asking_again_in_the_same_browser_keeps_the_first_mail_useful(site: Site) -> None:
+    browser = site.browser()
+    mail = ask(site, browser)
+    browser.post("/sign-in", {"address": ALICE})  # within the minute: dropped
+    browser.post("/sign-in/code", {"code": mail.code})
+    assert who(browser) == ALICE
+
+
+# ---- sessions
+
+
+def test_a_session_gets_a_new_name_whatever_the_browser_brought(site: Site) -> None:
+    browser = site.browser()
+    browser.cookies[SESSION] = "planted"
+    mail = ask(site, browser)
+    line = browser.post(mail.link, {}).cookies()[SESSION]
+    assert browser.cookies[SESSION] != "planted"
+    for attribute in ("path=/", "secure", "httponly", "samesite=lax"):
+        assert attribute in line.lower()
+    thief = site.browser()
+    thief.cookies[SESSION] = "planted"
+    assert who(thief) is None
+
+
+def test_signing_in_again_ends_the_session_before(site: Site) -> None:
+    browser, old = site.signed_in(MALLORY), site.browser()
+    old.cookies = dict(browser.cookies)
+    browser.post(ask(site, browser).link, {"pressed": "1"})
+    assert who(browser) == ALICE
+    assert who(old) is None
+
+
+def test_signing_out_ends_the_session(site: Site) -> None:
+    browser, copy = site.signed_in(ALICE), site.browser()
+    copy.cookies = dict(browser.cookies)
+    browser.post("/sign-out", {"form_token": browser.form_token()})
+    assert SESSION not in browser.cookies
+    assert who(copy) is None
+
+
+def test_another_site_cannot_sign_out(site: Site) -> None:
+    browser = site.signed_in(ALICE)
+    token = browser.form_token()
+    assert (
+        browser.request(
+            "POST", "/sign-out", form={"form_token": token}, headers={"Origin": "https://evil.example"}
+        ).status
+        == 403
+    )
+    copy = dict(browser.cookies)
+    browser.post("/sign-out", {"form_token": "wrong"})
+    browser.cookies = copy
+    assert who(browser) == ALICE
+
+
+def test_a_session_ends_unused(site: Site) -> None:
+    browser = site.signed_in(ALICE)
+    site.pass_time(hours=11)
+    assert who(browser) == ALICE
+    site.pass_time(hours=13)
+    assert who(browser) is None
+
+
+def test_cookies_are_plain_where_browsers_drop_secure_ones(make_parts: object) -> None:
+    site = Site(make_parts(public_url="http://mail.example.org/quarantine"))  # type: ignore[operator]
+    answer = site.browser().request(
+        "POST", "/sign-in", form={"address": ALICE}, headers={"Origin": "http://mail.example.org"}
+    )
+    line = answer.cookies()["quarantine-browser"]
+    assert "secure" not in line.lower()
+    assert "httponly" in line.lower()
+
+
+def test_an_odd_cookie_of_a_neighbour_does_not_sign_out(site: Site) -> None:
+    browser = site.signed_in(ALICE)
+    cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    browser.cookies = {}
+    page = browser.get("/", headers={"Cookie": f'prefs={{"a": [1]}}; x="; bad name=1; {cookies}'})
+    assert page.status == 200
