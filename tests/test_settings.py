@@ -1,0 +1,467 @@
+"""Settings: defaults, where values come from, and one list with every problem and its source."""
+
+from __future__ import annotations
+
+import os
+from datetime import time
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from portal.errors import SettingsError
+from portal.settings import Settings, keys, load, load_from, masked
+
+
+def load_toml(folder: Path, text: str, **environ: str) -> Settings:
+    path = folder / "quarantine.toml"
+    path.write_text(text, "utf-8")
+    return load({"QUARANTINE_CONFIG": str(path), **environ})
+
+
+def problems(folder: Path, text: str = "", **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as error:
+        load_toml(folder, text, **environ)
+    head, *lines = str(error.value).splitlines()
+    assert head == "The settings have problems:"
+    assert all(line.startswith("  - ") for line in lines)
+    return [line.removeprefix("  - ") for line in lines]
+
+
+# ---- defaults
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        ("public_url", "http://127.0.0.1:8080/quarantine"),
+        ("local_domains", ()),
+        ("store.url", "files:var/quarantine"),
+        ("store.retention_days", 30),
+        ("exporter.user", None),
+        ("exporter.password", None),
+        ("exporter.allowed_networks", (ip_network("127.0.0.0/8"), ip_network("::1/128"))),
+        ("exporter.max_body_bytes", 80 * 1024 * 1024),
+        ("exporter.only_symbols", ()),
+        ("exporter.hold_actions", ("reject", "discard")),
+        ("relay.url", "smtp://127.0.0.1:10025"),
+        ("mail.url", "smtp://127.0.0.1:25"),
+        ("mail.from_address", None),
+        ("mail.admin_address", None),
+        ("digest.at", time(7, 0)),
+        ("digest.timezone", "UTC"),
+        ("digest.language", "en"),
+        ("digest.max_rows", 50),
+        ("links.keys", ()),
+        ("links.keys_file", None),
+        ("links.confirm", "auto"),
+        ("links.autosubmit_after_minutes", 10),
+        ("links.lifetime_days", 14),
+    ],
+)
+def test_defaults(tmp_path: Path, key: str, default: object) -> None:
+    value: Any = load_toml(tmp_path, "")
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert (value.get_secret_value() if hasattr(value, "get_secret_value") else value) == default
+    assert key in keys()
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    settings = load_toml(tmp_path, "")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.public_url = "http://other"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        settings.store.retention_days = 1  # type: ignore[misc]
+
+
+# ---- where values come from
+
+
+def test_a_variable_goes_before_the_file(tmp_path: Path) -> None:
+    text = "public_url = 'https://file.example.org/q'\n[store]\nretention_days = 5\n[digest]\nat = '06:30'"
+    environ = {"QUARANTINE_STORE__RETENTION_DAYS": "9", "QUARANTINE_PUBLIC_URL": "https://env.example.org/q/"}
+    settings = load_toml(tmp_path, text, **environ)
+    assert (settings.store.retention_days, settings.public_url) == (9, "https://env.example.org/q")
+    assert settings.digest.at == time(6, 30)
+
+
+def test_each_value_is_told_with_its_source(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.toml"
+    path.write_text("[store]\nretention_days = 5\n[digest]\nmax_rows = 3")
+    _, used, sources = load_from({"QUARANTINE_CONFIG": str(path), "QUARANTINE_DIGEST__MAX_ROWS": "4"})
+    assert used == path
+    assert sources == {
+        "store.retention_days": str(path),
+        "digest.max_rows": "environment variable QUARANTINE_DIGEST__MAX_ROWS",
+    }
+
+
+def test_without_a_file_the_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quarantine.toml").write_text("[store]\nretention_days = 5")
+    settings, path, _ = load_from({})
+    assert settings.store.retention_days == 5
+    assert path == Path("quarantine.toml")
+
+
+def test_the_real_environment_is_read_when_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.toml").write_text("[store]\nretention_days = 6")
+    for name in [name for name in os.environ if name.startswith("QUARANTINE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(tmp_path / "own.toml"))
+    monkeypatch.setenv("QUARANTINE_DIGEST__MAX_ROWS", "7")
+    settings = load()
+    assert (settings.store.retention_days, settings.digest.max_rows) == (6, 7)
+
+
+def test_lists_are_written_with_commas_in_variables(tmp_path: Path) -> None:
+    settings = load_toml(
+        tmp_path,
+        "",
+        QUARANTINE_LOCAL_DOMAINS="Example.ORG, example.com ,, me@Example.net",
+        QUARANTINE_MAIL__FROM_ADDRESS="q@example.org",
+        QUARANTINE_EXPORTER__ALLOWED_NETWORKS="127.0.0.1, ::1",
+        QUARANTINE_EXPORTER__HOLD_ACTIONS="reject,add header",
+        QUARANTINE_EXPORTER__ONLY_SYMBOLS="A,B*",
+        QUARANTINE_LINKS__KEYS=f"{'o' * 32},{'n' * 32}",
+    )
+    assert settings.local_domains == ("example.org", "example.com", "me@example.net")
+    assert settings.exporter.allowed_networks == (ip_network("127.0.0.1"), ip_network("::1"))
+    assert settings.exporter.hold_actions == ("reject", "add header")
+    assert settings.exporter.only_symbols == ("A", "B*")
+    assert [key.get_secret_value() for key in settings.links.keys] == ["o" * 32, "n" * 32]
+
+
+def test_an_empty_list_in_a_variable_is_empty(tmp_path: Path) -> None:
+    assert load_toml(tmp_path, "local_domains = ['example.org']", QUARANTINE_LOCAL_DOMAINS="").local_domains == ()
+
+
+def test_lists_are_lists_in_the_file(tmp_path: Path) -> None:
+    text = "[exporter]\nallowed_networks = ['10.0.0.0/8']\nuser = 'rspamd'\npassword = 'x'\nhold_actions = []"
+    settings = load_toml(tmp_path, text)
+    assert settings.exporter.allowed_networks == (ip_network("10.0.0.0/8"),)
+    assert settings.exporter.hold_actions == ()
+
+
+def test_actions_may_be_written_as_in_rspamds_configuration(tmp_path: Path) -> None:
+    settings = load_toml(tmp_path, "[exporter]\nhold_actions = ['Reject', 'add_header', 'rewrite subject']")
+    assert settings.exporter.hold_actions == ("reject", "add header", "rewrite subject")
+
+
+def test_times_may_be_texts_or_times(tmp_path: Path) -> None:
+    assert load_toml(tmp_path, "[digest]\nat = '23:59'").digest.at == time(23, 59)
+    assert load_toml(tmp_path, "[digest]\nat = 05:15:00").digest.at == time(5, 15)
+
+
+# ---- secrets from files
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("p@ss wörd" + end, "utf-8", newline="")
+    text = f"[exporter]\nuser = 'rspamd'\npassword_file = '{secret}'"
+    password = load_toml(tmp_path, text).exporter.password
+    assert password
+    assert password.get_secret_value() == "p@ss wörd"
+
+
+@pytest.mark.parametrize("key", ["store.url", "relay.url", "mail.url"])
+def test_addresses_with_passwords_may_stand_in_files(tmp_path: Path, key: str) -> None:
+    url = "postgresql://u:p@db/q" if key == "store.url" else "smtps://u:p@relay:465"
+    secret = tmp_path / "url"
+    secret.write_text(url + "\n")
+    variable = f"QUARANTINE_{key.upper().replace('.', '__')}_FILE"
+    settings = load_toml(tmp_path, "", **{variable: str(secret)})
+    section, name = key.split(".")
+    assert getattr(getattr(settings, section), name).get_secret_value() == url
+
+
+def test_a_secret_that_is_given_twice_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("files:x")
+    found = problems(tmp_path, f"[store]\nurl = 'files:y'\nurl_file = '{tmp_path}/url'")
+    assert found == [f"store.url_file: store.url is set as well: use one of them ({tmp_path}/quarantine.toml)"]
+
+
+def test_a_secret_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe4")
+    path = f"({tmp_path}/quarantine.toml)"
+    assert problems(tmp_path, f"[relay]\nurl_file = '{tmp_path}/none'") == [
+        f"relay.url_file: {tmp_path}/none cannot be read: No such file or directory {path}"
+    ]
+    assert problems(tmp_path, f"[relay]\nurl_file = '{tmp_path}'") == [
+        f"relay.url_file: {tmp_path} cannot be read: Is a directory {path}"
+    ]
+    assert problems(tmp_path, f"[relay]\nurl_file = '{tmp_path}/latin'") == [
+        f"relay.url_file: {tmp_path}/latin is not UTF-8 {path}"
+    ]
+    for wrong in ("{}", "{a = 1}", "7", "''", "[]"):
+        (found,) = problems(tmp_path, f"[relay]\nurl_file = {wrong}")
+        assert found.startswith("relay.url_file: expected the path of a file")
+
+
+def test_a_wrong_value_in_a_secret_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("http://topsecret@nowhere")
+    (found,) = problems(tmp_path, f"[relay]\nurl_file = '{tmp_path}/url'")
+    assert found.endswith(f"(file {tmp_path}/url)")
+    assert "topsecret" not in found
+
+
+# ---- problems
+
+
+TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user and exporter.password are needed"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("public_url = 'mail.example.org/quarantine'", "public_url: expected an address like https://"),
+        ("public_url = 'ftp://mail.example.org'", "public_url: expected an address like https://"),
+        ("public_url = 'https://mail.example.org/q?x=1'", "public_url: expected an address like https://"),
+        ("public_url = 'https://mail.example.org/q#x'", "public_url: expected an address like https://"),
+        ("public_url = 'https://mail.example.org/a b'", "public_url: expected an address like https://"),
+        ("public_url = 'https://mail.example.org:port/q'", "public_url: expected an address like https://"),
+        ("public_url = 'https://u:p@mail.example.org/q'", "public_url: expected an address like https://"),
+        ("public_url = 7", "public_url: Input should be a valid string"),
+        ("local_domains = ['@example.org']", "local_domains: '@example.org' is neither a domain like"),
+        ("local_domains = ['*.example.org']", "local_domains: '*.example.org' is neither a domain like"),
+        ("local_domains = ['me@']", "local_domains: 'me@' is neither a domain like"),
+        ("local_domains = ['example org']", "local_domains: 'example org' is neither a domain like"),
+        ("local_domains = [7]", "local_domains: Input should be a valid string"),
+        ("local_domains = ['example.org']", "mail.from_address is needed once local_domains is set"),
+        ("store.url = 'sqlite:x'", "store.url: expected files:PATH, files:///abs/path or postgresql://…"),
+        ("store.url = 'files:'", "store.url: expected files:PATH"),
+        ("store.url = 'postgresql://'", "store.url: expected files:PATH"),
+        ("store.url = 'var/quarantine'", "store.url: expected files:PATH"),
+        ("store.retention_days = 0", "store.retention_days: Input should be greater than or equal to 1"),
+        ("store.retention_days = 'a month'", "store.retention_days: Input should be a valid integer"),
+        ("store = 'files:x'", "store: expected a table, written [store]"),
+        ("store = []", "store: expected a table, written [store]"),
+        ("exporter.user = 'rspamd'", "exporter.user and exporter.password go together: set both or neither"),
+        ("exporter.password = 'x'", "exporter.user and exporter.password go together: set both or neither"),
+        ("exporter = {user = 'rspamd', password = ''}", "exporter.password is empty"),
+        ("exporter = {user = '', password = 'x'}", "exporter.user is empty or has a colon"),
+        ("exporter = {user = 'a:b', password = 'x'}", "exporter.user is empty or has a colon"),
+        ("exporter.allowed_networks = ['10.0.0.0/8']", TOO_FAR),
+        ("exporter.allowed_networks = ['0.0.0.0/0']", TOO_FAR),
+        ("exporter.allowed_networks = ['::/0']", TOO_FAR),
+        ("exporter.allowed_networks = ['10.0.0.1/8']", "exporter.allowed_networks: '10.0.0.1/8' is not a network like"),
+        ("exporter.allowed_networks = ['here']", "exporter.allowed_networks: 'here' is not a network like"),
+        ("exporter.max_body_bytes = 1000", "exporter.max_body_bytes: Input should be greater than or equal to 65536"),
+        ("relay.url = 'mail.example.org:25'", "relay.url: expected smtp://host:port, smtps://"),
+        ("relay.url = 'http://mail.example.org'", "relay.url: expected smtp://host:port, smtps://"),
+        ("relay.url = 'smtp://'", "relay.url: expected smtp://host:port, smtps://"),
+        ("relay.url = 'smtp://mail host:25'", "relay.url: expected smtp://host:port, smtps://"),
+        ("relay.url = 'smtp://host:0'", "relay.url: expected scheme://[user:password@]host[:port]"),
+        ("relay.url = 'smtp://host:70000'", "relay.url: the host is wrong, or the port is not a number"),
+        ("relay.url = 'smtp://host:smtp'", "relay.url: the host is wrong, or the port is not a number"),
+        ("relay.url = 'smtp://[::1'", "relay.url: the host is wrong, or the port is not a number"),
+        ("relay.url = 'smtp://host/path'", "relay.url: expected scheme://[user:password@]host[:port]"),
+        ("relay.url = 'smtp://host?tls=1'", "relay.url: expected scheme://[user:password@]host[:port]"),
+        ("relay.url = 'smtp://user@host'", "relay.url: a user needs a password and the other way round"),
+        ("relay.url = 'smtp://user:@host'", "relay.url: a user needs a password and the other way round"),
+        ("relay.url = 'smtp://:password@host'", "relay.url: a user needs a password and the other way round"),
+        ("mail.url = 'imap://host'", "mail.url: expected smtp://host:port, smtps://"),
+        ("mail.from_address = 'Quarantine <q@example.org>'", "mail.from_address: expected one mail address"),
+        ("mail.from_address = 'quarantine'", "mail.from_address: expected one mail address"),
+        ("mail.from_address = \"q@example.org\\r\"", "mail.from_address: expected one mail address"),
+        ("mail.admin_address = 'a@example.org, b@example.org'", "mail.admin_address: expected one mail address"),
+        ("digest.at = '25:00'", "digest.at: Input should be in a valid time format"),
+        ("digest.at = 'seven'", "digest.at: Input should be in a valid time format"),
+        ("digest.at = '07:00:30'", "digest.at: expected HH:MM, without seconds and time zone"),
+        ("digest.at = '07:00Z'", "digest.at: expected HH:MM, without seconds and time zone"),
+        ("digest.timezone = 'Europe/Nowhere'", "digest.timezone: unknown time zone 'Europe/Nowhere'"),
+        ("digest.timezone = '../etc/passwd'", "digest.timezone: unknown time zone '../etc/passwd'"),
+        ("digest.timezone = ''", "digest.timezone: unknown time zone ''"),
+        ("digest.timezone = 'Europe'", "digest.timezone: unknown time zone 'Europe'"),
+        ("digest.language = 'xx'", "digest.language: Input should be 'en'"),
+        ("digest.max_rows = 0", "digest.max_rows: Input should be greater than or equal to 1"),
+        ("links.keys = ['short']", "links.keys: each signing key needs at least 32 bytes"),
+        (f"links = {{keys = ['{'n' * 32}'], keys_file = 'x'}}", "links.keys and links.keys_file are both set"),
+        ("links.confirm = 'never'", "links.confirm: Input should be 'auto' or 'button'"),
+        ("links.lifetime_days = 91", "links.lifetime_days: Input should be less than or equal to 90"),
+        ("links.autosubmit_after_minutes = 0", "links.autosubmit_after_minutes: Input should be greater than"),
+        ("tiers.dangerous_symbols = {a = 1}", "tiers.dangerous_symbols: Input should be a valid tuple"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_gets_one_sentence_with_its_source(tmp_path: Path, text: str, sentence: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found.startswith(sentence)
+    assert found.endswith(f" ({tmp_path}/quarantine.toml)")
+
+
+def test_a_wrong_value_in_a_variable_names_the_variable(tmp_path: Path) -> None:
+    assert problems(tmp_path, "", QUARANTINE_DIGEST__TIMEZONE="Mars") == [
+        "digest.timezone: unknown time zone 'Mars': use a name like Europe/Berlin "
+        "(environment variable QUARANTINE_DIGEST__TIMEZONE)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("retention_days = 5", "retention_days: there is no such setting"),
+        (
+            "[store]\nretention_day = 5",
+            "store.retention_day: there is no such setting (did you mean store.retention_days?",
+        ),
+        ("[digests]\nat = '07:00'", "digests: there is no such setting"),
+        ("publik_url = 'x'", "publik_url: there is no such setting (did you mean public_url?)"),
+        ("[links.keys_file]\npath = 'x'", "links.keys_file: Input is not a valid path"),
+        ("[exporter]\nuser_file = '/x'", "exporter.user_file: there is no such setting"),
+    ],
+)
+def test_an_unknown_name_in_the_file_is_a_problem(tmp_path: Path, text: str, sentence: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found.startswith(sentence)
+    assert found.endswith(f" ({tmp_path}/quarantine.toml)")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("QUARANTINE_STORE_URL", "QUARANTINE_STORE__URL"),
+        ("QUARANTINE_PUBLIC_URI", "QUARANTINE_PUBLIC_URL"),
+        ("QUARANTINE_EXPORTER__PASWORD_FILE", "QUARANTINE_EXPORTER__PASSWORD_FILE"),
+    ],
+)
+def test_an_unknown_variable_is_a_problem(tmp_path: Path, name: str, meant: str) -> None:
+    assert problems(tmp_path, "", **{name: "x"}) == [
+        f"environment variable {name}: there is no such setting (did you mean {meant}?)"
+    ]
+
+
+def test_other_variables_are_none_of_our_business(tmp_path: Path) -> None:
+    load_toml(tmp_path, "", QUARANTINE_SOCKET="127.0.0.1:9001", QUARANTINEX="1", PATH="/bin", STORE__URL="x")
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    text = """
+        publik_url = "x"
+        local_domains = ["example.org"]
+        [store]
+        url = "sqlite:x"
+        [exporter]
+        allowed_networks = ["here", "10.0.0.0/33"]
+        max_body_bytes = "much"
+        [links]
+        keys = ["short"]
+        [digest]
+        timezone = "Mars"
+    """
+    found = problems(tmp_path, text, QUARANTINE_DIGEST__MAX_ROWS="0", QUARANTINE_NONSENSE__KEY="1")
+    assert [line.split(":")[0] for line in found] == [
+        "digest.max_rows",
+        "digest.timezone",
+        "environment variable QUARANTINE_NONSENSE__KEY",
+        "exporter.allowed_networks",
+        "exporter.allowed_networks",
+        "exporter.max_body_bytes",
+        "links.keys",
+        "mail.from_address is needed once local_domains is set",
+        "publik_url",
+        "store.url",
+    ]
+
+
+def test_one_wrong_value_makes_no_second_problem(tmp_path: Path) -> None:
+    text = "local_domains = ['example.org']\n[mail]\nfrom_address = 'wrong'"
+    (found,) = problems(tmp_path, text)
+    assert found.startswith("mail.from_address: expected one mail address")
+    (found,) = problems(tmp_path, "[exporter]\nuser = 'rspamd'\npassword = 7")
+    assert found.startswith("exporter.password: ")
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="none.toml: cannot be read: No such file or directory"):
+        load({"QUARANTINE_CONFIG": str(tmp_path / "none.toml")})
+    (found,) = problems(tmp_path, "[store\n", QUARANTINE_LOCAL_DOMAINS="example.org")
+    assert found.startswith(f"{tmp_path}/quarantine.toml: is not TOML: ")
+    (tmp_path / "latin.toml").write_bytes(b"public_url = '\xe4'")
+    with pytest.raises(SettingsError, match="latin.toml: is not UTF-8"):
+        load({"QUARANTINE_CONFIG": str(tmp_path / "latin.toml")})
+
+
+def test_no_problem_shows_a_secret(tmp_path: Path) -> None:
+    text = """
+        [store]
+        url = "postgres-tls://u:topsecret@db"
+        [exporter]
+        user = "rspamd:topsecret"
+        password = "topsecret"
+        allowed_networks = ["0.0.0.0/0"]
+        [relay]
+        url = "smtp://u:topsecret@host:x"
+        [mail]
+        url = "smtp://topsecret@host"
+        [links]
+        keys = ["topsecret"]
+    """
+    assert "topsecret" not in "".join(problems(tmp_path, text))
+    assert "topsecret" not in repr(load_toml(tmp_path, "[relay]\nurl = 'smtp://u:topsecret@host'"))
+
+
+# ---- showing
+
+
+def test_masked_shows_everything_but_secrets(tmp_path: Path) -> None:
+    text = f"""
+        [store]
+        url = "postgresql://quarantine:a:b@c@db.example.org,db2/q?sslmode=require&password=topsecret&sslpassword=other"
+        [exporter]
+        user = "rspamd"
+        password = "files:top://secret"
+        [relay]
+        url = "smtps://user:p%40ss@relay.example.org:465"
+        [links]
+        keys = ["{"k" * 32}", "{"l" * 32}"]
+    """
+    shown = masked(load_toml(tmp_path, text))
+    assert set(shown) == set(keys())
+    stars = "********"
+    assert shown["store.url"] == (
+        f"postgresql://quarantine:{stars}@db.example.org,db2/q?sslmode=require&password={stars}&sslpassword={stars}"
+    )
+    assert shown["exporter.password"] == stars
+    assert shown["relay.url"] == f"smtps://user:{stars}@relay.example.org:465"
+    assert shown["mail.url"] == "smtp://127.0.0.1:25"
+    assert shown["links.keys"] == [stars, stars]
+    assert shown["digest.at"] == "07:00"
+    assert shown["exporter.allowed_networks"] == ["127.0.0.0/8", "::1/128"]
+    assert shown["exporter.user"] == "rspamd"
+
+
+def test_masked_shows_the_defaults(tmp_path: Path) -> None:
+    shown = masked(load_toml(tmp_path, "[links]\nkeys_file = '/etc/links.keys'"))
+    assert shown["store.url"] == "files:var/quarantine"
+    assert shown["exporter.password"] is None
+    assert shown["links.keys_file"] == "/etc/links.keys"
+
+
+# ---- who is local
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("alice@example.org", True),
+        ("Alice@EXAMPLE.org", True),
+        ('"a@b"@example.org', True),
+        ("pilot@example.com", True),
+        ("Pilot@Example.com", True),
+        ("other@example.com", False),
+        ("alice@sub.example.org", False),
+        ("alice@notexample.org", False),
+        ("example.org", False),
+        ("example.org@example.net", False),
+        ("pilot@example.com@example.net", False),
+        ("@example.net", False),
+        ("", False),
+    ],
+)
+def test_only_listed_domains_and_addresses_are_local(tmp_path: Path, address: str, local: bool) -> None:
+    text = "local_domains = ['example.org', 'Pilot@example.com']\n[mail]\nfrom_address = 'q@example.org'"
+    assert load_toml(tmp_path, text).is_local(address) is local
