@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -338,25 +339,53 @@ def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_mes
     assert len(server.mails) == 2
 
 
-def test_a_process_killed_after_sending_repeats_the_digest_with_the_same_message_id(
-    mailing: Parts, server: SmtpServer, program: Program
+@pytest.mark.parametrize("verb", ["MAIL", "DATA", "INPUT", "BODY"])
+def test_a_process_killed_while_sending_leaves_nobody_untold(
+    mailing: Parts, server: SmtpServer, program: Program, verb: str
 ) -> None:
-    hold(mailing.store, recipients=[ALICE])
+    people = [f"p{n}@example.org" for n in range(3)]
+    hold(mailing.store, recipients=people)
     processes: list[subprocess.Popen[str]] = []
 
     def kill(_line: bytes) -> None:
         processes[0].kill()
         processes[0].wait()
 
-    server.script["BODY"] = [kill]
+    server.script[verb] = [None, kill]  # the second time
     processes.append(program("once"))
-    processes[0].wait(60)
-    assert processes[0].returncode == -signal.SIGKILL
-    assert len(server.mails) == 1
-    assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
-    assert tick(mailing, tomorrow()).sent == [(ALICE, 1)]
-    first, second = server.mails
-    assert read(first)["Message-ID"] == read(second)["Message-ID"]
+    assert processes[0].wait(60) == -signal.SIGKILL
+    run.send_all(mailing, now() + 2 * LEASE)
+    assert sorted(set(told(server))) == people
+    ids: dict[str, set[str]] = {}
+    for mail in server.mails:
+        ids.setdefault(mail.recipients[0], set()).add(read(mail)["Message-ID"])
+    assert all(len(same) == 1 for same in ids.values()), "repeated with the same Message-ID"
+    # Only after the final dot can a mail go out twice.
+    assert len(server.mails) == (4 if verb == "BODY" else 3)
+
+
+@pytest.mark.faults
+def test_processes_killed_at_any_moment_leave_nobody_untold(
+    mailing: Parts, server: SmtpServer, program: Program
+) -> None:
+    people = [f"p{n:03}@example.org" for n in range(200)]
+    held = [hold(mailing.store, recipients=people) for _ in range(3)]
+    dice, at, kills = random.Random(0), now(), 0
+    for _ in range(40):
+        at += 2 * LEASE
+        process = program("once", "--now", at.isoformat())
+        before = len(server.mails)
+        wait_until(lambda: len(server.mails) >= before + dice.randrange(8) or process.poll() is not None)
+        time.sleep(dice.random() / 50)
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert run.send_all(mailing, at + 2 * LEASE).failed == []
+    assert kills > 20
+    assert set(told(server)) == set(people)
+    assert len(server.mails) <= len(people) + kills
+    assert {d.announced_at is None for h in held for d in mailing.store.deliveries(h.id)} == {False}
+    assert len({read(mail)["Message-ID"] for mail in server.mails}) == len(people)
 
 
 # ---- many at once
