@@ -154,7 +154,7 @@ class ExporterEndpoint:
             self._alarm(
                 "our own mail is withheld by Rspamd",
                 "Rspamd exported a digest or sign-in mail of this portal to it, so it withholds them from their "
-                "recipients. Let them pass: docs/rspamd.md tells how.",
+                "recipients. Let them pass: docs/install.md tells how.",
             )
             log.error("not selected: own mail queue_id=%s mark=%s", export.queue_id, id)
             return _done("not-selected")
@@ -162,7 +162,7 @@ class ExporterEndpoint:
             self._alarm(
                 "released mail is scanned again",
                 "Rspamd exported a mail that this portal had released, so relay.url leads to a listener that scans. "
-                "Released mail is withheld once more: docs/postfix.md has the lines for a listener that does not scan.",
+                "Released mail is withheld once more: docs/install.md has the lines for a listener that does not scan.",
             )
             log.error("known: released mail came back queue_id=%s id=%s", export.queue_id, id)
             return _done("known", id)

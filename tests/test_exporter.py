@@ -206,8 +206,6 @@ AWKWARD = [
 @pytest.mark.parametrize("mail", AWKWARD, ids=range(len(AWKWARD)))
 def test_awkward_bytes_come_out_as_they_went_in(form: Any, mail: bytes) -> None:
     for headers, data in (form(mail), ({**form(mail)[0], "content-encoding": "gzip"}, gzip.compress(form(mail)[1], 1))):
-        if len(data) * 200 < len(form(mail)[1]):
-            continue
         with post(headers, data) as posted:  # type: ignore[union-attr]
             assert message_of(posted) == mail
             assert posted.export.recipients == ("alice@example.org", "bob@example.org")
@@ -591,8 +589,9 @@ def test_broken_packing_is_refused_with_a_sentence() -> None:
 def test_a_gzip_bomb_is_refused_before_it_has_gone_off() -> None:
     bomb = gzip.compress(b"\0" * 30_000_000)
     headers = {"content-type": "message/rfc822", "content-encoding": "gzip"}
-    with pytest.raises(TooLarge, match="200 times"):
-        post(headers, bomb)
+    with pytest.raises(TooLarge, match="max_body_bytes"):
+        post(headers, bomb, limit=20_000_000)
+    assert len(mail_of(post(headers, bomb, limit=30_000_000))) == 30_000_000
     noise = gzip.compress(random.Random(1).randbytes(100_000), 1)
     with pytest.raises(TooLarge, match="max_body_bytes"):
         post(headers, noise, limit=99_999)
