@@ -1,0 +1,114 @@
+"""The servers of the system tests, started once a session. Needs root on Debian 12 and `install-packages`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.system.services import Portal, Postfix, Rspamd, Switch, exporter_conf, folder, postgres, rspamd
+
+CHROMIUM = [
+    "--no-sandbox",  # we are root
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder for everything."""
+    assert os.geteuid() == 0, "the system tests start Postfix and Rspamd as their own users: run them as root"
+    with folder() as path:
+        yield path
+
+
+@dataclass
+class Mx:
+    """A mail server: Postfix with two Rspamds, which export to a switch."""
+
+    postfix: Postfix
+    rspamd: Rspamd
+    switch: Switch
+
+
+@pytest.fixture(scope="session")
+def running_mx(place: Path) -> Iterator[Mx]:
+    switch = Switch()
+    conf = exporter_conf("metadata_exporter.conf", f"http://127.0.0.1:{switch.port}/")
+    with ExitStack() as stack:
+        stack.callback(switch.close)
+        plain = stack.enter_context(rspamd(place / "rspamd", conf))
+        discarding = stack.enter_context(rspamd(place / "rspamd-discarding", conf, discard_on_reject=True))
+        postfix = stack.enter_context(Postfix(place / "postfix", plain.milter, discarding.milter).running())
+        yield Mx(postfix, plain, switch)
+
+
+@pytest.fixture
+def mx(running_mx: Mx) -> Mx:
+    """The mail server with the way to the portal open and an empty queue."""
+    running_mx.switch.set("refuse")
+    running_mx.switch.set("pass")
+    running_mx.postfix.empty_queue()
+    return running_mx
+
+
+@pytest.fixture(scope="session", params=["files", "postgresql"])
+def store_of_portal(request: pytest.FixtureRequest, place: Path) -> Iterator[str]:
+    """The address of an empty store."""
+    if request.param == "files":
+        yield f"files://{place}/store"
+    else:
+        with postgres(place / "postgresql") as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal]:
+    """The whole product on one of the stores; Rspamd's switch leads to it."""
+    home = place / f"portal-{store_of_portal.partition(':')[0]}"
+    made = Portal(home, store_of_portal, mail_settings(running_mx.postfix))
+    with made.running():
+        running_mx.switch.target = made.nginx.exporter
+        yield made
+
+
+@pytest.fixture
+def other_portal(tmp_path_factory: pytest.TempPathFactory, running_mx: Mx) -> Portal:
+    """A portal of a test's own on the file store, not started yet."""
+    home = tmp_path_factory.mktemp("portal")
+    return Portal(home, f"files://{home}/store", mail_settings(running_mx.postfix))
+
+
+def mail_settings(postfix: Postfix) -> dict[str, str]:
+    """Releases go to the listener that does not scan, our own mail to the one that does."""
+    return {
+        "QUARANTINE_RELAY__URL": f"smtp://127.0.0.1:{postfix.release}",
+        "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{postfix.smtp}",
+    }
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        yield running
+        running.close()
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def needle() -> str:
+    """A word no other mail of this session has."""
+    return f"needle{next(_numbers):04}x"

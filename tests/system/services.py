@@ -1,0 +1,569 @@
+"""Real servers on loopback for the system tests: each with a configuration, ports and files of its own in one folder.
+
+Nothing below /etc is touched, and what is tested is the shipped text: the files of deploy/ are used as they are but
+for addresses, paths and Debian's chroot.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+import smtplib
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEPLOY = ROOT / "deploy"
+BIN = Path(sys.executable).parent
+POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
+T = TypeVar("T")
+
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 nobody listens on, below those that outgoing connections get."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+def wait_for(what: Callable[[], T], seconds: float = 60, *, saying: Callable[[], str] = str) -> T:
+    """The first true answer of ``what``, asked again until then. Errors of a server not yet there count as no."""
+    deadline, error = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        try:
+            if answer := what():
+                return answer
+        except (OSError, smtplib.SMTPException) as caught:
+            error = caught
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {error or ''} {saying()}")
+
+
+def connects(port: int) -> bool:
+    """Whether something listens there."""
+    with socket.create_connection(("127.0.0.1", port), 2):
+        return True
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that servers running as other users can reach."""
+    with tempfile.TemporaryDirectory(prefix="quarantine-system-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def process(command: list[str], log: Path, stop: int = signal.SIGTERM, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that runs until the block ends; its output goes to ``log``."""
+    with log.open("ab") as out:
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, **how)
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.send_signal(stop)
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            raise
+
+
+# ---- HTTP
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Any
+    body: bytes
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def http(
+    url: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None
+) -> Reply:
+    """One request, redirects not followed, any certificate taken."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting), _NoRedirect()
+    )
+    request = urllib.request.Request(url, body, headers or {}, method=method)
+    try:
+        with opener.open(request, timeout=30) as reply:
+            return Reply(reply.status, reply.headers, reply.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.headers, error.read())
+
+
+# ---- SMTP
+
+
+def send(port: int, sender: str, recipients: list[str], data: bytes) -> tuple[int, str]:
+    """Hand a mail to an SMTP server as it is; the last reply's code and text. Addresses are written as given."""
+    with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+        client.ehlo()
+        for line in (f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{recipient}>" for recipient in recipients)):
+            code, text = client.docmd(line)
+            if code != 250:
+                return code, f"{line}: {text.decode()}"
+        code, text = client.data(data)
+        return code, text.decode("utf-8", "replace")
+
+
+# ---- what stands between Rspamd and the portal
+
+
+class Switch:
+    """A port whose far end can be pulled: passes connections on, or refuses, hangs, answers 500 or breaks off."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.target: int | None = None
+        self.taken = 0  # connections so far
+        self._state = "refuse"
+        self._listener: socket.socket | None = None
+        self._open: list[socket.socket] = []
+
+    def set(self, state: str) -> None:
+        """``pass``, ``refuse``, ``hang``, ``500`` or ``break``."""
+        self._state = state
+        if state == "refuse":
+            self.close()
+        elif self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=100, reuse_port=False)
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and let go of what is open."""
+        listener, self._listener = self._listener, None
+        for thing in [listener, *self._open]:
+            if thing is not None:
+                with suppress(OSError):
+                    thing.shutdown(socket.SHUT_RDWR)
+                thing.close()
+        self._open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            self.taken += 1
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        state = self._state
+        if state == "hang":
+            self._open.append(near)
+            return
+        with near, suppress(OSError):
+            if state == "500":
+                near.recv(1 << 20)
+                near.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                while near.recv(1 << 20):
+                    pass
+            elif state == "break":
+                near.recv(1 << 20)
+            elif self.target is not None:
+                with socket.create_connection(("127.0.0.1", self.target), 5) as far:
+                    far.settimeout(None)
+                    back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+                    back.start()
+                    _pump(near, far)
+                    back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+# ---- Rspamd
+
+# Whatever wants DNS, the network or Redis is off, so that only test-rules.lua gives a score.
+_OFF = """arc asn dcc dkim_signing dmarc fuzzy_check greylist history_redis mx_check neural phishing ratelimit rbl
+replies reputation surbl spf url_redirector rspamd_update bayes_expiry dkim clickhouse elastic antivirus
+whitelist""".split()
+
+
+@dataclass
+class Rspamd:
+    """A running Rspamd with one of the shipped exporter rules."""
+
+    milter: int
+    scan: int  # HTTP
+    log: Path
+
+
+def exporter_conf(name: str, url: str) -> str:
+    """A shipped rule with another address."""
+    text = (DEPLOY / "rspamd" / name).read_text()
+    assert text.count('"http://127.0.0.1:8081/"') == 1
+    return text.replace("http://127.0.0.1:8081/", url)
+
+
+def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_on_reject: bool) -> list[str]:
+    """Write a whole configuration below ``home``; the arguments that make rspamd and rspamadm use it."""
+    milter, scan, controller = ports
+    for name in ("local.d", "override.d", "db", "run", "log", "maps.d", "plugins.d"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    for module in _OFF:
+        (home / f"local.d/{module}.conf").write_text("enabled = false;\n")
+    (home / "local.d/metadata_exporter.conf").write_text(conf)
+    # Debian's actions.conf does not name these two.
+    (home / "local.d/actions.conf").write_text(
+        'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'
+    )
+    override = {
+        "options.inc": f'disable_hyperscan = true; filters = "chartable,regexp"; dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; '
+        f'retransmits = 1; }}\ncontrol_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";',
+        "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
+        "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
+        "worker-controller.inc": f'bind_socket = "127.0.0.1:{controller}"; count = 1; password = "portal-test";',
+        "worker-fuzzy.inc": "count = -1;",
+        "worker-proxy.inc": f'bind_socket = "127.0.0.1:{milter}"; count = 1; milter = yes; timeout = 120s;\n'
+        'upstream "local" { default = yes; self_scan = yes; }\n'
+        f"discard_on_reject = {'true' if discard_on_reject else 'false'};",
+    }
+    for name, text in override.items():
+        (home / "override.d" / name).write_text(text + "\n")
+    shutil.copy(Path(__file__).with_name("test-rules.lua"), home / "rspamd.local.lua")
+    names = {"LOCAL_CONFDIR": home, "DBDIR": home / "db", "RUNDIR": home / "run", "LOGDIR": home / "log"}
+    return [f"--var={name}={value}" for name, value in names.items()]
+
+
+@contextmanager
+def rspamd(home: Path, conf: str, *, discard_on_reject: bool = False) -> Iterator[Rspamd]:
+    """Run Debian's Rspamd with ``conf`` as metadata_exporter.conf."""
+    ports = free_port(), free_port(), free_port()
+    variables = write_rspamd(home, conf, ports, discard_on_reject=discard_on_reject)
+    subprocess.run(["chown", "-R", "_rspamd:_rspamd", home], check=True)
+    command = ["rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", "/etc/rspamd/rspamd.conf", *variables]
+    log = home / "log/rspamd.log"
+    with process(command, home / "stdout.log") as running:
+
+        def up() -> bool:
+            assert running.poll() is None, (home / "stdout.log").read_text() + log.read_text()
+            return http(f"http://127.0.0.1:{ports[1]}/ping").status == 200 and connects(ports[0])
+
+        wait_for(up, saying=lambda: log.read_text()[-3000:])
+        yield Rspamd(ports[0], ports[1], log)
+
+
+# ---- Postfix
+
+
+class Postfix:
+    """A whole Postfix: a scanning listener, one whose Rspamd discards rejects, and the shipped release listener."""
+
+    def __init__(self, home: Path, milter: int, discarding_milter: int) -> None:
+        self.home = home
+        self.smtp, self.smtp_discarding, self.release = free_port(), free_port(), free_port()
+        self._milters = milter, discarding_milter
+
+    def maildir(self, recipient: str) -> list[bytes]:
+        """The mails delivered to a recipient, oldest first, with CRLF; without the lines Postfix puts on top."""
+        box = self.home / "mail" / recipient.partition("@")[0] / "new"
+        mails = sorted(box.iterdir(), key=lambda path: path.stat().st_mtime_ns) if box.exists() else []
+        return [
+            re.sub(rb"\A(?:(?:Return-Path|X-Original-To|Delivered-To): .*\r\n)+", b"", _crlf(mail.read_bytes()))
+            for mail in mails
+        ]
+
+    def log(self) -> str:
+        """What Postfix wrote so far."""
+        path = self.home / "mail.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def queue(self) -> str:
+        """The queue as ``postqueue -p`` shows it, or "" when it is empty."""
+        done = subprocess.run(["postqueue", "-c", self.home, "-p"], capture_output=True, text=True, check=True)
+        return "" if "Mail queue is empty" in done.stdout else done.stdout
+
+    def empty_queue(self) -> None:
+        """Remove everything in it."""
+        subprocess.run(["postsuper", "-c", self.home, "-d", "ALL"], capture_output=True, check=True)
+
+    def write(self) -> None:
+        home = self.home
+        for name in ("queue", "data", "mail"):
+            (home / name).mkdir(parents=True)
+        shutil.chown(home / "data", "postfix")
+        shutil.chown(home / "mail", "nobody", "nogroup")
+        (home / "boxes").write_text(
+            "".join(f"/^{name}(\\+.*)?@example\\.org$/  {name}/\n" for name in ("alice", "bob", "mallory", "postmaster"))
+            + "/^quo ted@example\\.org$/  quoted/\n"
+        )
+        shipped = (DEPLOY / "postfix/main.cf.part").read_text()
+        assert "inet:127.0.0.1:11332" in shipped
+        (home / "main.cf").write_text(
+            f"""compatibility_level = 3.6
+queue_directory = {home}/queue
+data_directory = {home}/data
+command_directory = /usr/sbin
+daemon_directory = /usr/lib/postfix/sbin
+mail_owner = postfix
+setgid_group = postdrop
+maillog_file = {home}/mail.log
+maillog_file_prefixes = {home}
+myhostname = mx.example.org
+mydestination =
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+smtp_dns_support_level = disabled
+alias_maps =
+recipient_delimiter = +
+default_transport = error:no way out of here
+virtual_mailbox_domains = example.org
+virtual_mailbox_base = {home}/mail
+virtual_mailbox_maps = regexp:{home}/boxes
+virtual_minimum_uid = 1
+virtual_uid_maps = static:65534
+virtual_gid_maps = static:65534
+in_flow_delay = 0
+smtpd_error_sleep_time = 0
+"""
+            + shipped.replace("inet:127.0.0.1:11332", f"inet:127.0.0.1:{self._milters[0]}")
+        )
+        listener = (DEPLOY / "postfix/master.cf.part").read_text()
+        assert re.search(r"^127\.0\.0\.1:10025 inet  n       -       y ", listener, re.MULTILINE)
+        listener = listener.replace("127.0.0.1:10025 inet  n       -       y ", f"127.0.0.1:{self.release} inet n - n ")
+        (home / "master.cf").write_text(
+            f"""127.0.0.1:{self.smtp} inet n - n - - smtpd
+127.0.0.1:{self.smtp_discarding} inet n - n - - smtpd
+  -o smtpd_milters=inet:127.0.0.1:{self._milters[1]}
+pickup    unix  n - n 60 1 pickup
+cleanup   unix  n - n - 0 cleanup
+qmgr      unix  n - n 300 1 qmgr
+rewrite   unix  - - n - - trivial-rewrite
+bounce    unix  - - n - 0 bounce
+defer     unix  - - n - 0 bounce
+trace     unix  - - n - 0 bounce
+verify    unix  - - n - 1 verify
+flush     unix  n - n 1000? 0 flush
+proxymap  unix  - - n - - proxymap
+proxywrite unix - - n - 1 proxymap
+smtp      unix  - - n - - smtp
+relay     unix  - - n - - smtp
+showq     unix  n - n - - showq
+error     unix  - - n - - error
+retry     unix  - - n - - error
+discard   unix  - - n - - discard
+local     unix  - n n - - local
+virtual   unix  - n n - - virtual
+lmtp      unix  - - n - - lmtp
+anvil     unix  - - n - 1 anvil
+scache    unix  - - n - 1 scache
+postlog   unix-dgram n - n - 1 postlogd
+"""
+            + listener
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[Postfix]:
+        """Run it until the block ends."""
+        self.write()
+        subprocess.run(["postfix", "-c", self.home, "start"], check=True, capture_output=True)
+        try:
+            for port in (self.smtp, self.smtp_discarding, self.release):
+                wait_for(lambda port=port: connects(port), saying=self.log)
+            yield self
+        finally:
+            subprocess.run(["postfix", "-c", self.home, "stop"], check=True, capture_output=True)
+
+
+def _crlf(data: bytes) -> bytes:
+    return data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+
+
+# ---- Nginx
+
+
+class Nginx:
+    """The shipped configuration with other ports, paths and a certificate made here."""
+
+    def __init__(self, home: Path, uwsgi_port: int) -> None:
+        self.home, self._uwsgi = home, uwsgi_port
+        self.https, self.http, self.exporter = free_port(), free_port(), free_port()
+        self.access_log, self.error_log = home / "quarantine.log", home / "quarantine-error.log"
+
+    @property
+    def public_url(self) -> str:
+        """Where recipients reach the portal."""
+        return f"https://127.0.0.1:{self.https}/quarantine"
+
+    @property
+    def exporter_url(self) -> str:
+        """Where Rspamd posts."""
+        return f"http://127.0.0.1:{self.exporter}/"
+
+    def write(self) -> list[str]:
+        """Write everything; the command without -g or -t."""
+        home = self.home
+        home.mkdir(parents=True, exist_ok=True)
+        make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+        subprocess.run(
+            ["openssl", *make.split(), "-keyout", home / "key.pem", "-out", home / "cert.pem"],
+            check=True,
+            capture_output=True,
+        )
+        text = (DEPLOY / "nginx/quarantine.conf").read_text()
+        for old, new in {
+            "127.0.0.1:9000": f"127.0.0.1:{self._uwsgi}",
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.exporter};",
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.https} ssl;",
+            "listen [::]:443 ssl;": "",
+            "listen 80;": f"listen 127.0.0.1:{self.http};",
+            "listen [::]:80;": "",
+            "/etc/letsencrypt/live/quarantine.example.org/fullchain.pem": str(home / "cert.pem"),
+            "/etc/letsencrypt/live/quarantine.example.org/privkey.pem": str(home / "key.pem"),
+            "/var/log/nginx/": f"{home}/",
+            "include uwsgi_params;": "include /etc/nginx/uwsgi_params;",
+        }.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        (home / "nginx.conf").write_text(
+            f"pid {home}/nginx.pid;\nerror_log {home}/main-error.log;\nworker_processes 1;\n"
+            "events { worker_connections 500; }\n"
+            "http {\n"
+            + "".join(f"{kind}_temp_path {home}/{kind};\n" for kind in "client_body proxy fastcgi uwsgi scgi".split())
+            + f"access_log {home}/main.log;\n{text}}}\n"
+        )
+        return ["nginx", "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "main-error.log")]
+
+    @contextmanager
+    def running(self) -> Iterator[Nginx]:
+        """Run it until the block ends."""
+        command = self.write()
+        with process([*command, "-g", "daemon off;"], self.home / "out.log", stop=signal.SIGTERM):
+            wait_for(lambda: connects(self.exporter), saying=lambda: (self.home / "out.log").read_text())
+            yield self
+
+
+# ---- PostgreSQL 15
+
+
+@contextmanager
+def postgres(home: Path) -> Iterator[str]:
+    """Run Debian's PostgreSQL 15 with an empty database; its address."""
+    home.mkdir()
+    shutil.chown(home, "postgres")
+    port, data = free_port(), home / "data"
+    as_postgres: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": home}
+    make = [POSTGRES_BIN / "initdb", "-D", data, "-A", "trust", "-E", "UTF8", "--no-locale", "-U", "postgres"]
+    subprocess.run(make, check=True, capture_output=True, **as_postgres)
+    command = [str(POSTGRES_BIN / "postgres"), "-D", str(data), "-p", str(port), "-k", str(home)]
+    log = home / "postgres.log"
+    log.touch()
+    with process([*command, "-c", "listen_addresses=127.0.0.1"], log, stop=signal.SIGINT, **as_postgres):
+        sql = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-qc", "CREATE DATABASE quarantine"]
+        wait_for(
+            lambda: subprocess.run(sql, capture_output=True, cwd=home).returncode == 0, saying=lambda: log.read_text()
+        )
+        yield f"postgresql://postgres@127.0.0.1:{port}/quarantine"
+
+
+# ---- the portal
+
+
+class Portal:
+    """The product as it is installed: ``uwsgi --ini uwsgi.ini`` with settings from the environment, behind Nginx."""
+
+    def __init__(self, home: Path, store_url: str, settings: dict[str, str]) -> None:
+        self.home = home
+        self.uwsgi = free_port()
+        self.nginx = Nginx(home / "nginx", self.uwsgi)
+        self.log = home / "portal.log"
+        self.bin = BIN
+        self.ini = ROOT / "uwsgi.ini"
+        self.environment = {
+            "PATH": f"{BIN}:/usr/bin:/bin",
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "QUARANTINE_SOCKET": f"127.0.0.1:{self.uwsgi}",
+            "QUARANTINE_STORE__URL": store_url,
+            "QUARANTINE_PUBLIC_URL": self.nginx.public_url,
+            "QUARANTINE_LOCAL_DOMAINS": "example.org",
+            "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
+            "QUARANTINE_MAIL__ADMIN_ADDRESS": "postmaster@example.org",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self, *words: str, check: bool = True) -> str:
+        """Run ``quarantine`` or ``quarantine-digest`` with the portal's settings; what it printed."""
+        done = subprocess.run(
+            [self.bin / words[0], *words[1:]],
+            env=self.environment,
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    @contextmanager
+    def running(self) -> Iterator[Portal]:
+        """Initialise the store and run everything until the block ends."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.command("quarantine", "init")
+        with (
+            process([str(self.bin / "uwsgi"), "--ini", str(self.ini)], self.log, env=self.environment, cwd=self.home)
+            as self.process,
+            self.nginx.running(),
+        ):
+
+            def up() -> bool:
+                assert self.process is not None and self.process.poll() is None, self.log.read_text()
+                return http(self.nginx.exporter_url + "healthz").status == 200
+
+            wait_for(up, saying=lambda: self.log.read_text()[-5000:])
+            yield self
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of this portal whose command line holds ``name``."""
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit():
+                with suppress(OSError):
+                    ours = str(self.home).encode() in (path / "environ").read_bytes()
+                    if ours and name.encode() in (path / "cmdline").read_bytes():
+                        found.append(int(path.name))
+        return found

@@ -1,0 +1,131 @@
+"""The shipped Rspamd rules on a real Rspamd: what they export, and that no verdict loses mail while the portal is
+away. EXPERIMENTS and EXPORTER notes in docs/exporter.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Mx
+from tests.system.mails import ALICE, BOB, REJECTED, SENDER, spam
+from tests.system.services import DEPLOY, Portal, Postfix, exporter_conf, free_port, rspamd, send, write_rspamd
+from tests.system.test_mail_path import held, meta
+
+pytestmark = pytest.mark.system
+
+RULES = sorted(path.name for path in (DEPLOY / "rspamd").glob("*.conf"))
+# "quarantine" makes Postfix keep the mail in its hold queue when it is not deferred.
+VERDICTS = {"scored": REJECTED} | {
+    f"forced {action}": {"X-Test-Force": action} for action in ("reject", "discard", "quarantine")
+}
+
+
+@pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize("trouble", ["refuse", "500", "break"])
+def test_with_the_portal_away_the_sender_is_asked_to_try_again(
+    mx: Mx, needle: str, trouble: str, verdict: str, discarding: bool
+) -> None:
+    mx.switch.set("refuse")
+    mx.switch.set(trouble)
+    port = mx.postfix.smtp_discarding if discarding else mx.postfix.smtp
+    assert send(port, SENDER, [ALICE, BOB], spam(needle, VERDICTS[verdict])) == (451, "4.7.1 Try again later")
+    assert mx.postfix.queue() == ""
+
+
+@pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
+@pytest.mark.parametrize("verdict", ["scored", "forced discard"])
+def test_with_the_portal_hanging_too(mx: Mx, needle: str, verdict: str, discarding: bool) -> None:
+    mx.switch.set("hang")
+    port = mx.postfix.smtp_discarding if discarding else mx.postfix.smtp
+    mx.switch.set("refuse")
+    mx.switch.set("hang")
+    assert send(port, SENDER, [ALICE], spam(needle, VERDICTS[verdict])) == (451, "4.7.1 Try again later")
+
+
+def test_mail_that_is_delivered_needs_no_portal(mx: Mx, needle: str) -> None:
+    mx.switch.set("refuse")
+    taken = mx.switch.taken
+    assert send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, {}))[0] == 250
+    assert send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, {"X-Test-Score": "7"}))[0] == 250
+    assert mx.switch.taken == taken
+
+
+@pytest.mark.parametrize("action", ["reject", "discard"])
+def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: str) -> None:
+    send(mx.postfix.smtp_discarding, SENDER, [ALICE], spam(needle, {"X-Test-Force": action}))
+    assert meta(portal, needle)["action"] == action
+    assert meta(portal, needle)["flags"] == []
+
+
+def test_the_rule_tells_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:
+    send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, REJECTED | {"X-Test-Options": "1"}))
+    told = meta(portal, needle)
+    assert told["flags"] == [] and told["tier"] == "spam"
+    assert told["subject"] == f"{needle} Grüße" and told["client_ip"] == "127.0.0.1" and told["score"] >= 20
+    assert told["queue_id"] and told["action"] == "reject"
+    options = next(symbol["options"] for symbol in told["symbols"] if symbol["name"] == "TEST_OPTIONS")
+    assert 'with "quotes", a comma' in options and "Grüße 漢字" in options
+
+
+def test_hundreds_of_symbols_are_cut_at_a_whole_one_and_that_is_noticed(mx: Mx, portal: Portal, needle: str) -> None:
+    send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, REJECTED | {"X-Test-Symbols": "600"}))
+    told = meta(portal, needle)
+    names = [symbol["name"] for symbol in told["symbols"]]
+    assert told["flags"] == ["symbols"] and told["tier"] == "suspicious"
+    assert "TEST_SCORE" in names and len(names) > 100  # what weighs most comes first and stays
+
+
+def test_a_subject_cannot_add_a_header_to_the_export(mx: Mx, portal: Portal, needle: str) -> None:
+    evil = "=?utf-8?q?a=0D=0AX-Rspamd-action:_no_action=0D=0AX-Rspamd-rcpt:_[]?="
+    mail = spam(needle, REJECTED).replace(b"Subject: ", f"Subject: {evil} ".encode())
+    assert send(mx.postfix.smtp, SENDER, [ALICE], mail)[0] == 554
+    assert meta(portal, needle)["action"] == "reject"
+    assert [d["recipient"] for d in held(portal, needle)] == [ALICE]
+
+
+def test_a_long_subject_is_cut_between_characters(mx: Mx, portal: Portal, needle: str) -> None:
+    mail = spam(needle, REJECTED).replace("Grüße".encode(), "ü\r\n ".encode() * 1500)
+    assert send(mx.postfix.smtp, SENDER, [ALICE], mail)[0] == 554
+    assert "\ufffd" not in meta(portal, needle)["subject"]
+
+
+def test_the_stock_exporter_of_debians_rspamd_works_too(
+    mx: Mx, portal: Portal, place: Path, tmp_path_factory: pytest.TempPathFactory, needle: str
+) -> None:
+    home = place / f"rspamd-stock-{needle}"
+    conf = exporter_conf("metadata_exporter-stock-old.conf", f"http://127.0.0.1:{mx.switch.port}/")
+    with rspamd(home, conf) as stock:
+        postfix = Postfix(place / f"postfix-stock-{needle}", stock.milter, stock.milter)
+        with postfix.running():
+            mail = spam(needle, REJECTED | {"X-Test-Symbols": "300"})
+            assert send(postfix.smtp, SENDER, [ALICE, BOB], mail)[0] == 554
+            told = meta(portal, needle)
+            assert [d["recipient"] for d in told["deliveries"]] == [ALICE, BOB]
+            assert told["flags"] == ["symbols"]  # 40 KB of them, cut by Nginx
+            assert told["tier"] == "suspicious" and told["envelope_sender"] == SENDER
+            mx.switch.set("refuse")
+            assert send(postfix.smtp, SENDER, [ALICE], mail)[0] == 451
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rspamd_itself_accepts_the_rule(place: Path, name: str) -> None:
+    home = place / f"configtest-{name}"
+    ports = free_port(), free_port(), free_port()
+    variables = write_rspamd(home, (DEPLOY / "rspamd" / name).read_text(), ports, discard_on_reject=False)
+    command = ["rspamadm", *variables, "configtest", "-c", "/etc/rspamd/rspamd.conf"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "syntax OK" in said, said
+    # Debian's 3.4 has no formatter "multipart"; nothing else may be wrong with that rule.
+    wrong = [line for line in said.splitlines() if "metadata_exporter" in line and "rror" in line]
+    assert all("multipart" in line for line in wrong) and (not wrong or "3.14" in name), said
+
+
+def test_the_rules_differ_only_where_they_say_so() -> None:
+    texts = [(DEPLOY / "rspamd" / name).read_text() for name in RULES]
+    assert all("defer = true;" in text for text in texts if 'backend = "http"' in text)
+    assert json.dumps(texts).count("http://127.0.0.1:8081/") == len(texts)
