@@ -31,7 +31,8 @@ from portal.message import Body, Export, Tier, first_id, held_at, identity, new_
 from portal.stores import Held, Purged
 from portal.stores.mailfiles import DamagedFile, MailFiles
 from portal.stores.sqlite import Database, to_micros
-from portal.stores.sqlite_people import SqlitePeople, mark_news
+from portal.stores.sqlite_people import mark_news
+from portal.stores.sqlite_sign_ins import SqliteSignIns
 
 log = logging.getLogger("quarantine.store")
 
@@ -43,7 +44,7 @@ _PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
 
 
-class FileStore(SqlitePeople):
+class FileStore(SqliteSignIns):
     """See `portal.stores.Store`."""
 
     def __init__(self, folder: Path, mail: MailFiles, db: Database) -> None:
@@ -154,9 +155,9 @@ class FileStore(SqlitePeople):
 
     def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
         with self.db.read() as connection:
-            known = self._known(connection, export.sameness)
-        if known is not None:
-            return Held(known, True)
+            known = _with_sameness(connection, export.sameness)
+            if known is not None and self._mail.has(known):
+                return Held(known, True)
         id = new_id()
         facts = _facts(id, export, tier, announce)
         with self.db.translated():
@@ -172,25 +173,17 @@ class FileStore(SqlitePeople):
                 self._mail.remove(id)
         return Held(first, first != id)
 
-    def _known(self, connection: sqlite3.Connection, sameness: bytes) -> UUID | None:
-        """The message with this sameness, if its mail is still there."""
-        row = connection.execute("SELECT id FROM message WHERE sameness = ?", (sameness,)).fetchone()
-        if row is None:
-            return None
-        id = UUID(bytes=row[0])
-        return id if self._mail.has(id) else None
-
     def _insert(self, id: UUID, facts: dict[str, Any]) -> UUID:
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
         at = to_micros(held_at(id))
         sameness = bytes.fromhex(facts["sameness"])
         announce = set(facts["announce"])
         with self.db.write(durable=False) as connection:
-            known = self._known(connection, sameness)
+            known = _with_sameness(connection, sameness)
             if known is not None:
-                return known
-            # Left by a message whose file was deleted.
-            connection.execute("UPDATE message SET sameness = NULL WHERE sameness = ?", (sameness,))
+                if self._mail.has(known):
+                    return known
+                connection.execute("UPDATE message SET sameness = NULL WHERE id = ?", (known.bytes,))
             connection.execute(_INSERT_MESSAGE, _message_row(id, sameness, facts))
             for number, address in enumerate(facts["recipients"] or [""]):
                 recipient = identity(address)
@@ -247,12 +240,16 @@ class FileStore(SqlitePeople):
                 messages += self._match_day(day, before, now)
                 if day < now.date() - timedelta(days=1):
                     self._mail.sweep(day)
-        self._sweep_people(now)
+        self._sweep_expired(now)
+        self._forget_strangers()
         self._mark_durable()
         return Purged(messages, kept)
 
     def prepare_days(self, now: datetime) -> None:
-        """Nothing: folders are made by the first `add` that needs them."""
+        """See `Store.prepare_days`: today's and tomorrow's folders."""
+        with self.db.translated():
+            for day in (now.date(), now.date() + timedelta(days=1)):
+                self._mail.prepare(day)
 
     def _purge_old(self, before: datetime) -> tuple[int, int]:
         messages = kept = 0
@@ -329,6 +326,7 @@ class FileStore(SqlitePeople):
                     )
                 ]
             gone = [id for id in ids if UUID(bytes=id) not in files and id < old]
+            gone = [id for id in gone if not self._mail.has(UUID(bytes=id))]  # the listing is older than the rows
             removed += len(self._forget(gone))
             files.difference_update(UUID(bytes=id) for id in ids)
             if len(ids) < _PURGE_BATCH:
@@ -353,6 +351,11 @@ _INSERT_MESSAGE = (
     "score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+
+def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | None:
+    row = connection.execute("SELECT id FROM message WHERE sameness = ?", (sameness,)).fetchone()
+    return UUID(bytes=row[0]) if row else None
 
 
 def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,6 +34,7 @@ _LEVEL = 3
 _AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
 _PIECE_BYTES = 1 << 18
 _FACTS_MAX_BYTES = 64 << 20
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class DamagedFile(Exception):
@@ -45,14 +47,17 @@ class MailFiles:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "mail"
         self._tmp = folder / "tmp"
-        self._durable_folders: set[Path] = set()
+        self._durable_days: set[date] = set()
+        self._own = threading.local()  # each thread's compressor: making one costs as much as compressing 2 KB
         for each in (self.root, self._tmp):
             _make_folder(each)
         _sync_folder(folder)
 
     def path(self, message_id: UUID) -> Path:
         """Where a message's file is, or would be."""
-        return self.root / f"{held_at(message_id):%Y/%m/%d}" / message_id.hex[-2:] / f"{message_id}{_SUFFIX}"
+        at = held_at(message_id)
+        name = str(message_id)
+        return Path(f"{self.root}/{at.year:04}/{at.month:02}/{at.day:02}/{name[-2:]}/{name}{_SUFFIX}")
 
     def has(self, message_id: UUID) -> bool:
         """Whether the file is there. Any error but its absence is raised."""
@@ -66,53 +71,69 @@ class MailFiles:
 
     def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
         """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
-        tail = json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
+        tail = _to_json(facts).encode()
         being_written = self._tmp / f"{message_id}{_SUFFIX}"
         descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - it has a descriptor already
-                _compress(body, file)
+                for piece in self._compressed(body):
+                    file.write(piece)
                 file.write(_HEADER.pack(_MAGIC, len(tail)) + tail)
                 file.flush()
                 os.fsync(descriptor)
-            self._into_place(being_written, self.path(message_id))
+            self._into_place(being_written, message_id)
         except BaseException:
             with suppress(OSError):  # what stays is swept by purge; the first error is the one to tell
                 being_written.unlink(missing_ok=True)
             raise
 
-    def _into_place(self, being_written: Path, path: Path) -> None:
-        folder = path.parent
+    def _compressed(self, body: Body) -> Iterator[bytes]:
+        if not hasattr(self._own, "compressor"):
+            self._own.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        if body.size_bytes <= _AT_ONCE_BYTES:
+            yield self._own.compressor.compress(b"".join(body.chunks()))
+            return
+        stream = self._own.compressor.compressobj(size=body.size_bytes)
+        for chunk in body.chunks(_PIECE_BYTES):
+            yield stream.compress(chunk)
+        yield stream.flush()
+
+    def _into_place(self, being_written: Path, message_id: UUID) -> None:
+        path = self.path(message_id)
         for last in (False, True):
             try:
-                if folder not in self._durable_folders:
-                    self._make_durable(folder)
-                os.rename(being_written, path)  # noqa: PTH104
+                self.prepare(held_at(message_id).date())
+                being_written.rename(path)
                 break
-            except FileNotFoundError:  # emptied folders were removed since we saw them
+            except FileNotFoundError:  # emptied folders were removed since we made them
                 if last:
                     raise
-                self._durable_folders.clear()
+                self._durable_days.clear()
         try:
-            _sync_folder(folder)
+            _sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 path.unlink()  # perhaps not durable, so it is not held
             raise
 
-    def _make_durable(self, folder: Path) -> None:
-        # Also when the folder is there: who made it may not have come to syncing its parent yet.
-        missing = []
-        while folder != self.root:
-            missing.append(folder)
-            folder = folder.parent
-        for each in reversed(missing):
-            if each not in self._durable_folders:
-                _make_folder(each)
-                _sync_folder(each.parent)
-                self._durable_folders.add(each)
-        if len(self._durable_folders) > 2000:  # a day has 257
-            self._durable_folders.clear()
+    def prepare(self, day: date) -> None:
+        """Make a day's folders durable, all 256 at once: one by one, each would cost its first mail an fsync more.
+
+        Also when they are there: the process that made them may not have come to syncing them yet.
+        """
+        if day in self._durable_days:
+            return
+        folder = self._folder(day)
+        for each in (folder.parent.parent, folder.parent, folder):
+            _make_folder(each)
+            _sync_folder(each.parent)
+        for number in range(256):
+            _make_folder(folder / f"{number:02x}")
+        _sync_folder(folder)
+        self._durable_days.add(day)
+
+    def _folder(self, day: date) -> Path:
+        return self.root / f"{day.year:04}" / f"{day.month:02}" / f"{day.day:02}"
 
     def remove(self, message_id: UUID) -> None:
         """Remove a message's file if it is there."""
@@ -175,7 +196,7 @@ class MailFiles:
     def ids(self, day: date) -> Iterator[UUID]:
         """The messages whose files lie in a day's folder, in no order."""
         with suppress(FileNotFoundError):
-            for folder in (self.root / f"{day:%Y/%m/%d}").iterdir():
+            for folder in self._folder(day).iterdir():
                 with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
                     for entry in entries:
                         id = parse_id(entry.name.removesuffix(_SUFFIX))
@@ -188,7 +209,7 @@ class MailFiles:
 
     def sweep(self, day: date) -> None:
         """Remove a past day's empty folders, and the month's and year's with the last of them."""
-        folder = self.root / f"{day:%Y/%m/%d}"
+        folder = self._folder(day)
         empty = [*folder.iterdir(), folder] if folder.is_dir() else []
         for each in [*empty, folder.parent, folder.parent.parent]:
             with suppress(OSError):  # not empty, or gone already
@@ -227,18 +248,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _compress(body: Body, file: BinaryIO) -> None:
-    # One made per mail costs 10 µs; shared, it would have to be guarded between threads.
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    if body.size_bytes <= _AT_ONCE_BYTES:
-        file.write(compressor.compress(b"".join(body.chunks())))
-        return
-    stream = compressor.compressobj(size=body.size_bytes)
-    for chunk in body.chunks(_PIECE_BYTES):
-        file.write(stream.compress(chunk))
-    file.write(stream.flush())
 
 
 def _decompress(file: BinaryIO) -> Iterator[bytes]:

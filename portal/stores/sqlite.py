@@ -194,13 +194,14 @@ class Database:
     def close(self) -> None:
         """Let go of everything. SQLite moves the log into the file when the last process closes it."""
         self._closed = True
-        for idle in self._idle.values():
-            while idle:
-                with suppress(sqlite3.Error):  # nothing is lost: what was committed stands in the log
-                    idle.pop().close()
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
+        with self._guard:  # whoever is writing ends first; a number of a closed file soon means another one
+            for idle in self._idle.values():
+                while idle:
+                    with suppress(sqlite3.Error):  # nothing is lost: what was committed stands in the log
+                        idle.pop().close()
+            if self._lock_file >= 0:
+                os.close(self._lock_file)
+                self._lock_file = -1
 
     @property
     def is_closed(self) -> bool:
@@ -231,7 +232,8 @@ class Database:
         ``durable``: on return it survives a power cut. Raises StoreUnavailable, also when other writers do not let us
         in within ``wait_seconds``.
         """
-        with self._connection("FULL" if durable else "NORMAL") as connection, self._locked(wait_seconds):
+        # The lock first: turning a new file's log on must not meet another process doing the same.
+        with self._locked(wait_seconds), self._connection("FULL" if durable else "NORMAL") as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -264,28 +266,28 @@ class Database:
             return StoreUnavailable(f"the disk of {self.folder} is full: make room, ingest goes on by itself")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreUnavailable(f"{path} cannot be written ({error}): check owner, permissions and mount")
-        if self._closed:
-            return StoreUnavailable(f"the file store in {self.folder} was closed")
         return StoreUnavailable(f"{path} cannot be used: {error}")
 
     @contextmanager
     def _connection(self, synchronous: str) -> Iterator[sqlite3.Connection]:
         with self.translated():
-            if self._closed:
-                raise sqlite3.ProgrammingError("closed")
+            self._check_open()
             try:
                 connection = self._idle[synchronous].pop()
             except IndexError:
                 connection = self._connect(synchronous)
+            reusable = False
             try:
                 yield connection
-            except (sqlite3.Error, OSError):
-                connection.close()  # whatever state it is in, a new one costs half a millisecond
+                reusable = True
+            except QuarantineError:  # a refusal of ours, nothing is wrong with the connection
+                reusable = True
                 raise
-            except BaseException:
-                self._idle[synchronous].append(connection)
-                raise
-            self._idle[synchronous].append(connection)
+            finally:
+                if reusable and not self._closed:
+                    self._idle[synchronous].append(connection)
+                else:
+                    connection.close()
 
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -314,6 +316,7 @@ class Database:
         if not self._guard.acquire(timeout=wait_seconds):
             raise self._too_busy(wait_seconds)
         try:
+            self._check_open()
             nap_seconds = 0.0001
             while True:
                 try:
@@ -330,6 +333,10 @@ class Database:
                 fcntl.flock(self._lock_file, fcntl.LOCK_UN)
         finally:
             self._guard.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(f"the file store in {self.folder} was closed")
 
     def _too_busy(self, wait_seconds: float) -> StoreUnavailable:
         return StoreUnavailable(f"other processes kept {self.folder} locked for {wait_seconds:g} s")
