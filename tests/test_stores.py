@@ -247,6 +247,43 @@ def test_what_the_export_did_not_know_stays_unknown(store: Store) -> None:
     assert message.flags == frozenset(Flag)
 
 
+def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
+    """Whatever a sender writes must not keep a mail from being held. Random text, since it does not compress."""
+
+    def long(octets: int) -> str:
+        return os.urandom(octets // 2).hex()
+
+    recipient = f"{long(2_000)}@example.org"  # as much as Postfix takes in a line
+    said = {
+        "envelope_sender": f"{long(8_000)}@example.net",
+        "subject": long(100_000),
+        "header_from": long(100_000),
+        "queue_id": long(250),
+        "message_id": long(8_000),
+        "action": long(8_000),
+        "user": long(8_000),
+        "symbols": tuple(Symbol(f"SYMBOL_{n}", n / 7, (long(60), long(60))) for n in range(1000)),
+    }
+    held = hold(store, recipients=[recipient, BOB], **said)
+    message = store.delivery_for(recipient, held.id).message
+    assert {name: getattr(message, name) for name in said} == said
+    assert [m.id for m in store.find(said["queue_id"])] == [held.id]
+    assert tell(store, recipient, now()) == [(held.id, 0)]
+
+
+@pytest.mark.parametrize(
+    "address", ["o'brien%_\\@example.org", '"a b"@example.org', "ünï@example.org", "🎉@example.org"]
+)
+def test_addresses_are_taken_literally(store: Store, address: str) -> None:
+    held = hold(store, recipients=[address], announce=())
+    hold(store, recipients=["oxbrienxx@example.org"], announce=())
+    assert store.find_news(now() - HOUR, {address}) == 1
+    assert [p.recipient for p in store.unscheduled(10)] == [address]
+    assert names(store.list_for(address, {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert names(store.search(Filter(recipient=address), 10).deliveries) == [(held.id, 0)]
+    assert tell(store, address, now()) == [(held.id, 0)]
+
+
 def test_the_null_sender_is_not_an_unknown_sender(store: Store) -> None:
     assert store.delivery(hold(store, envelope_sender="").id, 0).message.envelope_sender == ""
     assert store.delivery(hold(store, envelope_sender=None).id, 0).message.envelope_sender is None
@@ -606,6 +643,16 @@ def test_search_by_a_part_of_the_from_header(store: Store, part: str) -> None:
 def test_search_takes_a_sender_literally(store: Store, part: str) -> None:
     hold(store)
     assert not store.search(Filter(sender=part), 10).deliveries
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0", "\udcff", "x" * 100_000])
+def test_strange_text_finds_nothing(store: Store, text: str) -> None:
+    """An operator's terminal may hand over whatever it has."""
+    hold(store)
+    assert not list(store.find(text))
+    assert not store.search(Filter(sender=text), 10).deliveries
+    assert not store.search(Filter(recipient=text), 10).deliveries
+    assert not store.list_for(text, EVERY_STATE, 10).deliveries
 
 
 def test_search_since(store: Store) -> None:
@@ -1188,6 +1235,16 @@ def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     with pytest.raises(RelayDeferred), store.digesting(BOB, at, 10, at_once=True):
         raise RelayDeferred("451")
     assert store.last_digest(BOB) is None
+
+
+def test_the_last_of_two_digests_in_one_second_is_the_last(store: Store) -> None:
+    at = now().replace(microsecond=0)
+    for n in range(5):
+        held = hold(store, recipients=[ALICE])
+        assert tell(store, ALICE, at + n * timedelta(milliseconds=100)) == [(held.id, 0)]
+        last = store.last_digest(ALICE)
+        assert last
+        assert names(last.deliveries) == [(held.id, 0)]
 
 
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
