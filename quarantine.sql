@@ -162,6 +162,60 @@ begin
     );
     create index on session (used_at);
 
+    -- Holds a message, all in one call: `held` is its id, or the id of the same mail that was held before, or null when
+    -- that one is just going (call again); `place` is whose chunks the body is. A function, since its plans are kept:
+    -- planning the same as one statement cost more than executing it, and behind PgBouncer nothing can be prepared.
+    create function hold_message(
+        new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
+        told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
+        sender_folded text, queue_id text, message_id text, action text, score double precision, client_ip text,
+        username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
+        out held uuid, out place uuid
+    ) language plpgsql as $hold$
+    begin
+        -- Waits while another transaction is holding the same mail, so that one of them is first.
+        insert into seen values (new_sameness, new_id) on conflict do nothing;
+        if not found then
+            select s.message_id into held from seen s where s.sameness = new_sameness;
+            if held is not null and not exists (select from message m where m.id = held) then
+                -- Somebody dropped that day by hand: saying "known" would lose this mail.
+                delete from seen s where s.sameness = new_sameness and s.message_id = held;
+                held := null;
+            end if;
+            return;
+        end if;
+        held := new_id;
+        -- The day's own table, since a plan over all days would be made anew each time.
+        execute format(
+            'select body_id from %I where body_sha256 = $1 and size_bytes = $2 limit 1',
+            'message_' || to_char(held_at at time zone 'UTC', 'YYYYMMDD')
+        ) into place using sha256, size;
+        if place is null then
+            place := new_id;
+            insert into body_chunk values (new_id, 0, first_chunk);
+        end if;
+        insert into message values (
+            new_id, place, tier, envelope_sender, subject, header_from, sender_folded, queue_id, message_id, action,
+            score, client_ip, username, symbols, flags, sha256, size, has_8bit
+        );
+        insert into delivery (message_id, number, recipient, address, state, state_at)
+        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+        -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
+        -- recipient; in the order of identity, so that two calls never wait for each other crosswise.
+        insert into recipient (recipient, address, news_since)
+        select d.recipient, d.address, held_at
+        from unnest(told, told_addresses) d (recipient, address)
+        where not exists (
+            select from recipient r
+            where r.recipient = d.recipient and r.address = d.address and r.news_since is not null
+        )
+        order by d.recipient
+        on conflict on constraint recipient_pkey do update
+        set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+    end
+    $hold$;
+
     insert into setting (name, value) values ('schema_version', '1');
 end
 $$;

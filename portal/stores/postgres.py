@@ -1,7 +1,7 @@
 """The PostgreSQL store: messages, deliveries and bodies on quarantine.sql. Any number of hosts may share one database.
 
-Hides how a mail is held once: its sameness, message, deliveries and (usual) body are one statement in one round trip,
-in which the row of `seen` decides who was first. Days, people and connections have files of their own beside this.
+Hides how a mail is held once: its sameness, message, deliveries and (usual) body are one call in one round trip, in
+which the row of `seen` decides who was first. Days, people and connections have files of their own beside this.
 """
 
 from __future__ import annotations
@@ -58,42 +58,12 @@ _ZSTD_LEVEL = 3
 _FOUND_AT_MOST = 100
 _BACK_OFF_MAX_MINUTES = 60
 
-# One statement, so one snapshot: `seen` decides, and everything else selects from the row it returned or did not.
-# `place` says where the bytes lie: with the day's first message that has the same ones, else here.
-# Who has news already is only looked up, so that ingest does not queue for the row of a much-mailed recipient; in the
-# order of identity, so that two ingests never wait for each other crosswise.
 _HOLD: LiteralString = """
-with new as (
-    insert into seen (sameness, message_id) values (%(sameness)s, %(id)s) on conflict do nothing returning message_id
-), place as (
-    select coalesce((
-        select body_id from message
-        where id >= %(low)s and id < %(high)s and body_sha256 = %(body_sha256)s and size_bytes = %(size_bytes)s limit 1
-    ), message_id) as body_id from new
-), held as (
-    insert into message (id, body_id, tier, envelope_sender, subject, header_from, sender_folded, queue_id, message_id,
-        action, score, client_ip, username, symbols, flags, body_sha256, size_bytes, has_8bit)
-    select %(id)s, body_id, %(tier)s, %(envelope_sender)s, %(subject)s, %(header_from)s, %(sender_folded)s,
-        %(queue_id)s, %(message_id)s, %(action)s, %(score)s::float8, %(client_ip)s, %(username)s, %(symbols)s::jsonb,
-        %(flags)s::text[], %(body_sha256)s, %(size_bytes)s, %(has_8bit)s
-    from place
-), copies as (
-    insert into delivery (message_id, number, recipient, address, state, state_at)
-    select %(id)s, d.number - 1, d.recipient, d.address, 'held', %(at)s
-    from new, unnest(%(recipients)s::text[], %(addresses)s::text[]) with ordinality d (recipient, address, number)
-), chunk as (
-    insert into body_chunk (body_id, n, data) select body_id, 0, %(data)b from place where body_id = %(id)s
-), news as (
-    insert into recipient (recipient, address, news_since)
-    select d.recipient, d.address, %(at)s
-    from new, unnest(%(told)s::text[], %(told_addresses)s::text[]) d (recipient, address)
-    where not exists (select from recipient r where r.recipient = d.recipient and r.address = d.address
-        and r.news_since is not null)
-    order by d.recipient
-    on conflict (recipient) do update
-        set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since)
-)
-select body_id from place
+select held, place from hold_message(
+    %(id)s, %(sameness)s, %(at)s, %(recipients)s, %(addresses)s, %(told)s, %(told_addresses)s, %(tier)s,
+    %(envelope_sender)s, %(subject)s, %(header_from)s, %(sender_folded)s, %(queue_id)s, %(message_id)s, %(action)s,
+    %(score)s, %(client_ip)s, %(username)s, %(symbols)s, %(flags)s, %(body_sha256)s, %(size_bytes)s, %(has_8bit)s,
+    %(first_chunk)b)
 """
 _LIMITS: LiteralString = (
     "select set_config('statement_timeout', %(ms)s, true), set_config('lock_timeout', %(ms)s, true)"
@@ -121,7 +91,6 @@ class PostgresStore(PostgresPeople):
         deadline = monotonic() + _ADD_SECONDS
         id = new_id()
         values = rows.hold_values(id, export, body, tier)
-        values["low"], values["high"] = days.bounds(values["at"].date())
         told = sorted(
             (recipient, address)
             for recipient, address in zip(values["recipients"], values["addresses"], strict=True)
@@ -133,51 +102,38 @@ class PostgresStore(PostgresPeople):
             try:
                 with translated():
                     try:
-                        if self._hold(values, _pieces(body), seconds):
-                            return Held(id, known=False)
-                    except psycopg.errors.CheckViolation:  # the only checks are the partitions' bounds
+                        held = self._hold(values, _pieces(body), seconds)
+                    except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
                         days.make_day(self.database, values["at"].date(), seconds)
                         continue
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
-            known = self._first_held(export.sameness, seconds)
-            if known is not None:
-                return Held(known, known=True)
+            if held is not None:
+                return Held(held, known=held != id)
         raise StoreUnavailable("the message could not be held in time")
 
-    def _hold(self, values: dict[str, Any], pieces: Iterator[bytes], seconds: float) -> bool:
-        """Hold the message unless there is the same one; whether it was new. Raises psycopg.Error, OSError."""
-        values["data"] = next(pieces)
+    def _hold(self, values: dict[str, Any], pieces: Iterator[bytes], seconds: float) -> UUID | None:
+        """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
+        values["first_chunk"] = next(pieces)
         second = next(pieces, None)
         with self.database.connection() as connection:
             if second is None:
-                with connection.pipeline():
+                with connection.pipeline():  # one wait for all four
                     connection.execute("begin")
                     connection.execute(_LIMITS, {"ms": f"{seconds * 1000:.0f}"})
                     cursor = connection.execute(_HOLD, values)
                     # A command with an answer of its own: an implicit commit at the pipeline's end has none.
                     connection.execute("commit")
-                return cursor.fetchone() is not None
-            begin(connection, seconds)
-            row = connection.execute(_HOLD, values).fetchone()
-            if row is not None and row[0] == values["id"]:
-                for n, piece in enumerate(chain([second], pieces), 1):
-                    connection.execute(
-                        "insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [row[0], n, piece]
-                    )
-            return row is not None
-
-    def _first_held(self, sameness: bytes, seconds: float) -> UUID | None:
-        """The id under which this mail is held, None when it is not (any more)."""
-        with self.database.transaction(seconds) as connection:
-            found = connection.execute("select message_id from seen where sameness = %s", [sameness]).fetchone()
-            if found is None:
-                return None
-            if connection.execute("select from message where id = %s", found).rowcount:
-                return cast(UUID, found[0])
-            # Somebody dropped that day by hand. "Known" would lose this mail.
-            connection.execute("delete from seen where sameness = %s and message_id = %s", [sameness, *found])
-            return None
+                held, _ = cursor.fetchone() or (None, None)
+            else:
+                begin(connection, seconds)
+                held, place = connection.execute(_HOLD, values).fetchone() or (None, None)
+                if held is not None and place == values["id"]:
+                    for n, piece in enumerate(chain([second], pieces), 1):
+                        connection.execute(
+                            "insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece]
+                        )
+            return cast(UUID | None, held)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self.database.transaction() as connection:

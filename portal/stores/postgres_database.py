@@ -125,13 +125,17 @@ class Database:
 def _conninfo(url: str) -> str:
     try:
         given = conninfo_to_dict(url)
-        return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
     except psycopg.Error:
-        # libpq's sentence repeats a piece of the URL, which may be of the password; so it is not even chained.
+        given = {}
+    ports = str(given.get("port") or "").replace(",", "")
+    # A / in the password makes libpq take its pieces for port and database.
+    if not given or (ports and not ports.isdigit()) or "@" in str(given.get("dbname", "")):
+        # libpq's own sentence repeats a piece of the URL, which may be of the password; so it is not even chained.
         raise StoreMisfit(
             "store.url is no PostgreSQL address: write postgresql://user:password@host/database, with @ : / and % in "
             "the password as %40 %3A %2F %25"
-        ) from None
+        )
+    return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
 
 
 def begin(connection: Connection, seconds: float, lock_seconds: float | None = None) -> None:

@@ -483,8 +483,7 @@ def _live_sign_in(connection: Connection, condition: LiteralString, value: bytes
     ).fetchone()
     if row is None:
         raise LinkInvalid("this sign-in is not known, was used, or is too old")
-    *texts, created_at, expires_at = row
-    return SignIn(*texts, created_at.astimezone(UTC), expires_at.astimezone(UTC))
+    return SignIn(*row[:5], *(at.astimezone(UTC) for at in row[5:]))
 
 
 def _use_up(connection: Connection, found: SignIn, now: datetime) -> None:
