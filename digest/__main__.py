@@ -41,7 +41,6 @@ log = logging.getLogger("quarantine.digest")
 
 RETRY_SECONDS = 5  # how often a store that is down at the start is tried
 GRACE_SECONDS = 2.0  # for the mail being sent when we are told to stop; uWSGI kills after about three
-BATCH = 500  # digests between two looks for new ones
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,8 +106,9 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
 
     def digests() -> None:
         while True:
-            work.schedule_news(parts, utc_now())
-            summary = work.send_due(parts, utc_now(), BATCH, stopped=stopped)
+            while work.schedule_news(parts, utc_now()) == work.PAGE and not stopped():
+                pass  # after a long stop there are many
+            summary = work.send_due(parts, utc_now(), stopped=stopped)
             if not summary.sent or summary.given_up or stopped():
                 return
 

@@ -180,7 +180,7 @@ class Run:
         """Whether this recipient may be mailed; notes it when not."""
         if self.parts.settings.is_local(recipient):
             return True
-        self.summary.skipped.append((recipient, "is not in local_domains, so is not mailed"))
+        self.summary.skipped.append((recipient, "not in local_domains"))
         return False
 
     def send(self, recipient: str, *, at_once: bool = False) -> None:
