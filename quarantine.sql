@@ -202,17 +202,17 @@ begin
         select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
         from unnest(recipients, addresses) with ordinality d (recipient, address, number);
         -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
-        -- recipient; in the order of identity, so that two calls never wait for each other crosswise.
-        insert into recipient (recipient, address, news_since)
-        select d.recipient, d.address, held_at
-        from unnest(told, told_addresses) d (recipient, address)
-        where not exists (
-            select from recipient r
-            where r.recipient = d.recipient and r.address = d.address and r.news_since is not null
-        )
-        order by d.recipient
-        on conflict on constraint recipient_pkey do update
-        set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+        -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
+        for i in 1 .. cardinality(told) loop
+            if not exists (
+                select from recipient r
+                where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
+            ) then
+                insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
+                on conflict on constraint recipient_pkey do update
+                set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+            end if;
+        end loop;
     end
     $hold$;
 

@@ -308,9 +308,12 @@ def test_a_locked_table_makes_ingest_unavailable_within_its_deadline(
     assert not hold(store).known
 
 
-def test_a_database_without_our_tables_names_the_command(postgres_server: str) -> None:
+def test_a_database_without_our_tables_names_the_command(postgres_dsn: str, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("drop schema public cascade; create schema public")
     with pytest.raises(StoreMisfit, match="quarantine init"):
-        PostgresStore.open(postgres_server)
+        PostgresStore.open(postgres_dsn)
+    PostgresStore.open(postgres_dsn, create=True).close()
+    PostgresStore.open(postgres_dsn).close()
 
 
 @pytest.mark.parametrize(("version", "advice"), [("0", "quarantine init"), ("99", "upgrade this program")])
