@@ -347,8 +347,8 @@ def test_a_process_killed_while_sending_leaves_nobody_untold(
     for mail in server.mails:
         ids.setdefault(mail.recipients[0], set()).add(read(mail)["Message-ID"])
     assert all(len(same) == 1 for same in ids.values()), "repeated with the same Message-ID"
-    # Only after the final dot can a mail go out twice.
-    assert len(server.mails) == (4 if verb == "BODY" else 3)
+    # Only after the final dot can a mail go out twice; at INPUT it may be on its way when the process is killed.
+    assert len(server.mails) in {"BODY": {4}, "INPUT": {3, 4}}.get(verb, {3})
 
 
 @pytest.mark.faults
