@@ -11,11 +11,14 @@ Mail files may be deleted behind our back, by ``find -mtime -delete`` in cron: `
 leave such mail out, and the next `purge` removes what is known of it once it is older than a day. Other processes
 on the host may use the same folder at the same time; other hosts may not, since flock and SQLite's shared memory
 do not reach across network file systems.
+
+Measured (4 processes, mails of 3 to 19 KB): an `add` takes 270 µs of processor time, a bare loop with the same
+compression, fsyncs and a commit 180; a third of ours is compression, a third SQLite. On the disk an 11 KB mail that
+compresses to a third takes 6.8 KB of blocks for its file (4.9 KB long) and 1.4 KB of database.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import time
@@ -29,7 +32,7 @@ from uuid import UUID
 from portal.errors import BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
 from portal.stores import Held, Purged
-from portal.stores.mailfiles import DamagedFile, MailFiles
+from portal.stores.mailfiles import DamagedFile, MailFiles, to_json
 from portal.stores.sqlite import Database, to_micros
 from portal.stores.sqlite_people import mark_news
 from portal.stores.sqlite_sign_ins import SqliteSignIns
@@ -398,7 +401,7 @@ def _message_row(id: UUID, sameness: bytes, facts: dict[str, Any]) -> tuple[Any,
         facts["score"],
         facts["client_ip"],
         facts["user"],
-        json.dumps(facts["symbols"], ensure_ascii=False, separators=(",", ":")),
+        to_json(facts["symbols"]),
         " ".join(facts["flags"]),
         bytes.fromhex(facts["body_sha256"]),
         facts["size_bytes"],

@@ -34,7 +34,7 @@ _LEVEL = 3
 _AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
 _PIECE_BYTES = 1 << 18
 _FACTS_MAX_BYTES = 64 << 20
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class DamagedFile(Exception):
@@ -71,7 +71,7 @@ class MailFiles:
 
     def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
         """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
-        tail = _to_json(facts).encode()
+        tail = to_json(facts).encode()
         being_written = self._tmp / f"{message_id}{_SUFFIX}"
         descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
