@@ -38,7 +38,7 @@ _ATTACHMENTS = 50
 _CPU_SECONDS = 2
 _MEMORY_BYTES = 512 << 20
 _WALL_SECONDS = 5
-_SHOWN = ("From", "Reply-To", "To", "Cc", "Subject", "Date")
+_SHOWN = ("Reply-To", "To", "Cc", "Date")  # sender and subject stand above, from the metadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ def _failure(web: Web, error: Exception) -> HTTPResponse | None:
         case StoreUnavailable():
             return web.notice(
                 "Please try again soon",
-                "The quarantine cannot be reached at the moment. Nothing was changed and no mail is lost.",
+                "The quarantine cannot be reached at the moment. No mail is lost. Wait a minute, then try again.",
                 503,
                 Retry_After="60",
             )

@@ -13,6 +13,7 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
@@ -57,8 +58,13 @@ def allowed_peer(environ: Mapping[str, Any], networks: tuple[Network, ...]) -> b
     A peer without an address (Nginx without ``uwsgi_param REMOTE_ADDR``, a Unix socket) is nobody: taking it for
     this host would let in the whole world behind a forgotten line.
     """
+    return _lies_in(environ.get("REMOTE_ADDR", ""), networks)
+
+
+@lru_cache(256)  # a handful of MTAs post thousands of times a second
+def _lies_in(peer: str, networks: tuple[Network, ...]) -> bool:
     try:
-        address = ip_address(environ.get("REMOTE_ADDR", ""))
+        address = ip_address(peer)
     except ValueError:
         return False
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
@@ -149,7 +155,7 @@ class ExporterEndpoint:
         if not exporter.wanted(export, self._settings.only_symbols, self._settings.hold_actions):
             log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
             return _done("not-selected")
-        kind, id = parts.links.read_mark(export.mark) or ("", None)
+        kind, id = (export.mark and parts.links.read_mark(export.mark)) or ("", None)
         if kind in ("digest", "mail"):
             self._alarm(
                 "our own mail is withheld by Rspamd",

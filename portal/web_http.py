@@ -214,7 +214,7 @@ def sha256(*words: str) -> bytes:
 def _origin(url: str) -> str:
     """An address's origin as browsers write it (RFC 6454, 6.2): lower case, the default port left out."""
     parts = urlsplit(url)
-    host = (parts.hostname or "").encode("idna").decode("ascii") if ":" not in (parts.hostname or "") else None
-    name = host if host is not None else f"[{parts.hostname}]"
+    host = parts.hostname or ""
+    name = f"[{host}]" if ":" in host else host.encode("idna").decode("ascii")
     port = "" if parts.port in (None, {"http": 80, "https": 443}[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}"

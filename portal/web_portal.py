@@ -177,7 +177,10 @@ def _cursor(text: str) -> tuple[UUID, int] | None:
 
 
 def _who(event: Event) -> str:
-    """Who did something, without names and addresses: those are the operators' to see."""
+    """Who did something, without names and addresses: those are the operators' to see. Answers of the mail server
+    are nobody's doing."""
+    if event.what in ("released", "deferred", "failed"):
+        return ""
     if event.actor.who == "recipient":
         return N_("with a link in a digest") if event.actor.via == "link" else N_("by you")
     return N_("by an administrator") if event.actor.who.startswith("operator") else ""

@@ -1,0 +1,78 @@
+"""Rspamd's findings in words, and senders as they may be shown."""
+
+from dataclasses import replace
+
+import pytest
+
+from portal.message import Flag, Message, Symbol, Tier
+from portal.reasons import explain, sender_shown, why
+from portal.stores import Store
+from tests import builders
+
+
+@pytest.fixture
+def message(store: Store) -> Message:
+    return store.delivery(builders.hold(store).id, 0).message
+
+
+def test_the_heaviest_findings_come_first_and_only_once(message: Message) -> None:
+    symbols = (
+        Symbol("SUBJ_ALL_CAPS", 1.0),
+        Symbol("BAYES_SPAM", 5.0),
+        Symbol("FUZZY_DENIED", 7.0),
+        Symbol("RAZOR", 6.5),
+        Symbol("DKIM_ALLOW", -9.0),
+        Symbol("R_SPF_FAIL", 0.0),
+    )
+    assert why(replace(message, symbols=symbols)) == [
+        "The same mail was reported as spam elsewhere",
+        "Its words are like those of earlier spam",
+        "Its subject is all capitals",
+    ]
+
+
+def test_what_makes_a_mail_dangerous_comes_before_all_else(message: Message) -> None:
+    symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("CLAM_VIRUS", 0.1))
+    assert "virus" in why(replace(message, symbols=symbols, tier=Tier.DANGEROUS))[0]
+
+
+def test_there_is_always_a_reason(message: Message) -> None:
+    for symbols in ((), (Symbol("X1", 1.0),), (Symbol("X1", 9.0),), (Symbol("X1", 1.0), Symbol("X2", 1.0))):
+        for tier in Tier:
+            assert len(why(replace(message, symbols=symbols, tier=tier))) == 1
+
+
+def test_lost_findings_are_told(message: Message) -> None:
+    told = why(replace(message, symbols=(), flags=frozenset({Flag.SYMBOLS})))
+    assert told[-1] == "The spam filter's report did not arrive complete"
+
+
+def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
+    told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
+    assert len(set(told)) == 4
+
+
+@pytest.mark.parametrize(
+    ("header_from", "envelope_sender", "shown", "warned"),
+    [
+        ("Promo <promo@example.net>", "x@y.example", "Promo <promo@example.net>", False),
+        ("promo@example.net", "x@y.example", "promo@example.net", False),
+        ('"Doe, John" <j@example.net>', "", "Doe, John <j@example.net>", False),
+        ('"J@example.net" <j@example.net>', "", "J@example.net <j@example.net>", False),
+        ('"service@bank.example" <x@evil.example>', "", "service@bank.example <x@evil.example>", True),
+        ("service@bank\u200b.example <x@evil.example>", "", "service@bank.example <x@evil.example>", True),
+        ("<service@bank.example> <x@evil.example>", "", "<service@bank.example> <x@evil.example>", True),
+        ("", "promo@example.net", "promo@example.net", False),
+        ("Only a name", "promo@example.net", "Only a name <promo@example.net>", False),
+        ("", "", "no sender, as automatic replies have", False),
+        ("", None, "unknown sender", False),
+        ("K <x@käse.example>", "", "K <x@käse.example (xn--kse-qla.example)>", False),
+        ("A\u202eB\r\nBcc: x <x@example.net>", "", "AB Bcc: x <x@example.net>", False),
+    ],
+)
+def test_a_sender_is_shown_with_name_and_address(
+    message: Message, header_from: str, envelope_sender: str | None, shown: str, warned: bool
+) -> None:
+    sender = sender_shown(replace(message, header_from=header_from, envelope_sender=envelope_sender))
+    assert str(sender) == shown
+    assert bool(sender.warning) == warned
