@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -35,6 +36,7 @@ from portal.stores.sqlite import Database, from_micros, to_micros
 log = logging.getLogger("quarantine.store")
 
 _FOUND_AT_MOST = 100
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _BACK_OFF_MAX_MINUTES = 60
 
 _MESSAGE = (
@@ -101,7 +103,7 @@ class SqliteDeliveries(Store):
             ).fetchall()
             rows += connection.execute(
                 f"SELECT {_MESSAGE} FROM message m WHERE m.queue_id = ? ORDER BY m.id DESC LIMIT ?",  # noqa: S608
-                (text, _FOUND_AT_MOST - len(rows)),
+                (_storable(text), _FOUND_AT_MOST - len(rows)),
             ).fetchall()
         return [_message_from(row) for row in rows]
 
@@ -262,7 +264,7 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
     values: list[Any] = []
     if wanted.recipient is not None:
         where.append("d.recipient = ?")
-        values.append(wanted.recipient)
+        values.append(_storable(wanted.recipient))
     if wanted.states:
         where.append(f"d.state IN ({', '.join('?' * len(wanted.states))})")
         values += sorted(state.value for state in wanted.states)
@@ -273,8 +275,14 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
         values.append(first_id(wanted.since).bytes)
     if wanted.sender is not None:
         where.append("(instr(casefold(m.envelope_sender), ?) OR instr(casefold(m.header_from), ?))")
-        values += [wanted.sender.casefold()] * 2
+        values += [_storable(wanted.sender.casefold())] * 2
     return where, values
+
+
+def _storable(text: str) -> str:
+    """What is looked for, with NUL, which is never kept, for the lone surrogates that a terminal may hand over: SQLite
+    takes valid Unicode only."""
+    return _SURROGATES.sub("\0", text)
 
 
 def _one(connection: sqlite3.Connection, message_id: UUID, number: int) -> Delivery:
