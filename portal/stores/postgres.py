@@ -203,13 +203,13 @@ class PostgresStore(PostgresPeople):
         return found
 
     def find(self, text: str) -> Sequence[Message]:
-        if "\0" in text:
-            return []
         with self.database.transaction() as connection:
             id = parse_id(text)
             found = rows.messages(connection, "where id = %s", [id]) if id else []
             found += rows.messages(
-                connection, "where queue_id = %s order by id desc limit %s", [text, _FOUND_AT_MOST - len(found)]
+                connection,
+                "where queue_id = %s order by id desc limit %s",
+                [rows.text(text), _FOUND_AT_MOST - len(found)],
             )
         return found
 
@@ -237,7 +237,7 @@ class PostgresStore(PostgresPeople):
                 raise AlreadyDone("this delivery has a recipient", delivery)
             connection.execute(
                 "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
-                [identity(address), address, message_id, number],
+                [rows.text(identity(address)), rows.text(address), message_id, number],
             )
             rows.note(connection, message_id, number, datetime.now(UTC), "assigned", actor, address)
             return _one(connection, message_id, number)
@@ -261,7 +261,7 @@ class PostgresStore(PostgresPeople):
             connection.execute(
                 "update delivery set state = %s, state_at = %s, reason = %s, next_try_at = null, lease = null"
                 " where message_id = %s and number = %s",
-                [to.value, now, reason, message_id, number],
+                [to.value, now, rows.text(reason), message_id, number],
             )
             rows.note(connection, message_id, number, now, what, actor, reason)
             return _one(connection, message_id, number)
@@ -321,7 +321,7 @@ class PostgresStore(PostgresPeople):
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
     ) -> None:
         final = isinstance(error, RelayRefused | BodyMissing)
-        reason = str(error) if final or isinstance(error, RelayDeferred) else "internal error"
+        reason = rows.text(str(error)) if final or isinstance(error, RelayDeferred) else "internal error"
         back_off = timedelta(minutes=min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES))
         state, state_at = (State.HELD, now) if final else (State.RELEASING, delivery.state_at)
         with self.database.transaction() as connection:
@@ -395,7 +395,7 @@ def _conditions(wanted: Filter, before: tuple[UUID, int] | None) -> tuple[Litera
     values: list[Any] = []
     if wanted.recipient is not None:
         where.append("d.recipient = %s")
-        values.append(wanted.recipient)
+        values.append(rows.text(wanted.recipient))
     if wanted.states:
         where.append("d.state = any(%s)")
         values.append(sorted(state.value for state in wanted.states))
@@ -404,7 +404,7 @@ def _conditions(wanted: Filter, before: tuple[UUID, int] | None) -> tuple[Litera
         values.append(first_id(wanted.since))
     if wanted.sender is not None:
         where.append("exists (select from message m where m.id = d.message_id and strpos(m.sender_folded, %s) > 0)")
-        values.append(wanted.sender.replace("\0", "").casefold())
+        values.append(rows.text(wanted.sender).casefold())
     if before is not None:
         # The first condition says nothing new, but it is the one by which newer days are left out.
         where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")

@@ -9,15 +9,17 @@ days these are in, while a join over all partitions is planned anew, and differe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.errors import NotFound
 from portal.message import Actor, Body, Delivery, Export, Flag, Message, State, Symbol, Tier, held_at, identity
 from portal.stores.postgres_database import Connection
 
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _DELIVERY: LiteralString = (
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
@@ -65,21 +67,21 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier) -> dict[str, A
         "id": id,
         "at": held_at(id),
         "sameness": export.sameness,
-        "recipients": [_text(identity(address)) for address in addresses],
-        "addresses": [_text(address) for address in addresses],
+        "recipients": [text(identity(address)) for address in addresses],
+        "addresses": [text(address) for address in addresses],
         "tier": tier.value,
-        "envelope_sender": _text(export.envelope_sender),
-        "subject": _text(export.subject),
-        "header_from": _text(export.header_from),
-        "sender_folded": _text(f"{export.envelope_sender or ''}\n{export.header_from}".casefold()),
-        "queue_id": _text(export.queue_id),
-        "message_id": _text(export.message_id),
-        "action": _text(export.action),
+        "envelope_sender": text(export.envelope_sender),
+        "subject": text(export.subject),
+        "header_from": text(export.header_from),
+        "sender_folded": text(f"{export.envelope_sender or ''}\n{export.header_from}".casefold()),
+        "queue_id": text(export.queue_id),
+        "message_id": text(export.message_id),
+        "action": text(export.action),
         "score": export.score,
-        "client_ip": _text(export.client_ip),
-        "username": _text(export.user),
+        "client_ip": text(export.client_ip),
+        "username": text(export.user),
         "symbols": json.dumps(
-            [[_text(s.name), s.score, [_text(option) for option in s.options]] for s in export.symbols],
+            [[text(s.name), s.score, [text(option) for option in s.options]] for s in export.symbols],
             ensure_ascii=False,
             separators=(",", ":"),
         ),
@@ -97,20 +99,26 @@ def note(
     connection.execute(
         "insert into event (message_id, number, at, what, who, via, address, detail)"
         " values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        [message_id, number, at, what, actor.who, actor.via, actor.address, _text(detail)],
+        [message_id, number, at, what, actor.who, actor.via, actor.address, text(detail)],
     )
+
+
+@overload
+def text(value: str) -> str: ...
+@overload
+def text(value: str | None) -> str | None: ...
+def text(value: str | None) -> str | None:
+    """Text as PostgreSQL takes it: U+FFFD instead of NUL and lone surrogates.
+
+    The exporter promises valid text; should it ever fail, a replaced character beats a mail that cannot be held.
+    What operators type and mail servers answer promises nothing.
+    """
+    return value if value is None or value.isalnum() else _IMPOSSIBLE.sub("\ufffd", value)
 
 
 def utc(at: datetime | None) -> datetime | None:
     """The moment in UTC: psycopg gives it in the session's time zone."""
     return at and at.astimezone(UTC)
-
-
-def _text(text: str | None) -> str | None:
-    # The exporter promises valid text. Should it ever fail, a replaced character beats a mail that cannot be held.
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _message(row: tuple[Any, ...]) -> Message:
