@@ -9,7 +9,6 @@ exit status whether everything arrived.
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import json
 import os
@@ -22,6 +21,8 @@ import time
 import urllib.error
 import urllib.request
 from email import message_from_bytes, policy
+from email.header import Header
+from email.utils import formataddr, parseaddr
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -167,9 +168,9 @@ def post(url: str, sample: tuple, number: int) -> dict:
     sender, header_from, recipients, subject, score, symbols, text = sample
     mail = "\r\n".join(
         [
-            f"From: {encoded(header_from)}",
+            f"From: {formataddr(parseaddr(header_from))}",
             f"To: {', '.join(recipients)}",
-            f"Subject: {encoded(subject)}",
+            f"Subject: {Header(subject, 'us-ascii' if subject.isascii() else 'utf-8').encode()}",
             f"Message-ID: <{number}.{os.getpid()}@example.net>",
             f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S +0000', time.gmtime())}",
             "MIME-Version: 1.0",
