@@ -75,25 +75,21 @@ def store_of_portal(request: pytest.FixtureRequest, place: Path) -> Iterator[str
 def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal]:
     """The whole product on one of the stores; Rspamd's switch leads to it."""
     home = place / f"portal-{store_of_portal.partition(':')[0]}"
-    made = Portal(home, store_of_portal, mail_settings(running_mx.postfix))
+    mail = {  # releases go to the listener that does not scan, our own mail to the one that does
+        "QUARANTINE_RELAY__URL": f"smtp://127.0.0.1:{running_mx.postfix.release}",
+        "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{running_mx.postfix.smtp}",
+    }
+    made = Portal(home, store_of_portal, mail)
     with made.running():
         running_mx.switch.target = made.nginx.exporter
         yield made
 
 
 @pytest.fixture
-def other_portal(tmp_path_factory: pytest.TempPathFactory, running_mx: Mx) -> Portal:
-    """A portal of a test's own on the file store, not started yet."""
+def other_portal(tmp_path_factory: pytest.TempPathFactory) -> Portal:
+    """A portal of a test's own on the file store, without a mail server and not started yet."""
     home = tmp_path_factory.mktemp("portal")
-    return Portal(home, f"files://{home}/store", mail_settings(running_mx.postfix))
-
-
-def mail_settings(postfix: Postfix) -> dict[str, str]:
-    """Releases go to the listener that does not scan, our own mail to the one that does."""
-    return {
-        "QUARANTINE_RELAY__URL": f"smtp://127.0.0.1:{postfix.release}",
-        "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{postfix.smtp}",
-    }
+    return Portal(home, f"files://{home}/store", {})
 
 
 @pytest.fixture(scope="session")

@@ -239,6 +239,8 @@ def exporter_conf(name: str, url: str) -> str:
 def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_on_reject: bool) -> list[str]:
     """Write a whole configuration below ``home``; the arguments that make rspamd and rspamadm use it."""
     milter, scan, controller = ports
+    (home.parent / "hyperscan").mkdir(exist_ok=True)
+    shutil.chown(home.parent / "hyperscan", "_rspamd")
     for name in ("local.d", "override.d", "db", "run", "log", "maps.d", "plugins.d"):
         (home / name).mkdir(parents=True, exist_ok=True)
     for module in _OFF:
@@ -249,7 +251,7 @@ def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_
         'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'
     )
     override = {
-        "options.inc": f'disable_hyperscan = true; filters = "chartable,regexp"; dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; '
+        "options.inc": f'hs_cache_dir = "{home.parent}/hyperscan"; filters = "chartable,regexp"; dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; '
         f'retransmits = 1; }}\ncontrol_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";',
         "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
         "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
@@ -325,7 +327,9 @@ class Postfix:
         shutil.chown(home / "data", "postfix")
         shutil.chown(home / "mail", "nobody", "nogroup")
         (home / "boxes").write_text(
-            "".join(f"/^{name}(\\+.*)?@example\\.org$/  {name}/\n" for name in ("alice", "bob", "mallory", "postmaster"))
+            "".join(
+                f"/^{name}(\\+.*)?@example\\.org$/  {name}/\n" for name in ("alice", "bob", "mallory", "postmaster")
+            )
             + "/^quo ted@example\\.org$/  quoted/\n"
         )
         shipped = (DEPLOY / "postfix/main.cf.part").read_text()
@@ -545,8 +549,9 @@ class Portal:
         self.home.mkdir(parents=True, exist_ok=True)
         self.command("quarantine", "init")
         with (
-            process([str(self.bin / "uwsgi"), "--ini", str(self.ini)], self.log, env=self.environment, cwd=self.home)
-            as self.process,
+            process(
+                [str(self.bin / "uwsgi"), "--ini", str(self.ini)], self.log, env=self.environment, cwd=self.home
+            ) as self.process,
             self.nginx.running(),
         ):
 

@@ -101,9 +101,7 @@ def test_a_rejected_mail_is_held_told_and_given_back_to_one_of_its_recipients(
     assert len(arrived(mx, ALICE, needle)) == 1
 
 
-def test_a_person_signs_in_by_mail_and_sees_only_their_own(
-    mx: Mx, portal: Portal, page: Page, needle: str
-) -> None:
+def test_a_person_signs_in_by_mail_and_sees_only_their_own(mx: Mx, portal: Portal, page: Page, needle: str) -> None:
     send(mx.postfix.smtp, SENDER, [BOB], spam(needle, REJECTED))
     others = needle.replace("needle", "others")
     send(mx.postfix.smtp, SENDER, [MALLORY], spam(others, REJECTED))
@@ -131,9 +129,7 @@ def test_a_retry_after_the_portal_was_down_is_held_once(mx: Mx, portal: Portal, 
     assert len(held(portal, needle)) == 1
 
 
-def test_plus_tags_and_quoted_local_parts_come_and_go_as_they_were_written(
-    mx: Mx, portal: Portal, needle: str
-) -> None:
+def test_plus_tags_and_quoted_local_parts_come_and_go_as_they_were_written(mx: Mx, portal: Portal, needle: str) -> None:
     recipients = ["alice+news@example.org", '"quo ted"@example.org', BOB]
     assert send(mx.postfix.smtp, "promo+verp=x@example.net", recipients, spam(needle, REJECTED))[0] == 554
     assert [d["recipient"] for d in meta(portal, needle)["deliveries"]] == recipients
@@ -173,9 +169,7 @@ def _inner(pem: bytes) -> bytes:
     return b"".join(line for line in pem.split() if b"-" not in line and line not in (b"PUBLIC", b"KEY-----"))
 
 
-def test_an_unknown_user_is_refused_at_the_release_and_the_reason_is_kept(
-    mx: Mx, portal: Portal, needle: str
-) -> None:
+def test_an_unknown_user_is_refused_at_the_release_and_the_reason_is_kept(mx: Mx, portal: Portal, needle: str) -> None:
     headers = {"X-Rspamd-rcpt": '["gone@example.org"]', "X-Rspamd-from": SENDER, "X-Rspamd-action": "reject"}
     assert http(portal.nginx.exporter_url, spam(needle, {}), headers | {"Content-Type": "message/rfc822"}).status == 200
     said = portal.command("quarantine", "release", held(portal, needle)[0]["id"], check=False)

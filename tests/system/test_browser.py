@@ -1,0 +1,179 @@
+"""Link pages and the portal in a real Chromium: who is a person, what a scanner gets, and that pages work without
+JavaScript, at 320 pixels and without an error in the console."""
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from portal.assemble import Parts
+from portal.links import Action
+from portal.message import State, Tier
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+pytestmark = pytest.mark.system
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class Silent(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """What browsers do is the same on every store."""
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Iterator[Site]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with SmtpServer() as relay:
+        made = Site(make_parts(relay__url=relay.url, public_url=f"http://127.0.0.1:{port}/quarantine"))
+        with make_server("127.0.0.1", port, made.app, Server, Silent) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield made
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    path = shutil.which("chromium")
+    assert path, "chromium is missing: tests/system/install-packages"
+    return path
+
+
+@pytest.fixture(scope="module")
+def steered(chromium: str) -> Iterator[Browser]:
+    """A browser steered by a program: `navigator.webdriver` is true."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_once(chromium: str, folder: Path, url: str) -> str:
+    """Open an address as a person's browser does (not steered), wait some seconds of its time, return the page."""
+    command = [chromium, "--headless", "--disable-gpu", *FLAGS, f"--user-data-dir={folder}"]
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=8000", "--dump-dom", url], capture_output=True, timeout=60, check=True
+    )
+    return done.stdout.decode()
+
+
+def signed_in(site: Site, browser: Browser, **more: Any) -> BrowserContext:
+    context = browser.new_context(**more)
+    ((name, value),) = site.signed_in("alice@example.org").cookies.items()
+    cookie = {"name": name, "value": value, "domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
+    context.add_cookies([cookie])  # type: ignore[list-item]
+    return context
+
+
+def url(site: Site, action: Action, held: Any, minutes_old: float = 0) -> str:
+    path = site.link(action, held, minutes_old=minutes_old)
+    return path if path.startswith("http") else site.parts.settings.public_url + path.removeprefix("/quarantine")
+
+
+def test_one_click_on_an_older_digest_releases(site: Site, chromium: str, tmp_path: Path) -> None:
+    held = site.hold()
+    page = open_once(chromium, tmp_path, url(site, Action.RELEASE, held, minutes_old=11))
+    assert site.state(held) is State.RELEASED, page
+
+
+def test_one_click_on_a_fresh_digest_shows_the_button(site: Site, chromium: str, tmp_path: Path) -> None:
+    held = site.hold()
+    page = open_once(chromium, tmp_path, url(site, Action.RELEASE, held, minutes_old=9))
+    assert "Release to the inbox" in page
+    assert site.state(held) is State.HELD
+
+
+def test_dangerous_and_suspicious_mail_waits_for_a_press(site: Site, chromium: str, tmp_path: Path) -> None:
+    for tier in (Tier.SUSPICIOUS, Tier.DANGEROUS):
+        held = site.hold(tier)
+        for action in (Action.RELEASE, Action.ASK, Action.DELETE):
+            open_once(chromium, tmp_path, url(site, action, held, minutes_old=60))
+        assert site.state(held) is State.HELD
+
+
+def test_a_steered_browser_gets_a_page_and_may_press(site: Site, steered: Browser) -> None:
+    held = site.hold()
+    page = steered.new_context().new_page()
+    page.goto(url(site, Action.RELEASE, held, minutes_old=11))
+    page.wait_for_timeout(2500)
+    assert site.state(held) is State.HELD
+    page.get_by_role("button", name="Release to the inbox").click()
+    page.get_by_role("heading", name="This mail was released").wait_for()
+    assert site.state(held) is State.RELEASED
+    assert [cookie["name"] for cookie in page.context.cookies()] == ["__Host-quarantine-device"]
+
+
+def test_without_javascript_the_button_works_and_so_does_undo(site: Site, steered: Browser) -> None:
+    held = site.hold()
+    page = steered.new_context(java_script_enabled=False).new_page()
+    page.goto(url(site, Action.DELETE, held, minutes_old=11))
+    page.get_by_role("button", name="Delete").click()
+    assert site.state(held) is State.DELETED
+    page.get_by_role("button", name="Undo").click()
+    assert site.state(held) is State.HELD
+
+
+def test_a_person_works_through_the_portal_by_keyboard(site: Site, steered: Browser) -> None:
+    held = site.hold()
+    page = signed_in(site, steered).new_page()
+    page.goto(site.parts.settings.public_url)
+    page.get_by_role("button", name=re.compile("^Release.*Offer")).focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("status").get_by_text("Released on").wait_for()
+    assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, scheme: Any) -> None:
+    held = site.hold(subject="W" * 150, header_from=f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>')
+    page = signed_in(site, steered, viewport={"width": 320, "height": 640}, color_scheme=scheme).new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    base = site.parts.settings.public_url
+    link = url(site, Action.RELEASE, held, minutes_old=11)
+    for address in ("/", f"/messages/{held.id}/", "/preferences", "/sign-in", "/sign-in/code", link):
+        page.goto(address if address.startswith("http") else base + address)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
+        heights = page.locator("button:not(.plain), .button, input:not([type=hidden])").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect().height)"
+        )
+        assert all(height >= 44 for height in heights), address
+    assert said == []
+
+
+def test_hostile_mail_runs_nothing(site: Site, steered: Browser) -> None:
+    bad = "<script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>"
+    held = site.hold(
+        subject=bad, header_from=f"{bad} <x@example.net>", data=f"Content-Type: text/html\r\n\r\n{bad}{bad}".encode()
+    )
+    page = signed_in(site, steered).new_page()
+    fired: list[str] = []
+    page.on("dialog", lambda dialog: (fired.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: fired.append(request.url) if "/static/" not in request.url else None)
+    base = site.parts.settings.public_url
+    addresses = [base + "/", f"{base}/messages/{held.id}/", url(site, Action.RELEASE, held)]
+    for address in addresses:
+        page.goto(address)
+    assert fired == addresses

@@ -1,0 +1,140 @@
+"""The product as one process tree: ``uwsgi --ini uwsgi.ini`` with its workers and the digest process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.system.mails import ALICE, SENDER, spam
+from tests.system.services import ROOT, Portal, http, wait_for
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def started(other_portal: Portal) -> Iterator[Portal]:
+    """A portal of this test's own."""
+    with other_portal.running():
+        wait_for(lambda: "WSGI app 0" in other_portal.log.read_text())
+        yield other_portal
+
+
+def raw(port: int, data: bytes) -> bytes:
+    """Send bytes, then nothing more; what came back."""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection, suppress(OSError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return connection.recv(1 << 16)
+    return b""
+
+
+def test_workers_survive_garbage(started: Portal) -> None:
+    before = started.pids("uwsgi")
+    fields = b"".join(
+        len(part).to_bytes(2, "little") + part
+        for part in (b"REQUEST_METHOD", b"POST", b"PATH_INFO", b"/quarantine/", b"CONTENT_LENGTH", b"99999999")
+    )
+    for data in (
+        os.urandom(4096),
+        b"\0\xff\xff\0" + b"\xff" * 70_000,  # a uwsgi packet that claims more than it has
+        b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields,
+        b"\0" + (8).to_bytes(2, "little") + b"\0" + b"\xff\xff\xff\xff\0\0\0\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"",
+    ):
+        for _ in range(20):
+            raw(started.uwsgi, data)
+    for head in (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nshort",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /\x00\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nX-Rspamd-rcpt: " + b"\xff[" * 1000 + b"\r\nContent-Length: 0\r\n\r\n",
+    ):
+        raw(started.nginx.exporter, head)
+    assert http(started.nginx.exporter_url + "healthz").status == 200
+    assert started.pids("uwsgi") == before
+    assert started.command("quarantine", "list", "--json") == ""
+
+
+def test_a_post_cut_off_on_the_way_is_not_held(started: Portal) -> None:
+    mail = spam("cut", {})
+    head = f'POST / HTTP/1.1\r\nHost: x\r\nX-Rspamd-rcpt: ["{ALICE}"]\r\nContent-Length: {len(mail) + 100}\r\n\r\n'
+    raw(started.nginx.exporter, head.encode() + mail)
+    fields = b"".join(
+        len(part).to_bytes(2, "little") + part
+        for part in (
+            b"REQUEST_METHOD", b"POST", b"PATH_INFO", b"/quarantine/", b"REMOTE_ADDR", b"127.0.0.1",
+            b"HTTP_X_RSPAMD_RCPT", b'["alice@example.org"]', b"CONTENT_LENGTH", str(len(mail) + 100).encode(),
+        )
+    )  # fmt: skip
+    packet = b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields
+    assert b"200 OK" not in raw(started.uwsgi, packet + mail)
+    assert started.command("quarantine", "list", "--json") == ""
+
+
+def test_a_stop_stops_everything(started: Portal) -> None:
+    assert started.process is not None
+    assert len(started.pids("uwsgi")) >= 3 and started.pids("quarantine-digest")
+    started.process.send_signal(signal.SIGTERM)
+    started.process.wait(20)
+    wait_for(lambda: not started.pids("uwsgi") and not started.pids("quarantine-digest"), 10)
+
+
+def test_a_killed_digest_process_comes_back_and_health_tells_of_it(started: Portal) -> None:
+    (first,) = wait_for(lambda: started.pids("quarantine-digest"))
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: started.pids("quarantine-digest") not in ([], [first]))
+    assert b'"digest_heartbeat_age_seconds": ' in http(started.nginx.exporter_url + "healthz").body
+
+
+def test_a_killed_worker_comes_back_and_what_was_held_stays(started: Portal) -> None:
+    headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
+    assert http(started.nginx.exporter_url, spam("kept", {}), headers).status == 200
+    assert started.process is not None
+    workers = [pid for pid in started.pids("uwsgi") if pid != started.process.pid]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: http(started.nginx.exporter_url + "healthz").status == 200)
+    assert started.command("quarantine", "list", "--json").count("kept") == 1
+    assert b'"known"' in http(started.nginx.exporter_url, spam("kept", {}), headers).body
+
+
+def test_each_mail_leaves_a_line_in_the_log_without_its_subject(started: Portal) -> None:
+    headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
+    answer = http(started.nginx.exporter_url, spam("secretword", {}), headers)
+    id = answer.body.decode().partition('"id": "')[2][:36]
+    wait_for(lambda: f"held id={id}" in started.log.read_text(), 5, saying=started.log.read_text)
+    assert "secretword" not in started.log.read_text()
+
+
+def test_bad_settings_stop_it_and_are_named(other_portal: Portal) -> None:
+    other_portal.environment["QUARANTINE_DIGEST__AT"] = "25:00"
+    command = [str(other_portal.bin / "uwsgi"), "--ini", str(other_portal.ini)]
+    done = subprocess.run(
+        command, env=other_portal.environment, cwd=other_portal.home, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert "QUARANTINE_DIGEST__AT" in done.stdout + done.stderr
+
+
+def test_an_unknown_option_in_the_ini_stops_it(other_portal: Portal, tmp_path: Path) -> None:
+    ini = tmp_path / "uwsgi.ini"
+    ini.write_text((ROOT / "uwsgi.ini").read_text() + "no-such-option = 1\n")
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(other_portal.bin / "uwsgi"), "--ini", str(ini)],
+        env=other_portal.environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode != 0 and time.monotonic() - started < 60
+    assert b"no-such-option" in done.stdout + done.stderr
