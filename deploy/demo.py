@@ -205,14 +205,6 @@ def post(url: str, sample: tuple, number: int) -> dict:
         return json.load(answer)
 
 
-def encoded(value: str) -> str:
-    """A header value with its words in RFC 2047 form where they need it."""
-    return " ".join(
-        word if word.isascii() else f"=?UTF-8?B?{base64.b64encode(word.encode()).decode()}?="
-        for word in value.split(" ")
-    )
-
-
 def text_of(mail: bytes) -> str:
     part = message_from_bytes(mail, policy=policy.default).get_body(("plain",))
     return part.get_content() if part else ""

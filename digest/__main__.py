@@ -95,7 +95,8 @@ def _opened(settings: Settings) -> Parts:
     """The parts, as soon as the store can be reached. Raises SettingsError, StoreMisfit."""
     while True:
         try:
-            return assemble(settings)
+            # Nobody waits for these; below the lease of 90 s, or another process would send it as well.
+            return assemble(settings, release_seconds=75)
         except StoreUnavailable as error:
             log.error("%s; trying again in %d s", error, RETRY_SECONDS)
             time.sleep(RETRY_SECONDS)

@@ -29,13 +29,16 @@ class Parts:
     tiers: Tiers
 
 
-def assemble(settings: Settings) -> Parts:
-    """Open everything. Raises SettingsError, StoreUnavailable or StoreMisfit."""
+def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
+    """Open everything. ``release_seconds`` is what one release may take: 30 while a person waits.
+
+    Raises SettingsError, StoreUnavailable or StoreMisfit.
+    """
     store = open_store(settings.store.url.get_secret_value())
     links = make_links(settings)
     agree_on_keys(store, links)
     render = Render(settings.digest.language)
-    relay = Relay(settings.relay.url.get_secret_value())
+    relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
     acts = Acts(
         store=store,
