@@ -251,8 +251,10 @@ def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_
         'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'
     )
     override = {
-        "options.inc": f'hs_cache_dir = "{home.parent}/hyperscan"; filters = "chartable,regexp"; dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; '
-        f'retransmits = 1; }}\ncontrol_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";',
+        # Compiling takes Rspamd 15 s, so all of a session share what was compiled.
+        "options.inc": f"""filters = "chartable,regexp"; hs_cache_dir = "{home.parent}/hyperscan";
+dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; retransmits = 1; }}
+control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";""",
         "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
         "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
         "worker-controller.inc": f'bind_socket = "127.0.0.1:{controller}"; count = 1; password = "portal-test";',
