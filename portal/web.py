@@ -99,6 +99,11 @@ def create_app(parts: Parts) -> Application:
     app.route("/preferences", "GET", portal.preferences)
     app.route("/preferences", "POST", portal.change_preferences)
 
+    # Mail programs cut the last slash off.
+    app.route(
+        "/<path:re:(?:link|sign-in|messages)/[A-Za-z0-9_.-]{1,200}>", "GET", lambda path: web.see_other(f"/{path}/")
+    )
+
     app.route("/healthz", "GET", monitor.health)
     app.route("/metrics", "GET", monitor.metrics)
     app.route("/static/<name:re:[a-z]+\\.[a-z]+>", "GET", file)
