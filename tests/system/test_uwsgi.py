@@ -116,6 +116,19 @@ def test_each_mail_leaves_a_line_in_the_log_without_its_subject(started: Portal)
     assert "secretword" not in started.log.read_text()
 
 
+def test_a_client_that_goes_away_leaves_no_token_in_the_log(started: Portal) -> None:
+    fields = b"".join(
+        len(part).to_bytes(2, "little") + part
+        for part in (b"REQUEST_METHOD", b"GET", b"PATH_INFO", b"/quarantine/link/secrettoken/",
+                     b"REQUEST_URI", b"/quarantine/link/secrettoken/")
+    )  # fmt: skip
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", started.uwsgi)) as connection:
+            connection.sendall(b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields)
+    assert http(started.nginx.exporter_url + "healthz").status == 200
+    assert "secrettoken" not in started.log.read_text()
+
+
 def test_bad_settings_stop_it_and_are_named(other_portal: Portal) -> None:
     other_portal.environment["QUARANTINE_DIGEST__AT"] = "25:00"
     command = [str(other_portal.bin / "uwsgi"), "--ini", str(other_portal.ini)]
