@@ -52,6 +52,10 @@ class MailFiles:
         for each in (self.root, self._tmp):
             _make_folder(each)
         _sync_folder(folder)
+        # Its own name as well: a new store would be gone as a whole. What cannot be read was not made just now.
+        for each in folder.parents:
+            with suppress(PermissionError):
+                _sync_folder(each)
 
     def path(self, message_id: UUID) -> Path:
         """Where a message's file is, or would be."""
@@ -214,6 +218,10 @@ class MailFiles:
         for each in [*empty, folder.parent, folder.parent.parent]:
             with suppress(OSError):  # not empty, or gone already
                 each.rmdir()
+
+    def discard_unfinished(self, message_id: UUID) -> None:
+        """Remove what a crash left of writing just this message."""
+        (self._tmp / f"{message_id}{_SUFFIX}").unlink(missing_ok=True)
 
     def sweep_unfinished(self, now_seconds: float, older_than: timedelta) -> None:
         """Remove what crashes left half-written in ``tmp``."""

@@ -1,0 +1,111 @@
+"""What the fault tests share: a table of what was done, a PostgreSQL that may be killed, a disk that can be filled."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.serving import OwnPostgres, Portal, SmallDisk
+
+Report = Callable[[str, str], None]
+Serve = Callable[..., Portal]
+
+
+@dataclass
+class _Row:
+    what: str
+    store: str
+    done: str = ""
+    outcome: str = "did not end"
+    seconds: float = 0.0
+
+
+_ROWS = pytest.StashKey[dict[str, _Row]]()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """``report("1 kill -9 of workers", "10,000 posts, 96 kills")``: a line of the table that ends `make test-faults`.
+
+    Only the full forms stand in it. Call it before the assertions that may fail: what was done is told either way.
+    """
+    node = request.node
+    rows = node.config.stash.setdefault(_ROWS, {})
+    words = node.callspec.params.values() if hasattr(node, "callspec") else ()
+    store = next((word for word in words if word in ("files", "postgres")), "")
+
+    def say(what: str, done: str) -> None:
+        if node.get_closest_marker("faults"):
+            rows[node.nodeid] = _Row(what, store, done)
+
+    return say
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    result = outcome.get_result()  # type: ignore[attr-defined]
+    rows = item.config.stash.get(_ROWS, {})
+    if call.when == "call" and (result.failed or item.nodeid in rows):
+        row = rows.setdefault(item.nodeid, _Row(item.name, ""))
+        row.outcome, row.seconds = result.outcome, result.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = [row for row in config.stash.get(_ROWS, {}).values() if row.done]
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write_line("| test | store | what was done | result | seconds |")
+    terminalreporter.write_line("| --- | --- | --- | --- | --- |")
+    for row in sorted(rows, key=lambda row: (int(row.what.split()[0]), row.what, row.store)):
+        terminalreporter.write_line(
+            f"| {row.what} | {row.store or 'both'} | {row.done} | {row.outcome} | {row.seconds:.0f} |"
+        )
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """``serve(store_url, QUARANTINE_…="…")``: the portal under uWSGI with the shipped uwsgi.ini."""
+    running: list[Portal] = []
+
+    def start(store_url: str, **environ: str) -> Portal:
+        running.append(Portal(store_url, tmp_path / f"portal{len(running)}", environ))
+        return running[-1]
+
+    yield start
+    for portal in running:
+        portal.stop()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[OwnPostgres]:
+    """A PostgreSQL for this test alone, fully durable, with our schema."""
+    with tempfile.TemporaryDirectory(prefix="qpg-faults-", ignore_cleanup_errors=True) as folder:
+        server = OwnPostgres(Path(folder) / "data")
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    """A file system of its own that may be filled up."""
+    with tempfile.TemporaryDirectory(prefix="quarantine-disk-") as folder:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300m,mode=755", "none", folder], capture_output=True, text=True
+        )
+        if mounted.returncode:
+            pytest.fail(f"this test fills a small tmpfs and must be allowed to mount it, as root: {mounted.stderr}")
+        try:
+            yield SmallDisk(Path(folder))
+        finally:
+            for _ in range(100):  # a server that was killed may still have files open there
+                if not subprocess.run(["umount", folder], capture_output=True).returncode:
+                    break
+                time.sleep(0.1)
