@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/python deploy/demo.py
 
 test: install
-	$(BIN)/pytest -m "not system and not faults"
+	$(BIN)/pytest -n auto -m "not system and not faults"
 
 check: install
 	$(BIN)/ruff format --check .
