@@ -32,6 +32,10 @@ class StoreUnavailable(QuarantineError):
     """The store cannot be used now (down, full, locked, too slow): HTTP 503, try again later."""
 
 
+class BodyDamaged(StoreUnavailable):
+    """The stored mail is not what was received (its SHA-256 differs): nothing may be done with what was read."""
+
+
 class StoreMisfit(QuarantineError):
     """The store is there but not ours to use: no schema, another version, other link keys. Needs an operator."""
 

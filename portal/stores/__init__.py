@@ -16,10 +16,11 @@ token names the delivery.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from uuid import UUID
 
 from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, State, Tier
@@ -69,6 +70,50 @@ class Digest:
     address: str
     issued_at: datetime
     deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRecord:
+    """All that is kept of a digest, for moving it to another store."""
+
+    id: UUID
+    recipient: str
+    address: str
+    issued_at: datetime
+    sent_at: datetime | None  # None: begun and not yet known to be sent
+    deliveries: tuple[tuple[UUID, int], ...]  # what it announced
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is kept of a message but its bytes, for moving it to another store."""
+
+    message: Message
+    sameness: bytes | None  # None: another message is the one by which the same mail is known again
+    deliveries: tuple[Delivery, ...]  # by number
+    histories: tuple[tuple[Event, ...], ...]  # one for each delivery, without its being held
+
+    def export(self) -> Export:
+        """The export that would be held as this record; where there is no sameness, one that no other mail has."""
+        message = self.message
+        return Export(
+            recipients=tuple(delivery.address for delivery in self.deliveries if delivery.recipient),
+            envelope_sender=message.envelope_sender,
+            subject=message.subject,
+            header_from=message.header_from,
+            queue_id=message.queue_id,
+            message_id=message.message_id,
+            action=message.action,
+            score=message.score,
+            client_ip=message.client_ip,
+            user=message.user,
+            symbols=message.symbols,
+            flags=message.flags,
+            sameness=self.sameness or sha256(b"quarantine " + message.id.bytes).digest(),
+            body_sha256=message.body_sha256,
+            size_bytes=message.size_bytes,
+            has_8bit=message.has_8bit,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +198,10 @@ class Store(ABC):
     @abstractmethod
     def remember(self, name: str, value: str, *, replace: bool = False) -> str:
         """Keep ``value`` under ``name`` unless there is one already (or ``replace``); return what is kept now."""
+
+    @abstractmethod
+    def recall(self, name: str) -> str | None:
+        """What `remember` keeps under ``name``, or None."""
 
     @abstractmethod
     def heartbeat(self, now: datetime) -> None:
@@ -402,11 +451,52 @@ class Store(ABC):
         """Make what the coming days need (partitions), so that no `add` has to. Called daily; `add` also copes
         without."""
 
+    # ---- moving to another store, see portal.moving
 
-def open_store(url: str, *, create: bool = False) -> Store:
+    @abstractmethod
+    def message_ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        """Ids of messages beyond ``after``, oldest first."""
+
+    @abstractmethod
+    def records(self, ids: Collection[UUID]) -> Mapping[UUID, Record]:
+        """What is kept of these messages, at most 1,000; those that are not (any more) known are left out."""
+
+    @abstractmethod
+    def take(self, record: Record, body: Body | None) -> None:
+        """Keep a message as another store had it, under the same id, with its states and history. Durable on return.
+
+        A message that is here already gets the record's deliveries and histories instead of its own; ``body`` is
+        only needed for one that is not, and None then raises NotFound. Nobody is marked as having news. Where the same
+        mail was held here meanwhile, both stay, and that one is the one by which it is known.
+        """
+
+    @abstractmethod
+    def people(self, after: str, limit: int) -> Sequence[Person]:
+        """Everybody of whom something is known, by identity, beyond ``after``."""
+
+    @abstractmethod
+    def take_people(self, people: Sequence[Person], *, preferences: bool) -> None:
+        """Keep what another store knew of people. Durable on return.
+
+        ``preferences``: as it says, also of those known here. Else what they wish (`stopped_at`) and when they are told
+        stays for those known here, and only news and revoked links come to it.
+        """
+
+    @abstractmethod
+    def digests(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
+        """Digests beyond the id ``after``, oldest first."""
+
+    @abstractmethod
+    def take_digests(self, digests: Sequence[DigestRecord]) -> None:
+        """Keep digests as another store had them, so that their links open and `last_digest` finds them. Durable on
+        return. Deliveries that are not known here are left out."""
+
+
+def open_store(url: str, *, create: bool = False, must_exist: bool = False) -> Store:
     """The store that ``url`` names: ``files:PATH``, ``files:///abs/path`` or ``postgresql://…``.
 
-    ``create``: make or upgrade it (``quarantine init``); the file store is made on first use anyway.
+    ``create``: make or upgrade it (``quarantine init``); the file store is made on first use anyway, unless
+    ``must_exist``: then StoreMisfit is raised where none is.
     Raises StoreUnavailable when it cannot be reached, StoreMisfit when it has no or another schema (the message
     names the command to run).
     """
@@ -414,7 +504,7 @@ def open_store(url: str, *, create: bool = False) -> Store:
     if scheme == "files":
         from portal.stores.files import FileStore
 
-        return FileStore.open(rest.removeprefix("//"))
+        return FileStore.open(rest.removeprefix("//"), must_exist=must_exist)
     if scheme in ("postgresql", "postgres"):
         from portal.stores.postgres import PostgresStore
 

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from portal.errors import BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
+from portal.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged
+from portal.stores import Held, Purged, Record
 from portal.stores.mailfiles import DamagedFile, MailFiles, to_json
 from portal.stores.sqlite import Database, to_micros
 from portal.stores.sqlite_people import mark_news
-from portal.stores.sqlite_sign_ins import SqliteSignIns
+from portal.stores.sqlite_records import SqliteRecords
 
 log = logging.getLogger("quarantine.store")
 
@@ -47,7 +47,7 @@ _PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
 
 
-class FileStore(SqliteSignIns):
+class FileStore(SqliteRecords):
     """See `portal.stores.Store`."""
 
     def __init__(self, folder: Path, mail: MailFiles, db: Database) -> None:
@@ -56,13 +56,15 @@ class FileStore(SqliteSignIns):
         self.db = db
 
     @classmethod
-    def open(cls, path: str) -> FileStore:
-        """The store in the folder ``path``, made on first use.
+    def open(cls, path: str, *, must_exist: bool = False) -> FileStore:
+        """The store in the folder ``path``, made on first use unless it ``must_exist``.
 
         After a power cut, and when the database is new beside mail files, this reads the files that came since rows
         were last known to be durable. Raises StoreUnavailable, StoreMisfit.
         """
         folder = Path(path).absolute()
+        if must_exist and not (folder / "mail").is_dir():
+            raise StoreMisfit(f"{folder} is no quarantine store: there is no folder {folder / 'mail'}")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mail = MailFiles(folder)
@@ -108,12 +110,12 @@ class FileStore(SqliteSignIns):
     def _recover(self) -> None:
         with self.db.translated():
             boot_id = _BOOT_ID.read_text("ascii").strip()
-        if self._setting("store.boot_id") == boot_id:
+        if self.recall("store.boot_id") == boot_id:
             return
         with self.db.exclusive(self._folder / "tmp"):  # one process looks, the others wait for it
-            if self._setting("store.boot_id") == boot_id:
+            if self.recall("store.boot_id") == boot_id:
                 return
-            durable_until = self._setting("store.durable_until")
+            durable_until = self.recall("store.durable_until")
             since = None
             if durable_until is not None:
                 since = datetime.fromtimestamp(int(durable_until) / 1e6, UTC) - _CLOCK_MARGIN
@@ -127,11 +129,6 @@ class FileStore(SqliteSignIns):
             if adopted:
                 log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
             self._mark_durable({"store.boot_id": boot_id})
-
-    def _setting(self, name: str) -> str | None:
-        with self.db.read() as connection:
-            row = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else None
 
     def _adopt(self, message_id: UUID) -> bool:
         """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
@@ -178,25 +175,31 @@ class FileStore(SqliteSignIns):
 
     def _insert(self, id: UUID, facts: dict[str, Any]) -> UUID:
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
-        at = to_micros(held_at(id))
         sameness = bytes.fromhex(facts["sameness"])
-        announce = set(facts["announce"])
         with self.db.write(durable=False) as connection:
             known = _with_sameness(connection, sameness)
             if known is not None:
                 if self._mail.has(known):
                     return known
                 connection.execute("UPDATE message SET sameness = NULL WHERE id = ?", (known.bytes,))
-            connection.execute(_INSERT_MESSAGE, _message_row(id, sameness, facts))
-            for number, address in enumerate(facts["recipients"] or [""]):
-                recipient = identity(address)
-                connection.execute(
-                    "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
-                    (id.bytes, number, recipient, address, at),
-                )
-                if recipient in announce:
-                    mark_news(connection, recipient, address, at)
+            _insert_rows(connection, id, sameness, facts)
         return id
+
+    def take(self, record: Record, body: Body | None) -> None:
+        """See `Store.take`. Unlike in `add` the rows are durable at once: after a power cut nobody looks for files of
+        messages that were held so long ago."""
+        id, facts = record.message.id, _facts(record.message.id, record.export(), record.message.tier, ())
+        if body is not None:
+            with self.db.translated():
+                self._mail.discard_unfinished(id)  # of a copy that was killed
+                self._mail.write(id, body, facts)
+        with self.db.write() as connection:
+            if connection.execute("SELECT 1 FROM message WHERE id = ?", (id.bytes,)).fetchone() is None:
+                if body is None:
+                    raise NotFound("there is no such message")
+                taken = record.sameness is None or _with_sameness(connection, record.sameness) is not None
+                _insert_rows(connection, id, None if taken else record.sameness, facts)
+            self._take_deliveries(connection, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self.db.read() as connection:
@@ -226,7 +229,7 @@ class FileStore(SqliteSignIns):
                 except FileNotFoundError as error:
                     raise BodyMissing(f"the mail file of {message_id} was deleted") from error
         except DamagedFile as error:
-            raise StoreUnavailable(f"the mail file of {message_id} is damaged: {error}") from error
+            raise BodyDamaged(f"the mail file of {message_id} is damaged: {error}") from error
 
     def _has_mail(self, message_id: UUID) -> bool:
         return self._mail.has(message_id)
@@ -361,6 +364,20 @@ def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | No
     return UUID(bytes=row[0]) if row else None
 
 
+def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> None:
+    at = to_micros(held_at(id))
+    announce = set(facts["announce"])
+    connection.execute(_INSERT_MESSAGE, _message_row(id, sameness, facts))
+    for number, address in enumerate(facts["recipients"] or [""]):
+        recipient = identity(address)
+        connection.execute(
+            "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
+            (id.bytes, number, recipient, address, at),
+        )
+        if recipient in announce:
+            mark_news(connection, recipient, address, at)
+
+
 def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> dict[str, Any]:
     """All that is known of a message, as JSON can say it: what stands in its file and makes its rows."""
     return {
@@ -387,7 +404,7 @@ def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> d
     }
 
 
-def _message_row(id: UUID, sameness: bytes, facts: dict[str, Any]) -> tuple[Any, ...]:
+def _message_row(id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> tuple[Any, ...]:
     return (
         id.bytes,
         sameness,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from time import monotonic
@@ -21,6 +22,7 @@ import zstandard
 
 from portal.errors import (
     AlreadyDone,
+    BodyDamaged,
     BodyMissing,
     NotFound,
     QuarantineError,
@@ -44,11 +46,11 @@ from portal.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Held, Page, Purged
+from portal.stores import LEASE, Held, Page, Purged, Record
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
-from portal.stores.postgres_database import INGEST_SECONDS, Connection, Database, begin, translated
-from portal.stores.postgres_people import PostgresPeople
+from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
+from portal.stores.postgres_records import PostgresRecords, take_deliveries
 
 log = logging.getLogger("quarantine.store")
 
@@ -71,7 +73,7 @@ _LIMITS: LiteralString = (
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
-class PostgresStore(PostgresPeople):
+class PostgresStore(PostgresRecords):
     """A `Store` in PostgreSQL 15 or later."""
 
     @classmethod
@@ -129,11 +131,46 @@ class PostgresStore(PostgresPeople):
                 begin(connection, seconds)
                 held, place = connection.execute(_HOLD, values).fetchone() or (None, None)
                 if held is not None and place == values["id"]:
-                    for n, piece in enumerate(chain([second], pieces), 1):
-                        connection.execute(
-                            "insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece]
-                        )
+                    _add_chunks(connection, place, chain([second], pieces))
             return cast(UUID | None, held)
+
+    def take(self, record: Record, body: Body | None) -> None:
+        day = record.message.held_at.date()
+        try:
+            with translated():
+                try:
+                    self._take(record, body)
+                except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
+                    days.make_day(self.database, day)
+                    self._take(record, body)
+        except OSError as error:
+            raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
+
+    def _take(self, record: Record, body: Body | None) -> None:
+        id = record.message.id
+        with self.database.connection() as connection:
+            begin(connection, OTHER_SECONDS)
+            if not connection.execute("select from message where id = %s", [id]).rowcount:
+                if body is None:
+                    raise NotFound("there is no such message")
+                if not self._put(connection, record, body):
+                    # The same mail is held here under another id, by which it stays known.
+                    record = replace(record, sameness=None)
+                    self._put(connection, record, body)
+                if record.sameness is None:
+                    connection.execute("delete from seen where message_id = %s", [id])
+            take_deliveries(connection, record)
+
+    @staticmethod
+    def _put(connection: Connection, record: Record, body: Body) -> bool:
+        """Hold the record's mail unless the same is held. Raises psycopg.Error, OSError."""
+        values = rows.hold_values(record.message.id, record.export(), body, record.message.tier)
+        pieces = _pieces(body)
+        values |= {"told": [], "told_addresses": [], "first_chunk": next(pieces)}
+        held, place = connection.execute(_HOLD, values).fetchone() or (None, None)
+        if held == place == record.message.id:
+            _add_chunks(connection, record.message.id, pieces)
+        return bool(held == record.message.id)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self.database.transaction() as connection:
@@ -371,9 +408,9 @@ class _Chunks:
         return bytes(row[0]) if row else b""
 
 
-def _damaged(message_id: UUID) -> StoreUnavailable:
+def _damaged(message_id: UUID) -> BodyDamaged:
     log.error("stored mail is damaged id=%s", message_id)
-    return StoreUnavailable(f"the stored mail {message_id} is damaged")
+    return BodyDamaged(f"the stored mail {message_id} is damaged")
 
 
 def _pieces(body: Body) -> Iterator[bytes]:
@@ -388,6 +425,12 @@ def _pieces(body: Body) -> Iterator[bytes]:
     waiting += packer.flush()
     for start in range(0, len(waiting), _CHUNK_BYTES):
         yield bytes(waiting[start : start + _CHUNK_BYTES])
+
+
+def _add_chunks(connection: Connection, place: UUID, pieces: Iterable[bytes]) -> None:
+    """Put the pieces behind the first one. Raises psycopg.Error, OSError."""
+    for n, piece in enumerate(pieces, 1):
+        connection.execute("insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece])
 
 
 def _conditions(wanted: Filter, before: tuple[UUID, int] | None) -> tuple[LiteralString, list[Any]]:

@@ -42,7 +42,7 @@ _OPENINGS_AT_MOST = 500
 _BATCH = 1000  # rows a sweep deletes in one transaction
 _SIGN_IN_LOCK = 0x71736967  # advisory: counting and adding are one act
 
-_PERSON: LiteralString = (
+PERSON: LiteralString = (
     "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at from recipient "
 )
 _HAS_NEWS: LiteralString = "news_since is not null and stopped_at is null"
@@ -83,6 +83,11 @@ class PostgresPeople(Store):
             row = connection.execute("select value from setting where name = %s", [name]).fetchone()
         return str(row[0]) if row else value
 
+    def recall(self, name: str) -> str | None:
+        with self.database.transaction() as connection:
+            row = connection.execute("select value from setting where name = %s", [name]).fetchone()
+        return str(row[0]) if row else None
+
     def heartbeat(self, now: datetime) -> None:
         self.remember("store.heartbeat", now.isoformat(), replace=True)
 
@@ -110,8 +115,8 @@ class PostgresPeople(Store):
 
     def person(self, recipient: str) -> Person:
         with self.database.transaction() as connection:
-            row = connection.execute(_PERSON + "where recipient = %s", [recipient]).fetchone()
-        return _person(row) if row else Person(recipient, recipient, None, None, None, None)
+            row = connection.execute(PERSON + "where recipient = %s", [recipient]).fetchone()
+        return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
     def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
         # Without a time the next digest after resuming is planned anew instead of going out at once.
@@ -151,9 +156,9 @@ class PostgresPeople(Store):
     def unscheduled(self, limit: int) -> Sequence[Person]:
         with self.database.transaction() as connection:
             found = connection.execute(
-                f"{_PERSON} where {_HAS_NEWS} and next_digest_at is null order by news_since limit %s", [limit]
+                f"{PERSON} where {_HAS_NEWS} and next_digest_at is null order by news_since limit %s", [limit]
             ).fetchall()
-        return [_person(row) for row in found]
+        return [person_from(row) for row in found]
 
     def schedule(self, recipient: str, at: datetime) -> None:
         with self.database.transaction() as connection:
@@ -462,7 +467,8 @@ class PostgresPeople(Store):
                 )
 
 
-def _person(row: Sequence[Any]) -> Person:
+def person_from(row: Sequence[Any]) -> Person:
+    """A person from a row of `PERSON`."""
     recipient, address, *times = row
     return Person(recipient, address, *map(utc, times))
 

@@ -22,9 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from portal.errors import QuarantineError, StoreMisfit, StoreUnavailable
 from portal.stores import SCHEMA_VERSION
+from portal.stores.journal import Journal
 
 DATABASE = "quarantine.sqlite3"
 LOCK_WAIT_SECONDS = 2.0  # what ingest may wait; the exporter gives up after 5 s
@@ -72,6 +74,7 @@ CREATE TABLE delivery (
 ) WITHOUT ROWID;
 CREATE INDEX delivery_recipient ON delivery (recipient, message_id, number, state, announced_at);
 CREATE INDEX delivery_due ON delivery (next_try_at) WHERE state = 'releasing';
+CREATE INDEX delivery_acted ON delivery (message_id, number, state) WHERE state <> 'held';
 CREATE INDEX delivery_waiting ON delivery (state, message_id, number) WHERE state IN ('requested', 'releasing');
 
 CREATE TABLE event (                    -- being held has no row, the id tells when that was
@@ -160,6 +163,8 @@ class Database:
         self.folder = folder
         self._closed = False
         self._lock_file = -1
+        self._journal = Journal(folder)
+        self._noted: list[dict[str, Any]] = []  # by the one who is writing, for the journal
         self._guard = threading.Lock()  # between threads: flock is per open file, and the process has one
         # Two kinds of connections instead of one whose pragma changes: SQLite handles pragmas when a statement is
         # prepared, and Python keeps prepared statements.
@@ -235,6 +240,7 @@ class Database:
         # The lock first: turning a new file's log on must not meet another process doing the same.
         with self._locked(wait_seconds), self._connection("FULL" if durable else "NORMAL") as connection:
             connection.execute("BEGIN IMMEDIATE")
+            self._noted.clear()
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -242,6 +248,13 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            written = self._journal.append(self._noted) if self._noted else None
+        if written is not None:
+            self._journal.sync(written)
+
+    def note(self, *lines: dict[str, Any]) -> None:
+        """Have these lines written to the audit journal (see `journal`) once the transaction we are in is committed."""
+        self._noted += lines
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -302,7 +315,6 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             # 40 MB of log between checkpoints instead of 4: 5 to 10 % more commits a second.
             connection.execute("PRAGMA wal_autocheckpoint = 10000")
-            connection.create_function("casefold", 1, _casefold, deterministic=True)
         except BaseException:
             connection.close()
             raise
@@ -340,7 +352,3 @@ class Database:
 
     def _too_busy(self, wait_seconds: float) -> StoreUnavailable:
         return StoreUnavailable(f"other processes kept {self.folder} locked for {wait_seconds:g} s")
-
-
-def _casefold(text: str | None) -> str | None:
-    return None if text is None else text.casefold()  # SQLite's own lower() knows ASCII only

@@ -31,6 +31,7 @@ from portal.message import (
     parse_id,
 )
 from portal.stores import LEASE, Page, Store
+from portal.stores.journal import delivery_line
 from portal.stores.sqlite import Database, from_micros, to_micros
 
 log = logging.getLogger("quarantine.store")
@@ -147,7 +148,9 @@ class SqliteDeliveries(Store):
                 "UPDATE delivery SET recipient = ?, address = ? WHERE message_id = ? AND number = ?",
                 (identity(address), address, message_id.bytes, number),
             )
-            _note(connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address)
+            self._note(
+                connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address
+            )
             return _one(connection, message_id, number)
 
     def move(
@@ -171,7 +174,7 @@ class SqliteDeliveries(Store):
                 "WHERE message_id = ? AND number = ?",
                 (to.value, to_micros(now), reason, message_id.bytes, number),
             )
-            _note(connection, message_id, number, now, what, actor, reason)
+            self._note(connection, message_id, number, now, what, actor, reason)
             return _one(connection, message_id, number)
 
     @contextmanager
@@ -196,7 +199,7 @@ class SqliteDeliveries(Store):
                 "WHERE message_id = ? AND number = ? AND state <> 'released'",
                 (to_micros(now), message_id.bytes, number),
             )
-            _note(connection, message_id, number, now, State.RELEASED.value, actor)
+            self._note(connection, message_id, number, now, State.RELEASED.value, actor)
 
     def _claim_release(
         self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, claim: bytes
@@ -222,7 +225,7 @@ class SqliteDeliveries(Store):
                 ),
             )
             if not again:
-                _note(connection, message_id, number, now, State.RELEASING.value, actor)
+                self._note(connection, message_id, number, now, State.RELEASING.value, actor)
             return _one(connection, message_id, number)
 
     def _record_failure(
@@ -247,7 +250,22 @@ class SqliteDeliveries(Store):
                 )
             if changed.rowcount:
                 what = "failed" if final else "deferred"
-                _note(connection, delivery.id, delivery.number, now, what, actor, reason)
+                self._note(connection, delivery.id, delivery.number, now, what, actor, reason)
+
+    def _note(
+        self,
+        connection: sqlite3.Connection,
+        message_id: UUID,
+        number: int,
+        at: datetime,
+        what: str,
+        actor: Actor,
+        detail: str = "",
+    ) -> None:
+        """Write into the history and the audit journal what was just done; the row is as it is to be."""
+        event = Event(at, what, actor, detail)
+        add_event(connection, message_id, number, event)
+        self.db.note(delivery_line(_one(connection, message_id, number), [event]))
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:
         with self.db.read() as connection:
@@ -294,18 +312,24 @@ def _one(connection: sqlite3.Connection, message_id: UUID, number: int) -> Deliv
     return delivery_from(row)
 
 
-def _note(
-    connection: sqlite3.Connection,
-    message_id: UUID,
-    number: int,
-    at: datetime,
-    what: str,
-    actor: Actor,
-    detail: str = "",
-) -> None:
+def deliveries_of(connection: sqlite3.Connection, message_ids: Sequence[bytes]) -> list[Delivery]:
+    """The deliveries of these messages, by message and number."""
+    rows = connection.execute(
+        f"{_DELIVERIES} WHERE d.message_id IN ({', '.join('?' * len(message_ids))}) ORDER BY d.message_id, d.number",
+        message_ids,
+    )
+    return [delivery_from(row) for row in rows]
+
+
+def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, event: Event) -> None:
+    """Write a line of a delivery's history."""
+    actor = event.actor
     connection.execute(
         "INSERT INTO event (message_id, number, at, what, who, via, address, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (message_id.bytes, number, to_micros(at), what, actor.who, actor.via, actor.address, detail),
+        (
+            *(message_id.bytes, number, to_micros(event.at), event.what),
+            *(actor.who, actor.via, actor.address, event.detail),
+        ),
     )
 
 

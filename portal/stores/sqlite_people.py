@@ -14,9 +14,11 @@ from uuid import UUID
 
 from portal.errors import AlreadyDone, NotFound, QuarantineError, RelayRefused
 from portal.message import Delivery, domain, first_id, held_at, new_id
-from portal.stores import LEASE, Digest, Figures, Opening, Person
+from portal.stores import LEASE, Digest, DigestRecord, Figures, Opening, Person
+from portal.stores.journal import digest_line, person_line
 from portal.stores.sqlite import from_micros, to_micros
-from portal.stores.sqlite_deliveries import SqliteDeliveries, announced_in, delivery_from, oldest_unannounced
+from portal.stores.sqlite_deliveries import announced_in, delivery_from, oldest_unannounced
+from portal.stores.sqlite_search import SqliteSearch
 
 log = logging.getLogger("quarantine.store")
 
@@ -27,7 +29,7 @@ BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
 
 
-class SqlitePeople(SqliteDeliveries):
+class SqlitePeople(SqliteSearch):
     """What `Store` says about recipients and digests."""
 
     # ---- notes
@@ -39,6 +41,11 @@ class SqlitePeople(SqliteDeliveries):
             else:
                 connection.execute("INSERT OR IGNORE INTO setting (name, value) VALUES (?, ?)", (name, value))
             return str(connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()[0])
+
+    def recall(self, name: str) -> str | None:
+        with self.db.read() as connection:
+            row = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
 
     def figures(self, now: datetime) -> Figures:
         due = f"FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?"
@@ -63,8 +70,8 @@ class SqlitePeople(SqliteDeliveries):
 
     def person(self, recipient: str) -> Person:
         with self.db.read() as connection:
-            row = connection.execute(_PERSON + "WHERE recipient = ?", (recipient,)).fetchone()
-        return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
+            row = connection.execute(PERSON + "WHERE recipient = ?", (recipient,)).fetchone()
+        return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
     def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
         # Without a time the next digest after resuming is planned anew instead of going out at once.
@@ -74,6 +81,7 @@ class SqlitePeople(SqliteDeliveries):
                 "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, next_digest_at = NULL",
                 (recipient, recipient, None if stopped_at is None else to_micros(stopped_at)),
             )
+            self._note_person(connection, recipient)
 
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         with self.db.write() as connection:
@@ -83,6 +91,11 @@ class SqlitePeople(SqliteDeliveries):
                 "links_valid_from = max(coalesce(links_valid_from, 0), excluded.links_valid_from)",
                 (recipient, recipient, to_micros(issued_before)),
             )
+            self._note_person(connection, recipient)
+
+    def _note_person(self, connection: sqlite3.Connection, recipient: str) -> None:
+        person = person_from(connection.execute(PERSON + "WHERE recipient = ?", (recipient,)).fetchone())
+        self.db.note(person_line(person))
 
     def record_opening(
         self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
@@ -105,9 +118,9 @@ class SqlitePeople(SqliteDeliveries):
     def unscheduled(self, limit: int) -> Sequence[Person]:
         with self.db.read() as connection:
             rows = connection.execute(
-                _PERSON + f"WHERE {_HAS_NEWS} AND next_digest_at IS NULL LIMIT ?", (limit,)
+                PERSON + f"WHERE {_HAS_NEWS} AND next_digest_at IS NULL LIMIT ?", (limit,)
             ).fetchall()
-        return [_person_from(row) for row in rows]
+        return [person_from(row) for row in rows]
 
     def schedule(self, recipient: str, at: datetime) -> None:
         # Not durable: whoever lost it by a power cut is unscheduled again.
@@ -211,6 +224,10 @@ class SqlitePeople(SqliteDeliveries):
             connection.executemany(announce, [(to_micros(now), None, d.id.bytes, d.number) for d in passed_over])
             if digest.deliveries:
                 connection.execute("UPDATE digest SET sent_at = ? WHERE id = ?", (to_micros(now), digest.id.bytes))
+                told = tuple((d.id, d.number) for d in digest.deliveries)
+                self.db.note(
+                    digest_line(DigestRecord(digest.id, digest.recipient, digest.address, digest.issued_at, now, told))
+                )
             else:
                 connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
             left = oldest_unannounced(connection, digest.recipient, (b"", 0), 1)
@@ -290,10 +307,11 @@ class SqlitePeople(SqliteDeliveries):
                     connection.executemany(f"DELETE FROM person WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
 
 
-_PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at FROM person "
+PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at FROM person "
 
 
-def _person_from(row: Sequence[Any]) -> Person:
+def person_from(row: Sequence[Any]) -> Person:
+    """A person from a row of `PERSON`."""
     recipient, address, stopped_at, links_valid_from, news_since, next_digest_at = row
     return Person(recipient, address, _at(stopped_at), _at(links_valid_from), _at(news_since), _at(next_digest_at))
 
