@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.mails import ALICE, SENDER, spam
-from tests.system.services import ROOT, Portal, http, wait_for
+from tests.system.services import BIN, ROOT, Portal, free_port, http, process, wait_for
 
 pytestmark = pytest.mark.system
 
@@ -116,17 +116,33 @@ def test_each_mail_leaves_a_line_in_the_log_without_its_subject(started: Portal)
     assert "secretword" not in started.log.read_text()
 
 
-def test_a_client_that_goes_away_leaves_no_token_in_the_log(started: Portal) -> None:
-    fields = b"".join(
-        len(part).to_bytes(2, "little") + part
-        for part in (b"REQUEST_METHOD", b"GET", b"PATH_INFO", b"/quarantine/link/secrettoken/",
-                     b"REQUEST_URI", b"/quarantine/link/secrettoken/")
-    )  # fmt: skip
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", started.uwsgi)) as connection:
-            connection.sendall(b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields)
-    assert http(started.nginx.exporter_url + "healthz").status == 200
-    assert "secrettoken" not in started.log.read_text()
+def test_neither_a_client_that_goes_away_nor_a_hang_puts_a_token_into_the_log(tmp_path: Path) -> None:
+    # With an application that can be made to hang; all else is the shipped file.
+    (tmp_path / "stub.py").write_text(
+        "import time\n"
+        "def application(environ, start_response):\n"
+        "    time.sleep(1 if 'gone' in environ['PATH_INFO'] else 60)\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'x' * 3_000_000]\n"
+    )
+    (tmp_path / "quarantine-digest").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "quarantine-digest").chmod(0o755)
+    shipped = (ROOT / "uwsgi.ini").read_text()
+    assert "\nmodule = portal.wsgi:application\n" in shipped and "\nharakiri = 60\n" in shipped
+    (tmp_path / "uwsgi.ini").write_text(
+        shipped.replace("portal.wsgi:application", "stub:application").replace("harakiri = 60", "harakiri = 3")
+    )
+    port, log = free_port(), tmp_path / "log"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "QUARANTINE_SOCKET": f"127.0.0.1:{free_port()}"}
+    command = [str(BIN / "uwsgi"), "--ini", "uwsgi.ini", "--http-socket", f"127.0.0.1:{port}"]
+    with process(command, log, env=environment | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path):
+        wait_for(lambda: "WSGI app 0" in log.read_text())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /link/secrettoken-gone/ HTTP/1.0\r\n\r\n")
+        time.sleep(2)  # it writes to nobody meanwhile
+        assert raw(port, b"GET /link/secrettoken-hanging/ HTTP/1.0\r\n\r\n") == b""
+        wait_for(lambda: "WSGI app 0" in log.read_text().partition("Respawned")[2])
+    assert "secrettoken" not in log.read_text()
 
 
 def test_bad_settings_stop_it_and_are_named(other_portal: Portal) -> None:
