@@ -174,9 +174,14 @@ class Filter:
     """What an operator or a recipient looks for. Empty fields do not restrict."""
 
     recipient: str | None = None  # identity
-    sender: str | None = None  # envelope sender or From, a part of it, any case
-    since: datetime | None = None
+    sender: str | None = None  # envelope sender or From, a part of it; case and accents do not matter
+    since: datetime | None = None  # held then or later
     states: frozenset[State] = field(default_factory=frozenset)
+    words: str = ""  # each is a word, or the beginning of one, of the subject, the envelope sender or From
+    until: datetime | None = None  # held before then
+    score_min: float | None = None  # mail without a score has neither a low nor a high one
+    score_max: float | None = None
+    tiers: frozenset[Tier] = field(default_factory=frozenset)
 
 
 def identity(address: str) -> str:

@@ -230,9 +230,15 @@ class Store(ABC):
 
     @abstractmethod
     def list_for(
-        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
+        self,
+        recipient: str,
+        states: Collection[State],
+        limit: int,
+        before: tuple[UUID, int] | None = None,
+        *,
+        words: str = "",
     ) -> Page:
-        """This recipient's deliveries in any of ``states``, newest message first. Never loads more than a page."""
+        """This recipient's deliveries in any of ``states``, newest message first, as `search` finds them."""
 
     @abstractmethod
     def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
@@ -285,7 +291,11 @@ class Store(ABC):
 
     @abstractmethod
     def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
-        """Deliveries of all recipients that fit, newest first."""
+        """Deliveries of all recipients that fit, newest first. Whatever the text, it finds something or nothing.
+
+        Answered by indexes but for a sender's part that begins no word and for state `held`, which are looked for in
+        a bounded stretch of the list: a page may be short, or empty, and still have a ``next`` to go on from.
+        """
 
     @abstractmethod
     def history(self, message_id: UUID, number: int) -> Sequence[Event]:

@@ -31,7 +31,7 @@ from uuid import UUID
 
 from portal.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged, Record
+from portal.stores import Held, Purged, Record, search, sqlite_words
 from portal.stores.mailfiles import DamagedFile, MailFiles, to_json
 from portal.stores.sqlite import Database, to_micros
 from portal.stores.sqlite_people import mark_news
@@ -246,6 +246,7 @@ class FileStore(SqliteRecords):
                 messages += self._match_day(day, before, now)
                 if day < now.date() - timedelta(days=1):
                     self._mail.sweep(day)
+        self._drop_words()
         self._sweep_expired(now)
         self._forget_strangers()
         self._mark_durable()
@@ -298,6 +299,13 @@ class FileStore(SqliteRecords):
                     connection.execute("DELETE FROM message WHERE id = ?", (id,))
                     removed.append(id)
         return removed
+
+    def _drop_words(self) -> None:
+        with self.db.read() as connection:
+            days = sqlite_words.days(connection)
+        for day in days:
+            with self.db.write(durable=False) as connection:
+                sqlite_words.drop_if_empty(connection, day)
 
     def _days(self) -> list[date]:
         """Days that have mail files or rows."""
@@ -353,9 +361,9 @@ class FileStore(SqliteRecords):
 
 
 _INSERT_MESSAGE = (
-    "INSERT INTO message (id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, action, "
-    "score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, "
+    "action, score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -367,7 +375,8 @@ def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | No
 def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> None:
     at = to_micros(held_at(id))
     announce = set(facts["announce"])
-    connection.execute(_INSERT_MESSAGE, _message_row(id, sameness, facts))
+    rowid = sqlite_words.put(connection, id, _terms(facts))
+    connection.execute(_INSERT_MESSAGE, (rowid, *_message_row(id, sameness, facts)))
     for number, address in enumerate(facts["recipients"] or [""]):
         recipient = identity(address)
         connection.execute(
@@ -402,6 +411,17 @@ def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> d
         "size_bytes": export.size_bytes,
         "has_8bit": export.has_8bit,
     }
+
+
+def _terms(facts: dict[str, Any]) -> list[str]:
+    return search.terms(
+        facts["subject"],
+        facts["envelope_sender"],
+        facts["header_from"],
+        Tier(facts["tier"]),
+        facts["score"],
+        map(identity, facts["recipients"]),
+    )
 
 
 def _message_row(id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> tuple[Any, ...]:

@@ -32,7 +32,8 @@ DATABASE = "quarantine.sqlite3"
 LOCK_WAIT_SECONDS = 2.0  # what ingest may wait; the exporter gives up after 5 s
 
 # Ids are the UUID's 16 bytes, whose order is time; times are microseconds since 1970 UTC; states are State's values.
-# message keeps its rowid: its rows are long, and long rows in an index tree (WITHOUT ROWID) spill a page each.
+# message keeps its rowid: its rows are long, and long rows in an index tree (WITHOUT ROWID) spill a page each. It is
+# made from the id (`sqlite_words.key`), for the tables words_YYYYMMDD that are made when needed.
 _SCHEMA = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
@@ -54,6 +55,10 @@ CREATE TABLE message (
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
     has_8bit INTEGER NOT NULL
+);
+CREATE TABLE unindexed (                -- messages, see sqlite_words
+    key INTEGER PRIMARY KEY,
+    terms TEXT NOT NULL
 );
 CREATE INDEX message_queue_id ON message (queue_id, id) WHERE queue_id IS NOT NULL;
 
@@ -315,7 +320,6 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             # 40 MB of log between checkpoints instead of 4: 5 to 10 % more commits a second.
             connection.execute("PRAGMA wal_autocheckpoint = 10000")
-            connection.create_function("casefold", 1, _casefold, deterministic=True)
         except BaseException:
             connection.close()
             raise
@@ -353,7 +357,3 @@ class Database:
 
     def _too_busy(self, wait_seconds: float) -> StoreUnavailable:
         return StoreUnavailable(f"other processes kept {self.folder} locked for {wait_seconds:g} s")
-
-
-def _casefold(text: str | None) -> str | None:
-    return None if text is None else text.casefold()  # SQLite's own lower() knows ASCII only

@@ -19,19 +19,18 @@ from portal.message import (
     Actor,
     Delivery,
     Event,
-    Filter,
     Flag,
     Message,
     State,
     Symbol,
     Tier,
-    first_id,
     held_at,
     identity,
     parse_id,
 )
-from portal.stores import LEASE, Page, Store
+from portal.stores import LEASE, Store, sqlite_words
 from portal.stores.journal import delivery_line
+from portal.stores.search import recipient_term
 from portal.stores.sqlite import Database, from_micros, to_micros
 
 log = logging.getLogger("quarantine.store")
@@ -45,12 +44,12 @@ _MESSAGE = (
     "m.client_ip, m.user, m.symbols, m.flags, m.body_sha256, m.size_bytes, m.has_8bit"
 )
 _MESSAGE_COLUMNS = 16
-# CROSS JOIN keeps SQLite from turning the order round: deliveries are walked by their index, messages looked up.
-_DELIVERIES = (
-    f"SELECT {_MESSAGE}, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts, "  # noqa: S608
-    "d.next_try_at, d.announced_at FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+COLUMNS = (  # what `delivery_from` takes
+    f"SELECT {_MESSAGE}, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts, "
+    "d.next_try_at, d.announced_at "
 )
-_NEWEST_FIRST = " ORDER BY d.message_id DESC, d.number DESC LIMIT ?"
+# CROSS JOIN keeps SQLite from turning the order round: deliveries are walked by their index, messages looked up.
+_DELIVERIES = COLUMNS + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
 
 
 class SqliteDeliveries(Store):
@@ -63,14 +62,6 @@ class SqliteDeliveries(Store):
         """Whether the message's file is there. Raises OSError."""
 
     # ---- lists
-
-    def list_for(
-        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
-    ) -> Page:
-        """See `Store.list_for`. Mail whose file was deleted is listed until the next purge notices."""
-        if not states:
-            return Page((), None)
-        return self._page(Filter(recipient=recipient, states=frozenset(states)), limit, before)
 
     def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
         with self.db.read() as connection:
@@ -104,23 +95,9 @@ class SqliteDeliveries(Store):
             ).fetchall()
             rows += connection.execute(
                 f"SELECT {_MESSAGE} FROM message m WHERE m.queue_id = ? ORDER BY m.id DESC LIMIT ?",  # noqa: S608
-                (_storable(text), _FOUND_AT_MOST - len(rows)),
+                (storable(text), _FOUND_AT_MOST - len(rows)),
             ).fetchall()
         return [_message_from(row) for row in rows]
-
-    def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
-        return self._page(wanted, limit, before)
-
-    def _page(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None) -> Page:
-        where, values = _conditions(wanted)
-        if before is not None:
-            where.append("(d.message_id, d.number) < (?, ?)")
-            values += [before[0].bytes, before[1]]
-        clause = f"WHERE {' AND '.join(where)}" if where else ""
-        with self.db.read() as connection:
-            rows = connection.execute(_DELIVERIES + clause + _NEWEST_FIRST, (*values, limit + 1)).fetchall()
-        found = tuple(delivery_from(row) for row in rows[:limit])
-        return Page(found, (found[-1].id, found[-1].number) if len(rows) > limit and found else None)
 
     def history(self, message_id: UUID, number: int) -> Sequence[Event]:
         with self.db.read() as connection:
@@ -148,6 +125,8 @@ class SqliteDeliveries(Store):
                 "UPDATE delivery SET recipient = ?, address = ? WHERE message_id = ? AND number = ?",
                 (identity(address), address, message_id.bytes, number),
             )
+            rowid = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()[0]
+            sqlite_words.add(connection, rowid, [recipient_term(identity(address))])
             self._note(
                 connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address
             )
@@ -277,27 +256,7 @@ class SqliteDeliveries(Store):
         return [(UUID(bytes=id), number) for id, number in rows]
 
 
-def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
-    values: list[Any] = []
-    if wanted.recipient is not None:
-        where.append("d.recipient = ?")
-        values.append(_storable(wanted.recipient))
-    if wanted.states:
-        where.append(f"d.state IN ({', '.join('?' * len(wanted.states))})")
-        values += sorted(state.value for state in wanted.states)
-        if wanted.recipient is None and wanted.states <= {State.REQUESTED, State.RELEASING}:
-            where.append("d.state IN ('requested', 'releasing')")  # so that the small partial index fits
-    if wanted.since is not None:
-        where.append("d.message_id >= ?")
-        values.append(first_id(wanted.since).bytes)
-    if wanted.sender is not None:
-        where.append("(instr(casefold(m.envelope_sender), ?) OR instr(casefold(m.header_from), ?))")
-        values += [_storable(wanted.sender.casefold())] * 2
-    return where, values
-
-
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """What is looked for, with NUL, which is never kept, for the lone surrogates that a terminal may hand over: SQLite
     takes valid Unicode only."""
     return _SURROGATES.sub("\0", text)

@@ -17,7 +17,8 @@ from portal.message import Delivery, domain, first_id, held_at, new_id
 from portal.stores import LEASE, Digest, DigestRecord, Figures, Opening, Person
 from portal.stores.journal import digest_line, person_line
 from portal.stores.sqlite import from_micros, to_micros
-from portal.stores.sqlite_deliveries import SqliteDeliveries, announced_in, delivery_from, oldest_unannounced
+from portal.stores.sqlite_deliveries import announced_in, delivery_from, oldest_unannounced
+from portal.stores.sqlite_search import SqliteSearch
 
 log = logging.getLogger("quarantine.store")
 
@@ -28,7 +29,7 @@ BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
 
 
-class SqlitePeople(SqliteDeliveries):
+class SqlitePeople(SqliteSearch):
     """What `Store` says about recipients and digests."""
 
     # ---- notes
