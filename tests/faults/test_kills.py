@@ -74,6 +74,7 @@ def test_a_killed_postgresql_loses_nothing_and_the_portal_serves_again(
         "2 kill -9 of PostgreSQL",
         f"{kills} kills ({len(range(2, kills, 4))} of the postmaster), {senders.done:,} mails: "
         f"{in_words(senders.answers)}; serving again after at most {slowest_seconds:.1f} s",
+        "postgres",
     )
     assert slowest_seconds <= BACK_SECONDS
     assert_whole(own_postgres.url, senders.acknowledged)
@@ -122,6 +123,7 @@ def test_lost_connections_cost_one_request_each_at_most(
         "6 pg_terminate_backend, PostgreSQL restarted",
         f"{terminations} × all connections ended, {restarts} restarts: {connections} connections lost, "
         f"{len(unanswered)} of {len(acknowledged) + len(unanswered):,} requests failed",
+        "postgres",
     )
     assert_whole(own_postgres.url, acknowledged, maybe=len(unanswered))
 
