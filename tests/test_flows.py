@@ -1,0 +1,168 @@
+"""The whole way, on both stores: what Rspamd posted is told by digest and given back on a link, byte for byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+
+import pytest
+
+from digest import run
+from portal.message import State
+from portal.release import retry_due
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.conftest import MakeParts
+from tests.smtp_server import SmtpServer
+from tests.test_web_exporter import post
+from tests.web_client import Site
+
+MAIL = (
+    b"Received: from x.example.net by mx1.example.org; Sun, 22 Nov 2026 07:00:00 +0000\r\n"
+    b"From: Promo <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Offer\r\n\r\n"
+    b".hidden dot\r\n8 bit \xe4\xf6\xfc\r\n\r\n.\r\nlast line without an end"
+)
+
+
+@pytest.fixture
+def smtp() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(make_parts: MakeParts, smtp: SmtpServer) -> Site:
+    return Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, mail__admin_address="postmaster@example.org"))
+
+
+def digest_links(smtp: SmtpServer, recipient: str) -> dict[str, list[str]]:
+    """The addresses in a recipient's last digest by the word on the line before them, from its text part."""
+    (mail,) = [m for m in smtp.mails if m.recipients == [recipient]]
+    text = message_from_bytes(mail.data, policy=default).get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    text = text.replace("\r\n", "\n")
+    links: dict[str, list[str]] = {}
+    for word, url in re.findall(r"^ *(\w+).*\n *(http\S+) *$", text, re.MULTILINE):
+        links.setdefault(word, []).append(url)
+    smtp.mails.clear()
+    return links
+
+
+def tell(site: Site) -> None:
+    """The digest process's ticks until the next digest has gone out."""
+    run.schedule_news(site.parts, site.now)
+    site.now += timedelta(days=1)
+    summary = run.send_due(site.parts, site.now)
+    assert not summary.failed
+
+
+def test_held_told_and_given_back_to_one_recipient_alone(site: Site, smtp: SmtpServer) -> None:
+    held = post(site, MAIL).json
+    assert held["status"] == "held"
+    tell(site)
+    links = digest_links(smtp, ALICE)
+    browser = site.browser()
+    assert browser.get(links["Release"][0]).status == 200
+    assert smtp.mails == []
+    browser.post(links["Release"][0], {"pressed": "1"})
+    (released,) = smtp.mails
+    assert (released.sender, released.recipients) == ("promo@example.net", [ALICE])
+    assert released.data.endswith(MAIL + b"\r\n")
+    browser.post(links["Release"][0], {"pressed": "1"})
+    assert len(smtp.mails) == 1
+    states = {d.recipient: d.state for d in site.store.deliveries(site.store.find(held["id"])[0].id)}
+    assert states == {ALICE: State.RELEASED, BOB: State.HELD}
+    assert smtp.violations == []
+
+
+def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> None:
+    held = post(site, MAIL).json
+    tell(site)
+    links = digest_links(smtp, ALICE)
+    smtp.script["MAIL"] = "451 4.3.0 later"
+    site.browser().post(links["Release"][0], {"pressed": "1"})
+    assert smtp.mails == []
+    assert "on its way" in site.browser().get(links["Release"][0]).text
+    assert site.store.delivery(site.store.find(held["id"])[0].id, 0).state is State.RELEASING
+    del smtp.script["MAIL"]
+    site.now += timedelta(minutes=2)
+    assert retry_due(site.parts.acts) == 1
+    assert [m.recipients for m in smtp.mails] == [[ALICE]]
+
+
+def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_operator(
+    site: Site, smtp: SmtpServer
+) -> None:
+    symbols = '[{"name":"CLAM_VIRUS","score":8.0,"options":["Eicar"]}]'
+    held = post(site, MAIL, headers={"X-Rspamd-symbols": symbols}).json
+    id = site.store.find(held["id"])[0].id
+    tell(site)
+    links = digest_links(smtp, ALICE)
+    assert "Release" not in links
+    site.browser().post(links["Ask"][0], {"pressed": "1"})
+    assert site.store.delivery(id, 0).state is State.REQUESTED
+    run.send_queued(site.parts, site.now)
+    assert [m.recipients for m in smtp.mails] == [["postmaster@example.org"]]
+    smtp.mails.clear()
+    operator = site.parts.acts
+    operator.refuse(id, 0, BY_OPERATOR, "It holds a virus.")
+    assert "It holds a virus." in site.browser().get(links["Ask"][0]).text
+    operator.release(id, 0, BY_OPERATOR, operator=True)
+    assert [m.recipients for m in smtp.mails if m.data.endswith(MAIL + b"\r\n")] == [[ALICE]]
+
+
+def test_nobody_outside_local_domains_is_told_or_let_in(site: Site, smtp: SmtpServer) -> None:
+    post(site, MAIL, headers={"X-Rspamd-rcpt": '["someone@elsewhere.example", "alice@example.org"]'})
+    tell(site)
+    assert {m.recipients[0] for m in smtp.mails} == {ALICE}
+    site.browser().post("/sign-in", {"address": "someone@elsewhere.example"})
+    smtp.mails.clear()
+    run.send_queued(site.parts, site.now)
+    assert smtp.mails == []
+
+
+def test_signing_in_by_mail_shows_ones_own_mail_and_nobody_elses(site: Site, smtp: SmtpServer) -> None:
+    post(site, MAIL, headers={"X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-subject": "For Alice alone"})
+    post(site, MAIL + b"2", headers={"X-Rspamd-rcpt": f'["{MALLORY}"]', "X-Rspamd-subject": "For Mallory"})
+    browser = site.browser()
+    browser.post("/sign-in", {"address": "Alice@Example.org"})
+    run.send_queued(site.parts, site.now)
+    (mail,) = smtp.mails
+    assert mail.recipients[0].lower() == ALICE
+    link = re.search(r"http\S+/sign-in/\S+", mail.data.decode().replace("=\r\n", ""))
+    assert link
+    browser.post(link[0], {"pressed": "1"})
+    page = browser.get("/").text
+    assert "For Alice alone" in page
+    assert "For Mallory" not in page
+
+
+def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
+    site: Site, smtp: SmtpServer, store_url: str
+) -> None:
+    if not store_url.startswith("files:"):
+        return  # there are no files; the same promise for rows is tests/test_stores.py's
+    held = post(site, MAIL).json
+    id = site.store.find(held["id"])[0].id
+    for path in Path(store_url.removeprefix("files://")).glob("mail/**/*.zst"):
+        path.unlink()
+    browser = site.signed_in(ALICE)
+    assert browser.get("/").status == 200
+    assert browser.get(f"/messages/{id}/").status == 200
+    token = browser.form_token()
+    assert browser.post(f"/messages/{id}/release", {"form_token": token, "pressed": "1"}).status in (303, 410)
+    assert smtp.mails == []
+    tell(site)
+    assert smtp.mails == []
+    run.daily(site.parts, site.now + timedelta(days=2))
+
+
+def test_time_of_the_digest_is_the_settings(site: Site) -> None:
+    post(site, MAIL)
+    run.schedule_news(site.parts, site.now)
+    due = site.store.person(ALICE).next_digest_at
+    assert isinstance(due, datetime)
+    assert (due.hour, due.minute) == (7, 0)
+    assert due > site.now - timedelta(seconds=5)
