@@ -25,7 +25,7 @@ begin
         envelope_sender text,  -- '' is the null sender, null: not known
         subject text not null,
         header_from text not null,
-        sender_folded text not null,  -- both, case-folded by the program: lower() may know only ASCII (locale C)
+        terms tsvector not null,  -- what it is searched by, see portal/stores/search.py
         queue_id text,
         message_id text,
         action text,
@@ -41,6 +41,8 @@ begin
     -- Hash: a third of a btree's size on 32 random bytes, and equality is all that is asked.
     create index on message using hash (body_sha256);
     create index on message (queue_id);
+    -- What is new waits in a list of at most 1 MB, which every search reads: holding a mail does not wait for the tree.
+    create index on message using gin (terms) with (gin_pending_list_limit = 1024);
 
     create table delivery (
         message_id uuid not null,
@@ -59,6 +61,7 @@ begin
     create index on delivery (recipient, message_id, number);
     create index on delivery (next_try_at) where state = 'releasing';
     create index on delivery (message_id) where state = 'requested';
+    create index on delivery (message_id, number) where state <> 'held';
     create index on delivery (recipient, message_id, number) where state = 'held' and announced_at is null;
 
     create sequence event_seq;
@@ -168,7 +171,7 @@ begin
     create function hold_message(
         new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
         told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
-        sender_folded text, queue_id text, message_id text, action text, score double precision, client_ip text,
+        terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
         username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
         out held uuid, out place uuid
     ) language plpgsql as $hold$
@@ -195,7 +198,7 @@ begin
             insert into body_chunk values (new_id, 0, first_chunk);
         end if;
         insert into message values (
-            new_id, place, tier, envelope_sender, subject, header_from, sender_folded, queue_id, message_id, action,
+            new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id, action,
             score, client_ip, username, symbols, flags, sha256, size, has_8bit
         );
         insert into delivery (message_id, number, recipient, address, state, state_at)

@@ -92,13 +92,14 @@ def _sqlite(folder: Path):
 _pool_guard = threading.Lock()
 _pool = None
 
+_TERMS = ["day", "example", "net", "of", "offer", "promo", "the", "=spam", "=s21", f"=r{1:016x}", f"=r{2:016x}"]
 # What one mail leaves in the store's own tables, its indexes included, in one statement (faster than five).
 _INSERTS = """
 with s as (insert into seen (sameness, message_id) values (%(sha)s, %(id)s)),
-m as (insert into message (id, body_id, tier, envelope_sender, subject, header_from, sender_folded, queue_id,
+m as (insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,
         message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)
-    values (%(id)s, %(id)s, 'spam', %(sender)s, %(subject)s, %(sender)s, %(sender)s, %(qid)s, 'x@example.net',
-        'reject', 21.5, '198.51.100.7', %(symbols)s::jsonb, '{}', %(sha)s, %(size)s, false)),
+    values (%(id)s, %(id)s, 'spam', %(sender)s, %(subject)s, %(sender)s, array_to_tsvector(%(terms)s), %(qid)s,
+        'x@example.net', 'reject', 21.5, '198.51.100.7', %(symbols)s::jsonb, '{}', %(sha)s, %(size)s, false)),
 d as (insert into delivery (message_id, number, recipient, address, state, state_at)
     values (%(id)s, 0, 'alice@example.org', 'alice@example.org', 'held', now()),
         (%(id)s, 1, 'bob@example.org', 'bob@example.org', 'held', now()))
@@ -122,6 +123,7 @@ def postgres(environ, start_response):
             _INSERTS,
             {
                 "id": id,
+                "terms": _TERMS,
                 "sha": digest,
                 "size": size,
                 "data": packed,

@@ -56,16 +56,17 @@ class FileStore(SqliteRecords):
         self.db = db
 
     @classmethod
-    def open(cls, path: str, *, must_exist: bool = False) -> FileStore:
-        """The store in the folder ``path``, made on first use unless it ``must_exist``.
+    def open(cls, path: str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
+        """The store in the folder ``path``, made on first use unless it ``must_exist``; with ``must_be_ours`` not in a
+        folder that holds other things.
 
         After a power cut, and when the database is new beside mail files, this reads the files that came since rows
         were last known to be durable. Raises StoreUnavailable, StoreMisfit.
         """
         folder = Path(path).absolute()
-        if must_exist and not (folder / "mail").is_dir():
-            raise StoreMisfit(f"{folder} is no quarantine store: there is no folder {folder / 'mail'}")
         try:
+            if must_exist or must_be_ours:
+                _check_folder(folder, must_exist=must_exist)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mail = MailFiles(folder)
         except (FileExistsError, NotADirectoryError) as error:
@@ -360,6 +361,20 @@ class FileStore(SqliteRecords):
             self._mail.remove(message_id)
 
 
+def _check_folder(folder: Path, *, must_exist: bool) -> None:
+    """Raises StoreMisfit when there is no store, and when none should be made there; OSError."""
+    if (folder / "mail").is_dir():
+        return
+    if must_exist:
+        raise StoreMisfit(f"{folder} is no quarantine store: it has no folder `mail`; check the path")
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in others if name not in ("links.keys", "lost+found")]
+    if others:
+        raise StoreMisfit(
+            f"{folder} is no quarantine store and holds other files ({others[0]!r}): name an empty folder"
+        )
+
+
 _INSERT_MESSAGE = (
     "INSERT INTO message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, "
     "action, score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
@@ -420,7 +435,7 @@ def _terms(facts: dict[str, Any]) -> list[str]:
         facts["header_from"],
         Tier(facts["tier"]),
         facts["score"],
-        map(identity, facts["recipients"]),
+        map(identity, facts["recipients"] or [""]),
     )
 
 

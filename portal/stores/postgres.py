@@ -40,17 +40,17 @@ from portal.message import (
     Message,
     State,
     Tier,
-    first_id,
     held_at,
     identity,
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Held, Page, Purged, Record
+from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
 from portal.stores.postgres_records import PostgresRecords, take_deliveries
+from portal.stores.search import recipient_term
 
 log = logging.getLogger("quarantine.store")
 
@@ -63,14 +63,13 @@ _BACK_OFF_MAX_MINUTES = 60
 _HOLD: LiteralString = """
 select held, place from hold_message(
     %(id)s, %(sameness)s, %(at)s, %(recipients)s, %(addresses)s, %(told)s, %(told_addresses)s, %(tier)s,
-    %(envelope_sender)s, %(subject)s, %(header_from)s, %(sender_folded)s, %(queue_id)s, %(message_id)s, %(action)s,
+    %(envelope_sender)s, %(subject)s, %(header_from)s, %(terms)s, %(queue_id)s, %(message_id)s, %(action)s,
     %(score)s, %(client_ip)s, %(username)s, %(symbols)s, %(flags)s, %(body_sha256)s, %(size_bytes)s, %(has_8bit)s,
     %(first_chunk)b)
 """
 _LIMITS: LiteralString = (
     "select set_config('statement_timeout', %(ms)s, true), set_config('lock_timeout', %(ms)s, true)"
 )
-_NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
 class PostgresStore(PostgresRecords):
@@ -206,19 +205,20 @@ class PostgresStore(PostgresRecords):
     # ---- lists
 
     def list_for(
-        self, recipient: str, states: Collection[State], limit: int, before: tuple[UUID, int] | None = None
+        self,
+        recipient: str,
+        states: Collection[State],
+        limit: int,
+        before: tuple[UUID, int] | None = None,
+        *,
+        words: str = "",
     ) -> Page:
         if not states:
             return Page((), None)
-        return self.search(Filter(recipient=recipient, states=frozenset(states)), limit, before)
+        return self.search(Filter(recipient=recipient, states=frozenset(states), words=words), limit, before)
 
     def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
-        where, values = _conditions(wanted, before)
-        with self.database.transaction() as connection:
-            found = rows.delivery_rows(connection, where + _NEWEST_FIRST, [*values, limit + 1])
-            last = found[limit - 1] if len(found) > limit else None
-            deliveries = rows.with_messages(connection, found[:limit])
-        return Page(tuple(deliveries), (last[0], last[1]) if last else None)
+        return postgres_search.page(self.database, wanted, limit, before)
 
     def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
         with self.database.transaction() as connection:
@@ -275,6 +275,10 @@ class PostgresStore(PostgresRecords):
             connection.execute(
                 "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
                 [rows.text(identity(address)), rows.text(address), message_id, number],
+            )
+            connection.execute(
+                "update message set terms = terms || array_to_tsvector(%s) where id = %s",
+                [[recipient_term(identity(address))], message_id],
             )
             rows.note(connection, message_id, number, datetime.now(UTC), "assigned", actor, address)
             return _one(connection, message_id, number)
@@ -431,28 +435,6 @@ def _add_chunks(connection: Connection, place: UUID, pieces: Iterable[bytes]) ->
     """Put the pieces behind the first one. Raises psycopg.Error, OSError."""
     for n, piece in enumerate(pieces, 1):
         connection.execute("insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece])
-
-
-def _conditions(wanted: Filter, before: tuple[UUID, int] | None) -> tuple[LiteralString, list[Any]]:
-    where: list[LiteralString] = []
-    values: list[Any] = []
-    if wanted.recipient is not None:
-        where.append("d.recipient = %s")
-        values.append(rows.text(wanted.recipient))
-    if wanted.states:
-        where.append("d.state = any(%s)")
-        values.append(sorted(state.value for state in wanted.states))
-    if wanted.since is not None:
-        where.append("d.message_id >= %s")
-        values.append(first_id(wanted.since))
-    if wanted.sender is not None:
-        where.append("exists (select from message m where m.id = d.message_id and strpos(m.sender_folded, %s) > 0)")
-        values.append(rows.text(wanted.sender).casefold())
-    if before is not None:
-        # The first condition says nothing new, but it is the one by which newer days are left out.
-        where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")
-        values += [before[0], *before]
-    return ("where " + " and ".join(where) + " " if where else ""), values
 
 
 def _one(connection: Connection, message_id: UUID, number: int, *, lock: bool = False) -> Delivery:

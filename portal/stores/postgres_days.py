@@ -54,7 +54,7 @@ def make_day(database: Database, day: date, seconds: float = OTHER_SECONDS) -> N
     with database.transaction(seconds) as connection:
         connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
         for table in TABLES:
-            if day not in _days(connection, table):
+            if day not in days_of(connection, table):
                 name = _partition(table, day)
                 _create(connection, name, table)
                 _attach(connection, name, table, day)
@@ -73,7 +73,7 @@ def purge_days(database: Database, before: datetime) -> Purged:
     """
     until = before.astimezone(UTC).date()
     with database.transaction() as connection:
-        days = sorted({day for table in TABLES for day in _days(connection, table) if day < until})
+        days = sorted({day for table in TABLES for day in days_of(connection, table) if day < until})
         kept = _kept_messages(connection, until)
     # First: a mail whose sameness is remembered is answered "known", which must never be said of a dropped one.
     _forget_seen(database, until, kept)
@@ -123,7 +123,7 @@ def _reduce(database: Database, table: str, day: date) -> int:
 
 def _reduce_once(connection: Connection, table: str, day: date) -> int:
     connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-    if day not in _days(connection, table):
+    if day not in days_of(connection, table):
         return 0
     name = sql.Identifier(_partition(table, day))
     low, high = (sql.Literal(str(bound)) for bound in bounds(day))
@@ -133,7 +133,7 @@ def _reduce_once(connection: Connection, table: str, day: date) -> int:
     rows = connection.execute(sql.SQL("select count(*), count(*) filter (where {}) from {}").format(stays, name))
     total, kept = rows.fetchone() or (0, 0)
     # While a delivery of that day stays, so do the other tables, even empty: its next event needs a place.
-    needed = kept > 0 or (table != "delivery" and day in _days(connection, "delivery"))
+    needed = kept > 0 or (table != "delivery" and day in days_of(connection, "delivery"))
     if not needed:
         connection.execute(sql.SQL("drop table {}").format(name))
     elif kept < total:
@@ -148,7 +148,7 @@ def _reduce_once(connection: Connection, table: str, day: date) -> int:
     return int(total - kept)
 
 
-def _days(connection: Connection, table: str) -> set[date]:
+def days_of(connection: Connection, table: str) -> set[date]:
     """The days a table has partitions for."""
     rows = connection.execute(
         "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = %s::regclass",

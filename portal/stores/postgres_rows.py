@@ -17,6 +17,7 @@ from uuid import UUID
 
 from portal.errors import NotFound
 from portal.message import Actor, Body, Delivery, Export, Flag, Message, State, Symbol, Tier, held_at, identity
+from portal.stores import search
 from portal.stores.postgres_database import Connection
 
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
@@ -73,7 +74,9 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier) -> dict[str, A
         "envelope_sender": text(export.envelope_sender),
         "subject": text(export.subject),
         "header_from": text(export.header_from),
-        "sender_folded": text(f"{export.envelope_sender or ''}\n{export.header_from}".casefold()),
+        "terms": search.terms(
+            export.subject, export.envelope_sender, export.header_from, tier, export.score, map(identity, addresses)
+        ),
         "queue_id": text(export.queue_id),
         "message_id": text(export.message_id),
         "action": text(export.action),

@@ -65,7 +65,9 @@ def _walk(connection: sqlite3.Connection, wanted: Filter, at_most: int, before: 
     """Deliveries in order, without the index of terms."""
     where, values = _conditions(wanted)
     source = "FROM delivery d "
-    if wanted.recipient is None and wanted.states and State.HELD not in wanted.states:
+    if wanted.recipient is None and wanted.states and wanted.states <= {State.REQUESTED, State.RELEASING}:
+        where.append("d.state IN ('requested', 'releasing')")  # so that the small partial index fits
+    elif wanted.recipient is None and wanted.states and State.HELD not in wanted.states:
         source = "FROM delivery d INDEXED BY delivery_acted "
         where.append("d.state <> 'held'")
     if wanted.since is not None:
@@ -128,6 +130,4 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
     if wanted.states:
         where.append(f"d.state IN ({', '.join('?' * len(wanted.states))})")
         values += sorted(state.value for state in wanted.states)
-        if wanted.recipient is None and wanted.states <= {State.REQUESTED, State.RELEASING}:
-            where.append("d.state IN ('requested', 'releasing')")  # so that the small partial index fits
     return where, values
