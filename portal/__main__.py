@@ -13,8 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, time, timedelta
-from functools import wraps
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -22,45 +21,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from portal import __version__, checks
+from portal import __version__, checks, cli_moving
 from portal.assemble import Parts, assemble, keys_path, make_links
-from portal.errors import AlreadyDone, NotFound, QuarantineError, RelayDeferred, SettingsError
-from portal.message import Actor, Delivery, Filter, Message, State, identity
+from portal.cli import NotDone, guarded
+from portal.errors import QuarantineError, RelayDeferred
+from portal.message import Actor, Delivery, Filter, Message, State, Tier, identity
 from portal.render import shown
 from portal.settings import load, load_from, masked
 from portal.stores import open_store
 
 LIST_LIMIT = 50
 _AGO = re.compile(r"(\d{1,5})([dhm])")
-
-
-class NotDone(QuarantineError):
-    """Nothing was done; the message says why and how to call again."""
-
-
-def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what may go wrong into a sentence on stderr and an exit status, never a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (NotDone, NotFound, AlreadyDone) as error:
-            raise SystemExit(_say(str(error), 1)) from error
-        except SettingsError as error:
-            raise SystemExit(_say(str(error), 2)) from error
-        except QuarantineError as error:
-            raise SystemExit(_say(str(error), 2 if not isinstance(error, RelayDeferred) else 1)) from error
-        except BrokenPipeError:  # `quarantine list | head`
-            sys.stderr.close()
-            raise SystemExit(0) from None
-
-    return run
-
-
-def _say(text: str, status: int) -> int:
-    click.echo(text, err=True)
-    return status
+_DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,7 +56,7 @@ def _parts() -> Iterator[Parts]:
 
 @main.command()
 @click.option("--new-keys", is_flag=True, help="Accept the present link keys although the store knows others.")
-@_guarded
+@guarded
 def init(new_keys: bool) -> None:
     """Make or upgrade the store and the link keys. Safe to run again, also while mail comes in."""
     settings = load()
@@ -111,7 +83,7 @@ def init(new_keys: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@_guarded
+@guarded
 def check(as_json: bool) -> None:
     """Try everything that can be reached and say what is wrong and how to mend it."""
     findings = checks.everything()
@@ -127,7 +99,7 @@ def check(as_json: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@_guarded
+@guarded
 def settings(as_json: bool) -> None:
     """Print the settings in effect and where each comes from; secrets are masked."""
     values, path, sources = load_from()
@@ -148,19 +120,41 @@ def settings(as_json: bool) -> None:
 @main.command("list")
 @click.option("--recipient", help="Only mail for this address.")
 @click.option("--sender", help="Only mail whose envelope sender or From contains this.")
+@click.option(
+    "--words", "--subject", default="", help="Only mail with these words, or beginnings of words, in subject or sender."
+)
 @click.option("--since", help="Only mail held since then: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
+@click.option("--until", help="Only mail held before then; a date alone means the end of that day (UTC).")
+@click.option("--score-min", type=float, help="Only mail with at least this score.")
+@click.option("--score-max", type=float, help="Only mail with at most this score.")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice([t.value for t in Tier]), help="May be repeated.")
 @click.option("--state", "states", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_guarded
+@guarded
 def list_(
-    recipient: str | None, sender: str | None, since: str | None, states: Sequence[str], limit: int, as_json: bool
+    recipient: str | None,
+    sender: str | None,
+    words: str,
+    since: str | None,
+    until: str | None,
+    score_min: float | None,
+    score_max: float | None,
+    tiers: Sequence[str],
+    states: Sequence[str],
+    limit: int,
+    as_json: bool,
 ) -> None:
-    """List deliveries, newest first."""
+    """List deliveries, newest first. What is asked for must all be so."""
     wanted = Filter(
         recipient=identity(recipient) if recipient else None,
         sender=sender,
-        since=_moment(since) if since else None,
+        words=words,
+        since=_moment("--since", since) if since else None,
+        until=_moment("--until", until, whole_day=True) if until else None,
+        score_min=score_min,
+        score_max=score_max,
+        tiers=frozenset(Tier(t) for t in tiers),
         states=frozenset(State(s) for s in states),
     )
     with _parts() as parts:
@@ -186,7 +180,7 @@ def list_(
 @main.command()
 @click.argument("id")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@_guarded
+@guarded
 def meta(id: str, as_json: bool) -> None:
     """Everything known about a message, its deliveries and their history."""
     with _parts() as parts:
@@ -228,7 +222,7 @@ def meta(id: str, as_json: bool) -> None:
 
 @main.command("print")
 @click.argument("id")
-@_guarded
+@guarded
 def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
     with _parts() as parts:
@@ -245,7 +239,7 @@ def print_(id: str) -> None:
 @click.argument("id")
 @click.option("--recipient", help="Whose delivery; needed when the message has several (or none that is known).")
 @click.option("--all", "everybody", is_flag=True, help="To every recipient of the message.")
-@_guarded
+@guarded
 def release(id: str, recipient: str | None, everybody: bool) -> None:
     """Send a held message to its recipient, now."""
     failed = False
@@ -267,7 +261,7 @@ def release(id: str, recipient: str | None, everybody: bool) -> None:
 @main.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
 @click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
-@_guarded
+@guarded
 def delete(ids: Sequence[str], recipient: str | None) -> None:
     """Take messages out of sight; `restore` undoes it until retention."""
     _each(ids, recipient, lambda parts, d: parts.acts.delete(d.id, d.number, _operator()))
@@ -276,7 +270,7 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 @main.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
 @click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
-@_guarded
+@guarded
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
     _each(ids, recipient, lambda parts, d: parts.acts.restore(d.id, d.number, _operator()))
@@ -286,7 +280,7 @@ def restore(ids: Sequence[str], recipient: str | None) -> None:
 @click.argument("id")
 @click.option("--recipient", help="Whose request; needed when the message has several recipients.")
 @click.option("--reason", required=True, help="A word of reason; the recipient gets to read it.")
-@_guarded
+@guarded
 def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Decline a recipient's request for a dangerous message."""
     with _parts() as parts:
@@ -297,7 +291,7 @@ def refuse(id: str, recipient: str | None, reason: str) -> None:
 
 @main.command()
 @click.option("--older-than-days", type=click.IntRange(1), help="Instead of store.retention_days.")
-@_guarded
+@guarded
 def purge(older_than_days: int | None) -> None:
     """Remove what is past its retention; what is requested or being released stays."""
     with _parts() as parts:
@@ -307,6 +301,10 @@ def purge(older_than_days: int | None) -> None:
         click.echo(f"removed {done.messages} messages held more than {days} days ago")
         if done.kept:
             click.echo(f"kept {done.kept} old messages: requested or being released")
+
+
+for command in cli_moving.COMMANDS:
+    main.add_command(command)
 
 
 # ---- choosing
@@ -376,7 +374,8 @@ def _operator() -> Actor:
     return Actor(f"operator:{getpass.getuser()}", "cli")
 
 
-def _moment(text: str) -> datetime:
+def _moment(option: str, text: str, *, whole_day: bool = False) -> datetime:
+    """The moment meant; ``whole_day``: a date alone is the end of that day. Raises NotDone."""
     ago = _AGO.fullmatch(text)
     if ago:
         unit = {"d": "days", "h": "hours", "m": "minutes"}[ago[2]]
@@ -385,11 +384,11 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise NotDone(
-            f"--since: {shown(text)!r} is no date: write 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
+            f"{option}: {shown(text)!r} is no date: write 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
         ) from error
     if moment.tzinfo is None:
-        moment = datetime.combine(moment.date(), moment.time() or time(), UTC)
-    return moment
+        moment = moment.replace(tzinfo=UTC)
+    return moment + timedelta(days=1) if whole_day and _DATE.fullmatch(text) else moment
 
 
 # ---- printing

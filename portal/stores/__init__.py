@@ -214,13 +214,16 @@ class Store(ABC):
     # ---- holding
 
     @abstractmethod
-    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held:
         """Hold a message and return once it is durable: a power cut right after must not lose it.
 
         The same mail again (equal ``export.sameness``, within retention) returns the first id with ``known`` true,
         also when many processes add it at once. ``announce`` are the identities of those recipients who will be
         told by digest. Recipients are numbered in the order of ``export.recipients``; a message without any gets
-        one delivery whose recipient and address are "" (see `assign`).
+        one delivery whose recipient and address are "" (see `assign`). ``at`` is when it was held, for mail that lay
+        elsewhere until now; None: now.
 
         Raises StoreUnavailable, after which nothing of the message is visible, or it is wholly there (a commit
         whose answer was lost): adding again is always right. Never waits longer than 3 s in all.
@@ -502,11 +505,11 @@ class Store(ABC):
         return. Deliveries that are not known here are left out."""
 
 
-def open_store(url: str, *, create: bool = False, must_exist: bool = False) -> Store:
+def open_store(url: str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False) -> Store:
     """The store that ``url`` names: ``files:PATH``, ``files:///abs/path`` or ``postgresql://…``.
 
     ``create``: make or upgrade it (``quarantine init``); the file store is made on first use anyway, unless
-    ``must_exist``: then StoreMisfit is raised where none is.
+    ``must_exist``: then StoreMisfit is raised where none is; ``must_be_ours`` lets it be made in an empty folder only.
     Raises StoreUnavailable when it cannot be reached, StoreMisfit when it has no or another schema (the message
     names the command to run).
     """
@@ -514,7 +517,7 @@ def open_store(url: str, *, create: bool = False, must_exist: bool = False) -> S
     if scheme == "files":
         from portal.stores.files import FileStore
 
-        return FileStore.open(rest.removeprefix("//"), must_exist=must_exist)
+        return FileStore.open(rest.removeprefix("//"), must_exist=must_exist, must_be_ours=must_be_ours)
     if scheme in ("postgresql", "postgres"):
         from portal.stores.postgres import PostgresStore
 

@@ -154,12 +154,14 @@ class FileStore(SqliteRecords):
 
     # ---- holding
 
-    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held:
         with self.db.read() as connection:
             known = _with_sameness(connection, export.sameness)
             if known is not None and self._mail.has(known):
                 return Held(known, True)
-        id = new_id()
+        id = new_id(at)
         facts = _facts(id, export, tier, announce)
         with self.db.translated():
             self._mail.write(id, body, facts)

@@ -88,9 +88,11 @@ class PostgresStore(PostgresRecords):
 
     # ---- holding
 
-    def add(self, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> Held:
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held:
         deadline = monotonic() + _ADD_SECONDS
-        id = new_id()
+        id = new_id(at)
         values = rows.hold_values(id, export, body, tier)
         told = sorted(
             (recipient, address)

@@ -1,0 +1,202 @@
+"""Moving everything from one store to another, whichever their kinds: `quarantine copy`.
+
+There is no list of what is done yet: messages have the same id in both stores, so each run walks over all of them,
+copies what is missing and brings up to date what differs. Killed and run again it goes on where it stopped; run once
+more after the switch it carries what came meanwhile. Every body is read whole and compared with its SHA-256 before the
+target gets it, and read back from there.
+
+Not carried: sessions, sign-ins and openings, which live for hours, and mail of ours that waits to be sent, which the
+old store's digest process sends within seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, cast
+from uuid import UUID
+
+from portal.errors import BodyDamaged, BodyMissing, NotFound, StoreMisfit, StoreUnavailable
+from portal.message import Body, Delivery, Event, random_token
+from portal.stores import Record, Store, open_store
+
+log = logging.getLogger("quarantine.moving")
+
+_MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
+_IDS = 10_000
+_IN_MEMORY_BYTES = 1 << 20
+
+Progress = Callable[[int, int, int], None]  # messages looked at, all messages, bytes of mail copied
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a run did."""
+
+    messages: int = 0  # copied with their mail
+    changed: int = 0  # were there, got newer states or history
+    same: int = 0
+    people: int = 0
+    digests: int = 0
+    size_bytes: int = 0  # of the mails copied
+    missing: list[UUID] = field(default_factory=list)  # their mail is gone from the old store: not copied
+    damaged: list[UUID] = field(default_factory=list)  # its SHA-256 differs: not copied
+    mails_waiting: int = 0  # mail of ours in the old store's queue
+
+
+@contextmanager
+def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
+    """Both stores. The source must be there; the target is made where a file store is.
+
+    Raises StoreUnavailable, StoreMisfit; the message says which of the two.
+    """
+    with ExitStack() as stack:
+        stores = []
+        for name, url, wishes in (
+            ("FROM", source_url, {"must_exist": True}),
+            ("TO", target_url, {"must_be_ours": True}),
+        ):
+            try:
+                store = open_store(url, **wishes)
+            except (StoreMisfit, ValueError) as error:
+                how = f" with QUARANTINE_STORE__URL={name}" if "quarantine init" in str(error) else ""
+                raise StoreMisfit(f"{name}: {error}{how}") from error
+            except StoreUnavailable as error:
+                raise StoreUnavailable(f"{name}: {error}") from error
+            stack.callback(store.close)
+            stores.append(store)
+        yield stores[0], stores[1]
+
+
+def copy(source: Store, target: Store, progress: Progress) -> Copied:
+    """Carry everything from ``source`` to ``target``, which holds nothing yet, or what earlier runs brought.
+
+    Both may be in use meanwhile. Where a delivery was changed in both, the later change stays; what people wish is
+    taken from the source until the digest process runs on the target. Raises StoreMisfit, with nothing changed, when
+    they are the same store or the target holds other mail; StoreUnavailable when either stops working.
+    """
+    _check(source, target)
+    in_use = _is_in_use(source, target)
+    done = Copied()
+    total = sum(len(ids) for ids in _pages(source, _IDS))
+    seen = 0
+    progress(0, total, 0)
+    for ids in _pages(source, _MESSAGES):
+        theirs, ours = source.records(ids), target.records(ids)
+        for id in ids:
+            _bring(source, target, theirs, ours, id, done)
+            seen += 1
+            progress(seen, max(seen, total), done.size_bytes)
+    _bring_digests(source, target, done)
+    _bring_people(source, target, done, preferences=not in_use)
+    key = source.recall("links.key")
+    if key is not None:
+        target.remember("links.key", key, replace=not in_use)
+    done.mails_waiting = source.figures(datetime.now(UTC)).mails_waiting
+    return done
+
+
+def _check(source: Store, target: Store) -> None:
+    probe = random_token()
+    source.remember("copy.probe", probe, replace=True)
+    if target.recall("copy.probe") == probe:
+        raise StoreMisfit("FROM and TO are the same store: nothing was copied; name another one as TO")
+    family = source.remember("store.family", random_token())
+    if target.recall("store.family") == family:
+        return  # a copy of it, or what it is a copy of
+    if target.message_ids(None, 1):
+        raise StoreMisfit(
+            "TO holds mail that did not come from FROM: nothing was copied, since two quarantines cannot be told apart "
+            "once they are mixed; name an empty store as TO"
+        )
+    target.remember("store.family", family, replace=True)
+
+
+def _is_in_use(source: Store, target: Store) -> bool:
+    """Whether the digest process runs on the target by now: people's wishes there are newer."""
+    now = datetime.now(UTC)
+    old, new = source.figures(now).heartbeat_at, target.figures(now).heartbeat_at
+    return new is not None and (old is None or new > old)
+
+
+def _pages(source: Store, size: int) -> Iterator[list[UUID]]:
+    after: UUID | None = None
+    while ids := list(source.message_ids(after, size)):
+        yield ids
+        after = ids[-1]
+
+
+def _bring(
+    source: Store, target: Store, theirs: Mapping[UUID, Record], ours: Mapping[UUID, Record], id: UUID, done: Copied
+) -> None:
+    if id not in theirs:
+        return  # purged since we saw its id
+    if id in ours:
+        newer = _newer(theirs[id], ours[id])
+        if newer is None:
+            done.same += 1
+        else:
+            target.take(newer, None)
+            done.changed += 1
+        return
+    record = theirs[id]
+    try:
+        _bring_mail(source, target, record)
+    except BodyMissing:
+        log.warning("not copied, its mail is missing id=%s", id)
+        done.missing.append(id)
+    except BodyDamaged:
+        log.warning("not copied, its mail is damaged id=%s", id)
+        done.damaged.append(id)
+    except NotFound:
+        return  # purged at this moment
+    else:
+        done.messages += 1
+        done.size_bytes += record.message.size_bytes
+
+
+def _bring_mail(source: Store, target: Store, record: Record) -> None:
+    # Spooled, so that the target gets it only once it is known to be whole.
+    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+        for piece in source.body(record.message.id):
+            spool.write(piece)
+        target.take(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
+    for _ in target.body(record.message.id):
+        pass  # compares the SHA-256 itself
+
+
+def _newer(theirs: Record, ours: Record) -> Record | None:
+    """Our record with those deliveries of theirs that were changed later; None: nothing to do."""
+    deliveries, histories, changed = list(ours.deliveries), list(ours.histories), False
+    others = {d.number: (d, events) for d, events in zip(theirs.deliveries, theirs.histories, strict=True)}
+    for n, (mine, events) in enumerate(zip(ours.deliveries, ours.histories, strict=True)):
+        other, other_events = others.get(mine.number, (mine, events))
+        same = replace(other, message=mine.message) == mine and other_events == events
+        if not same and _changed_at(other, other_events) >= _changed_at(mine, events):
+            deliveries[n], histories[n], changed = other, other_events, True
+    return replace(ours, deliveries=tuple(deliveries), histories=tuple(histories)) if changed else None
+
+
+def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:
+    moments: list[Any] = [delivery.state_at, delivery.announced_at, *(event.at for event in events)]
+    return cast(datetime, max(moment for moment in moments if moment is not None))
+
+
+def _bring_digests(source: Store, target: Store, done: Copied) -> None:
+    after: UUID | None = None
+    while digests := source.digests(after, _DIGESTS):
+        target.take_digests(digests)
+        done.digests += len(digests)
+        after = digests[-1].id
+
+
+def _bring_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:
+    after = ""
+    while people := source.people(after, _PEOPLE):
+        target.take_people(people, preferences=preferences)
+        done.people += len(people)
+        after = people[-1].recipient

@@ -1,0 +1,433 @@
+"""`quarantine copy`: everything arrives in the other store, in every direction, also after a kill."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import sql
+
+from portal import moving
+from portal.__main__ import main
+from portal.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
+from portal.message import Filter, State, Tier, held_at
+from portal.stores import Held, Store, open_store
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, hold, mail, now
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = [("files", "postgres"), ("postgres", "files"), ("files", "files"), ("postgres", "postgres")]
+
+NewUrl = Callable[[str], str]
+
+
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
+    """``new_url("files" or "postgres")``: the URL of another fresh store."""
+    with ExitStack() as stack:
+
+        def make(kind: str) -> str:
+            if kind == "files":
+                return f"files://{tmp_path}/{secrets.token_hex(4)}"
+            server = request.getfixturevalue("postgres_server")
+            template = request.getfixturevalue("postgres_template")
+            name = f"copy_{secrets.token_hex(6)}"
+            connection = stack.enter_context(psycopg.connect(server, autocommit=True))
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            )
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            stack.callback(connection.execute, drop)
+            return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+
+        yield make
+
+
+@pytest.fixture(params=KINDS, ids=lambda kinds: f"{kinds[0]}-to-{kinds[1]}")
+def urls(request: pytest.FixtureRequest, new_url: NewUrl) -> tuple[str, str]:
+    return new_url(request.param[0]), new_url(request.param[1])
+
+
+@pytest.fixture
+def stores(urls: tuple[str, str]) -> Iterator[tuple[Store, Store]]:
+    with ExitStack() as stack:
+        opened = [open_store(url) for url in urls]
+        for store in opened:
+            stack.callback(store.close)
+        yield opened[0], opened[1]
+
+
+def run_copy(*words: str) -> Result:
+    result = CliRunner().invoke(main, ["copy", *words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def everything(store: Store) -> dict[str, object]:
+    """All that a copy shall carry, as it can be asked for."""
+    ids = store.message_ids(None, 1000)
+    return {
+        "messages": {
+            id: (
+                b"".join(store.body(id)),
+                [(d, store.history(d.id, d.number)) for d in store.deliveries(id)],
+            )
+            for id in ids
+        },
+        "people": store.people("", 1000),
+        "digests": sorted(store.digests(None, 1000), key=lambda d: d.id),
+        "key": store.recall("links.key"),
+        "last digests": {p.recipient: store.last_digest(p.recipient) for p in store.people("", 1000)},
+        "due": store.due_releases(now() + timedelta(days=9), 100),
+        "found": store.search(Filter(recipient=ALICE), 100),
+    }
+
+
+def release(store: Store, held: Held, number: int, error: Exception | None = None) -> None:
+    try:
+        with store.releasing(held.id, number, {State.HELD, State.REQUESTED}, BY_LINK, now()):
+            if error is not None:
+                raise error
+    except (RelayDeferred, RelayRefused):
+        pass
+
+
+def fill(store: Store) -> list[Held]:
+    """Mail in every state, with every kind of history, told and untold, and people with wishes."""
+    held = [hold(store) for _ in range(4)]
+    release(store, held[0], 0)
+    release(store, held[0], 1, RelayRefused("550 no such user"))
+    release(store, held[1], 0, RelayDeferred("450 busy"))
+    store.move(held[1].id, 1, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    with store.digesting(ALICE, now(), 10, at_once=True):
+        pass
+    held.append(hold(store, b"", recipients=["Bob@Example.org"]))
+    held.append(
+        hold(store, b"\x80\xff\0 8 bit\r\n.\r\n", recipients=[ALICE], envelope_sender=None, tier=Tier.DANGEROUS)
+    )
+    held.append(hold(store, mail(size_bytes=3_000_000), recipients=[], envelope_sender="", announce=()))
+    store.assign(held[-1].id, 0, "Carol@example.org", BY_OPERATOR)
+    store.move(held[2].id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted", reason="not mine")
+    shared = mail()
+    held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
+    store.set_digests_stopped(BOB, now())
+    store.revoke_links(MALLORY, now())
+    store.remember("links.key", "0123456789abcdef")
+    return held
+
+
+def test_everything_arrives_and_nothing_twice(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    held = fill(source)
+    first = run_copy(*urls)
+    assert first.exit_code == 0, first.output
+    assert f"copied {len(held)} messages" in first.output
+    assert "sessions" in first.output
+    assert everything(target) == everything(source)
+    again = run_copy(*urls)
+    assert f"copied 0 messages (0.0 MB), brought 0 up to date, {len(held)} were the same" in again.output
+    assert everything(target) == everything(source)
+
+
+def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
+    urls: tuple[str, str], stores: tuple[Store, Store]
+) -> None:
+    source, target = stores
+    held = fill(source)
+    run_copy(*urls)
+    hold(source)
+    release(source, held[3], 1)
+    source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), what="restored")
+    source.set_digests_stopped(BOB, None)
+    source.set_digests_stopped(ALICE, now())
+    source.revoke_links(BOB, now())
+    with source.digesting(BOB, now(), 3, at_once=True):
+        pass
+    result = run_copy(*urls)
+    assert "copied 1 messages" in result.output
+    assert everything(target) == everything(source)
+
+
+def test_the_same_mail_is_known_in_the_new_store(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    data = mail()
+    held = hold(source, data)
+    run_copy(*urls)
+    assert hold(target, data) == Held(held.id, known=True)
+
+
+def test_a_copied_digest_goes_on_where_the_old_store_stopped(
+    urls: tuple[str, str], stores: tuple[Store, Store]
+) -> None:
+    source, target = stores
+    told, untold = hold(source, recipients=[ALICE]), None
+    with source.digesting(ALICE, now(), 10, at_once=True) as digest:
+        pass
+    untold = hold(source, recipients=[ALICE])
+    run_copy(*urls)
+    assert target.digest_recipient(digest.id) == ALICE
+    with target.digesting(ALICE, now(), 10, at_once=True) as next_digest:
+        assert [d.id for d in next_digest.deliveries] == [untold.id]
+    assert target.delivery(told.id, 0).announced_at is not None
+
+
+def test_a_release_under_way_is_tried_again_from_the_new_store(
+    urls: tuple[str, str], stores: tuple[Store, Store]
+) -> None:
+    source, target = stores
+    held = hold(source)
+    release(source, held, 0, RelayDeferred("450 busy"))
+    run_copy(*urls)
+    with target.releasing(held.id, 0, set(), BY_LINK, now() + timedelta(hours=1)) as delivery:
+        assert delivery.attempts == 2
+    assert target.delivery(held.id, 0).state is State.RELEASED
+
+
+def test_what_was_done_in_the_new_store_after_the_switch_is_not_undone(
+    urls: tuple[str, str], stores: tuple[Store, Store]
+) -> None:
+    source, target = stores
+    mine, late = hold(source), hold(source)
+    source.set_digests_stopped(ALICE, now())
+    run_copy(*urls)
+    release(source, late, 0)  # the last act before the switch
+    target.heartbeat(now())
+    release(target, mine, 0)
+    target.set_digests_stopped(ALICE, None)
+    came = hold(target)
+    result = run_copy(*urls)
+    assert result.exit_code == 0
+    assert target.delivery(mine.id, 0).state is State.RELEASED
+    assert target.delivery(late.id, 0).state is State.RELEASED
+    assert target.person(ALICE).stopped_at is None
+    assert target.deliveries(came.id)
+
+
+def test_mail_that_came_to_both_stores_stays_in_both_places(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    hold(source)
+    run_copy(*urls)
+    data = mail()
+    old, new = hold(source, data), hold(target, data)
+    assert run_copy(*urls).exit_code == 0
+    assert target.deliveries(old.id)
+    assert b"".join(target.body(old.id)) == data
+    assert hold(target, data) == Held(new.id, known=True)
+    assert run_copy(*urls).exit_code == 0
+
+
+def test_a_copy_may_go_back(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    fill(source)
+    run_copy(*urls)
+    came = hold(target)
+    result = run_copy(urls[1], urls[0])
+    assert result.exit_code == 0, result.output
+    assert source.deliveries(came.id) == target.deliveries(came.id)
+
+
+def test_old_mail_finds_its_day(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    from tests.builders import body, export
+
+    data = mail()
+    held = source.add(export(data), body(data), Tier.SPAM, [], at=now() - timedelta(days=200))
+    run_copy(*urls)
+    assert target.delivery(held.id, 0).message.held_at == held_at(held.id)
+
+
+# ---- interrupted
+
+
+def test_a_copy_that_fails_in_the_middle_goes_on(
+    urls: tuple[str, str], stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    held = fill(source)
+    calls = 0
+    take = type(target).take
+
+    def failing(self: Store, *args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise StoreUnavailable("the disk is full: make room")
+        take(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(target), "take", failing)
+    result = run_copy(*urls)
+    assert result.exit_code == 1
+    assert "the disk is full" in result.output
+    assert "Run the same command again" in result.output
+    assert len(target.message_ids(None, 100)) == 4
+    monkeypatch.undo()
+    assert f"copied {len(held) - 4} messages" in run_copy(*urls).output
+    assert everything(target) == everything(source)
+
+
+def test_a_copy_killed_at_any_moment_goes_on(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    for _ in range(120):
+        hold(source)
+    fill(source)
+    program = (
+        "import os, signal, sys; from portal import moving\n"
+        "def told(done, total, size):\n"
+        "    print(done, flush=True)\n"
+        "with moving.opened(sys.argv[1], sys.argv[2]) as (old, new): moving.copy(old, new, told)\n"
+    )
+    for stop_at in (3, 40):
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, *urls], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+        )
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= stop_at:
+                child.send_signal(signal.SIGKILL)
+                break
+        child.stdout.close()
+        assert child.wait() == -signal.SIGKILL
+        assert len(target.message_ids(None, 1000)) >= stop_at
+    assert run_copy(*urls).exit_code == 0
+    assert everything(target) == everything(source)
+
+
+def test_mail_may_come_and_be_released_while_it_runs(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    held = [hold(source) for _ in range(10)]
+
+    def meanwhile(done: int, total: int, size_bytes: int) -> None:
+        if done % 3 == 0:
+            hold(source)
+            release(source, held[done % 10], done % 2)
+
+    try:
+        moving.copy(source, target, meanwhile)
+    except AlreadyDone:
+        pytest.fail("a release met the copy")
+    moving.copy(source, target, lambda *_: None)
+    assert everything(target) == everything(source)
+
+
+# ---- bad input
+
+
+def snapshot(store: Store) -> object:
+    return everything(store)
+
+
+def test_a_store_is_not_copied_onto_itself(store_url: str, store: Store) -> None:
+    hold(store)
+    before = everything(store)
+    same = (
+        store_url.replace("files://", "files:///")
+        if store_url.startswith("files")
+        else store_url + "&application_name=x"
+    )
+    for target in (store_url, same):
+        result = run_copy(store_url, target)
+        assert result.exit_code == 2
+        assert "same store" in result.output
+    assert everything(store) == before
+
+
+def test_two_quarantines_are_not_mixed(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    hold(source)
+    hold(target)
+    before = everything(target)
+    result = run_copy(*urls)
+    assert result.exit_code == 2
+    assert "did not come from FROM" in result.output
+    assert "empty store" in result.output
+    assert everything(target) == before
+
+
+def test_a_store_that_is_not_there_is_named_and_none_is_made(tmp_path: Path, store_url: str, store: Store) -> None:
+    missing = tmp_path / "nowhere"
+    result = run_copy(f"files://{missing}", store_url)
+    assert result.exit_code == 2
+    assert f"FROM: {missing} is no quarantine store" in result.output
+    assert not missing.exists()
+    result = run_copy(store_url, "postgresql://me:hush-hush@127.0.0.1:1/nowhere")
+    assert result.exit_code == 2
+    assert "TO: " in result.output
+    assert "hush-hush" not in result.output
+    result = run_copy(store_url, "mysql://localhost/x")
+    assert result.exit_code == 2
+    assert "TO: unknown store 'mysql'" in result.output
+
+
+def test_a_folder_with_other_things_becomes_no_store(tmp_path: Path, store_url: str, store: Store) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("x")
+    result = run_copy(store_url, f"files://{home}")
+    assert result.exit_code == 2
+    assert "thesis.txt" in result.output
+    assert [path.name for path in home.iterdir()] == ["thesis.txt"]
+
+
+def test_a_database_without_our_tables_or_of_another_version_is_said_so(postgres_dsn: str, files_url: str) -> None:
+    open_store(files_url).close()
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        for version, words in (("0", "quarantine init"), ("999", "upgrade this program")):
+            connection.execute("update setting set value = %s where name = 'schema_version'", [version])
+            result = run_copy(files_url, postgres_dsn)
+            assert result.exit_code == 2
+            assert "TO: " in result.output
+            assert words in result.output
+
+
+def damage(url: str, id: UUID) -> None:
+    if url.startswith("files"):
+        path = next(Path(url.removeprefix("files://")).rglob(f"{id}.eml.zst"))
+        data = bytearray(path.read_bytes())
+        data[20] ^= 1
+        path.write_bytes(data)
+    else:
+        with psycopg.connect(url) as connection:
+            connection.execute(
+                "update body_chunk set data = set_byte(data, 20, 255 - get_byte(data, 20)) where body_id = %s", [id]
+            )
+
+
+def lose(url: str, id: UUID) -> None:
+    if url.startswith("files"):
+        next(Path(url.removeprefix("files://")).rglob(f"{id}.eml.zst")).unlink()
+    else:
+        with psycopg.connect(url) as connection:
+            connection.execute("delete from body_chunk where body_id = %s", [id])
+
+
+def test_damaged_and_missing_mail_is_listed_and_the_rest_copied(
+    urls: tuple[str, str], stores: tuple[Store, Store]
+) -> None:
+    source, target = stores
+    good, damaged, missing, last = [hold(source) for _ in range(4)]
+    damage(urls[0], damaged.id)
+    lose(urls[0], missing.id)
+    for _ in range(2):
+        result = run_copy(*urls)
+        assert result.exit_code == 1
+        assert f"their mail is missing from FROM: 1\n  {missing.id}" in result.output
+        assert f"their mail is damaged: 1\n  {damaged.id}" in result.output
+        assert set(target.message_ids(None, 10)) == {good.id, last.id}
+
+
+def test_nothing_of_a_mail_is_told_when_it_fails(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    held = hold(stores[0], subject="Hush hush")
+    damage(urls[0], held.id)
+    assert "Hush" not in run_copy(*urls).output
