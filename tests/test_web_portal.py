@@ -189,16 +189,23 @@ def test_attachments_are_named_and_not_served(site: Site) -> None:
     [
         b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (i, i) for i in range(1000)),
         b"To: " + b"a@example.org, " * 100_000 + b"\r\n\r\nhi",
-        b"Content-Type: text/html\r\n\r\n" + b"<!--" * 65_536,
         b"Subject: " + b"=?utf-8?q?a?= " * 20_000 + b"\r\n\r\nhi",
     ],
-    ids=["deep", "addresses", "comments", "words"],
+    ids=["deep", "addresses", "words"],
 )
 def test_mail_that_no_parser_survives_shows_its_headers(site: Site, data: bytes) -> None:
     page = site.signed_in(ALICE).get(f"/messages/{site.hold(data=b'X-First: yes' + bytes([13, 10]) + data).id}/")
     assert page.status == 200
     assert "cannot be shown" in page.text
     assert "X-First: yes" in page.text
+
+
+def test_html_at_the_edge_of_what_can_be_read_in_time_has_a_page(site: Site) -> None:
+    # About 2 s of CPU, the child's limit: whether it gets through is the machine's affair, that there is a page is ours.
+    held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + b"<!--" * 65_536)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/")
+    assert page.status == 200
+    assert "<!--" not in page.text
 
 
 def test_a_mail_whose_bytes_are_gone_keeps_its_page(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
