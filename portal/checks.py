@@ -163,6 +163,13 @@ def keys(settings: Settings, store: Store | None) -> Iterator[Finding]:
     if not settings.links.keys and not keys_path(settings).exists():
         yield Finding(False, "link keys", f"{where} does not exist yet: run quarantine init as the service's user")
         return
+    if not settings.links.keys and not keys_path(settings).is_absolute():
+        yield Finding(
+            None,
+            "link keys",
+            f"{where} is looked for from the current folder: set links.keys_file to a whole path, or service and "
+            "commands may use different keys",
+        )
     links = make_links(settings)
     if store is not None:
         agree_on_keys(store, links)

@@ -260,6 +260,15 @@ def test_check_names_each_problem_and_how_to_mend_it(
     assert {f["what"] for f in findings if f["ok"] is False} >= {"relay", "public_url", "digest process"}
 
 
+def test_check_names_a_key_file_that_depends_on_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", "my.keys")
+    run("init")
+    assert "set links.keys_file to a whole path" in run("check").output
+
+
 def test_a_store_that_cannot_be_reached_is_a_sentence_without_its_password(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,7 +201,7 @@ def test_mail_that_no_parser_survives_shows_its_headers(site: Site, data: bytes)
 
 
 def test_html_at_the_edge_of_what_can_be_read_in_time_has_a_page(site: Site) -> None:
-    # About 2 s of CPU, the child's limit: whether it gets through is the machine's affair, that there is a page is ours.
+    # About 2 s of CPU, the child's limit: whether it gets through is the machine's affair, the page is ours.
     held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + b"<!--" * 65_536)
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/")
     assert page.status == 200
