@@ -290,7 +290,7 @@ def refuse(id: str, recipient: str | None, reason: str) -> None:
 
 
 @main.command()
-@click.option("--older-than-days", type=click.IntRange(1), help="Instead of store.retention_days.")
+@click.option("--older-than-days", type=click.IntRange(1, 3650), help="Instead of store.retention_days.")
 @guarded
 def purge(older_than_days: int | None) -> None:
     """Remove what is past its retention; what is requested or being released stays."""

@@ -116,5 +116,5 @@ def _deliveries(
 
 
 def _quoted(term: str) -> str:
-    # Terms hold letters, digits, marks, "=" and "-" alone; nothing of them can end the quotes.
+    # Terms hold letters, digits, marks and "=" alone; nothing of them can end the quotes.
     return f"'{term[:-1]}':*" if term.endswith("*") else f"'{term}'"

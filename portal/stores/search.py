@@ -1,10 +1,10 @@
 """Searching, the same in both stores: what of a message is indexed, what a question asks the index for, and pages.
 
 A message is indexed under *terms*: its words – of the subject, the envelope sender and the From header – and, with an
-``=`` in front, which no word has, its tier, its score's whole part and a hash of each recipient. Both stores keep them
-in their own inverted index, PostgreSQL in a `tsvector` with GIN, SQLite in FTS5; the words are made here, since the
-two would cut and fold text differently. What a question asks for becomes groups of terms: one term of each group must
-be there. So query text never reaches a query language.
+``=`` in front, which no word has, its tier, its score in whole points and a hash of each recipient. Both stores keep
+them in their own inverted index, PostgreSQL in a `tsvector` with GIN, SQLite in FTS5; the words are made here, since
+the two would cut and fold text differently. What a question asks for becomes groups of terms: one term of each group
+must be there. So query text never reaches a query language.
 
 What is bounded: the index is asked day by day, newest first, for a batch of messages below the last one seen, until
 the page is full; what the index cannot know (a state, the exact score, the middle of a word of the sender) is looked
@@ -30,7 +30,7 @@ FOLDED_CHARS = 2_000  # of a subject or sender that are indexed
 SUBJECT_WORDS = 48  # a subject with more is found by its first ones
 SENDER_WORDS = 24
 WORD_CHARS = 64  # longer ones are found by their beginnings
-_SCORE_MIN, _SCORE_MAX = -20, 100  # whole points told apart by the index
+_SCORE_MIN, _SCORE_MAX = -20, 179  # whole points told apart by the index: 200 of them
 
 Key = tuple[UUID, int]
 Terms = tuple[tuple[str, ...], ...]  # groups, of each of which one term must be there; "abc*" is a beginning
@@ -81,7 +81,7 @@ def terms(
     found += words(f"{envelope_sender or ''} {header_from}", SENDER_WORDS)
     found += [f"={tier.value}", *(recipient_term(recipient) for recipient in recipients)]
     if score is not None and not math.isnan(score):
-        found.append(f"=s{_whole(score)}")
+        found.append(f"=s{_points(score):03}")
     return list(dict.fromkeys(found))
 
 
@@ -90,8 +90,17 @@ def recipient_term(recipient: str) -> str:
     return "=r" + hashlib.blake2b(recipient.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _whole(score: float) -> int:
-    return math.floor(max(_SCORE_MIN, min(_SCORE_MAX, score)))
+def _points(score: float) -> int:
+    return math.floor(max(_SCORE_MIN, min(_SCORE_MAX, score))) - _SCORE_MIN
+
+
+def _between(low: int, high: int) -> Iterator[str]:
+    """Terms for these points and those between: a hundred or ten of them are one beginning."""
+    while low <= high:
+        width = next(width for width in (100, 10, 1) if low % width == 0 and low + width - 1 <= high)
+        digits = f"{low:03}"
+        yield f"=s{digits}" if width == 1 else f"=s{digits[: 4 - len(str(width))]}*"
+        low += width
 
 
 def wanted_terms(wanted: Filter) -> Terms | None:
@@ -107,11 +116,11 @@ def wanted_terms(wanted: Filter) -> Terms | None:
     if wanted.tiers and wanted.tiers != frozenset(Tier):
         groups.append(tuple(f"={tier.value}" for tier in sorted(wanted.tiers)))
     if wanted.score_min is not None or wanted.score_max is not None:
-        low = _SCORE_MIN if wanted.score_min is None else _whole(wanted.score_min)
-        high = _SCORE_MAX if wanted.score_max is None else _whole(wanted.score_max)
+        low = _points(_SCORE_MIN if wanted.score_min is None else wanted.score_min)
+        high = _points(_SCORE_MAX if wanted.score_max is None else wanted.score_max)
         if low > high:
             return None
-        groups.append(tuple(f"=s{score}" for score in range(low, high + 1)))
+        groups.append(tuple(_between(low, high)))
     if groups and wanted.recipient is not None:
         groups.append((recipient_term(identity(wanted.recipient)),))
     return tuple(groups)

@@ -73,7 +73,7 @@ def bring_in(connection: sqlite3.Connection) -> None:
         # The tokenizer takes terms as they are: all but ASCII's other characters belongs to a word.
         connection.execute(
             f"CREATE VIRTUAL TABLE IF NOT EXISTS {table} USING fts5(terms, content='', detail=none, columnsize=0, "
-            "prefix='2 3', tokenize=\"ascii tokenchars '=-'\")"
+            "prefix='2 3', tokenize=\"ascii tokenchars '='\")"
         )
         connection.execute(
             f"INSERT INTO {table} (rowid, terms) SELECT key, terms FROM unindexed "  # noqa: S608 - a date
@@ -126,7 +126,7 @@ def drop_if_empty(connection: sqlite3.Connection, day: date) -> None:
 
 
 def _quoted(term: str) -> str:
-    # Terms hold letters, digits, marks, "=" and "-" alone; nothing of them can end the quotes.
+    # Terms hold letters, digits, marks and "=" alone; nothing of them can end the quotes.
     return f'"{term[:-1]}"*' if term.endswith("*") else f'"{term}"'
 
 

@@ -1,0 +1,531 @@
+"""Searching, on both stores: words and beginnings of words, dates, scores, tiers, states; hostile text; plans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from portal.__main__ import main
+from portal.message import Delivery, Filter, State, Tier, held_at, new_id
+from portal.stores import Page, Store, search
+from portal.stores.files import FileStore
+from portal.stores.postgres import PostgresStore
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, now
+
+DAY = timedelta(days=1)
+
+
+def ids(page: Page) -> list[UUID]:
+    return [delivery.id for delivery in page.deliveries]
+
+
+def every_page(ask: Callable[[Any], Page]) -> list[Delivery]:
+    """All pages one after the other, which get no longer than their limit and come to an end."""
+    found, before = [], None
+    for _ in range(1000):
+        page = ask(before)
+        found += page.deliveries
+        if page.next is None:
+            return found
+        assert before is None or page.next < before
+        before = page.next
+    raise AssertionError("there is no end")
+
+
+def found(store: Store, **wanted: Any) -> list[UUID]:
+    """The messages found, each once, newest first."""
+    return list(dict.fromkeys(d.id for d in every_page(lambda b: store.search(Filter(**wanted), 7, b))))
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "invoice",
+        "INVOICE",
+        "inv",
+        "i",
+        "overdue invoice",
+        "invoice overdue",
+        "  invoice,  overdue! ",
+        "inv over",
+        "2026-0815",
+        "0815",
+        "invoice promo",  # the sender's words count as well
+        "promo@example.net",
+        "example.net",
+        "shop",
+        "inv invoice",
+    ],
+)
+def test_words_and_beginnings_of_words_are_found(store: Store, words: str) -> None:
+    held = hold(store, subject="Your invoice no. 2026-0815 is OVERDUE", header_from="The Shop <promo@example.net>")
+    hold(store, subject="Offer", header_from="Other <x@example.com>", envelope_sender="x@example.com")
+    assert found(store, words=words) == [held.id]
+
+
+@pytest.mark.parametrize(
+    "words", ["nvoice", "voice", "invoices", "invoice paid", "=spam", "spam", "s17", "alice", "'invoice'x", "in voice"]
+)
+def test_what_no_word_begins_with_is_not_found(store: Store, words: str) -> None:
+    hold(store, subject="Your invoice is overdue")
+    assert found(store, words=words) == []
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\n\u3000"])
+def test_no_words_do_not_restrict(store: Store, blank: str) -> None:
+    held = hold(store)
+    assert found(store, words=blank) == [held.id]
+    assert len(store.list_for(ALICE, {State.HELD}, 9, words=blank).deliveries) == 1
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("Schöne Grüße aus München", "grüsse MÜNCHEN"),
+        ("Schöne Grüße aus München", "schone grusse munchen"),
+        ("Schone Grusse", "schöne Grüße"),
+        ("Cafe\u0301 Zürich", "café zurich"),
+        ("Ваш счёт готов", "СЧЕТ"),
+        ("Ο ΛΟΓΑΡΙΑΣΜΌΣ ΣΑΣ", "λογαριασμος"),
+        ("İSTANBUL", "istanbul"),
+        ("ｆｕｌｌ ｗｉｄｔｈ", "full width"),
+        ("𝐁𝐨𝐥𝐝 𝕄𝕒𝕥𝕙", "bold math"),
+        ("हिन्दी में समाचार", "हिन्दी समा"),
+        ("ใบแจ้งหนี้ของคุณ", "ใบแจ้ง"),
+        ("청구서가 도착했습니다", "청구서"),
+        ("فاتورة جديدة", "فاتورة"),
+        ("您的发票已经逾期", "您的"),
+        ("您的发票已经逾期", "发票"),
+        ("您的发票已经逾期", "期"),
+        ("您的发票已经逾期", "发票 逾期"),
+        ("請求書のお知らせです", "お知らせ"),
+        ("ﾒｰﾙのｾｷｭﾘﾃｨ", "セキュリティ"),
+        ("Re:您的VISA卡", "visa"),
+    ],
+)
+def test_case_accents_and_forms_do_not_matter_in_any_script(store: Store, subject: str, words: str) -> None:
+    held = hold(store, subject=subject)
+    hold(store, subject="Offer")
+    assert found(store, words=words) == [held.id]
+
+
+def test_marks_that_make_another_word_do_matter(store: Store) -> None:
+    ga = hold(store, subject="がす")
+    ka = hold(store, subject="かす")
+    assert found(store, words="がす") == [ga.id]
+    assert found(store, words="かす") == [ka.id]
+
+
+def test_of_a_long_subject_the_first_words_are_found_and_of_a_long_word_its_beginning(store: Store) -> None:
+    long = "x" * 60 + "y" * 5_000
+    held = hold(store, subject=long + " " + " ".join(f"word{n}" for n in range(5_000)))
+    few = hold(store, subject=" ".join(f"word{n}" for n in range(45)))
+    assert found(store, words=long) == [] or found(store, words=long) == [held.id]
+    assert found(store, words="x" * 60) == [held.id]
+    assert found(store, words=" ".join(f"word{n}" for n in range(45))) == [few.id]
+
+
+# ---- everything else
+
+
+def test_dates_from_and_until(store: Store) -> None:
+    held = hold(store, subject="invoice")
+    at = held_at(held.id)
+    ms = timedelta(milliseconds=1)
+    for words in ("", "invoice"):
+        assert found(store, words=words, since=at, until=at + ms) == [held.id]
+        assert found(store, words=words, since=at + ms) == []
+        assert found(store, words=words, until=at) == []
+        assert found(store, words=words, since=at - 400 * DAY, until=at + 400 * DAY) == [held.id]
+        assert found(store, words=words, since=at + DAY, until=at - DAY) == []
+
+
+def test_scores(store: Store) -> None:
+    scores = [-30.5, -0.5, 0.0, 6.99, 7.0, 15.0, 15.01, 99.9, 250.0, 1e300, None]
+    held = {score: hold(store, subject="invoice", score=score).id for score in scores}
+    for words in ("", "invoice"):
+
+        def having(**wanted: float) -> list[float]:
+            of = {id: score for score, id in held.items()}
+            return sorted(of[id] for id in found(store, words=words, **wanted))
+
+        assert having(score_min=7) == [7.0, 15.0, 15.01, 99.9, 250.0, 1e300]
+        assert having(score_max=7) == [-30.5, -0.5, 0.0, 6.99, 7.0]
+        assert having(score_min=6.995, score_max=15.005) == [7.0, 15.0]
+        assert having(score_min=-100, score_max=-0.1) == [-30.5, -0.5]
+        assert having(score_min=200) == [250.0, 1e300]
+        assert having(score_min=float("inf")) == having(score_min=8, score_max=7) == []
+        assert having(score_min=float("nan")) == []
+
+
+def test_tiers(store: Store) -> None:
+    held = {tier: hold(store, tier=tier).id for tier in Tier}
+    for tier in Tier:
+        assert found(store, tiers=frozenset({tier})) == [held[tier]]
+    assert found(store, tiers=frozenset({Tier.SPAM, Tier.DANGEROUS})) == [held[Tier.DANGEROUS], held[Tier.SPAM]]
+    assert len(found(store, tiers=frozenset(Tier))) == 3
+
+
+def test_states_with_and_without_words(store: Store) -> None:
+    helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State))]
+    ways = {
+        State.REQUESTED: lambda id: store.move(id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested"),
+        State.DELETED: lambda id: store.move(id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted"),
+        State.RELEASED: lambda id: store.releasing(id, 0, {State.HELD}, BY_LINK, now()).__enter__(),
+    }
+    claims = []
+    for id, state in zip(helds, (State.HELD, *ways), strict=False):
+        if state is State.RELEASED:
+            with store.releasing(id, 0, {State.HELD}, BY_LINK, now()):
+                pass
+        elif state in ways:
+            ways[state](id)
+    claims.append(store.releasing(helds[4], 0, {State.HELD}, BY_LINK, now()))
+    with claims[0]:
+        states = [store.delivery(id, 0).state for id in helds]
+        assert set(states) == set(State)
+        for words in ("", "invoice"):
+            for id, state in zip(helds, states, strict=True):
+                assert found(store, words=words, states=frozenset({state})) == [id]
+            for several in ({State.RELEASED, State.DELETED}, {State.HELD, State.REQUESTED}, set(State) - {State.HELD}):
+                expected = [id for id, state in zip(helds, states, strict=True) if state in several]
+                assert found(store, words=words, states=frozenset(several)) == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("sender", "finds"),
+    [
+        ("shop", True),
+        ("hop", True),  # a part of it, as ever
+        ("THE SHÖP", True),
+        ("e Shop <promo@ex", True),
+        ("omo@example.net", True),
+        ("@example.net", True),
+        ("@xample.net", False),
+        ("promo example", False),
+        ("bounce+", True),
+        ("invoice", False),
+    ],
+)
+def test_a_part_of_the_sender(store: Store, sender: str, finds: bool) -> None:
+    said = {"envelope_sender": "bounce+7@lists.example.net", "header_from": "The Shöp <promo@example.net>"}
+    held = hold(store, subject="invoice", **said)
+    hold(store, subject="invoice", envelope_sender="", header_from="Other <o@example.com>")
+    for more in ({}, {"words": "inv"}, {"recipient": ALICE}, {"score_min": 3}):
+        assert found(store, sender=sender, **more) == ([held.id] if finds else [])
+
+
+def test_all_of_it_at_once_over_pages(store: Store) -> None:
+    wanted = [hold(store, subject=f"Invoice {n}", tier=Tier.SUSPICIOUS, score=20 + n / 10).id for n in range(6)]
+    for n in range(6):
+        hold(store, subject=f"Offer {n}", tier=Tier.SUSPICIOUS, score=20)
+        hold(store, subject=f"Invoice {n}", tier=Tier.SPAM, score=20)
+        hold(store, subject=f"Invoice {n}", tier=Tier.SUSPICIOUS, score=3)
+        hold(store, subject=f"Invoice {n}", tier=Tier.SUSPICIOUS, score=20, recipients=[BOB])
+        hold(store, subject=f"Invoice {n}", tier=Tier.SUSPICIOUS, score=20, envelope_sender="", header_from="x")
+    everything = Filter(
+        recipient=ALICE, words="inv", sender=SENDER, tiers=frozenset({Tier.SUSPICIOUS}), score_min=20, score_max=25,
+        states=frozenset({State.HELD}), since=held_at(wanted[0]), until=now() + DAY,
+    )  # fmt: skip
+    for limit in (1, 2, 6, 50):
+        assert [d.id for d in every_page(lambda b: store.search(everything, limit, b))] == wanted[::-1]
+
+
+def test_pages_go_on_within_a_message_with_many_recipients(store: Store) -> None:
+    held = [hold(store, subject="invoice", recipients=[f"p{n}@example.org" for n in range(10)]).id for _ in range(2)]
+    pages = every_page(lambda b: store.search(Filter(words="invoice"), 3, b))
+    assert [(d.id, d.number) for d in pages] == [(id, n) for id in held[::-1] for n in range(9, -1, -1)]
+
+
+def test_more_recipients_than_a_batch_are_all_found(store: Store) -> None:
+    count = search.BATCH * 2 + 3
+    held = hold(store, subject="invoice", recipients=[f"p{n}@example.org" for n in range(count)], announce=())
+    hold(store, subject="other")
+    pages = every_page(lambda b: store.search(Filter(words="invoice"), 400, b))
+    assert [d.number for d in pages] == list(range(count))[::-1]
+    assert found(store, recipient="p77@example.org", words="invoice") == [held.id]
+
+
+# ---- a recipient's own
+
+
+def test_a_recipient_finds_their_own_alone(store: Store) -> None:
+    both = hold(store, subject="invoice one").id
+    hold(store, subject="invoice two", recipients=[BOB])
+    page = store.list_for(ALICE, {State.HELD}, 10, words="inv")
+    assert ids(page) == [both]
+    assert {d.recipient for d in page.deliveries} == {ALICE}
+    assert not store.list_for(MALLORY, set(State), 10, words="invoice").deliveries
+    assert not store.list_for(ALICE, {State.DELETED}, 10, words="invoice").deliveries
+    assert not store.list_for(ALICE, set(), 10, words="invoice").deliveries
+    assert not store.list_for(ALICE, set(State), 10, words="bob").deliveries
+
+
+def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
+    held = hold(store, subject="invoice", recipients=(), announce=())
+    assert found(store, recipient="", words="invoice") == [held.id]
+    assert found(store, recipient=ALICE, words="invoice") == []
+    store.assign(held.id, 0, "Alice@example.org", BY_OPERATOR)
+    assert ids(store.list_for(ALICE, {State.HELD}, 10, words="invoice")) == [held.id]
+
+
+def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = "portal.stores.files" if isinstance(store, FileStore) else "portal.stores.postgres"
+    with monkeypatch.context() as clock:
+        clock.setattr(f"{room}.new_id", lambda at=None: new_id(now() - 40 * DAY))
+        gone = hold(store, subject="invoice").id
+        kept = hold(store, subject="invoice").id
+    stays = hold(store, subject="invoice").id
+    store.move(kept, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    assert set(found(store, words="invoice")) == {gone, kept, stays}
+    store.purge(now() - 30 * DAY, now())
+    assert found(store, words="invoice") == [stays, kept]
+    store.move(kept, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, now(), what="refused")
+    store.purge(now() - 30 * DAY, now())
+    assert found(store, words="invoice") == [stays]
+    if isinstance(store, FileStore):
+        with store.db.read() as connection:
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name GLOB 'words_????????'")
+            assert tables.fetchone() == (1,)
+
+
+# ---- hostile text
+
+
+HOSTILE = [
+    '"', "'", "''", '""', "\\", "\\'", "(", ")", "()", "*", "a*", "*a", "^a", "a:*", "a:b", "-a", "+a", "!a", "a & b",
+    "a | b", "a <-> b", "AND", "OR", "NOT", "NEAR", "NEAR(a b)", "a AND", "{a}: b", "terms : a", "rowid:1", ";", "--",
+    "%", "_", "?", ":a", "$1", "%s", "\0", "a\0b", "\ud800", "a\udcff", "\ufffe", "\x1b[2J", "=spam", "=s17", "=r",
+    "\N{COMBINING ACUTE ACCENT}", "\N{ZERO WIDTH JOINER}", "ß" * 3000, "a" * 10_000, "a " * 5_000, "(" * 10_000,
+    '"' * 10_001, " ".join(f"w{n}" for n in range(3_000)), "漢" * 10_000, "\U0010ffff", "ﷺ" * 100,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_finds_something_or_nothing(store: Store, text: str) -> None:
+    hold(store, subject="Offer")
+    for wanted in ({"words": text}, {"sender": text}, {"words": text, "recipient": text}):
+        for page in (store.search(Filter(**wanted), 5), store.search(Filter(**wanted, score_min=1), 5)):
+            assert len(page.deliveries) <= 2
+    store.list_for(text, {State.HELD}, 5, words=text)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_subjects_are_held_and_found_by_their_words(store: Store, text: str) -> None:
+    text = text.replace("\0", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as exporters promise
+    held = hold(store, subject=f"needle {text}", header_from=text)
+    assert found(store, words="needle") == [held.id]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(subject=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80), data=st.data())
+@example(subject="İi̇ ǅ ß", data=None)
+def test_any_word_of_a_subject_finds_it(store: Store, subject: str, data: Any) -> None:
+    held = hold(store, subject=subject)
+    words = search.words(subject, search.SUBJECT_WORDS)
+    if data is not None and words:
+        word = data.draw(st.sampled_from(words))
+        word = word[: data.draw(st.integers(1, len(word)))]
+        if search.words(word, 9) == [word]:  # a word cut before its marks may be none
+            assert held.id in ids(store.search(Filter(words=word), 1000))
+    for text in (subject, subject[::-1]):
+        store.search(Filter(words=text, sender=text), 5)
+
+
+# ---- what is bounded
+
+
+def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "LOOKED_AT", 10)
+    for module in ("search", "sqlite_search", "postgres_search"):
+        monkeypatch.setattr(f"portal.stores.{module}.BATCH", 4)
+    oldest = hold(store, header_from="The Shop <x@example.net>", score=20.5).id
+    for n in range(20):
+        hold(store, header_from=f"Other {n} <x@example.net>", score=20.1)
+    for wanted in (Filter(sender="hop"), Filter(score_min=20.4), Filter(words="offer", sender="hop")):
+        page = store.search(wanted, 5)
+        assert (page.deliveries, page.next is None) == ((), False)
+        assert {d.id for d in every_page(lambda b: store.search(wanted, 5, b))} == {oldest}
+        assert len(every_page(lambda b: store.search(wanted, 1, b))) == 2
+
+
+# ---- plans
+
+
+def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str) -> None:
+    store = FileStore.open(files_url.removeprefix("files://"))
+    for n in range(5):
+        held = hold(store, subject=f"invoice {n}")
+        store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    for wanted, index in (
+        (Filter(words="inv"), "VIRTUAL TABLE INDEX"),
+        (Filter(recipient=ALICE, words="invoice 3"), "VIRTUAL TABLE INDEX"),
+        (Filter(tiers=frozenset({Tier.SPAM}), score_min=10), "VIRTUAL TABLE INDEX"),
+        (Filter(sender="@example.net"), "VIRTUAL TABLE INDEX"),
+        (Filter(states=frozenset({State.DELETED, State.RELEASED})), "delivery_acted"),
+        (Filter(states=frozenset({State.REQUESTED})), "delivery_waiting"),
+        (Filter(since=now() - DAY, until=now()), "PRIMARY KEY"),
+    ):
+        store.search(wanted, 3)  # the index is brought up to date
+        asked: list[str] = []
+        with store.db.read() as connection:
+            connection.set_trace_callback(asked.append)
+        page = store.search(wanted, 3)
+        store.search(wanted, 3, page.next)
+        connection.set_trace_callback(None)
+        plans = []
+        for statement in asked:
+            if statement.startswith("SELECT") and "sqlite_master" not in statement:
+                steps = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+                plans += steps
+                if any("TEMP B-TREE" in step for step in steps):
+                    assert "json_each" in statement, (statement, steps)  # a batch, not a table
+        assert any(index in step for step in plans), plans
+        assert not [step for step in plans if re.fullmatch(r"SCAN (m|d|message|delivery)", step)], plans
+    store.close()
+
+
+@pytest.fixture
+def filled(postgres_dsn: str) -> Iterator[tuple[PostgresStore, psycopg.Connection[Any]]]:
+    """A store with 20,000 messages over five days, 100 of them with a rare word, and a connection beside it."""
+    store = PostgresStore.open(postgres_dsn)
+    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+        ids = [new_id(now() - n % 5 * DAY) for n in range(20_000)]
+        for day in range(5):
+            store.prepare_days(now() - day * DAY)
+        rows = [
+            (
+                id,
+                ["common", "offer", f"=s{n % 30:03}", "=spam", f"=r{n % 50:016x}", *(["rare"] if n % 199 == 0 else [])],
+            )
+            for n, id in enumerate(ids)
+        ]
+        with admin.cursor() as cursor:
+            cursor.executemany(
+                "insert into message (id, body_id, tier, subject, header_from, terms, score, symbols, flags, "
+                "body_sha256, size_bytes, has_8bit) values (%s, %s, 'spam', 'x', 'x', array_to_tsvector(%s), 7, '[]', "
+                "'{}', '', 1, false)",
+                [(id, id, terms) for id, terms in rows],
+            )
+            cursor.executemany(
+                "insert into delivery (message_id, number, recipient, address, state, state_at) "
+                "values (%s, 0, 'alice@example.org', 'alice@example.org', %s, now())",
+                [(id, "deleted" if n % 101 == 0 else "held") for n, id in enumerate(ids)],
+            )
+        admin.execute("vacuum analyze")
+        yield store, admin
+    store.close()
+
+
+def days_filled() -> list[str]:
+    return [f"{now() - n * DAY:%Y%m%d}" for n in range(5)]
+
+
+def asked_day(plan: str) -> str:
+    """The one day of messages that a plan reads."""
+    (day,) = set(re.findall(r"on message_(\d{8})\b", plan))
+    return str(day)
+
+
+def plans_of(monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection[Any], call: Callable[[], Any]) -> list[str]:
+    asked: list[tuple[str, Any]] = []
+    execute = psycopg.Cursor.execute
+
+    def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        if isinstance(query, str) and re.search("from (message|delivery)", query):
+            asked.append((query, params))
+        return execute(cursor, query, params, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Cursor, "execute", listen)
+        call()
+    return [
+        "\n".join(line for (line,) in admin.execute("explain (analyze, costs off, timing off) " + query, params))
+        for query, params in asked
+    ]
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(words="rare"), Filter(words="ra off"), Filter(words="rare", score_min=3, score_max=4)]
+)
+def test_postgresql_reads_a_rare_word_out_of_each_days_index(
+    monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]], wanted: Filter
+) -> None:
+    store, admin = filled
+    plans = plans_of(monkeypatch, admin, lambda: store.search(wanted, 1000))
+    asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
+    assert asked == sorted(set(asked), reverse=True), plans  # each day by itself, newest first
+    assert set(days_filled()) <= set(asked)
+    for plan in plans:
+        for day in days_filled():
+            assert f"Seq Scan on message_{day}" not in plan and f"Seq Scan on delivery_{day}" not in plan, plan
+        if "terms @@" in plan and asked_day(plan) in days_filled():
+            assert "_terms_idx" in plan and "Bitmap Index Scan" in plan, plan
+
+
+def test_postgresql_reads_no_older_day_than_fills_the_page(
+    monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]]
+) -> None:
+    store, admin = filled
+    plans = plans_of(monkeypatch, admin, lambda: store.search(Filter(words="common"), 20))
+    asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
+    assert set(days_filled()) & set(asked) == {days_filled()[0]}, plans
+
+
+def test_postgresql_walks_what_was_acted_on_by_an_index_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]]
+) -> None:
+    store, admin = filled
+    plan, _ = plans_of(monkeypatch, admin, lambda: store.search(Filter(states=frozenset({State.DELETED})), 20))
+    assert all(f"delivery_{day}_message_id_number_idx" in plan for day in days_filled()), plan
+    assert not [day for day in days_filled() if f"Seq Scan on delivery_{day}" in plan], plan
+
+
+# ---- the operator's command
+
+
+@pytest.mark.parametrize(
+    ("options", "finds"),
+    [
+        (["--words", "invo"], True),
+        (["--subject", "invoice shop"], True),
+        (["--words", "offer"], False),
+        (["--score-min", "20", "--score-max", "20.5"], True),
+        (["--score-min", "21"], False),
+        (["--tier", "dangerous", "--tier", "suspicious"], True),
+        (["--tier", "spam"], False),
+        (["--until", f"{now():%Y-%m-%d}"], True),  # the whole day
+        (["--until", f"{now() - DAY:%Y-%m-%d}"], False),
+        (["--until", "1h"], False),
+        (["--since", "1h", "--sender", "shop", "--words", "invoice", "--state", "held"], True),
+    ],
+)
+def test_the_operator_finds_it(
+    store: Store, store_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, options: list[str], finds: bool
+) -> None:
+    monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
+    monkeypatch.setenv("QUARANTINE_STORE__URL", store_url)
+    monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", str(tmp_path / "links.keys"))
+    id = hold(store, subject="Your invoice", header_from="The Shop <x@example.net>", score=20.5, tier=Tier.DANGEROUS).id
+    result = CliRunner().invoke(main, ["list", "--json", *options])
+    assert result.exit_code == 0, result.output
+    assert (str(id) in result.output) == finds
+
+
+def test_a_date_that_is_none_is_named(store_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
+    result = CliRunner().invoke(main, ["list", "--until", "tomorrow"])
+    assert result.exit_code == 1
+    assert "--until: 'tomorrow' is no date" in result.output
