@@ -188,9 +188,12 @@ def identity(address: str) -> str:
     """The recipient's identity: the whole address in lower case.
 
     Local parts are case-sensitive by RFC 5321, 2.4, yet no site has two people told apart by case alone; a
-    recipient who signs in as Alice@Example.org must see the mail for alice@example.org.
+    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. Only letters that are one the
+    other's capital are one: U+212A (KELVIN SIGN) in lower case is a k, yet it makes another address and another mailbox.
     """
-    return address.lower()
+    if address.isascii():
+        return address.lower()
+    return "".join(small if (small := letter.lower()).upper() == letter else letter for letter in address)
 
 
 def domain(address: str) -> str:
@@ -215,8 +218,11 @@ def held_at(quarantine_id: UUID) -> datetime:
 
 
 def first_id(at: datetime) -> UUID:
-    """The lowest UUIDv7-ordered value of a moment: ids held at or after ``at`` are >= it. A partition's bound."""
-    return UUID(int=(at - _EPOCH) // timedelta(milliseconds=1) << 80)
+    """The lowest UUIDv7-ordered value of a moment: ids held at or after ``at`` are >= it. A partition's bound.
+
+    Nothing was held before 1970: such a moment has the lowest id of all.
+    """
+    return UUID(int=max(0, (at - _EPOCH) // timedelta(milliseconds=1)) << 80)
 
 
 def parse_id(text: str) -> UUID | None:

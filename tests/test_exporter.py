@@ -344,6 +344,12 @@ def test_odd_local_parts_stay_as_written_and_repeated_recipients_come_once() -> 
         assert posted.export.flags == frozenset()
 
 
+def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people() -> None:
+    rcpt = ["mike@example.org", "mi\u212ae@example.org"]  # KELVIN SIGN
+    with post(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:  # type: ignore[union-attr]
+        assert posted.export.recipients == tuple(rcpt)
+
+
 @pytest.mark.parametrize(
     ("rcpt", "kept"),
     [

@@ -327,6 +327,13 @@ def test_an_address_is_kept_as_written_and_its_identity_in_lower_case(store: Sto
     ]
 
 
+def test_letters_that_only_look_alike_in_lower_case_are_different_people(store: Store) -> None:
+    recipients = ["mike@example.org", "mi\u212ae@example.org", "\u0130da@example.org", "i\u0307da@example.org"]
+    held = hold(store, recipients=recipients)
+    assert [(d.recipient, d.address) for d in store.deliveries(held.id)] == [(each, each) for each in recipients]
+    assert store.person("mike@example.org").address == "mike@example.org"
+
+
 def test_a_message_without_recipients_has_one_delivery_for_nobody(store: Store) -> None:
     held = hold(store, recipients=())
     (delivery,) = store.deliveries(held.id)
@@ -653,6 +660,8 @@ def test_search_since(store: Store) -> None:
     assert len(store.search(Filter(since=at), 10).deliveries) == 2
     assert not store.search(Filter(since=at + timedelta(milliseconds=1)), 10).deliveries
     assert len(store.search(Filter(since=at - 400 * DAY), 10).deliveries) == 2
+    assert len(store.search(Filter(since=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries) == 2
+    assert not store.search(Filter(until=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries
 
 
 def test_search_by_state(store: Store) -> None:
