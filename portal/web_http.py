@@ -59,8 +59,8 @@ class Row:
     dangerous: bool
     state: State
     state_at: str
-    reason: str
-    next_try: str
+    reason: str  # why it is held again
+    declined: bool  # whether that reason is an administrator's answer to a request
     size: str
 
 
@@ -188,9 +188,14 @@ class Web:
             state=delivery.state,
             state_at=self.when(delivery.state_at),
             reason=shown(delivery.reason, 300),
-            next_try=self.when(delivery.next_try_at) if delivery.next_try_at else "",
+            declined=bool(delivery.reason) and delivery.state is State.HELD and self._declined(delivery),
             size=size_words(message.size_bytes),
         )
+
+    def _declined(self, delivery: Delivery) -> bool:
+        """Whether its reason is an administrator's word: after a request, an operator's release may have failed."""
+        events = self.parts.store.history(delivery.id, delivery.number)
+        return next((e.what for e in reversed(events) if e.what in ("refused", "failed")), "") == "refused"
 
 
 def json_answer(status: int, value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HTTPResponse:

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from portal.assemble import Parts
+from portal.errors import RelayRefused
 from portal.links import Action
 from portal.message import State, Tier
 from portal.stores import Held
@@ -141,7 +142,22 @@ def test_a_declined_request_says_why(site: Site) -> None:
     link = site.link(Action.ASK, held)
     site.browser().post(link, PRESS)
     site.parts.acts.refuse(held.id, 0, BY_OPERATOR, "it is a virus")
-    assert "it is a virus" in site.browser().get(link).text
+    page = site.browser().get(link).text
+    assert "The request was declined" in page
+    assert "it is a virus" in page
+
+
+def test_a_release_that_the_mail_server_refused_is_not_called_declined(site: Site, relay: SmtpServer) -> None:
+    held = site.hold(Tier.DANGEROUS)
+    link = site.link(Action.ASK, held)
+    site.browser().post(link, PRESS)
+    relay.script["RCPT"] = "550 5.1.1 no such user"
+    with pytest.raises(RelayRefused):
+        site.parts.acts.release(held.id, 0, BY_OPERATOR, operator=True)
+    page = site.browser().get(link).text
+    assert "The last release did not work" in page
+    assert "no such user" in page
+    assert "declined" not in page
 
 
 def test_a_busy_mail_server_means_on_its_way(make_parts: Callable[..., Parts]) -> None:
