@@ -46,9 +46,10 @@ class _Refused(Exception):
 
 
 def is_export(environ: Mapping[str, Any]) -> bool:
-    """Whether a GET of the root is Rspamd's: it says GET when the message is empty (metadata_exporter.lua)."""
+    """Whether a GET of the root is Rspamd's: it says GET when the message is empty (metadata_exporter.lua). The
+    prefix of the metadata headers is the rule's."""
     return environ.get("CONTENT_LENGTH") in ("0", "") and any(
-        name.startswith("HTTP_X_") and name.endswith(("_RCPT", "_QID", "_ACTION")) for name in environ
+        name.startswith("HTTP_") and name.endswith(("_RCPT", "_QID", "_ACTION")) for name in environ
     )
 
 

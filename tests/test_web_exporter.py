@@ -104,6 +104,12 @@ def test_an_empty_message_comes_as_get_and_is_not_selected(site: Site) -> None:
     assert (answer.status, answer.json) == (200, {"status": "not-selected", "id": None})
 
 
+def test_an_empty_message_is_not_selected_whatever_the_prefix_of_its_headers(site: Site) -> None:
+    for prefix in ("Spam-", "X-My-Filter-", ""):
+        headers = {name.replace("X-Rspamd-", prefix): value for name, value in META.items()}
+        assert rspamd(site).get("/", headers=headers).json == {"status": "not-selected", "id": None}
+
+
 def test_a_browsers_get_is_not_taken_for_an_export(site: Site) -> None:
     assert rspamd(site).get("/").header("Location") == "/quarantine/sign-in"
 
