@@ -11,7 +11,7 @@ import logging
 import shlex
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from fnmatch import fnmatchcase
@@ -173,39 +173,44 @@ class Acts:
         return self.store.move(id, number, State.HELD, {State.DELETED}, actor, self.now(), what="restored")
 
     def ask(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Ask the administrator for a delivery and tell them by mail. Raises NotFound, AlreadyDone."""
-        delivery = self.store.move(id, number, State.REQUESTED, {State.HELD}, actor, self.now(), what="requested")
+        """Ask the administrator for a delivery and tell them by mail, both or neither. Raises NotFound, AlreadyDone."""
+        now = self.now()
+        asked = replace(self.store.delivery(id, number), state=State.REQUESTED, state_at=now, reason="")
+        mail = self._mail(
+            self.admin_address,
+            "request",
+            delivery=asked,
+            symbols=sorted(asked.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_TOLD],
+            # To be copied into a shell, and whoever wrote the address may have meant it to be.
+            recipient_argument=shlex.quote(shown(asked.recipient, 320)),
+        )
+        delivery = self.store.move(id, number, State.REQUESTED, {State.HELD}, actor, now, what="requested", mail=mail)
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
-        if self.admin_address:
-            self._tell(
-                self.admin_address,
-                "request",
-                delivery=delivery,
-                symbols=sorted(delivery.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_TOLD],
-                # To be copied into a shell, and whoever wrote the address may have meant it to be.
-                recipient_argument=shlex.quote(shown(delivery.recipient, 320)),
-            )
         return delivery
 
     def refuse(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
         """Decline a request with a word of reason, which its recipient gets to see. Raises NotFound, AlreadyDone."""
+        now = self.now()
+        refused = replace(self.store.delivery(id, number), state=State.HELD, state_at=now, reason=reason)
+        to = refused.address if self.is_local(refused.recipient) else None
+        mail = self._mail(to, "refused", delivery=refused)
         delivery = self.store.move(
-            id, number, State.HELD, {State.REQUESTED}, actor, self.now(), what="refused", reason=reason
+            id, number, State.HELD, {State.REQUESTED}, actor, now, what="refused", reason=reason, mail=mail
         )
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
-        if self.is_local(delivery.recipient):
-            self._tell(delivery.address, "refused", delivery=delivery)
         return delivery
 
     def alarm(self, subject: str, text: str) -> None:
         """Tell the administrator something they must look at."""
         log.error("alarm: %s", subject)
-        if self.admin_address:
-            self._tell(self.admin_address, "alarm", subject=subject, text=text)
+        mail = self._mail(self.admin_address, "alarm", subject=subject, text=text)
+        if mail is not None:
+            self.store.queue_mail(*mail, self.now())
 
-    def _tell(self, to: str, template: str, **values: Any) -> None:
-        if self.from_address is None:
-            return
+    def _mail(self, to: str | None, template: str, **values: Any) -> tuple[str, bytes] | None:
+        """A mail of ours, to be queued; None when nobody is to be told or none can be sent."""
+        if not to or self.from_address is None:
+            return None
         id, now = new_id(), self.now()
         mail = self.render.mail(
             template,
@@ -217,7 +222,7 @@ class Acts:
             public_url=self.links.base_url,
             **values,
         )
-        self.store.queue_mail(to, mail.as_bytes(), now)
+        return to, mail.as_bytes()
 
 
 def retry_due(acts: Acts, limit: int = 100) -> int:

@@ -624,3 +624,37 @@ def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) 
     assert to == ADMIN
     assert alarm["Subject"] == "Mail quarantine needs attention: released mail is scanned again"
     assert "relay.url leads to a listener that scans.\n" in text_of(alarm)
+
+
+# ---- a request and its mail are one act
+
+
+def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
+    id, at = hold(store).id, now()
+    asking = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at, "what": "requested"}
+    with pytest.raises(StoreUnavailable):
+        store.move(id, 0, **asking, mail=(ADMIN, None))  # a mail that cannot be queued
+    assert store.delivery(id, 0).state is State.HELD
+    assert [event.what for event in store.history(id, 0)] == ["held"]
+    store.move(id, 0, **asking, mail=(ADMIN, b"Subject: please\r\n\r\n"))
+    assert [to for to, _ in queued(store, at)] == [ADMIN]
+    with pytest.raises(AlreadyDone):
+        store.move(id, 0, **asking, mail=(ADMIN, b"Subject: again\r\n\r\n"))
+    with pytest.raises(NotFound):
+        store.move(new_id(), 0, **asking, mail=(ADMIN, b"Subject: again\r\n\r\n"))
+    assert queued(store, at) == []
+
+
+def test_asking_twice_tells_the_administrator_once(store: Store, acts: Acts, clock: Clock) -> None:
+    id = hold(store, tier=Tier.DANGEROUS).id
+    acts.ask(id, 0, BY_LINK)
+    with pytest.raises(AlreadyDone):
+        acts.ask(id, 0, BY_LINK)
+    assert [to for to, _ in queued(store, clock())] == [ADMIN]
+    refused = acts.refuse(id, 0, BY_OPERATOR, "it is a virus")
+    assert (refused.state, refused.reason) == (State.HELD, "it is a virus")
+    with pytest.raises(AlreadyDone):
+        acts.refuse(id, 0, BY_OPERATOR, "it is a virus")
+    [(to, letter)] = queued(store, clock())
+    assert to == ALICE
+    assert "The reason given: it is a virus" in text_of(letter)

@@ -322,11 +322,13 @@ class Store(ABC):
         *,
         what: str,
         reason: str = "",
+        mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
         """Bring a delivery into state ``to`` if it is in one of ``allowed``; record the event ``what``.
 
-        ``reason`` becomes the delivery's reason. Durable on return. Raises NotFound, AlreadyDone (with the delivery
-        as it is) when it is in another state.
+        ``reason`` becomes the delivery's reason; ``mail``, whom to tell and what, is queued in the same transaction.
+        Durable on return. Raises NotFound, AlreadyDone (with the delivery as it is) when it is in another state: then
+        nothing is queued.
         """
 
     @abstractmethod

@@ -49,8 +49,8 @@ from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
+from portal.stores.postgres_people import queue_mail
 from portal.stores.postgres_records import PostgresRecords, take_deliveries
-from portal.stores.search import recipient_term
 
 log = logging.getLogger("quarantine.store")
 
@@ -274,14 +274,7 @@ class PostgresStore(PostgresRecords):
             delivery = _one(connection, message_id, number, lock=True)
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
-            connection.execute(
-                "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
-                [rows.text(identity(address)), rows.text(address), message_id, number],
-            )
-            connection.execute(
-                "update message set terms = terms || array_to_tsvector(%s) where id = %s",
-                [[recipient_term(identity(address))], message_id],
-            )
+            rows.set_recipient(connection, message_id, number, identity(address), address)
             rows.note(connection, message_id, number, datetime.now(UTC), "assigned", actor, address)
             return _one(connection, message_id, number)
 
@@ -296,6 +289,7 @@ class PostgresStore(PostgresRecords):
         *,
         what: str,
         reason: str = "",
+        mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
         with self.database.transaction() as connection:
             delivery = _one(connection, message_id, number, lock=True)
@@ -307,6 +301,8 @@ class PostgresStore(PostgresRecords):
                 [to.value, now, rows.text(reason), message_id, number],
             )
             rows.note(connection, message_id, number, now, what, actor, reason)
+            if mail is not None:
+                queue_mail(connection, *mail, now)
             return _one(connection, message_id, number)
 
     @contextmanager

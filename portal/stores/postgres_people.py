@@ -316,7 +316,7 @@ class PostgresPeople(Store):
 
     def queue_mail(self, to: str, mail: bytes, now: datetime) -> None:
         with self.database.transaction() as connection:
-            _queue(connection, to, mail, now)
+            queue_mail(connection, to, mail, now)
 
     @contextmanager
     def sending(self, now: datetime) -> Iterator[OutgoingMail | None]:
@@ -385,7 +385,7 @@ class PostgresPeople(Store):
                     sign_in.expires_at,
                 ],
             )
-            _queue(connection, to, mail, now)
+            queue_mail(connection, to, mail, now)
         return True
 
     def sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
@@ -473,7 +473,8 @@ def person_from(row: Sequence[Any]) -> Person:
     return Person(recipient, address, *map(utc, times))
 
 
-def _queue(connection: Connection, to: str, mail: bytes, now: datetime) -> None:
+def queue_mail(connection: Connection, to: str, mail: bytes, now: datetime) -> None:
+    """Put a mail of ours in the queue. Raises psycopg.Error."""
     connection.execute(
         "insert into outgoing (id, address, mail, queued_at, next_try_at) values (%s, %s, %b, %s, %s)",
         [new_id(now), to, mail, now, now],

@@ -95,6 +95,18 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier) -> dict[str, A
     }
 
 
+def set_recipient(connection: Connection, message_id: UUID, number: int, recipient: str, address: str) -> None:
+    """Give a delivery a recipient, by whom it is then found. Raises psycopg.Error."""
+    connection.execute(
+        "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
+        [text(recipient), text(address), message_id, number],
+    )
+    connection.execute(
+        "update message set terms = terms || array_to_tsvector(%s) where id = %s",
+        [[search.recipient_term(recipient)], message_id],
+    )
+
+
 def note(
     connection: Connection, message_id: UUID, number: int, at: datetime, what: str, actor: Actor, detail: str = ""
 ) -> None:

@@ -26,6 +26,7 @@ from portal.message import (
     Tier,
     held_at,
     identity,
+    new_id,
     parse_id,
 )
 from portal.stores import LEASE, Store, sqlite_words
@@ -121,12 +122,7 @@ class SqliteDeliveries(Store):
             delivery = _one(connection, message_id, number)
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
-            connection.execute(
-                "UPDATE delivery SET recipient = ?, address = ? WHERE message_id = ? AND number = ?",
-                (identity(address), address, message_id.bytes, number),
-            )
-            rowid = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()[0]
-            sqlite_words.add(connection, rowid, [recipient_term(identity(address))])
+            set_recipient(connection, message_id, number, identity(address), address)
             self._note(
                 connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address
             )
@@ -143,6 +139,7 @@ class SqliteDeliveries(Store):
         *,
         what: str,
         reason: str = "",
+        mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
         with self.db.write() as connection:
             delivery = _one(connection, message_id, number)
@@ -154,6 +151,8 @@ class SqliteDeliveries(Store):
                 (to.value, to_micros(now), reason, message_id.bytes, number),
             )
             self._note(connection, message_id, number, now, what, actor, reason)
+            if mail is not None:
+                queue_mail(connection, *mail, now)
             return _one(connection, message_id, number)
 
     @contextmanager
@@ -280,6 +279,16 @@ def deliveries_of(connection: sqlite3.Connection, message_ids: Sequence[bytes]) 
     return [delivery_from(row) for row in rows]
 
 
+def set_recipient(connection: sqlite3.Connection, message_id: UUID, number: int, recipient: str, address: str) -> None:
+    """Give a delivery a recipient, by whom it is then found."""
+    connection.execute(
+        "UPDATE delivery SET recipient = ?, address = ? WHERE message_id = ? AND number = ?",
+        (recipient, address, message_id.bytes, number),
+    )
+    rowid = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()[0]
+    sqlite_words.add(connection, rowid, [recipient_term(recipient)])
+
+
 def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, event: Event) -> None:
     """Write a line of a delivery's history."""
     actor = event.actor
@@ -289,6 +298,15 @@ def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, eve
             *(message_id.bytes, number, to_micros(event.at), event.what),
             *(actor.who, actor.via, actor.address, event.detail),
         ),
+    )
+
+
+def queue_mail(connection: sqlite3.Connection, to: str, mail: bytes, now: datetime) -> None:
+    """Put a mail of ours in the queue."""
+    at = to_micros(now)
+    connection.execute(
+        "INSERT INTO outgoing (id, recipient, mail, queued_at, next_try_at) VALUES (?, ?, ?, ?, ?)",
+        (new_id(now).bytes, to, mail, at, at),
     )
 
 

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from portal.errors import LinkInvalid, QuarantineError, RelayRefused
-from portal.message import new_id
 from portal.stores import LEASE, OutgoingMail, SignIn, SignInLimits
 from portal.stores.sqlite import from_micros, to_micros
+from portal.stores.sqlite_deliveries import queue_mail
 from portal.stores.sqlite_people import BATCH, SqlitePeople
 
 log = logging.getLogger("quarantine.store")
@@ -44,7 +44,7 @@ class SqliteSignIns(SqlitePeople):
 
     def queue_mail(self, to: str, mail: bytes, now: datetime) -> None:
         with self.db.write() as connection:
-            _queue(connection, to, mail, now)
+            queue_mail(connection, to, mail, now)
 
     @contextmanager
     def sending(self, now: datetime) -> Iterator[OutgoingMail | None]:
@@ -110,7 +110,7 @@ class SqliteSignIns(SqlitePeople):
                     to_micros(sign_in.expires_at),
                 ),
             )
-            _queue(connection, to, mail, now)
+            queue_mail(connection, to, mail, now)
         return True
 
     def sign_in(self, token_sha256: bytes, now: datetime) -> SignIn:
@@ -177,14 +177,6 @@ class SqliteSignIns(SqlitePeople):
                         f"(SELECT {key} FROM {table} WHERE {column} < ? LIMIT {BATCH})",
                         (to_micros(now - kept_for),),
                     ).rowcount
-
-
-def _queue(connection: sqlite3.Connection, to: str, mail: bytes, now: datetime) -> None:
-    at = to_micros(now)
-    connection.execute(
-        "INSERT INTO outgoing (id, recipient, mail, queued_at, next_try_at) VALUES (?, ?, ?, ?, ?)",
-        (new_id(now).bytes, to, mail, at, at),
-    )
 
 
 def _live_sign_in(connection: sqlite3.Connection, condition: str, value: bytes, now: datetime) -> SignIn:
