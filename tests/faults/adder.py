@@ -24,6 +24,7 @@ def main(folder: str, first: int, mails: int) -> None:
     except QuarantineError as error:
         say(f"not-opened {error}")
         return
+    say("open")
     for number in range(first, first + mails):
         try:
             held = hold(store, mail_of(number))

@@ -84,6 +84,14 @@ class Disk:
             return False
         return True
 
+    def size_bytes(self, path: str) -> int:
+        """How long a file is now."""
+        node = self._node(path)
+        data = bytearray(node.durable)
+        for write in node.unsynced:
+            _write(data, *write)
+        return len(data)
+
     def _node(self, path: str) -> _Node:
         node = self._root
         for name in Path(path).parts:
@@ -173,11 +181,13 @@ _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 @dataclass(frozen=True)
 class Call:
-    """One system call on the folder. ``number`` counts the process's calls of that name, from 1, as strace does."""
+    """One system call on the folder. ``number`` counts the process's calls of that name, from 1, as strace does.
+    ``said`` is how many lines the program had written to its standard output by then."""
 
     name: str
     number: int
     injected: bool
+    said: int
 
 
 def strace_command(log: Path, inject: str = "") -> list[str]:
@@ -193,6 +203,7 @@ def from_strace(log: Path, folder: Path) -> tuple[list[Op], list[Call]]:
     disk = Disk()  # knows which files are there
     counts: dict[str, int] = {}
     positions: dict[str, int] = {}
+    said = 0
 
     def inside(path: bytes) -> str | None:
         text = os.fsdecode(path)
@@ -218,18 +229,19 @@ def from_strace(log: Path, folder: Path) -> tuple[list[Op], list[Call]]:
         path = inside(_octets(file[2]) if file else texts[0] if texts else b"")
         if name == "write" and file and file[1] == "1":
             done(Op("say", data=texts[0].rstrip(b"\n")))
+            said += 1
         # SQLite rebuilds its shared memory after every crash.
         if path is None or path.endswith("-shm"):
             continue
-        calls.append(Call(name, counts[name], "(INJECTED)" in line))
+        calls.append(Call(name, counts[name], "(INJECTED)" in line, said))
         if result < 0 and name not in ("fsync", "fdatasync"):
             continue
         if name == "openat":
             opened = _FILE.match(line[match.start(3) :])
             assert opened
-            positions[opened[1]] = 0
             if "O_CREAT" in arguments and not disk.exists(path):
                 done(Op("create", path))
+            positions[opened[1]] = disk.size_bytes(path) if "O_APPEND" in arguments else 0
             assert "O_TRUNC" not in arguments or path.rpartition("/")[2].startswith("ping-")
         elif name == "write":
             assert file

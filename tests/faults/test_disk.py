@@ -13,11 +13,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -244,20 +245,22 @@ INJECTED = {
     "ftruncate": ("EIO",),
     "unlink": ("EIO",),
 }
-EACH_AT_MOST = 30
+OPENING, HOLDING = 5, 16  # so many calls of each name at most, while a new store is opened and afterwards
+
+
+def chosen(numbers: list[int], most: int, source: random.Random) -> list[int]:
+    return sorted(source.sample(numbers, min(most, len(numbers))))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_no_system_call_that_fails_leads_to_a_yes_without_the_mail(tmp_path: Path, boots: None, report: Report) -> None:
     _, calls = run_adder(tmp_path / "counting", tmp_path / "log", 6)
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for call in calls:
-        numbers[call.name].append(call.number)
     source, injected, refused = random.Random(6), Counter[str](), 0
     for name, errors in INJECTED.items():
-        wanted = sorted(source.sample(numbers[name], min(EACH_AT_MOST, len(numbers[name]))))
-        for number in wanted:
+        opening = [call.number for call in calls if call.name == name and call.said < 2]
+        holding = [call.number for call in calls if call.name == name and call.said >= 2]
+        for number in chosen(opening, OPENING, source) + chosen(holding, HOLDING, source):
             for error in errors:
                 folder = tmp_path / f"{name}-{error}-{number}"
                 log = tmp_path / "log"
@@ -282,7 +285,8 @@ def post_until(portal: Portal, numbers: range, status: int, held: dict[int, UUID
     """Post mails until one is answered ``status``; notes what was acknowledged."""
     answers = Counter[str]()
     for number in numbers:
-        got, body = 0, {}
+        got = 0
+        body: dict[str, Any] = {}
         with suppress(OSError, http.client.HTTPException):
             got, body = portal.post(number)
         answers[str(got or "broken")] += 1
