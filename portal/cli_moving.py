@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import click
 
 from portal import moving
 from portal.cli import NotDone, guarded, progress
 from portal.errors import StoreUnavailable
+from portal.render import shown
+from portal.settings import load
+from portal.stores.files_reindex import reindex as rebuild
+
+_LISTED = 50
 
 
 @click.command("copy")
@@ -42,4 +50,50 @@ def copy_(source: str, target: str) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = (copy_,)
+@click.command()
+@guarded
+def reindex() -> None:
+    """Make the file store's database anew from its mail files and its audit journal.
+
+    For when it is lost or damaged. Stop the programs before; mail that comes meanwhile is deferred. The old database is
+    kept beside the new one.
+    """
+    scheme, _, rest = load().store.url.get_secret_value().partition(":")
+    if scheme != "files":
+        click.echo(
+            "PostgreSQL keeps everything in the database: there is nothing to rebuild. Where it is lost, restore it "
+            "from a backup (docs/operate.md)."
+        )
+        return
+    with progress("mail files") as told:
+        done = rebuild(rest.removeprefix("//"), told)
+    click.echo(f"read {done.messages} messages from their files")
+    if done.journal_since is None:
+        click.echo(
+            "There is no audit journal: all mail is held, as on the day it came; who stopped digests is not known."
+        )
+    else:
+        click.echo(
+            f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.acts} acts, "
+            f"{done.people} wishes of recipients, {done.digests} digests"
+        )
+    click.echo("Not rebuilt: sessions and sign-ins (people sign in again), mail of ours that waited to be sent.")
+    click.echo("The old database is kept in the folder before-reindex of the store: remove it once all is well.")
+    _list_paths("CANNOT BE READ, left as they are, not held any more", done.damaged)
+    _list_paths("none of ours, left alone", done.foreign)
+    if done.unreadable_lines:
+        click.echo(f"lines of the journal that cannot be read: {done.unreadable_lines}", err=True)
+    if done.damaged:
+        raise SystemExit(1)
+
+
+def _list_paths(what: str, paths: Sequence[Path]) -> None:
+    if paths:
+        click.echo(f"{what}: {len(paths)}", err=True)
+        for path in paths[:_LISTED]:
+            click.echo(f"  {shown(str(path), 300)}", err=True)
+        if len(paths) > _LISTED:
+            click.echo("  …", err=True)
+
+
+COMMANDS = (copy_, reindex)

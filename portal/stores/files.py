@@ -66,7 +66,7 @@ class FileStore(SqliteRecords):
         folder = Path(path).absolute()
         try:
             if must_exist or must_be_ours:
-                _check_folder(folder, must_exist=must_exist)
+                check_folder(folder, must_exist=must_exist)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mail = MailFiles(folder)
         except (FileExistsError, NotADirectoryError) as error:
@@ -130,6 +130,23 @@ class FileStore(SqliteRecords):
             if adopted:
                 log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
             self._mark_durable({"store.boot_id": boot_id})
+
+    def adopt_anew(self, message_id: UUID) -> None:
+        """Make the rows of a message from its file, as `files_reindex` needs it: no file is ever removed. Raises
+        DamagedFile, OSError, StoreUnavailable."""
+        facts = self._mail.facts(message_id)
+        try:
+            with self.db.write(durable=False) as connection:
+                sameness = bytes.fromhex(facts["sameness"])
+                first = _with_sameness(connection, sameness) is None
+                _insert_rows(connection, message_id, sameness if first else None, facts)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DamagedFile("its metadata cannot be read") from error
+
+    def mark_looked_over(self) -> None:
+        """Note that all files have their rows, durably."""
+        with self.db.translated():
+            self._mark_durable({"store.boot_id": _BOOT_ID.read_text("ascii").strip()})
 
     def _adopt(self, message_id: UUID) -> bool:
         """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
@@ -252,6 +269,7 @@ class FileStore(SqliteRecords):
         self._drop_words()
         self._sweep_expired(now)
         self._forget_strangers()
+        self._shorten_journal(before, now)
         self._mark_durable()
         return Purged(messages, kept)
 
@@ -363,7 +381,7 @@ class FileStore(SqliteRecords):
             self._mail.remove(message_id)
 
 
-def _check_folder(folder: Path, *, must_exist: bool) -> None:
+def check_folder(folder: Path, *, must_exist: bool) -> None:
     """Raises StoreMisfit when there is no store, and when none should be made there; OSError."""
     if (folder / "mail").is_dir():
         return

@@ -77,12 +77,14 @@ class Journal:
             _sync(self._folder.parent)
             return os.open(path, flags, 0o600)
 
-    def sync(self, path: Path) -> None:
-        """Make what was appended durable; outside the lock, so that only the one who acted waits."""
+    def sync(self, path: Path) -> bool:
+        """Make what was appended durable; outside the lock, so that only the one who acted waits. False: it failed."""
         try:
             _sync(path)
         except OSError as error:
             log.error("audit journal not synced: %s", error.strerror)
+            return False
+        return True
 
     def lines(self) -> Iterator[dict[str, Any] | None]:
         """All lines, oldest first; None for one that cannot be read. Raises OSError."""

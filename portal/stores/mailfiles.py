@@ -207,6 +207,14 @@ class MailFiles:
                         if id is not None and self.path(id).name == entry.name and entry.path == str(self.path(id)):
                             yield id
 
+    def everything(self) -> Iterator[tuple[UUID | None, Path]]:
+        """All files below ``mail``, in no order: the id of a message's, None for what is none of ours."""
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                id = parse_id(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
+                yield (id if id is not None and self.path(id) == path else None), path
+
     def age(self, message_id: UUID, now_seconds: float) -> timedelta:
         """How long ago the file was written. Raises FileNotFoundError."""
         return timedelta(seconds=now_seconds - self.path(message_id).stat().st_mtime)

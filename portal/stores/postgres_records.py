@@ -127,15 +127,16 @@ def take_deliveries(connection: Connection, record: Record) -> None:
     id = record.message.id
     # The order in which acts lock: the delivery's row first.
     for delivery in record.deliveries:
-        connection.execute(
-            "update delivery set recipient = %s, address = %s, state = %s, state_at = %s, reason = %s, attempts = %s,"
-            " next_try_at = %s, announced_at = %s, lease = null where message_id = %s and number = %s",
+        was = connection.execute(
+            "update delivery set state = %s, state_at = %s, reason = %s, attempts = %s, next_try_at = %s,"
+            " announced_at = %s, lease = null where message_id = %s and number = %s returning recipient",
             [
-                *(rows.text(delivery.recipient), rows.text(delivery.address), delivery.state.value, delivery.state_at),
-                *(rows.text(delivery.reason), delivery.attempts, delivery.next_try_at, delivery.announced_at),
-                *(id, delivery.number),
+                *(delivery.state.value, delivery.state_at, rows.text(delivery.reason), delivery.attempts),
+                *(delivery.next_try_at, delivery.announced_at, id, delivery.number),
             ],
-        )
+        ).fetchone()
+        if was is not None and was[0] != rows.text(delivery.recipient):
+            rows.set_recipient(connection, id, delivery.number, delivery.recipient, delivery.address)
     connection.execute("delete from event where message_id = %s", [id])
     for delivery, events in zip(record.deliveries, record.histories, strict=True):
         for event in events:

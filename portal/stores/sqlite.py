@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from portal.stores import SCHEMA_VERSION
 from portal.stores.journal import Journal
 
 DATABASE = "quarantine.sqlite3"
+_IN_USE = "in-use"
 LOCK_WAIT_SECONDS = 2.0  # what ingest may wait; the exporter gives up after 5 s
 
 # Ids are the UUID's 16 bytes, whose order is time; times are microseconds since 1970 UTC; states are State's values.
@@ -160,6 +161,22 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+@contextmanager
+def unused(folder: Path) -> Iterator[None]:
+    """Nobody has the database in ``folder`` open, nor can open it, inside. Raises StoreUnavailable, OSError."""
+    descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreUnavailable(
+                f"programs are using {folder}: stop the portal, the digest process and other commands first"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Database:
     """Connections to one quarantine.sqlite3, to be shared by the threads of one process. Opened after the fork."""
 
@@ -167,8 +184,8 @@ class Database:
         """Open or make the database in ``folder``, which exists. Raises StoreUnavailable, StoreMisfit."""
         self.folder = folder
         self._closed = False
-        self._lock_file = -1
-        self._journal = Journal(folder)
+        self._lock_file = self._in_use = -1
+        self.journal = Journal(folder)
         self._noted: list[dict[str, Any]] = []  # by the one who is writing, for the journal
         self._guard = threading.Lock()  # between threads: flock is per open file, and the process has one
         # Two kinds of connections instead of one whose pragma changes: SQLite handles pragmas when a statement is
@@ -176,8 +193,13 @@ class Database:
         self._idle: dict[str, deque[sqlite3.Connection]] = {"FULL": deque(), "NORMAL": deque()}
         with self.translated():
             self._lock_file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._in_use = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             with self.translated():
+                try:
+                    fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until we close it or die, see `unused`
+                except BlockingIOError as error:
+                    raise StoreUnavailable(f"{folder} is being rebuilt by `quarantine reindex`: wait for it") from error
                 # SQLite would make it readable for all; the -wal and -shm files inherit its mode.
                 os.close(os.open(folder / DATABASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._prepare()
@@ -209,9 +231,10 @@ class Database:
                 while idle:
                     with suppress(sqlite3.Error):  # nothing is lost: what was committed stands in the log
                         idle.pop().close()
-            if self._lock_file >= 0:
-                os.close(self._lock_file)
-                self._lock_file = -1
+            for descriptor in (self._lock_file, self._in_use):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._lock_file = self._in_use = -1
 
     @property
     def is_closed(self) -> bool:
@@ -253,13 +276,19 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            written = self._journal.append(self._noted) if self._noted else None
+            written = self.journal.append(self._noted) if self._noted else None
         if written is not None:
-            self._journal.sync(written)
+            self.journal.sync(written)
 
     def note(self, *lines: dict[str, Any]) -> None:
         """Have these lines written to the audit journal (see `journal`) once the transaction we are in is committed."""
         self._noted += lines
+
+    def write_journal(self, lines: Sequence[dict[str, Any]]) -> bool:
+        """Write lines that no change goes with; whether they are durable."""
+        with self._locked(LOCK_WAIT_SECONDS):
+            written = self.journal.append(lines)
+        return written is not None and self.journal.sync(written)
 
     @contextmanager
     def translated(self) -> Iterator[None]:

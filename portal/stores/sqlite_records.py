@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from portal.message import Actor, Delivery, Event, State
 from portal.stores import DigestRecord, Person, Record
 from portal.stores.journal import delivery_line, digest_line, person_line
 from portal.stores.sqlite import from_micros, to_micros
-from portal.stores.sqlite_deliveries import add_event, deliveries_of
+from portal.stores.sqlite_deliveries import (
+    add_event,
+    deliveries_of,
+    delivery_from,
+    oldest_unannounced,
+    set_recipient,
+)
 from portal.stores.sqlite_people import PERSON, person_from
 from portal.stores.sqlite_sign_ins import SqliteSignIns
 
+_BATCH = 500
+_DIGESTS_KEPT = timedelta(days=61)
 _EVENT = "SELECT message_id, number, at, what, who, via, address, detail FROM event "
 
 
@@ -62,19 +70,91 @@ class SqliteRecords(SqliteSignIns):
         """Give the message, which has its rows, the record's deliveries and histories."""
         connection.execute("DELETE FROM event WHERE message_id = ?", (record.message.id.bytes,))
         for delivery, events in zip(record.deliveries, record.histories, strict=True):
-            connection.execute(
-                "UPDATE delivery SET recipient = ?, address = ?, state = ?, state_at = ?, reason = ?, attempts = ?, "
-                "next_try_at = ?, announced_at = ?, claim = NULL WHERE message_id = ? AND number = ?",
-                (
-                    *(delivery.recipient, delivery.address, delivery.state.value, to_micros(delivery.state_at)),
-                    *(delivery.reason, delivery.attempts, _micros(delivery.next_try_at)),
-                    *(_micros(delivery.announced_at), delivery.id.bytes, delivery.number),
-                ),
-            )
+            take_delivery(connection, delivery)
             for event in events:
                 add_event(connection, delivery.id, delivery.number, event)
             if events or delivery.state is not State.HELD or delivery.announced_at:
                 self.db.note(delivery_line(delivery, events))
+
+    # ---- the audit journal's age
+
+    def _shorten_journal(self, before: datetime, now: datetime) -> None:
+        """Remove the journal's days that only tell of messages held before ``before`` and of digests that nobody asks
+        for any more; what of them still holds is written down anew first."""
+        until = min(before, now - _DIGESTS_KEPT).date()
+        with self.db.translated():
+            old = [day for day in self.db.journal.days() if day < until]
+        if old and self._carry_forward():
+            with self.db.translated():
+                self.db.journal.remove(old)
+
+    def _carry_forward(self) -> bool:
+        """Write what everybody wishes, and what is requested or releasing, into today's journal; False: it failed."""
+        people: Sequence[Person] = [Person("", "", None, None, None, None)]
+        while people := self.people(people[-1].recipient, _BATCH):
+            lines = [person_line(person) for person in people if person.stopped_at or person.links_valid_from]
+            if lines and not self.db.write_journal(lines):
+                return False
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')"
+            ).fetchall()
+        ids = [UUID(bytes=id) for (id,) in rows]
+        for start in range(0, len(ids), _BATCH):
+            lines = [
+                delivery_line(delivery, events)
+                for record in self.records(ids[start : start + _BATCH]).values()
+                for delivery, events in zip(record.deliveries, record.histories, strict=True)
+            ]
+            if lines and not self.db.write_journal(lines):
+                return False
+        return True
+
+    # ---- after a rebuild: what the audit journal says, which must not be written into it again
+
+    def act_again(self, delivery: Delivery, events: Sequence[Event]) -> None:
+        """Bring a delivery to what is said here, and add those events to its history that are not in it."""
+        with self.db.write(durable=False) as connection:
+            take_delivery(connection, delivery)
+            known = {
+                (at, what, who, via, address, detail)
+                for _, _, at, what, who, via, address, detail in connection.execute(
+                    f"{_EVENT} WHERE message_id = ? AND number = ?", (delivery.id.bytes, delivery.number)
+                )
+            }
+            for event in events:
+                actor = event.actor
+                if (to_micros(event.at), event.what, actor.who, actor.via, actor.address, event.detail) not in known:
+                    add_event(connection, delivery.id, delivery.number, event)
+
+    def wish_again(self, person: Person) -> None:
+        """Keep what a person wishes."""
+        with self.db.write(durable=False) as connection:
+            connection.execute(
+                "INSERT INTO person (recipient, address, stopped_at, links_valid_from) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, "
+                "links_valid_from = excluded.links_valid_from",
+                (person.recipient, person.address, _micros(person.stopped_at), _micros(person.links_valid_from)),
+            )
+
+    def announce_again(self, digest: DigestRecord) -> None:
+        """Keep a digest that was sent."""
+        with self.db.write(durable=False) as connection:
+            take_digest(connection, digest)
+
+    def settle_news(self) -> None:
+        """Leave those with news who have some."""
+        after = ""
+        while people := self.people(after, _BATCH):
+            after = people[-1].recipient
+            with self.db.write(durable=False) as connection:
+                for person in people:
+                    if person.news_since is not None:
+                        left = oldest_unannounced(connection, person.recipient, (b"", 0), 1)
+                        connection.execute(
+                            "UPDATE person SET news_since = ? WHERE recipient = ?",
+                            (to_micros(delivery_from(left[0]).message.held_at) if left else None, person.recipient),
+                        )
 
     # ---- people and digests
 
@@ -135,6 +215,25 @@ class SqliteRecords(SqliteSignIns):
                 take_digest(connection, digest)
                 if digest.sent_at is not None:
                     self.db.note(digest_line(digest))
+
+
+def take_delivery(connection: sqlite3.Connection, delivery: Delivery) -> bool:
+    """Bring a delivery's row to what is said here, with no claim; whether there is one."""
+    key = (delivery.id.bytes, delivery.number)
+    row = connection.execute("SELECT recipient FROM delivery WHERE message_id = ? AND number = ?", key).fetchone()
+    if row is None:
+        return False
+    if row[0] != delivery.recipient:
+        set_recipient(connection, delivery.id, delivery.number, delivery.recipient, delivery.address)
+    connection.execute(
+        "UPDATE delivery SET state = ?, state_at = ?, reason = ?, attempts = ?, next_try_at = ?, announced_at = ?, "
+        "claim = NULL WHERE message_id = ? AND number = ?",
+        (
+            *(delivery.state.value, to_micros(delivery.state_at), delivery.reason, delivery.attempts),
+            *(_micros(delivery.next_try_at), _micros(delivery.announced_at), *key),
+        ),
+    )
+    return True
 
 
 def take_digest(connection: sqlite3.Connection, digest: DigestRecord) -> None:
