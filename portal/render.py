@@ -57,7 +57,9 @@ class Render:
             lstrip_blocks=True,
             extensions=["jinja2.ext.i18n"],
         )
-        self._environment.install_null_translations(newstyle=True)  # type: ignore[attr-defined]
+        # Not the new style: it takes whatever is translated for HTML and for a format, and so would be what stands in
+        # a variable: `_(sender)` printed the sender's own tags, and failed at a percent sign.
+        self._environment.install_null_translations(newstyle=False)  # type: ignore[attr-defined]
         self._environment.filters["shown"] = shown
         self._environment.globals["language"] = language
         self._names = frozenset(self._environment.list_templates())

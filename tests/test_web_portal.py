@@ -1,5 +1,6 @@
 """The pages of a signed-in recipient, who may see what on every route, and hostile mail on every page."""
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -465,6 +466,29 @@ def test_hostile_mail_stays_text_on_every_page(site: Site) -> None:
         assert "alert(1)" in page
         for bad in ("<script>", "<img", 'onerror=alert(1)>"', "\u202e", "\u200b", "\x85", "&amp;gpj"):
             assert bad not in page, bad
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "meta/http-equiv=refresh/content=0;//example.com><b>x</b>@example.net",
+        "50%@example.net",
+        "100%sure@example.net",
+        "%(x)s@example.net",
+        "{{7*7}}@example.net",
+    ],
+)
+@pytest.mark.parametrize("where", ["header_from", "envelope_sender"])
+def test_a_senders_address_is_neither_html_nor_a_format(site: Site, address: str, where: str) -> None:
+    sender = {"header_from": address, "envelope_sender": address} | (
+        {"header_from": ""} if where != "header_from" else {}
+    )
+    held = site.hold(**sender)
+    browser = site.signed_in(ALICE)
+    for path in ("/", f"/messages/{held.id}/", site.link(Action.RELEASE, held)):
+        answer = browser.get(path)
+        assert answer.status == 200
+        assert html.escape(address).replace("&#x27;", "&#39;") in answer.text
 
 
 def test_a_name_with_another_address_is_warned_of(site: Site) -> None:
