@@ -30,7 +30,7 @@ from rich.text import Text
 
 from digest import run as work
 from portal import __version__
-from portal.assemble import Parts, assemble
+from portal.assemble import Parts, assemble, log_to_stderr
 from portal.errors import QuarantineError, StoreUnavailable
 from portal.message import identity
 from portal.release import retry_due, utc_now
@@ -48,7 +48,7 @@ GRACE_SECONDS = 2.0  # for the mail being sent when we are told to stop; uWSGI k
 def main() -> None:
     """Tell recipients what is held for them. Settings come from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     # Its "skipped: maximum number of running instances reached" is how a long run is meant to look.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +15,8 @@ from portal.release import Acts, Tiers
 from portal.render import Render
 from portal.settings import Settings
 from portal.stores import Store, open_store
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,15 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
         acts=acts,
         tiers=tiers,
     )
+
+
+def log_to_stderr() -> None:
+    """One line per event on stderr, which uWSGI and the service manager keep.
+
+    From libraries warnings only: psycopg's pool tells of each connection it lends, several lines for every mail.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
+    logging.getLogger("quarantine").setLevel(logging.INFO)
 
 
 def make_links(settings: Settings) -> Links:

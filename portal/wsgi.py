@@ -1,13 +1,8 @@
 """What uWSGI imports: ``module = portal.wsgi:application``. Opens everything after the fork (lazy-apps)."""
 
-import logging
-import sys
-
-from portal.assemble import assemble
+from portal.assemble import assemble, log_to_stderr
 from portal.settings import load
 from portal.web import create_app
 
-# One line per event on stderr, which uWSGI and the service manager keep.
-logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
+log_to_stderr()
 application = create_app(assemble(load()))
