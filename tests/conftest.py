@@ -31,6 +31,7 @@ MakeParts = Callable[..., Parts]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres-dsn", help="use this server instead of starting one; needs CREATEDB")
+    parser.addoption("--postgres-through", help="HOST:PORT of a pooler in front of it, for the stores")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -90,14 +91,18 @@ def postgres_template(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_dsn(postgres_server: str, postgres_template: str) -> Iterator[str]:
+def postgres_dsn(request: pytest.FixtureRequest, postgres_server: str, postgres_template: str) -> Iterator[str]:
     """The URL of a fresh database with our schema, gone after the test."""
     name = f"{postgres_template}_{next(_databases)}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(postgres_template))
         )
-        yield _database(postgres_server, name)
+        url = urlsplit(_database(postgres_server, name))
+        pooler = request.config.getoption("--postgres-through")
+        if pooler:
+            url = url._replace(netloc=f"{url.username}@{pooler}")
+        yield urlunsplit(url)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

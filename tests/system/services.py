@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -502,6 +503,33 @@ def postgres(home: Path) -> Iterator[str]:
             lambda: subprocess.run(sql, capture_output=True, cwd=home).returncode == 0, saying=lambda: log.read_text()
         )
         yield f"postgresql://postgres@127.0.0.1:{port}/quarantine"
+
+
+@contextmanager
+def pgbouncer(home: Path, server: str) -> Iterator[str]:
+    """Run Debian's PgBouncer in transaction mode in front of a server of `postgres`; its host and port."""
+    home.mkdir()
+    shutil.chown(home, "postgres")
+    port, log = free_port(), home / "pgbouncer.log"
+    (home / "users").write_text('"postgres" ""\n')
+    (home / "pgbouncer.ini").write_text(
+        f"""[databases]
+* = host=127.0.0.1 port={urlsplit(server).port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {home}/users
+pool_mode = transaction
+default_pool_size = 3
+max_client_conn = 500
+"""
+    )
+    command = ["pgbouncer", str(home / "pgbouncer.ini")]
+    with process(command, log, user="postgres", group="postgres", extra_groups=[], cwd=home):
+        wait_for(lambda: connects(port), saying=lambda: log.read_text())
+        yield f"127.0.0.1:{port}"
 
 
 # ---- the portal

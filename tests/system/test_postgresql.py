@@ -1,0 +1,84 @@
+"""Other PostgreSQL servers than the one of `make test`: Debian's 15, by itself and behind PgBouncer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from portal.message import Filter, State
+from portal.stores import open_store
+from tests.builders import ALICE, BY_LINK, hold, now
+from tests.system.services import ROOT, folder, pgbouncer, postgres
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    with folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[str]:
+    """PostgreSQL 15."""
+    with postgres(home / "postgresql") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("alter system set fsync = off")  # nobody pulls the plug here
+            connection.execute("select pg_reload_conf()")
+        yield url
+
+
+@pytest.fixture(scope="module")
+def pooler(home: Path, server: str) -> Iterator[str]:
+    """PgBouncer in front of it: host and port."""
+    with pgbouncer(home / "pgbouncer", server) as address:
+        yield address
+
+
+def suite(*words: str) -> str:
+    """Run tests of `make test` on another server; what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_contract_holds_on_postgresql_15(server: str) -> None:
+    said = suite(
+        "tests/test_stores.py", "tests/test_search.py", "tests/test_store_postgres.py", "-k", "postgres",
+        f"--postgres-dsn={server}",
+    )  # fmt: skip
+    assert "PostgreSQL: 15." in said
+
+
+def test_the_contract_holds_behind_pgbouncer(server: str, pooler: str) -> None:
+    suite(
+        "tests/test_stores.py", "tests/test_search.py", "-k", "postgres and not postgresql",
+        f"--postgres-dsn={server}", f"--postgres-through={pooler}",
+    )  # fmt: skip
+
+
+def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) -> None:
+    url = f"postgresql://postgres@{pooler}/quarantine"
+    store = open_store(url, create=True)
+    store.prepare_days(now())
+    held = hold(store, subject="invoice")
+    assert [d.id for d in store.list_for(ALICE, {State.HELD}, 5, words="invoice").deliveries] == [held.id]
+    with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now()):
+        pass
+    with store.digesting(ALICE, now(), 10, at_once=True):
+        pass
+    store.purge(now(), now())
+    assert len(store.search(Filter(), 5).deliveries) == 2
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        for setting in ("statement_timeout", "lock_timeout"):
+            assert connection.execute(f"show {setting}").fetchone() == ("0",)
+        assert connection.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+        assert connection.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchone() == (0,)
+    store.close()
