@@ -52,7 +52,7 @@ def midnight(days: int = 0) -> datetime:
 def hold_at(monkeypatch: pytest.MonkeyPatch, store: Store, at: datetime, **arguments: Any) -> Held:
     """Hold a mail as if it were another time."""
     with monkeypatch.context() as clock:
-        clock.setattr(postgres, "new_id", lambda: new_id(at))
+        clock.setattr(postgres, "new_id", lambda *_: new_id(at))
         return hold(store, **arguments)
 
 
@@ -177,7 +177,7 @@ def test_a_day_nobody_prepared_is_made_by_those_who_need_it(
     monkeypatch: pytest.MonkeyPatch, postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     far = midnight(40)
-    monkeypatch.setattr(postgres, "new_id", lambda: new_id(far))
+    monkeypatch.setattr(postgres, "new_id", lambda *_: new_id(far))
     second = PostgresStore.open(postgres_dsn)
     mails = [mail() for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
