@@ -239,21 +239,24 @@ def print_(id: str) -> None:
 @click.argument("id")
 @click.option("--recipient", help="Whose delivery; needed when the message has several (or none that is known).")
 @click.option("--all", "everybody", is_flag=True, help="To every recipient of the message.")
+@click.option("--again", is_flag=True, help="Also when it was released before, and got lost since.")
 @guarded
-def release(id: str, recipient: str | None, everybody: bool) -> None:
+def release(id: str, recipient: str | None, everybody: bool, again: bool) -> None:
     """Send a held message to its recipient, now."""
     failed = False
     with _parts() as parts:
         message = _one(parts, id)
         for delivery in _chosen(parts, message, recipient, everybody):
             try:
-                done = parts.acts.release(delivery.id, delivery.number, _operator(), operator=True)
+                done = parts.acts.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
                 click.echo(f"{shown(done.address)}: {done.state}")
             except QuarantineError as error:
                 failed = True
                 click.echo(f"{shown(delivery.address)}: {error}", err=True)
                 if isinstance(error, RelayDeferred):
                     click.echo("  The digest process keeps trying.", err=True)
+                elif delivery.state is State.RELEASED:
+                    click.echo("  If it got lost, send it once more: --again", err=True)
     if failed:
         raise SystemExit(1)
 

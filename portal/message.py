@@ -188,8 +188,8 @@ def identity(address: str) -> str:
     """The recipient's identity: the whole address in lower case.
 
     Local parts are case-sensitive by RFC 5321, 2.4, yet no site has two people told apart by case alone; a
-    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. Only letters that are one the
-    other's capital are one: U+212A (KELVIN SIGN) in lower case is a k, yet it makes another address and another mailbox.
+    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. Only letters that are one
+    the other's capital are one: U+212A (KELVIN SIGN) in lower case is a k, yet it makes another address and mailbox.
     """
     if address.isascii():
         return address.lower()

@@ -89,8 +89,9 @@ class Acts:
     host: str = field(default_factory=socket.getfqdn)
     now: Callable[[], datetime] = utc_now
 
-    def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False) -> Delivery:
-        """Send one delivery to its recipient, now. Returns it as `released`.
+    def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False, again: bool = False) -> Delivery:
+        """Send one delivery to its recipient, now. Returns it as `released`. An operator may send ``again`` what was
+        released before: it can be lost behind the mail server, or be deleted by mistake.
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
         RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused or BodyMissing
@@ -100,7 +101,7 @@ class Acts:
         if not delivery.recipient:
             raise NotAllowed("the recipient of this message is not known: name one with --recipient")
         if operator:
-            allowed = {State.HELD, State.REQUESTED, State.DELETED}
+            allowed = {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
         elif delivery.message.tier is not Tier.DANGEROUS:
             allowed = {State.HELD}
         elif delivery.state is State.HELD:

@@ -172,6 +172,17 @@ def test_operators_release_dangerous_and_deleted_mail(run: Run, store: Store, sm
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 
 
+def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE])
+    run("release", str(held.id))
+    result = run("release", str(held.id))
+    assert result.exit_code == 1
+    assert "--again" in result.output
+    assert len(smtp.mails) == 1
+    assert run("release", str(held.id), "--again").exit_code == 0
+    assert [m.recipients for m in smtp.mails] == [[ALICE], [ALICE]]
+
+
 def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
     assert "not known" in run("release", str(held.id)).output
