@@ -6,6 +6,7 @@ Both are written from the models: ``python -m tests.test_docs`` writes them agai
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 import tomllib
 from datetime import time
@@ -114,9 +115,16 @@ def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path):
     assert load({"QUARANTINE_CONFIG": str(path)}) == load({"QUARANTINE_CONFIG": "/dev/null"})
 
 
-def test_every_document_that_readme_links_to_exists():
-    import re
+def test_every_line_and_metric_that_the_operators_page_explains_is_written_somewhere():
+    page = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    code = "".join(p.read_text("utf-8") for folder in ("portal", "digest") for p in (ROOT / folder).glob("**/*.py"))
+    explained = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    for text in re.findall(r"`([^`]+)`", " ".join(explained)):
+        for part in text.removeprefix("quarantine_").split("…"):
+            assert part.removesuffix("id=").strip(" :") in code, text
 
+
+def test_every_document_that_readme_links_to_exists():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
