@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
-from portal import moving
+from portal import moving, original
+from portal.assemble import assemble
 from portal.cli import NotDone, guarded, progress
 from portal.errors import StoreUnavailable
 from portal.render import shown
@@ -47,6 +49,50 @@ def copy_(source: str, target: str) -> None:
             for id in ids:
                 click.echo(f"  {id}", err=True)
     if done.missing or done.damaged:
+        raise SystemExit(1)
+
+
+@click.command("import-original")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="The original's PREFIX: QID-meta.gz, QID-msg.gz."
+)
+@click.option("--dsn", help="The original's database: tables meta and msg.")
+@guarded
+def import_original(folder: Path | None, dsn: str | None) -> None:
+    """Take over what sys4's original quarantine.py stored, from its folder or its database.
+
+    Nothing is changed there. It can be run again: what is held already is not held twice.
+    """
+    if (folder is None) == (dsn is None):
+        raise NotDone("Say either --dir DIR or --dsn DSN. Where the original wrote to both, --dir: it knows more.")
+    settings = load()
+    oldest = datetime.now(UTC) - timedelta(days=settings.store.retention_days)
+    parts = assemble(settings)
+    try:
+        with original.opened(folder, dsn) as source, progress("mails") as told:
+            done = original.take_over(source, parts.store, parts.tiers, settings.is_local, oldest, told)
+    finally:
+        parts.store.close()
+    click.echo(f"held {done.held} mails, {done.known} were held before")
+    if done.too_old:
+        click.echo(
+            f"left alone: {done.too_old} older than store.retention_days ({settings.store.retention_days}), which the "
+            "next purge would remove"
+        )
+    if done.without_recipients:
+        click.echo(
+            f"{done.without_recipients} have no recipients: the original did not keep them. They are in nobody's "
+            "digest; release them with: quarantine release ID --recipient ADDRESS"
+        )
+    if dsn is not None:
+        click.echo(
+            "The original's tables hold no recipients, and no mail that is not valid UTF-8. The mail was kept as text, "
+            "which may differ from the bytes that came: signatures (DKIM) may not verify any more."
+        )
+    if done.problems:
+        click.echo(f"NOT TAKEN OVER: {len(done.problems)}", err=True)
+        for name, why in done.problems:
+            click.echo(f"  {shown(name)}: {shown(why, 300)}", err=True)
         raise SystemExit(1)
 
 
@@ -96,4 +142,4 @@ def _list_paths(what: str, paths: Sequence[Path]) -> None:
             click.echo("  …", err=True)
 
 
-COMMANDS = (copy_, reindex)
+COMMANDS = (copy_, import_original, reindex)

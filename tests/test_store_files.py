@@ -374,7 +374,7 @@ def test_a_newer_database_is_not_touched(folder: Path) -> None:
 def test_a_damaged_database_says_what_to_do(folder: Path) -> None:
     FileStore.open(str(folder)).close()
     (folder / "quarantine.sqlite3").write_bytes(b"no database at all" * 500)
-    with pytest.raises(StoreMisfit, match="move it away"):
+    with pytest.raises(StoreMisfit, match="quarantine reindex"):
         FileStore.open(str(folder))
 
 

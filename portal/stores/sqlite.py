@@ -306,8 +306,8 @@ class Database:
         path = self.folder / DATABASE
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreMisfit(
-                f"{path} is damaged ({error}): stop the programs, move it away together with its -wal and -shm files "
-                "and start again. It is made anew from the mail files; states, history and sign-ins are lost, no mail"
+                f"{path} is damaged ({error}): stop the programs and run `quarantine reindex`. It is made anew from "
+                "the mail files and the audit journal; sign-ins are lost, no mail"
             )
         if code == sqlite3.SQLITE_FULL:
             return StoreUnavailable(f"the disk of {self.folder} is full: make room, ingest goes on by itself")
