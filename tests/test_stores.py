@@ -265,7 +265,7 @@ def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
         "envelope_sender": f"{long(8_000)}@example.net",
         "subject": long(100_000),
         "header_from": long(100_000),
-        "queue_id": long(250),
+        "queue_id": long(8_000),
         "message_id": long(8_000),
         "action": long(8_000),
         "user": long(8_000),

@@ -247,8 +247,8 @@ class PostgresStore(PostgresRecords):
             found = rows.messages(connection, "where id = %s", [id]) if id else []
             found += rows.messages(
                 connection,
-                "where queue_id = %s order by id desc limit %s",
-                [rows.text(text), _FOUND_AT_MOST - len(found)],
+                "where left(queue_id, 100) = left(%s, 100) and queue_id = %s order by id desc limit %s",
+                [rows.text(text), rows.text(text), _FOUND_AT_MOST - len(found)],
             )
         return found
 

@@ -268,7 +268,7 @@ class PostgresPeople(Store):
         with self.database.transaction() as connection:
             row = connection.execute(
                 "select id, address, issued_at, message_ids, numbers from digest"
-                " where recipient = %s and sent_at is not null order by issued_at desc limit 1",
+                " where recipient = %s and sent_at is not null order by issued_at desc, id desc limit 1",
                 [recipient],
             ).fetchone()
             if row is None:

@@ -244,7 +244,7 @@ class SqlitePeople(SqliteSearch):
         with self.db.read() as connection:
             row = connection.execute(
                 "SELECT id, address, issued_at FROM digest WHERE recipient = ? AND sent_at IS NOT NULL "
-                "ORDER BY issued_at DESC LIMIT 1",
+                "ORDER BY issued_at DESC, id DESC LIMIT 1",
                 (recipient,),
             ).fetchone()
             if row is None:
