@@ -1,8 +1,62 @@
-"""What uWSGI imports: ``module = portal.wsgi:application``. Opens everything after the fork (lazy-apps)."""
+"""What uWSGI imports: ``module = portal.wsgi:application``. Opens everything after the fork (lazy-apps).
+
+Wrong settings, or a store that is not ours to use, end the program with their sentence. A store that cannot be reached
+just now does not: where one worker cannot load the application uWSGI takes all of them down (`need-app`), so a worker
+that starts while PostgreSQL restarts would end the portal. Such a worker answers 503 until the store is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
 
 from portal.assemble import assemble, log_to_stderr
-from portal.settings import load
-from portal.web import create_app
+from portal.errors import QuarantineError, StoreUnavailable
+from portal.settings import Settings, load
+from portal.web import Application, Environ, StartResponse, create_app
+
+log = logging.getLogger("quarantine.web")
+
+
+class Opening:
+    """The application, opened now or by the first request that finds the store there."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError, StoreMisfit."""
+        self._settings = settings
+        self._app: Application | None = None
+        self._one = threading.Lock()
+        try:
+            self._app = create_app(assemble(settings))
+        except StoreUnavailable as error:
+            log.error("started without the store: %s", error)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request (PEP 3333)."""
+        app = self._app or self._open()
+        if app is not None:
+            return app(environ, start_response)
+        start_response(
+            "503 Service Unavailable",
+            [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"), ("Retry-After", "60")],
+        )
+        return [b"The quarantine cannot be reached at the moment. No mail is lost: try again soon.\n"]
+
+    def _open(self) -> Application | None:
+        # One tries, the others answer at once: a server that vanished takes seconds, and Rspamd waits for five.
+        if not self._one.acquire(blocking=False):
+            return None
+        try:
+            if self._app is None:
+                self._app = create_app(assemble(self._settings))
+                log.info("the store is there")
+        except QuarantineError as error:
+            log.error("still without the store: %s", error)
+        finally:
+            self._one.release()
+        return self._app
+
 
 log_to_stderr()
-application = create_app(assemble(load()))
+application = Opening(load())

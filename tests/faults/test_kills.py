@@ -70,6 +70,8 @@ def test_a_killed_postgresql_loses_nothing_and_the_portal_serves_again(
             while senders.done == before and not senders.failure:
                 time.sleep(0.01)
             slowest_seconds = max(slowest_seconds, time.monotonic() - back_at)
+            if senders.failure:
+                break
     report(
         "2 kill -9 of PostgreSQL",
         f"{kills} kills ({len(range(2, kills, 4))} of the postmaster), {senders.done:,} mails: "
@@ -77,6 +79,27 @@ def test_a_killed_postgresql_loses_nothing_and_the_portal_serves_again(
         "postgres",
     )
     assert slowest_seconds <= BACK_SECONDS
+    assert_whole(own_postgres.url, senders.acknowledged)
+
+
+def test_workers_that_start_while_postgresql_is_away_serve_once_it_is_back(
+    serve: Serve, own_postgres: OwnPostgres
+) -> None:
+    portal = serve(own_postgres.url)
+    own_postgres.kill(random.Random(7), postmaster=True)
+    for worker in portal.workers():
+        os.kill(worker, signal.SIGKILL)
+    refused = 0
+    while refused < 8:  # by every worker
+        with suppress(OSError, http.client.HTTPException):
+            status, body = portal.request("POST", "/quarantine/", mail_of(refused), META)
+            assert status == 503, body
+            refused += 1
+    assert portal.request("GET", "/quarantine/healthz")[0] == 503
+    own_postgres.start()
+    senders = Senders(portal)
+    with senders.sending(50):
+        pass
     assert_whole(own_postgres.url, senders.acknowledged)
 
 
