@@ -2,7 +2,8 @@
 
     PATH/mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst    see `mailfiles`
     PATH/quarantine.sqlite3                                             see `sqlite`
-    PATH/tmp/, PATH/lock                                                files being written; the writers' queue
+    PATH/journal/YYYY-MM-DD.jsonl                                       what was done and wished, see `journal`
+    PATH/tmp/, PATH/lock, PATH/in-use                                   files being written; the writers' queue; users
 
 What is durable when: `add` returns once the mail's file is; its rows may be lost by a power cut (not by a crash of
 the program) and are then read out of the files again by `FileStore.open`. All other changes are durable rows.
