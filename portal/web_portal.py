@@ -21,6 +21,7 @@ from portal.web_http import Row, Web, sha256
 from portal.web_links import LinkPages
 
 _ROWS = 25
+_ASKED_CHARS = 200
 _SYMBOLS = 60
 _EVENTS = 50
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
@@ -55,16 +56,19 @@ class PortalPages:
         self._change = links.change
 
     def list(self) -> HTTPResponse:
-        """GET /: this recipient's mail in one state, newest first."""
+        """GET /: this recipient's mail in one state, newest first, or what of it has the words asked for."""
         recipient, session = self._session()
         view = self._web.query("state") if self._web.query("state") in _VIEWS else "held"
-        page = self._store.list_for(recipient, _VIEWS[view], _ROWS, _cursor(self._web.query("before")))
+        asked = self._web.query("q").strip()[:_ASKED_CHARS]
+        before = _cursor(self._web.query("before"))
+        page = self._store.list_for(recipient, _VIEWS[view], _ROWS, before, words=asked)
         return self._web.page(
             "list",
             signed_in=recipient,
             form_token=self._web.parts.links.form_token(session),
             views=tuple(_VIEWS),
             view=view,
+            asked=asked,
             rows=[self._web.row(delivery) for delivery in page.deliveries],
             later=self._web.query("before") != "",
             next=f"{page.next[0]}.{page.next[1]}" if page.next else "",

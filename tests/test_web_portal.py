@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import pytest
@@ -75,6 +76,33 @@ def test_odd_queries_show_the_list(site: Site, held: Held, query: str) -> None:
     page = site.signed_in(ALICE).get(f"/?{query}")
     assert page.status == 200
     assert "Offer" in page.text
+
+
+def test_mail_is_found_by_words_of_subject_and_sender_page_by_page(site: Site) -> None:
+    held = {site.hold(subject=f"Grüße number {number:02d}.").id: f"{number:02d}" for number in range(30)}
+    site.hold(subject="other")
+    hold(site.store, recipients=(BOB,), subject="Grüße number 77.")
+    browser, seen = site.signed_in(ALICE), []
+    path = "/?q=grusse+promo%40example"
+    while path:
+        page = browser.get(path).text
+        assert 'value="grusse promo@example"' in page
+        seen += re.findall(r"<bdi>Grüße number (\d\d)\.</bdi></span>", page)
+        older = re.search(r'href="([^"]*before=[^"]*)"', page)
+        path = html.unescape(older[1]) if older else ""
+        assert not path or "q=grusse%20promo%40example" in path
+    assert seen == [held[id] for id in sorted(held, reverse=True)]
+    assert "Nothing has these words" in browser.get("/?q=nowhere").text
+    assert "Nothing has these words" in browser.get("/?q=grusse&state=deleted").text
+    assert 'href="/quarantine/?state=deleted&amp;q=grusse"' in browser.get("/?q=grusse").text
+
+
+@pytest.mark.parametrize("query", ['"><script>alert(1)</script>', "'", "&amp;", "a" * 5000, "{{ 7*7 }}", "%", "*"])
+def test_odd_words_are_shown_as_text(site: Site, held: Held, query: str) -> None:
+    page = site.signed_in(ALICE).get("/?" + urlencode({"q": query}))
+    assert page.status == 200
+    assert "<script>alert" not in page.text
+    assert f'value="{html.escape(query[:200])}"'.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page.text
 
 
 def test_mail_is_found_under_its_state(site: Site) -> None:
@@ -375,6 +403,13 @@ def test_outside_of_the_mount_point_there_is_nothing(site: Site) -> None:
     for path in ("/", "/quarantinex", "/other", "/quarantine/../x"):
         answer = site.browser().request("GET", "/quarantine", environ={"PATH_INFO": path})
         assert answer.status == 404
+
+
+def test_no_path_is_another_one_in_disguise(site: Site) -> None:
+    # Nginx keeps POSTs on the root and /metrics from the public by their paths.
+    local = Browser(site.app, peer="127.0.0.1")
+    for method, path in (("POST", "/quarantine/\xff"), ("GET", "/quarantine/m\xfeetrics"), ("GET", "/quarantine/\xc3")):
+        assert local.request(method, "/", body=b"x", environ={"PATH_INFO": path}).status == 404
 
 
 def test_a_site_may_live_at_the_root(make_parts: Callable[..., Parts]) -> None:
