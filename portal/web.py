@@ -46,7 +46,8 @@ class Application:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request: take the mount point off the path, add the headers that every answer has."""
         mount, path = self._web.mount, environ.get("PATH_INFO", "")
-        if mount and path != mount and not path.startswith(mount + "/"):
+        # Bottle passes over octets that are no UTF-8, so to it /%FF is /, and to Nginx's rules it is not.
+        if not _is_utf8(path) or (mount and path != mount and not path.startswith(mount + "/")):
             start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
             return [f"There is nothing here. The quarantine is at {self._web.parts.settings.public_url}/\n".encode()]
         environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
@@ -59,6 +60,14 @@ class Application:
 
         answer: Iterable[bytes] = self._bottle(environ, with_headers)
         return answer
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def create_app(parts: Parts) -> Application:
