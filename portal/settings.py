@@ -64,9 +64,11 @@ def _relay_url(url: str) -> str:
 
 
 def _address(address: str) -> str:
-    local, at, host = address.rpartition("@")
-    if not at or not local or not host or any(not c.isprintable() or c in " <>,;" for c in address):
-        raise ValueError("expected one mail address like quarantine@example.org")
+    # What needs no quoting and no SMTPUTF8: it stands in the headers of our own mail.
+    if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@([A-Za-z0-9.-]+|\[[A-Za-z0-9.:]+\])", address):
+        raise ValueError(
+            "expected one mail address like quarantine@example.org, a domain beyond ASCII in its xn-- form"
+        )
     return address
 
 
@@ -285,8 +287,16 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, url: str) -> str:
         # The path is also the cookies' and stands in every page, so it is kept to what needs no quoting anywhere.
-        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~-]+)*/?", url, re.I):
-            raise ValueError("expected an address like https://mail.example.org/quarantine")
+        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~-]+)*/?", url, re.I | re.A):
+            raise ValueError(
+                "expected an address like https://mail.example.org/quarantine, a host beyond ASCII in its xn-- form"
+            )
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 - it is looked at only when it is asked for
+            (parts.hostname or "").encode("idna")
+        except ValueError as error:
+            raise ValueError("its host name or its port cannot be: expected https://mail.example.org:443/…") from error
         return url.rstrip("/")
 
     @field_validator("local_domains")
