@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from portal import __version__, checks, cli_moving
+from portal import __version__, checks, cli_moving, wire
 from portal.assemble import Parts, assemble, keys_path, make_links
 from portal.cli import NotDone, guarded
-from portal.errors import QuarantineError, RelayDeferred
+from portal.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.message import Actor, Delivery, Filter, Message, State, Tier, identity
 from portal.render import shown
 from portal.settings import load, load_from, masked
@@ -335,7 +335,11 @@ def _chosen(parts: Parts, message: Message, recipient: str | None, everybody: bo
     if recipient is not None:
         mine = [d for d in deliveries if d.recipient == identity(recipient)]
         if not mine and len(deliveries) == 1 and not deliveries[0].recipient:
-            # The export had lost its recipients; the operator knows who it was for.
+            # The export had lost its recipients; the operator knows who it was for. It is named once, so not wrongly.
+            try:
+                wire.path(recipient, is_sender=False)
+            except RelayRefused as error:
+                raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
             return [parts.store.assign(message.id, 0, recipient, _operator())]
         if not mine:
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))

@@ -187,6 +187,8 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
     held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
     assert "not known" in run("release", str(held.id)).output
     assert smtp.mails == []
+    for wrong in ("alice", "alice@", "alice@exa mple.org"):
+        assert run("release", str(held.id), "--recipient", wrong).exit_code == 1
     assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 
