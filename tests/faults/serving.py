@@ -123,7 +123,10 @@ class Portal:
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.workers()) * 4096
 
     def tracebacks(self) -> int:
-        return self.log.read_bytes().count(b"Traceback (most recent call last)")
+        """How many the portal logged. A full pipe to uWSGI's master, which sleeps when workers die too fast, costs
+        log lines and says so with one as well."""
+        log = self.log.read_bytes()
+        return log.count(b"Traceback (most recent call last)") - log.count(b"BlockingIOError: [Errno 11] write could")
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
