@@ -297,7 +297,7 @@ def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPa
     assert found(store, words="invoice") == [stays]
     if isinstance(store, FileStore):
         with store.db.read() as connection:
-            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name GLOB 'words_????????'")
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name GLOB '*words_????????'")
             assert tables.fetchone() == (1,)
 
 

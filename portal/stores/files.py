@@ -323,11 +323,19 @@ class FileStore(SqliteRecords):
         return removed
 
     def _drop_words(self) -> None:
+        self._clear_words()  # what a purge that was killed left
         with self.db.read() as connection:
             days = sqlite_words.days(connection)
         for day in days:
             with self.db.write(durable=False) as connection:
-                sqlite_words.drop_if_empty(connection, day)
+                sqlite_words.retire_if_empty(connection, day)
+        self._clear_words()
+
+    def _clear_words(self) -> None:
+        more = True
+        while more:
+            with self.db.write(durable=False) as connection:
+                more = sqlite_words.clear(connection)
 
     def _days(self) -> list[date]:
         """Days that have mail files or rows."""
