@@ -12,12 +12,13 @@ old store's digest process sends within seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 from uuid import UUID
 
 from portal.errors import BodyDamaged, BodyMissing, NotFound, StoreMisfit, StoreUnavailable
@@ -30,6 +31,9 @@ _MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
 
+_AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
+
+Outcome = Literal["copied", "changed", "same", "missing", "damaged", "gone"]
 Progress = Callable[[int, int, int], None]  # messages looked at, all messages, bytes of mail copied
 
 
@@ -46,6 +50,23 @@ class Copied:
     missing: list[UUID] = field(default_factory=list)  # their mail is gone from the old store: not copied
     damaged: list[UUID] = field(default_factory=list)  # its SHA-256 differs: not copied
     mails_waiting: int = 0  # mail of ours in the old store's queue
+
+    def count(self, id: UUID, outcome: Outcome, size_bytes: int) -> None:
+        """Add what was done with one message."""
+        match outcome:
+            case "copied":
+                self.messages += 1
+                self.size_bytes += size_bytes
+            case "changed":
+                self.changed += 1
+            case "same":
+                self.same += 1
+            case "missing":
+                self.missing.append(id)
+            case "damaged":
+                self.damaged.append(id)
+            case "gone":
+                pass
 
 
 @contextmanager
@@ -85,12 +106,15 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     total = sum(len(ids) for ids in _pages(source, _IDS))
     seen = 0
     progress(0, total, 0)
-    for ids in _pages(source, _MESSAGES):
-        theirs, ours = source.records(ids), target.records(ids)
-        for id in ids:
-            _bring(source, target, theirs, ours, id, done)
-            seen += 1
-            progress(seen, max(seen, total), done.size_bytes)
+    with ThreadPoolExecutor(_AT_ONCE) as workers:
+        for ids in _pages(source, _MESSAGES):
+            theirs, ours = source.records(ids), target.records(ids)
+            pairs = [(theirs.get(id), ours.get(id)) for id in ids]
+            outcomes = workers.map(lambda pair: _bring(source, target, *pair), pairs)
+            for id, outcome in zip(ids, outcomes, strict=True):
+                done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
+                seen += 1
+                progress(seen, max(seen, total), done.size_bytes)
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
     key = source.recall("links.key")
@@ -130,33 +154,28 @@ def _pages(source: Store, size: int) -> Iterator[list[UUID]]:
         after = ids[-1]
 
 
-def _bring(
-    source: Store, target: Store, theirs: Mapping[UUID, Record], ours: Mapping[UUID, Record], id: UUID, done: Copied
-) -> None:
-    if id not in theirs:
-        return  # purged since we saw its id
-    if id in ours:
-        newer = _newer(theirs[id], ours[id])
+def _bring(source: Store, target: Store, theirs: Record | None, ours: Record | None) -> Outcome:
+    """Bring one message up to date. Raises StoreUnavailable."""
+    if theirs is None:
+        return "gone"  # purged since we saw its id
+    if ours is not None:
+        newer = _newer(theirs, ours)
         if newer is None:
-            done.same += 1
-        else:
-            target.take(newer, None)
-            done.changed += 1
-        return
-    record = theirs[id]
+            return "same"
+        target.take(newer, None)
+        return "changed"
+    id = theirs.message.id
     try:
-        _bring_mail(source, target, record)
+        _bring_mail(source, target, theirs)
     except BodyMissing:
         log.warning("not copied, its mail is missing id=%s", id)
-        done.missing.append(id)
+        return "missing"
     except BodyDamaged:
         log.warning("not copied, its mail is damaged id=%s", id)
-        done.damaged.append(id)
+        return "damaged"
     except NotFound:
-        return  # purged at this moment
-    else:
-        done.messages += 1
-        done.size_bytes += record.message.size_bytes
+        return "gone"  # purged at this moment
+    return "copied"
 
 
 def _bring_mail(source: Store, target: Store, record: Record) -> None:

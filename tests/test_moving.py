@@ -265,7 +265,7 @@ def test_a_copy_that_fails_in_the_middle_goes_on(
     def failing(self: Store, *args: object) -> None:
         nonlocal calls
         calls += 1
-        if calls == 5:
+        if calls >= 5:
             raise StoreUnavailable("the disk is full: make room")
         take(self, *args)  # type: ignore[arg-type]
 
@@ -274,9 +274,10 @@ def test_a_copy_that_fails_in_the_middle_goes_on(
     assert result.exit_code == 1
     assert "the disk is full" in result.output
     assert "Run the same command again" in result.output
-    assert len(target.message_ids(None, 100)) == 4
+    brought = len(target.message_ids(None, 100))
+    assert 0 < brought < len(held)
     monkeypatch.undo()
-    assert f"copied {len(held) - 4} messages" in run_copy(*urls).output
+    assert f"copied {len(held) - brought} messages" in run_copy(*urls).output
     assert everything(target) == everything(source)
 
 
