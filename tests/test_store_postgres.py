@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from portal import shipped
 from portal.errors import StoreMisfit, StoreUnavailable
@@ -455,3 +456,14 @@ def test_a_body_that_ends_too_early_leaves_no_part_of_a_large_mail(
     for table in (*TABLES, "seen", "recipient"):
         assert admin.execute(f"select count(*) from {table}").fetchone() == (0,)
     assert not store.add(export(data), body(data), Tier.SPAM, ()).known
+
+
+def test_a_database_that_answers_before_mail_is_durable_is_refused(postgres_dsn: str) -> None:
+    name = urlsplit(postgres_dsn).path[1:]
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(name)))
+    with pytest.raises(StoreMisfit, match="synchronous_commit"):
+        PostgresStore.open(postgres_dsn)
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = local").format(sql.Identifier(name)))
+    PostgresStore.open(postgres_dsn).close()

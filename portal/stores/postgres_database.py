@@ -67,6 +67,11 @@ class Database:
                     "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
                     "target_session_attrs=read-write"
                 )
+            if _value(connection, "show synchronous_commit") == "off":
+                raise StoreMisfit(
+                    "synchronous_commit is off for this database or role, so that a power cut would lose mail that we "
+                    "said we hold: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
+                )
             if create:
                 connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
                 connection.execute(shipped("quarantine.sql").read_bytes())
