@@ -1532,6 +1532,16 @@ def test_ten_sign_ins_a_minute_from_one_address(store: Store) -> None:
     assert start(store, sign_in(12, at + 71 * SECOND, recipient="later@example.org"))
 
 
+def test_one_address_may_not_ask_for_one_recipient_after_another_all_day(store: Store) -> None:
+    at, limits = now(), SignInLimits(per_ip_hour=3)
+    for number in range(3):
+        assert start(store, sign_in(number, at + number * 10 * MINUTE, recipient=f"p{number}@example.org"), limits)
+    late = sign_in(9, at + 59 * MINUTE, recipient="late@example.org")
+    assert not start(store, late, limits)
+    assert start(store, replace(late, client_ip="192.0.2.2"), limits)
+    assert start(store, sign_in(10, at + 61 * MINUTE, recipient="later@example.org"), limits)
+
+
 def test_sign_ins_of_all_are_limited_too(store: Store) -> None:
     at, limits = now(), SignInLimits(all_minute=3)
     results = [

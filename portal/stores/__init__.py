@@ -145,6 +145,7 @@ class SignInLimits:
     per_recipient_minute: int = 1
     per_recipient_hour: int = 5
     per_ip_minute: int = 10
+    per_ip_hour: int = 60  # five guesses at a code of six digits each: one host guesses 300 of a million an hour
     all_minute: int = 120
 
 

@@ -363,11 +363,13 @@ class PostgresPeople(Store):
                 "select (select count(*) from sign_in where recipient = %s and created_at > %s) >= %s"
                 " or (select count(*) from sign_in where recipient = %s and created_at > %s) >= %s"
                 " or (select count(*) from sign_in where client_ip = %s and created_at > %s) >= %s"
+                " or (select count(*) from sign_in where client_ip = %s and created_at > %s) >= %s"
                 " or (select count(*) from sign_in where created_at > %s) >= %s",
                 [
                     *(sign_in.recipient, minute, limits.per_recipient_minute),
                     *(sign_in.recipient, hour, limits.per_recipient_hour),
                     *(sign_in.client_ip, minute, limits.per_ip_minute),
+                    *(sign_in.client_ip, hour, limits.per_ip_hour),
                     *(minute, limits.all_minute),
                 ],
             ).fetchone()

@@ -94,6 +94,7 @@ class SqliteSignIns(SqlitePeople):
                 (limits.per_recipient_minute, " AND recipient = ?", (minute, sign_in.recipient)),
                 (limits.per_recipient_hour, " AND recipient = ?", (hour, sign_in.recipient)),
                 (limits.per_ip_minute, " AND client_ip = ?", (minute, sign_in.client_ip)),
+                (limits.per_ip_hour, " AND client_ip = ?", (hour, sign_in.client_ip)),
                 (limits.all_minute, "", (minute,)),
             ):
                 if connection.execute(count + condition, values).fetchone()[0] >= limit:
