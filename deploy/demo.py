@@ -13,6 +13,7 @@ import html
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,7 @@ SAMPLES = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--once", action="store_true", help="end after the digests have come")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was started is stopped
     parser.add_argument("--port", type=int, default=8080, help="of the portal")
     once, port = (arguments := parser.parse_args()).once, free_port(arguments.port)
     shutil.rmtree(HERE, ignore_errors=True)
