@@ -63,6 +63,7 @@ begin
     create index on delivery (message_id) where state = 'requested';
     create index on delivery (message_id, number) where state <> 'held';
     create index on delivery (recipient, message_id, number) where state = 'held' and announced_at is null;
+    create index on delivery (recipient, message_id) where state = 'released';
 
     create sequence event_seq;
     create table event (  -- being held has no row: it is the id's millisecond

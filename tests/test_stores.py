@@ -1248,6 +1248,41 @@ def test_the_last_of_two_digests_in_one_second_is_the_last(store: Store) -> None
         assert names(last.deliveries) == [(held.id, 0)]
 
 
+def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
+    for _ in range(3):
+        hold(store)
+    at = now()
+    with store.digesting(ALICE, at, 2, at_once=True) as first:
+        assert names(store.digest(first.id).deliveries) == [], "not recorded yet"
+    release(store, Held(first.deliveries[0].id, known=True), at)
+    with store.digesting(ALICE, at + HOUR, 10, at_once=True) as second:
+        pass
+    found = store.digest(first.id)
+    assert replace(found, deliveries=()) == replace(first, deliveries=())
+    assert names(found.deliveries) == names(first.deliveries)
+    assert [d.state for d in found.deliveries] == [State.RELEASED, State.HELD]
+    assert {d.recipient for d in found.deliveries} == {ALICE}
+    assert names(store.digest(second.id).deliveries) == names(second.deliveries)
+    with pytest.raises(NotFound):
+        store.digest(UNKNOWN)
+
+
+def test_whose_mail_a_recipient_got_released(store: Store) -> None:
+    at = now()
+    first, second, third, fourth = (hold(store, header_from=f"P{n} <p{n}@example.net>") for n in range(4))
+    assert list(store.released_from(ALICE, 10)) == []
+    release(store, first, at)
+    release(store, third, at)
+    delete(store, second, at)
+    release(store, fourth, at, number=1)
+    with pytest.raises(RelayDeferred), claim(store, fourth, at):
+        raise RelayDeferred("451")
+    assert list(store.released_from(ALICE, 10)) == ["P2 <p2@example.net>", "P0 <p0@example.net>"]
+    assert list(store.released_from(ALICE, 1)) == ["P2 <p2@example.net>"]
+    assert list(store.released_from(BOB, 10)) == ["P3 <p3@example.net>"]
+    assert list(store.released_from(MALLORY, 10)) == []
+
+
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
     hold(store)
     with store.digesting(ALICE, now(), 10, at_once=True) as digest:

@@ -249,6 +249,10 @@ class Store(ABC):
         """This recipient's delivery of a message. Raises NotFound, also when it is only somebody else's."""
 
     @abstractmethod
+    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
+        """From headers of what this recipient has got released, newest mail first, at most ``limit`` of them."""
+
+    @abstractmethod
     def person(self, recipient: str) -> Person:
         """What is known about a recipient; an empty Person when nothing is."""
 
@@ -398,6 +402,11 @@ class Store(ABC):
     @abstractmethod
     def last_digest(self, recipient: str) -> Digest | None:
         """The last digest that was sent to a recipient, with those of its deliveries that are still kept."""
+
+    @abstractmethod
+    def digest(self, digest_id: UUID) -> Digest:
+        """A digest with those of its deliveries that are still kept, oldest first; none as long as it is not recorded
+        as sent. Raises NotFound. Known for 60 days at least."""
 
     @abstractmethod
     def digest_recipient(self, digest_id: UUID) -> str:

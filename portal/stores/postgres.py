@@ -230,6 +230,20 @@ class PostgresStore(PostgresRecords):
                 [message_id, recipient],
             )
 
+    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
+        with self.database.transaction() as connection:
+            ids = connection.execute(
+                "select d.message_id from delivery d where d.recipient = %s and d.state = 'released'"
+                " order by d.message_id desc limit %s",
+                [recipient, limit],
+            ).fetchall()
+            if not ids:
+                return []
+            found = connection.execute(
+                "select header_from from message where id = any(%s) order by id desc", [[id for (id,) in ids]]
+            )
+            return [row[0] for row in found]
+
     def delivery(self, message_id: UUID, number: int) -> Delivery:
         with self.database.transaction() as connection:
             return _one(connection, message_id, number)

@@ -45,6 +45,7 @@ _SIGN_IN_LOCK = 0x71736967  # advisory: counting and adding are one act
 PERSON: LiteralString = (
     "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at from recipient "
 )
+_DIGEST: LiteralString = "select id, recipient, address, issued_at, message_ids, numbers from digest "
 _HAS_NEWS: LiteralString = "news_since is not null and stopped_at is null"
 _UNANNOUNCED: LiteralString = (
     "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
@@ -267,20 +268,17 @@ class PostgresPeople(Store):
     def last_digest(self, recipient: str) -> Digest | None:
         with self.database.transaction() as connection:
             row = connection.execute(
-                "select id, address, issued_at, message_ids, numbers from digest"
-                " where recipient = %s and sent_at is not null order by issued_at desc, id desc limit 1",
+                _DIGEST + "where recipient = %s and sent_at is not null order by issued_at desc, id desc limit 1",
                 [recipient],
             ).fetchone()
+            return _digest(connection, row) if row else None
+
+    def digest(self, digest_id: UUID) -> Digest:
+        with self.database.transaction() as connection:
+            row = connection.execute(_DIGEST + "where id = %s", [digest_id]).fetchone()
             if row is None:
-                return None
-            id, address, issued_at, ids, numbers = row
-            told = set(zip(ids, numbers, strict=True))
-            found = rows.deliveries(
-                connection, "where d.message_id = any(%s) and d.recipient = %s order by d.message_id, d.number",
-                [ids, recipient],
-            )  # fmt: skip
-        kept = tuple(delivery for delivery in found if (delivery.id, delivery.number) in told)
-        return Digest(id, recipient, address, issued_at.astimezone(UTC), kept)
+                raise NotFound("there is no such digest")
+            return _digest(connection, row)
 
     def digest_recipient(self, digest_id: UUID) -> str:
         with self.database.transaction() as connection:
@@ -473,6 +471,17 @@ def person_from(row: Sequence[Any]) -> Person:
     """A person from a row of `PERSON`."""
     recipient, address, *times = row
     return Person(recipient, address, *map(utc, times))
+
+
+def _digest(connection: Connection, row: Sequence[Any]) -> Digest:
+    id, recipient, address, issued_at, ids, numbers = row
+    told = set(zip(ids, numbers, strict=True))
+    found = rows.deliveries(
+        connection, "where d.message_id = any(%s) and d.recipient = %s order by d.message_id, d.number",
+        [ids, recipient],
+    )  # fmt: skip
+    kept = tuple(delivery for delivery in found if (delivery.id, delivery.number) in told)
+    return Digest(id, recipient, address, issued_at.astimezone(UTC), kept)
 
 
 def queue_mail(connection: Connection, to: str, mail: bytes, now: datetime) -> None:

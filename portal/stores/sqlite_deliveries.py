@@ -74,6 +74,15 @@ class SqliteDeliveries(Store):
             raise NotFound("there is no such message")
         return delivery_from(row)
 
+    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+                "WHERE d.recipient = ? AND d.state = 'released'" + _NEWEST_FIRST,
+                (recipient, limit),
+            ).fetchall()
+        return [row[0] for row in rows]
+
     def delivery(self, message_id: UUID, number: int) -> Delivery:
         with self.db.read() as connection:
             return _one(connection, message_id, number)

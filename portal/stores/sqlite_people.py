@@ -243,15 +243,23 @@ class SqlitePeople(SqliteSearch):
     def last_digest(self, recipient: str) -> Digest | None:
         with self.db.read() as connection:
             row = connection.execute(
-                "SELECT id, address, issued_at FROM digest WHERE recipient = ? AND sent_at IS NOT NULL "
-                "ORDER BY issued_at DESC, id DESC LIMIT 1",
+                _DIGEST + "WHERE recipient = ? AND sent_at IS NOT NULL ORDER BY issued_at DESC, id DESC LIMIT 1",
                 (recipient,),
             ).fetchone()
+            return self._digest_from(connection, row) if row else None
+
+    def digest(self, digest_id: UUID) -> Digest:
+        with self.db.read() as connection:
+            row = connection.execute(_DIGEST + "WHERE id = ?", (digest_id.bytes,)).fetchone()
             if row is None:
-                return None
-            deliveries = [delivery_from(found) for found in announced_in(connection, recipient, row[0])]
-            kept = tuple(delivery for delivery in deliveries if self._has_mail(delivery.id))
-        return Digest(UUID(bytes=row[0]), recipient, row[1], from_micros(row[2]), kept)
+                raise NotFound("there is no such digest")
+            return self._digest_from(connection, row)
+
+    def _digest_from(self, connection: sqlite3.Connection, row: Sequence[Any]) -> Digest:
+        id, recipient, address, issued_at = row
+        deliveries = [delivery_from(found) for found in announced_in(connection, recipient, id)]
+        kept = tuple(delivery for delivery in deliveries if self._has_mail(delivery.id))
+        return Digest(UUID(bytes=id), recipient, address, from_micros(issued_at), kept)
 
     def digest_recipient(self, digest_id: UUID) -> str:
         with self.db.read() as connection:
@@ -307,6 +315,7 @@ class SqlitePeople(SqliteSearch):
                     connection.executemany(f"DELETE FROM person WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
 
 
+_DIGEST = "SELECT id, recipient, address, issued_at FROM digest "
 PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at FROM person "
 
 
