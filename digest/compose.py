@@ -7,34 +7,37 @@ which Gmail clips, measured in octets as sent; what does not fit is named by num
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from email.message import EmailMessage
+from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from babel.dates import format_datetime
 
 from portal.links import Action, Links
-from portal.message import Delivery, Message, State, Tier
-from portal.reasons import Sender, sender_shown, why
+from portal.message import Message, State, Tier, domain
+from portal.ranking import Group, ranked
+from portal.reasons import N_, Sender, from_address, sender_shown, why
 from portal.render import Render, shown
 from portal.stores import Digest
 
-MAIL_BYTES = 95_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
+MAIL_BYTES = 90_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
 HEADER_BYTES = 8_192  # more than all headers ever have
 SUBJECT_CHARACTERS = 120
+REASONS = 2  # of a row: with three, fifty rows are too large; the page behind Show has all
 _LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
-_AUTHENTIC = frozenset({"DMARC_POLICY_ALLOW", "R_DKIM_ALLOW", "R_SPF_ALLOW"})
-_AUTHENTIC_POINTS = (
-    5  # a third of Rspamd's usual distance to `reject`: who signs with their own name is likelier wanted
-)
+# The only words of a held mail in the subject: a domain's name, ASCII and short, says little that is hostile.
+_DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
+_WANTED_BEFORE = N_("You had mail of this sender released before")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One held message as both parts of the mail show it. All texts are harmless lines, see `render.shown`."""
+    """One held message, and those that are nearly the same, as both parts of the mail show it. All texts are harmless
+    lines, see `render.shown`."""
 
     sender: Sender
     subject: str  # "" when there is none
@@ -44,6 +47,8 @@ class Row:
     release: str  # link, "" for dangerous mail
     delete: str  # link, "" for dangerous mail
     ask: str  # link, "" for all other mail
+    show: str  # link
+    others: int  # messages nearly the same; the links are for the newest
 
 
 def compose(
@@ -57,19 +62,24 @@ def compose(
     retention_days: int,
     now: datetime,
     mail_id: UUID | None = None,
+    known: Collection[str] = (),
 ) -> EmailMessage:
-    """The mail for a digest, at most `MAIL_BYTES` octets as sent.
+    """The mail for a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
     Deliveries that are no longer held are counted instead of offered. ``sender`` is the From address, ``zone`` is
     what times are shown in. ``mail_id`` makes another Message-ID than the digest's own: mail programs drop a mail
-    whose Message-ID they have seen, so one repeated on purpose needs its own.
+    whose Message-ID they have seen, so one repeated on purpose needs its own. ``known`` is for `ranking.ranked`.
     """
-    held = sorted((d for d in digest.deliveries if d.state is State.HELD), key=_likeliest_mistake_first)
-    preferences = links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)
+    groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
+    held = sum(1 + len(group.others) for group in groups)
+    preferences, several, forwarded = (
+        links.url(action, digest.id, 0, digest.issued_at)
+        for action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)
+    )
     headers = {}
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    rows = [_row(delivery, digest, links, render.language, zone) for delivery in held[:max_rows]]
+    rows = [_row(group, digest, links, render.language, zone) for group in groups[:max_rows]]
 
     def mail(count: int) -> EmailMessage:
         return render.mail(
@@ -81,14 +91,18 @@ def compose(
             now=now,
             headers=headers,
             recipient=shown(digest.address),
-            count=len(held),
-            gone=len(digest.deliveries) - len(held),
+            count=held,
+            telling=_most_telling(groups),
+            gone=len(digest.deliveries) - held,
             rows=[row for row in rows[:count] if not row.ask],
             dangerous=[row for row in rows[:count] if row.ask],
-            more=len(held) - count,
+            more=held - sum(1 + row.others for row in rows[:count]),
             zone=zone.key.replace("_", " "),
             portal=f"{links.base_url}/",
+            host=urlsplit(links.base_url).netloc,
+            several=several if any(row.release for row in rows) else "",
             preferences=preferences,
+            forwarded=forwarded,
             link_days=links.lifetime.days,
             retention_days=retention_days,
         )
@@ -109,7 +123,8 @@ def _fitting(rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
             fits, best = count, tried
         else:
             too_many = count
-    return best
+    # Without rows it is the template that is too large, which is its site's wish: better clipped than empty.
+    return best if fits or _fits(best) else mail(rows)
 
 
 def _fits(mail: EmailMessage) -> bool:
@@ -119,21 +134,18 @@ def _fits(mail: EmailMessage) -> bool:
     return bodies + HEADER_BYTES <= MAIL_BYTES or len(mail.as_bytes()) <= MAIL_BYTES
 
 
-def _likeliest_mistake_first(delivery: Delivery) -> tuple[bool, bool, float, float]:
-    message = delivery.message
-    score = message.score or 0.0
-    if any(symbol.name in _AUTHENTIC for symbol in message.symbols):
-        score -= _AUTHENTIC_POINTS
-    return (
-        message.tier is Tier.DANGEROUS,
-        message.score is None,  # nothing speaks for it either
-        score,
-        -message.held_at.timestamp(),
-    )
+def _most_telling(groups: Sequence[Group]) -> str:
+    """The domain of the likeliest mistake whose sender raises no doubt; "" when there is none that can be shown."""
+    for group in groups:
+        message = group.newest.message
+        if message.tier is not Tier.DANGEROUS and not sender_shown(message).warning:
+            host = domain(from_address(message))
+            return host if _DOMAIN.fullmatch(host) else ""
+    return ""
 
 
-def _row(delivery: Delivery, digest: Digest, links: Links, language: str, zone: ZoneInfo) -> Row:
-    message = delivery.message
+def _row(group: Group, digest: Digest, links: Links, language: str, zone: ZoneInfo) -> Row:
+    delivery, message = group.newest, group.newest.message
 
     def link(action: Action) -> str:
         return links.url(action, delivery.id, delivery.number, digest.issued_at)
@@ -145,10 +157,12 @@ def _row(delivery: Delivery, digest: Digest, links: Links, language: str, zone: 
         subject=_defused(shown(message.subject, SUBJECT_CHARACTERS)),
         when=_when(message, language, zone),
         score="" if message.score is None else f"{message.score:.1f}",
-        reasons=tuple(why(message)),
+        reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),
         ask=link(Action.ASK) if dangerous else "",
+        show=link(Action.SHOW),
+        others=len(group.others),
     )
 
 

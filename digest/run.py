@@ -20,6 +20,7 @@ from digest.compose import compose
 from portal.assemble import Parts
 from portal.errors import AlreadyDone, QuarantineError, RelayDeferred, RelayRefused, SettingsError, StoreUnavailable
 from portal.message import Delivery, State, new_id
+from portal.ranking import known_senders
 from portal.settings import Settings
 from portal.stores import Digest
 
@@ -254,6 +255,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> E
         retention_days=settings.store.retention_days,
         now=now,
         mail_id=mail_id,
+        known=known_senders(parts.store, digest.recipient) if len(digest.deliveries) > 1 else (),
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from portal.errors import StoreMisfit
+from portal.errors import StoreMisfit, StoreUnavailable
 from portal.links import Links, read_keys
 from portal.relay import Relay
 from portal.release import Acts, Tiers
@@ -17,6 +18,7 @@ from portal.settings import Settings
 from portal.stores import Store, open_store
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TEMPLATE_FAILED = "site.template_failed"  # a note in the store: when the file was changed, its name, what happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
     store = open_store(settings.store.url.get_secret_value())
     links = make_links(settings)
     agree_on_keys(store, links)
-    render = Render(settings.digest.language)
+    render = make_render(settings, store)
     relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
     acts = Acts(
@@ -72,6 +74,24 @@ def log_to_stderr() -> None:
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("quarantine").setLevel(logging.INFO)
+
+
+def make_render(settings: Settings, store: Store) -> Render:
+    """The templates by the settings. The last failure of one of the site's own is noted in the store, since it may
+    happen in a process whose log nobody reads; `quarantine check` tells it until that file is changed."""
+
+    def note(name: str, said: str) -> None:
+        with suppress(StoreUnavailable, OSError):  # it was logged, and the mail or page it was about matters more
+            path = settings.site.folder / "templates" / name if settings.site.folder else Path(name)
+            changed = path.stat().st_mtime_ns if path.exists() else 0
+            store.remember(TEMPLATE_FAILED, f"{changed} {name}: {said}", replace=True)
+
+    return Render(
+        settings.digest.language,
+        site_name=settings.site.name,
+        site_folder=settings.site.folder,
+        on_failure=note,
+    )
 
 
 def make_links(settings: Settings) -> Links:

@@ -19,9 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from portal import shipped
-from portal.assemble import agree_on_keys, keys_path, make_links
+from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links
 from portal.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.relay import Relay
+from portal.render import site_problems
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 
@@ -45,10 +46,12 @@ def everything() -> list[Finding]:
     findings += _run(settings_file, settings, path)
     findings += _run(addresses, settings)
     findings += _run(files, settings)
+    findings += _run(site_files, settings)
     store: Store | None = None
     try:
         store = open_store(settings.store.url.get_secret_value())
         findings += _run(storage, settings, store)
+        findings += _run(site_failures, settings, store)
     except QuarantineError as error:
         findings.append(Finding(False, "store", str(error)))
     findings += _run(keys, settings, store)
@@ -122,6 +125,27 @@ def files(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "quarantine-digest", program)
+
+
+def site_files(settings: Settings) -> Iterator[Finding]:
+    """The site's own templates, as far as one can see without using them."""
+    if settings.site.folder is None:
+        return
+    problems = site_problems(settings.site.folder)
+    for name, said in problems:
+        yield Finding(False, "site.folder", f"{name}: {said}")
+    if not problems:
+        yield Finding(True, "site.folder", str(settings.site.folder))
+
+
+def site_failures(settings: Settings, store: Store) -> Iterator[Finding]:
+    """The last template of the site that failed when it was used, unless it was changed since."""
+    if settings.site.folder is None:
+        return
+    changed, _, said = store.remember(TEMPLATE_FAILED, "").partition(" ")
+    path = settings.site.folder / "templates" / said.partition(":")[0]
+    if said and path.exists() and str(path.stat().st_mtime_ns) == changed:
+        yield Finding(False, "site.folder", f"{said}: it failed when it was used, ours was used instead")
 
 
 def storage(settings: Settings, store: Store) -> Iterator[Finding]:

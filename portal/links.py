@@ -1,8 +1,8 @@
 """Signing and verifying: links, cookies, form tokens and the marks on our own mail. The only user of itsdangerous.
 
-A link's token signs one *action* (each has a salt of its own) and one delivery – or, for `PREFERENCES`, one digest
-and so its recipient – over packed bytes: 31 characters, a dot, 43 characters of HMAC-SHA-256. It says nothing about
-the mail, stands in the path, and opens nothing else.
+A link's token signs one *action* (each has a salt of its own) and one delivery – or, for `PREFERENCES`, `SEVERAL` and
+`FORWARDED`, one digest and so its recipient – over packed bytes: 31 characters, a dot, 43 characters of HMAC-SHA-256.
+It says nothing about the mail, stands in the path, and opens nothing else.
 
 itsdangerous ignores the spare bits of base64's last character and junk after it, so one token has many spellings;
 they would dodge counters, so only the canonical one is taken. Its own max_age is not used either: it calls every
@@ -37,12 +37,15 @@ _DEVICE_PEOPLE = 8  # recipients one browser is remembered for
 
 
 class Action(Enum):
-    """What a link may do. The value is the byte in the token; the salt is the name."""
+    """What a link may do. The value is the byte in the token and never changes; the salt is the name."""
 
     RELEASE = 1
     DELETE = 2
     ASK = 3
     PREFERENCES = 4
+    SHOW = 5
+    SEVERAL = 6
+    FORWARDED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Link:
     """A verified token."""
 
     action: Action
-    id: UUID  # of the message; for PREFERENCES of the digest
+    id: UUID  # of the message; for PREFERENCES, SEVERAL and FORWARDED of the digest
     number: int  # of the delivery
     issued_at: datetime
 

@@ -7,6 +7,7 @@ Everything here that comes from the mail is cleaned by `render.shown`, yet still
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -183,8 +184,8 @@ def sender_shown(message: Message) -> Sender:
     """The sender of a message as recipients may see it: from the From header, else from the envelope.
 
     Warns when the display name contains another address, which is how a forger gets one shown by mail programs
-    that hide the real one. A domain that is not ASCII gets its punycode beside it, since letters of other
-    alphabets look alike.
+    that hide the real one, and when the domain is made of letters that pass for others. A domain that is not ASCII
+    gets its punycode beside it.
     """
     name, address = _split(message.header_from)
     if not address:
@@ -192,12 +193,66 @@ def sender_shown(message: Message) -> Sender:
         if envelope is None:
             return Sender(shown(name, 80), N_("unknown sender"), "")
         address = envelope or N_("no sender, as automatic replies have")
-        return Sender(shown(name, 80), _with_punycode(shown(address, 120)), "")
+        warning = LOOKS_ALIKE if envelope and looks_alike(domain(shown(envelope, 320))) else ""
+        return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
     warning = ""
     others = [other for other in _addresses(name) if other.lower() != address.lower()]
     if others:
         warning = N_("The name contains another address than the one this mail is from")
+    elif looks_alike(domain(shown(address, 320))):
+        warning = LOOKS_ALIKE
     return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
+
+
+def from_address(message: Message) -> str:
+    """The address in the From header in lower case, else the envelope sender's, "" when there is neither."""
+    return address_in(message.header_from) or (message.envelope_sender or "").lower()
+
+
+def address_in(header_from: str) -> str:
+    """The address in a decoded From header in lower case, "" when there is none."""
+    return _split(header_from)[1].lower()
+
+
+LOOKS_ALIKE = N_("The sender's domain has letters that look like others, so it may pretend to be somebody else")
+
+# Lower-case letters of other alphabets that pass for Latin ones (Unicode UTS 39, confusables.txt; Chromium's
+# idn_spoof_checker.cc looks at the same ones).
+_PASSES_FOR_LATIN = frozenset("аысԁеԍһіюјӏорԗԛѕԝхуъьҽпгѵѡαγεικνορτυχωηβσօոսցհզ")
+# Alphabets that are written together (UTS 39, 5.2, "highly restrictive"), by how `unicodedata.name` begins.
+_TOGETHER = (
+    {"LATIN", "CJK", "HIRAGANA", "KATAKANA"},
+    {"LATIN", "CJK", "BOPOMOFO"},
+    {"LATIN", "CJK", "HANGUL"},
+)
+_WORD = re.compile("[A-Z]+")
+
+
+@lru_cache(maxsize=4096)
+def looks_alike(host: str) -> bool:
+    """Whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
+
+    The second is not asked below a top-level domain that is not Latin: there such letters are at home.
+    """
+    if host.isascii() and "xn--" not in host.lower():
+        return False
+    labels = [_unicode(label) for label in host.split(".")]
+    foreign_home = not labels[-1].isascii()
+    for label in labels:
+        letters = [c for c in label if unicodedata.category(c).startswith("L")]
+        scripts = {match.group() for c in letters if (match := _WORD.match(unicodedata.name(c, "?")))}
+        if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
+            return True
+        if not foreign_home and letters and _PASSES_FOR_LATIN.issuperset(letters):
+            return True
+    return False
+
+
+def _unicode(label: str) -> str:
+    try:
+        return label.lower().encode("ascii").decode("idna").lower()
+    except UnicodeError:
+        return label.lower()  # Unicode already, or punycode of nothing
 
 
 def _addresses(text: str) -> Iterator[str]:

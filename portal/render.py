@@ -3,24 +3,42 @@
 Autoescape, `StrictUndefined`, no logic in templates beyond loops and conditions. Whatever comes from a held mail is
 hostile: `shown()` takes control and bidirectional characters out before a template sees it.
 Texts stand in `{% trans %}` blocks and `_()`, so that languages are added as catalogues alone.
+
+A site may put templates of its own beside: one of the same relative name is used instead of ours (docs/customise.md).
+One that fails is never a reason to send nothing: ours is used, and it is said loudly.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 import unicodedata
+from collections.abc import Callable
 from datetime import datetime
 from email.headerregistry import BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage
 from email.policy import SMTP, Policy
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from babel import Locale
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    TemplateNotFound,
+    TemplateSyntaxError,
+    UndefinedError,
+    meta,
+)
 
 from portal import shipped
 from portal.links import MARK_HEADER
+
+log = logging.getLogger("quarantine.render")
 
 
 class _Exact(UnstructuredHeader, BaseHeader):
@@ -45,12 +63,33 @@ _HIDDEN = re.compile(
 
 
 class Render:
-    """The templates, ready. ``language`` is a BCP 47 tag."""
+    """The templates, ready. ``language`` is a BCP 47 tag, ``site_name`` what the site calls its quarantine ("": as we
+    do), ``site_folder`` holds the site's own ``templates``. ``on_failure`` is told the name of a template of the site
+    that failed and why, once each; it must not raise."""
 
-    def __init__(self, language: str = "en") -> None:
+    def __init__(
+        self,
+        language: str = "en",
+        *,
+        site_name: str = "",
+        site_folder: Path | None = None,
+        on_failure: Callable[[str, str], None] | None = None,
+    ) -> None:
         self.language = language
-        self._environment = Environment(
-            loader=FileSystemLoader(shipped("templates")),
+        self.site_name = site_name
+        self.folders = [shipped("templates")]
+        self._ours = self._make_environment(self.folders)
+        self._site: Environment | None = None
+        if site_folder is not None:
+            self.folders.insert(0, site_folder / "templates")
+            self._site = self._make_environment(self.folders)
+        self._names = frozenset(self._ours.list_templates())
+        self._on_failure = on_failure
+        self._failed: set[str] = set()
+
+    def _make_environment(self, folders: list[Path]) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(folders),
             autoescape=lambda name: name is not None and name.endswith(".html"),  # noqa: S701 – texts are not HTML
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -59,14 +98,41 @@ class Render:
         )
         # Not the new style: it takes whatever is translated for HTML and for a format, and so would be what stands in
         # a variable: `_(sender)` printed the sender's own tags, and failed at a percent sign.
-        self._environment.install_null_translations(newstyle=False)  # type: ignore[attr-defined]
-        self._environment.filters["shown"] = shown
-        self._environment.globals["language"] = language
-        self._names = frozenset(self._environment.list_templates())
+        environment.install_null_translations(newstyle=False)  # type: ignore[attr-defined]
+        environment.filters["shown"] = shown
+        environment.globals["language"] = self.language
+        environment.globals["direction"] = Locale.parse(self.language, sep="-").text_direction
+        environment.globals["site_name"] = self.site_name
+        return environment
+
+    def _render(self, name: str, values: dict[str, Any]) -> str:
+        if self._site is not None:
+            try:
+                return self._site.get_template(name).render(values)
+            except Exception as error:  # whatever a site wrote: a digest goes out all the same
+                self._tell_failure(name, error)
+        return self._ours.get_template(name).render(values)
+
+    def _tell_failure(self, name: str, error: Exception) -> None:
+        """Say once what failed. Only kind and line: an error's own text may quote a subject."""
+        if name in self._failed:
+            return
+        self._failed.add(name)
+        said = _in_words(error, self.folders[0])
+        log.error("the site's template failed, ours is used instead: %s: %s", name, said)
+        if self._on_failure is not None:
+            self._on_failure(name, said)
+
+    def _values_in(self, folder: str) -> set[str]:
+        """The values that our own templates in a folder are handed."""
+        assert self._ours.loader is not None  # noqa: S101 - see _make_environment
+        names = [name for name in self._names if name.rpartition("/")[0] == folder and name.endswith((".html", ".txt"))]
+        sources = [self._ours.loader.get_source(self._ours, name)[0] for name in names]
+        return set().union(*(meta.find_undeclared_variables(self._ours.parse(source)) for source in sources))
 
     def page(self, name: str, **values: Any) -> str:
         """The page ``templates/web/NAME.html``."""
-        return self._environment.get_template(f"web/{name}.html").render(values)
+        return self._render(f"web/{name}.html", values)
 
     def mail(
         self,
@@ -86,9 +152,9 @@ class Render:
         The Message-ID comes from ``id``, so that a mail repeated after a crash carries the same one.
         ``to`` is one address as an envelope wrote it; one beyond ASCII makes a mail for SMTPUTF8 (RFC 6532).
         """
-        subject = _SPACE.sub(" ", self._environment.get_template(f"mail/{name}/subject.txt").render(values)).strip()
+        subject = _SPACE.sub(" ", self._render(f"mail/{name}/subject.txt", values)).strip()
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
-        mail["From"] = sender
+        mail["From"] = f'"{self.site_name}" <{sender}>' if self.site_name else sender
         mail["To"] = mailbox(to)
         mail["Subject"] = subject
         mail["Date"] = format_datetime(now)
@@ -98,12 +164,49 @@ class Render:
         mail[MARK_HEADER] = mark
         for header, value in (headers or {}).items():
             mail[header] = value
-        text = self._environment.get_template(f"mail/{name}/body.txt").render(values)
+        text = self._render(f"mail/{name}/body.txt", values)
         mail.set_content(text, cte="quoted-printable")
         if f"mail/{name}/body.html" in self._names:
-            html = self._environment.get_template(f"mail/{name}/body.html").render(values)
+            html = self._render(f"mail/{name}/body.html", values)
             mail.add_alternative(html, subtype="html", cte="quoted-printable")
         return mail
+
+
+def site_problems(site_folder: Path) -> list[tuple[str, str]]:
+    """What can be found wrong with a site's templates without using them: names and sentences.
+
+    A file that replaces none of ours (it may be included by one that does) is only read.
+    """
+    folder = site_folder / "templates"
+    if not folder.is_dir():
+        return [(str(folder), "is not there or cannot be read, so our own templates are used")]
+    render, found = Render(site_folder=site_folder), []
+    assert render._site is not None  # noqa: S101 - it was given a folder
+    for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix in (".html", ".txt")):
+        try:
+            render._site.get_template(name)
+            used = meta.find_undeclared_variables(render._site.parse((folder / name).read_text("utf-8")))
+        except Exception as error:
+            found.append((name, f"{_in_words(error, folder)}: ours is used instead"))
+            continue
+        unknown = used - render._values_in(name.rpartition("/")[0]) - set(render._ours.globals)
+        if unknown and name in render._names:
+            found.append(
+                (name, f"uses {', '.join(sorted(unknown))}, which we do not hand it: ours may be used instead")
+            )
+    return found
+
+
+def _in_words(error: Exception, folder: Path) -> str:
+    """What went wrong in a template of the site and where, without values: those may come from a mail."""
+    if isinstance(error, TemplateSyntaxError):
+        return f"line {error.lineno}: {error.message}"
+    if isinstance(error, TemplateNotFound):
+        return f"there is no template {error.name}"
+    lines = [f"{frame.filename} line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    own = [line.removeprefix(f"{folder}/") for line in lines if line.startswith(f"{folder}/")]
+    what = error.message if isinstance(error, UndefinedError) and error.message else type(error).__name__
+    return f"{own[-1]}: {what}" if own else what
 
 
 def mailbox(address: str) -> str:

@@ -227,6 +227,29 @@ class LinksSettings(Section):
         return self
 
 
+class SiteSettings(Section):
+    """How the quarantine looks; docs/customise.md tells what can be replaced."""
+
+    name: str = Field(
+        "",
+        max_length=60,
+        description="What recipients know the quarantine by, in the From of its mail and on its pages. Default: Mail "
+        "quarantine, and a From without a name.",
+    )
+    folder: Path | None = Field(
+        None,
+        description="A folder of the site's own: what lies in its `templates` is used instead of the file of the same "
+        "name of ours.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if any(not c.isprintable() or c in '"<>\\' for c in name):
+            raise ValueError('may not contain " < > \\ and line breaks: it stands in a mail header')
+        return name.strip()
+
+
 class TiersSettings(Section):
     """Which symbols make mail more than a nuisance. Names may hold `*` and `?`."""
 
@@ -282,6 +305,7 @@ class Settings(BaseSettings):
     digest: DigestSettings = DigestSettings()
     links: LinksSettings = LinksSettings()
     tiers: TiersSettings = TiersSettings()
+    site: SiteSettings = SiteSettings()
 
     @field_validator("public_url")
     @classmethod

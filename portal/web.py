@@ -16,7 +16,6 @@ from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
 
-from portal import shipped
 from portal.assemble import Parts
 from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreUnavailable
 from portal.web_exporter import ExporterEndpoint, is_export
@@ -75,14 +74,16 @@ def create_app(parts: Parts) -> Application:
     web = Web(parts)
     export, links = ExporterEndpoint(parts), LinkPages(web)
     portal, signing_in, monitor = PortalPages(web, links), SignInPages(web), Monitor(parts)
-    static = shipped("templates") / "web" / "static"
 
     def root() -> HTTPResponse:
         return export() if is_export(request.environ) else portal.list()
 
     def file(name: str) -> HTTPResponse:
-        answer = static_file(name, root=static)
-        answer.set_header("Cache-Control", "public, max-age=86400")  # addresses carry the version
+        folders = [folder / "web" / "static" for folder in parts.render.folders]
+        ours, found = folders[-1], next((f for f in folders if (f / name).is_file()), folders[-1])
+        answer = static_file(name, root=found)
+        # Addresses of ours carry the version; a site may change its own at any time.
+        answer.set_header("Cache-Control", f"public, max-age={86400 if found is ours else 600}")
         return answer
 
     app = Bottle()

@@ -22,10 +22,11 @@ from bottle import HTTPResponse, request
 
 from portal import __version__
 from portal.assemble import Parts
-from portal.message import Actor, Delivery, State, Tier
-from portal.reasons import Sender, sender_shown, why
+from portal.message import Actor, Delivery, Message, State, Tier
+from portal.reasons import Sender, explain, sender_shown, why
 from portal.render import shown
 
+_SYMBOLS = 60  # shown of one mail
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 # Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
@@ -196,6 +197,14 @@ class Web:
         """Whether its reason is an administrator's word: after a request, an operator's release may have failed."""
         events = self.parts.store.history(delivery.id, delivery.number)
         return next((e.what for e in reversed(events) if e.what in ("refused", "failed")), "") == "refused"
+
+    def findings(self, message: Message) -> dict[str, Any]:
+        """What Rspamd found, the weightiest first, for the template's ``findings``: score, and symbols in words."""
+        symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
+        return {
+            "score": "" if message.score is None else f"{message.score:.1f}",
+            "symbols": [(shown(s.name, 80), f"{s.score:.1f}", explain(s)) for s in symbols[:_SYMBOLS]],
+        }
 
 
 def json_answer(status: int, value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HTTPResponse:

@@ -1,8 +1,9 @@
 """The pages behind the links of a digest. docs/security.md tells the rules, this file is them.
 
 Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
-exactly one act on one delivery. It may submit itself only when that is harmless and a person is likely; the
-conditions are looked at when the page is made and once more when the form arrives without its button.
+exactly one act on one delivery (`web_digest` has the pages about a whole digest). It may submit itself only when that
+is harmless and a person is likely; the conditions are looked at when the page is made and once more when the form
+arrives without its button.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from portal.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, R
 from portal.links import Action, Link
 from portal.message import Delivery, State, Tier
 from portal.stores import Opening
+from portal.web_digest import DigestPages
 from portal.web_http import Web
 
 log = logging.getLogger("quarantine.web")
@@ -28,6 +30,7 @@ _BURST_DELIVERIES = 3  # different deliveries of one digest within _BURST
 _BURST_REPEATS = 2  # openings of one delivery within _BURST
 _OPENINGS_A_MINUTE = 60
 _DEVICE_SECONDS = 365 * 24 * 3600
+_OF_A_DIGEST = (Action.SEVERAL, Action.FORWARDED)
 # A POST is noted too, so that it counts for the rate; under this name, so that it is not taken for an opening.
 _POSTED = UUID(int=0)
 
@@ -42,17 +45,26 @@ class LinkPages:
         settings = web.parts.settings.links
         self._auto = settings.confirm == "auto"
         self._settle = timedelta(minutes=settings.autosubmit_after_minutes)
+        self._digest = DigestPages(web, revoke=lambda recipient: self.change(recipient, "revoke"))
 
     def show(self, token: str) -> HTTPResponse:
         """GET and HEAD: what the link does, with the form for it. Only notes that it was opened."""
         link = self._links.verify(token, self._web.now())
         if link.action is Action.PREFERENCES:
             return self._show_preferences(link)
+        opening = Opening(link.id, link.number, self._web.now())
+        if link.action in _OF_A_DIGEST:
+            recipient = self._recipient(link)
+            if not self._web.query("since"):
+                self._note(link, recipient, opening)
+            return self._digest.show(link, recipient)
         delivery = self._delivery(link)
         # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
-        if self._web.query("done"):
+        if self._web.query("done") and link.action is not Action.SHOW:
             return self._page(link, delivery, alone=False)
-        openings = self._note(link, delivery, Opening(link.id, link.number, self._web.now()))
+        openings = self._note(link, delivery.recipient, opening)
+        if link.action is Action.SHOW:
+            return self._show_mail(link, delivery)
         return self._page(link, delivery, alone=self._may_act_alone(link, delivery, openings))
 
     def act(self, token: str) -> HTTPResponse:
@@ -61,16 +73,27 @@ class LinkPages:
         if link.action is Action.PREFERENCES:
             return self._change_preferences(link)
         self._web.refuse_foreign()
+        posted = Opening(_POSTED, 0, self._web.now())
+        if link.action in _OF_A_DIGEST:
+            recipient = self._recipient(link)
+            self._note(link, recipient, posted)
+            answer = self._digest.act(link, recipient)
+            return self._remember(answer, recipient) if self._web.form("do") else answer
         delivery = self._delivery(link)
-        openings = self._note(link, delivery, Opening(_POSTED, 0, self._web.now()))
+        openings = self._note(link, delivery.recipient, posted)
+        if link.action is Action.SHOW:
+            return self._web.see_other("./")  # has no form, so nothing to do
         undo = link.action is Action.DELETE and self._web.form("undo") == "1"
         pressed = undo or self._web.form("pressed") == "1"
         if pressed or self._may_act_alone(link, delivery, openings):
             self._do(link, undo=undo)
         answer = self._web.see_other("./?done=1")
-        if pressed:
-            device = self._links.device(self._web.cookie("device"), delivery.recipient)
-            self._web.set_cookie(answer, "device", device, _DEVICE_SECONDS)
+        return self._remember(answer, delivery.recipient) if pressed else answer
+
+    def _remember(self, answer: HTTPResponse, recipient: str) -> HTTPResponse:
+        """The answer to a press, with the cookie that remembers it."""
+        device = self._links.device(self._web.cookie("device"), recipient)
+        self._web.set_cookie(answer, "device", device, _DEVICE_SECONDS)
         return answer
 
     def _delivery(self, link: Link) -> Delivery:
@@ -83,10 +106,10 @@ class LinkPages:
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
 
-    def _note(self, link: Link, delivery: Delivery, opening: Opening) -> Sequence[Opening]:
+    def _note(self, link: Link, recipient: str, opening: Opening) -> Sequence[Opening]:
         """Note an opening; the digest's openings of the last quarter of an hour. 429 when there are too many."""
         since = opening.at - _BURST_MEMORY
-        openings = self._store.record_opening(delivery.recipient, link.issued_at, opening, since)
+        openings = self._store.record_opening(recipient, link.issued_at, opening, since)
         if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
             raise self._web.notice(
                 "Too many at once",
@@ -133,6 +156,22 @@ class LinkPages:
             alone=alone,
             script=alone,
             recipient=delivery.recipient,
+        )
+
+    def _show_mail(self, link: Link, delivery: Delivery) -> HTTPResponse:
+        """Facts and reasons of one mail, and the links that its digest has for it; its text is for who signs in."""
+
+        def address(action: Action) -> str:
+            return f"{self._web.root}/link/{self._links.token(action, link.id, link.number, link.issued_at)}/"
+
+        return self._web.page(
+            "show",
+            row=self._web.row(delivery),
+            recipient=delivery.recipient,
+            release=address(Action.RELEASE),
+            delete=address(Action.DELETE),
+            ask=address(Action.ASK),
+            **self._web.findings(delivery.message),
         )
 
     # ---- stop digests (the link at a digest's end, and RFC 8058)

@@ -15,14 +15,12 @@ from bottle import HTTPResponse
 from portal import preview
 from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
 from portal.message import Delivery, Event, State, parse_id
-from portal.reasons import N_, explain
-from portal.render import shown
+from portal.reasons import N_
 from portal.web_http import Row, Web, sha256
 from portal.web_links import LinkPages
 
 _ROWS = 25
 _ASKED_CHARS = 200
-_SYMBOLS = 60
 _EVENTS = 50
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 
@@ -87,15 +85,12 @@ class PortalPages:
         """GET /messages/ID/: why it was held, and its text."""
         recipient, session = self._session()
         delivery = self._delivery(recipient, id)
-        message = delivery.message
-        symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
         return self._web.page(
             "message",
             signed_in=recipient,
             form_token=self._web.parts.links.form_token(session),
             row=self._web.row(delivery),
-            score="" if message.score is None else f"{message.score:.1f}",
-            symbols=[(shown(s.name, 80), f"{s.score:.1f}", explain(s)) for s in symbols[:_SYMBOLS]],
+            **self._web.findings(delivery.message),
             preview=self._preview(delivery),
             history=[
                 (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), _who(event))
