@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from bottle import HTTPResponse, request
 
-from portal.errors import AlreadyDone, NotAllowed, RelayDeferred, RelayRefused, StoreUnavailable
+from portal.errors import AlreadyDone, NotAllowed, NotFound, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.links import Action, Link
 from portal.message import Delivery, State, Tier
 from portal.ranking import known_senders, ranked
@@ -49,7 +49,7 @@ class DigestPages:
             more=max(0, len(mails) - _MAILS),
             done=self._done(digest, self._web.query("since")),
             rest=self._web.query("rest") == "1",
-            none=self._web.query("none") == "1",
+            nothing=self._web.query("none") == "1",
             drawn=int(self._web.now().timestamp()),
         )
 
@@ -86,7 +86,7 @@ class DigestPages:
                 return len(chosen) - position
             try:
                 do(delivery)
-            except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
+            except (AlreadyDone, NotAllowed, NotFound, RelayDeferred, RelayRefused) as error:
                 log.info("several id=%s number=%d: %s", delivery.id, delivery.number, error)
             except StoreUnavailable as error:
                 if position == 0:

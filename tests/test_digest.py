@@ -156,7 +156,7 @@ def test_text_and_html_carry_the_same_facts_and_links() -> None:
 def test_each_address_stands_alone_on_its_line() -> None:
     text = text_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
     lines = [line for line in text.splitlines() if "://" in line]
-    assert len(lines) == 5  # release, delete, ask, portal, preferences
+    assert len(lines) == 9  # release, show, delete; ask, show; several, portal, preferences, forwarded
     assert all(URL.fullmatch(line) for line in lines)
 
 
@@ -164,12 +164,15 @@ def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> 
     spam, virus = delivery(3), delivery(7, tier=Tier.DANGEROUS)
     mail = mail_of(spam, virus)
     found = [LINKS.verify(url.split("/")[-2], NOW) for url in URL.findall(text_of(mail)) if url.count("/") > 4]
-    assert [(link.action, link.id, link.number) for link in found[:3]] == [
+    assert [(link.action, link.id, link.number) for link in found[:5]] == [
         (Action.RELEASE, spam.id, 3),
+        (Action.SHOW, spam.id, 3),
         (Action.DELETE, spam.id, 3),
         (Action.ASK, virus.id, 7),
+        (Action.SHOW, virus.id, 7),
     ]
-    assert found[3].action is Action.PREFERENCES
+    assert [link.action for link in found[5:]] == [Action.SEVERAL, Action.PREFERENCES, Action.FORWARDED]
+    assert len({link.id for link in found[5:]}) == 1
     assert {link.issued_at for link in found} == {NOW}
 
 
@@ -186,9 +189,92 @@ def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
     assert order(mail) == [3, 4, 6, 7, 1, 5, 2]
 
 
-def test_the_subject_says_how_many() -> None:
-    assert mail_of(delivery(1))["Subject"] == "1 message held for you"
-    assert mail_of(delivery(1), delivery(2), delivery(3), max_rows=1)["Subject"] == "3 messages held for you"
+def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> None:
+    assert mail_of(delivery(1))["Subject"] == "1 message held for you, from example.net"
+    mail = mail_of(
+        delivery(1, score=40), delivery(2, header_from="Ann <ann@Friends.example.com>"), delivery(3, score=50)
+    )
+    assert mail["Subject"] == "3 messages held for you, one from friends.example.com"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Ann <ann@pay-now.example.com>click",
+        '"boss@example.org" <x@example.com>',  # a name that is another address
+        "Ann <ann@аррӏе.com>",  # noqa: RUF001 - looks like Latin
+        "Ann <ann@xn--80ak6aa92e.com>",
+        "Ann <ann@your-account-is-locked-call-the-help-desk-at-once.example>",
+        "Ann <ann@evil.example/login>",
+        "Ann <ann@10.0.0.1>",
+        "Ann <ann@localhost>",
+        "Ann <ann@exa mple.net>",
+        "Ann",
+    ],
+)
+def test_the_subject_names_no_sender_that_raises_doubt(header: str) -> None:
+    subject = mail_of(delivery(1, header_from=header, envelope_sender=""))["Subject"]
+    assert subject in ("1 message held for you", "1 message held for you, from pay-now.example.com")
+    assert ("pay-now" in subject) == ("pay-now" in header)
+
+
+def test_dangerous_mail_names_no_sender_in_the_subject() -> None:
+    mail = mail_of(delivery(1, tier=Tier.DANGEROUS), delivery(2, score=30, header_from="Ann <a@friends.example.com>"))
+    assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
+    assert mail_of(delivery(1, tier=Tier.DANGEROUS))["Subject"] == "1 message held for you"
+
+
+def test_senders_whose_mail_was_released_before_come_first() -> None:
+    proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
+    mail = mail_of(
+        delivery(1, score=15),
+        delivery(2, score=28, header_from="Ann <Ann@Friends.example.com>", symbols=proven),
+        delivery(3, score=28, header_from="Bea <bea@friends.example.com>"),
+        delivery(4, score=28, header_from="Ann <ann@friends.example.com>", symbols=(Symbol("R_SPF_FAIL", 1),)),
+        known={"ann@friends.example.com", "bea@friends.example.com"},
+    )
+    assert order(mail) == [2, 3, 1, 4]
+    assert text_of(mail).count("You had mail of this sender released before.") == 1, "only of who is proven"
+
+
+def test_near_identical_mails_are_one_row_whose_links_act_on_the_newest() -> None:
+    shop = {"header_from": "Shop <shop@example.com>"}
+    old = delivery(9, subject="Order 4711 of 3 May", score=16, **shop)
+    new = delivery(1, subject="ORDER 99 of 21 May", score=20, **shop)
+    mail = mail_of(delivery(5, score=18), old, new, delivery(6, subject="Order status", **shop))
+    text = text_of(mail)
+    assert text.count("Release to my inbox:") == 3
+    assert "And 1 more like it: the links are for the newest, the other is under" in squeezed(text)
+    assert "And 1 more like it" in squeezed(html_of(mail).words)
+    assert str(mail["Subject"]).startswith("4 messages"), "each is counted"
+    linked = {LINKS.verify(url.split("/")[-2], NOW).id for url in URL.findall(text) if url.count("/") > 4}
+    assert new.id in linked and old.id not in linked
+    assert text.index("ORDER 99") < text.index("Offer 5"), "where the likeliest of them would stand"
+
+
+def test_mails_with_the_same_bytes_are_one_row() -> None:
+    mail = mail_of(
+        *(delivery(n, subject=s, body_sha256=b"x" * 32) for n, s in enumerate(("Hello", "Win", "Last chance")))
+    )
+    assert text_of(mail).count("Release to my inbox:") == 1
+    assert "And 2 more like it: the links are for the newest, the others are under" in squeezed(text_of(mail))
+
+
+def test_what_is_proven_or_dangerous_never_hides_behind_what_is_not() -> None:
+    same = {"subject": "Invoice 1", "header_from": "Shop <shop@example.com>", "body_sha256": b"x" * 32}
+    mail = mail_of(
+        delivery(1, **same),
+        delivery(2, **same, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
+        delivery(3, **same, tier=Tier.SUSPICIOUS),
+        delivery(4, **same, tier=Tier.DANGEROUS),
+        delivery(5, **same, tier=Tier.DANGEROUS),
+    )
+    assert "more like it" in text_of(mail)
+    assert text_of(mail).count("Release to my inbox:") == 3
+    assert text_of(mail).count("Ask the administrator for it:") == 1
+    assert "And 1 more like it: the links are for the newest, the other is in your quarantine." in squeezed(
+        text_of(mail)
+    )
 
 
 @pytest.mark.parametrize(("max_rows", "listed", "more"), [(3, 3, ""), (2, 2, "and 1 more that is"), (1, 1, "and 2 ")])
@@ -202,8 +288,42 @@ def test_max_rows_cuts_and_the_rest_is_named(max_rows: int, listed: int, more: s
 # ---- its size and shape
 
 
+def test_50_rows_with_three_links_each_fit_before_gmail_clips() -> None:
+    names = ["Kontor Nord", "Ann Example", "Billing team", "Müller & Söhne", "News of the week"]
+    words = ["Your invoice for November", "Re: Meeting on Thursday?", "Prüfung Ihrer Angaben", "Last reminder", "Offer"]
+    found = (Symbol("BAYES_SPAM", 5.1), Symbol("DBL_SPAM", 4.0), Symbol("RDNS_NONE", 2.0))
+    mail = mail_of(
+        *(
+            delivery(
+                n,
+                subject=f"{words[n % 5]} {chr(97 + n % 26) * 3}",
+                header_from=f"{names[n % 5]} <letters{n}@shop.example.com>",
+                symbols=found,
+            )
+            for n in range(50)
+        )
+    )
+    assert len(mail.as_bytes()) <= 90_000
+    assert len(html_of(mail).links) == 50 * 3 + 4
+    assert text_of(mail).count("Release to my inbox:") == 50
+
+
+def test_ten_thousand_mails_make_one_bounded_digest() -> None:
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    mail = mail_of(
+        *(delivery(n, subject=" ".join(words[int(d)] for d in str(n)), score=float(n)) for n in range(10_000)),
+        max_rows=50,
+    )
+    assert len(mail.as_bytes()) <= MAIL_BYTES
+    text = text_of(mail)
+    listed = text.count("Release to my inbox:")
+    assert listed >= 45
+    assert f"and {10_000 - listed} more that are not listed here" in text
+    assert str(mail["Subject"]).startswith("10000 messages held for you")
+
+
 @pytest.mark.parametrize("subject", ["请查收您的发票十一月份账单已经可以下载" * 8, "ä&<" * 60, "x" * 200])
-def test_500_rows_stay_below_95_000_octets_and_the_rest_is_named(subject: str) -> None:
+def test_500_rows_stay_below_90_000_octets_and_the_rest_is_named(subject: str) -> None:
     mail = mail_of(*(delivery(n, subject=subject) for n in range(500)), max_rows=500)
     size = len(mail.as_bytes())
     assert size <= MAIL_BYTES
@@ -329,7 +449,21 @@ def test_whatever_a_mail_says_its_digest_can_be_made(
     raw = mail.as_bytes()
     assert raw.isascii()
     assert sorted(set(URL.findall(text_of(mail)))) == sorted(set(html_of(mail).links))
-    assert mail["Subject"] == "1 message held for you"
+    assert re.fullmatch(r"1 message held for you(, from [a-z0-9.-]{4,40})?", mail["Subject"])
+
+
+def test_the_html_part_says_its_language_and_direction() -> None:
+    part = parsed(mail_of(delivery(1))).get_body(("html",))
+    assert part is not None
+    assert part.get_content().count('lang="en" dir="ltr"') == 2, "the outer table too: web mail drops <html>"
+
+
+def test_all_links_lead_to_one_host_and_the_mail_says_so() -> None:
+    mail = mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS))
+    assert all(link.startswith("https://mail.example.org/quarantine/") for link in html_of(mail).links)
+    for words in ("All links here lead to mail.example.org.", "No page behind them ever asks for a password."):
+        assert words in squeezed(text_of(mail))
+        assert words in squeezed(html_of(mail).words)
 
 
 def test_the_html_part_loads_nothing_and_runs_nothing() -> None:

@@ -395,7 +395,7 @@ def test_pages_have_no_script_of_their_own(site: Site, held: Held) -> None:
         site.link(Action.ASK, held),
     ):
         page = browser.get(path).text
-        assert '<html lang="en">' in page
+        assert '<html lang="en" dir="ltr">' in page
         assert not re.search(r"<script(?! src=\"/quarantine/static/)|\sstyle=|\son\w+=|javascript:|//[a-z]", page), path
 
 

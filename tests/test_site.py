@@ -1,0 +1,211 @@
+"""A site's own name, templates and files: used instead of ours, and never a reason to send nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from email import message_from_bytes
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digest.run import send_all
+from portal import checks
+from portal.assemble import Parts
+from portal.links import Action
+from portal.render import Render, site_problems
+from portal.settings import Settings, load_from
+from portal.stores import open_store
+from tests.builders import ALICE, hold
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A site's folder without anything in it yet."""
+    (tmp_path / "site" / "templates").mkdir(parents=True)
+    return tmp_path / "site"
+
+
+def put(folder: Path, name: str, text: str) -> None:
+    path = folder / "templates" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def digest_of(make_parts: Callable[..., Parts], **settings: Any) -> str:
+    """The digest Alice gets: headers as sent, then text and HTML."""
+    with SmtpServer() as server:
+        parts = make_parts(mail__url=server.url, **settings)
+        hold(parts.store, subject="Held subject")
+        summary = send_all(parts, parts.acts.now(), recipient=ALICE)
+        assert [recipient for recipient, _ in summary.sent] == [ALICE], summary
+        raw = bytes(server.mails[0].data)
+    mail = message_from_bytes(raw, policy=SMTP)
+    bodies = [str(part.get_content()).replace("\r\n", "\n") for part in mail.walk() if not part.is_multipart()]
+    return "\n".join([raw.partition(b"\r\n\r\n")[0].decode(), *bodies])
+
+
+# ---- what can be replaced
+
+
+def test_a_name_stands_in_mails_and_on_pages(make_parts: Callable[..., Parts]) -> None:
+    mail = digest_of(make_parts, site__name="Post of Müller & Co")
+    assert "From: =?utf-8?" in mail
+    assert "<quarantine@example.org>" in mail
+    assert "Post of Müller & Co" in mail and "Post of Müller &amp; Co" in mail
+    page = Site(make_parts(site__name="Post of Müller & Co")).browser().get("/sign-in").text
+    assert page.count("Post of Müller &amp; Co") == 2
+    assert "Mail quarantine" not in page
+
+
+@pytest.mark.parametrize("name", ['Say "hi"', "a <b>", "a\\b", "two\nlines", "x" * 61])
+def test_a_name_that_no_mail_header_can_carry_is_refused(name: str) -> None:
+    from portal.errors import SettingsError
+
+    with pytest.raises(SettingsError, match="site.name"):
+        load_from({"QUARANTINE_SITE__NAME": name, "QUARANTINE_CONFIG": "/dev/null"})
+
+
+def test_files_of_the_site_replace_ours_one_by_one(make_parts: Callable[..., Parts], folder: Path) -> None:
+    put(folder, "mail/digest/subject.txt", "{{ count }} kept back")
+    put(folder, "mail/footer.html", "<p>Help desk: room 7</p>")
+    put(folder, "mail/footer.txt", "Help desk: room 7\n")
+    put(folder, "mail/colours.html", '{% set main = "#060" %}{% set on_main = "#ffe" %}{% set grave = "#900" %}')
+    mail = digest_of(make_parts, site__folder=folder)
+    assert "Subject: 1 kept back" in mail
+    assert mail.count("Help desk: room 7") == 2
+    assert "background:#060" in mail
+    assert "Held subject" in mail, "the rest is ours"
+
+
+def test_pages_and_their_files_can_be_replaced(make_parts: Callable[..., Parts], folder: Path) -> None:
+    put(folder, "web/header.html", '<img src="{{ root }}/static/logo.png" alt="Example Ltd">')
+    put(folder, "web/static/logo.png", "not really")
+    put(folder, "web/static/site.css", ":root { --main: #060; }")
+    browser = Site(make_parts(site__folder=folder)).browser()
+    assert 'alt="Example Ltd"' in browser.get("/sign-in").text
+    assert browser.get("/static/logo.png").body == b"not really"
+    assert "--main: #060" in browser.get("/static/site.css").text
+    assert "--ground" in browser.get("/static/style.css").text
+    assert browser.get("/static/nothing.css").status == 404
+
+
+def test_ours_can_be_extended(make_parts: Callable[..., Parts], folder: Path) -> None:
+    put(
+        folder,
+        "web/base.html",
+        "<!doctype html><title>X</title>{% block title %}{% endblock %}<hr>{% block main %}{% endblock %}",
+    )
+    page = Site(make_parts(site__folder=folder)).browser().get("/sign-in").text
+    assert page.startswith("<!doctype html><title>X</title>")
+    assert "Your mail address" in page
+
+
+# ---- what fails
+
+BROKEN = {
+    "syntax": "{% if %}",
+    "an unknown name": "{{ nonsense }}",
+    "an unknown attribute": "{% for row in rows %}{{ row.nonsense }}{% endfor %}",
+    "an unknown template": '{% include "mail/nothing.html" %}',
+    "an error while it is used": "{{ 1 // (count - count) }}",
+    "a loop that is none": "{% for x in count %}{% endfor %}",
+    "itself": '{% extends "mail/digest/body.html" %}',
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_a_broken_template_falls_back_to_ours_and_is_named_once(
+    make_parts: Callable[..., Parts], folder: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(folder, "mail/digest/body.html", text)
+    mail = digest_of(make_parts, site__folder=folder)
+    assert "was kept out of your inbox" in mail.partition("<!doctype html>")[2]
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR and r.name == "quarantine.render"]
+    assert len(errors) == 1
+    assert "mail/digest/body.html" in errors[0]
+    assert "Held subject" not in errors[0]
+
+
+def test_a_broken_page_falls_back_to_ours(make_parts: Callable[..., Parts], folder: Path) -> None:
+    put(folder, "web/base.html", "{{ nonsense }}")
+    site = Site(make_parts(site__folder=folder))
+    for _ in range(2):
+        answer = site.browser().get(site.link(Action.SHOW, site.hold()))
+        assert answer.status == 200
+        assert "Mail quarantine" in answer.text
+
+
+def test_a_template_that_is_not_text_falls_back_to_ours(make_parts: Callable[..., Parts], folder: Path) -> None:
+    (folder / "templates" / "mail" / "digest").mkdir(parents=True)
+    (folder / "templates" / "mail" / "digest" / "subject.txt").write_bytes(b"\xff\xfe\x00")
+    assert "Subject: 1 message held for you" in digest_of(make_parts, site__folder=folder)
+
+
+def test_a_folder_that_is_not_there_stops_nothing(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
+    assert "Held subject" in digest_of(make_parts, site__folder=tmp_path / "nothing")
+
+
+def test_a_template_larger_than_a_digest_may_be_still_lists_the_mails(
+    make_parts: Callable[..., Parts], folder: Path
+) -> None:
+    put(folder, "mail/footer.html", "<!-- " + "x" * 100_000 + " -->")
+    assert "Held subject" in digest_of(make_parts, site__folder=folder)
+
+
+# ---- what quarantine check says
+
+
+def said(settings: Settings) -> str:
+    return "\n".join(f"{finding.ok} {finding.said}" for finding in checks.site_files(settings))
+
+
+def test_check_names_what_is_wrong_before_it_is_used(
+    make_settings: Callable[..., Settings], files_url: str, folder: Path
+) -> None:
+    settings = make_settings(files_url, site__folder=folder)
+    assert said(settings).startswith("True")
+    put(folder, "mail/digest/subject.txt", "{{ count }} kept, {{ telling }}")
+    put(folder, "web/header.html", "{{ site_name }} {{ root }} {{ _('Help') }}")
+    put(folder, "web/included.html", "{{ whatever }}")
+    assert said(settings).startswith("True"), said(settings)
+    put(folder, "mail/digest/body.html", "<p>\n{% endfor %}")
+    put(folder, "mail/signin/body.txt", "{{ nonsense }}")
+    text = said(settings)
+    assert "mail/digest/body.html: line 2: " in text
+    assert "mail/signin/body.txt: uses nonsense, which we do not hand it" in text
+    assert text.count("False") == 2
+
+
+def test_check_names_a_folder_that_is_not_there(
+    make_settings: Callable[..., Settings], files_url: str, tmp_path: Path
+) -> None:
+    assert "is not there" in said(make_settings(files_url, site__folder=tmp_path / "nothing"))
+
+
+def test_check_tells_what_failed_in_another_process_until_it_is_mended(
+    make_parts: Callable[..., Parts], store_url: str, folder: Path
+) -> None:
+    put(folder, "mail/digest/body.html", "\n{% for row in rows %}{{ row.nonsense }}{% endfor %}")
+    digest_of(make_parts, site__folder=folder)
+    parts = make_parts(site__folder=folder)
+    found = list(checks.site_failures(parts.settings, parts.store))
+    assert [finding.ok for finding in found] == [False]
+    assert found[0].said.startswith("mail/digest/body.html: mail/digest/body.html line 2: ")
+    put(folder, "mail/digest/body.html", "\n{% for row in rows %}{{ row.subject }}{% endfor %}")
+    other = open_store(store_url)
+    assert not list(checks.site_failures(parts.settings, other))
+    other.close()
+
+
+def test_our_own_templates_have_no_problems() -> None:
+    from portal import shipped
+
+    assert site_problems(shipped("templates").parent) == []
+    assert Render().page(
+        "notice", title="T", text="x", sign_in=False, root="", version="1", signed_in=None, script=False
+    )
