@@ -54,7 +54,7 @@ def digest_of(make_parts: Callable[..., Parts], **settings: Any) -> str:
 
 def test_a_name_stands_in_mails_and_on_pages(make_parts: Callable[..., Parts]) -> None:
     mail = digest_of(make_parts, site__name="Post of Müller & Co")
-    assert "From: =?utf-8?" in mail
+    assert "From: Post of =?utf-8?q?M=C3=BCller?= & Co <" in mail
     assert "<quarantine@example.org>" in mail
     assert "Post of Müller & Co" in mail and "Post of Müller &amp; Co" in mail
     page = Site(make_parts(site__name="Post of Müller & Co")).browser().get("/sign-in").text
