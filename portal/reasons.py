@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from portal.message import Message, Symbol, Tier, domain
+from portal.message import Message, Symbol, Tier, domain, identity
 from portal.render import shown
 
 REASONS = 3  # how many a row shows
@@ -206,12 +206,12 @@ def sender_shown(message: Message) -> Sender:
 
 def from_address(message: Message) -> str:
     """The address in the From header in lower case, else the envelope sender's, "" when there is neither."""
-    return address_in(message.header_from) or (message.envelope_sender or "").lower()
+    return address_in(message.header_from) or identity(message.envelope_sender or "")
 
 
 def address_in(header_from: str) -> str:
     """The address in a decoded From header in lower case, "" when there is none."""
-    return _split(header_from)[1].lower()
+    return identity(_split(header_from)[1])
 
 
 LOOKS_ALIKE = N_("The sender's domain has letters that look like others, so it may pretend to be somebody else")

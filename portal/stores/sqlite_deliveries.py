@@ -77,8 +77,8 @@ class SqliteDeliveries(Store):
     def released_from(self, recipient: str, limit: int) -> Sequence[str]:
         with self.db.read() as connection:
             rows = connection.execute(
-                "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "  # noqa: S608 - constants
-                "WHERE d.recipient = ? AND d.state = 'released'" + _NEWEST_FIRST,
+                "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+                "WHERE d.recipient = ? AND d.state = 'released' ORDER BY d.message_id DESC, d.number DESC LIMIT ?",
                 (recipient, limit),
             ).fetchall()
         return [row[0] for row in rows]
