@@ -76,3 +76,36 @@ def test_a_sender_is_shown_with_name_and_address(
     sender = sender_shown(replace(message, header_from=header_from, envelope_sender=envelope_sender))
     assert str(sender) == shown
     assert bool(sender.warning) == warned
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("example.org", False),
+        ("müller.de", False),
+        ("xn--mller-kva.de", False),
+        ("аррӏе.com", True),  # noqa: RUF001 - Cyrillic throughout
+        ("xn--80ak6aa92e.com", True),  # the same
+        ("XN--80AK6AA92E.COM", True),
+        ("paypаl.com", True),  # noqa: RUF001 - one Cyrillic letter
+        ("mail.paypаl.com", True),  # noqa: RUF001
+        ("пример.рф", False),
+        ("сор.рф", False),  # noqa: RUF001 - at home there
+        ("пример.com", False),  # does not look Latin
+        ("ελληνικα.gr", False),
+        ("日本語とカナ.jp", False),
+        ("한국.kr", False),
+        ("xn--", False),
+        ("xn--zzzzzzzzzzzz.com", False),  # punycode of nothing
+        ("", False),
+    ],
+)
+def test_domains_of_letters_that_pass_for_others_are_warned_of(message: Message, host: str, warned: bool) -> None:
+    for header, envelope in ((f"K <x@{host}>", "x@example.net"), ("", f"x@{host}")):
+        sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
+        assert sender.warning.startswith("The sender's domain has letters") == warned
+
+
+def test_an_address_in_the_name_is_the_graver_warning(message: Message) -> None:
+    sender = sender_shown(replace(message, header_from='"service@bank.example" <x@аррӏе.com>'))  # noqa: RUF001
+    assert sender.warning.startswith("The name contains another address")
