@@ -149,7 +149,9 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
         assert mailing.store.digest_recipient(marked[1]) == mail.recipients[0]
         for token in re.findall(r"/link/(\S+)/", text(mail)):
             link = mailing.links.verify(token, tomorrow())
-            if link.action is not Action.PREFERENCES:
+            if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED):
+                assert link.id == marked[1]
+            else:
                 assert mailing.store.delivery(link.id, link.number).recipient == mail.recipients[0]
     assert [d.announced_at for d in mailing.store.deliveries(shared) if d.announced_at is None] == []
     assert tick(mailing, tomorrow() + DAY).sent == []
@@ -219,8 +221,8 @@ def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server:
 
 def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__max_rows=2)
-    for _ in range(5):
-        hold(parts.store, recipients=[ALICE])
+    for name in ("one", "two", "three", "four", "five"):
+        hold(parts.store, recipients=[ALICE], subject=f"Offer {name}")
     assert tick(parts, tomorrow()).sent == [(ALICE, 5)]
     assert "and 3 more that are not listed here" in text(server.mails[0])
     assert tick(parts, tomorrow() + DAY).sent == []
@@ -526,7 +528,12 @@ def test_dangerous_mail_can_only_be_asked_for(mailing: Parts, server: SmtpServer
     hold(mailing.store, recipients=[ALICE], tier=Tier.DANGEROUS)
     tick(mailing, tomorrow())
     tokens = re.findall(r"/link/(\S+)/", text(server.mails[0]))
-    assert [mailing.links.verify(token, tomorrow()).action for token in tokens] == [Action.ASK, Action.PREFERENCES]
+    assert [mailing.links.verify(token, tomorrow()).action for token in tokens] == [
+        Action.ASK,
+        Action.SHOW,
+        Action.PREFERENCES,
+        Action.FORWARDED,
+    ]
 
 
 def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts, program: Program) -> None:
