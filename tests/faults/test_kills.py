@@ -108,6 +108,7 @@ def test_lost_connections_cost_one_request_each_at_most(
     serve: Serve, own_postgres: OwnPostgres, terminations: int, restarts: int, report: Report
 ) -> None:
     portal = serve(own_postgres.url)
+    portal.wait_for_all_workers()
     numbers = iter(range(1_000_000))
     acknowledged: dict[int, UUID] = {}
     unanswered: list[int] = []
