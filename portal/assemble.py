@@ -72,6 +72,8 @@ def log_to_stderr() -> None:
 
     From libraries warnings only: psycopg's pool tells of each connection it lends, several lines for every mail.
     """
+    # What no line of ours tells need not be looked up (https://docs.python.org/3/howto/logging.html#optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("quarantine").setLevel(logging.INFO)
 

@@ -44,7 +44,8 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
     Names in ``_`` become ``-`` on their way through WSGI.
     """
     named = {name.lower().replace("_", "-"): value for name, value in headers.items()}
-    prefixes = {name.removesuffix(field) for name in named for field in _TELLING if name.endswith(field)}
+    telling = [name for name in named if name.endswith(_TELLING)]
+    prefixes = {name.removesuffix(field) for name in telling for field in _TELLING if name.endswith(field)}
     best: dict[str, Any] = {}
     for prefix in sorted(prefixes):
         found = {field: named[prefix + field] for field in _FIELDS if prefix + field in named}
@@ -52,8 +53,9 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         if len(found) > len(best) and (prefix.endswith("-") or len(found) > 2):
             best = found
     for field, value in best.items():
-        with suppress(UnicodeEncodeError):  # some servers decode it themselves
-            value = value.encode("latin-1").decode("utf-8", "replace")
+        if not value.isascii():
+            with suppress(UnicodeEncodeError):  # some servers decode it themselves
+                value = value.encode("latin-1").decode("utf-8", "replace")
         best[field] = value if field in _LISTS else _decode_words(value, _RSPAMD_WORDS, ascii_too=False)
     return best
 

@@ -14,12 +14,13 @@ from binascii import Error as Base64Error
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
+from io import BytesIO
 from ipaddress import IPv6Address, ip_address
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 from uuid import UUID
 
-from bottle import HTTPResponse, request
+from bottle import HTTPResponse
 
 from portal import exporter
 from portal.assemble import Parts
@@ -31,7 +32,7 @@ from portal.web_http import json_answer
 
 log = logging.getLogger("quarantine.web")
 
-_MEMORY_BYTES = 1 << 20  # a larger request is spooled to a file
+_MEMORY_BYTES = 1 << 20  # a larger request goes to a file
 _STEP_BYTES = 1 << 18
 _RETRY_SECONDS = "60"
 _ALARM_EVERY = timedelta(hours=1)
@@ -84,14 +85,12 @@ class ExporterEndpoint:
         if settings.user is not None and settings.password is not None:
             self._login = f"{settings.user}:{settings.password.get_secret_value()}".encode()
 
-    def __call__(self) -> HTTPResponse:
-        """Answer the request at hand."""
-        environ = request.environ
+    def __call__(self, environ: Mapping[str, Any]) -> HTTPResponse:
+        """Answer a request. Never raises."""
         try:
             self._check_peer(environ)
             size_bytes = self._size(environ)
-            with SpooledTemporaryFile(_MEMORY_BYTES) as spool:
-                file = cast(BinaryIO, spool)
+            with cast(BinaryIO, BytesIO() if size_bytes <= _MEMORY_BYTES else TemporaryFile()) as file:
                 _read(environ["wsgi.input"], file, size_bytes)
                 return self._take(environ, Body(file, 0, size_bytes))
         except _Refused as refused:
