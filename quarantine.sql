@@ -170,13 +170,15 @@ begin
     -- that one is just going (call again); `place` is whose chunks the body is. A function, since its plans are kept:
     -- planning the same as one statement cost more than executing it, and behind PgBouncer nothing can be prepared.
     create function hold_message(
-        new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
+        wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
         told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
         terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
         username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
         out held uuid, out place uuid
     ) language plpgsql as $hold$
     begin
+        -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
+        perform set_config('lock_timeout', wait_ms::text, true);
         -- Waits while another transaction is holding the same mail, so that one of them is first.
         insert into seen values (new_sameness, new_id) on conflict do nothing;
         if not found then

@@ -312,6 +312,33 @@ def test_a_locked_table_makes_ingest_unavailable_within_its_deadline(
     assert not hold(store).known
 
 
+def test_a_server_that_hangs_makes_ingest_unavailable_within_its_deadline(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    admin.execute(
+        "create function hang() returns trigger language plpgsql as 'begin perform pg_sleep(6); return new; end'"
+    )
+    admin.execute("create trigger hang before insert on seen for each row execute function hang()")
+    begun = monotonic()
+    with pytest.raises(StoreUnavailable):
+        hold(store)
+    assert monotonic() - begun < 4
+    admin.execute("drop trigger hang on seen")
+    assert not hold(store).known
+
+
+def test_an_error_at_commit_is_seen(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("create function fail() returns trigger language plpgsql as 'begin raise ''no''; end'")
+    admin.execute(
+        "create constraint trigger fail after insert on seen deferrable initially deferred for each row"
+        " execute function fail()"
+    )
+    with pytest.raises(StoreUnavailable):
+        hold(store)
+    admin.execute("drop trigger fail on seen")
+    assert not hold(store).known
+
+
 def test_a_database_without_our_tables_names_the_command(postgres_dsn: str, admin: psycopg.Connection[Any]) -> None:
     admin.execute("drop schema public cascade; create schema public")
     with pytest.raises(StoreMisfit, match="quarantine init"):

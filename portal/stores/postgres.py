@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from time import monotonic
-from typing import IO, Any, LiteralString, cast
+from typing import IO, LiteralString, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -59,17 +60,7 @@ _CHUNK_BYTES = 1 << 20
 _ZSTD_LEVEL = 3
 _FOUND_AT_MOST = 100
 _BACK_OFF_MAX_MINUTES = 60
-
-_HOLD: LiteralString = """
-select held, place from hold_message(
-    %(id)s, %(sameness)s, %(at)s, %(recipients)s, %(addresses)s, %(told)s, %(told_addresses)s, %(tier)s,
-    %(envelope_sender)s, %(subject)s, %(header_from)s, %(terms)s, %(queue_id)s, %(message_id)s, %(action)s,
-    %(score)s, %(client_ip)s, %(username)s, %(symbols)s, %(flags)s, %(body_sha256)s, %(size_bytes)s, %(has_8bit)s,
-    %(first_chunk)b)
-"""
-_LIMITS: LiteralString = (
-    "select set_config('statement_timeout', %(ms)s, true), set_config('lock_timeout', %(ms)s, true)"
-)
+_own = threading.local()  # each thread's compressor: making one takes longer than compressing 10 KB
 
 
 class PostgresStore(PostgresRecords):
@@ -93,21 +84,14 @@ class PostgresStore(PostgresRecords):
     ) -> Held:
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
-        values = rows.hold_values(id, export, body, tier)
-        told = sorted(
-            (recipient, address)
-            for recipient, address in zip(values["recipients"], values["addresses"], strict=True)
-            if recipient in announce
-        )
-        values["told"], values["told_addresses"] = [r for r, _ in told], [a for _, a in told]
+        values = rows.hold_values(id, export, body, tier, announce)
         while (left := deadline - monotonic()) > 0:
-            seconds = min(left, INGEST_SECONDS)
             try:
                 with translated():
                     try:
-                        held = self._hold(values, _pieces(body), seconds)
+                        held = self._hold(id, values, _pieces(body), deadline)
                     except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
-                        days.make_day(self.database, values["at"].date(), seconds)
+                        days.make_day(self.database, held_at(id).date(), min(left, INGEST_SECONDS))
                         continue
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
@@ -115,25 +99,18 @@ class PostgresStore(PostgresRecords):
                 return Held(held, known=held != id)
         raise StoreUnavailable("the message could not be held in time")
 
-    def _hold(self, values: dict[str, Any], pieces: Iterator[bytes], seconds: float) -> UUID | None:
+    def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
         """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
-        values["first_chunk"] = next(pieces)
-        second = next(pieces, None)
+        first, second = next(pieces), next(pieces, None)
         with self.database.connection() as connection:
-            if second is None:
-                with connection.pipeline():  # one wait for all four
-                    connection.execute("begin")
-                    connection.execute(_LIMITS, {"ms": f"{seconds * 1000:.0f}"})
-                    cursor = connection.execute(_HOLD, values)
-                    # A command with an answer of its own: an implicit commit at the pipeline's end has none.
-                    connection.execute("commit")
-                held, _ = cursor.fetchone() or (None, None)
-            else:
+            left = max(0.001, deadline - monotonic())
+            seconds = min(left, INGEST_SECONDS)
+            if second is not None:
                 begin(connection, seconds)
-                held, place = connection.execute(_HOLD, values).fetchone() or (None, None)
-                if held is not None and place == values["id"]:
-                    _add_chunks(connection, place, chain([second], pieces))
-            return cast(UUID | None, held)
+            held, place = rows.hold(connection, values, first, left, seconds)
+            if second is not None and held is not None and place == id:
+                _add_chunks(connection, place, chain([second], pieces))
+            return held
 
     def take(self, record: Record, body: Body | None) -> None:
         day = record.message.held_at.date()
@@ -165,10 +142,9 @@ class PostgresStore(PostgresRecords):
     @staticmethod
     def _put(connection: Connection, record: Record, body: Body) -> bool:
         """Hold the record's mail unless the same is held. Raises psycopg.Error, OSError."""
-        values = rows.hold_values(record.message.id, record.export(), body, record.message.tier)
+        values = rows.hold_values(record.message.id, record.export(), body, record.message.tier, ())
         pieces = _pieces(body)
-        values |= {"told": [], "told_addresses": [], "first_chunk": next(pieces)}
-        held, place = connection.execute(_HOLD, values).fetchone() or (None, None)
+        held, place = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
         if held == place == record.message.id:
             _add_chunks(connection, record.message.id, pieces)
         return bool(held == record.message.id)
@@ -431,7 +407,12 @@ def _damaged(message_id: UUID) -> BodyDamaged:
 
 def _pieces(body: Body) -> Iterator[bytes]:
     """The mail as one zstd stream, at least one piece, each at most a chunk. Raises OSError."""
-    packer = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj(size=body.size_bytes)
+    if not hasattr(_own, "compressor"):
+        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    if body.size_bytes <= _CHUNK_BYTES // 2:  # what does not compress grows a little
+        yield _own.compressor.compress(b"".join(body.chunks()))
+        return
+    packer = _own.compressor.compressobj(size=body.size_bytes)
     waiting = bytearray()
     for chunk in body.chunks():
         waiting += packer.compress(chunk)

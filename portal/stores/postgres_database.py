@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -149,6 +149,45 @@ def begin(connection: Connection, seconds: float, lock_seconds: float | None = N
     locks = seconds if lock_seconds is None else lock_seconds
     limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
     connection.execute(f"begin; {limits}".encode())
+
+
+def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes | None], seconds: float) -> list[Any]:
+    """Execute one statement with parameters $1, $2 … and return its first row as text; outside of a transaction it is
+    committed by then. Texts are sent as they are, bytes as bytea.
+
+    For ingest. psycopg's own way takes 150 µs more, mostly for its adapters; and where the server's time limits cannot
+    help, since it hangs or the network is cut, this gives up after ``seconds`` as well and closes the connection.
+    Raises psycopg.Error.
+    """
+    pgconn = connection.pgconn
+    deadline = monotonic() + seconds
+    results = []
+    poll = select.poll()
+    try:
+        pgconn.send_query_params(
+            statement,
+            [value.encode() if isinstance(value, str) else value for value in values],
+            param_formats=[isinstance(value, bytes) for value in values],
+        )
+        unsent = pgconn.flush()
+        while True:
+            if unsent or pgconn.is_busy():
+                poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+                if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
+                    raise psycopg.OperationalError("the server did not answer in time")
+                pgconn.consume_input()
+                unsent = unsent and pgconn.flush()
+            elif result := pgconn.get_result():
+                results.append(result)
+            else:
+                break  # ready for the next one: an error of the commit would have come before
+    except BaseException:
+        connection.close()  # who knows what is still on its way
+        raise
+    for result in results:
+        if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result)
+    return [results[0].get_value(0, column) for column in range(results[0].nfields)]
 
 
 def _value(connection: Connection, query: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString, overload
 from uuid import UUID
@@ -18,9 +18,13 @@ from uuid import UUID
 from portal.errors import NotFound
 from portal.message import Actor, Body, Delivery, Export, Flag, Message, State, Symbol, Tier, held_at, identity
 from portal.stores import search
-from portal.stores.postgres_database import Connection
+from portal.stores.postgres_database import Connection, ask
 
+Raw = str | bytes | None  # a parameter of `ask`
+
+_HOLD = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _DELIVERY: LiteralString = (
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
@@ -61,38 +65,54 @@ def one_delivery(connection: Connection, rest: LiteralString, values: Sequence[A
     return found[0]
 
 
-def hold_values(id: UUID, export: Export, body: Body, tier: Tier) -> dict[str, Any]:
-    """An export as parameters of the INSERTs into message and delivery."""
-    addresses = export.recipients or ("",)
-    return {
-        "id": id,
-        "at": held_at(id),
-        "sameness": export.sameness,
-        "recipients": [text(identity(address)) for address in addresses],
-        "addresses": [text(address) for address in addresses],
-        "tier": tier.value,
-        "envelope_sender": text(export.envelope_sender),
-        "subject": text(export.subject),
-        "header_from": text(export.header_from),
-        "terms": search.terms(
-            export.subject, export.envelope_sender, export.header_from, tier, export.score, map(identity, addresses)
-        ),
-        "queue_id": text(export.queue_id),
-        "message_id": text(export.message_id),
-        "action": text(export.action),
-        "score": export.score,
-        "client_ip": text(export.client_ip),
-        "username": text(export.user),
-        "symbols": json.dumps(
-            [[text(s.name), s.score, [text(option) for option in s.options]] for s in export.symbols],
-            ensure_ascii=False,
-            separators=(",", ":"),
-        ),
-        "flags": [flag.value for flag in export.flags],
-        "body_sha256": export.body_sha256,
-        "size_bytes": body.size_bytes,
-        "has_8bit": export.has_8bit,
-    }
+def hold(
+    connection: Connection, values: list[Raw], first_chunk: bytes, seconds: float, lock_seconds: float
+) -> tuple[UUID | None, UUID | None]:
+    """Call hold_message with `hold_values`; returns what it says. Raises psycopg.Error."""
+    row = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
+    held, place = (value and UUID(value.decode()) for value in row)
+    return held, place
+
+
+def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> list[Raw]:
+    """An export as the parameters of hold_message, but for the first and the last one."""
+    addresses = [text(address) for address in export.recipients or ("",)]
+    recipients = [text(identity(address)) for address in addresses]
+    told = sorted(pair for pair in zip(recipients, addresses, strict=True) if pair[0] in announce)
+    terms = search.terms(
+        export.subject, export.envelope_sender, export.header_from, tier, export.score, map(identity, addresses)
+    )
+    return [
+        str(id),
+        export.sameness,
+        held_at(id).isoformat(),
+        _array(recipients),
+        _array(addresses),
+        _array(recipient for recipient, _ in told),
+        _array(address for _, address in told),
+        tier.value,
+        text(export.envelope_sender),
+        text(export.subject),
+        text(export.header_from),
+        _array(terms),
+        text(export.queue_id),
+        text(export.message_id),
+        text(export.action),
+        None if export.score is None else repr(export.score),
+        text(export.client_ip),
+        text(export.user),
+        _symbols(export.symbols),
+        _array(flag.value for flag in export.flags),
+        export.body_sha256,
+        str(body.size_bytes),
+        "true" if export.has_8bit else "false",
+    ]
+
+
+def _array(texts: Iterable[str]) -> str:
+    """An array as PostgreSQL reads it: in quotes only quotes and backslashes mean something (docs, 8.15.6)."""
+    quoted = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in texts]
+    return "{" + ",".join(quoted) + "}"
 
 
 def set_recipient(connection: Connection, message_id: UUID, number: int, recipient: str, address: str) -> None:
@@ -128,7 +148,14 @@ def text(value: str | None) -> str | None:
     The exporter promises valid text; should it ever fail, a replaced character beats a mail that cannot be held.
     What operators type and mail servers answer promises nothing.
     """
-    return value if value is None or value.isalnum() else _IMPOSSIBLE.sub("\ufffd", value)
+    return value if value is None or value.isprintable() else _IMPOSSIBLE.sub("\ufffd", value)
+
+
+def _symbols(symbols: tuple[Symbol, ...]) -> str:
+    json_text = _TO_JSON(symbols)
+    if not json_text.isprintable() or "\\u0000" in json_text:
+        json_text = _TO_JSON([[text(s.name), s.score, [text(option) for option in s.options]] for s in symbols])
+    return json_text
 
 
 def utc(at: datetime | None) -> datetime | None:
