@@ -448,7 +448,7 @@ def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> d
         "score": export.score,
         "client_ip": export.client_ip,
         "user": export.user,
-        "symbols": [[symbol.name, symbol.score, symbol.options] for symbol in export.symbols],
+        "symbols": export.symbols,  # JSON has each as a list
         "flags": sorted(flag.value for flag in export.flags),
         "sameness": export.sameness.hex(),
         "body_sha256": export.body_sha256.hex(),

@@ -48,6 +48,7 @@ class MailFiles:
         self.root = folder / "mail"
         self._tmp = folder / "tmp"
         self._durable_days: set[date] = set()
+        self._day_folders: dict[date, Path] = {}
         self._own = threading.local()  # each thread's compressor: making one costs as much as compressing 2 KB
         for each in (self.root, self._tmp):
             _make_folder(each)
@@ -59,14 +60,17 @@ class MailFiles:
 
     def path(self, message_id: UUID) -> Path:
         """Where a message's file is, or would be."""
-        at = held_at(message_id)
+        return Path(self._path(message_id))
+
+    def _path(self, message_id: UUID) -> str:
+        # Text on the way of each mail: a Path costs more than the system call it is for.
         name = str(message_id)
-        return Path(f"{self.root}/{at.year:04}/{at.month:02}/{at.day:02}/{name[-2:]}/{name}{_SUFFIX}")
+        return f"{self._folder(held_at(message_id).date())}/{name[-2:]}/{name}{_SUFFIX}"
 
     def has(self, message_id: UUID) -> bool:
         """Whether the file is there. Any error but its absence is raised."""
         try:
-            os.stat(self.path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
+            os.stat(self._path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -76,7 +80,7 @@ class MailFiles:
     def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
         """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
         tail = to_json(facts).encode()
-        being_written = self._tmp / f"{message_id}{_SUFFIX}"
+        being_written = f"{self._tmp}/{message_id}{_SUFFIX}"
         descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as file:  # noqa: PTH123 - it has a descriptor already
@@ -88,7 +92,7 @@ class MailFiles:
             self._into_place(being_written, message_id)
         except BaseException:
             with suppress(OSError):  # what stays is swept by purge; the first error is the one to tell
-                being_written.unlink(missing_ok=True)
+                Path(being_written).unlink(missing_ok=True)
             raise
 
     def _compressed(self, body: Body) -> Iterator[bytes]:
@@ -102,22 +106,22 @@ class MailFiles:
             yield stream.compress(chunk)
         yield stream.flush()
 
-    def _into_place(self, being_written: Path, message_id: UUID) -> None:
-        path = self.path(message_id)
+    def _into_place(self, being_written: str, message_id: UUID) -> None:
+        path = self._path(message_id)
         for last in (False, True):
             try:
                 self.prepare(held_at(message_id).date())
-                being_written.rename(path)
+                os.rename(being_written, path)  # noqa: PTH104 - texts, see _path
                 break
             except FileNotFoundError:  # emptied folders were removed since we made them
                 if last:
                     raise
                 self._durable_days.clear()
         try:
-            _sync_folder(path.parent)
+            _sync_folder(path.rpartition("/")[0])
         except BaseException:
             with suppress(OSError):
-                path.unlink()  # perhaps not durable, so it is not held
+                Path(path).unlink()  # perhaps not durable, so it is not held
             raise
 
     def prepare(self, day: date) -> None:
@@ -137,7 +141,9 @@ class MailFiles:
         self._durable_days.add(day)
 
     def _folder(self, day: date) -> Path:
-        return self.root / f"{day.year:04}" / f"{day.month:02}" / f"{day.day:02}"
+        if day not in self._day_folders:
+            self._day_folders[day] = self.root / f"{day.year:04}" / f"{day.month:02}" / f"{day.day:02}"
+        return self._day_folders[day]
 
     def remove(self, message_id: UUID) -> None:
         """Remove a message's file if it is there."""
@@ -258,7 +264,7 @@ def _make_folder(folder: Path) -> None:
             raise
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path | str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
