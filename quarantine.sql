@@ -100,6 +100,8 @@ begin
         links_valid_from timestamptz,
         news_since timestamptz,
         next_digest_at timestamptz,
+        preferences text,  -- JSON of what they chose (portal/schedule.py); null: nothing
+        asked_at timestamptz,  -- when they last asked for a digest out of turn
         digest_id uuid,  -- of the digest begun and not yet sent; stays over a crash
         lease uuid,
         lease_until timestamptz

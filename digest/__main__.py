@@ -84,7 +84,8 @@ def run() -> None:
         settings = load()
         parts = _opened(settings)
     scheduler = _scheduler(parts, stop.is_set)
-    log.info("running %s, digests at %s %s", __version__, f"{settings.digest.at:%H:%M}", settings.digest.timezone)
+    hours = ", ".join(f"{at:%H:%M}" for at in settings.digest.at)
+    log.info("running %s, digests %s at %s %s", __version__, settings.digest.schedule, hours, settings.digest.timezone)
     try:
         scheduler.start()
     except SystemExit:
@@ -226,9 +227,10 @@ def _show_preview(parts: Parts, recipient: str | None) -> None:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"
             table.add_row(Text(shown(person)), str(len(deliveries)), oldest, "")
         else:
-            local = parts.settings.is_local(person)
-            note = "nothing to tell" if local else "not in local_domains: would not be mailed"
-            table.add_row(Text(shown(person)), "0", "", note)
+            reason = work.why_not(parts, person)
+            table.add_row(
+                Text(shown(person)), "0", "", f"{reason}: would not be mailed" if reason else "nothing to tell"
+            )
     _print(table if rows else "Nobody has news: no digest would be sent.")
 
 

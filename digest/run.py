@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from email.message import EmailMessage
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 from digest.compose import compose
 from portal.assemble import Parts
 from portal.errors import AlreadyDone, QuarantineError, RelayDeferred, RelayRefused, SettingsError, StoreUnavailable
 from portal.message import Delivery, State, new_id
 from portal.ranking import known_senders
-from portal.settings import Settings
+from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
 from portal.stores import Digest
 
 log = logging.getLogger("quarantine.digest")
@@ -30,6 +29,7 @@ PAGE = 500  # recipients looked up at once
 DELIVERIES = 5_000  # of one recipient in one digest; the rest stays news and follows the next day
 FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
+LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
 
 Stopped = Callable[[], bool]  # whether to leave off before the next mail
@@ -58,49 +58,36 @@ def clock(now: datetime) -> Callable[[], datetime]:
 # ---- when
 
 
-def next_time(settings: Settings, after: datetime) -> datetime:
-    """The first `digest.at` in `digest.timezone` later than ``after``, aware UTC.
-
-    Once per local day. A time that a spring night leaves out is the moment the gap ends; one that an autumn night
-    has twice is the first of the two (PEP 495, ``fold=0``).
-    """
-    zone = ZoneInfo(settings.digest.timezone)
-    day = after.astimezone(zone).date() - timedelta(days=1)
-    while True:
-        moment = _moment(day, settings, zone)
-        # A day may be left out as a whole (Pacific/Apia had no 30 December 2011).
-        if moment > after and moment.astimezone(zone).date() == day:
-            return moment
-        day += timedelta(days=1)
-
-
-def _moment(day: date, settings: Settings, zone: ZoneInfo) -> datetime:
-    wall = datetime.combine(day, settings.digest.at, zone)
-    moment = wall.astimezone(UTC)
-    if moment.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):
-        return moment
-    # In a gap fold=0 counts with the offset before it and so lands behind it, fold=1 before it (PEP 495).
-    before, behind = wall.replace(fold=1).astimezone(UTC), moment
-    while behind - before > timedelta(seconds=1):
-        middle = before + (behind - before) // 2
-        if middle.astimezone(zone).utcoffset() == behind.astimezone(zone).utcoffset():
-            behind = middle
-        else:
-            before = middle
-    return behind.replace(microsecond=0)
+def plan_of(parts: Parts, recipient: str, preferences: Preferences) -> Plan:
+    """When and how this recipient is told."""
+    return plan_for(parts.settings.digest, recipient, preferences)
 
 
 def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
     """Give every recipient with news the time of their digest; returns how many got one.
 
-    It is the first after the oldest news, so one that was missed is due at once. Those who are not local (any more)
-    get the next time from now, to be looked at again: `send_due` does not mail them.
+    It is the first of their plan after the oldest news, so one that was missed is due at once. Those who are not told
+    (not local, or `never` by the settings) are looked at again the next day: `send_due` does not mail them.
     """
     people = parts.store.unscheduled(limit)
     for person in people:
+        # Never after now: what was held while a clock was ahead would wait until then.
+        since = min(person.news_since or now, now)
+        planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
         local = parts.settings.is_local(person.recipient)
-        parts.store.schedule(person.recipient, next_time(parts.settings, (local and person.news_since) or now))
+        parts.store.schedule(person.recipient, planned if local and planned else now + LOOKED_AT_AGAIN)
     return len(people)
+
+
+def why_not(parts: Parts, recipient: str) -> str:
+    """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
+    if not parts.settings.is_local(recipient):
+        return "not in local_domains"
+    # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
+    if plan_of(parts, recipient, NOTHING_CHOSEN).schedule is not Schedule.NEVER:
+        return ""
+    chosen = plan_of(parts, recipient, parts.store.person(recipient).preferences).schedule
+    return "digest.schedule is never" if chosen is Schedule.NEVER else ""
 
 
 # ---- digests
@@ -115,11 +102,12 @@ def send_due(parts: Parts, now: datetime, limit: int = PAGE, *, stopped: Stopped
         for recipient in parts.store.due_digests(now, limit):
             if stopped() or run.summary.given_up:
                 break
-            if run.is_local(recipient):
+            if run.may_tell(recipient):
                 run.send(recipient)
             else:
                 # Out of the way, or the longest waiting would be the same strangers for ever.
-                parts.store.schedule(recipient, next_time(parts.settings, run.clock()))
+                planned = parts.store.person(recipient).next_digest_at
+                parts.store.schedule(recipient, run.clock() + LOOKED_AT_AGAIN, instead_of=planned)
         return run.summary
 
 
@@ -129,7 +117,7 @@ def send_all(parts: Parts, now: datetime, *, recipient: str | None = None) -> Su
         for person in [recipient] if recipient else everybody_with_news(parts):
             if run.summary.given_up:
                 break
-            if run.is_local(person):
+            if run.may_tell(person):
                 run.send(person, at_once=True)
         return run.summary
 
@@ -149,7 +137,7 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
     """
     with Run(parts, now) as run:
         digest = parts.store.last_digest(recipient)
-        if not run.is_local(recipient):
+        if not run.may_tell(recipient):
             return run.summary
         if digest is None:
             run.summary.skipped.append((recipient, "has had no digest yet"))
@@ -177,12 +165,12 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def is_local(self, recipient: str) -> bool:
+    def may_tell(self, recipient: str) -> bool:
         """Whether this recipient may be mailed; notes it when not."""
-        if self.parts.settings.is_local(recipient):
-            return True
-        self.summary.skipped.append((recipient, "not in local_domains"))
-        return False
+        reason = why_not(self.parts, recipient)
+        if reason:
+            self.summary.skipped.append((recipient, reason))
+        return not reason
 
     def send(self, recipient: str, *, at_once: bool = False) -> None:
         """Claim, compose and send one recipient's digest; whatever fails is noted and logged."""
@@ -250,7 +238,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> E
         links=parts.links,
         render=parts.render,
         sender=settings.mail.from_address,
-        zone=ZoneInfo(settings.digest.timezone),
+        zone=plan_of(parts, digest.recipient, digest.preferences).zone,
         max_rows=settings.digest.max_rows,
         retention_days=settings.store.retention_days,
         now=now,
@@ -297,8 +285,12 @@ def daily(parts: Parts, now: datetime) -> None:
 def find_news(parts: Parts, now: datetime) -> int:
     """Mark recipients with held mail that was never announced as having news; returns how many were.
 
-    Heals what a race left out, and tells those whose domain became local. Raises StoreUnavailable.
+    Heals what a race left out, and what a clock that was ahead did to times; tells those whose domain became local.
+    Raises StoreUnavailable.
     """
+    mended = parts.store.mend_times(now)
+    if mended:
+        log.warning("a clock was ahead: planned anew for recipients=%d", mended)
     found = parts.store.find_news(now - NEWS_LOOKED_FOR, parts.settings.local_domains)
     if found:
         log.info("found news for recipients=%d", found)
@@ -306,7 +298,6 @@ def find_news(parts: Parts, now: datetime) -> int:
 
 
 def preview(parts: Parts, recipient: str | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
-    """Who would be told of what, claiming nothing. Recipients that are not local come with nothing."""
+    """Who would be told of what, claiming nothing. Recipients that are not told (`why_not`) come with nothing."""
     for person in [recipient] if recipient else everybody_with_news(parts):
-        local = parts.settings.is_local(person)
-        yield person, tuple(parts.store.unannounced(person, DELIVERIES)) if local else ()
+        yield person, () if why_not(parts, person) else tuple(parts.store.unannounced(person, DELIVERIES))

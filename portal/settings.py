@@ -35,9 +35,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from portal.errors import SettingsError
 from portal.links import KEY_BYTES
+from portal.schedule import MAX_TIMES, Schedule
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
+_TABLES = "digest.domains"  # the one setting that is a table of tables
 _OTHER_VARIABLES = {"QUARANTINE_CONFIG", "QUARANTINE_SOCKET"}  # the latter is read by uwsgi.ini
 
 
@@ -182,20 +184,63 @@ def _zone(name: str) -> str:
     return name
 
 
-class DigestSettings(Section):
-    """The daily mail."""
+def _one_or_more(value: Any) -> Any:
+    value = _words(value)
+    return (value,) if isinstance(value, time) else value
 
-    at: time = Field(time(7, 0), description="When digests go out, HH:MM in `timezone`.")
-    timezone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="An IANA name, like `Europe/Berlin`.")
-    language: Literal["en"] = Field("en", description="Language of digests and pages.")
+
+def _hours(at: tuple[time, ...]) -> tuple[time, ...]:
+    if any(each.tzinfo or each.second or each.microsecond for each in at):
+        raise ValueError("expected HH:MM, without seconds and time zone")
+    if not 1 <= len(at) <= MAX_TIMES:
+        raise ValueError(f"expected one to {MAX_TIMES} hours of the day")
+    return tuple(sorted(set(at)))
+
+
+def _only_in_the_file(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError('expected tables like [digest.domains."example.net"], which only the file can hold')
+    return value
+
+
+Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidator(_hours)]
+ZoneName = Annotated[str, AfterValidator(_zone)]
+Language = Literal["en"]
+
+
+class DomainDigest(Section):
+    """Defaults for the recipients of one domain; what is not set is as for all."""
+
+    at: Hours | None = None
+    timezone: ZoneName | None = None
+    schedule: Schedule | None = None
+    language: Language | None = None
+
+
+class DigestSettings(Section):
+    """The mail that tells recipients what is held. These are defaults: each recipient may choose for themselves."""
+
+    at: Hours = Field(
+        (time(7, 0),), description=f"When digests go out, HH:MM in `timezone`; up to {MAX_TIMES} times a day."
+    )
+    timezone: ZoneName = Field("UTC", description="An IANA name, like `Europe/Berlin`.")
+    schedule: Schedule = Field(
+        Schedule.DAILY,
+        description="On which days: `daily`, `weekdays` (Monday to Friday), one day of the week like `monday`, or "
+        "`never`.",
+    )
+    language: Language = Field("en", description="Language of digests and pages.")
+    domains: Annotated[dict[str, DomainDigest], BeforeValidator(_only_in_the_file)] = Field(
+        {},
+        description="Other defaults for the recipients of one domain: `at`, `timezone`, `schedule`, `language` in a "
+        'table `[digest.domains."example.net"]`, in the file only.',
+    )
     max_rows: int = Field(50, ge=1, le=500, description="Rows in one digest; the rest is named by number.")
 
-    @field_validator("at")
+    @field_validator("domains")
     @classmethod
-    def _plain(cls, at: time) -> time:
-        if at.tzinfo or at.second or at.microsecond:
-            raise ValueError("expected HH:MM, without seconds and time zone")
-        return at
+    def _lower(cls, domains: dict[str, DomainDigest]) -> dict[str, DomainDigest]:
+        return {name.lower(): values for name, values in domains.items()}
 
 
 class LinksSettings(Section):
@@ -336,6 +381,14 @@ class Settings(BaseSettings):
     def _sender_known(self) -> Settings:
         if self.local_domains and self.mail.from_address is None:
             raise ValueError("mail.from_address is needed once local_domains is set: digests are sent from it")
+        return self
+
+    @model_validator(mode="after")
+    def _domains_local(self) -> Settings:
+        ours = {name.rpartition("@")[2] for name in self.local_domains}
+        for name in self.digest.domains:
+            if name not in ours:
+                raise ValueError(f'digest.domains."{name}": there is no such domain in local_domains')
         return self
 
     @classmethod
@@ -482,7 +535,8 @@ def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     out: list[str] = []
     for key, value in values.items():
-        out += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+        inner = isinstance(value, dict) and prefix + key != _TABLES
+        out += _leaves(value, f"{prefix}{key}.") if inner else [prefix + key]
     return out
 
 
@@ -499,19 +553,22 @@ def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[
     out = []
     for item in error.errors(include_url=False, include_input=False):
         where, kind, message = [str(part) for part in item["loc"]], item["type"], item["msg"]
+        where, inside = (where[:2], where[2:]) if ".".join(where[:2]) == _TABLES else (where, [])
         while len(where) > 1 and kind != "extra_forbidden" and ".".join(where) not in known:
             where.pop()  # an index into a list
         key = ".".join(where)
+        full = ".".join([key, *(f'"{name}"' for name in inside[:1]), *inside[1:2]])
         if kind == "extra_forbidden":
-            message = f"there is no such setting{_nearest(key, known)}"
-        elif kind in ("model_type", "model_attributes_type"):
-            message = f"expected a table, written [{key}]"
+            near = _nearest(inside[1], list(DomainDigest.model_fields)) if inside else _nearest(key, known)
+            message = f"there is no such setting{near}"
+        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+            message = f"expected a table, written [{full}]"
         message = message.removeprefix("Value error, ")
         if kind == "value_error" and key not in known:
             named = [name for name in sources if name in message]  # such a rule names its settings itself
         else:
             named = [name for name in sources if f"{name}.".startswith(f"{key}.")]
-            message = f"{key}: {message}"
+            message = f"{full}: {message}"
         where_from = ", ".join(dict.fromkeys(sources[name] for name in named))
         out.append((key, f"{message} ({where_from})" if where_from else message))
     return out
@@ -527,13 +584,22 @@ def masked(settings: Settings) -> dict[str, Any]:
         if isinstance(value, SecretStr):
             value = _mask_url(value.get_secret_value()) if key.endswith(".url") else "********"
         elif isinstance(value, tuple):
-            value = ["********" if isinstance(v, SecretStr) else str(v) for v in value]
-        elif isinstance(value, time):
-            value = value.strftime("%H:%M")
+            value = ["********" if isinstance(v, SecretStr) else _plain(v) for v in value]
+        elif key == _TABLES:
+            value = {name: _chosen(table) for name, table in value.items()}
         elif isinstance(value, Path):
             value = str(value)
         out[key] = value
     return out
+
+
+def _chosen(table: DomainDigest) -> dict[str, Any]:
+    values = table.model_dump(exclude_none=True)
+    return {key: [_plain(v) for v in value] if key == "at" else _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:%H:%M}" if isinstance(value, time) else str(value)
 
 
 def _mask_url(url: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -18,11 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from digest.compose import MAIL_BYTES, compose
-from digest.run import next_time
 from portal.links import MARK_HEADER, Action, Links
 from portal.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
 from portal.render import Render
-from portal.settings import Settings
 from portal.stores import Digest
 from tests.builders import ALICE, SENDER
 
@@ -471,64 +469,3 @@ def test_the_html_part_loads_nothing_and_runs_nothing() -> None:
     assert not html.tags & {"script", "img", "link", "iframe", "form", "object"}
     assert not html.attributes & {"src", "background", "onclick", "onload"}
     assert "url(" not in html.words
-
-
-# ---- when
-
-
-ZONES = [
-    "Europe/Berlin",
-    "America/New_York",
-    "Australia/Lord_Howe",  # half an hour
-    "Africa/Cairo",  # leaves midnight out
-    "Asia/Beirut",  # the same
-    "Asia/Kathmandu",
-]
-
-
-def at(zone: str, hour: int, minute: int = 0) -> Settings:
-    return Settings(digest={"at": time(hour, minute), "timezone": zone})  # type: ignore[arg-type]
-
-
-@given(
-    zone=st.sampled_from(ZONES),
-    hour=st.integers(0, 23),
-    minute=st.sampled_from([0, 1, 15, 30, 59]),
-    after=st.datetimes(datetime(2023, 6, 1), datetime(2030, 1, 1)).map(lambda d: d.replace(tzinfo=UTC)),
-)
-@settings(max_examples=300, deadline=None)
-def test_the_next_time_is_later_at_the_right_hour_and_once_a_day(
-    zone: str, hour: int, minute: int, after: datetime
-) -> None:
-    wanted, there = time(hour, minute), ZoneInfo(zone)
-    first = next_time(at(zone, hour, minute), after)
-    second = next_time(at(zone, hour, minute), first)
-    assert after < first < second
-    for moment in (first, second):
-        wall = moment.astimezone(there)
-        if wall.time() == wanted:
-            assert wall.fold == 0
-        else:  # a spring night has no such time: the second before it is earlier, this one later
-            before = (moment - timedelta(seconds=1)).astimezone(there)
-            assert before.replace(tzinfo=None) < datetime.combine(wall.date(), wanted) < wall.replace(tzinfo=None)
-    days = [moment.astimezone(there).date() for moment in (first, second)]
-    assert days[1] - days[0] == timedelta(days=1)
-    assert first - after <= timedelta(hours=26)
-
-
-@pytest.mark.parametrize(
-    ("zone", "hour", "minute", "after", "expected"),
-    [
-        ("Europe/Berlin", 7, 0, "2026-11-22T05:59:59", "2026-11-22T06:00:00"),
-        ("Europe/Berlin", 7, 0, "2026-11-22T06:00:00", "2026-11-23T06:00:00"),
-        ("Europe/Berlin", 2, 30, "2026-03-29T00:00:00", "2026-03-29T01:00:00"),  # 02:00-03:00 is left out
-        ("Europe/Berlin", 2, 30, "2026-10-24T23:00:00", "2026-10-25T00:30:00"),  # the first of two
-        ("Europe/Berlin", 2, 30, "2026-10-25T00:30:00", "2026-10-26T01:30:00"),  # and not the second
-        ("Africa/Cairo", 0, 30, "2026-04-23T21:00:00", "2026-04-23T22:00:00"),  # 00:00-01:00 is left out
-        ("Australia/Lord_Howe", 2, 15, "2026-10-03T12:00:00", "2026-10-03T15:30:00"),  # 02:00-02:30 is left out
-        ("Pacific/Apia", 7, 0, "2011-12-29T18:00:00", "2011-12-30T17:00:00"),  # no 30 December there
-    ],
-)
-def test_the_next_time_in_nights_that_are_odd(zone: str, hour: int, minute: int, after: str, expected: str) -> None:
-    found = next_time(at(zone, hour, minute), datetime.fromisoformat(after).replace(tzinfo=UTC))
-    assert found == datetime.fromisoformat(expected).replace(tzinfo=UTC)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from datetime import time as time_of_day
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -26,7 +27,8 @@ from portal.assemble import Parts
 from portal.links import MARK_HEADER, Action
 from portal.message import State, Tier, identity
 from portal.relay import Relay
-from portal.stores import LEASE
+from portal.schedule import NOTHING_CHOSEN, Preferences
+from portal.stores import LEASE, Asked
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
@@ -161,12 +163,107 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
 def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
     hold(parts.store)
-    at = run.next_time(parts.settings, now())
+    at = run.plan_of(parts, ALICE, NOTHING_CHOSEN).next_time(now())
+    assert at is not None
     tick(parts, now())
     tick(parts, at - timedelta(seconds=1))
     assert server.mails == []
     tick(parts, at + timedelta(seconds=1))
     assert told(server) == [ALICE, BOB]
+
+
+def sunday(hour: int, minute: int = 0) -> datetime:
+    """On a Sunday soon, UTC; the summer's or winter's time as it may be."""
+    later = now().replace(hour=hour, minute=minute, second=0, microsecond=0) + DAY
+    return later + (6 - later.weekday()) % 7 * DAY
+
+
+def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServer) -> None:
+    day = sunday(0)
+    hold(mailing.store, recipients=[ALICE, BOB, "carol@example.org"])
+    mailing.store.set_preferences(ALICE, Preferences("sunday", (time_of_day(11), time_of_day(17)), "Asia/Kathmandu"))
+    mailing.store.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
+    mailing.store.set_digests_stopped("carol@example.org", now())
+    for person in mailing.store.unscheduled(10):  # as if all of it were new on that day
+        at = run.plan_of(mailing, person.recipient, person.preferences).next_time(day)
+        assert at is not None
+        mailing.store.schedule(person.recipient, at)
+    seen: list[tuple[float, str]] = []
+    for quarter in range(4 * 48):
+        at = day + quarter * timedelta(minutes=15)
+        seen += [(quarter / 4, recipient) for recipient, _ in tick(mailing, at).sent]
+    assert seen == [(5.25, ALICE), (30, BOB)]
+    assert told(server) == [ALICE, BOB]
+
+
+def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, digest__timezone="Europe/Berlin")
+    hold(parts.store)
+    parts.store.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu"))
+    run.send_all(parts, now())
+    zones = {mail.recipients[0]: re.findall(r"Times are in (\S+)\.", text(mail)) for mail in server.mails}
+    assert zones == {ALICE: ["Asia/Kathmandu"], BOB: ["Europe/Berlin"]}
+    run.resend(parts, now(), ALICE)
+    assert "Times are in Asia/Kathmandu." in text(server.mails[-1])
+
+
+def test_a_change_of_mind_moves_the_digest_that_is_planned(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    run.schedule_news(mailing, now())
+    planned = mailing.store.person(ALICE).next_digest_at
+    mailing.store.set_preferences(ALICE, Preferences(at=(time_of_day(23, 59),)))
+    run.schedule_news(mailing, now())
+    moved = mailing.store.person(ALICE).next_digest_at
+    assert planned is not None
+    assert moved is not None
+    assert (moved.hour, moved.minute) == (23, 59)
+    assert moved != planned
+
+
+def test_whoever_has_never_by_the_settings_is_told_after_choosing(
+    make_parts: MakeParts, server: SmtpServer, program: Program
+) -> None:
+    parts = make_parts(mail__url=server.url, digest__schedule="never")
+    hold(parts.store)
+    parts.store.set_preferences(BOB, Preferences("daily"))
+    assert tick(parts, tomorrow() + DAY).sent == [(BOB, 1)]
+    assert run.schedule_news(parts, now()) == 0, "out of the way"
+    assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == [(ALICE, "digest.schedule is never")]
+    assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == []
+    status, out, _ = done(program("once", "--dry-run", QUARANTINE_DIGEST__SCHEDULE="never"))
+    assert status == 0
+    assert "digest.schedule is never" in out
+    assert tick(make_parts(mail__url=server.url), tomorrow() + 5 * DAY).sent == [(ALICE, 1)]
+
+
+def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE], subject="First")
+    at = now()
+    run.schedule_news(mailing, at)
+    mailing.store.ask_for_digest(ALICE, at, at - timedelta(hours=1))
+    assert tick(mailing, at).sent == [(ALICE, 1)]
+    later = at + timedelta(hours=2)
+    assert mailing.store.ask_for_digest(ALICE, later, at) is Asked.DUE
+    assert tick(mailing, later).sent == [(ALICE, 1)]
+    assert ["First" in text(mail) for mail in server.mails] == [True, True]
+    assert len({read(mail)["Message-ID"] for mail in server.mails}) == 2
+    assert tick(mailing, later + DAY).sent == []
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=366)])
+def test_a_clock_that_was_ahead_delays_nobody_and_tells_nobody_twice(
+    mailing: Parts, server: SmtpServer, ahead: timedelta
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    run.schedule_news(mailing, now() + ahead)
+    run.find_news(mailing, now())
+    at = tomorrow()
+    for minutes in range(0, 48 * 60, 30):
+        tick(mailing, at - DAY + timedelta(minutes=minutes))
+    assert told(server) == [ALICE]
+    for step in (timedelta(hours=1), timedelta(hours=-1), ahead, -ahead):
+        tick(mailing, at + DAY + step)
+    assert told(server) == [ALICE]
 
 
 def test_missed_nights_become_one_digest(mailing: Parts, server: SmtpServer) -> None:

@@ -70,7 +70,9 @@ def settings_page() -> str:
             out.append("| key | default | meaning |\n| --- | --- | --- |")
         default = plain(field.default)
         shown = (
-            "–" if default in (None, [], "") else f"`{', '.join(default) if isinstance(default, list) else default}`"
+            "–"
+            if default in (None, [], "", {})
+            else f"`{', '.join(default) if isinstance(default, list) else default}`"
         )
         mark = " 🔑" if "SecretStr" in str(field.annotation) and f"{key}_file" not in keys() else ""
         out.append(f"| `{key}`{mark} | {shown} | {field.description} |")

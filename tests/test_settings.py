@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from portal.errors import SettingsError
+from portal.schedule import Preferences, plan_for
 from portal.settings import Settings, keys, load, load_from, masked
 
 
@@ -49,7 +50,9 @@ def problems(folder: Path, text: str = "", **environ: str) -> list[str]:
         ("mail.url", "smtp://127.0.0.1:25"),
         ("mail.from_address", None),
         ("mail.admin_address", None),
-        ("digest.at", time(7, 0)),
+        ("digest.at", (time(7, 0),)),
+        ("digest.schedule", "daily"),
+        ("digest.domains", {}),
         ("digest.timezone", "UTC"),
         ("digest.language", "en"),
         ("digest.max_rows", 50),
@@ -84,7 +87,7 @@ def test_a_variable_goes_before_the_file(tmp_path: Path) -> None:
     environ = {"QUARANTINE_STORE__RETENTION_DAYS": "9", "QUARANTINE_PUBLIC_URL": "https://env.example.org/q/"}
     settings = load_toml(tmp_path, text, **environ)
     assert (settings.store.retention_days, settings.public_url) == (9, "https://env.example.org/q")
-    assert settings.digest.at == time(6, 30)
+    assert settings.digest.at == (time(6, 30),)
 
 
 def test_each_value_is_told_with_its_source(tmp_path: Path) -> None:
@@ -151,8 +154,11 @@ def test_actions_may_be_written_as_in_rspamds_configuration(tmp_path: Path) -> N
 
 
 def test_times_may_be_texts_or_times(tmp_path: Path) -> None:
-    assert load_toml(tmp_path, "[digest]\nat = '23:59'").digest.at == time(23, 59)
-    assert load_toml(tmp_path, "[digest]\nat = 05:15:00").digest.at == time(5, 15)
+    assert load_toml(tmp_path, "[digest]\nat = '23:59'").digest.at == (time(23, 59),)
+    assert load_toml(tmp_path, "[digest]\nat = 05:15:00").digest.at == (time(5, 15),)
+    text = "[digest]\nat = ['13:00', 07:30:00, '13:00']"
+    assert load_toml(tmp_path, text).digest.at == (time(7, 30), time(13))
+    assert load_toml(tmp_path, "", QUARANTINE_DIGEST__AT="18:00, 06:00").digest.at == (time(6), time(18))
 
 
 # ---- secrets from files
@@ -279,6 +285,16 @@ TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user 
         ("digest.at = 'seven'", "digest.at: Input should be in a valid time format"),
         ("digest.at = '07:00:30'", "digest.at: expected HH:MM, without seconds and time zone"),
         ("digest.at = '07:00Z'", "digest.at: expected HH:MM, without seconds and time zone"),
+        ("digest.at = []", "digest.at: expected one to 6 hours of the day"),
+        ("digest.at = ['01:00', '02:00', '03:00', '04:00', '05:00', '06:00', '07:00']", "digest.at: expected one to 6"),
+        ("digest.schedule = 'hourly'", "digest.schedule: Input should be 'never', 'daily', 'weekdays', 'monday'"),
+        ("digest.domains = 'example.net'", 'digest.domains: expected tables like [digest.domains."example.net"]'),
+        ("digest.domains = []", "digest.domains: expected a table, written [digest.domains]"),
+        ("digest.domains.'a.example' = 1", 'digest.domains."a.example": expected a table, written [digest.domains."a'),
+        ("digest.domains.'a.example'.at = '25:00'", 'digest.domains."a.example".at: Input should be in a valid time'),
+        ("digest.domains.'a.example'.timezone = 'Mars'", 'digest.domains."a.example".timezone: unknown time zone'),
+        ("digest.domains.'a.example'.hour = 1", 'digest.domains."a.example".hour: there is no such setting'),
+        ("digest.domains.'a.example'.at = '07:00'", 'digest.domains."a.example": there is no such domain in local'),
         ("digest.timezone = 'Europe/Nowhere'", "digest.timezone: unknown time zone 'Europe/Nowhere'"),
         ("digest.timezone = '../etc/passwd'", "digest.timezone: unknown time zone '../etc/passwd'"),
         ("digest.timezone = ''", "digest.timezone: unknown time zone ''"),
@@ -410,6 +426,52 @@ def test_no_problem_shows_a_secret(tmp_path: Path) -> None:
     assert "topsecret" not in repr(load_toml(tmp_path, "[relay]\nurl = 'smtp://u:topsecret@host'"))
 
 
+# ---- defaults per domain
+
+
+DOMAIN = """
+    local_domains = ["example.org", "Example.Net", "one@pilot.example"]
+    mail.from_address = "q@example.org"
+    [digest]
+    at = "06:00"
+    timezone = "Europe/Berlin"
+    [digest.domains."Example.NET"]
+    at = ["08:00", "16:00"]
+    schedule = "weekdays"
+    [digest.domains."pilot.example"]
+    timezone = "Asia/Tokyo"
+"""
+
+
+def test_a_domain_has_defaults_of_its_own_where_it_says_so(tmp_path: Path) -> None:
+    digest = load_toml(tmp_path, DOMAIN).digest
+
+    def plan(recipient: str) -> tuple[Any, ...]:
+        found = plan_for(digest, recipient, Preferences())
+        return found.schedule, found.at, found.zone.key, found.language
+
+    assert plan("alice@example.org") == ("daily", (time(6),), "Europe/Berlin", "en")
+    assert plan("alice@example.net") == ("weekdays", (time(8), time(16)), "Europe/Berlin", "en")
+    assert plan("one@pilot.example") == ("daily", (time(6),), "Asia/Tokyo", "en")
+    assert plan("alice@sub.example.net") == plan("alice@example.org")
+
+
+def test_a_wrong_name_in_a_domains_table_is_told_with_the_right_one(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, DOMAIN + "timezon = 'UTC'")
+    path = tmp_path / "quarantine.toml"
+    assert (
+        found == f'digest.domains."pilot.example".timezon: there is no such setting (did you mean timezone?) ({path})'
+    )
+
+
+def test_masked_shows_the_domains_and_their_source(tmp_path: Path) -> None:
+    assert masked(load_toml(tmp_path, DOMAIN))["digest.domains"] == {
+        "example.net": {"at": ["08:00", "16:00"], "schedule": "weekdays"},
+        "pilot.example": {"timezone": "Asia/Tokyo"},
+    }
+    assert load_from({"QUARANTINE_CONFIG": f"{tmp_path}/quarantine.toml"})[2]["digest.domains"].endswith(".toml")
+
+
 # ---- showing
 
 
@@ -435,7 +497,7 @@ def test_masked_shows_everything_but_secrets(tmp_path: Path) -> None:
     assert shown["relay.url"] == f"smtps://user:{stars}@relay.example.org:465"
     assert shown["mail.url"] == "smtp://127.0.0.1:25"
     assert shown["links.keys"] == [stars, stars]
-    assert shown["digest.at"] == "07:00"
+    assert shown["digest.at"] == ["07:00"]
     assert shown["exporter.allowed_networks"] == ["127.0.0.0/8", "::1/128"]
     assert shown["exporter.user"] == "rspamd"
 

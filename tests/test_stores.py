@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
@@ -31,7 +31,8 @@ from portal.errors import (
     StoreUnavailable,
 )
 from portal.message import Body, Delivery, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
-from portal.stores import LEASE, Held, Opening, Page, Person, SignIn, SignInLimits, Store, open_store
+from portal.schedule import Preferences
+from portal.stores import LEASE, Asked, Held, Opening, Page, Person, SignIn, SignInLimits, Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86400))
@@ -503,6 +504,67 @@ def test_a_person_has_the_address_last_written_and_the_time_of_their_oldest_news
     first = hold(store, recipients=["alice@Example.org"])
     hold(store, recipients=["Alice@example.org"])
     assert store.person(ALICE) == Person(ALICE, "Alice@example.org", None, None, held_at(first.id), None)
+
+
+CHOSEN = Preferences("monday", (time(6, 30), time(18)), "Asia/Kathmandu", "en")
+
+
+@pytest.mark.parametrize("chosen", [CHOSEN, Preferences(), Preferences(at=(time(0),)), Preferences(timezone="UTC")])
+def test_what_a_person_chose_is_kept(store: Store, chosen: Preferences) -> None:
+    hold(store, recipients=[ALICE])
+    store.set_preferences(ALICE, CHOSEN)
+    store.set_preferences(ALICE, chosen)
+    assert store.person(ALICE).preferences == chosen
+    assert [p.preferences for p in store.unscheduled(10)] == [chosen]
+    assert store.person(BOB).preferences == Preferences()
+
+
+def test_one_may_choose_before_any_mail_is_held(store: Store) -> None:
+    store.set_preferences(MALLORY, CHOSEN)
+    person = store.person(MALLORY)
+    assert (person.preferences, person.news_since, person.next_digest_at) == (CHOSEN, None, None)
+    hold(store, recipients=["Mallory@Example.org"])
+    assert store.person(MALLORY).preferences == CHOSEN
+    assert store.person(MALLORY).address == "Mallory@Example.org"
+
+
+def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
+    hold(store)
+    store.schedule(ALICE, now() + DAY)
+    store.schedule(BOB, now() + DAY)
+    store.set_preferences(ALICE, CHOSEN)
+    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+
+
+def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    store.set_preferences(ALICE, CHOSEN)
+    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+        assert digest.preferences == CHOSEN
+    last = store.last_digest(ALICE)
+    assert last is not None
+    assert last.preferences == CHOSEN
+
+
+def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
+    at = now()
+    assert store.set_digests_stopped(ALICE, at, to="Alice@example.org", mail=b"stopped")
+    assert not store.set_digests_stopped(ALICE, at + HOUR, to="Alice@example.org", mail=b"again")
+    assert store.person(ALICE).stopped_at == at
+    with store.sending(at) as mail:
+        assert mail is not None
+        assert (mail.to, mail.mail) == ("Alice@example.org", b"stopped")
+    assert store.figures(at).mails_waiting == 0
+    assert store.set_digests_stopped(ALICE, None)
+    assert not store.set_digests_stopped(ALICE, None)
+    assert store.person(ALICE).stopped_at is None
+
+
+def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
+    at = now()
+    results = at_once(20, lambda n: (second if n % 2 else store).set_digests_stopped(ALICE, at, to=ALICE, mail=b"x"))
+    assert sorted(results) == [False] * 19 + [True]
+    assert store.figures(at).mails_waiting == 1
 
 
 def test_announce_marks_only_those_named(store: Store) -> None:
@@ -989,6 +1051,113 @@ def test_news_are_scheduled_then_due(store: Store) -> None:
     assert list(store.due_digests(at + HOUR, 10)) == [BOB]
     assert list(store.due_digests(at + 3 * HOUR, 10)) == [BOB, ALICE]
     assert list(store.due_digests(at + 3 * HOUR, 1)) == [BOB]
+
+
+def test_a_time_decided_meanwhile_stays(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    at = now()
+    store.schedule(ALICE, at + HOUR)
+    store.schedule(ALICE, at + DAY)
+    store.schedule(ALICE, at + DAY, instead_of=at)
+    assert store.person(ALICE).next_digest_at == at + HOUR
+    store.schedule(ALICE, at + DAY, instead_of=at + HOUR)
+    assert store.person(ALICE).next_digest_at == at + DAY
+
+
+def test_a_digest_asked_for_is_due_at_once_and_holds_the_news(store: Store) -> None:
+    held, at = hold(store), now()
+    store.schedule(ALICE, at + DAY)
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
+    assert list(store.due_digests(at, 10)) == [ALICE]
+    store.schedule(ALICE, at + DAY)
+    with store.digesting(ALICE, at, 10) as digest:
+        assert names(digest.deliveries) == [(held.id, 0)]
+    assert [p.recipient for p in store.unscheduled(10)] == [BOB]
+
+
+def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store) -> None:
+    helds, at = [hold(store, recipients=[ALICE, BOB]) for _ in range(4)], now()
+    tell(store, ALICE, at)
+    tell(store, BOB, at)
+    delete(store, helds[0], at)
+    release(store, helds[1], at)
+    assert store.ask_for_digest(ALICE, at + HOUR, at) is Asked.DUE
+    assert list(store.due_digests(at + HOUR, 10)) == [ALICE]
+    expected = [(held.id, 0) for held in helds[2:]]
+    assert names(store.unannounced(ALICE, 10)) == expected
+    with store.digesting(ALICE, at + HOUR, 10) as digest:
+        assert names(digest.deliveries) == expected
+    last = store.last_digest(ALICE)
+    assert last is not None
+    assert (last.id, names(last.deliveries)) == (digest.id, expected)
+    assert not list(store.due_digests(None, 10))
+    assert not list(store.unannounced(BOB, 10))
+
+
+def test_only_the_news_are_told_when_there_are_some(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    at = now()
+    tell(store, ALICE, at)
+    later = hold(store, recipients=[ALICE], announce=[])
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
+    assert tell(store, ALICE, at) == [(later.id, 0)]
+
+
+def test_a_digest_is_asked_for_once_an_hour(store: Store) -> None:
+    hold(store)
+    at = now()
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
+    for minutes in (0, 1, 59):
+        assert store.ask_for_digest(ALICE, at + minutes * MINUTE, at + (minutes - 60) * MINUTE) is Asked.TOO_SOON
+    assert store.ask_for_digest(BOB, at, at - HOUR) is Asked.DUE
+    assert store.ask_for_digest(ALICE, at + HOUR, at) is Asked.DUE
+
+
+def test_of_20_who_ask_for_a_digest_at_once_one_gets_it(store: Store, second: Store) -> None:
+    hold(store)
+    at = now()
+    asked = at_once(20, lambda n: (second if n % 2 else store).ask_for_digest(ALICE, at, at - HOUR))
+    assert sorted(a.name for a in asked) == ["DUE"] + ["TOO_SOON"] * 19
+
+
+def test_whoever_has_nothing_or_stopped_gets_no_digest_by_asking(store: Store) -> None:
+    at = now()
+    assert store.ask_for_digest(MALLORY, at, at - HOUR) is Asked.NOTHING
+    held = hold(store, recipients=[ALICE])
+    store.set_digests_stopped(ALICE, at)
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.NOTHING
+    store.set_digests_stopped(ALICE, None)
+    tell(store, ALICE, at)
+    delete(store, held, at)
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.NOTHING
+    hold(store, recipients=[ALICE])
+    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE, "what came to nothing does not count"
+
+
+def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
+    people = [f"p{n}@example.org" for n in range(4)]
+    hold(store, recipients=people)
+    at = now()
+    ahead = at + 365 * DAY
+    store.schedule(people[0], ahead)
+    store.schedule(people[1], at + 8 * DAY)
+    with pytest.raises(RelayRefused), store.digesting(people[2], ahead, 10, at_once=True):
+        raise RelayRefused("550")
+    store.ask_for_digest(people[3], ahead, ahead - HOUR)
+    assert store.mend_times(at) == 3
+    assert {p.recipient for p in store.unscheduled(10)} == {people[0], people[2], people[3]}
+    assert store.person(people[1]).next_digest_at == at + 8 * DAY
+    assert tell(store, people[2], at) != []
+    assert store.ask_for_digest(people[3], at, at - HOUR) is Asked.DUE
+    assert store.mend_times(at) == 0
+
+
+def test_claims_that_live_are_not_mended(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    at = now()
+    with store.digesting(ALICE, at, 10, at_once=True):
+        assert store.mend_times(at) == 0
+        assert not list(store.due_digests(at, 10))
 
 
 def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store: Store) -> None:
@@ -1834,10 +2003,12 @@ def test_a_purge_leaves_people_and_their_wishes(store: Store) -> None:
     at = now()
     store.set_digests_stopped(ALICE, at)
     store.revoke_links(BOB, at)
+    store.set_preferences(MALLORY, CHOSEN)
     store.remember("links.key", "one")
     store.purge(day_after_tomorrow(), at + 40 * DAY)
     assert store.person(ALICE).stopped_at == at
     assert store.person(BOB).links_valid_from == at
+    assert store.person(MALLORY).preferences == CHOSEN
     assert store.remember("links.key", "two") == "one"
 
 

@@ -20,10 +20,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from hashlib import sha256
 from uuid import UUID
 
 from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, State, Tier
+from portal.schedule import NOTHING_CHOSEN, Preferences
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 SCHEMA_VERSION = 1
@@ -55,6 +57,7 @@ class Person:
     links_valid_from: datetime | None  # links issued before are revoked
     news_since: datetime | None  # the oldest mail held and not yet announced
     next_digest_at: datetime | None  # when to tell them; None: not yet decided
+    preferences: Preferences = NOTHING_CHOSEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,15 @@ class Digest:
     address: str
     issued_at: datetime
     deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
+    preferences: Preferences = NOTHING_CHOSEN  # the recipient's
+
+
+class Asked(Enum):
+    """What came of asking for a digest now."""
+
+    DUE = 1
+    TOO_SOON = 2  # one was asked for a short while ago
+    NOTHING = 3  # there is nothing to tell, or they stopped digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +269,26 @@ class Store(ABC):
         """What is known about a recipient; an empty Person when nothing is."""
 
     @abstractmethod
-    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
-        """Stop (a time) or resume (None) a recipient's digests. Mail held meanwhile is announced after resuming."""
+    def set_digests_stopped(
+        self, recipient: str, stopped_at: datetime | None, *, to: str = "", mail: bytes = b""
+    ) -> bool:
+        """Stop (a time) or resume (None) a recipient's digests. Mail held meanwhile is announced after resuming.
+
+        Returns whether that changed anything; stopped twice is stopped since the first time. If so, ``mail`` is put
+        into the queue for ``to`` in the same transaction.
+        """
+
+    @abstractmethod
+    def set_preferences(self, recipient: str, preferences: Preferences) -> None:
+        """Keep what a recipient chose. When they are told next is undecided then, see `unscheduled`."""
+
+    @abstractmethod
+    def ask_for_digest(self, recipient: str, now: datetime, since: datetime) -> Asked:
+        """Make a recipient's digest due now, unless they asked for one after ``since``.
+
+        It holds what was never announced. When there is no such mail, what is still held of their last digest counts
+        as not announced any more, so that it is told once again.
+        """
 
     @abstractmethod
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
@@ -370,8 +400,17 @@ class Store(ABC):
         """Recipients with news, not stopped, whose next digest has no time yet."""
 
     @abstractmethod
-    def schedule(self, recipient: str, at: datetime) -> None:
-        """Decide when a recipient is told."""
+    def schedule(self, recipient: str, at: datetime, *, instead_of: datetime | None = None) -> None:
+        """Decide when a recipient is told, provided that it still is undecided or the moment ``instead_of``: somebody
+        may have asked for a digest meanwhile."""
+
+    @abstractmethod
+    def mend_times(self, now: datetime) -> int:
+        """Undo what a clock that was ahead left behind; returns how many recipients that concerned.
+
+        Digests planned more than ten days ahead are undecided again, claims and retries of digests that live for more
+        than a day are over, and digests asked for later than ``now`` were not.
+        """
 
     @abstractmethod
     def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:

@@ -7,7 +7,8 @@ twice, ends with what the last one said.
     {"at": …, "kind": "delivery", "id": …, "number": 0, "recipient": …, "address": …, "state": "released",
      "state_at": …, "reason": "", "attempts": 1, "next_try_at": null, "announced_at": null,
      "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
-    {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …}
+    {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
+     "preferences": null}
     {"at": …, "kind": "digest", "id": …, "recipient": …, "address": …, "issued_at": …, "sent_at": …,
      "deliveries": [[id, number], …]}
 
@@ -159,6 +160,7 @@ def person_line(person: Person) -> dict[str, Any]:
         "address": person.address,
         "stopped_at": _text(person.stopped_at),
         "links_valid_from": _text(person.links_valid_from),
+        "preferences": person.preferences.to_json(),
     }
 
 

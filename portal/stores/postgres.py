@@ -50,8 +50,8 @@ from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
-from portal.stores.postgres_people import queue_mail
 from portal.stores.postgres_records import PostgresRecords, take_deliveries
+from portal.stores.postgres_wishes import queue_mail
 
 log = logging.getLogger("quarantine.store")
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL store's people: who is told when, digests, our own mail, sign-ins, sessions, and the store's notes."""
+"""The PostgreSQL store's digests and who is told when, our own mail, sign-ins, sessions, and the store's notes."""
 
 # ruff: noqa: S608 - queries are put together from LiteralString, which the type checker sees to
 
@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from portal.errors import AlreadyDone, LinkInvalid, NotFound, QuarantineError, RelayRefused
 from portal.message import Delivery, first_id, held_at, new_id
+from portal.schedule import Preferences
 from portal.stores import (
     LEASE,
     Digest,
@@ -23,16 +24,18 @@ from portal.stores import (
     Person,
     SignIn,
     SignInLimits,
-    Store,
 )
 from portal.stores import postgres_rows as rows
-from portal.stores.postgres_database import Connection, Database
+from portal.stores.postgres_database import Connection
 from portal.stores.postgres_rows import utc
+from portal.stores.postgres_wishes import PERSON, PostgresWishes, person_from, queue_mail
 
 log = logging.getLogger("quarantine.store")
 
 _PING_SECONDS = 1.0  # with the pool's second: an answer within two
 _REFUSED_FOR = timedelta(hours=1)
+_PLANNED_AT_MOST = timedelta(days=10)  # once a week, and a day that a zone left out
+_CLAIMED_AT_MOST = timedelta(days=1)
 _MAIL_KEPT = timedelta(days=1)
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
 _WRONG_CODES_MAX = 5
@@ -42,10 +45,10 @@ _OPENINGS_AT_MOST = 500
 _BATCH = 1000  # rows a sweep deletes in one transaction
 _SIGN_IN_LOCK = 0x71736967  # advisory: counting and adding are one act
 
-PERSON: LiteralString = (
-    "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at from recipient "
+_DIGEST: LiteralString = (
+    "select id, recipient, address, issued_at, message_ids, numbers,"
+    " (select preferences from recipient r where r.recipient = digest.recipient) from digest "
 )
-_DIGEST: LiteralString = "select id, recipient, address, issued_at, message_ids, numbers from digest "
 _HAS_NEWS: LiteralString = "news_since is not null and stopped_at is null"
 _UNANNOUNCED: LiteralString = (
     "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
@@ -61,11 +64,8 @@ _SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ..
 )
 
 
-class PostgresPeople(Store):
-    """What `Store` says about recipients, digests, our own mail, signing in, and the store itself."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
+class PostgresPeople(PostgresWishes):
+    """What `Store` says about digests, our own mail, signing in, and the store itself."""
 
     # ---- life
 
@@ -112,30 +112,7 @@ class PostgresPeople(Store):
             heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
         )
 
-    # ---- people
-
-    def person(self, recipient: str) -> Person:
-        with self.database.transaction() as connection:
-            row = connection.execute(PERSON + "where recipient = %s", [recipient]).fetchone()
-        return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
-
-    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
-        # Without a time the next digest after resuming is planned anew instead of going out at once.
-        with self.database.transaction() as connection:
-            connection.execute(
-                "insert into recipient (recipient, address, stopped_at) values (%s, %s, %s)"
-                " on conflict (recipient) do update set stopped_at = excluded.stopped_at, next_digest_at = null",
-                [recipient, recipient, stopped_at],
-            )
-
-    def revoke_links(self, recipient: str, issued_before: datetime) -> None:
-        with self.database.transaction() as connection:
-            connection.execute(
-                "insert into recipient (recipient, address, links_valid_from) values (%s, %s, %s)"
-                " on conflict (recipient) do update"
-                " set links_valid_from = greatest(recipient.links_valid_from, excluded.links_valid_from)",
-                [recipient, recipient, issued_before],
-            )
+    # ---- openings
 
     def record_opening(
         self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
@@ -161,9 +138,24 @@ class PostgresPeople(Store):
             ).fetchall()
         return [person_from(row) for row in found]
 
-    def schedule(self, recipient: str, at: datetime) -> None:
+    def schedule(self, recipient: str, at: datetime, *, instead_of: datetime | None = None) -> None:
         with self.database.transaction() as connection:
-            connection.execute("update recipient set next_digest_at = %s where recipient = %s", [at, recipient])
+            connection.execute(
+                "update recipient set next_digest_at = %s"
+                " where recipient = %s and next_digest_at is not distinct from %s::timestamptz",
+                [at, recipient, instead_of],
+            )
+
+    def mend_times(self, now: datetime) -> int:
+        planned, claimed = now + _PLANNED_AT_MOST, now + _CLAIMED_AT_MOST
+        with self.database.transaction() as connection:
+            return connection.execute(
+                "update recipient set next_digest_at = case when next_digest_at <= %s then next_digest_at end,"
+                " lease_until = case when lease_until <= %s then lease_until end,"
+                " asked_at = case when asked_at <= %s then asked_at end"
+                " where next_digest_at > %s or lease_until > %s or asked_at > %s",
+                [planned, claimed, now, planned, claimed, now],
+            ).rowcount
 
     def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         with self.database.transaction() as connection:
@@ -202,13 +194,13 @@ class PostgresPeople(Store):
     def _claim_digest(self, recipient: str, now: datetime, limit: int, at_once: bool, lease: UUID) -> Digest:
         with self.database.transaction() as connection:
             row = connection.execute(
-                "select address, stopped_at, news_since, next_digest_at, lease_until, digest_id from recipient"
-                " where recipient = %s for update",
+                "select address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences"
+                " from recipient where recipient = %s for update",
                 [recipient],
             ).fetchone()
             if row is None or row[2] is None:
                 raise AlreadyDone("there is nothing to tell this recipient")
-            address, stopped_at, _, next_digest_at, lease_until, digest_id = row
+            address, stopped_at, _, next_digest_at, lease_until, digest_id, preferences = row
             if stopped_at is not None:
                 raise AlreadyDone("this recipient stopped digests")
             if lease_until is not None and lease_until > now:
@@ -219,7 +211,7 @@ class PostgresPeople(Store):
             # The id outlives failures; the date does not: links count their age from the mail that is really sent.
             digest = Digest(
                 digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
-                tuple(deliveries),
+                tuple(deliveries), Preferences.from_json(preferences),
             )  # fmt: skip
             connection.execute(
                 "update recipient set lease = %s, lease_until = %s, digest_id = %s where recipient = %s",
@@ -452,7 +444,9 @@ class PostgresPeople(Store):
 
     def _forget_strangers(self) -> None:
         """Remove people of whom nothing is held, told or wished: made-up addresses would pile up for ever."""
-        nothing: LiteralString = "news_since is null and stopped_at is null and links_valid_from is null"
+        nothing: LiteralString = (
+            "news_since is null and stopped_at is null and links_valid_from is null and preferences is null"
+        )
         names: list[tuple[Any, ...]] = [("",)]
         while names:
             with self.database.transaction() as connection:
@@ -467,29 +461,15 @@ class PostgresPeople(Store):
                 )
 
 
-def person_from(row: Sequence[Any]) -> Person:
-    """A person from a row of `PERSON`."""
-    recipient, address, *times = row
-    return Person(recipient, address, *map(utc, times))
-
-
 def _digest(connection: Connection, row: Sequence[Any]) -> Digest:
-    id, recipient, address, issued_at, ids, numbers = row
+    id, recipient, address, issued_at, ids, numbers, preferences = row
     told = set(zip(ids, numbers, strict=True))
     found = rows.deliveries(
         connection, "where d.message_id = any(%s) and d.recipient = %s order by d.message_id, d.number",
         [ids, recipient],
     )  # fmt: skip
     kept = tuple(delivery for delivery in found if (delivery.id, delivery.number) in told)
-    return Digest(id, recipient, address, issued_at.astimezone(UTC), kept)
-
-
-def queue_mail(connection: Connection, to: str, mail: bytes, now: datetime) -> None:
-    """Put a mail of ours in the queue. Raises psycopg.Error."""
-    connection.execute(
-        "insert into outgoing (id, address, mail, queued_at, next_try_at) values (%s, %s, %b, %s, %s)",
-        [new_id(now), to, mail, now, now],
-    )
+    return Digest(id, recipient, address, issued_at.astimezone(UTC), kept, Preferences.from_json(preferences))
 
 
 def _live_sign_in(connection: Connection, condition: LiteralString, value: bytes, now: datetime) -> SignIn:

@@ -13,8 +13,9 @@ from portal.message import Actor, Delivery, Event
 from portal.stores import DigestRecord, Person, Record
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import Connection
-from portal.stores.postgres_people import PERSON, PostgresPeople, person_from
+from portal.stores.postgres_people import PostgresPeople
 from portal.stores.postgres_rows import utc
+from portal.stores.postgres_wishes import PERSON, person_from
 
 _FIRST = UUID(int=0)
 
@@ -74,7 +75,7 @@ class PostgresRecords(PostgresPeople):
     def take_people(self, people: Sequence[Person], *, preferences: bool) -> None:
         clash: LiteralString = (
             "stopped_at = excluded.stopped_at, news_since = excluded.news_since,"
-            " next_digest_at = excluded.next_digest_at"
+            " next_digest_at = excluded.next_digest_at, preferences = excluded.preferences"
             if preferences
             else "news_since = least(recipient.news_since, excluded.news_since)"
         )
@@ -82,12 +83,13 @@ class PostgresRecords(PostgresPeople):
             for person in people:
                 connection.execute(
                     "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since,"
-                    " next_digest_at) values (%s, %s, %s, %s, %s, %s)"
+                    " next_digest_at, preferences) values (%s, %s, %s, %s, %s, %s, %s)"
                     " on conflict (recipient) do update set address = excluded.address,"
                     " links_valid_from = greatest(recipient.links_valid_from, excluded.links_valid_from), " + clash,
                     [
                         *(rows.text(person.recipient), rows.text(person.address), person.stopped_at),
                         *(person.links_valid_from, person.news_since, person.next_digest_at),
+                        person.preferences.to_json(),
                     ],
                 )
 

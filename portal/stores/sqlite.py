@@ -102,6 +102,8 @@ CREATE TABLE person (
     links_valid_from INTEGER,
     news_since INTEGER,
     next_digest_at INTEGER,
+    preferences TEXT,                   -- JSON of what they chose (portal/schedule.py); NULL: nothing
+    asked_at INTEGER,                   -- when they last asked for a digest out of turn
     claim BLOB,
     claim_until INTEGER,
     digest_id BLOB                      -- of the digest begun and not yet finished, kept for another try

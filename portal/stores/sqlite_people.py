@@ -9,28 +9,30 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from portal.errors import AlreadyDone, NotFound, QuarantineError, RelayRefused
 from portal.message import Delivery, domain, first_id, held_at, new_id
+from portal.schedule import Preferences
 from portal.stores import LEASE, Digest, DigestRecord, Figures, Opening, Person
-from portal.stores.journal import digest_line, person_line
+from portal.stores.journal import digest_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import announced_in, delivery_from, oldest_unannounced
-from portal.stores.sqlite_search import SqliteSearch
+from portal.stores.sqlite_wishes import PERSON, SqliteWishes, at, person_from
 
 log = logging.getLogger("quarantine.store")
 
 _REFUSED_FOR = timedelta(hours=1)
+_PLANNED_AT_MOST = timedelta(days=10)  # once a week, and a day that a zone left out
+_CLAIMED_AT_MOST = timedelta(days=1)
 _OPENINGS_AT_MOST = 500
 BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
 
 
-class SqlitePeople(SqliteSearch):
-    """What `Store` says about recipients and digests."""
+class SqlitePeople(SqliteWishes):
+    """What `Store` says about openings and digests."""
 
     # ---- notes
 
@@ -62,40 +64,11 @@ class SqlitePeople(SqliteSearch):
             requests_waiting=waiting.get("requested", 0),
             mails_waiting=mails,
             digests_due=digests,
-            oldest_digest_due_at=_at(oldest),
+            oldest_digest_due_at=at(oldest),
             heartbeat_at=from_micros(int(beat[0])) if beat else None,
         )
 
-    # ---- people
-
-    def person(self, recipient: str) -> Person:
-        with self.db.read() as connection:
-            row = connection.execute(PERSON + "WHERE recipient = ?", (recipient,)).fetchone()
-        return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
-
-    def set_digests_stopped(self, recipient: str, stopped_at: datetime | None) -> None:
-        # Without a time the next digest after resuming is planned anew instead of going out at once.
-        with self.db.write() as connection:
-            connection.execute(
-                "INSERT INTO person (recipient, address, stopped_at) VALUES (?, ?, ?) "
-                "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, next_digest_at = NULL",
-                (recipient, recipient, None if stopped_at is None else to_micros(stopped_at)),
-            )
-            self._note_person(connection, recipient)
-
-    def revoke_links(self, recipient: str, issued_before: datetime) -> None:
-        with self.db.write() as connection:
-            connection.execute(
-                "INSERT INTO person (recipient, address, links_valid_from) VALUES (?, ?, ?) "
-                "ON CONFLICT (recipient) DO UPDATE SET "
-                "links_valid_from = max(coalesce(links_valid_from, 0), excluded.links_valid_from)",
-                (recipient, recipient, to_micros(issued_before)),
-            )
-            self._note_person(connection, recipient)
-
-    def _note_person(self, connection: sqlite3.Connection, recipient: str) -> None:
-        person = person_from(connection.execute(PERSON + "WHERE recipient = ?", (recipient,)).fetchone())
-        self.db.note(person_line(person))
+    # ---- openings
 
     def record_opening(
         self, recipient: str, issued_at: datetime, opening: Opening, since: datetime
@@ -122,10 +95,23 @@ class SqlitePeople(SqliteSearch):
             ).fetchall()
         return [person_from(row) for row in rows]
 
-    def schedule(self, recipient: str, at: datetime) -> None:
+    def schedule(self, recipient: str, at: datetime, *, instead_of: datetime | None = None) -> None:
         # Not durable: whoever lost it by a power cut is unscheduled again.
         with self.db.write(durable=False) as connection:
-            connection.execute("UPDATE person SET next_digest_at = ? WHERE recipient = ?", (to_micros(at), recipient))
+            connection.execute(
+                "UPDATE person SET next_digest_at = ? WHERE recipient = ? AND next_digest_at IS ?",
+                (to_micros(at), recipient, None if instead_of is None else to_micros(instead_of)),
+            )
+
+    def mend_times(self, now: datetime) -> int:
+        with self.db.write() as connection:
+            return connection.execute(
+                "UPDATE person SET next_digest_at = iif(next_digest_at <= ?1, next_digest_at, NULL), "
+                "claim_until = iif(claim_until <= ?2, claim_until, NULL), "
+                "asked_at = iif(asked_at <= ?3, asked_at, NULL) "
+                "WHERE next_digest_at > ?1 OR claim_until > ?2 OR asked_at > ?3",
+                (to_micros(now + _PLANNED_AT_MOST), to_micros(now + _CLAIMED_AT_MOST), to_micros(now)),
+            ).rowcount
 
     def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         with self.db.read() as connection:
@@ -167,13 +153,13 @@ class SqlitePeople(SqliteSearch):
     def _claim_digest(self, recipient: str, now: datetime, claim: bytes, at_once: bool) -> Digest:
         with self.db.write() as connection:
             row = connection.execute(
-                "SELECT address, stopped_at, news_since, next_digest_at, claim_until, digest_id FROM person "
-                "WHERE recipient = ?",
+                "SELECT address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences "
+                "FROM person WHERE recipient = ?",
                 (recipient,),
             ).fetchone()
             if row is None or row[2] is None:
                 raise AlreadyDone("there is nothing to tell this recipient")
-            address, stopped_at, _, next_digest_at, claim_until, digest_id = row
+            address, stopped_at, _, next_digest_at, claim_until, digest_id, preferences = row
             if stopped_at is not None:
                 raise AlreadyDone("this recipient stopped digests")
             if claim_until is not None and claim_until > to_micros(now):
@@ -181,7 +167,12 @@ class SqlitePeople(SqliteSearch):
             if not at_once and (next_digest_at is None or next_digest_at > to_micros(now)):
                 raise AlreadyDone("this digest is not due")
             digest = Digest(
-                UUID(bytes=digest_id) if digest_id else new_id(now), recipient, address, now.replace(microsecond=0), ()
+                UUID(bytes=digest_id) if digest_id else new_id(now),
+                recipient,
+                address,
+                now.replace(microsecond=0),
+                (),
+                Preferences.from_json(preferences),
             )
             connection.execute(
                 "UPDATE person SET claim = ?, claim_until = ?, digest_id = ? WHERE recipient = ?",
@@ -256,10 +247,11 @@ class SqlitePeople(SqliteSearch):
             return self._digest_from(connection, row)
 
     def _digest_from(self, connection: sqlite3.Connection, row: Sequence[Any]) -> Digest:
-        id, recipient, address, issued_at = row
+        id, recipient, address, issued_at, preferences = row
         deliveries = [delivery_from(found) for found in announced_in(connection, recipient, id)]
         kept = tuple(delivery for delivery in deliveries if self._has_mail(delivery.id))
-        return Digest(UUID(bytes=id), recipient, address, from_micros(issued_at), kept)
+        chosen = Preferences.from_json(preferences)
+        return Digest(UUID(bytes=id), recipient, address, from_micros(issued_at), kept, chosen)
 
     def digest_recipient(self, digest_id: UUID) -> str:
         with self.db.read() as connection:
@@ -292,7 +284,7 @@ class SqlitePeople(SqliteSearch):
     def _forget_strangers(self) -> None:
         """Remove people of whom nothing is held, told or wished: made-up addresses would pile up for ever."""
         unknown = (
-            "news_since IS NULL AND stopped_at IS NULL AND links_valid_from IS NULL "
+            "news_since IS NULL AND stopped_at IS NULL AND links_valid_from IS NULL AND preferences IS NULL "
             "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.recipient = person.recipient)"
         )
         after: str | None = ""
@@ -315,18 +307,10 @@ class SqlitePeople(SqliteSearch):
                     connection.executemany(f"DELETE FROM person WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
 
 
-_DIGEST = "SELECT id, recipient, address, issued_at FROM digest "
-PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at FROM person "
-
-
-def person_from(row: Sequence[Any]) -> Person:
-    """A person from a row of `PERSON`."""
-    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at = row
-    return Person(recipient, address, _at(stopped_at), _at(links_valid_from), _at(news_since), _at(next_digest_at))
-
-
-def _at(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
+_DIGEST = (
+    "SELECT id, recipient, address, issued_at, "
+    "(SELECT preferences FROM person WHERE person.recipient = digest.recipient) FROM digest "
+)
 
 
 def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from portal.message import Actor, Delivery, Event, State
+from portal.schedule import NOTHING_CHOSEN
 from portal.stores import DigestRecord, Person, Record
 from portal.stores.journal import delivery_line, digest_line, person_line
 from portal.stores.sqlite import from_micros, to_micros
@@ -18,8 +20,8 @@ from portal.stores.sqlite_deliveries import (
     oldest_unannounced,
     set_recipient,
 )
-from portal.stores.sqlite_people import PERSON, person_from
 from portal.stores.sqlite_sign_ins import SqliteSignIns
+from portal.stores.sqlite_wishes import PERSON, person_from
 
 _BATCH = 500
 _DIGESTS_KEPT = timedelta(days=61)
@@ -166,7 +168,7 @@ class SqliteRecords(SqliteSignIns):
     def take_people(self, people: Sequence[Person], *, preferences: bool) -> None:
         clash = (
             "stopped_at = excluded.stopped_at, news_since = excluded.news_since, "
-            "next_digest_at = excluded.next_digest_at"
+            "next_digest_at = excluded.next_digest_at, preferences = excluded.preferences"
             if preferences
             else "news_since = coalesce(min(news_since, excluded.news_since), news_since, excluded.news_since)"
         )
@@ -174,18 +176,19 @@ class SqliteRecords(SqliteSignIns):
             for person in people:
                 before = connection.execute(PERSON + "WHERE recipient = ?", (person.recipient,)).fetchone()
                 connection.execute(
-                    "INSERT INTO person (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at) "  # noqa: S608
-                    "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET address = excluded.address, "
+                    "INSERT INTO person (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, "  # noqa: S608
+                    "preferences) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (recipient) DO UPDATE SET address = excluded.address, "
                     "links_valid_from = coalesce(max(links_valid_from, excluded.links_valid_from), links_valid_from, "
                     f"excluded.links_valid_from), {clash}",
                     (
                         *(person.recipient, person.address, _micros(person.stopped_at)),
                         *(_micros(person.links_valid_from), _micros(person.news_since)),
-                        _micros(person.next_digest_at),
+                        *(_micros(person.next_digest_at), person.preferences.to_json()),
                     ),
                 )
                 after = connection.execute(PERSON + "WHERE recipient = ?", (person.recipient,)).fetchone()
-                if after[2:4] != (before[2:4] if before else (None, None)):
+                if _wishes(after) != _wishes(before):
                     self.db.note(person_line(person_from(after)))
 
     def digests(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
@@ -258,3 +261,8 @@ def take_digest(connection: sqlite3.Connection, digest: DigestRecord) -> None:
 
 def _micros(at: datetime | None) -> int | None:
     return None if at is None else to_micros(at)
+
+
+def _wishes(row: Sequence[Any] | None) -> tuple[Any, ...]:
+    person = person_from(row) if row else None
+    return (person.stopped_at, person.links_valid_from, person.preferences) if person else (None, None, NOTHING_CHOSEN)
