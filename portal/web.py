@@ -23,6 +23,7 @@ from portal.web_http import Web, json_answer
 from portal.web_links import LinkPages
 from portal.web_monitor import Monitor
 from portal.web_portal import PortalPages
+from portal.web_preferences import PreferencePages
 from portal.web_signin import SignInPages
 
 log = logging.getLogger("quarantine.web")
@@ -78,8 +79,9 @@ def _is_utf8(path: str) -> bool:
 def create_app(parts: Parts) -> Application:
     """The WSGI application of these parts."""
     web = Web(parts)
-    export, links = ExporterEndpoint(parts), LinkPages(web)
-    portal, signing_in, monitor = PortalPages(web, links), SignInPages(web), Monitor(parts)
+    preferences = PreferencePages(web)
+    export, links = ExporterEndpoint(parts), LinkPages(web, preferences)
+    portal, signing_in, monitor = PortalPages(web, preferences), SignInPages(web), Monitor(parts)
 
     def root() -> HTTPResponse:
         return export(request.environ) if is_export(request.environ) else portal.list()

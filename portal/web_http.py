@@ -170,10 +170,11 @@ class Web:
 
     # ---- values for templates
 
-    def when(self, at: datetime) -> str:
-        """A moment in the site's time zone and language."""
+    def when(self, at: datetime, zone: ZoneInfo | None = None) -> str:
+        """A moment in a time zone, else the site's, and in its language."""
+        zone = zone or self._zone
         return format_datetime(
-            at.astimezone(self._zone), "EEEE d MMMM y, HH:mm", tzinfo=self._zone, locale=self.parts.render.language
+            at.astimezone(zone), "EEEE d MMMM y, HH:mm", tzinfo=zone, locale=self.parts.render.language
         )
 
     def row(self, delivery: Delivery) -> Row:

@@ -21,6 +21,7 @@ from portal.message import Delivery, State, Tier
 from portal.stores import Opening
 from portal.web_digest import DigestPages
 from portal.web_http import Web
+from portal.web_preferences import PreferencePages
 
 log = logging.getLogger("quarantine.web")
 
@@ -38,8 +39,9 @@ _POSTED = UUID(int=0)
 class LinkPages:
     """`/link/TOKEN/`."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: Web, preferences: PreferencePages) -> None:
         self._web = web
+        self._preferences = preferences
         self._store = web.parts.store
         self._links = web.parts.links
         settings = web.parts.settings.links
@@ -51,7 +53,7 @@ class LinkPages:
         """GET and HEAD: what the link does, with the form for it. Only notes that it was opened."""
         link = self._links.verify(token, self._web.now())
         if link.action is Action.PREFERENCES:
-            return self._show_preferences(link)
+            return self._preferences.show(self._recipient(link))
         opening = Opening(link.id, link.number, self._web.now())
         if link.action in _OF_A_DIGEST:
             recipient = self._recipient(link)
@@ -174,56 +176,21 @@ class LinkPages:
             **self._web.findings(delivery.message),
         )
 
-    # ---- stop digests (the link at a digest's end, and RFC 8058)
+    # ---- preferences (the link at a digest's end, and RFC 8058)
 
     def _recipient(self, link: Link) -> str:
         recipient = self._store.digest_recipient(link.id)
         self._check_revoked(link, recipient)
         return recipient
 
-    def _show_preferences(self, link: Link) -> HTTPResponse:
-        recipient = self._recipient(link)
-        person = self._store.person(recipient)
-        return self._web.page(
-            "preferences",
-            recipient=recipient,
-            stopped=self._web.when(person.stopped_at) if person.stopped_at else "",
-            notice="",
-        )
-
     def _change_preferences(self, link: Link) -> HTTPResponse:
         recipient = self._recipient(link)
         if self._web.form("List-Unsubscribe") == "One-Click":
             # RFC 8058, 3.2: sent by the mail provider's servers, so without Origin and cookies; no redirect.
-            self.change(recipient, "stop")
+            self._preferences.unsubscribe(recipient, link.id)
             return HTTPResponse(b"You will get no more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"})
         self._web.refuse_foreign()
-        wanted = self._web.form("change")
-        self.change(recipient, wanted)
-        if wanted == "revoke":
-            # No way back to the page: this link was revoked with the others.
-            return self._web.notice(
-                "Links revoked",
-                "The links in all digests sent to you until now do nothing any more. Your next digest brings new ones.",
-                200,
-                sign_in=True,
-            )
-        return self._web.see_other("./")
-
-    def change(self, recipient: str, wanted: str) -> None:
-        """``stop`` or ``resume`` a recipient's digests, or ``revoke`` their links; anything else is a bad request."""
-        now = self._web.now()
-        if wanted == "stop":
-            self._store.set_digests_stopped(recipient, now)
-        elif wanted == "resume":
-            self._store.set_digests_stopped(recipient, None)
-        elif wanted == "revoke":
-            self._store.revoke_links(recipient, now)
-        else:
-            raise self._web.notice(
-                "That did not work", "Nothing was chosen. Go back and press one of the buttons.", 400
-            )
-        log.info("preferences recipient=%s change=%s", recipient, wanted)
+        return self._preferences.change(recipient, back="./")
 
 
 def burst(openings: Sequence[Opening]) -> bool:

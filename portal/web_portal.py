@@ -17,7 +17,7 @@ from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayD
 from portal.message import Delivery, Event, State, parse_id
 from portal.reasons import N_
 from portal.web_http import Row, Web, sha256
-from portal.web_links import LinkPages
+from portal.web_preferences import PreferencePages
 
 _ROWS = 25
 _ASKED_CHARS = 200
@@ -48,10 +48,10 @@ _EVENTS_IN_WORDS = {
 class PortalPages:
     """`/`, `/messages/…` and `/preferences`."""
 
-    def __init__(self, web: Web, links: LinkPages) -> None:
+    def __init__(self, web: Web, preferences: PreferencePages) -> None:
         self._web = web
         self._store = web.parts.store
-        self._change = links.change
+        self._preferences = preferences
 
     def list(self) -> HTTPResponse:
         """GET /: this recipient's mail in one state, newest first, or what of it has the words asked for."""
@@ -121,23 +121,13 @@ class PortalPages:
     def preferences(self) -> HTTPResponse:
         """GET /preferences."""
         recipient, session = self._session()
-        person = self._store.person(recipient)
-        revoked = N_("The links in all digests sent until now do nothing any more.")
-        return self._web.page(
-            "preferences",
-            signed_in=recipient,
-            form_token=self._web.parts.links.form_token(session),
-            recipient=recipient,
-            stopped=self._web.when(person.stopped_at) if person.stopped_at else "",
-            notice=revoked if self._web.query("done") == "revoke" else "",
-        )
+        return self._preferences.show(recipient, form_token=self._web.parts.links.form_token(session))
 
     def change_preferences(self) -> HTTPResponse:
         """POST /preferences."""
-        recipient, _ = self._session_of_form()
-        wanted = self._web.form("change")
-        self._change(recipient, wanted)
-        return self._web.see_other(f"/preferences{'?done=revoke' if wanted == 'revoke' else ''}")
+        recipient, session = self._session_of_form()
+        token = self._web.parts.links.form_token(session)
+        return self._preferences.change(recipient, back="/preferences", form_token=token)
 
     # ---- whose page this is
 

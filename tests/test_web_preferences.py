@@ -1,0 +1,375 @@
+"""The preferences page, by a digest's link and signed in: choices, wrong input, stopping, and a digest asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import time, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+from html import unescape
+from pathlib import Path
+from zoneinfo import available_timezones
+
+import pytest
+
+from digest import run
+from portal.assemble import Parts
+from portal.links import Action
+from portal.schedule import NOTHING_CHOSEN, Preferences, Schedule
+from portal.stores import Held
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY
+from tests.smtp_server import SmtpServer
+from tests.web_client import Answer, Browser, Site
+
+HOUR = timedelta(hours=1)
+ONE_CLICK = {"List-Unsubscribe": "One-Click"}
+
+
+@pytest.fixture
+def server() -> Iterator[SmtpServer]:
+    with SmtpServer() as running:
+        yield running
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts], server: SmtpServer) -> Site:
+    return Site(make_parts(mail__url=server.url, digest__timezone="Europe/Berlin", digest__at="06:30"))
+
+
+@pytest.fixture
+def held(site: Site) -> Held:
+    return site.hold()
+
+
+def link_to(site: Site, recipient: str = ALICE) -> str:
+    """The preferences link of a digest that was just sent."""
+    with site.store.digesting(recipient, site.now, 50, at_once=True) as digest:
+        pass
+    site.pass_time(seconds=5)
+    return site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)
+
+
+class Page:
+    """The page as one person reaches it."""
+
+    def __init__(self, browser: Browser, path: str, token: str = "") -> None:
+        self.browser, self.path = browser, path
+        self._token = {"form_token": token} if token else {}
+
+    def open(self) -> str:
+        return self.browser.get(self.path).text
+
+    def post(self, change: str, **fields: str) -> Answer:
+        form = {name.replace("_", "-"): value for name, value in fields.items()}
+        return self.browser.post(self.path, {**self._token, "change": change, **form})
+
+    def after(self, change: str, **fields: str) -> str:
+        """The page that a change leads to."""
+        return self.browser.follow(self.post(change, **fields), self.path).text
+
+
+@pytest.fixture(params=["link", "portal"])
+def page(request: pytest.FixtureRequest, site: Site, held: Held) -> Page:
+    """Alice's, both ways."""
+    if request.param == "link":
+        return Page(site.browser(), link_to(site))
+    browser = site.signed_in(ALICE)
+    return Page(browser, "/preferences", browser.form_token())
+
+
+@pytest.fixture
+def portal(site: Site, held: Held) -> Page:
+    """Alice's, signed in."""
+    browser = site.signed_in(ALICE)
+    return Page(browser, "/preferences", browser.form_token())
+
+
+def chosen(site: Site, recipient: str = ALICE) -> Preferences:
+    return site.store.person(recipient).preferences
+
+
+def selected(html: str, name: str) -> str:
+    options = re.search(rf'<select id="{name}".*?</select>', html, re.DOTALL)
+    assert options
+    found = re.findall(r'<option value="([^"]*)" selected>', options[0])
+    assert len(found) == 1
+    return str(found[0])
+
+
+def hours(html: str) -> list[str]:
+    return re.findall(r'<input type="time" [^>]*value="([^"]*)"', html)
+
+
+def described(html: str, name: str) -> str:
+    """The sentence at a field, as a screen reader finds it."""
+    field = re.search(rf'<(?:select|input)[^>]* name="{name}"[^>]*>', html)
+    assert field
+    assert 'aria-invalid="true"' in field[0]
+    by = re.search(r'aria-describedby="([^"]+)"', field[0])
+    assert by
+    found = re.search(rf'<p class="wrong" id="{by[1]}">([^<]*)</p>', html)
+    assert found
+    return unescape(found[1])
+
+
+# ---- choosing
+
+
+def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
+    html = page.after("save", schedule="monday", at_1="18:00", at_4="07:30", timezone="Asia/Kathmandu", language="en")
+    assert "Your choice was saved." in html
+    assert chosen(site) == Preferences("monday", (time(7, 30), time(18)), "Asia/Kathmandu", "en")
+    assert chosen(site, BOB) == NOTHING_CHOSEN
+    assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["monday", "Asia/Kathmandu", "en"]
+    assert hours(html) == ["07:30", "18:00", "", "", "", ""]
+    assert re.search(r"The next digest can come on Monday \d+ \w+ \d+, 07:30 \(Asia/Kathmandu\)\.", html)
+
+
+def test_what_is_left_empty_is_as_usual_here(site: Site, page: Page) -> None:
+    page.post("save", schedule="monday", at_1="18:00", timezone="Asia/Kathmandu", language="en")
+    html = page.after("save", schedule="", at_1="", timezone="", language="")
+    assert chosen(site) == NOTHING_CHOSEN
+    assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["", "", ""]
+    assert hours(html) == [""] * 6
+    for words in ("As usual here: Every day", "usual holds: 06:30", "As usual here: Europe/Berlin", "English"):
+        assert words in html
+    assert re.search(r", 06:30 \(Europe/Berlin\)", html)
+
+
+def test_the_usual_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
+    parts = make_parts()  # leaves an empty file there
+    (tmp_path / "quarantine.toml").write_text('[digest.domains."example.org"]\nat = "11:00"\nschedule = "sunday"')
+    site = Site(make_parts())
+    html = site.signed_in(ALICE).get("/preferences").text
+    assert parts.settings.digest.domains == {}
+    assert "As usual here: Every Sunday" in html
+    assert "usual holds: 11:00" in html
+    assert re.search(r"on Sunday \d+ \w+ \d+, 11:00 \(UTC\)", html)
+
+
+@pytest.mark.parametrize("schedule", [s for s in Schedule if s is not Schedule.NEVER])
+def test_every_schedule_can_be_chosen(site: Site, portal: Page, schedule: Schedule) -> None:
+    assert f'<option value="{schedule}"' in portal.open()
+    assert selected(portal.after("save", schedule=schedule), "schedule") == schedule
+    assert chosen(site).schedule == schedule
+
+
+def test_time_zones_are_offered_by_area_and_any_can_be_chosen(site: Site, portal: Page) -> None:
+    html = portal.open()
+    offered = set(re.findall(r'<option value="([A-Z]\w+/[^"]+|UTC)"', html))
+    assert offered <= available_timezones()
+    assert len(offered) > 400
+    assert '<optgroup label="America">' in html
+    assert ">Argentina – Buenos Aires</option>" in html
+    html = portal.after("save", timezone="Etc/GMT+3")
+    assert selected(html, "timezone") == chosen(site).timezone == "Etc/GMT+3"
+
+
+def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> None:
+    page.post("save", schedule="weekdays", at_1="08:00")
+    html = page.after("save", schedule="never", at_1="09:00")
+    assert "no digests since" in html
+    assert selected(html, "schedule") == "never"
+    assert site.store.person(ALICE).stopped_at is not None
+    assert chosen(site) == Preferences("weekdays", (time(9),))
+    html = page.after("resume")
+    assert selected(html, "schedule") == "weekdays", "as it was before"
+    page.post("stop")
+    page.post("save", schedule="daily")
+    assert site.store.person(ALICE).stopped_at is None
+    assert chosen(site).schedule == "daily"
+
+
+def test_choosing_moves_the_next_digest(site: Site, held: Held, portal: Page) -> None:
+    run.schedule_news(site.parts, site.now)
+    portal.post("save", at_1="23:59", timezone="UTC")
+    assert site.store.person(ALICE).next_digest_at is None
+    run.schedule_news(site.parts, site.now)
+    planned = site.store.person(ALICE).next_digest_at
+    assert planned is not None
+    assert (planned.hour, planned.minute) == (23, 59)
+
+
+def test_where_digests_are_off_they_are_sent_only_to_who_chooses(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(digest__schedule="never"))
+    site.hold()
+    browser = site.signed_in(ALICE)
+    page = Page(browser, "/preferences", browser.form_token())
+    html = page.open()
+    assert "only if you choose when" in html
+    assert "Send me a digest now" not in html
+    assert "can come on" in page.after("save", schedule="daily")
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("at-1", "25:00", "“25:00” is not an hour of the day. Write it like 07:30."),
+        ("at-6", "seven", "“seven” is not an hour of the day."),
+        ("at-2", "7:3", "“7:3” is not an hour of the day."),
+        ("at-2", "٠٧:٣٠", "is not an hour of the day."),
+        ("at-2", "07:00:00", "is not an hour of the day."),
+        ("schedule", "hourly", "“hourly” is not one of the days to choose from."),
+        ("timezone", "Mars/Olympus", "“Mars/Olympus” is no time zone that we know."),
+        ("timezone", "../../etc/passwd", "is no time zone that we know."),
+        ("language", "tlh", "“tlh” is not a language that there is here."),
+        ("language", "<script>alert(1)</script>\u202e", "“<script>alert(1)</script>” is not a language"),
+    ],
+)
+def test_wrong_input_comes_back_with_a_sentence_at_the_field(
+    site: Site, page: Page, field: str, value: str, sentence: str
+) -> None:
+    page.post("save", at_1="05:00")
+    fields = {"schedule": "weekdays", "at-1": "07:15", "timezone": "Asia/Tokyo", field: value}
+    answer = page.post("save", **fields)
+    assert answer.status == 400
+    assert sentence in described(answer.text, field)
+    assert 'role="alert"' in answer.text
+    assert "<script>" not in answer.text
+    assert chosen(site) == Preferences(at=(time(5),)), "nothing of it was saved"
+    if field != "schedule":
+        assert selected(answer.text, "schedule") == "weekdays", "what was right stays entered"
+
+
+def test_all_wrong_fields_are_told_at_once(page: Page) -> None:
+    html = page.post("save", schedule="x", at_1="x", timezone="x", language="x").text
+    assert all(described(html, name) for name in ("schedule", "at-1", "timezone", "language"))
+
+
+def test_a_short_hour_and_doubles_are_understood(site: Site, portal: Page) -> None:
+    portal.post("save", at_1="7:05", at_2=" 07:05 ", at_3="0:00")
+    assert chosen(site).at == (time(0), time(7, 5))
+
+
+def test_a_choice_that_went_with_the_time_zone_data_shows_the_usual(site: Site, portal: Page) -> None:
+    site.store.set_preferences(ALICE, Preferences(timezone="Mars/Olympus", language="tlh", schedule="lunar"))
+    html = portal.open()
+    assert "(Europe/Berlin)" in html
+    assert "Your choice was saved." in portal.after("save", schedule="daily")
+
+
+# ---- opening, and who may
+
+
+def test_opening_changes_nothing(site: Site, page: Page) -> None:
+    before = site.store.person(ALICE)
+    for path in (page.path, f"{page.path}?done=saved", f"{page.path}?done=digest"):
+        assert page.browser.get(path).status == 200
+        assert page.browser.request("HEAD", path).status == 200
+    assert site.store.person(ALICE) == before
+    assert site.store.figures(site.now).mails_waiting == 0
+
+
+def test_only_our_own_form_changes_anything(site: Site, held: Held, portal: Page) -> None:
+    path, form = link_to(site, BOB), {"change": "save", "schedule": "daily"}
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        for where in (path, "/preferences"):
+            assert portal.browser.request("POST", where, form=form, headers=headers).status == 403
+    assert portal.browser.post("/preferences", form).status == 403, "without the form's token"
+    assert chosen(site) == chosen(site, BOB) == NOTHING_CHOSEN
+
+
+def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None:
+    page = Page(site.browser(), link_to(site))
+    assert MALLORY not in page.open()
+    site.store.revoke_links(ALICE, site.now)
+    assert page.browser.get(page.path).status == 404
+    assert page.post("save", schedule="never").status == 404
+    assert chosen(site) == NOTHING_CHOSEN
+
+
+# ---- a digest now
+
+
+def test_a_digest_asked_for_is_sent_at_the_next_tick(site: Site, portal: Page, server: SmtpServer) -> None:
+    assert "Send me a digest now" in portal.open()
+    assert "A digest is on its way." in portal.after("digest")
+    run.schedule_news(site.parts, site.now)
+    assert run.send_due(site.parts, site.now).sent == [(ALICE, 1)]
+    assert [mail.recipients for mail in server.mails] == [[ALICE]]
+
+
+def test_a_digest_can_be_asked_for_once_an_hour(site: Site, portal: Page) -> None:
+    portal.post("digest")
+    assert "less than an hour ago" in portal.after("digest")
+    site.pass_time(minutes=59)
+    assert "less than an hour ago" in portal.after("digest")
+    site.pass_time(minutes=2)
+    assert "on its way" in portal.after("digest")
+
+
+def test_without_news_the_last_digest_is_repeated(site: Site, held: Held, portal: Page, server: SmtpServer) -> None:
+    gone = site.hold(subject="Gone")
+    run.send_all(site.parts, site.now)
+    site.parts.acts.delete(gone.id, 0, BY_LINK)
+    site.pass_time(hours=3)
+    assert "on its way" in portal.after("digest")
+    assert run.send_due(site.parts, site.now).sent == [(ALICE, 1)]
+    site.parts.acts.delete(held.id, 0, BY_LINK)
+    site.pass_time(hours=3)
+    assert "No digest was sent" in portal.after("digest")
+    assert run.send_due(site.parts, site.now).sent == []
+
+
+def test_nobody_gets_a_digest_by_a_link_or_while_stopped(site: Site, held: Held, portal: Page) -> None:
+    by_link = Page(site.browser(), link_to(site, BOB))
+    assert "Send me a digest now" not in by_link.open()
+    assert by_link.post("digest").status == 400
+    portal.post("stop")
+    assert "Send me a digest now" not in portal.open()
+    assert "No digest was sent" in portal.after("digest")
+    assert list(site.store.due_digests(site.now + HOUR, 10)) == []
+
+
+# ---- one click (RFC 8058)
+
+
+def waiting(site: Site, server: SmtpServer) -> list[EmailMessage]:
+    """Our own mail, sent now."""
+    run.send_queued(site.parts, site.now)
+    read = [message_from_bytes(mail.data, policy=SMTP) for mail in server.mails]
+    assert all(isinstance(mail, EmailMessage) for mail in read)
+    return read  # type: ignore[return-value]
+
+
+def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, server: SmtpServer) -> None:
+    site.hold(recipients=["Alice@Example.org"])
+    path = link_to(site)
+    for _ in range(3):  # providers repeat it
+        answer = site.browser().request("POST", path, form=ONE_CLICK)
+        assert (answer.status, answer.cookies()) == (200, {})
+    (mail,) = waiting(site, server)
+    assert mail["To"] == "Alice@Example.org"
+    assert mail["Subject"] == "You get no more mail about held messages"
+    parts = [mail.get_body(kind) for kind in (("plain",), ("html",))]
+    texts = [unescape(part.get_content()) for part in parts if part is not None]
+    for text in texts:
+        (back,) = set(re.findall(r"http://\S+?/link/[^\s\"]+", text))
+        assert "Alice@Example.org" in text
+        assert "30 days" in text
+    assert "Send digests again" in site.browser().get(back).text
+    Page(site.browser(), back).post("resume")
+    assert site.store.person(ALICE).stopped_at is None
+    site.browser().request("POST", path, form=ONE_CLICK)
+    assert len(waiting(site, server)) == 2, "stopped anew"
+
+
+def test_whoever_stops_on_the_page_is_not_mailed(site: Site, page: Page, server: SmtpServer) -> None:
+    page.post("stop")
+    page.browser.request("POST", page.path, form=ONE_CLICK)
+    assert waiting(site, server) == []
+
+
+def test_a_site_that_cannot_mail_is_obeyed_all_the_same(make_parts: Callable[..., Parts], server: SmtpServer) -> None:
+    local = Site(make_parts())
+    local.hold()
+    path = link_to(local)
+    elsewhere = Site(make_parts(local_domains="example.net", mail__url=server.url))
+    assert elsewhere.browser().request("POST", path, form=ONE_CLICK).status == 200
+    assert elsewhere.store.person(ALICE).stopped_at is not None
+    assert waiting(elsewhere, server) == []
