@@ -180,16 +180,14 @@ class PreferencePages:
 
     def _entered(self) -> tuple[Fields, Preferences]:
         """What the posted form holds, and what it means."""
-        names = [f"at-{number}" for number in range(1, MAX_TIMES + 1)]
-        schedule, timezone, language, *at = (
-            self._web.form(name).strip() for name in ("schedule", "timezone", "language", *names)
-        )
+        schedule, timezone, language = (self._web.form(n).strip() for n in ("schedule", "timezone", "language"))
+        at = {f"at-{number}": self._web.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
         wrong, times = {}, set()
-        for text in filter(None, at):
+        for name, text in at.items():
             try:
-                times.add(_time(text))
+                times |= {_time(text)} if text else set()
             except ValueError:
-                wrong["at"] = shown(text, 20)
+                wrong[name] = shown(text, 20)
         for name, value, known in (
             ("schedule", schedule, tuple(Schedule)),
             ("timezone", timezone, zone_names()),
@@ -197,7 +195,7 @@ class PreferencePages:
         ):
             if value and value not in known:
                 wrong[name] = shown(value, 40)
-        fields = Fields(schedule, tuple(at), timezone, language, wrong)
+        fields = Fields(schedule, tuple(at.values()), timezone, language, wrong)
         return fields, Preferences(schedule or None, tuple(sorted(times)) or None, timezone or None, language or None)
 
 

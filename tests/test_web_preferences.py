@@ -237,8 +237,9 @@ def test_wrong_input_comes_back_with_a_sentence_at_the_field(
 
 
 def test_all_wrong_fields_are_told_at_once(page: Page) -> None:
-    html = page.post("save", schedule="x", at_1="x", timezone="x", language="x").text
-    assert all(described(html, name) for name in ("schedule", "at-1", "timezone", "language"))
+    html = page.post("save", schedule="x", at_1="x", at_2="07:00", at_3="y", timezone="x", language="x").text
+    assert all(described(html, name) for name in ("schedule", "at-1", "at-3", "timezone", "language"))
+    assert html.count("aria-invalid") == 5
 
 
 def test_a_short_hour_and_doubles_are_understood(site: Site, portal: Page) -> None:
