@@ -71,8 +71,10 @@ class Preferences:
 
     @classmethod
     def from_json(cls, text: str | None) -> Preferences:
-        """What `to_json` made."""
-        chosen: dict[str, Any] = json.loads(text or "{}")
+        """What `to_json` made. Raises ValueError, TypeError for anything else."""
+        chosen: Any = json.loads(text or "{}")
+        if not isinstance(chosen, dict):
+            raise ValueError("not what a recipient chose")
         at = tuple(time.fromisoformat(each) for each in chosen.get("at", ())) or None
         return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"))
 

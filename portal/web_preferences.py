@@ -148,10 +148,10 @@ class PreferencePages:
         """Stop a recipient's digests on their mail program's word (RFC 8058) and tell them once, with a way back:
         programs that read mail have been seen to unsubscribe people who know nothing of it."""
         person, parts, now = self._store.person(recipient), self._web.parts, self._web.now()
-        sender, mail = parts.settings.mail.from_address, b""
+        sender, mail = parts.settings.mail.from_address, None
         if sender is not None and person.stopped_at is None and parts.settings.is_local(recipient):
             id = new_id(now)
-            mail = parts.render.mail(
+            made = parts.render.mail(
                 "stopped",
                 sender=sender,
                 to=person.address,
@@ -163,8 +163,9 @@ class PreferencePages:
                 portal=f"{parts.settings.public_url}/",
                 link_days=parts.links.lifetime.days,
                 retention_days=parts.settings.store.retention_days,
-            ).as_bytes()
-        changed = self._store.set_digests_stopped(recipient, now, to=person.address, mail=mail)
+            )
+            mail = (person.address, made.as_bytes())
+        changed = self._store.set_digests_stopped(recipient, now, mail=mail)
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import time, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
@@ -23,6 +23,7 @@ from portal import moving
 from portal.__main__ import main
 from portal.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.message import Filter, State, Tier, held_at
+from portal.schedule import Preferences
 from portal.stores import Held, Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, hold, mail, now
 
@@ -123,6 +124,7 @@ def fill(store: Store) -> list[Held]:
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
     store.set_digests_stopped(BOB, now())
+    store.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
     store.revoke_links(MALLORY, now())
     store.remember("links.key", "0123456789abcdef")
     return held
@@ -155,6 +157,7 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), what="restored")
     source.set_digests_stopped(BOB, None)
     source.set_digests_stopped(ALICE, now())
+    source.set_preferences(BOB, Preferences("daily"))
     source.revoke_links(BOB, now())
     with source.digesting(BOB, now(), 3, at_once=True):
         pass

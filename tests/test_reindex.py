@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from portal.__main__ import main
 from portal.errors import StoreUnavailable
 from portal.message import State, held_at, new_id
+from portal.schedule import Preferences
 from portal.stores import Store, files_reindex
 from portal.stores.files import FileStore
 from portal.stores.journal import Journal
@@ -122,8 +123,8 @@ def test_a_copied_store_is_rebuilt_with_its_states(
     rebuilt = kept(store)
     assert rebuilt["messages"] == wanted["messages"]
     assert rebuilt["digests"] == wanted["digests"]
-    wishes = {(p.recipient, p.stopped_at, p.links_valid_from) for p in store.people("", 100)}
-    assert {(p.recipient, p.stopped_at, p.links_valid_from) for p in wanted["people"]} <= wishes  # type: ignore[attr-defined]
+    wishes = {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in store.people("", 100)}
+    assert {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in wanted["people"]} <= wishes  # type: ignore[attr-defined]
 
 
 def test_without_a_journal_all_mail_is_held_and_that_is_said(
@@ -228,6 +229,7 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     release(store, held, 0)
     store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
     store.set_digests_stopped(ALICE, now())
+    store.set_preferences(BOB, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     old = today.rename(today.with_name("2020-01-01.jsonl"))
     store.purge(now() - timedelta(days=30), now())
@@ -239,6 +241,7 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     assert store.delivery(asked.id, 0).state is State.REQUESTED
     assert store.history(asked.id, 0) == before["messages"][asked.id][1][0][1]  # type: ignore[index]
     assert store.person(ALICE).stopped_at is not None
+    assert store.person(BOB).preferences == Preferences("monday")
 
 
 def test_purge_keeps_a_journal_that_is_still_needed(folder: Path, open_store: Callable[[], FileStore]) -> None:

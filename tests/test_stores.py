@@ -548,8 +548,8 @@ def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
 
 def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
     at = now()
-    assert store.set_digests_stopped(ALICE, at, to="Alice@example.org", mail=b"stopped")
-    assert not store.set_digests_stopped(ALICE, at + HOUR, to="Alice@example.org", mail=b"again")
+    assert store.set_digests_stopped(ALICE, at, mail=("Alice@example.org", b"stopped"))
+    assert not store.set_digests_stopped(ALICE, at + HOUR, mail=("Alice@example.org", b"again"))
     assert store.person(ALICE).stopped_at == at
     with store.sending(at) as mail:
         assert mail is not None
@@ -562,7 +562,7 @@ def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
 
 def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
     at = now()
-    results = at_once(20, lambda n: (second if n % 2 else store).set_digests_stopped(ALICE, at, to=ALICE, mail=b"x"))
+    results = at_once(20, lambda n: (second if n % 2 else store).set_digests_stopped(ALICE, at, mail=(ALICE, b"x")))
     assert sorted(results) == [False] * 19 + [True]
     assert store.figures(at).mails_waiting == 1
 

@@ -270,12 +270,12 @@ class Store(ABC):
 
     @abstractmethod
     def set_digests_stopped(
-        self, recipient: str, stopped_at: datetime | None, *, to: str = "", mail: bytes = b""
+        self, recipient: str, stopped_at: datetime | None, *, mail: tuple[str, bytes] | None = None
     ) -> bool:
         """Stop (a time) or resume (None) a recipient's digests. Mail held meanwhile is announced after resuming.
 
-        Returns whether that changed anything; stopped twice is stopped since the first time. If so, ``mail`` is put
-        into the queue for ``to`` in the same transaction.
+        Returns whether that changed anything; stopped twice is stopped since the first time. If so ``mail``, whom to
+        tell and what, is queued in the same transaction.
         """
 
     @abstractmethod

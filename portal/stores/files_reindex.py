@@ -19,6 +19,7 @@ from uuid import UUID
 
 from portal.errors import NotFound, StoreUnavailable
 from portal.message import Delivery, State
+from portal.schedule import Preferences
 from portal.stores import DigestRecord, Person
 from portal.stores.files import FileStore, check_folder
 from portal.stores.journal import Journal, events_of, moment
@@ -152,6 +153,7 @@ def _person(line: dict[str, Any]) -> Person:
         _moment_or_none(line["links_valid_from"]),
         None,
         None,
+        Preferences.from_json(line.get("preferences")),
     )
 
 

@@ -29,7 +29,7 @@ class PostgresWishes(Store):
         return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
     def set_digests_stopped(
-        self, recipient: str, stopped_at: datetime | None, *, to: str = "", mail: bytes = b""
+        self, recipient: str, stopped_at: datetime | None, *, mail: tuple[str, bytes] | None = None
     ) -> bool:
         # Without a time the next digest after resuming is planned anew instead of going out at once.
         with self.database.transaction() as connection:
@@ -40,7 +40,7 @@ class PostgresWishes(Store):
                 [recipient, recipient, stopped_at],
             ).rowcount
             if changed and mail and stopped_at is not None:
-                queue_mail(connection, to, mail, stopped_at)
+                queue_mail(connection, *mail, stopped_at)
         return bool(changed)
 
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:

@@ -25,6 +25,7 @@ from portal.stores.sqlite_wishes import PERSON, person_from
 
 _BATCH = 500
 _DIGESTS_KEPT = timedelta(days=61)
+_NO_WISHES = (None, None, NOTHING_CHOSEN)
 _EVENT = "SELECT message_id, number, at, what, who, via, address, detail FROM event "
 
 
@@ -94,7 +95,7 @@ class SqliteRecords(SqliteSignIns):
         """Write what everybody wishes, and what is requested or releasing, into today's journal; False: it failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
         while people := self.people(people[-1].recipient, _BATCH):
-            lines = [person_line(person) for person in people if person.stopped_at or person.links_valid_from]
+            lines = [person_line(person) for person in people if _wishes(person) != _NO_WISHES]
             if lines and not self.db.write_journal(lines):
                 return False
         with self.db.read() as connection:
@@ -133,10 +134,13 @@ class SqliteRecords(SqliteSignIns):
         """Keep what a person wishes."""
         with self.db.write(durable=False) as connection:
             connection.execute(
-                "INSERT INTO person (recipient, address, stopped_at, links_valid_from) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, "
-                "links_valid_from = excluded.links_valid_from",
-                (person.recipient, person.address, _micros(person.stopped_at), _micros(person.links_valid_from)),
+                "INSERT INTO person (recipient, address, stopped_at, links_valid_from, preferences) "
+                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, "
+                "links_valid_from = excluded.links_valid_from, preferences = excluded.preferences",
+                (
+                    *(person.recipient, person.address, _micros(person.stopped_at)),
+                    *(_micros(person.links_valid_from), person.preferences.to_json()),
+                ),
             )
 
     def announce_again(self, digest: DigestRecord) -> None:
@@ -188,8 +192,9 @@ class SqliteRecords(SqliteSignIns):
                     ),
                 )
                 after = connection.execute(PERSON + "WHERE recipient = ?", (person.recipient,)).fetchone()
-                if _wishes(after) != _wishes(before):
-                    self.db.note(person_line(person_from(after)))
+                now = person_from(after)
+                if _wishes(now) != (_wishes(person_from(before)) if before else _NO_WISHES):
+                    self.db.note(person_line(now))
 
     def digests(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
         with self.db.read() as connection:
@@ -263,6 +268,5 @@ def _micros(at: datetime | None) -> int | None:
     return None if at is None else to_micros(at)
 
 
-def _wishes(row: Sequence[Any] | None) -> tuple[Any, ...]:
-    person = person_from(row) if row else None
-    return (person.stopped_at, person.links_valid_from, person.preferences) if person else (None, None, NOTHING_CHOSEN)
+def _wishes(person: Person) -> tuple[Any, ...]:
+    return person.stopped_at, person.links_valid_from, person.preferences

@@ -27,7 +27,7 @@ class SqliteWishes(SqliteSearch):
         return person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
     def set_digests_stopped(
-        self, recipient: str, stopped_at: datetime | None, *, to: str = "", mail: bytes = b""
+        self, recipient: str, stopped_at: datetime | None, *, mail: tuple[str, bytes] | None = None
     ) -> bool:
         # Without a time the next digest after resuming is planned anew instead of going out at once.
         with self.db.write() as connection:
@@ -38,7 +38,7 @@ class SqliteWishes(SqliteSearch):
                 (recipient, recipient, None if stopped_at is None else to_micros(stopped_at)),
             ).rowcount
             if changed and mail and stopped_at is not None:
-                queue_mail(connection, to, mail, stopped_at)
+                queue_mail(connection, *mail, stopped_at)
             if changed:
                 self._note_person(connection, recipient)
         return bool(changed)
