@@ -63,10 +63,10 @@ def instants(wanted: Plan, day: date) -> set[datetime]:
     """All moments of a local day that belong to the plan, found the slow way: by looking at each minute."""
     if day.weekday() not in days_of(wanted.schedule):
         return set()
-    start = datetime.combine(day, time(), UTC) - timedelta(hours=15)
+    start = datetime.combine(day, time(), UTC) - timedelta(hours=15)  # zones lie between UTC-12 and UTC+14
     walls = [
         (moment, moment.astimezone(wanted.zone).replace(tzinfo=None))
-        for moment in (start + timedelta(minutes=n) for n in range(48 * 60))
+        for moment in (start + timedelta(minutes=n) for n in range(54 * 60))
     ]
     if not any(wall == datetime.combine(day, time(12)) for _, wall in walls):
         return set()  # the zone leaves this day out
