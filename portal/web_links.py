@@ -47,7 +47,7 @@ class LinkPages:
         settings = web.parts.settings.links
         self._auto = settings.confirm == "auto"
         self._settle = timedelta(minutes=settings.autosubmit_after_minutes)
-        self._digest = DigestPages(web, revoke=lambda recipient: self.change(recipient, "revoke"))
+        self._digest = DigestPages(web, revoke=preferences.revoke)
 
     def show(self, token: str) -> HTTPResponse:
         """GET and HEAD: what the link does, with the form for it. Only notes that it was opened."""

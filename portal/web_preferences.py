@@ -125,7 +125,7 @@ class PreferencePages:
         elif wanted == "resume":
             self._store.set_digests_stopped(recipient, None)
         elif wanted == "revoke":
-            self._store.revoke_links(recipient, now)
+            self.revoke(recipient)
             done = "revoked"
         elif wanted == "digest" and form_token:
             done = _ASKED[self._store.ask_for_digest(recipient, now, now - _ASKED_EVERY)]
@@ -143,6 +143,11 @@ class PreferencePages:
                 sign_in=True,
             )
         return self._web.see_other(f"{back}?done={done}" if done else back)
+
+    def revoke(self, recipient: str) -> None:
+        """Make all links sent to a recipient until now useless."""
+        self._store.revoke_links(recipient, self._web.now())
+        log.info("links revoked recipient=%s", recipient)
 
     def unsubscribe(self, recipient: str, digest_id: UUID) -> None:
         """Stop a recipient's digests on their mail program's word (RFC 8058) and tell them once, with a way back:
