@@ -11,6 +11,29 @@ from dataclasses import dataclass
 
 MAIL_BYTES = 19_000
 _COUNTER = b"0000000000000000"
+_SYMBOLS = [
+    {"name": f"BENCH_SYMBOL_{n:02d}", "score": n / 4, "weight": 1, "group": "bench", "groups": ["bench"],
+     "options": [f"option-{n}.example.net"]}
+    for n in range(14)
+]  # fmt: skip
+HEAD = (
+    b"Received: from x.example.net (x.example.net [198.51.100.7]) by mx1.example.org with ESMTP; "
+    b"Sun, 22 Nov 2026 07:00:00 +0000\r\n"
+    b"From: Promo <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Offer of the day\r\n"
+    b"Message-ID: <" + _COUNTER + b"@example.net>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
+)
+METADATA = {  # as Rspamd says it in headers, each behind a prefix
+    "qid": "4Bench",
+    "action": "reject",
+    "score": "21.5",
+    "ip": "198.51.100.7",
+    "user": "unknown",
+    "from": "promo@example.net",
+    "subject": "Offer of the day",
+    "rcpt": '["alice@example.org","bob@example.org"]',
+    "symbols": json.dumps(_SYMBOLS, separators=(",", ":")),
+    "fuzzy": "[]",
+}
 
 
 def words(size_bytes: int, seed: int) -> bytes:
@@ -42,27 +65,19 @@ class Post:
 
 def rspamd_post(port: int, path: str = "/quarantine/", seed: int = 1) -> Post:
     """A `default` post with metadata headers: 14 symbols, two recipients, a mail of 19 KB."""
-    mail = (
-        b"Received: from x.example.net (x.example.net [198.51.100.7]) by mx1.example.org with ESMTP; "
-        b"Sun, 22 Nov 2026 07:00:00 +0000\r\n"
-        b"From: Promo <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Offer of the day\r\n"
-        b"Message-ID: <" + _COUNTER + b"@example.net>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
-    )
-    mail += words(MAIL_BYTES - len(mail), seed)
-    symbols = [
-        {"name": f"BENCH_SYMBOL_{n:02d}", "score": n / 4, "weight": 1, "group": "bench", "groups": ["bench"],
-         "options": [f"option-{n}.example.net"]}
-        for n in range(14)
-    ]  # fmt: skip
+    mail = HEAD + words(MAIL_BYTES - len(HEAD), seed)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-        f"Content-Length: {len(mail)}\r\nUser-Agent: rspamd-3.4\r\nX-Rspamd-qid: 4Bench\r\nX-Rspamd-action: reject\r\n"
-        "X-Rspamd-score: 21.5\r\nX-Rspamd-ip: 198.51.100.7\r\nX-Rspamd-user: unknown\r\n"
-        "X-Rspamd-from: promo@example.net\r\nX-Rspamd-subject: Offer of the day\r\n"
-        'X-Rspamd-rcpt: ["alice@example.org","bob@example.org"]\r\n'
-        f"X-Rspamd-symbols: {json.dumps(symbols, separators=(',', ':'))}\r\nX-Rspamd-fuzzy: []\r\n\r\n"
+        f"Content-Length: {len(mail)}\r\nUser-Agent: rspamd-3.4\r\n"
+        + "".join(f"X-Rspamd-{name}: {value}\r\n" for name, value in METADATA.items())
+        + "\r\n"
     ).encode()
     return Post((head + mail).split(_COUNTER))
+
+
+def mail_head(number: int) -> bytes:
+    """The header of one mail among many."""
+    return HEAD.replace(_COUNTER, b"%016d" % number)
 
 
 def run(port: int, seconds: float, clients: int, first: int, path: str = "/quarantine/") -> tuple[float, list[float]]:

