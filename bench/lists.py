@@ -112,10 +112,8 @@ def _compared(what: str, calls: list[Callable[[], None]], count: int, effort: Ef
                 taken.append(time.perf_counter() - began)
         if n:  # the first round warms up
             found.append((p99(seconds[0]) * 1000, p99(seconds[1]) * 1000))
-            medians = statistics.median(seconds[1]) / statistics.median(seconds[0])
-            say(
-                f"{found[-1][1]:.2f} ms / {found[-1][0]:.2f} ms = {found[-1][1] / found[-1][0]:.2f}, medians {medians:.2f}"
-            )
+            (small, large), medians = found[-1], statistics.median(seconds[1]) / statistics.median(seconds[0])
+            say(f"{large:.2f} ms / {small:.2f} ms = {large / small:.2f}; of the medians {medians:.2f}")
     small, large = (statistics.median(pair[which] for pair in found) for which in (0, 1))
     ratio = statistics.median(b / a for a, b in found)
     return Row(f"{what}, p99 in ms", f"{large:.2f}", f"{small:.2f} with {SMALL:,}", ratio, "≤ 1.3")
