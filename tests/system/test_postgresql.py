@@ -41,20 +41,20 @@ def pooler(home: Path, server: str) -> Iterator[str]:
         yield address
 
 
-def suite(*words: str) -> str:
-    """Run tests of `make test` on another server; what pytest printed."""
+def suite(*words: str) -> None:
+    """Run tests of `make test` on another server."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *words]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def test_the_contract_holds_on_postgresql_15(server: str) -> None:
-    said = suite(
+    with psycopg.connect(server) as connection:
+        assert connection.info.server_version // 10_000 == 15
+    suite(
         "tests/test_stores.py", "tests/test_search.py", "tests/test_store_postgres.py", "-k", "postgres",
         f"--postgres-dsn={server}",
     )  # fmt: skip
-    assert "PostgreSQL: 15." in said
 
 
 def test_the_contract_holds_behind_pgbouncer(server: str, pooler: str) -> None:
