@@ -183,7 +183,8 @@ def test_a_bomb_is_held_and_its_page_says_what_it_can(parts: Parts, tmp_path: Pa
     assert page.status == 200
     assert len(page.body) < 2_000_000
     failed, characters, _, _ = previewed(data, tmp_path)
-    assert failed or characters or make is zeros
+    # Of these nothing but tags, or nothing, lies within what is looked at; newer parsers take the cut tag for text.
+    assert failed or characters or make in (zeros, nested_html)
     assert not failed or "cannot be shown" in page.text
 
 
