@@ -77,7 +77,7 @@ def page(rows: list[Row], arguments: argparse.Namespace) -> str:
             "# Benchmarks",
             "",
             f"Made by `make bench` (`python -m bench --write --rounds {arguments.rounds} --seconds "
-            f"{arguments.seconds:g}`). Ours and a bare ceiling doing the same durable work (`bench/bare.py`) take "
+            f"{' '.join([f'{arguments.seconds:g}', *arguments.only])}`). Ours and a bare ceiling doing the same durable work (`bench/bare.py`) take "
             "turns on the same machine; the figures are medians, the ratio is the median of the ratios pair by pair. "
             "Machines are noisy: read the ratios.",
             "",
