@@ -77,8 +77,8 @@ def page(rows: list[Row], arguments: argparse.Namespace) -> str:
             "# Benchmarks",
             "",
             f"Made by `make bench` (`python -m bench --write --rounds {arguments.rounds} --seconds "
-            f"{' '.join([f'{arguments.seconds:g}', *arguments.only])}`). Ours and a bare ceiling doing the same durable work (`bench/bare.py`) take "
-            "turns on the same machine; the figures are medians, the ratio is the median of the ratios pair by pair. "
+            f"{' '.join([f'{arguments.seconds:g}', *arguments.only])}`). Ours and a bare ceiling doing the same durable "
+            "work (`bench/bare.py`) take turns on the same machine; the figures are medians, the ratio is the median of the ratios pair by pair. "
             "Machines are noisy: read the ratios.",
             "",
             "Lists: 100 mails for each recipient in the large store as in the small one, call by call in turn. Disk: "
