@@ -72,13 +72,15 @@ WHERE_THE_TIME_GOES = (
 def page(rows: list[Row], arguments: argparse.Namespace) -> str:
     """docs/benchmarks.md."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bottle", "psycopg", "pyuwsgi", "zstandard"))
+    rows_made = " ".join([f"{arguments.seconds:g}", *arguments.only])
+    command = f"python -m bench --write --rounds {arguments.rounds} --seconds {rows_made}"
     return "\n".join(
         [
             "# Benchmarks",
             "",
-            f"Made by `make bench` (`python -m bench --write --rounds {arguments.rounds} --seconds "
-            f"{' '.join([f'{arguments.seconds:g}', *arguments.only])}`). Ours and a bare ceiling doing the same durable "
-            "work (`bench/bare.py`) take turns on the same machine; the figures are medians, the ratio is the median of the ratios pair by pair. "
+            f"Made by `make bench` (`{command}`). Ours and a bare ceiling doing the same durable work "
+            "(`bench/bare.py`) take turns on the same machine; the figures are medians, the ratio is the median of the "
+            "ratios pair by pair. "
             "Machines are noisy: read the ratios.",
             "",
             "Lists: 100 mails for each recipient in the large store as in the small one, call by call in turn. Disk: "
