@@ -1,0 +1,210 @@
+"""kill -9 of the digest process at named points: everybody is told of everything, and of hardly anything twice.
+
+Numbers in the reports are those of the list of promises in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import select
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+
+import pytest
+
+from digest import run
+from portal.assemble import Parts
+from portal.links import Action
+from portal.message import State, Tier
+from portal.stores import LEASE
+from tests.builders import ALICE, BY_LINK, hold, now
+from tests.conftest import MakeParts
+from tests.faults import victim
+from tests.faults.conftest import Report
+from tests.faults.test_kills import full
+from tests.faults.victim import JOBS, Point
+from tests.smtp_server import Mail, SmtpServer
+from tests.test_digest_process import environ
+
+VERBS = ("BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY", "QUIT")
+DIGESTS = ("find-news", "schedule-news", "digests")
+POINTS = [
+    Point("as the search for news begins", DIGESTS, "before find_news"),
+    Point("while news are looked for", DIGESTS, "in find_news"),
+    Point("as a digest is planned", DIGESTS, "before schedule"),
+    Point("in the commit of a plan", DIGESTS, "commit of schedule"),
+    Point("after a digest was planned", DIGESTS, "after schedule"),
+    Point("before the claim", DIGESTS, "before claim"),
+    Point("in the claim's transaction", DIGESTS, "in claim"),
+    Point("in the claim's commit", DIGESTS, "commit of claim"),
+    Point("after the claim", DIGESTS, "after claim"),
+    Point("as composing begins", DIGESTS, "before composing"),
+    Point("when the mail is composed", DIGESTS, "after composing"),
+    Point("when connected", DIGESTS, "BANNER"),
+    Point("after EHLO", DIGESTS, "EHLO"),
+    Point("after MAIL", DIGESTS, "MAIL"),
+    Point("after RCPT", DIGESTS, "RCPT"),
+    Point("after DATA", DIGESTS, "DATA"),
+    Point("as the mail begins", DIGESTS, "INPUT", repeats=True),  # all of it may be on its way
+    Point("after half of the mail", DIGESTS, "half of a mail"),
+    Point("after the final dot left", DIGESTS, "final dot", repeats=True),
+    Point("after the final dot came", DIGESTS, "BODY", repeats=True),
+    Point("after the reply", DIGESTS, "before record", repeats=True),
+    Point("in the record's transaction", DIGESTS, "in record", repeats=True),
+    Point("in the record's commit", DIGESTS, "commit of record", repeats=True),
+    Point("after the record", DIGESTS, "after record"),
+    Point("as the connection ends", DIGESTS, "QUIT"),
+    Point("at any moment", DIGESTS, "any moment", repeats=True),
+    Point("mails: before the claim", ("mails",), "before claim"),
+    Point("mails: in the claim's commit", ("mails",), "commit of claim"),
+    Point("mails: after the claim", ("mails",), "after claim"),
+    Point("mails: after RCPT", ("mails",), "RCPT"),
+    Point("mails: after half of the mail", ("mails",), "half of a mail"),
+    Point("mails: after the final dot came", ("mails",), "BODY", repeats=True),
+    Point("mails: after the reply", ("mails",), "before record", repeats=True),
+    Point("mails: in the record's commit", ("mails",), "commit of record", repeats=True),
+    Point("mails: after the record", ("mails",), "after record"),
+    Point("daily: while days are made", ("daily",), "in prepare_days"),
+    Point("daily: as the purge begins", ("daily",), "before purge"),
+    Point("daily: in the purge", ("daily",), "in purge"),
+    Point("daily: after the purge", ("daily",), "after purge"),
+]
+
+
+@pytest.fixture
+def server() -> Iterator[SmtpServer]:
+    with SmtpServer() as running:
+        yield running
+        assert running.violations == []
+
+
+Kill = Callable[[Point, datetime, random.Random], bool]
+
+
+@pytest.fixture
+def kill_at(store_url: str, tmp_path: Path, server: SmtpServer) -> Kill:
+    """``kill_at(point, at, dice)``: a process works as of ``at`` and dies there; whether it did."""
+    prepared = multiprocessing.get_context("forkserver")
+    prepared.set_forkserver_preload(["__main__", victim.__name__])  # the first, or each child loads pytest anew
+    settings = {name: value for name, value in environ(store_url, tmp_path, server.url).items() if "QUARANTINE" in name}
+
+    def kill(point: Point, at: datetime, dice: random.Random) -> bool:
+        nth = dice.randint(1, 2 if point.of_each else 1)
+        process = prepared.Process(target=victim.work, args=(settings, point, at, nth, dice.randint(1, 8)))
+        started = threading.Event()
+
+        def strike(_line: bytes) -> None:
+            started.wait()
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(process.pid or 0)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [])  # until it is dead: what is said now, nobody hears
+                os.close(pidfd)
+
+        if point.where in VERBS:
+            server.script[point.where] = [None] * (nth - 1) + [strike]
+        process.start()
+        started.set()
+        process.join()
+        server.script.clear()
+        code = process.exitcode
+        process.close()
+        assert code in (0, -signal.SIGKILL), f"{point.name}: the process failed"
+        return code != 0
+
+    return kill
+
+
+def read(mail: Mail) -> EmailMessage:
+    parsed = message_from_bytes(mail.data, policy=SMTP)
+    assert isinstance(parsed, EmailMessage)
+    return parsed
+
+
+def named_in(parts: Parts, mail: Mail, at: datetime) -> set[tuple[str, int]]:
+    """The deliveries that a digest has links for."""
+    part = read(mail).get_body(("plain",))
+    assert part is not None
+    links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", part.get_content())]
+    return {(str(link.id), link.number) for link in links if link.action is Action.SHOW}
+
+
+def quiet(server: SmtpServer) -> None:
+    """Wait until no connection is open, so that what a dead process had sent is counted."""
+    deadline = time.monotonic() + 10
+    while server._sockets and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("runs", [len(POINTS), full(1_000, seconds=1_200)])
+def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
+    make_parts: MakeParts, server: SmtpServer, kill_at: Kill, runs: int, report: Report
+) -> None:
+    parts, dice = make_parts(mail__url=server.url), random.Random(9)
+    # What waits for an administrator outlives every purge.
+    asked = hold(parts.store, recipients=[ALICE], tier=Tier.DANGEROUS, announce=[])
+    parts.store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    at = now() + timedelta(days=1, minutes=1)  # by then every plan of what is held now is due
+    kills: Counter[str] = Counter()
+    again: Counter[str] = Counter()
+    digests = mails = 0
+    for number in range(runs):
+        point = POINTS[number % len(POINTS)]
+        people = [f"p{number}-{n}@example.org" for n in range(3)]
+        # Of two senders, or they would be one row.
+        held = [hold(parts.store, recipients=people, header_from=f"{n}@example.net") for n in range(2)]
+        letters = [f"Subject: sign in {number} {n}\r\n\r\n".encode() for n in range(2)] if "mails" in point.jobs else []
+        for letter in letters:
+            parts.store.queue_mail(ALICE, letter, at)
+        before = len(server.mails)
+        if "daily" in point.jobs:  # of what is past retention, and so told before
+            run.schedule_news(parts, at)
+            run.send_due(parts, at)
+        month = timedelta(days=31) if "daily" in point.jobs else timedelta()
+        kills[point.name] += kill_at(point, at + month, dice)
+        quiet(server)
+        # Another process, once the lease is over: no lock outlives the one that was killed.
+        at += LEASE + timedelta(seconds=1)
+        for job in (*DIGESTS, "mails"):
+            JOBS[job](parts, at)
+        sent = server.mails[before:]
+        told = [mail for mail in sent if mail.recipients != [ALICE]]
+        written = [mail.data for mail in sent if mail.recipients == [ALICE]]
+        repeated = len(told) - len(people) + len(written) - len(letters)
+        where = f"{point.name}, run {number}"
+        assert {mail.recipients[0] for mail in told} == set(people), where
+        assert sorted(set(written)) == sorted(letters), where
+        assert 0 <= repeated <= point.repeats, where
+        assert len({read(mail)["Message-ID"] for mail in told}) == len(people), where
+        for number_of, person in enumerate(people):
+            for mail in told:
+                if mail.recipients == [person]:
+                    assert named_in(parts, mail, at) == {(str(one.id), number_of) for one in held}, where
+        digests, mails = digests + len(told), mails + len(written)
+        again[point.name] += repeated
+        if month:
+            run.daily(parts, at + month)
+            assert [parts.store.find(str(one.id)) for one in held] == [[], []], where
+        else:
+            assert all(delivery.announced_at for one in held for delivery in parts.store.deliveries(one.id)), where
+        assert run.send_due(parts, at + LEASE).sent == [] and run.send_queued(parts, at + LEASE) == 0, where
+    assert parts.store.delivery(asked.id, 0).state is State.REQUESTED
+    report(
+        "9 kill -9 of the digest process at a point",
+        f"{runs:,} runs at {len(POINTS)} points, {kills.total():,} kills, {digests:,} digests and {mails:,} other "
+        f"mails; {again.total()} repeated: {', '.join(f'{n} {name}' for name, n in again.items() if n)}",
+    )
+    spared = [name for name in kills if not kills[name]]
+    assert spared in ([], ["at any moment"]), "a point was never reached"

@@ -1,0 +1,204 @@
+"""A digest process that dies at a named point: the real code, forked from a prepared process, killed by SIGKILL.
+
+Points outside of the process (what the mail server sees) are the test's; those inside are struck by what is put round
+the boundaries here, in the child alone: a store's claims and statements, the making of a mail, the socket.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+import digest.__main__  # noqa: F401 - loaded before the fork
+import portal.stores.files
+import portal.stores.postgres  # noqa: F401 - as well
+from digest import run
+from portal.assemble import Parts, assemble
+from portal.render import Render
+from portal.settings import load_from
+from portal.stores import Store
+
+JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
+    "find-news": run.find_news,
+    "schedule-news": run.schedule_news,
+    "digests": run.send_due,
+    "mails": run.send_queued,
+    "daily": run.daily,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process dies."""
+
+    name: str
+    jobs: tuple[str, ...]  # what the process does, in order
+    where: str  # a verb of the mail server, or what `_Striker` calls the moment
+    repeats: bool = False  # whether the mail may have arrived, so that it may come again
+
+    @property
+    def of_each(self) -> bool:
+        """Whether it comes with every mail, and not once."""
+        return not any(word in self.where for word in ("BANNER", "EHLO", "QUIT", "find_news", "purge", "days"))
+
+
+def work(environ: Mapping[str, str], point: Point, at: datetime, nth: int, statement: int) -> None:
+    """Do the point's jobs as of ``at`` and die at its ``nth`` occurrence; within a transaction at that statement."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the test's
+    parts = assemble(load_from(dict(environ))[0])
+    striker = _Striker(point.where, nth, statement)
+    striker.surround(type(parts.store))
+    if point.where == "any moment":
+        threading.Thread(target=_die_later, args=(random.Random(nth * 100 + statement).uniform(0, 0.06),)).start()
+    for job in point.jobs:
+        JOBS[job](parts, at)
+    parts.store.close()
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_later(seconds: float) -> None:
+    time.sleep(seconds)
+    _die()
+
+
+class _Striker:
+    """Counts how often the moment ``where`` came, and dies when it is time."""
+
+    def __init__(self, where: str, nth: int, statement: int) -> None:
+        self.where, self.left, self.statement = where, nth, statement
+        self.statements = 0  # left to do until we die, while we are in the right transaction; 0: we are not
+
+    def reach(self, moment: str) -> None:
+        if moment == self.where:
+            self.left -= 1
+            if self.left == 0:
+                _die()
+
+    @contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        """Begin, statements and end of something the store does."""
+        self.reach(f"before {name}")
+        if self.where in (f"in {name}", f"commit of {name}"):
+            self.left -= 1
+            self.statements = self.statement if self.left == 0 else 0
+        yield
+        if self.statements:
+            _die()  # it had fewer statements than that
+        self.reach(f"after {name}")
+
+    def execute(self, statement: object) -> None:
+        if self.statements and self.where.startswith("in "):
+            self.statements -= 1
+            if self.statements == 0:
+                _die()
+
+    def commits(self) -> bool:
+        return bool(self.statements) and self.where.startswith("commit of ")
+
+    def surround(self, store: type[Store]) -> None:
+        for name in ("find_news", "schedule", "purge", "prepare_days"):
+            self._round_a_call(store, name)
+        for name in ("digesting", "sending"):
+            self._round_a_claim(store, name)
+        self._round_statements()
+        self._round_the_socket()
+        make = Render.mail
+
+        def mail(render: Render, *args: Any, **more: Any) -> Any:
+            self.reach("before composing")
+            made = make(render, *args, **more)
+            self.reach("after composing")
+            return made
+
+        Render.mail = mail  # type: ignore[method-assign]
+
+    def _round_a_call(self, store: type[Store], name: str) -> None:
+        real = getattr(store, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            with self.within(name):
+                return real(*args, **more)
+
+        setattr(store, name, call)
+
+    def _round_a_claim(self, store: type[Store], name: str) -> None:
+        real = getattr(store, name)
+
+        @contextmanager
+        def claim(*args: Any, **more: Any) -> Iterator[Any]:
+            claiming = real(*args, **more)
+            with self.within("claim"):
+                claimed = claiming.__enter__()
+            try:
+                yield claimed
+            except BaseException as error:
+                if not claiming.__exit__(type(error), error, error.__traceback__):
+                    raise
+            else:
+                with self.within("record"):
+                    claiming.__exit__(None, None, None)
+
+        setattr(store, name, claim)
+
+    def _round_statements(self) -> None:
+        connect, execute, commit = sqlite3.connect, psycopg.Connection.execute, psycopg.Connection.commit
+
+        def connected(*args: Any, **more: Any) -> sqlite3.Connection:
+            connection = connect(*args, **more)
+
+            def traced(statement: str) -> None:
+                self.execute(statement)
+                if statement == "COMMIT" and self.commits():
+                    _die()
+
+            connection.set_trace_callback(traced)
+            return connection
+
+        def executed(connection: Any, query: Any, *args: Any, **more: Any) -> Any:
+            self.execute(query)
+            return execute(connection, query, *args, **more)
+
+        def committed(connection: Any) -> None:
+            if self.commits():
+                # The server has the word; whether it still acts on it nobody heard.
+                connection.pgconn.send_query(b"COMMIT")
+                connection.pgconn.flush()
+                _die()
+            self.execute("COMMIT")
+            commit(connection)
+
+        sqlite3.connect = connected
+        psycopg.Connection.execute = executed  # type: ignore[method-assign,assignment]
+        psycopg.Connection.commit = committed  # type: ignore[method-assign]
+
+    def _round_the_socket(self) -> None:
+        real = socket.socket.send
+
+        def send(sock: socket.socket, data: Any, *flags: Any) -> int:
+            ends = bytes(data[-5:]) == b"\r\n.\r\n"
+            if ends and self.where == "half of a mail":
+                self.left -= 1
+                if self.left == 0:
+                    real(sock, data[: len(data) // 2], *flags)
+                    _die()
+            sent = real(sock, data, *flags)
+            if ends and sent == len(data):
+                self.reach("final dot")
+            return sent
+
+        socket.socket.send = send  # type: ignore[method-assign,assignment]
