@@ -5,15 +5,11 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
@@ -21,19 +17,11 @@ from playwright.sync_api import Browser, BrowserContext
 from portal.assemble import Parts
 from portal.links import Action
 from portal.message import State, Tier
-from tests.smtp_server import SmtpServer
+from tests.system.local_site import local_site, sign_in
 from tests.web_client import Site
 
 pytestmark = pytest.mark.system
 FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-
-
-class Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class Silent(WSGIRequestHandler):
-    def log_message(self, *_: Any) -> None: ...
 
 
 @pytest.fixture
@@ -44,16 +32,8 @@ def store_url(files_url: str) -> str:
 
 @pytest.fixture
 def site(make_parts: Callable[..., Parts]) -> Iterator[Site]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with SmtpServer() as relay:
-        made = Site(make_parts(relay__url=relay.url, public_url=f"http://127.0.0.1:{port}/quarantine"))
-        with make_server("127.0.0.1", port, made.app, Server, Silent) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            yield made
-            server.shutdown()
-            thread.join()
+    with local_site(make_parts) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +63,7 @@ def open_once(chromium: str, folder: Path, url: str) -> str:
 
 def signed_in(site: Site, browser: Browser, **more: Any) -> BrowserContext:
     context = browser.new_context(**more)
-    ((name, value),) = site.signed_in("alice@example.org").cookies.items()
-    cookie = {"name": name, "value": value, "domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
-    context.add_cookies([cookie])  # type: ignore[list-item]
+    sign_in(site, context)
     return context
 
 

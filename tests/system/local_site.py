@@ -1,0 +1,91 @@
+"""The portal in this process on a real port, with a mail server that keeps what it gets: for browsers that shall see
+a digest and press what is in it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import SMTP
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from playwright.sync_api import BrowserContext, Page, Route
+
+from digest import run
+from portal.assemble import Parts
+from tests.builders import ALICE
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+INBOX = "http://webmail.test/"  # where a browser reads mail: another site than ours, as in life
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None: ...
+
+
+class LocalSite(Site):
+    """A site that listens, and the mail server it sends to: ``mail.mails`` are its digests and releases."""
+
+    def __init__(self, parts: Parts, mail: SmtpServer) -> None:
+        super().__init__(parts)
+        self.mail = mail
+
+    def digest(self, recipient: str = ALICE) -> EmailMessage:
+        """Send a recipient's digest now; the mail as it came."""
+        summary = run.send_all(self.parts, self.now, recipient=recipient)
+        assert [told for told, _ in summary.sent] == [recipient], summary
+        read = message_from_bytes(self.mail.mails[-1].data, policy=SMTP.clone(utf8=True))
+        assert isinstance(read, EmailMessage)
+        return read
+
+
+@contextmanager
+def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[LocalSite]:
+    """Serve until the block ends. ``make_parts`` is the fixture, or whatever takes settings as it does."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with SmtpServer() as mail:
+        urls = {"relay__url": mail.url, "mail__url": mail.url, "public_url": f"http://127.0.0.1:{port}/quarantine"}
+        made = LocalSite(make_parts(**urls, **settings), mail)
+        with make_server("127.0.0.1", port, made.app, _Server, _Silent) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield made
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def part(mail: EmailMessage, kind: str) -> str:
+    """The ``plain`` or ``html`` part of a mail."""
+    body = mail.get_body((kind,))
+    assert body is not None
+    return str(body.get_content()).replace("\r\n", "\n")
+
+
+def read_mail(page: Page, mail: EmailMessage) -> None:
+    """Open the HTML part in a browser, as web mail does."""
+
+    def answer(route: Route) -> None:
+        route.fulfill(body=part(mail, "html"), content_type="text/html; charset=utf-8")
+
+    page.route(INBOX, answer)
+    page.goto(INBOX)
+
+
+def sign_in(site: Site, context: BrowserContext, recipient: str = ALICE) -> None:
+    """Give a browser a session of this recipient."""
+    ((name, value),) = site.signed_in(recipient).cookies.items()
+    cookie = {"name": name, "value": value, "domain": "127.0.0.1", "path": "/", "secure": True, "httpOnly": True}
+    context.add_cookies([cookie])  # type: ignore[list-item]

@@ -1,0 +1,106 @@
+"""axe-core on everything a recipient sees: digest and pages, light and dark, wide and on a small phone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+from portal.assemble import Parts
+from portal.errors import RelayRefused
+from portal.links import Action
+from portal.message import Tier
+from portal.stores import Held
+from tests.builders import ALICE, BY_LINK
+from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
+from tests.system.samples import hold_samples
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """What browsers see is the same on every store."""
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
+    with local_site(make_parts, mail__admin_address="postmaster@example.org") as made:
+        yield made
+
+
+@pytest.fixture
+def page(browser: Browser, size: dict[str, int], scheme: Any) -> Iterator[Page]:
+    context = browser.new_context(viewport={**size, "height": 640}, color_scheme=scheme, reduced_motion="reduce")
+    yield context.new_page()
+    context.close()
+
+
+def findings(page: Page) -> list[str]:
+    """What axe finds that is serious or critical."""
+    return [
+        f"{page.title()}: {one['id']} ({one['impact']}): {node['html'][:150]} {node['failureSummary']}"
+        for one in Axe().run(page).response["violations"]
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280}, {"width": 320}], ids=lambda size: f"{size['width']}px")
+def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
+    helds: dict[Tier, list[Held]] = {tier: [] for tier in Tier}
+    for held in [*hold_samples(site), *(site.hold(tier=tier, recipients=(ALICE,)) for tier in Tier for _ in range(4))]:
+        helds[site.delivery(held).message.tier].append(held)
+    mail = site.digest()
+    read_mail(page, mail)
+    found = findings(page)
+    assert page.locator("a").count() > 30
+
+    digest = site.store.last_digest(ALICE)
+    assert digest is not None
+    spam, doubtful, dangerous = (helds[tier] for tier in (Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS))
+    acts = site.parts.acts
+    acts.release(spam[-1].id, 0, BY_LINK)
+    acts.delete(spam[-2].id, 0, BY_LINK)
+    acts.ask(dangerous[-1].id, 0, BY_LINK)
+    acts.ask(dangerous[-2].id, 0, BY_LINK)
+    acts.refuse(dangerous[-2].id, 0, BY_LINK, "It has a virus.")
+    site.mail.script["RCPT"] = "550 5.1.1 no such user"
+    with pytest.raises(RelayRefused):
+        acts.release(doubtful[-1].id, 0, BY_LINK)
+
+    links = [
+        site.link(action, held)
+        for tier, of_tier in helds.items()
+        for held in (of_tier[0], *of_tier[-2:])
+        for action in (Action.SHOW, Action.DELETE, Action.ASK if tier is Tier.DANGEROUS else Action.RELEASE)
+    ]
+    several, forwarded, preferences = (
+        site.parts.links.url(action, digest.id, 0, digest.issued_at)
+        for action in (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES)
+    )
+    base = site.parts.settings.public_url
+    sign_in(site, page.context)
+    for address in [
+        *links,
+        *(several, f"{several}?since=1&rest=1", f"{several}?none=1", forwarded, preferences),
+        *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted")),
+        *(f"{base}/?q=nothing+has+these", f"{base}/preferences", f"{base}/sign-in", f"{base}/sign-in/code"),
+        *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
+        f"{base}/link/nonsense/",
+    ]:
+        site.pass_time(seconds=5)  # else it is a burst
+        page.goto(address)
+        page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
+        found += findings(page)
+    page.goto(preferences)
+    page.locator("[name=schedule]").evaluate("one => { one.options[0].value = 'nonsense'; one.selectedIndex = 0 }")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("alert").wait_for()
+    found += findings(page)
+    assert found == []
