@@ -69,11 +69,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """``serve(store_url, QUARANTINE_…="…")``: the portal under uWSGI with the shipped uwsgi.ini."""
+    """``serve(store_url, workers=8, QUARANTINE_…="…")``: the portal under uWSGI with the shipped uwsgi.ini."""
     running: list[Portal] = []
 
-    def start(store_url: str, **environ: str) -> Portal:
-        running.append(Portal(store_url, tmp_path / f"portal{len(running)}", environ))
+    def start(store_url: str, workers: int = 4, **environ: str) -> Portal:
+        running.append(Portal(store_url, tmp_path / f"portal{len(running)}", environ, workers))
         return running[-1]
 
     yield start

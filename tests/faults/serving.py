@@ -60,10 +60,11 @@ def mail_of(number: int) -> bytes:
 
 
 class Portal:
-    """uWSGI with the shipped uwsgi.ini: four workers, four threads each, and the digest process."""
+    """uWSGI with the shipped uwsgi.ini: four workers or as many as said, four threads each, and the digest process."""
 
-    def __init__(self, store_url: str, folder: Path, environ: dict[str, str]) -> None:
+    def __init__(self, store_url: str, folder: Path, environ: dict[str, str], workers: int = 4) -> None:
         folder.mkdir()
+        self._workers = workers
         self.log = folder / "uwsgi.log"
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
@@ -73,6 +74,8 @@ class Portal:
                 str(BIN / "uwsgi"),
                 "--ini",
                 "uwsgi.ini",
+                "--processes",
+                str(workers),
                 "--http-socket",
                 f"127.0.0.1:{self.port}",
                 "--logto",
@@ -115,9 +118,9 @@ class Portal:
             self.process.wait()
 
     def wait_for_all_workers(self) -> None:
-        """Return when each of the four has loaded the application; the first answers while the others still load."""
+        """Return when each has loaded the application; the first answers while the others still load."""
         for _ in range(300):
-            if self.log.read_bytes().count(b" ready in ") >= 4:
+            if self.log.read_bytes().count(b" ready in ") >= self._workers:
                 return
             time.sleep(0.1)
         raise AssertionError("not all workers came up")
