@@ -227,3 +227,18 @@ begin
     insert into setting (name, value) values ('schema_version', '1');
 end
 $$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 2) then
+        return;
+    end if;
+    -- What the mail server said against a recipient's digest, until one goes out.
+    alter table recipient
+        add column failures int not null default 0,
+        add column failure text not null default '',
+        add column failed_at timestamptz;
+    create index on recipient (failed_at) where failed_at is not null;
+    update setting set value = '2' where name = 'schema_version';
+end
+$$;

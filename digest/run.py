@@ -243,7 +243,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> E
         retention_days=settings.store.retention_days,
         now=now,
         mail_id=mail_id,
-        known=known_senders(parts.store, digest.recipient) if len(digest.deliveries) > 1 else (),
+        known=known_senders(parts.store, [digest.recipient]).get(digest.recipient, ()),
     )
 
 

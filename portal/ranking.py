@@ -7,7 +7,7 @@ tell how close it was: within one site the threshold is the same for nearly all 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from portal.message import Delivery, Message, Tier
@@ -39,9 +39,10 @@ class Group:
     wanted_before: bool  # proven to come from somebody whose mail this recipient got released
 
 
-def known_senders(store: Store, recipient: str) -> frozenset[str]:
-    """Addresses whose mail this recipient got released lately. Raises StoreUnavailable."""
-    return frozenset(address_in(header) for header in store.released_from(recipient, _KNOWN_AT_MOST)) - {""}
+def known_senders(store: Store, recipients: Sequence[str]) -> Mapping[str, frozenset[str]]:
+    """Addresses whose mail each of these recipients got released lately, for those who did. Raises StoreUnavailable."""
+    found = store.released_from(recipients, _KNOWN_AT_MOST)
+    return {recipient: frozenset(map(address_in, headers)) - {""} for recipient, headers in found.items()}
 
 
 def is_authentic(message: Message) -> bool:

@@ -98,7 +98,7 @@ class DigestPages:
     def _listed(self, digest: Digest) -> list[Delivery]:
         """What of a digest is still held, in the digest's order. Dangerous mail is for its own page."""
         held = [d for d in digest.deliveries if d.state is State.HELD and d.message.tier is not Tier.DANGEROUS]
-        groups = ranked(held, known_senders(self._store, digest.recipient) if len(held) > 1 else ())
+        groups = ranked(held, known_senders(self._store, [digest.recipient]).get(digest.recipient, ()))
         return [delivery for group in groups for delivery in (group.newest, *group.others)]
 
     def _chosen(self, digest: Digest) -> list[Delivery]:

@@ -371,6 +371,29 @@ def test_a_newer_database_is_not_touched(folder: Path) -> None:
         FileStore.open(str(folder))
 
 
+VERSION_1 = """
+    DROP INDEX person_failing;
+    ALTER TABLE person DROP COLUMN failures;
+    ALTER TABLE person DROP COLUMN failure;
+    ALTER TABLE person DROP COLUMN failed_at;
+    PRAGMA user_version = 1;
+"""
+
+
+def test_a_database_of_version_1_is_brought_up_at_the_next_start(folder: Path) -> None:
+    old = FileStore.open(str(folder))
+    held = hold(old, recipients=[ALICE])
+    for statement in VERSION_1.split(";\n"):
+        sql(folder, statement)
+    new = FileStore.open(str(folder))
+    with new.digesting(ALICE, now(), 10, at_once=True) as digest:
+        assert [d.id for d in digest.deliveries] == [held.id]
+    assert not hold(old, recipients=[ALICE]).known, "a program that still runs goes on"
+    FileStore.open(str(folder)).close()
+    for store in (old, new):
+        store.close()
+
+
 def test_a_damaged_database_says_what_to_do(folder: Path) -> None:
     FileStore.open(str(folder)).close()
     (folder / "quarantine.sqlite3").write_bytes(b"no database at all" * 500)

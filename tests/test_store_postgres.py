@@ -24,7 +24,7 @@ from psycopg import sql
 from portal import shipped
 from portal.errors import StoreMisfit, StoreUnavailable
 from portal.message import Body, Filter, State, Tier, held_at, new_id
-from portal.stores import Held, Store, postgres, postgres_days
+from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days
 from portal.stores.postgres import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
 
@@ -356,6 +356,30 @@ def test_another_schema_version_says_what_to_do(
         PostgresStore.open(postgres_dsn)
 
 
+VERSION_1 = """
+    alter table recipient drop column failures, drop column failure, drop column failed_at;
+    update setting set value = '1' where name = 'schema_version';
+"""
+
+
+def test_a_database_of_version_1_is_brought_up_beside_ingest(
+    postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    held = hold(store, recipients=[ALICE])
+    admin.execute(VERSION_1)
+    with pytest.raises(StoreMisfit, match="quarantine init"):
+        PostgresStore.open(postgres_dsn)
+    with psycopg.connect(postgres_dsn) as busy:  # a program of the old version, in the midst of a digest
+        busy.execute("select from recipient where recipient = %s for update", [ALICE])
+        with ThreadPoolExecutor() as pool:
+            upgraded = pool.submit(PostgresStore.open, postgres_dsn, create=True)
+            busy.commit()
+            upgraded.result().close()
+    later = hold(store, recipients=[ALICE])
+    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+        assert [d.id for d in digest.deliveries] == sorted([held.id, later.id])
+
+
 def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> None:
     with pytest.raises(StoreUnavailable) as error:
         PostgresStore.open("postgresql://quarantine:s3cret@127.0.0.1:1/quarantine")
@@ -404,7 +428,7 @@ def test_the_schema_can_be_made_again_while_mail_is_held(
     done.set()
     holder.join()
     assert errors == []
-    assert admin.execute("select value from setting where name = 'schema_version'").fetchone() == ("1",)
+    assert admin.execute("select value from setting where name = 'schema_version'").fetchone() == (str(SCHEMA_VERSION),)
 
 
 # ---- retention

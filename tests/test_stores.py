@@ -32,7 +32,20 @@ from portal.errors import (
 )
 from portal.message import Body, Delivery, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
 from portal.schedule import Preferences
-from portal.stores import LEASE, Asked, Held, Opening, Page, Person, SignIn, SignInLimits, Store, open_store
+from portal.stores import (
+    LEASE,
+    Asked,
+    Claims,
+    Held,
+    Opening,
+    Page,
+    Person,
+    SignIn,
+    SignInLimits,
+    Store,
+    Unsent,
+    open_store,
+)
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86400))
@@ -1373,6 +1386,127 @@ def test_a_digest_of_nothing_clears_the_news_and_counts_as_never_sent(store: Sto
     assert store.last_digest(ALICE) is None
 
 
+def due(store: Store, count: int, at: datetime) -> list[str]:
+    """So many recipients with a digest that is due at ``at``, the longest due first."""
+    people = [f"p{n:02}@example.org" for n in range(count)]
+    for n, person in enumerate(people):
+        hold(store, recipients=[person])
+        store.schedule(person, at - (count - n) * MINUTE)
+    return people
+
+
+def claimed(claims: Claims) -> list[str]:
+    return [digest.recipient for digest in claims.digests]
+
+
+def test_many_digests_are_claimed_and_settled_together(store: Store, second: Store) -> None:
+    at = now()
+    people = due(store, 7, at)
+    store.schedule(people[0], at + DAY, instead_of=at - 7 * MINUTE)
+    store.set_digests_stopped(people[1], at)
+    first = store.claim_digests(at, 3, 10)
+    assert claimed(first) == people[2:5]
+    assert [len(digest.deliveries) for digest in first.digests] == [1, 1, 1]
+    assert [store.digest_recipient(digest.id) for digest in first.digests] == people[2:5]
+    rest = second.claim_digests(at, 10, 10)
+    assert claimed(rest) == people[5:]
+    assert claimed(store.claim_digests(at, 10, 10)) == []
+    assert claimed(store.claim_digests(at + LEASE - SECOND, 10, 10)) == []
+    store.settle_digests(first.digests, [], at)
+    second.settle_digests(rest.digests, [], at)
+    assert list(store.due_digests(at + HOUR, 10)) == []
+    for digest in (*first.digests, *rest.digests):
+        assert store.last_digest(digest.recipient) is not None
+        assert names(store.digest(digest.id).deliveries) == names(digest.deliveries)
+        assert list(store.unannounced(digest.recipient, 10)) == []
+        assert store.person(digest.recipient).news_since is None
+
+
+def test_those_asked_for_by_name_are_claimed_or_told_why_not(store: Store) -> None:
+    at = now()
+    people = due(store, 4, at)
+    store.schedule(people[1], at + DAY, instead_of=at - 3 * MINUTE)
+    store.set_digests_stopped(people[2], at)
+    claims = store.claim_digests(at, 10, 10, only=[MALLORY, *people])
+    assert claimed(claims) == [people[0], people[3]]
+    assert list(claims.refused) == [MALLORY, people[1], people[2]]
+    assert claimed(store.claim_digests(at, 10, 10, only=people, at_once=True)) == [people[1]]
+
+
+def test_digests_of_20_claimants_are_claimed_once_each(store: Store, second: Store) -> None:
+    at = now()
+    people = due(store, 30, at)
+    got = at_once(20, lambda number: claimed((store, second)[number % 2].claim_digests(at, 4, 10)))
+    assert sorted(who for part in got for who in part) == people
+
+
+def test_many_digests_together_stay_below_the_limit(store: Store) -> None:
+    at = now()
+    many, *few = people = due(store, 4, at)
+    for _ in range(5):
+        hold(store, recipients=[many])
+    assert [len(digest.deliveries) for digest in store.claim_digests(at, 10, 4).digests] == [4]
+    second = store.claim_digests(at, 10, 2)
+    assert [len(digest.deliveries) for digest in second.digests] in ([1], [1, 1])
+    rest = few[len(second.digests) :]
+    assert claimed(store.claim_digests(at, 10, 100)) == rest, "what was too much is not claimed"
+    assert len(people) == 4
+
+
+def test_a_digest_that_was_not_tried_is_given_back(store: Store, second: Store) -> None:
+    at = now()
+    people = due(store, 2, at)
+    claims = store.claim_digests(at, 2, 10)
+    store.settle_digests(claims.digests[:1], [Unsent(claims.digests[1])], at)
+    again = second.claim_digests(at, 2, 10)
+    assert claimed(again) == people[1:]
+    assert again.digests[0].id == claims.digests[1].id
+    assert again.digests[0].failures == 0
+
+
+def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -> None:
+    at = now()
+    people = due(store, 3, at)
+    digests = store.claim_digests(at, 3, 10).digests
+    store.settle_digests(
+        [],
+        [
+            Unsent(digests[0], not_before=at + LEASE, due_at=at + HOUR, failure="RCPT TO: 550 nobody"),
+            Unsent(digests[1], not_before=at + LEASE),
+            Unsent(digests[2], due_at=at + DAY, failure="RCPT TO: 450 busy"),
+        ],
+        at,
+    )
+    assert store.figures(at).digests_failing == 2
+    failing = {person.recipient: person for person in store.failing(10)}
+    assert set(failing) == {people[0], people[2]}
+    assert failing[people[0]].failure == "RCPT TO: 550 nobody"
+    assert abs((failing[people[2]].failed_at or at + DAY) - at) < SECOND
+    assert [store.person(who).next_digest_at for who in people] == [at + HOUR, at - 2 * MINUTE, at + DAY]
+    assert claimed(store.claim_digests(at + LEASE - SECOND, 3, 10, only=people, at_once=True)) == people[2:]
+    again = store.claim_digests(at + HOUR, 3, 10, only=people, at_once=True).digests
+    assert [digest.failures for digest in again] == [1, 0, 1]
+    assert [digest.id for digest in again] == [digest.id for digest in digests]
+    store.settle_digests(again, [], at + HOUR)
+    assert store.failing(10) == []
+    assert store.figures(at).digests_failing == 0
+    assert store.person(people[0]).failure == ""
+
+
+def test_a_claim_that_ran_out_settles_what_was_sent_and_nothing_else(store: Store, second: Store) -> None:
+    at = now()
+    [who] = due(store, 1, at)
+    slow, failed = store.claim_digests(at, 1, 10).digests[0], at + LEASE + SECOND
+    other = second.claim_digests(failed, 1, 10).digests[0]
+    store.settle_digests([], [Unsent(slow, due_at=at + DAY, failure="451 busy")], failed)
+    assert store.person(who).next_digest_at == at - MINUTE
+    store.settle_digests([slow], [], failed)
+    assert list(store.unannounced(who, 10)) == []
+    assert store.person(who).news_since is not None, "it is the other's to say"
+    second.settle_digests([other], [], failed)
+    assert store.person(who).news_since is None
+
+
 def test_unannounced_claims_nothing(store: Store) -> None:
     hold(store)
     at = now()
@@ -1439,17 +1573,18 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
 def test_whose_mail_a_recipient_got_released(store: Store) -> None:
     at = now()
     first, second, third, fourth = (hold(store, header_from=f"P{n} <p{n}@example.net>") for n in range(4))
-    assert list(store.released_from(ALICE, 10)) == []
+    assert store.released_from([ALICE], 10) == {}
     release(store, first, at)
     release(store, third, at)
     delete(store, second, at)
     release(store, fourth, at, number=1)
     with pytest.raises(RelayDeferred), claim(store, fourth, at):
         raise RelayDeferred("451")
-    assert list(store.released_from(ALICE, 10)) == ["P2 <p2@example.net>", "P0 <p0@example.net>"]
-    assert list(store.released_from(ALICE, 1)) == ["P2 <p2@example.net>"]
-    assert list(store.released_from(BOB, 10)) == ["P3 <p3@example.net>"]
-    assert list(store.released_from(MALLORY, 10)) == []
+    hers, his = ["P2 <p2@example.net>", "P0 <p0@example.net>"], ["P3 <p3@example.net>"]
+    assert store.released_from([ALICE, MALLORY, BOB], 10) == {ALICE: hers, BOB: his}
+    assert store.released_from([ALICE], 1) == {ALICE: hers[:1]}
+    assert store.released_from([MALLORY], 10) == {}
+    assert store.released_from([], 10) == {}
 
 
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:

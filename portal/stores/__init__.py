@@ -15,20 +15,26 @@ token names the delivery.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
+from portal.errors import AlreadyDone, QuarantineError, RelayRefused
 from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, State, Tier
 from portal.schedule import NOTHING_CHOSEN, Preferences
 
+log = logging.getLogger("quarantine.store")
+
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
-SCHEMA_VERSION = 1
+REFUSED_FOR = timedelta(hours=1)
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,13 @@ class Person:
     news_since: datetime | None  # the oldest mail held and not yet announced
     next_digest_at: datetime | None  # when to tell them; None: not yet decided
     preferences: Preferences = NOTHING_CHOSEN
+    failure: str = ""  # what the mail server last said against their digest, until one goes out
+    failed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """One digest: claimed by `digesting`, or an earlier one looked up again.
+    """One digest: claimed by `claim_digests`, or an earlier one looked up again.
 
     The id stays the same when a claim is taken over after a crash, so that the repeated mail carries the same
     Message-ID. ``issued_at`` is what its links are dated with (whole seconds).
@@ -74,6 +82,26 @@ class Digest:
     issued_at: datetime
     deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
     preferences: Preferences = NOTHING_CHOSEN  # the recipient's
+    failures: int = 0  # how often the mail server said no to it so far
+    lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What `claim_digests` got."""
+
+    digests: tuple[Digest, ...]
+    refused: Mapping[str, AlreadyDone]  # of those asked for by name, why they were not claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A claimed digest that did not go out, and when it may."""
+
+    digest: Digest
+    not_before: datetime | None = None  # nobody may claim it earlier, not even at once
+    due_at: datetime | None = None  # when it is due instead, if it is due now
+    failure: str = ""  # what the mail server said against this recipient, for operators
 
 
 class Asked(Enum):
@@ -188,6 +216,7 @@ class Figures:
     requests_waiting: int
     mails_waiting: int
     digests_due: int
+    digests_failing: int  # recipients whose last digest the mail server did not take
     oldest_digest_due_at: datetime | None
     heartbeat_at: datetime | None  # the digest process's last sign of life
 
@@ -261,8 +290,9 @@ class Store(ABC):
         """This recipient's delivery of a message. Raises NotFound, also when it is only somebody else's."""
 
     @abstractmethod
-    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
-        """From headers of what this recipient has got released, newest mail first, at most ``limit`` of them."""
+    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
+        """From headers of what each of these recipients has got released, newest mail first, at most ``limit`` each;
+        those without any are left out."""
 
     @abstractmethod
     def person(self, recipient: str) -> Person:
@@ -421,22 +451,54 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def digesting(
-        self, recipient: str, now: datetime, limit: int, *, at_once: bool = False
-    ) -> AbstractContextManager[Digest]:
-        """Claim a recipient's digest, yield what is to be announced, and on clean exit mark it announced.
+    def claim_digests(
+        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+    ) -> Claims:
+        """Claim up to ``count`` digests until ``now`` + LEASE; committed on return, so that each has one claimant.
 
-        Up to ``limit`` deliveries, all in state `held` and never announced. ``at_once`` ignores
-        ``next_digest_at``. Entering raises AlreadyDone when another process has the claim, when it is not due (any
-        more), or the recipient stopped digests. A block left by an exception announces nothing; RelayDeferred and
-        unforeseen errors are due again after LEASE at the earliest, RelayRefused after an hour.
-        When ``deliveries`` is empty (all were acted on meanwhile) the block must not send, leaving it clears the
-        news. What arrived or did not fit while the block ran stays news.
+        The longest due, without waiting for who else claims; or those of ``only``, of whom the others are told as
+        refused: another process has the claim or failed a moment ago, it is not due, or they stopped digests.
+        ``at_once`` ignores ``next_digest_at``.
+
+        A digest holds up to ``limit`` deliveries, all `held` and never announced. There are fewer digests than asked
+        for, but at least one, when together they would hold more than that. When ``deliveries`` is empty (all were
+        acted on meanwhile) nothing must be sent; settled as sent, the news are cleared.
         """
 
     @abstractmethod
+    def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
+        """End claims: what was sent is announced, also when another process took the claim over meanwhile; the rest
+        stays news. What arrived or did not fit meanwhile stays news as well. Durable on return."""
+
+    @contextmanager
+    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
+        """One digest alone: claim it, yield it, and on clean exit settle it as sent.
+
+        Entering raises AlreadyDone. A block left by an exception announces nothing; RelayDeferred and unforeseen
+        errors are due again after LEASE at the earliest, RelayRefused after an hour.
+        """
+        claims = self.claim_digests(now, 1, limit, only=[recipient], at_once=at_once)
+        for refusal in claims.refused.values():
+            raise refusal
+        [digest] = claims.digests
+        try:
+            yield digest
+        except BaseException as error:
+            again = now + (REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
+            try:
+                self.settle_digests([], [Unsent(digest, again)], now)
+            except QuarantineError as unrecorded:
+                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
+            raise
+        self.settle_digests([digest], [], now)
+
+    @abstractmethod
+    def failing(self, limit: int) -> Sequence[Person]:
+        """Recipients whose last digest the mail server did not take, the latest failure first."""
+
+    @abstractmethod
     def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
-        """What `digesting` would yield, claiming nothing."""
+        """What a claim would hold, claiming nothing."""
 
     @abstractmethod
     def last_digest(self, recipient: str) -> Digest | None:
@@ -554,6 +616,21 @@ class Store(ABC):
     def take_digests(self, digests: Sequence[DigestRecord]) -> None:
         """Keep digests as another store had them, so that their links open and `last_digest` finds them. Durable on
         return. Deliveries that are not known here are left out."""
+
+
+def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDone | None:
+    """Why `claim_digests` must not claim a recipient, by their row: recipient, address, and the times stopped_at,
+    news_since, next_digest_at and the lease's end, as the store keeps times."""
+    if row is None or row[3] is None:
+        return AlreadyDone("there is nothing to tell this recipient")
+    _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
+    if stopped_at is not None:
+        return AlreadyDone("this recipient stopped digests")
+    if lease_until is not None and lease_until > now:
+        return AlreadyDone("another process is sending this digest, or failed to a moment ago")
+    if not at_once and (next_digest_at is None or next_digest_at > now):
+        return AlreadyDone("this digest is not due")
+    return None
 
 
 def open_store(url: str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False) -> Store:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -206,19 +206,26 @@ class PostgresStore(PostgresRecords):
                 [message_id, recipient],
             )
 
-    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
+    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         with self.database.transaction() as connection:
-            ids = connection.execute(
-                "select d.message_id from delivery d where d.recipient = %s and d.state = 'released'"
-                " order by d.message_id desc limit %s",
-                [recipient, limit],
+            released = connection.execute(
+                "select u.recipient, d.message_id from unnest(%s::text[]) u (recipient) cross join lateral ("
+                " select message_id from delivery where recipient = u.recipient and state = 'released'"
+                " order by message_id desc limit %s) d order by u.recipient, d.message_id desc",
+                [list(recipients), limit],
             ).fetchall()
-            if not ids:
-                return []
-            found = connection.execute(
-                "select header_from from message where id = any(%s) order by id desc", [[id for (id,) in ids]]
+            if not released:
+                return {}
+            headers = dict(
+                connection.execute(
+                    "select id, header_from from message where id = any(%s)", [list({id for _, id in released})]
+                ).fetchall()
             )
-            return [row[0] for row in found]
+        found: dict[str, list[str]] = {}
+        for recipient, id in released:
+            if id in headers:  # else retention just took it
+                found.setdefault(recipient, []).append(headers[id])
+        return found
 
     def delivery(self, message_id: UUID, number: int) -> Delivery:
         with self.database.transaction() as connection:

@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
-from portal.errors import AlreadyDone, LinkInvalid, NotFound, QuarantineError, RelayRefused
+from portal.errors import LinkInvalid, NotFound, QuarantineError, RelayRefused
 from portal.message import Delivery, first_id, held_at, new_id
 from portal.schedule import Preferences
 from portal.stores import (
     LEASE,
+    Claims,
     Digest,
     Figures,
     Opening,
@@ -24,6 +25,8 @@ from portal.stores import (
     Person,
     SignIn,
     SignInLimits,
+    Unsent,
+    unclaimable,
 )
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import Connection
@@ -33,7 +36,6 @@ from portal.stores.postgres_wishes import PERSON, PostgresWishes, person_from, q
 log = logging.getLogger("quarantine.store")
 
 _PING_SECONDS = 1.0  # with the pool's second: an answer within two
-_REFUSED_FOR = timedelta(hours=1)
 _PLANNED_AT_MOST = timedelta(days=10)  # once a week, and a day that a zone left out
 _CLAIMED_AT_MOST = timedelta(days=1)
 _MAIL_KEPT = timedelta(days=1)
@@ -52,6 +54,11 @@ _DIGEST: LiteralString = (
 _HAS_NEWS: LiteralString = "news_since is not null and stopped_at is null"
 _UNANNOUNCED: LiteralString = (
     "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
+)
+_UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
+_CLAIMABLE: LiteralString = (
+    "select recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures"
+    " from recipient "
 )
 _SIGN_IN: LiteralString = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
 _SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ...] = (
@@ -97,17 +104,19 @@ class PostgresPeople(PostgresWishes):
             row = connection.execute(
                 "select (select count(*) from delivery where state = 'releasing'),"
                 " (select count(*) from delivery where state = 'requested'), (select count(*) from outgoing),"
+                " (select count(*) from recipient where failed_at is not null),"
                 " count(*), min(next_digest_at), (select value from setting where name = 'store.heartbeat')"
                 f" from recipient where {_HAS_NEWS} and next_digest_at <= %s",
                 [now],
             ).fetchone()
         assert row is not None  # noqa: S101 - an aggregate always has a row
-        releases, requests, mails, due, oldest, heartbeat = row
+        releases, requests, mails, failing, due, oldest, heartbeat = row
         return Figures(
             releases_waiting=releases,
             requests_waiting=requests,
             mails_waiting=mails,
             digests_due=due,
+            digests_failing=failing,
             oldest_digest_due_at=utc(oldest),
             heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
         )
@@ -172,63 +181,56 @@ class PostgresPeople(PostgresWishes):
                 ).fetchall()
         return [recipient for (recipient,) in found]
 
-    @contextmanager
-    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
-        lease = uuid4()
-        digest = self._claim_digest(recipient, now, limit, at_once, lease)
-        try:
-            yield digest
-        except BaseException as error:
-            until = now + (_REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
-            try:
-                with self.database.transaction() as connection:
-                    connection.execute(
-                        "update recipient set lease = null, lease_until = %s where recipient = %s and lease = %s",
-                        [until, recipient, lease],
-                    )
-            except QuarantineError as unrecorded:
-                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
-            raise
-        self._record_digest(digest, now, lease)
-
-    def _claim_digest(self, recipient: str, now: datetime, limit: int, at_once: bool, lease: UUID) -> Digest:
+    def claim_digests(
+        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+    ) -> Claims:
+        lease, refused = uuid4(), {}
         with self.database.transaction() as connection:
-            row = connection.execute(
-                "select address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences"
-                " from recipient where recipient = %s for update",
-                [recipient],
-            ).fetchone()
-            if row is None or row[2] is None:
-                raise AlreadyDone("there is nothing to tell this recipient")
-            address, stopped_at, _, next_digest_at, lease_until, digest_id, preferences = row
-            if stopped_at is not None:
-                raise AlreadyDone("this recipient stopped digests")
-            if lease_until is not None and lease_until > now:
-                raise AlreadyDone("another process is sending this digest, or failed to a moment ago")
-            if not at_once and (next_digest_at is None or next_digest_at > now):
-                raise AlreadyDone("this digest is not due")
-            deliveries = rows.deliveries(connection, _UNANNOUNCED, [recipient, limit])
+            if only is None:
+                found = connection.execute(
+                    f"{_CLAIMABLE} where {_HAS_NEWS} and next_digest_at <= %s"
+                    " and (lease_until is null or lease_until <= %s) order by next_digest_at limit %s"
+                    " for update skip locked",
+                    [now, now, count],
+                ).fetchall()
+            else:
+                rows = {row[0]: row for row in _locked(connection, _CLAIMABLE, only[:count])}
+                refused = {who: why for who in only[:count] if (why := unclaimable(rows.get(who), now, at_once))}
+                found = [rows[who] for who in only[:count] if who not in refused]
+            whole, news = _news(connection, [row[0] for row in found], limit)
             # The id outlives failures; the date does not: links count their age from the mail that is really sent.
-            digest = Digest(
-                digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
-                tuple(deliveries), Preferences.from_json(preferences),
+            digests = tuple(
+                Digest(
+                    digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
+                    tuple(news.get(recipient, ())), Preferences.from_json(preferences), failures, lease,
+                )
+                for recipient, address, _, _, _, _, digest_id, preferences, failures in found[:whole]
             )  # fmt: skip
-            connection.execute(
-                "update recipient set lease = %s, lease_until = %s, digest_id = %s where recipient = %s",
-                [lease, now + LEASE, digest.id, recipient],
-            )
-            # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
-            connection.execute(
-                "insert into digest (id, recipient, address, issued_at) values (%s, %s, %s, %s)"
-                " on conflict (id) do update set address = excluded.address, issued_at = excluded.issued_at",
-                [digest.id, recipient, address, digest.issued_at],
-            )
-        return digest
+            if digests:
+                connection.execute(
+                    "update recipient r set lease = %s, lease_until = %s, digest_id = u.id"
+                    " from unnest(%s::text[], %s::uuid[]) u (recipient, id) where r.recipient = u.recipient",
+                    [lease, now + LEASE, [d.recipient for d in digests], [d.id for d in digests]],
+                )
+                # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
+                connection.execute(
+                    "insert into digest (id, recipient, address, issued_at)"
+                    " select *, %s::timestamptz from unnest(%s::uuid[], %s::text[], %s::text[]) on conflict (id)"
+                    " do update set address = excluded.address, issued_at = excluded.issued_at",
+                    [
+                        digests[0].issued_at,
+                        [d.id for d in digests],
+                        [d.recipient for d in digests],
+                        [d.address for d in digests],
+                    ],
+                )
+        return Claims(digests, refused)
 
-    def _record_digest(self, digest: Digest, now: datetime, lease: UUID) -> None:
-        ids, numbers = [d.id for d in digest.deliveries], [d.number for d in digest.deliveries]
+    def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
+        told = [(digest, delivery) for digest in sent for delivery in digest.deliveries]
+        ids, numbers = [delivery.id for _, delivery in told], [delivery.number for _, delivery in told]
         with self.database.transaction() as connection:
-            if ids:
+            if told:
                 connection.execute(
                     "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
                     # the array besides the join: it leaves out the days that are not concerned
@@ -237,21 +239,58 @@ class PostgresPeople(PostgresWishes):
                     [now, ids, numbers, ids],
                 )
                 connection.execute(
-                    "update digest set sent_at = %s, message_ids = %s::uuid[], numbers = %s::int[] where id = %s",
-                    [now, ids, numbers, digest.id],
+                    "update digest g set sent_at = %s, message_ids = u.ids, numbers = u.numbers from ("
+                    " select digest, array_agg(id order by n) ids, array_agg(number order by n) numbers"
+                    " from unnest(%s::uuid[], %s::uuid[], %s::int[]) with ordinality u (digest, id, number, n)"
+                    " group by digest) u where g.id = u.digest",
+                    [now, [digest.id for digest, _ in told], ids, numbers],
                 )
-            else:
-                connection.execute("delete from digest where id = %s and sent_at is null", [digest.id])
-            # The row first: what an `add` that waits for it would mark comes after us and sees what we leave.
-            connection.execute("select from recipient where recipient = %s for update", [digest.recipient])
-            left = connection.execute(
-                "select d.message_id from delivery d " + _UNANNOUNCED, [digest.recipient, 1]
-            ).fetchone()
-            connection.execute(
-                "update recipient set news_since = %s, next_digest_at = null, lease = null, lease_until = null,"
-                " digest_id = null where recipient = %s and lease = %s",
-                [held_at(left[0]) if left else None, digest.recipient, lease],
-            )
+            if len(empty := [digest.id for digest in sent if not digest.deliveries]):
+                connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
+            people = [digest.recipient for digest in sent]
+            # The rows first: what an `add` that waits for one would mark comes after us and sees what we leave.
+            _locked(connection, "select from recipient ", people + [each.digest.recipient for each in unsent])
+            if sent:
+                left = connection.execute(
+                    "select (select d.message_id from delivery d " + _UNANNOUNCED_OF_U + ")"
+                    " from unnest(%s::text[]) with ordinality u (recipient, n) order by n",
+                    [1, people],
+                ).fetchall()
+                connection.execute(
+                    "update recipient r set news_since = u.news, next_digest_at = null, lease = null,"
+                    " lease_until = null, digest_id = null, failures = 0, failure = '', failed_at = null"
+                    " from unnest(%s::text[], %s::uuid[], %s::timestamptz[]) u (recipient, lease, news)"
+                    " where r.recipient = u.recipient and r.lease = u.lease",
+                    [people, [digest.lease for digest in sent], [id and held_at(id) for (id,) in left]],
+                )
+            if unsent:
+                connection.execute(
+                    "update recipient r set lease = null, lease_until = u.not_before,"
+                    " next_digest_at = case when r.next_digest_at <= %s then coalesce(u.due_at, r.next_digest_at)"
+                    " else r.next_digest_at end,"
+                    " failures = case when u.failure = '' then r.failures else r.failures + 1 end,"
+                    " failure = case when u.failure = '' then r.failure else u.failure end,"
+                    " failed_at = case when u.failure = '' then r.failed_at else %s end"
+                    " from unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[], %s::text[])"
+                    " u (recipient, lease, not_before, due_at, failure)"
+                    " where r.recipient = u.recipient and r.lease = u.lease",
+                    [
+                        now,
+                        now,
+                        [each.digest.recipient for each in unsent],
+                        [each.digest.lease for each in unsent],
+                        [each.not_before for each in unsent],
+                        [each.due_at for each in unsent],
+                        [each.failure for each in unsent],
+                    ],
+                )
+
+    def failing(self, limit: int) -> Sequence[Person]:
+        with self.database.transaction() as connection:
+            found = connection.execute(
+                f"{PERSON} where failed_at is not null order by failed_at desc limit %s", [limit]
+            ).fetchall()
+        return [person_from(row) for row in found]
 
     def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
         with self.database.transaction() as connection:
@@ -459,6 +498,29 @@ class PostgresPeople(PostgresWishes):
                     " and not exists (select from delivery d where d.recipient = r.recipient)",
                     [[name for (name,) in names]],
                 )
+
+
+def _locked(connection: Connection, select: LiteralString, recipients: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The rows of these recipients, locked in the order in which `hold_message` does it as well."""
+    return connection.execute(
+        select + 'where recipient = any(%s) order by recipient collate "C" for update', [list(recipients)]
+    ).fetchall()
+
+
+def _news(connection: Connection, recipients: list[str], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
+    """What was never announced to them, and of how many of them, at least one, that is all or ``limit``."""
+    found = connection.execute(
+        f"select u.n, d.* from unnest(%s::text[]) with ordinality u (recipient, n) cross join lateral ("
+        f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_OF_U}) d"
+        " order by u.n, d.message_id, d.number limit %s",
+        [recipients, limit, limit],
+    ).fetchall()
+    # The last one may go on beyond the limit.
+    whole = max(1, found[-1][0] - 1) if len(found) >= limit else len(recipients)
+    news: dict[str, list[Delivery]] = {}
+    for delivery in rows.with_messages(connection, [row for n, *row in found if n <= whole]):
+        news.setdefault(delivery.recipient, []).append(delivery)
+    return whole, news
 
 
 def _digest(connection: Connection, row: Sequence[Any]) -> Digest:

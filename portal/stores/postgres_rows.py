@@ -25,7 +25,7 @@ Raw = str | bytes | None  # a parameter of `ask`
 _HOLD = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_DELIVERY: LiteralString = (
+DELIVERY: LiteralString = (
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
 _MESSAGE: LiteralString = (
@@ -41,10 +41,10 @@ def messages(connection: Connection, rest: LiteralString, values: Sequence[Any])
 
 def delivery_rows(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     """The rows of deliveries ``d`` that ``rest`` selects, for `with_messages`. Raises psycopg.Error."""
-    return connection.execute(f"select {_DELIVERY} from delivery d {rest}", values).fetchall()
+    return connection.execute(f"select {DELIVERY} from delivery d {rest}", values).fetchall()
 
 
-def with_messages(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Delivery]:
+def with_messages(connection: Connection, rows: Sequence[Sequence[Any]]) -> list[Delivery]:
     """The deliveries of these rows in their order, but for those whose message retention just took."""
     if not rows:
         return []
@@ -187,7 +187,7 @@ def _message(row: tuple[Any, ...]) -> Message:
     )
 
 
-def _delivery(row: tuple[Any, ...], message: Message) -> Delivery:
+def _delivery(row: Sequence[Any], message: Message) -> Delivery:
     _, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at = row
     return Delivery(
         message=message,

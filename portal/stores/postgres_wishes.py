@@ -13,7 +13,8 @@ from portal.stores.postgres_database import Connection, Database
 from portal.stores.postgres_rows import utc
 
 PERSON: LiteralString = (
-    "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences from recipient "
+    "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure,"
+    " failed_at from recipient "
 )
 
 
@@ -91,7 +92,7 @@ class PostgresWishes(Store):
 
 def person_from(row: Sequence[Any]) -> Person:
     """A row of `PERSON`."""
-    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences = row
+    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, *failed = row
     return Person(
         recipient,
         address,
@@ -100,6 +101,8 @@ def person_from(row: Sequence[Any]) -> Person:
         utc(news_since),
         utc(next_digest_at),
         Preferences.from_json(preferences),
+        failed[0],
+        utc(failed[1]),
     )
 
 

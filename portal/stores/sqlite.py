@@ -104,11 +104,16 @@ CREATE TABLE person (
     next_digest_at INTEGER,
     preferences TEXT,                   -- JSON of what they chose (portal/schedule.py); NULL: nothing
     asked_at INTEGER,                   -- when they last asked for a digest out of turn
+    failures INTEGER NOT NULL DEFAULT 0,
+    failure TEXT NOT NULL DEFAULT '',   -- what the mail server said against their digest, until one goes out
+    failed_at INTEGER,
     claim BLOB,
     claim_until INTEGER,
     digest_id BLOB                      -- of the digest begun and not yet finished, kept for another try
 ) WITHOUT ROWID;
 CREATE INDEX person_due ON person (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+
+CREATE INDEX person_failing ON person (failed_at) WHERE failed_at IS NOT NULL;
 
 CREATE TABLE digest (
     id BLOB PRIMARY KEY,
@@ -148,6 +153,16 @@ CREATE TABLE session (
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
 """
+
+# What brings a file to each version; made while others may have it open, so what is there keeps its meaning.
+_UPGRADES = {
+    2: (
+        "ALTER TABLE person ADD COLUMN failures INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE person ADD COLUMN failure TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE person ADD COLUMN failed_at INTEGER",
+        "CREATE INDEX person_failing ON person (failed_at) WHERE failed_at IS NOT NULL",
+    ),
+}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -210,20 +225,21 @@ class Database:
             raise
 
     def _prepare(self) -> None:
-        """Make the tables in a new file, look at the version of an old one."""
+        """Make the tables in a new file, bring an old one to our version."""
         with self.write(wait_seconds=30) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for later in range(version + 1, SCHEMA_VERSION + 1):
+                for statement in _UPGRADES.get(later, ()) if version else ():
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {later}")
         if version > SCHEMA_VERSION:
             raise StoreMisfit(
                 f"{self.folder / DATABASE} has version {version}, this program knows {SCHEMA_VERSION}: it was used by "
                 "a newer program, upgrade this one"
             )
-        if 0 < version < SCHEMA_VERSION:
-            raise StoreMisfit(f"{self.folder / DATABASE} has the old version {version}: run `quarantine init`")
 
     def close(self) -> None:
         """Let go of everything. SQLite moves the log into the file when the last process closes it."""

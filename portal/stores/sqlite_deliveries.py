@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -74,14 +74,18 @@ class SqliteDeliveries(Store):
             raise NotFound("there is no such message")
         return delivery_from(row)
 
-    def released_from(self, recipient: str, limit: int) -> Sequence[str]:
+    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
+        found = {}
         with self.db.read() as connection:
-            rows = connection.execute(
-                "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
-                "WHERE d.recipient = ? AND d.state = 'released' ORDER BY d.message_id DESC, d.number DESC LIMIT ?",
-                (recipient, limit),
-            ).fetchall()
-        return [row[0] for row in rows]
+            for recipient in recipients:
+                rows = connection.execute(
+                    "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+                    "WHERE d.recipient = ? AND d.state = 'released' ORDER BY d.message_id DESC, d.number DESC LIMIT ?",
+                    (recipient, limit),
+                ).fetchall()
+                if rows:
+                    found[recipient] = [row[0] for row in rows]
+        return found
 
     def delivery(self, message_id: UUID, number: int) -> Delivery:
         with self.db.read() as connection:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone, NotFound, QuarantineError, RelayRefused
+from portal.errors import NotFound
 from portal.message import Delivery, domain, first_id, held_at, new_id
 from portal.schedule import Preferences
-from portal.stores import LEASE, Digest, DigestRecord, Figures, Opening, Person
+from portal.stores import LEASE, Claims, Digest, DigestRecord, Figures, Opening, Person, Unsent, unclaimable
 from portal.stores.journal import digest_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import announced_in, delivery_from, oldest_unannounced
@@ -23,13 +22,19 @@ from portal.stores.sqlite_wishes import PERSON, SqliteWishes, at, person_from
 
 log = logging.getLogger("quarantine.store")
 
-_REFUSED_FOR = timedelta(hours=1)
 _PLANNED_AT_MOST = timedelta(days=10)  # once a week, and a day that a zone left out
 _CLAIMED_AT_MOST = timedelta(days=1)
 _OPENINGS_AT_MOST = 500
 BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
+_CLAIMABLE = (
+    "SELECT recipient, address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences, failures "
+    "FROM person"
+)
+_ANNOUNCE = (
+    "UPDATE delivery SET announced_at = ?, digest_id = ? WHERE message_id = ? AND number = ? AND announced_at IS NULL"
+)
 
 
 class SqlitePeople(SqliteWishes):
@@ -58,6 +63,7 @@ class SqlitePeople(SqliteWishes):
                 ask("SELECT state, count(*) FROM delivery WHERE state IN ('requested', 'releasing') GROUP BY state")
             )
             mails = ask("SELECT count(*) FROM outgoing").fetchone()[0]
+            failing = ask("SELECT count(*) FROM person WHERE failed_at IS NOT NULL").fetchone()[0]
             digests, oldest = ask(f"SELECT count(*), min(next_digest_at) {due}", (to_micros(now),)).fetchone()
             beat = ask("SELECT value FROM setting WHERE name = 'store.heartbeat'").fetchone()
         return Figures(
@@ -65,6 +71,7 @@ class SqlitePeople(SqliteWishes):
             requests_waiting=waiting.get("requested", 0),
             mails_waiting=mails,
             digests_due=digests,
+            digests_failing=failing,
             oldest_digest_due_at=at(oldest),
             heartbeat_at=from_micros(int(beat[0])) if beat else None,
         )
@@ -130,61 +137,62 @@ class SqlitePeople(SqliteWishes):
                 ).fetchall()
         return [row[0] for row in rows]
 
-    @contextmanager
-    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
+    def claim_digests(
+        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+    ) -> Claims:
         claim = os.urandom(16)
-        digest = self._claim_digest(recipient, now, claim, at_once)
-        found, passed_over = self._pending(recipient, limit)
-        digest = replace(digest, deliveries=tuple(found))
-        try:
-            yield digest
-        except BaseException as error:
-            until = now + (_REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
-            try:
-                with self.db.write() as connection:
-                    connection.execute(
-                        "UPDATE person SET claim = NULL, claim_until = ? WHERE recipient = ? AND claim = ?",
-                        (to_micros(until), recipient, claim),
-                    )
-            except QuarantineError as unrecorded:
-                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
-            raise
-        self._record_digest(digest, passed_over, now, claim)
-
-    def _claim_digest(self, recipient: str, now: datetime, claim: bytes, at_once: bool) -> Digest:
         with self.db.write() as connection:
-            row = connection.execute(
-                "SELECT address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences "
-                "FROM person WHERE recipient = ?",
-                (recipient,),
-            ).fetchone()
-            if row is None or row[2] is None:
-                raise AlreadyDone("there is nothing to tell this recipient")
-            address, stopped_at, _, next_digest_at, claim_until, digest_id, preferences = row
-            if stopped_at is not None:
-                raise AlreadyDone("this recipient stopped digests")
-            if claim_until is not None and claim_until > to_micros(now):
-                raise AlreadyDone("another process is sending this digest, or failed to a moment ago")
-            if not at_once and (next_digest_at is None or next_digest_at > to_micros(now)):
-                raise AlreadyDone("this digest is not due")
-            digest = Digest(
-                UUID(bytes=digest_id) if digest_id else new_id(now),
-                recipient,
-                address,
-                now.replace(microsecond=0),
-                (),
-                Preferences.from_json(preferences),
-            )
-            connection.execute(
+            if only is None:
+                found = connection.execute(
+                    f"{_CLAIMABLE} WHERE {_HAS_NEWS} AND next_digest_at <= ?1 "
+                    "AND (claim_until IS NULL OR claim_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
+                    (to_micros(now), count),
+                ).fetchall()
+                refused = {}
+            else:
+                rows = [
+                    (who, connection.execute(f"{_CLAIMABLE} WHERE recipient = ?", (who,)).fetchone())
+                    for who in only[:count]
+                ]
+                refused = {who: why for who, row in rows if (why := unclaimable(row, to_micros(now), at_once))}
+                found = [row for who, row in rows if who not in refused]
+            claimed = [
+                Digest(
+                    UUID(bytes=digest_id) if digest_id else new_id(now), recipient, address,
+                    now.replace(microsecond=0), (), Preferences.from_json(preferences), failures, UUID(bytes=claim),
+                )
+                for recipient, address, _, _, _, _, digest_id, preferences, failures in found
+            ]  # fmt: skip
+            connection.executemany(
                 "UPDATE person SET claim = ?, claim_until = ?, digest_id = ? WHERE recipient = ?",
-                (claim, to_micros(now + LEASE), digest.id.bytes, recipient),
+                [(claim, to_micros(now + LEASE), digest.id.bytes, digest.recipient) for digest in claimed],
             )
             # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
-            connection.execute(
+            connection.executemany(
                 "INSERT OR REPLACE INTO digest (id, recipient, address, issued_at) VALUES (?, ?, ?, ?)",
-                (digest.id.bytes, recipient, address, to_micros(digest.issued_at)),
+                [(d.id.bytes, d.recipient, d.address, to_micros(d.issued_at)) for d in claimed],
             )
-        return digest
+        return Claims(self._filled(claimed, limit, now), refused)
+
+    def _filled(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
+        """As many of these digests, at least one, as together hold up to ``limit`` deliveries; gives the rest back."""
+        filled: list[Digest] = []
+        gone: list[Delivery] = []
+        room = limit
+        for digest in claimed:
+            found, passed_over = self._pending(digest.recipient, limit)
+            if filled and len(found) > room:
+                break
+            filled.append(replace(digest, deliveries=tuple(found)))
+            gone += passed_over
+            room -= len(found)
+        if gone:
+            # Their file is gone. Never to be told, or they would be news for ever.
+            with self.db.write() as connection:
+                connection.executemany(_ANNOUNCE, [(to_micros(now), None, d.id.bytes, d.number) for d in gone])
+        if len(filled) < len(claimed):
+            self.settle_digests([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
+        return tuple(filled)
 
     def _pending(self, recipient: str, limit: int) -> tuple[list[Delivery], list[Delivery]]:
         """What to announce, and what was passed over since its file is gone."""
@@ -203,31 +211,38 @@ class SqlitePeople(SqliteWishes):
                     break
         return found, passed_over
 
-    def _record_digest(self, digest: Digest, passed_over: Sequence[Delivery], now: datetime, claim: bytes) -> None:
-        announce = (
-            "UPDATE delivery SET announced_at = ?, digest_id = ? "
-            "WHERE message_id = ? AND number = ? AND announced_at IS NULL"
-        )
+    def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         with self.db.write() as connection:
-            connection.executemany(
-                announce, [(to_micros(now), digest.id.bytes, d.id.bytes, d.number) for d in digest.deliveries]
+            for digest in sent:
+                self._settle_sent(connection, digest, now)
+            for each in unsent:
+                _settle_unsent(connection, each, to_micros(now))
+
+    def _settle_sent(self, connection: sqlite3.Connection, digest: Digest, now: datetime) -> None:
+        connection.executemany(
+            _ANNOUNCE, [(to_micros(now), digest.id.bytes, d.id.bytes, d.number) for d in digest.deliveries]
+        )
+        if digest.deliveries:
+            connection.execute("UPDATE digest SET sent_at = ? WHERE id = ?", (to_micros(now), digest.id.bytes))
+            told = tuple((d.id, d.number) for d in digest.deliveries)
+            self.db.note(
+                digest_line(DigestRecord(digest.id, digest.recipient, digest.address, digest.issued_at, now, told))
             )
-            # Never to be told, or they would be news for ever.
-            connection.executemany(announce, [(to_micros(now), None, d.id.bytes, d.number) for d in passed_over])
-            if digest.deliveries:
-                connection.execute("UPDATE digest SET sent_at = ? WHERE id = ?", (to_micros(now), digest.id.bytes))
-                told = tuple((d.id, d.number) for d in digest.deliveries)
-                self.db.note(
-                    digest_line(DigestRecord(digest.id, digest.recipient, digest.address, digest.issued_at, now, told))
-                )
-            else:
-                connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
-            left = oldest_unannounced(connection, digest.recipient, (b"", 0), 1)
-            connection.execute(
-                "UPDATE person SET news_since = ?, next_digest_at = NULL, claim = NULL, claim_until = NULL, "
-                "digest_id = NULL WHERE recipient = ? AND claim = ?",
-                (to_micros(delivery_from(left[0]).message.held_at) if left else None, digest.recipient, claim),
-            )
+        else:
+            connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
+        left = oldest_unannounced(connection, digest.recipient, (b"", 0), 1)
+        connection.execute(
+            "UPDATE person SET news_since = ?, next_digest_at = NULL, claim = NULL, claim_until = NULL, "
+            "digest_id = NULL, failures = 0, failure = '', failed_at = NULL WHERE recipient = ? AND claim = ?",
+            (to_micros(delivery_from(left[0]).message.held_at) if left else None, digest.recipient, _claim(digest)),
+        )
+
+    def failing(self, limit: int) -> Sequence[Person]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                PERSON + "WHERE failed_at IS NOT NULL ORDER BY failed_at DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [person_from(row) for row in rows]
 
     def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
         return self._pending(recipient, limit)[0]
@@ -322,4 +337,25 @@ def mark_news(connection: sqlite3.Connection, recipient: str, address: str, sinc
         "address = excluded.address, news_since = coalesce(news_since, excluded.news_since) "
         "WHERE address <> excluded.address OR news_since IS NULL",
         (recipient, address, since_micros),
+    )
+
+
+def _claim(digest: Digest) -> bytes:
+    return digest.lease.bytes if digest.lease else b""
+
+
+def _settle_unsent(connection: sqlite3.Connection, each: Unsent, now: int) -> None:
+    connection.execute(
+        "UPDATE person SET claim = NULL, claim_until = ?1, "
+        "next_digest_at = iif(next_digest_at <= ?2, coalesce(?3, next_digest_at), next_digest_at), "
+        "failures = failures + (?4 <> ''), failure = iif(?4 = '', failure, ?4), "
+        "failed_at = iif(?4 = '', failed_at, ?2) WHERE recipient = ?5 AND claim = ?6",
+        (
+            None if each.not_before is None else to_micros(each.not_before),
+            now,
+            None if each.due_at is None else to_micros(each.due_at),
+            each.failure,
+            each.digest.recipient,
+            _claim(each.digest),
+        ),
     )

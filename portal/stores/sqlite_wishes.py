@@ -15,7 +15,10 @@ from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import queue_mail
 from portal.stores.sqlite_search import SqliteSearch
 
-PERSON = "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences FROM person "
+PERSON = (
+    "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, "
+    "failed_at FROM person "
+)
 
 
 class SqliteWishes(SqliteSearch):
@@ -95,7 +98,7 @@ class SqliteWishes(SqliteSearch):
 
 def person_from(row: Sequence[Any]) -> Person:
     """A row of `PERSON`."""
-    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences = row
+    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, failed_at = row
     return Person(
         recipient,
         address,
@@ -104,6 +107,8 @@ def person_from(row: Sequence[Any]) -> Person:
         at(news_since),
         at(next_digest_at),
         Preferences.from_json(preferences),
+        failure,
+        at(failed_at),
     )
 
 
