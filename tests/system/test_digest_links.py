@@ -1,0 +1,230 @@
+"""What is pressed in the digest's own HTML does what it says: by thumb on a small phone without JavaScript, and with
+nothing but a keyboard. Told by the store and by what the mail server got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page
+
+from digest import run
+from portal.assemble import Parts
+from portal.message import State
+from portal.stores import Held
+from tests.builders import ALICE
+from tests.system.local_site import INBOX, LocalSite, local_site, part, read_mail
+from tests.system.samples import hold_samples
+
+pytestmark = pytest.mark.system
+
+SHOP, MINUTES, BANK = "Your order 4711", "Minutes of Thursday", "Your account will be closed"
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """What browsers do is the same on every store."""
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
+    with local_site(make_parts, mail__admin_address="postmaster@example.org") as made:
+        yield made
+
+
+class Thumb:
+    """A small phone, no JavaScript."""
+
+    context = {"viewport": {"width": 320, "height": 568}, "has_touch": True, "java_script_enabled": False}
+
+    def press(self, page: Page, what: Locator) -> None:
+        box = what.bounding_box()
+        assert box is not None and box["width"] >= 44 and box["height"] >= 43, box
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        what.tap()
+
+
+class Keyboard:
+    """No mouse and no touch: what is wanted is reached by the Tab key and can be seen to be there."""
+
+    context = {"viewport": {"width": 1000, "height": 700}}
+
+    def press(self, page: Page, what: Locator) -> None:
+        for _ in range(150):
+            page.keyboard.press("Tab")
+            if what.evaluate("one => one === document.activeElement"):
+                break
+        else:
+            raise AssertionError("cannot be reached by the keyboard")
+        style = what.evaluate("one => getComputedStyle(one).outlineStyle")
+        assert style != "none", "the focus cannot be seen"
+        page.keyboard.press("Space" if what.get_attribute("type") == "checkbox" else "Enter")
+
+
+@dataclass
+class Reader:
+    """Alice with her digest, and a browser that she presses in one of these ways."""
+
+    site: LocalSite
+    page: Page
+    way: Thumb | Keyboard
+    helds: list[Held]
+
+    def held(self, subject: str) -> Held:
+        return next(held for held in self.helds if subject in self.site.delivery(held).message.subject)
+
+    def state(self, subject: str) -> State:
+        return self.site.state(self.held(subject))
+
+    def link(self, name: str, row: str = "") -> None:
+        """Follow a link of the digest: of a mail's row, or at its foot."""
+        self.page.goto(INBOX)
+        where = self.page.locator("tr").filter(has_text=row) if row else self.page
+        self.way.press(self.page, where.get_by_role("link", name=name, exact=True))
+        self.page.wait_for_url(lambda url: url != INBOX)
+
+    def button(self, name: str) -> None:
+        self.way.press(self.page, self.page.get_by_role("button", name=name))
+
+    def reads(self, heading: str) -> None:
+        self.page.get_by_role("heading", name=heading).wait_for()
+
+    def given_back(self) -> list[tuple[list[str], bytes]]:
+        """Recipients and bytes of the mails that were released, without our own lines on top."""
+        return [
+            (mail.recipients, mail.data[mail.data.index(b"From: ") :])
+            for mail in self.site.mail.mails
+            if b"Auto-Submitted:" not in mail.data
+        ]
+
+    def bytes_of(self, subject: str) -> bytes:
+        return b"".join(self.site.store.body(self.held(subject).id))
+
+
+@pytest.fixture(params=[Thumb, Keyboard], ids=["thumb", "keyboard"])
+def alice(request: pytest.FixtureRequest, site: LocalSite, browser: Browser) -> Iterator[Reader]:
+    helds = hold_samples(site)
+    way = request.param()
+    context = browser.new_context(**way.context)
+    page = context.new_page()
+    read_mail(page, site.digest())
+    yield Reader(site, page, way, helds)
+    context.close()
+
+
+def test_release_gives_the_mail_back_to_her_alone(alice: Reader) -> None:
+    alice.link("Release", SHOP)
+    alice.reads("Release this mail?")
+    assert alice.state(SHOP) is State.HELD
+    alice.button("Release to the inbox")
+    alice.reads("This mail was released")
+    assert alice.state(SHOP) is State.RELEASED
+    assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
+
+
+def test_delete_and_undo(alice: Reader) -> None:
+    alice.link("Delete", MINUTES)
+    alice.button("Delete")
+    alice.reads("This mail was deleted")
+    assert alice.state(MINUTES) is State.DELETED
+    alice.button("Undo")
+    alice.reads("Delete this mail?")
+    assert alice.state(MINUTES) is State.HELD
+    assert alice.given_back() == []
+
+
+def test_show_tells_why_and_leads_on(alice: Reader) -> None:
+    alice.link("Show", SHOP)
+    alice.reads("Why this mail was held")
+    assert "It is nearly all picture and no text" in alice.page.inner_text("main")
+    assert "Buy" not in alice.page.inner_text("main"), "its text is for who signs in"
+    alice.way.press(alice.page, alice.page.get_by_role("link", name="Release", exact=True))
+    alice.reads("Release this mail?")
+    alice.button("Release to the inbox")
+    alice.reads("This mail was released")
+    assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
+
+
+def test_dangerous_mail_is_asked_for(alice: Reader) -> None:
+    row = alice.page.locator("tr").filter(has_text=BANK)
+    assert row.get_by_role("link").all_inner_texts() == ["Ask the administrator for it", "Show"]
+    alice.link("Ask the administrator for it", BANK)
+    alice.button("Ask the administrator")
+    alice.reads("This mail was asked for")
+    assert alice.state(BANK) is State.REQUESTED
+    run.send_queued(alice.site.parts, alice.site.now)
+    assert alice.site.mail.mails[-1].recipients == ["postmaster@example.org"]
+    assert alice.given_back() == []
+
+
+@pytest.mark.parametrize(("name", "state"), [("Release chosen", State.RELEASED), ("Delete chosen", State.DELETED)])
+def test_several_at_once(alice: Reader, name: str, state: State) -> None:
+    alice.link("Release or delete several")
+    ticks = alice.page.get_by_role("checkbox")
+    assert ticks.count() == len(alice.helds) - 1, "all but the dangerous one"
+    for subject in (SHOP, MINUTES):
+        tick = alice.page.get_by_role("listitem").filter(has_text=subject).get_by_role("checkbox")
+        if isinstance(alice.way, Thumb):
+            tick.locator("xpath=..").tap()  # anywhere on the row
+        else:
+            alice.way.press(alice.page, tick)
+        assert tick.is_checked()
+    alice.button(name)
+    alice.reads("What happened")
+    assert {alice.state(SHOP), alice.state(MINUTES)} == {state}
+    assert sum(alice.site.state(held) is not State.HELD for held in alice.helds) == 2
+    released = [([ALICE], alice.bytes_of(subject)) for subject in (SHOP, MINUTES)]
+    assert sorted(alice.given_back()) == (sorted(released) if state is State.RELEASED else [])
+
+
+def test_preferences_stop_digests_and_send_them_again(alice: Reader) -> None:
+    alice.link("Change or stop these mails")
+    assert alice.site.store.person(ALICE).stopped_at is None
+    alice.button("Stop sending digests")
+    alice.page.get_by_role("button", name="Send digests again").wait_for()
+    assert alice.site.store.person(ALICE).stopped_at is not None
+    alice.button("Send digests again")
+    alice.page.get_by_role("button", name="Stop sending digests").wait_for()
+    assert alice.site.store.person(ALICE).stopped_at is None
+
+
+def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:
+    alice.site.pass_time(seconds=2)
+    alice.link("I forwarded this digest")
+    alice.button("Revoke all links sent until now")
+    alice.reads("Links revoked")
+    alice.link("Release", SHOP)
+    assert alice.page.get_by_role("button").count() == 0
+    assert alice.state(SHOP) is State.HELD
+
+
+def test_her_quarantine_opens_by_a_mailed_link_and_asks_for_no_password(alice: Reader) -> None:
+    alice.link("Open my quarantine")
+    assert alice.page.locator("input[type=password]").count() == 0
+    alice.page.get_by_label("Your mail address").fill(ALICE)
+    alice.button("Send me a link")
+    alice.page.get_by_role("textbox").wait_for()
+    run.send_queued(alice.site.parts, alice.site.now)
+    assert alice.site.mail.mails[-1].recipients == [ALICE]
+
+
+def test_every_link_of_the_digest_can_be_hit_with_a_thumb(site: LocalSite, browser: Browser) -> None:
+    hold_samples(site)
+    mail = site.digest()
+    for width in (320, 390):
+        page = browser.new_context(viewport={"width": width, "height": 640}).new_page()
+        read_mail(page, mail)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # What counts is where a finger lands: padding belongs to a link, though it moves no line.
+        boxes = page.locator("a").evaluate_all(
+            "all => all.map(one => { const b = one.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })"
+        )
+        assert len(boxes) == part(mail, "html").count("<a ")
+        assert all(w >= 44 and h >= 43 for _, _, w, h in boxes), boxes
+        for one, (x, y, w, h) in enumerate(boxes):
+            for ax, ay, aw, ah in boxes[one + 1 :]:
+                across, down = min(x + w, ax + aw) - max(x, ax), min(y + h, ay + ah) - max(y, ay)
+                assert across <= 0 or down <= 4, "two links lie over each other"
+        page.context.close()
