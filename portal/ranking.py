@@ -48,7 +48,12 @@ def known_senders(store: Store, recipients: Sequence[str]) -> Mapping[str, froze
 def is_authentic(message: Message) -> bool:
     """Whether Rspamd found the sender proven, and nothing that says the opposite."""
     names = {symbol.name for symbol in message.symbols}
-    return not _AUTHENTIC.isdisjoint(names) and _FORGED.isdisjoint(names)
+    return not _AUTHENTIC.isdisjoint(names) and not is_forged(message)
+
+
+def is_forged(message: Message) -> bool:
+    """Whether Rspamd found that the sender is not who the mail says."""
+    return any(symbol.name in _FORGED for symbol in message.symbols)
 
 
 def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group]:

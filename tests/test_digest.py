@@ -216,6 +216,13 @@ def test_the_subject_names_no_sender_that_raises_doubt(header: str) -> None:
     assert ("pay-now" in subject) == ("pay-now" in header)
 
 
+def test_a_forged_sender_is_not_named_in_the_subject() -> None:
+    forged = delivery(1, header_from="PayPal <a@paypal.com>", symbols=(Symbol("DMARC_POLICY_REJECT", 2),))
+    assert mail_of(forged)["Subject"] == "1 message held for you"
+    mail = mail_of(forged, delivery(2, score=30, header_from="Ann <a@friends.example.com>"))
+    assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
+
+
 def test_dangerous_mail_names_no_sender_in_the_subject() -> None:
     mail = mail_of(delivery(1, tier=Tier.DANGEROUS), delivery(2, score=30, header_from="Ann <a@friends.example.com>"))
     assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
@@ -431,6 +438,27 @@ def test_a_sender_that_is_an_address_of_the_web_gets_no_link(header: str) -> Non
     mail = mail_of(delivery(1, header_from=header))
     for seen in (text_of(mail), html_of(mail).words):
         assert not re.search(r"evil\.example", seen)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X",
+        "X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*",
+        "1BoatSLRHtKNngkdXEeobR76b53LETtpyT",
+        "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4",
+    ],
+)
+def test_what_scanners_look_for_in_any_mail_does_not_come_through_whole(word: str) -> None:
+    mail = mail_of(delivery(1, subject=f"Pay {word} now", header_from=f'"{word}" <{word}@example.net>'))
+    for seen in (text_of(mail), html_of(mail).words):
+        assert word not in seen and word[1:-1] not in seen
+        assert re.search(rf"Pay {re.escape(word[:7])}\S* now", seen), "what it begins with can be read"
+
+
+def test_long_words_are_no_wallets() -> None:
+    words = "Lebensversicherungsgesellschaft 30120001234567890"
+    assert words in text_of(mail_of(delivery(1, subject=words)))
 
 
 def test_an_ordinary_address_is_shown_as_it_is() -> None:
