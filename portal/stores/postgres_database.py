@@ -1,14 +1,16 @@
 """Connections to PostgreSQL: the pool, transactions with time limits, the schema, and psycopg's errors translated.
 
 Hides that servers restart, fail over and stand behind PgBouncer in transaction mode: nothing is prepared, no setting
-outlives its transaction, and a connection that died while it waited in the pool is replaced before it is used.
+outlives its transaction, and a connection that died while it waited in the pool is replaced before it is used. Nor does
+a server that hangs, or a network that swallows everything, hold up a worker: where the server's own time limits cannot
+help, the statement is given up on this side.
 """
 
 from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -23,12 +25,18 @@ from portal.stores import SCHEMA_VERSION
 
 log = logging.getLogger("quarantine.store")
 
-Connection = psycopg.Connection[tuple[Any, ...]]
-
 POOL_WAIT_SECONDS = 1.0
 INGEST_SECONDS = 2.0  # statement and lock timeout; with the pool's it stays below Rspamd's 5 s
 OTHER_SECONDS = 10.0
+_GRACE_SECONDS = 1.0  # the server's own limit comes first, and says more
 SCHEMA_LOCK = 0x71756172  # advisory lock: one at a time makes or drops tables, on whichever host
+
+_NO_ANSWER = "the server did not answer in time"
+
+_NO_WRITES = (
+    "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
+    "target_session_attrs=read-write, and promote one"
+)
 
 _DEFAULTS = {  # unless store.url says otherwise
     "application_name": "quarantine",
@@ -38,6 +46,33 @@ _DEFAULTS = {  # unless store.url says otherwise
     "keepalives_interval": "5",
     "keepalives_count": "3",
 }
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """Gives up a statement, and itself, when no answer came for ``patience_seconds``: psycopg waits for ever.
+
+    Keepalives and tcp_user_timeout notice a host that is gone, not one whose kernel still answers (a stopped server, a
+    full disk, a proxy, a commit that waits for its standby).
+    """
+
+    patience_seconds = OTHER_SECONDS + _GRACE_SECONDS
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **named: Any) -> Any:
+        """Whatever psycopg waits for goes through here."""
+        return super().wait(self._in_time(gen), *args, **named)
+
+    def _in_time(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        deadline = monotonic() + self.patience_seconds
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted  # nothing is ready: asked ten times a second
+                if not ready and monotonic() > deadline:
+                    self.close()  # who knows what is still on its way
+                    raise psycopg.OperationalError(_NO_ANSWER)
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value
 
 
 @contextmanager
@@ -60,13 +95,10 @@ class Database:
     def __init__(self, url: str, *, create: bool, max_connections: int = 4) -> None:
         """Raises StoreUnavailable when it cannot be reached or written to, StoreMisfit when the schema does not fit."""
         conninfo = _conninfo(url)
-        with translated(), psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+        with translated(), _connect(conninfo) as connection:
             begin(connection, OTHER_SECONDS)
             if _value(connection, "show transaction_read_only") == "on":
-                raise StoreUnavailable(
-                    "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
-                    "target_session_attrs=read-write"
-                )
+                raise StoreUnavailable(_NO_WRITES)
             if _value(connection, "show synchronous_commit") == "off":
                 raise StoreMisfit(
                     "synchronous_commit is off for this database or role, so that a power cut would lose mail that we "
@@ -79,6 +111,7 @@ class Database:
             connection.commit()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             conninfo,
+            connection_class=Connection,
             kwargs={"autocommit": True, "prepare_threshold": None},
             min_size=1,
             max_size=max_connections,
@@ -127,6 +160,15 @@ class Database:
             yield connection
 
 
+def _connect(conninfo: str) -> Connection:
+    try:
+        return Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.OperationalError as error:
+        if "session is read-only" in str(error):  # libpq's words for target_session_attrs, of any of the hosts
+            raise StoreUnavailable(_NO_WRITES) from error
+        raise
+
+
 def _conninfo(url: str) -> str:
     try:
         given = conninfo_to_dict(url)
@@ -148,6 +190,7 @@ def begin(connection: Connection, seconds: float, lock_seconds: float | None = N
     # One simple query, one wait. SET LOCAL, since behind PgBouncer a session's setting would meet other sessions.
     locks = seconds if lock_seconds is None else lock_seconds
     limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
+    connection.patience_seconds = seconds + _GRACE_SECONDS
     connection.execute(f"begin; {limits}".encode())
 
 
@@ -174,7 +217,7 @@ def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes |
             if unsent or pgconn.is_busy():
                 poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
                 if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
-                    raise psycopg.OperationalError("the server did not answer in time")
+                    raise psycopg.OperationalError(_NO_ANSWER)
                 pgconn.consume_input()
                 unsent = unsent and pgconn.flush()
             elif result := pgconn.get_result():
@@ -219,6 +262,7 @@ def _died(connection: Connection) -> bool:
     poll.register(connection.fileno(), select.POLLIN)
     if not poll.poll(0):
         return False
+    connection.patience_seconds = POOL_WAIT_SECONDS
     try:
         connection.execute("")  # a parameter's change or a TLS ticket may wait there as well
     except psycopg.Error:

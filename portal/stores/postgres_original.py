@@ -76,7 +76,7 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
         ) from None
     try:
         with translated():
-            connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+            connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"--dsn: {error}") from error
     with translated(), connection:

@@ -181,11 +181,13 @@ class Senders:
         self._lock = threading.Lock()
         self.acknowledged: dict[int, UUID] = {}
         self.answers: Counter[str] = Counter()  # "200 held", "503", "broken"
+        self.failed_at: list[float] = []  # when posts began that were not answered 200
         self.failure: BaseException | None = None
 
     @contextmanager
     def sending(self, posts: int | None = None) -> Iterator[None]:
         """Send beside the block; leaving it waits until ``posts`` mails are taken, or ends the sending."""
+        self._stop.clear()
         running = [threading.Thread(target=self._run, args=(posts,)) for _ in range(self._threads)]
         for thread in running:
             thread.start()
@@ -221,6 +223,7 @@ class Senders:
         """Post one mail until it is taken."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
+            began = time.monotonic()
             try:
                 status, body = self._portal.post(number)
                 said = f"{status} {body.get('status', '')}".strip()
@@ -232,6 +235,7 @@ class Senders:
                     assert body["status"] in ("held", "known")
                     self.acknowledged[number] = UUID(body["id"])
                     return
+                self.failed_at.append(began)
             assert status in (0, 502, 503), f"mail {number} answered {status} {body}"
             assert time.monotonic() < deadline, f"mail {number} was not taken for {PATIENCE_SECONDS} s"
             time.sleep(0.02)
