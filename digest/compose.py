@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from babel.dates import format_datetime
-
+from portal.languages import N_, Language
 from portal.links import Action, Links
-from portal.message import Message, State, Tier, domain
+from portal.message import State, Tier, domain
 from portal.ranking import Group, is_forged, ranked
-from portal.reasons import N_, Sender, from_address, sender_shown, why
+from portal.reasons import Sender, from_address, sender_shown, why
 from portal.render import Render, shown
 from portal.stores import Digest
 
@@ -66,14 +65,16 @@ def compose(
     max_rows: int,
     retention_days: int,
     now: datetime,
+    language: str = "",
     mail_id: UUID | None = None,
     known: Collection[str] = (),
 ) -> EmailMessage:
     """The mail for a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
     Deliveries that are no longer held are counted instead of offered. ``sender`` is the From address, ``zone`` is
-    what times are shown in. ``mail_id`` makes another Message-ID than the digest's own: mail programs drop a mail
-    whose Message-ID they have seen, so one repeated on purpose needs its own. ``known`` is for `ranking.ranked`.
+    what times are shown in, ``language`` what is spoken ("": as ``render`` does). ``mail_id`` makes another Message-ID
+    than the digest's own: mail programs drop a mail whose Message-ID they have seen, so one repeated on purpose needs
+    its own. ``known`` is for `ranking.ranked`.
     """
     groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
     held = sum(1 + len(group.others) for group in groups)
@@ -84,7 +85,8 @@ def compose(
     headers = {}
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    rows = [_row(group, digest, links, render.language, zone) for group in groups[:max_rows]]
+    spoken = render.speaks(language or render.language)
+    rows = [_row(group, digest, links, spoken, zone) for group in groups[:max_rows]]
 
     def mail(count: int) -> EmailMessage:
         return render.mail(
@@ -94,6 +96,7 @@ def compose(
             id=mail_id or digest.id,
             mark=links.mark("digest", digest.id),
             now=now,
+            language=spoken.tag,
             headers=headers,
             recipient=shown(digest.address),
             count=held,
@@ -149,7 +152,7 @@ def _most_telling(groups: Sequence[Group]) -> str:
     return ""
 
 
-def _row(group: Group, digest: Digest, links: Links, language: str, zone: ZoneInfo) -> Row:
+def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: ZoneInfo) -> Row:
     delivery, message = group.newest, group.newest.message
 
     def link(action: Action) -> str:
@@ -160,8 +163,8 @@ def _row(group: Group, digest: Digest, links: Links, language: str, zone: ZoneIn
     return Row(
         sender=replace(seen, name=_defused(seen.name), address=_defused(seen.address)),
         subject=_defused(shown(message.subject, SUBJECT_CHARACTERS)),
-        when=_when(message, language, zone),
-        score="" if message.score is None else f"{message.score:.1f}",
+        when=spoken.short_moment(message.held_at, zone),
+        score="" if message.score is None else spoken.score(message.score),
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),
@@ -176,8 +179,3 @@ def _defused(text: str) -> str:
     a spammer's link must not work in our mail, nor a spammer's word keep it from its reader."""
     text = _LINK.sub(lambda found: found.group().replace("://", "[://]").replace(".", "[.]"), text)
     return _WALLET.sub(r"\1[…]", _TEST_WORD.sub("-", text))
-
-
-def _when(message: Message, language: str, zone: ZoneInfo) -> str:
-    """Like "Sat 21 Nov, 14:05"."""
-    return format_datetime(message.held_at, "EEE d MMM, HH:mm", tzinfo=zone, locale=language.replace("-", "_"))

@@ -233,15 +233,17 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> E
     settings = parts.settings
     if settings.mail.from_address is None:
         raise SettingsError("mail.from_address is needed to send digests")
+    plan = plan_of(parts, digest.recipient, digest.preferences)
     return compose(
         digest,
         links=parts.links,
         render=parts.render,
         sender=settings.mail.from_address,
-        zone=plan_of(parts, digest.recipient, digest.preferences).zone,
+        zone=plan.zone,
         max_rows=settings.digest.max_rows,
         retention_days=settings.store.retention_days,
         now=now,
+        language=plan.language,
         mail_id=mail_id,
         known=known_senders(parts.store, [digest.recipient]).get(digest.recipient, ()),
     )

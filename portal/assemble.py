@@ -11,9 +11,11 @@ from pathlib import Path
 
 from portal.errors import StoreMisfit, StoreUnavailable
 from portal.links import Links, read_keys
+from portal.message import identity
 from portal.relay import Relay
 from portal.release import Acts, Tiers
 from portal.render import Render
+from portal.schedule import plan_for
 from portal.settings import Settings
 from portal.stores import Store, open_store
 
@@ -54,6 +56,9 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
         from_address=settings.mail.from_address,
         admin_address=settings.mail.admin_address,
         is_local=settings.is_local,
+        language_of=lambda address: (
+            plan_for(settings.digest, identity(address), store.person(identity(address)).preferences).language
+        ),
     )
     return Parts(
         settings=settings,

@@ -47,7 +47,7 @@ class Attachment:
 
     name: str
     type: str
-    size: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class _Reader:
     def __init__(self) -> None:
         self._plain: list[str] = []
         self._html: list[str] = []
-        self.attachments: list[tuple[str, str, str]] = []
+        self.attachments: list[tuple[str, str, int]] = []
         self.cut = False
         self._parts = 0
 
@@ -189,8 +189,7 @@ class _Reader:
             text = _unicode(content[:TEXT_CHARACTERS], part.get_content_charset())
             (self._plain if kind == "text/plain" else self._html).append(text)
         elif len(self.attachments) < _ATTACHMENTS:
-            size = f"{len(content) / 1000:.0f} kB" if len(content) >= 1000 else f"{len(content)} B"
-            self.attachments.append((_decoded(name or ""), kind, size))
+            self.attachments.append((_decoded(name or ""), kind, len(content)))
         else:
             self.cut = True
 

@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from portal.languages import N_
 from portal.message import Message, Symbol, Tier, domain, identity
 from portal.render import shown
 
 REASONS = 3  # how many a row shows
-
-
-def N_(text: str) -> str:
-    """Mark a text for translation."""
-    return text
 
 
 # First match wins; `*` as in fnmatch. The names are those of Rspamd's stock configuration
@@ -170,11 +166,13 @@ class Sender:
     """A sender, cleaned for showing: the name never without the address. ``str()`` gives both in one line."""
 
     name: str  # "" when there is none
-    address: str
-    warning: str  # "" or a sentence to show beside it
+    address: str  # "" when there is none
+    warning: str  # "" or a sentence to show beside it, to be translated
+    instead: str = ""  # to show in the place of an address that there is not, to be translated
 
     def __str__(self) -> str:
-        return f"{self.name} <{self.address}>" if self.name else self.address
+        address = self.address or self.instead
+        return f"{self.name} <{address}>" if self.name else address
 
 
 _ADDRESS = re.compile(r"[^\s<>()\[\]\",;:]{1,64}@[^\s<>()\[\]\",;:@]{1,255}")
@@ -190,11 +188,11 @@ def sender_shown(message: Message) -> Sender:
     name, address = _split(message.header_from)
     if not address:
         envelope = message.envelope_sender
-        if envelope is None:
-            return Sender(shown(name, 80), N_("unknown sender"), "")
-        address = envelope or N_("no sender, as automatic replies have")
-        warning = LOOKS_ALIKE if envelope and looks_alike(domain(shown(envelope, 320))) else ""
-        return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
+        if not envelope:
+            instead = N_("unknown sender") if envelope is None else N_("no sender, as automatic replies have")
+            return Sender(shown(name, 80), "", "", instead)
+        warning = LOOKS_ALIKE if looks_alike(domain(shown(envelope, 320))) else ""
+        return Sender(shown(name, 80), _with_punycode(shown(envelope, 120)), warning)
     warning = ""
     others = [other for other in _addresses(name) if other.lower() != address.lower()]
     if others:

@@ -86,6 +86,7 @@ class Acts:
     from_address: str | None  # of our own mail; None: none can be sent
     admin_address: str | None
     is_local: Callable[[str], bool]
+    language_of: Callable[[str], str]  # whoever has an address
     host: str = field(default_factory=socket.getfqdn)
     now: Callable[[], datetime] = utc_now
 
@@ -202,14 +203,15 @@ class Acts:
         return delivery
 
     def alarm(self, subject: str, text: str) -> None:
-        """Tell the administrator something they must look at."""
+        """Tell the administrator something they must look at. In English, like the log it goes with."""
         log.error("alarm: %s", subject)
-        mail = self._mail(self.admin_address, "alarm", subject=subject, text=text)
+        mail = self._mail(self.admin_address, "alarm", language="en", subject=subject, text=text)
         if mail is not None:
             self.store.queue_mail(*mail, self.now())
 
-    def _mail(self, to: str | None, template: str, **values: Any) -> tuple[str, bytes] | None:
-        """A mail of ours, to be queued; None when nobody is to be told or none can be sent."""
+    def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> tuple[str, bytes] | None:
+        """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be
+        sent."""
         if not to or self.from_address is None:
             return None
         id, now = new_id(), self.now()
@@ -220,6 +222,7 @@ class Acts:
             id=id,
             mark=self.links.mark("mail", id),
             now=now,
+            language=language or self.language_of(to),
             public_url=self.links.base_url,
             **values,
         )

@@ -2,7 +2,7 @@
 
 Autoescape, `StrictUndefined`, no logic in templates beyond loops and conditions. Whatever comes from a held mail is
 hostile: `shown()` takes control and bidirectional characters out before a template sees it.
-Texts stand in `{% trans %}` blocks and `_()`, so that languages are added as catalogues alone.
+Texts stand in `{% trans %}` blocks and `_()`; `languages` has what they are in each language.
 
 A site may put templates of its own beside: one of the same relative name is used instead of ours (docs/customise.md).
 One that fails is never a reason to send nothing: ours is used, and it is said loudly.
@@ -15,6 +15,7 @@ import re
 import traceback
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import EmailMessage
@@ -23,8 +24,8 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from babel import Locale
 from jinja2 import (
     Environment,
     FileSystemLoader,
@@ -35,7 +36,8 @@ from jinja2 import (
     meta,
 )
 
-from portal import shipped
+from portal import languages, shipped
+from portal.languages import Language
 from portal.links import MARK_HEADER
 
 log = logging.getLogger("quarantine.render")
@@ -62,10 +64,23 @@ _HIDDEN = re.compile(
 )
 
 
+_UTC = ZoneInfo("UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """A language and the templates in it."""
+
+    language: Language  # with the site's own texts
+    ours: Environment
+    site: Environment | None  # None: the site has no folder
+
+
 class Render:
-    """The templates, ready. ``language`` is a BCP 47 tag, ``site_name`` what the site calls its quarantine ("": as we
-    do), ``site_folder`` holds the site's own ``templates``. ``on_failure`` is told the name of a template of the site
-    that failed and why, once each; it must not raise."""
+    """The templates, ready. ``language`` is the tag of what is spoken where nothing else is asked for, ``site_name``
+    what the site calls its quarantine ("": as we do), ``site_folder`` holds the site's own ``templates`` and
+    ``locale``. ``on_failure`` is told the name of a template of the site that failed and why, once each; it must not
+    raise."""
 
     def __init__(
         self,
@@ -78,16 +93,34 @@ class Render:
         self.language = language
         self.site_name = site_name
         self.folders = [shipped("templates")]
-        self._ours = self._make_environment(self.folders)
-        self._site: Environment | None = None
         if site_folder is not None:
             self.folders.insert(0, site_folder / "templates")
-            self._site = self._make_environment(self.folders)
-        self._names = frozenset(self._ours.list_templates())
+        self._site_folder = site_folder
         self._on_failure = on_failure
         self._failed: set[str] = set()
+        self._spoken: dict[str, _Spoken] = {}
+        self._names = frozenset(self._in(self.language).ours.list_templates())
 
-    def _make_environment(self, folders: list[Path]) -> Environment:
+    def speaks(self, tag: str) -> Language:
+        """A language as this site speaks it."""
+        return self._in(tag).language
+
+    def _in(self, tag: str) -> _Spoken:
+        # An environment for each language: handed to each call instead, `_` would be missing in what a template
+        # imports without its context. Two threads may both make one; either serves.
+        spoken = self._spoken.get(tag)
+        if spoken is None:
+            ours = self._make_environment(self.folders[-1:], speaks := languages.get(tag))
+            site = None
+            if self._site_folder is not None:
+                speaks, problems = languages.of_site(tag, self._site_folder / "locale")
+                site = self._make_environment(self.folders, speaks)
+                for name, said in problems:
+                    log.error("the site's translation is wrong, ours is used instead: %s: %s", name, said)
+            spoken = self._spoken[tag] = _Spoken(speaks, ours, site)
+        return spoken
+
+    def _make_environment(self, folders: list[Path], spoken: Language) -> Environment:
         environment = Environment(
             loader=FileSystemLoader(folders),
             autoescape=lambda name: name is not None and name.endswith(".html"),  # noqa: S701 – texts are not HTML
@@ -98,41 +131,46 @@ class Render:
         )
         # Not the new style: it takes whatever is translated for HTML and for a format, and so would be what stands in
         # a variable: `_(sender)` printed the sender's own tags, and failed at a percent sign.
-        environment.install_null_translations(newstyle=False)  # type: ignore[attr-defined]
+        environment.install_gettext_callables(spoken.gettext, spoken.ngettext, newstyle=False)  # type: ignore[attr-defined]
         environment.filters["shown"] = shown
-        environment.globals["language"] = self.language
-        environment.globals["direction"] = Locale.parse(self.language, sep="-").text_direction
+        environment.filters["number"] = spoken.number
+        environment.filters["size"] = spoken.size
+        environment.filters["utc"] = lambda at: f"{spoken.moment(at, _UTC)} UTC"
+        environment.globals["language"] = spoken.tag
+        environment.globals["direction"] = spoken.direction
         environment.globals["site_name"] = self.site_name
         return environment
 
-    def _render(self, name: str, values: dict[str, Any]) -> str:
-        if self._site is not None:
+    def _render(self, tag: str, name: str, values: dict[str, Any]) -> str:
+        spoken = self._in(tag)
+        if spoken.site is not None:
             try:
-                return self._site.get_template(name).render(values)
+                return spoken.site.get_template(name).render(values)
             except Exception as error:  # whatever a site wrote: a digest goes out all the same
-                self._tell_failure(name, error)
-        return self._ours.get_template(name).render(values)
+                # Only kind and line: an error's own text may quote a subject.
+                self._tell_failure(name, _in_words(error, self.folders[0]))
+        return spoken.ours.get_template(name).render(values)
 
-    def _tell_failure(self, name: str, error: Exception) -> None:
-        """Say once what failed. Only kind and line: an error's own text may quote a subject."""
+    def _tell_failure(self, name: str, said: str) -> None:
+        """Say once what failed."""
         if name in self._failed:
             return
         self._failed.add(name)
-        said = _in_words(error, self.folders[0])
         log.error("the site's template failed, ours is used instead: %s: %s", name, said)
         if self._on_failure is not None:
             self._on_failure(name, said)
 
     def _values_in(self, folder: str) -> set[str]:
         """The values that our own templates in a folder are handed."""
-        assert self._ours.loader is not None  # noqa: S101 - see _make_environment
+        ours = self._in(self.language).ours
+        assert ours.loader is not None  # noqa: S101 - see _make_environment
         names = [name for name in self._names if name.rpartition("/")[0] == folder and name.endswith((".html", ".txt"))]
-        sources = [self._ours.loader.get_source(self._ours, name)[0] for name in names]
-        return set().union(*(meta.find_undeclared_variables(self._ours.parse(source)) for source in sources))
+        sources = [ours.loader.get_source(ours, name)[0] for name in names]
+        return set().union(*(meta.find_undeclared_variables(ours.parse(source)) for source in sources))
 
-    def page(self, name: str, **values: Any) -> str:
-        """The page ``templates/web/NAME.html``."""
-        return self._render(f"web/{name}.html", values)
+    def page(self, name: str, *, language: str = "", **values: Any) -> str:
+        """The page ``templates/web/NAME.html`` in a language."""
+        return self._render(language or self.language, f"web/{name}.html", values)
 
     def mail(
         self,
@@ -143,16 +181,18 @@ class Render:
         id: UUID,
         mark: str,
         now: datetime,
+        language: str = "",
         headers: dict[str, str] | None = None,
         **values: Any,
     ) -> EmailMessage:
-        """A mail from ``templates/mail/NAME/``: subject.txt, body.txt and, if there is one, body.html.
+        """A mail from ``templates/mail/NAME/``: subject.txt, body.txt and, if there is one, body.html, in a language.
 
         Quoted-printable at 76 columns, explicitly: left to itself the package picks 8bit or base64 by content.
         The Message-ID comes from ``id``, so that a mail repeated after a crash carries the same one.
         ``to`` is one address as an envelope wrote it; one beyond ASCII makes a mail for SMTPUTF8 (RFC 6532).
         """
-        subject = _SPACE.sub(" ", self._render(f"mail/{name}/subject.txt", values)).strip()
+        language = language or self.language
+        subject = _SPACE.sub(" ", self._render(language, f"mail/{name}/subject.txt", values)).strip()
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
         mail["From"] = f'"{self.site_name}" <{sender}>' if self.site_name else sender
         mail["To"] = mailbox(to)
@@ -164,11 +204,12 @@ class Render:
         mail[MARK_HEADER] = mark
         for header, value in (headers or {}).items():
             mail[header] = value
-        text = self._render(f"mail/{name}/body.txt", values)
-        mail.set_content(text, cte="quoted-printable")
+        text = self._render(language, f"mail/{name}/body.txt", values)
+        spoken = [f"Content-Language: {language}"]  # RFC 3282
+        mail.set_content(text, cte="quoted-printable", headers=spoken)
         if f"mail/{name}/body.html" in self._names:
-            html = self._render(f"mail/{name}/body.html", values)
-            mail.add_alternative(html, subtype="html", cte="quoted-printable")
+            html = self._render(language, f"mail/{name}/body.html", values)
+            mail.add_alternative(html, subtype="html", cte="quoted-printable", headers=spoken)
         return mail
 
 
@@ -178,18 +219,22 @@ def site_problems(site_folder: Path) -> list[tuple[str, str]]:
     A file that replaces none of ours (it may be included by one that does) is only read.
     """
     folder = site_folder / "templates"
+    found = [problem for tag in languages.TAGS for problem in languages.of_site(tag, site_folder / "locale")[1]]
     if not folder.is_dir():
+        if (site_folder / "locale").is_dir():
+            return found
         return [(str(folder), "is not there or cannot be read, so our own templates are used")]
-    render, found = Render(site_folder=site_folder), []
-    assert render._site is not None  # noqa: S101 - it was given a folder
+    render = Render(site_folder=site_folder)
+    spoken = render._in(render.language)
+    assert spoken.site is not None  # noqa: S101 - it was given a folder
     for name in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.suffix in (".html", ".txt")):
         try:
-            render._site.get_template(name)
-            used = meta.find_undeclared_variables(render._site.parse((folder / name).read_text("utf-8")))
+            spoken.site.get_template(name)
+            used = meta.find_undeclared_variables(spoken.site.parse((folder / name).read_text("utf-8")))
         except Exception as error:
             found.append((name, f"{_in_words(error, folder)}: ours is used instead"))
             continue
-        unknown = used - render._values_in(name.rpartition("/")[0]) - set(render._ours.globals)
+        unknown = used - render._values_in(name.rpartition("/")[0]) - set(spoken.ours.globals)
         if unknown and name in render._names:
             found.append(
                 (name, f"uses {', '.join(sorted(unknown))}, which we do not hand it: ours may be used instead")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, available_timezones
 
+from portal.languages import TAGS
 from portal.message import domain
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def plan_for(settings: DigestSettings, recipient: str, preferences: Preferences)
         Schedule(chosen("schedule", tuple(Schedule)) or default("schedule")),
         tuple(preferences.at or default("at")),
         ZoneInfo(chosen("timezone", zone_names()) or default("timezone")),
-        chosen("language", languages()) or default("language"),
+        chosen("language", TAGS) or default("language"),
     )
 
 
@@ -163,10 +164,3 @@ def plan_for(settings: DigestSettings, recipient: str, preferences: Preferences)
 def zone_names() -> frozenset[str]:
     """All time zones by their IANA names."""
     return frozenset(available_timezones())
-
-
-def languages() -> tuple[str, ...]:
-    """The languages there are, as BCP 47 tags."""
-    from portal.settings import Language  # which needs this module for its own values
-
-    return get_args(Language)

@@ -34,6 +34,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from portal.errors import SettingsError
+from portal.languages import TAGS, Tag
 from portal.links import KEY_BYTES
 from portal.schedule import MAX_TIMES, Schedule
 
@@ -205,7 +206,6 @@ def _only_in_the_file(value: Any) -> Any:
 
 Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidator(_hours)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
-Language = Literal["en"]
 
 
 class DomainDigest(Section):
@@ -214,7 +214,7 @@ class DomainDigest(Section):
     at: Hours | None = None
     timezone: ZoneName | None = None
     schedule: Schedule | None = None
-    language: Language | None = None
+    language: Tag | None = None
 
 
 class DigestSettings(Section):
@@ -229,7 +229,11 @@ class DigestSettings(Section):
         description="On which days: `daily`, `weekdays` (Monday to Friday), one day of the week like `monday`, or "
         "`never`.",
     )
-    language: Language = Field("en", description="Language of digests and pages.")
+    language: Tag = Field(
+        "en",
+        description=f"Language of digests, mails and pages: {', '.join(f'`{tag}`' for tag in TAGS)}. Where nobody is "
+        "known yet, pages speak the browser's.",
+    )
     domains: Annotated[dict[str, DomainDigest], BeforeValidator(_only_in_the_file)] = Field(
         {},
         description="Other defaults for the recipients of one domain: `at`, `timezone`, `schedule`, `language` in a "

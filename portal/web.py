@@ -18,6 +18,7 @@ from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
 
 from portal.assemble import Parts
 from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreUnavailable
+from portal.languages import N_
 from portal.web_exporter import ExporterEndpoint, is_export
 from portal.web_http import Web, json_answer
 from portal.web_links import LinkPages
@@ -142,9 +143,11 @@ def _guarded(web: Web, callback: Callable[..., HTTPResponse]) -> Callable[..., H
             if answer is None:
                 log.exception("failed %s %s", request.method, request.route.rule)
                 answer = web.notice(
-                    "Something went wrong",
-                    "This is our fault, and it was noted. No mail is lost. Please try again; if it stays, tell your "
-                    "administrator when it happened.",
+                    N_("Something went wrong"),
+                    N_(
+                        "This is our fault, and it was noted. No mail is lost. Please try again; if it stays, tell "
+                        "your administrator when it happened."
+                    ),
                     500,
                 )
             elif isinstance(error, StoreUnavailable):
@@ -159,36 +162,38 @@ def _failure(web: Web, error: Exception) -> HTTPResponse | None:
     match error:
         case LinkExpired():
             return web.notice(
-                "This link is too old",
-                "Links in a mail work for a limited time. Sign in to see what is held for you.",
+                N_("This link is too old"),
+                N_("Links in a mail work for a limited time. Sign in to see what is held for you."),
                 410,
                 sign_in=True,
             )
         case BodyMissing():
             return web.notice(
-                "This mail is no longer here",
-                "It was removed from the quarantine meanwhile. Ask its sender to send it again.",
+                N_("This mail is no longer here"),
+                N_("It was removed from the quarantine meanwhile. Ask its sender to send it again."),
                 410,
             )
         case LinkInvalid() | NotFound():
             # One page for both: whether a mail exists is nobody's business.
             return web.notice(
-                "This does not work (any more)",
-                "The link may have been cut by a mail program or revoked, or the mail is no longer kept. Sign in to "
-                "see what is held for you.",
+                N_("This does not work (any more)"),
+                N_(
+                    "The link may have been cut by a mail program or revoked, or the mail is no longer kept. Sign in "
+                    "to see what is held for you."
+                ),
                 404,
                 sign_in=True,
             )
         case NotAllowed():
             return web.notice(
-                "Only an administrator can do that",
-                "This mail may do harm. Its page has a button to ask your administrator for it.",
+                N_("Only an administrator can do that"),
+                N_("This mail may do harm. Its page has a button to ask your administrator for it."),
                 403,
             )
         case StoreUnavailable():
             return web.notice(
-                "Please try again soon",
-                "The quarantine cannot be reached at the moment. No mail is lost. Wait a minute, then try again.",
+                N_("Please try again soon"),
+                N_("The quarantine cannot be reached at the moment. No mail is lost. Wait a minute, then try again."),
                 503,
                 Retry_After="60",
             )
@@ -197,10 +202,10 @@ def _failure(web: Web, error: Exception) -> HTTPResponse | None:
 
 
 _BOTTLE_ERRORS = {
-    400: ("That did not arrive whole", "The request could not be understood. Go back and try again."),
-    404: ("Nothing here", "There is no such page. Your held mail is on the start page."),
-    405: ("Not like this", "This address does not take such a request. Start again from the start page."),
-    413: ("Too much", "The form was larger than any of ours. Go back and try again."),
+    400: (N_("That did not arrive whole"), N_("The request could not be understood. Go back and try again.")),
+    404: (N_("Nothing here"), N_("There is no such page. Your held mail is on the start page.")),
+    405: (N_("Not like this"), N_("This address does not take such a request. Start again from the start page.")),
+    413: (N_("Too much"), N_("The form was larger than any of ours. Go back and try again.")),
 }
 
 
@@ -209,7 +214,7 @@ def _bottle_error(web: Web, error: HTTPError) -> HTTPResponse:
     if error.status_code not in _BOTTLE_ERRORS:
         log.error("answered %s", error.status_line, exc_info=error.exception)
     title, text = _BOTTLE_ERRORS.get(
-        error.status_code, ("Something went wrong", "This is our fault, and it was noted. Please try again.")
+        error.status_code, (N_("Something went wrong"), N_("This is our fault, and it was noted. Please try again."))
     )
     if request.method == "POST" and request.path == "/":
         return json_answer(error.status_code, {"error": text})

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from bottle import HTTPResponse, request
 
 from portal.errors import AlreadyDone, NotAllowed, NotFound, RelayDeferred, RelayRefused, StoreUnavailable
+from portal.languages import N_
 from portal.links import Action, Link
 from portal.message import Delivery, State, Tier
 from portal.ranking import known_senders, ranked
@@ -62,8 +63,11 @@ class DigestPages:
             self._revoke(recipient)
             # No way back to the page: this link was revoked with the others.
             return self._web.notice(
-                "Links revoked",
-                "The links in all digests sent to you until now do nothing any more. Your next digest brings new ones.",
+                N_("Links revoked"),
+                N_(
+                    "The links in all digests sent to you until now do nothing any more. Your next digest brings new "
+                    "ones."
+                ),
                 200,
                 sign_in=True,
             )

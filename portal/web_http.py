@@ -17,16 +17,18 @@ from urllib.parse import unquote, urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from babel.dates import format_datetime
 from bottle import HTTPResponse, request
 
 from portal import __version__
 from portal.assemble import Parts
+from portal.languages import N_, Language, negotiated
 from portal.message import Actor, Delivery, Message, State, Tier
 from portal.reasons import Sender, explain, sender_shown, why
 from portal.render import shown
+from portal.schedule import Preferences, plan_for
 
 _SYMBOLS = 60  # shown of one mail
+_LANGUAGE = "quarantine.language"  # of the request, in its environ
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 # Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
@@ -89,11 +91,11 @@ class Web:
     def page(self, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """The page ``templates/web/NAME.html``."""
         values = {"signed_in": None, "form_token": "", "script": False, **values}
-        html = self.parts.render.page(name, root=self.root, version=__version__, **values)
+        html = self.parts.render.page(name, language=self.language.tag, root=self.root, version=__version__, **values)
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
 
     def notice(self, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str) -> HTTPResponse:
-        """A page that says one thing and what to do about it."""
+        """A page that says one thing and what to do about it; both are translated here."""
         answer = self.page("notice", status, title=title, text=text, sign_in=sign_in)
         for header, value in headers.items():
             answer.set_header(header.replace("_", "-"), value)
@@ -130,11 +132,27 @@ class Web:
         if origin == self.origin or (origin is None and site in (None, "same-origin", "none")):
             return
         raise self.notice(
-            "This came from another site",
-            "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or open "
-            "this portal by its usual address.",
+            N_("This came from another site"),
+            N_(
+                "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or "
+                "open this portal by its usual address."
+            ),
             403,
         )
+
+    # ---- whom a page speaks to
+
+    def speak_to(self, recipient: str, preferences: Preferences) -> None:
+        """From here on this request's pages are for a recipient, in the language that is theirs."""
+        request.environ[_LANGUAGE] = plan_for(self.parts.settings.digest, recipient, preferences).language
+
+    @property
+    def language(self) -> Language:
+        """The language of this request's pages: the recipient's once known, until then the browser's."""
+        tag = request.environ.get(_LANGUAGE) or negotiated(
+            request.environ.get("HTTP_ACCEPT_LANGUAGE", ""), self.parts.settings.digest.language
+        )
+        return self.parts.render.speaks(tag)
 
     # ---- cookies
 
@@ -171,11 +189,8 @@ class Web:
     # ---- values for templates
 
     def when(self, at: datetime, zone: ZoneInfo | None = None) -> str:
-        """A moment in a time zone, else the site's, and in its language."""
-        zone = zone or self._zone
-        return format_datetime(
-            at.astimezone(zone), "EEEE d MMMM y, HH:mm", tzinfo=zone, locale=self.parts.render.language
-        )
+        """A moment in a time zone, else the site's, in words."""
+        return self.language.moment(at, zone or self._zone)
 
     def row(self, delivery: Delivery) -> Row:
         """A delivery for a template."""
@@ -191,7 +206,7 @@ class Web:
             state_at=self.when(delivery.state_at),
             reason=shown(delivery.reason, 300),
             declined=bool(delivery.reason) and delivery.state is State.HELD and self._declined(delivery),
-            size=size_words(message.size_bytes),
+            size=self.language.size(message.size_bytes),
         )
 
     def _declined(self, delivery: Delivery) -> bool:
@@ -203,8 +218,8 @@ class Web:
         """What Rspamd found, the weightiest first, for the template's ``findings``: score, and symbols in words."""
         symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
         return {
-            "score": "" if message.score is None else f"{message.score:.1f}",
-            "symbols": [(shown(s.name, 80), f"{s.score:.1f}", explain(s)) for s in symbols[:_SYMBOLS]],
+            "score": "" if message.score is None else self.language.score(message.score),
+            "symbols": [(shown(s.name, 80), self.language.score(s.score), explain(s)) for s in symbols[:_SYMBOLS]],
         }
 
 
@@ -212,13 +227,6 @@ def json_answer(status: int, value: Mapping[str, Any], headers: Mapping[str, str
     """An answer for machines."""
     body = json.dumps(value).encode() + b"\n"
     return HTTPResponse(body, status, {"Content-Type": "application/json", **(headers or {})})
-
-
-def size_words(size_bytes: int) -> str:
-    """A size as people read it."""
-    if size_bytes < 1000:
-        return f"{size_bytes} B"
-    return f"{size_bytes / 1000:.0f} kB" if size_bytes < 999_500 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def sha256(*words: str) -> bytes:

@@ -16,6 +16,7 @@ from uuid import UUID
 from bottle import HTTPResponse, request
 
 from portal.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
+from portal.languages import N_
 from portal.links import Action, Link
 from portal.message import Delivery, State, Tier
 from portal.stores import Opening
@@ -104,7 +105,10 @@ class LinkPages:
         return delivery
 
     def _check_revoked(self, link: Link, recipient: str) -> None:
-        valid_from = self._store.person(recipient).links_valid_from
+        """Raise LinkInvalid if it was; pages speak the recipient's language from here on."""
+        person = self._store.person(recipient)
+        self._web.speak_to(recipient, person.preferences)
+        valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
 
@@ -114,8 +118,8 @@ class LinkPages:
         openings = self._store.record_opening(recipient, link.issued_at, opening, since)
         if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
             raise self._web.notice(
-                "Too many at once",
-                "The links of this mail are being opened very often. Wait a minute, then open this one again.",
+                N_("Too many at once"),
+                N_("The links of this mail are being opened very often. Wait a minute, then open this one again."),
                 429,
                 Retry_After="60",
             )

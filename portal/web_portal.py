@@ -14,8 +14,8 @@ from bottle import HTTPResponse
 
 from portal import preview
 from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
+from portal.languages import N_
 from portal.message import Delivery, Event, State, parse_id
-from portal.reasons import N_
 from portal.web_http import Row, Web, sha256
 from portal.web_preferences import PreferencePages
 
@@ -138,6 +138,7 @@ class PortalPages:
         # A domain that is no longer ours ends its people's sessions.
         if session is None or recipient is None or not self._web.parts.settings.is_local(recipient):
             raise self._web.see_other("/sign-in")
+        self._web.speak_to(recipient, self._store.person(recipient).preferences)
         return recipient, session
 
     def _session_of_form(self) -> tuple[str, str]:
@@ -146,8 +147,8 @@ class PortalPages:
         recipient, session = self._session()
         if not self._web.parts.links.form_token_fits(session, self._web.form("form_token")):
             raise self._web.notice(
-                "This form is from an earlier session",
-                "Nothing was done. Go back, load the page again and press the button once more.",
+                N_("This form is from an earlier session"),
+                N_("Nothing was done. Go back, load the page again and press the button once more."),
                 403,
             )
         return recipient, session

@@ -13,14 +13,13 @@ from datetime import time, timedelta
 from functools import cache
 from uuid import UUID
 
-from babel import Locale
 from bottle import HTTPResponse
 
+from portal.languages import N_, TAGS, own_name
 from portal.links import Action
 from portal.message import new_id
-from portal.reasons import N_
 from portal.render import shown
-from portal.schedule import MAX_TIMES, Preferences, Schedule, languages, plan_for, zone_names
+from portal.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
 from portal.stores import Asked, Person
 from portal.web_http import Web
 
@@ -106,9 +105,9 @@ class PreferencePages:
             usual_schedule=_SCHEDULES[usual.schedule],
             usual_at=", ".join(f"{at:%H:%M}" for at in usual.at),
             usual_zone=_words(usual.zone.key),
-            usual_language=_own_name(usual.language),
+            usual_language=own_name(usual.language),
             zones=_zones(fields.timezone),
-            languages=[(tag, _own_name(tag)) for tag in languages()],
+            languages=[(tag, own_name(tag)) for tag in TAGS],
         )
 
     def change(self, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
@@ -131,14 +130,17 @@ class PreferencePages:
             done = _ASKED[self._store.ask_for_digest(recipient, now, now - _ASKED_EVERY)]
         else:
             raise self._web.notice(
-                "That did not work", "Nothing was chosen. Go back and press one of the buttons.", 400
+                N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
             )
         log.info("preferences recipient=%s change=%s %s", recipient, wanted, done)
         if wanted == "revoke" and not form_token:
             # No way back to the page: this link was revoked with the others.
             return self._web.notice(
-                "Links revoked",
-                "The links in all digests sent to you until now do nothing any more. Your next digest brings new ones.",
+                N_("Links revoked"),
+                N_(
+                    "The links in all digests sent to you until now do nothing any more. Your next digest brings new "
+                    "ones."
+                ),
                 200,
                 sign_in=True,
             )
@@ -163,6 +165,7 @@ class PreferencePages:
                 id=id,
                 mark=parts.links.mark("mail", id),
                 now=now,
+                language=plan_for(parts.settings.digest, recipient, person.preferences).language,
                 recipient=shown(person.address),
                 preferences=parts.links.url(Action.PREFERENCES, digest_id, 0, now),
                 portal=f"{parts.settings.public_url}/",
@@ -197,7 +200,7 @@ class PreferencePages:
         for name, value, known in (
             ("schedule", schedule, tuple(Schedule)),
             ("timezone", timezone, zone_names()),
-            ("language", language, languages()),
+            ("language", language, TAGS),
         ):
             if value and value not in known:
                 wrong[name] = shown(value, 40)
@@ -220,12 +223,6 @@ def _time(text: str) -> time:
     if not colon or not (hour + minute).isascii() or not hour.isdigit() or not minute.isdigit() or len(minute) != 2:
         raise ValueError("not HH:MM")
     return time(int(hour), int(minute))
-
-
-def _own_name(language: str) -> str:
-    """What a language calls itself."""
-    name = Locale.parse(language, sep="-").get_display_name() or language
-    return name[:1].upper() + name[1:]
 
 
 def _words(zone: str) -> str:

@@ -19,6 +19,7 @@ from bottle import HTTPResponse, request
 from portal.errors import LinkInvalid
 from portal.message import identity, new_id, random_token
 from portal.render import shown
+from portal.schedule import plan_for
 from portal.stores import SignIn, SignInLimits
 from portal.web_http import Web, sha256
 
@@ -50,8 +51,9 @@ class SignInPages:
         browser, token = self._browser() or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**6):06d}"
         recipient, now = identity(address if _is_plain(address) else _NOBODY), self._web.now()
-        known = self._store.person(recipient).address
-        to = (known or address) if self._may_sign_in(recipient) else ""
+        person = self._store.person(recipient)
+        language = plan_for(self._web.parts.settings.digest, recipient, person.preferences).language
+        to = (person.address or address) if self._may_sign_in(recipient) else ""
         sign_in = SignIn(
             token_sha256=sha256(token),
             # A code alone is soon guessed from its hash; together with the browser's secret it is not.
@@ -62,7 +64,7 @@ class SignInPages:
             created_at=now,
             expires_at=now + _LIFETIME,
         )
-        sent = self._store.start_sign_in(sign_in, SignInLimits(), to, self._mail(to, token, code))
+        sent = self._store.start_sign_in(sign_in, SignInLimits(), to, self._mail(to, token, code, language))
         log.info("sign-in asked peer=%s local=%s within_limits=%s", sign_in.client_ip, bool(to), sent)
         answer = self._web.see_other("/sign-in/code")
         self._web.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
@@ -135,7 +137,7 @@ class SignInPages:
         browser = self._browser()
         return browser is not None and secrets.compare_digest(sha256(browser), sign_in.browser_sha256)
 
-    def _mail(self, to: str, token: str, code: str) -> bytes:
+    def _mail(self, to: str, token: str, code: str, language: str) -> bytes:
         parts, id, now = self._web.parts, new_id(), self._web.now()
         mail = parts.render.mail(
             "signin",
@@ -144,6 +146,7 @@ class SignInPages:
             id=id,
             mark=parts.links.mark("mail", id),
             now=now,
+            language=language,
             url=f"{parts.settings.public_url}/sign-in/{token}/",
             code=f"{code[:3]} {code[3:]}",
             public_url=parts.settings.public_url,

@@ -82,6 +82,7 @@ def make_acts(store: Store, clock: Clock) -> MakeActs:
             render=Render(),
             from_address="quarantine@example.org",
             admin_address=ADMIN,
+            language_of=lambda address: "en",
             is_local=lambda address: address.endswith("@example.org"),
             host="portal.example.org",
             now=clock,

@@ -1,0 +1,276 @@
+"""Languages: which one is spoken to whom, what a translation may not do, dates and numbers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import SMTP
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from babel.messages import Catalog
+
+from digest.run import send_all
+from portal import languages
+from portal.assemble import Parts
+from portal.languages import TAGS, faults, negotiated
+from portal.links import Action
+from portal.message import Actor, Tier
+from portal.render import Render, site_problems
+from portal.schedule import Preferences
+from tests.builders import ALICE
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+AT = datetime(2026, 11, 21, 13, 5, tzinfo=UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+
+# ---- which language
+
+
+@pytest.mark.parametrize(
+    ("asked", "spoken"),
+    [
+        ("de", "de"),
+        ("de-AT,de;q=0.9,en;q=0.8", "de"),
+        ("DE-ch", "de"),
+        ("en-US,en;q=0.9", "en"),
+        ("tlh, de;q=0.5, en;q=0.4", "de"),
+        ("en;q=0.4, de;q=0.5", "de"),
+        ("de;q=0, en;q=0.1", "en"),
+        ("tlh", "en"),
+        ("*", "en"),
+        ("", "en"),
+        (";;,=,q=1,de;q=x,\x00" * 500, "en"),
+        ("de;q=0.5;x=y, " * 500, "en"),
+    ],
+)
+def test_a_browser_gets_the_language_it_asks_for(asked: str, spoken: str) -> None:
+    assert negotiated(asked, "en") == spoken
+
+
+def test_a_browser_that_asks_for_none_of_ours_gets_the_sites() -> None:
+    assert negotiated("tlh", "de") == negotiated("", "de") == "de"
+
+
+_DOMAIN = '[digest.domains."example.org"]\nlanguage = "de"'
+PLACES = {  # who is known where: `lang` of what is shown
+    "a person's own": ("", Preferences(language="de"), "de"),
+    "their domain's": (_DOMAIN, Preferences(), "de"),
+    "their own before their domain's": (_DOMAIN, Preferences(language="en"), "en"),
+    "the site's": ('[digest]\nlanguage = "de"', Preferences(), "de"),
+    "one that is gone": ("", Preferences(language="tlh"), "en"),
+}
+
+
+@pytest.mark.parametrize(("settings", "chosen", "spoken"), PLACES.values(), ids=PLACES)
+def test_a_person_is_spoken_to_in_their_language_everywhere(
+    make_parts: Callable[..., Parts], tmp_path: Path, settings: str, chosen: Preferences, spoken: str
+) -> None:
+    """Whatever their browser asks for: it may be another's."""
+    make_parts()  # leaves an empty file there
+    (tmp_path / "quarantine.toml").write_text(settings)
+    with SmtpServer() as server:
+        site = Site(make_parts(mail__url=server.url, mail__admin_address="admin@example.com"))
+        held, grave = site.hold(), site.hold(tier=Tier.DANGEROUS)
+        site.store.set_preferences(ALICE, chosen)
+        send_all(site.parts, site.now, recipient=ALICE)
+        digest = bytes(server.mails[0].data)
+    other = {"Accept-Language": "en" if spoken == "de" else "de"}
+    pages = [
+        site.browser().get(site.link(Action.RELEASE, held), headers=other),
+        site.browser().get(site.link(Action.SHOW, held), headers=other),
+        site.signed_in(ALICE).get("/", headers=other),
+        site.signed_in(ALICE).get(f"/messages/{held.id}/", headers=other),
+        site.signed_in(ALICE).get("/messages/00000000-0000-7000-8000-000000000000/", headers=other),
+        site.signed_in(ALICE).get("/preferences", headers=other),
+    ]
+    assert [re.search(r'<html lang="([\w-]+)" dir="ltr">', page.text)[1] for page in pages] == [spoken] * len(pages)
+    assert languages_of(digest) == [spoken] * 3
+    site.browser().post("/sign-in", {"address": ALICE}, headers=other)
+    site.parts.acts.ask(grave.id, 0, Actor("recipient"))
+    site.parts.acts.refuse(grave.id, 0, Actor("operator"), "no")
+    # The administrator has no domain of their own here, so the site's; whoever was refused has theirs.
+    site_language = site.parts.settings.digest.language
+    assert [set(languages_of(mail)) for _, mail in queued(site)] == [{spoken}, {site_language}, {spoken}]
+
+
+def languages_of(data: bytes) -> list[str]:
+    """What each part of a mail, and each HTML page in it, say that they speak."""
+    mail = message_from_bytes(data, policy=SMTP)
+    parts = [part for part in mail.walk() if not part.is_multipart()]
+    html = [str(part.get_content()) for part in parts if part.get_content_type() == "text/html"]
+    return [
+        *(str(part["Content-Language"]) for part in parts),
+        *(re.search(r'<html lang="([\w-]+)" dir=', text)[1] for text in html),
+    ]
+
+
+def queued(site: Site) -> list[tuple[str, bytes]]:
+    """Our own mail that waits, in order."""
+    found = []
+    while True:
+        with site.store.sending(site.now) as mail:
+            if mail is None:
+                return found
+            found.append((mail.to, mail.mail))
+
+
+def test_who_is_not_known_is_spoken_to_as_their_browser_asks(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(digest__language="en"))
+    browser = site.browser()
+    for path, words in (
+        ("/sign-in", "Geben Sie Ihre E-Mail-Adresse ein"),
+        ("/link/nonsense/", "Das geht nicht (mehr)"),
+        ("/nowhere", "Hier ist nichts"),
+    ):
+        assert words in browser.get(path, headers={"Accept-Language": "de-CH, en;q=0.5"}).text
+        assert words not in browser.get(path, headers={"Accept-Language": "tlh"}).text
+    # What a machine reads stays English.
+    answer = browser.post("/", headers={"Accept-Language": "de"}, body=b"x")
+    assert "ä" not in answer.text and answer.status in (400, 401, 403)
+
+
+def test_a_strangers_sign_in_says_nothing_by_its_language(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts())
+    site.hold()
+    site.store.set_preferences(ALICE, Preferences(language="de"))
+    pages = []
+    for address in (ALICE, "nobody-at-all@example.org"):
+        browser = site.browser()
+        pages.append(browser.follow(browser.post("/sign-in", {"address": address}), "/sign-in").text)
+    assert pages[0] == pages[1]
+
+
+# ---- what a translation may do
+
+_PO = """msgid ""
+msgstr ""
+"Content-Type: text/plain; charset=utf-8\\n"
+"Plural-Forms: nplurals=2; plural=(n != 1);\\n"
+"""
+
+
+def put(folder: Path, tag: str, text: str) -> None:
+    path = languages.po_file(folder / "locale", tag)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_PO + text, "utf-8")
+
+
+BROKEN = {
+    "a placeholder is missing": ("All links here lead to %(host)s.", "Alle Links.", "placeholders differ: %(host)s"),
+    "a placeholder too many": ("Save", "%(name)s", "placeholders differ: %(name)s"),
+    "a placeholder of another name": ("Size: %(size)s", "Größe: %(groesse)s", "placeholders differ"),
+    "a placeholder cut short": ("Size: %(size)s", "Größe: %(size)", "placeholders differ"),
+    "a bare percent sign": ("Size: %(size)s", "100 % von %(size)s", "placeholders differ: %"),
+    "markup too much": ("Save", "<b>Sichern</b>", "its markup differs"),
+    "markup not closed": ("Sign in as <bdi>%(recipient)s</bdi>", "Als <bdi>%(recipient)s", "its markup differs"),
+    "a bare ampersand": ("Save", "Sichern & schließen", "its markup differs"),
+    "an attribute": (
+        "Sign in as <bdi>%(recipient)s</bdi>",
+        "Als <bdi onclick=x>%(recipient)s</bdi>",
+        "its markup differs",
+    ),
+}
+
+
+@pytest.mark.parametrize(("english", "said", "fault"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_translation_is_found(english: str, said: str, fault: str) -> None:
+    catalogue = Catalog("de")
+    catalogue.add(english, said)
+    found = [text for _, text in faults(catalogue)]
+    assert len(found) == 1 and found[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("tag", "forms", "fault"),
+    [
+        ("de", ("eine E-Mail", "%(number)s E-Mails"), ""),
+        ("de", ("%(number)s E-Mail", "E-Mails"), "placeholders differ: %(number)s"),
+        ("de", ("%(number)s E-Mails",), "it has 1 plural forms, not 2"),
+        ("de", ("eine E-Mail", ""), "plural form 1 is missing"),
+        # French says one form for 0 and for 1, so it needs the number.
+        ("fr", ("un message", "%(number)s messages"), "placeholders differ: %(number)s"),
+        ("pl", ("1 mail", "%(number)s maile", "%(number)s maili"), ""),
+        ("ja", ("%(number)s 件",), ""),
+    ],
+)
+def test_plural_forms_are_counted_and_need_their_number(tag: str, forms: tuple[str, ...], fault: str) -> None:
+    catalogue = Catalog(tag)
+    catalogue.add(("%(number)s mail", "%(number)s mails"), forms)
+    assert [text for _, text in faults(catalogue)] == ([fault] if fault else [])
+
+
+NASTY = '"><script>alert(1)</script> 100% %s %(count)s {{ 7*7 }} &amp; Release'
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
+    """A value in a translated text, one beside it, and one that is itself a text of ours."""
+    page = Render(tag).page(
+        "sign-in-link", recipient=NASTY, alone=False, script=False, signed_in=NASTY, form_token="", root="", version="1"
+    )
+    assert "<script" not in page and "49" not in page
+    once = "&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt; 100% %s %(count)s {{ 7*7 }} &amp;amp; Release"
+    assert page.count(f"<bdi>{once}</bdi>") == 3
+    assert (
+        Render(tag)
+        .page("sign-in-link", recipient="Release", alone=False, script=False, signed_in=None, root="", version="1")
+        .count("<bdi>Release</bdi>")
+        == 2
+    ), "not translated"
+
+
+def test_a_site_has_words_of_its_own(tmp_path: Path) -> None:
+    put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "Hereinspaziert"\n')
+    put(tmp_path, "en", 'msgid "Sign in"\nmsgstr "Come in"\n')
+    render = Render("de", site_folder=tmp_path)
+    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
+    assert "Hereinspaziert" in german and "Link senden" in german, "the rest is ours"
+    assert "Come in" in english and "Send me a link" in english
+    assert site_problems(tmp_path) == []
+
+
+def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "<h1>Hinein"\n\nmsgid "Send me a link"\nmsgstr "Her damit"\n')
+    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    page = Render("de", site_folder=tmp_path).page("sign-in", **values)
+    assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
+    assert site_problems(tmp_path) == [("locale/de/LC_MESSAGES/quarantine.po", "line 5: its markup differs")]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
+        "the site's translation is wrong, ours is used instead: locale/de/LC_MESSAGES/quarantine.po: line 5: "
+        "its markup differs"
+    ]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"nonsense\n"])
+def test_a_file_of_a_site_that_is_none_stops_nothing(tmp_path: Path, text: bytes) -> None:
+    put(tmp_path, "de", "")
+    languages.po_file(tmp_path / "locale", "de").write_bytes(text)
+    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
+    assert "cannot be read" in site_problems(tmp_path)[0][1]
+
+
+# ---- dates and numbers
+
+
+@pytest.mark.parametrize(
+    ("tag", "moment", "short", "number", "score", "size"),
+    [
+        ("en", "Saturday, 21 November 2026, 14:05", "Sat 21 Nov, 14:05", "12,345", "17.5", "12 kB"),
+        ("de", "Samstag, 21. November 2026, 14:05", "Sa., 21. Nov., 14:05", "12.345", "17,5", "12 kB"),
+    ],
+)
+def test_dates_and_numbers_are_written_as_cldr_has_them(
+    tag: str, moment: str, short: str, number: str, score: str, size: str
+) -> None:
+    spoken = languages.get(tag)
+    assert spoken.moment(AT, BERLIN) == moment
+    assert spoken.short_moment(AT, BERLIN) == short
+    assert (spoken.number(12345), spoken.score(17.5), spoken.size(12_300)) == (number, score, size)
