@@ -20,10 +20,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -237,15 +238,25 @@ def exporter_conf(name: str, url: str) -> str:
     return text.replace("http://127.0.0.1:8081/", url)
 
 
-def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_on_reject: bool) -> list[str]:
-    """Write a whole configuration below ``home``; the arguments that make rspamd and rspamadm use it."""
+def write_rspamd(
+    home: Path,
+    conf: str,
+    ports: tuple[int, int, int],
+    *,
+    discard_on_reject: bool = False,
+    modules: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """Write a whole configuration below ``home``; the arguments that make rspamd and rspamadm use it.
+
+    ``modules`` that are off otherwise are on, with these lines of their own.
+    """
     milter, scan, controller = ports
     (home.parent / "hyperscan").mkdir(exist_ok=True)
     shutil.chown(home.parent / "hyperscan", "_rspamd")
     for name in ("local.d", "override.d", "db", "run", "log", "maps.d", "plugins.d"):
         (home / name).mkdir(parents=True, exist_ok=True)
     for module in _OFF:
-        (home / f"local.d/{module}.conf").write_text("enabled = false;\n")
+        (home / f"local.d/{module}.conf").write_text(modules.get(module, "enabled = false;\n"))
     (home / "local.d/metadata_exporter.conf").write_text(conf)
     # Debian's actions.conf does not name these two.
     (home / "local.d/actions.conf").write_text(
@@ -253,7 +264,8 @@ def write_rspamd(home: Path, conf: str, ports: tuple[int, int, int], *, discard_
     )
     override = {
         # Compiling takes Rspamd 15 s, so all of a session share what was compiled.
-        "options.inc": f"""filters = "chartable,regexp"; hs_cache_dir = "{home.parent}/hyperscan";
+        "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";
+hs_cache_dir = "{home.parent}/hyperscan";
 dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; retransmits = 1; }}
 control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";""",
         "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
@@ -272,10 +284,10 @@ control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db
 
 
 @contextmanager
-def rspamd(home: Path, conf: str, *, discard_on_reject: bool = False) -> Iterator[Rspamd]:
-    """Run Debian's Rspamd with ``conf`` as metadata_exporter.conf."""
+def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
+    """Run Debian's Rspamd with ``conf`` as metadata_exporter.conf; ``more`` is for `write_rspamd`."""
     ports = free_port(), free_port(), free_port()
-    variables = write_rspamd(home, conf, ports, discard_on_reject=discard_on_reject)
+    variables = write_rspamd(home, conf, ports, **more)
     subprocess.run(["chown", "-R", "_rspamd:_rspamd", home], check=True)
     command = ["rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", "/etc/rspamd/rspamd.conf", *variables]
     log = home / "log/rspamd.log"
@@ -293,11 +305,12 @@ def rspamd(home: Path, conf: str, *, discard_on_reject: bool = False) -> Iterato
 
 
 class Postfix:
-    """A whole Postfix: a scanning listener, one whose Rspamd discards rejects, and the shipped release listener."""
+    """A whole Postfix: a scanning listener, one whose Rspamd discards rejects, one that offers no extension of SMTP as
+    old relays do, and the shipped release listener."""
 
     def __init__(self, home: Path, milter: int, discarding_milter: int) -> None:
         self.home = home
-        self.smtp, self.smtp_discarding, self.release = free_port(), free_port(), free_port()
+        self.smtp, self.smtp_discarding, self.smtp_old, self.release = (free_port() for _ in range(4))
         self._milters = milter, discarding_milter
 
     def maildir(self, recipient: str) -> list[bytes]:
@@ -333,7 +346,7 @@ class Postfix:
             "".join(
                 f"/^{name}(\\+.*)?@example\\.org$/  {name}/\n" for name in ("alice", "bob", "mallory", "postmaster")
             )
-            + "/^quo ted@example\\.org$/  quoted/\n"
+            + "/^quo ted@example\\.org$/  quoted/\n/^jürgen@example\\.org$/  juergen/\n"
         )
         shipped = (DEPLOY / "postfix/main.cf.part").read_text()
         assert "inet:127.0.0.1:11332" in shipped
@@ -374,6 +387,8 @@ smtpd_error_sleep_time = 0
             f"""127.0.0.1:{self.smtp} inet n - n - - smtpd
 127.0.0.1:{self.smtp_discarding} inet n - n - - smtpd
   -o smtpd_milters=inet:127.0.0.1:{self._milters[1]}
+127.0.0.1:{self.smtp_old} inet n - n - - smtpd
+  -o smtpd_discard_ehlo_keywords=smtputf8,8bitmime,pipelining,dsn,chunking,size,vrfy,etrn,enhancedstatuscodes
 pickup    unix  n - n 60 1 pickup
 cleanup   unix  n - n - 0 cleanup
 qmgr      unix  n - n 300 1 qmgr
@@ -407,7 +422,7 @@ postlog   unix-dgram n - n - 1 postlogd
         self.write()
         subprocess.run(["postfix", "-c", self.home, "start"], check=True, capture_output=True)
         try:
-            for port in (self.smtp, self.smtp_discarding, self.release):
+            for port in (self.smtp, self.smtp_discarding, self.smtp_old, self.release):
                 wait_for(lambda port=port: connects(port), saying=self.log)
             yield self
         finally:
