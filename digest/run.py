@@ -21,7 +21,7 @@ from portal.errors import AlreadyDone, QuarantineError, RelayDeferred, RelayRefu
 from portal.message import Delivery, State, new_id
 from portal.ranking import known_senders
 from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
-from portal.stores import Digest
+from portal.stores import Digest, Store
 
 log = logging.getLogger("quarantine.digest")
 
@@ -31,6 +31,9 @@ FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
 LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
+_CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
+_CLOCK_JUMP = timedelta(days=4)  # more than a long weekend without the process
+_CLOCK_TRUSTED = timedelta(hours=20)
 
 Stopped = Callable[[], bool]  # whether to leave off before the next mail
 
@@ -278,10 +281,30 @@ def send_queued(parts: Parts, now: datetime, *, stopped: Stopped = _never) -> in
 
 
 def daily(parts: Parts, now: datetime) -> None:
-    """Make what the coming days need and remove what is past retention. Raises StoreUnavailable."""
+    """Make what the coming days need and, where the clock is steady, remove what is past retention.
+
+    Raises StoreUnavailable.
+    """
     parts.store.prepare_days(now)
-    purged = parts.store.purge(now - timedelta(days=parts.settings.store.retention_days), now)
-    log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
+    if _steady(parts.store, now):
+        purged = parts.store.purge(now - timedelta(days=parts.settings.store.retention_days), now)
+        log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
+
+
+def _steady(store: Store, now: datetime) -> bool:
+    """Whether the clock has gone on without a jump since the day before: one that is a year ahead would purge all.
+
+    After a jump, or days in which this did not run – which look the same – there is a day to set the clock right.
+    """
+    since, noted = now, store.recall(_CLOCK)
+    if noted is not None:
+        first, last = (datetime.fromisoformat(moment) for moment in noted.split())
+        if abs(now - last) <= _CLOCK_JUMP:
+            since = first
+        else:
+            log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", last, now)
+    store.remember(_CLOCK, f"{since.isoformat()} {now.isoformat()}", replace=True)
+    return now - since >= _CLOCK_TRUSTED
 
 
 def find_news(parts: Parts, now: datetime) -> int:
@@ -292,7 +315,7 @@ def find_news(parts: Parts, now: datetime) -> int:
     """
     mended = parts.store.mend_times(now)
     if mended:
-        log.warning("a clock was ahead: planned anew for recipients=%d", mended)
+        log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
     found = parts.store.find_news(now - NEWS_LOOKED_FOR, parts.settings.local_domains)
     if found:
         log.info("found news for recipients=%d", found)

@@ -541,9 +541,23 @@ def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: Sm
 
 def test_daily_work_removes_what_is_past_retention(mailing: Parts) -> None:
     held = hold(mailing.store)
-    run.daily(mailing, now() + 29 * DAY)
+    for days in range(30):
+        run.daily(mailing, now() + days * DAY)
     assert mailing.store.deliveries(held.id)
     run.daily(mailing, now() + 31 * DAY)
+    assert mailing.store.find(str(held.id)) == []
+
+
+def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts) -> None:
+    held, at = hold(mailing.store), now()
+    run.daily(mailing, at)
+    for jumped in (366 * DAY, 366 * DAY + timedelta(hours=19), timedelta(hours=20), -366 * DAY, timedelta(hours=21)):
+        run.daily(mailing, at + jumped)
+        run.daily(mailing, at + jumped + timedelta(minutes=1))  # started again
+    assert mailing.store.deliveries(held.id)
+    for days in (40, 41):  # nothing ran for long, and then it did
+        assert mailing.store.find(str(held.id))
+        run.daily(mailing, at + days * DAY)
     assert mailing.store.find(str(held.id)) == []
 
 

@@ -1165,6 +1165,24 @@ def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
     assert store.mend_times(at) == 0
 
 
+def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(store: Store) -> None:
+    put_off, later = hold(store), hold(store)
+    at = now()
+    ahead = at + 365 * DAY
+    defer(store, put_off, ahead)
+    defer(store, later, at)
+    store.queue_mail(ALICE, b"from a year ahead", ahead)
+    assert not store.due_releases(at, 10)
+    assert store.mend_times(at) == 2
+    assert list(store.due_releases(at, 10)) == [(put_off.id, 0)]
+    with store.sending(at) as mail:
+        assert mail is not None
+        assert mail.mail == b"from a year ahead"
+    with store.sending(at) as mail:
+        assert mail is None
+    assert store.mend_times(at) == 0
+
+
 def test_claims_that_live_are_not_mended(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()

@@ -436,10 +436,10 @@ class Store(ABC):
 
     @abstractmethod
     def mend_times(self, now: datetime) -> int:
-        """Undo what a clock that was ahead left behind; returns how many recipients that concerned.
+        """Undo what a clock that was ahead left behind; returns how many recipients, releases and mails that concerned.
 
-        Digests planned more than ten days ahead are undecided again, claims and retries of digests that live for more
-        than a day are over, and digests asked for later than ``now`` were not.
+        Digests planned more than ten days ahead are undecided again, claims and retries that live for more than a day
+        are over, of digests, releases and our own mail, and digests asked for later than ``now`` were not.
         """
 
     @abstractmethod

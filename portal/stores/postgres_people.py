@@ -158,13 +158,21 @@ class PostgresPeople(PostgresWishes):
     def mend_times(self, now: datetime) -> int:
         planned, claimed = now + _PLANNED_AT_MOST, now + _CLAIMED_AT_MOST
         with self.database.transaction() as connection:
-            return connection.execute(
+            mended = connection.execute(
                 "update recipient set next_digest_at = case when next_digest_at <= %s then next_digest_at end,"
                 " lease_until = case when lease_until <= %s then lease_until end,"
                 " asked_at = case when asked_at <= %s then asked_at end"
                 " where next_digest_at > %s or lease_until > %s or asked_at > %s",
                 [planned, claimed, now, planned, claimed, now],
             ).rowcount
+            mended += connection.execute(
+                "update delivery set next_try_at = %s where state = 'releasing' and next_try_at > %s", [now, claimed]
+            ).rowcount
+            mended += connection.execute(
+                "update outgoing set next_try_at = %s, queued_at = least(queued_at, %s) where next_try_at > %s",
+                [now, now, claimed],
+            ).rowcount
+        return mended
 
     def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         with self.database.transaction() as connection:

@@ -112,14 +112,23 @@ class SqlitePeople(SqliteWishes):
             )
 
     def mend_times(self, now: datetime) -> int:
+        planned, claimed, at = (to_micros(now + much) for much in (_PLANNED_AT_MOST, _CLAIMED_AT_MOST, timedelta()))
         with self.db.write() as connection:
-            return connection.execute(
+            mended = connection.execute(
                 "UPDATE person SET next_digest_at = iif(next_digest_at <= ?1, next_digest_at, NULL), "
                 "claim_until = iif(claim_until <= ?2, claim_until, NULL), "
                 "asked_at = iif(asked_at <= ?3, asked_at, NULL) "
                 "WHERE next_digest_at > ?1 OR claim_until > ?2 OR asked_at > ?3",
-                (to_micros(now + _PLANNED_AT_MOST), to_micros(now + _CLAIMED_AT_MOST), to_micros(now)),
+                (planned, claimed, at),
             ).rowcount
+            mended += connection.execute(
+                "UPDATE delivery SET next_try_at = ? WHERE state = 'releasing' AND next_try_at > ?", (at, claimed)
+            ).rowcount
+            mended += connection.execute(
+                "UPDATE outgoing SET next_try_at = ?1, queued_at = min(queued_at, ?1) WHERE next_try_at > ?2",
+                (at, claimed),
+            ).rowcount
+        return mended
 
     def due_digests(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         with self.db.read() as connection:

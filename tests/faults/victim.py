@@ -22,13 +22,13 @@ from typing import Any
 import psycopg
 
 import digest.__main__  # noqa: F401 - loaded before the fork
-import portal.stores.files
-import portal.stores.postgres  # noqa: F401 - as well
 from digest import run
 from portal.assemble import Parts, assemble
 from portal.render import Render
 from portal.settings import load_from
 from portal.stores import Store
+from portal.stores.files import FileStore
+from portal.stores.postgres import PostgresStore
 
 JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "find-news": run.find_news,
@@ -57,9 +57,8 @@ class Point:
 def work(environ: Mapping[str, str], point: Point, at: datetime, nth: int, statement: int) -> None:
     """Do the point's jobs as of ``at`` and die at its ``nth`` occurrence; within a transaction at that statement."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the test's
+    _Striker(point.where, nth, statement).surround()
     parts = assemble(load_from(dict(environ))[0])
-    striker = _Striker(point.where, nth, statement)
-    striker.surround(type(parts.store))
     if point.where == "any moment":
         threading.Thread(target=_die_later, args=(random.Random(nth * 100 + statement).uniform(0, 0.06),)).start()
     for job in point.jobs:
@@ -110,11 +109,12 @@ class _Striker:
     def commits(self) -> bool:
         return bool(self.statements) and self.where.startswith("commit of ")
 
-    def surround(self, store: type[Store]) -> None:
-        for name in ("find_news", "schedule", "purge", "prepare_days"):
-            self._round_a_call(store, name)
-        for name in ("digesting", "sending"):
-            self._round_a_claim(store, name)
+    def surround(self) -> None:
+        for store in (FileStore, PostgresStore):
+            for name in ("find_news", "schedule", "purge", "prepare_days"):
+                self._round_a_call(store, name)
+            for name in ("digesting", "sending"):
+                self._round_a_claim(store, name)
         self._round_statements()
         self._round_the_socket()
         make = Render.mail
