@@ -25,6 +25,8 @@ from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +35,7 @@ from portal import __version__
 from portal.assemble import Parts, assemble, log_to_stderr
 from portal.errors import QuarantineError, StoreUnavailable
 from portal.message import identity
+from portal.overdue import watch
 from portal.release import retry_due, utc_now
 from portal.render import shown
 from portal.settings import Settings, load
@@ -40,6 +43,7 @@ from portal.settings import Settings, load
 log = logging.getLogger("quarantine.digest")
 
 RETRY_SECONDS = 5  # how often a store that is down at the start is tried
+SHOWN = 100  # digests sent, each in a row of the summary; more are shown by number
 GRACE_SECONDS = 2.0  # for the mail being sent when we are told to stop; uWSGI kills after about three
 
 
@@ -105,12 +109,13 @@ def _opened(settings: Settings) -> Parts:
 
 def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
     zone = parts.settings.digest.timezone
+    pace = work.Pace(parts.settings.digest.per_minute)
 
     def digests() -> None:
         while True:
             while work.schedule_news(parts, utc_now()) == work.PAGE and not stopped():
                 pass  # after a long stop there are many
-            summary = work.send_due(parts, utc_now(), stopped=stopped)
+            summary = work.send_due(parts, utc_now(), stopped=stopped, pace=pace)
             if not summary.sent or summary.given_up or stopped():
                 return
 
@@ -121,6 +126,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
         ("mails", lambda: work.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
         ("releases", lambda: retry_due(parts.acts), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
+        ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: work.find_news(parts, utc_now()), IntervalTrigger(hours=1), soon),
         ("daily", lambda: work.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
@@ -212,10 +218,33 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
             if dry_run:
                 _show_preview(parts, who)
                 return
-            summary = work.resend(parts, moment, who) if resend and who else work.send_all(parts, moment, recipient=who)
+            if resend and who:
+                summary = work.resend(parts, moment, who)
+            else:
+                with _progress() as progress:
+                    pace = work.Pace(parts.settings.digest.per_minute)
+                    summary = work.send_all(parts, moment, recipient=who, pace=pace, progress=progress)
         finally:
             parts.store.close()
     _show(summary)
+
+
+@contextmanager
+def _progress() -> Iterator[work.Progress | None]:
+    """A bar on the terminal, with the time that is left; elsewhere the log is all."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    console = Console(stderr=True)
+    columns = ("{task.completed} of {task.total} digests", BarColumn(), TimeRemainingColumn())
+    handler = RichHandler(console=console, show_path=False)  # lines of the log stand above the bar
+    usual, logging.root.handlers = logging.root.handlers, [handler]
+    try:
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        logging.root.handlers = usual
 
 
 def _show_preview(parts: Parts, recipient: str | None) -> None:
@@ -239,8 +268,12 @@ def _show(summary: work.Summary) -> None:
         _print("Nobody has news: no digest was sent.")
         return
     table = Table("recipient", "messages", "")
-    for recipient, count in summary.sent:
+    shortened = len(summary.sent) > SHOWN
+    for recipient, count in summary.sent[: 0 if shortened else None]:
         table.add_row(Text(shown(recipient)), str(count), "sent")
+    if shortened:
+        told = sum(count for _, count in summary.sent)
+        table.add_row(f"{len(summary.sent)} recipients", str(told), "sent")
     for recipient, reason in summary.skipped:
         table.add_row(Text(shown(recipient)), "", Text(f"not sent: {shown(reason)}"))
     for recipient, reason in summary.failed:

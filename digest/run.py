@@ -7,9 +7,11 @@ begins; within a call time goes on from there, so that a claim made late in a lo
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
@@ -17,18 +19,32 @@ from uuid import UUID
 
 from digest.compose import compose
 from portal.assemble import Parts
-from portal.errors import AlreadyDone, QuarantineError, RelayDeferred, RelayRefused, SettingsError, StoreUnavailable
+from portal.errors import (
+    QuarantineError,
+    RelayDeferred,
+    RelayRefused,
+    RelayUnreachable,
+    SettingsError,
+    StoreUnavailable,
+)
 from portal.message import Delivery, State, new_id
+from portal.overdue import count_run
 from portal.ranking import known_senders
+from portal.relay import Connection
 from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
-from portal.stores import Digest, Store
+from portal.stores import LEASE, Digest, Store, Unsent
 
 log = logging.getLogger("quarantine.digest")
 
 PAGE = 500  # recipients looked up at once
-DELIVERIES = 5_000  # of one recipient in one digest; the rest stays news and follows the next day
+DIGESTS = 5_000  # in one run, so that those who became due meanwhile get their times in between
+AHEAD = 4  # digests claimed for each connection at once
+DELIVERIES = 5_000  # in one digest, and in all that are claimed at once; the rest stays news and follows the next day
+LEFT_OF_LEASE = timedelta(seconds=40)  # a mail takes 30 s at most; with less left of its claim it is not begun
 FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
+TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
+BACK_OFF_MAX = timedelta(hours=1)
 LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
 _CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
@@ -49,7 +65,30 @@ class Summary:
     sent: list[tuple[str, int]] = field(default_factory=list)  # recipient, deliveries told of
     skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; all is well
     failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; tried again later
+    refused: int = 0  # of the failed, those whose next digest is the next try
     given_up: bool = False  # left off early: several failed in a row
+
+
+Progress = Callable[[int, int], None]  # told after each recipient: how many are done, of how many
+
+
+class Pace:
+    """At most so many mails a minute, over all runs of a process; 0: as fast as it goes. Thread-safe."""
+
+    def __init__(self, per_minute: int = 0) -> None:
+        self.per_minute = per_minute
+        self._next = 0.0  # in time.monotonic()
+        self._lock = threading.Lock()
+
+    def wait(self, stopped: Stopped) -> None:
+        """Return when it is the caller's turn, or when `stopped`."""
+        if not self.per_minute:
+            return
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + 60 / self.per_minute
+        while (left := turn - time.monotonic()) > 0 and not stopped():
+            time.sleep(min(left, 0.2))
 
 
 def clock(now: datetime) -> Callable[[], datetime]:
@@ -96,33 +135,31 @@ def why_not(parts: Parts, recipient: str) -> str:
 # ---- digests
 
 
-def send_due(parts: Parts, now: datetime, limit: int = PAGE, *, stopped: Stopped = _never) -> Summary:
-    """Send the digests that are due, longest waiting first, at most ``limit``, over one connection.
+def send_due(
+    parts: Parts, now: datetime, limit: int = DIGESTS, *, stopped: Stopped = _never, pace: Pace | None = None
+) -> Summary:
+    """Send the digests that are due, longest waiting first, at most ``limit``, over the connections of the settings.
 
     Each recipient stands alone: one whose digest fails leaves the others. Raises StoreUnavailable.
     """
-    with Run(parts, now) as run:
-        for recipient in parts.store.due_digests(now, limit):
-            if stopped() or run.summary.given_up:
-                break
-            if run.may_tell(recipient):
-                run.send(recipient)
-            else:
-                # Out of the way, or the longest waiting would be the same strangers for ever.
-                planned = parts.store.person(recipient).next_digest_at
-                parts.store.schedule(recipient, run.clock() + LOOKED_AT_AGAIN, instead_of=planned)
-        return run.summary
+    run = Run(parts, now, stopped=stopped, pace=pace)
+    run.send(run.due(limit))
+    return run.summary
 
 
-def send_all(parts: Parts, now: datetime, *, recipient: str | None = None) -> Summary:
+def send_all(
+    parts: Parts,
+    now: datetime,
+    *,
+    recipient: str | None = None,
+    pace: Pace | None = None,
+    progress: Progress | None = None,
+) -> Summary:
     """Send what is not announced yet whatever the hour, to everybody or to one recipient. Raises StoreUnavailable."""
-    with Run(parts, now) as run:
-        for person in [recipient] if recipient else everybody_with_news(parts):
-            if run.summary.given_up:
-                break
-            if run.may_tell(person):
-                run.send(person, at_once=True)
-        return run.summary
+    people = [recipient] if recipient else list(everybody_with_news(parts))
+    run = Run(parts, now, pace=pace, progress=progress and (lambda done: progress(done, len(people))))
+    run.send(run.named(people))
+    return run.summary
 
 
 def everybody_with_news(parts: Parts) -> Iterator[str]:
@@ -138,87 +175,246 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
 
     Claims and announces nothing. Raises StoreUnavailable.
     """
-    with Run(parts, now) as run:
-        digest = parts.store.last_digest(recipient)
-        if not run.may_tell(recipient):
-            return run.summary
-        if digest is None:
-            run.summary.skipped.append((recipient, "has had no digest yet"))
-        elif not any(delivery.state is State.HELD for delivery in digest.deliveries):
-            run.summary.skipped.append((recipient, "nothing of the last digest is still held"))
-        else:
-            run.repeat(replace(digest, issued_at=now.replace(microsecond=0)))
+    run = Run(parts, now)
+    digest = parts.store.last_digest(recipient)
+    if not run.may_tell(recipient):
         return run.summary
+    if digest is None:
+        run.summary.skipped.append((recipient, "has had no digest yet"))
+    elif not any(delivery.state is State.HELD for delivery in digest.deliveries):
+        run.summary.skipped.append((recipient, "nothing of the last digest is still held"))
+    else:
+        run.repeat(replace(digest, issued_at=now.replace(microsecond=0)))
+    return run.summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    digest: Digest
+    known: Collection[str]  # senders whose mail this recipient got released
+    until: datetime  # the claim's end
 
 
 class Run:
-    """One run: a clock, one connection that is opened when first needed, and what came of it."""
+    """One run: a clock, a few connections with a thread each, and what came of it.
 
-    def __init__(self, parts: Parts, now: datetime) -> None:
+    A thread takes a claimed digest, composes it, sends it, and goes on once it is recorded: whenever the process dies,
+    at most one digest for each connection is sent a second time.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        now: datetime,
+        *,
+        stopped: Stopped = _never,
+        pace: Pace | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         self.parts = parts
         self.clock = clock(now)
         self.summary = Summary()
-        self._stack = ExitStack()
-        self._connection = self._stack.enter_context(parts.mailer.connection())
+        self._stopped, self._pace, self._progress = stopped, pace or Pace(), progress
+        self._settling = _Settling(parts.store, self.clock)
+        self._guard = threading.Lock()  # over what is noted
+        self._source = threading.Lock()  # over what is claimed
+        self._batches: Iterator[Sequence[Digest]] = iter(())
+        self._waiting: deque[_Claimed] = deque()
+        self._error: BaseException | None = None
         self._in_a_row = 0
 
-    def __enter__(self) -> Run:
-        return self
+    # ---- whose digests
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def due(self, limit: int) -> Iterator[Sequence[Digest]]:
+        """Claimed digests that are due, longest waiting first."""
+        left = limit
+        while left > 0:
+            digests = self.parts.store.claim_digests(self.clock(), min(self._ahead, left), DELIVERIES).digests
+            if not digests:
+                return
+            left -= len(digests)
+            yield digests
+
+    def named(self, recipients: Sequence[str]) -> Iterator[Sequence[Digest]]:
+        """Claimed digests of these recipients, whatever the hour."""
+        left = deque(who for who in recipients if self.may_tell(who))
+        while left:
+            some = [left.popleft() for _ in range(min(self._ahead, len(left)))]
+            claims = self.parts.store.claim_digests(self.clock(), len(some), DELIVERIES, only=some, at_once=True)
+            claimed = {digest.recipient for digest in claims.digests}
+            left.extendleft(who for who in reversed(some) if who not in claimed and who not in claims.refused)
+            for who, why in claims.refused.items():
+                self._note(skipped=(who, str(why)))
+            yield claims.digests
+
+    @property
+    def _ahead(self) -> int:
+        """How many are claimed at once: few enough for each to be sent long before its claim ends."""
+        count = AHEAD * self.parts.settings.digest.connections
+        return min(count, max(1, self._pace.per_minute // 4)) if self._pace.per_minute else count
 
     def may_tell(self, recipient: str) -> bool:
         """Whether this recipient may be mailed; notes it when not."""
         reason = why_not(self.parts, recipient)
         if reason:
-            self.summary.skipped.append((recipient, reason))
+            self._note(skipped=(recipient, reason))
         return not reason
 
-    def send(self, recipient: str, *, at_once: bool = False) -> None:
-        """Claim, compose and send one recipient's digest; whatever fails is noted and logged."""
+    # ---- sending
+
+    def send(self, batches: Iterator[Sequence[Digest]]) -> None:
+        """Send all of these. Raises StoreUnavailable when no more can be claimed; what was sent is recorded."""
+        self._batches = batches
+        began = time.monotonic()
+        helpers: list[threading.Thread] = []
         try:
-            with self.parts.store.digesting(recipient, self.clock(), DELIVERIES, at_once=at_once) as digest:
-                if digest.deliveries:
-                    reply = self._mail(digest, digest.id)
-        except AlreadyDone as error:
-            self.summary.skipped.append((recipient, str(error)))
-        except Exception as error:
-            self._failed(recipient, error)
-        else:
-            self._in_a_row = 0
+            self._fill()  # here, since most runs find nothing to do
+            connections = min(self.parts.settings.digest.connections, len(self._waiting))
+            helpers = [threading.Thread(target=self._over_a_connection) for _ in range(connections - 1)]
+            for helper in helpers:
+                helper.start()
+            if connections:
+                self._over_a_connection()
+        except BaseException as error:  # ctrl-C as well: the others end their mail
+            self._error = self._error or error
+        for helper in helpers:
+            helper.join()
+        with suppress(QuarantineError):  # else their claims run out
+            self._settling.settle(unsent=[Unsent(claimed.digest) for claimed in self._waiting])
+        self._tell_of_the_run(time.monotonic() - began)
+        if self._error is not None:
+            raise self._error
+
+    def _over_a_connection(self) -> None:
+        try:
+            with self.parts.mailer.connection() as connection:
+                while not self._over():
+                    self._pace.wait(self._over)
+                    claimed = self._next()
+                    if claimed is None:
+                        return
+                    self._tell(claimed, connection)
+        except BaseException as error:
+            self._error = self._error or error
+
+    def _over(self) -> bool:
+        return self._stopped() or self.summary.given_up or self._error is not None
+
+    def _next(self) -> _Claimed | None:
+        with self._source:
+            if not self._waiting:
+                self._fill()
+            return self._waiting.popleft() if self._waiting and not self._over() else None
+
+    def _fill(self) -> None:
+        """Claim until there is something to send, or nothing left to claim."""
+        while not self._waiting and not self._over():
+            # Before the claim: a moment later it would end earlier than we think.
+            until = self.clock() + LEASE
+            digests = next(self._batches, None)
+            if digests is None:
+                return
+            told: list[Digest] = []
+            strangers: list[Digest] = []
+            for digest in digests:
+                (told if self.may_tell(digest.recipient) else strangers).append(digest)
+            if strangers:
+                # Out of the way, or the longest waiting would be the same strangers for ever.
+                later = self.clock() + LOOKED_AT_AGAIN
+                self._settling.settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
+            known = known_senders(self.parts.store, [d.recipient for d in told if len(d.deliveries) > 1])
+            self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
+
+    def _tell(self, claimed: _Claimed, connection: Connection) -> None:
+        """Compose and send a claimed digest and record what came of it; whatever fails is noted and logged."""
+        digest, reply = claimed.digest, ""
+        try:
             if digest.deliveries:
-                self._sent(digest, digest.id, reply)
+                mail = self._mail(digest, digest.id, claimed.known)
+                if self.clock() > claimed.until - LEFT_OF_LEASE:
+                    self._settling.settle(unsent=[Unsent(digest)])
+                    return
+                reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
+        except BaseException as error:
+            unsent = self._unsent(digest, error)
+            try:
+                self._settling.settle(unsent=[unsent])
+            except QuarantineError as unrecorded:
+                log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
+            if not isinstance(error, Exception):
+                raise
+            self._failed(digest.recipient, error, refused=unsent.due_at is not None)
+            return
+        try:
+            self._settling.settle(sent=[digest])
+        except Exception as error:
+            if digest.deliveries:
+                log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
+            self._failed(digest.recipient, error)
+            return
+        self._in_a_row = 0
+        if digest.deliveries:
+            self._sent(digest, digest.id, reply)
 
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
         mail_id = new_id(self.clock())
+        known = known_senders(self.parts.store, [digest.recipient]).get(digest.recipient, ())
         try:
-            reply = self._mail(digest, mail_id)
+            mail = self._mail(digest, mail_id, known)
+            reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except Exception as error:
             self._failed(digest.recipient, error)
         else:
             self._sent(digest, mail_id, reply)
 
-    def _mail(self, digest: Digest, mail_id: UUID) -> str:
-        mail = digest_mail(self.parts, digest, self.clock(), mail_id).as_bytes()
-        return self._connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
+    def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str]) -> bytes:
+        return digest_mail(self.parts, digest, self.clock(), mail_id, known).as_bytes()
+
+    def _unsent(self, digest: Digest, error: BaseException) -> Unsent:
+        """When a digest that failed is tried again: soon, later and later, or when the next one is due."""
+        now = self.clock()
+        if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
+            return Unsent(digest, not_before=now + LEASE)
+        said = str(error) if isinstance(error, QuarantineError) else "internal error"
+        if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
+            next_time = plan_of(self.parts, digest.recipient, digest.preferences).next_time(now)
+            return Unsent(digest, due_at=next_time or now + LOOKED_AT_AGAIN, failure=said)
+        return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=said)
+
+    # ---- what came of it
+
+    def _note(
+        self,
+        *,
+        sent: tuple[str, int] | None = None,
+        skipped: tuple[str, str] | None = None,
+        failed: tuple[str, str] | None = None,
+    ) -> None:
+        with self._guard:
+            self.summary.sent += [sent] if sent else []
+            self.summary.skipped += [skipped] if skipped else []
+            self.summary.failed += [failed] if failed else []
+            if self._progress is not None:
+                self._progress(len(self.summary.sent) + len(self.summary.skipped) + len(self.summary.failed))
 
     def _sent(self, digest: Digest, mail_id: UUID, reply: str) -> None:
         count = sum(delivery.state is State.HELD for delivery in digest.deliveries)
-        self.summary.sent.append((digest.recipient, count))
+        self._note(sent=(digest.recipient, count))
         log.info("digest sent id=%s recipient=%s messages=%d: %s", mail_id, digest.recipient, count, reply)
 
-    def _failed(self, recipient: str, error: Exception) -> None:
+    def _failed(self, recipient: str, error: Exception, *, refused: bool = False) -> None:
         if isinstance(error, QuarantineError):
             log.warning("digest failed recipient=%s: %s", recipient, error)
         else:
             log.error("digest failed recipient=%s", recipient, exc_info=error)
-        self.summary.failed.append((recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
-        self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
-        if self._hopeless(error):
-            log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
-            self.summary.given_up = True
+        self._note(failed=(recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
+        with self._guard:  # also while we look at the mail server: those who fail meanwhile wait for what we find
+            self.summary.refused += refused
+            self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
+            if not self.summary.given_up and self._hopeless(error):
+                log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
+                self.summary.given_up = True
 
     def _hopeless(self, error: Exception) -> bool:
         """Whether this is about the mail server or the store, and not about single recipients."""
@@ -230,8 +426,76 @@ class Run:
             return isinstance(error, StoreUnavailable)
         return self._in_a_row >= DEFERRALS_IN_A_ROW
 
+    def _tell_of_the_run(self, seconds: float) -> None:
+        summary = self.summary
+        if not (summary.sent or summary.failed):
+            return
+        deferred = len(summary.failed) - summary.refused
+        log.info(
+            "digests: sent=%d deferred=%d refused=%d not told=%d in %.1f s",
+            len(summary.sent), deferred, summary.refused, len(summary.skipped), seconds,
+        )  # fmt: skip
+        try:
+            count_run(
+                self.parts.store,
+                self.clock(),
+                sent=len(summary.sent),
+                deferred=deferred,
+                refused=summary.refused,
+                seconds=seconds,
+            )
+        except QuarantineError as error:
+            log.error("digests: the run is not counted: %s", error)
 
-def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> EmailMessage:
+
+class _Settling:
+    """Records what several threads did: those who come while one is at it wait, and the next takes them all along."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+        self._store, self._clock = store, clock
+        self._gate, self._guard = threading.Lock(), threading.Lock()
+        self._waiting: list[_Entry] = []
+
+    def settle(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
+        """`Store.settle_digests`; returns or raises when that is done."""
+        if not sent and not unsent:
+            return
+        entry = _Entry(sent, unsent)
+        with self._guard:
+            self._waiting.append(entry)
+        with self._gate:
+            if not entry.settled:
+                with self._guard:
+                    together, self._waiting = self._waiting, []
+                self._settle(together)
+        if entry.error is not None:
+            raise entry.error
+
+    def _settle(self, together: Sequence[_Entry]) -> None:
+        sent = [digest for entry in together for digest in entry.sent]
+        unsent = [each for entry in together for each in entry.unsent]
+        error: Exception | None = None
+        for _ in range(2):  # after a lost connection there is a new one, and settling twice does no harm
+            try:
+                self._store.settle_digests(sent, unsent, self._clock())
+            except Exception as met:
+                error = met
+            else:
+                error = None
+                break
+        for entry in together:
+            entry.settled, entry.error = True, error
+
+
+@dataclass(slots=True)
+class _Entry:
+    sent: Sequence[Digest]
+    unsent: Sequence[Unsent]
+    settled: bool = False
+    error: Exception | None = None
+
+
+def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
     """The mail of a digest by the settings. Raises SettingsError without mail.from_address."""
     settings = parts.settings
     if settings.mail.from_address is None:
@@ -248,7 +512,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID) -> E
         now=now,
         language=plan.language,
         mail_id=mail_id,
-        known=known_senders(parts.store, [digest.recipient]).get(digest.recipient, ()),
+        known=known,
     )
 
 

@@ -72,5 +72,9 @@ class RelayDeferred(QuarantineError):
     """The mail server cannot take it now (4xx, no connection, time-out): try again later."""
 
 
+class RelayUnreachable(RelayDeferred):
+    """No mail server that takes any mail of ours: says nothing about this one."""
+
+
 class RelayRefused(QuarantineError):
     """The mail server will never take it (5xx, an address it cannot express): give up, show the reason."""

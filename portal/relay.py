@@ -27,7 +27,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from portal.errors import RelayDeferred, RelayRefused
+from portal.errors import RelayDeferred, RelayRefused, RelayUnreachable
 from portal.wire import path, wire
 
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
@@ -101,9 +101,10 @@ class Connection:
         begin with a dot get another (RFC 5321, 4.5.2), and the last line is ended if it was not.
         ``has_8bit``: some octet is above 127.
 
-        Raises RelayDeferred or RelayRefused with a line of at most 300 characters that names the step. When
-        ``chunks`` raises, the connection is cut before the final dot, so that no server takes the mail for complete,
-        and the exception goes on. A connection that the server closed between two mails is made anew, once.
+        Raises RelayDeferred (RelayUnreachable before the server was told of any mail) or RelayRefused with a line of
+        at most 300 characters that names the step. When ``chunks`` raises, the connection is cut before the final
+        dot, so that no server takes the mail for complete, and the exception goes on. A connection that the server
+        closed between two mails is made anew, once.
         """
         sender, to = path(envelope_sender, is_sender=True), path(recipient, is_sender=False)
         deadline = time.monotonic() + self._total_seconds
@@ -166,7 +167,10 @@ class Connection:
         if self._session is None or self._session.sock is None:
             self._session = _Session(self._server, self._reply_seconds, deadline)
             self._transaction_open = False
-            self._session.open()
+            try:
+                self._session.open()
+            except _Lost as error:
+                raise RelayUnreachable(str(error)) from error
         self._session.deadline = deadline
         return self._session
 

@@ -24,6 +24,7 @@ import pytest
 
 from digest import run
 from portal.assemble import Parts
+from portal.errors import StoreUnavailable
 from portal.links import MARK_HEADER, Action
 from portal.message import State, Tier, identity
 from portal.relay import Relay
@@ -157,7 +158,7 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
                 assert mailing.store.delivery(link.id, link.number).recipient == mail.recipients[0]
     assert [d.announced_at for d in mailing.store.deliveries(shared) if d.announced_at is None] == []
     assert tick(mailing, tomorrow() + DAY).sent == []
-    assert server.connections == 1
+    assert server.connections == 2
 
 
 def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -372,8 +373,12 @@ def test_what_the_mail_server_does_not_take_is_told_later(
     assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
     server.script.clear()
     assert tick(mailing, at + timedelta(seconds=1)).sent == [], "not at once"
-    assert tick(mailing, at + timedelta(hours=2)).sent == [(ALICE, 1)]
+    refused = behaviour.startswith("55")
+    assert summary.refused == refused
+    assert (tick(mailing, at + timedelta(hours=2)).sent == []) == refused
+    assert (tick(mailing, at + DAY).sent == [(ALICE, 1)]) == refused, "a refusal waits for the next digest's turn"
     assert told(server) == [ALICE]
+    assert mailing.store.failing(10) == []
 
 
 def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpServer) -> None:
@@ -390,7 +395,9 @@ def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpSe
     assert not summary.given_up
     server.script.clear()
     assert sorted(r for r, _ in tick(mailing, at + 2 * LEASE).sent) == [people[n] for n in (2, 3, 4, 5, 7)]
-    assert [r for r, _ in tick(mailing, at + timedelta(hours=2)).sent] == [people[6]]
+    [failing] = mailing.store.failing(10)
+    assert (failing.recipient, failing.failure) == (people[6], "RCPT TO: 550 5.1.1 nobody")
+    assert [r for r, _ in tick(mailing, at + DAY).sent] == [people[6]]
     assert told(server) == people
 
 
@@ -404,10 +411,11 @@ def test_a_mail_server_that_is_down_is_not_hammered(
     at = tomorrow()
     summary = tick(mailing, at)
     assert summary.given_up
-    assert len(summary.failed) == tried
+    connections = mailing.settings.digest.connections
+    assert tried <= len(summary.failed) < tried + connections, "what was on its way when it was enough"
     server.script.clear()
-    assert len(tick(mailing, at + timedelta(seconds=1)).sent) == 30 - tried
-    assert len(tick(mailing, at + 2 * LEASE).sent) == tried
+    assert len(tick(mailing, at + timedelta(seconds=1)).sent) == 30 - len(summary.failed)
+    assert len(tick(mailing, at + 2 * LEASE).sent) == len(summary.failed)
     assert told(server) == people
 
 
@@ -418,7 +426,8 @@ def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_mes
     hold(first.store, recipients=[ALICE])
     at = tomorrow()
     server.script["BODY"] = [lambda _line: first.store.close()]
-    assert [recipient for recipient, _ in tick(first, at).failed] == [ALICE]
+    with pytest.raises(StoreUnavailable):
+        tick(first, at)
     assert tick(second, at + timedelta(seconds=5)).sent == [], "the claim still lives"
     assert tick(second, at + 2 * LEASE).sent == [(ALICE, 1)]
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == 1
@@ -438,7 +447,7 @@ def test_a_process_killed_while_sending_leaves_nobody_untold(
         processes[0].wait()
 
     server.script[verb] = [None, kill]  # the second time
-    processes.append(program("once"))
+    processes.append(program("once", QUARANTINE_DIGEST__CONNECTIONS="1"))
     assert processes[0].wait(60) == -signal.SIGKILL
     run.send_all(mailing, now() + 2 * LEASE)
     assert sorted(set(told(server))) == people
@@ -459,7 +468,7 @@ def test_processes_killed_at_any_moment_leave_nobody_untold(
     dice, at, kills = random.Random(0), now(), 0
     for _ in range(40):
         at += 2 * LEASE
-        process = program("once", "--now", at.isoformat())
+        process = program("once", "--now", at.isoformat(), QUARANTINE_DIGEST__CONNECTIONS="1")
         before = len(server.mails)
         wait_until(lambda: len(server.mails) >= before + dice.randrange(8) or process.poll() is not None)
         time.sleep(dice.random() / 50)
@@ -472,6 +481,92 @@ def test_processes_killed_at_any_moment_leave_nobody_untold(
     assert len(server.mails) <= len(people) + kills
     assert {d.announced_at is None for h in held for d in mailing.store.deliveries(h.id)} == {False}
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == len(people)
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
+@pytest.mark.parametrize("behaviour", ["421 4.3.2 closing", DROP, HANG, "450 4.0.0 later", "gibberish"])
+def test_nothing_is_lost_whatever_one_of_several_connections_meets(
+    make_parts: MakeParts, server: SmtpServer, verb: str, behaviour: str
+) -> None:
+    parts = make_parts(mail__url=server.url, digest__connections=3)
+    people = [f"p{n:02}@example.org" for n in range(9)]
+    held = hold(parts.store, recipients=people)
+    server.script[verb] = [None, behaviour]  # the second time
+    at = tomorrow()
+    summary = tick(replace(parts, mailer=Relay(server.url, reply_seconds=0.5)), at)
+    assert len(summary.sent) + len(summary.failed) == len(people)
+    assert len(summary.failed) == 1
+    announced = {d.recipient for d in parts.store.deliveries(held.id) if d.announced_at}
+    assert announced == {who for who, _ in summary.sent}
+    assert told(server) == sorted(announced), "what was not answered does not count as sent"
+    assert [who for who, _ in tick(parts, at + 2 * LEASE).sent] == [who for who, _ in summary.failed]
+    assert told(server) == people
+
+
+def test_a_mailbox_that_takes_nothing_is_tried_later_and_later_and_then_at_its_next_turn(
+    mailing: Parts, server: SmtpServer
+) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    failing(server, "RCPT", "452 4.2.2 full")
+    start = at = tomorrow().replace(hour=7, minute=0, second=0, microsecond=0)
+    tries = []
+    while at < start + timedelta(hours=30):
+        if tick(mailing, at).failed:
+            tries.append((at - start) // timedelta(minutes=1))
+        at += timedelta(minutes=1)
+    pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    for pause, wanted in zip(pauses, (1.5, 3, 6, 12, 24), strict=False):
+        assert wanted <= pause <= wanted + 2
+    assert tries[run.TRIES - 1] < 6 * 60
+    assert tries[run.TRIES] == 24 * 60, "at seven the next day"
+    assert max(pauses[: run.TRIES - 1]) <= 62
+    assert mailing.store.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
+
+
+def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
+    make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_parts(mail__url=server.url, digest__connections=1)
+    hold(parts.store, recipients=[f"p{n}@example.org" for n in range(4)])
+    at = tomorrow()
+    run.schedule_news(parts, at)
+    late = [run.LEFT_OF_LEASE, LEASE, LEASE, LEASE]
+    monkeypatch.setattr(run, "LEFT_OF_LEASE", timedelta())
+    real = run.digest_mail
+
+    def slow(*args: Any) -> EmailMessage:
+        monkeypatch.setattr(run, "LEFT_OF_LEASE", late.pop(0) if late else timedelta())
+        return real(*args)
+
+    monkeypatch.setattr(run, "digest_mail", slow)
+    summary = run.send_due(parts, at, limit=4)
+    assert len(summary.sent) == 1
+    assert summary.failed == []
+    late.clear()
+    assert len(run.send_due(parts, at).sent) == 3, "at once: nobody has them"
+    assert len(told(server)) == 4
+
+
+def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, digest__per_minute=1_200)
+    hold(parts.store, recipients=[f"p{n}@example.org" for n in range(10)])
+    at, pace, began = tomorrow(), run.Pace(1_200), time.monotonic()
+    run.schedule_news(parts, at)
+    for _ in range(2):
+        assert len(run.send_due(parts, at, limit=5, pace=pace).sent) == 5
+    assert time.monotonic() - began >= 9 * 0.05
+
+
+def test_a_run_that_is_told_to_stop_leaves_the_rest_to_others_at_once(mailing: Parts, server: SmtpServer) -> None:
+    people = [f"p{n:02}@example.org" for n in range(20)]
+    hold(mailing.store, recipients=people)
+    at = tomorrow()
+    run.schedule_news(mailing, at)
+    first = run.send_due(mailing, at, stopped=lambda: bool(server.mails))
+    assert 0 < len(first.sent) < 20
+    assert first.failed == []
+    assert len(run.send_due(mailing, at).sent) == 20 - len(first.sent)
+    assert told(server) == people
 
 
 # ---- many at once

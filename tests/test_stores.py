@@ -1501,7 +1501,7 @@ def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -
     assert failing[people[0]].failure == "RCPT TO: 550 nobody"
     assert abs((failing[people[2]].failed_at or at + DAY) - at) < SECOND
     assert [store.person(who).next_digest_at for who in people] == [at + HOUR, at - 2 * MINUTE, at + DAY]
-    assert claimed(store.claim_digests(at + LEASE - SECOND, 3, 10, only=people, at_once=True)) == people[2:]
+    assert claimed(store.claim_digests(at + LEASE - SECOND, 3, 10)) == []
     again = store.claim_digests(at + HOUR, 3, 10, only=people, at_once=True).digests
     assert [digest.failures for digest in again] == [1, 0, 1]
     assert [digest.id for digest in again] == [digest.id for digest in digests]
@@ -1523,6 +1523,41 @@ def test_a_claim_that_ran_out_settles_what_was_sent_and_nothing_else(store: Stor
     assert store.person(who).news_since is not None, "it is the other's to say"
     second.settle_digests([other], [], failed)
     assert store.person(who).news_since is None
+
+
+def test_what_is_wanted_at_once_does_not_wait_for_the_next_try_but_for_a_claim(store: Store) -> None:
+    at = now()
+    people = due(store, 1, at)
+    first = store.claim_digests(at, 1, 10).digests
+    assert claimed(store.claim_digests(at, 1, 10, only=people, at_once=True)) == []
+    store.settle_digests([], [Unsent(first[0], not_before=at + HOUR)], at)
+    assert claimed(store.claim_digests(at, 1, 10, only=people)) == []
+    assert claimed(store.claim_digests(at, 1, 10, only=people, at_once=True)) == people
+
+
+def test_figures_tell_who_waits_without_the_mail_server_having_said_no(store: Store) -> None:
+    at = now()
+    due(store, 2, at)
+    refused, _ = store.claim_digests(at, 2, 10).digests
+    store.settle_digests([], [Unsent(refused, not_before=at + LEASE, failure="450 busy")], at)
+    figures = store.figures(at)
+    assert figures.digests_due == 2
+    assert figures.oldest_digest_due_at == at - 2 * MINUTE
+    assert figures.oldest_untried_due_at == at - MINUTE
+
+
+def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
+    assert store.tallies() == {}
+    at_once(10, lambda number: (store, second)[number % 2].tally({"sent": 2, "seconds": 0.5, "failed": 0}))
+    assert second.tallies() == {"sent": 20, "seconds": 5, "failed": 0}
+
+
+def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> None:
+    for old, new in ((None, "a"), ("a", "b"), ("b", "")):
+        swapped = at_once(6, lambda number, old=old, new=new: (store, second)[number % 2].swap("outage", old, new))
+        assert sorted(swapped) == [False] * 5 + [True]
+        assert store.recall("outage") == new
+    assert not store.swap("outage", None, "c")
 
 
 def test_unannounced_claims_nothing(store: Store) -> None:

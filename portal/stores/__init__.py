@@ -99,7 +99,7 @@ class Unsent:
     """A claimed digest that did not go out, and when it may."""
 
     digest: Digest
-    not_before: datetime | None = None  # nobody may claim it earlier, not even at once
+    not_before: datetime | None = None  # it may be claimed from then on
     due_at: datetime | None = None  # when it is due instead, if it is due now
     failure: str = ""  # what the mail server said against this recipient, for operators
 
@@ -218,6 +218,7 @@ class Figures:
     digests_due: int
     digests_failing: int  # recipients whose last digest the mail server did not take
     oldest_digest_due_at: datetime | None
+    oldest_untried_due_at: datetime | None  # of those against whom the mail server has said nothing
     heartbeat_at: datetime | None  # the digest process's last sign of life
 
 
@@ -244,6 +245,18 @@ class Store(ABC):
     @abstractmethod
     def recall(self, name: str) -> str | None:
         """What `remember` keeps under ``name``, or None."""
+
+    @abstractmethod
+    def swap(self, name: str, old: str | None, new: str) -> bool:
+        """Keep ``new`` under ``name`` if ``old`` is kept there now (None: nothing is); whether it was."""
+
+    @abstractmethod
+    def tally(self, amounts: Mapping[str, float]) -> None:
+        """Add to running totals, each under its name."""
+
+    @abstractmethod
+    def tallies(self) -> Mapping[str, float]:
+        """All running totals."""
 
     @abstractmethod
     def heartbeat(self, now: datetime) -> None:
@@ -458,7 +471,7 @@ class Store(ABC):
 
         The longest due, without waiting for who else claims; or those of ``only``, of whom the others are told as
         refused: another process has the claim or failed a moment ago, it is not due, or they stopped digests.
-        ``at_once`` ignores ``next_digest_at``.
+        ``at_once`` ignores when it is due, and what `settle_digests` says of a next try.
 
         A digest holds up to ``limit`` deliveries, all `held` and never announced. There are fewer digests than asked
         for, but at least one, when together they would hold more than that. When ``deliveries`` is empty (all were
@@ -620,13 +633,13 @@ class Store(ABC):
 
 def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDone | None:
     """Why `claim_digests` must not claim a recipient, by their row: recipient, address, and the times stopped_at,
-    news_since, next_digest_at and the lease's end, as the store keeps times."""
+    news_since, next_digest_at and the lease's end, as the store keeps times, then more, and last the lease."""
     if row is None or row[3] is None:
         return AlreadyDone("there is nothing to tell this recipient")
     _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
     if stopped_at is not None:
         return AlreadyDone("this recipient stopped digests")
-    if lease_until is not None and lease_until > now:
+    if lease_until is not None and lease_until > now and (row[-1] is not None or not at_once):
         return AlreadyDone("another process is sending this digest, or failed to a moment ago")
     if not at_once and (next_digest_at is None or next_digest_at > now):
         return AlreadyDone("this digest is not due")

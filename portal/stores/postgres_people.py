@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -45,6 +45,7 @@ _SESSION_IDLE = timedelta(hours=12)
 _SESSION_MAX = timedelta(days=7)
 _OPENINGS_AT_MOST = 500
 _BATCH = 1000  # rows a sweep deletes in one transaction
+_TALLY = "tally."
 _SIGN_IN_LOCK = 0x71736967  # advisory: counting and adding are one act
 
 _DIGEST: LiteralString = (
@@ -57,8 +58,8 @@ _UNANNOUNCED: LiteralString = (
 )
 _UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
 _CLAIMABLE: LiteralString = (
-    "select recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures"
-    " from recipient "
+    "select recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures,"
+    " lease from recipient "
 )
 _SIGN_IN: LiteralString = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
 _SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ...] = (
@@ -96,6 +97,28 @@ class PostgresPeople(PostgresWishes):
             row = connection.execute("select value from setting where name = %s", [name]).fetchone()
         return str(row[0]) if row else None
 
+    def swap(self, name: str, old: str | None, new: str) -> bool:
+        with self.database.transaction() as connection:
+            if old is None:
+                query: LiteralString = "insert into setting (value, name) values (%s, %s) on conflict (name) do nothing"
+            else:
+                query = "update setting set value = %s where name = %s and value = %s"
+            return bool(connection.execute(query, [new, name, old][: 2 if old is None else 3]).rowcount)
+
+    def tally(self, amounts: Mapping[str, float]) -> None:
+        names = sorted(amounts)  # so that two never wait for each other crosswise
+        with self.database.transaction() as connection:
+            connection.execute(
+                "insert into setting (name, value) select * from unnest(%s::text[], %s::text[]) on conflict (name)"
+                " do update set value = (setting.value::float8 + excluded.value::float8)::text",
+                [[_TALLY + name for name in names], [repr(float(amounts[name])) for name in names]],
+            )
+
+    def tallies(self) -> Mapping[str, float]:
+        with self.database.transaction() as connection:
+            found = connection.execute("select name, value from setting where starts_with(name, %s)", [_TALLY])
+            return {name.removeprefix(_TALLY): float(value) for name, value in found}
+
     def heartbeat(self, now: datetime) -> None:
         self.remember("store.heartbeat", now.isoformat(), replace=True)
 
@@ -105,12 +128,13 @@ class PostgresPeople(PostgresWishes):
                 "select (select count(*) from delivery where state = 'releasing'),"
                 " (select count(*) from delivery where state = 'requested'), (select count(*) from outgoing),"
                 " (select count(*) from recipient where failed_at is not null),"
-                " count(*), min(next_digest_at), (select value from setting where name = 'store.heartbeat')"
+                " count(*), min(next_digest_at), min(next_digest_at) filter (where failed_at is null),"
+                " (select value from setting where name = 'store.heartbeat')"
                 f" from recipient where {_HAS_NEWS} and next_digest_at <= %s",
                 [now],
             ).fetchone()
         assert row is not None  # noqa: S101 - an aggregate always has a row
-        releases, requests, mails, failing, due, oldest, heartbeat = row
+        releases, requests, mails, failing, due, oldest, untried, heartbeat = row
         return Figures(
             releases_waiting=releases,
             requests_waiting=requests,
@@ -118,6 +142,7 @@ class PostgresPeople(PostgresWishes):
             digests_due=due,
             digests_failing=failing,
             oldest_digest_due_at=utc(oldest),
+            oldest_untried_due_at=utc(untried),
             heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
         )
 
@@ -212,7 +237,7 @@ class PostgresPeople(PostgresWishes):
                     digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
                     tuple(news.get(recipient, ())), Preferences.from_json(preferences), failures, lease,
                 )
-                for recipient, address, _, _, _, _, digest_id, preferences, failures in found[:whole]
+                for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found[:whole]
             )  # fmt: skip
             if digests:
                 connection.execute(

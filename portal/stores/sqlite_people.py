@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,10 +27,11 @@ _CLAIMED_AT_MOST = timedelta(days=1)
 _OPENINGS_AT_MOST = 500
 BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 
+_TALLY = "tally."
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
 _CLAIMABLE = (
-    "SELECT recipient, address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences, failures "
-    "FROM person"
+    "SELECT recipient, address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences, failures, "
+    "claim FROM person"
 )
 _ANNOUNCE = (
     "UPDATE delivery SET announced_at = ?, digest_id = ? WHERE message_id = ? AND number = ? AND announced_at IS NULL"
@@ -55,6 +56,32 @@ class SqlitePeople(SqliteWishes):
             row = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
         return str(row[0]) if row else None
 
+    def swap(self, name: str, old: str | None, new: str) -> bool:
+        with self.db.write() as connection:
+            if old is None:
+                changed = connection.execute("INSERT OR IGNORE INTO setting (name, value) VALUES (?, ?)", (name, new))
+            else:
+                changed = connection.execute(
+                    "UPDATE setting SET value = ? WHERE name = ? AND value = ?", (new, name, old)
+                )
+            return bool(changed.rowcount)
+
+    def tally(self, amounts: Mapping[str, float]) -> None:
+        # Not durable: they are only counts.
+        with self.db.write(durable=False) as connection:
+            connection.executemany(
+                "INSERT INTO setting (name, value) VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS REAL) + CAST(excluded.value AS REAL)",
+                [(_TALLY + name, repr(float(amount))) for name, amount in amounts.items()],
+            )
+
+    def tallies(self) -> Mapping[str, float]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT name, value FROM setting WHERE name >= ? AND name < ?", (_TALLY, _TALLY + "\U0010ffff")
+            ).fetchall()
+        return {name.removeprefix(_TALLY): float(value) for name, value in rows}
+
     def figures(self, now: datetime) -> Figures:
         due = f"FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?"
         with self.db.read() as connection:
@@ -64,7 +91,10 @@ class SqlitePeople(SqliteWishes):
             )
             mails = ask("SELECT count(*) FROM outgoing").fetchone()[0]
             failing = ask("SELECT count(*) FROM person WHERE failed_at IS NOT NULL").fetchone()[0]
-            digests, oldest = ask(f"SELECT count(*), min(next_digest_at) {due}", (to_micros(now),)).fetchone()
+            digests, oldest, untried = ask(
+                f"SELECT count(*), min(next_digest_at), min(next_digest_at) FILTER (WHERE failed_at IS NULL) {due}",
+                (to_micros(now),),
+            ).fetchone()
             beat = ask("SELECT value FROM setting WHERE name = 'store.heartbeat'").fetchone()
         return Figures(
             releases_waiting=waiting.get("releasing", 0),
@@ -73,6 +103,7 @@ class SqlitePeople(SqliteWishes):
             digests_due=digests,
             digests_failing=failing,
             oldest_digest_due_at=at(oldest),
+            oldest_untried_due_at=at(untried),
             heartbeat_at=from_micros(int(beat[0])) if beat else None,
         )
 
@@ -170,7 +201,7 @@ class SqlitePeople(SqliteWishes):
                     UUID(bytes=digest_id) if digest_id else new_id(now), recipient, address,
                     now.replace(microsecond=0), (), Preferences.from_json(preferences), failures, UUID(bytes=claim),
                 )
-                for recipient, address, _, _, _, _, digest_id, preferences, failures in found
+                for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
             ]  # fmt: skip
             connection.executemany(
                 "UPDATE person SET claim = ?, claim_until = ?, digest_id = ? WHERE recipient = ?",

@@ -113,8 +113,9 @@ class _Striker:
         for store in (FileStore, PostgresStore):
             for name in ("find_news", "schedule", "purge", "prepare_days"):
                 self._round_a_call(store, name)
-            for name in ("digesting", "sending"):
-                self._round_a_claim(store, name)
+            self._round_a_call(store, "claim_digests", "claim")
+            self._round_a_call(store, "settle_digests", "record")
+            self._round_a_claim(store, "sending")
         self._round_statements()
         self._round_the_socket()
         make = Render.mail
@@ -127,11 +128,11 @@ class _Striker:
 
         Render.mail = mail  # type: ignore[method-assign]
 
-    def _round_a_call(self, store: type[Store], name: str) -> None:
+    def _round_a_call(self, store: type[Store], name: str, moment: str = "") -> None:
         real = getattr(store, name)
 
         def call(*args: Any, **more: Any) -> Any:
-            with self.within(name):
+            with self.within(moment or name):
                 return real(*args, **more)
 
         setattr(store, name, call)

@@ -1,0 +1,98 @@
+"""Digests as operators see them: what runs did, and since when digests are overdue.
+
+The digest process counts in the store, since nobody can ask it; web workers and `quarantine check` read there, also
+when there is no digest process any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from portal.assemble import Parts
+from portal.stores import Figures, Store
+
+_SENT_AT = "digests.sent_at"
+_RUN_SECONDS = "digests.run_seconds"
+_OUTAGE = "digests.outage"  # the moment since which digests are overdue and the administrator knows; "" in good times
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What all runs of all digest processes did together."""
+
+    count: int
+    sent: int
+    deferred: int  # tries that the mail server put off
+    refused: int
+    seconds: float
+    last_sent_at: datetime | None  # when a run that sent something ended
+    last_seconds: float | None  # how long the last run took
+
+
+def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused: int, seconds: float) -> None:
+    """Add a run that ends now. Raises StoreUnavailable."""
+    store.tally(
+        {"digests.runs": 1, "digests.sent": sent, "digests.deferred": deferred, "digests.refused": refused}
+        | {"digests.seconds": seconds}
+    )
+    store.remember(_RUN_SECONDS, f"{seconds:.3f}", replace=True)
+    if sent:
+        store.remember(_SENT_AT, now.isoformat(), replace=True)
+
+
+def runs(store: Store) -> Runs:
+    """What was counted. Raises StoreUnavailable."""
+    tallies = store.tallies()
+    count, sent, deferred, refused = (
+        round(tallies.get(f"digests.{name}", 0)) for name in ("runs", "sent", "deferred", "refused")
+    )
+    sent_at, last = store.recall(_SENT_AT), store.recall(_RUN_SECONDS)
+    return Runs(
+        count,
+        sent,
+        deferred,
+        refused,
+        tallies.get("digests.seconds", 0.0),
+        datetime.fromisoformat(sent_at) if sent_at else None,
+        float(last) if last else None,
+    )
+
+
+def overdue_since(figures: Figures, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
+    """Since when the oldest digest that is overdue has been due; None when none is.
+
+    One that waits for a single mailbox, which the mail server does not take mail for, is not – unless nothing else
+    was sent either for that long, which is how a mail server that takes nothing looks.
+    """
+    untried = figures.oldest_untried_due_at
+    if untried is not None and now - untried > after:
+        return figures.oldest_digest_due_at
+    due = figures.oldest_digest_due_at
+    if due is not None and now - due > after and (last_sent_at is None or now - last_sent_at > after):
+        return due
+    return None
+
+
+def watch(parts: Parts, now: datetime) -> None:
+    """Tell the administrator by one mail that digests are overdue, and by one that they no longer are.
+
+    Any number of processes may call this at any time. Raises StoreUnavailable.
+    """
+    store, minutes = parts.store, parts.settings.digest.overdue_minutes
+    figures = store.figures(now)
+    since = overdue_since(figures, runs(store).last_sent_at, now, timedelta(minutes=minutes))
+    known = store.recall(_OUTAGE)
+    if since is not None and not known:
+        if store.swap(_OUTAGE, known, since.isoformat()):
+            parts.acts.alarm(
+                "digests are overdue",
+                f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
+                f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
+                "soon as it can be; there will be one more mail then.",
+            )
+    elif since is None and known and store.swap(_OUTAGE, known, ""):
+        parts.acts.alarm(
+            "digests go out again",
+            f"No digest is overdue any more. They were since {datetime.fromisoformat(known):%Y-%m-%d %H:%M} UTC.",
+        )
