@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -188,14 +188,20 @@ def _export(told: Mapping[str, Any], message: Body) -> Export:
 def content_digest(chunks: Iterable[bytes]) -> bytes:
     """SHA-256 of a message as a release delivers it, but without the trace fields at its top.
 
-    Equal for a held message and for its release coming back, and for every try of one sender: line ends, and what
-    each hop put in front (Received, X-Greylist, …), do not count.
+    Equal for a held message and for its release coming back: line ends, and what each hop put in front (Received,
+    X-Greylist, …), do not count.
     """
-    return _digests(chunks)[1]
+    head, rest = _head(chunks)
+    add, finish = _canonical()
+    add(head[_trace_end(head) :])
+    for chunk in rest:
+        add(chunk)
+    return finish()
 
 
 def sameness(content: bytes, envelope_sender: str | None, recipients: Iterable[str], *more: bytes) -> bytes:
-    """SHA-256 by which a mail that comes again is known: `content_digest`, envelope sender, recipients' identities.
+    """SHA-256 by which a mail that comes again is known: SHA-256 of its bytes behind the trace fields at its top,
+    envelope sender, recipients' identities.
 
     Not the queue id: each try of a deferred mail has a new one. ``more`` narrows it. Lengths go before the parts,
     so that no two lists of parts run together to the same bytes.
@@ -211,22 +217,31 @@ def sameness(content: bytes, envelope_sender: str | None, recipients: Iterable[s
 
 
 def _digests(chunks: Iterable[bytes]) -> tuple[bytes, bytes, bytes, bool]:
-    """In one pass: the first 64 KB, `content_digest`, SHA-256 of all, whether an octet is above 127."""
-    rest, first = iter(chunks), b""
-    for chunk in rest:
-        first += chunk
-        if len(first) >= _HEAD_BYTES:
-            break
-    head = first[:_HEAD_BYTES]
-    whole = sha256(first)
+    """In one pass: the first 64 KB, SHA-256 of what follows the trace fields, SHA-256 of all, whether an octet is above
+    127. Line ends stay as they are: to make them one took longer than both hashes, and every try of a sender has the
+    same."""
+    first, rest = _head(chunks)
+    whole, content = sha256(first), sha256(memoryview(first)[_trace_end(first) :])
     has_8bit = not first.isascii()
-    add, finish = _canonical()
-    add(first[cast(re.Match[bytes], _TRACE_FIELDS.match(head)).end() :])
     for chunk in rest:
         whole.update(chunk)
+        content.update(chunk)
         has_8bit = has_8bit or not chunk.isascii()
-        add(chunk)
-    return head, finish(), whole.digest(), has_8bit
+    return first[:_HEAD_BYTES], content.digest(), whole.digest(), has_8bit
+
+
+def _head(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first 64 KB or more, and the chunks behind."""
+    rest, first = iter(chunks), b""
+    for chunk in rest:
+        first = first + chunk if first else chunk
+        if len(first) >= _HEAD_BYTES:
+            break
+    return first, rest
+
+
+def _trace_end(head: bytes) -> int:
+    return cast(re.Match[bytes], _TRACE_FIELDS.match(head, 0, _HEAD_BYTES)).end()
 
 
 def _canonical() -> tuple[Callable[[bytes], None], Callable[[], bytes]]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -29,7 +28,7 @@ from portal.errors import (
     StoreUnavailable,
 )
 from portal.links import MARK_HEADER, Links
-from portal.message import Actor, Delivery, Export, Message, State, Symbol, Tier, new_id
+from portal.message import Actor, Delivery, Export, Message, State, Tier, new_id
 from portal.relay import Relay
 from portal.render import Render, shown
 from portal.stores import Store
@@ -38,6 +37,7 @@ log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _SYMBOLS_TOLD = 20
+_NAMES_KNOWN = 4096
 
 
 def utc_now() -> datetime:
@@ -51,28 +51,33 @@ class Tiers:
 
     dangerous: tuple[str, ...]
     suspicious: tuple[str, ...]
+    # Some sixty patterns for each of twenty symbols took a third of the time that holding a mail takes.
+    _known: dict[str, Tier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, export: Export) -> Tier:
         """The tier from symbols; whatever could not be read makes it at least suspicious."""
         worst = Tier.SUSPICIOUS if export.flags else Tier.SPAM
         for symbol in export.symbols:
-            if _fits(symbol, self.dangerous):
-                return Tier.DANGEROUS
-            if _fits(symbol, self.suspicious):
-                worst = Tier.SUSPICIOUS
+            # Negative ones speak for the mail. Zero does not: a virus scanner's symbol has no score of its own, since
+            # its rule forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero
+            # weight").
+            if symbol.score >= 0:
+                tier = self._known.get(symbol.name) or self._named(symbol.name)
+                if tier is Tier.DANGEROUS:
+                    return tier
+                if tier is Tier.SUSPICIOUS:
+                    worst = tier
         return worst
 
-
-def _fits(symbol: Symbol, patterns: tuple[str, ...]) -> bool:
-    # Negative ones speak for the mail. Zero does not: a virus scanner's symbol has no score of its own, since its rule
-    # forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero weight").
-    return symbol.score >= 0 and _named(symbol.name.upper(), patterns)
-
-
-@lru_cache(maxsize=4096)
-def _named(name: str, patterns: tuple[str, ...]) -> bool:
-    # Cached: some sixty patterns for each of twenty symbols took a third of the time that holding a mail takes.
-    return any(fnmatchcase(name, pattern.upper()) for pattern in patterns)
+    def _named(self, name: str) -> Tier:
+        tier = Tier.SPAM
+        for each, patterns in ((Tier.DANGEROUS, self.dangerous), (Tier.SUSPICIOUS, self.suspicious)):
+            if any(fnmatchcase(name.upper(), pattern.upper()) for pattern in patterns):
+                tier = each
+                break
+        if len(self._known) < _NAMES_KNOWN:  # whoever may post can make up names
+            self._known[name] = tier
+        return tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -91,7 +92,28 @@ def test_zstdcat_prints_the_mail(store: FileStore, folder: Path) -> None:
     packed = file_of(folder, hold(store, data)).read_bytes()
     assert zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read() == data
     assert zstandard.ZstdDecompressor().decompress(packed) == data
-    assert b'"recipients":["alice@example.org","bob@example.org"]' in packed
+    _, _, behind = packed.rpartition(b"\x51\x2a\x4d\x18")  # a skippable frame, its length, and a zstd frame in it
+    facts = json.loads(zstandard.ZstdDecompressor().decompress(behind[4:]))
+    assert facts["recipients"] == ["alice@example.org", "bob@example.org"]
+
+
+def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: FileStore, folder: Path) -> None:
+    data = mail("Offer")
+    held = hold(store, data)
+    path, before = file_of(folder, held), store.delivery(held.id, 0).message
+    packed = path.read_bytes()
+    frame, magic, behind = packed.rpartition(b"\x51\x2a\x4d\x18")
+    plain = zstandard.ZstdDecompressor().decompress(behind[4:])
+    path.write_bytes(frame + b"\x50\x2a\x4d\x18" + len(plain).to_bytes(4, "little") + plain)
+    with store.db.write() as connection:
+        connection.execute("UPDATE message SET symbols = ?", (json.dumps(json.loads(plain)["symbols"]),))
+    assert store.delivery(held.id, 0).message == before
+    with store.db.write() as connection:
+        connection.execute("DELETE FROM delivery")
+        connection.execute("DELETE FROM message")
+    store.adopt_anew(held.id)
+    assert store.delivery(held.id, 0).message == before
+    assert magic and before.symbols
 
 
 def test_only_the_owner_may_read_whatever_the_umask(folder: Path) -> None:

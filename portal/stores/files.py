@@ -32,8 +32,8 @@ from uuid import UUID
 
 from portal.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged, Record, search, sqlite_words
-from portal.stores.mailfiles import DamagedFile, MailFiles, to_json
+from portal.stores import Held, Purged, Record, search, sqlite_words, symbols
+from portal.stores.mailfiles import DamagedFile, MailFiles
 from portal.stores.sqlite import Database, to_micros
 from portal.stores.sqlite_people import mark_news
 from portal.stores.sqlite_records import SqliteRecords
@@ -44,6 +44,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): new at each boo
 _CLOCK_MARGIN = timedelta(hours=1)  # clocks are set back, and a row comes later than its id
 _ORPHAN_AGE = timedelta(hours=1)
 _GONE_AGE = timedelta(days=1)
+_LOOKED_FOR_BYTES = 1 << 18  # a smaller mail that is known already is written for nothing: most are not known
 _PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
 
@@ -175,10 +176,11 @@ class FileStore(SqliteRecords):
     def add(
         self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
     ) -> Held:
-        with self.db.read() as connection:
-            known = _with_sameness(connection, export.sameness)
-            if known is not None and self._mail.has(known):
-                return Held(known, True)
+        if body.size_bytes > _LOOKED_FOR_BYTES:
+            with self.db.read() as connection:
+                known = _with_sameness(connection, export.sameness)
+                if known is not None and self._mail.has(known):
+                    return Held(known, True)
         id = new_id(at)
         facts = _facts(id, export, tier, announce)
         with self.db.translated():
@@ -198,12 +200,12 @@ class FileStore(SqliteRecords):
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
         sameness = bytes.fromhex(facts["sameness"])
         with self.db.write(durable=False) as connection:
-            known = _with_sameness(connection, sameness)
-            if known is not None:
-                if self._mail.has(known):
-                    return known
-                connection.execute("UPDATE message SET sameness = NULL WHERE id = ?", (known.bytes,))
-            _insert_rows(connection, id, sameness, facts)
+            while not _insert_rows(connection, id, sameness, facts):
+                known = _with_sameness(connection, sameness)
+                if known is not None:
+                    if self._mail.has(known):
+                        return known
+                    connection.execute("UPDATE message SET sameness = NULL WHERE id = ?", (known.bytes,))
         return id
 
     def take(self, record: Record, body: Body | None) -> None:
@@ -407,7 +409,7 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
 _INSERT_MESSAGE = (
     "INSERT INTO message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, "
     "action, score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 
 
@@ -416,19 +418,27 @@ def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | No
     return UUID(bytes=row[0]) if row else None
 
 
-def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> None:
-    at = to_micros(held_at(id))
-    announce = set(facts["announce"])
-    rowid = sqlite_words.put(connection, id, _terms(facts))
-    connection.execute(_INSERT_MESSAGE, (rowid, *_message_row(id, sameness, facts)))
-    for number, address in enumerate(facts["recipients"] or [""]):
-        recipient = identity(address)
-        connection.execute(
-            "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
-            (id.bytes, number, recipient, address, at),
-        )
+def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> bool:
+    """Make the rows of a message. False, and nothing is changed, when there is one with that sameness."""
+    rowid, row = sqlite_words.key(id), _message_row(id, sameness, facts)
+    # Tried first, and asked when that fails: each question costs as much as a row.
+    while not connection.execute(_INSERT_MESSAGE, (rowid, *row)).rowcount:
+        if sameness is not None and _with_sameness(connection, sameness) is not None:
+            return False
+        if connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone() is None:
+            raise sqlite3.IntegrityError(f"there is a message {id} already")
+        rowid += 1
+    sqlite_words.put(connection, rowid, _terms(facts))
+    at, announce = to_micros(held_at(id)), set(facts["announce"])
+    people = [(identity(address), address) for address in facts["recipients"] or [""]]
+    connection.executemany(
+        "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
+        [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
+    )
+    for recipient, address in people:
         if recipient in announce:
             mark_news(connection, recipient, address, at)
+    return True
 
 
 def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> dict[str, Any]:
@@ -482,7 +492,7 @@ def _message_row(id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> tup
         facts["score"],
         facts["client_ip"],
         facts["user"],
-        to_json(facts["symbols"]),
+        symbols.pack(facts["symbols"]),
         " ".join(facts["flags"]),
         bytes.fromhex(facts["body_sha256"]),
         facts["size_bytes"],

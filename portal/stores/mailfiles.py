@@ -3,7 +3,8 @@
 A file is the message as one zstd frame (RFC 8878) and behind it a skippable frame (3.1.2) with JSON that holds all
 that is known of it, so that one write, fsync, rename and fsync of the folder make both durable at once, ``zstdcat
 FILE`` prints the mail, and the database can be made anew from the files. In front, the skippable frame would make
-some readers stop after it.
+some readers stop after it. The JSON is compressed, as a zstd frame inside the skippable one: it is a third as long
+then, and with files of some KB in blocks of 4 KB that is a tenth of what the mail takes on the disk.
 
 Raises OSError as it comes; `files.FileStore` translates.
 """
@@ -28,7 +29,8 @@ import zstandard
 from portal.message import Body, held_at, parse_id
 
 _SUFFIX = ".eml.zst"
-_MAGIC = 0x184D2A50  # the first of the sixteen of skippable frames
+# Of the sixteen that skippable frames may have: the first for plain JSON, as files of before have it.
+_PLAIN_MAGIC, _PACKED_MAGIC = 0x184D2A50, 0x184D2A51
 _HEADER = struct.Struct("<II")  # magic, length of what follows
 _LEVEL = 3
 _AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
@@ -79,38 +81,40 @@ class MailFiles:
 
     def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
         """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
-        tail = to_json(facts).encode()
-        being_written = f"{self._tmp}/{message_id}{_SUFFIX}"
+        path, being_written = self._path(message_id), f"{self._tmp}/{message_id}{_SUFFIX}"
         descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - it has a descriptor already
-                for piece in self._compressed(body):
-                    file.write(piece)
-                file.write(_HEADER.pack(_MAGIC, len(tail)) + tail)
-                file.flush()
+            try:
+                for piece in self._pieces_of(body, facts):
+                    _write(descriptor, piece)
                 os.fsync(descriptor)
-            self._into_place(being_written, message_id)
+            finally:
+                os.close(descriptor)
+            self._into_place(being_written, path, held_at(message_id).date())
         except BaseException:
             with suppress(OSError):  # what stays is swept by purge; the first error is the one to tell
                 Path(being_written).unlink(missing_ok=True)
             raise
 
-    def _compressed(self, body: Body) -> Iterator[bytes]:
+    def _pieces_of(self, body: Body, facts: dict[str, Any]) -> Iterator[bytes]:
+        """What a file consists of."""
         if not hasattr(self._own, "compressor"):
             self._own.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        compressor = self._own.compressor
+        packed = compressor.compress(to_json(facts).encode())
+        tail = _HEADER.pack(_PACKED_MAGIC, len(packed)) + packed
         if body.size_bytes <= _AT_ONCE_BYTES:
-            yield self._own.compressor.compress(b"".join(body.chunks()))
+            yield compressor.compress(b"".join(body.chunks(_AT_ONCE_BYTES))) + tail
             return
-        stream = self._own.compressor.compressobj(size=body.size_bytes)
+        stream = compressor.compressobj(size=body.size_bytes)
         for chunk in body.chunks(_PIECE_BYTES):
             yield stream.compress(chunk)
-        yield stream.flush()
+        yield stream.flush() + tail
 
-    def _into_place(self, being_written: str, message_id: UUID) -> None:
-        path = self._path(message_id)
+    def _into_place(self, being_written: str, path: str, day: date) -> None:
         for last in (False, True):
             try:
-                self.prepare(held_at(message_id).date())
+                self.prepare(day)
                 os.rename(being_written, path)  # noqa: PTH104 - texts, see _path
                 break
             except FileNotFoundError:  # emptied folders were removed since we made them
@@ -182,12 +186,12 @@ class MailFiles:
                 digest.update(piece)
             file.seek(_frame_end(file))
             data = file.read(_FACTS_MAX_BYTES)
-        if len(data) < _HEADER.size or _HEADER.unpack_from(data) != (_MAGIC, len(data) - _HEADER.size):
+        if len(data) < _HEADER.size or data[4 : _HEADER.size] != (len(data) - _HEADER.size).to_bytes(4, "little"):
             raise DamagedFile("it has no whole metadata frame")
         try:
-            facts = json.loads(data[_HEADER.size :])
+            facts = json.loads(_unpacked(_HEADER.unpack_from(data)[0], data[_HEADER.size :]))
             fits = facts["id"] == str(message_id) and bytes.fromhex(facts["body_sha256"]) == digest.digest()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
             raise DamagedFile("its metadata cannot be read") from error
         if not fits:
             raise DamagedFile("its metadata belong to another mail")
@@ -270,6 +274,22 @@ def _sync_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it: a disk that gets full takes a part first."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
+def _unpacked(magic: int, data: bytes) -> bytes:
+    """The JSON in a skippable frame. Raises DamagedFile, ZstdError."""
+    if magic == _PLAIN_MAGIC:
+        return data
+    if magic != _PACKED_MAGIC or zstandard.frame_content_size(data) > _FACTS_MAX_BYTES:
+        raise DamagedFile("it has no whole metadata frame")
+    return zstandard.ZstdDecompressor().decompress(data)
 
 
 def _decompress(file: BinaryIO) -> Iterator[bytes]:

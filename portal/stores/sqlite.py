@@ -51,7 +51,7 @@ CREATE TABLE message (
     score REAL,
     client_ip TEXT,
     user TEXT,
-    symbols TEXT NOT NULL,              -- JSON: [[name, score, [option, …]], …]
+    symbols TEXT NOT NULL,              -- see symbols.pack; rows of before have its JSON as text
     flags TEXT NOT NULL,                -- Flag values, a blank between
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,

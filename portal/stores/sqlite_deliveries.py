@@ -22,14 +22,13 @@ from portal.message import (
     Flag,
     Message,
     State,
-    Symbol,
     Tier,
     held_at,
     identity,
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Store, sqlite_words
+from portal.stores import LEASE, Store, sqlite_words, symbols
 from portal.stores.journal import delivery_line
 from portal.stores.search import recipient_term
 from portal.stores.sqlite import Database, from_micros, to_micros
@@ -362,7 +361,7 @@ def delivery_from(row: Sequence[Any]) -> Delivery:
 def _message_from(row: Sequence[Any]) -> Message:
     id = UUID(bytes=row[0])
     _, tier, envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, user = row[:11]
-    symbols, flags, body_sha256, size_bytes, has_8bit = row[11:]
+    packed, flags, body_sha256, size_bytes, has_8bit = row[11:]
     return Message(
         id=id,
         held_at=held_at(id),
@@ -376,7 +375,7 @@ def _message_from(row: Sequence[Any]) -> Message:
         score=score,
         client_ip=client_ip,
         user=user,
-        symbols=tuple(Symbol(name, points, tuple(options)) for name, points, options in json.loads(symbols)),
+        symbols=symbols.from_json(json.loads(packed)) if isinstance(packed, str) else symbols.unpack(packed),
         flags=frozenset(Flag(flag) for flag in flags.split()),
         body_sha256=body_sha256,
         size_bytes=size_bytes,

@@ -41,15 +41,11 @@ def first_id_of(rowid: int) -> UUID:
     return UUID(int=rowid >> 20 << 80 | 7 << 76 | (rowid >> 8 & 0xFFF) << 64 | 2 << 62 | (rowid & 0xFF) << 54)
 
 
-def put(connection: sqlite3.Connection, message_id: UUID, terms: Iterable[str]) -> int:
-    """Have a new message indexed; returns the rowid it must get. Inside the transaction that makes its row."""
-    rowid = key(message_id)
-    while connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone():
-        rowid += 1
+def put(connection: sqlite3.Connection, rowid: int, terms: Iterable[str]) -> None:
+    """Have a new message indexed. Inside the transaction that makes its row."""
     add(connection, rowid, terms)
     if rowid % _TOGETHER == 0:
         bring_in(connection)
-    return rowid
 
 
 def add(connection: sqlite3.Connection, rowid: int, terms: Iterable[str]) -> None:
