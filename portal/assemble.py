@@ -79,6 +79,7 @@ def log_to_stderr() -> None:
     """
     # What no line of ours tells need not be looked up (https://docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("quarantine").setLevel(logging.INFO)
 

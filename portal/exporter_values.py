@@ -14,6 +14,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, cast
 
+from portal.fast_json import told_symbols
 from portal.message import Symbol, identity
 
 SUBJECT_CHARACTERS = 4_000  # longer subjects are cut
@@ -27,6 +28,7 @@ _LISTS = ("rcpt", "symbols")  # JSON, never RFC 2047
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UNDELIVERABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
+_LENIENT = json.JSONDecoder(strict=False)
 _BETWEEN = re.compile(r"[\s,]*")
 _WORD = re.compile(r"=\?([^?\s]{1,60})\?([qQbB])\?([^?]*)\?=")
 _WORDS = re.compile(r"=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=(?:\s*=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=)*")
@@ -93,10 +95,11 @@ def _address(value: Any) -> str | None:
 
 def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
     """The symbols that can be read, and whether that is surely all of them."""
+    usual = _usual_symbols(value)
+    if usual is not None:
+        return usual, True
     items, whole = _list(value)
     whole = whole and len(items) <= _SYMBOLS
-    # JSON that is printable and has no escapes holds no text that needs cleaning: the usual case, and twice as fast.
-    cleaned = _cut if isinstance(value, str) and "\\" not in value and value.isprintable() else clean
     found = []
     for item in items[:_SYMBOLS]:
         name = item.get("name") if isinstance(item, dict) else None
@@ -104,19 +107,34 @@ def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
             whole = False
             continue
         options = item.get("options")
-        texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else ()
+        texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
         found.append(
             Symbol(
-                cleaned(name, TEXT_CHARACTERS),
+                clean(name, TEXT_CHARACTERS),
                 number(item.get("score")) or 0.0,
-                tuple([cleaned(text, _OPTION_CHARACTERS) for text in texts]),
+                tuple(clean(text, _OPTION_CHARACTERS) for text in texts),
             )
         )
     return tuple(found), whole
 
 
-def _cut(text: str, limit: int) -> str:
-    return text[:limit]
+def _usual_symbols(value: Any) -> tuple[Symbol, ...] | None:
+    """The same in a quarter of the time, for JSON whose texts cannot need cleaning: ASCII without escapes, in which raw
+    control characters are no JSON. None: go the long way."""
+    if not isinstance(value, str) or not value.isascii() or "\\" in value or "\x7f" in value:
+        return None
+    told = told_symbols(value)
+    if told is None or len(told) > _SYMBOLS:
+        return None
+    for symbol in told:
+        if not symbol.name or not -1e6 <= symbol.score <= 1e6:
+            return None
+    return tuple(
+        [
+            Symbol(s.name[:TEXT_CHARACTERS], s.score, tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]))
+            for s in told
+        ]
+    )
 
 
 def _list(value: Any) -> tuple[list[Any], bool]:
@@ -126,15 +144,14 @@ def _list(value: Any) -> tuple[list[Any], bool]:
     if not isinstance(value, str):
         return [], False
     try:
-        items = json.loads(value, strict=False)
+        items = _LENIENT.decode(value)
         return (items, True) if isinstance(items, list) else ([], False)
     except (ValueError, RecursionError):
         items = []
-    decoder = json.JSONDecoder(strict=False)
     at = 1 if value.startswith("[") else len(value)
     try:
         while at < len(value):
-            item, at = decoder.raw_decode(value, cast(re.Match[str], _BETWEEN.match(value, at)).end())
+            item, at = _LENIENT.raw_decode(value, cast(re.Match[str], _BETWEEN.match(value, at)).end())
             items.append(item)
     except (ValueError, RecursionError):
         pass  # here it was cut
@@ -143,8 +160,6 @@ def _list(value: Any) -> tuple[list[Any], bool]:
 
 def number(value: Any) -> float | None:
     """A score; None when it is no number or beyond all reason."""
-    if type(value) is float and -1e6 <= value <= 1e6:
-        return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

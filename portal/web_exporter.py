@@ -11,7 +11,7 @@ import hmac
 import logging
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from io import BytesIO
@@ -90,9 +90,12 @@ class ExporterEndpoint:
         try:
             self._check_peer(environ)
             size_bytes = self._size(environ)
-            with cast(BinaryIO, BytesIO() if size_bytes <= _MEMORY_BYTES else TemporaryFile()) as file:
-                _read(environ["wsgi.input"], file, size_bytes)
-                return self._take(environ, Body(file, 0, size_bytes))
+            chunks = _read(environ["wsgi.input"], size_bytes)
+            if size_bytes <= _MEMORY_BYTES:
+                return self._take(environ, Body(BytesIO(b"".join(chunks)), 0, size_bytes))
+            with TemporaryFile() as file:
+                file.writelines(chunks)
+                return self._take(environ, Body(cast(BinaryIO, file), 0, size_bytes))
         except _Refused as refused:
             log.warning(
                 "export refused status=%s peer=%s: %s", refused.answer.status_code, environ.get("REMOTE_ADDR"), refused
@@ -211,8 +214,8 @@ class ExporterEndpoint:
             log.error("alarm %r could not be sent: %s", subject, error)
 
 
-def _read(source: BinaryIO, file: BinaryIO, size_bytes: int) -> None:
-    """Copy the request's body. One that is cut short (Rspamd ran into its time-out) must not be stored."""
+def _read(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    """The request's body. One that is cut short (Rspamd ran into its time-out) must not be stored."""
     left = size_bytes
     while left:
         try:
@@ -221,7 +224,7 @@ def _read(source: BinaryIO, file: BinaryIO, size_bytes: int) -> None:
             raise _Refused(400, "the body broke off before Content-Length") from error
         if not chunk:
             raise _Refused(400, "the body is shorter than Content-Length")
-        file.write(chunk)
+        yield chunk
         left -= len(chunk)
 
 

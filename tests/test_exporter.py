@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from portal.errors import BadExport, TooLarge
 from portal.exporter import Posted, content_digest, parse, wanted
+from portal.exporter_values import symbols as read_symbols
 from portal.message import Body, Flag
 
 ROOT = Path(__file__).parent.parent
@@ -391,6 +392,25 @@ def test_symbols_cut_anywhere_keep_what_can_be_read_and_are_flagged() -> None:
             names = [symbol.name for symbol in posted.export.symbols]
             assert names == ["TEST", "OTHER", "GRÜSSE"][: len(names)]
     assert len(names) == 3  # only the bracket was missing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name":"A","score":1,"options":["a","b"],"weight":2},{"name":"B","score":-1.5},{"name":"C","options":[]}]',
+        '[{"name":"A","score":1e7},{"name":"B","score":1e999},{"name":"C","score":"2"},{"name":"D","score":null}]',
+        '[{"name":"A","score":true},{"name":"B","score":NaN},{"name":"C","score":' + "9" * 400 + "}]",
+        '[{"name":""},{"name":7},{"score":1},7,[],{"name":"B","options":["x",7]},{"name":"C","options":"x"}]',
+        '[{"name":"A\\u0001\\ud800","options":["\\n"]},{"name":"\x7f","options":["\x80"]}]',
+        '[{"name":"' + "N" * 1500 + '","options":["' + "o" * 600 + '"]}]',
+        '[{"name":"A","options":null}]',
+        '[{"name":"A","name":"B","score":1}]',
+        '[{"name":"A","groups":' + "[" * 500 + "]" * 500 + "}]",
+        "[]",
+    ],
+)
+def test_the_short_way_reads_symbols_as_the_long_one(text: str) -> None:
+    assert repr(read_symbols(text)) == repr(read_symbols(json.loads(text)))
 
 
 def test_too_many_symbols_and_options_are_cut() -> None:

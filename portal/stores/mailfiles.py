@@ -26,6 +26,7 @@ from uuid import UUID
 
 import zstandard
 
+from portal.fast_json import encode
 from portal.message import Body, held_at, parse_id
 
 _SUFFIX = ".eml.zst"
@@ -36,7 +37,6 @@ _LEVEL = 3
 _AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
 _PIECE_BYTES = 1 << 18
 _FACTS_MAX_BYTES = 64 << 20
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class DamagedFile(Exception):
@@ -101,7 +101,7 @@ class MailFiles:
         if not hasattr(self._own, "compressor"):
             self._own.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         compressor = self._own.compressor
-        packed = compressor.compress(to_json(facts).encode())
+        packed = compressor.compress(encode(facts))
         tail = _HEADER.pack(_PACKED_MAGIC, len(packed)) + packed
         if body.size_bytes <= _AT_ONCE_BYTES:
             yield compressor.compress(b"".join(body.chunks(_AT_ONCE_BYTES))) + tail
