@@ -10,7 +10,9 @@ import os
 import random
 import resource
 import sys
+import time
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,6 +199,7 @@ def main(posts: int, seed: int) -> None:
     statuses: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     before = 0
+    seconds = array("f", bytes(4 * posts))  # all of it now: memory is measured
     for number in range(posts):
         if number == int(posts * WARM_UP):
             before = rss_bytes()
@@ -204,21 +207,25 @@ def main(posts: int, seed: int) -> None:
         sent = environ(post, source)
         got: list[Any] = []
         already = len(faults.seen)
+        began = time.perf_counter()
         chunks = app(sent, lambda status, headers, *_, got=got: got.append(status))
         answer = b"".join(chunks)
+        seconds[number] = time.perf_counter() - began
         status = got[0].split()[0]
         statuses[status] += 1
         if (status[0] == "5" or len(faults.seen) > already) and len(wrong) < 5:
             wrong.append(
                 {"status": status, "headers": post.headers, "body": post.body.hex()[:2000], "answer": repr(answer)}
             )
+    after = rss_bytes()
     json.dump(
         {
             "statuses": statuses,
             "tracebacks": faults.seen[:5],
             "wrong": wrong,
             "rss_before": before,
-            "rss_after": rss_bytes(),
+            "rss_after": after,
+            "p99_seconds": sorted(seconds)[posts * 99 // 100],
         },
         sys.stdout,
     )
