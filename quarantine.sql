@@ -2,7 +2,7 @@
 -- it again, or beside a portal at work, changes nothing. Each block below brings the schema from one version to the
 -- next, so a later version is a block added at the end; what stands here is never edited after a release.
 --
--- message, delivery, event and body_chunk are partitioned by UTC day. The key is the quarantine id itself, a UUIDv7
+-- message, delivery, event, body_chunk and told are partitioned by UTC day. The key is the quarantine id itself, a UUIDv7
 -- that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that is
 -- asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
 -- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres_days.py).
@@ -240,5 +240,22 @@ begin
         add column failed_at timestamptz;
     create index on recipient (failed_at) where failed_at is not null;
     update setting set value = '2' where name = 'schema_version';
+end
+$$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 3) then
+        return;
+    end if;
+
+    create table told (  -- who was told of a delivery under another name, or with others
+        message_id uuid not null,
+        number int not null,
+        reader text not null,
+        primary key (message_id, number, reader)
+    ) partition by range (message_id);
+
+    update setting set value = '3' where name = 'schema_version';
 end
 $$;

@@ -12,6 +12,7 @@ from pathlib import Path
 from portal.errors import StoreMisfit, StoreUnavailable
 from portal.links import Links, read_keys
 from portal.message import identity
+from portal.people import Directory
 from portal.relay import Relay
 from portal.release import Acts, Tiers
 from portal.render import Render
@@ -20,6 +21,7 @@ from portal.settings import Settings
 from portal.stores import Store, open_store
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+ALIASES_LAST_GOOD = "people.last_good"  # a note in the store: the text of the alias file
 TEMPLATE_FAILED = "site.template_failed"  # a note in the store: when the file was changed, its name, what happened
 
 
@@ -35,6 +37,7 @@ class Parts:
     mailer: Relay  # our own mail
     acts: Acts
     tiers: Tiers
+    people: Directory
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
@@ -69,6 +72,7 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
         mailer=Relay(settings.mail.url.get_secret_value()),
         acts=acts,
         tiers=tiers,
+        people=make_people(settings, store),
     )
 
 
@@ -99,6 +103,24 @@ def make_render(settings: Settings, store: Store) -> Render:
         site_name=settings.site.name,
         site_folder=settings.site.folder,
         on_failure=note,
+    )
+
+
+def make_people(settings: Settings, store: Store) -> Directory:
+    """Who reads what, by the settings. The store keeps what the alias file said when it could last be read."""
+
+    def last_good() -> str | None:
+        try:
+            return store.recall(ALIASES_LAST_GOOD)
+        except StoreUnavailable:
+            return None
+
+    return Directory(
+        settings.people.alias_file,
+        delimiter=settings.people.recipient_delimiter,
+        origin=settings.people.origin or "",
+        is_local=settings.is_local,
+        last_good=last_good,
     )
 
 

@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from portal import shipped
-from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links
+from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links, make_people
 from portal.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.relay import Relay
-from portal.render import site_problems
+from portal.render import shown, site_problems
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 
@@ -52,6 +52,7 @@ def everything() -> list[Finding]:
         store = open_store(settings.store.url.get_secret_value())
         findings += _run(storage, settings, store)
         findings += _run(site_failures, settings, store)
+        findings += _run(aliases, settings, store)
     except QuarantineError as error:
         findings.append(Finding(False, "store", str(error)))
     findings += _run(keys, settings, store)
@@ -179,6 +180,30 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
         )
     if figures.releases_waiting:
         yield Finding(None, "releases", f"{figures.releases_waiting} wait for the mail server")
+
+
+def aliases(settings: Settings, store: Store) -> Iterator[Finding]:
+    """Whether the alias file can be used, and what of it is not followed."""
+    if settings.people.alias_file is None:
+        return
+    people = make_people(settings, store)
+    names, trouble = people.names(), people.trouble()
+    if trouble:
+        yield Finding(False, "people.alias_file", trouble)
+    else:
+        roles = sum(1 for readers in names.readers.values() if len(readers) > 1)
+        yield Finding(
+            True,
+            "people.alias_file",
+            f"{settings.people.alias_file}: {len(names.readers)} addresses, {roles} of them with several readers, "
+            f"{len(names.domains)} alias domains",
+        )
+    if not settings.people.alias_file.is_absolute():
+        yield Finding(None, "people.alias_file", "is looked for from the current folder: set it to a whole path")
+    for problem in names.problems:
+        yield Finding(None, "people.alias_file", shown(problem, 300))
+    if names.problem_count > len(names.problems):
+        yield Finding(None, "people.alias_file", f"and {names.problem_count - len(names.problems)} more such lines")
 
 
 def keys(settings: Settings, store: Store | None) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -169,10 +169,35 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class Reader:
+    """A person and the identities whose mail they read, as `people.Directory` knows; without more than a name, their
+    own mail alone."""
+
+    identity: str  # who is told, whose preferences and links these are
+    alone: tuple[str, ...] | None = None  # identities that nobody else reads; None: their own one
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # role mailboxes, each with all its readers
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*((self.identity,) if self.alone is None else self.alone), *self.shared)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether they read their own mail, nothing else, and nobody else does."""
+        return not self.shared and self.alone in (None, (self.identity,))
+
+    def is_own(self, recipient: str) -> bool:
+        """Whether what is held for this identity is told to this person under that very name, and to nobody else."""
+        return recipient == self.identity and recipient not in self.shared
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """What an operator or a recipient looks for. Empty fields do not restrict."""
 
     recipient: str | None = None  # identity
+    also: tuple[str, ...] = ()  # further identities, beside ``recipient``
     sender: str | None = None  # envelope sender or From, a part of it; case and accents do not matter
     since: datetime | None = None  # held then or later
     states: frozenset[State] = field(default_factory=frozenset)

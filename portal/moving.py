@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Literal, cast
 from uuid import UUID
@@ -197,7 +198,11 @@ def _newer(theirs: Record, ours: Record) -> Record | None:
         same = replace(other, message=mine.message) == mine and other_events == events
         if not same and _changed_at(other, other_events) >= _changed_at(mine, events):
             deliveries[n], histories[n], changed = other, other_events, True
-    return replace(ours, deliveries=tuple(deliveries), histories=tuple(histories)) if changed else None
+    # Whom one store told they need not be told by the other.
+    told = tuple(tuple(sorted({*mine, *other})) for mine, other in zip_longest(ours.told, theirs.told, fillvalue=()))
+    if not changed and told == ours.told:
+        return None
+    return replace(ours, deliveries=tuple(deliveries), histories=tuple(histories), told=told)
 
 
 def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:

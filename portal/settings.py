@@ -289,6 +289,38 @@ class LinksSettings(Section):
         return self
 
 
+class PeopleSettings(Section):
+    """Whose mail it is, beyond one mailbox for each address; docs/people.md tells how."""
+
+    alias_file: Path | None = Field(
+        None,
+        description="A Postfix virtual alias table in its text form, like `/etc/postfix/virtual`: whose mail aliases "
+        "and role mailboxes are. Read again when it changes.",
+    )
+    recipient_delimiter: str = Field(
+        "",
+        max_length=8,
+        description="As Postfix has it: with `+` mail for alice+shop@example.org is alice@example.org's, from then on.",
+    )
+    origin: str | None = Field(
+        None, description="Postfix's `myorigin`: the domain of names in `alias_file` that have none."
+    )
+
+    @field_validator("recipient_delimiter")
+    @classmethod
+    def _splits(cls, delimiter: str) -> str:
+        if any(c.isalnum() or c.isspace() or not c.isascii() or c in '@."\\' for c in delimiter):
+            raise ValueError("expected signs like + or -, as in Postfix's recipient_delimiter")
+        return delimiter
+
+    @field_validator("origin")
+    @classmethod
+    def _host(cls, origin: str | None) -> str | None:
+        if origin is not None and (not origin or any(c.isspace() or c in "@/:$" for c in origin)):
+            raise ValueError("expected a domain like example.org (not $mydomain)")
+        return origin and origin.lower()
+
+
 class SiteSettings(Section):
     """How the quarantine looks; docs/customise.md tells what can be replaced."""
 
@@ -367,6 +399,7 @@ class Settings(BaseSettings):
     digest: DigestSettings = DigestSettings()
     links: LinksSettings = LinksSettings()
     tiers: TiersSettings = TiersSettings()
+    people: PeopleSettings = PeopleSettings()
     site: SiteSettings = SiteSettings()
 
     @field_validator("public_url")

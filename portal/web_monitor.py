@@ -55,6 +55,9 @@ class Monitor(Collector):
         if figures.heartbeat_at is not None:
             age = (now - figures.heartbeat_at).total_seconds()
             yield _gauge("digest_heartbeat_age_seconds", "Since the digest process's last sign of life.", age)
+        if self._parts.people.file is not None:
+            good = not self._parts.people.trouble()
+            yield _gauge("alias_file_usable", "Whether people.alias_file can be read and used as it is now.", good)
 
     def health(self) -> HTTPResponse:
         """503 when the store cannot be used. All else is told, not failed: a restart would not mend it."""
@@ -66,7 +69,7 @@ class Monitor(Collector):
             log.error("unhealthy: %s", error)
             return json_answer(503, {"status": "store unavailable", "version": __version__})
         age = None if figures.heartbeat_at is None else round((now - figures.heartbeat_at).total_seconds())
-        due = figures.oldest_digest_due_at
+        due, people = figures.oldest_digest_due_at, self._parts.people
         return json_answer(
             200,
             {
@@ -78,6 +81,8 @@ class Monitor(Collector):
                 "digests_due": figures.digests_due,
                 "digest_late_seconds": 0 if due is None else max(0, round((now - due).total_seconds())),
                 "digest_heartbeat_age_seconds": age,
+                # No paths and no names: this page is open to everybody.
+                **({} if people.file is None else {"alias_file_usable": not people.trouble()}),
             },
         )
 

@@ -290,3 +290,16 @@ def test_a_store_that_cannot_be_reached_is_a_sentence_without_its_password(
         result = run(*words)
         assert result.exit_code in (1, 2)
         assert "hush-hush" not in result.output
+
+
+def test_check_tells_what_the_alias_file_says_and_what_of_it_is_not_followed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init")
+    virtual = tmp_path / "virtual"
+    monkeypatch.setenv("QUARANTINE_PEOPLE__ALIAS_FILE", str(virtual))
+    assert f"PROBLEM people.alias_file: {virtual}: No such file or directory" in run("check").output
+    virtual.write_text("info@example.org alice@example.org bob@example.org\n/^x/ y\n", "utf-8")
+    output = run("check").output
+    assert f"ok      people.alias_file: {virtual}: 1 addresses, 1 of them with several readers" in output
+    assert "note    people.alias_file: line 2: regular expressions are not followed" in output

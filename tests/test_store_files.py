@@ -394,6 +394,7 @@ def test_a_newer_database_is_not_touched(folder: Path) -> None:
 
 
 VERSION_1 = """
+    DROP TABLE told;
     DROP INDEX person_failing;
     ALTER TABLE person DROP COLUMN failures;
     ALTER TABLE person DROP COLUMN failure;

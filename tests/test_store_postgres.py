@@ -23,7 +23,7 @@ from psycopg import sql
 
 from portal import shipped
 from portal.errors import StoreMisfit, StoreUnavailable
-from portal.message import Body, Filter, State, Tier, held_at, new_id
+from portal.message import Body, Filter, Reader, State, Tier, held_at, new_id
 from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days
 from portal.stores.postgres import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
@@ -152,6 +152,47 @@ def test_what_processes_ask_again_and_again_uses_small_indexes(plans: Any, store
     ):
         for plan in plans(call):
             assert_indexed(plan)
+
+
+@pytest.fixture
+def reader(store: PostgresStore) -> Reader:
+    """Alice with an alias of hers and a role mailbox; mail for both lies beside her own, some of it told."""
+    for n in range(60):
+        hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
+    store.pass_news_on("info@example.org", [ALICE, BOB])
+    whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
+    with store.digesting(whole, now(), 50, at_once=True):
+        pass
+    return whole
+
+
+def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
+    plans: Any, store: PostgresStore, reader: Reader
+) -> None:
+    first = store.list_for(reader, {State.HELD}, 20)
+    for before in (None, first.next):
+        deliveries, messages = plans(lambda before=before: store.list_for(reader, {State.HELD}, 20, before))
+        assert_indexed(deliveries)
+        assert_indexed(messages)
+        assert "Merge Append" not in deliveries, deliveries
+        assert deliveries.count("never executed") >= 3, deliveries
+        assert_read_at_most(deliveries, 21)
+
+
+def test_what_a_reader_was_never_told_is_read_by_index_day_by_day(
+    plans: Any, store: PostgresStore, reader: Reader
+) -> None:
+    deliveries, _ = plans(lambda: store.unannounced(reader, 10))
+    assert_indexed(deliveries)
+    assert "Seq Scan on told" not in deliveries, deliveries
+    assert "never executed" in deliveries, deliveries
+
+
+def assert_read_at_most(plan: str, rows: int) -> None:
+    """No identity's index is read further than a page."""
+    read = re.findall(r"Scan (?:Backward )?using delivery_\d+_recipient\S* on \S+ \S+ \(actual rows=([\d.]+)", plan)
+    assert read, plan
+    assert max(map(float, read)) <= rows, plan
 
 
 def test_what_was_never_announced_is_read_in_order(plans: Any, store: PostgresStore) -> None:
@@ -357,6 +398,7 @@ def test_another_schema_version_says_what_to_do(
 
 
 VERSION_1 = """
+    drop table told;
     alter table recipient drop column failures, drop column failure, drop column failed_at;
     update setting set value = '1' where name = 'schema_version';
 """

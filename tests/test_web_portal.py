@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -550,6 +551,15 @@ def test_health_tells_figures(site: Site) -> None:
     site.store.heartbeat(site.now)
     site.pass_time(seconds=90)
     assert site.browser().get("/healthz").json["digest_heartbeat_age_seconds"] == 90
+
+
+def test_an_alias_file_that_cannot_be_used_is_told(site: Site, tmp_path: Path) -> None:
+    browser = site.browser()
+    browser.peer = "127.0.0.1"
+    assert "alias_file" not in browser.get("/healthz").text + browser.get("/metrics").text
+    site.parts.people.file = tmp_path / "virtual"
+    assert browser.get("/healthz").json["alias_file_usable"] is False
+    assert "quarantine_alias_file_usable 0.0" in browser.get("/metrics").text
 
 
 def test_metrics_are_for_the_exporters_networks(site: Site, held: Held) -> None:

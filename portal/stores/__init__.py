@@ -9,15 +9,19 @@ something is being sent. A process that dies lets its lease run out, and another
 twice, never silently not at all.
 
 Whose data it is stands first in every question a recipient asks (`recipient`, an identity as `message.identity()`
-makes it). Methods under "operators" have no such limit and are called by the command line and by links, whose
-token names the delivery.
+makes it). Where they may read more than what is held for that one, it is a `Reader`; a plain identity reads its own
+mail. Methods under "operators" have no such limit and are called by the command line and by links, whose token names
+the delivery.
+
+A delivery that one person was told of is *announced*. Of one that they are told of under another name, or with others,
+it is kept who was told (``told``), and it counts as announced once all its readers were.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,14 +31,14 @@ from typing import Any
 from uuid import UUID
 
 from portal.errors import AlreadyDone, QuarantineError, RelayRefused
-from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, State, Tier
+from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier
 from portal.schedule import NOTHING_CHOSEN, Preferences
 
 log = logging.getLogger("quarantine.store")
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 REFUSED_FOR = timedelta(hours=1)
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Digest:
     preferences: Preferences = NOTHING_CHOSEN  # the recipient's
     failures: int = 0  # how often the mail server said no to it so far
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
+    reader: Reader | None = field(default=None, compare=False)  # of the claim: what its recipient reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class Record:
     sameness: bytes | None  # None: another message is the one by which the same mail is known again
     deliveries: tuple[Delivery, ...]  # by number
     histories: tuple[tuple[Event, ...], ...]  # one for each delivery, without its being held
+    told: tuple[tuple[str, ...], ...] = ()  # one for each delivery, or nothing: who was told under another name
 
     def export(self) -> Export:
         """The export that would be held as this record; where there is no sameness, one that no other mail has."""
@@ -289,7 +295,7 @@ class Store(ABC):
     @abstractmethod
     def list_for(
         self,
-        recipient: str,
+        recipient: str | Reader,
         states: Collection[State],
         limit: int,
         before: tuple[UUID, int] | None = None,
@@ -299,8 +305,9 @@ class Store(ABC):
         """This recipient's deliveries in any of ``states``, newest message first, as `search` finds them."""
 
     @abstractmethod
-    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
-        """This recipient's delivery of a message. Raises NotFound, also when it is only somebody else's."""
+    def delivery_for(self, recipient: str | Reader, message_id: UUID, number: int | None = None) -> Delivery:
+        """This recipient's delivery of a message: the one with this number, None: the first. Raises NotFound, also
+        when it is only somebody else's."""
 
     @abstractmethod
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
@@ -326,7 +333,7 @@ class Store(ABC):
         """Keep what a recipient chose. When they are told next is undecided then, see `unscheduled`."""
 
     @abstractmethod
-    def ask_for_digest(self, recipient: str, now: datetime, since: datetime) -> Asked:
+    def ask_for_digest(self, recipient: str | Reader, now: datetime, since: datetime) -> Asked:
         """Make a recipient's digest due now, unless they asked for one after ``since``.
 
         It holds what was never announced. When there is no such mail, what is still held of their last digest counts
@@ -465,7 +472,14 @@ class Store(ABC):
 
     @abstractmethod
     def claim_digests(
-        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+        self,
+        now: datetime,
+        count: int,
+        limit: int,
+        *,
+        only: Sequence[str] | None = None,
+        at_once: bool = False,
+        readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         """Claim up to ``count`` digests until ``now`` + LEASE; committed on return, so that each has one claimant.
 
@@ -473,7 +487,8 @@ class Store(ABC):
         refused: another process has the claim or failed a moment ago, it is not due, or they stopped digests.
         ``at_once`` ignores when it is due, and what `settle_digests` says of a next try.
 
-        A digest holds up to ``limit`` deliveries, all `held` and never announced. There are fewer digests than asked
+        A digest holds up to ``limit`` deliveries of what ``readers`` says that its recipient reads, all `held` and
+        never announced to them. There are fewer digests than asked
         for, but at least one, when together they would hold more than that. When ``deliveries`` is empty (all were
         acted on meanwhile) nothing must be sent; settled as sent, the news are cleared.
         """
@@ -484,13 +499,17 @@ class Store(ABC):
         stays news. What arrived or did not fit meanwhile stays news as well. Durable on return."""
 
     @contextmanager
-    def digesting(self, recipient: str, now: datetime, limit: int, *, at_once: bool = False) -> Iterator[Digest]:
+    def digesting(
+        self, recipient: str | Reader, now: datetime, limit: int, *, at_once: bool = False
+    ) -> Iterator[Digest]:
         """One digest alone: claim it, yield it, and on clean exit settle it as sent.
 
         Entering raises AlreadyDone. A block left by an exception announces nothing; RelayDeferred and unforeseen
         errors are due again after LEASE at the earliest, RelayRefused after an hour.
         """
-        claims = self.claim_digests(now, 1, limit, only=[recipient], at_once=at_once)
+        reader = reader_of(recipient)
+        recipient = reader.identity
+        claims = self.claim_digests(now, 1, limit, only=[recipient], at_once=at_once, readers=lambda _: reader)
         for refusal in claims.refused.values():
             raise refusal
         [digest] = claims.digests
@@ -510,8 +529,18 @@ class Store(ABC):
         """Recipients whose last digest the mail server did not take, the latest failure first."""
 
     @abstractmethod
-    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
+    def unannounced(self, recipient: str | Reader, limit: int) -> Sequence[Delivery]:
         """What a claim would hold, claiming nothing."""
+
+    @abstractmethod
+    def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
+        """Give the news of an identity to those who read its mail: they have news from then on, unless they had, and
+        it has none unless it is one of them. Durable on return; done twice, or with no news there, it changes nothing.
+        """
+
+    @abstractmethod
+    def untold(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
+        """Which of these identities have held mail from ``since`` on that is not announced to all its readers."""
 
     @abstractmethod
     def last_digest(self, recipient: str) -> Digest | None:
@@ -644,6 +673,16 @@ def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDo
     if not at_once and (next_digest_at is None or next_digest_at > now):
         return AlreadyDone("this digest is not due")
     return None
+
+
+def reader_of(recipient: str | Reader) -> Reader:
+    """Who reads: a plain identity reads its own mail."""
+    return recipient if isinstance(recipient, Reader) else Reader(recipient)
+
+
+def address_of(recipient: str, delivery: Delivery) -> str:
+    """Where to tell somebody of a delivery: as its envelope wrote it, if that is their own address."""
+    return delivery.address if delivery.recipient == recipient else recipient
 
 
 def open_store(url: str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False) -> Store:

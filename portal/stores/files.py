@@ -319,6 +319,7 @@ class FileStore(SqliteRecords):
                 ).fetchone()
                 if in_use is None:
                     connection.execute("DELETE FROM event WHERE message_id = ?", (id,))
+                    connection.execute("DELETE FROM told WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM delivery WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM message WHERE id = ?", (id,))
                     removed.append(id)

@@ -111,6 +111,8 @@ def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> Non
         case "person":
             store.wish_again(_person(line))
             done.people += 1
+        case "told":
+            store.tell_again(str(line["reader"]), [(UUID(id), int(number)) for id, number in line["deliveries"]])
         case "digest":
             store.announce_again(_digest(line))
             done.digests += 1

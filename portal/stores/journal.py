@@ -9,6 +9,7 @@ twice, ends with what the last one said.
      "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
     {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
      "preferences": null}
+    {"at": …, "kind": "told", "reader": …, "deliveries": [[id, number], …]}
     {"at": …, "kind": "digest", "id": …, "recipient": …, "address": …, "issued_at": …, "sent_at": …,
      "deliveries": [[id, number], …]}
 
@@ -27,6 +28,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from portal.message import Actor, Delivery, Event
 from portal.stores import DigestRecord, Person
@@ -162,6 +164,11 @@ def person_line(person: Person) -> dict[str, Any]:
         "links_valid_from": _text(person.links_valid_from),
         "preferences": person.preferences.to_json(),
     }
+
+
+def told_line(reader: str, deliveries: Sequence[tuple[UUID, int]]) -> dict[str, Any]:
+    """Who was told of deliveries under another name, or with others."""
+    return {"kind": "told", "reader": reader, "deliveries": [[str(id), number] for id, number in deliveries]}
 
 
 def digest_line(digest: DigestRecord) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from portal.message import (
     Export,
     Filter,
     Message,
+    Reader,
     State,
     Tier,
     held_at,
@@ -46,7 +47,7 @@ from portal.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search
+from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search, reader_of, search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
@@ -184,7 +185,7 @@ class PostgresStore(PostgresRecords):
 
     def list_for(
         self,
-        recipient: str,
+        recipient: str | Reader,
         states: Collection[State],
         limit: int,
         before: tuple[UUID, int] | None = None,
@@ -193,17 +194,18 @@ class PostgresStore(PostgresRecords):
     ) -> Page:
         if not states:
             return Page((), None)
-        return self.search(Filter(recipient=recipient, states=frozenset(states), words=words), limit, before)
+        return self.search(search.of_reader(recipient, states, words), limit, before)
 
     def search(self, wanted: Filter, limit: int, before: tuple[UUID, int] | None = None) -> Page:
         return postgres_search.page(self.database, wanted, limit, before)
 
-    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
+    def delivery_for(self, recipient: str | Reader, message_id: UUID, number: int | None = None) -> Delivery:
         with self.database.transaction() as connection:
             return rows.one_delivery(
                 connection,
-                "where d.message_id = %s and d.recipient = %s order by d.number limit 1",
-                [message_id, recipient],
+                "where d.message_id = %s and d.recipient = any(%s) and d.number = coalesce(%s, d.number)"
+                " order by d.number limit 1",
+                [message_id, list(reader_of(recipient).identities), number],
             )
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import LiteralString
 from uuid import UUID
@@ -24,11 +25,18 @@ from portal.stores.postgres_database import OTHER_SECONDS, SCHEMA_LOCK, Connecti
 
 # Purge goes in this order. Once a day's deliveries are reduced to those that stay, the others' rows have no owner,
 # and whatever an `add` puts beside them meanwhile stays too. Bodies go last, when it is known which messages need them.
-TABLES = {"delivery": "message_id", "event": "message_id", "message": "id", "body_chunk": "body_id"}
+TABLES = {
+    "delivery": "message_id",
+    "event": "message_id",
+    "told": "message_id",
+    "message": "id",
+    "body_chunk": "body_id",
+}
 _KEPT: dict[str, LiteralString] = {
     "delivery": "message_id in (select message_id from delivery where state in ('requested', 'releasing')"
     " and message_id >= {low} and message_id < {high})",
     "event": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "told": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
 }
@@ -61,9 +69,22 @@ def make_day(database: Database, day: date, seconds: float = OTHER_SECONDS) -> N
 
 
 def make_days(database: Database, now: datetime) -> None:
-    """Make today's and the coming days' partitions. Raises StoreUnavailable."""
+    """Make today's and the coming days' partitions, and those that an older program did not. Raises
+    StoreUnavailable."""
     for ahead in range(_DAYS_AHEAD + 1):
         make_day(database, now.astimezone(UTC).date() + timedelta(days=ahead))
+    with database.transaction() as connection:
+        days = days_of(connection, "delivery")
+    make_missing(database, "told", days)
+
+
+def make_missing(database: Database, table: str, days: Collection[date]) -> None:
+    """Make the partitions of those days in which this table has none. Raises StoreUnavailable."""
+    if days:
+        with database.transaction() as connection:
+            missing = set(days) - days_of(connection, table)
+        for day in sorted(missing):
+            make_day(database, day)
 
 
 def purge_days(database: Database, before: datetime) -> Purged:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 from portal.errors import LinkInvalid, NotFound, QuarantineError, RelayRefused
-from portal.message import Delivery, first_id, held_at, new_id
+from portal.message import Delivery, Reader, first_id, held_at, new_id
 from portal.schedule import Preferences
 from portal.stores import (
     LEASE,
@@ -26,8 +26,10 @@ from portal.stores import (
     SignIn,
     SignInLimits,
     Unsent,
+    reader_of,
     unclaimable,
 )
+from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import Connection
 from portal.stores.postgres_rows import utc
@@ -57,6 +59,11 @@ _UNANNOUNCED: LiteralString = (
     "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
 )
 _UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
+_UNTOLD_OF_U: LiteralString = (
+    "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists (select from told t"
+    " where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
+    " order by d.message_id, d.number limit %s"
+)
 _CLAIMABLE: LiteralString = (
     "select recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures,"
     " lease from recipient "
@@ -215,7 +222,14 @@ class PostgresPeople(PostgresWishes):
         return [recipient for (recipient,) in found]
 
     def claim_digests(
-        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+        self,
+        now: datetime,
+        count: int,
+        limit: int,
+        *,
+        only: Sequence[str] | None = None,
+        at_once: bool = False,
+        readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         lease, refused = uuid4(), {}
         with self.database.transaction() as connection:
@@ -230,14 +244,17 @@ class PostgresPeople(PostgresWishes):
                 rows = {row[0]: row for row in _locked(connection, _CLAIMABLE, only[:count])}
                 refused = {who: why for who in only[:count] if (why := unclaimable(rows.get(who), now, at_once))}
                 found = [rows[who] for who in only[:count] if who not in refused]
-            whole, news = _news(connection, [row[0] for row in found], limit)
+            people = [readers(row[0]) for row in found]
+            whole, news = _news(connection, people, limit)
             # The id outlives failures; the date does not: links count their age from the mail that is really sent.
             digests = tuple(
                 Digest(
                     digest_id or new_id(now), recipient, address, now.astimezone(UTC).replace(microsecond=0),
-                    tuple(news.get(recipient, ())), Preferences.from_json(preferences), failures, lease,
+                    tuple(news.get(recipient, ())), Preferences.from_json(preferences), failures, lease, reader,
                 )
-                for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found[:whole]
+                for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, _) in zip(
+                    people[:whole], found, strict=False
+                )
             )  # fmt: skip
             if digests:
                 connection.execute(
@@ -257,6 +274,11 @@ class PostgresPeople(PostgresWishes):
                         [d.address for d in digests],
                     ],
                 )
+        if not all(reader.is_plain for reader in people):
+            # Not found out when it is noted who was told: the mail would have gone out, and would again.
+            days.make_missing(
+                self.database, "told", {held_at(d.id).date() for each in digests for d in each.deliveries}
+            )
         return Claims(digests, refused)
 
     def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
@@ -264,13 +286,11 @@ class PostgresPeople(PostgresWishes):
         ids, numbers = [delivery.id for _, delivery in told], [delivery.number for _, delivery in told]
         with self.database.transaction() as connection:
             if told:
-                connection.execute(
-                    "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
-                    # the array besides the join: it leaves out the days that are not concerned
-                    " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
-                    " and d.announced_at is null",
-                    [now, ids, numbers, ids],
-                )
+                own = [delivery for digest, delivery in told if _reader(digest).is_own(delivery.recipient)]
+                _announce(connection, [(delivery.id, delivery.number) for delivery in own], now)
+                if len(own) < len(told):
+                    shared = [(_reader(digest), d) for digest, d in told if not _reader(digest).is_own(d.recipient)]
+                    _tell(connection, shared, now)
                 connection.execute(
                     "update digest g set sent_at = %s, message_ids = u.ids, numbers = u.numbers from ("
                     " select digest, array_agg(id order by n) ids, array_agg(number order by n) numbers"
@@ -284,17 +304,13 @@ class PostgresPeople(PostgresWishes):
             # The rows first: what an `add` that waits for one would mark comes after us and sees what we leave.
             _locked(connection, "select from recipient ", people + [each.digest.recipient for each in unsent])
             if sent:
-                left = connection.execute(
-                    "select (select d.message_id from delivery d " + _UNANNOUNCED_OF_U + ")"
-                    " from unnest(%s::text[]) with ordinality u (recipient, n) order by n",
-                    [1, people],
-                ).fetchall()
+                left = _left(connection, [_reader(digest) for digest in sent])
                 connection.execute(
                     "update recipient r set news_since = u.news, next_digest_at = null, lease = null,"
                     " lease_until = null, digest_id = null, failures = 0, failure = '', failed_at = null"
                     " from unnest(%s::text[], %s::uuid[], %s::timestamptz[]) u (recipient, lease, news)"
                     " where r.recipient = u.recipient and r.lease = u.lease",
-                    [people, [digest.lease for digest in sent], [id and held_at(id) for (id,) in left]],
+                    [people, [digest.lease for digest in sent], [id and held_at(id) for id in left]],
                 )
             if unsent:
                 connection.execute(
@@ -325,9 +341,41 @@ class PostgresPeople(PostgresWishes):
             ).fetchall()
         return [person_from(row) for row in found]
 
-    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
+    def unannounced(self, recipient: str | Reader, limit: int) -> Sequence[Delivery]:
+        reader = reader_of(recipient)
         with self.database.transaction() as connection:
-            return rows.deliveries(connection, _UNANNOUNCED, [recipient, limit])
+            if reader.is_plain:
+                return rows.deliveries(connection, _UNANNOUNCED, [reader.identity, limit])
+            return _news(connection, [reader], limit)[1].get(reader.identity, [])
+
+    def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "select news_since from recipient where recipient = %s for update", [recipient]
+            ).fetchone()
+            if row is None or row[0] is None:
+                return
+            connection.execute(
+                "insert into recipient (recipient, address, news_since)"
+                ' select person, person, %s from unnest(%s::text[]) p (person) order by person collate "C"'
+                " on conflict (recipient) do update"
+                " set news_since = coalesce(recipient.news_since, excluded.news_since)",
+                [row[0], list(people)],
+            )
+            if recipient not in people:
+                connection.execute(
+                    "update recipient set news_since = null, next_digest_at = null where recipient = %s", [recipient]
+                )
+
+    def untold(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
+        with self.database.transaction() as connection:
+            found = connection.execute(
+                "select r.identity from unnest(%s::text[]) r (identity) where exists (select from delivery d"
+                " where d.recipient = r.identity and d.message_id >= %s and d.state = 'held'"
+                " and d.announced_at is null)",
+                [list(recipients), first_id(since)],
+            ).fetchall()
+        return [identity for (identity,) in found]
 
     def last_digest(self, recipient: str) -> Digest | None:
         with self.database.transaction() as connection:
@@ -540,31 +588,106 @@ def _locked(connection: Connection, select: LiteralString, recipients: Sequence[
     ).fetchall()
 
 
-def _news(connection: Connection, recipients: list[str], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
+def _reader(digest: Digest) -> Reader:
+    return digest.reader or Reader(digest.recipient)
+
+
+def _whose(readers: Sequence[Reader]) -> tuple[LiteralString, list[Any]]:
+    """A table ``u`` of what these people read, numbered by person from 1, with a lateral one ``d`` of what of it was
+    never announced to them, the oldest first, so and so many."""
+    if all(reader.is_plain for reader in readers):
+        return (
+            "unnest(%s::text[]) with ordinality u (recipient, n) cross join lateral ("
+            f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_OF_U}) d",
+            [[reader.identity for reader in readers]],
+        )
+    read = [(n, identity, reader.identity) for n, reader in enumerate(readers, 1) for identity in reader.identities]
+    return (
+        "unnest(%s::int[], %s::text[], %s::text[]) u (n, recipient, reader) cross join lateral ("
+        f" select {rows.DELIVERY} from delivery d {_UNTOLD_OF_U}) d",
+        [[n for n, _, _ in read], [rows.text(identity) for _, identity, _ in read], [who for _, _, who in read]],
+    )
+
+
+def _news(connection: Connection, readers: Sequence[Reader], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
     """What was never announced to them, and of how many of them, at least one, that is all or ``limit``."""
+    whose, values = _whose(readers)
     found = connection.execute(
-        f"select u.n, d.* from unnest(%s::text[]) with ordinality u (recipient, n) cross join lateral ("
-        f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_OF_U}) d"
-        " order by u.n, d.message_id, d.number limit %s",
-        [recipients, limit, limit],
+        f"select u.n, d.* from {whose} order by u.n, d.message_id, d.number limit %s", [*values, limit, limit]
     ).fetchall()
     # The last one may go on beyond the limit.
-    whole = max(1, found[-1][0] - 1) if len(found) >= limit else len(recipients)
+    whole = max(1, found[-1][0] - 1) if len(found) >= limit else len(readers)
+    deliveries = rows.with_messages(connection, list({tuple(row): None for n, *row in found if n <= whole}))
+    named = {(delivery.id, delivery.number): delivery for delivery in deliveries}
     news: dict[str, list[Delivery]] = {}
-    for delivery in rows.with_messages(connection, [row for n, *row in found if n <= whole]):
-        news.setdefault(delivery.recipient, []).append(delivery)
+    for n, id, number, *_ in found:
+        if n <= whole and (id, number) in named:  # else retention just took its message
+            news.setdefault(readers[n - 1].identity, []).append(named[id, number])
     return whole, news
+
+
+def _left(connection: Connection, readers: Sequence[Reader]) -> list[UUID | None]:
+    """The oldest message that was never announced to each of them. Raises psycopg.Error."""
+    whose, values = _whose(readers)
+    left: dict[int, UUID] = dict(
+        connection.execute(
+            f"select u.n, (array_agg(d.message_id order by d.message_id))[1] from {whose} group by u.n", [*values, 1]
+        ).fetchall()
+    )
+    return [left.get(n) for n in range(1, len(readers) + 1)]
+
+
+def _announce(connection: Connection, names: Sequence[tuple[UUID, int]], now: datetime) -> None:
+    """Mark deliveries as announced. Raises psycopg.Error."""
+    ids, numbers = [id for id, _ in names], [number for _, number in names]
+    if names:
+        connection.execute(
+            "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
+            # the array besides the join: it leaves out the days that are not concerned
+            " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
+            " and d.announced_at is null",
+            [now, ids, numbers, ids],
+        )
+
+
+def _tell(connection: Connection, told: Sequence[tuple[Reader, Delivery]], now: datetime) -> None:
+    """Note who was told of deliveries that are held for another name, or that others read as well; those that all were
+    told of are announced. Raises psycopg.Error."""
+    ids, numbers = [delivery.id for _, delivery in told], [delivery.number for _, delivery in told]
+    # So that of two readers who are told at once the second sees what the first one left.
+    connection.execute(
+        "select from delivery d join unnest(%s::uuid[], %s::int[]) u (id, n) on d.message_id = u.id and d.number = u.n"
+        " where d.message_id = any(%s) order by d.message_id, d.number for update of d",
+        [ids, numbers, ids],
+    )
+    connection.execute(
+        "insert into told (message_id, number, reader) select * from unnest(%s::uuid[], %s::int[], %s::text[])"
+        " on conflict do nothing",
+        [ids, numbers, [reader.identity for reader, _ in told]],
+    )
+    were: dict[tuple[UUID, int], set[str]] = {}
+    for id, number, reader in connection.execute(
+        "select message_id, number, reader from told where message_id = any(%s)", [list(set(ids))]
+    ):
+        were.setdefault((id, number), set()).add(reader)
+    all_told = {
+        (delivery.id, delivery.number)
+        for who, delivery in told
+        if were[delivery.id, delivery.number].issuperset(who.shared.get(delivery.recipient, ()))
+    }
+    _announce(connection, sorted(all_told), now)
 
 
 def _digest(connection: Connection, row: Sequence[Any]) -> Digest:
     id, recipient, address, issued_at, ids, numbers, preferences = row
-    told = set(zip(ids, numbers, strict=True))
     found = rows.deliveries(
-        connection, "where d.message_id = any(%s) and d.recipient = %s order by d.message_id, d.number",
-        [ids, recipient],
-    )  # fmt: skip
-    kept = tuple(delivery for delivery in found if (delivery.id, delivery.number) in told)
-    return Digest(id, recipient, address, issued_at.astimezone(UTC), kept, Preferences.from_json(preferences))
+        connection,
+        "join unnest(%s::uuid[], %s::int[]) u (told_id, told_number)"
+        " on d.message_id = u.told_id and d.number = u.told_number"
+        " where d.message_id = any(%s) order by d.message_id, d.number",
+        [ids, numbers, ids],
+    )
+    return Digest(id, recipient, address, issued_at.astimezone(UTC), tuple(found), Preferences.from_json(preferences))
 
 
 def _live_sign_in(connection: Connection, condition: LiteralString, value: bytes, now: datetime) -> SignIn:

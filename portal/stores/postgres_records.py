@@ -47,6 +47,11 @@ class PostgresRecords(PostgresPeople):
             ):
                 event = Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
                 histories.setdefault((id, number), []).append(event)
+            told: dict[tuple[UUID, int], list[str]] = {}
+            for id, number, reader in connection.execute(
+                "select message_id, number, reader from told where message_id = any(%s) order by reader", [wanted]
+            ):
+                told.setdefault((id, number), []).append(reader)
             samenesses: dict[UUID, bytes] = {
                 id: bytes(sameness)
                 for id, sameness in connection.execute(
@@ -59,6 +64,7 @@ class PostgresRecords(PostgresPeople):
                 samenesses.get(id),
                 tuple(found),
                 tuple(tuple(histories.get((id, delivery.number), ())) for delivery in found),
+                tuple(tuple(told.get((id, delivery.number), ())) for delivery in found),
             )
             for id, found in deliveries.items()
         }
@@ -143,3 +149,10 @@ def take_deliveries(connection: Connection, record: Record) -> None:
     for delivery, events in zip(record.deliveries, record.histories, strict=True):
         for event in events:
             rows.note(connection, id, delivery.number, event.at, event.what, event.actor, event.detail)
+    for delivery, readers in zip(record.deliveries, record.told, strict=False):
+        if readers:
+            connection.execute(
+                "insert into told (message_id, number, reader) select %s, %s, * from unnest(%s::text[])"
+                " on conflict do nothing",
+                [id, delivery.number, [rows.text(reader) for reader in readers]],
+            )

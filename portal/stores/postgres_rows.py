@@ -16,7 +16,7 @@ from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.errors import NotFound
-from portal.message import Actor, Body, Delivery, Export, Flag, Message, State, Symbol, Tier, held_at, identity
+from portal.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Symbol, Tier, held_at, identity
 from portal.stores import search
 from portal.stores.postgres_database import Connection, ask
 
@@ -55,6 +55,24 @@ def with_messages(connection: Connection, rows: Sequence[Sequence[Any]]) -> list
 def deliveries(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[Delivery]:
     """The deliveries ``d`` that ``rest`` selects. Raises psycopg.Error."""
     return with_messages(connection, delivery_rows(connection, rest, values))
+
+
+def merged(
+    connection: Connection,
+    reader: Reader,
+    where: LiteralString,
+    values: Sequence[Any],
+    order: LiteralString,
+    limit: int,
+) -> list[tuple[Any, ...]]:
+    """Rows for `with_messages` of all that a reader reads and ``where`` selects, in order: of each identity its own
+    stretch of the index, at most ``limit``, then the first of all. Raises psycopg.Error."""
+    return connection.execute(
+        f"select {DELIVERY} from unnest(%s::text[]) r (identity) cross join lateral ("
+        f"select * from delivery d where d.recipient = r.identity and {where} order by {order} limit %s"
+        f") d order by {order} limit %s",
+        [[text(identity) for identity in reader.identities], *values, limit, limit],
+    ).fetchall()
 
 
 def one_delivery(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> Delivery:

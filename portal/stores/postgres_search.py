@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.message import Delivery, Filter, State, first_id
+from portal.message import Delivery, Filter, Reader, State, first_id
 from portal.stores import Page, search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
@@ -89,7 +89,10 @@ def _deliveries(
     """Rows in order, and the deliveries they are."""
     where: list[LiteralString] = []
     values: list[Any] = []
-    if wanted.recipient is not None:
+    if wanted.also and ids is not None:
+        where.append("d.recipient = any(%s)")
+        values.append([rows.text(each) for each in (wanted.recipient or "", *wanted.also)])
+    elif wanted.recipient is not None and not wanted.also:
         where.append("d.recipient = %s")
         values.append(rows.text(wanted.recipient))
     if wanted.states:
@@ -110,8 +113,13 @@ def _deliveries(
         # The first condition says nothing new, but it is the one by which newer days are left out.
         where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")
         values += [before[0], *before]
-    clause: LiteralString = ("where " + " and ".join(where) + " ") if where else ""
-    found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
+    conditions = " and ".join(where)
+    if wanted.also and ids is None:
+        reader = Reader(wanted.recipient or "", (wanted.recipient or "", *wanted.also))
+        found = rows.merged(connection, reader, conditions or "true", values, "message_id desc, number desc", at_most)
+    else:
+        clause: LiteralString = ("where " + conditions + " ") if where else ""
+        found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
     return found, rows.with_messages(connection, found)
 
 

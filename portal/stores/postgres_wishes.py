@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, LiteralString
 
-from portal.message import State, new_id
+from portal.message import Reader, State, new_id
 from portal.schedule import Preferences
-from portal.stores import Asked, Person, Store
+from portal.stores import Asked, Person, Store, address_of, reader_of
 from portal.stores.postgres_database import Connection, Database
 from portal.stores.postgres_rows import utc
 
@@ -52,13 +52,16 @@ class PostgresWishes(Store):
                 [recipient, recipient, preferences.to_json()],
             )
 
-    def ask_for_digest(self, recipient: str, now: datetime, since: datetime) -> Asked:
+    def ask_for_digest(self, recipient: str | Reader, now: datetime, since: datetime) -> Asked:
+        reader = reader_of(recipient)
+        recipient = reader.identity
         if self.person(recipient).stopped_at is not None:
             return Asked.NOTHING
-        wanted, again = self.unannounced(recipient, 1), False
+        wanted, again = self.unannounced(reader, 1), False
         if not wanted:
-            last = self.last_digest(recipient)
-            wanted, again = [d for d in last.deliveries if d.state is State.HELD] if last else [], True
+            last, mine = self.last_digest(recipient), set(reader.identities)
+            kept = last.deliveries if last else ()
+            wanted, again = [d for d in kept if d.state is State.HELD and d.recipient in mine], True
         if not wanted:
             return Asked.NOTHING
         with self.database.transaction() as connection:
@@ -68,15 +71,20 @@ class PostgresWishes(Store):
                 " news_since = coalesce(recipient.news_since, excluded.news_since),"
                 " next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at"
                 " where recipient.asked_at is null or recipient.asked_at <= %s",
-                [recipient, wanted[0].address, wanted[0].message.held_at, now, now, since],
+                [recipient, address_of(recipient, wanted[0]), wanted[0].message.held_at, now, now, since],
             ).rowcount
             if asked and again:
-                ids = [d.id for d in wanted]
+                ids, numbers = [d.id for d in wanted], [d.number for d in wanted]
                 connection.execute(
                     "update delivery d set announced_at = null from unnest(%s::uuid[], %s::int[]) u (id, number)"
                     " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
-                    " and d.recipient = %s and d.state = 'held'",
-                    [ids, [d.number for d in wanted], ids, recipient],
+                    " and d.recipient = any(%s) and d.state = 'held'",
+                    [ids, numbers, ids, list(mine)],
+                )
+                connection.execute(
+                    "delete from told t using unnest(%s::uuid[], %s::int[]) u (id, number) where t.message_id = u.id"
+                    " and t.number = u.number and t.message_id = any(%s) and t.reader = %s",
+                    [ids, numbers, ids, recipient],
                 )
         return Asked.DUE if asked else Asked.TOO_SOON
 

@@ -21,8 +21,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from uuid import UUID
 
-from portal.message import Delivery, Filter, Tier, identity
-from portal.stores import Page
+from portal.message import Delivery, Filter, Reader, State, Tier, identity
+from portal.stores import Page, reader_of
 
 LOOKED_AT = 10_000  # messages a call looks at beyond what the index finds
 BATCH = 500
@@ -103,6 +103,12 @@ def _between(low: int, high: int) -> Iterator[str]:
         low += width
 
 
+def of_reader(recipient: str | Reader, states: Collection[State], words: str) -> Filter:
+    """What a recipient's own list looks for."""
+    first, *also = reader_of(recipient).identities or ("",)
+    return Filter(recipient=first, also=tuple(also), states=frozenset(states), words=words)
+
+
 def wanted_terms(wanted: Filter) -> Terms | None:
     """What to ask the index for; nothing when the list of deliveries serves better, None when nothing can be found."""
     groups: list[tuple[str, ...]] = []
@@ -122,7 +128,7 @@ def wanted_terms(wanted: Filter) -> Terms | None:
             return None
         groups.append(tuple(_between(low, high)))
     if groups and wanted.recipient is not None:
-        groups.append((recipient_term(identity(wanted.recipient)),))
+        groups.append(tuple(recipient_term(identity(each)) for each in (wanted.recipient, *wanted.also)))
     return tuple(groups)
 
 

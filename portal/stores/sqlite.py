@@ -95,6 +95,15 @@ CREATE TABLE event (                    -- being held has no row, the id tells w
 );
 CREATE INDEX event_delivery ON event (message_id, number);
 
+CREATE TABLE told (                     -- who was told of a delivery under another name, or with others
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    reader TEXT NOT NULL,
+    digest_id BLOB,
+    PRIMARY KEY (message_id, number, reader)
+) WITHOUT ROWID;
+CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL;
+
 CREATE TABLE person (
     recipient TEXT PRIMARY KEY,
     address TEXT NOT NULL,
@@ -161,6 +170,11 @@ _UPGRADES = {
         "ALTER TABLE person ADD COLUMN failure TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE person ADD COLUMN failed_at INTEGER",
         "CREATE INDEX person_failing ON person (failed_at) WHERE failed_at IS NOT NULL",
+    ),
+    3: (
+        "CREATE TABLE told (message_id BLOB NOT NULL, number INTEGER NOT NULL, reader TEXT NOT NULL, digest_id BLOB, "
+        "PRIMARY KEY (message_id, number, reader)) WITHOUT ROWID",
+        "CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL",
     ),
 }
 

@@ -21,6 +21,7 @@ from portal.message import (
     Event,
     Flag,
     Message,
+    Reader,
     State,
     Tier,
     held_at,
@@ -28,7 +29,7 @@ from portal.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Store, sqlite_words, symbols
+from portal.stores import LEASE, Store, reader_of, sqlite_words, symbols
 from portal.stores.journal import delivery_line
 from portal.stores.search import recipient_term
 from portal.stores.sqlite import Database, from_micros, to_micros
@@ -63,11 +64,12 @@ class SqliteDeliveries(Store):
 
     # ---- lists
 
-    def delivery_for(self, recipient: str, message_id: UUID) -> Delivery:
+    def delivery_for(self, recipient: str | Reader, message_id: UUID, number: int | None = None) -> Delivery:
         with self.db.read() as connection:
             row = connection.execute(
-                _DELIVERIES + "WHERE d.message_id = ? AND d.recipient = ? ORDER BY d.number LIMIT 1",
-                (message_id.bytes, recipient),
+                _DELIVERIES + "WHERE d.message_id = ?1 AND d.recipient IN (SELECT value FROM json_each(?2)) "  # noqa: S608
+                "AND (?3 IS NULL OR d.number = ?3) ORDER BY d.number LIMIT 1",
+                (message_id.bytes, json.dumps(reader_of(recipient).identities), number),
             ).fetchone()
         if row is None:
             raise NotFound("there is no such message")
@@ -323,22 +325,43 @@ def queue_mail(connection: sqlite3.Connection, to: str, mail: bytes, now: dateti
 
 
 def oldest_unannounced(
-    connection: sqlite3.Connection, recipient: str, after: tuple[bytes, int], limit: int
+    connection: sqlite3.Connection, recipient: str, after: tuple[bytes, int], limit: int, reader: Reader
 ) -> list[Any]:
-    """Rows for `delivery_from`: held and never announced, oldest first, beyond the key ``after``."""
+    """Rows for `delivery_from`: held for this identity and never announced to its reader, oldest first, beyond the key
+    ``after``."""
+    untold, values = "", [recipient, *after]
+    if not reader.is_plain:
+        untold = (
+            "AND NOT EXISTS (SELECT 1 FROM told t "
+            "WHERE t.message_id = d.message_id AND t.number = d.number AND t.reader = ?) "
+        )
+        values.append(reader.identity)
     return connection.execute(
         _DELIVERIES + "WHERE d.recipient = ? AND d.state = 'held' AND d.announced_at IS NULL "
-        "AND (d.message_id, d.number) > (?, ?) ORDER BY d.message_id, d.number LIMIT ?",
-        (recipient, *after, limit),
+        f"AND (d.message_id, d.number) > (?, ?) {untold}ORDER BY d.message_id, d.number LIMIT ?",
+        (*values, limit),
     ).fetchall()
+
+
+def news_left(connection: sqlite3.Connection, reader: Reader) -> int | None:
+    """When the oldest mail was held that its reader was not told of."""
+    found: list[Any] = []
+    for recipient in reader.identities:
+        found += oldest_unannounced(connection, recipient, (b"", 0), 1, reader)
+    return min((to_micros(delivery_from(row).message.held_at) for row in found), default=None)
 
 
 def announced_in(connection: sqlite3.Connection, recipient: str, digest_id: bytes) -> list[Any]:
     """Rows for `delivery_from`: what a digest announced and is still kept, oldest first."""
-    return connection.execute(
-        _DELIVERIES + "WHERE d.recipient = ? AND d.digest_id = ? ORDER BY d.message_id, d.number",
-        (recipient, digest_id),
+    rows = connection.execute(
+        _DELIVERIES + "WHERE d.recipient = ? AND d.digest_id = ?", (recipient, digest_id)
     ).fetchall()
+    rows += connection.execute(
+        COLUMNS + "FROM told t CROSS JOIN delivery d ON d.message_id = t.message_id AND d.number = t.number "
+        "CROSS JOIN message m ON m.id = d.message_id WHERE t.digest_id = ? AND t.reader = ?",
+        (digest_id, recipient),
+    ).fetchall()
+    return sorted(rows, key=lambda row: (row[0], row[_MESSAGE_COLUMNS]))
 
 
 def delivery_from(row: Sequence[Any]) -> Delivery:

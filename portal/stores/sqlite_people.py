@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from portal.errors import NotFound
-from portal.message import Delivery, domain, first_id, held_at, new_id
+from portal.message import Delivery, Reader, domain, first_id, held_at, new_id
 from portal.schedule import Preferences
-from portal.stores import LEASE, Claims, Digest, DigestRecord, Figures, Opening, Person, Unsent, unclaimable
-from portal.stores.journal import digest_line
+from portal.stores import (
+    LEASE,
+    Claims,
+    Digest,
+    DigestRecord,
+    Figures,
+    Opening,
+    Person,
+    Unsent,
+    reader_of,
+    unclaimable,
+)
+from portal.stores.journal import digest_line, told_line
 from portal.stores.sqlite import from_micros, to_micros
-from portal.stores.sqlite_deliveries import announced_in, delivery_from, oldest_unannounced
+from portal.stores.sqlite_deliveries import announced_in, delivery_from, news_left, oldest_unannounced
 from portal.stores.sqlite_wishes import PERSON, SqliteWishes, at, person_from
 
 log = logging.getLogger("quarantine.store")
@@ -178,7 +190,14 @@ class SqlitePeople(SqliteWishes):
         return [row[0] for row in rows]
 
     def claim_digests(
-        self, now: datetime, count: int, limit: int, *, only: Sequence[str] | None = None, at_once: bool = False
+        self,
+        now: datetime,
+        count: int,
+        limit: int,
+        *,
+        only: Sequence[str] | None = None,
+        at_once: bool = False,
+        readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         claim = os.urandom(16)
         with self.db.write() as connection:
@@ -200,6 +219,7 @@ class SqlitePeople(SqliteWishes):
                 Digest(
                     UUID(bytes=digest_id) if digest_id else new_id(now), recipient, address,
                     now.replace(microsecond=0), (), Preferences.from_json(preferences), failures, UUID(bytes=claim),
+                    readers(recipient),
                 )
                 for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
             ]  # fmt: skip
@@ -220,7 +240,7 @@ class SqlitePeople(SqliteWishes):
         gone: list[Delivery] = []
         room = limit
         for digest in claimed:
-            found, passed_over = self._pending(digest.recipient, limit)
+            found, passed_over = self._pending(_reader(digest), limit)
             if filled and len(found) > room:
                 break
             filled.append(replace(digest, deliveries=tuple(found)))
@@ -234,22 +254,23 @@ class SqlitePeople(SqliteWishes):
             self.settle_digests([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
         return tuple(filled)
 
-    def _pending(self, recipient: str, limit: int) -> tuple[list[Delivery], list[Delivery]]:
+    def _pending(self, reader: Reader, limit: int) -> tuple[list[Delivery], list[Delivery]]:
         """What to announce, and what was passed over since its file is gone."""
         found: list[Delivery] = []
         passed_over: list[Delivery] = []
-        after = (b"", 0)
         with self.db.read() as connection:
-            while len(found) < limit:
-                wanted = limit - len(found)
-                rows = oldest_unannounced(connection, recipient, after, wanted)
-                for row in rows:
-                    delivery = delivery_from(row)
-                    (found if self._has_mail(delivery.id) else passed_over).append(delivery)
-                    after = (delivery.id.bytes, delivery.number)
-                if len(rows) < wanted:
-                    break
-        return found, passed_over
+            for identity in reader.identities:
+                wanted, after, more = limit, (b"", 0), True
+                while wanted and more:
+                    rows = oldest_unannounced(connection, identity, after, wanted, reader)
+                    more = len(rows) == wanted
+                    for row in rows:
+                        delivery = delivery_from(row)
+                        there = self._has_mail(delivery.id)
+                        (found if there else passed_over).append(delivery)
+                        wanted, after = wanted - there, (delivery.id.bytes, delivery.number)
+        found.sort(key=lambda delivery: (delivery.id, delivery.number))
+        return found[:limit], passed_over
 
     def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         with self.db.write() as connection:
@@ -259,9 +280,11 @@ class SqlitePeople(SqliteWishes):
                 _settle_unsent(connection, each, to_micros(now))
 
     def _settle_sent(self, connection: sqlite3.Connection, digest: Digest, now: datetime) -> None:
-        connection.executemany(
-            _ANNOUNCE, [(to_micros(now), digest.id.bytes, d.id.bytes, d.number) for d in digest.deliveries]
-        )
+        reader = _reader(digest)
+        own = [d for d in digest.deliveries if reader.is_own(d.recipient)]
+        connection.executemany(_ANNOUNCE, [(to_micros(now), digest.id.bytes, d.id.bytes, d.number) for d in own])
+        if len(own) < len(digest.deliveries):
+            self._tell(connection, digest, [d for d in digest.deliveries if not reader.is_own(d.recipient)], now)
         if digest.deliveries:
             connection.execute("UPDATE digest SET sent_at = ? WHERE id = ?", (to_micros(now), digest.id.bytes))
             told = tuple((d.id, d.number) for d in digest.deliveries)
@@ -270,12 +293,31 @@ class SqlitePeople(SqliteWishes):
             )
         else:
             connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
-        left = oldest_unannounced(connection, digest.recipient, (b"", 0), 1)
         connection.execute(
             "UPDATE person SET news_since = ?, next_digest_at = NULL, claim = NULL, claim_until = NULL, "
             "digest_id = NULL, failures = 0, failure = '', failed_at = NULL WHERE recipient = ? AND claim = ?",
-            (to_micros(delivery_from(left[0]).message.held_at) if left else None, digest.recipient, _claim(digest)),
+            (news_left(connection, reader), digest.recipient, _claim(digest)),
         )
+
+    def _tell(
+        self, connection: sqlite3.Connection, digest: Digest, deliveries: Sequence[Delivery], now: datetime
+    ) -> None:
+        """Note that a reader was told of deliveries that are held for another name, or that others read as well; those
+        that all were told of are announced."""
+        reader = _reader(digest)
+        connection.executemany(
+            "INSERT OR REPLACE INTO told (message_id, number, reader, digest_id) VALUES (?, ?, ?, ?)",
+            [(d.id.bytes, d.number, reader.identity, digest.id.bytes) for d in deliveries],
+        )
+        for delivery in deliveries:
+            readers = reader.shared.get(delivery.recipient, (reader.identity,))
+            connection.execute(
+                "UPDATE delivery SET announced_at = ?1 WHERE message_id = ?2 AND number = ?3 "
+                "AND announced_at IS NULL AND NOT EXISTS (SELECT 1 FROM json_each(?4) WHERE value NOT IN "
+                "(SELECT reader FROM told WHERE message_id = ?2 AND number = ?3))",
+                (to_micros(now), delivery.id.bytes, delivery.number, json.dumps(readers)),
+            )
+        self.db.note(told_line(reader.identity, [(d.id, d.number) for d in deliveries]))
 
     def failing(self, limit: int) -> Sequence[Person]:
         with self.db.read() as connection:
@@ -284,8 +326,32 @@ class SqlitePeople(SqliteWishes):
             ).fetchall()
         return [person_from(row) for row in rows]
 
-    def unannounced(self, recipient: str, limit: int) -> Sequence[Delivery]:
-        return self._pending(recipient, limit)[0]
+    def unannounced(self, recipient: str | Reader, limit: int) -> Sequence[Delivery]:
+        return self._pending(reader_of(recipient), limit)[0]
+
+    def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
+        with self.db.write() as connection:
+            row = connection.execute("SELECT news_since FROM person WHERE recipient = ?", (recipient,)).fetchone()
+            if row is None or row[0] is None:
+                return
+            connection.executemany(
+                "INSERT INTO person (recipient, address, news_since) VALUES (?1, ?1, ?2) "
+                "ON CONFLICT (recipient) DO UPDATE SET news_since = coalesce(news_since, excluded.news_since)",
+                [(person, row[0]) for person in people],
+            )
+            if recipient not in people:
+                connection.execute(
+                    "UPDATE person SET news_since = NULL, next_digest_at = NULL WHERE recipient = ?", (recipient,)
+                )
+
+    def untold(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
+        with self.db.read() as connection:
+            rows = connection.execute(
+                "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM delivery d WHERE d.recipient = value "
+                "AND d.message_id >= ? AND d.state = 'held' AND d.announced_at IS NULL)",
+                (json.dumps(list(recipients)), first_id(since).bytes),
+            )
+            return [row[0] for row in rows]
 
     def last_digest(self, recipient: str) -> Digest | None:
         with self.db.read() as connection:
@@ -378,6 +444,10 @@ def mark_news(connection: sqlite3.Connection, recipient: str, address: str, sinc
         "WHERE address <> excluded.address OR news_since IS NULL",
         (recipient, address, since_micros),
     )
+
+
+def _reader(digest: Digest) -> Reader:
+    return digest.reader or Reader(digest.recipient)
 
 
 def _claim(digest: Digest) -> bytes:

@@ -8,16 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from portal.message import Actor, Delivery, Event, State
+from portal.message import Actor, Delivery, Event, Reader, State
 from portal.schedule import NOTHING_CHOSEN
 from portal.stores import DigestRecord, Person, Record
-from portal.stores.journal import delivery_line, digest_line, person_line
+from portal.stores.journal import delivery_line, digest_line, person_line, told_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import (
     add_event,
     deliveries_of,
-    delivery_from,
-    oldest_unannounced,
+    news_left,
     set_recipient,
 )
 from portal.stores.sqlite_sign_ins import SqliteSignIns
@@ -54,6 +53,12 @@ class SqliteRecords(SqliteSignIns):
                 ):
                     event = Event(from_micros(at), what, Actor(who, via, address), detail)
                     histories.setdefault((UUID(bytes=id), number), []).append(event)
+                told: dict[tuple[UUID, int], list[str]] = {}
+                for id, number, reader in connection.execute(
+                    f"SELECT message_id, number, reader FROM told WHERE message_id IN {among} ORDER BY reader",  # noqa: S608
+                    keys,
+                ):
+                    told.setdefault((UUID(bytes=id), number), []).append(reader)
                 samenesses = dict(
                     connection.execute(f"SELECT id, sameness FROM message WHERE id IN {among}", keys).fetchall()  # noqa: S608
                 )
@@ -65,6 +70,7 @@ class SqliteRecords(SqliteSignIns):
                 samenesses[id.bytes],
                 tuple(found),
                 tuple(tuple(histories.get((id, delivery.number), ())) for delivery in found),
+                tuple(tuple(told.get((id, delivery.number), ())) for delivery in found),
             )
             for id, found in deliveries.items()
         }
@@ -78,6 +84,10 @@ class SqliteRecords(SqliteSignIns):
                 add_event(connection, delivery.id, delivery.number, event)
             if events or delivery.state is not State.HELD or delivery.announced_at:
                 self.db.note(delivery_line(delivery, events))
+        for delivery, readers in zip(record.deliveries, record.told, strict=False):
+            for reader in readers:
+                take_told(connection, reader, [(delivery.id, delivery.number)])
+                self.db.note(told_line(reader, [(delivery.id, delivery.number)]))
 
     # ---- the audit journal's age
 
@@ -143,6 +153,11 @@ class SqliteRecords(SqliteSignIns):
                 ),
             )
 
+    def tell_again(self, reader: str, deliveries: Sequence[tuple[UUID, int]]) -> None:
+        """Keep who was told of deliveries under another name, or with others."""
+        with self.db.write(durable=False) as connection:
+            take_told(connection, reader, deliveries)
+
     def announce_again(self, digest: DigestRecord) -> None:
         """Keep a digest that was sent."""
         with self.db.write(durable=False) as connection:
@@ -156,10 +171,9 @@ class SqliteRecords(SqliteSignIns):
             with self.db.write(durable=False) as connection:
                 for person in people:
                     if person.news_since is not None:
-                        left = oldest_unannounced(connection, person.recipient, (b"", 0), 1)
                         connection.execute(
                             "UPDATE person SET news_since = ? WHERE recipient = ?",
-                            (to_micros(delivery_from(left[0]).message.held_at) if left else None, person.recipient),
+                            (news_left(connection, Reader(person.recipient)), person.recipient),
                         )
 
     # ---- people and digests
@@ -205,7 +219,8 @@ class SqliteRecords(SqliteSignIns):
             found = []
             for id, recipient, address, issued_at, sent_at in rows:
                 told = connection.execute(
-                    "SELECT message_id, number FROM delivery WHERE recipient = ? AND digest_id = ? "
+                    "SELECT message_id, number FROM delivery WHERE recipient = ?1 AND digest_id = ?2 "
+                    "UNION SELECT message_id, number FROM told WHERE digest_id = ?2 AND reader = ?1 "
                     "ORDER BY message_id, number",
                     (recipient, id),
                 )
@@ -253,15 +268,33 @@ def take_digest(connection: sqlite3.Connection, digest: DigestRecord) -> None:
             _micros(digest.sent_at),
         ),
     )
-    if digest.sent_at is not None:
-        connection.executemany(
+    if digest.sent_at is None:
+        return
+    for message_id, number in digest.deliveries:
+        key = (message_id.bytes, number, digest.recipient)
+        connection.execute(
             "UPDATE delivery SET digest_id = ?, announced_at = coalesce(announced_at, ?) "
-            "WHERE message_id = ? AND number = ?",
-            [
-                (digest.id.bytes, to_micros(digest.sent_at), message_id.bytes, number)
-                for message_id, number in digest.deliveries
-            ],
+            "WHERE message_id = ?3 AND number = ?4 AND recipient = ?5 "
+            "AND NOT EXISTS (SELECT 1 FROM told WHERE message_id = ?3 AND number = ?4 AND reader = ?5)",
+            (digest.id.bytes, to_micros(digest.sent_at), *key),
         )
+        # What is held for another name was told to this reader, perhaps not to all.
+        connection.execute(
+            "INSERT INTO told (message_id, number, reader, digest_id) SELECT message_id, number, ?3, ?4 FROM delivery "
+            "WHERE message_id = ?1 AND number = ?2 AND (recipient <> ?3 OR EXISTS (SELECT 1 FROM told t "
+            "WHERE t.message_id = ?1 AND t.number = ?2 AND t.reader = ?3)) "
+            "ON CONFLICT (message_id, number, reader) DO UPDATE SET digest_id = excluded.digest_id",
+            (*key, digest.id.bytes),
+        )
+
+
+def take_told(connection: sqlite3.Connection, reader: str, deliveries: Sequence[tuple[UUID, int]]) -> None:
+    """Keep who was told of deliveries, those that are here."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO told (message_id, number, reader) "
+        "SELECT message_id, number, ? FROM delivery WHERE message_id = ? AND number = ?",
+        [(reader, id.bytes, number) for id, number in deliveries],
+    )
 
 
 def _micros(at: datetime | None) -> int | None:

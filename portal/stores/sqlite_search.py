@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from portal.message import Delivery, Filter, State, first_id
+from portal.message import Delivery, Filter, Reader, State, first_id
 from portal.stores import Page, search, sqlite_words
 from portal.stores.search import BATCH, Key
 from portal.stores.sqlite_deliveries import COLUMNS, SqliteDeliveries, delivery_from, storable
@@ -21,7 +21,7 @@ class SqliteSearch(SqliteDeliveries):
 
     def list_for(
         self,
-        recipient: str,
+        recipient: str | Reader,
         states: Collection[State],
         limit: int,
         before: Key | None = None,
@@ -31,7 +31,7 @@ class SqliteSearch(SqliteDeliveries):
         """See `Store.list_for`. Mail whose file was deleted is listed until the next purge notices."""
         if not states:
             return Page((), None)
-        return self.search(Filter(recipient=recipient, states=frozenset(states), words=words), limit, before)
+        return self.search(search.of_reader(recipient, states, words), limit, before)
 
     def search(self, wanted: Filter, limit: int, before: Key | None = None) -> Page:
         terms = search.wanted_terms(wanted)
@@ -77,9 +77,10 @@ def _walk(connection: sqlite3.Connection, wanted: Filter, at_most: int, before: 
         where.append("d.message_id < ?")
         values.append(first_id(wanted.until).bytes)
     # CROSS JOIN keeps SQLite from turning the order round: deliveries are walked by their index, messages looked up.
+    rows_of = _rows_of_several if wanted.also else _rows
     source += "CROSS JOIN message m ON m.id = d.message_id "
     while True:
-        rows = _rows(connection, source, where, values, before, at_most)
+        rows = rows_of(connection, source, where, values, before, at_most)
         if rows:
             before = (rows[-1].id, rows[-1].number)
             yield rows, before, len(rows)
@@ -121,10 +122,39 @@ def _rows(
     return [delivery_from(row) for row in rows]
 
 
+def _rows_of_several(
+    connection: sqlite3.Connection, source: str, where: list[str], values: list[Any], before: Key | None, at_most: int
+) -> list[Delivery]:
+    """The same where ``where`` begins with several recipients: each one's stretch of their index, then put together.
+    Only the keys of most are read, which the index has."""
+    if before is not None:
+        where = [*where, "(d.message_id, d.number) < (?, ?)"]
+        values = [*values, before[0].bytes, before[1]]
+    keys: list[tuple[bytes, int]] = []
+    for recipient in json.loads(values[0]):
+        keys += connection.execute(
+            f"SELECT d.message_id, d.number FROM delivery d WHERE {' AND '.join(['d.recipient = ?', *where[1:]])}"  # noqa: S608
+            + _NEWEST_FIRST,
+            (recipient, *values[1:], at_most),
+        )
+    newest = sorted(keys, reverse=True)[:at_most]
+    if not newest:
+        return []
+    among = ", ".join(["(?, ?)"] * len(newest))
+    rows = connection.execute(
+        f"{COLUMNS}{source} WHERE (d.message_id, d.number) IN (VALUES {among}){_NEWEST_FIRST}",
+        (*(part for key in newest for part in key), at_most),
+    )
+    return [delivery_from(row) for row in rows]
+
+
 def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
     where: list[str] = []
     values: list[Any] = []
-    if wanted.recipient is not None:
+    if wanted.recipient is not None and wanted.also:
+        where.append("d.recipient IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps([storable(recipient) for recipient in (wanted.recipient, *wanted.also)]))
+    elif wanted.recipient is not None:
         where.append("d.recipient = ?")
         values.append(storable(wanted.recipient))
     if wanted.states:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from portal.message import State
+from portal.message import Reader, State
 from portal.schedule import Preferences
-from portal.stores import Asked, Person
+from portal.stores import Asked, Person, address_of, reader_of
 from portal.stores.journal import person_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import queue_mail
@@ -55,13 +55,16 @@ class SqliteWishes(SqliteSearch):
             )
             self._note_person(connection, recipient)
 
-    def ask_for_digest(self, recipient: str, now: datetime, since: datetime) -> Asked:
+    def ask_for_digest(self, recipient: str | Reader, now: datetime, since: datetime) -> Asked:
+        reader = reader_of(recipient)
+        recipient = reader.identity
         if self.person(recipient).stopped_at is not None:
             return Asked.NOTHING
-        wanted, again = self.unannounced(recipient, 1), False
+        wanted, again = self.unannounced(reader, 1), False
         if not wanted:
-            last = self.last_digest(recipient)
-            wanted, again = [d for d in last.deliveries if d.state is State.HELD] if last else [], True
+            last, mine = self.last_digest(recipient), set(reader.identities)
+            kept = last.deliveries if last else ()
+            wanted, again = [d for d in kept if d.state is State.HELD and d.recipient in mine], True
         if not wanted:
             return Asked.NOTHING
         at_micros, news_since = to_micros(now), to_micros(wanted[0].message.held_at)
@@ -71,12 +74,16 @@ class SqliteWishes(SqliteSearch):
                 "ON CONFLICT (recipient) DO UPDATE SET news_since = coalesce(news_since, excluded.news_since), "
                 "next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at "
                 "WHERE asked_at IS NULL OR asked_at <= ?",
-                (recipient, wanted[0].address, news_since, at_micros, at_micros, to_micros(since)),
+                (recipient, address_of(recipient, wanted[0]), news_since, at_micros, at_micros, to_micros(since)),
             ).rowcount
             if asked and again:
                 connection.executemany(
                     "UPDATE delivery SET announced_at = NULL "
                     "WHERE message_id = ? AND number = ? AND recipient = ? AND state = 'held'",
+                    [(d.id.bytes, d.number, d.recipient) for d in wanted],
+                )
+                connection.executemany(
+                    "DELETE FROM told WHERE message_id = ? AND number = ? AND reader = ?",
                     [(d.id.bytes, d.number, recipient) for d in wanted],
                 )
         return Asked.DUE if asked else Asked.TOO_SOON

@@ -1,0 +1,331 @@
+"""Whose mail it is: Postfix's virtual alias tables, what of them is followed, and the file coming and going."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from portal import people
+from portal.message import Reader
+from portal.people import DEPTH, Directory, parse
+
+ALICE, BOB, CAROL = "alice@example.org", "bob@example.org", "carol@example.org"
+
+
+def local(address: str) -> bool:
+    return address.rpartition("@")[2] in ("example.org", "example.net")
+
+
+class Site:
+    """A directory on a file that a test writes. Its clock goes on with each change, instead of a test waiting."""
+
+    def __init__(self, path, monkeypatch, **wishes):
+        self.path, self.moment, self.kept = path, 0.0, None
+        monkeypatch.setattr(people.time, "monotonic", lambda: self.moment)
+        self.wishes = wishes
+
+    def open(self) -> Directory:
+        return Directory(self.path, is_local=local, last_good=lambda: self.kept, **self.wishes)
+
+    def write(self, text: str | bytes, *, seconds_ago: float = 60) -> None:
+        self.path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        written = time.time() - seconds_ago
+        os.utime(self.path, (written, written))
+        self.moment += 10
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    return Site(tmp_path / "virtual", monkeypatch)
+
+
+def readers(text: str, address: str, **wishes) -> tuple[str, ...]:
+    return parse(text, is_local=local, **wishes).readers.get(address, ())
+
+
+# ---- the format
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "expected"),
+    [
+        pytest.param("sales@example.org alice@example.org", "sales@example.org", (ALICE,), id="alias"),
+        pytest.param(f"info@example.org {ALICE}, {BOB}", "info@example.org", (ALICE, BOB), id="role"),
+        pytest.param(
+            "info@example.org alice@example.org bob@example.org", "info@example.org", (ALICE, BOB), id="blanks alone"
+        ),
+        pytest.param("INFO@Example.ORG Alice@Example.org", "info@example.org", (ALICE,), id="case"),
+        pytest.param("# a\n\n   # b\nx@example.org alice@example.org\n", "x@example.org", (ALICE,), id="comments"),
+        pytest.param(
+            "info@example.org\n  alice@example.org,\n# a comment, and an empty line\n\n\tbob@example.org\n",
+            "info@example.org", (ALICE, BOB), id="continuation",
+        ),
+        pytest.param("x@example.org alice@example.org\r\n", "x@example.org", (ALICE,), id="CRLF"),
+        pytest.param(
+            "all@example.org staff@example.org, carol@example.org\nstaff@example.org alice@example.org bob@example.org",
+            "all@example.org", (ALICE, BOB, CAROL), id="a list in a list",
+        ),
+        pytest.param(
+            "info@example.org info@example.org, bob@example.org", "info@example.org", ("info@example.org", BOB),
+            id="a mailbox and a copy",
+        ),
+        pytest.param(
+            '"john doe"@example.org alice@example.org', '"john doe"@example.org', (ALICE,), id="quoted, with a blank"
+        ),
+        pytest.param('"sales"@example.org alice@example.org', "sales@example.org", (ALICE,), id="quotes for nothing"),
+        pytest.param(
+            "x@example.org a@old.example\n@old.example @example.org\n", "x@example.org", ("a@example.org",),
+            id="by an alias domain",
+        ),
+        pytest.param(
+            "x@example.org a@old.example\n@old.example alice@example.org\n", "x@example.org", (ALICE,),
+            id="by a catch-all",
+        ),
+        pytest.param(
+            "x@example.org @example.net\n", "x@example.org", ("x@example.net",), id="the same name in another domain"
+        ),
+        pytest.param(
+            "x@example.org alice@example.org\nx@example.org bob@example.org", "x@example.org", (ALICE,),
+            id="the first of two lines",
+        ),
+        pytest.param(
+            "x@example.org alice@example.org, freelancer@elsewhere.example", "x@example.org", (ALICE,),
+            id="nobody elsewhere is told",
+        ),
+        pytest.param(
+            "x@example.org me@elsewhere.example", "x@example.org", ("x@example.org",), id="forwarded elsewhere: its own"
+        ),
+    ],
+)  # fmt: skip
+def test_table(text, address, expected):
+    assert readers(text, address) == expected
+
+
+def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses():
+    text = "sales alice\ninfo bob\ninfo@example.org alice@example.org"
+    assert readers(text, "sales@example.org", origin="example.org") == (ALICE,)
+    assert readers(text, "info@example.org", origin="example.org") == (ALICE,)
+    without = parse(text, is_local=local)
+    assert "sales@example.org" not in without.readers
+    assert "set people.origin" in without.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/^info@/ alice@example.org", "regular expressions"),
+        ("postmaster: alice@example.org", "aliases(5)"),
+        ("x@example.org :include:/etc/list", "aliases(5)"),
+        ("x@example.org", "names no address"),
+        ('x@example.org |"/bin/false"', "no address"),
+        ("@example.net alice@example.org", "told by itself"),
+        ("x@example.org y@example.org\ny@example.org x@example.org", "circle"),
+        ("@a.example @b.example\n@b.example @c.example\n@c.example @a.example", "circle"),
+        ("\n".join(f"x{n}@example.org x{n + 1}@example.org" for n in range(DEPTH + 5)), "steps"),
+        ("x@example.org " + " ".join(f"p{n}@example.org" for n in range(1001)), "more than 1000"),
+        ("\n".join(f"x{n}@example.org alice@example.org" for n in range(1001)), "1000 addresses already"),
+        ("\n".join(f"@d{n}.example @example.org" for n in range(51)), "50 alias domains"),
+    ],
+)
+def test_what_cannot_be_followed_is_told_and_leaves_those_addresses_to_their_owners(text, said):
+    names = parse(text, is_local=local)
+    assert names.problem_count >= 1
+    assert any(said in problem for problem in names.problems)
+    if "x@example.org" in names.readers:
+        assert names.readers["x@example.org"] == ("x@example.org",)
+
+
+def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early():
+    width = 40
+    lines = [
+        f"l{level}x{n}@example.org " + " ".join(f"l{level + 1}x{m}@example.org" for m in range(width))
+        for level in range(20)
+        for n in range(width)
+    ]
+    names = parse("\n".join(lines), is_local=local)
+    assert len(names.readers["l0x0@example.org"]) == width
+
+
+def test_whatever_stands_in_the_file_it_is_read():
+    wheel = random.Random(7)
+    pieces = ['"', "@", "\\", "example.org", ",", " ", "\t", "\n", "#", "/", ":", "a", "b@example.org", "é", "|", "+"]
+    for _ in range(3000):
+        text = "".join(wheel.choices(pieces, k=30))
+        for found in parse(text, delimiter="+", origin="example.org", is_local=local).readers.values():
+            assert found
+
+
+# ---- asking
+
+
+def test_without_a_file_everybody_reads_their_own():
+    directory = Directory(None, is_local=local)
+    assert directory.readers(ALICE) == (ALICE,)
+    assert directory.reader(ALICE).is_plain
+    assert directory.person("Alice@Example.org") == ALICE
+    assert directory.held_as("alice+shop@example.org") == "alice+shop@example.org"
+    assert directory.trouble() == ""
+
+
+def test_a_person_reads_their_aliases_alone_and_roles_with_others(site):
+    site.write("sales@example.org alice@example.org\ninfo@example.org alice@example.org bob@example.org\n")
+    directory = site.open()
+    assert directory.reader(ALICE) == Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
+    assert directory.reader(BOB) == Reader(BOB, (BOB,), {"info@example.org": (ALICE, BOB)})
+    assert directory.reader(CAROL).is_plain
+    assert directory.person("sales@example.org") == ALICE
+    assert directory.person("info@example.org") is None
+    assert directory.is_person(ALICE)
+    assert not directory.is_person("sales@example.org")
+    assert not directory.is_person("info@example.org")
+
+
+def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site):
+    site.write("info@example.org info@example.org, bob@example.org\n")
+    directory = site.open()
+    assert directory.person("info@example.org") == "info@example.org"
+    assert directory.reader("info@example.org") == Reader(
+        "info@example.org", (), {"info@example.org": ("info@example.org", BOB)}
+    )
+
+
+def test_an_alias_domain_has_the_same_people(site):
+    site.write(
+        "@old.example @example.org\n@older.example @old.example\nsales@example.org alice@example.org\n"
+        "bob@old.example carol@example.org\n"
+    )
+    directory = site.open()
+    assert directory.readers("alice@old.example") == (ALICE,)
+    assert directory.readers("sales@older.example") == (ALICE,)
+    assert directory.readers("bob@old.example") == (CAROL,)  # a line of its own comes first
+    assert set(directory.reader(ALICE).identities) == {
+        *(ALICE, "alice@old.example", "alice@older.example"),
+        *("sales@example.org", "sales@old.example", "sales@older.example"),
+    }
+    assert "bob@old.example" not in directory.reader(BOB).identities
+    assert directory.is_told("alice@old.example")
+    assert not directory.is_told("alice@elsewhere.example")
+    assert set(directory.elsewhere()) == {"old.example", "older.example", "bob@old.example"}
+
+
+def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(site):
+    wheel = random.Random(3)
+    names = [f"n{n}@{host}" for n in range(12) for host in ("example.org", "old.example", "example.net")]
+    for _ in range(300):
+        lines = ["@old.example @example.org"] * wheel.randrange(2)
+        lines += [f"{wheel.choice(names)} {' '.join(wheel.choices(names, k=wheel.randrange(1, 4)))}" for _ in range(9)]
+        site.write("\n".join(lines))
+        directory = site.open()
+        for address in names:
+            for reader in directory.readers(address):
+                assert address in directory.reader(reader).identities, lines
+        for person in names:
+            for address in directory.reader(person).identities:
+                assert person in directory.readers(address), lines
+
+
+def test_an_extension_counts_only_where_the_file_names_it(site):
+    site.wishes["delimiter"] = "+-"
+    site.write("alice+shop@example.org bob@example.org\nx@example.org alice+x@example.org\n")
+    directory = site.open()
+    assert directory.held_as("Alice+Shop@example.org") == "alice+shop@example.org"
+    assert directory.person("alice+shop@example.org") == BOB
+    assert directory.held_as("Alice+news@example.org") == ALICE
+    assert directory.held_as("alice-a+b@example.org") == ALICE
+    assert directory.held_as("+alice@example.org") == "+alice@example.org"
+    assert directory.person("alice+news@example.org") == ALICE
+    assert directory.readers("x@example.org") == (ALICE,)
+
+
+# ---- the file
+
+
+def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(site, monkeypatch):
+    site.write("x@example.org alice@example.org\n")
+    directory = site.open()
+    assert directory.readers("x@example.org") == (ALICE,)
+    version = directory.names().version
+    monkeypatch.setattr(people, "_read", lambda *_: pytest.fail("read again"))
+    site.moment += 10
+    assert directory.readers("x@example.org") == (ALICE,)
+    monkeypatch.undo()
+    monkeypatch.setattr(people.time, "monotonic", lambda: site.moment)
+    site.write("x@example.org bob@example.org\n")
+    assert directory.readers("x@example.org") == (BOB,)
+    assert directory.names().version != version
+
+
+def test_a_file_that_was_changed_this_moment_may_be_half_written(site):
+    site.write("x@example.org alice@example.org\n")
+    directory = site.open()
+    assert directory.readers("x@example.org") == (ALICE,)
+    site.write("x@example.org bob", seconds_ago=0)
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert directory.trouble() == ""
+    site.write("x@example.org bob@example.org\n", seconds_ago=5)
+    assert directory.readers("x@example.org") == (BOB,)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(None, id="vanished"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x00\x13\x15\x61", id="a database of postmap"),
+        pytest.param(b"x@example.org b\xf6b@example.org\n", id="not UTF-8"),
+        pytest.param("folder", id="a folder"),
+        pytest.param("fifo", id="a pipe"),
+    ],
+)
+def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(site, caplog, broken):
+    site.write("x@example.org alice@example.org\n")
+    directory = site.open()
+    assert directory.readers("x@example.org") == (ALICE,)
+    site.path.unlink()
+    if broken == "folder":
+        site.path.mkdir()
+    elif broken == "fifo":
+        os.mkfifo(site.path)
+    elif broken is not None:
+        site.write(broken)
+    site.moment += 10
+    os.utime(site.path, (1, 1)) if site.path.exists() else None
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert "stays in use" in directory.trouble()
+    assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1
+    site.moment += 10
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1  # not each second
+    if site.path.is_dir():
+        site.path.rmdir()
+    site.path.unlink(missing_ok=True)
+    site.write("x@example.org bob@example.org\n")
+    assert directory.readers("x@example.org") == (BOB,)
+    assert directory.trouble() == ""
+
+
+def test_the_last_good_one_outlives_a_restart(site):
+    site.kept = "x@example.org alice@example.org\n"
+    directory = site.open()
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert "when it could last be read" in directory.trouble()
+    assert directory.text() == site.kept
+
+
+def test_one_that_never_could_be_read_makes_nobody_a_reader(site):
+    directory = site.open()
+    assert directory.readers("x@example.org") == ("x@example.org",)
+    assert "never could be read" in directory.trouble()
+    assert directory.text() == ""
+
+
+def test_a_hundred_thousand_lines(site):
+    site.write("".join(f"alias{n}@example.org person{n // 3}@example.org\n" for n in range(100_000)))
+    directory = site.open()
+    assert directory.readers("alias99999@example.org") == ("person33333@example.org",)
+    assert directory.reader("person7@example.org").identities == (
+        *("person7@example.org", "alias21@example.org", "alias22@example.org", "alias23@example.org"),
+    )

@@ -1,0 +1,289 @@
+"""The storage contract where a person reads more than their own mail: aliases of theirs, and role mailboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+
+import pytest
+
+from portal.errors import NotFound, RelayDeferred
+from portal.message import Delivery, Reader, State
+from portal.moving import copy
+from portal.stores import Asked, Store, open_store
+from portal.stores.files import FileStore
+from portal.stores.files_reindex import reindex
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
+
+CAROL, SALES, INFO = "carol@example.org", "sales@example.org", "info@example.org"
+HOUR = timedelta(hours=1)
+A = Reader(ALICE, (ALICE, SALES), {INFO: (ALICE, BOB)})
+B = Reader(BOB, (BOB,), {INFO: (ALICE, BOB)})
+
+
+@pytest.fixture
+def second(store_url: str, store: Store) -> Iterator[Store]:
+    opened = open_store(store_url)
+    yield opened
+    opened.close()
+
+
+def told(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str, str]]:
+    """Tell somebody at once; returns for whom what they were told of was, and the subjects."""
+    with store.digesting(reader, now(), limit, at_once=True) as digest:
+        return [(delivery.recipient, delivery.message.subject) for delivery in digest.deliveries]
+
+
+def untold(store: Store, reader: Reader | str) -> list[str]:
+    return [delivery.message.subject for delivery in store.unannounced(reader, 50)]
+
+
+def fill(store: Store) -> None:
+    for n, recipient in enumerate((ALICE, SALES, INFO, BOB, MALLORY, INFO), 1):
+        hold(store, recipients=[recipient], subject=f"{n}")
+    store.pass_news_on(SALES, [ALICE])
+    store.pass_news_on(INFO, [ALICE, BOB])
+
+
+# ---- lists
+
+
+def subjects(deliveries: tuple[Delivery, ...]) -> list[str]:
+    return [delivery.message.subject for delivery in deliveries]
+
+
+def test_a_list_holds_all_that_a_reader_reads_newest_first_page_by_page(store: Store) -> None:
+    fill(store)
+    assert subjects(store.list_for(A, {State.HELD}, 9).deliveries) == ["6", "3", "2", "1"]
+    assert subjects(store.list_for(B, {State.HELD}, 9).deliveries) == ["6", "4", "3"]
+    found, before = [], None
+    while True:
+        page = store.list_for(A, {State.HELD}, 1, before)
+        found += subjects(page.deliveries)
+        before = page.next
+        if before is None:
+            break
+    assert found == ["6", "3", "2", "1"]
+    assert store.list_for(A, {State.RELEASED}, 9).deliveries == ()
+
+
+def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Store) -> None:
+    held = hold(store, recipients=[MALLORY, SALES, INFO, ALICE])
+    page = store.list_for(A, {State.HELD}, 2)
+    rest = store.list_for(A, {State.HELD}, 2, page.next)
+    assert [(d.id, d.recipient) for d in (*page.deliveries, *rest.deliveries)] == [
+        (held.id, ALICE), (held.id, INFO), (held.id, SALES),
+    ]  # fmt: skip
+    assert store.delivery_for(A, held.id).recipient == SALES
+    assert store.delivery_for(A, held.id, 2).recipient == INFO
+    for number in (0, 9):
+        with pytest.raises(NotFound):
+            store.delivery_for(A, held.id, number)
+    with pytest.raises(NotFound):
+        store.delivery_for(CAROL, held.id, 3)
+
+
+def test_words_are_looked_for_in_all_that_a_reader_reads_and_nowhere_else(store: Store) -> None:
+    for recipient in (ALICE, SALES, INFO, BOB, MALLORY):
+        hold(store, recipients=[recipient], subject=f"Cheap watches {recipient.partition('@')[0]}")
+    found = store.list_for(A, {State.HELD}, 9, words="watch")
+    assert subjects(found.deliveries) == ["Cheap watches info", "Cheap watches sales", "Cheap watches alice"]
+    assert store.list_for(A, {State.HELD}, 9, words="mallory").deliveries == ()
+
+
+def test_who_reads_nothing_finds_nothing(store: Store) -> None:
+    fill(store)
+    nobody = Reader(SALES, ())
+    assert store.list_for(nobody, {State.HELD}, 9).deliveries == ()
+    assert store.unannounced(nobody, 9) == []
+
+
+# ---- telling
+
+
+def test_news_are_passed_on_to_who_reads_them(store: Store) -> None:
+    held = hold(store, recipients=[INFO])
+    first = store.person(INFO).news_since
+    assert first is not None
+    store.pass_news_on(INFO, [ALICE, BOB])
+    assert (store.person(ALICE).news_since, store.person(BOB).news_since) == (first, first)
+    assert store.person(INFO).news_since is None
+    assert store.person(ALICE).address == ALICE
+    store.pass_news_on(INFO, [CAROL])  # there are none any more
+    assert store.person(CAROL).news_since is None
+    hold(store, recipients=[INFO])
+    store.pass_news_on(INFO, [INFO, BOB])
+    assert store.person(INFO).news_since is not None  # one of its readers
+    assert store.person(BOB).news_since == first  # as before
+    assert held.id
+
+
+def test_each_reader_is_told_once_of_all_they_read(store: Store) -> None:
+    fill(store)
+    assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
+    assert untold(store, A) == []
+    assert store.person(ALICE).news_since is None
+    hold(store, recipients=[INFO], subject="7")
+    store.pass_news_on(INFO, [ALICE, BOB])
+    assert told(store, A) == [(INFO, "7")]
+    assert told(store, B) == [(INFO, "3"), (BOB, "4"), (INFO, "6"), (INFO, "7")]
+    assert untold(store, A) == untold(store, B) == []
+
+
+def test_a_delivery_is_announced_once_all_its_readers_were_told(store: Store) -> None:
+    held, alias = hold(store, recipients=[INFO]), hold(store, recipients=[SALES])
+    store.pass_news_on(INFO, [ALICE, BOB])
+    told(store, A)
+    assert store.delivery(alias.id, 0).announced_at is not None
+    assert store.delivery(held.id, 0).announced_at is None
+    assert store.untold([SALES, INFO], now() - HOUR) == [INFO]
+    assert store.untold([SALES, INFO], now()) == []
+    told(store, B)
+    assert store.delivery(held.id, 0).announced_at is not None
+    assert store.untold([SALES, INFO], now() - HOUR) == []
+
+
+def test_whoever_reads_instead_is_told_of_what_the_others_were_not(store: Store) -> None:
+    fill(store)
+    told(store, A)
+    assert untold(store, Reader(CAROL, (CAROL,), {INFO: (ALICE, CAROL)})) == ["3", "6"]
+    assert untold(store, Reader(CAROL, (CAROL, SALES))) == []  # alice, who read it alone, was told
+    assert untold(store, Reader(ALICE, (ALICE, INFO))) == []  # and is not told again when bob left
+
+
+def test_a_mailbox_whose_mail_others_get_as_well_is_told_as_they_are(store: Store) -> None:
+    readers = {INFO: (INFO, BOB)}
+    hold(store, recipients=[INFO], subject="1")
+    store.pass_news_on(INFO, [INFO, BOB])
+    assert told(store, Reader(INFO, (), readers)) == [(INFO, "1")]
+    assert untold(store, Reader(INFO, (), readers)) == []
+    assert told(store, Reader(BOB, (BOB,), readers)) == [(INFO, "1")]
+
+
+def test_a_digest_that_fails_tells_nobody(store: Store) -> None:
+    fill(store)
+    with pytest.raises(RelayDeferred), store.digesting(A, now(), 50, at_once=True):
+        raise RelayDeferred("busy")
+    assert untold(store, A) == ["1", "2", "3", "6"]
+
+
+def test_what_does_not_fit_stays_news(store: Store) -> None:
+    fill(store)
+    assert told(store, A, limit=3) == [(ALICE, "1"), (SALES, "2"), (INFO, "3")]
+    assert store.person(ALICE).news_since is not None
+    assert told(store, A, limit=3) == [(INFO, "6")]
+    assert store.person(ALICE).news_since is None
+
+
+def test_many_readers_are_claimed_together_each_with_all_they_read(store: Store) -> None:
+    fill(store)
+    who = {ALICE: A, BOB: B}
+    claims = store.claim_digests(
+        now(), 9, 50, only=[ALICE, BOB, MALLORY], at_once=True, readers=lambda person: who.get(person, Reader(person))
+    )
+    found = {digest.recipient: subjects(digest.deliveries) for digest in claims.digests}
+    assert found == {ALICE: ["1", "2", "3", "6"], BOB: ["3", "4", "6"], MALLORY: ["5"]}
+    store.settle_digests(claims.digests, [], now())
+    assert [untold(store, reader) for reader in (A, B, MALLORY)] == [[], [], []]
+    assert store.untold([ALICE, SALES, INFO, BOB, MALLORY], now() - HOUR) == []
+
+
+def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, second: Store) -> None:
+    for _ in range(5):
+        held = hold(store, recipients=[INFO])
+        store.pass_news_on(INFO, [ALICE, BOB])
+        together = Barrier(2)
+
+        def tell(opened: Store, reader: Reader, together: Barrier = together) -> None:
+            with opened.digesting(reader, now(), 50, at_once=True):
+                together.wait(10)
+
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(tell, store, A), pool.submit(tell, second, B)]:
+                done.result()
+        assert store.delivery(held.id, 0).announced_at is not None
+
+
+def test_a_digest_is_looked_up_with_all_it_told(store: Store) -> None:
+    fill(store)
+    told(store, A)
+    last = store.last_digest(ALICE)
+    assert last is not None
+    assert subjects(last.deliveries) == ["1", "2", "3", "6"]
+    assert store.digest(last.id).deliveries == last.deliveries
+    assert store.digest_recipient(last.id) == ALICE
+    assert store.last_digest(BOB) is None
+
+
+def test_a_digest_asked_for_again_repeats_what_is_held_for_all_names_and_to_nobody_else(store: Store) -> None:
+    fill(store)
+    told(store, A)
+    told(store, B)
+    assert store.ask_for_digest(A, now(), now() - HOUR) is Asked.DUE
+    assert store.person(ALICE).address == ALICE
+    assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
+    assert untold(store, B) == []
+    # What they do not read any more is not repeated.
+    assert store.ask_for_digest(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is Asked.DUE
+    assert told(store, ALICE) == [(ALICE, "1")]
+
+
+def test_news_of_another_name_are_asked_for_at_ones_own_address(store: Store) -> None:
+    hold(store, recipients=["Info@Example.org"])
+    assert store.ask_for_digest(B, now(), now() - HOUR) is Asked.DUE
+    assert store.person(BOB).address == BOB
+
+
+# ---- age, and moving
+
+
+def test_who_was_told_goes_with_the_mail(store: Store) -> None:
+    fill(store)
+    told(store, A)
+    later = now() + timedelta(days=40)
+    store.purge(later - timedelta(days=10), later)
+    assert untold(store, B) == []
+    if isinstance(store, FileStore):
+        with store.db.read() as connection:
+            assert connection.execute("SELECT count(*) FROM told").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("way", ["files-to-postgres", "postgres-to-files"])
+def test_a_copy_tells_nobody_twice_and_nobody_never(way: str, files_url: str, postgres_dsn: str) -> None:
+    urls = (files_url, postgres_dsn) if way == "files-to-postgres" else (postgres_dsn, files_url)
+    store, target = map(open_store, urls)
+    fill(store)
+    told(store, A)
+    copy(store, target, lambda *_: None)
+    assert untold(target, A) == []
+    assert untold(target, B) == ["3", "4", "6"]
+    last, there = store.last_digest(ALICE), target.last_digest(ALICE)
+    assert last is not None
+    assert there is not None
+    assert subjects(there.deliveries) == subjects(last.deliveries)
+    told(store, B)
+    copy(store, target, lambda *_: None)
+    assert untold(target, B) == []
+    for opened in (store, target):
+        opened.close()
+
+
+def test_a_rebuilt_database_tells_nobody_twice_and_nobody_never(files_url: str) -> None:
+    store = open_store(files_url)
+    fill(store)
+    held = hold(store, recipients=[INFO], subject="7")
+    store.pass_news_on(INFO, [INFO, ALICE, BOB])
+    told(store, A)
+    told(store, Reader(INFO, (), {INFO: (INFO, ALICE, BOB)}))
+    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    store.close()
+    reindex(files_url.removeprefix("files://"), lambda *_: None)
+    store = open_store(files_url)
+    assert untold(store, A) == []
+    assert untold(store, B) == ["3", "4", "6"]
+    last = store.last_digest(ALICE)
+    assert last is not None
+    assert subjects(last.deliveries) == ["1", "2", "3", "6", "7"]
+    store.close()
