@@ -31,7 +31,7 @@ from babel.units import format_unit
 
 LOCALE = Path(__file__).resolve().parent / "locale"
 # What each calls itself stands in CLDR. The first is what the texts are written in.
-Tag = Literal["en", "de", "fr", "es", "it", "nl", "pl", "pt-BR", "cs", "ja"]
+Tag = Literal["en", "de", "fr", "es", "it", "nl", "pl", "pt-BR", "cs", "ja", "ar"]
 TAGS: tuple[str, ...] = get_args(Tag)
 # English without a country is American to CLDR; ours is read all over the world, with days before months and 24 hours.
 _FORMATS_OF = {"en": "en-GB"}
