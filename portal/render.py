@@ -183,11 +183,13 @@ class Render:
         now: datetime,
         language: str = "",
         headers: dict[str, str] | None = None,
+        encoding: str = "quoted-printable",
         **values: Any,
     ) -> EmailMessage:
         """A mail from ``templates/mail/NAME/``: subject.txt, body.txt and, if there is one, body.html, in a language.
 
         Quoted-printable at 76 columns, explicitly: left to itself the package picks 8bit or base64 by content.
+        ``encoding`` "8bit" is smaller, where no line is too long for it (RFC 5321, 4.5.3.1.6).
         The Message-ID comes from ``id``, so that a mail repeated after a crash carries the same one.
         ``to`` is one address as an envelope wrote it; one beyond ASCII makes a mail for SMTPUTF8 (RFC 6532).
         """
@@ -206,11 +208,16 @@ class Render:
             mail[header] = value
         text = self._render(language, f"mail/{name}/body.txt", values)
         spoken = [f"Content-Language: {language}"]  # RFC 3282
-        mail.set_content(text, cte="quoted-printable", headers=spoken)
+        mail.set_content(text, cte=_fitting(encoding, text), headers=spoken)
         if f"mail/{name}/body.html" in self._names:
             html = self._render(language, f"mail/{name}/body.html", values)
-            mail.add_alternative(html, subtype="html", cte="quoted-printable", headers=spoken)
+            mail.add_alternative(html, subtype="html", cte=_fitting(encoding, html), headers=spoken)
         return mail
+
+
+def _fitting(encoding: str, text: str) -> str:
+    too_long = encoding == "8bit" and any(len(line) > 998 for line in text.encode().splitlines())
+    return "quoted-printable" if too_long else encoding
 
 
 def site_problems(site_folder: Path) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from digest.compose import MAIL_BYTES, compose
+from portal.languages import TAGS
 from portal.links import MARK_HEADER, Action, Links
 from portal.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
 from portal.render import Render
@@ -293,7 +294,8 @@ def test_max_rows_cuts_and_the_rest_is_named(max_rows: int, listed: int, more: s
 # ---- its size and shape
 
 
-def test_50_rows_with_three_links_each_fit_before_gmail_clips() -> None:
+@pytest.mark.parametrize("language", TAGS)
+def test_50_rows_with_three_links_each_fit_before_gmail_clips(language: str) -> None:
     names = ["Kontor Nord", "Ann Example", "Billing team", "Müller & Söhne", "News of the week"]
     words = ["Your invoice for November", "Re: Meeting on Thursday?", "Prüfung Ihrer Angaben", "Last reminder", "Offer"]
     found = (Symbol("BAYES_SPAM", 5.1), Symbol("DBL_SPAM", 4.0), Symbol("RDNS_NONE", 2.0))
@@ -306,11 +308,31 @@ def test_50_rows_with_three_links_each_fit_before_gmail_clips() -> None:
                 symbols=found,
             )
             for n in range(50)
-        )
+        ),
+        language=language,
     )
     assert len(mail.as_bytes()) <= 90_000
-    assert len(html_of(mail).links) == 50 * 3 + 4
-    assert text_of(mail).count("Release to my inbox:") == 50
+    assert len(set(html_of(mail).links)) == len(set(URL.findall(text_of(mail)))) == 50 * 3 + 4
+    # Latin letters fit the safer way; Arabic and Japanese ones do not.
+    eight_bit = language in ("ar", "ja")
+    assert [part["Content-Transfer-Encoding"] for part in mail.iter_parts()] == [
+        "8bit" if eight_bit else "quoted-printable"
+    ] * 2
+    assert max(map(len, mail.as_bytes().splitlines())) <= 998
+
+
+def test_a_line_too_long_for_8bit_is_sent_the_safer_way() -> None:
+    name = "💰" * 80  # as long as a name may be; with address and markup more than 998 octets
+    held = [delivery(n, header_from=f"{name} <{'ä' * 100}{n}@example.net>", subject="é" * 120) for n in range(60)]
+    mail = mail_of(*held, max_rows=60, language="ja")
+    assert len(mail.as_bytes()) <= MAIL_BYTES
+    assert max(map(len, mail.as_bytes().splitlines())) <= 998
+
+
+def test_a_small_digest_is_quoted_printable_in_every_language() -> None:
+    for language in TAGS:
+        mail = mail_of(delivery(), language=language)
+        assert {part["Content-Transfer-Encoding"] for part in mail.iter_parts()} == {"quoted-printable"}
 
 
 def test_ten_thousand_mails_make_one_bounded_digest() -> None:
