@@ -11,6 +11,7 @@ import pytest
 
 from tests.system.services import ROOT, Portal, http
 
+PO = "locale/de/LC_MESSAGES/quarantine.po"
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
@@ -35,7 +36,7 @@ def _pip_settings() -> dict[str, str]:
 
 def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) -> None:
     (shipped,) = venv.parent.glob("lib/python3*/site-packages/portal")
-    for name in ("quarantine.sql", "uwsgi.ini", "quarantine.example.toml", "templates/web/base.html"):
+    for name in ("quarantine.sql", "uwsgi.ini", "quarantine.example.toml", "templates/web/base.html", PO):
         assert (shipped / name).is_file(), name
     files = {path.relative_to(ROOT / "deploy") for path in (ROOT / "deploy").rglob("*.*") if "pycache" not in str(path)}
     assert files and all((shipped / "deploy" / file).exists() for file in files)
@@ -44,6 +45,8 @@ def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) ->
     other_portal.environment["PATH"] = f"{venv}:/usr/bin:/bin"
     assert "retention_days" in other_portal.command("quarantine", "settings")
     with other_portal.running():
+        german = http(other_portal.nginx.public_url + "/sign-in", headers={"Accept-Language": "de"}).body
+        assert "Ihre E-Mail-Adresse" in german.decode()
         assert b"<form" in http(other_portal.nginx.public_url + "/sign-in").body
         assert http(other_portal.nginx.public_url + "/static/style.css").status == 200
         assert other_portal.pids("quarantine-digest")
