@@ -21,12 +21,14 @@ from urllib.parse import urlsplit
 from portal import shipped
 from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links, make_people
 from portal.errors import QuarantineError, RelayDeferred, RelayRefused
+from portal.overdue import overdue_since, runs
 from portal.relay import Relay
 from portal.render import shown, site_problems
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NAMED = 20  # recipients whose digest the mail server did not take
 _HEARTBEAT = timedelta(minutes=2)
 
 
@@ -170,10 +172,22 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "digest process", f"seen at {figures.heartbeat_at:%H:%M:%S} UTC")
-    if figures.oldest_digest_due_at and now - figures.oldest_digest_due_at > timedelta(hours=1):
+    done = runs(store)
+    sent = "never" if done.last_sent_at is None else f"at {done.last_sent_at:%Y-%m-%d %H:%M} UTC"
+    since = overdue_since(figures, done.last_sent_at, now, timedelta(minutes=settings.digest.overdue_minutes))
+    if since is not None:
         yield Finding(
-            False, "digests", f"{figures.digests_due} due, the oldest since {figures.oldest_digest_due_at:%H:%M} UTC"
+            False,
+            "digests",
+            f"overdue: {figures.digests_due} due, the oldest since {since:%Y-%m-%d %H:%M} UTC; last sent {sent}",
         )
+    failing = store.failing(_NAMED)
+    for person in failing:
+        yield Finding(
+            None, "digests", f"{person.recipient}: not taken at {person.failed_at:%Y-%m-%d %H:%M} UTC: {person.failure}"
+        )
+    if figures.digests_failing > len(failing):
+        yield Finding(None, "digests", f"and {figures.digests_failing - len(failing)} more recipients like these")
     if figures.requests_waiting:
         yield Finding(
             None, "requests", f"{figures.requests_waiting} wait for an answer: quarantine list --state requested"

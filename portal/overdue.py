@@ -62,14 +62,14 @@ def runs(store: Store) -> Runs:
 def overdue_since(figures: Figures, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
     """Since when the oldest digest that is overdue has been due; None when none is.
 
-    One that waits for a single mailbox, which the mail server does not take mail for, is not – unless nothing else
-    was sent either for that long, which is how a mail server that takes nothing looks.
+    One that waits for a single mailbox, which the mail server does not take mail for, is not – unless nothing was sent
+    to anybody since it became due, which is how a mail server that takes nothing looks.
     """
     untried = figures.oldest_untried_due_at
     if untried is not None and now - untried > after:
         return figures.oldest_digest_due_at
     due = figures.oldest_digest_due_at
-    if due is not None and now - due > after and (last_sent_at is None or now - last_sent_at > after):
+    if due is not None and now - due > after and (last_sent_at is None or last_sent_at < due):
         return due
     return None
 

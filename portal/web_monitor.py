@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from bottle import HTTPResponse, request
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from portal import __version__
 from portal.assemble import Parts
 from portal.errors import StoreUnavailable
+from portal.overdue import Runs, overdue_since, runs
+from portal.stores import Figures
 from portal.web_exporter import allowed_peer
 from portal.web_http import json_answer
+
+_OVERDUE = "1 while digests wait for longer than digest.overdue_minutes, for any other reason than a single mailbox."
 
 log = logging.getLogger("quarantine.web")
 
@@ -41,6 +46,7 @@ class Monitor(Collector):
         try:
             self._parts.store.ping()
             figures = self._parts.store.figures(now)
+            done = runs(self._parts.store)
         except StoreUnavailable:
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
@@ -52,6 +58,20 @@ class Monitor(Collector):
         if figures.oldest_digest_due_at is not None:
             late = max(0.0, (now - figures.oldest_digest_due_at).total_seconds())
             yield _gauge("digest_late_seconds", "How long the oldest due digest has waited.", late)
+        yield _gauge("digests_overdue", _OVERDUE, self._overdue(figures, done, now) is not None)
+        yield _gauge(
+            "digests_failing", "Recipients whose last digest the mail server did not take.", figures.digests_failing
+        )
+        yield _counter("digests_sent", "Digests that the mail server took.", done.sent)
+        yield _counter("digests_deferred", "Tries that failed for now.", done.deferred)
+        yield _counter("digests_refused", "Digests that the mail server refused.", done.refused)
+        yield _counter("digest_runs", "Runs over digests that were due.", done.count)
+        yield _counter("digest_run_seconds", "What those took together.", done.seconds)
+        if done.last_seconds is not None:
+            yield _gauge("digest_last_run_seconds", "How long the last run took.", done.last_seconds)
+        if done.last_sent_at is not None:
+            at = done.last_sent_at.timestamp()
+            yield _gauge("digest_last_sent_timestamp_seconds", "When a run that sent something last ended.", at)
         if figures.heartbeat_at is not None:
             age = (now - figures.heartbeat_at).total_seconds()
             yield _gauge("digest_heartbeat_age_seconds", "Since the digest process's last sign of life.", age)
@@ -65,6 +85,7 @@ class Monitor(Collector):
         try:
             self._parts.store.ping()
             figures = self._parts.store.figures(now)
+            done = runs(self._parts.store)
         except StoreUnavailable as error:
             log.error("unhealthy: %s", error)
             return json_answer(503, {"status": "store unavailable", "version": __version__})
@@ -80,11 +101,17 @@ class Monitor(Collector):
                 "mails_waiting": figures.mails_waiting,
                 "digests_due": figures.digests_due,
                 "digest_late_seconds": 0 if due is None else max(0, round((now - due).total_seconds())),
+                "digests_failing": figures.digests_failing,
+                "digests_overdue": self._overdue(figures, done, now) is not None,
                 "digest_heartbeat_age_seconds": age,
                 # No paths and no names: this page is open to everybody.
                 **({} if people.file is None else {"alias_file_usable": not people.trouble()}),
             },
         )
+
+    def _overdue(self, figures: Figures, done: Runs, now: datetime) -> datetime | None:
+        after = timedelta(minutes=self._parts.settings.digest.overdue_minutes)
+        return overdue_since(figures, done.last_sent_at, now, after)
 
     def metrics(self) -> HTTPResponse:
         """The same for Prometheus; to those only who may also post."""
@@ -95,3 +122,7 @@ class Monitor(Collector):
 
 def _gauge(name: str, help: str, value: float) -> Metric:
     return GaugeMetricFamily(f"quarantine_{name}", help, value=value)
+
+
+def _counter(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(f"quarantine_{name}", help, value=value)

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from email import message_from_bytes
+from email.policy import SMTP
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +13,7 @@ import msgpack
 import pytest
 
 from portal.assemble import Parts
-from portal.errors import StoreUnavailable
+from portal.errors import RelayDeferred, StoreUnavailable
 from portal.message import State, Tier
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
@@ -271,6 +273,13 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
         assert post(site, marked).json == {"status": "not-selected", "id": None}
     site.pass_time(minutes=59)
     post(site, marked)
+    with pytest.raises(RelayDeferred), site.store.sending(site.now) as alarm:
+        assert alarm is not None
+        told = " ".join(message_from_bytes(alarm.mail, policy=SMTP).get_content().split())
+        raise RelayDeferred("451 later")
+    assert "Rspamd exported a digest or sign-in mail of this portal" in told
+    assert "docs/install.md tells how" in told
+    site.pass_time(seconds=30)
     assert sent_mails(site) == ["postmaster@example.org"]
     site.pass_time(minutes=2)
     post(site, marked)
