@@ -6,22 +6,30 @@ Time is the argument that the process's work takes; store and mail server are re
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from digest import run
 from portal.assemble import Parts
-from portal.links import MARK_HEADER
-from portal.message import Tier
+from portal.links import MARK_HEADER, Action
+from portal.message import State, Tier
+from portal.schedule import Preferences
 from portal.stores import Held
 from tests.builders import ALICE, body, export, mail, now
 from tests.conftest import MakeParts
+from tests.faults.conftest import Report
 from tests.faults.test_digest_kills import read
+from tests.faults.test_kills import full
 from tests.smtp_server import SmtpServer
+from tests.web_client import Site
 
 HOUR, DAY, YEAR = timedelta(hours=1), timedelta(days=1), timedelta(days=366)
 QUARTER = timedelta(minutes=15)
@@ -136,3 +144,178 @@ def test_a_clock_that_is_wrong_for_hours_loses_and_doubles_nothing(
     world.hold(people)
     world.pass_days(2.1)
     world.assert_told_once()
+
+
+moves = st.tuples(
+    st.sampled_from([0, 1, 20, 60, 300]),  # minutes that go by
+    st.sampled_from([0, 0, 0, 0, 4, -4, 60, -60, 366 * 1440, -366 * 1440]),  # minutes by which the clock steps
+    st.sampled_from(["mail", "write", "tick", "tick", "start", "busy"]),
+)
+
+
+@pytest.mark.parametrize("walks", [12, full(300, seconds=1_200)])
+def test_whatever_the_clock_does_each_mail_is_told_once(
+    make_parts: MakeParts, server: SmtpServer, walks: int, report: Report
+) -> None:
+    parts = make_parts(mail__url=server.url, store__retention_days=800)
+    began = now() + DAY
+    done: Counter[str] = Counter()
+
+    @settings(
+        max_examples=walks,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    @given(st.lists(moves, max_size=25))
+    def walk(moves: list[tuple[int, int, str]]) -> None:
+        nonlocal began
+        world = World(parts, server, began)
+        people = [next(names) for _ in range(3)]
+        for minutes, step, does in moves:
+            world.true += timedelta(minutes=minutes)
+            world.error += timedelta(minutes=step)
+            if abs(world.error) > 2 * YEAR:
+                world.error = timedelta()
+            if does == "mail":
+                world.hold(people)
+            elif does == "write":
+                world.write()
+            elif does == "start":
+                run.find_news(parts, world.shown)
+                run.daily(parts, world.shown)
+            else:
+                server.script["RCPT"] = [None, BUSY] if does == "busy" else []
+                world.tick()
+                server.script.clear()
+        world.error = timedelta()
+        world.pass_days(1.1)
+        done["walks"] += 1
+        done["steps"] += sum(1 for _, step, _ in moves if step)
+        done["mails"] += len(world.held)
+        done["digests"] += world.assert_told_once()
+        began = world.true + DAY
+
+    walk()
+    report(
+        "17 a clock that steps and jumps",
+        f"{done['walks']:,} random walks with {done['steps']:,} steps of 4 minutes to a year: {done['mails']:,} mails "
+        f"to 3 people, {done['digests']:,} digests, each mail in one",
+    )
+    assert done["digests"]
+
+
+# ---- nights with an hour too many or too few
+
+
+def nights(zone: ZoneInfo, after: datetime) -> list[datetime]:
+    """The next moment from which the zone's clocks are ahead, and the next from which they are back."""
+    found: dict[bool, datetime] = {}
+    moment = after.replace(minute=0, second=0, microsecond=0)
+    while len(found) < 2:
+        before, moment = moment, moment + QUARTER
+        was, is_now = (each.astimezone(zone).utcoffset() for each in (before, moment))
+        if was != is_now and was is not None and is_now is not None:
+            found.setdefault(is_now > was, moment)
+    return list(found.values())
+
+
+def moments(zone: ZoneInfo, hours: Iterable[time], start: datetime, end: datetime) -> set[datetime]:
+    """When somebody with these hours is told, the slow way: each local day's first quarter at or past the hour."""
+    quarters = [start + n * QUARTER for n in range(-96, (end - start) // QUARTER + 1)]
+    walls = [(quarter, quarter.astimezone(zone).replace(tzinfo=None)) for quarter in quarters]
+    days = {wall.date() for _, wall in walls[96:]}
+    found = set()
+    for wanted in (datetime.combine(day, hour) for day in days for hour in hours):
+        first = next((quarter for quarter, wall in walls if wall >= wanted), None)
+        if first is not None and first > start and walls[0][1] < wanted:
+            found.add(first)
+    return found
+
+
+ALL_NIGHT = [(time(n // 2, n % 2 * 30),) for n in range(0, 48)]
+AT_NIGHT = [(time(0),), (time(0, 30),), (time(2),), (time(2, 15),), (time(3),), (time(0, 30), time(2, 30), time(22))]
+
+
+@pytest.mark.parametrize(
+    ("zones", "wanted"),
+    [
+        (["Australia/Lord_Howe", "America/Santiago"], AT_NIGHT),
+        full(
+            ["Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "Africa/Casablanca", "Pacific/Chatham"],
+            [*ALL_NIGHT, *AT_NIGHT],
+            seconds=1_200,
+        ),
+    ],
+)
+def test_nights_when_clocks_change_skip_and_double_nobody(
+    make_parts: MakeParts, server: SmtpServer, zones: list[str], wanted: list[tuple[time, ...]], report: Report
+) -> None:
+    parts = make_parts(mail__url=server.url, store__retention_days=3650)
+    changes = sorted((night, zone) for zone in zones for night in nights(ZoneInfo(zone), now()))
+    world = World(parts, server)
+    told_in_all = 0
+    for number, (night, name) in enumerate(changes):
+        zone = ZoneInfo(name)
+        people = {f"n{number}-{n}@example.org": hours for n, hours in enumerate(wanted)}
+        for person, hours in people.items():
+            parts.store.set_preferences(person, Preferences("daily", hours, name))
+        start, end = night - 30 * HOUR, night + 30 * HOUR
+        world.true = start
+        told: dict[str, set[datetime]] = {person: set() for person in people}
+        while world.true < end:
+            # There is news for everybody at any hour.
+            if world.true == start or world.true.minute == 0:
+                world.hold(list(people))
+            world.true += QUARTER
+            for person in world.tick():
+                assert world.true not in told[person]
+                told[person].add(world.true)
+        for person, hours in people.items():
+            assert told[person] == moments(zone, hours, start, end), f"{name} {night} {hours}"
+        told_in_all += sum(map(len, told.values()))
+        world.true += DAY
+        world.tick()
+        assert world.tick() == []
+    report(
+        "17 nights when clocks change",
+        f"{len(changes)} nights in {len(zones)} zones, {len(wanted)} people each: {told_in_all:,} digests, each at its "
+        "moment",
+    )
+    world.assert_told_once()
+
+
+# ---- links
+
+
+def test_links_of_the_last_five_minutes_outlive_a_clock_that_steps_back(
+    make_parts: MakeParts, server: SmtpServer
+) -> None:
+    site = Site(make_parts(mail__url=server.url, relay__url=server.url))
+    person = next(names)
+    world = World(site.parts, server, site.now)
+    held = [world.hold([person]) for _ in range(4)]
+    run.send_all(site.parts, site.now, recipient=person)
+    part = read(server.mails[-1]).get_body(("plain",))
+    assert part is not None
+    found = {}
+    for token in re.findall(r"/link/(\S+)/", part.get_content()):
+        link = site.parts.links.verify(token, site.now)
+        if link.action is Action.RELEASE:
+            found[link.id] = f"/link/{token}/"
+    sent_at = site.now
+    for one, minutes in zip(held, (0, -5, 60, 366 * 1440), strict=True):
+        site.now = sent_at + timedelta(minutes=minutes)
+        answer = site.browser().post(found[one.id], {"pressed": "1"})
+        if minutes <= 60:
+            assert site.state(one) is State.RELEASED
+        else:
+            assert answer.status == 410
+    # Further back it waits until the clock has come near again; nothing is done and nothing lost.
+    site.now = sent_at - HOUR
+    last = found[held[-1].id]
+    assert site.browser().post(last, {"pressed": "1"}).status == 404
+    site.now = sent_at - timedelta(minutes=5)
+    site.browser().post(last, {"pressed": "1"})
+    assert site.state(held[-1]) is State.RELEASED
