@@ -206,7 +206,7 @@ class Render:
         mail[MARK_HEADER] = mark
         for header, value in (headers or {}).items():
             mail[header] = value
-        text = self._render(language, f"mail/{name}/body.txt", values)
+        text = wrapped(self._render(language, f"mail/{name}/body.txt", values))
         spoken = [f"Content-Language: {language}"]  # RFC 3282
         mail.set_content(text, cte=_fitting(encoding, text), headers=spoken)
         if f"mail/{name}/body.html" in self._names:
@@ -267,6 +267,40 @@ def mailbox(address: str) -> str:
     if not _PLAIN_LOCAL.fullmatch(local):
         local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
     return f"{local}@{domain}"
+
+
+_COLUMNS = 76
+_WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
+# What stays together: a word, or one wide character with the marks that must not begin a line.
+_PIECE = re.compile(f"\\s*(?:[{_WIDE}][、。，．：；！？）」』】〉》ー…]*|[^\\s{_WIDE}]+)")
+
+
+def wrapped(text: str) -> str:
+    """Plain text with its long lines broken, as terminals and old mail programs show it: at most 76 columns, of which
+    Chinese and Japanese characters take two. A line with a link stays whole, and so does a word that is longer."""
+    return "\n".join(part for line in text.split("\n") for part in _wrap(line))
+
+
+def _wrap(line: str) -> list[str]:
+    # Most lines are short or a link: told without looking at each character.
+    if len(line) <= _COLUMNS // 2 or "://" in line or _columns(line) <= _COLUMNS:
+        return [line]
+    lines, more, room = [""], "  " if line.startswith("- ") else "", _COLUMNS
+    for piece in _PIECE.findall(line):
+        width = _columns(piece)
+        if width > room and lines[-1]:
+            piece = more + piece.lstrip()
+            lines.append("")
+            width, room = _columns(piece), _COLUMNS
+        lines[-1] += piece
+        room -= width
+    return lines
+
+
+def _columns(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else unicodedata.combining(c) == 0 for c in text)
 
 
 def shown(text: str | None, limit: int = 200) -> str:

@@ -10,6 +10,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from html.parser import HTMLParser
 from typing import Any
+from unicodedata import east_asian_width
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -157,6 +158,30 @@ def test_each_address_stands_alone_on_its_line() -> None:
     lines = [line for line in text.splitlines() if "://" in line]
     assert len(lines) == 9  # release, show, delete; ask, show; several, portal, preferences, forwarded
     assert all(URL.fullmatch(line) for line in lines)
+
+
+def test_the_text_part_fits_a_terminal_and_its_links_stay_whole() -> None:
+    mail = mail_of(
+        *(
+            delivery(n, subject=subject, header_from=f"{'Sales department of ' * 4}<sales@shop.example.com>")
+            for n, subject in enumerate(
+                (
+                    "sofort zahlen " * 30,
+                    "请查收您的发票，十一月份账单已经可以下载。" * 9,
+                    "x" * 300,
+                    "-" * 20 + " a" * 60,
+                )
+            )
+        ),
+        delivery(9, tier=Tier.DANGEROUS),
+    )
+    lines = text_of(mail).splitlines()
+    wide = [line for line in lines if sum(1 + (east_asian_width(c) in "WF") for c in line) > 76]
+    assert all(URL.fullmatch(line) or line == "x" * 119 + "…" for line in wide), wide
+    assert len([line for line in lines if URL.fullmatch(line)]) == 4 * 3 + 2 + 4
+    assert not any(line.startswith(("，", "。")) for line in lines)
+    words = ("sofort zahlen " * 8).strip()
+    assert words in squeezed(text_of(mail)) and words in squeezed(html_of(mail).words), "nothing else changes"
 
 
 def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> None:
@@ -475,7 +500,7 @@ def test_what_scanners_look_for_in_any_mail_does_not_come_through_whole(word: st
     mail = mail_of(delivery(1, subject=f"Pay {word} now", header_from=f'"{word}" <{word}@example.net>'))
     for seen in (text_of(mail), html_of(mail).words):
         assert word not in seen and word[1:-1] not in seen
-        assert re.search(rf"Pay {re.escape(word[:7])}\S* now", seen), "what it begins with can be read"
+        assert re.search(rf"Pay {re.escape(word[:7])}\S* now", squeezed(seen)), "what it begins with can be read"
 
 
 def test_long_words_are_no_wallets() -> None:
