@@ -117,16 +117,18 @@ def compose(
         )
 
     whole = mail(len(rows))
+    if spoken.latin or _fits(whole):
+        return _fitting(whole, len(rows), mail)
     # Quoted-printable makes six octets of an Arabic letter and nine of a Japanese one: fifty rows of them fit as 8bit
     # alone. Otherwise it is the safer one: a server without 8BITMIME rewrites the mail, and so breaks its signature.
-    return whole if _fits(whole) else _fitting(len(rows), lambda count: mail(count, "8bit"))
+    return _fitting(mail(len(rows), "8bit"), len(rows), lambda count: mail(count, "8bit"))
 
 
-def _fitting(rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
-    """The mail with as many of ``rows`` rows as fit, found by halving: a mail grows with each row."""
-    best = mail(rows)
-    if _fits(best):
-        return best
+def _fitting(whole: EmailMessage, rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
+    """The ``whole`` mail, or the one with as many of its ``rows`` rows as fit, found by halving: a mail grows with
+    each row."""
+    if _fits(whole):
+        return whole
     fits, best, too_many = 0, mail(0), rows
     while too_many - fits > 1:
         count = (fits + too_many) // 2
@@ -136,7 +138,7 @@ def _fitting(rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
         else:
             too_many = count
     # Without rows it is the template that is too large, which is its site's wish: better clipped than empty.
-    return best if fits or _fits(best) else mail(rows)
+    return best if fits or _fits(best) else whole
 
 
 def _fits(mail: EmailMessage) -> bool:

@@ -10,6 +10,7 @@ Programs, logs and operators' output speak English alone.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +50,7 @@ class Language:
 
     tag: str  # BCP 47
     direction: str  # "ltr" or "rtl"
+    latin: bool  # written in Latin letters
     translations: NullTranslations
     _locale: Locale
     _moment: str  # CLDR date patterns
@@ -128,6 +130,7 @@ def _speaking(tag: str, translations: NullTranslations) -> Language:
     return Language(
         tag=tag,
         direction=formats.text_direction,
+        latin=unicodedata.name(own_name(tag)[0]).startswith("LATIN"),
         translations=translations,
         _locale=formats,
         _moment=joined(formats.date_formats["full"].pattern),

@@ -272,7 +272,9 @@ def mailbox(address: str) -> str:
 _COLUMNS = 76
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
 # What stays together: a word, or one wide character with the marks that must not begin a line.
-_PIECE = re.compile(f"\\s*(?:[{_WIDE}][、。，．：；！？）」』】〉》ー…]*|[^\\s{_WIDE}]+)")
+_PIECE = re.compile(
+    f"[ \\t]*(?:[{_WIDE}][、。，．：；！？）」』】〉》ー…]*|[^ \\t{_WIDE}]+)"
+)  # not at a no-break blank
 
 
 def wrapped(text: str) -> str:

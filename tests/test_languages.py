@@ -20,7 +20,7 @@ from portal.assemble import Parts
 from portal.languages import TAGS, faults, negotiated
 from portal.links import Action
 from portal.message import Actor, Tier
-from portal.render import Render, site_problems
+from portal.render import Render, site_problems, wrapped
 from portal.schedule import Preferences
 from tests.builders import ALICE
 from tests.smtp_server import SmtpServer
@@ -342,3 +342,9 @@ def test_dates_and_numbers_are_written_as_cldr_has_them(
     assert spoken.short_moment(AT, BERLIN) == short
     said = [spoken.number(12345), spoken.score(17.5), spoken.size(12_300)]
     assert [" ".join(each.split()) for each in said] == [number, score, size], "some blanks are narrow, or do not break"
+
+
+def test_a_line_of_text_is_not_broken_before_a_french_colon() -> None:
+    for width in range(60, 80):
+        lines = wrapped("x" * (width - 4) + " mot\u00a0: la suite \u00ab\u00a0et plus\u00a0» encore")
+        assert not [line for line in lines.splitlines() if line.startswith((":", "»"))]
