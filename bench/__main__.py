@@ -12,7 +12,7 @@ import shutil
 import sys
 from importlib.metadata import version
 
-from bench import ingest, lists, load, memory, size
+from bench import digests, ingest, lists, load, memory, size
 from bench.rig import CLIENTS, ROOT, THREADS, WORKERS, Effort, Row
 
 MEASURES = {
@@ -22,6 +22,7 @@ MEASURES = {
     "list-postgres": lists.list_postgres,
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
+    "digests-postgres": digests.digests_postgres,
     "memory": memory.memory,
     "drop-postgres": size.drop_postgres,
 }
@@ -87,6 +88,13 @@ def page(rows: list[Row], arguments: argparse.Namespace) -> str:
             f"{size.MAILS:,} mails of 4 to 60 KB, each of two recipients and 14 symbols; folders, indexes, empty days "
             "included, the WAL not. Memory: the high-water mark of the one worker's resident set, set back before each "
             f"of {memory.MAILS} mails, each held and released over HTTP.",
+            "",
+            f"Digests: {digests.PEOPLE:,} recipients with {digests.EACH} mails each, all different, due at the same "
+            "moment in PostgreSQL; a local mail server that takes everything at once (`bench/sink.py`). Ours are real "
+            "`quarantine-digest run` processes with default settings: claim, rows, composing, sending, recording. "
+            "The ceiling has the rows in memory, composes the same mails and sends them over one connection. In the "
+            "run until the last digest each recipient was counted once. All share two cores: two digest processes, "
+            "PostgreSQL and the mail server.",
             "",
             f"Machine: {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python "
             f"{platform.python_version()}; {packages}; PostgreSQL 18 with its default durability. {WORKERS} uWSGI "

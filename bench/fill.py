@@ -37,26 +37,29 @@ def days_back(count: int) -> list[tuple[date, int, int]]:
     return [(today - timedelta(days=DAYS - n), starts[n], starts[n + 1] - starts[n]) for n in range(DAYS)]
 
 
-def postgres(dsn: str, days: list[tuple[date, int, int]], people: int, *, bodies: bool = False) -> None:
+def postgres(
+    dsn: str, days: list[tuple[date, int, int]], people: int, *, bodies: bool = False, alike: bool = True
+) -> None:
     """Make the schema and hold the mails of these ``days``, one delivery each; ``bodies`` with 800 bytes for each and
-    its row in `seen`."""
+    its row in `seen`. Not ``alike``: one person's mails come from different senders."""
     open_store(dsn, create=True).close()
     database = Database(dsn, create=False)
     for day in {day for day, _, _ in days}:
         postgres_days.make_day(database, day)
     database.close()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda part: _postgres_day(dsn, *part, people, bodies), days))
+        list(pool.map(lambda part: _postgres_day(dsn, *part, people, bodies, alike), days))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("vacuum analyze")  # as autovacuum does in time
         connection.execute("checkpoint")
     os.sync()
 
 
-def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodies: bool) -> None:
+def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodies: bool, alike: bool) -> None:
     values = {
         "start": first_id(datetime(day.year, day.month, day.day, tzinfo=UTC)).int >> 80,
         "first": first, "count": count, "people": people, "symbols": SYMBOLS, "from": FROM, "day_ms": DAY_MS,
+        "alike": alike,
     }  # fmt: skip
     with psycopg.connect(dsn, client_encoding="utf8") as connection:
         connection.execute("set synchronous_commit = off")
@@ -65,13 +68,14 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
             " 'person' || n %% %(people)s || '@example.org' as recipient,"
             " (lpad(to_hex(%(start)s + (n - %(first)s) * %(day_ms)s / %(count)s), 12, '0') || '7'"
             " || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid as id"
-            " from generate_series(%(first)s::bigint, %(first)s + %(count)s - 1) n",
+            " from generate_series(%(first)s::bigint, %(first)s::bigint + %(count)s - 1) n",
             values,
         )
         connection.execute(
             "insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,"
             " message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)"
-            " select id, id, 'spam', %(from)s, 'Offer ' || n, 'Promo <' || %(from)s || '>',"
+            " select id, id, 'spam', %(from)s, 'Offer ' || n,"
+            " 'Promo <' || case when %(alike)s then '' else 'n' || n / %(people)s || '.' end || %(from)s || '>',"
             " array_to_tsvector(array['offer', n::text, 'promo', 'example', 'net', '=spam', '=s21',"
             " '=r' || left(md5(recipient), 16)]), left(random, 10), n || '@example.net', 'reject', 21.5,"
             " '198.51.100.7', %(symbols)s::jsonb, '{}', decode(random || random, 'hex'), 19000, false from filled",

@@ -1,0 +1,267 @@
+"""A hundred thousand digests from a million held mails: how fast they go out, and whether it stays like that.
+
+Ours are real digest processes. The ceiling is a loop in one thread that has the rows already, composes the same mails
+and sends them over one connection: no store, no claims, no log.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+
+from bench import fill
+from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, say
+from bench.sink import Sink, sink
+from digest.run import AHEAD, digest_mail
+from portal.assemble import Parts, assemble
+from portal.settings import load_from
+from portal.stores import Digest, open_store
+
+PEOPLE, EACH = 100_000, 10
+SMALL = 10  # a store so many times smaller beside it
+READY = 500  # digests whose rows the ceiling has in memory
+QUERIES = 500  # of a kind
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A run of some processes until the last digest."""
+
+    seconds: float
+    count: int
+    megabytes: tuple[float, float, float]  # resident memory of the largest process: at the start, half-way, at the end
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds
+
+
+def digests_postgres(effort: Effort) -> list[Row]:
+    """Two databases in one server, one for each size."""
+    with postgres() as dsn, own_folder() as folder:
+        large, small = effort.of(PEOPLE), max(1, effort.of(PEOPLE) // SMALL)
+        environments = {}
+        for people in (large, small):
+            environments[people] = _environment(_filled(dsn, people), folder / str(people))
+            say(f"{people:,} recipients, {people * EACH:,} mails held")
+        rows = _query(environments[small], small, environments[large], large, effort)
+        pairs = _pairs(environments[large], effort)
+        ours, bare = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
+        ratio = statistics.median(one / other for one, other in pairs)
+        rows.append(Row("digests/s of one process", f"{ours:.0f}", f"{bare:.0f}", ratio, "≥ 0.6"))
+        for environment in environments.values():
+            _due_again(environment)
+        few, many = (_whole(environments[people], people) for people in (small, large))
+        rows += [
+            Row(f"digests/s of {PROCESSES} processes", f"{many.rate:.0f}", f"{ours:.0f} of one", many.rate / ours, "–"),
+            Row(
+                f"seconds until the last of {many.count:,} digests, {PROCESSES} processes", f"{many.seconds:.0f}",
+                f"{few.seconds:.1f} for {few.count:,}", many.seconds / few.seconds, f"{large // small}: linear",
+            ),
+            Row(
+                "memory of a digest process, MB", f"{many.megabytes[2]:.0f} at the end",
+                f"{many.megabytes[0]:.0f} at the start, {many.megabytes[1]:.0f} half-way",
+                many.megabytes[2] / many.megabytes[1], "flat",
+            ),
+        ]  # fmt: skip
+        return rows
+
+
+def _filled(dsn: str, people: int) -> str:
+    """A database with ten different mails held for each, all of them due since this morning."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"create database digests_{people}")
+    url = dsn.replace("/postgres?", f"/digests_{people}?")
+    fill.postgres(url, fill.days_back(people * EACH), people, alike=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "insert into recipient (recipient, address, news_since, next_digest_at)"
+            " select recipient, recipient, now() - interval '1 day', now() - interval '1 minute'"
+            " from (select 'person' || n || '@example.org' as recipient from generate_series(0, %s - 1) n)",
+            [people],
+        )
+        connection.execute("vacuum analyze recipient")
+        connection.execute("checkpoint")
+    return url
+
+
+def _environment(url: str, folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    return {
+        "QUARANTINE_CONFIG": os.devnull,
+        "QUARANTINE_STORE__URL": url,
+        "QUARANTINE_STORE__RETENTION_DAYS": "60",
+        "QUARANTINE_PUBLIC_URL": "https://quarantine.example.org/quarantine",
+        "QUARANTINE_LOCAL_DOMAINS": "example.org",
+        "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
+        "QUARANTINE_LINKS__KEYS_FILE": str(folder / "links.keys"),
+    }
+
+
+def _due_again(environment: dict[str, str]) -> None:
+    """As if nothing had been sent."""
+    with psycopg.connect(environment["QUARANTINE_STORE__URL"], autocommit=True) as connection:
+        connection.execute("update delivery set announced_at = null where announced_at is not null")
+        connection.execute(
+            "update recipient set news_since = now() - interval '1 day', next_digest_at = now() - interval '1 minute',"
+            " lease = null, lease_until = null, digest_id = null where news_since is null or lease_until is not null"
+        )
+        connection.execute("truncate digest")
+        connection.execute("vacuum analyze")
+        connection.execute("checkpoint")
+
+
+# ---- what is due
+
+
+def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, effort: Effort) -> list[Row]:
+    """Which digests are due, of many against few; in turn."""
+    stores = [open_store(environment["QUARANTINE_STORE__URL"]) for environment in (small, large)]
+    try:
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(effort.rounds):
+            for _ in range(QUERIES):
+                for store, taken in zip(stores, seconds, strict=True):
+                    began = time.perf_counter()
+                    if len(store.due_digests(datetime.now(UTC), AHEAD)) != AHEAD:
+                        raise RuntimeError("they are not due")
+                    taken.append(time.perf_counter() - began)
+    finally:
+        for store in stores:
+            store.close()
+    plan = _plan(large["QUARANTINE_STORE__URL"])
+    if "Index Scan using recipient_next_digest_at_idx" not in plan or "Seq Scan" in plan:
+        raise RuntimeError(f"no index range:\n{plan}")
+    say(plan)
+    median, slow = ([what(taken) * 1000 for taken in seconds] for what in (statistics.median, p99))
+    return [
+        Row(f"due query with {many:,} due, p50 in ms", f"{median[1]:.2f}", f"{median[0]:.2f} with {few:,}",
+            median[1] / median[0], "≤ 1.3"),
+        Row(f"due query with {many:,} due, p99 in ms", f"{slow[1]:.2f}", f"{slow[0]:.2f} with {few:,}",
+            slow[1] / slow[0], "≤ 1.3"),
+    ]  # fmt: skip
+
+
+def _plan(url: str) -> str:
+    """How PostgreSQL finds those a claim takes."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "explain (analyze, costs off, timing off, summary off) select recipient from recipient"
+            " where news_since is not null and stopped_at is null and next_digest_at <= now()"
+            " and (lease_until is null or lease_until <= now()) order by next_digest_at limit 16 for update skip locked"
+        )
+        return "\n".join(line for (line,) in found)
+
+
+# ---- how fast
+
+
+def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, float]]:
+    """Digests a second of one process and of the ceiling, in turn."""
+    with ExitStack() as stack:
+        for name, value in environment.items():
+            stack.callback(os.environ.pop, name, None)
+            os.environ[name] = value
+        parts = assemble(load_from(dict(os.environ))[0])
+        stack.callback(parts.store.close)
+        ready = _ready(parts)
+        pairs = []
+        for number in range(effort.rounds + 1):
+            ours, bare = _one_process(environment, effort.seconds), _bare(parts, ready, effort.seconds)
+            if number:  # the first round warms up
+                pairs.append((ours, bare))
+                say(f"{ours:.0f}/s / {bare:.0f}/s = {ours / bare:.2f}")
+        return pairs
+
+
+def _ready(parts: Parts) -> list[Digest]:
+    claims = parts.store.claim_digests(datetime.now(UTC), READY, READY * EACH * 2)
+    if sum(len(digest.deliveries) for digest in claims.digests) < len(claims.digests) * EACH:
+        raise RuntimeError("not all rows are there")
+    return list(claims.digests)
+
+
+def _bare(parts: Parts, ready: list[Digest], seconds: float) -> float:
+    from portal.relay import Relay
+
+    with sink() as server, Relay(server.url).connection() as connection:
+        count, began = 0, time.perf_counter()
+        while (taken := time.perf_counter() - began) < seconds:
+            digest = ready[count % len(ready)]
+            mail = digest_mail(parts, digest, datetime.now(UTC), digest.id, ()).as_bytes()
+            connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
+            count += 1
+        return count / taken
+
+
+def _one_process(environment: dict[str, str], seconds: float) -> float:
+    with sink() as server, _process(environment, server):
+        _wait_for(server, 20)
+        before, began = server.got().mails, time.perf_counter()
+        time.sleep(seconds)
+        got, taken = server.got(), time.perf_counter() - began
+        if got.mails == before:
+            raise RuntimeError("all were sent before the time was over: take a larger --share, or shorter --seconds")
+        return (got.mails - before) / taken
+
+
+def _whole(environment: dict[str, str], people: int) -> _Whole:
+    """Several processes send all there is."""
+    with sink() as server, ExitStack() as stack:
+        processes = [stack.enter_context(_process(environment, server)) for _ in range(PROCESSES)]
+        memory = []
+        for mails in (people // 10, people // 2, people):
+            _wait_for(server, mails)
+            memory.append(max(_resident(process.pid) for process in processes))
+        time.sleep(1)  # for one that comes twice
+        got = server.got()
+        if (got.mails, got.recipients) != (people, people):
+            raise RuntimeError(f"{got.mails} mails to {got.recipients} of {people} recipients")
+        whole = _Whole(got.last_at - got.first_at, people, (memory[0], memory[1], memory[2]))
+    say(f"{whole.count:,} digests of {got.octets / people / 1000:.0f} KB in {whole.seconds:.1f} s: {whole.rate:.0f}/s")
+    say("memory " + ", ".join(f"{each:.0f} MB" for each in memory))
+    return whole
+
+
+def _wait_for(server: Sink, mails: int) -> None:
+    latest, since = -1, time.monotonic()
+    while (got := server.got().mails) < mails:
+        if got != latest:
+            latest, since = got, time.monotonic()
+        if time.monotonic() - since > 60:
+            raise RuntimeError(f"nothing was sent for a minute, after {got} mails")
+        time.sleep(0.02)
+
+
+@contextmanager
+def _process(environment: dict[str, str], server: Sink) -> Iterator[subprocess.Popen[bytes]]:
+    """``quarantine-digest run``, as it runs beside uWSGI."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "digest", "run"],
+        cwd=ROOT,
+        env=os.environ | environment | {"QUARANTINE_MAIL__URL": server.url},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def _resident(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return int(re.findall(r"VmRSS:\s+([0-9]+) kB", status)[0]) / 1000
