@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -28,6 +29,10 @@ log = logging.getLogger("quarantine.store")
 POOL_WAIT_SECONDS = 1.0
 INGEST_SECONDS = 2.0  # statement and lock timeout; with the pool's it stays below Rspamd's 5 s
 OTHER_SECONDS = 10.0
+_SCHEMA_SECONDS = 600.0
+_SCHEMA_LOCK_SECONDS = 0.1
+_SCHEMA_PAUSE_SECONDS = 0.3
+_SCHEMA_TRIES = 100
 _GRACE_SECONDS = 1.0  # the server's own limit comes first, and says more
 SCHEMA_LOCK = 0x71756172  # advisory lock: one at a time makes or drops tables, on whichever host
 
@@ -105,8 +110,7 @@ class Database:
                     "said we hold: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
                 )
             if create:
-                connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-                connection.execute(shipped("quarantine.sql").read_bytes())
+                _make_schema(connection)
             _check_schema(connection)
             connection.commit()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
@@ -236,6 +240,27 @@ def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes |
 def _value(connection: Connection, query: str) -> Any:
     row = connection.execute(query.encode()).fetchone()
     return row[0] if row else None
+
+
+def _make_schema(connection: Connection) -> None:
+    """Make or upgrade the tables, beside ingest: an ALTER TABLE that waits behind somebody's long transaction makes
+    everybody else wait behind it, so it gives up soon and is tried again. Begins a transaction at the end."""
+    for _ in range(_SCHEMA_TRIES):
+        connection.rollback()
+        begin(connection, _SCHEMA_SECONDS, _SCHEMA_LOCK_SECONDS)
+        try:
+            connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+            connection.execute(shipped("quarantine.sql").read_bytes())
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            time.sleep(_SCHEMA_PAUSE_SECONDS)
+            continue
+        connection.commit()
+        begin(connection, OTHER_SECONDS)
+        return
+    raise StoreUnavailable(
+        "a long transaction (a dump?) is in the way of making or upgrading the tables, nothing was changed: run it"
+        " again when that is over"
+    )
 
 
 def _check_schema(connection: Connection) -> None:

@@ -1,0 +1,186 @@
+"""A store that an older program made is brought up while mail comes; versions that do not fit are said so.
+
+`data/quarantine-1.sql` and `data/quarantine-1-sqlite.sql` are the schemas as they were in version 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from portal.errors import StoreUnavailable
+from portal.stores import SCHEMA_VERSION, open_store, postgres_database, sqlite
+from tests.builders import hold
+from tests.faults.serving import BIN, assert_whole, mail_of
+
+DATA = Path(__file__).parent / "data"
+
+
+def ask(store_url: str, statement: str) -> Any:
+    """Execute something in the database behind our back; the first value of its answer."""
+    if store_url.startswith("files:"):
+        with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
+            row = connection.execute(statement).fetchone()
+    else:
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            row = cursor.fetchone() if cursor.description else None
+    return row and row[0]
+
+
+def version(store_url: str) -> int:
+    query = (
+        "PRAGMA user_version"
+        if store_url.startswith("files")
+        else ("select value from setting where name = 'schema_version'")
+    )
+    return int(ask(store_url, query))
+
+
+def set_version(store_url: str, number: int) -> None:
+    statement = (
+        f"PRAGMA user_version = {number}"
+        if store_url.startswith("files")
+        else (f"update setting set value = '{number}' where name = 'schema_version'")
+    )
+    ask(store_url, statement)
+
+
+def make_version_1(store_url: str) -> None:
+    if store_url.startswith("files:"):
+        folder = Path(store_url.removeprefix("files://"))
+        folder.mkdir()
+        with sqlite3.connect(folder / "quarantine.sqlite3") as connection:
+            connection.executescript((DATA / "quarantine-1-sqlite.sql").read_text("utf-8"))
+    else:
+        ask(store_url, "drop schema public cascade")
+        ask(store_url, "create schema public")
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            connection.execute((DATA / "quarantine-1.sql").read_bytes())
+
+
+def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "quarantine.toml").touch()
+    return subprocess.run(
+        [str(BIN / "quarantine"), *words],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("QUARANTINE_")},
+            "QUARANTINE_CONFIG": str(folder / "quarantine.toml"),
+            "QUARANTINE_STORE__URL": store_url,
+            "QUARANTINE_LINKS__KEYS_FILE": str(folder / "links.keys"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+class Posting:
+    """Threads that hold mail as a program of version 1 would, again and again until it is taken."""
+
+    def __init__(self, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as older:
+            older.setattr(postgres_database, "SCHEMA_VERSION", 1)
+            older.setattr(sqlite, "SCHEMA_VERSION", 1)
+            self._store = open_store(store_url)
+        self._numbers = count()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
+        self.held: dict[int, UUID] = {}
+        self.refused = 0
+
+    def __enter__(self) -> Posting:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._store.close()
+
+    def wait_for(self, mails: int) -> None:
+        until = len(self.held) + mails
+        while len(self.held) < until:
+            assert any(thread.is_alive() for thread in self._threads)
+            time.sleep(0.005)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            number = next(self._numbers)
+            while number not in self.held:
+                try:
+                    self.held[number] = hold(self._store, mail_of(number)).id
+                except StoreUnavailable:
+                    self.refused += 1
+            time.sleep(0.02)  # all of it is compared in the end
+
+
+def test_an_older_store_is_brought_up_while_mail_comes(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version_1(store_url)
+    with Posting(store_url, monkeypatch) as posting:
+        posting.wait_for(50)
+        done = quarantine(store_url, tmp_path, "init")
+        assert done.returncode == 0, done.stderr
+        assert version(store_url) == SCHEMA_VERSION
+        again = quarantine(store_url, tmp_path, "init")
+        assert again.returncode == 0, again.stderr
+        posting.wait_for(50)
+    assert posting.refused == 0
+    assert_whole(store_url, posting.held)
+
+
+def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(
+    postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_version_1(postgres_dsn)
+    with Posting(postgres_dsn, monkeypatch) as posting, psycopg.connect(postgres_dsn) as dump:
+        dump.execute("select count(*) from recipient, message, delivery, body_chunk, seen")
+        upgrade = threading.Thread(target=quarantine, args=(postgres_dsn, tmp_path, "init"))
+        upgrade.start()
+        time.sleep(4)  # longer than mail may wait
+        assert upgrade.is_alive()
+        assert version(postgres_dsn) == 1
+        posting.wait_for(50)
+        dump.rollback()
+        upgrade.join()
+        assert version(postgres_dsn) == SCHEMA_VERSION
+    assert posting.refused == 0
+    assert_whole(postgres_dsn, posting.held)
+
+
+@pytest.mark.parametrize("words", [["check"], ["init"], ["list"], ["purge"]])
+def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path, words: list[str]) -> None:
+    open_store(store_url).close()
+    set_version(store_url, 99)
+    done = quarantine(store_url, tmp_path, *words)
+    assert done.returncode in (1, 2)
+    said = done.stdout + done.stderr
+    assert "version 99" in said
+    assert "upgrade this" in said
+    assert "Traceback" not in said
+    assert version(store_url) == 99
+
+
+def test_a_database_of_an_older_program_names_the_command_to_run(postgres_dsn: str, tmp_path: Path) -> None:
+    make_version_1(postgres_dsn)
+    for words in (["check"], ["list"], ["copy", postgres_dsn, f"files://{tmp_path}/new"]):
+        done = quarantine(postgres_dsn, tmp_path, *words)
+        assert done.returncode in (1, 2)
+        assert f"schema version 1, this program needs {SCHEMA_VERSION}: run `quarantine init`" in (
+            done.stdout + done.stderr
+        )
+        assert version(postgres_dsn) == 1
