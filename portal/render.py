@@ -196,7 +196,8 @@ class Render:
         language = language or self.language
         subject = _SPACE.sub(" ", self._render(language, f"mail/{name}/subject.txt", values)).strip()
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
-        mail["From"] = f'"{self.site_name}" <{sender}>' if self.site_name else sender
+        name_shown = self.site_name or self._in(language).language.gettext("Mail quarantine")
+        mail["From"] = f'"{name_shown}" <{sender}>'  # phones show the name alone
         mail["To"] = mailbox(to)
         mail["Subject"] = subject
         mail["Date"] = format_datetime(now)
@@ -279,13 +280,14 @@ _PIECE = re.compile(
 
 def wrapped(text: str) -> str:
     """Plain text with its long lines broken, as terminals and old mail programs show it: at most 76 columns, of which
-    Chinese and Japanese characters take two. A line with a link stays whole, and so does a word that is longer."""
+    Chinese and Japanese characters take two. A line with a link or that begins with a blank (a command) stays whole, and
+    so does a word that is longer."""
     return "\n".join(part for line in text.split("\n") for part in _wrap(line))
 
 
 def _wrap(line: str) -> list[str]:
     # Most lines are short or a link: told without looking at each character.
-    if len(line) <= _COLUMNS // 2 or "://" in line or _columns(line) <= _COLUMNS:
+    if len(line) <= _COLUMNS // 2 or "://" in line or line[0] == " " or _columns(line) <= _COLUMNS:
         return [line]
     lines, more, room = [""], "  " if line.startswith("- ") else "", _COLUMNS
     for piece in _PIECE.findall(line):

@@ -22,7 +22,7 @@ from digest.compose import MAIL_BYTES, compose
 from portal.languages import TAGS
 from portal.links import MARK_HEADER, Action, Links
 from portal.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
-from portal.render import Render
+from portal.render import Render, wrapped
 from portal.stores import Digest
 from tests.builders import ALICE, SENDER
 
@@ -182,6 +182,11 @@ def test_the_text_part_fits_a_terminal_and_its_links_stay_whole() -> None:
     assert not any(line.startswith(("，", "。")) for line in lines)
     words = ("sofort zahlen " * 8).strip()
     assert words in squeezed(text_of(mail)) and words in squeezed(html_of(mail).words), "nothing else changes"
+
+
+def test_a_command_in_a_mail_stays_one_line() -> None:
+    command = "    quarantine refuse 01a212db-6ae0-7339-bf02-d273728fbfd7 --recipient alice@example.org --reason"
+    assert wrapped(f"{command}\n{command[4:]}") == f"{command}\n{command[4:70]}\n{command[71:]}"
 
 
 def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> None:
@@ -400,7 +405,7 @@ def test_lines_are_quoted_printable_of_at_most_76_octets() -> None:
 def test_headers_say_that_a_machine_wrote_it_and_how_to_stop_it() -> None:
     mail = mail_of(delivery(1))
     headers = message_from_bytes(mail.as_bytes())  # the old parser: undoes no encoding
-    assert headers["From"] == "quarantine@example.org"
+    assert headers["From"] == '"Mail quarantine" <quarantine@example.org>'
     assert headers["To"] == ALICE
     assert headers["Auto-Submitted"] == "auto-generated"
     assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"

@@ -568,7 +568,7 @@ def test_a_request_tells_the_administrator_what_and_how(store: Store, acts: Acts
     with pytest.raises(AlreadyDone):
         acts.ask(id, 0, BY_LINK)
     [(to, request)] = queued(store, clock())
-    assert (to, request["To"], request["From"]) == (ADMIN, ADMIN, "quarantine@example.org")
+    assert (to, request["To"], request["From"]) == (ADMIN, ADMIN, "Mail quarantine <quarantine@example.org>")
     assert request["Subject"] == f"Release requested by {ALICE}"
     assert request["Bcc"] is None
     kind, _ = acts.links.read_mark(request[MARK_HEADER]) or ("", None)
