@@ -280,8 +280,8 @@ _PIECE = re.compile(
 
 def wrapped(text: str) -> str:
     """Plain text with its long lines broken, as terminals and old mail programs show it: at most 76 columns, of which
-    Chinese and Japanese characters take two. A line with a link or that begins with a blank (a command) stays whole, and
-    so does a word that is longer."""
+    Chinese and Japanese characters take two. A line stays whole that has a link or begins with a blank (a command), and
+    so does a longer word."""
     return "\n".join(part for line in text.split("\n") for part in _wrap(line))
 
 
