@@ -383,6 +383,25 @@ def test_purge_removes_a_file_without_rows_beyond_retention_and_empty_folders(st
     assert not hold(store).known
 
 
+def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -> None:
+    store = FileStore.open(str(folder))
+    data = mail()
+    lost, other = hold(store, data), hold(store)
+    path = file_of(folder, lost)
+    path.unlink()
+    path.mkdir()
+    (path / "thesis.txt").write_text("x")
+    assert not hold(store, data).known, "what is not there must not be said to be held"
+    store.close()
+    reboot(folder, lost.id, other.id)
+    store = FileStore.open(str(folder))
+    later = now() + timedelta(days=3)
+    store.purge(later, later)
+    assert not list(store.search(Filter(), 10).deliveries)
+    assert (path / "thesis.txt").exists()
+    store.close()
+
+
 # ---- when it cannot work
 
 

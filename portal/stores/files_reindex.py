@@ -210,4 +210,6 @@ def _translated(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(f"{error.filename or folder} cannot be used: {error.strerror or error}") from error
+        raise StoreUnavailable(
+            f"{error.filename or folder} cannot be used: {error.strerror or error}; check owner, permissions and mount"
+        ) from error

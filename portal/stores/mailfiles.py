@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,12 +71,12 @@ class MailFiles:
         return f"{self._folder(held_at(message_id).date())}/{name[-2:]}/{name}{_SUFFIX}"
 
     def has(self, message_id: UUID) -> bool:
-        """Whether the file is there. Any error but its absence is raised."""
+        """Whether the file is there, and a file. Any error but its absence is raised."""
         try:
-            os.stat(self._path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
+            there = os.stat(self._path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return True
+        return stat.S_ISREG(there.st_mode)
 
     # ---- write
 
@@ -151,7 +152,8 @@ class MailFiles:
 
     def remove(self, message_id: UUID) -> None:
         """Remove a message's file if it is there."""
-        self.path(message_id).unlink(missing_ok=True)
+        with suppress(IsADirectoryError):  # somebody's folder in its place stays
+            self.path(message_id).unlink(missing_ok=True)
 
     # ---- read
 
@@ -162,7 +164,7 @@ class MailFiles:
         if size_bytes > _AT_ONCE_BYTES:
             path.stat()
             return self._pieces(path, sha256)
-        with path.open("rb") as file:
+        with _opened(path) as file:
             data = b"".join(_decompress(file))
         if hashlib.sha256(data).digest() != sha256:
             raise DamagedFile("its SHA-256 differs")
@@ -171,7 +173,7 @@ class MailFiles:
     @staticmethod
     def _pieces(path: Path, sha256: bytes) -> Iterator[bytes]:
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for piece in _decompress(file):
                 digest.update(piece)
                 yield piece
@@ -181,7 +183,7 @@ class MailFiles:
     def facts(self, message_id: UUID) -> dict[str, Any]:
         """What stands behind the mail, after the whole file was checked. Raises DamagedFile, FileNotFoundError."""
         digest = hashlib.sha256()
-        with self.path(message_id).open("rb") as file:
+        with _opened(self.path(message_id)) as file:
             for piece in _decompress(file):
                 digest.update(piece)
             file.seek(_frame_end(file))
@@ -218,9 +220,10 @@ class MailFiles:
                             yield id
 
     def everything(self) -> Iterator[tuple[UUID | None, Path]]:
-        """All files below ``mail``, in no order: the id of a message's, None for what is none of ours."""
-        for folder, _, names in os.walk(self.root):
-            for name in names:
+        """All files below ``mail``, in no order: the id of a message's, None for what is none of ours. Also what has
+        the name of a mail file and is a folder."""
+        for folder, folders, names in os.walk(self.root):
+            for name in [*names, *(name for name in folders if name.endswith(_SUFFIX))]:
                 path = Path(folder, name)
                 id = parse_id(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
                 yield (id if id is not None and self.path(id) == path else None), path
@@ -290,6 +293,21 @@ def _unpacked(magic: int, data: bytes) -> bytes:
     if magic != _PACKED_MAGIC or zstandard.frame_content_size(data) > _FACTS_MAX_BYTES:
         raise DamagedFile("it has no whole metadata frame")
     return zstandard.ZstdDecompressor().decompress(data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Raises DamagedFile when it is no file, so that one mail is lost by that and not the store."""
+    try:
+        file = path.open("rb")
+    except IsADirectoryError as error:
+        raise DamagedFile("a folder is in its place") from error
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DamagedFile("a link to nowhere is in its place") from error
+        raise
+    with file:
+        yield file
 
 
 def _decompress(file: BinaryIO) -> Iterator[bytes]:

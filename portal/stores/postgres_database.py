@@ -90,6 +90,8 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         said = error.diag.message_primary or (str(error).splitlines() or [""])[0]
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            said += "; the role of store.url must own our tables and may create some: make it the database's owner"
         log.warning("postgresql: %s: %s", error.sqlstate or type(error).__name__, said)
         raise StoreUnavailable(f"the database cannot be used now: {said}") from error
 
@@ -109,9 +111,15 @@ class Database:
                     "synchronous_commit is off for this database or role, so that a power cut would lose mail that we "
                     "said we hold: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
                 )
-            if create:
-                _make_schema(connection)
-            _check_schema(connection)
+            try:
+                if create:
+                    _make_schema(connection)
+                _check_schema(connection)
+            except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateTable) as error:
+                raise StoreMisfit(
+                    "the database holds tables of something else that are named like ours: name a database of its own "
+                    "in store.url; nothing was changed"
+                ) from error
             connection.commit()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             conninfo,
@@ -170,7 +178,11 @@ def _connect(conninfo: str) -> Connection:
     except psycopg.OperationalError as error:
         if "session is read-only" in str(error):  # libpq's words for target_session_attrs, of any of the hosts
             raise StoreUnavailable(_NO_WRITES) from error
-        raise
+        said = (str(error).splitlines() or [""])[0]
+        raise StoreUnavailable(
+            f"the database cannot be used now: {said}; check store.url – host, port, user, password, database – and "
+            "that the server runs"
+        ) from error
 
 
 def _conninfo(url: str) -> str:

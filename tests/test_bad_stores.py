@@ -1,0 +1,195 @@
+"""Stores that cannot be used, by the operator's commands: each is one sentence with what to do, and nothing changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from portal.__main__ import main
+from portal.stores import open_store
+from tests.builders import hold
+from tests.faults.standby import Server, free_port, prepare, program
+
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """``said(store_url, "list")``: what a command says that must fail."""
+    (tmp_path / "quarantine.toml").touch()
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(tmp_path / "quarantine.toml"))
+    monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", str(tmp_path / "links.keys"))
+
+    def call(store_url: str, *words: str) -> str:
+        monkeypatch.setenv("QUARANTINE_STORE__URL", store_url)
+        result = CliRunner().invoke(main, words)
+        assert isinstance(result.exception, SystemExit), (words, result.exception, result.output)
+        assert result.exit_code in (1, 2)
+        assert "Traceback" not in result.output
+        assert "hush-hush" not in result.output
+        return result.output
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def password_server() -> Iterator[str]:
+    """HOST:PORT of a server where only passwords count; that of postgres is hush-hush."""
+    with tempfile.TemporaryDirectory(prefix="qpg-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        prepare(folder)
+        (folder / "password").write_text("hush-hush\n")
+        if os.geteuid() == 0:
+            shutil.chown(folder / "password", "pgserver")
+        program(
+            "initdb",
+            "--auth=scram-sha-256",
+            f"--pwfile={folder}/password",
+            "--username=postgres",
+            "-D",
+            folder / "data",
+        )
+        with (folder / "data" / "postgresql.conf").open("a") as file:
+            file.write("listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n")
+        server = Server(folder / "data", free_port())
+        server.start()
+        address = f"127.0.0.1:{server.port}"
+        with psycopg.connect(f"postgresql://postgres:hush-hush@{address}/postgres", autocommit=True) as connection:
+            connection.execute("create role weak login password 'hush-hush'")
+            connection.execute("create database elsewhere")
+        open_store(f"postgresql://postgres:hush-hush@{address}/postgres", create=True).close()
+        with psycopg.connect(f"postgresql://postgres:hush-hush@{address}/elsewhere", autocommit=True) as connection:
+            connection.execute("create table setting (key text)")
+            connection.execute("create table message (text text)")
+        yield address
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("who", "database", "sentences"),
+    [
+        ("postgres:wrong", "postgres", ["password authentication failed", "check store.url"]),
+        ("postgres", "postgres", ["no password supplied", "check store.url"]),
+        ("postgres:hush-hush", "nowhere", ['"nowhere" does not exist', "check store.url"]),
+        ("postgres:hush-hush", "elsewhere", ["tables of something else", "a database of its own"]),
+        ("weak:hush-hush", "postgres", ["permission denied", "make it the database's owner"]),
+    ],
+)
+def test_a_database_that_is_not_ours_to_use(
+    said: Said, password_server: str, tmp_path: Path, who: str, database: str, sentences: list[str]
+) -> None:
+    url = f"postgresql://{who}@{password_server}/{database}"
+    open_store(f"files://{tmp_path}/store").close()
+    for words in (["check"], ["list"], ["init"], ["purge"], ["copy", f"files://{tmp_path}/store", url]):
+        output = said(url, *words)
+        for sentence in sentences:
+            assert sentence in output, (words, output)
+
+
+def test_a_database_of_something_else_stays_as_it_was(said: Said, password_server: str) -> None:
+    url = f"postgresql://postgres:hush-hush@{password_server}/elsewhere"
+    said(url, "init")
+    with psycopg.connect(url) as connection:
+        tables = connection.execute("select tablename from pg_tables where schemaname = 'public' order by 1").fetchall()
+    assert tables == [("message",), ("setting",)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A file store with one mail."""
+    store = open_store(f"files://{tmp_path}/store")
+    hold(store)
+    store.close()
+    return tmp_path / "store"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def read_only(folder: Path) -> Iterator[Path]:
+    """The same, on a mount that cannot be written; whoever may not mount takes the permission away."""
+    if os.geteuid():
+        folder.chmod(0o500)
+        yield folder
+        folder.chmod(0o700)
+        return
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_read_only_file_store(said: Said, read_only: Path, tmp_path: Path) -> None:
+    url, before = f"files://{read_only}", contents(read_only)
+    open_store(f"files://{tmp_path}/other").close()
+    copies = (["copy", url, f"files://{tmp_path}/new"], ["copy", f"files://{tmp_path}/other", url])
+    for words in (["check"], ["list"], ["init"], ["purge"], ["reindex"], *copies):
+        output = said(url, *words)
+        assert "check owner, permissions and mount" in output, (words, output)
+    assert contents(read_only) == before
+
+
+def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, folder: Path) -> None:
+    url = f"files://{folder}"
+    for name, words in (
+        ("quarantine.sqlite3", "move away what is none of the store's"),
+        ("lock", "move away what is none of the store's"),
+        ("mail", "is in the way of a folder"),
+        ("tmp", "is in the way of a folder"),
+    ):
+        aside = folder / "aside"
+        (folder / name).rename(aside)
+        if aside.is_dir():
+            (folder / name).write_text("a thesis")
+        else:
+            (folder / name).mkdir()
+        for command in ("check", "list", "init", "purge"):
+            output = said(url, command)
+            assert words in output, (name, command, output)
+            assert name in output
+        (folder / name).unlink() if aside.is_dir() else (folder / name).rmdir()
+        aside.rename(folder / name)
+    assert len(contents(folder / "mail")) == 1
+
+
+@pytest.mark.parametrize("instead", ["a folder", "a link to nowhere", "a link to a folder", "rubbish"])
+def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, instead: str, tmp_path: Path) -> None:
+    """Whatever lies there, the mail is said to be gone or damaged; it is neither followed nor removed."""
+    path = next(folder.rglob("*.eml.zst"))
+    id = path.name.removesuffix(".eml.zst")
+    path.rename(tmp_path / "aside")
+    if instead == "a folder":
+        path.mkdir()
+    elif instead == "rubbish":
+        path.write_bytes(b"rubbish" * 100)
+    else:
+        path.symlink_to(tmp_path if instead == "a link to a folder" else tmp_path / "nowhere")
+    url = f"files://{folder}"
+    assert id in said(url, "print", id)
+    assert "NOT COPIED" in said(url, "copy", url, f"files://{tmp_path}/new")
+    assert "CANNOT BE READ, left as they are" in said(url, "reindex")
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize("spelled", ["{0}/", "{0}/../store", "{0}/mail/..", "{1}/link"])
+def test_a_file_store_is_not_copied_onto_itself_however_it_is_spelled(
+    said: Said, folder: Path, tmp_path: Path, spelled: str
+) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(folder / "mail")
+    url = f"files://{folder}"
+    assert "same store" in said(url, "copy", url, "files://" + spelled.format(folder, tmp_path))
+    assert contents(folder / "mail") == before
+    assert not (folder / "mail" / "mail").exists()
