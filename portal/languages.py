@@ -84,6 +84,11 @@ class Language:
             return f"{score:.1f}".replace(".", self._point)
         return format_decimal(score, "#,##0.0", locale=self._locale)
 
+    def place(self, zone: str) -> str:
+        """The place that a time zone is named after, like "Wien" for Europe/Vienna."""
+        city: str | None = self._locale.time_zones.get(zone, {}).get("city")
+        return city or zone.partition("/")[2].replace("_", " ").replace("/", " – ") or zone
+
     def size(self, size_bytes: int) -> str:
         """A size as people read it, like "12 kB"."""
         if size_bytes < 1000:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from bottle import HTTPResponse
 
+from portal import languages
 from portal.languages import N_, TAGS, own_name
 from portal.links import Action
 from portal.message import new_id
@@ -26,7 +27,18 @@ from portal.web_http import Web
 log = logging.getLogger("quarantine.web")
 
 _ASKED_EVERY = timedelta(hours=1)
-_AREAS = ("Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Europe", "Indian", "Pacific")
+_AREAS = (
+    N_("Africa"),
+    N_("America"),
+    N_("Antarctica"),
+    N_("Arctic"),
+    N_("Asia"),
+    N_("Atlantic"),
+    N_("Australia"),
+    N_("Europe"),
+    N_("Indian"),
+    N_("Pacific"),
+)
 
 _SCHEDULES = {
     Schedule.DAILY: N_("Every day"),
@@ -106,7 +118,7 @@ class PreferencePages:
             usual_at=", ".join(f"{at:%H:%M}" for at in usual.at),
             usual_zone=_words(usual.zone.key),
             usual_language=own_name(usual.language),
-            zones=_zones(fields.timezone),
+            zones=_zones(fields.timezone, self._web.language.tag),
             languages=[(tag, own_name(tag)) for tag in TAGS],
         )
 
@@ -230,18 +242,18 @@ def _words(zone: str) -> str:
 
 
 @cache
-def _offered() -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+def _offered(tag: str) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """Time zones by area, with what is shown for each. What is left out are other names of the same."""
     by_area: dict[str, list[tuple[str, str]]] = {"UTC": [("UTC", "UTC")], **{area: [] for area in _AREAS}}
-    for name in sorted(zone_names()):
+    for name in zone_names():
         area, _, place = name.partition("/")
         if place and area in _AREAS:
-            by_area[area].append((name, _words(place).replace("/", " – ")))
-    return tuple((area, tuple(places)) for area, places in by_area.items())
+            by_area[area].append((name, languages.get(tag).place(name)))
+    return tuple((area, tuple(sorted(places, key=lambda pair: pair[1]))) for area, places in by_area.items())
 
 
-def _zones(chosen: str) -> Iterable[tuple[str, tuple[tuple[str, str], ...]]]:
+def _zones(chosen: str, tag: str) -> Iterable[tuple[str, tuple[tuple[str, str], ...]]]:
     """The time zones to choose from; a chosen one that is not offered stays."""
-    offered = _offered()
+    offered = _offered(tag)
     there = not chosen or chosen not in zone_names() or any(chosen == name for _, group in offered for name, _ in group)
     return offered if there else ((chosen, ((chosen, _words(chosen)),)), *offered)

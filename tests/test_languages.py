@@ -344,6 +344,13 @@ def test_dates_and_numbers_are_written_as_cldr_has_them(
     assert [" ".join(each.split()) for each in said] == [number, score, size], "some blanks are narrow, or do not break"
 
 
+def test_time_zones_are_offered_by_the_names_their_places_have(make_parts: Callable[..., Parts]) -> None:
+    html = Site(make_parts(digest__language="de")).signed_in(ALICE).get("/preferences").text
+    assert '<option value="Europe/Vienna">Wien</option>' in html
+    assert '<option value="America/Argentina/Ushuaia">' in html
+    assert '<optgroup label="Amerika">' in html and '<optgroup label="Indischer Ozean">' in html
+
+
 def test_a_line_of_text_is_not_broken_before_a_french_colon() -> None:
     for width in range(60, 80):
         lines = wrapped("x" * (width - 4) + " mot\u00a0: la suite \u00ab\u00a0et plus\u00a0» encore")
