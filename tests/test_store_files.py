@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +20,10 @@ import pytest
 import zstandard
 
 from portal.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
-from portal.message import Body, Filter, State, Tier, held_at
+from portal.message import Body, Filter, State, Tier, held_at, new_id
 from portal.stores import Held
 from portal.stores.files import FileStore
+from portal.stores.mailfiles import MailFiles
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, export, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +116,13 @@ def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: F
     store.adopt_anew(held.id)
     assert store.delivery(held.id, 0).message == before
     assert magic and before.symbols
+
+
+def test_no_folder_of_a_day_of_a_million_mails_has_more_than_a_few_thousand(tmp_path: Path) -> None:
+    files, at = MailFiles(tmp_path), now()
+    folders = Counter(files.path(new_id(at)).parent for _ in range(50_000))
+    assert len(folders) == 256
+    assert max(folders.values()) * 20 < 6_500
 
 
 def test_only_the_owner_may_read_whatever_the_umask(folder: Path) -> None:
