@@ -131,14 +131,7 @@ class Web:
         site = request.environ.get("HTTP_SEC_FETCH_SITE")
         if origin == self.origin or (origin is None and site in (None, "same-origin", "none")):
             return
-        raise self.notice(
-            N_("This came from another site"),
-            N_(
-                "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or "
-                "open this portal by its usual address."
-            ),
-            403,
-        )
+        raise self._not_from_our_page()
 
     # ---- whom a page speaks to
 
@@ -153,6 +146,34 @@ class Web:
             request.environ.get("HTTP_ACCEPT_LANGUAGE", ""), self.parts.settings.digest.language
         )
         return self.parts.render.speaks(tag)
+
+    def pressed_by_a_person(self) -> bool:
+        """Whether the browser says that a person made it send this form.
+
+        Chromium and Firefox mark with Sec-Fetch-User what a person did and not what a script did (Fetch Metadata,
+        2.4). Safari may leave that away: of others Sec-Fetch-Site is enough, which what is no browser does not send.
+        To plain http beyond loopback browsers send none of these; there everybody counts as a person.
+        """
+        sent = request.environ
+        if not self.secure_cookies or sent.get("HTTP_SEC_FETCH_USER") == "?1":
+            return True
+        marks = "HTTP_SEC_CH_UA" in sent or "Firefox/" in sent.get("HTTP_USER_AGENT", "")
+        return "HTTP_SEC_FETCH_SITE" in sent and not marks
+
+    def refuse_robots(self) -> None:
+        """Raise 403 unless a person pressed."""
+        if not self.pressed_by_a_person():
+            raise self._not_from_our_page()
+
+    def _not_from_our_page(self) -> HTTPResponse:
+        return self.notice(
+            N_("This came from another site"),
+            N_(
+                "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or "
+                "open this portal by its usual address."
+            ),
+            403,
+        )
 
     # ---- cookies
 

@@ -80,6 +80,7 @@ class LinkPages:
         if link.action in _OF_A_DIGEST:
             recipient = self._recipient(link)
             self._note(link, recipient, posted)
+            self._web.refuse_robots()
             answer = self._digest.act(link, recipient)
             return self._remember(answer, recipient) if self._web.form("do") else answer
         delivery = self._delivery(link)
@@ -88,10 +89,12 @@ class LinkPages:
             return self._web.see_other("./")  # has no form, so nothing to do
         undo = link.action is Action.DELETE and self._web.form("undo") == "1"
         pressed = undo or self._web.form("pressed") == "1"
+        if pressed and delivery.message.tier is not Tier.SPAM:
+            self._web.refuse_robots()
         if pressed or self._may_act_alone(link, delivery, openings):
             self._do(link, undo=undo)
         answer = self._web.see_other("./?done=1")
-        return self._remember(answer, delivery.recipient) if pressed else answer
+        return self._remember(answer, delivery.recipient) if pressed and self._web.pressed_by_a_person() else answer
 
     def _remember(self, answer: HTTPResponse, recipient: str) -> HTTPResponse:
         """The answer to a press, with the cookie that remembers it."""
@@ -194,6 +197,7 @@ class LinkPages:
             self._preferences.unsubscribe(recipient, link.id)
             return HTTPResponse(b"You will get no more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"})
         self._web.refuse_foreign()
+        self._web.refuse_robots()
         return self._preferences.change(recipient, back="./")
 
 

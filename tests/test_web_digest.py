@@ -65,7 +65,11 @@ def choose(browser: Browser, path: str, do: str, mails: list[str], page: str) ->
         "POST",
         path,
         body=body,
-        headers={"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"},
+        headers={
+            "Origin": ORIGIN,
+            "Sec-Fetch-Site": "same-origin",
+            "Content-Type": "application/x-www-form-urlencoded",
+        },
     )
     return browser.follow(answer, path).text
 

@@ -368,6 +368,69 @@ def test_forms_of_old_browsers_work(site: Site, held: Held, headers: dict[str, s
     assert site.state(held) is State.RELEASED
 
 
+# ---- who presses
+
+SCRIPT = {"Sec-Fetch-Site": "same-origin", "Sec-CH-UA": '"Chromium";v="140"'}
+NO_PERSON = [SCRIPT, {"Sec-Fetch-Site": "same-origin", "User-Agent": "Mozilla/5.0 Firefox/143.0"}, {"Origin": ORIGIN}]
+
+
+@pytest.mark.parametrize("headers", NO_PERSON)
+@pytest.mark.parametrize(
+    ("action", "tier"),
+    [
+        (Action.RELEASE, Tier.SUSPICIOUS),
+        (Action.DELETE, Tier.SUSPICIOUS),
+        (Action.ASK, Tier.DANGEROUS),
+        (Action.DELETE, Tier.DANGEROUS),
+    ],
+)
+def test_what_may_do_harm_wants_a_persons_press(
+    site: Site, headers: dict[str, str], action: Action, tier: Tier
+) -> None:
+    held = site.hold(tier)
+    link = site.link(action, held, minutes_old=OLD)
+    answer = site.browser().request("POST", link, form=PRESS, headers=headers)
+    assert answer.status == 403 and not answer.cookies()
+    assert site.state(held) is State.HELD
+    site.browser().request("POST", link, form=PRESS, headers={**headers, "Sec-Fetch-User": "?1"})
+    assert site.state(held) is not State.HELD
+
+
+@pytest.mark.parametrize("headers", NO_PERSON)
+def test_a_scripts_press_may_release_spam_and_makes_no_browser_known(
+    site: Site, held: Held, headers: dict[str, str]
+) -> None:
+    answer = site.browser().request("POST", site.link(Action.RELEASE, held), form=PRESS, headers=headers)
+    assert site.state(held) is State.RELEASED
+    assert not answer.cookies()
+
+
+def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
+    make_parts: Callable[..., Parts], relay: SmtpServer
+) -> None:
+    site = Site(make_parts(relay__url=relay.url, public_url="http://portal.example.org/quarantine"))
+    held = site.hold(Tier.SUSPICIOUS)
+    path = site.link(Action.RELEASE, held).removeprefix("http://portal.example.org")
+    site.browser().request("POST", path, form=PRESS, headers={"Origin": "http://portal.example.org"})
+    assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("headers", NO_PERSON)
+def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
+    with site.store.digesting(ALICE, site.now, 50, at_once=True) as digest:
+        pass
+    before = site.store.person(ALICE)
+    for action, form in (
+        (Action.PREFERENCES, {"change": "stop"}),
+        (Action.FORWARDED, PRESS),
+        (Action.SEVERAL, {"do": "delete", "mail": f"{held.id}.0"}),
+    ):
+        link = site.parts.links.url(action, digest.id, 0, digest.issued_at)
+        assert site.browser().request("POST", link, form=form, headers=headers).status == 403
+    assert site.store.person(ALICE) == before
+    assert site.state(held) is State.HELD
+
+
 # ---- tokens that are no good
 
 
