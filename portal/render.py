@@ -197,6 +197,7 @@ class Render:
         subject = _SPACE.sub(" ", self._render(language, f"mail/{name}/subject.txt", values)).strip()
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
         name_shown = self.site_name or self._in(language).language.gettext("Mail quarantine")
+        name_shown = re.sub(r'[\s"\\]+', " ", name_shown).strip()  # a site's own word for it may be anything
         mail["From"] = f'"{name_shown}" <{sender}>'  # phones show the name alone
         mail["To"] = mailbox(to)
         mail["Subject"] = subject

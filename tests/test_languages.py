@@ -236,6 +236,19 @@ def test_a_site_has_words_of_its_own(tmp_path: Path) -> None:
     assert site_problems(tmp_path) == []
 
 
+@pytest.mark.parametrize("word", [r"Post\nBcc: mallory@example.net", r"Die \"Post\" \\\\ Ecke", "حجر البريد"])
+def test_a_sites_word_for_the_quarantine_breaks_no_header(
+    make_parts: Callable[..., Parts], tmp_path: Path, word: str
+) -> None:
+    put(tmp_path / "site", "de", f'msgid "Mail quarantine"\nmsgstr "{word}"\n')
+    site = Site(make_parts(digest__language="de", site__folder=tmp_path / "site"))
+    site.browser().post("/sign-in", {"address": ALICE})
+    ((_, mail),) = queued(site)
+    sent = message_from_bytes(mail, policy=SMTP)
+    assert sent["From"].addresses[0].addr_spec == "quarantine@example.org"
+    assert sent["Bcc"] is None and not sent.defects
+
+
 def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "<h1>Hinein"\n\nmsgid "Send me a link"\nmsgstr "Her damit"\n')
     values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
