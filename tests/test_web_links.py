@@ -556,5 +556,6 @@ def test_a_digest_link_says_nothing_about_mail(site: Site, digest_link: str) -> 
 def test_doubt_about_the_sender_is_told_before_the_button(site: Site) -> None:
     held = site.hold(header_from='"boss@example.org" <x@example.net>')
     for action, before in ((Action.RELEASE, True), (Action.DELETE, False)):
-        above, _, _ = site.browser().get(site.link(action, held)).text.partition("<button")
+        above, _, below = site.browser().get(site.link(action, held)).text.partition("<button")
         assert ("The name contains another address" in above) is before
+        assert ("The name contains another address" in below) is not before, "once"

@@ -1,0 +1,141 @@
+"""Makes the pictures in docs/images: the digest and the pages in Debian's Chromium, with mail that tries its worst.
+
+    python -m tests.system.screenshots [FOLDER]
+
+Needs `tests/system/install-packages` and, for all scripts and small files, `apt-get install fonts-noto-core
+fonts-noto-cjk fonts-noto-color-emoji pngquant`. What is seen is what a mail server got and what the portal serves;
+nothing is drawn for the picture.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from portal.assemble import Parts, assemble
+from portal.links import Action
+from portal.message import Tier
+from portal.settings import load_from
+from tests.builders import ALICE
+from tests.system.conftest import CHROMIUM
+from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
+from tests.system.samples import hold_samples
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL, PHONE, DESKTOP = 320, 390, 1000  # pixels wide
+# Of the digest by language: names, widths, colour schemes.
+DIGESTS = {
+    "en": [
+        ("320", SMALL, "light"),
+        ("390", PHONE, "light"),
+        ("390-dark", PHONE, "dark"),
+        ("desktop", DESKTOP, "light"),
+        ("desktop-dark", DESKTOP, "dark"),
+    ],
+    "ja": [("320", SMALL, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")],
+    "ar": [("320", SMALL, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")],
+}
+PAGES = [("390", PHONE, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")]
+SHIPPED = {"list-390", "list-desktop", "release-390", "ask-390-dark", "show-390", "several-390", "preferences-390"}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        for language, pictures in DIGESTS.items():
+            with site_in(language, public_url="https://quarantine.example.org/quarantine") as site:
+                hold_samples(site, language)
+                mail = site.digest()
+                for name, width, scheme in pictures:
+                    with page_of(browser, width, scheme) as page:
+                        read_mail(page, mail)
+                        save(page, folder / f"digest-{language}-{name}.png")
+        with site_in("en") as site:
+            pages(folder, browser, site)
+        browser.close()
+
+
+@contextmanager
+def site_in(language: str, **more: str) -> Iterator[LocalSite]:
+    """A portal on an empty store."""
+    with tempfile.TemporaryDirectory() as home:
+        made: list[Parts] = []
+
+        def make(**settings: Any) -> Parts:
+            environ = {f"QUARANTINE_{name.upper()}": str(value) for name, value in settings.items()}
+            made.append(assemble(load_from({"QUARANTINE_CONFIG": "/dev/null", **environ})[0]))
+            return made[-1]
+
+        with local_site(
+            make,
+            store__url=f"files://{home}/store",
+            local_domains="example.org",
+            mail__from_address="quarantine@example.org",
+            digest__language=language,
+            **more,
+        ) as site:
+            yield site
+        made[0].store.close()
+
+
+def pages(folder: Path, browser: Browser, site: LocalSite) -> None:
+    """The pages in English. All of them where a folder was asked for, else those that docs/images shows."""
+    held = hold_samples(site)
+    site.digest()
+    digest = site.store.last_digest(ALICE)
+    assert digest is not None
+    url, links, at = site.parts.settings.public_url, site.parts.links, digest.issued_at
+    shop, dangerous = held[-1].id, next(h.id for h in held if site.delivery(h).message.tier is Tier.DANGEROUS)
+    addresses = {
+        "list": f"{url}/",
+        "message": f"{url}/messages/{shop}/",
+        "release": links.url(Action.RELEASE, shop, 0, at),
+        "delete": links.url(Action.DELETE, shop, 0, at),
+        "ask": links.url(Action.ASK, dangerous, 0, at),
+        "show": links.url(Action.SHOW, dangerous, 0, at),
+        "several": links.url(Action.SEVERAL, digest.id, 0, at),
+        "forwarded": links.url(Action.FORWARDED, digest.id, 0, at),
+        "preferences": links.url(Action.PREFERENCES, digest.id, 0, at),
+        "sign-in": f"{url}/sign-in",
+    }
+    for name, address in addresses.items():
+        for kind, width, scheme in PAGES:
+            if folder == ROOT / "docs/images" and f"{name}-{kind}" not in SHIPPED:
+                continue
+            with page_of(browser, width, scheme) as page:
+                if name in ("list", "message"):
+                    sign_in(site, page.context)
+                page.goto(address)
+                save(page, folder / f"{name}-{kind}.png")
+
+
+@contextmanager
+def page_of(browser: Browser, width: int, scheme: Any) -> Iterator[Page]:
+    context = browser.new_context(
+        viewport={"width": width, "height": 600}, color_scheme=scheme, java_script_enabled=False
+    )
+    yield context.new_page()
+    context.close()
+
+
+def save(page: Page, path: Path) -> None:
+    """The whole page, with few colours: the pictures stay small."""
+    box = page.locator("html").bounding_box()
+    assert box is not None
+    # As high as the page, or what sticks to the window's lower edge would lie in its middle.
+    page.set_viewport_size({"width": int(box["width"]), "height": int(box["height"]) + 1})
+    page.screenshot(path=path)
+    subprocess.run(["pngquant", "--force", "--ext", ".png", "--speed", "1", "48", path], check=True)
+    print(f"{path}  {path.stat().st_size:,} octets")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / "docs/images")
