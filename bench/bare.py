@@ -114,9 +114,9 @@ _pool = None
 _INSERTS = """
 with s as (insert into seen (sameness, message_id) values (%(sha)s, %(id)s)),
 m as (insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,
-        message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)
+        message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)
     values (%(id)s, %(id)s, 'spam', %(sender)s, %(subject)s, %(sender)s, array_to_tsvector(%(terms)s), %(qid)s,
-        'x@example.net', 'reject', 21.5, %(ip)s, %(symbols)s::jsonb, '{}', %(sha)s, %(size)s, false)),
+        'x@example.net', 'reject', 21.5, %(ip)s, %(symbols)b, '{}', %(sha)s, %(size)s, false)),
 d as (insert into delivery (message_id, number, recipient, address, state, state_at)
     values (%(id)s, 0, 'alice@example.org', 'alice@example.org', 'held', now()),
         (%(id)s, 1, 'bob@example.org', 'bob@example.org', 'held', now()))
@@ -148,7 +148,7 @@ def postgres(environ, start_response):
                 "subject": environ["HTTP_X_RSPAMD_SUBJECT"],
                 "qid": environ["HTTP_X_RSPAMD_QID"],
                 "ip": environ["HTTP_X_RSPAMD_IP"],
-                "symbols": environ["HTTP_X_RSPAMD_SYMBOLS"],
+                "symbols": _compress(environ["HTTP_X_RSPAMD_SYMBOLS"].encode()),
             },
         )
     return _answer(start_response, id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,14 +13,15 @@ from pathlib import Path
 import psycopg
 
 from bench import load
+from portal import exporter_values
 from portal.message import first_id, new_id
-from portal.stores import open_store, postgres_days, sqlite_words
+from portal.stores import open_store, postgres_days, sqlite_words, symbols
 from portal.stores.postgres_database import Database
 from portal.stores.sqlite import DATABASE, to_micros
 
 DAYS = 30
 DAY_MS = 86_400_000
-SYMBOLS = json.dumps([[s["name"], s["score"], s["options"]] for s in json.loads(load.METADATA["symbols"])])
+SYMBOLS = symbols.pack(exporter_values.symbols(load.METADATA["symbols"])[0])
 FROM = "promo@example.net"
 
 
@@ -73,12 +73,12 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
         )
         connection.execute(
             "insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,"
-            " message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)"
+            " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
             " select id, id, 'spam', %(from)s, 'Offer ' || n,"
             " 'Promo <' || case when %(alike)s then '' else 'n' || n / %(people)s || '.' end || %(from)s || '>',"
             " array_to_tsvector(array['offer', n::text, 'promo', 'example', 'net', '=spam', '=s21',"
             " '=r' || left(md5(recipient), 16)]), left(random, 10), n || '@example.net', 'reject', 21.5,"
-            " '198.51.100.7', %(symbols)s::jsonb, '{}', decode(random || random, 'hex'), 19000, false from filled",
+            " '198.51.100.7', %(symbols)s, '{}', decode(random || random, 'hex'), 19000, false from filled",
             values,
         )
         connection.execute(
@@ -102,7 +102,7 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
             "insert into message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id,"
             " message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)"
             f" values (?, ?, ?, 'spam', '{FROM}', ?, 'Promo <{FROM}>', ?, ?, 'reject', 21.5, '198.51.100.7',"
-            f" '{SYMBOLS}', '', ?, 19000, 0)",
+            f" x'{SYMBOLS.hex()}', '', ?, 19000, 0)",
             (
                 (sqlite_words.key(id), id.bytes, os.urandom(32), f"Offer {n}", f"4{n:09x}", f"{n}@example.net", sha)
                 for n, id, sha in _mails(*part)

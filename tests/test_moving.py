@@ -407,7 +407,9 @@ def damage(url: str, id: UUID) -> None:
     else:
         with psycopg.connect(url) as connection:
             connection.execute(
-                "update body_chunk set data = set_byte(data, 20, 255 - get_byte(data, 20)) where body_id = %s", [id]
+                "update body_chunk set data = set_byte(data, 20, 255 - get_byte(data, 20))"
+                " where body_id = (select body_id from message where id = %s)",
+                [id],
             )
 
 
@@ -416,7 +418,9 @@ def lose(url: str, id: UUID) -> None:
         next(Path(url.removeprefix("files://")).rglob(f"{id}.eml.zst")).unlink()
     else:
         with psycopg.connect(url) as connection:
-            connection.execute("delete from body_chunk where body_id = %s", [id])
+            connection.execute(
+                "delete from body_chunk where body_id = (select body_id from message where id = %s)", [id]
+            )
 
 
 def test_damaged_and_missing_mail_is_listed_and_the_rest_copied(

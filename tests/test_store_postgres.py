@@ -16,17 +16,19 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import psycopg
 import pytest
+import zstandard
 from psycopg import sql
 
 from portal import shipped
 from portal.errors import StoreMisfit, StoreUnavailable
-from portal.message import Body, Filter, Reader, State, Tier, held_at, new_id
-from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days
+from portal.message import Body, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
+from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days, postgres_rows
 from portal.stores.postgres import PostgresStore
-from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, export, hold, mail, now
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
@@ -420,6 +422,59 @@ def test_a_database_of_version_1_is_brought_up_beside_ingest(
     later = hold(store, recipients=[ALICE])
     with store.digesting(ALICE, now(), 10, at_once=True) as digest:
         assert [d.id for d in digest.deliveries] == sorted([held.id, later.id])
+
+
+def test_a_database_of_version_3_is_brought_up_and_its_programs_go_on(
+    postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """What version 3 held is read, and a program of version 3 that is still at work goes on holding."""
+    admin.execute("drop schema public cascade; create schema public")
+    blocks = shipped("quarantine.sql").read_text("utf-8").split("\ndo $$")
+    admin.execute("\ndo $$".join(blocks[:4]))  # type: ignore[arg-type]
+    assert admin.execute("select value from setting where name = 'schema_version'").fetchone() == ("3",)
+    postgres_days.make_days(store.database, now())
+    before = held_by_version_3(admin)
+    PostgresStore.open(postgres_dsn, create=True).close()
+    beside, after = held_by_version_3(admin), hold(store, b"Hello").id
+    for id in (before, beside):
+        message = store.delivery(id, 0).message
+        assert message.symbols == (Symbol("BAYES_SPAM", 5.0, ("99.99%",)),)
+        assert b"".join(store.body(id)) == b"Hello"
+    assert {m.id for m in store.find("4Old")} == {before, beside}
+    assert b"".join(store.body(after)) == b"Hello"
+    assert {d.id for d in store.search(Filter(words="offer"), 10).deliveries} == {before, beside, after}
+
+
+def held_by_version_3(admin: psycopg.Connection[Any]) -> UUID:
+    """A mail held as version 3 of the program held it."""
+    id, data = new_id(), b"Hello"
+    row = admin.execute(
+        "select * from hold_message(2000, %s, %b, now(), %s, %s, '{}', '{}', 'spam', %s, 'Offer', '', '{offer}',"
+        " '4Old', null, 'reject', 17.5, null, null, %s, '{}', %b, %s, false, %b)",
+        [
+            id,
+            os.urandom(32),
+            [ALICE],
+            [ALICE],
+            SENDER,
+            '[["BAYES_SPAM", 5, ["99.99%"]]]',
+            hashlib.sha256(data).digest(),
+            len(data),
+            zstandard.compress(data),
+        ],
+    ).fetchone()
+    assert row == (id, id)
+    return id
+
+
+def test_two_bodies_with_one_place_are_both_kept(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has made such mails yet; whoever does must not have one of them lost."""
+    monkeypatch.setattr(
+        postgres_rows, "_place", lambda id, sha256: first_id(held_at(id).replace(hour=0, minute=0, second=0))
+    )
+    mails = [os.urandom(size) for size in (2_000, 2_000, 2_500_000, 2_500_000)]
+    helds = [hold(store, data) for data in mails]
+    assert [b"".join(store.body(held.id)) for held in helds] == mails
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> None:

@@ -19,7 +19,8 @@ import psycopg
 import pytest
 
 from portal.errors import StoreUnavailable
-from portal.stores import SCHEMA_VERSION, open_store, postgres_database, sqlite
+from portal.stores import SCHEMA_VERSION, open_store, postgres_database, postgres_days, postgres_rows, sqlite
+from portal.stores.postgres_database import Connection
 from tests.builders import hold
 from tests.faults.serving import BIN, assert_whole, mail_of
 
@@ -85,6 +86,18 @@ def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.Complete
     )
 
 
+def hold_as_version_1(
+    connection: Connection, values: list[postgres_rows.Raw], first_chunk: bytes, seconds: float, lock_seconds: float
+) -> tuple[UUID | None, UUID | None]:
+    """`postgres_rows.hold` with the function that version 1 called."""
+    older = [values[0], *values[2:]]  # it chose the body's place by itself
+    older[18] = '[["BAYES_SPAM", 5.1, ["99.99%"]]]'  # as JSON
+    statement = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"
+    row = postgres_database.ask(connection, statement, [f"{lock_seconds * 1000:.0f}", *older, first_chunk], seconds)
+    held, place = (value and UUID(value.decode()) for value in row)
+    return held, place if str(place) == values[0] else None
+
+
 class Posting:
     """Threads that hold mail as a program of version 1 would, again and again until it is taken."""
 
@@ -93,6 +106,9 @@ class Posting:
             older.setattr(postgres_database, "SCHEMA_VERSION", 1)
             older.setattr(sqlite, "SCHEMA_VERSION", 1)
             self._store = open_store(store_url)
+        monkeypatch.setattr(postgres_rows, "hold", hold_as_version_1)
+        tables = {table: key for table, key in postgres_days.TABLES.items() if table != "told"}
+        monkeypatch.setattr(postgres_days, "TABLES", tables)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]

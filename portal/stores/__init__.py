@@ -38,7 +38,7 @@ log = logging.getLogger("quarantine.store")
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 REFUSED_FOR = timedelta(hours=1)
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)

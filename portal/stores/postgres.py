@@ -109,7 +109,7 @@ class PostgresStore(PostgresRecords):
             if second is not None:
                 begin(connection, seconds)
             held, place = rows.hold(connection, values, first, left, seconds)
-            if second is not None and held is not None and place == id:
+            if second is not None and place is not None:
                 _add_chunks(connection, place, chain([second], pieces))
             return held
 
@@ -146,8 +146,8 @@ class PostgresStore(PostgresRecords):
         values = rows.hold_values(record.message.id, record.export(), body, record.message.tier, ())
         pieces = _pieces(body)
         held, place = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
-        if held == place == record.message.id:
-            _add_chunks(connection, record.message.id, pieces)
+        if place is not None:
+            _add_chunks(connection, place, pieces)
         return bool(held == record.message.id)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:

@@ -582,7 +582,7 @@ class PostgresPeople(PostgresWishes):
 
 
 def _locked(connection: Connection, select: LiteralString, recipients: Sequence[str]) -> list[tuple[Any, ...]]:
-    """The rows of these recipients, locked in the order in which `hold_message` does it as well."""
+    """The rows of these recipients, locked in the order in which `hold_mail` does it as well."""
     return connection.execute(
         select + 'where recipient = any(%s) order by recipient collate "C" for update', [list(recipients)]
     ).fetchall()

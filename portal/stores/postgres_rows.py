@@ -8,7 +8,6 @@ days these are in, while a join over all partitions is planned anew, and differe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
@@ -16,21 +15,21 @@ from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.errors import NotFound
-from portal.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Symbol, Tier, held_at, identity
-from portal.stores import search
+from portal.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Tier, held_at, identity
+from portal.stores import search, symbols
 from portal.stores.postgres_database import Connection, ask
 
 Raw = str | bytes | None  # a parameter of `ask`
 
-_HOLD = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"
+_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, 27)) + b")"
+_DAY_MS = 86_400_000
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
-_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 DELIVERY: LiteralString = (
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
 _MESSAGE: LiteralString = (
     "id, tier, envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, username,"
-    " symbols, flags, body_sha256, size_bytes, has_8bit"
+    " symbols, packed_symbols, flags, body_sha256, size_bytes, has_8bit"
 )
 
 
@@ -86,14 +85,15 @@ def one_delivery(connection: Connection, rest: LiteralString, values: Sequence[A
 def hold(
     connection: Connection, values: list[Raw], first_chunk: bytes, seconds: float, lock_seconds: float
 ) -> tuple[UUID | None, UUID | None]:
-    """Call hold_message with `hold_values`; returns what it says. Raises psycopg.Error."""
-    row = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
-    held, place = (value and UUID(value.decode()) for value in row)
-    return held, place
+    """Call hold_mail with `hold_values`; returns the id under which the mail is held, None: call again, and the place
+    to which the caller has to add the body's further chunks, None: they are there. Raises psycopg.Error."""
+    (said,) = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
+    held, _, place = (said or b"").decode().partition(" ")
+    return UUID(held) if held else None, UUID(place) if place else None
 
 
 def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> list[Raw]:
-    """An export as the parameters of hold_message, but for the first and the last one."""
+    """An export as the parameters of hold_mail, but for the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(identity(address)) for address in addresses]
     told = sorted(pair for pair in zip(recipients, addresses, strict=True) if pair[0] in announce)
@@ -102,6 +102,7 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
     )
     return [
         str(id),
+        str(_place(id, export.body_sha256)),
         export.sameness,
         held_at(id).isoformat(),
         _array(recipients),
@@ -119,7 +120,7 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
         None if export.score is None else repr(export.score),
         text(export.client_ip),
         text(export.user),
-        _symbols(export.symbols),
+        symbols.pack(export.symbols),
         _array(flag.value for flag in export.flags),
         export.body_sha256,
         str(body.size_bytes),
@@ -169,11 +170,10 @@ def text(value: str | None) -> str | None:
     return value if value is None or value.isprintable() else _IMPOSSIBLE.sub("\ufffd", value)
 
 
-def _symbols(symbols: tuple[Symbol, ...]) -> str:
-    json_text = _TO_JSON(symbols)
-    if not json_text.isprintable() or "\\u0000" in json_text:
-        json_text = _TO_JSON([[text(s.name), s.score, [text(option) for option in s.options]] for s in symbols])
-    return json_text
+def _place(id: UUID, sha256: bytes) -> UUID:
+    """Where a body of the day of this quarantine id lies: a value between that day's bounds, by its SHA-256."""
+    day_ms = (id.int >> 80) // _DAY_MS * _DAY_MS
+    return UUID(int=(day_ms << 80) + int.from_bytes(sha256) % (_DAY_MS << 80))
 
 
 def utc(at: datetime | None) -> datetime | None:
@@ -182,7 +182,7 @@ def utc(at: datetime | None) -> datetime | None:
 
 
 def _message(row: tuple[Any, ...]) -> Message:
-    id, tier, *texts, symbols, flags, body_sha256, size_bytes, has_8bit = row
+    id, tier, *texts, plain, packed, flags, body_sha256, size_bytes, has_8bit = row
     envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, user = texts
     return Message(
         id=id,
@@ -197,7 +197,7 @@ def _message(row: tuple[Any, ...]) -> Message:
         score=score,
         client_ip=client_ip,
         user=user,
-        symbols=tuple(Symbol(name, float(points), tuple(options)) for name, points, options in symbols),
+        symbols=symbols.from_json(plain) if packed is None else symbols.unpack(packed),
         flags=frozenset(Flag(flag) for flag in flags),
         body_sha256=body_sha256,
         size_bytes=size_bytes,

@@ -177,6 +177,7 @@ _UPGRADES = {
         "PRIMARY KEY (message_id, number, reader)) WITHOUT ROWID",
         "CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL",
     ),
+    4: (),  # symbols are packed from here on, see `symbols`
 }
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
