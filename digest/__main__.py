@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import FrameType
@@ -215,15 +215,20 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
             moment = now or utc_now()
             if not resend:
                 work.find_news(parts, moment)
+            people = list(parts.people.readers(parts.people.held_as(recipient))) if recipient else None
+            if people and people != [who]:
+                click.echo(f"{shown(recipient or '')} is read by {shown(', '.join(people))}:")
             if dry_run:
-                _show_preview(parts, who)
+                _show_preview(parts, people)
                 return
-            if resend and who:
-                summary = work.resend(parts, moment, who)
+            if resend and people:
+                summary = work.Summary()
+                for person in people:
+                    summary.add(work.resend(parts, moment, person))
             else:
                 with _progress() as progress:
                     pace = work.Pace(parts.settings.digest.per_minute)
-                    summary = work.send_all(parts, moment, recipient=who, pace=pace, progress=progress)
+                    summary = work.send_all(parts, moment, recipient=people, pace=pace, progress=progress)
         finally:
             parts.store.close()
     _show(summary)
@@ -247,10 +252,10 @@ def _progress() -> Iterator[work.Progress | None]:
         logging.root.handlers = usual
 
 
-def _show_preview(parts: Parts, recipient: str | None) -> None:
+def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
     table = Table("recipient", "messages", "oldest", "", title="Would be told", title_justify="left")
     rows = 0
-    for person, deliveries in work.preview(parts, recipient):
+    for person, deliveries in work.preview(parts, people):
         rows += 1
         if deliveries:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"

@@ -21,7 +21,7 @@ from portal.message import State, Tier, domain
 from portal.ranking import Group, is_forged, ranked
 from portal.reasons import Sender, from_address, sender_shown, why
 from portal.render import Render, shown
-from portal.stores import Digest
+from portal.stores import Digest, reader_of
 
 MAIL_BYTES = 90_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
 HEADER_BYTES = 8_192  # more than all headers ever have
@@ -53,6 +53,7 @@ class Row:
     ask: str  # link, "" for all other mail
     show: str  # link
     others: int  # messages nearly the same; the links are for the newest
+    mailbox: str = ""  # which alias or role mailbox it is for; "" when it is for the recipient's own address
 
 
 def compose(
@@ -161,8 +162,11 @@ def _most_telling(groups: Sequence[Group]) -> str:
 def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: ZoneInfo) -> Row:
     delivery, message = group.newest, group.newest.message
 
+    reader = digest.recipient if delivery.recipient != digest.recipient else ""
+    own = (digest.reader or reader_of(digest.recipient)).is_own(delivery.recipient)
+
     def link(action: Action) -> str:
-        return links.url(action, delivery.id, delivery.number, digest.issued_at)
+        return links.url(action, delivery.id, delivery.number, digest.issued_at, reader)
 
     dangerous = message.tier is Tier.DANGEROUS
     seen = sender_shown(message)
@@ -177,6 +181,7 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
         ask=link(Action.ASK) if dangerous else "",
         show=link(Action.SHOW),
         others=len(group.others),
+        mailbox="" if own else shown(delivery.address),
     )
 
 

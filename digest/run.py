@@ -18,7 +18,7 @@ from email.message import EmailMessage
 from uuid import UUID
 
 from digest.compose import compose
-from portal.assemble import Parts
+from portal.assemble import ALIASES_LAST_GOOD, Parts
 from portal.errors import (
     QuarantineError,
     RelayDeferred,
@@ -27,12 +27,12 @@ from portal.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from portal.message import Delivery, State, new_id
+from portal.message import Delivery, Reader, State, new_id
 from portal.overdue import count_run
 from portal.ranking import known_senders
 from portal.relay import Connection
 from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
-from portal.stores import LEASE, Digest, Store, Unsent
+from portal.stores import LEASE, Digest, Person, Store, Unsent
 
 log = logging.getLogger("quarantine.digest")
 
@@ -47,6 +47,7 @@ TRIES = 10  # with back-off these take four hours and a half; then that recipien
 BACK_OFF_MAX = timedelta(hours=1)
 LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
+_ALIASES = "people.version"  # a note in the store: of the alias file that was looked at
 _CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend without the process
 _CLOCK_TRUSTED = timedelta(hours=20)
@@ -67,6 +68,14 @@ class Summary:
     failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; tried again later
     refused: int = 0  # of the failed, those whose next digest is the next try
     given_up: bool = False  # left off early: several failed in a row
+
+    def add(self, other: Summary) -> None:
+        """Take in what another run did."""
+        self.sent += other.sent
+        self.skipped += other.skipped
+        self.failed += other.failed
+        self.refused += other.refused
+        self.given_up = self.given_up or other.given_up
 
 
 Progress = Callable[[int, int], None]  # told after each recipient: how many are done, of how many
@@ -111,7 +120,7 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
     It is the first of their plan after the oldest news, so one that was missed is due at once. Those who are not told
     (not local, or `never` by the settings) are looked at again the next day: `send_due` does not mail them.
     """
-    people = parts.store.unscheduled(limit)
+    people = _with_aliases_passed_on(parts, now, limit)
     for person in people:
         # Never after now: what was held while a clock was ahead would wait until then.
         since = min(person.news_since or now, now)
@@ -121,8 +130,59 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
     return len(people)
 
 
+def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Person]:
+    """Recipients without a time, once the news of addresses that others read are those others'."""
+    if parts.people.file is None:
+        return list(parts.store.unscheduled(limit))
+    _look_at_a_changed_file(parts, now)
+    people, passed = parts.store.unscheduled(limit), False
+    for person in people:
+        passed = pass_news_on(parts, person.recipient) or passed
+    if passed:
+        people = parts.store.unscheduled(limit)
+    return [person for person in people if parts.people.is_person(person.recipient)]
+
+
+def pass_news_on(parts: Parts, recipient: str) -> bool:
+    """Give the news of an alias or a role mailbox to those of its readers who were not told; whether it is one."""
+    readers = parts.people.readers(recipient)
+    if readers == (recipient,):
+        return False
+    shared = {recipient: readers} if len(readers) > 1 else {}
+    told_of = () if shared else (recipient,)
+    parts.store.pass_news_on(
+        recipient,
+        [who for who in readers if who == recipient or parts.store.unannounced(Reader(who, told_of, shared), 1)],
+    )
+    return True
+
+
+def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
+    """Once for each change of the alias file, in whichever process: who reads instead shall hear of what nobody was
+    told. Digests that were stopped for an address go on as its readers'. Raises StoreUnavailable.
+    """
+    version = parts.people.names().version
+    # The process's own memory as well: hosts whose files differ would take turns for ever.
+    if not parts.people.text() or version == parts.people.looked_at or parts.store.recall(_ALIASES) == version:
+        return
+    _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
+    after = ""
+    while people := parts.store.people(after, PAGE):
+        after = people[-1].recipient
+        for person in people:
+            if person.stopped_at is not None and not parts.people.is_person(person.recipient):
+                parts.store.set_digests_stopped(person.recipient, None)
+            if person.news_since is not None:
+                pass_news_on(parts, person.recipient)
+    parts.store.remember(ALIASES_LAST_GOOD, parts.people.text(), replace=True)
+    parts.store.remember(_ALIASES, version, replace=True)
+    parts.people.looked_at = version
+
+
 def why_not(parts: Parts, recipient: str) -> str:
     """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
+    if not parts.people.is_person(recipient):
+        return f"read by {', '.join(parts.people.readers(recipient))}"
     if not parts.settings.is_local(recipient):
         return "not in local_domains"
     # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
@@ -151,12 +211,13 @@ def send_all(
     parts: Parts,
     now: datetime,
     *,
-    recipient: str | None = None,
+    recipient: str | Sequence[str] | None = None,
     pace: Pace | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Send what is not announced yet whatever the hour, to everybody or to one recipient. Raises StoreUnavailable."""
-    people = [recipient] if recipient else list(everybody_with_news(parts))
+    """Send what is not announced yet whatever the hour, to everybody or to some. Raises StoreUnavailable."""
+    named = [recipient] if isinstance(recipient, str) else recipient
+    people = list(everybody_with_news(parts) if named is None else named)
     run = Run(parts, now, pace=pace, progress=progress and (lambda done: progress(done, len(people))))
     run.send(run.named(people))
     return run.summary
@@ -179,6 +240,10 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
     digest = parts.store.last_digest(recipient)
     if not run.may_tell(recipient):
         return run.summary
+    if digest is not None:
+        reader = parts.people.reader(recipient)
+        theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
+        digest = replace(digest, reader=reader, deliveries=theirs)
     if digest is None:
         run.summary.skipped.append((recipient, "has had no digest yet"))
     elif not any(delivery.state is State.HELD for delivery in digest.deliveries):
@@ -229,7 +294,9 @@ class Run:
         """Claimed digests that are due, longest waiting first."""
         left = limit
         while left > 0:
-            digests = self.parts.store.claim_digests(self.clock(), min(self._ahead, left), DELIVERIES).digests
+            digests = self.parts.store.claim_digests(
+                self.clock(), min(self._ahead, left), DELIVERIES, readers=self.parts.people.reader
+            ).digests
             if not digests:
                 return
             left -= len(digests)
@@ -240,7 +307,9 @@ class Run:
         left = deque(who for who in recipients if self.may_tell(who))
         while left:
             some = [left.popleft() for _ in range(min(self._ahead, len(left)))]
-            claims = self.parts.store.claim_digests(self.clock(), len(some), DELIVERIES, only=some, at_once=True)
+            claims = self.parts.store.claim_digests(
+                self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
+            )
             claimed = {digest.recipient for digest in claims.digests}
             left.extendleft(who for who in reversed(some) if who not in claimed and who not in claims.refused)
             for who, why in claims.refused.items():
@@ -322,7 +391,8 @@ class Run:
                 # Out of the way, or the longest waiting would be the same strangers for ever.
                 later = self.clock() + LOOKED_AT_AGAIN
                 self._settling.settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
-            known = known_senders(self.parts.store, [d.recipient for d in told if len(d.deliveries) > 1])
+            several = [digest.reader or digest.recipient for digest in told if len(digest.deliveries) > 1]
+            known = known_senders(self.parts.store, several)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
 
     def _tell(self, claimed: _Claimed, connection: Connection) -> None:
@@ -359,7 +429,7 @@ class Run:
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
         mail_id = new_id(self.clock())
-        known = known_senders(self.parts.store, [digest.recipient]).get(digest.recipient, ())
+        known = known_senders(self.parts.store, [digest.reader or digest.recipient]).get(digest.recipient, ())
         try:
             mail = self._mail(digest, mail_id, known)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
@@ -580,13 +650,26 @@ def find_news(parts: Parts, now: datetime) -> int:
     mended = parts.store.mend_times(now)
     if mended:
         log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
-    found = parts.store.find_news(now - NEWS_LOOKED_FOR, parts.settings.local_domains)
+    found = _find_news(parts, now - NEWS_LOOKED_FOR)
+    if parts.people.file is not None:
+        _look_at_a_changed_file(parts, now)
+        # Their own mark may stand since before: new mail for such an address leaves none for the others.
+        for recipient in [
+            *parts.store.untold(parts.people.copied(), now - NEWS_LOOKED_FOR),
+            *everybody_with_news(parts),
+        ]:
+            pass_news_on(parts, recipient)
+    return found
+
+
+def _find_news(parts: Parts, since: datetime) -> int:
+    found = parts.store.find_news(since, [*parts.settings.local_domains, *parts.people.elsewhere()])
     if found:
         log.info("found news for recipients=%d", found)
     return found
 
 
-def preview(parts: Parts, recipient: str | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
+def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
     """Who would be told of what, claiming nothing. Recipients that are not told (`why_not`) come with nothing."""
-    for person in [recipient] if recipient else everybody_with_news(parts):
-        yield person, () if why_not(parts, person) else tuple(parts.store.unannounced(person, DELIVERIES))
+    for who in everybody_with_news(parts) if people is None else people:
+        yield who, () if why_not(parts, who) else tuple(parts.store.unannounced(parts.people.reader(who), DELIVERIES))

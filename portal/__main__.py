@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -158,6 +159,9 @@ def list_(
         states=frozenset(State(s) for s in states),
     )
     with _parts() as parts:
+        held_as = parts.people.held_as(recipient) if recipient else None
+        if held_as is not None and held_as != wanted.recipient:
+            wanted = replace(wanted, also=(held_as,))  # an address with an extension
         table = _table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
         before, left = None, limit
         while left:
@@ -333,7 +337,7 @@ def _chosen(parts: Parts, message: Message, recipient: str | None, everybody: bo
     if recipient is not None and everybody:
         raise NotDone("Use either --recipient or --all.")
     if recipient is not None:
-        mine = [d for d in deliveries if d.recipient == identity(recipient)]
+        mine = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
         if not mine and len(deliveries) == 1 and not deliveries[0].recipient:
             # The export had lost its recipients; the operator knows who it was for. It is named once, so not wrongly.
             try:

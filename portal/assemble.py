@@ -51,6 +51,13 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
     render = make_render(settings, store)
     relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
+    people = make_people(settings, store)
+
+    def language_of(address: str) -> str:
+        readers = people.readers(identity(address))
+        reader = readers[0] if len(readers) == 1 else identity(address)
+        return plan_for(settings.digest, reader, store.person(reader).preferences).language
+
     acts = Acts(
         store=store,
         relay=relay,
@@ -58,10 +65,8 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
         render=render,
         from_address=settings.mail.from_address,
         admin_address=settings.mail.admin_address,
-        is_local=settings.is_local,
-        language_of=lambda address: (
-            plan_for(settings.digest, identity(address), store.person(identity(address)).preferences).language
-        ),
+        is_local=people.is_told,
+        language_of=language_of,
     )
     return Parts(
         settings=settings,
@@ -72,7 +77,7 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
         mailer=Relay(settings.mail.url.get_secret_value()),
         acts=acts,
         tiers=tiers,
-        people=make_people(settings, store),
+        people=people,
     )
 
 

@@ -70,7 +70,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     parts = assemble(settings)
     try:
         with original.opened(folder, dsn) as source, progress("mails") as told:
-            done = original.take_over(source, parts.store, parts.tiers, settings.is_local, oldest, told)
+            done = original.take_over(source, parts.store, parts.tiers, parts.people.is_told, oldest, told)
     finally:
         parts.store.close()
     click.echo(f"held {done.held} mails, {done.known} were held before")

@@ -1,7 +1,8 @@
 """Signing and verifying: links, cookies, form tokens and the marks on our own mail. The only user of itsdangerous.
 
 A link's token signs one *action* (each has a salt of its own) and one delivery – or, for `PREFERENCES`, `SEVERAL` and
-`FORWARDED`, one digest and so its recipient – over packed bytes: 31 characters, a dot, 43 characters of HMAC-SHA-256.
+`FORWARDED`, one digest and so its recipient – over packed bytes: 31 characters, a dot, 43 characters of
+HMAC-SHA-256; 42 instead of 31 where mail is read under another name than its own, since such a link says whose it is.
 It says nothing about the mail, stands in the path, and opens nothing else.
 
 itsdangerous ignores the spare bits of base64's last character and junk after it, so one token has many spellings;
@@ -12,6 +13,7 @@ token expired whose clock is a second ahead (``timed.py``), which a backward ste
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -31,7 +33,8 @@ from portal.errors import LinkExpired, LinkInvalid, SettingsError
 MARK_HEADER = "X-Quarantine-Mark"
 KEY_BYTES = 32  # the least; shorter keys are refused
 _PACKED = struct.Struct(">B16sHI")  # action, UUID, delivery number, issued at (Unix seconds)
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{31}\.[A-Za-z0-9_-]{43}", re.ASCII)
+_READER_OCTETS = 8  # behind these, for mail that is held for another name than the reader's
+_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}", re.ASCII)
 _CLOCK_STEP = timedelta(minutes=5)  # how far in the future a token may seem to come from
 _DEVICE_PEOPLE = 8  # recipients one browser is remembered for
 
@@ -56,6 +59,7 @@ class Link:
     id: UUID  # of the message; for PREFERENCES, SEVERAL and FORWARDED of the digest
     number: int  # of the delivery
     issued_at: datetime
+    reader: bytes = b""  # whose link it is, see `Links.is_for`; empty: the delivery's own recipient's
 
 
 class Links:
@@ -74,13 +78,15 @@ class Links:
 
     # ---- links
 
-    def url(self, action: Action, id: UUID, number: int, issued_at: datetime) -> str:
-        """The address of a link, ending in a slash since mail programs cut other endings off."""
-        return f"{self.base_url}/link/{self.token(action, id, number, issued_at)}/"
+    def url(self, action: Action, id: UUID, number: int, issued_at: datetime, reader: str = "") -> str:
+        """The address of a link, ending in a slash since mail programs cut other endings off. ``reader`` is whose it
+        is, where that is not the delivery's own recipient."""
+        return f"{self.base_url}/link/{self.token(action, id, number, issued_at, reader)}/"
 
-    def token(self, action: Action, id: UUID, number: int, issued_at: datetime) -> str:
+    def token(self, action: Action, id: UUID, number: int, issued_at: datetime, reader: str = "") -> str:
         """The token alone."""
-        payload = _b64(_PACKED.pack(action.value, id.bytes, number, int(issued_at.timestamp())))
+        packed = _PACKED.pack(action.value, id.bytes, number, int(issued_at.timestamp()))
+        payload = _b64(packed + (_reader(reader, self._keys[-1]) if reader else b""))
         return self._signer(f"link.{action.name}").sign(payload).decode("ascii")
 
     def verify(self, token: str, now: datetime) -> Link:
@@ -88,10 +94,10 @@ class Links:
         if not _TOKEN.fullmatch(token):
             raise LinkInvalid("this is not a link of ours")
         payload, _, signature = token.partition(".")
-        packed = urlsafe_b64decode(payload + "=")
+        packed = urlsafe_b64decode(payload + "==")
         if _b64(packed) != payload or _b64(urlsafe_b64decode(signature + "=")) != signature:
             raise LinkInvalid("this is not a link of ours")
-        code, id_bytes, number, issued = _PACKED.unpack(packed)
+        code, id_bytes, number, issued = _PACKED.unpack_from(packed)
         try:
             action = Action(code)
             self._signer(f"link.{action.name}").unsign(token)
@@ -102,7 +108,13 @@ class Links:
             raise LinkInvalid("this link comes from the future: a clock is wrong")
         if now - issued_at > self.lifetime:
             raise LinkExpired("this link is too old")
-        return Link(action, UUID(bytes=id_bytes), number, issued_at)
+        return Link(action, UUID(bytes=id_bytes), number, issued_at, packed[_PACKED.size :])
+
+    def is_for(self, link: Link, reader: str, recipient: str) -> bool:
+        """Whether a link to a delivery of ``recipient`` is this reader's."""
+        if not link.reader:
+            return reader == recipient
+        return reader != recipient and any(hmac.compare_digest(link.reader, _reader(reader, k)) for k in self._keys)
 
     # ---- the device cookie: browsers in which a button was pressed for a recipient
 
@@ -163,6 +175,10 @@ class Links:
             key_derivation="hmac",
             digest_method=hashlib.sha256,
         )
+
+
+def _reader(identity: str, key: bytes) -> bytes:
+    return hashlib.blake2b(b"reader " + identity.encode(), key=key[:64], digest_size=_READER_OCTETS).digest()
 
 
 def read_keys(path: Path) -> list[bytes]:

@@ -79,6 +79,12 @@ class Export:
     size_bytes: int
     has_8bit: bool  # any octet above 127
     mark: str | None = None  # the first X-Quarantine-Mark header among the mail's own, not yet verified
+    identities: tuple[str, ...] = ()  # of the recipients, where they are not just the addresses' own
+
+    @property
+    def held_for(self) -> tuple[str, ...]:
+        """The identities of the recipients."""
+        return self.identities or tuple(map(identity, self.recipients))
 
 
 @dataclass(frozen=True, slots=True)

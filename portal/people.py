@@ -71,7 +71,7 @@ class Directory:
         """``delimiter``: Postfix's recipient_delimiter; ``origin``: its myorigin, "" when not known; ``is_local``: who
         may be told at all; ``last_good``: the text of a file that could be read earlier."""
         self.file = file
-        self._delimiter = delimiter
+        self.delimiter = delimiter
         self._origin = origin.lower()
         self._is_local = is_local
         self._last_good = last_good
@@ -81,6 +81,7 @@ class Directory:
         self._seen: tuple[int, int, int] | None = None
         self._looked_at = float("-inf")
         self._trouble = ""
+        self.looked_at = ""  # the version that the digest process has drawn its conclusions from
 
     # ---- who reads what
 
@@ -140,9 +141,9 @@ class Directory:
 
     def held_as(self, address: str) -> str:
         """The identity under which mail for an address is held: without its extension, unless the file names it so."""
-        if not self._delimiter or (self.file is not None and _canonical(address) in self._current().readers):
+        if not self.delimiter or (self.file is not None and _canonical(address) in self._current().readers):
             return identity(address)
-        return identity(_without_extension(address, self._delimiter))
+        return identity(_without_extension(address, self.delimiter))
 
     def elsewhere(self) -> list[str]:
         """Addresses and domains of the file that are read by people of ours without being local themselves."""
@@ -151,6 +152,12 @@ class Directory:
         names = self._current()
         found = [host for host, target in names.domains.items() if not self._is_local(f"x@{host}")]
         return found + [a for a in names.readers if not self._is_local(a) and not self.is_person(a)]
+
+    def copied(self) -> list[str]:
+        """Mailboxes of people whose mail others get as well."""
+        if self.file is None:
+            return []
+        return [address for address, who in self._current().readers.items() if len(who) > 1 and address in who]
 
     def _addresses(self, names: Names, person: str) -> Iterator[str]:
         addresses = [*([person] if self.is_person(person) else []), *names.reads.get(person, ())]
@@ -227,7 +234,7 @@ class Directory:
         )  # fmt: skip
 
     def _take(self, text: str) -> None:
-        self._names = parse(text, delimiter=self._delimiter, origin=self._origin, is_local=self._is_local)
+        self._names = parse(text, delimiter=self.delimiter, origin=self._origin, is_local=self._is_local)
         self._text = text
 
     def _tell(self, trouble: str) -> None:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from portal.message import Delivery, Message, Tier
+from portal.message import Delivery, Message, Reader, Tier
 from portal.reasons import address_in, from_address
 from portal.render import shown
-from portal.stores import Store
+from portal.stores import Store, reader_of
 
 # Rspamd's usual distance between nothing and `reject` is 15 points: who signs with their own name is likelier wanted,
 # and whose mail was wanted before is likeliest of all.
@@ -39,10 +39,16 @@ class Group:
     wanted_before: bool  # proven to come from somebody whose mail this recipient got released
 
 
-def known_senders(store: Store, recipients: Sequence[str]) -> Mapping[str, frozenset[str]]:
+def known_senders(store: Store, recipients: Sequence[str | Reader]) -> Mapping[str, frozenset[str]]:
     """Addresses whose mail each of these recipients got released lately, for those who did. Raises StoreUnavailable."""
-    found = store.released_from(recipients, _KNOWN_AT_MOST)
-    return {recipient: frozenset(map(address_in, headers)) - {""} for recipient, headers in found.items()}
+    readers = [reader_of(recipient) for recipient in recipients]
+    found = store.released_from(list({name: None for reader in readers for name in reader.identities}), _KNOWN_AT_MOST)
+    known = {name: frozenset(map(address_in, headers)) - {""} for name, headers in found.items()}
+    return {
+        reader.identity: frozenset().union(*(known.get(name, frozenset()) for name in reader.identities))
+        for reader in readers
+        if any(name in known for name in reader.identities)
+    }
 
 
 def is_authentic(message: Message) -> bool:
@@ -66,7 +72,7 @@ def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group
     by_sameness: dict[object, list[Delivery]] = {}
     groups: list[list[Delivery]] = []
     for delivery in ordered:
-        keys = _sameness(delivery.message)
+        keys = _sameness(delivery)
         group = next((by_sameness[key] for key in keys if key in by_sameness), None)
         if group is None:
             group = []
@@ -87,10 +93,12 @@ def _group(found: list[Delivery], known: Collection[str]) -> Group:
     )
 
 
-def _sameness(message: Message) -> list[object]:
-    """What near-identical mails share one of: the same bytes, or sender and shape of the subject. Never across tiers,
-    and what is proven to come from its sender never hides behind what merely says so."""
-    kind = (message.tier, is_authentic(message))
+def _sameness(delivery: Delivery) -> list[object]:
+    """What near-identical mails share one of: the same bytes, or sender and shape of the subject. Never across
+    tiers or the names they are for, and what is proven to come from its sender never hides behind what merely says so.
+    """
+    message = delivery.message
+    kind = (delivery.recipient, message.tier, is_authentic(message))
     subject = _CHANGING.sub("#", shown(message.subject, 200).casefold())
     keys: list[object] = [(*kind, from_address(message), subject)]
     if message.body_sha256:

@@ -33,7 +33,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 _TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # the shape is checked where it is verified
-_ID = "<id:re:[0-9a-f-]{36}>"
+_ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message, or one of its deliveries
 
 
 class Application:

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from bottle import HTTPResponse, request
@@ -41,12 +42,12 @@ class DigestPages:
         """GET: changes nothing."""
         if link.action is Action.FORWARDED:
             return self._web.page("forwarded", recipient=recipient)
-        digest = self._store.digest(link.id)
+        digest = self._digest_of(link)
         mails = self._listed(digest)
         return self._web.page(
             "several",
             recipient=recipient,
-            mails=[(_name(delivery), self._web.row(delivery)) for delivery in mails[:_MAILS]],
+            mails=[(_name(delivery), self._web.row(delivery, recipient)) for delivery in mails[:_MAILS]],
             more=max(0, len(mails) - _MAILS),
             done=self._done(digest, self._web.query("since")),
             rest=self._web.query("rest") == "1",
@@ -71,16 +72,23 @@ class DigestPages:
                 200,
                 sign_in=True,
             )
-        acts, actor = self._web.parts.acts, self._web.actor("link")
+        acts, actor = self._web.parts.acts, self._web.actor
         does = {"release": acts.release, "delete": acts.delete}.get(self._web.form("do"))
-        chosen = self._chosen(self._store.digest(link.id))
+        chosen = self._chosen(self._digest_of(link))
         if does is None or not chosen:
             return self._web.see_other("./?none=1")
-        left = self._each(chosen, lambda delivery: does(delivery.id, delivery.number, actor))
+        left = self._each(chosen, lambda d: does(d.id, d.number, actor("link", d, recipient)))
         drawn = self._web.form("drawn")
         since = drawn if _SINCE.fullmatch(drawn) else str(int(self._web.now().timestamp()))
         log.info("several digest=%s act=%s chosen=%d left=%d", link.id, self._web.form("do"), len(chosen), left)
         return self._web.see_other(f"./?since={since}{'&rest=1' if left else ''}")
+
+    def _digest_of(self, link: Link) -> Digest:
+        """The digest, without what its recipient does not read any more."""
+        digest = self._store.digest(link.id)
+        reader = self._web.parts.people.reader(digest.recipient)
+        theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
+        return replace(digest, reader=reader, deliveries=theirs)
 
     def _each(self, chosen: Sequence[Delivery], do: Callable[[Delivery], object]) -> int:
         """Do it to one after the other; returns how many were not begun. What stops one stands in it afterwards."""
@@ -102,7 +110,7 @@ class DigestPages:
     def _listed(self, digest: Digest) -> list[Delivery]:
         """What of a digest is still held, in the digest's order. Dangerous mail is for its own page."""
         held = [d for d in digest.deliveries if d.state is State.HELD and d.message.tier is not Tier.DANGEROUS]
-        groups = ranked(held, known_senders(self._store, [digest.recipient]).get(digest.recipient, ()))
+        groups = ranked(held, known_senders(self._store, [digest.reader or digest.recipient]).get(digest.recipient, ()))
         return [delivery for group in groups for delivery in (group.newest, *group.others)]
 
     def _chosen(self, digest: Digest) -> list[Delivery]:
@@ -117,7 +125,7 @@ class DigestPages:
             return []
         drawn = datetime.fromtimestamp(int(since), UTC)
         changed = [d for d in digest.deliveries if d.state_at >= drawn and (d.state is not State.HELD or d.reason)]
-        return [self._web.row(delivery) for delivery in changed[:_MAILS]]
+        return [self._web.row(delivery, digest.recipient) for delivery in changed[:_MAILS]]
 
 
 def _name(delivery: Delivery) -> str:

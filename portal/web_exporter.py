@@ -12,6 +12,7 @@ import logging
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from io import BytesIO
@@ -25,7 +26,7 @@ from bottle import HTTPResponse
 from portal import exporter
 from portal.assemble import Parts
 from portal.errors import BadExport, NotFound, QuarantineError, StoreUnavailable, TooLarge
-from portal.message import Body, identity, random_token
+from portal.message import Body, random_token
 from portal.settings import Network
 from portal.stores import Held
 from portal.web_http import json_answer
@@ -176,8 +177,11 @@ class ExporterEndpoint:
             log.error("known: released mail came back queue_id=%s id=%s", export.queue_id, id)
             return _done("known", id)
         tier = parts.tiers.of(export)
-        local = {identity(address) for address in export.recipients if parts.settings.is_local(address)}
-        held: Held = parts.store.add(export, posted.body, tier, local)
+        people = parts.people
+        if people.delimiter:
+            export = replace(export, identities=tuple(map(people.held_as, export.recipients)))
+        told = {who for who, a in zip(export.held_for, export.recipients, strict=True) if people.is_told(a)}
+        held: Held = parts.store.add(export, posted.body, tier, told)
         log.info(
             "%s id=%s queue_id=%s size=%d recipients=%d tier=%s flags=%s",
             "known" if held.known else "held",

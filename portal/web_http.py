@@ -29,6 +29,7 @@ from portal.schedule import Preferences, plan_for
 
 _SYMBOLS = 60  # shown of one mail
 _LANGUAGE = "quarantine.language"  # of the request, in its environ
+BY_NAME = "recipient:"  # with a reader's identity: an actor who reads under another name, or with others
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 # Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
@@ -55,6 +56,7 @@ class Row:
     """A delivery as pages show it to its recipient: cleaned, in words, without anyone else's data."""
 
     id: UUID
+    name: str  # in addresses of pages
     sender: Sender
     subject: str
     held: str
@@ -65,6 +67,8 @@ class Row:
     reason: str  # why it is held again
     declined: bool  # whether that reason is an administrator's answer to a request
     size: str
+    mailbox: str = ""  # the alias or role mailbox it is for; "" when it is for the reader's own address
+    by: str = ""  # who of a role mailbox's readers brought it into this state
 
 
 class Web:
@@ -117,9 +121,11 @@ class Web:
         value: str = request.query.getunicode(name) or ""
         return value
 
-    def actor(self, via: str) -> Actor:
-        """The recipient at the other end, for the history."""
-        return Actor("recipient", via, request.environ.get("REMOTE_ADDR", ""))
+    def actor(self, via: str, delivery: Delivery, reader: str) -> Actor:
+        """The person at the other end, for the history; by name where it might be somebody else as well."""
+        own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)
+        who = "recipient" if own else f"{BY_NAME}{reader}"
+        return Actor(who, via, request.environ.get("REMOTE_ADDR", ""))
 
     def refuse_foreign(self) -> None:
         """Raise 403 when a page of another site made the browser send this form.
@@ -213,11 +219,14 @@ class Web:
         """A moment in a time zone, else the site's, in words."""
         return self.language.moment(at, zone or self._zone)
 
-    def row(self, delivery: Delivery) -> Row:
-        """A delivery for a template."""
+    def row(self, delivery: Delivery, reader: str) -> Row:
+        """A delivery for a template, as one who reads it sees it."""
         message = delivery.message
+        role = self.parts.people.is_role(delivery.recipient)
+        other = role or reader != delivery.recipient
         return Row(
             id=message.id,
+            name=f"{message.id}.{delivery.number}" if other else str(message.id),
             sender=sender_shown(message),
             subject=shown(message.subject, 200),
             held=self.when(message.held_at),
@@ -228,7 +237,15 @@ class Web:
             reason=shown(delivery.reason, 300),
             declined=bool(delivery.reason) and delivery.state is State.HELD and self._declined(delivery),
             size=self.language.size(message.size_bytes),
+            mailbox=shown(delivery.address) if other else "",
+            by=self._by(delivery) if role else "",
         )
+
+    def _by(self, delivery: Delivery) -> str:
+        """Which reader brought a role mailbox's delivery into its state; "" when none did."""
+        what = {State.RELEASED: State.RELEASING.value}.get(delivery.state, delivery.state.value)
+        events = self.parts.store.history(delivery.id, delivery.number)
+        return next((by_name(event.actor) for event in reversed(events) if event.what == what), "")
 
     def _declined(self, delivery: Delivery) -> bool:
         """Whether its reason is an administrator's word: after a request, an operator's release may have failed."""
@@ -242,6 +259,11 @@ class Web:
             "score": "" if message.score is None else self.language.score(message.score),
             "symbols": [(shown(s.name, 80), self.language.score(s.score), explain(s)) for s in symbols[:_SYMBOLS]],
         }
+
+
+def by_name(actor: Actor) -> str:
+    """The reader who acted, where they are known by name, else ""."""
+    return shown(actor.who.removeprefix(BY_NAME)) if actor.who.startswith(BY_NAME) else ""
 
 
 def json_answer(status: int, value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> HTTPResponse:

@@ -18,7 +18,7 @@ from bottle import HTTPResponse, request
 from portal.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.languages import N_
 from portal.links import Action, Link
-from portal.message import Delivery, State, Tier
+from portal.message import Actor, Delivery, State, Tier
 from portal.stores import Opening
 from portal.web_digest import DigestPages
 from portal.web_http import Web
@@ -61,14 +61,14 @@ class LinkPages:
             if not self._web.query("since"):
                 self._note(link, recipient, opening)
             return self._digest.show(link, recipient)
-        delivery = self._delivery(link)
+        delivery, reader = self._delivery(link)
         # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
         if self._web.query("done") and link.action is not Action.SHOW:
-            return self._page(link, delivery, alone=False)
-        openings = self._note(link, delivery.recipient, opening)
+            return self._page(link, delivery, reader, alone=False)
+        openings = self._note(link, reader, opening)
         if link.action is Action.SHOW:
-            return self._show_mail(link, delivery)
-        return self._page(link, delivery, alone=self._may_act_alone(link, delivery, openings))
+            return self._show_mail(link, delivery, reader)
+        return self._page(link, delivery, reader, alone=self._may_act_alone(link, delivery, reader, openings))
 
     def act(self, token: str) -> HTTPResponse:
         """POST: do it, then 303 back to the page, which tells what happened."""
@@ -83,18 +83,18 @@ class LinkPages:
             self._web.refuse_robots()
             answer = self._digest.act(link, recipient)
             return self._remember(answer, recipient) if self._web.form("do") else answer
-        delivery = self._delivery(link)
-        openings = self._note(link, delivery.recipient, posted)
+        delivery, reader = self._delivery(link)
+        openings = self._note(link, reader, posted)
         if link.action is Action.SHOW:
             return self._web.see_other("./")  # has no form, so nothing to do
         undo = link.action is Action.DELETE and self._web.form("undo") == "1"
         pressed = undo or self._web.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
             self._web.refuse_robots()
-        if pressed or self._may_act_alone(link, delivery, openings):
-            self._do(link, undo=undo)
+        if pressed or self._may_act_alone(link, delivery, reader, openings):
+            self._do(link, self._web.actor("link", delivery, reader), undo=undo)
         answer = self._web.see_other("./?done=1")
-        return self._remember(answer, delivery.recipient) if pressed and self._web.pressed_by_a_person() else answer
+        return self._remember(answer, reader) if pressed and self._web.pressed_by_a_person() else answer
 
     def _remember(self, answer: HTTPResponse, recipient: str) -> HTTPResponse:
         """The answer to a press, with the cookie that remembers it."""
@@ -102,10 +102,15 @@ class LinkPages:
         self._web.set_cookie(answer, "device", device, _DEVICE_SECONDS)
         return answer
 
-    def _delivery(self, link: Link) -> Delivery:
+    def _delivery(self, link: Link) -> tuple[Delivery, str]:
+        """What a link is for and whose it is: somebody who reads that mail now."""
         delivery = self._store.delivery(link.id, link.number)
-        self._check_revoked(link, delivery.recipient)
-        return delivery
+        readers = self._web.parts.people.readers(delivery.recipient)
+        reader = next((who for who in readers if self._links.is_for(link, who, delivery.recipient)), None)
+        if reader is None:
+            raise LinkInvalid("whose link this is does not read that mail any more")
+        self._check_revoked(link, reader)
+        return delivery, reader
 
     def _check_revoked(self, link: Link, recipient: str) -> None:
         """Raise LinkInvalid if it was; pages speak the recipient's language from here on."""
@@ -128,13 +133,13 @@ class LinkPages:
             )
         return openings
 
-    def _may_act_alone(self, link: Link, delivery: Delivery, openings: Sequence[Opening]) -> bool:
+    def _may_act_alone(self, link: Link, delivery: Delivery, reader: str, openings: Sequence[Opening]) -> bool:
         """Whether the form may submit itself now, and be obeyed when it arrives without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
             return False
         if "prefetch" in request.environ.get("HTTP_SEC_PURPOSE", ""):
             return False
-        known = self._links.knows_device(self._web.cookie("device"), delivery.recipient)
+        known = self._links.knows_device(self._web.cookie("device"), reader)
         if link.action is Action.DELETE:
             return known
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
@@ -142,9 +147,9 @@ class LinkPages:
         settled = self._web.now() - link.issued_at > self._settle
         return known or (settled and not burst(openings))
 
-    def _do(self, link: Link, *, undo: bool) -> None:
+    def _do(self, link: Link, actor: Actor, *, undo: bool) -> None:
         """The act itself. What stops it stands in the delivery afterwards, and the page tells it."""
-        acts, actor = self._web.parts.acts, self._web.actor("link")
+        acts = self._web.parts.acts
         try:
             if undo:
                 acts.restore(link.id, link.number, actor)
@@ -157,25 +162,26 @@ class LinkPages:
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
-    def _page(self, link: Link, delivery: Delivery, *, alone: bool) -> HTTPResponse:
+    def _page(self, link: Link, delivery: Delivery, reader: str, *, alone: bool) -> HTTPResponse:
         return self._web.page(
             "link",
-            row=self._web.row(delivery),
+            row=self._web.row(delivery, reader),
             action=link.action.name.lower(),
             alone=alone,
             script=alone,
             recipient=delivery.recipient,
         )
 
-    def _show_mail(self, link: Link, delivery: Delivery) -> HTTPResponse:
+    def _show_mail(self, link: Link, delivery: Delivery, reader: str) -> HTTPResponse:
         """Facts and reasons of one mail, and the links that its digest has for it; its text is for who signs in."""
 
         def address(action: Action) -> str:
-            return f"{self._web.root}/link/{self._links.token(action, link.id, link.number, link.issued_at)}/"
+            whose = reader if link.reader else ""
+            return f"{self._web.root}/link/{self._links.token(action, link.id, link.number, link.issued_at, whose)}/"
 
         return self._web.page(
             "show",
-            row=self._web.row(delivery),
+            row=self._web.row(delivery, reader),
             recipient=delivery.recipient,
             release=address(Action.RELEASE),
             delete=address(Action.DELETE),
@@ -187,6 +193,8 @@ class LinkPages:
 
     def _recipient(self, link: Link) -> str:
         recipient = self._store.digest_recipient(link.id)
+        if not self._web.parts.people.is_person(recipient):
+            raise LinkInvalid("whose digest this was is an alias or a role mailbox by now")
         self._check_revoked(link, recipient)
         return recipient
 

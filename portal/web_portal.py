@@ -15,8 +15,8 @@ from bottle import HTTPResponse
 from portal import preview
 from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
 from portal.languages import N_
-from portal.message import Delivery, Event, State, parse_id
-from portal.web_http import Row, Web, sha256
+from portal.message import Delivery, Event, Reader, State, parse_id
+from portal.web_http import Row, Web, by_name, sha256
 from portal.web_preferences import PreferencePages
 
 _ROWS = 25
@@ -59,7 +59,7 @@ class PortalPages:
         view = self._web.query("state") if self._web.query("state") in _VIEWS else "held"
         asked = self._web.query("q").strip()[:_ASKED_CHARS]
         before = _cursor(self._web.query("before"))
-        page = self._store.list_for(recipient, _VIEWS[view], _ROWS, before, words=asked)
+        page = self._store.list_for(self._reader(recipient), _VIEWS[view], _ROWS, before, words=asked)
         return self._web.page(
             "list",
             signed_in=recipient,
@@ -67,7 +67,7 @@ class PortalPages:
             views=tuple(_VIEWS),
             view=view,
             asked=asked,
-            rows=[self._web.row(delivery) for delivery in page.deliveries],
+            rows=[self._web.row(delivery, recipient) for delivery in page.deliveries],
             later=self._web.query("before") != "",
             next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
             done=self._done(recipient),
@@ -75,9 +75,8 @@ class PortalPages:
 
     def _done(self, recipient: str) -> Row | None:
         """The delivery that a form of the list has just acted on, to tell what came of it."""
-        id = parse_id(self._web.query("done"))
         try:
-            return self._web.row(self._store.delivery_for(recipient, id)) if id else None
+            return self._web.row(self._delivery(recipient, self._web.query("done")), recipient)
         except NotFound:
             return None
 
@@ -89,11 +88,11 @@ class PortalPages:
             "message",
             signed_in=recipient,
             form_token=self._web.parts.links.form_token(session),
-            row=self._web.row(delivery),
+            row=self._web.row(delivery, recipient),
             **self._web.findings(delivery.message),
             preview=self._preview(delivery),
             history=[
-                (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), _who(event))
+                (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), *_who(event))
                 for event in self._store.history(delivery.id, delivery.number)[-_EVENTS:]
             ],
         )
@@ -109,14 +108,14 @@ class PortalPages:
         """POST /messages/ID/ACT, then 303 to where the form stood."""
         recipient, _ = self._session_of_form()
         delivery = self._delivery(recipient, id)
-        acts, actor = self._web.parts.acts, self._web.actor("portal")
+        acts, actor = self._web.parts.acts, self._web.actor("portal", delivery, recipient)
         does = {"release": acts.release, "delete": acts.delete, "restore": acts.restore, "ask": acts.ask}[act]
         # Recorded and logged where it happens; the page tells.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
             does(delivery.id, delivery.number, actor)
         if self._web.form("from") == "list":
-            return self._web.see_other(f"/?done={delivery.id}")
-        return self._web.see_other(f"/messages/{delivery.id}/")
+            return self._web.see_other(f"/?done={id}")
+        return self._web.see_other(f"/messages/{id}/")
 
     def preferences(self) -> HTTPResponse:
         """GET /preferences."""
@@ -135,8 +134,13 @@ class PortalPages:
         """The recipient signed in and the session's secret; else raise a 303 to the sign-in page."""
         session = self._web.cookie("session")
         recipient = self._store.session(sha256(session), self._web.now()) if session else None
-        # A domain that is no longer ours ends its people's sessions.
-        if session is None or recipient is None or not self._web.parts.settings.is_local(recipient):
+        parts = self._web.parts
+        # A domain that is no longer ours ends its people's sessions, and so does becoming an alias of somebody.
+        if (
+            session is None
+            or recipient is None
+            or not (parts.settings.is_local(recipient) and parts.people.is_person(recipient))
+        ):
             raise self._web.see_other("/sign-in")
         self._web.speak_to(recipient, self._store.person(recipient).preferences)
         return recipient, session
@@ -153,11 +157,16 @@ class PortalPages:
             )
         return recipient, session
 
-    def _delivery(self, recipient: str, id: str) -> Delivery:
+    def _delivery(self, recipient: str, name: str) -> Delivery:
+        """What `Row.name` names: a message, or one of several deliveries of it."""
+        id, _, number = name.partition(".")
         message_id = parse_id(id)
-        if message_id is None:
+        if message_id is None or not (number.isdigit() or name == id):
             raise NotFound("no such message")
-        return self._store.delivery_for(recipient, message_id)
+        return self._store.delivery_for(self._reader(recipient), message_id, int(number) if number else None)
+
+    def _reader(self, recipient: str) -> Reader:
+        return self._web.parts.people.reader(recipient)
 
 
 def _cursor(text: str) -> tuple[UUID, int] | None:
@@ -166,11 +175,11 @@ def _cursor(text: str) -> tuple[UUID, int] | None:
     return (id, int(match[2])) if match and id else None
 
 
-def _who(event: Event) -> str:
-    """Who did something, without names and addresses: those are the operators' to see. Answers of the mail server
-    are nobody's doing."""
+def _who(event: Event) -> tuple[str, str]:
+    """Who did something in words, and by name where that is another reader's to know. Operators' names and where it
+    was done from are the operators' to see; answers of the mail server are nobody's doing."""
     if event.what in ("released", "deferred", "failed"):
-        return ""
+        return "", ""
     if event.actor.who == "recipient":
-        return N_("with a link in a digest") if event.actor.via == "link" else N_("by you")
-    return N_("by an administrator") if event.actor.who.startswith("operator") else ""
+        return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
+    return N_("by an administrator") if event.actor.who.startswith("operator") else "", by_name(event.actor)

@@ -139,7 +139,8 @@ class PreferencePages:
             self.revoke(recipient)
             done = "revoked"
         elif wanted == "digest" and form_token:
-            done = _ASKED[self._store.ask_for_digest(recipient, now, now - _ASKED_EVERY)]
+            reader = self._web.parts.people.reader(recipient)
+            done = _ASKED[self._store.ask_for_digest(reader, now, now - _ASKED_EVERY)]
         else:
             raise self._web.notice(
                 N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400

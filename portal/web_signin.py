@@ -50,7 +50,9 @@ class SignInPages:
         address = self._web.form("address").strip()[:_ADDRESS_LENGTH]
         browser, token = self._browser() or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**6):06d}"
-        recipient, now = identity(address if _is_plain(address) else _NOBODY), self._web.now()
+        asked, now = address if _is_plain(address) else _NOBODY, self._web.now()
+        # An alias signs its person in; the mail goes to that person's own address.
+        recipient = self._web.parts.people.person(asked) or identity(asked)
         person = self._store.person(recipient)
         language = plan_for(self._web.parts.settings.digest, recipient, person.preferences).language
         to = (person.address or address) if self._may_sign_in(recipient) else ""
@@ -127,7 +129,8 @@ class SignInPages:
         return answer
 
     def _may_sign_in(self, recipient: str) -> bool:
-        return _is_plain(recipient) and self._web.parts.settings.is_local(recipient)
+        parts = self._web.parts
+        return _is_plain(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
 
     def _browser(self) -> str | None:
         cookie = self._web.cookie("browser")

@@ -31,7 +31,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.errors import AlreadyDone, QuarantineError, RelayRefused
-from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier
+from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
 from portal.schedule import NOTHING_CHOSEN, Preferences
 
 log = logging.getLogger("quarantine.store")
@@ -141,9 +141,11 @@ class Record:
 
     def export(self) -> Export:
         """The export that would be held as this record; where there is no sameness, one that no other mail has."""
-        message = self.message
+        message, known = self.message, [delivery for delivery in self.deliveries if delivery.recipient]
+        named = tuple(delivery.recipient for delivery in known)
         return Export(
-            recipients=tuple(delivery.address for delivery in self.deliveries if delivery.recipient),
+            recipients=tuple(delivery.address for delivery in known),
+            identities=named if named != tuple(identity(delivery.address) for delivery in known) else (),
             envelope_sender=message.envelope_sender,
             subject=message.subject,
             header_from=message.header_from,
@@ -680,9 +682,9 @@ def reader_of(recipient: str | Reader) -> Reader:
     return recipient if isinstance(recipient, Reader) else Reader(recipient)
 
 
-def address_of(recipient: str, delivery: Delivery) -> str:
-    """Where to tell somebody of a delivery: as its envelope wrote it, if that is their own address."""
-    return delivery.address if delivery.recipient == recipient else recipient
+def address_of(recipient: str, address: str) -> str:
+    """Where to tell somebody of mail for an address: as its envelope wrote it, if that is their own one."""
+    return address if identity(address) == recipient else recipient
 
 
 def open_store(url: str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False) -> Store:

@@ -32,7 +32,7 @@ from uuid import UUID
 
 from portal.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged, Record, search, sqlite_words, symbols
+from portal.stores import Held, Purged, Record, address_of, search, sqlite_words, symbols
 from portal.stores.mailfiles import DamagedFile, MailFiles
 from portal.stores.sqlite import Database, to_micros
 from portal.stores.sqlite_people import mark_news
@@ -431,14 +431,15 @@ def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | Non
         rowid += 1
     sqlite_words.put(connection, rowid, _terms(facts))
     at, announce = to_micros(held_at(id)), set(facts["announce"])
-    people = [(identity(address), address) for address in facts["recipients"] or [""]]
+    named = "identities" in facts
+    people = list(zip(_held_for(facts), facts["recipients"] or [""], strict=True))
     connection.executemany(
         "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
         [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
     )
     for recipient, address in people:
         if recipient in announce:
-            mark_news(connection, recipient, address, at)
+            mark_news(connection, recipient, address_of(recipient, address) if named else address, at)
     return True
 
 
@@ -449,6 +450,7 @@ def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> d
         "id": str(id),
         "recipients": export.recipients,
         "announce": sorted(announce),
+        **({"identities": export.identities} if export.identities else {}),
         "tier": tier.value,
         "envelope_sender": export.envelope_sender,
         "subject": export.subject,
@@ -468,6 +470,10 @@ def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> d
     }
 
 
+def _held_for(facts: dict[str, Any]) -> list[str]:
+    return list(facts.get("identities") or map(identity, facts["recipients"] or [""]))
+
+
 def _terms(facts: dict[str, Any]) -> list[str]:
     return search.terms(
         facts["subject"],
@@ -475,7 +481,7 @@ def _terms(facts: dict[str, Any]) -> list[str]:
         facts["header_from"],
         Tier(facts["tier"]),
         facts["score"],
-        map(identity, facts["recipients"] or [""]),
+        _held_for(facts),
     )
 
 

@@ -26,6 +26,7 @@ from portal.stores import (
     SignIn,
     SignInLimits,
     Unsent,
+    address_of,
     reader_of,
     unclaimable,
 )
@@ -418,7 +419,11 @@ class PostgresPeople(PostgresWishes):
                     " select * from unnest(%s::text[], %s::text[], %s::timestamptz[])"
                     " on conflict (recipient) do update set address = excluded.address,"
                     " news_since = excluded.news_since where recipient.news_since is null",
-                    [[r for r, _, _ in batch], [a for _, a, _ in batch], [held_at(id) for _, _, id in batch]],
+                    [
+                        [r for r, _, _ in batch],
+                        [address_of(r, a) for r, a, _ in batch],
+                        [held_at(id) for _, _, id in batch],
+                    ],
                 ).rowcount
         return marked
 

@@ -15,8 +15,8 @@ from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.errors import NotFound
-from portal.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Tier, held_at, identity
-from portal.stores import search, symbols
+from portal.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Tier, held_at
+from portal.stores import address_of, search, symbols
 from portal.stores.postgres_database import Connection, ask
 
 Raw = str | bytes | None  # a parameter of `ask`
@@ -95,11 +95,11 @@ def hold(
 def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> list[Raw]:
     """An export as the parameters of hold_mail, but for the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
-    recipients = [text(identity(address)) for address in addresses]
+    recipients = [text(each) for each in export.held_for or ("",)]
     told = sorted(pair for pair in zip(recipients, addresses, strict=True) if pair[0] in announce)
-    terms = search.terms(
-        export.subject, export.envelope_sender, export.header_from, tier, export.score, map(identity, addresses)
-    )
+    if export.identities:
+        told = sorted({who: address_of(who, address) for who, address in told}.items())
+    terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, recipients)
     return [
         str(id),
         str(_place(id, export.body_sha256)),

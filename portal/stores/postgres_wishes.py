@@ -71,7 +71,7 @@ class PostgresWishes(Store):
                 " news_since = coalesce(recipient.news_since, excluded.news_since),"
                 " next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at"
                 " where recipient.asked_at is null or recipient.asked_at <= %s",
-                [recipient, address_of(recipient, wanted[0]), wanted[0].message.held_at, now, now, since],
+                [recipient, address_of(recipient, wanted[0].address), wanted[0].message.held_at, now, now, since],
             ).rowcount
             if asked and again:
                 ids, numbers = [d.id for d in wanted], [d.number for d in wanted]

@@ -24,6 +24,7 @@ from portal.stores import (
     Opening,
     Person,
     Unsent,
+    address_of,
     reader_of,
     unclaimable,
 )
@@ -391,7 +392,7 @@ class SqlitePeople(SqliteWishes):
                 (first_id(since).bytes,),
             ).fetchall()
         news = [
-            (recipient, address, to_micros(held_at(UUID(bytes=oldest))))
+            (recipient, address_of(recipient, address), to_micros(held_at(UUID(bytes=oldest))))
             for recipient, address, oldest in rows
             if local is None or recipient in local or domain(recipient) in local
         ]

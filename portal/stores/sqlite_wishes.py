@@ -74,7 +74,14 @@ class SqliteWishes(SqliteSearch):
                 "ON CONFLICT (recipient) DO UPDATE SET news_since = coalesce(news_since, excluded.news_since), "
                 "next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at "
                 "WHERE asked_at IS NULL OR asked_at <= ?",
-                (recipient, address_of(recipient, wanted[0]), news_since, at_micros, at_micros, to_micros(since)),
+                (
+                    recipient,
+                    address_of(recipient, wanted[0].address),
+                    news_since,
+                    at_micros,
+                    at_micros,
+                    to_micros(since),
+                ),
             ).rowcount
             if asked and again:
                 connection.executemany(
