@@ -71,6 +71,10 @@ WHERE_THE_TIME_GOES = (
     "text. The ceiling's prepared INSERTs take 222, psycopg's adapters included. Prepared, the call would take 26 to "
     "55 less, but behind PgBouncer nothing can stay prepared. Making its parameters takes 41.",
     "- Bottle is not on this path, nor is a file for a mail of less than 1 MiB.",
+    "- A digest of ten rows takes 5 ms of processor time to compose: a quarter is templates, a fifth links, the rest "
+    "Python's email package and quoted-printable. Claim, rows, SMTP, log and record add 2, and PostgreSQL, in its own "
+    "process, 8 with one connection, 4 with four, 2 with eight: it plans each statement over all days anew, and "
+    "digests that end at the same time are recorded by one.",
     "",
 )
 

@@ -51,7 +51,21 @@ class _Exact(UnstructuredHeader, BaseHeader):
         return f"{self.name}: {self}{policy.linesep}"
 
 
-_HEADERS = HeaderRegistry()
+class _Registry(HeaderRegistry):
+    """One class for each kind of header; the package makes a new one for every header of every mail, which took a tenth
+    of the time a digest takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = super().__getitem__(name)
+        return self._made[name]
+
+
+_HEADERS = _Registry()
 for _name in ("to", "message-id", "list-unsubscribe", MARK_HEADER.lower()):
     _HEADERS.map_to_type(_name, _Exact)
 # RFC 2045, 6.7: at most 76 characters a line; the package's own default is 78, which spam filters notice.

@@ -241,7 +241,7 @@ class DigestSettings(Section):
     )
     max_rows: int = Field(50, ge=1, le=500, description="Rows in one digest; the rest is named by number.")
     connections: int = Field(
-        4, ge=1, le=32, description="Connections to the mail server over which a host sends digests at the same time."
+        8, ge=1, le=32, description="Connections to the mail server over which a host sends digests at the same time."
     )
     per_minute: int = Field(
         0, ge=0, le=1_000_000, description="Digests that a host sends in a minute at most; 0: as fast as it goes."

@@ -12,7 +12,8 @@ NOOP QUIT, INPUT (right after the 354 was sent) and BODY (the final dot has arri
 the server runs.
 
 It is strict where RFC 5321 is: only CRLF ends a line and only CRLF.CRLF ends a mail; a bare CR or LF, an octet above
-127 without BODY=8BITMIME, a non-ASCII address without SMTPUTF8 are noted in ``violations``.
+127 without BODY=8BITMIME, a non-ASCII address without SMTPUTF8, and whatever comes before the answer to a command that
+it must wait for, are noted in ``violations``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HANG, DROP, DRIP = "HANG", "DROP", "DRIP"
 Behaviour = str | None | Callable[[bytes], str | None] | list[Any]
 
 _PATH = re.compile(rb'(?:MAIL FROM|RCPT TO):<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: (.*))?', re.IGNORECASE | re.DOTALL)
+_LAST = ("EHLO", "LHLO", "STARTTLS", "AUTH", "DATA", "NOOP", "QUIT")  # of a pipelined batch (RFC 2920, 3.1)
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 
@@ -178,6 +180,8 @@ class _Session:
             line = self.line()
             self.server.commands.append(line)
             verb = line.split(b" ")[0].upper().decode("ascii", "replace")
+            if self.buffer and ("PIPELINING" not in self.server.extensions or verb in _LAST):
+                self.server.violations.append(f"more was sent before {line!r} was answered")
             handler = getattr(self, f"on_{verb.lower()}", None)
             if handler is None:
                 self.reply("500 5.5.2 unknown command")
