@@ -242,7 +242,8 @@ def _progress() -> Iterator[work.Progress | None]:
         return
     console = Console(stderr=True)
     columns = ("{task.completed} of {task.total} digests", BarColumn(), TimeRemainingColumn())
-    handler = RichHandler(console=console, show_path=False)  # lines of the log stand above the bar
+    # What goes wrong stands above the bar; a line for each digest would push it away.
+    handler = RichHandler(logging.WARNING, console=console, show_path=False)
     usual, logging.root.handlers = logging.root.handlers, [handler]
     try:
         with Progress(*columns, console=console, transient=True) as bar:

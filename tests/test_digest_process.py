@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
@@ -713,6 +714,31 @@ def test_once_tells_everybody_now_and_says_so(mailing: Parts, server: SmtpServer
     status, out, _ = done(program("once", "--recipient", ALICE))
     assert status == 0
     assert len(server.mails) == 2
+
+
+def test_once_shows_on_a_terminal_how_far_it_is(
+    mailing: Parts, server: SmtpServer, store_url: str, tmp_path: Path
+) -> None:
+    hold(mailing.store, recipients=[f"p{n}@example.org" for n in range(7)])
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "digest", "once"],
+        env=environ(store_url, tmp_path, server.url, TERM="xterm", COLUMNS="100"),
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # the terminal's other side is closed
+        while more := os.read(ours, 65_536):
+            seen += more
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"7 of 7 digests" in seen
+    assert b"digest sent" not in seen
+    assert out.count(b"sent") == 7
 
 
 def test_once_for_one_recipient_leaves_the_others(mailing: Parts, server: SmtpServer, program: Program) -> None:
