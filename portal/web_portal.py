@@ -84,15 +84,16 @@ class PortalPages:
         """GET /messages/ID/: why it was held, and its text."""
         recipient, session = self._session()
         delivery = self._delivery(recipient, id)
+        row = self._web.row(delivery, recipient)
         return self._web.page(
             "message",
             signed_in=recipient,
             form_token=self._web.parts.links.form_token(session),
-            row=self._web.row(delivery, recipient),
+            row=row,
             **self._web.findings(delivery.message),
             preview=self._preview(delivery),
             history=[
-                (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), *_who(event))
+                (self._web.when(event.at), _EVENTS_IN_WORDS.get(event.what, N_("changed")), *_who(event, row))
                 for event in self._store.history(delivery.id, delivery.number)[-_EVENTS:]
             ],
         )
@@ -175,11 +176,13 @@ def _cursor(text: str) -> tuple[UUID, int] | None:
     return (id, int(match[2])) if match and id else None
 
 
-def _who(event: Event) -> tuple[str, str]:
+def _who(event: Event, row: Row) -> tuple[str, str]:
     """Who did something in words, and by name where that is another reader's to know. Operators' names and where it
     was done from are the operators' to see; answers of the mail server are nobody's doing."""
     if event.what in ("released", "deferred", "failed"):
         return "", ""
+    if event.actor.who == "recipient" and row.mailbox:
+        return "", row.mailbox  # who that was before others read it, or nobody else did
     if event.actor.who == "recipient":
         return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
     return N_("by an administrator") if event.actor.who.startswith("operator") else "", by_name(event.actor)
