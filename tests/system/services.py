@@ -297,7 +297,7 @@ def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
             assert running.poll() is None, (home / "stdout.log").read_text() + log.read_text()
             return http(f"http://127.0.0.1:{ports[1]}/ping").status == 200 and connects(ports[0])
 
-        wait_for(up, saying=lambda: log.read_text()[-3000:])
+        wait_for(up, 180, saying=lambda: log.read_text()[-3000:])  # it compiles a lot, on a busy machine for minutes
         yield Rspamd(ports[0], ports[1], log)
 
 
