@@ -36,18 +36,26 @@ def stored_files(effort: Effort) -> list[Row]:
 
 
 def stored_postgres(effort: Effort) -> list[Row]:
-    """All tables with their indexes and TOAST after a checkpoint, those of empty days included; not the WAL."""
+    """All tables with their indexes and TOAST after a checkpoint, those of empty days included; apart from that what
+    went through the WAL, which base backups and standbys must carry."""
     with postgres() as dsn:
         store = open_store(dsn, create=True)
-        held, packed = _hold_all(store, effort.of(MAILS))
-        store.close()
         with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("checkpoint")
+            (start,) = connection.execute("select pg_current_wal_lsn()").fetchone()
+            held, packed = _hold_all(store, effort.of(MAILS))
+            store.close()
+            (wal,) = connection.execute("select pg_current_wal_lsn() - %s::pg_lsn", [start]).fetchone()
             connection.execute("checkpoint")
             taken = connection.execute(
                 "select sum(pg_total_relation_size(oid)) from pg_class"
                 " where relkind = 'r' and relnamespace = 'public'::regnamespace"
             ).fetchone()[0]
-        return [_stored("PostgreSQL", int(taken), held, packed)]
+        mail = f"{held / 1e6:.1f} of mail"
+        return [
+            _stored("PostgreSQL", int(taken), held, packed),
+            Row("written to the WAL meanwhile, MB", f"{float(wal) / 1e6:.1f}", mail, float(wal) / held, "–"),
+        ]
 
 
 def _stored(store: str, taken: int, held: int, packed: int) -> Row:
