@@ -1,0 +1,152 @@
+"""Starting: what the file store reads when it is opened does not grow with what it held before its last checkpoint.
+
+The short form counts the files and folders that Python opens, the long one all of the program's calls, by strace.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from bench import fill
+from portal.message import held_at
+from portal.stores import open_store
+from portal.stores.mailfiles import MailFiles
+from portal.stores.sqlite import DATABASE
+from tests.builders import hold
+from tests.faults.conftest import Report
+from tests.faults.serving import ROOT
+
+AFTER = 3  # mails that came since the last checkpoint
+SLACK = 40  # calls: months and years are folders too
+
+OPEN = """
+import sys
+from portal.stores import open_store
+calls = 0
+def count(event, arguments):
+    global calls
+    if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith(sys.argv[1]):
+        calls += 1
+sys.addaudithook(count)
+store = open_store("files://" + sys.argv[1])
+print(calls, len(store.message_ids(None, 1)))
+"""
+
+HOLD_AND_DIE = """
+import os, sys
+from portal.stores import open_store
+from tests.builders import hold
+store = open_store("files://" + sys.argv[1])
+for _ in range(int(sys.argv[2])):
+    hold(store, os.urandom(200))
+os._exit(9)
+"""
+
+
+def program(text: str, *words: str | Path, before: tuple[str, ...] = ()) -> str:
+    """What a program prints; it may die."""
+    command = [*before, sys.executable, "-c", text, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 9), done.stderr
+    return done.stdout
+
+
+def by_python(folder: Path) -> int:
+    """Files and folders of the store that opening it opens."""
+    return int(program(OPEN, folder).split()[0])
+
+
+def by_strace(folder: Path) -> int:
+    """All looks at files and folders of the store while it is opened."""
+    if shutil.which("strace") is None:
+        pytest.fail("this test needs strace: apt-get install strace")
+    log = folder.parent / "strace.log"
+    calls = "trace=getdents64,openat,newfstatat"
+    program(OPEN, folder, before=("strace", "-f", "--seccomp-bpf", "-y", "-s", "4096", "-o", str(log), "-e", calls))
+    return len(re.findall(re.escape(str(folder)), log.read_text("utf-8", "replace")))
+
+
+def fill_days(folder: Path, mails: int, days: int) -> None:
+    """A store with that many mails in the last full days, each with its rows and an (empty) file, at a checkpoint."""
+    today = datetime.now(UTC).date()
+    starts = [mails * n // days for n in range(days + 1)]
+    fill.files(
+        folder,
+        [(today - timedelta(days=days - n), starts[n], starts[n + 1] - starts[n]) for n in range(days)],
+        people=100,
+    )
+    files = MailFiles(folder)
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        for (id,) in connection.execute("select id from message order by id"):
+            path = files.path(UUID(bytes=id))
+            if not path.parent.exists():
+                for number in range(256):
+                    (path.parent.parent / f"{number:02x}").mkdir(parents=True)
+            path.touch()
+    assert held_at(UUID(bytes=id)).date() < today
+    open_store(f"files://{folder}").close()
+
+
+def power_cut(folder: Path) -> None:
+    """The machine was started anew, and the rows of the last mails are gone."""
+    with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
+        connection.execute("update setting set value = 'another' where name = 'store.boot_id'")
+        last = [id for (id,) in connection.execute(f"select id from message order by id desc limit {AFTER}")]
+        for id in last:
+            connection.execute("delete from delivery where message_id = ?", (id,))
+            connection.execute("delete from message where id = ?", (id,))
+
+
+def counts(folder: Path, mails: int, days: int, count: Callable[[Path], int]) -> dict[str, int]:
+    """What starting costs after a stop, a crash and a power cut."""
+    fill_days(folder, mails, days)
+    found = {}
+    store = open_store(f"files://{folder}")
+    for _ in range(AFTER):
+        hold(store, os.urandom(200))
+    store.close()
+    found["stop"] = count(folder)
+    program(HOLD_AND_DIE, folder, str(AFTER))
+    found["crash"] = count(folder)
+    program(HOLD_AND_DIE, folder, str(AFTER))
+    power_cut(folder)
+    found["power cut"] = count(folder)
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        assert connection.execute("select count(*) from message").fetchone() == (mails + 3 * AFTER,)
+    shutil.rmtree(folder)  # a million files
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mails", "days", "count"),
+    [
+        pytest.param(4_000, 10, by_python, id="short"),
+        pytest.param(1_000_000, 30, by_strace, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_a_start_reads_no_more_of_a_large_store(
+    tmp_path: Path, report: Report, mails: int, days: int, count: Callable[[Path], int]
+) -> None:
+    small = counts(tmp_path / "small", 200, 2, count)
+    large = counts(tmp_path / "large", mails, days, count)
+    report(
+        "a start reads what came since the last checkpoint",
+        f"looks at files and folders with {mails:,} mails (with 200): "
+        + ", ".join(f"after a {what} {large[what]:,} ({small[what]:,})" for what in large),
+        "files",
+    )
+    for what, calls in large.items():
+        assert calls <= small[what] + SLACK, what
+    assert max(small["stop"], small["crash"]) < 256 < small["power cut"], "the folders of one day, if any"
