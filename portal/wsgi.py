@@ -8,15 +8,18 @@ that starts while PostgreSQL restarts would end the portal. Such a worker answer
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterable
 
 from portal.assemble import assemble, log_to_stderr
-from portal.errors import QuarantineError, StoreUnavailable
+from portal.errors import QuarantineError, SettingsError, StoreMisfit, StoreUnavailable
 from portal.settings import Settings, load
 from portal.web import Application, Environ, StartResponse, create_app
 
 log = logging.getLogger("quarantine.web")
+
+_NO_APP = 22  # uWSGI's own status for a worker that could not load its application: with need-app the master ends
 
 
 class Opening:
@@ -59,4 +62,8 @@ class Opening:
 
 
 log_to_stderr()
-application = Opening(load())
+try:
+    application = Opening(load())
+except (SettingsError, StoreMisfit) as error:
+    log.critical("not started: %s", error)  # the sentence alone: uWSGI would print a traceback, once for each worker
+    sys.exit(_NO_APP)

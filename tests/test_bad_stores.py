@@ -1,11 +1,15 @@
-"""Stores that cannot be used, by the operator's commands: each is one sentence with what to do, and nothing changes."""
+"""Stores that cannot be used, by the operator's commands and the service: each is one sentence with what to do, and
+nothing changes."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from click.testing import CliRunner
 from portal.__main__ import main
 from portal.stores import open_store
 from tests.builders import hold
+from tests.faults.serving import BIN, ROOT
 from tests.faults.standby import Server, free_port, prepare, program
 
 Said = Callable[..., str]
@@ -58,14 +63,20 @@ def password_server() -> Iterator[str]:
             folder / "data",
         )
         with (folder / "data" / "postgresql.conf").open("a") as file:
-            file.write("listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\n")
+            file.write(f"listen_addresses = '127.0.0.1'\nunix_socket_directories = '{folder}'\n")
         server = Server(folder / "data", free_port())
         server.start()
         address = f"127.0.0.1:{server.port}"
         with psycopg.connect(f"postgresql://postgres:hush-hush@{address}/postgres", autocommit=True) as connection:
             connection.execute("create role weak login password 'hush-hush'")
+            connection.execute("create role other superuser login password 'hush-hush'")
             connection.execute("create database elsewhere")
+            connection.execute("create database empty")
+            connection.execute("create database newer")
         open_store(f"postgresql://postgres:hush-hush@{address}/postgres", create=True).close()
+        open_store(f"postgresql://postgres:hush-hush@{address}/newer", create=True).close()
+        with psycopg.connect(f"postgresql://postgres:hush-hush@{address}/newer", autocommit=True) as connection:
+            connection.execute("update setting set value = '999' where name = 'schema_version'")
         with psycopg.connect(f"postgresql://postgres:hush-hush@{address}/elsewhere", autocommit=True) as connection:
             connection.execute("create table setting (key text)")
             connection.execute("create table message (text text)")
@@ -193,3 +204,145 @@ def test_a_file_store_is_not_copied_onto_itself_however_it_is_spelled(
     assert "same store" in said(url, "copy", url, "files://" + spelled.format(folder, tmp_path))
     assert contents(folder / "mail") == before
     assert not (folder / "mail" / "mail").exists()
+
+
+@pytest.mark.parametrize("spelled", ["localhost", "the socket", "two hosts", "another user", "keywords"])
+def test_a_database_is_not_copied_onto_itself_however_it_is_spelled(
+    said: Said, password_server: str, spelled: str
+) -> None:
+    port = int(password_server.partition(":")[2])
+    server = next(Path(tempfile.gettempdir()).glob(f"qpg-*/.s.PGSQL.{port}")).parent
+    other = {
+        "localhost": f"postgresql://postgres:hush-hush@localhost:{port}/postgres",
+        "the socket": f"postgresql://postgres:hush-hush@/postgres?host={server}&port={port}",
+        "two hosts": f"postgresql://postgres:hush-hush@127.0.0.1:1,{password_server}/postgres",
+        "another user": f"postgresql://other:hush-hush@{password_server}/postgres",
+        "keywords": f"postgres://{password_server}/?user=postgres&password=hush-hush&dbname=postgres",
+    }[spelled]
+    url = f"postgresql://postgres:hush-hush@{password_server}/postgres"
+    store = open_store(url)
+    held = hold(store)
+    for source, target in ((url, other), (other, url)):
+        output = said(url, "copy", source, target)
+        assert "FROM and TO are the same store: nothing was copied; name another one as TO" in output
+    assert held.id in store.message_ids(None, 1000)
+    store.close()
+
+
+class Started:
+    """``uwsgi --ini uwsgi.ini`` with one worker on a store, until it ends or is stopped."""
+
+    def __init__(self, store_url: str, folder: Path) -> None:
+        self.log, self.port = folder / "uwsgi.log", free_port()
+        (folder / "quarantine.toml").touch()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [BIN / "uwsgi", "--ini", "uwsgi.ini", "--processes", "1", "--http-socket", f"127.0.0.1:{self.port}"],
+                cwd=ROOT,
+                env={
+                    "PATH": f"{BIN}:{os.environ['PATH']}",
+                    "QUARANTINE_CONFIG": str(folder / "quarantine.toml"),
+                    "QUARANTINE_SOCKET": f"{folder}/socket",
+                    "QUARANTINE_STORE__URL": store_url,
+                    "QUARANTINE_LINKS__KEYS_FILE": f"{folder}/links.keys",
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for(self, words: str) -> None:
+        """Return once it said that."""
+        deadline = time.monotonic() + 60
+        while words not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Return when it has ended."""
+        self.process.terminate()
+        self.process.wait(90)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[str], Started]]:
+    """``started(store_url)``: the service on it, stopped after the test."""
+    running = []
+
+    def start(store_url: str) -> Started:
+        running.append(Started(store_url, tmp_path))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.stop()
+
+
+@pytest.mark.parametrize(
+    ("store", "sentence"),
+    [
+        ("empty", "the database has no quarantine tables yet: run `quarantine init`"),
+        ("newer", "the database has schema version 999, this program knows"),
+        ("elsewhere", "the database holds tables of something else that are named like ours: name a database of its"),
+        ("a newer folder", "it was used by a newer program, upgrade this one"),
+        ("a damaged folder", "stop the programs and run `quarantine reindex`"),
+        ("a file", "is in the way of a folder: name another one"),
+    ],
+)
+def test_the_service_ends_with_a_sentence_on_a_store_that_is_not_its_own(
+    started: Callable[[str], Started], password_server: str, folder: Path, store: str, sentence: str
+) -> None:
+    url = f"files://{folder}"
+    if store == "a newer folder":
+        with sqlite3.connect(folder / "quarantine.sqlite3") as connection:
+            connection.execute("pragma user_version = 999")
+    elif store == "a damaged folder":
+        (folder / "quarantine.sqlite3").write_bytes(b"rubbish" * 1000)
+    elif store == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("a thesis")
+    else:
+        url = f"postgresql://postgres:hush-hush@{password_server}/{store}"
+    service = started(url)
+    assert service.process.wait(60) != 0
+    said = service.log.read_text()
+    assert sentence in said.partition("not started: ")[2].partition("\n")[0]
+    assert "Traceback" not in said and "hush-hush" not in said
+
+
+@pytest.mark.parametrize(
+    ("store", "sentence"),
+    [
+        ("postgresql://127.0.0.1:1/nowhere", "check store.url – host, port, user, password, database – and that"),
+        ("postgresql://postgres:wrong@{0}/postgres", "password authentication failed"),
+        ("postgresql://weak:hush-hush@{0}/postgres", "make it the database's owner"),
+        ("files://{1}", "check owner, permissions and mount"),
+    ],
+)
+def test_the_service_waits_with_a_sentence_for_a_store_that_may_come_right(
+    started: Callable[[str], Started], password_server: str, read_only: Path, store: str, sentence: str
+) -> None:
+    """It goes on answering 503, so mail is deferred, and says what to do; also to whoever asks for its health."""
+    service = started(store.format(password_server, read_only))
+    service.wait_for("WSGI app 0")
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request("GET", "/quarantine/healthz")
+    assert connection.getresponse().status == 503
+    connection.close()
+    service.wait_for("still without the store")
+    assert service.process.poll() is None
+    said = service.log.read_text()
+    assert sentence in said.partition("started without the store: ")[2]
+    assert "Traceback" not in said and "hush-hush" not in said
+
+
+def test_the_service_leaves_what_lies_beside_a_file_store_alone(
+    started: Callable[[str], Started], folder: Path
+) -> None:
+    for path in (folder / "thesis.txt", folder / "mail" / "2026" / "notes.txt", folder / "mail" / "old" / "x.eml.zst"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a thesis")
+    service = started(f"files://{folder}")
+    service.wait_for("WSGI app 0")
+    service.stop()
+    left = [path for path in contents(folder).values() if path == b"a thesis"]
+    assert len(left) == 3
