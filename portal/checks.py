@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import urllib.error
@@ -160,6 +161,10 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
         usage = shutil.disk_usage(rest.removeprefix("//"))
         free = usage.free / usage.total
         yield Finding(free > 0.05, "disk", f"{usage.free // 2**20} MiB free ({free:.0%})")
+        inodes = os.statvfs(rest.removeprefix("//"))
+        if inodes.f_files:  # 0: made as they are needed
+            free = inodes.f_favail / inodes.f_files
+            yield Finding(free > 0.05, "inodes", f"{inodes.f_favail} more files find room ({free:.0%})")
     now = datetime.now(UTC)
     figures = store.figures(now)
     if figures.heartbeat_at is None or now - figures.heartbeat_at > _HEARTBEAT:

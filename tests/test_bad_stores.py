@@ -152,6 +152,26 @@ def test_a_read_only_file_store(said: Said, read_only: Path, tmp_path: Path) -> 
     assert contents(read_only) == before
 
 
+def test_a_disk_that_runs_out_of_inodes_is_told_before(said: Said, tmp_path: Path) -> None:
+    """With small mail they are gone before the room is. Whoever may not mount sees that they are looked at."""
+    if os.geteuid():
+        open_store(f"files://{tmp_path}/store").close()
+        assert "inodes: " in said(f"files://{tmp_path}/store", "check")
+        return
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=1000", "quarantine-test", disk], check=True)
+    try:
+        open_store(f"files://{disk}/store").close()
+        assert "ok      inodes: " in said(f"files://{disk}/store", "check")
+        for number in range(950):
+            (disk / str(number)).touch()
+        output = said(f"files://{disk}/store", "check")
+        assert "PROBLEM inodes: " in output and "ok      disk: " in output
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, folder: Path) -> None:
     url = f"files://{folder}"
     for name, words in (

@@ -142,7 +142,7 @@ def test_a_start_reads_no_more_of_a_large_store(
     small = counts(tmp_path / "small", 200, 2, count)
     large = counts(tmp_path / "large", mails, days, count)
     report(
-        "a start reads what came since the last checkpoint",
+        "4 a start reads what came since the last checkpoint",
         f"looks at files and folders with {mails:,} mails (with 200): "
         + ", ".join(f"after a {what} {large[what]:,} ({small[what]:,})" for what in large),
         "files",
