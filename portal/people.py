@@ -121,6 +121,8 @@ class Directory:
         alone, shared = [], {}
         for address in self._addresses(names, person):
             readers = self.readers(address)
+            if person not in readers:
+                continue  # an alias domain of an alias domain in which a line gives this name to somebody else
             if len(readers) > 1:
                 shared[address] = readers
             else:

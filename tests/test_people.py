@@ -211,6 +211,17 @@ def test_an_alias_domain_has_the_same_people(site):
     assert set(directory.elsewhere()) == {"old.example", "older.example", "bob@old.example"}
 
 
+def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_another(site):
+    site.write(
+        "@old.example @example.org\n@older.example @old.example\nbob@old.example carol@example.org\n"
+        "info@example.org alice@example.org\ninfo@old.example bob@example.org carol@example.org\n"
+    )
+    directory = site.open()
+    for address in ("bob@older.example", "info@older.example", "bob@old.example", "info@old.example"):
+        who = {person for person in (ALICE, BOB, CAROL) if address in directory.reader(person).identities}
+        assert who == set(directory.readers(address)), address
+
+
 def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(site):
     wheel = random.Random(3)
     names = [f"n{n}@{host}" for n in range(12) for host in ("example.org", "old.example", "example.net")]
