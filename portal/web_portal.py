@@ -160,11 +160,10 @@ class PortalPages:
 
     def _delivery(self, recipient: str, name: str) -> Delivery:
         """What `Row.name` names: a message, or one of several deliveries of it."""
-        id, _, number = name.partition(".")
-        message_id = parse_id(id)
-        if message_id is None or not (number.isdigit() or name == id):
+        message_id, number = _cursor(name) or (parse_id(name), None)
+        if message_id is None:
             raise NotFound("no such message")
-        return self._store.delivery_for(self._reader(recipient), message_id, int(number) if number else None)
+        return self._store.delivery_for(self._reader(recipient), message_id, number)
 
     def _reader(self, recipient: str) -> Reader:
         return self._web.parts.people.reader(recipient)

@@ -71,7 +71,14 @@ def test_the_list_goes_on_page_by_page(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["before=x", "before=00000000-0000-0000-0000-000000000000.0", "state=x", "done=x", "before=%ff"]
+    "query",
+    [
+        *("before=x", "before=00000000-0000-0000-0000-000000000000.0", "state=x", "done=x", "before=%ff"),
+        *(
+            f"done=01900000-0000-7000-8000-000000000000.{number}"
+            for number in ("9" * 5, "9" * 30, "9" * 5000, "%C2%B2")
+        ),
+    ],
 )
 def test_odd_queries_show_the_list(site: Site, held: Held, query: str) -> None:
     page = site.signed_in(ALICE).get(f"/?{query}")
