@@ -78,6 +78,13 @@ class Language:
         """Like "1,234"."""
         return str(number) if -1000 < number < 1000 else format_decimal(number, "#,##0", locale=self._locale)
 
+    def days(self, days: int) -> str:
+        """Like "14 days"."""
+        # Ours, not CLDR's: Babel lacks the word in some languages, and it has to suit our sentences.
+        # Translators: an amount that other sentences have in them, like “for 14 days”; they must fit all its forms.
+        form = self.ngettext("%(number)s day", "%(number)s days", days)
+        return form % {"number": self.number(days)}
+
     def score(self, score: float) -> str:
         """Like "17.5"."""
         if 0 <= score < 1000:  # as most are; Babel takes twenty times as long, for each row of a digest

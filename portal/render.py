@@ -148,6 +148,7 @@ class Render:
         environment.install_gettext_callables(spoken.gettext, spoken.ngettext, newstyle=False)  # type: ignore[attr-defined]
         environment.filters["shown"] = shown
         environment.filters["number"] = spoken.number
+        environment.filters["days"] = spoken.days
         environment.filters["size"] = spoken.size
         environment.filters["utc"] = lambda at: f"{spoken.moment(at, _UTC)} UTC"
         environment.globals["language"] = spoken.tag

@@ -25,7 +25,7 @@ from portal.web_http import Web, sha256
 
 log = logging.getLogger("quarantine.web")
 
-_LIFETIME = timedelta(minutes=15)
+_LIFETIME = timedelta(minutes=15)  # the texts have the plural form of 15 minutes, and sign-in-code.html has the number
 _SESSION_SECONDS = 7 * 24 * 3600  # the store ends it earlier when it is not used
 _SECRET_OCTETS = 24
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)

@@ -357,6 +357,48 @@ def test_dates_and_numbers_are_written_as_cldr_has_them(
     assert [" ".join(each.split()) for each in said] == [number, score, size], "some blanks are narrow, or do not break"
 
 
+DAYS = {  # as the foot of a digest has 1, 3 and 30 days of links, and as many of held messages
+    "en": [
+        "Its links work for 1 day; held messages are removed after 1 day.",
+        "Its links work for 3 days; held messages are removed after 3 days.",
+        "Its links work for 30 days; held messages are removed after 30 days.",
+    ],
+    "de": [
+        "Ihre Links gelten 1 Tag, zurückgehaltene E-Mails werden 1 Tag aufbewahrt.",
+        "Ihre Links gelten 3 Tage, zurückgehaltene E-Mails werden 3 Tage aufbewahrt.",
+        "Ihre Links gelten 30 Tage, zurückgehaltene E-Mails werden 30 Tage aufbewahrt.",
+    ],
+    "cs": [
+        "Její odkazy platí 1 den; zadržené zprávy se uchovávají 1 den.",
+        "Její odkazy platí 3 dny; zadržené zprávy se uchovávají 3 dny.",
+        "Její odkazy platí 30 dní; zadržené zprávy se uchovávají 30 dní.",
+    ],
+    "ar": [
+        "تعمل روابطها لمدة يوم واحد، وتُزال الرسائل المحتجزة بعد يوم واحد.",
+        "تعمل روابطها لمدة 3 أيام، وتُزال الرسائل المحتجزة بعد 3 أيام.",
+        "تعمل روابطها لمدة 30 يومًا، وتُزال الرسائل المحتجزة بعد 30 يومًا.",
+    ],
+}
+
+
+@pytest.mark.parametrize(("tag", "sentences"), DAYS.items(), ids=DAYS)
+def test_amounts_of_days_read_right(make_parts: Callable[..., Parts], tag: str, sentences: list[str]) -> None:
+    with SmtpServer() as server:
+        for days, sentence in zip((1, 3, 30), sentences, strict=True):
+            site = Site(
+                make_parts(
+                    mail__url=server.url, digest__language=tag, links__lifetime_days=days, store__retention_days=days
+                )
+            )
+            site.hold()
+            server.mails.clear()
+            send_all(site.parts, site.now, recipient=ALICE)
+            (sent,) = server.mails
+            mail = message_from_bytes(sent.data, policy=SMTP)
+            texts = [str(part.get_content()) for part in mail.walk() if not part.is_multipart()]
+            assert [sentence in " ".join(text.split()) for text in texts] == [True, True]
+
+
 def test_time_zones_are_offered_by_the_names_their_places_have(make_parts: Callable[..., Parts]) -> None:
     html = Site(make_parts(digest__language="de")).signed_in(ALICE).get("/preferences").text
     assert '<option value="Europe/Vienna">Wien</option>' in html
