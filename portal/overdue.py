@@ -81,7 +81,8 @@ def watch(parts: Parts, now: datetime) -> None:
     """
     store, minutes = parts.store, parts.settings.digest.overdue_minutes
     figures = store.figures(now)
-    since = overdue_since(figures, runs(store).last_sent_at, now, timedelta(minutes=minutes))
+    last_sent_at = runs(store).last_sent_at
+    since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
     known = store.recall(_OUTAGE)
     if since is not None and not known:
         if store.swap(_OUTAGE, known, since.isoformat()):
@@ -91,8 +92,14 @@ def watch(parts: Parts, now: datetime) -> None:
                 f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
                 "soon as it can be; there will be one more mail then.",
             )
-    elif since is None and known and store.swap(_OUTAGE, known, ""):
+    elif since is None and known and _goes_on(figures, last_sent_at, known) and store.swap(_OUTAGE, known, ""):
         parts.acts.alarm(
             "digests go out again",
             f"No digest is overdue any more. They were since {datetime.fromisoformat(known):%Y-%m-%d %H:%M} UTC.",
         )
+
+
+def _goes_on(figures: Figures, last_sent_at: datetime | None, known: str) -> bool:
+    """Whether digests went out since that outage began: those that failed too often are due the next day, not over."""
+    sent = last_sent_at is not None and last_sent_at >= datetime.fromisoformat(known)
+    return sent or not figures.digests_failing

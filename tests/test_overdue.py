@@ -79,6 +79,27 @@ def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServ
     assert len(alarms(parts, server)) == 2
 
 
+@pytest.mark.parametrize("reply", ["452 4.3.1 no room", "550 5.7.1 not from you"])
+def test_an_outage_is_not_over_while_digests_are_put_off_to_their_next_time(
+    parts: Parts, server: SmtpServer, reply: str
+) -> None:
+    hold(parts.store, recipients=[ALICE, BOB])
+    at = tomorrow()
+    run.schedule_news(parts, at)
+    watch(parts, at + 2 * HOUR)
+    failing(server, "MAIL", reply)
+    later = at + 2 * HOUR
+    while parts.store.figures(later).digests_due:
+        run.send_due(parts, later)
+        later += run.BACK_OFF_MAX + MINUTE
+    watch(parts, later)
+    assert parts.store.figures(at).mails_waiting == 1, "told that it began"
+    server.script.clear()
+    assert len(run.send_due(parts, later + 24 * HOUR).sent) == 2
+    watch(parts, later + 24 * HOUR)
+    assert len(alarms(parts, server)) == 2
+
+
 def test_of_several_processes_that_watch_one_tells(make_parts: MakeParts, server: SmtpServer) -> None:
     hosts = [make_parts(mail__url=server.url, mail__admin_address=POSTMASTER) for _ in range(3)]
     hold(hosts[0].store, recipients=[ALICE])
