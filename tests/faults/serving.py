@@ -355,6 +355,10 @@ class OwnPostgres:
             pid = source.choice(sessions or below or [pid])
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        # A postmaster that recovers takes no notice of another death (HandleChildCrash in its postmaster.c), and waits
+        # for ever for a startup process that is killed then: the next kill must not come before it saw this one.
+        while not postmaster and Path(f"/proc/{pid}").exists():
+            time.sleep(0.001)
 
     def terminate_sessions(self) -> int:
         """pg_terminate_backend for every connection of the portal; returns how many there were."""
