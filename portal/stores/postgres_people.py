@@ -411,6 +411,7 @@ class PostgresPeople(PostgresWishes):
                 [first_id(since), *[None if local is None else list(local)] * 3],
             ).fetchall()
         marked = 0
+        found.sort()  # locked in the order in which `hold_mail` does it, whatever the database's collation
         for start in range(0, len(found), _BATCH):
             batch = found[start : start + _BATCH]
             with self.database.transaction() as connection:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -82,3 +86,26 @@ def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) ->
         assert connection.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
         assert connection.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchone() == (0,)
     store.close()
+
+
+def test_news_are_found_in_the_order_in_which_mail_is_held_whatever_the_databases_language(
+    server: str,
+) -> None:
+    first, second = "bob1@example.org", "bob@example.org"  # in English the other way round
+    with psycopg.connect(server, autocommit=True) as admin, ExitStack() as stack:
+        admin.execute("create database english template template0 locale_provider icu icu_locale 'en'")
+        stack.callback(admin.execute, "drop database english with (force)")
+        url = urlsplit(server)._replace(path="/english").geturl()
+        store = open_store(url, create=True)
+        stack.callback(store.close)
+        hold(store, recipients=[second, first], announce=[])
+        ingest = stack.enter_context(psycopg.connect(url))
+        row = "insert into recipient (recipient, address, news_since) values (%s, '', now()) on conflict do nothing"
+        ingest.execute(row, [first])
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(store.find_news, now() - timedelta(days=1), None)
+            while not admin.execute("select from pg_locks where not granted").rowcount:
+                assert not found.done()
+            ingest.execute(row, [second])
+            ingest.commit()
+            assert found.result() == 0
