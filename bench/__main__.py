@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import version
 
 from bench import digests, ingest, lists, load, memory, size
-from bench.rig import CLIENTS, ROOT, THREADS, WORKERS, Effort, Row
+from bench.rig import CLIENTS, ROOT, THREADS, WORKERS, Effort, Row, say
 
 MEASURES = {
     "ingest-files": ingest.ingest_files,
@@ -22,9 +22,9 @@ MEASURES = {
     "list-postgres": lists.list_postgres,
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
-    "digests-postgres": digests.digests_postgres,
     "memory": memory.memory,
     "drop-postgres": size.drop_postgres,
+    "digests-postgres": digests.digests_postgres,
 }
 
 
@@ -41,7 +41,9 @@ def main() -> int:
     for name, measure in MEASURES.items():
         if not arguments.only or any(word in name for word in arguments.only):
             print(f"{name} …", file=sys.stderr, flush=True)
-            rows += measure(effort)
+            for row in measure(effort):
+                rows.append(row)
+                say(str(row))
     text = page(rows, arguments)
     print(text)
     if arguments.write:
