@@ -190,8 +190,8 @@ class Reader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether they read their own mail, nothing else, and nobody else does."""
-        return not self.shared and self.alone in (None, (self.identity,))
+        """Whether they read their own mail, nothing else, and nobody else ever did."""
+        return not self.shared and self.alone is None  # else there is an alias file, which may have said otherwise
 
     def is_own(self, recipient: str) -> bool:
         """Whether what is held for this identity is told to this person under that very name, and to nobody else."""

@@ -287,3 +287,18 @@ def test_a_rebuilt_database_tells_nobody_twice_and_nobody_never(files_url: str) 
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6", "7"]
     store.close()
+
+
+def test_what_one_was_told_of_while_others_read_along_is_no_news_when_they_do_no_longer(store: Store) -> None:
+    hold(store, recipients=[ALICE], subject="during her leave")
+    assert told(store, Reader(ALICE, (), {ALICE: (ALICE, BOB)})) == [(ALICE, "during her leave")]
+    hold(store, recipients=[ALICE], subject="after it")
+    hold(store, recipients=[BOB], subject="his own")
+    back, bob = Reader(ALICE, (ALICE,)), Reader(BOB, (BOB,))
+    assert untold(store, back) == ["after it"]
+    claims = store.claim_digests(
+        now(), 5, 50, only=[ALICE, BOB], at_once=True, readers=lambda who: back if who == ALICE else bob
+    )
+    assert [[d.message.subject for d in digest.deliveries] for digest in claims.digests] == [["after it"], ["his own"]]
+    store.settle_digests(claims.digests, [], now())
+    assert store.person(ALICE).news_since is None
