@@ -69,6 +69,14 @@ def test_a_list_holds_all_that_a_reader_reads_newest_first_page_by_page(store: S
     assert store.list_for(A, {State.RELEASED}, 9).deliveries == ()
 
 
+def test_who_reads_nothing_does_not_get_what_was_held_for_nobody_known(store: Store) -> None:
+    hold(store, recipients=[], subject="for nobody")
+    nobody = Reader(ALICE, ())
+    for words in ("", "nobody"):
+        assert store.list_for(nobody, {State.HELD}, 9, words=words).deliveries == ()
+    assert untold(store, nobody) == []
+
+
 def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Store) -> None:
     held = hold(store, recipients=[MALLORY, SALES, INFO, ALICE])
     page = store.list_for(A, {State.HELD}, 2)

@@ -192,7 +192,7 @@ class PostgresStore(PostgresRecords):
         *,
         words: str = "",
     ) -> Page:
-        if not states:
+        if not states or not reader_of(recipient).identities:
             return Page((), None)
         return self.search(search.of_reader(recipient, states, words), limit, before)
 

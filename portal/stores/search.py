@@ -104,8 +104,8 @@ def _between(low: int, high: int) -> Iterator[str]:
 
 
 def of_reader(recipient: str | Reader, states: Collection[State], words: str) -> Filter:
-    """What a recipient's own list looks for."""
-    first, *also = reader_of(recipient).identities or ("",)
+    """What the own list of a recipient who reads something looks for."""
+    first, *also = reader_of(recipient).identities
     return Filter(recipient=first, also=tuple(also), states=frozenset(states), words=words)
 
 

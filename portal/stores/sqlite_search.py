@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from portal.message import Delivery, Filter, Reader, State, first_id
-from portal.stores import Page, search, sqlite_words
+from portal.stores import Page, reader_of, search, sqlite_words
 from portal.stores.search import BATCH, Key
 from portal.stores.sqlite_deliveries import COLUMNS, SqliteDeliveries, delivery_from, storable
 
@@ -29,7 +29,7 @@ class SqliteSearch(SqliteDeliveries):
         words: str = "",
     ) -> Page:
         """See `Store.list_for`. Mail whose file was deleted is listed until the next purge notices."""
-        if not states:
+        if not states or not reader_of(recipient).identities:
             return Page((), None)
         return self.search(search.of_reader(recipient, states, words), limit, before)
 
