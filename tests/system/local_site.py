@@ -57,7 +57,8 @@ def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[Lo
     with SmtpServer() as mail:
         urls = {"relay__url": mail.url, "mail__url": mail.url, "public_url": f"http://127.0.0.1:{port}/quarantine"}
         made = LocalSite(make_parts(**urls | settings), mail)
-        with make_server("127.0.0.1", port, made.app, _Server, _Silent) as server:
+        # Looked up each time: a test may put something before it.
+        with make_server("127.0.0.1", port, lambda *asked: made.app(*asked), _Server, _Silent) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             try:
