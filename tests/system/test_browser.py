@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext
 from portal.assemble import Parts
 from portal.links import Action
 from portal.message import State, Tier
+from tests.builders import ALICE
 from tests.system.local_site import local_site, sign_in
 from tests.web_client import Site
 
@@ -134,6 +135,53 @@ def test_a_person_works_through_the_portal_by_keyboard(site: Site, steered: Brow
     page.keyboard.press("Enter")
     page.get_by_role("status").get_by_text("Released on").wait_for()
     assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["", "without JavaScript"])
+@pytest.mark.parametrize(
+    ("action", "button", "key", "what"),
+    [
+        *(
+            (action, button, key, "button")
+            for action, button in (
+                (Action.ASK, "Ask the administrator"),
+                (Action.DELETE, "Delete"),
+                (Action.PREFERENCES, "Stop sending digests"),
+                (Action.FORWARDED, "Revoke all links"),
+            )
+            for key in ("Enter", "Space")
+        ),
+        (Action.PREFERENCES, "Save", "Enter", "input[type=time]"),  # without the button
+    ],
+)
+def test_a_key_counts_as_a_persons_press(
+    site: Site, steered: Browser, action: Action, button: str, key: str, what: str, scripts: bool
+) -> None:
+    held = site.hold(Tier.DANGEROUS)
+    with site.store.digesting(ALICE, site.now, 50, at_once=True) as digest:
+        pass
+    before = site.store.person(ALICE), site.state(held)
+    if action in (Action.PREFERENCES, Action.FORWARDED):
+        address = site.parts.links.url(action, digest.id, 0, digest.issued_at)
+    else:
+        address = url(site, action, held)
+    context = steered.new_context(java_script_enabled=scripts)
+    page = context.new_page()
+    page.goto(address)
+    wanted = page.get_by_role("button", name=button) if what == "button" else page.locator(what).first
+    if what != "button":
+        wanted.fill("07:30")
+    for _ in range(100):
+        if wanted.evaluate("one => one === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    with page.expect_event("response", lambda answer: answer.request.method == "POST") as posted:
+        page.keyboard.press(key)
+    assert posted.value.request.all_headers()["sec-fetch-user"] == "?1"
+    page.wait_for_load_state()
+    context.close()
+    assert posted.value.status < 400
+    assert (site.store.person(ALICE), site.state(held)) != before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
