@@ -69,6 +69,14 @@ def test_a_list_holds_all_that_a_reader_reads_newest_first_page_by_page(store: S
     assert store.list_for(A, {State.RELEASED}, 9).deliveries == ()
 
 
+def test_who_reads_twenty_thousand_names_finds_their_mail_too(store: Store) -> None:
+    many = Reader(ALICE, (ALICE, *(f"a{n}@example.org" for n in range(20_000))))
+    for n, recipient in enumerate((ALICE, "a19999@example.org", MALLORY)):
+        hold(store, recipients=[recipient], subject=f"invoice {n}")
+    for words in ("", "invoice"):
+        assert subjects(store.list_for(many, {State.HELD}, 9, words=words).deliveries) == ["invoice 1", "invoice 0"]
+
+
 def test_who_reads_nothing_does_not_get_what_was_held_for_nobody_known(store: Store) -> None:
     hold(store, recipients=[], subject="for nobody")
     nobody = Reader(ALICE, ())

@@ -20,6 +20,7 @@ from portal.stores.search import BATCH, Key, Terms
 
 Batches = Iterator[tuple[list[Delivery], Key, int]]
 
+_CHAINED = 200  # terms of which one is wanted, one behind the other
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
@@ -61,7 +62,7 @@ def _by_terms(connection: Connection, wanted: Filter, terms: Terms, before: Key 
 
 
 def _messages(connection: Connection, wanted: Filter, terms: Terms, before: Key | None) -> Iterator[list[UUID]]:
-    query = " & ".join(f"({' | '.join(map(_quoted, group))})" for group in terms)
+    query = " & ".join(_any(list(map(_quoted, group))) for group in terms)
     for day in sorted(days.days_of(connection, "message"), reverse=True):
         low, high = days.bounds(day)
         if wanted.since is not None:
@@ -121,6 +122,15 @@ def _deliveries(
         clause: LiteralString = ("where " + conditions + " ") if where else ""
         found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
     return found, rows.with_messages(connection, found)
+
+
+def _any(terms: list[str]) -> str:
+    """A query for one of these, halved into brackets: the server goes as deep into a chain as that is long, and ends at
+    some thousands (max_stack_depth)."""
+    if len(terms) <= _CHAINED:
+        return f"({' | '.join(terms)})"
+    half = len(terms) // 2
+    return f"({_any(terms[:half])} | {_any(terms[half:])})"
 
 
 def _quoted(term: str) -> str:
