@@ -10,7 +10,6 @@ out of Python's own calls, which needs nothing installed and can also let any on
 
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import random
@@ -355,9 +354,25 @@ class Shim:
             real["fsync"](descriptor)
             self._done(Op("sync", path))
 
-        def open_file(file: Any, mode: str) -> _Writer:
-            return _Writer(self, builtins.open(file, mode, buffering=0), self._paths[file])
+        def write(descriptor: int, data: bytes) -> int:
+            path = self._paths.get(descriptor)
+            if path is None:
+                return os_write(descriptor, data)
+            offset = os.lseek(descriptor, 0, os.SEEK_CUR)
+            try:
+                self._may_fail("write")
+            except OSError:
+                os_write(descriptor, data[: len(data) // 2])
+                raise
+            written = os_write(descriptor, data)
+            self._done(Op("write", path, offset=offset, data=bytes(data[:written])))
+            return written
 
+        def close(descriptor: int) -> None:
+            self._paths.pop(descriptor, None)  # its number comes round again
+            os_close(descriptor)
+
+        os_write, os_close = os.write, os.close
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "open", open_)
             patch.setattr(os, "fsync", fsync)
@@ -365,37 +380,11 @@ class Shim:
             patch.setattr(os, "mkdir", with_path("mkdir", lambda path, *_: Op("mkdir", path)))
             patch.setattr(os, "unlink", with_path("unlink", lambda path: Op("unlink", path)))
             patch.setattr(os, "rmdir", with_path("rmdir", lambda path: Op("rmdir", path)))
-            patch.setattr("portal.stores.mailfiles.open", open_file, raising=False)
+            patch.setattr(os, "write", write)
+            patch.setattr(os, "close", close)
             yield self
 
     def _to(self, path: Any) -> str:
         inside = self._inside(path)
         assert inside is not None
         return inside
-
-
-class _Writer:
-    """A file that is written to, seen by a `Shim`."""
-
-    def __init__(self, shim: Shim, file: Any, path: str) -> None:
-        self._shim, self._file, self._path, self._position = shim, file, path, 0
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, data: bytes) -> int:
-        try:
-            self._shim._may_fail("write")
-        except OSError:
-            self._file.write(data[: len(data) // 2])
-            raise
-        self._file.write(data)
-        self._shim._done(Op("write", self._path, offset=self._position, data=bytes(data)))
-        self._position += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
