@@ -88,7 +88,7 @@ def process(command: list[str], log: Path, stop: int = signal.SIGTERM, **how: An
         if running.poll() is None:
             running.send_signal(stop)
         try:
-            running.wait(20)
+            running.wait(90)  # uWSGI waits up to a minute for a worker that was still loading
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()

@@ -85,7 +85,7 @@ def test_a_stop_stops_everything(started: Portal) -> None:
     assert started.process is not None
     assert len(started.pids("uwsgi")) >= 3 and started.pids("quarantine-digest")
     started.process.send_signal(signal.SIGTERM)
-    started.process.wait(20)
+    started.process.wait(90)  # uWSGI waits up to a minute for a worker that was still loading (docs/reliability.md)
     wait_for(lambda: not started.pids("uwsgi") and not started.pids("quarantine-digest"), 10)
 
 
