@@ -82,13 +82,16 @@ class World:
         self.earliest[self.letters[-1]] = self.shown
         self.parts.store.queue_mail(ALICE, self.letters[-1], self.shown)
 
+    def note(self) -> None:
+        """Note what the clock shows now."""
+        self.earliest = {letter: min(since, self.shown) for letter, since in self.earliest.items()}
+
     def tick(self, *, busy: bool = False) -> list[str]:
         """What the process does every few seconds; returns who was told."""
         before = len(self.server.mails)
-        for letter, earliest in self.earliest.items():
-            self.earliest[letter] = min(earliest, self.shown)
-            if busy and self.shown - earliest >= DAY:
-                self.may_be_given_up.add(letter)
+        self.note()
+        if busy:
+            self.may_be_given_up |= {letter for letter, since in self.earliest.items() if self.shown - since >= DAY}
         run.schedule_news(self.parts, self.shown)
         run.send_due(self.parts, self.shown)
         run.send_queued(self.parts, self.shown)
@@ -200,6 +203,7 @@ def test_whatever_the_clock_does_each_mail_is_told_once(
             elif does == "write":
                 world.write()
             elif does == "start":
+                world.note()
                 run.find_news(parts, world.shown)
                 run.daily(parts, world.shown)
             else:
