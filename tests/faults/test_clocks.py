@@ -54,7 +54,7 @@ class World:
     error: timedelta = timedelta()
     held: list[Held] = field(default_factory=list)
     letters: list[bytes] = field(default_factory=list)
-    # Our own mail is given up when it was refused a day after it was queued, as the clock has it.
+    # Our own mail is given up a day after it was queued, as the clock has it, when it is refused or by the purge.
     earliest: dict[bytes, datetime] = field(default_factory=dict)  # what the clock showed since
     may_be_given_up: set[bytes] = field(default_factory=set)
     announced: Counter[tuple[UUID, int]] = field(default_factory=Counter)
@@ -82,16 +82,16 @@ class World:
         self.earliest[self.letters[-1]] = self.shown
         self.parts.store.queue_mail(ALICE, self.letters[-1], self.shown)
 
-    def note(self) -> None:
-        """Note what the clock shows now."""
+    def note(self, *, gives_up: bool) -> None:
+        """Note what the clock shows now, and whether what it calls a day old is given up."""
         self.earliest = {letter: min(since, self.shown) for letter, since in self.earliest.items()}
+        if gives_up:
+            self.may_be_given_up |= {letter for letter, since in self.earliest.items() if self.shown - since >= DAY}
 
     def tick(self, *, busy: bool = False) -> list[str]:
         """What the process does every few seconds; returns who was told."""
         before = len(self.server.mails)
-        self.note()
-        if busy:
-            self.may_be_given_up |= {letter for letter, since in self.earliest.items() if self.shown - since >= DAY}
+        self.note(gives_up=busy)
         run.schedule_news(self.parts, self.shown)
         run.send_due(self.parts, self.shown)
         run.send_queued(self.parts, self.shown)
@@ -203,7 +203,7 @@ def test_whatever_the_clock_does_each_mail_is_told_once(
             elif does == "write":
                 world.write()
             elif does == "start":
-                world.note()
+                world.note(gives_up=True)  # by the purge
                 run.find_news(parts, world.shown)
                 run.daily(parts, world.shown)
             else:
