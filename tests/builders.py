@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from portal.message import Actor, Body, Export, Symbol, Tier, identity
-from portal.stores import Held, Store
+from portal.errors import RelayRefused
+from portal.message import Actor, Body, Export, Reader, Symbol, Tier, identity
+from portal.stores import LEASE, Digest, Held, Store, Unsent, reader_of
 
 ALICE = "alice@example.org"  # owns mail
 BOB = "bob@example.org"  # shares a message with her
@@ -93,3 +95,25 @@ def hold(
     data = mail() if data is None else data
     told = [identity(r) for r in recipients] if announce is None else announce
     return store.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, told)
+
+
+@contextmanager
+def digesting(
+    store: Store, recipient: str | Reader, now: datetime, limit: int, *, at_once: bool = False
+) -> Iterator[Digest]:
+    """One digest as the digest process has it: claimed, and settled as sent when the block ends. Raises AlreadyDone.
+
+    A block left by an exception announces nothing: it is due again after LEASE at the earliest, refused after an hour.
+    """
+    reader = reader_of(recipient)
+    claims = store.claim_digests(now, 1, limit, only=[reader.identity], at_once=at_once, readers=lambda _: reader)
+    for refusal in claims.refused.values():
+        raise refusal
+    [digest] = claims.digests
+    try:
+        yield digest
+    except BaseException as error:
+        again = now + (timedelta(hours=1) if isinstance(error, RelayRefused) else LEASE)
+        store.settle_digests([], [Unsent(digest, again)], now)
+        raise
+    store.settle_digests([digest], [], now)

@@ -25,7 +25,7 @@ from portal.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavail
 from portal.message import Filter, State, Tier, held_at
 from portal.schedule import Preferences
 from portal.stores import Held, Store, open_store
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = [("files", "postgres"), ("postgres", "files"), ("files", "files"), ("postgres", "postgres")]
@@ -112,7 +112,7 @@ def fill(store: Store) -> list[Held]:
     release(store, held[0], 1, RelayRefused("550 no such user"))
     release(store, held[1], 0, RelayDeferred("450 busy"))
     store.move(held[1].id, 1, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
-    with store.digesting(ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     held.append(hold(store, b"", recipients=["Bob@Example.org"]))
     held.append(
@@ -159,7 +159,7 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     source.set_digests_stopped(ALICE, now())
     source.set_preferences(BOB, Preferences("daily"))
     source.revoke_links(BOB, now())
-    with source.digesting(BOB, now(), 3, at_once=True):
+    with digesting(source, BOB, now(), 3, at_once=True):
         pass
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
@@ -179,12 +179,12 @@ def test_a_copied_digest_goes_on_where_the_old_store_stopped(
 ) -> None:
     source, target = stores
     told, untold = hold(source, recipients=[ALICE]), None
-    with source.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(source, ALICE, now(), 10, at_once=True) as digest:
         pass
     untold = hold(source, recipients=[ALICE])
     run_copy(*urls)
     assert target.digest_recipient(digest.id) == ALICE
-    with target.digesting(ALICE, now(), 10, at_once=True) as next_digest:
+    with digesting(target, ALICE, now(), 10, at_once=True) as next_digest:
         assert [d.id for d in next_digest.deliveries] == [untold.id]
     assert target.delivery(told.id, 0).announced_at is not None
 

@@ -23,7 +23,7 @@ from portal.stores import Store, files_reindex
 from portal.stores.files import FileStore
 from portal.stores.journal import Journal
 from portal.stores.sqlite import unused
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, hold, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now
 from tests.test_moving import everything, fill, release
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +141,7 @@ def test_without_a_journal_all_mail_is_held_and_that_is_said(
 def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     hold(store, recipients=[ALICE])
-    with store.digesting(ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     store.close()
     run()
@@ -208,7 +208,7 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     assert not (folder / "journal").exists()
     store.move(held.id, 1, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
     store.set_digests_stopped(ALICE, now())
-    with store.digesting(BOB, now(), 10, at_once=True):
+    with digesting(store, BOB, now(), 10, at_once=True):
         pass
     deleted, stopped = lines(folder)
     assert (deleted["id"], deleted["number"], deleted["recipient"]) == (str(held.id), 1, BOB)

@@ -24,7 +24,7 @@ from portal.message import Body, Filter, State, Tier, held_at, new_id
 from portal.stores import Held
 from portal.stores.files import FileStore
 from portal.stores.mailfiles import MailFiles
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, digesting, export, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -330,7 +330,7 @@ def test_mail_deleted_by_cron_breaks_nothing(store: FileStore, folder: Path) -> 
     with pytest.raises(BodyMissing):
         store.body(deleted.id)
     assert [d.id for d in store.unannounced(ALICE, 10)] == [kept.id]
-    with store.digesting(ALICE, now(), 1, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 1, at_once=True) as digest:
         assert [d.id for d in digest.deliveries] == [kept.id]
     assert store.person(ALICE).news_since is None
     last = store.last_digest(ALICE)
@@ -437,7 +437,7 @@ def test_a_database_of_version_1_is_brought_up_at_the_next_start(folder: Path) -
     for statement in VERSION_1.split(";\n"):
         sql(folder, statement)
     new = FileStore.open(str(folder))
-    with new.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(new, ALICE, now(), 10, at_once=True) as digest:
         assert [d.id for d in digest.deliveries] == [held.id]
     assert not hold(old, recipients=[ALICE]).known, "a program that still runs goes on"
     FileStore.open(str(folder)).close()

@@ -28,7 +28,7 @@ from portal.errors import StoreMisfit, StoreUnavailable
 from portal.message import Body, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
 from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days, postgres_rows
 from portal.stores.postgres import PostgresStore
-from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, digesting, export, hold, mail, now
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
@@ -163,7 +163,7 @@ def reader(store: PostgresStore) -> Reader:
         hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
     store.pass_news_on("info@example.org", [ALICE, BOB])
     whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
-    with store.digesting(whole, now(), 50, at_once=True):
+    with digesting(store, whole, now(), 50, at_once=True):
         pass
     return whole
 
@@ -420,7 +420,7 @@ def test_a_database_of_version_1_is_brought_up_beside_ingest(
             busy.commit()
             upgraded.result().close()
     later = hold(store, recipients=[ALICE])
-    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
         assert [d.id for d in digest.deliveries] == sorted([held.id, later.id])
 
 

@@ -46,7 +46,7 @@ from portal.stores import (
     Unsent,
     open_store,
 )
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, digesting, export, hold, mail, now
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86400))
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,7 @@ def ask(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
 
 def tell(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
     """Send a recipient's digest now; what was in it."""
-    with store.digesting(recipient, at, limit, at_once=True) as digest:
+    with digesting(store, recipient, at, limit, at_once=True) as digest:
         return names(digest.deliveries)
 
 
@@ -552,7 +552,7 @@ def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
 def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
     hold(store, recipients=[ALICE])
     store.set_preferences(ALICE, CHOSEN)
-    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
         assert digest.preferences == CHOSEN
     last = store.last_digest(ALICE)
     assert last is not None
@@ -1083,7 +1083,7 @@ def test_a_digest_asked_for_is_due_at_once_and_holds_the_news(store: Store) -> N
     assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
     assert list(store.due_digests(at, 10)) == [ALICE]
     store.schedule(ALICE, at + DAY)
-    with store.digesting(ALICE, at, 10) as digest:
+    with digesting(store, ALICE, at, 10) as digest:
         assert names(digest.deliveries) == [(held.id, 0)]
     assert [p.recipient for p in store.unscheduled(10)] == [BOB]
 
@@ -1098,7 +1098,7 @@ def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store
     assert list(store.due_digests(at + HOUR, 10)) == [ALICE]
     expected = [(held.id, 0) for held in helds[2:]]
     assert names(store.unannounced(ALICE, 10)) == expected
-    with store.digesting(ALICE, at + HOUR, 10) as digest:
+    with digesting(store, ALICE, at + HOUR, 10) as digest:
         assert names(digest.deliveries) == expected
     last = store.last_digest(ALICE)
     assert last is not None
@@ -1154,7 +1154,7 @@ def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
     ahead = at + 365 * DAY
     store.schedule(people[0], ahead)
     store.schedule(people[1], at + 8 * DAY)
-    with pytest.raises(RelayRefused), store.digesting(people[2], ahead, 10, at_once=True):
+    with pytest.raises(RelayRefused), digesting(store, people[2], ahead, 10, at_once=True):
         raise RelayRefused("550")
     store.ask_for_digest(people[3], ahead, ahead - HOUR)
     assert store.mend_times(at) == 3
@@ -1186,7 +1186,7 @@ def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(s
 def test_claims_that_live_are_not_mended(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
-    with store.digesting(ALICE, at, 10, at_once=True):
+    with digesting(store, ALICE, at, 10, at_once=True):
         assert store.mend_times(at) == 0
         assert not list(store.due_digests(at, 10))
 
@@ -1215,7 +1215,7 @@ def test_a_digest_yields_what_is_held_and_was_never_announced_oldest_first(store
     expected = [(id, 0) for id in sorted(held.id for held in helds[4:])]
     assert names(store.unannounced(ALICE, 10)) == expected
     assert names(store.unannounced(ALICE, 1)) == expected[:1]
-    with store.digesting(ALICE, at, 100, at_once=True) as digest:
+    with digesting(store, ALICE, at, 100, at_once=True) as digest:
         assert names(digest.deliveries) == expected
         assert (digest.recipient, digest.address) == (ALICE, ALICE)
         assert abs(digest.issued_at - at) < SECOND
@@ -1230,7 +1230,7 @@ def test_after_a_digest_there_are_no_news(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
     store.schedule(ALICE, at)
-    with store.digesting(ALICE, at, 100):
+    with digesting(store, ALICE, at, 100):
         pass
     person = store.person(ALICE)
     assert (person.news_since, person.next_digest_at) == (None, None)
@@ -1238,7 +1238,7 @@ def test_after_a_digest_there_are_no_news(store: Store) -> None:
     assert not list(store.due_digests(None, 10))
     assert not list(store.unscheduled(10))
     for at_once_ in (False, True):
-        with pytest.raises(AlreadyDone), store.digesting(ALICE, at + DAY, 100, at_once=at_once_):
+        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 100, at_once=at_once_):
             pytest.fail("entered")
 
 
@@ -1254,21 +1254,21 @@ def test_what_was_announced_is_not_announced_again(store: Store) -> None:
 def test_a_digest_goes_to_the_address_as_last_written(store: Store) -> None:
     hold(store, recipients=["ALICE@example.org"])
     hold(store, recipients=["Alice@Example.org"])
-    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
         assert digest.address == "Alice@Example.org"
 
 
 def test_a_digest_that_is_not_due_is_not_entered(store: Store) -> None:
     hold(store)
     at = now()
-    with pytest.raises(AlreadyDone), store.digesting(ALICE, at, 10):
+    with pytest.raises(AlreadyDone), digesting(store, ALICE, at, 10):
         pytest.fail("entered: it has no time yet")
     store.schedule(ALICE, at + HOUR)
-    with pytest.raises(AlreadyDone), store.digesting(ALICE, at, 10):
+    with pytest.raises(AlreadyDone), digesting(store, ALICE, at, 10):
         pytest.fail("entered: too early")
-    with pytest.raises(AlreadyDone), store.digesting(MALLORY, at, 10, at_once=True):
+    with pytest.raises(AlreadyDone), digesting(store, MALLORY, at, 10, at_once=True):
         pytest.fail("entered: nothing is known about her")
-    with store.digesting(ALICE, at + HOUR, 10) as digest:
+    with digesting(store, ALICE, at + HOUR, 10) as digest:
         assert len(digest.deliveries) == 1
 
 
@@ -1282,7 +1282,7 @@ def test_a_stopped_digest_waits_until_it_is_resumed(store: Store) -> None:
     assert not list(store.due_digests(at + DAY, 10))
     assert not list(store.due_digests(None, 10))
     for at_once_ in (False, True):
-        with pytest.raises(AlreadyDone), store.digesting(ALICE, at + DAY, 10, at_once=at_once_):
+        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 10, at_once=at_once_):
             pytest.fail("entered")
     store.set_digests_stopped(ALICE, None)
     assert store.person(ALICE).stopped_at is None
@@ -1294,10 +1294,10 @@ def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
     hold(store)
     at = now()
     store.schedule(ALICE, at)
-    with store.digesting(ALICE, at, 10):
+    with digesting(store, ALICE, at, 10):
         assert not list(second.due_digests(at + LEASE - SECOND, 10))
         for at_once_ in (False, True):
-            with pytest.raises(AlreadyDone), second.digesting(ALICE, at + LEASE - SECOND, 10, at_once=at_once_):
+            with pytest.raises(AlreadyDone), digesting(second, ALICE, at + LEASE - SECOND, 10, at_once=at_once_):
                 pytest.fail("entered")
 
 
@@ -1307,7 +1307,7 @@ def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store)
     store.schedule(ALICE, at)
 
     def work(number: int) -> None:
-        with (store, second)[number % 2].digesting(ALICE, at, 10) as digest:
+        with digesting((store, second)[number % 2], ALICE, at, 10) as digest:
             sent.append(digest)
 
     results = at_once(20, work)
@@ -1318,19 +1318,19 @@ def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store)
 def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Store, store_url: str) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     store.schedule(ALICE, at)
-    dead = dies_in(store_url, "digesting", ALICE, at, 10)
+    [dead] = dies_in(store_url, "claim_digests", at, 1, 10, only=[ALICE]).digests
     assert names(dead.deliveries) == [(held.id, 0)]
     assert store.digest_recipient(dead.id) == ALICE  # its mail may have gone out: the links in it work
     assert not list(store.due_digests(at + LEASE - SECOND, 10))
-    with pytest.raises(AlreadyDone), store.digesting(ALICE, at + LEASE - SECOND, 10):
+    with pytest.raises(AlreadyDone), digesting(store, ALICE, at + LEASE - SECOND, 10):
         pytest.fail("entered")
     later = at + LEASE + SECOND
     assert list(store.due_digests(later, 10)) == [ALICE]
-    with store.digesting(ALICE, later, 10) as digest:
+    with digesting(store, ALICE, later, 10) as digest:
         assert digest.id == dead.id
         assert names(digest.deliveries) == [(held.id, 0)]
     hold(store, recipients=[ALICE])
-    with store.digesting(ALICE, later, 10, at_once=True) as digest:
+    with digesting(store, ALICE, later, 10, at_once=True) as digest:
         assert digest.id != dead.id
 
 
@@ -1349,7 +1349,7 @@ def test_a_digest_that_failed_announces_nothing_and_is_due_again(
 ) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     store.schedule(ALICE, at)
-    with pytest.raises(type(error)) as raised, store.digesting(ALICE, at, 10):
+    with pytest.raises(type(error)) as raised, digesting(store, ALICE, at, 10):
         raise error
     assert raised.value is error
     assert store.delivery(held.id, 0).announced_at is None
@@ -1357,17 +1357,17 @@ def test_a_digest_that_failed_announces_nothing_and_is_due_again(
     assert store.person(ALICE).news_since == held_at(held.id)
     assert names(store.unannounced(ALICE, 10)) == [(held.id, 0)]
     assert not list(store.due_digests(at + not_before - SECOND, 10))
-    with pytest.raises(AlreadyDone), store.digesting(ALICE, at + not_before - SECOND, 10):
+    with pytest.raises(AlreadyDone), digesting(store, ALICE, at + not_before - SECOND, 10):
         pytest.fail("entered")
     assert list(store.due_digests(at + at_last + SECOND, 10)) == [ALICE]
-    with store.digesting(ALICE, at + at_last + SECOND, 10) as digest:
+    with digesting(store, ALICE, at + at_last + SECOND, 10) as digest:
         assert names(digest.deliveries) == [(held.id, 0)]
 
 
 def test_mail_that_arrives_while_a_digest_is_sent_is_told_next_time(store: Store, second: Store) -> None:
     first, at = hold(store, recipients=[ALICE]), now()
     store.schedule(ALICE, at)
-    with store.digesting(ALICE, at, 10) as digest:
+    with digesting(store, ALICE, at, 10) as digest:
         arrived = hold(second, recipients=[ALICE])
         assert names(digest.deliveries) == [(first.id, 0)]
     assert store.person(ALICE).news_since == held_at(arrived.id)
@@ -1386,7 +1386,7 @@ def test_what_does_not_fit_a_digest_is_told_next_time(store: Store) -> None:
 
 def test_what_is_acted_on_while_a_digest_is_sent_counts_as_announced(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    with store.digesting(ALICE, at, 10, at_once=True):
+    with digesting(store, ALICE, at, 10, at_once=True):
         delete(store, held, at)
     store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, what="restored")
     assert not list(store.unannounced(ALICE, 10))
@@ -1397,7 +1397,7 @@ def test_a_digest_of_nothing_clears_the_news_and_counts_as_never_sent(store: Sto
     store.schedule(ALICE, at)
     delete(store, held, at)
     assert list(store.due_digests(at, 10)) == [ALICE]
-    with store.digesting(ALICE, at, 10) as digest:
+    with digesting(store, ALICE, at, 10) as digest:
         assert digest.deliveries == ()
     assert store.person(ALICE).news_since is None
     assert not list(store.due_digests(at + DAY, 10))
@@ -1572,7 +1572,7 @@ def test_unannounced_claims_nothing(store: Store) -> None:
 def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     helds, at = [hold(store) for _ in range(3)], now()
     assert store.last_digest(ALICE) is None
-    with store.digesting(ALICE, at, 2, at_once=True) as first:
+    with digesting(store, ALICE, at, 2, at_once=True) as first:
         pass
     last = store.last_digest(ALICE)
     assert last
@@ -1583,13 +1583,13 @@ def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     last = store.last_digest(ALICE)
     assert last
     assert [d.state for d in last.deliveries] == [State.RELEASED, State.HELD]
-    with store.digesting(ALICE, at + HOUR, 10, at_once=True) as second:
+    with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
         pass
     last = store.last_digest(ALICE)
     assert last
     assert last.id == second.id != first.id
     assert names(last.deliveries) == [(max(h.id for h in helds), 0)]
-    with pytest.raises(RelayDeferred), store.digesting(BOB, at, 10, at_once=True):
+    with pytest.raises(RelayDeferred), digesting(store, BOB, at, 10, at_once=True):
         raise RelayDeferred("451")
     assert store.last_digest(BOB) is None
 
@@ -1608,10 +1608,10 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
     for _ in range(3):
         hold(store)
     at = now()
-    with store.digesting(ALICE, at, 2, at_once=True) as first:
+    with digesting(store, ALICE, at, 2, at_once=True) as first:
         assert names(store.digest(first.id).deliveries) == [], "not recorded yet"
     release(store, Held(first.deliveries[0].id, known=True), at)
-    with store.digesting(ALICE, at + HOUR, 10, at_once=True) as second:
+    with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
         pass
     found = store.digest(first.id)
     assert replace(found, deliveries=()) == replace(first, deliveries=())
@@ -1642,7 +1642,7 @@ def test_whose_mail_a_recipient_got_released(store: Store) -> None:
 
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
     hold(store)
-    with store.digesting(ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
         assert store.digest_recipient(digest.id) == ALICE
     assert store.digest_recipient(digest.id) == ALICE
     with pytest.raises(NotFound):
@@ -2047,7 +2047,7 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
     defer(store, held, at)
     delete(store, held, at, 1)
     later = hold(store, recipients=[ALICE])
-    with store.digesting(ALICE, at, 10, at_once=True) as digest:
+    with digesting(store, ALICE, at, 10, at_once=True) as digest:
         pass
     store.set_digests_stopped(ALICE, at)
     store.revoke_links(ALICE, at)
@@ -2178,7 +2178,7 @@ def test_what_is_being_released_survives_a_purge(store: Store) -> None:
 def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store) -> None:
     hold(store)
     at = now()
-    with store.digesting(ALICE, at, 10, at_once=True) as digest:
+    with digesting(store, ALICE, at, 10, at_once=True) as digest:
         pass
     store.purge(day_after_tomorrow(), at + 59 * DAY)
     assert store.digest_recipient(digest.id) == ALICE

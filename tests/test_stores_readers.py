@@ -15,7 +15,7 @@ from portal.moving import copy
 from portal.stores import Asked, Store, open_store
 from portal.stores.files import FileStore
 from portal.stores.files_reindex import reindex
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
 
 CAROL, SALES, INFO = "carol@example.org", "sales@example.org", "info@example.org"
 HOUR = timedelta(hours=1)
@@ -32,7 +32,7 @@ def second(store_url: str, store: Store) -> Iterator[Store]:
 
 def told(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str, str]]:
     """Tell somebody at once; returns for whom what they were told of was, and the subjects."""
-    with store.digesting(reader, now(), limit, at_once=True) as digest:
+    with digesting(store, reader, now(), limit, at_once=True) as digest:
         return [(delivery.recipient, delivery.message.subject) for delivery in digest.deliveries]
 
 
@@ -180,7 +180,7 @@ def test_a_mailbox_whose_mail_others_get_as_well_is_told_as_they_are(store: Stor
 
 def test_a_digest_that_fails_tells_nobody(store: Store) -> None:
     fill(store)
-    with pytest.raises(RelayDeferred), store.digesting(A, now(), 50, at_once=True):
+    with pytest.raises(RelayDeferred), digesting(store, A, now(), 50, at_once=True):
         raise RelayDeferred("busy")
     assert untold(store, A) == ["1", "2", "3", "6"]
 
@@ -213,7 +213,7 @@ def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, se
         together = Barrier(2)
 
         def tell(opened: Store, reader: Reader, together: Barrier = together) -> None:
-            with opened.digesting(reader, now(), 50, at_once=True):
+            with digesting(opened, reader, now(), 50, at_once=True):
                 together.wait(10)
 
         with ThreadPoolExecutor() as pool:

@@ -13,7 +13,7 @@ from portal.errors import StoreUnavailable
 from portal.links import Action
 from portal.message import State, Symbol, Tier
 from portal.stores import Digest, Held
-from tests.builders import ALICE, BOB, MALLORY
+from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.web_client import ORIGIN, ROOT, Browser, Site
 
@@ -38,7 +38,7 @@ def held(site: Site) -> Held:
 
 def tell(site: Site, recipient: str = ALICE) -> Digest:
     """A digest as sent to a recipient a moment ago."""
-    with site.store.digesting(recipient, site.now, 5000, at_once=True) as digest:
+    with digesting(site.store, recipient, site.now, 5000, at_once=True) as digest:
         pass
     site.pass_time(seconds=5)
     return digest

@@ -10,7 +10,7 @@ from portal.errors import RelayRefused
 from portal.links import Action
 from portal.message import State, Tier
 from portal.stores import Held
-from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.web_client import ORIGIN, Browser, Site
 
@@ -417,7 +417,7 @@ def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
 
 @pytest.mark.parametrize("headers", NO_PERSON)
 def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
-    with site.store.digesting(ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
         pass
     before = site.store.person(ALICE)
     for action, form in (
@@ -494,7 +494,7 @@ def test_a_mail_whose_bytes_are_gone_is_no_longer_here(site: Site, held: Held, m
 
 @pytest.fixture
 def digest_link(site: Site, held: Held) -> str:
-    with site.store.digesting(ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
         pass
     site.pass_time(seconds=5)
     return site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)

@@ -19,7 +19,7 @@ from portal.assemble import Parts
 from portal.links import Action
 from portal.schedule import NOTHING_CHOSEN, Preferences, Schedule
 from portal.stores import Held
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
@@ -45,7 +45,7 @@ def held(site: Site) -> Held:
 
 def link_to(site: Site, recipient: str = ALICE) -> str:
     """The preferences link of a digest that was just sent."""
-    with site.store.digesting(recipient, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, recipient, site.now, 50, at_once=True) as digest:
         pass
     site.pass_time(seconds=5)
     return site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)

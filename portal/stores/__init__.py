@@ -19,10 +19,9 @@ it is kept who was told (``told``), and it counts as announced once all its read
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -30,14 +29,11 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone, QuarantineError, RelayRefused
+from portal.errors import AlreadyDone
 from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
 from portal.schedule import NOTHING_CHOSEN, Preferences
 
-log = logging.getLogger("quarantine.store")
-
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
-REFUSED_FOR = timedelta(hours=1)
 SCHEMA_VERSION = 4
 
 
@@ -490,41 +486,15 @@ class Store(ABC):
         ``at_once`` ignores when it is due, and what `settle_digests` says of a next try.
 
         A digest holds up to ``limit`` deliveries of what ``readers`` says that its recipient reads, all `held` and
-        never announced to them. There are fewer digests than asked
-        for, but at least one, when together they would hold more than that. When ``deliveries`` is empty (all were
-        acted on meanwhile) nothing must be sent; settled as sent, the news are cleared.
+        never announced to them. There are fewer digests than asked for, but at least one, when together they would
+        hold more than that. When ``deliveries`` is empty (all were acted on meanwhile) nothing must be sent; settled
+        as sent, the news are cleared.
         """
 
     @abstractmethod
     def settle_digests(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         """End claims: what was sent is announced, also when another process took the claim over meanwhile; the rest
         stays news. What arrived or did not fit meanwhile stays news as well. Durable on return."""
-
-    @contextmanager
-    def digesting(
-        self, recipient: str | Reader, now: datetime, limit: int, *, at_once: bool = False
-    ) -> Iterator[Digest]:
-        """One digest alone: claim it, yield it, and on clean exit settle it as sent.
-
-        Entering raises AlreadyDone. A block left by an exception announces nothing; RelayDeferred and unforeseen
-        errors are due again after LEASE at the earliest, RelayRefused after an hour.
-        """
-        reader = reader_of(recipient)
-        recipient = reader.identity
-        claims = self.claim_digests(now, 1, limit, only=[recipient], at_once=at_once, readers=lambda _: reader)
-        for refusal in claims.refused.values():
-            raise refusal
-        [digest] = claims.digests
-        try:
-            yield digest
-        except BaseException as error:
-            again = now + (REFUSED_FOR if isinstance(error, RelayRefused) else LEASE)
-            try:
-                self.settle_digests([], [Unsent(digest, again)], now)
-            except QuarantineError as unrecorded:
-                log.error("failed digest not recorded recipient=%s: %s", recipient, unrecorded)  # the lease runs out
-            raise
-        self.settle_digests([digest], [], now)
 
     @abstractmethod
     def failing(self, limit: int) -> Sequence[Person]:
@@ -561,7 +531,7 @@ class Store(ABC):
     def find_news(self, since: datetime, local: Collection[str] | None) -> int:
         """Mark recipients who have held, unannounced mail from ``since`` on as having news; returns how many were.
 
-        Heals the rare race of `add` with the end of `digesting`, and announces older mail when a domain becomes
+        Heals the rare race of `add` with `settle_digests`, and announces older mail when a domain becomes
         local. ``local`` holds domains and whole addresses; None: everybody.
         """
 

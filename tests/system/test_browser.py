@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext
 from portal.assemble import Parts
 from portal.links import Action
 from portal.message import State, Tier
-from tests.builders import ALICE
+from tests.builders import ALICE, digesting
 from tests.system.local_site import local_site, sign_in
 from tests.web_client import Site
 
@@ -158,7 +158,7 @@ def test_a_key_counts_as_a_persons_press(
     site: Site, steered: Browser, action: Action, button: str, key: str, what: str, scripts: bool
 ) -> None:
     held = site.hold(Tier.DANGEROUS)
-    with site.store.digesting(ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
         pass
     before = site.store.person(ALICE), site.state(held)
     if action in (Action.PREFERENCES, Action.FORWARDED):

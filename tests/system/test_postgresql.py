@@ -16,7 +16,7 @@ import pytest
 
 from portal.message import Filter, State
 from portal.stores import open_store
-from tests.builders import ALICE, BY_LINK, hold, now
+from tests.builders import ALICE, BY_LINK, digesting, hold, now
 from tests.system.services import ROOT, folder, pgbouncer, postgres
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -76,7 +76,7 @@ def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) ->
     assert [d.id for d in store.list_for(ALICE, {State.HELD}, 5, words="invoice").deliveries] == [held.id]
     with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now()):
         pass
-    with store.digesting(ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     store.purge(now(), now())
     assert len(store.search(Filter(), 5).deliveries) == 2
