@@ -137,7 +137,14 @@ class Web:
         site = request.environ.get("HTTP_SEC_FETCH_SITE")
         if origin == self.origin or (origin is None and site in (None, "same-origin", "none")):
             return
-        raise self._not_from_our_page()
+        raise self.notice(
+            N_("This came from another site"),
+            N_(
+                "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or "
+                "open this portal by its usual address."
+            ),
+            403,
+        )
 
     # ---- whom a page speaks to
 
@@ -167,19 +174,17 @@ class Web:
         return "HTTP_SEC_FETCH_SITE" in sent and not marks
 
     def refuse_robots(self) -> None:
-        """Raise 403 unless a person pressed."""
+        """Raise 403 unless a person pressed. Signed in, nobody is asked for that."""
         if not self.pressed_by_a_person():
-            raise self._not_from_our_page()
-
-    def _not_from_our_page(self) -> HTTPResponse:
-        return self.notice(
-            N_("This came from another site"),
-            N_(
-                "The form was not sent from our own page, so nothing was done. Open the link in your mail again, or "
-                "open this portal by its usual address."
-            ),
-            403,
-        )
+            raise self.notice(
+                N_("This needs a newer browser, or signing in"),
+                N_(
+                    "Your browser does not say whether a person pressed the button, so nothing was done. Sign in to do "
+                    "it there, or open the link in a newer browser."
+                ),
+                403,
+                sign_in=True,
+            )
 
     # ---- cookies
 

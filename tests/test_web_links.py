@@ -362,6 +362,14 @@ def test_forms_of_other_sites_are_refused(site: Site, held: Held, headers: dict[
     assert site.state(held) is State.HELD
 
 
+def test_a_browser_that_cannot_say_who_pressed_is_led_to_signing_in(site: Site) -> None:
+    held = site.hold(Tier.SUSPICIOUS)
+    answer = site.browser().request("POST", site.link(Action.RELEASE, held), form=PRESS, headers={"Origin": ORIGIN})
+    assert answer.status == 403
+    assert "newer browser" in answer.text and "/quarantine/sign-in" in answer.text
+    assert site.state(held) is State.HELD
+
+
 @pytest.mark.parametrize("headers", [{}, {"Sec-Fetch-Site": "none"}, {"Origin": ORIGIN}])
 def test_forms_of_old_browsers_work(site: Site, held: Held, headers: dict[str, str]) -> None:
     site.browser().request("POST", site.link(Action.RELEASE, held), form=PRESS, headers=headers)
