@@ -299,7 +299,7 @@ class PostgresPeople(PostgresWishes):
                     " group by digest) u where g.id = u.digest",
                     [now, [digest.id for digest, _ in told], ids, numbers],
                 )
-            if len(empty := [digest.id for digest in sent if not digest.deliveries]):
+            if empty := [digest.id for digest in sent if not digest.deliveries]:
                 connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
             people = [digest.recipient for digest in sent]
             # The rows first: what an `add` that waits for one would mark comes after us and sees what we leave.
