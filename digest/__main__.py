@@ -85,8 +85,14 @@ def run() -> None:
     signal.signal(signal.SIGTERM, told_to_stop)
     signal.signal(signal.SIGINT, told_to_stop)
     with _sentences():
-        settings = load()
-        parts = _opened(settings)
+        try:
+            settings = load()
+            parts = _opened(settings)
+        except QuarantineError:
+            # What is left is the interpreter's own end, where what a handler raises is printed as a traceback.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise
     scheduler = _scheduler(parts, stop.is_set)
     hours = ", ".join(f"{at:%H:%M}" for at in settings.digest.at)
     log.info("running %s, digests %s at %s %s", __version__, settings.digest.schedule, hours, settings.digest.timezone)

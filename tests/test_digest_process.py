@@ -915,3 +915,21 @@ def test_the_process_waits_for_a_store_that_is_down(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "Traceback" not in rest
     assert "hidden" not in said + rest
+
+
+def test_a_process_that_ends_with_a_sentence_and_is_told_to_stop_meanwhile_says_no_more(tmp_path: Path) -> None:
+    """uWSGI does so when its workers end with the same sentence."""
+    (tmp_path / "store").write_text("in the way")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "digest", "run"],
+        env=environ(f"files://{tmp_path}/store", tmp_path, "smtp://127.0.0.1:1"),
+        cwd=Path(__file__).parent.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "is in the way of a folder" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode in (2, -signal.SIGTERM), "it did not stop because it was told to"
+    assert rest == ""
