@@ -55,16 +55,17 @@ class Application:
         environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
         environ["PATH_INFO"] = path[len(mount) :] or "/"
 
+        if environ["PATH_INFO"] == "/" and environ["REQUEST_METHOD"] == "POST":
+            # Past Bottle, whose request and response would be a tenth of the work of holding a mail.
+            done = self._export(environ)
+            start_response(done.status_line, [*done.headers, *self._web.default_headers])
+            return [done.body]
+
         def with_headers(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             there = {name.lower() for name, _ in headers}
             headers.extend(pair for pair in self._web.default_headers if pair[0].lower() not in there)
             return start_response(status, headers, *exc_info)
 
-        if environ["PATH_INFO"] == "/" and environ["REQUEST_METHOD"] == "POST":
-            # Past Bottle, whose request and response would be a tenth of the work of holding a mail.
-            done = self._export(environ)
-            with_headers(done.status_line, [*done.headerlist, ("Content-Length", str(len(done.body)))])
-            return [done.body]
         answer: Iterable[bytes] = self._bottle(environ, with_headers)
         return answer
 
@@ -84,8 +85,12 @@ def create_app(parts: Parts) -> Application:
     export, links = ExporterEndpoint(parts), LinkPages(web, preferences)
     portal, signing_in, monitor = PortalPages(web, preferences), SignInPages(web), Monitor(parts)
 
+    def exported() -> HTTPResponse:
+        done = export(request.environ)
+        return HTTPResponse(done.body, done.status, dict(done.headers))
+
     def root() -> HTTPResponse:
-        return export(request.environ) if is_export(request.environ) else portal.list()
+        return exported() if is_export(request.environ) else portal.list()
 
     def file(name: str) -> HTTPResponse:
         folders = [folder / "web" / "static" for folder in parts.render.folders]
@@ -99,7 +104,7 @@ def create_app(parts: Parts) -> Application:
     app.default_error_handler = lambda error: _bottle_error(web, error)
     app.install(lambda callback: _guarded(web, callback))
 
-    app.route("/", "POST", lambda: export(request.environ))  # so that it is known: `Application` comes before
+    app.route("/", "POST", exported)  # so that it is known: `Application` comes before
     app.route("/", "GET", root)
 
     app.route(f"/link/{_TOKEN}/", "GET", links.show)

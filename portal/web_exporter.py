@@ -15,21 +15,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
+from http.client import responses
 from io import BytesIO
 from ipaddress import IPv6Address, ip_address
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 from uuid import UUID
-
-from bottle import HTTPResponse
 
 from portal import exporter
 from portal.assemble import Parts
 from portal.errors import BadExport, NotFound, QuarantineError, StoreUnavailable, TooLarge
+from portal.fast_json import encode
 from portal.message import Body, random_token
 from portal.settings import Network
 from portal.stores import Held
-from portal.web_http import json_answer
 
 log = logging.getLogger("quarantine.web")
 
@@ -39,12 +38,24 @@ _RETRY_SECONDS = "60"
 _ALARM_EVERY = timedelta(hours=1)
 
 
+class Answer(NamedTuple):
+    """What Rspamd is answered, as WSGI has it; made in a tenth of the time that Bottle's takes."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def status_line(self) -> str:
+        return f"{self.status} {responses[self.status]}"
+
+
 class _Refused(Exception):
     """The request is answered without looking at the message."""
 
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
-        self.answer = json_answer(status, {"error": sentence}, headers)
+        self.answer = _error(status, sentence, **headers)
 
 
 def is_export(environ: Mapping[str, Any]) -> bool:
@@ -86,7 +97,7 @@ class ExporterEndpoint:
         if settings.user is not None and settings.password is not None:
             self._login = f"{settings.user}:{settings.password.get_secret_value()}".encode()
 
-    def __call__(self, environ: Mapping[str, Any]) -> HTTPResponse:
+    def __call__(self, environ: Mapping[str, Any]) -> Answer:
         """Answer a request. Never raises."""
         try:
             self._check_peer(environ)
@@ -99,23 +110,21 @@ class ExporterEndpoint:
                 return self._take(environ, Body(cast(BinaryIO, file), 0, size_bytes))
         except _Refused as refused:
             log.warning(
-                "export refused status=%s peer=%s: %s", refused.answer.status_code, environ.get("REMOTE_ADDR"), refused
+                "export refused status=%s peer=%s: %s", refused.answer.status, environ.get("REMOTE_ADDR"), refused
             )
             return refused.answer
         except TooLarge as error:
             log.error("export refused status=413 size=%s: %s", environ.get("CONTENT_LENGTH"), error)
-            return json_answer(413, {"error": str(error)})
+            return _error(413, str(error))
         except BadExport as error:
             log.error("export refused status=400: %s", error)
-            return json_answer(400, {"error": str(error)})
+            return _error(400, str(error))
         except QuarantineError as error:
             log.error("export failed status=503: %s", error)
         except Exception:
             # Whatever it is, the sender must keep the mail: an unforeseen failure is no verdict on the message.
             log.exception("export failed status=503")
-        return json_answer(
-            503, {"error": "the mail could not be stored now: try again later"}, {"Retry-After": _RETRY_SECONDS}
-        )
+        return _error(503, "the mail could not be stored now: try again later", Retry_After=_RETRY_SECONDS)
 
     def _check_peer(self, environ: Mapping[str, Any]) -> None:
         if not allowed_peer(environ, self._settings.allowed_networks):
@@ -128,7 +137,7 @@ class ExporterEndpoint:
         except (Base64Error, ValueError):
             given = b""
         if not hmac.compare_digest(given, self._login):
-            raise _Refused(401, "login needed", {"WWW-Authenticate": 'Basic realm="quarantine", charset="UTF-8"'})
+            raise _Refused(401, "login needed", WWW_Authenticate='Basic realm="quarantine", charset="UTF-8"')
 
     def _size(self, environ: Mapping[str, Any]) -> int:
         text = environ.get("CONTENT_LENGTH") or ""
@@ -144,7 +153,7 @@ class ExporterEndpoint:
             )
         return int(text)
 
-    def _take(self, environ: Mapping[str, Any], body: Body) -> HTTPResponse:
+    def _take(self, environ: Mapping[str, Any], body: Body) -> Answer:
         posted = exporter.parse(_headers(environ), body, self._settings.max_body_bytes)
         if posted is None:
             log.info("not selected: an empty message")
@@ -154,7 +163,7 @@ class ExporterEndpoint:
         finally:
             posted.close()
 
-    def _hold(self, posted: exporter.Posted) -> HTTPResponse:
+    def _hold(self, posted: exporter.Posted) -> Answer:
         parts, export = self._parts, posted.export
         if not exporter.wanted(export, self._settings.only_symbols, self._settings.hold_actions):
             log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
@@ -241,5 +250,15 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _done(status: str, id: UUID | None = None) -> HTTPResponse:
-    return json_answer(200, {"status": status, "id": None if id is None else str(id)})
+def _done(status: str, id: UUID | None = None) -> Answer:
+    return _answer(200, {"status": status, "id": None if id is None else str(id)})
+
+
+def _error(status: int, sentence: str, **headers: str) -> Answer:
+    return _answer(status, {"error": sentence}, **headers)
+
+
+def _answer(status: int, value: Mapping[str, Any], **headers: str) -> Answer:
+    body = encode(value) + b"\n"
+    named = [(name.replace("_", "-"), said) for name, said in headers.items()]
+    return Answer(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *named], body)

@@ -66,6 +66,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         """Whatever psycopg waits for goes through here."""
         return super().wait(self._in_time(gen), *args, **named)
 
+    def commit(self) -> None:
+        """Commit what was begun; ingest begins nothing, and psycopg takes a while to see that."""
+        if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            super().commit()
+
     def _in_time(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         deadline = monotonic() + self.patience_seconds
         try:
