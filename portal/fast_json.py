@@ -1,4 +1,5 @@
-"""JSON where each mail passes: several times as fast as the standard library's, which took a tenth of holding a mail.
+"""JSON where each mail passes: several times as fast as the standard library's, which took a tenth of holding a mail
+and as much of a digest.
 
 The only user of msgspec. It is strict; what it refuses, callers read or write the lenient way.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 import json
 
 import msgspec
+
+from portal.message import Symbol
 
 _encode = msgspec.json.Encoder().encode
 _lenient = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -21,6 +24,7 @@ class ToldSymbol(msgspec.Struct, gc=False):
     options: list[str] = []
 
 
+_kept_symbols = msgspec.json.Decoder(tuple[Symbol, ...]).decode
 _told_symbols = msgspec.json.Decoder(list[ToldSymbol]).decode
 
 
@@ -29,6 +33,14 @@ def told_symbols(text: str) -> list[ToldSymbol] | None:
     try:
         return _told_symbols(text)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def kept_symbols(text: bytes) -> tuple[Symbol, ...] | None:
+    """Symbols as `encode` wrote them; None when somebody else did."""
+    try:
+        return _kept_symbols(text)
+    except (msgspec.MsgspecError, ValueError):
         return None
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import zstandard
 
-from portal.fast_json import encode
+from portal.fast_json import encode, kept_symbols
 from portal.message import Symbol
 
-_own = threading.local()  # each thread's compressor: making one takes longer than using it
+_own = threading.local()  # each thread's: making one takes longer than using it
 
 
 def pack(symbols: Sequence[Symbol]) -> bytes:
@@ -27,7 +27,11 @@ def pack(symbols: Sequence[Symbol]) -> bytes:
 
 def unpack(packed: bytes) -> tuple[Symbol, ...]:
     """What `pack` was given."""
-    return from_json(json.loads(zstandard.ZstdDecompressor().decompress(packed)))
+    if not hasattr(_own, "decompressor"):
+        _own.decompressor = zstandard.ZstdDecompressor()
+    text: bytes = _own.decompressor.decompress(packed)
+    kept = kept_symbols(text)
+    return from_json(json.loads(text)) if kept is None else kept
 
 
 def from_json(value: list[tuple[str, float, list[str]]]) -> tuple[Symbol, ...]:
