@@ -137,6 +137,7 @@ class Render:
     def _make_environment(self, folders: list[Path], spoken: Language) -> Environment:
         environment = Environment(
             loader=FileSystemLoader(folders),
+            auto_reload=folders != self.folders[-1:],  # a site may change its own; ours took a tenth of a digest
             autoescape=lambda name: name is not None and name.endswith(".html"),  # noqa: S701 – texts are not HTML
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -228,6 +229,8 @@ class Render:
         mail.set_content(text, cte=_fitting(encoding, text), headers=spoken)
         if f"mail/{name}/body.html" in self._names:
             html = self._render(language, f"mail/{name}/body.html", values)
+            # Left to itself the package looks through both texts for one that does not occur in them.
+            mail.make_alternative(boundary=f"=_{id.hex}")  # quoted-printable has no "=_"
             mail.add_alternative(html, subtype="html", cte=_fitting(encoding, html), headers=spoken)
         return mail
 
