@@ -263,7 +263,7 @@ class _Claimed:
 class Run:
     """One run: a clock, a few connections with a thread each, and what came of it.
 
-    A thread takes a claimed digest, composes it, sends it, and goes on once it is recorded: whenever the process dies,
+    A thread takes a claimed digest, composes it, and sends it once its last one is recorded: whenever the process dies,
     at most one digest for each connection is sent a second time.
     """
 
@@ -283,6 +283,8 @@ class Run:
         self._settling = _Settling(parts.store, self.clock)
         self._guard = threading.Lock()  # over what is noted
         self._source = threading.Lock()  # over what is claimed
+        # Python runs one thread at a time anyway; those that wait here do not take turns with the one that composes.
+        self._composing = threading.Lock()
         self._batches: Iterator[Sequence[Digest]] = iter(())
         self._waiting: deque[_Claimed] = deque()
         self._error: BaseException | None = None
@@ -355,14 +357,24 @@ class Run:
             raise self._error
 
     def _over_a_connection(self) -> None:
+        """Send until nothing is left. While one digest is being recorded the next is composed, but not sent."""
+        unrecorded: _Sent | None = None
         try:
             with self.parts.mailer.connection() as connection:
-                while not self._over():
-                    self._pace.wait(self._over)
-                    claimed = self._next()
-                    if claimed is None:
-                        return
-                    self._tell(claimed, connection)
+                try:
+                    while not self._over():
+                        if self._pace.per_minute:
+                            self._record(unrecorded)
+                            unrecorded = None
+                            self._pace.wait(self._over)
+                        claimed = self._next()
+                        if claimed is None:
+                            return
+                        mail = self._composed(claimed)
+                        self._record(unrecorded)
+                        unrecorded = None if mail is None else self._send(claimed, mail, connection)
+                finally:
+                    self._record(unrecorded)
         except BaseException as error:
             self._error = self._error or error
 
@@ -395,28 +407,48 @@ class Run:
             known = known_senders(self.parts.store, several)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
 
-    def _tell(self, claimed: _Claimed, connection: Connection) -> None:
-        """Compose and send a claimed digest and record what came of it; whatever fails is noted and logged."""
-        digest, reply = claimed.digest, ""
+    def _composed(self, claimed: _Claimed) -> bytes | None:
+        """The mail, empty when there is nothing to tell, None when it cannot be made."""
+        digest = claimed.digest
         try:
-            if digest.deliveries:
-                mail = self._mail(digest, digest.id, claimed.known)
-                if self.clock() > claimed.until - LEFT_OF_LEASE:
-                    self._settling.settle(unsent=[Unsent(digest)])
-                    return
+            with self._composing:
+                return self._mail(digest, digest.id, claimed.known) if digest.deliveries else b""
+        except BaseException as error:
+            self._not_sent(digest, error)
+            return None
+
+    def _send(self, claimed: _Claimed, mail: bytes, connection: Connection) -> _Sent | None:
+        """Send a composed digest; what is returned is to be recorded."""
+        digest, reply = claimed.digest, ""
+        if self._over() or self.clock() > claimed.until - LEFT_OF_LEASE:
+            self._settling.settle(unsent=[Unsent(digest)])
+            return None
+        try:
+            if mail:
                 reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except BaseException as error:
-            unsent = self._unsent(digest, error)
-            try:
-                self._settling.settle(unsent=[unsent])
-            except QuarantineError as unrecorded:
-                log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
-            if not isinstance(error, Exception):
-                raise
-            self._failed(digest.recipient, error, refused=unsent.due_at is not None)
-            return
+            self._not_sent(digest, error)
+            return None
+        return _Sent(digest, reply, self._settling.begin(sent=[digest]))
+
+    def _not_sent(self, digest: Digest, error: BaseException) -> None:
+        """Record, note and log what went wrong. Raises what is no failure of this digest, like ctrl-C."""
+        unsent = self._unsent(digest, error)
         try:
-            self._settling.settle(sent=[digest])
+            self._settling.settle(unsent=[unsent])
+        except QuarantineError as unrecorded:
+            log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
+        if not isinstance(error, Exception):
+            raise error
+        self._failed(digest.recipient, error, refused=unsent.due_at is not None)
+
+    def _record(self, sent: _Sent | None) -> None:
+        """Return when what was sent is recorded."""
+        if sent is None:
+            return
+        digest = sent.digest
+        try:
+            self._settling.finish(sent.entry)
         except Exception as error:
             if digest.deliveries:
                 log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
@@ -424,7 +456,7 @@ class Run:
             return
         self._in_a_row = 0
         if digest.deliveries:
-            self._sent(digest, digest.id, reply)
+            self._sent(digest, digest.id, sent.reply)
 
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
@@ -528,11 +560,18 @@ class _Settling:
 
     def settle(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
         """`Store.settle_digests`; returns or raises when that is done."""
-        if not sent and not unsent:
-            return
+        if sent or unsent:
+            self.finish(self.begin(sent=sent, unsent=unsent))
+
+    def begin(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> _Entry:
+        """What `finish` is to record; somebody else may do so before."""
         entry = _Entry(sent, unsent)
         with self._guard:
             self._waiting.append(entry)
+        return entry
+
+    def finish(self, entry: _Entry) -> None:
+        """Return or raise when this is recorded."""
         with self._gate:
             if not entry.settled:
                 with self._guard:
@@ -555,6 +594,15 @@ class _Settling:
                 break
         for entry in together:
             entry.settled, entry.error = True, error
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A digest that the mail server has and the store does not know of yet."""
+
+    digest: Digest
+    reply: str
+    entry: _Entry
 
 
 @dataclass(slots=True)

@@ -571,6 +571,26 @@ def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server:
     assert time.monotonic() - began >= 9 * 0.05
 
 
+def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn(
+    make_parts: MakeParts, server: SmtpServer
+) -> None:
+    parts = make_parts(mail__url=server.url)
+    people = [ALICE, BOB]
+    hold(parts.store, recipients=people)
+    at, stop = tomorrow(), threading.Event()
+    run.schedule_news(parts, at)
+    running = threading.Thread(
+        target=run.send_due, args=(parts, at), kwargs={"stopped": stop.is_set, "pace": run.Pace(1)}
+    )
+    running.start()
+    try:
+        wait_until(lambda: len([who for who in people if parts.store.last_digest(who)]) == 1)
+        assert len(told(server)) == 1
+    finally:
+        stop.set()
+        running.join()
+
+
 def test_a_run_that_is_told_to_stop_leaves_the_rest_to_others_at_once(mailing: Parts, server: SmtpServer) -> None:
     people = [f"p{n:02}@example.org" for n in range(20)]
     hold(mailing.store, recipients=people)
