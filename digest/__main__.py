@@ -1,7 +1,7 @@
 """The digest process, ``quarantine-digest``: ``run`` beside the uWSGI workers, ``once`` by hand. The only apscheduler.
 
 Jobs live in memory and may be missed, repeated, or run on ten hosts at once: what is due stands in the store
-(`digest.run`). Each job has its own thread, so that an hour of digests does not delay a sign-in mail.
+(`digest.news`, `digest.run`). Each job has its own thread, so that an hour of digests does not delay a sign-in mail.
 Exit status of ``once``: 0 all is well, 1 some digest was not sent, 2 wrong call, settings or store.
 """
 
@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from digest import news
 from digest import run as work
 from portal import __version__
 from portal.assemble import Parts, assemble, log_to_stderr
@@ -122,7 +123,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
 
     def digests() -> None:
         while True:
-            while work.schedule_news(parts, utc_now()) == work.PAGE and not stopped():
+            while news.schedule_news(parts, utc_now()) == news.PAGE and not stopped():
                 pass  # after a long stop there are many
             summary = work.send_due(parts, utc_now(), stopped=stopped, pace=pace)
             if not summary.sent or summary.given_up or stopped():
@@ -136,7 +137,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
         ("releases", lambda: retry_due(parts.acts), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
-        ("find-news", lambda: work.find_news(parts, utc_now()), IntervalTrigger(hours=1), soon),
+        ("find-news", lambda: news.find_news(parts, utc_now()), IntervalTrigger(hours=1), soon),
         ("daily", lambda: work.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
     scheduler = BlockingScheduler(
@@ -223,7 +224,7 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
         try:
             moment = now or utc_now()
             if not resend:
-                work.find_news(parts, moment)
+                news.find_news(parts, moment)
             people = list(parts.people.readers(parts.people.held_as(recipient))) if recipient else None
             if people and people != [who]:
                 click.echo(f"{shown(recipient or '')} is read by {shown(', '.join(people))}:")
@@ -271,7 +272,7 @@ def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"
             table.add_row(Text(shown(person)), str(len(deliveries)), oldest, "")
         else:
-            reason = work.why_not(parts, person)
+            reason = news.why_not(parts, person)
             table.add_row(
                 Text(shown(person)), "0", "", f"{reason}: would not be mailed" if reason else "nothing to tell"
             )

@@ -18,7 +18,8 @@ from email.message import EmailMessage
 from uuid import UUID
 
 from digest.compose import compose
-from portal.assemble import ALIASES_LAST_GOOD, Parts
+from digest.news import LOOKED_AT_AGAIN, everybody_with_news, plan_of, why_not
+from portal.assemble import Parts
 from portal.errors import (
     QuarantineError,
     RelayDeferred,
@@ -27,16 +28,14 @@ from portal.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from portal.message import Delivery, Reader, State, new_id
+from portal.message import Delivery, State, new_id
 from portal.overdue import count_run
 from portal.ranking import known_senders
 from portal.relay import Connection
-from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
-from portal.stores import LEASE, Digest, Person, Store, Unsent
+from portal.stores import LEASE, Digest, Store, Unsent
 
 log = logging.getLogger("quarantine.digest")
 
-PAGE = 500  # recipients looked up at once
 DIGESTS = 5_000  # in one run, so that those who became due meanwhile get their times in between
 AHEAD = 4  # digests claimed for each connection at once
 DELIVERIES = 5_000  # in one digest, and in all that are claimed at once; the rest stays news and follows the next day
@@ -45,9 +44,6 @@ FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
 TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
 BACK_OFF_MAX = timedelta(hours=1)
-LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
-NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
-_ALIASES = "people.version"  # a note in the store: of the alias file that was looked at
 _CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend without the process
 _CLOCK_TRUSTED = timedelta(hours=20)
@@ -106,92 +102,6 @@ def clock(now: datetime) -> Callable[[], datetime]:
     return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
-# ---- when
-
-
-def plan_of(parts: Parts, recipient: str, preferences: Preferences) -> Plan:
-    """When and how this recipient is told."""
-    return plan_for(parts.settings.digest, recipient, preferences)
-
-
-def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
-    """Give every recipient with news the time of their digest; returns how many got one.
-
-    It is the first of their plan after the oldest news, so one that was missed is due at once. Those who are not told
-    (not local, or `never` by the settings) are looked at again the next day: `send_due` does not mail them.
-    """
-    people = _with_aliases_passed_on(parts, now, limit)
-    for person in people:
-        # Never after now: what was held while a clock was ahead would wait until then.
-        since = min(person.news_since or now, now)
-        planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
-        local = parts.settings.is_local(person.recipient)
-        parts.store.schedule(person.recipient, planned if local and planned else now + LOOKED_AT_AGAIN)
-    return len(people)
-
-
-def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Person]:
-    """Recipients without a time, once the news of addresses that others read are those others'."""
-    if parts.people.file is None:
-        return list(parts.store.unscheduled(limit))
-    _look_at_a_changed_file(parts, now)
-    people, passed = parts.store.unscheduled(limit), False
-    for person in people:
-        passed = pass_news_on(parts, person.recipient) or passed
-    if passed:
-        people = parts.store.unscheduled(limit)
-    return [person for person in people if parts.people.is_person(person.recipient)]
-
-
-def pass_news_on(parts: Parts, recipient: str) -> bool:
-    """Give the news of an alias or a role mailbox to those of its readers who were not told; whether it is one."""
-    readers = parts.people.readers(recipient)
-    if readers == (recipient,):
-        return False
-    shared = {recipient: readers} if len(readers) > 1 else {}
-    told_of = () if shared else (recipient,)
-    parts.store.pass_news_on(
-        recipient,
-        [who for who in readers if who == recipient or parts.store.unannounced(Reader(who, told_of, shared), 1)],
-    )
-    return True
-
-
-def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
-    """Once for each change of the alias file, in whichever process: who reads instead shall hear of what nobody was
-    told. Digests that were stopped for an address go on as its readers'. Raises StoreUnavailable.
-    """
-    version = parts.people.names().version
-    # The process's own memory as well: hosts whose files differ would take turns for ever.
-    if not parts.people.text() or version == parts.people.looked_at or parts.store.recall(_ALIASES) == version:
-        return
-    _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
-    after = ""
-    while people := parts.store.people(after, PAGE):
-        after = people[-1].recipient
-        for person in people:
-            if person.stopped_at is not None and not parts.people.is_person(person.recipient):
-                parts.store.set_digests_stopped(person.recipient, None)
-            if person.news_since is not None:
-                pass_news_on(parts, person.recipient)
-    parts.store.remember(ALIASES_LAST_GOOD, parts.people.text(), replace=True)
-    parts.store.remember(_ALIASES, version, replace=True)
-    parts.people.looked_at = version
-
-
-def why_not(parts: Parts, recipient: str) -> str:
-    """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
-    if not parts.people.is_person(recipient):
-        return f"read by {', '.join(parts.people.readers(recipient))}"
-    if not parts.settings.is_local(recipient):
-        return "not in local_domains"
-    # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
-    if plan_of(parts, recipient, NOTHING_CHOSEN).schedule is not Schedule.NEVER:
-        return ""
-    chosen = plan_of(parts, recipient, parts.store.person(recipient).preferences).schedule
-    return "digest.schedule is never" if chosen is Schedule.NEVER else ""
-
-
 # ---- digests
 
 
@@ -221,14 +131,6 @@ def send_all(
     run = Run(parts, now, pace=pace, progress=progress and (lambda done: progress(done, len(people))))
     run.send(run.named(people))
     return run.summary
-
-
-def everybody_with_news(parts: Parts) -> Iterator[str]:
-    """Identities of all recipients with news who did not stop digests, in order."""
-    after = ""
-    while page := parts.store.due_digests(None, PAGE, after):
-        yield from page
-        after = page[-1]
 
 
 def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
@@ -687,34 +589,6 @@ def _steady(store: Store, now: datetime) -> bool:
             log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", last, now)
     store.remember(_CLOCK, f"{since.isoformat()} {now.isoformat()}", replace=True)
     return now - since >= _CLOCK_TRUSTED
-
-
-def find_news(parts: Parts, now: datetime) -> int:
-    """Mark recipients with held mail that was never announced as having news; returns how many were.
-
-    Heals what a race left out, and what a clock that was ahead did to times; tells those whose domain became local.
-    Raises StoreUnavailable.
-    """
-    mended = parts.store.mend_times(now)
-    if mended:
-        log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
-    found = _find_news(parts, now - NEWS_LOOKED_FOR)
-    if parts.people.file is not None:
-        _look_at_a_changed_file(parts, now)
-        # Their own mark may stand since before: new mail for such an address leaves none for the others.
-        for recipient in [
-            *parts.store.untold(parts.people.copied(), now - NEWS_LOOKED_FOR),
-            *everybody_with_news(parts),
-        ]:
-            pass_news_on(parts, recipient)
-    return found
-
-
-def _find_news(parts: Parts, since: datetime) -> int:
-    found = parts.store.find_news(since, [*parts.settings.local_domains, *parts.people.elsewhere()])
-    if found:
-        log.info("found news for recipients=%d", found)
-    return found
 
 
 def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:

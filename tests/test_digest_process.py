@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from digest import run
+from digest import news, run
 from portal.assemble import Parts
 from portal.errors import StoreUnavailable
 from portal.links import MARK_HEADER, Action
@@ -54,7 +54,7 @@ def mailing(make_parts: MakeParts, server: SmtpServer) -> Parts:
 
 def tick(parts: Parts, at: datetime) -> run.Summary:
     """What the process does every ten seconds."""
-    run.schedule_news(parts, at)
+    news.schedule_news(parts, at)
     return run.send_due(parts, at)
 
 
@@ -166,7 +166,7 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
 def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
     hold(parts.store)
-    at = run.plan_of(parts, ALICE, NOTHING_CHOSEN).next_time(now())
+    at = news.plan_of(parts, ALICE, NOTHING_CHOSEN).next_time(now())
     assert at is not None
     tick(parts, now())
     tick(parts, at - timedelta(seconds=1))
@@ -188,7 +188,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
     mailing.store.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
     mailing.store.set_digests_stopped("carol@example.org", now())
     for person in mailing.store.unscheduled(10):  # as if all of it were new on that day
-        at = run.plan_of(mailing, person.recipient, person.preferences).next_time(day)
+        at = news.plan_of(mailing, person.recipient, person.preferences).next_time(day)
         assert at is not None
         mailing.store.schedule(person.recipient, at)
     seen: list[tuple[float, str]] = []
@@ -212,10 +212,10 @@ def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server:
 
 def test_a_change_of_mind_moves_the_digest_that_is_planned(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE])
-    run.schedule_news(mailing, now())
+    news.schedule_news(mailing, now())
     planned = mailing.store.person(ALICE).next_digest_at
     mailing.store.set_preferences(ALICE, Preferences(at=(time_of_day(23, 59),)))
-    run.schedule_news(mailing, now())
+    news.schedule_news(mailing, now())
     moved = mailing.store.person(ALICE).next_digest_at
     assert planned is not None
     assert moved is not None
@@ -230,7 +230,7 @@ def test_whoever_has_never_by_the_settings_is_told_after_choosing(
     hold(parts.store)
     parts.store.set_preferences(BOB, Preferences("daily"))
     assert tick(parts, tomorrow() + DAY).sent == [(BOB, 1)]
-    assert run.schedule_news(parts, now()) == 0, "out of the way"
+    assert news.schedule_news(parts, now()) == 0, "out of the way"
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == [(ALICE, "digest.schedule is never")]
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == []
     status, out, _ = done(program("once", "--dry-run", QUARANTINE_DIGEST__SCHEDULE="never"))
@@ -242,7 +242,7 @@ def test_whoever_has_never_by_the_settings_is_told_after_choosing(
 def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE], subject="First")
     at = now()
-    run.schedule_news(mailing, at)
+    news.schedule_news(mailing, at)
     mailing.store.ask_for_digest(ALICE, at, at - timedelta(hours=1))
     assert tick(mailing, at).sent == [(ALICE, 1)]
     later = at + timedelta(hours=2)
@@ -258,8 +258,8 @@ def test_a_clock_that_was_ahead_delays_nobody_and_tells_nobody_twice(
     mailing: Parts, server: SmtpServer, ahead: timedelta
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
-    run.schedule_news(mailing, now() + ahead)
-    run.find_news(mailing, now())
+    news.schedule_news(mailing, now() + ahead)
+    news.find_news(mailing, now())
     at = tomorrow()
     for minutes in range(0, 48 * 60, 30):
         tick(mailing, at - DAY + timedelta(minutes=minutes))
@@ -271,7 +271,7 @@ def test_a_clock_that_was_ahead_delays_nobody_and_tells_nobody_twice(
 
 def test_missed_nights_become_one_digest(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE])
-    run.schedule_news(mailing, now())
+    news.schedule_news(mailing, now())
     hold(mailing.store, recipients=[ALICE])
     assert tick(mailing, now() + 5 * DAY).sent == [(ALICE, 2)]
     assert tick(mailing, now() + 6 * DAY).sent == []
@@ -282,7 +282,7 @@ def test_nobody_outside_local_domains_is_mailed(make_parts: MakeParts, server: S
     stranger = "someone@example.com"
     wider = make_parts(mail__url=server.url, local_domains="example.org,example.com")
     hold(wider.store, recipients=[ALICE, stranger])
-    run.schedule_news(wider, now())
+    news.schedule_news(wider, now())
     mailing = make_parts(mail__url=server.url)
     summary = run.send_due(mailing, tomorrow())
     assert told(server) == [ALICE]
@@ -296,7 +296,7 @@ def test_nobody_outside_local_domains_is_mailed(make_parts: MakeParts, server: S
 def test_whoever_becomes_local_is_told_after_all(make_parts: MakeParts, server: SmtpServer) -> None:
     hold(make_parts(mail__url=server.url).store, recipients=["zoe@example.com"], announce=[])
     wider = make_parts(mail__url=server.url, local_domains="example.org,example.com")
-    assert run.find_news(wider, now()) == 1
+    assert news.find_news(wider, now()) == 1
     tick(wider, tomorrow())
     assert told(server) == ["zoe@example.com"]
 
@@ -543,7 +543,7 @@ def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
     parts = make_parts(mail__url=server.url, digest__connections=1)
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(4)])
     at = tomorrow()
-    run.schedule_news(parts, at)
+    news.schedule_news(parts, at)
     late = [run.LEFT_OF_LEASE, LEASE, LEASE, LEASE]
     monkeypatch.setattr(run, "LEFT_OF_LEASE", timedelta())
     real = run.digest_mail
@@ -565,7 +565,7 @@ def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server:
     parts = make_parts(mail__url=server.url, digest__per_minute=1_200)
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(10)])
     at, pace, began = tomorrow(), run.Pace(1_200), time.monotonic()
-    run.schedule_news(parts, at)
+    news.schedule_news(parts, at)
     for _ in range(2):
         assert len(run.send_due(parts, at, limit=5, pace=pace).sent) == 5
     assert time.monotonic() - began >= 9 * 0.05
@@ -578,7 +578,7 @@ def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn
     people = [ALICE, BOB]
     hold(parts.store, recipients=people)
     at, stop = tomorrow(), threading.Event()
-    run.schedule_news(parts, at)
+    news.schedule_news(parts, at)
     running = threading.Thread(
         target=run.send_due, args=(parts, at), kwargs={"stopped": stop.is_set, "pace": run.Pace(1)}
     )
@@ -595,7 +595,7 @@ def test_a_run_that_is_told_to_stop_leaves_the_rest_to_others_at_once(mailing: P
     people = [f"p{n:02}@example.org" for n in range(20)]
     hold(mailing.store, recipients=people)
     at = tomorrow()
-    run.schedule_news(mailing, at)
+    news.schedule_news(mailing, at)
     first = run.send_due(mailing, at, stopped=lambda: bool(server.mails))
     assert 0 < len(first.sent) < 20
     assert first.failed == []
@@ -638,7 +638,7 @@ def test_8_threads_send_each_digest_once(mailing: Parts, server: SmtpServer) -> 
     people = [f"p{n:02}@example.org" for n in range(24)]
     hold(mailing.store, recipients=people)
     at = tomorrow()
-    run.schedule_news(mailing, at)
+    news.schedule_news(mailing, at)
     summaries: list[run.Summary] = []
     start = threading.Barrier(8)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from digest import run
+from digest import news, run
 from portal.message import State
 from portal.release import retry_due
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
@@ -52,7 +52,7 @@ def digest_links(smtp: SmtpServer, recipient: str) -> dict[str, list[str]]:
 
 def tell(site: Site) -> None:
     """The digest process's ticks until the next digest has gone out."""
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     site.now += timedelta(days=1)
     summary = run.send_due(site.parts, site.now)
     assert not summary.failed
@@ -161,7 +161,7 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
 
 def test_time_of_the_digest_is_the_settings(site: Site) -> None:
     post(site, MAIL)
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     due = site.store.person(ALICE).next_digest_at
     assert isinstance(due, datetime)
     assert (due.hour, due.minute) == (7, 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from digest import run
+from digest import news, run
 from digest.__main__ import main as digest_main
 from portal.links import Action
 from portal.message import State
@@ -78,7 +78,7 @@ def held(site: Site, *recipients: str, number: int = 1) -> Held:
 
 def tell(site: Site) -> run.Summary:
     """The digest process's ticks until the next digests have gone out."""
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     site.now += timedelta(days=1)
     summary = run.send_due(site.parts, site.now)
     assert not summary.failed
@@ -312,9 +312,9 @@ def test_a_mailbox_whose_mail_others_get_as_well(site: Site, smtp: SmtpServer, c
     # Its own mark stands: later mail leaves none for the others, the hourly look finds it.
     site.store.set_preferences(INFO, site.store.person(INFO).preferences)
     held(site, INFO, number=2)
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     held(site, INFO, number=3)
-    run.find_news(site.parts, site.now)
+    news.find_news(site.parts, site.now)
     tell(site)
     told = digests(smtp)
     assert set(told) == {INFO, BOB}
@@ -326,7 +326,7 @@ def test_news_before_there_was_a_file_are_the_readers(
 ) -> None:
     change("# nobody yet\n")
     held(site, SALES)
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     assert site.store.person(SALES).next_digest_at is not None
     change(VIRTUAL)
     tell(site)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from digest import run
+from digest import news, run
 from portal import checks
 from portal.assemble import Parts
 from portal.errors import StoreUnavailable
@@ -58,7 +58,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServ
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(30)])
     failing(server, "BANNER", "421 4.3.2 not now")
     at = tomorrow()
-    due = run.schedule_news(parts, at) and parts.store.figures(at).oldest_digest_due_at
+    due = news.schedule_news(parts, at) and parts.store.figures(at).oldest_digest_due_at
     assert due is not None
     for minutes in range(0, 180, 5):
         run.send_due(parts, due + minutes * MINUTE)
@@ -85,7 +85,7 @@ def test_an_outage_is_not_over_while_digests_are_put_off_to_their_next_time(
 ) -> None:
     hold(parts.store, recipients=[ALICE, BOB])
     at = tomorrow()
-    run.schedule_news(parts, at)
+    news.schedule_news(parts, at)
     watch(parts, at + 2 * HOUR)
     failing(server, "MAIL", reply)
     later = at + 2 * HOUR
@@ -104,7 +104,7 @@ def test_of_several_processes_that_watch_one_tells(make_parts: MakeParts, server
     hosts = [make_parts(mail__url=server.url, mail__admin_address=POSTMASTER) for _ in range(3)]
     hold(hosts[0].store, recipients=[ALICE])
     at = tomorrow()
-    run.schedule_news(hosts[0], at)
+    news.schedule_news(hosts[0], at)
     for host in hosts:
         watch(host, at + 2 * HOUR)
     assert len(alarms(hosts[1], server)) == 1
@@ -151,7 +151,7 @@ def test_metrics_tell_what_every_process_did(parts: Parts, make_parts: MakeParts
 
 def test_web_workers_tell_when_there_is_no_digest_process(parts: Parts, server: SmtpServer) -> None:
     hold(parts.store, recipients=[ALICE])
-    run.schedule_news(parts, tomorrow())
+    news.schedule_news(parts, tomorrow())
     site = Site(parts)
     parts.store.heartbeat(site.now)
     site.pass_time(minutes=25 * 60)

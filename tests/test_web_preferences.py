@@ -14,7 +14,7 @@ from zoneinfo import available_timezones
 
 import pytest
 
-from digest import run
+from digest import news, run
 from portal.assemble import Parts
 from portal.links import Action
 from portal.schedule import NOTHING_CHOSEN, Preferences, Schedule
@@ -183,10 +183,10 @@ def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> Non
 
 
 def test_choosing_moves_the_next_digest(site: Site, held: Held, portal: Page) -> None:
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     portal.post("save", at_1="23:59", timezone="UTC")
     assert site.store.person(ALICE).next_digest_at is None
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     planned = site.store.person(ALICE).next_digest_at
     assert planned is not None
     assert (planned.hour, planned.minute) == (23, 59)
@@ -290,7 +290,7 @@ def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None
 def test_a_digest_asked_for_is_sent_at_the_next_tick(site: Site, portal: Page, server: SmtpServer) -> None:
     assert "Send me a digest now" in portal.open()
     assert "A digest is on its way." in portal.after("digest")
-    run.schedule_news(site.parts, site.now)
+    news.schedule_news(site.parts, site.now)
     assert run.send_due(site.parts, site.now).sent == [(ALICE, 1)]
     assert [mail.recipients for mail in server.mails] == [[ALICE]]
 

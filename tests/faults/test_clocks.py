@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from digest import run
+from digest import news, run
 from portal.assemble import Parts
 from portal.links import MARK_HEADER, Action
 from portal.message import State, Tier
@@ -92,7 +92,7 @@ class World:
         """What the process does every few seconds; returns who was told."""
         before = len(self.server.mails)
         self.note(gives_up=busy)
-        run.schedule_news(self.parts, self.shown)
+        news.schedule_news(self.parts, self.shown)
         run.send_due(self.parts, self.shown)
         run.send_queued(self.parts, self.shown)
         told = [one for one in self.server.mails[before:] if one.recipients != [ALICE]]
@@ -107,7 +107,7 @@ class World:
         """Time goes by; the process does its work each hour, and once a day what comes daily."""
         for hours in range(int(days * 24)):
             self.true += HOUR
-            run.find_news(self.parts, self.shown)
+            news.find_news(self.parts, self.shown)
             if hours % 24 == 12:
                 run.daily(self.parts, self.shown)
             self.tick()
@@ -148,7 +148,7 @@ def test_a_clock_that_is_wrong_for_hours_loses_and_doubles_nothing(
     failures = iter([BUSY, "550 5.1.1 nobody", BUSY])  # which have a time for the next try
     server.script["RCPT"] = lambda line: None if ALICE.encode() in line else next(failures, None)
     run.daily(world.parts, world.shown)  # as at the process's start
-    run.find_news(world.parts, world.shown)
+    news.find_news(world.parts, world.shown)
     world.hold(people)
     world.write()
     world.pass_days(0.3)
@@ -204,7 +204,7 @@ def test_whatever_the_clock_does_each_mail_is_told_once(
                 world.write()
             elif does == "start":
                 world.note(gives_up=True)  # by the purge
-                run.find_news(parts, world.shown)
+                news.find_news(parts, world.shown)
                 run.daily(parts, world.shown)
             else:
                 server.script["RCPT"] = [None, BUSY] if does == "busy" else []

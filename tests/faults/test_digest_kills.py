@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from digest import run
+from digest import news, run
 from portal.assemble import Parts
 from portal.links import Action
 from portal.message import State, Tier
@@ -173,7 +173,7 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
             parts.store.queue_mail(ALICE, letter, at)
         before = len(server.mails)
         if "daily" in point.jobs:  # of what is past retention, and so told before
-            run.schedule_news(parts, at)
+            news.schedule_news(parts, at)
             run.send_due(parts, at)
             run.daily(parts, at + timedelta(days=30))  # the clock counts as steady from then on
         month = timedelta(days=31) if "daily" in point.jobs else timedelta()

@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from digest import run
+from digest import news, run
 from portal.assemble import assemble
 from portal.errors import QuarantineError, StoreUnavailable
 from portal.message import State
@@ -427,7 +427,7 @@ def release_and_tell(
             copies = [got for got in server.mails if got.recipients == [ALICE] and data in got.data]
             assert 1 <= len(copies) <= 2
             site.pass_time(days=2)
-            run.schedule_news(site.parts, site.now)
+            news.schedule_news(site.parts, site.now)
             site.pass_time(days=2)
             run.send_due(site.parts, site.now)
             assert any(got.recipients == [BOB] for got in server.mails)

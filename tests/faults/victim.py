@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 
 import digest.__main__  # noqa: F401 - loaded before the fork
-from digest import run
+from digest import news, run
 from portal.assemble import Parts, assemble
 from portal.render import Render
 from portal.settings import load_from
@@ -31,8 +31,8 @@ from portal.stores.files import FileStore
 from portal.stores.postgres import PostgresStore
 
 JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
-    "find-news": run.find_news,
-    "schedule-news": run.schedule_news,
+    "find-news": news.find_news,
+    "schedule-news": news.schedule_news,
     "digests": run.send_due,
     "mails": run.send_queued,
     "daily": run.daily,
