@@ -128,20 +128,24 @@ def _due_again(environment: dict[str, str]) -> None:
 
 
 def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, effort: Effort) -> list[Row]:
-    """Which digests are due, of many against few; in turn."""
-    stores = [open_store(environment["QUARANTINE_STORE__URL"]) for environment in (small, large)]
-    try:
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for _ in range(effort.rounds):
-            for _ in range(QUERIES):
-                for store, taken in zip(stores, seconds, strict=True):
+    """Which digests are due, of many against few; in turn, over new connections each round, since on two cores it
+    matters which of them a server process happens to be on."""
+    urls = [environment["QUARANTINE_STORE__URL"] for environment in (small, large)]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(effort.rounds * 4):
+        stores = [open_store(url) for url in urls]
+        pairs = list(zip(stores, seconds, strict=True))
+        try:
+            for turn in range(-5, QUERIES // 4):
+                for store, taken in pairs[:: -1 if number % 2 else 1]:
                     began = time.perf_counter()
                     if len(store.due_digests(datetime.now(UTC), AHEAD)) != AHEAD:
                         raise RuntimeError("they are not due")
-                    taken.append(time.perf_counter() - began)
-    finally:
-        for store in stores:
-            store.close()
+                    if turn >= 0:  # what comes before warms up
+                        taken.append(time.perf_counter() - began)
+        finally:
+            for store in stores:
+                store.close()
     plan = _plan(large["QUARANTINE_STORE__URL"])
     if "Index Scan using recipient_next_digest_at_idx" not in plan or "Seq Scan" in plan:
         raise RuntimeError(f"no index range:\n{plan}")
