@@ -243,11 +243,12 @@ class Run:
         try:
             self._fill()  # here, since most runs find nothing to do
             connections = min(self.parts.settings.digest.connections, len(self._waiting))
-            helpers = [threading.Thread(target=self._over_a_connection) for _ in range(connections - 1)]
+            alone = connections == 1
+            helpers = [threading.Thread(target=self._over_a_connection, args=[alone]) for _ in range(connections - 1)]
             for helper in helpers:
                 helper.start()
             if connections:
-                self._over_a_connection()
+                self._over_a_connection(alone)
         except BaseException as error:  # ctrl-C as well: the others end their mail
             self._error = self._error or error
         for helper in helpers:
@@ -258,23 +259,23 @@ class Run:
         if self._error is not None:
             raise self._error
 
-    def _over_a_connection(self) -> None:
+    def _over_a_connection(self, alone: bool) -> None:
         """Send until nothing is left. While one digest is being recorded the next is composed, but not sent."""
         unrecorded: _Sent | None = None
         try:
             with self.parts.mailer.connection() as connection:
                 try:
                     while not self._over():
-                        if self._pace.per_minute:
-                            self._record(unrecorded)
-                            unrecorded = None
-                            self._pace.wait(self._over)
+                        self._pace.wait(self._over)
                         claimed = self._next()
                         if claimed is None:
                             return
                         mail = self._composed(claimed)
                         self._record(unrecorded)
                         unrecorded = None if mail is None else self._send(claimed, mail, connection)
+                        if alone or self._pace.per_minute:  # else those who come from other connections record it
+                            self._record(unrecorded)
+                            unrecorded = None
                 finally:
                     self._record(unrecorded)
         except BaseException as error:
