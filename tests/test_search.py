@@ -19,7 +19,7 @@ from portal.message import Delivery, Filter, State, Tier, held_at, new_id
 from portal.stores import Page, Store, search
 from portal.stores.files import FileStore
 from portal.stores.postgres import PostgresStore
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
 
 DAY = timedelta(days=1)
 
@@ -256,6 +256,19 @@ def test_more_recipients_than_a_batch_are_all_found(store: Store) -> None:
     pages = every_page(lambda b: store.search(Filter(words="invoice"), 400, b))
     assert [d.number for d in pages] == list(range(count))[::-1]
     assert found(store, recipient="p77@example.org", words="invoice") == [held.id]
+
+
+def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> None:
+    # As with a folder of the original's files whose times are whole seconds; the file store has 256 keys for a moment.
+    at, held = now() - DAY, []
+    for _ in range(300):
+        data = mail()
+        held.append(store.add(export(data), body(data), Tier.SPAM, (), at=at).id)
+    expected = [(id, number) for id in sorted(held, reverse=True) for number in (1, 0)]
+    for recipient, sender in ((None, None), (None, "romo"), (BOB, None)):
+        wanted = Filter(words="offer", recipient=recipient, sender=sender)
+        pages = every_page(lambda before, wanted=wanted: store.search(wanted, 7, before))  # type: ignore[misc]
+        assert [(d.id, d.number) for d in pages] == [key for key in expected if recipient is None or key[1]]
 
 
 # ---- a recipient's own

@@ -96,7 +96,8 @@ def _by_terms(connection: sqlite3.Connection, wanted: Filter, terms: search.Term
     since = sqlite_words.key(first_id(wanted.since)) if wanted.since else 0
     below = sqlite_words.key(first_id(wanted.until)) if wanted.until else _ALL
     if before is not None:
-        below = min(below, sqlite_words.key(before[0]) + 1)  # its further deliveries may be wanted
+        # Its further deliveries may be wanted, and older messages whose keys were taken.
+        below = min(below, sqlite_words.after_millisecond(before[0]))
     for rowids in sqlite_words.find(connection, terms, since, below, BATCH):
         looked = len(rowids)
         while True:
@@ -108,7 +109,7 @@ def _by_terms(connection: sqlite3.Connection, wanted: Filter, terms: search.Term
             if len(rows) < BATCH:
                 break
         if looked:  # nothing fitted, and a page must be able to go on behind it
-            yield [], (sqlite_words.first_id_of(rowids[-1]), 0), looked
+            yield [], (sqlite_words.first_id_of(sqlite_words.millisecond(rowids[-1])), 0), looked
 
 
 def _rows(

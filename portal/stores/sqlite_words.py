@@ -23,6 +23,7 @@ from portal.stores.search import Terms
 
 _TOGETHER = 64  # messages indexed in one go, on average
 _PAGES_TOGETHER = 500  # of 4 KB, removed in one go
+_MILLISECOND = 1 << 20  # keys of one
 _KEY_MAX = (1 << 63) - 1
 _TABLE = re.compile(r"words_(\d{4})(\d\d)(\d\d)")
 
@@ -34,6 +35,16 @@ def key(message_id: UUID) -> int:
     """
     value = message_id.int
     return min((value >> 80) << 20 | (value >> 64 & 0xFFF) << 8 | value >> 54 & 0xFF, _KEY_MAX)
+
+
+def millisecond(rowid: int) -> int:
+    """The lowest key of the millisecond in which this message was held."""
+    return rowid // _MILLISECOND * _MILLISECOND
+
+
+def after_millisecond(message_id: UUID) -> int:
+    """A key beyond those of all messages that were held in the same millisecond."""
+    return min(millisecond(key(message_id)) + _MILLISECOND, _KEY_MAX)
 
 
 def first_id_of(rowid: int) -> UUID:
@@ -81,7 +92,8 @@ def bring_in(connection: sqlite3.Connection) -> None:
 
 
 def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, at_most: int) -> Iterator[list[int]]:
-    """Rowids of messages with these terms, in [since, below), newest first, at most so many at a time.
+    """Rowids of messages with these terms, in [since, below), newest first, so many at a time and the rest of their
+    millisecond: within one a message whose key was taken has another's, and so the order of ids is not that of rowids.
 
     One transaction must be open meanwhile, since tables go with their days.
     """
@@ -89,17 +101,19 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
     for day in reversed(days(connection)):
         low, high = _bounds(day)
         low, high = max(low, since), min(high, below)
+        query = (
+            f"SELECT rowid FROM {_table(day)} WHERE {_table(day)} MATCH ? "  # noqa: S608 - a date
+            "AND rowid >= ? AND rowid < ? ORDER BY rowid DESC LIMIT ?"
+        )
         while low < high:
-            rows = connection.execute(
-                f"SELECT rowid FROM {_table(day)} WHERE {_table(day)} MATCH ? "  # noqa: S608 - a date
-                "AND rowid >= ? AND rowid < ? ORDER BY rowid DESC LIMIT ?",
-                (match, low, high, at_most),
-            ).fetchall()
+            rows = connection.execute(query, (match, low, high, at_most)).fetchall()
+            if len(rows) < at_most:
+                high = low
+            else:
+                last, high = rows[-1][0], max(low, millisecond(rows[-1][0]))
+                rows += connection.execute(query, (match, high, last, -1)).fetchall()
             if rows:
                 yield [rowid for (rowid,) in rows]
-            if len(rows) < at_most:
-                break
-            high = rows[-1][0]
 
 
 def days(connection: sqlite3.Connection) -> list[date]:
