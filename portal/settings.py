@@ -653,7 +653,7 @@ def _plain(value: Any) -> str:
 
 
 def _mask_url(url: str) -> str:
-    # libpq takes passwords behind the question mark as well.
-    url = re.sub(r"([?&][a-z]*password=)[^&]*", r"\1********", url)
-    password = urlsplit(url).password
-    return url if not password else url.replace(f":{password}@", ":********@", 1)
+    # Not by urlsplit: libpq takes passwords with # and ? in them, where that sees the host end, and with [, where it
+    # fails. It also takes passwords behind the question mark.
+    url = re.sub(r"^([a-z]+://[^:/@]*:)[^/]*@", r"\1********@", url, flags=re.IGNORECASE)
+    return re.sub(r"([?&][a-z]*password=)[^&]*", r"\1********", url)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from portal.errors import SettingsError
 from portal.schedule import Preferences, plan_for
@@ -500,6 +501,14 @@ def test_masked_shows_everything_but_secrets(tmp_path: Path) -> None:
     assert shown["digest.at"] == ["07:00"]
     assert shown["exporter.allowed_networks"] == ["127.0.0.0/8", "::1/128"]
     assert shown["exporter.user"] == "rspamd"
+
+
+@pytest.mark.parametrize("password", ["pass#word", "pass?word", "pass[word", "pass]word", "#", "p%40ss", "a:b"])
+def test_no_password_that_postgresql_takes_is_shown(tmp_path: Path, password: str) -> None:
+    url = f"postgresql://quarantine:{password}@db.example.org/q?connect_timeout=1"
+    assert conninfo_to_dict(url)["password"] == password.replace("%40", "@")
+    shown = masked(load_toml(tmp_path, f'store.url = "{url}"'))["store.url"]
+    assert shown == "postgresql://quarantine:********@db.example.org/q?connect_timeout=1"
 
 
 def test_masked_shows_the_defaults(tmp_path: Path) -> None:
