@@ -17,7 +17,7 @@ from typing import Any
 from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
 
 from portal.assemble import Parts
-from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreUnavailable
+from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreMisfit, StoreUnavailable
 from portal.languages import N_
 from portal.web_exporter import ExporterEndpoint, is_export
 from portal.web_http import Web, json_answer
@@ -155,7 +155,7 @@ def _guarded(web: Web, callback: Callable[..., HTTPResponse]) -> Callable[..., H
                     ),
                     500,
                 )
-            elif isinstance(error, StoreUnavailable):
+            elif isinstance(error, StoreUnavailable | StoreMisfit):
                 log.error("store unavailable at %s %s: %s", request.method, request.route.rule, error)
             return answer
 
@@ -195,7 +195,7 @@ def _failure(web: Web, error: Exception) -> HTTPResponse | None:
                 N_("This mail may do harm. Its page has a button to ask your administrator for it."),
                 403,
             )
-        case StoreUnavailable():
+        case StoreUnavailable() | StoreMisfit():  # the latter: its database was damaged while we run
             return web.notice(
                 N_("Please try again soon"),
                 N_("The quarantine cannot be reached at the moment. No mail is lost. Wait a minute, then try again."),

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from portal import __version__
 from portal.assemble import Parts
-from portal.errors import StoreUnavailable
+from portal.errors import StoreMisfit, StoreUnavailable
 from portal.overdue import Runs, overdue_since, runs
 from portal.stores import Figures
 from portal.web_exporter import allowed_peer
@@ -47,7 +47,7 @@ class Monitor(Collector):
             self._parts.store.ping()
             figures = self._parts.store.figures(now)
             done = runs(self._parts.store)
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreMisfit):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
         yield _gauge("store_up", "Whether the store can be written to.", 1)
@@ -86,7 +86,7 @@ class Monitor(Collector):
             self._parts.store.ping()
             figures = self._parts.store.figures(now)
             done = runs(self._parts.store)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreMisfit) as error:
             log.error("unhealthy: %s", error)
             return json_answer(503, {"status": "store unavailable", "version": __version__})
         age = None if figures.heartbeat_at is None else round((now - figures.heartbeat_at).total_seconds())

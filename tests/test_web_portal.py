@@ -2,6 +2,7 @@
 
 import html
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from uuid import UUID
 
 import pytest
 
-from portal.assemble import Parts
+from portal.assemble import Parts, assemble
 from portal.errors import StoreUnavailable
 from portal.links import Action
 from portal.message import Flag, State, Symbol, Tier, new_id
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.conftest import MakeSettings
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
@@ -558,6 +560,26 @@ def test_health_tells_figures(site: Site) -> None:
     site.store.heartbeat(site.now)
     site.pass_time(seconds=90)
     assert site.browser().get("/healthz").json["digest_heartbeat_age_seconds"] == 90
+
+
+def test_a_database_that_was_damaged_meanwhile_is_told_as_a_store_that_cannot_be_used(
+    files_url: str, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    site = Site(assemble(make_settings(files_url)))
+    browser = site.signed_in(ALICE)
+    browser.peer = "127.0.0.1"
+    path = tmp_path / "quarantine" / "quarantine.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek(4096)  # the first page stays: it is a database still
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    assert browser.get("/healthz").status == 503
+    assert "quarantine_store_up 0.0" in browser.get("/metrics").text
+    page = browser.get("/")
+    assert (page.status, page.header("Retry-After")) == (503, "60")
+    site.store.close()
 
 
 def test_an_alias_file_that_cannot_be_used_is_told(site: Site, tmp_path: Path) -> None:

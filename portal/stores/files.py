@@ -95,7 +95,7 @@ class FileStore(SqliteRecords):
 
     def close(self) -> None:
         if not self.db.is_closed:
-            with suppress(StoreUnavailable):  # then a little more is looked over after a power cut
+            with suppress(StoreUnavailable, StoreMisfit):  # then a little more is looked over after a power cut
                 self._mark_durable()
         self.db.close()
 
