@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -41,6 +43,9 @@ _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 def main() -> None:
     """Look after the quarantine. Settings come from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of ISO 8859-1 cannot write every subject
 
 
 @contextmanager
@@ -382,7 +387,11 @@ def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Deliv
 
 
 def _operator() -> Actor:
-    return Actor(f"operator:{getpass.getuser()}", "cli")
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that /etc/passwd does not know; OSError since Python 3.13
+        name = str(os.getuid())
+    return Actor(f"operator:{shown(name)}", "cli")
 
 
 def _moment(option: str, text: str, *, whole_day: bool = False) -> datetime:
@@ -399,7 +408,8 @@ def _moment(option: str, text: str, *, whole_day: bool = False) -> datetime:
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return moment + timedelta(days=1) if whole_day and _DATE.fullmatch(text) else moment
+    ends_day = whole_day and _DATE.fullmatch(text) and moment.year < MAXYEAR  # which has no next day, and no mail
+    return moment + timedelta(days=1) if ends_day else moment
 
 
 # ---- printing

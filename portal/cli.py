@@ -41,6 +41,10 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # `quarantine list | head`
             sys.stderr.close()
             raise SystemExit(0) from None
+        except OSError as error:  # `quarantine print ID > FILE` on a full disk
+            _say(f"it could not be written: {error.strerror or error}", 1)
+            sys.stderr.close()  # Python tries once more at its end, and would say so
+            raise SystemExit(1) from error
 
     return run
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +91,44 @@ def test_list_says_when_there_is_more(run: Run, store: Store) -> None:
     assert len([line for line in result.output.splitlines() if line.startswith("{")]) == 2
     assert "There are more" in run("list", "--limit", "2").output
     assert "There are more" not in run("list", "--limit", "3").output
+
+
+def test_the_last_of_all_days_is_a_date_as_well(run: Run, store: Store) -> None:
+    held = hold(store)
+    assert str(held.id) in run("list", "--until", "9999-12-31").output
+    assert str(held.id) not in run("list", "--since", "9999-12-31").output
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["meta", "ID"], ["settings"]])
+def test_a_terminal_that_cannot_write_every_letter_gets_codes(run: Run, store: Store, words: list[str]) -> None:
+    held = hold(store, subject="\u65e5\u672c", recipients=(ALICE,))
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "portal", *(str(held.id) if word == "ID" else word for word in words)]
+    done = subprocess.run(command, env=environ, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u65e5\\u672c" in done.stdout or words == ["settings"]
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["print", "ID"]])
+def test_output_that_finds_no_room_is_a_sentence(run: Run, store: Store, words: list[str]) -> None:
+    held = hold(store, mail(size_bytes=100_000), recipients=(ALICE,))
+    command = [sys.executable, "-m", "portal", *(str(held.id) if word == "ID" else word for word in words)]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode
+    assert done.stderr == b"it could not be written: No space left on device\n"
+
+
+def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = hold(store, recipients=(ALICE,))
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert run("delete", str(held.id)).exit_code == 0
+    assert store.history(held.id, 0)[-1].actor.who == f"operator:{os.getuid()}"
+    monkeypatch.setenv("LOGNAME", "m\udcfcller")  # in ISO 8859-1
+    assert run("restore", str(held.id)).exit_code == 0
+    assert store.history(held.id, 0)[-1].actor.who.startswith("operator:m")
 
 
 def test_a_date_that_is_none_is_explained(run: Run) -> None:
