@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -262,10 +263,17 @@ def exporter(settings: Settings) -> Iterator[Finding]:
         [rspamadm, "configdump", "--json", "metadata_exporter"], capture_output=True, timeout=30, check=False
     )
     try:
-        rules = json.loads(dump.stdout)["rules"]
+        found = json.loads(dump.stdout)["rules"]
     except (ValueError, KeyError, TypeError):
-        rules = {}
-    rules = {name: rule for name, rule in rules.items() if isinstance(rule, dict) and "url" in rule}
+        found = {}
+    blocks = found if isinstance(found, list) else [found]  # UCL makes a list of blocks of one name
+    rules = {
+        name: rule
+        for block in blocks
+        if isinstance(block, dict)
+        for name, rule in block.items()
+        if isinstance(rule, dict) and "url" in rule
+    }
     if not rules:
         yield Finding(
             False,
@@ -294,14 +302,17 @@ def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
     if rule.get("user"):
         login = base64.b64encode(f"{rule['user']}:{rule.get('password', '')}".encode())
         headers["Authorization"] = f"Basic {login.decode()}"
-    request = urllib.request.Request(url, b"", headers, method="POST")  # noqa: S310 - checked above
     try:
+        request = urllib.request.Request(url, b"", headers, method="POST")  # noqa: S310 - checked above
         with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
             status = answer.status
     except urllib.error.HTTPError as error:
         status = error.code
     except OSError as error:
         yield Finding(False, what, f"{url} cannot be reached: {getattr(error, 'reason', error)}")
+        return
+    except (HTTPException, ValueError) as error:  # a mail server's port, an address that is none
+        yield Finding(False, what, f"{shown(url, 300)} is not the portal's address: {shown(str(error), 300)}")
         return
     said = {
         200: "answers",

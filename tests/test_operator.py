@@ -344,3 +344,28 @@ def test_check_tells_what_the_alias_file_says_and_what_of_it_is_not_followed(
     output = run("check").output
     assert f"ok      people.alias_file: {virtual}: 1 addresses, 1 of them with several readers" in output
     assert "note    people.alias_file: line 2: regular expressions are not followed" in output
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("SMTP", "is not the portal's address: 220 "),
+        ("http://127.0.0.1:port/", "is not the portal's address: nonnumeric port"),
+        ("http://[::1/", "is not the portal's address: Invalid IPv6 URL"),
+        ("http://127.0.0.1:1/", "cannot be reached: [Errno 111]"),
+    ],
+)
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_check_tells_of_a_rule_that_leads_elsewhere(
+    run: Run, smtp: SmtpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, url: str, said: str
+) -> None:
+    run("init")
+    rule = {"url": smtp.url.replace("smtp:", "http:") if url == "SMTP" else url, "backend": "http", "defer": True}
+    rules = [{f"RULE{n}": rule} for n in range(blocks)]  # two blocks of one name are a list, which UCL makes of them
+    (tmp_path / "dump.json").write_text(json.dumps({"rules": rules if blocks > 1 else rules[0]}))
+    (tmp_path / "rspamadm").write_text(f"#!/bin/sh\ncat {tmp_path}/dump.json\n")
+    (tmp_path / "rspamadm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
+    for n in range(blocks):
+        assert said in findings[f"exporter rule RULE{n}"]
