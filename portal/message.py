@@ -262,7 +262,8 @@ def parse_id(text: str) -> UUID | None:
     """A quarantine id from text in its canonical lower-case spelling, else None."""
     try:
         value = uuid.UUID(text)
-    except ValueError:
+        held_at(value)  # its 48 bits reach beyond the last year that a date can have
+    except (ValueError, OverflowError):
         return None
     return value if str(value) == text and value.version == 7 else None
 

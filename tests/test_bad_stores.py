@@ -195,7 +195,7 @@ def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, fold
     assert len(contents(folder / "mail")) == 1
 
 
-@pytest.mark.parametrize("instead", ["a folder", "a link to nowhere", "a link to a folder", "rubbish"])
+@pytest.mark.parametrize("instead", ["a folder", "a link to nowhere", "a link to a folder", "a pipe", "rubbish"])
 def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, instead: str, tmp_path: Path) -> None:
     """Whatever lies there, the mail is said to be gone or damaged; it is neither followed nor removed."""
     path = next(folder.rglob("*.eml.zst"))
@@ -203,6 +203,8 @@ def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, 
     path.rename(tmp_path / "aside")
     if instead == "a folder":
         path.mkdir()
+    elif instead == "a pipe":
+        os.mkfifo(path)
     elif instead == "rubbish":
         path.write_bytes(b"rubbish" * 100)
     else:

@@ -29,3 +29,8 @@ def test_ids_of_one_moment_differ() -> None:
     at = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
     assert len({new_id(at) for _ in range(1000)}) == 1000
     assert abs(held_at(new_id()) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_an_id_beyond_the_last_year_is_none() -> None:
+    assert parse_id(str(new_id(datetime(9999, 12, 31, tzinfo=UTC))))
+    assert parse_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None

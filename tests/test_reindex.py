@@ -310,6 +310,34 @@ def test_damaged_and_foreign_files_are_listed_and_left(
     assert open_store().message_ids(None, 10) == [good.id]
 
 
+def test_a_file_that_is_named_like_a_mail_of_no_year_is_none_of_ours(
+    folder: Path, open_store: Callable[[], FileStore], run: Run
+) -> None:
+    store = open_store()
+    held = hold(store)
+    day = next(folder.rglob("*.eml.zst")).parent.parent
+    strange = day / "ff" / "ffffffff-ffff-7fff-bfff-ffffffffffff.eml.zst"
+    strange.write_bytes(b"x")
+    store.purge(now() - timedelta(days=1), now())
+    store.close()
+    assert str(strange) in run().output
+    assert open_store().message_ids(None, 10) == [held.id]
+
+
+def test_mail_deleted_by_cron_meanwhile_does_not_stop_it(folder: Path, open_store: Callable[[], FileStore]) -> None:
+    store = open_store()
+    held = [hold(store).id for _ in range(3)]
+    store.close()
+
+    def delete(*_: int) -> None:
+        for path in folder.rglob(f"{held[1]}.eml.zst"):
+            path.unlink()
+
+    done = files_reindex.reindex(str(folder), delete)
+    assert (done.messages, done.damaged) == (2, [])
+    assert open_store().message_ids(None, 10) == [held[0], held[2]]
+
+
 def test_two_files_of_the_same_mail_are_both_kept(open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     held = hold(store, b"Subject: x\r\n\r\n")

@@ -85,6 +85,8 @@ def _read_mail(store: FileStore, folder: Path, done: Reindexed, progress: Callab
             size_bytes += mail.path(id).stat().st_size
         except DamagedFile:
             done.damaged.append(mail.path(id))
+        except FileNotFoundError:
+            pass  # deleted by cron since it was seen
         progress(n, len(found), size_bytes)
 
 

@@ -299,14 +299,14 @@ def _unpacked(magic: int, data: bytes) -> bytes:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Raises DamagedFile when it is no file, so that one mail is lost by that and not the store."""
     try:
-        file = path.open("rb")
-    except IsADirectoryError as error:
-        raise DamagedFile("a folder is in its place") from error
+        kind = path.stat().st_mode
     except FileNotFoundError as error:
         if path.is_symlink():
             raise DamagedFile("a link to nowhere is in its place") from error
         raise
-    with file:
+    if not stat.S_ISREG(kind):  # asked before: opening a pipe waits for somebody to write into it
+        raise DamagedFile(f"a {'folder' if stat.S_ISDIR(kind) else 'pipe or device'} is in its place")
+    with path.open("rb") as file:
         yield file
 
 
