@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -19,9 +20,9 @@ from portal.__main__ import main
 from portal.errors import StoreUnavailable
 from portal.message import State, held_at, new_id
 from portal.schedule import Preferences
-from portal.stores import Store, files_reindex
+from portal.stores import Person, Store, files_reindex
 from portal.stores.files import FileStore
-from portal.stores.journal import Journal
+from portal.stores.journal import Journal, person_line
 from portal.stores.sqlite import unused
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now
 from tests.test_moving import everything, fill, release
@@ -242,6 +243,29 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     assert store.history(asked.id, 0) == before["messages"][asked.id][1][0][1]  # type: ignore[index]
     assert store.person(ALICE).stopped_at is not None
     assert store.person(BOB).preferences == Preferences("monday")
+
+
+def test_a_wish_that_comes_while_purge_shortens_the_journal_is_the_last_one(
+    folder: Path, open_store: Callable[[], FileStore], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = open_store(), open_store()
+    store.set_preferences(ALICE, Preferences("monday"))
+    today = next((folder / "journal").glob("*.jsonl"))
+    today.rename(today.with_name("2020-01-01.jsonl"))
+    meanwhile = threading.Thread(target=other.set_digests_stopped, args=(ALICE, now()))
+
+    def slow_line(person: Person) -> dict[str, object]:
+        meanwhile.start()
+        meanwhile.join(0.3)
+        return person_line(person)
+
+    monkeypatch.setattr("portal.stores.sqlite_records.person_line", slow_line)
+    store.purge(now() - timedelta(days=30), now())
+    meanwhile.join()
+    store.close()
+    other.close()
+    assert run().exit_code == 0
+    assert open_store().person(ALICE).stopped_at is not None
 
 
 def test_purge_keeps_a_journal_that_is_still_needed(folder: Path, open_store: Callable[[], FileStore]) -> None:

@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -318,11 +318,13 @@ class Database:
         """Have these lines written to the audit journal (see `journal`) once the transaction we are in is committed."""
         self._noted += lines
 
-    def write_journal(self, lines: Sequence[dict[str, Any]]) -> bool:
-        """Write lines that no change goes with; whether they are durable."""
+    def write_journal(self, make: Callable[[], Sequence[dict[str, Any]]]) -> bool:
+        """Write lines that no change goes with; whether they are durable. They are made while nobody else writes: the
+        line of a change that came in between would stand before them, and they would undo it in a rebuild."""
         with self._locked(LOCK_WAIT_SECONDS):
-            written = self.journal.append(lines)
-        return written is not None and self.journal.sync(written)
+            lines = make()
+            written = self.journal.append(lines) if lines else None
+        return not lines or (written is not None and self.journal.sync(written))
 
     @contextmanager
     def translated(self) -> Iterator[None]:

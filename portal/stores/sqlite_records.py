@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -104,9 +105,14 @@ class SqliteRecords(SqliteSignIns):
     def _carry_forward(self) -> bool:
         """Write what everybody wishes, and what is requested or releasing, into today's journal; False: it failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
-        while people := self.people(people[-1].recipient, _BATCH):
-            lines = [person_line(person) for person in people if _wishes(person) != _NO_WISHES]
-            if lines and not self.db.write_journal(lines):
+
+        def wishes() -> list[dict[str, Any]]:
+            nonlocal people
+            people = self.people(people[-1].recipient, _BATCH)
+            return [person_line(person) for person in people if _wishes(person) != _NO_WISHES]
+
+        while people:
+            if not self.db.write_journal(wishes):
                 return False
         with self.db.read() as connection:
             rows = connection.execute(
@@ -114,14 +120,16 @@ class SqliteRecords(SqliteSignIns):
             ).fetchall()
         ids = [UUID(bytes=id) for (id,) in rows]
         for start in range(0, len(ids), _BATCH):
-            lines = [
-                delivery_line(delivery, events)
-                for record in self.records(ids[start : start + _BATCH]).values()
-                for delivery, events in zip(record.deliveries, record.histories, strict=True)
-            ]
-            if lines and not self.db.write_journal(lines):
+            if not self.db.write_journal(partial(self._delivery_lines, ids[start : start + _BATCH])):
                 return False
         return True
+
+    def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
+        return [
+            delivery_line(delivery, events)
+            for record in self.records(ids).values()
+            for delivery, events in zip(record.deliveries, record.histories, strict=True)
+        ]
 
     # ---- after a rebuild: what the audit journal says, which must not be written into it again
 
