@@ -105,6 +105,15 @@ def test_a_database_that_is_not_ours_to_use(
             assert sentence in output, (words, output)
 
 
+@pytest.mark.parametrize("host", ["db..example.org", "d" * 64 + ".example.org"])
+def test_a_database_host_that_cannot_be(said: Said, tmp_path: Path, host: str) -> None:
+    url = f"postgresql://quarantine:hush-hush@{host}/q"
+    open_store(f"files://{tmp_path}/store").close()
+    for words in (["check"], ["list"], ["init"], ["copy", f"files://{tmp_path}/store", url]):
+        assert "store.url: a host name in it cannot be" in said(url, *words)
+    assert "--dsn: a host name in it cannot be" in said(f"files://{tmp_path}/store", "import-original", "--dsn", url)
+
+
 def test_a_database_of_something_else_stays_as_it_was(said: Said, password_server: str) -> None:
     url = f"postgresql://postgres:hush-hush@{password_server}/elsewhere"
     said(url, "init")

@@ -178,8 +178,11 @@ class Database:
 
 
 def _connect(conninfo: str) -> Connection:
+    """Raises StoreUnavailable, StoreMisfit."""
     try:
         return Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except UnicodeError as error:  # Python's idna, by which psycopg looks for the host
+        raise StoreMisfit("store.url: a host name in it cannot be: look for two dots, or a very long part") from error
     except psycopg.OperationalError as error:
         if "session is read-only" in str(error):  # libpq's words for target_session_attrs, of any of the hosts
             raise StoreUnavailable(_NO_WRITES) from error

@@ -79,6 +79,8 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
             connection = Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"--dsn: {error}") from error
+    except UnicodeError as error:
+        raise StoreMisfit("--dsn: a host name in it cannot be: look for two dots, or a very long part") from error
     with translated(), connection:
         begin(connection, OTHER_SECONDS)
         connection.execute("set transaction isolation level repeatable read, read only")
