@@ -46,6 +46,14 @@ def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
     Raises SettingsError, StoreUnavailable or StoreMisfit.
     """
     store = open_store(settings.store.url.get_secret_value())
+    try:
+        return _on_store(settings, store, release_seconds)
+    except BaseException:
+        store.close()  # a worker that waits for its store tries this again with each request
+        raise
+
+
+def _on_store(settings: Settings, store: Store, release_seconds: float) -> Parts:
     links = make_links(settings)
     agree_on_keys(store, links)
     render = make_render(settings, store)

@@ -18,8 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from portal.__main__ import main
+from portal.assemble import assemble
+from portal.errors import StoreMisfit
 from portal.stores import open_store
 from tests.builders import hold
+from tests.conftest import MakeSettings
 from tests.faults.serving import BIN, ROOT
 from tests.faults.standby import Server, free_port, prepare, program
 
@@ -364,6 +367,18 @@ def test_the_service_waits_with_a_sentence_for_a_store_that_may_come_right(
     said = service.log.read_text()
     assert sentence in said.partition("started without the store: ")[2]
     assert "Traceback" not in said and "hush-hush" not in said
+
+
+def test_a_store_that_was_opened_in_vain_is_let_go(store_url: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A worker that waits for its store opens it with each request, which may fail behind that as well."""
+    assemble(make_settings(store_url)).store.close()
+    (tmp_path / "links.keys").write_text("k" * 40 + "\n")
+    settings, descriptors = make_settings(store_url), Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(10):
+        with pytest.raises(StoreMisfit, match=r"these link keys are not the ones"):
+            assemble(settings)
+    assert len(list(descriptors.iterdir())) <= before
 
 
 def test_the_service_leaves_what_lies_beside_a_file_store_alone(
