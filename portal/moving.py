@@ -31,6 +31,7 @@ log = logging.getLogger("quarantine.moving")
 _MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
+_NOT_KEPT = "copy.not_kept"  # a note in the target: a mail that it did not give back as it was written
 
 _AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
 
@@ -99,7 +100,8 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
 
     Both may be in use meanwhile. Where a delivery was changed in both, the later change stays; what people wish is
     taken from the source until the digest process runs on the target. Raises StoreMisfit, with nothing changed, when
-    they are the same store or the target holds other mail; StoreUnavailable when either stops working.
+    they are the same store or the target holds other mail, and when the target does not give back what it took;
+    StoreUnavailable when either stops working.
     """
     _check(source, target)
     in_use = _is_in_use(source, target)
@@ -130,6 +132,9 @@ def _check(source: Store, target: Store) -> None:
     source.remember("copy.probe", probe, replace=True)
     if target.recall("copy.probe") == probe:
         raise StoreMisfit("FROM and TO are the same store: nothing was copied; name another one as TO")
+    not_kept = target.recall(_NOT_KEPT)
+    if not_kept is not None:
+        raise _not_kept(not_kept)
     family = source.remember("store.family", random_token())
     if target.recall("store.family") == family:
         return  # a copy of it, or what it is a copy of
@@ -185,8 +190,27 @@ def _bring_mail(source: Store, target: Store, record: Record) -> None:
         for piece in source.body(record.message.id):
             spool.write(piece)
         target.take(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
-    for _ in target.body(record.message.id):
-        pass  # compares the SHA-256 itself
+    _read_back(target, record.message.id)
+
+
+def _read_back(target: Store, id: UUID) -> None:
+    """Raises StoreMisfit when the target has not kept what it took, NotFound when it was purged at this moment."""
+    try:
+        for _ in target.body(id):
+            pass  # compares the SHA-256 itself
+    except (BodyDamaged, BodyMissing) as error:
+        if not target.records([id]):
+            raise NotFound("there is no such message") from error
+        # Kept in mind: the message is there now, so the next run would take it for copied.
+        target.remember(_NOT_KEPT, str(id), replace=True)
+        raise _not_kept(str(id)) from error
+
+
+def _not_kept(id: str) -> StoreMisfit:
+    return StoreMisfit(
+        f"TO does not give back the mail {id} as it was written, so its disk is not to be trusted: keep FROM, and name "
+        "another store as TO"
+    )
 
 
 def _newer(theirs: Record, ours: Record) -> Record | None:

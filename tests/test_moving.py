@@ -22,9 +22,11 @@ from psycopg import sql
 from portal import moving
 from portal.__main__ import main
 from portal.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.message import Filter, State, Tier, held_at
+from portal.message import Body, Filter, State, Tier, held_at
 from portal.schedule import Preferences
-from portal.stores import Held, Store, open_store
+from portal.stores import Held, Record, Store, open_store
+from portal.stores.files import FileStore
+from portal.stores.postgres import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -442,3 +444,32 @@ def test_nothing_of_a_mail_is_told_when_it_fails(urls: tuple[str, str], stores: 
     held = hold(stores[0], subject="Hush hush")
     damage(urls[0], held.id)
     assert "Hush" not in run_copy(*urls).output
+
+
+@pytest.mark.parametrize("kind", ["files", "postgres"])
+def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
+    new_url: NewUrl, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source_url, target_url = new_url("files"), new_url(kind)
+    source = open_store(source_url)
+    held = hold(source)
+    source.close()
+
+    def take(store: FileStore, record: Record, body: Body | None) -> None:
+        took(store, record, body)
+        next(Path(target_url.removeprefix("files://")).rglob("*.eml.zst")).write_bytes(b"rubbish")
+
+    def take_into_rows(store: PostgresStore, record: Record, body: Body | None) -> None:
+        took_into_rows(store, record, body)
+        with psycopg.connect(target_url, autocommit=True) as connection:
+            connection.execute("update body_chunk set data = 'rubbish'")
+
+    took, took_into_rows = FileStore.take, PostgresStore.take
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStore, "take", take)
+        patch.setattr(PostgresStore, "take", take_into_rows)
+        results = [run_copy(source_url, target_url)]
+    results.append(run_copy(source_url, target_url))
+    for result in results:
+        assert result.exit_code == 2
+        assert f"TO does not give back the mail {held.id} as it was written" in result.output
