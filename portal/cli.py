@@ -42,7 +42,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.stderr.close()
             raise SystemExit(0) from None
         except OSError as error:  # `quarantine print ID > FILE` on a full disk
-            _say(f"it could not be written: {error.strerror or error}", 1)
+            what = str(error.filename) if error.filename else "it could not be written"
+            _say(f"{what}: {error.strerror or error}", 1)
             sys.stderr.close()  # Python tries once more at its end, and would say so
             raise SystemExit(1) from error
 
