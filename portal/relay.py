@@ -338,13 +338,16 @@ class _Session(smtplib.SMTP):
         failure: OSError | None = None
         for family, kind, protocol, _, address in found:
             seconds = self._seconds(until)
-            sock = socket.socket(family, kind, protocol)
+            sock: socket.socket | None = None
             try:
+                # Fails where a kernel without IPv6 (ipv6.disable=1) is told of ::1 by its /etc/hosts.
+                sock = socket.socket(family, kind, protocol)
                 sock.settimeout(seconds)
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
-                sock.close()
+                if sock is not None:
+                    sock.close()
                 failure = error
             else:
                 return sock

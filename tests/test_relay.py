@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
+import socket
 import ssl
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from socket import AF_INET, AF_INET6, SOCK_STREAM
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portal import relay as relay_module
-from portal.errors import RelayDeferred, RelayRefused
+from portal.errors import RelayDeferred, RelayRefused, RelayUnreachable
 from portal.relay import Relay
 from portal.wire import path, wire
 from tests.builders import ALICE, BOB, SENDER
@@ -178,6 +182,29 @@ def test_nobody_listening_and_unknown_hosts_are_deferred() -> None:
         send(patient(nobody_listens()))
     with pytest.raises(RelayDeferred, match="cannot be resolved"):
         send(patient("smtp://no-such-host.invalid:25"))
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """Every host has these addresses."""
+    found = [(AF_INET6 if ":" in host else AF_INET, SOCK_STREAM, 0, "", (host, port)) for host, port in addresses]
+    monkeypatch.setattr(relay_module.socket, "getaddrinfo", lambda *_, **__: found)
+
+
+def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_ipv6(family: int, *more: int) -> socket.socket:
+        if family == AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return socket.socket(family, *more)
+
+    with SmtpServer() as server:
+        resolves_to(monkeypatch, ("::1", server.port), ("127.0.0.1", server.port))
+        sockets = SimpleNamespace(**{**vars(socket), "socket": without_ipv6})
+        monkeypatch.setattr(relay_module, "socket", sockets)
+        send(patient(f"smtp://localhost:{server.port}"))
+        assert len(server.mails) == 1
+        resolves_to(monkeypatch, ("::1", server.port))
+        with pytest.raises(RelayUnreachable, match="Address family not supported"):
+            send(patient(f"smtp://localhost:{server.port}"))
 
 
 def test_a_failing_goodbye_does_not_undo_a_delivery(server: SmtpServer) -> None:
