@@ -230,7 +230,7 @@ class _Session(smtplib.SMTP):
         self.step = "greeting"
         self._expect(220, *self.getreply())
         self._hello()
-        if server.scheme != "smtps" and not _is_loopback(self.sock):
+        if server.scheme != "smtps" and not self._is_on_loopback():
             if self.has_extn("starttls"):
                 self.ask("STARTTLS", "STARTTLS", wanted=220)
                 if self._unread:  # what came unencrypted must not count as said under TLS (CVE-2011-0411)
@@ -352,6 +352,12 @@ class _Session(smtplib.SMTP):
             else:
                 return sock
         raise self._broken(failure or OSError("no address")) from failure
+
+    def _is_on_loopback(self) -> bool:
+        try:
+            return _is_loopback(self._socket(time.monotonic() + self._reply_seconds))
+        except OSError as error:  # reset right behind an answer that we still got to read
+            raise self._broken(error) from error
 
     def _encrypt(self, *, verified: bool) -> None:
         self.step = "TLS"

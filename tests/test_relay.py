@@ -7,6 +7,8 @@ import itertools
 import re
 import socket
 import ssl
+import struct
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +207,26 @@ def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypa
         resolves_to(monkeypatch, ("::1", server.port))
         with pytest.raises(RelayUnreachable, match="Address family not supported"):
             send(patient(f"smtp://localhost:{server.port}"))
+
+
+def test_a_connection_reset_right_behind_an_answer_is_deferred() -> None:
+    def reset() -> None:
+        for _ in range(tries):
+            sock, _ = listener.accept()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no goodbye, as in a crash
+            sock.sendall(b"220 mx.example.org ready\r\n")
+            sock.recv(100)
+            sock.sendall(b"250 mx.example.org\r\n")
+            sock.close()
+
+    tries = 20
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=reset, daemon=True)
+        thread.start()
+        for _ in range(tries):
+            with pytest.raises(RelayDeferred):
+                send(patient(f"smtp://127.0.0.1:{listener.getsockname()[1]}"))
+        thread.join()
 
 
 def test_a_failing_goodbye_does_not_undo_a_delivery(server: SmtpServer) -> None:
