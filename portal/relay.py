@@ -336,8 +336,9 @@ class _Session(smtplib.SMTP):
         except (OSError, UnicodeError) as error:
             raise self.lost("the host name cannot be resolved") from error
         failure: OSError | None = None
-        for family, kind, protocol, _, address in found:
-            seconds = self._seconds(until)
+        for number, (family, kind, protocol, _, address) in enumerate(found):
+            # One that swallows everything, as IPv6 does on many a network, must not take the time of all.
+            seconds = self._seconds(until) / (len(found) - number)
             sock: socket.socket | None = None
             try:
                 # Fails where a kernel without IPv6 (ipv6.disable=1) is told of ::1 by its /etc/hosts.

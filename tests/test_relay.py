@@ -11,6 +11,7 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from socket import AF_INET, AF_INET6, SOCK_STREAM
 from types import SimpleNamespace
@@ -207,6 +208,18 @@ def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypa
         resolves_to(monkeypatch, ("::1", server.port))
         with pytest.raises(RelayUnreachable, match="Address family not supported"):
             send(patient(f"smtp://localhost:{server.port}"))
+
+
+def test_an_address_that_swallows_everything_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SmtpServer() as server, socket.create_server(("127.0.0.2", 0), backlog=0) as silent, ExitStack() as stack:
+        port = silent.getsockname()[1]
+        for _ in range(2):  # fill its queue: the kernel drops what comes after
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.2", port))
+        resolves_to(monkeypatch, ("127.0.0.2", port), ("127.0.0.1", server.port))
+        send(Relay("smtp://mx.example.org:25", reply_seconds=2))
+        assert len(server.mails) == 1
 
 
 def test_a_connection_reset_right_behind_an_answer_is_deferred() -> None:
