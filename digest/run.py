@@ -266,16 +266,19 @@ class Run:
             with self.parts.mailer.connection() as connection:
                 try:
                     while not self._over():
+                        if alone or self._pace.per_minute or not self._waiting:
+                            # Nobody else records it meanwhile, or what comes now may take long: a wait, a claim.
+                            self._record(unrecorded)
+                            unrecorded = None
                         self._pace.wait(self._over)
                         claimed = self._next()
                         if claimed is None:
                             return
                         mail = self._composed(claimed)
                         self._record(unrecorded)
-                        unrecorded = None if mail is None else self._send(claimed, mail, connection)
-                        if alone or self._pace.per_minute:  # else those who come from other connections record it
-                            self._record(unrecorded)
-                            unrecorded = None
+                        unrecorded = None  # or what interrupts the next one would have it noted twice
+                        if mail is not None:
+                            unrecorded = self._send(claimed, mail, connection)
                 finally:
                     self._record(unrecorded)
         except BaseException as error:

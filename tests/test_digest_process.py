@@ -29,6 +29,7 @@ from portal.assemble import Parts
 from portal.errors import StoreUnavailable
 from portal.links import MARK_HEADER, Action
 from portal.message import State, Tier, identity
+from portal.overdue import runs
 from portal.relay import Relay
 from portal.schedule import NOTHING_CHOSEN, Preferences
 from portal.stores import LEASE, Asked
@@ -559,6 +560,20 @@ def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
     late.clear()
     assert len(run.send_due(parts, at).sent) == 3, "at once: nobody has them"
     assert len(told(server)) == 4
+
+
+def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts, server: SmtpServer) -> None:
+    def interrupt(_line: bytes) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return HANG
+
+    parts = make_parts(mail__url=server.url, digest__connections=1)
+    hold(parts.store)
+    run.schedule_news(parts, tomorrow())
+    server.script["BODY"] = [None, interrupt]
+    with pytest.raises(KeyboardInterrupt):
+        run.send_due(parts, tomorrow())
+    assert (len(server.mails), runs(parts.store).sent) == (1, 1)
 
 
 def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
