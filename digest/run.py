@@ -466,7 +466,7 @@ class _Settling:
 
     def settle(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
         """`Store.settle_digests`; returns or raises when that is done."""
-        if sent or unsent:
+        if sent or unsent or self._waiting:  # the last: what was interrupted
             self.finish(self.begin(sent=sent, unsent=unsent))
 
     def begin(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> _Entry:
@@ -482,7 +482,12 @@ class _Settling:
             if not entry.settled:
                 with self._guard:
                     together, self._waiting = self._waiting, []
-                self._settle(together)
+                try:
+                    self._settle(together)
+                except BaseException:  # ctrl-C: they are not recorded, so whoever asks next shall do it
+                    with self._guard:
+                        self._waiting += together
+                    raise
         if entry.error is not None:
             raise entry.error
 

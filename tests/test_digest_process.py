@@ -576,6 +576,24 @@ def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts
     assert (len(server.mails), runs(parts.store).sent) == (1, 1)
 
 
+def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
+    make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    parts = make_parts(mail__url=server.url, digest__connections=1)
+    hold(parts.store, recipients=[ALICE])
+    run.schedule_news(parts, tomorrow())
+    monkeypatch.setattr(parts.store, "settle_digests", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.send_due(parts, tomorrow())
+    assert parts.store.last_digest(ALICE) is not None
+    assert run.send_due(parts, tomorrow() + 2 * LEASE).sent == []
+    assert told(server) == [ALICE]
+
+
 def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__per_minute=1_200)
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(10)])
