@@ -309,8 +309,9 @@ class Run:
                 # Out of the way, or the longest waiting would be the same strangers for ever.
                 later = self.clock() + LOOKED_AT_AGAIN
                 self._settling.settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
-            several = [digest.reader or digest.recipient for digest in told if len(digest.deliveries) > 1]
-            known = known_senders(self.parts.store, several)
+            # For a single mail as well: there is no order then, but its row says it.
+            readers = [digest.reader or digest.recipient for digest in told if digest.deliveries]
+            known = known_senders(self.parts.store, readers)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
 
     def _composed(self, claimed: _Claimed) -> bytes | None:

@@ -28,7 +28,7 @@ from digest import news, run
 from portal.assemble import Parts
 from portal.errors import StoreUnavailable
 from portal.links import MARK_HEADER, Action
-from portal.message import State, Tier, identity
+from portal.message import State, Symbol, Tier, identity
 from portal.overdue import runs
 from portal.relay import Relay
 from portal.schedule import NOTHING_CHOSEN, Preferences
@@ -592,6 +592,15 @@ def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
     assert parts.store.last_digest(ALICE) is not None
     assert run.send_due(parts, tomorrow() + 2 * LEASE).sent == []
     assert told(server) == [ALICE]
+
+
+def test_whose_mail_was_released_before_is_said_of_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, relay__url=server.url)
+    proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
+    parts.acts.release(hold(parts.store, recipients=[ALICE], symbols=proven).id, 0, BY_LINK)
+    hold(parts.store, recipients=[ALICE], symbols=proven)
+    assert tick(parts, tomorrow()).sent == [(ALICE, 1)]
+    assert "You had mail of this sender released before" in text(server.mails[-1])
 
 
 def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
