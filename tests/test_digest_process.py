@@ -747,6 +747,18 @@ def test_daily_work_removes_what_is_past_retention(mailing: Parts) -> None:
     assert mailing.store.find(str(held.id)) == []
 
 
+def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: MakeParts, server: SmtpServer) -> None:
+    parts = make_parts(mail__url=server.url, links__lifetime_days=90)
+    hold(parts.store, recipients=[ALICE])
+    run.send_all(parts, now())
+    assert "Its links work for 90 days" in text(server.mails[0]).replace("\n", " ")
+    at = now() + 89 * DAY
+    parts.store.purge(at - 30 * DAY, at)
+    links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", text(server.mails[0]))]
+    foot = [link for link in links if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)]
+    assert [parts.store.digest_recipient(link.id) for link in foot] == [ALICE] * 3
+
+
 def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts) -> None:
     held, at = hold(mailing.store), now()
     run.daily(mailing, at)

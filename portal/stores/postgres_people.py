@@ -16,6 +16,7 @@ from portal.errors import LinkInvalid, NotFound, QuarantineError, RelayRefused
 from portal.message import Delivery, Reader, first_id, held_at, new_id
 from portal.schedule import Preferences
 from portal.stores import (
+    DIGESTS_KEPT,
     LEASE,
     Claims,
     Digest,
@@ -72,7 +73,7 @@ _CLAIMABLE: LiteralString = (
 _SIGN_IN: LiteralString = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
 _SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ...] = (
     ("opening", "id", "at", timedelta(days=1)),  # bursts are a matter of seconds
-    ("digest", "id", "issued_at", timedelta(days=61)),
+    ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", timedelta(days=1)),  # the limits count an hour back
     ("session", "session_sha256", "used_at", _SESSION_IDLE),
     ("session", "session_sha256", "started_at", _SESSION_MAX),

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from portal.message import Actor, Delivery, Event, Reader, State
 from portal.schedule import NOTHING_CHOSEN
-from portal.stores import DigestRecord, Person, Record
+from portal.stores import DIGESTS_KEPT, DigestRecord, Person, Record
 from portal.stores.journal import delivery_line, digest_line, person_line, told_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import (
@@ -24,7 +24,7 @@ from portal.stores.sqlite_sign_ins import SqliteSignIns
 from portal.stores.sqlite_wishes import PERSON, person_from
 
 _BATCH = 500
-_DIGESTS_KEPT = timedelta(days=61)
+_TOLD_FOR = DIGESTS_KEPT + timedelta(days=1)
 _NO_WISHES = (None, None, NOTHING_CHOSEN)
 _EVENT = "SELECT message_id, number, at, what, who, via, address, detail FROM event "
 
@@ -95,7 +95,7 @@ class SqliteRecords(SqliteSignIns):
     def _shorten_journal(self, before: datetime, now: datetime) -> None:
         """Remove the journal's days that only tell of messages held before ``before`` and of digests that nobody asks
         for any more; what of them still holds is written down anew first."""
-        until = min(before, now - _DIGESTS_KEPT).date()
+        until = min(before, now - _TOLD_FOR).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
         if old and self._carry_forward():

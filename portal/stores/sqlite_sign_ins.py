@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from portal.errors import LinkInvalid, QuarantineError, RelayRefused
-from portal.stores import LEASE, OutgoingMail, SignIn, SignInLimits
+from portal.stores import DIGESTS_KEPT, LEASE, OutgoingMail, SignIn, SignInLimits
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import queue_mail
 from portal.stores.sqlite_people import BATCH, SqlitePeople
@@ -29,7 +29,7 @@ _SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, cre
 # What purge removes: table, its key, the time that counts, kept for.
 _EXPIRING = (
     ("opening", "rowid", "at", timedelta(days=1)),  # bursts are a matter of seconds
-    ("digest", "id", "issued_at", timedelta(days=60)),
+    ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", timedelta(days=1)),  # the limits count an hour back
     ("session", "session_sha256", "used_at", _SESSION_IDLE),
     ("session", "session_sha256", "started_at", _SESSION_MAX),
