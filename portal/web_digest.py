@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from bottle import HTTPResponse, request
 
-from portal.errors import AlreadyDone, NotAllowed, NotFound, RelayDeferred, RelayRefused, StoreUnavailable
+from portal.errors import AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.languages import N_
 from portal.links import Action, Link
 from portal.message import Delivery, State, Tier
@@ -98,7 +98,7 @@ class DigestPages:
                 return len(chosen) - position
             try:
                 do(delivery)
-            except (AlreadyDone, NotAllowed, NotFound, RelayDeferred, RelayRefused) as error:
+            except (AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused) as error:
                 log.info("several id=%s number=%d: %s", delivery.id, delivery.number, error)
             except StoreUnavailable as error:
                 if position == 0:

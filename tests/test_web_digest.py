@@ -15,6 +15,7 @@ from portal.message import State, Symbol, Tier
 from portal.stores import Digest, Held
 from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
+from tests.test_moving import damage
 from tests.web_client import ORIGIN, ROOT, Browser, Site
 
 PRESS = {"pressed": "1"}
@@ -277,6 +278,17 @@ def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, m
     assert page.count("Deleted on") == 1
     assert "Not all could be done" in page
     assert len(names(page)) == 2
+
+
+def test_a_mail_that_is_damaged_leaves_the_others(site: Site, store_url: str, relay: SmtpServer) -> None:
+    helds = [site.hold(subject=f"Mail {name}", recipients=[ALICE]) for name in ("one", "two", "three")]
+    damage(store_url, helds[0].id)
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    page = choose(browser, several(site, digest), "release", [f"{held.id}.0" for held in helds], page)
+    assert [site.state(held) for held in helds] == [State.RELEASING, State.RELEASED, State.RELEASED]
+    assert "Not all could be done" not in page
+    assert len(relay.mails) == 2
 
 
 def test_a_digest_of_many_mails_shows_a_bounded_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
