@@ -13,7 +13,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal import preview
-from portal.errors import AlreadyDone, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
+from portal.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
 from portal.languages import N_
 from portal.message import Delivery, Event, Reader, State, parse_id
 from portal.web_http import Row, Web, by_name, sha256
@@ -99,10 +99,10 @@ class PortalPages:
         )
 
     def _preview(self, delivery: Delivery) -> preview.Preview | None:
-        """What the mail says; None when the mail itself is gone."""
+        """What the mail says; None when the mail itself is gone, or is not any more what came."""
         try:
             return preview.preview(self._store.body(delivery.id))
-        except BodyMissing:
+        except (BodyDamaged, BodyMissing):
             return None
 
     def act(self, id: str, act: str) -> HTTPResponse:

@@ -19,6 +19,7 @@ from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.conftest import MakeSettings
 from tests.smtp_server import SmtpServer
+from tests.test_moving import damage
 from tests.web_client import Answer, Browser, Site
 
 
@@ -257,6 +258,15 @@ def test_a_mail_whose_bytes_are_gone_keeps_its_page(site: Site, held: Held, monk
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/")
     assert page.status == 200
     assert "no longer here" in page.text
+
+
+def test_the_page_of_a_damaged_mail_tells_its_facts(site: Site, store_url: str, held: Held) -> None:
+    damage(store_url, held.id)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/")
+    assert page.status == 200
+    assert "no longer here" in page.text
+    assert act(browser, held.id, "delete").status == 303
 
 
 # ---- preferences
