@@ -191,13 +191,13 @@ def sender_shown(message: Message) -> Sender:
         if not envelope:
             instead = N_("unknown sender") if envelope is None else N_("no sender, as automatic replies have")
             return Sender(shown(name, 80), "", "", instead)
-        warning = LOOKS_ALIKE if looks_alike(domain(shown(envelope, 320))) else ""
+        warning = LOOKS_ALIKE if _pretends(envelope, envelope) else ""
         return Sender(shown(name, 80), _with_punycode(shown(envelope, 120)), warning)
     warning = ""
     others = [other for other in _addresses(name) if other.lower() != address.lower()]
     if others:
         warning = N_("The name contains another address than the one this mail is from")
-    elif looks_alike(domain(shown(address, 320))):
+    elif _pretends(address, message.header_from):
         warning = LOOKS_ALIKE
     return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
 
@@ -224,6 +224,20 @@ _TOGETHER = (
     {"LATIN", "CJK", "HANGUL"},
 )
 _WORD = re.compile("[A-Z]+")
+
+
+_ENDS = "<>()[]\",;:'."  # what may follow an address, see `_ADDRESS` and `_addresses`
+
+
+def _pretends(address: str, written: str) -> bool:
+    """Whether an address's domain passes for another one, also by what `shown` takes out of what was ``written``: with
+    a character in it that nobody sees it is not that domain, whose DMARC policy nobody asked."""
+    seen = shown(address, 320)
+    _, at, host = seen.rpartition("@")
+    _, there, behind = written.rpartition(at + host)
+    if at and (not there or not (behind == "" or behind[0].isspace() or behind[0] in _ENDS)):
+        return True
+    return looks_alike(domain(seen))
 
 
 @lru_cache(maxsize=4096)

@@ -68,6 +68,13 @@ def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
         ("", None, "unknown sender", False),
         ("K <x@käse.example>", "", "K <x@käse.example (xn--kse-qla.example)>", False),
         ("A\u202eB\r\nBcc: x <x@example.net>", "", "AB Bcc: x <x@example.net>", False),
+        ("K <x@Bank.example>", "", "K <x@Bank.example>", False),
+        ("x@bank.example (K)", "", "K <x@bank.example>", False),
+        ("", "root", "root", False),
+        ("K <x@ba\u00adnk.example>", "", "K <x@bank.example>", True),  # another domain, with a DMARC policy of its own
+        ("x@ba\u200bnk.example", "", "x@bank.example", True),
+        ("K <x@bank.example\ufeff>", "", "K <x@bank.example>", True),
+        ("", "x@\u2066bank.example", "x@bank.example", True),
     ],
 )
 def test_a_sender_is_shown_with_name_and_address(
