@@ -72,9 +72,11 @@ for _name in ("to", "message-id", "list-unsubscribe", MARK_HEADER.lower()):
 _POLICY = SMTP.clone(max_line_length=76, header_factory=_HEADERS)
 _PLAIN_LOCAL = re.compile(r"""[^\s()<>@,;:\\"\[\].]+(\.[^\s()<>@,;:\\"\[\].]+)*|"([^"\\]|\\.)*\"""")
 _SPACE = re.compile(r"\s+")
-# Bidirectional controls and invisible characters that make text look like other text.
+# Bidirectional controls and invisible characters that make text look like other text, or none look like some (most of
+# Unicode's Default_Ignorable_Code_Point; variation selectors stay, since emoji and some letters are drawn by them).
 _HIDDEN = re.compile(
-    "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
+    "\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
 
 

@@ -513,6 +513,13 @@ def test_long_words_are_no_wallets() -> None:
     assert words in text_of(mail_of(delivery(1, subject=words)))
 
 
+@pytest.mark.parametrize("hidden", ["\u034f", "\u115f", "\u1160", "\u17b4", "\u180e", "\u206a", "\u3164", "\uffa0"])
+def test_what_nobody_sees_is_not_taken_for_a_text(hidden: str) -> None:
+    mail = mail_of(delivery(1, subject=hidden * 3, header_from=f"{hidden} <promo@example.net>"))
+    assert "(no subject)" in text_of(mail)
+    assert hidden not in text_of(mail) + html_of(mail).words
+
+
 def test_an_ordinary_address_is_shown_as_it_is() -> None:
     assert "Ann <info@www.example.com>\n" in text_of(mail_of(delivery(1, header_from="Ann <info@www.example.com>")))
 
