@@ -100,8 +100,8 @@ class Acts:
         released before: it can be lost behind the mail server, or be deleted by mistake.
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
-        RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused or BodyMissing
-        (`held` again with the reason).
+        RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused, BodyMissing or
+        BodyDamaged (`held` again with the reason).
         """
         delivery = self.store.delivery(id, number)
         if not delivery.recipient:

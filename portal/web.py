@@ -17,7 +17,16 @@ from typing import Any
 from bottle import Bottle, HTTPError, HTTPResponse, request, static_file
 
 from portal.assemble import Parts
-from portal.errors import BodyMissing, LinkExpired, LinkInvalid, NotAllowed, NotFound, StoreMisfit, StoreUnavailable
+from portal.errors import (
+    BodyDamaged,
+    BodyMissing,
+    LinkExpired,
+    LinkInvalid,
+    NotAllowed,
+    NotFound,
+    StoreMisfit,
+    StoreUnavailable,
+)
 from portal.languages import N_
 from portal.web_exporter import ExporterEndpoint, is_export
 from portal.web_http import Web, json_answer
@@ -172,7 +181,7 @@ def _failure(web: Web, error: Exception) -> HTTPResponse | None:
                 410,
                 sign_in=True,
             )
-        case BodyMissing():
+        case BodyMissing() | BodyDamaged():
             return web.notice(
                 N_("This mail is no longer here"),
                 N_("It was removed from the quarantine meanwhile. Ask its sender to send it again."),

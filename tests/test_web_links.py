@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
@@ -12,6 +13,7 @@ from portal.message import State, Tier
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
+from tests.test_moving import damage, lose
 from tests.web_client import ORIGIN, Browser, Site
 
 OLD = 11  # minutes: beyond links.autosubmit_after_minutes
@@ -485,16 +487,17 @@ def test_a_revoked_link_looks_like_one_that_never_was(site: Site, held: Held) ->
     assert site.browser().get(site.link(Action.RELEASE, held, number=1, minutes_old=1)).status == 200
 
 
-def test_a_mail_whose_bytes_are_gone_is_no_longer_here(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    from portal.errors import BodyMissing
-
-    def gone(*_: object) -> None:
-        raise BodyMissing("the mail is gone")
-
-    monkeypatch.setattr(type(site.store), "body", gone)
+@pytest.mark.parametrize("spoil", [lose, damage])
+def test_a_mail_whose_bytes_are_gone_or_damaged_is_no_longer_here(
+    site: Site, held: Held, store_url: str, relay: SmtpServer, spoil: Callable[[str, UUID], None]
+) -> None:
+    spoil(store_url, held.id)
     answer = site.browser().post(site.link(Action.RELEASE, held), PRESS)
     assert answer.status == 410
     assert "no longer here" in answer.text
+    assert site.state(held) is State.HELD, "it will be no better in an hour"
+    assert site.store.delivery(held.id, 0).reason
+    assert relay.mails == []
 
 
 # ---- preferences

@@ -430,7 +430,7 @@ class Store(ABC):
         - cleanly: `released`;
         - by RelayDeferred: stays `releasing`, the error's text is its reason, ``next_try_at`` = now + back-off (1,
           2, 4 … minutes, at most 1 h; ± nothing);
-        - by RelayRefused or BodyMissing: `held` again with the error's text as reason;
+        - by RelayRefused, BodyMissing or BodyDamaged: `held` again with the error's text as reason;
         - by anything else: as RelayDeferred, with the reason "internal error".
         Events: `releasing` when it comes from another state, then `released`, `deferred` or `failed` per try.
         The exception goes on to the caller in each case. When recording fails the lease runs out and the delivery

@@ -358,7 +358,7 @@ class PostgresStore(PostgresRecords):
     def _record_failure(
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
     ) -> None:
-        final = isinstance(error, RelayRefused | BodyMissing)
+        final = isinstance(error, RelayRefused | BodyMissing | BodyDamaged)
         reason = rows.text(str(error)) if final or isinstance(error, RelayDeferred) else "internal error"
         back_off = timedelta(minutes=min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES))
         state, state_at = (State.HELD, now) if final else (State.RELEASING, delivery.state_at)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone, BodyMissing, NotFound, QuarantineError, RelayDeferred, RelayRefused
+from portal.errors import AlreadyDone, BodyDamaged, BodyMissing, NotFound, QuarantineError, RelayDeferred, RelayRefused
 from portal.message import (
     Actor,
     Delivery,
@@ -224,8 +224,8 @@ class SqliteDeliveries(Store):
         self, delivery: Delivery, claim: bytes, actor: Actor, now: datetime, error: BaseException
     ) -> None:
         key = (delivery.id.bytes, delivery.number, claim)
-        reason = str(error) if isinstance(error, RelayDeferred | RelayRefused | BodyMissing) else "internal error"
-        final = isinstance(error, RelayRefused | BodyMissing)
+        final = isinstance(error, RelayRefused | BodyMissing | BodyDamaged)
+        reason = str(error) if final or isinstance(error, RelayDeferred) else "internal error"
         with self.db.write() as connection:
             if final:
                 changed = connection.execute(
