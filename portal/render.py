@@ -78,6 +78,11 @@ _HIDDEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
     "\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
+# Combining marks on one letter: no language piles up more than three, and a hundred cover the rows above and below.
+_PILED_UP = re.compile(
+    "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{3})"
+    "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
+)
 
 
 _UTC = ZoneInfo("UTC")
@@ -329,8 +334,10 @@ def _columns(text: str) -> int:
 
 
 def shown(text: str | None, limit: int = 200) -> str:
-    """Hostile text as one harmless line: no controls, no bidi overrides, no invisible characters, no endless length."""
+    """Hostile text as one harmless line: no controls, no bidi overrides, no invisible characters, no towers of marks,
+    no endless length."""
     line = _HIDDEN.sub("", _SPACE.sub(" ", text or ""))
-    line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs", "Cn", "Co"))
-    line = line.strip()
+    if not line.isprintable():
+        line = "".join(c for c in line if unicodedata.category(c) not in ("Cc", "Cs", "Cn", "Co"))
+    line = _PILED_UP.sub(r"\1", line).strip()
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

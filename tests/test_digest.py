@@ -520,6 +520,12 @@ def test_what_nobody_sees_is_not_taken_for_a_text(hidden: str) -> None:
     assert hidden not in text_of(mail) + html_of(mail).words
 
 
+def test_marks_that_are_piled_up_do_not_cover_the_rows_around() -> None:
+    mail = mail_of(delivery(1, subject="Tiếng Việt".replace("ế", "e\u0302\u0301") + " z" + "\u0336\u0489\u0301" * 30))
+    assert "Tie\u0302\u0301ng Việt z\u0336\u0489\u0301\n" in text_of(mail)
+    assert "\u0301" * 2 not in html_of(mail).words and html_of(mail).words.count("\u0489") == 1
+
+
 def test_an_ordinary_address_is_shown_as_it_is() -> None:
     assert "Ann <info@www.example.com>\n" in text_of(mail_of(delivery(1, header_from="Ann <info@www.example.com>")))
 

@@ -15,10 +15,11 @@ from digest.run import send_all
 from portal import checks
 from portal.assemble import Parts
 from portal.links import Action
+from portal.message import new_id
 from portal.render import Render, site_problems
 from portal.settings import Settings, load_from
 from portal.stores import open_store
-from tests.builders import ALICE, hold
+from tests.builders import ALICE, hold, now
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
@@ -80,6 +81,24 @@ def test_files_of_the_site_replace_ours_one_by_one(make_parts: Callable[..., Par
     assert mail.count("Help desk: room 7") == 2
     assert "background:#060" in mail
     assert "Held subject" in mail, "the rest is ours"
+
+
+def test_all_mails_have_the_sites_colours(make_parts: Callable[..., Parts], folder: Path) -> None:
+    put(folder, "mail/colours.html", '{% set main = "#060" %}{% set on_main = "#ffe" %}{% set grave = "#900" %}')
+    render = make_parts(site__folder=folder).render
+    links = {"url": "https://x/", "preferences": "https://x/", "portal": "https://x/"}
+    values = links | {
+        "recipient": ALICE,
+        "link_days": 14,
+        "retention_days": 30,
+        "minutes": 15,
+        "code": "1",
+        "public_url": "x",
+    }
+    for name in ("signin", "stopped"):
+        mail = render.mail(name, sender="q@example.org", to=ALICE, id=new_id(), mark="m", now=now(), **values)
+        html = mail.get_body(("html",))
+        assert html is not None and "background:#060;color:#ffe" in html.get_content(), name
 
 
 def test_pages_and_their_files_can_be_replaced(make_parts: Callable[..., Parts], folder: Path) -> None:
