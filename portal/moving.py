@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -31,7 +31,9 @@ log = logging.getLogger("quarantine.moving")
 _MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
-_NOT_KEPT = "copy.not_kept"  # a note in the target: a mail that it did not give back as it was written
+# Notes in the target: a mail that it did not give back as it was written; the first and last of those being brought,
+# which a run that was killed may not have read back.
+_NOT_KEPT, _AT_WORK = "copy.not_kept", "copy.at_work"
 
 _AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
 
@@ -108,16 +110,24 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
     seen = 0
+    first, _, last = (target.recall(_AT_WORK) or "").partition(" ")
     progress(0, total, 0)
     with ThreadPoolExecutor(_AT_ONCE) as workers:
         for ids in _pages(source, _MESSAGES):
             theirs, ours = source.records(ids), target.records(ids)
+            if any(id not in ours for id in ids):
+                target.remember(_AT_WORK, f"{ids[0]} {ids[-1]}", replace=True)
+            for id in ours:
+                if first <= str(id) <= last:
+                    with suppress(NotFound):  # purged at this moment
+                        _read_back(target, id)
             pairs = [(theirs.get(id), ours.get(id)) for id in ids]
             outcomes = workers.map(lambda pair: _bring(source, target, *pair), pairs)
             for id, outcome in zip(ids, outcomes, strict=True):
                 done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
                 seen += 1
                 progress(seen, max(seen, total), done.size_bytes)
+    target.remember(_AT_WORK, "", replace=True)
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
     key = source.recall("links.key")

@@ -446,6 +446,27 @@ def test_nothing_of_a_mail_is_told_when_it_fails(urls: tuple[str, str], stores: 
     assert "Hush" not in run_copy(*urls).output
 
 
+def test_what_a_killed_copy_had_not_read_back_the_next_one_reads(
+    urls: tuple[str, str], stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    held = hold(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(moving, "_read_back", lambda *_: sys.exit(9))  # between taking a mail and reading it back
+        assert run_copy(*urls).exit_code == 9
+    assert [record.message.id for record in target.records([held.id]).values()] == [held.id]
+    damage(urls[1], held.id)
+    again = run_copy(*urls)
+    assert again.exit_code == 2 and "TO does not give back the mail" in again.output
+
+
+def test_a_copy_is_not_read_back_again_once_it_was_complete(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+    held = hold(stores[0])
+    assert run_copy(*urls).exit_code == 0
+    damage(urls[1], held.id)
+    assert run_copy(*urls).exit_code == 0, "what happens to a disk later is not the copy's to find"
+
+
 @pytest.mark.parametrize("kind", ["files", "postgres"])
 def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
     new_url: NewUrl, monkeypatch: pytest.MonkeyPatch, kind: str
