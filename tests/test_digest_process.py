@@ -569,7 +569,7 @@ def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts
 
     parts = make_parts(mail__url=server.url, digest__connections=1)
     hold(parts.store)
-    run.schedule_news(parts, tomorrow())
+    news.schedule_news(parts, tomorrow())
     server.script["BODY"] = [None, interrupt]
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
@@ -585,7 +585,7 @@ def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
 
     parts = make_parts(mail__url=server.url, digest__connections=1)
     hold(parts.store, recipients=[ALICE])
-    run.schedule_news(parts, tomorrow())
+    news.schedule_news(parts, tomorrow())
     monkeypatch.setattr(parts.store, "settle_digests", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
