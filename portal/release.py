@@ -122,7 +122,8 @@ class Acts:
         return self._send(id, number, set(), Actor("digest"))
 
     def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
-        with self.store.releasing(id, number, allowed, actor, self.now()) as delivery:
+        reply = ""
+        with self.store.releasing(id, number, allowed, actor, self.now(), lambda: reply) as delivery:
             message = delivery.message
             try:
                 # Opened before the server is asked for anything: a mail whose file is gone shall not begin to go.

@@ -224,6 +224,13 @@ def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, s
     assert [m.recipients for m in smtp.mails] == [[ALICE], [ALICE]]
 
 
+def test_meta_tells_what_the_mail_server_answered(run: Run, store: Store) -> None:
+    held = hold(store, recipients=[ALICE])
+    run("release", str(held.id))
+    assert "released by operator:" in (told := run("meta", str(held.id)).output.splitlines()[-1])
+    assert told.endswith(" cli: 250 2.0.0 queued as 4Bx7")
+
+
 def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
     assert "not known" in run("release", str(held.id)).output

@@ -773,6 +773,16 @@ def test_history_tells_who_did_what_in_order(store: Store) -> None:
     assert [e.what for e in store.history(held.id, 1)] == ["held"]
     with pytest.raises(NotFound):
         store.history(UNKNOWN, 0)
+
+
+def test_history_keeps_what_the_mail_server_answered_to_a_release(store: Store) -> None:
+    held, answers = hold(store), [""]
+    with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now(), lambda: answers[-1]):
+        answers.append("250 2.0.0 Ok: queued as 4XYZ")  # known inside of the block only
+    assert [(e.what, e.detail) for e in store.history(held.id, 0)][-2:] == [
+        ("releasing", ""),
+        ("released", "250 2.0.0 Ok: queued as 4XYZ"),
+    ]
     with pytest.raises(NotFound):
         store.history(held.id, 2)
 

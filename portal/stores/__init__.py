@@ -417,7 +417,13 @@ class Store(ABC):
 
     @abstractmethod
     def releasing(
-        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+        self,
+        message_id: UUID,
+        number: int,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        answer: Callable[[], str] = str,
     ) -> AbstractContextManager[Delivery]:
         """Claim a delivery for release, yield it as claimed, and record the outcome.
 
@@ -427,7 +433,7 @@ class Store(ABC):
         delivery (released before, deleted, another one is at it).
 
         Leaving the block:
-        - cleanly: `released`;
+        - cleanly: `released`; the event's detail is what ``answer`` returns then, the mail server's words;
         - by RelayDeferred: stays `releasing`, the error's text is its reason, ``next_try_at`` = now + back-off (1,
           2, 4 … minutes, at most 1 h; ± nothing);
         - by RelayRefused, BodyMissing or BodyDamaged: `held` again with the error's text as reason;

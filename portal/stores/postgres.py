@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -306,7 +306,13 @@ class PostgresStore(PostgresRecords):
 
     @contextmanager
     def releasing(
-        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+        self,
+        message_id: UUID,
+        number: int,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        answer: Callable[[], str] = str,
     ) -> Iterator[Delivery]:
         lease = uuid4()
         delivery = self._claim_release(message_id, number, allowed, actor, now, lease)
@@ -326,7 +332,7 @@ class PostgresStore(PostgresRecords):
                 " where message_id = %s and number = %s and state <> 'released'",
                 [now, message_id, number],
             )
-            rows.note(connection, message_id, number, now, State.RELEASED.value, actor)
+            rows.note(connection, message_id, number, now, State.RELEASED.value, actor, answer())
 
     def _claim_release(
         self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, lease: UUID

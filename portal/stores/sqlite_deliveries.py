@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -171,7 +171,13 @@ class SqliteDeliveries(Store):
 
     @contextmanager
     def releasing(
-        self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime
+        self,
+        message_id: UUID,
+        number: int,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        answer: Callable[[], str] = str,
     ) -> Iterator[Delivery]:
         claim = os.urandom(16)
         delivery = self._claim_release(message_id, number, allowed, actor, now, claim)
@@ -191,7 +197,7 @@ class SqliteDeliveries(Store):
                 "WHERE message_id = ? AND number = ? AND state <> 'released'",
                 (to_micros(now), message_id.bytes, number),
             )
-            self._note(connection, message_id, number, now, State.RELEASED.value, actor)
+            self._note(connection, message_id, number, now, State.RELEASED.value, actor, answer())
 
     def _claim_release(
         self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, claim: bytes
