@@ -220,7 +220,7 @@ def meta(id: str, as_json: bool) -> None:
             _add(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
         _print(table)
         for delivery in deliveries:
-            click.echo(f"\n{shown(delivery.address) or '(recipient not known)'}: {delivery.state}")
+            click.echo(f"\n{_whose(delivery)}: {delivery.state}")
             if delivery.reason:
                 click.echo(f"  reason: {shown(delivery.reason, 500)}")
             for event in histories[delivery.number]:
@@ -258,10 +258,10 @@ def release(id: str, recipient: str | None, everybody: bool, again: bool) -> Non
         for delivery in _chosen(parts, message, recipient, everybody):
             try:
                 done = parts.acts.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
-                click.echo(f"{shown(done.address)}: {done.state}")
+                click.echo(f"{_whose(done)}: {done.state}")
             except QuarantineError as error:
                 failed = True
-                click.echo(f"{shown(delivery.address)}: {error}", err=True)
+                click.echo(f"{_whose(delivery)}: {error}", err=True)
                 if isinstance(error, RelayDeferred):
                     click.echo("  The digest process keeps trying.", err=True)
                 elif delivery.state is State.RELEASED:
@@ -298,7 +298,7 @@ def refuse(id: str, recipient: str | None, reason: str) -> None:
     with _parts() as parts:
         for delivery in _chosen(parts, _one(parts, id), recipient, False):
             parts.acts.refuse(delivery.id, delivery.number, _operator(), shown(reason, 500))
-            click.echo(f"{shown(delivery.address)}: refused")
+            click.echo(f"{_whose(delivery)}: refused")
 
 
 @main.command()
@@ -360,8 +360,12 @@ def _chosen(parts: Parts, message: Message, recipient: str | None, everybody: bo
     return deliveries
 
 
+def _whose(delivery: Delivery) -> str:
+    return shown(delivery.address) or "(recipient not known)"
+
+
 def _recipients(deliveries: Sequence[Delivery]) -> str:
-    return "\n".join(f"  {shown(d.address) or '(recipient not known)'}: {d.state}" for d in deliveries)
+    return "\n".join(f"  {_whose(d)}: {d.state}" for d in deliveries)
 
 
 def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
@@ -378,10 +382,10 @@ def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Deliv
             for delivery in chosen:
                 try:
                     done = act(parts, delivery)
-                    click.echo(f"{message.id} {shown(done.address)}: {done.state}")
+                    click.echo(f"{message.id} {_whose(done)}: {done.state}")
                 except QuarantineError as error:
                     failed = True
-                    click.echo(f"{message.id} {shown(delivery.address)}: {error}", err=True)
+                    click.echo(f"{message.id} {_whose(delivery)}: {error}", err=True)
     if failed:
         raise SystemExit(1)
 

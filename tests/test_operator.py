@@ -233,8 +233,11 @@ def test_meta_tells_what_the_mail_server_answered(run: Run, store: Store) -> Non
 
 def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
-    assert "not known" in run("release", str(held.id)).output
+    assert run("release", str(held.id)).output.startswith("(recipient not known): the recipient of this message")
     assert smtp.mails == []
+    assert run("delete", str(held.id)).output == f"{held.id} (recipient not known): deleted\n"
+    assert run("delete", str(held.id)).output.startswith(f"{held.id} (recipient not known): this delivery is")
+    assert run("restore", str(held.id)).exit_code == 0
     for wrong in ("alice", "alice@", "alice@exa mple.org"):
         assert run("release", str(held.id), "--recipient", wrong).exit_code == 1
     assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
