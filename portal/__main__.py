@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import re
 import sys
@@ -46,6 +47,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of ISO 8859-1 cannot write every subject
+    # Python writes warnings that nobody takes to stderr, where `release` tells the same in its own words.
+    logging.getLogger("quarantine.release").addHandler(logging.NullHandler())
 
 
 @contextmanager

@@ -224,6 +224,14 @@ def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, s
     assert [m.recipients for m in smtp.mails] == [[ALICE], [ALICE]]
 
 
+def test_why_a_release_failed_is_said_once(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE])
+    smtp.script["RCPT"] = "550 5.1.1 no such user"
+    command = [sys.executable, "-m", "portal", "release", str(held.id)]  # its logging is its own, not pytest's
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"{ALICE}: RCPT TO: 550 5.1.1 no such user\n")
+
+
 def test_meta_tells_what_the_mail_server_answered(run: Run, store: Store) -> None:
     held = hold(store, recipients=[ALICE])
     run("release", str(held.id))
