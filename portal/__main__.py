@@ -258,7 +258,7 @@ def release(id: str, recipient: str | None, everybody: bool, again: bool) -> Non
     failed = False
     with _parts() as parts:
         message = _one(parts, id)
-        for delivery in _chosen(parts, message, recipient, everybody):
+        for delivery in _chosen(parts, message, recipient, everybody, may_assign=True):
             try:
                 done = parts.acts.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
                 click.echo(f"{_whose(done)}: {done.state}")
@@ -299,7 +299,7 @@ def restore(ids: Sequence[str], recipient: str | None) -> None:
 def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Decline a recipient's request for a dangerous message."""
     with _parts() as parts:
-        for delivery in _chosen(parts, _one(parts, id), recipient, False):
+        for delivery in _chosen(parts, _one(parts, id), recipient, None):
             parts.acts.refuse(delivery.id, delivery.number, _operator(), shown(reason, 500))
             click.echo(f"{_whose(delivery)}: refused")
 
@@ -339,15 +339,18 @@ def _one(parts: Parts, id: str) -> Message:
     return found[0]
 
 
-def _chosen(parts: Parts, message: Message, recipient: str | None, everybody: bool) -> Sequence[Delivery]:
-    """The deliveries meant, or NotDone with their list."""
+def _chosen(
+    parts: Parts, message: Message, recipient: str | None, everybody: bool | None, *, may_assign: bool = False
+) -> Sequence[Delivery]:
+    """The deliveries meant, or NotDone with their list. ``everybody`` None: the command has no --all; ``may_assign``:
+    a message whose export had lost its recipients is given this one."""
     deliveries = parts.store.deliveries(message.id)
     if recipient is not None and everybody:
         raise NotDone("Use either --recipient or --all.")
     if recipient is not None:
         mine = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
-        if not mine and len(deliveries) == 1 and not deliveries[0].recipient:
-            # The export had lost its recipients; the operator knows who it was for. It is named once, so not wrongly.
+        if may_assign and not mine and len(deliveries) == 1 and not deliveries[0].recipient:
+            # The operator knows who it was for. It is named once, so not wrongly.
             try:
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
@@ -357,9 +360,8 @@ def _chosen(parts: Parts, message: Message, recipient: str | None, everybody: bo
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))
         return mine
     if len(deliveries) > 1 and not everybody:
-        raise NotDone(
-            "The message has several recipients; say --recipient ADDRESS or --all:\n" + _recipients(deliveries)
-        )
+        options = "--recipient ADDRESS" if everybody is None else "--recipient ADDRESS or --all"
+        raise NotDone(f"The message has several recipients; say {options}:\n" + _recipients(deliveries))
     return deliveries
 
 

@@ -224,6 +224,15 @@ def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, s
     assert [m.recipients for m in smtp.mails] == [[ALICE], [ALICE]]
 
 
+def test_what_a_command_offers_for_several_recipients_it_takes(run: Run, store: Store) -> None:
+    held = hold(store)
+    assert "--recipient ADDRESS or --all" in run("release", str(held.id)).output
+    result = run("refuse", str(held.id), "--reason", "no")
+    assert result.exit_code == 1
+    assert "say --recipient ADDRESS:" in result.output and ALICE in result.output
+    assert "--all" not in result.output
+
+
 def test_why_a_release_failed_is_said_once(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE])
     smtp.script["RCPT"] = "550 5.1.1 no such user"
@@ -246,6 +255,10 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
     assert run("delete", str(held.id)).output == f"{held.id} (recipient not known): deleted\n"
     assert run("delete", str(held.id)).output.startswith(f"{held.id} (recipient not known): this delivery is")
     assert run("restore", str(held.id)).exit_code == 0
+    for verb in (["delete"], ["restore"], ["refuse", "--reason", "no"]):  # giving it one is what release is for
+        result = run(*verb, str(held.id), "--recipient", "alise@example.org")
+        assert "is not among its recipients" in result.output and "(recipient not known): held" in result.output
+    assert store.delivery(held.id, 0).address == ""
     for wrong in ("alice", "alice@", "alice@exa mple.org"):
         assert run("release", str(held.id), "--recipient", wrong).exit_code == 1
     assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
