@@ -12,6 +12,7 @@ standard library alone, so that it starts in a few hundredths of a second.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from email.policy import compat32
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 INPUT_BYTES = 1 << 20  # more is not looked at
 TEXT_CHARACTERS = 1 << 18
@@ -238,7 +238,7 @@ class _Reducer(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self._hosts: list[str] = []
+        self._host = ""  # of the link that is open
         self._hidden = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -249,24 +249,42 @@ class _Reducer(HTMLParser):
         elif tag in ("td", "th"):
             self.pieces.append(" ")
         elif tag == "a":
-            try:
-                self._hosts.append(urlsplit(dict(attrs).get("href") or "").netloc)
-            except ValueError:
-                self._hosts.append("")
+            self._end_link()  # a link within a link ends the outer one
+            # Of two attributes of one name browsers take the first.
+            self._host = _host(next((value for name, value in attrs if name == "href"), "") or "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag in _HIDDEN_TAGS:
             self._hidden = max(0, self._hidden - 1)
         elif tag in _LINE_TAGS:
             self.pieces.append("\n")
-        elif tag == "a" and self._hosts:
-            host = self._hosts.pop()
-            self.pieces.append(f" [{host}]" if host else "")
+        elif tag == "a":
+            self._end_link()
+
+    def close(self) -> None:
+        super().close()
+        self._end_link()  # one that is never closed leads there all the same
 
     def handle_data(self, data: str) -> None:
         if not self._hidden:
             # Line ends of the source mean nothing in HTML.
             self.pieces.append(data.replace("\r", " ").replace("\n", " "))
+
+    def _end_link(self) -> None:
+        self.pieces.append(f" [{self._host}]" if self._host else "")
+        self._host = ""
+
+
+# As browsers read it (WHATWG URL, 4.4), not RFC 3986: behind these schemes any number of slashes will do, of either
+# kind, or none.
+_AUTHORITY = re.compile(r"(?:(?:https?|ftp|wss?):[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})([^/\\?#]*)", re.I | re.A)
+_AROUND_A_URL = "".join(map(chr, range(0x21)))
+
+
+def _host(href: str) -> str:
+    """Where a link leads, "" when to no host: what stands before an @ is a name for logging in, not a host."""
+    found = _AUTHORITY.match(re.sub(r"[\t\r\n]", "", href.strip(_AROUND_A_URL)))
+    return found[1].rpartition("@")[2] if found else ""
 
 
 if __name__ == "__main__":

@@ -213,6 +213,24 @@ def test_html_mail_is_shown_as_text_with_where_its_links_lead(site: Site) -> Non
     assert "<img" not in page
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        b'<a href="https://evil.example/">https://bank.example',
+        b'<a href="https://evil.example/">https://bank.example<a href="https://bank.example/">',
+        b'<a href="https://evil.example/" href="https://bank.example/">https://bank.example</a>',
+        b'<a href="https://bank.example@evil.example/">https://bank.example</a>',
+        b'<a href="https:\\\\evil.example\\@bank.example/">https://bank.example</a>',
+        b'<a href="https:evil.example">https://bank.example</a>',
+        b'<a href="&#1; ht&#9;tps:/\\/evil.example?">https://bank.example</a>',
+    ],
+    ids=["open", "inside", "twice", "login", "backslashes", "no-slashes", "blanks"],
+)
+def test_where_a_link_leads_is_read_as_browsers_do(site: Site, link: bytes) -> None:
+    held = site.hold(data=b"Content-Type: text/html; charset=utf-8\r\n\r\n" + link)
+    assert "https://bank.example [evil.example]" in site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+
+
 def test_attachments_are_named_and_not_served(site: Site) -> None:
     data = (
         b"From: x@example.net\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhello\r\n--b\r\n"
