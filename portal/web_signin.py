@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 from datetime import timedelta
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from bottle import HTTPResponse, request
 
@@ -51,6 +52,7 @@ class SignInPages:
         browser, token = self._browser() or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**6):06d}"
         asked, now = address if _is_plain(address) else _NOBODY, self._web.now()
+        peer = request.environ.get("REMOTE_ADDR", "")
         # An alias signs its person in; the mail goes to that person's own address.
         recipient = self._web.parts.people.person(asked) or identity(asked)
         person = self._store.person(recipient)
@@ -62,12 +64,12 @@ class SignInPages:
             code_sha256=sha256(browser, code),
             browser_sha256=sha256(browser),
             recipient=recipient,
-            client_ip=request.environ.get("REMOTE_ADDR", ""),
+            client_ip=_client(peer),
             created_at=now,
             expires_at=now + _LIFETIME,
         )
         sent = self._store.start_sign_in(sign_in, SignInLimits(), to, self._mail(to, token, code, language))
-        log.info("sign-in asked peer=%s local=%s within_limits=%s", sign_in.client_ip, bool(to), sent)
+        log.info("sign-in asked peer=%s local=%s within_limits=%s", peer, bool(to), sent)
         answer = self._web.see_other("/sign-in/code")
         self._web.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
         return answer
@@ -157,6 +159,20 @@ class SignInPages:
         )
         data: bytes = mail.as_bytes()
         return data
+
+
+def _client(peer: str) -> str:
+    """Whom the limits take for one client. Of IPv6 the first 64 bits: a host makes up the others as it likes
+    (RFC 4862), so that a limit for each address would be none."""
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return peer
+    if not isinstance(address, IPv6Address):
+        return peer
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), 64), strict=False))
 
 
 def _is_plain(address: str) -> bool:

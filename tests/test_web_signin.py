@@ -100,6 +100,28 @@ def test_requests_beyond_the_limits_are_dropped_in_silence(site: Site) -> None:
     assert len(sent(site)) == 1
 
 
+@pytest.mark.parametrize(
+    ("peers", "mails"),
+    [
+        ([f"2001:db8:1:2:{n:x}::1" for n in range(12)], 10),  # one network, which one host may have alone
+        ([f"2001:db8:1:{n:x}::1" for n in range(12)], 12),
+        ([f"{start}192.0.2.1" for start in ("", "::ffff:") for _ in range(6)], 10),
+        ([f"192.0.2.{n}" for n in range(12)], 12),
+        (["fe80::1%eth0"] * 12, 10),
+        ([""] * 12, 10),  # behind a socket that tells no address
+    ],
+    ids=["one-ipv6", "many-ipv6", "one-ipv4", "many-ipv4", "zone", "none"],
+)
+def test_a_client_is_counted_as_one_whichever_of_its_addresses_it_uses(
+    site: Site, peers: list[str], mails: int
+) -> None:
+    for number, peer in enumerate(peers):
+        browser = site.browser()
+        browser.peer = peer
+        browser.post("/sign-in", {"address": f"person{number}@example.org"})
+    assert len(sent(site)) == mails
+
+
 def test_the_address_of_a_digests_link_is_filled_in_and_escaped(site: Site) -> None:
     page = site.browser().get("/sign-in?address=%22%3E%3Cscript%3E").text
     assert "&#34;&gt;&lt;script&gt;" in page
