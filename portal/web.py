@@ -220,6 +220,7 @@ _BOTTLE_ERRORS = {
     404: (N_("Nothing here"), N_("There is no such page. Your held mail is on the start page.")),
     405: (N_("Not like this"), N_("This address does not take such a request. Start again from the start page.")),
     413: (N_("Too much"), N_("The form was larger than any of ours. Go back and try again.")),
+    416: (N_("That did not arrive whole"), N_("The request could not be understood. Go back and try again.")),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from bottle import HTTPResponse, request
+from bottle import HTTPResponse
 
 from portal.errors import AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.languages import N_
@@ -116,7 +116,7 @@ class DigestPages:
     def _chosen(self, digest: Digest) -> list[Delivery]:
         """The mails that were ticked, as far as they belong to this digest and may be acted on here."""
         there = {_name(d): d for d in digest.deliveries if d.message.tier is not Tier.DANGEROUS}
-        ticked = dict.fromkeys(request.forms.getall("mail"))
+        ticked = dict.fromkeys(self._web.all_of_form("mail"))
         return [there[name] for name in ticked if name in there][:_MAILS]
 
     def _done(self, digest: Digest, since: str) -> list[Row]:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from bottle import HTTPResponse, request
+from bottle import FormsDict, HTTPError, HTTPResponse, request
 
 from portal import __version__
 from portal.assemble import Parts
@@ -112,9 +112,21 @@ class Web:
     # ---- the request
 
     def form(self, name: str) -> str:
-        """A field of the posted form, ``""`` when it is not there."""
-        value: str = request.forms.getunicode(name) or ""
+        """A field of the posted form, ``""`` when it is not there. Raises 400 for what is no form."""
+        value: str = self._forms().getunicode(name) or ""
         return value
+
+    def all_of_form(self, name: str) -> list[str]:
+        """All fields of the posted form that have this name. Raises 400 for what is no form."""
+        values: list[str] = self._forms().getall(name)
+        return values
+
+    def _forms(self) -> FormsDict:
+        try:
+            return request.forms
+        except (ValueError, LookupError) as error:
+            # Bottle stumbles over a Content-Type that is none, and over a charset that there is not: not our fault.
+            raise HTTPError(400) from error
 
     def query(self, name: str) -> str:
         """A parameter of the address, ``""`` when it is not there."""

@@ -479,6 +479,32 @@ def test_a_form_too_large_is_refused(site: Site) -> None:
     assert "<h1>" in answer.text
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [";", "multipart/form-data; boundary=x; charset=nope", "multipart/form-data; boundary=x; charset=utf-16"],
+)
+@pytest.mark.parametrize("action", [None, Action.RELEASE])
+def test_what_is_no_form_is_refused_and_is_no_fault_of_ours(
+    site: Site, held: Held, content_type: str, action: Action | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="pressed"; filename="a"\r\n\r\n1\r\n--x--\r\n'
+    path = "/sign-in" if action is None else site.link(action, held)
+    answer = site.browser().post(path, body=body, headers={"Content-Type": content_type})
+    assert answer.status == 400
+    assert "did not arrive whole" in answer.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert site.state(held) is State.HELD
+
+
+# Bottle leaves the file that it opened to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_range_that_there_is_not_is_no_fault_of_ours(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    answer = site.browser().get("/static/style.css", headers={"Range": "bytes=99999999-"})
+    assert answer.status == 416
+    assert "our fault" not in answer.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_store_that_is_down_is_a_503_that_calms(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     browser, link = site.signed_in(ALICE), site.link(Action.RELEASE, held)
 
