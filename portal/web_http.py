@@ -158,6 +158,15 @@ class Web:
             403,
         )
 
+    def refuse_old_form(self, session: str) -> None:
+        """Raise 403 unless the form carries the anti-forgery token of this session."""
+        if not self.parts.links.form_token_fits(session, self.form("form_token")):
+            raise self.notice(
+                N_("This form is from an earlier session"),
+                N_("Nothing was done. Go back, load the page again and press the button once more."),
+                403,
+            )
+
     # ---- whom a page speaks to
 
     def speak_to(self, recipient: str, preferences: Preferences) -> None:

@@ -150,12 +150,7 @@ class PortalPages:
         """The same for a posted form, which must be one of ours."""
         self._web.refuse_foreign()
         recipient, session = self._session()
-        if not self._web.parts.links.form_token_fits(session, self._web.form("form_token")):
-            raise self._web.notice(
-                N_("This form is from an earlier session"),
-                N_("Nothing was done. Go back, load the page again and press the button once more."),
-                403,
-            )
+        self._web.refuse_old_form(session)
         return recipient, session
 
     def _delivery(self, recipient: str, name: str) -> Delivery:

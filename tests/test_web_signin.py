@@ -275,10 +275,22 @@ def test_another_site_cannot_sign_out(site: Site) -> None:
         ).status
         == 403
     )
-    copy = dict(browser.cookies)
-    browser.post("/sign-out", {"form_token": "wrong"})
-    browser.cookies = copy
+    assert browser.post("/sign-out", {"form_token": "wrong"}).status == 403
     assert who(browser) == ALICE
+
+
+def test_a_page_of_an_earlier_session_does_not_pretend_to_sign_out(site: Site) -> None:
+    browser = site.signed_in(ALICE)
+    token = browser.form_token()  # of a page in another tab
+    browser.post(ask(site, browser).link)
+    copy = site.browser()
+    copy.cookies = dict(browser.cookies)
+    answer = browser.post("/sign-out", {"form_token": token})
+    assert (answer.status, answer.cookies()) == (403, {})
+    assert "from an earlier session" in answer.text
+    browser.post("/sign-out", {"form_token": browser.form_token()})
+    assert who(copy) is None
+    assert browser.post("/sign-out", {"form_token": token}).header("Location") == "/quarantine/sign-in"
 
 
 def test_a_session_ends_unused(site: Site) -> None:
