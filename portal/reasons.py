@@ -192,14 +192,14 @@ def sender_shown(message: Message) -> Sender:
             instead = N_("unknown sender") if envelope is None else N_("no sender, as automatic replies have")
             return Sender(shown(name, 80), "", "", instead)
         warning = LOOKS_ALIKE if _pretends(envelope, envelope) else ""
-        return Sender(shown(name, 80), _with_punycode(shown(envelope, 120)), warning)
+        return Sender(shown(name, 80), _address_shown(envelope), warning)
     warning = ""
     others = [other for other in _addresses(name) if other.lower() != address.lower()]
     if others:
         warning = N_("The name contains another address than the one this mail is from")
     elif _pretends(address, message.header_from):
         warning = LOOKS_ALIKE
-    return Sender(shown(name, 80), _with_punycode(shown(address, 120)), warning)
+    return Sender(shown(name, 80), _address_shown(address), warning)
 
 
 def from_address(message: Message) -> str:
@@ -286,12 +286,24 @@ def _split(header: str) -> tuple[str, str]:
     return (header, "") if not found else (header.replace(found[-1], "").strip(' ()<>"'), found[-1])
 
 
-def _with_punycode(address: str) -> str:
-    host = domain(address)
+_ADDRESS_CHARACTERS = 120
+
+
+def _address_shown(address: str) -> str:
+    """An address cleaned for showing, with its domain's punycode beside it where that is not ASCII."""
+    clean = shown(address, 1000)
+    host = domain(clean)
     if host.isascii():
-        return address
+        return _cut(clean)
     try:
         ascii_host = host.encode("idna").decode("ascii")
     except UnicodeError:
+        return _cut(clean)
+    return f"{_cut(clean)} ({_cut(ascii_host)})"
+
+
+def _cut(address: str) -> str:
+    """Not at its end, which says whose a domain is: a forger's begins as another one's whole address."""
+    if len(address) <= _ADDRESS_CHARACTERS:
         return address
-    return f"{address} ({ascii_host})"
+    return f"{address[: _ADDRESS_CHARACTERS // 2 - 1]}…{address[-_ADDRESS_CHARACTERS // 2 :]}"

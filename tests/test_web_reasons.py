@@ -85,6 +85,18 @@ def test_a_sender_is_shown_with_name_and_address(
     assert bool(sender.warning) == warned
 
 
+def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
+    # Labels have 63 characters at most, so that a browser or a mail server would take it.
+    forged = "service@bank.example." + ".".join(letter * 60 for letter in "abc") + ".evil.test"
+    for header_from, envelope_sender in ((f"Bank <{forged}>", ""), ("", forged)):
+        address = sender_shown(replace(message, header_from=header_from, envelope_sender=envelope_sender)).address
+        assert address.startswith("service@bank.example.aaa")
+        assert address.endswith("ccc.evil.test")
+        assert len(address) == 120
+    beyond = forged.replace("evil", "übel")
+    assert sender_shown(replace(message, header_from=beyond)).address.endswith("ccc.xn--bel-goa.test)")
+
+
 @pytest.mark.parametrize(
     ("host", "warned"),
     [
