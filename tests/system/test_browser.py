@@ -203,6 +203,28 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     assert said == []
 
 
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_what_is_tabbed_to_lies_above_the_bar(site: Site, steered: Browser, width: int) -> None:
+    for _ in range(15):
+        site.hold()
+    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
+        pass
+    page = steered.new_context(viewport={"width": width, "height": 640}).new_page()
+    page.goto(site.parts.links.url(Action.SEVERAL, digest.id, 0, digest.issued_at))
+    seen = 0
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        edges = page.evaluate(
+            """() => document.activeElement.type === "checkbox" && [
+                document.activeElement.getBoundingClientRect().bottom,
+                document.querySelector(".bar").getBoundingClientRect().top]"""
+        )
+        if edges:
+            seen += 1
+            assert edges[0] <= edges[1], seen
+    assert seen == 15
+
+
 def test_hostile_mail_runs_nothing(site: Site, steered: Browser) -> None:
     bad = "<script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>"
     held = site.hold(
