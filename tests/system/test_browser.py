@@ -196,7 +196,7 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     for address in ("/", f"/messages/{held.id}/", "/preferences", "/sign-in", "/sign-in/code", link):
         page.goto(address if address.startswith("http") else base + address)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
-        heights = page.locator("button:not(.plain), .button, input:not([type=hidden])").evaluate_all(
+        heights = page.locator("button:not(.plain), .button, .back a, input:not([type=hidden])").evaluate_all(
             "all => all.map(one => one.getBoundingClientRect().height)"
         )
         assert all(height >= 44 for height in heights), address
