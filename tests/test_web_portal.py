@@ -52,6 +52,14 @@ def test_without_a_session_the_start_page_leads_to_signing_in(site: Site) -> Non
         assert (answer.status, answer.header("Location")) == (303, "/quarantine/sign-in")
 
 
+def test_every_button_of_the_list_is_told_which_mail_it_is_for(site: Site) -> None:
+    site.hold(subject="Offer <1>")
+    site.hold(subject="")
+    page = site.signed_in(ALICE).get("/").text
+    told = re.findall(r'<button class="(?:main)?">(\w+)<span class="for-readers">: (.*?)</span>', page)
+    assert sorted(told) == [(do, what) for do in ("Delete", "Release") for what in ("(no subject)", "Offer &lt;1&gt;")]
+
+
 def test_the_list_shows_ones_own_mail_newest_first(site: Site) -> None:
     held = {str(site.hold(subject=subject).id): subject for subject in ("first", "second", "third")}
     hold(site.store, recipients=(BOB,), subject="for bob alone")
