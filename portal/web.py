@@ -59,7 +59,8 @@ class Application:
         mount, path = self._web.mount, environ.get("PATH_INFO", "")
         # Bottle passes over octets that are no UTF-8, so to it /%FF is /, and to Nginx's rules it is not.
         if not _is_utf8(path) or (mount and path != mount and not path.startswith(mount + "/")):
-            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            headers = [("Content-Type", "text/plain; charset=utf-8"), *self._web.default_headers]
+            start_response("404 Not Found", headers)
             return [f"There is nothing here. The quarantine is at {self._web.parts.settings.public_url}/\n".encode()]
         environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
         environ["PATH_INFO"] = path[len(mount) :] or "/"

@@ -412,6 +412,7 @@ def test_every_answer_has_its_headers(site: Site, held: Held) -> None:
     paths = ["/", "/sign-in", f"/messages/{held.id}/", "/preferences", "/healthz", "/metrics", "/nothing"]
     paths += ["/static/style.css", "/static/link.js", "/static/none.css", site.link(Action.RELEASE, held)]
     answers = [browser.get(path) for path in paths] + [browser.post(path, {}) for path in paths]
+    answers += [browser.get("/", environ={"PATH_INFO": path}) for path in ("/", "/other/", "/quarantine/\xff")]
     for answer in answers:
         policy = answer.header("Content-Security-Policy") or ""
         for words in ("default-src 'none'", "script-src 'self'", "form-action 'self'", "frame-ancestors 'none'"):
