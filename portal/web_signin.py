@@ -98,11 +98,14 @@ class SignInPages:
         return self._web.page("sign-in-link", recipient=shown(sign_in.recipient), alone=alone, script=alone)
 
     def use(self, token: str) -> HTTPResponse:
-        """POST /sign-in/TOKEN/: pressed, or from the browser that asked."""
+        """POST /sign-in/TOKEN/: pressed by a person, or from the browser that asked."""
         self._web.refuse_foreign()
         hashed, now = sha256(_shaped(token)), self._web.now()
-        if self._web.form("pressed") != "1" and not self._is_browser_of(self._store.sign_in(hashed, now)):
-            return self._web.see_other("./?done=1")
+        if not self._is_browser_of(self._store.sign_in(hashed, now)):
+            if self._web.form("pressed") != "1":
+                return self._web.see_other("./?done=1")
+            # A scanner that presses buttons would be signed in, and use up the code with the link.
+            self._web.refuse_robots()
         return self._begin(self._store.use_sign_in(hashed, now))
 
     def sign_out(self) -> HTTPResponse:

@@ -164,6 +164,25 @@ def test_another_browser_needs_a_press_on_a_button_that_names_the_address(site: 
     assert who(other) == ALICE
 
 
+def test_a_robot_that_presses_the_button_is_not_signed_in_and_uses_nothing_up(site: Site) -> None:
+    browser, scanner = site.browser(), site.browser()
+    mail = ask(site, browser)
+    for marks in ({"Sec-CH-UA": '"Chromium";v="150"'}, {"User-Agent": "Mozilla/5.0 … Firefox/150.0"}):
+        answer = scanner.post(mail.link, {"pressed": "1"}, headers=marks)
+        assert (answer.status, answer.cookies()) == (403, {})
+    answer = scanner.request("POST", mail.link, form={"pressed": "1"}, headers={"Origin": ORIGIN})
+    assert answer.status == 403
+    assert "This needs a newer browser, or signing in" in answer.text
+    browser.post("/sign-in/code", {"code": mail.code})
+    assert who(browser) == ALICE
+
+
+def test_a_person_with_another_browser_is_signed_in_by_a_press(site: Site) -> None:
+    mail, other = ask(site, site.browser()), site.browser()
+    other.post(mail.link, {"pressed": "1"}, headers={"Sec-CH-UA": '"Chromium";v="150"', "Sec-Fetch-User": "?1"})
+    assert who(other) == ALICE
+
+
 def test_another_site_cannot_sign_anybody_in(site: Site) -> None:
     mail, victim = ask(site, site.browser(), MALLORY), site.browser()
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
