@@ -7,7 +7,9 @@ named: it is *not found*, as if it did not exist.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 from bottle import HTTPResponse
@@ -22,6 +24,7 @@ from portal.web_preferences import PreferencePages
 _ROWS = 25
 _ASKED_CHARS = 200
 _EVENTS = 50
+_PLACE = ("state", "q", "before")  # in the list's address: what of it is shown
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 
 # What the links above the list show.
@@ -71,6 +74,7 @@ class PortalPages:
             later=self._web.query("before") != "",
             next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
             done=self._done(recipient),
+            here=_place((name, self._web.query(name)) for name in _PLACE),
         )
 
     def _done(self, recipient: str) -> Row | None:
@@ -114,8 +118,9 @@ class PortalPages:
         # Recorded and logged where it happens; the page tells.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
             does(delivery.id, delivery.number, actor)
-        if self._web.form("from") == "list":
-            return self._web.see_other(f"/?done={id}")
+        page, _, place = self._web.form("from").partition("?")
+        if page == "list":
+            return self._web.see_other(f"/?{_place([*parse_qsl(place), ('done', id)])}")
         return self._web.see_other(f"/messages/{id}/")
 
     def preferences(self) -> HTTPResponse:
@@ -162,6 +167,12 @@ class PortalPages:
 
     def _reader(self, recipient: str) -> Reader:
         return self._web.parts.people.reader(recipient)
+
+
+def _place(values: Iterable[tuple[str, str]]) -> str:
+    """A query for the list of what belongs there; of two of one name the last."""
+    known = {name: value[:_ASKED_CHARS] for name, value in values if value and name in (*_PLACE, "done")}
+    return urlencode(known)
 
 
 def _cursor(text: str) -> tuple[UUID, int] | None:

@@ -52,6 +52,40 @@ def test_without_a_session_the_start_page_leads_to_signing_in(site: Site) -> Non
         assert (answer.status, answer.header("Location")) == (303, "/quarantine/sign-in")
 
 
+def test_a_button_of_the_list_leads_back_to_the_same_place_of_it(site: Site) -> None:
+    for _ in range(27):
+        site.hold(subject="Offer & more")
+    site.hold(subject="another")
+    browser = site.signed_in(ALICE)
+    first = browser.get("/?state=held&q=offer+more").text
+    older = re.search(r'href="/quarantine(/\?[^"]*before=[^"]*)"', first)
+    assert older
+    page = browser.get(html.unescape(older[1])).text
+    action = re.search(r'action="(/quarantine/messages/[^"]*/delete)">', page)
+    place = re.search(r'name="from" value="([^"]*)"', page)
+    assert action and place
+    form = {"form_token": browser.form_token(), "from": html.unescape(place[1])}
+    back = browser.follow(browser.post(action[1], form), "/").text
+    assert len(re.findall(r'<a class="mail"', back)) == 1
+    assert 'value="offer more"' in back
+    assert "Deleted on" in back
+    undone = re.search(r'action="(/quarantine/messages/[^"]*/restore)">', back)
+    assert undone
+    assert len(re.findall(r'<a class="mail"', browser.follow(browser.post(undone[1], form), "/").text)) == 2
+
+
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "a=b&done=x", "q=%0d%0aX: y&state=held", "state=//evil", "\x00&&=&"]
+)
+def test_where_a_button_leads_back_to_is_a_page_of_ours(site: Site, held: Held, place: str) -> None:
+    browser = site.signed_in(ALICE)
+    answer = act(browser, held.id, "delete", **{"from": f"list?{place}"})
+    location = answer.header("Location") or ""
+    assert location.startswith("/quarantine/?") and location.endswith(f"done={held.id}")
+    assert location.isprintable() and "//" not in location and location.count("done=") == 1
+    assert browser.get(location).status == 200
+
+
 def test_every_button_of_the_list_is_told_which_mail_it_is_for(site: Site) -> None:
     site.hold(subject="Offer <1>")
     site.hold(subject="")
