@@ -85,17 +85,18 @@ def watch(parts: Parts, now: datetime) -> None:
     since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
     known = store.recall(_OUTAGE)
     if since is not None and not known:
-        if store.swap(_OUTAGE, known, since.isoformat()):
-            parts.acts.alarm(
-                "digests are overdue",
-                f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
-                f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
-                "soon as it can be; there will be one more mail then.",
-            )
-    elif since is None and known and _goes_on(figures, last_sent_at, known) and store.swap(_OUTAGE, known, ""):
+        parts.acts.alarm(
+            "digests are overdue",
+            f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
+            f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
+            "soon as it can be; there will be one more mail then.",
+            note=(_OUTAGE, known, since.isoformat()),
+        )
+    elif since is None and known and _goes_on(figures, last_sent_at, known):
         parts.acts.alarm(
             "digests go out again",
             f"No digest is overdue any more. They were since {datetime.fromisoformat(known):%Y-%m-%d %H:%M} UTC.",
+            note=(_OUTAGE, known, ""),
         )
 
 

@@ -208,12 +208,18 @@ class Acts:
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
         return delivery
 
-    def alarm(self, subject: str, text: str) -> None:
-        """Tell the administrator something they must look at. In English, like the log it goes with."""
-        log.error("alarm: %s", subject)
+    def alarm(self, subject: str, text: str, *, note: tuple[str, str | None, str] | None = None) -> None:
+        """Tell the administrator something they must look at. In English, like the log it goes with.
+
+        ``note``: what `Store.swap` takes. Who swaps it tells, and with the mail or not at all. Raises StoreUnavailable.
+        """
         mail = self._mail(self.admin_address, "alarm", language="en", subject=subject, text=text)
-        if mail is not None:
-            self.store.queue_mail(*mail, self.now())
+        if note is None:
+            log.error("alarm: %s", subject)
+            if mail is not None:
+                self.store.queue_mail(*mail, self.now())
+        elif self.store.swap(*note, mail=mail and (*mail, self.now())):
+            log.error("alarm: %s", subject)
 
     def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> tuple[str, bytes] | None:
         """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be

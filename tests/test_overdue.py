@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -108,6 +108,32 @@ def test_of_several_processes_that_watch_one_tells(make_parts: MakeParts, server
     for host in hosts:
         watch(host, at + 2 * HOUR)
     assert len(alarms(hosts[1], server)) == 1
+
+
+def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
+    parts: Parts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("full")
+
+    def watched(at: datetime) -> None:
+        with monkeypatch.context() as patch:
+            for module in ("sqlite_sign_ins", "sqlite_people", "postgres_people"):
+                patch.setattr(f"portal.stores.{module}.queue_mail", fail)
+            with pytest.raises(StoreUnavailable):
+                watch(parts, at)
+        watch(parts, at + MINUTE)
+
+    hold(parts.store, recipients=[ALICE])
+    at = tomorrow()
+    news.schedule_news(parts, at)
+    watched(at + 2 * HOUR)
+    assert parts.store.figures(at).mails_waiting == 1
+    assert len(run.send_due(parts, at + 3 * HOUR).sent) == 1
+    watched(at + 3 * HOUR)
+    begun, over = alarms(parts, server)
+    assert "digests are overdue" in begun
+    assert "digests go out again" in over
 
 
 def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(

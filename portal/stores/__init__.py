@@ -252,8 +252,11 @@ class Store(ABC):
         """What `remember` keeps under ``name``, or None."""
 
     @abstractmethod
-    def swap(self, name: str, old: str | None, new: str) -> bool:
-        """Keep ``new`` under ``name`` if ``old`` is kept there now (None: nothing is); whether it was."""
+    def swap(self, name: str, old: str | None, new: str, *, mail: tuple[str, bytes, datetime] | None = None) -> bool:
+        """Keep ``new`` under ``name`` if ``old`` is kept there now (None: nothing is); whether it was.
+
+        ``mail``: its address, itself and the time now, queued when it was, both or neither.
+        """
 
     @abstractmethod
     def tally(self, amounts: Mapping[str, float]) -> None:

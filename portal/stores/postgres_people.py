@@ -106,13 +106,16 @@ class PostgresPeople(PostgresWishes):
             row = connection.execute("select value from setting where name = %s", [name]).fetchone()
         return str(row[0]) if row else None
 
-    def swap(self, name: str, old: str | None, new: str) -> bool:
+    def swap(self, name: str, old: str | None, new: str, *, mail: tuple[str, bytes, datetime] | None = None) -> bool:
         with self.database.transaction() as connection:
             if old is None:
                 query: LiteralString = "insert into setting (value, name) values (%s, %s) on conflict (name) do nothing"
             else:
                 query = "update setting set value = %s where name = %s and value = %s"
-            return bool(connection.execute(query, [new, name, old][: 2 if old is None else 3]).rowcount)
+            swapped = bool(connection.execute(query, [new, name, old][: 2 if old is None else 3]).rowcount)
+            if swapped and mail:
+                queue_mail(connection, *mail)
+            return swapped
 
     def tally(self, amounts: Mapping[str, float]) -> None:
         names = sorted(amounts)  # so that two never wait for each other crosswise

@@ -30,7 +30,7 @@ from portal.stores import (
 )
 from portal.stores.journal import digest_line, told_line
 from portal.stores.sqlite import from_micros, to_micros
-from portal.stores.sqlite_deliveries import announced_in, delivery_from, news_left, oldest_unannounced
+from portal.stores.sqlite_deliveries import announced_in, delivery_from, news_left, oldest_unannounced, queue_mail
 from portal.stores.sqlite_wishes import PERSON, SqliteWishes, at, person_from
 
 log = logging.getLogger("quarantine.store")
@@ -69,7 +69,7 @@ class SqlitePeople(SqliteWishes):
             row = connection.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
         return str(row[0]) if row else None
 
-    def swap(self, name: str, old: str | None, new: str) -> bool:
+    def swap(self, name: str, old: str | None, new: str, *, mail: tuple[str, bytes, datetime] | None = None) -> bool:
         with self.db.write() as connection:
             if old is None:
                 changed = connection.execute("INSERT OR IGNORE INTO setting (name, value) VALUES (?, ?)", (name, new))
@@ -77,7 +77,10 @@ class SqlitePeople(SqliteWishes):
                 changed = connection.execute(
                     "UPDATE setting SET value = ? WHERE name = ? AND value = ?", (new, name, old)
                 )
-            return bool(changed.rowcount)
+            swapped = bool(changed.rowcount)
+            if swapped and mail:
+                queue_mail(connection, *mail)
+            return swapped
 
     def tally(self, amounts: Mapping[str, float]) -> None:
         # Not durable: they are only counts.
