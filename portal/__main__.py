@@ -35,6 +35,8 @@ from portal.settings import load, load_from, masked
 from portal.stores import open_store
 
 LIST_LIMIT = 50
+_LIST_COLUMNS = 140  # a terminal's, from which on the list is a table
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 _AGO = re.compile(r"(\d{1,5})([dhm])")
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
@@ -170,21 +172,21 @@ def list_(
         held_as = parts.people.held_as(recipient) if recipient else None
         if held_as is not None and held_as != wanted.recipient:
             wanted = replace(wanted, also=(held_as,))  # an address with an extension
-        table = _table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
+        rows: list[list[str]] = []
         before, left = None, limit
         while left:
             page = parts.store.search(wanted, min(left, 500), before)
             for delivery in page.deliveries:
                 if as_json:
-                    click.echo(json.dumps(_delivery_json(delivery), ensure_ascii=False))
+                    click.echo(_json(_delivery_json(delivery)))
                 else:
-                    _add(table, *_row(delivery))
+                    rows.append(_row(delivery))
             left -= len(page.deliveries)
             before = page.next
             if before is None:
                 break
         if not as_json:
-            _print(table)
+            _print_list(rows)
             if before is not None:
                 click.echo(f"There are more: --limit {limit * 10}", err=True)
 
@@ -436,8 +438,21 @@ def _add(table: Table, *cells: str) -> None:
 
 
 def _print(table: Table) -> None:
-    # Into a pipe or file: wide enough that nothing is folded away from grep.
-    Console(width=None if sys.stdout.isatty() else 250, highlight=False, markup=False).print(table)
+    # Into a pipe or file: wide enough that nothing is folded away from grep, also in letters of two columns.
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
+
+
+def _print_list(rows: Sequence[Sequence[str]]) -> None:
+    if rows and sys.stdout.isatty() and Console().width < _LIST_COLUMNS:
+        # Beside the id and the short facts there would be no column left for who and what.
+        for id, held_at, recipient, sender, subject, *facts in rows:
+            click.echo(" ".join(filter(None, (id, held_at, *facts))))
+            click.echo(f"    to {recipient} from {sender}\n    {subject}")
+        return
+    table = _table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
+    for row in rows:
+        _add(table, *row)
+    _print(table)
 
 
 def _row(delivery: Delivery) -> list[str]:
@@ -501,7 +516,23 @@ def _delivery_json(delivery: Delivery) -> dict[str, Any]:
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(_json(value, indent=2))
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON with letters as they are, for who reads or greps it; with escapes for what terminals obey, and for what
+    their alphabet lacks: those that Python would write are none of JSON's."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    encoding = sys.stdout.encoding or "utf-8"
+
+    def letter(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except UnicodeEncodeError:
+            return json.dumps(character)[1:-1]
+        return character if character.isprintable() else json.dumps(character)[1:-1]
+
+    return _BEYOND_ASCII.sub(lambda match: letter(match[0]), text)
 
 
 if __name__ == "__main__":

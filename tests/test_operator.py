@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,44 @@ def test_the_last_of_all_days_is_a_date_as_well(run: Run, store: Store) -> None:
     held = hold(store)
     assert str(held.id) in run("list", "--until", "9999-12-31").output
     assert str(held.id) not in run("list", "--since", "9999-12-31").output
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_list_shows_who_and_what_on_a_terminal_of_any_width(run: Run, store: Store, columns: int) -> None:
+    hold(store, subject="A subject of some words", recipients=[ALICE], tier=Tier.SUSPICIOUS)
+    ours, terminal = os.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+    process = subprocess.Popen([sys.executable, "-m", "portal", "list"], env=environ, stdout=terminal)
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # the terminal's other side is closed
+        while more := os.read(ours, 65_536):
+            seen += more
+    os.close(ours)
+    assert process.wait() == 0
+    for said in (ALICE, "promo@example.net", "subject of", "suspicious", "held"):
+        assert said in seen.decode()
+
+
+def test_piped_each_delivery_is_one_line_whatever_its_letters(run: Run, store: Store) -> None:
+    long = "\u65e5\u672c" * 40
+    hold(store, subject=long, header_from=f"{long} <promo@example.net>", recipients=[f"{'a' * 60}@example.org"])
+    assert len(run("list").output.splitlines()) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("words", [["list", "--json"], ["meta", "ID", "--json"]])
+def test_json_is_json_on_every_terminal_and_holds_nothing_that_it_obeys(
+    run: Run, store: Store, words: list[str], encoding: str
+) -> None:
+    subject = "\U0001f600 M\xfcller \u202etxt \x9b31m \x7f \u2028"
+    held = hold(store, subject=subject, recipients=(ALICE,))
+    command = [sys.executable, "-m", "portal", *(str(held.id) if word == "ID" else word for word in words)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False)
+    text = done.stdout.decode(encoding)
+    assert json.loads(text)["subject"] == subject
+    assert text.replace("\n", "").isprintable()
+    assert ("M\xfcller" in text) == (encoding != "ascii")
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["meta", "ID"], ["settings"]])
