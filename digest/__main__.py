@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
 
@@ -45,6 +45,7 @@ log = logging.getLogger("quarantine.digest")
 
 RETRY_SECONDS = 5  # how often a store that is down at the start is tried
 SHOWN = 100  # digests sent, each in a row of the summary; more are shown by number
+_YEARS = 1000  # from either end of time, so that what is reckoned from --now is no date beyond it
 GRACE_SECONDS = 2.0  # for the mail being sent when we are told to stop; uWSGI kills after about three
 
 
@@ -202,7 +203,17 @@ def _moment(ctx: click.Context, param: click.Parameter, text: str | None) -> dat
         raise click.BadParameter(f"{text!r} is not a time like 2026-11-22T07:00:00+01:00") from error
     if moment.tzinfo is None:
         raise click.BadParameter(f"{text!r} has no offset: add Z for UTC, or one like +01:00")
+    if not MINYEAR + _YEARS < moment.year < MAXYEAR - _YEARS:
+        raise click.BadParameter(f"{text!r} is too far away")
     return moment.astimezone(UTC)
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @main.command()
@@ -216,7 +227,8 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
         raise click.UsageError("--resend needs --recipient ADDRESS: whose last digest?")
     if resend and dry_run:
         raise click.UsageError("--resend and --dry-run do not go together")
-    if recipient is not None and "@" not in recipient:
+    # What is no UTF-8, as a terminal of ISO 8859-1 types it, comes as half characters that no store takes.
+    if recipient is not None and ("@" not in recipient or not _is_text(recipient)):
         raise click.UsageError(f"--recipient {recipient!r} is not a mail address")
     who = identity(recipient) if recipient else None
     with _sentences():
@@ -257,8 +269,8 @@ def _progress() -> Iterator[work.Progress | None]:
     usual, logging.root.handlers = logging.root.handlers, [handler]
     try:
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task("", total=None, visible=False)  # until we know of how many
+            yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
     finally:
         logging.root.handlers = usual
 

@@ -811,6 +811,7 @@ def test_once_shows_on_a_terminal_how_far_it_is(
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"7 of 7 digests" in seen
+    assert b"of None" not in seen
     assert b"digest sent" not in seen
     assert out.count(b"sent") == 7
 
@@ -900,6 +901,9 @@ def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts,
         (["once", "--recipient", "alice"], "is not a mail address"),
         (["once", "--now", "yesterday"], "'yesterday' is not a time like 2026-11-22T07:00:00+01:00"),
         (["once", "--now", "2026-11-22T07:00"], "has no offset: add Z for UTC"),
+        (["once", "--now", "0001-01-01T00:00+01:00"], "is too far away"),
+        (["once", "--now", "9999-12-31T23:59:59Z"], "is too far away"),
+        (["once", "--recipient", "m\udcfcller@example.org"], "is not a mail address"),
     ],
 )
 def test_a_wrong_call_is_answered_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
