@@ -22,6 +22,7 @@ import re
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -284,6 +285,7 @@ class _Parser:
         self._bare: dict[str, tuple[str, ...]] = {}
         self._catch_all: dict[str, tuple[str, ...]] = {}
         self._domains: dict[str, str] = {}
+        self._aliases: Counter[str] = Counter()  # how many each domain has: counting anew for each line takes minutes
         self._finals: dict[str, tuple[str, ...] | None] = {}  # None: leads into a loop
         self._problems: list[str] = []
         self._count = 0
@@ -356,8 +358,9 @@ class _Parser:
             return self._problem(f"line {number}: @{host} stands in an earlier line, which counts")
         other = targets[0][1:].lower() if targets[0].startswith("@") else ""
         if other and len(targets) == 1 and other != host:
-            if sum(1 for target in self._domains.values() if target == other) >= DOMAINS:
+            if self._aliases[other] >= DOMAINS:
                 return self._problem(f"line {number}: {other} has {DOMAINS} alias domains already")
+            self._aliases[other] += 1
             self._domains[host] = other
             return None
         self._catch_all[host] = self._targets(number, "", [target for target in targets if target[0] != "@"])

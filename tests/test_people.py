@@ -333,6 +333,14 @@ def test_one_that_never_could_be_read_makes_nobody_a_reader(site):
     assert directory.text() == ""
 
 
+def test_a_hundred_thousand_alias_domains_are_read_in_seconds():
+    text = "".join(f"@d{n}.example @home{n // 50}.example\n" for n in range(100_000))
+    started = time.process_time()
+    names = parse(text, is_local=local)
+    assert (len(names.domains), names.problem_count) == (100_000, 0)
+    assert time.process_time() - started < 15
+
+
 def test_a_hundred_thousand_lines(site):
     site.write("".join(f"alias{n}@example.org person{n // 3}@example.org\n" for n in range(100_000)))
     directory = site.open()
