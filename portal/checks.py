@@ -190,7 +190,9 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
     failing = store.failing(_NAMED)
     for person in failing:
         yield Finding(
-            None, "digests", f"{person.recipient}: not taken at {person.failed_at:%Y-%m-%d %H:%M} UTC: {person.failure}"
+            None,
+            "digests",
+            f"{shown(person.recipient, 320)}: not taken at {person.failed_at:%Y-%m-%d %H:%M} UTC: {person.failure}",
         )
     if figures.digests_failing > len(failing):
         yield Finding(None, "digests", f"and {figures.digests_failing - len(failing)} more recipients like these")

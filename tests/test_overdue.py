@@ -216,3 +216,12 @@ def test_a_run_that_cannot_be_counted_is_a_run(
     assert tick(parts, tomorrow()).sent == [(ALICE, 1)]
     assert runs(parts.store).count == 0
     assert tick(parts, tomorrow() + LEASE).sent == []
+
+
+def test_check_names_a_hostile_address_without_what_a_terminal_obeys(parts: Parts, server: SmtpServer) -> None:
+    hold(parts.store, recipients=["al\u202eice@example.org"])
+    failing(server, "RCPT", "550 5.1.1 nobody here")
+    run.send_all(parts, now())
+    [said] = [found.said for found in checks.storage(parts.settings, parts.store) if "not taken" in found.said]
+    assert said.startswith("alice@example.org: not taken at ")
+    assert said.isprintable()
