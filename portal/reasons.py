@@ -69,7 +69,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("*SURBL*", N_("It links to a site known for spam")),
     ("RSPAMD_URIBL", N_("It links to a site known for spam")),
     ("RSPAMD_EMAILBL", N_("It names a mail address known for spam")),
-    ("MSBL_EBL", N_("It names a mail address known for spam")),
+    ("MSBL_EBL*", N_("It names a mail address known for spam")),
     ("RBL_*", N_("It came from a server known for spam")),
     ("*_RBL", N_("It came from a server known for spam")),
     ("RECEIVED_*", N_("It passed through a server known for spam")),
@@ -77,7 +77,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("IP_REPUTATION_SPAM", N_("Much spam came from the same network before")),
     ("URL_REPUTATION_SPAM", N_("Much spam linked to the same site before")),
     ("*REPUTATION_SPAM", N_("The sender has a bad reputation")),
-    ("HFILTER_*", N_("The server it came from is not set up like a mail server")),
+    ("HFILTER_H*", N_("The server it came from is not set up like a mail server")),
     ("RDNS_NONE", N_("The server it came from has no name")),
     ("RDNS_DNSFAIL", N_("The server it came from has no name")),
     ("ONCE_RECEIVED*", N_("It came straight from a computer, not from a mail server")),
@@ -112,12 +112,42 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("BULK*", N_("It is bulk mail")),
     ("GREYLIST", N_("It came from a sender never seen before")),
 )
+# Looked at before: names of Rspamd's own that the patterns above would say something wrong of, and heavy ones that they
+# leave out. The sentences are those above.
+_WORDS_FOR_SINGLE_ONES: tuple[tuple[str, str], ...] = (
+    ("RBL_VIRUSFREE*", N_("It came from a server known for spam")),  # a list of that name
+    # Not the site's: Rspamd knows the domain as a good one, and the mail fails its policies (whitelist_group.conf).
+    ("BLACKLIST_DMARC", N_("It pretends to come from somebody else")),
+    ("BLACKLIST_SPF*", N_("It pretends to come from somebody else")),
+    ("BLACKLIST_DKIM", N_("It pretends to come from somebody else")),
+    ("VIOLATED_DIRECT_SPF", N_("It came from a server the sender's domain does not use")),
+    ("MIME_BAD_UNICODE", N_("It has an attachment that pretends to be another kind of file")),
+    ("R_UNDISC_RCPT", N_("It is not addressed to you")),
+    ("OMOGRAPH_URL", N_("It mixes look-alike letters of several alphabets")),
+    ("ZERO_WIDTH_SPACE_URL", N_("It has a link that hides where it leads")),
+    ("R_SUSPICIOUS_URL", N_("It has a link that hides where it leads")),
+    ("HTML_META_REFRESH_URL", N_("It has a link that hides where it leads")),
+    ("URL_IN_SUBJECT", N_("Its subject looks like spam")),
+    ("FREEMAIL_AFF", N_("It promises money for an advance payment")),
+    ("UNDISC_RCPTS_BULK", N_("It is bulk mail")),
+    ("EMPTY_SUBJECT", N_("It lacks what every proper mail has")),
+    *(
+        (name, N_("It breaks the rules that mail programs follow"))
+        for name in (
+            "*_EMPTY_DELIMITER", "*_EXCESS_BASE64", "*_EXCESS_QP", "*_NEEDS_ENCODING", "BOGUS_*", "CTYPE_*",
+            "DATE_IN_*", "ENVFROM_INVALID", "FORGED_GENERIC_RECEIVED*", "FROM_INVALID", "HFILTER_FROMHOST_*",
+            "HFILTER_MID_*", "HFILTER_RCPT_*", "RCVD_ILLEGAL_CHARS", "REPLYTO_EMAIL_HAS_TITLE", "REPLYTO_UNPARSEABLE",
+            "SUSPICIOUS_BOUNDARY*",
+        )
+    ),
+)  # fmt: skip
 
 
 @lru_cache(maxsize=4096)  # a site has some hundred symbols, a digest shows them over and over
 def _known(name: str) -> str | None:
     upper = name.upper()
-    return next((words for pattern, words in _WORDS if fnmatchcase(upper, pattern)), None)
+    patterns = (*_WORDS_FOR_SINGLE_ONES, *_WORDS)
+    return next((words for pattern, words in patterns if fnmatchcase(upper, pattern)), None)
 
 
 def explain(symbol: Symbol) -> str:

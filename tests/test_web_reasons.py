@@ -47,6 +47,49 @@ def test_lost_findings_are_told(message: Message) -> None:
     assert told[-1] == "The spam filter's report did not arrive complete"
 
 
+@pytest.mark.parametrize(
+    ("symbol", "said"),
+    [  # with what Rspamd says of each (scores.d/, composites.conf, rules/)
+        ("RBL_VIRUSFREE_BOTNET", "a server known for spam"),  # From address is listed in virusfree.cz BL
+        ("RBL_SPAMHAUS_XBL", "a server known for spam"),
+        ("BLACKLIST_DMARC", "somebody else"),  # comes from the whitelisted domain and has failed DMARC and DKIM
+        ("BLACKLIST_SPF_DKIM", "somebody else"),
+        ("BLACKLIST_DKIM", "somebody else"),
+        ("HFILTER_FROMHOST_NOT_FQDN", "breaks the rules"),  # FROM host
+        ("HFILTER_MID_NOT_FQDN", "breaks the rules"),  # Message-ID host
+        ("HFILTER_RCPT_BOUNCEMOREONE", "breaks the rules"),  # Message from bounce and over 1 recipient
+        ("HFILTER_URL_ONLY", "A sign of spam"),  # URL only in body
+        ("HFILTER_HELO_BADIP", "not set up like a mail server"),
+        ("HFILTER_HOSTNAME_5", "not set up like a mail server"),
+        ("FORGED_GENERIC_RECEIVED3", "breaks the rules"),
+        ("URL_IN_SUBJECT", "subject"),
+        ("REPLYTO_EXCESS_BASE64", "breaks the rules"),
+        ("REPLYTO_UNPARSEABLE", "breaks the rules"),
+        ("HEADER_REPLYTO_EMPTY_DELIMITER", "breaks the rules"),
+        ("REPLYTO_EQ_TO_ADDR", "An answer would go"),
+        ("SUBJECT_NEEDS_ENCODING", "breaks the rules"),
+        ("SUBJECT_HAS_CURRENCY", "subject looks like spam"),
+        ("BOGUS_ENCRYPTED_AND_TEXT", "breaks the rules"),
+        ("MIME_BAD_UNICODE", "pretends to be another kind of file"),  # Filename with obscured unicode characters
+        ("ZERO_WIDTH_SPACE_URL", "hides where it leads"),
+        ("R_SUSPICIOUS_URL", "hides where it leads"),
+        ("HTML_META_REFRESH_URL", "hides where it leads"),
+        ("OMOGRAPH_URL", "look-alike letters"),  # both latin and non-latin characters
+        ("R_MIXED_CHARSET_URL", "look-alike letters"),
+        ("SUSPICIOUS_BOUNDARY2", "breaks the rules"),
+        ("CTYPE_MISSING_DISPOSITION", "breaks the rules"),
+        ("DATE_IN_FUTURE", "breaks the rules"),
+        ("RCVD_ILLEGAL_CHARS", "breaks the rules"),
+        ("FREEMAIL_AFF", "advance payment"),
+        ("VIOLATED_DIRECT_SPF", "a server the sender's domain does not use"),
+        ("R_UNDISC_RCPT", "not addressed to you"),
+        ("UNDISC_RCPTS_BULK", "bulk"),
+    ],
+)
+def test_rspamds_own_symbols_are_said_as_rspamd_means_them(symbol: str, said: str) -> None:
+    assert said in explain(Symbol(symbol, 1.0))
+
+
 def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
     told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
     assert len(set(told)) == 4
