@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ log = logging.getLogger("quarantine.digest")
 PAGE = 500  # recipients looked up at once
 LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
+_STOPPED = "people.stopped"  # a note in the store: aliases whose digests were stopped while they were people, and when
 _ALIASES = "people.version"  # a note in the store: of the alias file that was looked at
 
 
@@ -69,24 +71,47 @@ def pass_news_on(parts: Parts, recipient: str) -> bool:
 
 def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     """Once for each change of the alias file, in whichever process: who reads instead shall hear of what nobody was
-    told. Digests that were stopped for an address go on as its readers'. Raises StoreUnavailable.
+    told. Digests that were stopped for an address go on as its readers', and are stopped again once it is a person
+    again. Raises StoreUnavailable.
     """
     version = parts.people.names().version
     # The process's own memory as well: hosts whose files differ would take turns for ever.
     if not parts.people.text() or version == parts.people.looked_at or parts.store.recall(_ALIASES) == version:
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
+    stopped = _stop_again(parts)
     after = ""
     while people := parts.store.people(after, PAGE):
         after = people[-1].recipient
+        aliases = {
+            person.recipient: person.stopped_at.isoformat()
+            for person in people
+            if person.stopped_at is not None and not parts.people.is_person(person.recipient)
+        }
+        if aliases:
+            # Before they go on: an interruption in between must not forget who had stopped.
+            stopped |= aliases
+            parts.store.remember(_STOPPED, json.dumps(stopped), replace=True)
+        for address in aliases:
+            parts.store.set_digests_stopped(address, None)
         for person in people:
-            if person.stopped_at is not None and not parts.people.is_person(person.recipient):
-                parts.store.set_digests_stopped(person.recipient, None)
             if person.news_since is not None:
                 pass_news_on(parts, person.recipient)
     parts.store.remember(ALIASES_LAST_GOOD, parts.people.text(), replace=True)
     parts.store.remember(_ALIASES, version, replace=True)
     parts.people.looked_at = version
+
+
+def _stop_again(parts: Parts) -> dict[str, str]:
+    """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
+    alias, and since when their digests were stopped."""
+    stopped: dict[str, str] = json.loads(parts.store.recall(_STOPPED) or "{}")
+    back = [address for address in stopped if parts.people.is_person(address)]
+    for address in back:
+        parts.store.set_digests_stopped(address, datetime.fromisoformat(stopped.pop(address)))
+    if back:
+        parts.store.remember(_STOPPED, json.dumps(stopped), replace=True)
+    return stopped
 
 
 def why_not(parts: Parts, recipient: str) -> str:

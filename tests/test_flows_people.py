@@ -289,6 +289,33 @@ def test_an_address_that_becomes_an_alias_is_nobody_any_more(
     assert set(digests(smtp)) == {ALICE}
 
 
+def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwards(
+    site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
+    since = site.now
+    site.store.set_digests_stopped(BOB, since)
+    for number in (1, 3):
+        change(f"{BOB} {ALICE}\n")
+        held(site, BOB, number=number)
+        tell(site)
+        assert set(digests(smtp)) == {ALICE}
+        change(f"{SALES} {ALICE}\n")
+        held(site, BOB, number=number + 1)
+        tell(site)
+        assert not smtp.mails
+        assert site.store.person(BOB).stopped_at == since
+    site.store.set_digests_stopped(BOB, None)
+    change(f"{SALES} {ALICE}\n# another file\n")
+    tell(site)
+    assert set(digests(smtp)) == {BOB}
+    change(f"{BOB} {ALICE}\n")
+    tell(site)
+    change(f"{SALES} {ALICE}\n")
+    held(site, BOB, number=5)
+    tell(site)
+    assert set(digests(smtp)) == {BOB}
+
+
 def test_signing_in_as_an_alias_signs_its_person_in_and_as_a_role_nobody(site: Site, smtp: SmtpServer) -> None:
     for address, to in ((SALES, [[ALICE]]), ("alice+x@example.org", [[ALICE]]), (INFO, [])):
         assert site.browser().post("/sign-in", {"address": address}).status == 303
