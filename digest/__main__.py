@@ -27,7 +27,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from digest import news
@@ -46,6 +46,7 @@ log = logging.getLogger("quarantine.digest")
 RETRY_SECONDS = 5  # how often a store that is down at the start is tried
 SHOWN = 100  # digests sent, each in a row of the summary; more are shown by number
 _YEARS = 1000  # from either end of time, so that what is reckoned from --now is no date beyond it
+_RECIPIENT = Column("recipient", overflow="fold")  # on a narrow terminal as well an address is told whole
 GRACE_SECONDS = 2.0  # for the mail being sent when we are told to stop; uWSGI kills after about three
 
 
@@ -276,7 +277,7 @@ def _progress() -> Iterator[work.Progress | None]:
 
 
 def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
-    table = Table("recipient", "messages", "oldest", "", title="Would be told", title_justify="left")
+    table = Table(_RECIPIENT, "messages", "oldest", "", title="Would be told", title_justify="left")
     rows = 0
     for person, deliveries in work.preview(parts, people):
         rows += 1
@@ -295,7 +296,7 @@ def _show(summary: work.Summary) -> None:
     if not (summary.sent or summary.skipped or summary.failed):
         _print("Nobody has news: no digest was sent.")
         return
-    table = Table("recipient", "messages", "")
+    table = Table(_RECIPIENT, "messages", "")
     shortened = len(summary.sent) > SHOWN
     for recipient, count in summary.sent[: 0 if shortened else None]:
         table.add_row(Text(shown(recipient)), str(count), "sent")

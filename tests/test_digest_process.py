@@ -838,6 +838,28 @@ def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
     assert sorted(run.send_all(mailing, now()).sent) == [(ALICE, 2), (BOB, 1)], "nothing was claimed"
 
 
+def test_a_narrow_terminal_shows_whole_addresses(mailing: Parts, store_url: str, tmp_path: Path) -> None:
+    long = "firstname.of.somebody.lastname@department.example.com"
+    hold(mailing.store, recipients=[ALICE, long])
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "digest", "once", "--dry-run"],
+        env=environ(store_url, tmp_path, "smtp://127.0.0.1:1", TERM="xterm", COLUMNS="80"),
+        cwd=Path(__file__).parent.parent,
+        stdout=terminal,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # the terminal's other side is closed
+        while more := os.read(ours, 65_536):
+            seen += more
+    os.close(ours)
+    assert process.wait(60) == 0
+    cells = [line.split("\u2502")[1].strip() for line in seen.decode().splitlines() if line.startswith("\u2502")]
+    assert long in "".join(cells)
+
+
 def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server: SmtpServer, program: Program) -> None:
     kept, gone = hold(mailing.store, subject="Kept"), hold(mailing.store, subject="Gone")
     first_at = now()
