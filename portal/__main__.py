@@ -121,7 +121,7 @@ def settings(as_json: bool) -> None:
     table = _table("setting", "value", "from")
     for key, value in masked(values).items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-        _add(table, key, shown(text, 120), sources.get(key, "default"))
+        _add(table, key, shown(text, 10_000), sources.get(key, "default"))
     _print(table)
 
 

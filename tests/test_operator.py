@@ -365,6 +365,13 @@ def test_settings_are_printed_with_their_source_and_without_secrets(run: Run, mo
     assert json.loads(run("settings", "--json").output)["exporter.user"]["value"] == "rspamd"
 
 
+def test_settings_are_printed_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARANTINE_LOCAL_DOMAINS", ",".join(f"department-{n:02}.example.org" for n in range(30)))
+    output = run("settings").output
+    assert "department-29.example.org" in output
+    assert "\u2026" not in output
+
+
 def test_check_names_each_problem_and_how_to_mend_it(
     run: Run, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
