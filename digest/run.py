@@ -39,7 +39,8 @@ log = logging.getLogger("quarantine.digest")
 DIGESTS = 5_000  # in one run, so that those who became due meanwhile get their times in between
 AHEAD = 4  # digests claimed for each connection at once
 DELIVERIES = 5_000  # in one digest, and in all that are claimed at once; the rest stays news and follows the next day
-LEFT_OF_LEASE = timedelta(seconds=40)  # a mail takes 30 s at most; with less left of its claim it is not begun
+# With less left of its claim a mail is not begun: it takes 30 s at most, and is recorded behind the next claim.
+LEFT_OF_LEASE = timedelta(seconds=50)
 FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
 TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
@@ -266,8 +267,8 @@ class Run:
             with self.parts.mailer.connection() as connection:
                 try:
                     while not self._over():
-                        if alone or self._pace.per_minute or not self._waiting:
-                            # Nobody else records it meanwhile, or what comes now may take long: a wait, a claim.
+                        if alone or self._pace.per_minute:
+                            # Nobody else records it meanwhile, or there is a wait before the next one.
                             self._record(unrecorded)
                             unrecorded = None
                         self._pace.wait(self._over)
