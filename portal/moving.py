@@ -116,7 +116,10 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
         for ids in _pages(source, _MESSAGES):
             theirs, ours = source.records(ids), target.records(ids)
             if any(id not in ours for id in ids):
-                target.remember(_AT_WORK, f"{ids[0]} {ids[-1]}", replace=True)
+                begin, end = str(ids[0]), str(ids[-1])
+                if begin <= last:  # what an earlier run had left is not read back yet
+                    begin, end = min(begin, first), max(end, last)
+                target.remember(_AT_WORK, f"{begin} {end}", replace=True)
             for id in ours:
                 if first <= str(id) <= last:
                     with suppress(NotFound):  # purged at this moment

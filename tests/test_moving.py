@@ -460,6 +460,23 @@ def test_what_a_killed_copy_had_not_read_back_the_next_one_reads(
     assert again.exit_code == 2 and "TO does not give back the mail" in again.output
 
 
+def test_what_a_copy_had_not_read_back_is_not_forgotten_by_one_that_is_killed_before_it_comes_there(
+    urls: tuple[str, str], stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    lost, held = hold(source), hold(source)
+    lose(urls[0], lost.id)  # so that its page is worked on each time
+    monkeypatch.setattr(moving, "_MESSAGES", 1)
+    for name in ("_read_back", "_bring"):
+        with monkeypatch.context() as patch:
+            patch.setattr(moving, name, lambda *_: sys.exit(9))
+            assert run_copy(*urls).exit_code == 9
+    assert set(target.message_ids(None, 10)) == {held.id}
+    damage(urls[1], held.id)
+    again = run_copy(*urls)
+    assert again.exit_code == 2 and "TO does not give back the mail" in again.output
+
+
 def test_a_copy_is_not_read_back_again_once_it_was_complete(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
     held = hold(stores[0])
     assert run_copy(*urls).exit_code == 0
