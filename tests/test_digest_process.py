@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
@@ -36,6 +35,7 @@ from portal.stores import LEASE, Asked
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
+from tests.terminal import on_terminal
 
 DAY = timedelta(days=1)
 
@@ -794,25 +794,13 @@ def test_once_shows_on_a_terminal_how_far_it_is(
     mailing: Parts, server: SmtpServer, store_url: str, tmp_path: Path
 ) -> None:
     hold(mailing.store, recipients=[f"p{n}@example.org" for n in range(7)])
-    ours, terminal = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "digest", "once"],
-        env=environ(store_url, tmp_path, server.url, TERM="xterm", COLUMNS="100"),
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the terminal's other side is closed
-        while more := os.read(ours, 65_536):
-            seen += more
-    os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert b"7 of 7 digests" in seen
-    assert b"of None" not in seen
-    assert b"digest sent" not in seen
+    command = [sys.executable, "-m", "digest", "once"]
+    env = environ(store_url, tmp_path, server.url)
+    status, seen, out = on_terminal(command, env, 100, shown="stderr")
+    assert status == 0
+    assert "7 of 7 digests" in seen
+    assert "of None" not in seen
+    assert "digest sent" not in seen
     assert out.count(b"sent") == 7
 
 
@@ -841,22 +829,10 @@ def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
 def test_a_narrow_terminal_shows_whole_addresses(mailing: Parts, store_url: str, tmp_path: Path) -> None:
     long = "firstname.of.somebody.lastname@department.example.com"
     hold(mailing.store, recipients=[ALICE, long])
-    ours, terminal = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "digest", "once", "--dry-run"],
-        env=environ(store_url, tmp_path, "smtp://127.0.0.1:1", TERM="xterm", COLUMNS="80"),
-        cwd=Path(__file__).parent.parent,
-        stdout=terminal,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the terminal's other side is closed
-        while more := os.read(ours, 65_536):
-            seen += more
-    os.close(ours)
-    assert process.wait(60) == 0
-    cells = [line.split("\u2502")[1].strip() for line in seen.decode().splitlines() if line.startswith("\u2502")]
+    command = [sys.executable, "-m", "digest", "once", "--dry-run"]
+    status, seen, _ = on_terminal(command, environ(store_url, tmp_path, "smtp://127.0.0.1:1"), 80)
+    assert status == 0
+    cells = [line.split("\u2502")[1].strip() for line in seen.splitlines() if line.startswith("\u2502")]
     assert long in "".join(cells)
 
 

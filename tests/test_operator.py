@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from portal.message import Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
 from tests.smtp_server import SmtpServer
+from tests.terminal import on_terminal
 
 Run = Callable[..., Result]
 
@@ -103,18 +103,10 @@ def test_the_last_of_all_days_is_a_date_as_well(run: Run, store: Store) -> None:
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_list_shows_who_and_what_on_a_terminal_of_any_width(run: Run, store: Store, columns: int) -> None:
     hold(store, subject="A subject of some words", recipients=[ALICE], tier=Tier.SUSPICIOUS)
-    ours, terminal = os.openpty()
-    environ = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    process = subprocess.Popen([sys.executable, "-m", "portal", "list"], env=environ, stdout=terminal)
-    os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the terminal's other side is closed
-        while more := os.read(ours, 65_536):
-            seen += more
-    os.close(ours)
-    assert process.wait() == 0
+    status, seen, _ = on_terminal([sys.executable, "-m", "portal", "list"], os.environ, columns)
+    assert status == 0
     for said in (ALICE, "promo@example.net", "subject of", "suspicious", "held"):
-        assert said in seen.decode()
+        assert said in seen
 
 
 def test_piped_each_delivery_is_one_line_whatever_its_letters(run: Run, store: Store) -> None:
