@@ -272,70 +272,6 @@ begin
     -- of before lie under the id of the day's first message that had them.
     drop index if exists message_body_sha256_idx;
 
-    -- Holds a message, all in one call, and says its id, or the id of the same mail that was held before, or null when
-    -- that one is just going (call again); behind a blank, if the caller has to add a body's further chunks, where. A
-    -- function, since its plans are kept: planning the same as one statement cost more than executing it, and behind
-    -- PgBouncer nothing can be prepared. One text, since a row costs the server 11 µs more.
-    create or replace function hold_mail(
-        wait_ms int, new_id uuid, new_place uuid, new_sameness bytea, held_at timestamptz, recipients text[],
-        addresses text[], told text[], told_addresses text[], tier text, envelope_sender text, subject text,
-        header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
-        client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
-        first_chunk bytea
-    ) returns text language plpgsql as $hold$
-    declare
-        held uuid;
-        place uuid := new_place;
-        shared boolean := false;
-    begin
-        -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
-        perform set_config('lock_timeout', wait_ms::text, true);
-        -- Waits while another transaction is holding the same mail, so that one of them is first.
-        insert into seen values (new_sameness, new_id) on conflict do nothing;
-        if not found then
-            select s.message_id into held from seen s where s.sameness = new_sameness;
-            if held is not null and not exists (select from message m where m.id = held) then
-                -- Somebody dropped that day by hand: saying "known" would lose this mail.
-                delete from seen s where s.sameness = new_sameness and s.message_id = held;
-                held := null;
-            end if;
-            return held;
-        end if;
-        insert into body_chunk values (place, 0, first_chunk) on conflict do nothing;
-        if not found then
-            -- A place is 106 bits of a SHA-256; whoever makes two mails with one place for both gets two places.
-            shared := exists (select from body_chunk b where b.body_id = place and b.n = 0 and b.data = first_chunk);
-            if not shared then
-                place := new_id;
-                insert into body_chunk values (place, 0, first_chunk);
-            end if;
-        end if;
-        insert into message (
-            id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
-            client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit
-        ) values (
-            new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
-            action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit
-        );
-        insert into delivery (message_id, number, recipient, address, state, state_at)
-        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
-        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
-        -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
-        -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
-        for i in 1 .. cardinality(told) loop
-            if not exists (
-                select from recipient r
-                where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
-            ) then
-                insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
-                on conflict on constraint recipient_pkey do update
-                set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
-            end if;
-        end loop;
-        return case when shared then new_id::text else new_id || ' ' || place end;
-    end
-    $hold$;
-
     -- For programs of version 3 that are still at work; they share no bodies any more.
     create or replace function hold_message(
         wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
@@ -360,3 +296,79 @@ begin
     update setting set value = '4' where name = 'schema_version';
 end
 $$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 5) then
+        return;
+    end if;
+    -- hold_mail, below, writes when the mail is known.
+    update setting set value = '5' where name = 'schema_version';
+end
+$$;
+
+-- Holds a message in one call. Returns its id, or the id of the same mail that was held before, or null while that one
+-- is being removed (call again). If the caller has to add a body's further chunks, the place for them follows after a
+-- space. A function, since its plans are kept: planning the same as one statement cost more than executing it, and
+-- behind PgBouncer nothing can be prepared. One text, since a row costs the server 11 µs more.
+create or replace function hold_mail(
+    wait_ms int, new_id uuid, new_place uuid, new_sameness bytea, held_at timestamptz, recipients text[],
+    addresses text[], told text[], told_addresses text[], tier text, envelope_sender text, subject text,
+    header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
+    client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
+    first_chunk bytea
+) returns text language plpgsql as $hold$
+declare
+    held uuid;
+    place uuid := new_place;
+    shared boolean := false;
+begin
+    -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
+    perform set_config('lock_timeout', wait_ms::text, true);
+    -- Waits while another transaction is holding the same mail, so that one of them is first.
+    insert into seen values (new_sameness, new_id) on conflict do nothing;
+    if not found then
+        -- The lock is a write, so that this commit waits for a synchronous standby, and with it for the commit that held
+        -- the mail: that one may have ended its wait without the standby (a crash, pg_terminate_backend).
+        select s.message_id into held from seen s where s.sameness = new_sameness for update;
+        if held is not null and not exists (select from message m where m.id = held) then
+            -- Somebody dropped that day by hand: saying "known" would lose this mail.
+            delete from seen s where s.sameness = new_sameness and s.message_id = held;
+            held := null;
+        end if;
+        return held;
+    end if;
+    insert into body_chunk values (place, 0, first_chunk) on conflict do nothing;
+    if not found then
+        -- A place is 106 bits of a SHA-256; whoever makes two mails with one place for both gets two places.
+        shared := exists (select from body_chunk b where b.body_id = place and b.n = 0 and b.data = first_chunk);
+        if not shared then
+            place := new_id;
+            insert into body_chunk values (place, 0, first_chunk);
+        end if;
+    end if;
+    insert into message (
+        id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
+        client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit
+    ) values (
+        new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
+        action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit
+    );
+    insert into delivery (message_id, number, recipient, address, state, state_at)
+    select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+    from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+    -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
+    -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
+    for i in 1 .. cardinality(told) loop
+        if not exists (
+            select from recipient r
+            where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
+        ) then
+            insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
+            on conflict on constraint recipient_pkey do update
+            set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+        end if;
+    end loop;
+    return case when shared then new_id::text else new_id || ' ' || place end;
+end
+$hold$;

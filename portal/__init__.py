@@ -6,7 +6,7 @@ deploy/. In a wheel they lie inside this package; in a checkout (and an editable
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 
 def shipped(name: str) -> Path:

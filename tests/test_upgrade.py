@@ -1,6 +1,7 @@
 """A store that an older program made is brought up while mail comes; versions that do not fit are said so.
 
-`data/quarantine-1.sql` and `data/quarantine-1-sqlite.sql` are the schemas as they were in version 1.
+`data/quarantine-1.sql` and `data/quarantine-1-sqlite.sql` are the schemas as they were in version 1, those with a 4 as
+they were in version 4.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ def set_version(store_url: str, number: int) -> None:
     ask(store_url, statement)
 
 
-def make_version_1(store_url: str) -> None:
+def make_version(store_url: str, number: int) -> None:
     if store_url.startswith("files:"):
         folder = Path(store_url.removeprefix("files://"))
         folder.mkdir()
         with sqlite3.connect(folder / "quarantine.sqlite3") as connection:
-            connection.executescript((DATA / "quarantine-1-sqlite.sql").read_text("utf-8"))
+            connection.executescript((DATA / f"quarantine-{number}-sqlite.sql").read_text("utf-8"))
     else:
         ask(store_url, "drop schema public cascade")
         ask(store_url, "create schema public")
         with psycopg.connect(store_url, autocommit=True) as connection:
-            connection.execute((DATA / "quarantine-1.sql").read_bytes())
+            connection.execute((DATA / f"quarantine-{number}.sql").read_bytes())
 
 
 def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -99,16 +100,17 @@ def hold_as_version_1(
 
 
 class Posting:
-    """Threads that hold mail as a program of version 1 would, again and again until it is taken."""
+    """Threads that hold mail as a program of that version would, again and again until it is taken."""
 
-    def __init__(self, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store_url: str, monkeypatch: pytest.MonkeyPatch, number: int = 1) -> None:
         with monkeypatch.context() as older:
-            older.setattr(postgres_database, "SCHEMA_VERSION", 1)
-            older.setattr(sqlite, "SCHEMA_VERSION", 1)
+            older.setattr(postgres_database, "SCHEMA_VERSION", number)
+            older.setattr(sqlite, "SCHEMA_VERSION", number)
             self._store = open_store(store_url)
-        monkeypatch.setattr(postgres_rows, "hold", hold_as_version_1)
-        tables = {table: key for table, key in postgres_days.TABLES.items() if table != "told"}
-        monkeypatch.setattr(postgres_days, "TABLES", tables)
+        if number == 1:
+            monkeypatch.setattr(postgres_rows, "hold", hold_as_version_1)
+            tables = {table: key for table, key in postgres_days.TABLES.items() if table != "told"}
+            monkeypatch.setattr(postgres_days, "TABLES", tables)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]
@@ -143,11 +145,12 @@ class Posting:
             time.sleep(0.02)  # all of it is compared in the end
 
 
+@pytest.mark.parametrize("number", [1, 4])
 def test_an_older_store_is_brought_up_while_mail_comes(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    make_version_1(store_url)
-    with Posting(store_url, monkeypatch) as posting:
+    make_version(store_url, number)
+    with Posting(store_url, monkeypatch, number) as posting:
         posting.wait_for(50)
         done = quarantine(store_url, tmp_path, "init")
         assert done.returncode == 0, done.stderr
@@ -162,7 +165,7 @@ def test_an_older_store_is_brought_up_while_mail_comes(
 def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(
     postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_version_1(postgres_dsn)
+    make_version(postgres_dsn, 1)
     with Posting(postgres_dsn, monkeypatch) as posting, psycopg.connect(postgres_dsn) as dump:
         dump.execute("select count(*) from recipient, message, delivery, body_chunk, seen")
         upgrade = threading.Thread(target=quarantine, args=(postgres_dsn, tmp_path, "init"))
@@ -192,7 +195,7 @@ def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path
 
 
 def test_a_database_of_an_older_program_names_the_command_to_run(postgres_dsn: str, tmp_path: Path) -> None:
-    make_version_1(postgres_dsn)
+    make_version(postgres_dsn, 1)
     for words in (["check"], ["list"], ["copy", postgres_dsn, f"files://{tmp_path}/new"]):
         done = quarantine(postgres_dsn, tmp_path, *words)
         assert done.returncode in (1, 2)

@@ -37,6 +37,7 @@ _GRACE_SECONDS = 1.0  # the server's own limit comes first, and says more
 SCHEMA_LOCK = 0x71756172  # advisory lock: one at a time makes or drops tables, on whichever host
 
 _NO_ANSWER = "the server did not answer in time"
+_NOT_SURE = "the server warned about a commit, so it may not be durable"
 
 _NO_WRITES = (
     "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
@@ -58,9 +59,32 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
     Keepalives and tcp_user_timeout notice a host that is gone, not one whose kernel still answers (a stopped server, a
     full disk, a proxy, a commit that waits for its standby).
+
+    A commit that the server warns about counts as failed. When the wait for a synchronous standby is cancelled
+    (`pg_cancel_backend`, a pooler that forwards a cancel request), PostgreSQL reports success with the warning
+    "canceling wait for synchronous replication due to user request" (src/backend/replication/syncrep.c), although a
+    failover would lose what was committed.
     """
 
     patience_seconds = OTHER_SECONDS + _GRACE_SECONDS
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._warnings: list[str] = []
+        self.add_notice_handler(self._take_notice)
+
+    def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warnings.append(f"{notice.sqlstate}: {notice.message_primary}")
+
+    @contextmanager
+    def expect_no_warning(self) -> Iterator[None]:
+        """Run a block that commits. A warning closes the connection and raises psycopg.OperationalError."""
+        self._warnings.clear()
+        yield
+        if self._warnings:
+            self.close()
+            raise psycopg.OperationalError(f"{_NOT_SURE}: {self._warnings[0]}")
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **named: Any) -> Any:
         """Whatever psycopg waits for goes through here."""
@@ -69,7 +93,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def commit(self) -> None:
         """Commit what was begun; ingest begins nothing, and psycopg takes a while to see that."""
         if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            super().commit()
+            with self.expect_no_warning():
+                super().commit()
 
     def _in_time(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         deadline = monotonic() + self.patience_seconds
@@ -226,28 +251,10 @@ def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes |
     help, since it hangs or the network is cut, this gives up after ``seconds`` as well and closes the connection.
     Raises psycopg.Error.
     """
-    pgconn = connection.pgconn
     deadline = monotonic() + seconds
-    results = []
-    poll = select.poll()
     try:
-        pgconn.send_query_params(
-            statement,
-            [value.encode() if isinstance(value, str) else value for value in values],
-            param_formats=[isinstance(value, bytes) for value in values],
-        )
-        unsent = pgconn.flush()
-        while True:
-            if unsent or pgconn.is_busy():
-                poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-                if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
-                    raise psycopg.OperationalError(_NO_ANSWER)
-                pgconn.consume_input()
-                unsent = unsent and pgconn.flush()
-            elif result := pgconn.get_result():
-                results.append(result)
-            else:
-                break  # ready for the next one: an error of the commit would have come before
+        with connection.expect_no_warning():
+            results = _ask(connection.pgconn, statement, values, deadline)
     except BaseException:
         connection.close()  # who knows what is still on its way
         raise
@@ -255,6 +262,31 @@ def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes |
         if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
             raise psycopg.errors.error_from_result(result)
     return [results[0].get_value(0, column) for column in range(results[0].nfields)]
+
+
+def _ask(
+    pgconn: psycopg.pq.abc.PGconn, statement: bytes, values: Sequence[str | bytes | None], deadline: float
+) -> list[psycopg.pq.abc.PGresult]:
+    """Send one statement and return its results once the server is ready for the next one."""
+    results = []
+    poll = select.poll()
+    pgconn.send_query_params(
+        statement,
+        [value.encode() if isinstance(value, str) else value for value in values],
+        param_formats=[isinstance(value, bytes) for value in values],
+    )
+    unsent = pgconn.flush()
+    while True:
+        if unsent or pgconn.is_busy():
+            poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+            if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
+                raise psycopg.OperationalError(_NO_ANSWER)
+            pgconn.consume_input()
+            unsent = unsent and pgconn.flush()
+        elif result := pgconn.get_result():
+            results.append(result)
+        else:
+            return results  # an error of the commit would have come before
 
 
 def _value(connection: Connection, query: str) -> Any:

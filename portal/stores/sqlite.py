@@ -178,6 +178,7 @@ _UPGRADES = {
         "CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL",
     ),
     4: (),  # symbols are packed from here on, see `symbols`
+    5: (),  # a number for PostgreSQL
 }
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

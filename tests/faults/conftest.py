@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.serving import OwnPostgres, Portal, SmallDisk
+from tests.faults.standby import Pair
 
 Report = Callable[..., None]
 Serve = Callable[..., Portal]
@@ -88,6 +89,15 @@ def own_postgres() -> Iterator[OwnPostgres]:
         server = OwnPostgres(Path(folder) / "data")
         yield server
         server.stop()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A PostgreSQL whose commits wait for a standby."""
+    with tempfile.TemporaryDirectory(prefix="qpg-pair-", ignore_cleanup_errors=True) as folder:
+        servers = Pair(Path(folder))
+        yield servers
+        servers.stop()
 
 
 @pytest.fixture

@@ -95,6 +95,14 @@ class Pair:
         # Not before, since the standby would take the setting along and, as the primary, wait for one that is gone.
         self.primary.ask("alter system set synchronous_standby_names = '*'")
         self.primary.ask("select pg_reload_conf()")
+        self._wait_for_standby()
+
+    def follow_again(self) -> None:
+        """Start the standby that was killed; it catches up."""
+        self.standby.start()
+        self._wait_for_standby()
+
+    def _wait_for_standby(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.primary.ask("select sync_state from pg_stat_replication") != [("sync",)]:
             assert time.monotonic() < deadline, "the standby does not follow"

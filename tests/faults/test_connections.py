@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +20,6 @@ from tests.faults.gate import Gate
 from tests.faults.serving import BIN, OwnPostgres, Senders, assert_whole
 from tests.faults.standby import Pair
 from tests.faults.test_kills import full, in_words
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="qpg-pair-", ignore_cleanup_errors=True) as folder:
-        servers = Pair(Path(folder))
-        yield servers
-        servers.stop()
 
 
 @pytest.mark.parametrize("failovers", [1, full(10, seconds=600)])

@@ -1,0 +1,362 @@
+-- The PostgreSQL store's tables. `quarantine init` runs this file under an advisory lock, in one transaction; running
+-- it again, or beside a portal at work, changes nothing. Each block below brings the schema from one version to the
+-- next, so a later version is a block added at the end; what stands here is never edited after a release.
+--
+-- message, delivery, event, body_chunk and told are partitioned by UTC day. The key is the quarantine id itself, a UUIDv7
+-- that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that is
+-- asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
+-- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres_days.py).
+
+create table if not exists setting (
+    name text primary key,
+    value text not null
+);
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 1) then
+        return;
+    end if;
+
+    create table message (
+        id uuid primary key,
+        body_id uuid not null,  -- the day's first message with the same bytes: its chunks are ours
+        tier text not null,
+        envelope_sender text,  -- '' is the null sender, null: not known
+        subject text not null,
+        header_from text not null,
+        terms tsvector not null,  -- what it is searched by, see portal/stores/search.py
+        queue_id text,
+        message_id text,
+        action text,
+        score double precision,
+        client_ip text,
+        username text,
+        symbols jsonb not null,  -- [[name, score, [option, …]], …]
+        flags text[] not null,
+        body_sha256 bytea not null,
+        size_bytes bigint not null,
+        has_8bit boolean not null
+    ) partition by range (id);
+    -- Hash: a third of a btree's size on 32 random bytes, and equality is all that is asked.
+    create index on message using hash (body_sha256);
+    create index on message (left(queue_id, 100));  -- a btree takes no value above 2,704 octets
+    -- What is new waits in a list of at most 1 MB, which every search reads: holding a mail does not wait for the tree.
+    create index on message using gin (terms) with (gin_pending_list_limit = 1024);
+
+    create table delivery (
+        message_id uuid not null,
+        number int not null,
+        recipient text not null,  -- identity: lower case
+        address text not null,  -- as the envelope wrote it
+        state text not null,
+        state_at timestamptz not null,
+        reason text not null default '',
+        attempts int not null default 0,
+        next_try_at timestamptz,
+        lease uuid,  -- the claim's token while releasing
+        announced_at timestamptz,
+        primary key (message_id, number)
+    ) partition by range (message_id);
+    create index on delivery (recipient, message_id, number);
+    create index on delivery (next_try_at) where state = 'releasing';
+    create index on delivery (message_id) where state = 'requested';
+    create index on delivery (message_id, number) where state <> 'held';
+    create index on delivery (recipient, message_id, number) where state = 'held' and announced_at is null;
+    create index on delivery (recipient, message_id) where state = 'released';
+
+    create sequence event_seq;
+    create table event (  -- being held has no row: it is the id's millisecond
+        message_id uuid not null,
+        number int not null,
+        seq bigint not null default nextval('event_seq'),
+        at timestamptz not null,
+        what text not null,
+        who text not null,
+        via text not null,
+        address text not null,
+        detail text not null,
+        primary key (message_id, number, seq)
+    ) partition by range (message_id);
+
+    create table body_chunk (  -- pieces of one zstd stream
+        body_id uuid not null,
+        n int not null,
+        data bytea not null,
+        primary key (body_id, n)
+    ) partition by range (body_id);
+    alter table body_chunk alter column data set storage external;
+
+    create table seen (  -- which mail is held already; not partitioned, since the day of its first coming is not known
+        sameness bytea primary key,
+        message_id uuid not null
+    );
+    create index on seen (message_id);
+
+    create table recipient (
+        recipient text primary key,
+        address text not null default '',
+        stopped_at timestamptz,
+        links_valid_from timestamptz,
+        news_since timestamptz,
+        next_digest_at timestamptz,
+        preferences text,  -- JSON of what they chose (portal/schedule.py); null: nothing
+        asked_at timestamptz,  -- when they last asked for a digest out of turn
+        digest_id uuid,  -- of the digest begun and not yet sent; stays over a crash
+        lease uuid,
+        lease_until timestamptz
+    );
+    create index on recipient (news_since)
+        where news_since is not null and stopped_at is null and next_digest_at is null;
+    create index on recipient (next_digest_at) where news_since is not null and stopped_at is null;
+
+    create table digest (
+        id uuid primary key,
+        recipient text not null,
+        address text not null,
+        issued_at timestamptz not null,
+        sent_at timestamptz,
+        message_ids uuid[] not null default '{}',
+        numbers int[] not null default '{}'
+    );
+    create index on digest (recipient, issued_at, id) where sent_at is not null;
+    create index on digest (issued_at);
+
+    create table opening (
+        id bigint generated always as identity primary key,
+        recipient text not null,
+        issued_at timestamptz not null,
+        message_id uuid not null,
+        number int not null,
+        at timestamptz not null
+    );
+    create index on opening (recipient, issued_at, at);
+    create index on opening (at);
+
+    create table outgoing (
+        id uuid primary key,
+        address text not null,  -- '' is a blind
+        mail bytea not null,
+        attempts int not null default 0,
+        queued_at timestamptz not null,
+        next_try_at timestamptz not null,
+        lease uuid
+    );
+    create index on outgoing (next_try_at);
+
+    create table sign_in (  -- used ones stay for an hour: they count for the limits
+        token_sha256 bytea primary key,
+        code_sha256 bytea not null,
+        browser_sha256 bytea not null,
+        recipient text not null,
+        client_ip text not null,
+        created_at timestamptz not null,
+        expires_at timestamptz not null,
+        used_at timestamptz,
+        wrong_codes int not null default 0
+    );
+    create index on sign_in (recipient, created_at);
+    create index on sign_in (client_ip, created_at);
+    create index on sign_in (browser_sha256, created_at);
+    create index on sign_in (created_at);
+
+    create table session (
+        session_sha256 bytea primary key,
+        recipient text not null,
+        started_at timestamptz not null,
+        used_at timestamptz not null
+    );
+    create index on session (used_at);
+
+    -- Holds a message, all in one call: `held` is its id, or the id of the same mail that was held before, or null when
+    -- that one is just going (call again); `place` is whose chunks the body is. A function, since its plans are kept:
+    -- planning the same as one statement cost more than executing it, and behind PgBouncer nothing can be prepared.
+    create function hold_message(
+        wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
+        told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
+        terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
+        username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
+        out held uuid, out place uuid
+    ) language plpgsql as $hold$
+    begin
+        -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
+        perform set_config('lock_timeout', wait_ms::text, true);
+        -- Waits while another transaction is holding the same mail, so that one of them is first.
+        insert into seen values (new_sameness, new_id) on conflict do nothing;
+        if not found then
+            select s.message_id into held from seen s where s.sameness = new_sameness;
+            if held is not null and not exists (select from message m where m.id = held) then
+                -- Somebody dropped that day by hand: saying "known" would lose this mail.
+                delete from seen s where s.sameness = new_sameness and s.message_id = held;
+                held := null;
+            end if;
+            return;
+        end if;
+        held := new_id;
+        -- The day's own table, since a plan over all days would be made anew each time.
+        execute format(
+            'select body_id from %I where body_sha256 = $1 and size_bytes = $2 limit 1',
+            'message_' || to_char(held_at at time zone 'UTC', 'YYYYMMDD')
+        ) into place using sha256, size;
+        if place is null then
+            place := new_id;
+            insert into body_chunk values (new_id, 0, first_chunk);
+        end if;
+        insert into message values (
+            new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id, action,
+            score, client_ip, username, symbols, flags, sha256, size, has_8bit
+        );
+        insert into delivery (message_id, number, recipient, address, state, state_at)
+        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+        -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
+        -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
+        for i in 1 .. cardinality(told) loop
+            if not exists (
+                select from recipient r
+                where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
+            ) then
+                insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
+                on conflict on constraint recipient_pkey do update
+                set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+            end if;
+        end loop;
+    end
+    $hold$;
+
+    insert into setting (name, value) values ('schema_version', '1');
+end
+$$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 2) then
+        return;
+    end if;
+    -- What the mail server said against a recipient's digest, until one goes out.
+    alter table recipient
+        add column failures int not null default 0,
+        add column failure text not null default '',
+        add column failed_at timestamptz;
+    create index on recipient (failed_at) where failed_at is not null;
+    update setting set value = '2' where name = 'schema_version';
+end
+$$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 3) then
+        return;
+    end if;
+
+    create table told (  -- who was told of a delivery under another name, or with others
+        message_id uuid not null,
+        number int not null,
+        reader text not null,
+        primary key (message_id, number, reader)
+    ) partition by range (message_id);
+
+    update setting set value = '3' where name = 'schema_version';
+end
+$$;
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 4) then
+        return;
+    end if;
+
+    -- Symbols were half of a message's row; nothing asks for a part of them. Where this is null they stand in `symbols`.
+    alter table message alter column symbols drop not null, add column if not exists packed_symbols bytea;
+    -- Where a body lies is told by its SHA-256 now, so that equal ones of a day meet without being looked for. Bodies
+    -- of before lie under the id of the day's first message that had them.
+    drop index if exists message_body_sha256_idx;
+
+    -- Holds a message, all in one call, and says its id, or the id of the same mail that was held before, or null when
+    -- that one is just going (call again); behind a blank, if the caller has to add a body's further chunks, where. A
+    -- function, since its plans are kept: planning the same as one statement cost more than executing it, and behind
+    -- PgBouncer nothing can be prepared. One text, since a row costs the server 11 µs more.
+    create or replace function hold_mail(
+        wait_ms int, new_id uuid, new_place uuid, new_sameness bytea, held_at timestamptz, recipients text[],
+        addresses text[], told text[], told_addresses text[], tier text, envelope_sender text, subject text,
+        header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
+        client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
+        first_chunk bytea
+    ) returns text language plpgsql as $hold$
+    declare
+        held uuid;
+        place uuid := new_place;
+        shared boolean := false;
+    begin
+        -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
+        perform set_config('lock_timeout', wait_ms::text, true);
+        -- Waits while another transaction is holding the same mail, so that one of them is first.
+        insert into seen values (new_sameness, new_id) on conflict do nothing;
+        if not found then
+            select s.message_id into held from seen s where s.sameness = new_sameness;
+            if held is not null and not exists (select from message m where m.id = held) then
+                -- Somebody dropped that day by hand: saying "known" would lose this mail.
+                delete from seen s where s.sameness = new_sameness and s.message_id = held;
+                held := null;
+            end if;
+            return held;
+        end if;
+        insert into body_chunk values (place, 0, first_chunk) on conflict do nothing;
+        if not found then
+            -- A place is 106 bits of a SHA-256; whoever makes two mails with one place for both gets two places.
+            shared := exists (select from body_chunk b where b.body_id = place and b.n = 0 and b.data = first_chunk);
+            if not shared then
+                place := new_id;
+                insert into body_chunk values (place, 0, first_chunk);
+            end if;
+        end if;
+        insert into message (
+            id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
+            client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit
+        ) values (
+            new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
+            action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit
+        );
+        insert into delivery (message_id, number, recipient, address, state, state_at)
+        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+        -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
+        -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
+        for i in 1 .. cardinality(told) loop
+            if not exists (
+                select from recipient r
+                where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
+            ) then
+                insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
+                on conflict on constraint recipient_pkey do update
+                set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+            end if;
+        end loop;
+        return case when shared then new_id::text else new_id || ' ' || place end;
+    end
+    $hold$;
+
+    -- For programs of version 3 that are still at work; they share no bodies any more.
+    create or replace function hold_message(
+        wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
+        told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
+        terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
+        username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
+        out held uuid, out place uuid
+    ) language plpgsql as $hold$
+    begin
+        held := split_part(hold_mail(
+            wait_ms, new_id, new_id, new_sameness, held_at, recipients, addresses, told, told_addresses, tier,
+            envelope_sender, subject, header_from, terms, queue_id, message_id, action, score, client_ip, username, null,
+            flags, sha256, size, has_8bit, first_chunk
+        ), ' ', 1)::uuid;
+        if held = new_id then
+            place := new_id;
+            update message m set symbols = hold_message.symbols where m.id = new_id;
+        end if;
+    end
+    $hold$;
+
+    update setting set value = '4' where name = 'schema_version';
+end
+$$;

@@ -1,0 +1,123 @@
+"""The synchronous standby is away: what waits for it is not acknowledged, however that wait ends.
+
+The primary has the commit by then, so a failover would lose what a 200 had promised.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from uuid import UUID
+
+import pytest
+
+from portal.errors import StoreUnavailable
+from portal.message import State
+from portal.stores import Store, open_store
+from tests.builders import ALICE, BY_LINK, hold, mail, now
+from tests.faults.conftest import Report, Serve
+from tests.faults.serving import assert_whole
+from tests.faults.standby import PATIENCE_SECONDS, Pair
+
+WAITING = "select pid from pg_stat_activity where application_name = 'quarantine' and wait_event = 'SyncRep'"
+
+
+def end_waits(pair: Pair, how: str) -> None:
+    """Call pg_cancel_backend or pg_terminate_backend for what waits for the standby, once something does."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not pair.primary.ask(f"select pg_{how}_backend(pid) from ({WAITING}) w"):
+        assert time.monotonic() < deadline, "nothing waits for the standby"
+        time.sleep(0.02)
+
+
+def restart(pair: Pair) -> None:
+    """Kill the primary and start it again, as after the kernel ran out of memory."""
+    pair.primary.kill()
+    for _ in range(20):
+        with suppress(subprocess.CalledProcessError):
+            pair.primary.start()
+            return
+        time.sleep(0.5)
+    raise AssertionError("the primary does not start again")
+
+
+@pytest.mark.parametrize("how", ["terminate", "restart"])
+def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: Pair, how: str, report: Report) -> None:
+    portal = serve(pair.url, workers=1)
+    _, first = portal.post(1)
+    pair.standby.kill()
+    assert portal.post(2)[0] == 503
+    if how == "restart":
+        restart(pair)
+    else:
+        end_waits(pair, how)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while pair.primary.ask("select count(*) from message") != [(2,)]:
+        assert time.monotonic() < deadline, "the primary alone does not have the mail"
+        time.sleep(0.02)
+    retry = portal.post(2)[0]
+    pair.follow_again()
+    status, answer = portal.post(2)
+    pair.fail_over()
+    report("6b retries without the standby", f"{how}: the retry answered {retry}, with it {status}", "postgres")
+    assert retry == 503
+    assert (status, answer["status"]) == (200, "known")
+    assert portal.tracebacks() == 0
+    assert_whole(pair.url, {1: UUID(first["id"]), 2: UUID(answer["id"])})
+
+
+def large() -> bytes:
+    """A mail that is stored in several statements."""
+    return mail() + os.urandom(1_500_000).hex().encode()
+
+
+def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Every kind of change, ready to be made."""
+    held, released = hold(store), hold(store)
+    claim = store.releasing(released.id, 0, {State.HELD}, BY_LINK, now())
+    claim.__enter__()
+    known = mail()
+    hold(store, known)
+
+    yield "hold", lambda: hold(store)
+    yield "hold in several statements", lambda: hold(store, large())
+    yield "hold again", lambda: hold(store, known)
+    yield "begin a release", lambda: store.releasing(held.id, 1, {State.HELD}, BY_LINK, now()).__enter__()
+    yield "record a release", lambda: claim.__exit__(None, None, None)
+    yield "delete", lambda: store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    yield "stop digests", lambda: store.set_digests_stopped(ALICE, now())
+    yield "revoke links", lambda: store.revoke_links(ALICE, now())
+    yield "keep a note", lambda: store.remember("a note", "x")
+    yield "swap a note", lambda: store.swap("a swapped note", None, "x")
+
+
+def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair, report: Report) -> None:
+    portal = serve(pair.url, workers=1)
+    store = open_store(pair.url)
+    ready = list(acts(store))
+    pair.standby.kill()
+    outcomes = {}
+    with ThreadPoolExecutor() as threads:
+
+        def cancelled(act: Callable[[], object]) -> Future[object]:
+            future = threads.submit(act)
+            end_waits(pair, "cancel")
+            return future
+
+        outcomes["post"] = str(cancelled(lambda: portal.post(3)[0]).result())
+        for name, act in ready:
+            try:
+                cancelled(act).result()
+                outcomes[name] = "acknowledged"
+            except StoreUnavailable as error:
+                outcomes[name] = str(error)
+    store.close()
+    report("6c cancelled waits for the standby", f"{len(outcomes)} kinds of changes, none acknowledged", "postgres")
+    assert outcomes.pop("post") == "503"
+    for name, outcome in outcomes.items():
+        assert "canceling wait for synchronous replication" in outcome, name
+    assert portal.tracebacks() == 0
