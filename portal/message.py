@@ -25,6 +25,12 @@ class Tier(StrEnum):
     SUSPICIOUS = "suspicious"  # release, by a pressed button only
     DANGEROUS = "dangerous"  # ask only; an administrator decides
 
+    @property
+    def milder(self) -> tuple[Tier, ...]:
+        """The tiers that are less harmful than this one."""
+        tiers = tuple(Tier)
+        return tiers[: tiers.index(self)]
+
 
 class State(StrEnum):
     """Where a delivery stands."""

@@ -28,7 +28,7 @@ from portal.errors import (
     StoreUnavailable,
 )
 from portal.links import MARK_HEADER, Links
-from portal.message import Actor, Delivery, Export, Message, State, Tier, new_id
+from portal.message import Actor, Delivery, Event, Export, Message, State, Tier, new_id
 from portal.relay import Relay
 from portal.render import Render, shown
 from portal.stores import Store
@@ -36,6 +36,7 @@ from portal.stores import Store
 log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
+_DANGEROUS = "only an administrator can release this message"
 _SYMBOLS_TOLD = 20
 _NAMES_KNOWN = 4096
 
@@ -101,7 +102,7 @@ class Acts:
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
         RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused, BodyMissing or
-        BodyDamaged (`held` again with the reason).
+        BodyDamaged (`held` again with the reason). A mail that becomes dangerous before it is sent is `held` again.
         """
         delivery = self.store.delivery(id, number)
         if not delivery.recipient:
@@ -111,7 +112,7 @@ class Acts:
         elif delivery.message.tier is not Tier.DANGEROUS:
             allowed = {State.HELD}
         elif delivery.state is State.HELD:
-            raise NotAllowed("only an administrator can release this message")
+            raise NotAllowed(_DANGEROUS)
         else:
             # Not from `held` either: a request may be refused between our look and the claim.
             allowed = set()
@@ -125,6 +126,7 @@ class Acts:
         reply = ""
         with self.store.releasing(id, number, allowed, actor, self.now(), lambda: reply) as delivery:
             message = delivery.message
+            self._check_tier(delivery)
             try:
                 # Opened before the server is asked for anything: a mail whose file is gone shall not begin to go.
                 body = self.store.body(id)
@@ -153,12 +155,25 @@ class Acts:
             log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
         return self.store.delivery(id, number)
 
+    def _check_tier(self, delivery: Delivery) -> None:
+        """Raise NotAllowed for dangerous mail unless an operator began this release.
+
+        Checked under the claim: the verdict may have got worse since the release was allowed, and between two tries.
+        """
+        if delivery.message.tier is Tier.DANGEROUS:
+            begun = self._begun(delivery)
+            if begun is None or not begun.actor.who.startswith("operator"):
+                log.warning("not released id=%s recipient=%s: dangerous by now", delivery.id, delivery.recipient)
+                raise NotAllowed(_DANGEROUS)
+
+    def _begun(self, delivery: Delivery) -> Event | None:
+        """Return the event with which the current release began."""
+        history = self.store.history(delivery.id, delivery.number)
+        return next((event for event in reversed(history) if event.what == State.RELEASING.value), None)
+
     def _too_old(self, delivery: Delivery) -> bool:
-        first = next(
-            (e.at for e in reversed(self.store.history(delivery.id, delivery.number)) if e.what == "releasing"),
-            None,
-        )
-        return first is not None and self.now() - first > GIVE_UP_AFTER
+        begun = self._begun(delivery)
+        return begun is not None and self.now() - begun.at > GIVE_UP_AFTER
 
     def _front(self, message: Message) -> bytes:
         # In front only, never removed or rewritten: what DKIM and ARC signed stays as it was.
@@ -247,7 +262,7 @@ def retry_due(acts: Acts, limit: int = 100) -> int:
     for id, number in due:
         try:
             acts.retry(id, number)
-        except (RelayDeferred, RelayRefused, AlreadyDone):
+        except (RelayDeferred, RelayRefused, AlreadyDone, NotAllowed):
             pass  # recorded and logged where it happened
         except QuarantineError as error:
             log.error("release failed id=%s number=%d: %s", id, number, error)

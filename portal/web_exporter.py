@@ -201,6 +201,8 @@ class ExporterEndpoint:
             tier.value,
             ",".join(sorted(export.flags)) or "-",
         )
+        for id in held.raised:
+            log.warning("tier raised id=%s tier=%s: the mail came again with a worse verdict", id, tier.value)
         return _done("known" if held.known else "held", held.id)
 
     def _same(self, id: UUID, posted: exporter.Posted) -> bool:

@@ -276,7 +276,7 @@ class Web:
     def _declined(self, delivery: Delivery) -> bool:
         """Whether its reason is an administrator's word: after a request, an operator's release may have failed."""
         events = self.parts.store.history(delivery.id, delivery.number)
-        return next((e.what for e in reversed(events) if e.what in ("refused", "failed")), "") == "refused"
+        return next((e.what for e in reversed(events) if e.what in ("refused", "failed", "stopped")), "") == "refused"
 
     def findings(self, message: Message) -> dict[str, Any]:
         """What Rspamd found, the weightiest first, for the template's ``findings``: score, and symbols in words."""

@@ -45,6 +45,8 @@ _EVENTS_IN_WORDS = {
     "failed": N_("the mail server refused it"),
     "deleted": N_("deleted"),
     "restored": N_("deletion undone"),
+    "raised": N_("found more dangerous by a later check"),
+    "stopped": N_("release stopped"),
 }
 
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import dkim
@@ -239,6 +240,65 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
     # Whatever arrived, also twice after a lost answer to the final dot, was for alice.
     assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
     assert bool(smtp.unanswered) == (verb == "BODY")
+
+
+def turn_dangerous(store: Store, data: bytes) -> None:
+    """The same mail comes again, and now a virus scanner knows it."""
+    hold(store, data, tier=Tier.DANGEROUS, symbols=(Symbol("CLAM_VIRUS"),))
+
+
+def test_a_release_under_way_stops_when_the_mail_turns_out_dangerous(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock
+) -> None:
+    data = mail()
+    id = hold(store, data).id
+    smtp.script["RCPT"] = ["450 4.2.0 busy"]
+    with pytest.raises(RelayDeferred):
+        acts.release(id, 0, BY_LINK)
+    turn_dangerous(store, data)
+    clock.at += MINUTE
+    assert retry_due(acts) == 1
+    delivery = store.delivery(id, 0)
+    assert (delivery.state, delivery.reason) == (State.HELD, "only an administrator can release this message")
+    assert [event.what for event in store.history(id, 0)][-2:] == ["raised", "stopped"]
+    assert not smtp.mails
+    with pytest.raises(NotAllowed):
+        acts.release(id, 0, BY_LINK)
+    acts.ask(id, 0, BY_LINK)
+    acts.release(id, 0, BY_OPERATOR, operator=True)
+    assert len(smtp.mails) == 1
+
+
+def test_an_operators_release_goes_on_when_the_mail_turns_out_dangerous(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock
+) -> None:
+    data = mail()
+    id = hold(store, data).id
+    smtp.script["RCPT"] = ["450 4.2.0 busy"]
+    with pytest.raises(RelayDeferred):
+        acts.release(id, 0, BY_OPERATOR, operator=True)
+    turn_dangerous(store, data)
+    clock.at += MINUTE
+    assert retry_due(acts) == 1
+    assert store.delivery(id, 0).state is State.RELEASED
+
+
+def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_released(
+    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mail()
+    id = hold(store, data).id
+    claim = store.releasing
+
+    def raised_before(*words: Any) -> Any:
+        turn_dangerous(store, data)
+        return claim(*words)
+
+    monkeypatch.setattr(store, "releasing", raised_before)
+    with pytest.raises(NotAllowed):
+        acts.release(id, 0, BY_LINK)
+    assert store.delivery(id, 0).state is State.HELD
+    assert not smtp.mails
 
 
 def test_nobody_listening_is_tried_again(store: Store, make_acts: MakeActs) -> None:

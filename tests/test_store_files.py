@@ -422,6 +422,7 @@ def test_a_newer_database_is_not_touched(folder: Path) -> None:
 
 
 VERSION_1 = """
+    DROP INDEX message_body;
     DROP TABLE told;
     DROP INDEX person_failing;
     ALTER TABLE person DROP COLUMN failures;

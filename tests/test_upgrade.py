@@ -20,9 +20,10 @@ import psycopg
 import pytest
 
 from portal.errors import StoreUnavailable
+from portal.message import Tier
 from portal.stores import SCHEMA_VERSION, open_store, postgres_database, postgres_days, postgres_rows, sqlite
 from portal.stores.postgres_database import Connection
-from tests.builders import hold
+from tests.builders import MALLORY, hold
 from tests.faults.serving import BIN, assert_whole, mail_of
 
 DATA = Path(__file__).parent / "data"
@@ -160,6 +161,11 @@ def test_an_older_store_is_brought_up_while_mail_comes(
         posting.wait_for(50)
     assert posting.refused == 0
     assert_whole(store_url, posting.held)
+    store = open_store(store_url)
+    before_the_upgrade = min(posting.held)
+    again = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
+    store.close()
+    assert again.raised == (posting.held[before_the_upgrade],)
 
 
 def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(

@@ -14,7 +14,9 @@ import pytest
 
 from portal.assemble import Parts
 from portal.errors import RelayDeferred, StoreUnavailable
+from portal.links import Action
 from portal.message import State, Tier
+from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site, basic
@@ -81,6 +83,30 @@ def test_the_same_mail_again_is_known_under_its_first_id(site: Site) -> None:
     first, again = post(site, data), post(site, data, headers={"X-Rspamd-qid": "another"})
     assert again.json == {"status": "known", "id": first.json["id"]}
     assert count(site) == 1
+
+
+def test_a_mail_that_comes_again_as_a_virus_cannot_be_released_by_its_old_link(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = mail()
+    first = post(site, data)
+    held = Held(UUID(first.json["id"]), False)
+    link = site.link(Action.RELEASE, held, minutes_old=11)
+    assert "data-submit" in site.browser().get(link).text
+    virus = json.dumps([{"name": "CLAM_VIRUS", "score": 0.0, "options": ["Eicar"]}])
+    again = post(site, data, headers={"X-Rspamd-symbols": virus, "X-Rspamd-score": "0.5"})
+    assert again.json == {"status": "known", "id": first.json["id"]}
+    assert site.delivery(held).message.tier is Tier.DANGEROUS
+    assert f"tier raised id={held.id} tier=dangerous" in caplog.text
+    page = site.browser().get(link).text
+    assert "only an administrator can release it" in page
+    assert "<form" not in page
+    site.browser().post(link, {"pressed": "1"})
+    assert site.state(held) is State.HELD
+    shown = site.browser().get(site.link(Action.SHOW, held)).text
+    assert "CLAM_VIRUS" in shown
+    assert "BAYES_SPAM" not in shown
+    assert "score 0.5" in shown
 
 
 def test_only_local_recipients_are_announced(site: Site) -> None:

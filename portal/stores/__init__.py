@@ -44,6 +44,7 @@ class Held:
 
     id: UUID
     known: bool
+    raised: tuple[UUID, ...] = ()  # messages held before whose tier is worse now
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +289,11 @@ class Store(ABC):
         one delivery whose recipient and address are "" (see `assign`). ``at`` is when it was held, for mail that lay
         elsewhere until now; None: now.
 
+        A ``tier`` worse than that of the known message, or of messages with the same bytes, becomes theirs as long as
+        a delivery of them is not released; tiers never get better. The export's symbols, score, action and flags
+        replace theirs, and each delivery's history gets an event "raised". An export without symbols replaces only the
+        tier and adds its flags.
+
         Raises StoreUnavailable, after which nothing of the message is visible, or it is wholly there (a commit
         whose answer was lost): adding again is always right. Never waits longer than 3 s in all.
         """
@@ -439,7 +445,7 @@ class Store(ABC):
         - cleanly: `released`; the event's detail is what ``answer`` returns then, the mail server's words;
         - by RelayDeferred: stays `releasing`, the error's text is its reason, ``next_try_at`` = now + back-off (1,
           2, 4 … minutes, at most 1 h; ± nothing);
-        - by RelayRefused, BodyMissing or BodyDamaged: `held` again with the error's text as reason;
+        - by RelayRefused, NotAllowed, BodyMissing or BodyDamaged: `held` again with the error's text as reason;
         - by anything else: as RelayDeferred, with the reason "internal error".
         Events: `releasing` when it comes from another state, then `released`, `deferred` or `failed` per try.
         The exception goes on to the caller in each case. When recording fails the lease runs out and the delivery

@@ -32,11 +32,13 @@ from uuid import UUID
 
 from portal.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
 from portal.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged, Record, address_of, search, sqlite_words, symbols
+from portal.stores import Held, Purged, Record, address_of, search, sqlite_verdicts, sqlite_words, symbols
+from portal.stores.journal import verdict_line
 from portal.stores.mailfiles import DamagedFile, MailFiles
-from portal.stores.sqlite import Database, to_micros
+from portal.stores.sqlite import LOCK_WAIT_SECONDS, Database, to_micros
 from portal.stores.sqlite_people import mark_news
 from portal.stores.sqlite_records import SqliteRecords
+from portal.stores.verdict import RAISED_TOGETHER
 
 log = logging.getLogger("quarantine.store")
 
@@ -176,12 +178,19 @@ class FileStore(SqliteRecords):
     def add(
         self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
     ) -> Held:
-        if body.size_bytes > _LOOKED_FOR_BYTES:
-            with self.db.read() as connection:
-                known = _with_sameness(connection, export.sameness)
-                if known is not None and self._mail.has(known):
-                    return Held(known, True)
         id = new_id(at)
+        first = self._known(export) if body.size_bytes > _LOOKED_FOR_BYTES else None
+        if first is None:
+            first = self._write(id, export, body, tier, announce)
+        return Held(first, first != id, self._raise_tier(first, export, tier))
+
+    def _known(self, export: Export) -> UUID | None:
+        with self.db.read() as connection:
+            known = _with_sameness(connection, export.sameness)
+        return known if known is not None and self._mail.has(known) else None
+
+    def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
+        """Make the file and the rows of a message; returns the first id if somebody added the same mail before."""
         facts = _facts(id, export, tier, announce)
         with self.db.translated():
             self._mail.write(id, body, facts)
@@ -191,10 +200,31 @@ class FileStore(SqliteRecords):
             with suppress(OSError):  # what stays is adopted by purge: the mail is held once more than was answered
                 self._mail.remove(id)
             raise
-        if first != id:  # somebody else added the same mail meanwhile
+        if first != id:
             with suppress(OSError):
                 self._mail.remove(id)
-        return Held(first, first != id)
+        return first
+
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier) -> tuple[UUID, ...]:
+        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+
+        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
+        """
+        raised: list[UUID] = []
+        after = UUID(int=0)
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while tier.milder:
+            with self.db.read() as connection:
+                ids = sqlite_verdicts.copies(connection, held, export, tier, after)
+            if ids:
+                with self.db.write(wait_seconds=max(0.0, deadline - time.monotonic())) as connection:
+                    more, lines = sqlite_verdicts.raise_tier(connection, ids, export, tier, datetime.now(UTC))
+                    self.db.note(*lines)
+                raised += more
+            if len(ids) < RAISED_TOGETHER:
+                break
+            after = ids[-1]
+        return tuple(raised)
 
     def _insert(self, id: UUID, facts: dict[str, Any]) -> UUID:
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
@@ -217,11 +247,15 @@ class FileStore(SqliteRecords):
                 self._mail.discard_unfinished(id)  # of a copy that was killed
                 self._mail.write(id, body, facts)
         with self.db.write() as connection:
-            if connection.execute("SELECT 1 FROM message WHERE id = ?", (id.bytes,)).fetchone() is None:
+            row = connection.execute("SELECT tier FROM message WHERE id = ?", (id.bytes,)).fetchone()
+            if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
                 taken = record.sameness is None or _with_sameness(connection, record.sameness) is not None
                 _insert_rows(connection, id, None if taken else record.sameness, facts)
+            elif row[0] in record.message.tier.milder:
+                sqlite_verdicts.put_verdict(connection, record.message)
+                self.db.note(verdict_line(record.message))
             self._take_deliveries(connection, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,7 +23,7 @@ from portal.message import Delivery, State
 from portal.schedule import Preferences
 from portal.stores import DigestRecord, Person
 from portal.stores.files import FileStore, check_folder
-from portal.stores.journal import Journal, events_of, moment
+from portal.stores.journal import Journal, events_of, moment, with_verdict_of
 from portal.stores.mailfiles import DamagedFile, MailFiles
 from portal.stores.sqlite import DATABASE, Database, unused
 
@@ -110,6 +111,8 @@ def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> Non
     match line["kind"]:
         case "delivery":
             done.acts += _replay_delivery(store, line)
+        case "verdict":
+            store.judge_again(UUID(line["id"]), partial(with_verdict_of, line))
         case "person":
             store.wish_again(_person(line))
             done.people += 1

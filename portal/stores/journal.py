@@ -7,6 +7,8 @@ twice, ends with what the last one said.
     {"at": …, "kind": "delivery", "id": …, "number": 0, "recipient": …, "address": …, "state": "released",
      "state_at": …, "reason": "", "attempts": 1, "next_try_at": null, "announced_at": null,
      "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
+    {"at": …, "kind": "verdict", "id": …, "tier": "dangerous", "symbols": [[name, score, [option, …]], …], "score": …,
+     "action": "reject", "flags": []}
     {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
      "preferences": null}
     {"at": …, "kind": "told", "reader": …, "deliveries": [[id, number], …]}
@@ -25,13 +27,14 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from portal.message import Actor, Delivery, Event
-from portal.stores import DigestRecord, Person
+from portal.message import Actor, Delivery, Event, Flag, Message, Tier
+from portal.stores import DigestRecord, Person, symbols
 
 log = logging.getLogger("quarantine.store")
 
@@ -144,6 +147,34 @@ def delivery_line(delivery: Delivery, events: Sequence[Event]) -> dict[str, Any]
             for event in events
         ],
     }
+
+
+def verdict_line(message: Message) -> dict[str, Any]:
+    """Return what Rspamd said of a message when it came again."""
+    return {
+        "kind": "verdict",
+        "id": str(message.id),
+        "tier": message.tier.value,
+        "symbols": message.symbols,  # JSON has each as a list
+        "score": message.score,
+        "action": message.action,
+        "flags": sorted(message.flags),
+    }
+
+
+def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
+    """Return the message with the verdict of a `verdict_line`.
+
+    Raises KeyError, ValueError, TypeError when the line is not one.
+    """
+    return replace(
+        message,
+        tier=Tier(line["tier"]),
+        symbols=symbols.from_json(line["symbols"]),
+        score=None if line["score"] is None else float(line["score"]),
+        action=None if line["action"] is None else str(line["action"]),
+        flags=frozenset(map(Flag, line["flags"])),
+    )
 
 
 def events_of(line: dict[str, Any]) -> list[Event]:

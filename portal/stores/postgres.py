@@ -25,6 +25,7 @@ from portal.errors import (
     AlreadyDone,
     BodyDamaged,
     BodyMissing,
+    NotAllowed,
     NotFound,
     QuarantineError,
     RelayDeferred,
@@ -47,12 +48,13 @@ from portal.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search, reader_of, search
+from portal.stores import LEASE, Held, Page, Purged, Record, postgres_search, postgres_verdicts, reader_of, search
 from portal.stores import postgres_days as days
 from portal.stores import postgres_rows as rows
 from portal.stores.postgres_database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
 from portal.stores.postgres_records import PostgresRecords, take_deliveries
 from portal.stores.postgres_wishes import queue_mail
+from portal.stores.verdict import RAISED_TOGETHER
 
 log = logging.getLogger("quarantine.store")
 
@@ -97,8 +99,27 @@ class PostgresStore(PostgresRecords):
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
             if held is not None:
-                return Held(held, known=held != id)
+                return Held(held, held != id, self._raise_tier(held, export, tier, deadline))
         raise StoreUnavailable("the message could not be held in time")
+
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
+        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+
+        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
+        """
+        raised: list[UUID] = []
+        after = UUID(int=0)
+        while tier.milder:
+            left = max(0.001, deadline - monotonic())
+            with translated(), self.database.connection() as connection:
+                ids = postgres_verdicts.copies(connection, held, export, tier, after, left)
+                if ids:
+                    begin(connection, min(left, INGEST_SECONDS))
+                    raised += postgres_verdicts.raise_tier(connection, ids, export, tier, datetime.now(UTC))
+            if len(ids) < RAISED_TOGETHER:
+                break
+            after = ids[-1]
+        return tuple(raised)
 
     def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
         """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
@@ -129,7 +150,10 @@ class PostgresStore(PostgresRecords):
         id = record.message.id
         with self.database.connection() as connection:
             begin(connection, OTHER_SECONDS)
-            if not connection.execute("select from message where id = %s", [id]).rowcount:
+            row = connection.execute("select tier from message where id = %s", [id]).fetchone()
+            if row is not None and row[0] in record.message.tier.milder:
+                postgres_verdicts.put_verdict(connection, record.message)
+            if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
                 if not self._put(connection, record, body):
@@ -364,7 +388,7 @@ class PostgresStore(PostgresRecords):
     def _record_failure(
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
     ) -> None:
-        final = isinstance(error, RelayRefused | BodyMissing | BodyDamaged)
+        final = isinstance(error, RelayRefused | NotAllowed | BodyMissing | BodyDamaged)
         reason = rows.text(str(error)) if final or isinstance(error, RelayDeferred) else "internal error"
         back_off = timedelta(minutes=min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES))
         state, state_at = (State.HELD, now) if final else (State.RELEASING, delivery.state_at)
@@ -375,7 +399,7 @@ class PostgresStore(PostgresRecords):
                 [state.value, state_at, reason, None if final else now + back_off, delivery.id, delivery.number, lease],
             ).rowcount
             if changed:
-                what = "failed" if final else "deferred"
+                what = "stopped" if isinstance(error, NotAllowed) else "failed" if final else "deferred"
                 rows.note(connection, delivery.id, delivery.number, now, what, actor, reason)
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:

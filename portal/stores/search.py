@@ -79,10 +79,16 @@ def terms(
     """What a message is indexed under; ``recipients`` are identities. At most some hundred bytes and 18 a recipient."""
     found = words(subject, SUBJECT_WORDS)
     found += words(f"{envelope_sender or ''} {header_from}", SENDER_WORDS)
-    found += [f"={tier.value}", *(recipient_term(recipient) for recipient in recipients)]
+    found += [*verdict_terms(tier, score), *(recipient_term(recipient) for recipient in recipients)]
+    return list(dict.fromkeys(found))
+
+
+def verdict_terms(tier: Tier, score: float | None) -> list[str]:
+    """Return the terms of a tier and a score."""
+    found = [f"={tier.value}"]
     if score is not None and not math.isnan(score):
         found.append(f"=s{_points(score):03}")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def recipient_term(recipient: str) -> str:
@@ -159,8 +165,13 @@ def needs_a_look(wanted: Filter) -> bool:
 
 
 def fits(wanted: Filter, delivery: Delivery) -> bool:
-    """Whether a delivery has what the index knows only roughly: the part of a sender, the score."""
+    """Whether a delivery has what the index knows only roughly: the part of a sender, the score, the tier.
+
+    A message whose tier was raised stays indexed under the one it had.
+    """
     message = delivery.message
+    if wanted.tiers and message.tier not in wanted.tiers:
+        return False
     if wanted.sender:
         part = fold(wanted.sender)
         if part not in fold(message.envelope_sender or "") and part not in fold(message.header_from):

@@ -63,6 +63,7 @@ CREATE TABLE unindexed (                -- messages, see sqlite_words
     terms TEXT NOT NULL
 );
 CREATE INDEX message_queue_id ON message (queue_id, id) WHERE queue_id IS NOT NULL;
+CREATE INDEX message_body ON message (body_sha256, tier);
 
 CREATE TABLE delivery (
     message_id BLOB NOT NULL,
@@ -178,7 +179,7 @@ _UPGRADES = {
         "CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL",
     ),
     4: (),  # symbols are packed from here on, see `symbols`
-    5: (),  # a number for PostgreSQL
+    5: ("CREATE INDEX message_body ON message (body_sha256, tier)",),
 }
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -14,7 +14,16 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone, BodyDamaged, BodyMissing, NotFound, QuarantineError, RelayDeferred, RelayRefused
+from portal.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    BodyMissing,
+    NotAllowed,
+    NotFound,
+    QuarantineError,
+    RelayDeferred,
+    RelayRefused,
+)
 from portal.message import (
     Actor,
     Delivery,
@@ -230,7 +239,7 @@ class SqliteDeliveries(Store):
         self, delivery: Delivery, claim: bytes, actor: Actor, now: datetime, error: BaseException
     ) -> None:
         key = (delivery.id.bytes, delivery.number, claim)
-        final = isinstance(error, RelayRefused | BodyMissing | BodyDamaged)
+        final = isinstance(error, RelayRefused | NotAllowed | BodyMissing | BodyDamaged)
         reason = str(error) if final or isinstance(error, RelayDeferred) else "internal error"
         with self.db.write() as connection:
             if final:
@@ -247,7 +256,7 @@ class SqliteDeliveries(Store):
                     (reason, to_micros(now + timedelta(minutes=minutes)), *key),
                 )
             if changed.rowcount:
-                what = "failed" if final else "deferred"
+                what = "stopped" if isinstance(error, NotAllowed) else "failed" if final else "deferred"
                 self._note(connection, delivery.id, delivery.number, now, what, actor, reason)
 
     def _note(

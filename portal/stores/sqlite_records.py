@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from portal.message import Actor, Delivery, Event, Reader, State
+from portal.message import Actor, Delivery, Event, Message, Reader, State
 from portal.schedule import NOTHING_CHOSEN
 from portal.stores import DIGESTS_KEPT, DigestRecord, Person, Record
-from portal.stores.journal import delivery_line, digest_line, person_line, told_line
+from portal.stores.journal import delivery_line, digest_line, person_line, told_line, verdict_line
 from portal.stores.sqlite import from_micros, to_micros
 from portal.stores.sqlite_deliveries import (
     add_event,
@@ -21,7 +21,9 @@ from portal.stores.sqlite_deliveries import (
     set_recipient,
 )
 from portal.stores.sqlite_sign_ins import SqliteSignIns
+from portal.stores.sqlite_verdicts import put_verdict
 from portal.stores.sqlite_wishes import PERSON, person_from
+from portal.stores.verdict import RAISED
 
 _BATCH = 500
 _TOLD_FOR = DIGESTS_KEPT + timedelta(days=1)
@@ -125,11 +127,12 @@ class SqliteRecords(SqliteSignIns):
         return True
 
     def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
-        return [
-            delivery_line(delivery, events)
-            for record in self.records(ids).values()
-            for delivery, events in zip(record.deliveries, record.histories, strict=True)
-        ]
+        lines: list[dict[str, Any]] = []
+        for record in self.records(ids).values():
+            if any(event.what == RAISED for events in record.histories for event in events):
+                lines.append(verdict_line(record.message))
+            lines += map(delivery_line, record.deliveries, record.histories)
+        return lines
 
     # ---- after a rebuild: what the audit journal says, which must not be written into it again
 
@@ -147,6 +150,15 @@ class SqliteRecords(SqliteSignIns):
                 actor = event.actor
                 if (to_micros(event.at), event.what, actor.who, actor.via, actor.address, event.detail) not in known:
                     add_event(connection, delivery.id, delivery.number, event)
+
+    def judge_again(self, message_id: UUID, judge: Callable[[Message], Message]) -> None:
+        """Give a message, if it is here, the verdict that it got when it came again."""
+        with self.db.write(durable=False) as connection:
+            deliveries = deliveries_of(connection, [message_id.bytes])
+            if deliveries:
+                judged = judge(deliveries[0].message)
+                if deliveries[0].message.tier in judged.tier.milder:
+                    put_verdict(connection, judged)
 
     def wish_again(self, person: Person) -> None:
         """Keep what a person wishes."""

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from portal.errors import StoreUnavailable
-from portal.message import State
+from portal.message import State, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BY_LINK, hold, mail, now
 from tests.faults.conftest import Report, Serve
@@ -77,7 +77,8 @@ def large() -> bytes:
 
 def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kind of change, ready to be made."""
-    held, released = hold(store), hold(store)
+    held, released, raised = hold(store), hold(store), mail()
+    hold(store, raised)
     claim = store.releasing(released.id, 0, {State.HELD}, BY_LINK, now())
     claim.__enter__()
     known = mail()
@@ -86,6 +87,7 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "hold", lambda: hold(store)
     yield "hold in several statements", lambda: hold(store, large())
     yield "hold again", lambda: hold(store, known)
+    yield "raise a tier", lambda: hold(store, raised, tier=Tier.DANGEROUS)
     yield "begin a release", lambda: store.releasing(held.id, 1, {State.HELD}, BY_LINK, now()).__enter__()
     yield "record a release", lambda: claim.__exit__(None, None, None)
     yield "delete", lambda: store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
