@@ -302,8 +302,9 @@ begin
     if exists (select from setting where name = 'schema_version' and value::int >= 5) then
         return;
     end if;
-    -- By which copies of a mail are found when it comes again with a worse verdict.
-    create index on message (body_sha256, tier);
+    -- By which copies of a mail are found when it comes again with a worse verdict. New days get it by themselves; for
+    -- those that are there `quarantine init` builds it one by one, while mail is held (postgres_days.build_indexes).
+    create index message_body_idx on only message (body_sha256, tier);
     update setting set value = '5' where name = 'schema_version';
 end
 $$;

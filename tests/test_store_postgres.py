@@ -401,6 +401,7 @@ def test_another_schema_version_says_what_to_do(
 
 VERSION_1 = """
     drop table told;
+    drop index message_body_idx;
     alter table recipient drop column failures, drop column failure, drop column failed_at;
     update setting set value = '1' where name = 'schema_version';
 """

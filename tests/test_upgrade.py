@@ -166,6 +166,25 @@ def test_an_older_store_is_brought_up_while_mail_comes(
     again = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
     store.close()
     assert again.raised == (posting.held[before_the_upgrade],)
+    if store_url.startswith("postgresql"):
+        assert ask(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+
+
+def test_an_index_whose_building_was_interrupted_is_built_anew(postgres_dsn: str, tmp_path: Path) -> None:
+    make_version(postgres_dsn, 4)
+    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+        admin.execute("create table message_20261101 (like message including all)")
+        admin.execute(
+            "alter table message attach partition message_20261101 for values from"
+            " ('019a3d00-0000-0000-0000-000000000000') to ('019a4300-0000-0000-0000-000000000000')"
+        )
+        admin.execute("create index message_20261101_body_idx on message_20261101 (tier)")
+        admin.execute("update pg_index set indisvalid = false where indexrelid = 'message_20261101_body_idx'::regclass")
+    for _ in range(2):
+        done = quarantine(postgres_dsn, tmp_path, "init")
+        assert done.returncode == 0, done.stderr
+    assert ask(postgres_dsn, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+    assert "(body_sha256, tier)" in ask(postgres_dsn, "select pg_get_indexdef('message_20261101_body_idx'::regclass)")
 
 
 def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(

@@ -75,6 +75,7 @@ class PostgresStore(PostgresRecords):
         store = cls(Database(url, create=create))
         if create:
             days.make_days(store.database, datetime.now(UTC))
+            days.build_indexes(store.database)
         return store
 
     def close(self) -> None:
