@@ -1,9 +1,10 @@
-"""The socket between Nginx and the portal, on the real uWSGI with the shipped uwsgi.ini: what a client of the uwsgi
-protocol cannot do."""
+"""The socket between Nginx and the portal, on the real uWSGI with the shipped uwsgi.ini: where it is, and what a client
+of the uwsgi protocol cannot do."""
 
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -54,6 +55,20 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in running:
         process.terminate()
         process.wait(90)
+
+
+def test_without_systemd_the_socket_is_for_owner_and_group_in_a_folder_made_for_it(start: Start) -> None:
+    folder = start() / "var"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert stat.S_IMODE((folder / "quarantine.sock").stat().st_mode) == 0o660
+    assert list(folder.iterdir()) == [folder / "quarantine.sock"]  # the store is elsewhere: none of its files beside
+    assert ask(str(folder / "quarantine.sock"), packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_another_path_makes_no_folder(start: Start) -> None:
+    home = start(QUARANTINE_SOCKET="here.sock")
+    assert stat.S_IMODE((home / "here.sock").stat().st_mode) == 0o660
+    assert not (home / "var").exists()
 
 
 def test_a_client_cannot_have_code_loaded(start: Start) -> None:
