@@ -1,5 +1,5 @@
 """The socket between Nginx and the portal as systemd's unit has it: who can connect, what Nginx's user can do besides,
-and what an Nginx file of an earlier version does to mail."""
+what connections that say nothing cost, and what an Nginx file of an earlier version does to mail."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def said_as(user: str, code: str, *arguments: str) -> str:
     return (done.stdout or done.stderr).strip().rpartition("\n")[2]
 
 
+@contextmanager
+def silent(path: Path, connections: int) -> Iterator[None]:
+    """So many connections of Nginx's user to which nothing is written."""
+    code = (
+        "connections = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]\n"
+        "for connection in connections:\n"
+        "    connection.connect(sys.argv[1])\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = command_as(NGINX, code, str(path), str(connections))
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "open\n"
+        yield
+        holder.communicate()
+
+
 @pytest.fixture
 def service() -> Iterator[Portal]:
     """A portal with a user of its own and its settings in a file, as docs/install.md has it."""
@@ -85,6 +103,19 @@ def test_only_nginxs_user_can_connect_and_it_reads_none_of_the_services_files(se
     for path in (state / "store" / "quarantine.sqlite3", state / "links.keys", service.home / "etc/quarantine.toml"):
         assert path.stat().st_size
         assert said_as(NGINX, "open(sys.argv[1])", str(path)).startswith("PermissionError: "), path
+
+
+def test_a_post_behind_200_silent_connections_waits_at_most_5_seconds(service: Portal) -> None:
+    workers = service.pids("uwsgi")
+    headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
+    with silent(service.uwsgi, 200):
+        began = time.monotonic()
+        assert http(service.nginx.exporter_url, spam("behind", {}), headers).status == 200
+        assert time.monotonic() - began < 5
+    assert http(service.nginx.exporter_url, spam("after", {}), headers).status == 200
+    assert service.pids("uwsgi") == workers
+    listed = service.command("quarantine", "list", "--json")
+    assert listed.count('"behind ') == 1 and listed.count('"after ') == 1
 
 
 def test_requests_wait_while_the_service_restarts(other_portal: Portal) -> None:
