@@ -77,7 +77,7 @@ def main() -> int:
         "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{catcher.port}",
         "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
         "QUARANTINE_MAIL__ADMIN_ADDRESS": "postmaster@example.org",
-        "QUARANTINE_SOCKET": f"127.0.0.1:{free_port(9000)}",
+        "QUARANTINE_SOCKET": "var/demo/quarantine.sock",  # below ROOT: a whole path may be too long for a socket
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     log = (HERE / "portal.log").open("wb")

@@ -6,13 +6,18 @@ Each function looks at one thing and yields findings; none of them changes anyth
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
+import re
 import shutil
+import socket
+import struct
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
@@ -32,6 +37,17 @@ from portal.stores import Store, open_store
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NAMED = 20  # recipients whose digest the mail server did not take
 _HEARTBEAT = timedelta(minutes=2)
+_SOCKET = "/run/quarantine.sock"  # deploy/systemd/quarantine.socket
+_NGINX_FOLDERS = (Path("/etc/nginx/conf.d"), Path("/etc/nginx/sites-enabled"))
+_NGINX_TO_TCP = re.compile(
+    r"\bupstream\s+quarantine\s*\{[^}]*\bserver\s+(?!unix:)([^\s;]+)|\buwsgi_pass\s+(127\.0\.0\.1:9000)\s*;"
+)
+_UWSGI_SOCKET = re.compile(r"^\s*(?:uwsgi-)?socket\s*=\s*(\S+)", re.MULTILINE)
+_NGINX_CANNOT = (
+    "Nginx does not reach the portal: is the service running, and does quarantine.conf name its socket, "
+    f"`server unix:{_SOCKET};`?"
+)
+_PING, _PONG = b"\x64\0\0\0", b"\x64\0\0\x01"  # a uwsgi packet with modifier1 100, and its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,7 @@ def everything() -> list[Finding]:
     findings += _run(settings_file, settings, path)
     findings += _run(addresses, settings)
     findings += _run(files, settings)
+    findings += _run(uwsgi_socket, settings, path)
     findings += _run(site_files, settings)
     store: Store | None = None
     try:
@@ -130,6 +147,83 @@ def files(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "quarantine-digest", program)
+
+
+def uwsgi_socket(settings: Settings, path: Path | None) -> Iterator[Finding]:
+    """Whether uWSGI can be reached over TCP, by every process of this host, and whether Nginx expects that."""
+    found = list(_tcp_sockets(settings, path))
+    for said in found:
+        yield Finding(
+            False,
+            "uwsgi socket",
+            f"{said}: every process of this host can connect and act for every client. Use the unix socket of "
+            "deploy/systemd/quarantine.socket (docs/upgrade.md)",
+        )
+    if not found:
+        yield Finding(True, "uwsgi socket", "not on TCP")
+    for file in (file for folder in _NGINX_FOLDERS for file in sorted(folder.glob("*"))):
+        if not file.is_file() or not os.access(file, os.R_OK):
+            continue
+        for match in _NGINX_TO_TCP.finditer(re.sub(r"#.*", "", file.read_text("utf-8", "replace"))):
+            yield Finding(
+                False,
+                "nginx",
+                f"{file} passes requests to {match[1] or match[2]}: copy {shipped('deploy')}/nginx/quarantine.conf "
+                f"anew, or change that line to `server unix:{_SOCKET};`, then run: nginx -t && systemctl reload nginx",
+            )
+
+
+def _tcp_sockets(settings: Settings, path: Path | None) -> Iterator[str]:
+    """What says so: the environment, a uwsgi.ini beside the settings, a running uWSGI."""
+    named = os.environ.get("QUARANTINE_SOCKET", "")
+    if _is_tcp(named):
+        yield f"QUARANTINE_SOCKET is the TCP address {named}"
+    config = path.parent / "uwsgi.ini" if path else None
+    if config and config.is_file():
+        for address in filter(_is_tcp, _UWSGI_SOCKET.findall(config.read_text("utf-8"))):
+            yield f"{config} opens the TCP address {address}, unlike {shipped('uwsgi.ini')}"
+    for host, port in _uwsgi_listeners(_service_uid(settings)):
+        if _answers_uwsgi(host, port):
+            yield f"uWSGI listens on {host}:{port}"
+
+
+def _is_tcp(name: str) -> bool:
+    return ":" in name and not name.startswith("fd://")  # as uWSGI tells them apart
+
+
+def _service_uid(settings: Settings) -> int:
+    """Whose processes are the portal's: root may check a service of another user."""
+    if os.geteuid() == 0 and keys_path(settings).exists():
+        return keys_path(settings).stat().st_uid
+    return os.geteuid()
+
+
+def _uwsgi_listeners(uid: int) -> Iterator[tuple[str, int]]:
+    """Addresses on which this user's uWSGI processes accept TCP connections."""
+    held = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is not ours to look into
+            if process.stat().st_uid == uid and "uwsgi" in (process / "comm").read_text():
+                held |= {str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()}
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in held:
+                host, _, port = local.partition(":")
+                # Words of 32 bits, each in the processor's byte order.
+                words = struct.unpack(f"={len(host) // 8}I", bytes.fromhex(host))
+                packed = struct.pack(f">{len(words)}I", *words)
+                yield str(ipaddress.ip_address(packed)), int(port, 16)
+
+
+def _answers_uwsgi(host: str, port: int) -> bool:
+    """Whether the uwsgi protocol is spoken there: uWSGI may also have HTTP sockets, for a trial without Nginx."""
+    try:
+        with socket.create_connection((host, port), timeout=1) as connection:
+            connection.sendall(_PING)
+            return connection.recv(4) == _PONG
+    except OSError:
+        return False
 
 
 def site_files(settings: Settings) -> Iterator[Finding]:
@@ -321,5 +415,7 @@ def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
         401: "answers 401: user or password differ from exporter.user and exporter.password",
         403: "answers 403: this host is not in exporter.allowed_networks",
         404: "answers 404: the url's path is not the mount point of public_url",
+        502: f"answers 502: {_NGINX_CANNOT}",
+        504: f"answers 504: {_NGINX_CANNOT}",
     }.get(status, f"answers {status}")
     yield Finding(status == 200, what, f"{url} {said}")

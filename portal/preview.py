@@ -68,6 +68,8 @@ def preview(chunks: Iterable[bytes]) -> Preview:
         child = subprocess.run(
             [_python(), "-I", "-S", __file__],
             input=data,
+            # Not this process's environment, which Nginx can change (UWSGI_SETENV): LD_PRELOAD would run code.
+            env={},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_WALL_SECONDS,

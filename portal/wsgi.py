@@ -37,6 +37,12 @@ class Opening:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
+        # uWSGI obeys such variables: UWSGI_POSTFILE makes any file that we can read the request's body, so that a post
+        # would hold our keys as a message. Nginx never sends one.
+        if any(name.startswith("UWSGI_") for name in environ):
+            log.warning("refused a request with variables for uWSGI peer=%s", environ.get("REMOTE_ADDR"))
+            start_response("400 Bad Request", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"Variables for uWSGI are not accepted.\n"]
         app = self._app or self._open()
         if app is not None:
             return app(environ, start_response)

@@ -29,7 +29,7 @@ Keys marked 🔑 can be read from a file: `store.url_file = "/run/credentials/st
 
 An unknown key or a wrong value stops every program with a list of all problems and where each comes from.
 `quarantine settings` prints the values in effect, secrets masked. `QUARANTINE_SOCKET` is no setting: `uwsgi.ini` reads
-it, the address of the uwsgi socket (default `127.0.0.1:9000`).
+it, the path of the uwsgi socket where systemd does not make that (default `var/quarantine.sock`).
 """
 
 EXAMPLE_HEAD = """# The quarantine portal's settings. Every key is shown with its default, commented out.

@@ -60,7 +60,7 @@ def mail_of(number: int) -> bytes:
 
 
 class Portal:
-    """uWSGI with the shipped uwsgi.ini: four workers or as many as said, four threads each, and the digest process."""
+    """uWSGI with the shipped uwsgi.ini: four workers or as many as said, its threads, and the digest process."""
 
     def __init__(self, store_url: str, folder: Path, environ: dict[str, str], workers: int = 4) -> None:
         folder.mkdir()

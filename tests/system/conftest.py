@@ -93,10 +93,10 @@ def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal
 
 
 @pytest.fixture
-def other_portal(tmp_path_factory: pytest.TempPathFactory) -> Portal:
+def other_portal() -> Iterator[Portal]:
     """A portal of a test's own on the file store, without a mail server and not started yet."""
-    home = tmp_path_factory.mktemp("portal")
-    return Portal(home, f"files://{home}/store", {})
+    with folder() as home:
+        yield Portal(home, f"files://{home}/store", {})
 
 
 @pytest.fixture(scope="session")

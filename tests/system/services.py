@@ -439,8 +439,8 @@ def _crlf(data: bytes) -> bytes:
 class Nginx:
     """The shipped configuration with other ports, paths and a certificate made here."""
 
-    def __init__(self, home: Path, uwsgi_port: int) -> None:
-        self.home, self._uwsgi = home, uwsgi_port
+    def __init__(self, home: Path, upstream: str) -> None:
+        self.home, self.upstream = home, upstream
         self.https, self.http, self.exporter = free_port(), free_port(), free_port()
         self.access_log, self.error_log = home / "quarantine.log", home / "quarantine-error.log"
 
@@ -466,7 +466,7 @@ class Nginx:
         )
         text = (DEPLOY / "nginx/quarantine.conf").read_text()
         for old, new in {
-            "127.0.0.1:9000": f"127.0.0.1:{self._uwsgi}",
+            "unix:/run/quarantine.sock": self.upstream,
             "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.exporter};",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.https} ssl;",
             "listen [::]:443 ssl;": "",
@@ -480,7 +480,7 @@ class Nginx:
             assert old in text, old
             text = text.replace(old, new)
         (home / "nginx.conf").write_text(
-            f"pid {home}/nginx.pid;\nerror_log {home}/main-error.log;\nworker_processes 1;\n"
+            f"user www-data;\npid {home}/nginx.pid;\nerror_log {home}/main-error.log;\nworker_processes 1;\n"
             "events { worker_connections 500; }\n"
             "http {\n"
             + "".join(f"{kind}_temp_path {home}/{kind};\n" for kind in "client_body proxy fastcgi uwsgi scgi".split())
@@ -549,22 +549,55 @@ max_client_conn = 500
 
 # ---- the portal
 
+# Runs a command with a socket as systemd hands one over: descriptor 3, and the pid of who may take it.
+HANDED_OVER = [
+    sys.executable,
+    "-c",
+    "import os, sys\n"
+    "os.dup2(int(sys.argv[1]), 3)\n"
+    "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])\n",
+]
+
+
+def unit(name: str) -> dict[str, str]:
+    """The settings of a shipped systemd unit, by name; of those that stand there twice the last one."""
+    lines = (DEPLOY / "systemd" / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket at ``path`` as the shipped quarantine.socket has systemd make one, removed when the block ends."""
+    values = unit("quarantine.socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        shutil.chown(path, values["SocketUser"], values["SocketGroup"])
+        path.chmod(int(values["SocketMode"], 8))
+        listener.listen(int(values["Backlog"]))
+        listener.setblocking(False)
+        try:
+            yield listener
+        finally:
+            path.unlink()
+
 
 class Portal:
-    """The product as it is installed: ``uwsgi --ini uwsgi.ini`` with settings from the environment, behind Nginx."""
+    """The product as it is installed: ``uwsgi --ini uwsgi.ini`` with settings from the environment, on a socket from
+    systemd's unit, behind Nginx."""
 
     def __init__(self, home: Path, store_url: str, settings: dict[str, str]) -> None:
         self.home = home
-        self.uwsgi = free_port()
-        self.nginx = Nginx(home / "nginx", self.uwsgi)
+        self.uwsgi = home / "quarantine.sock"
+        self.nginx = Nginx(home / "nginx", f"unix:{self.uwsgi}")
         self.log = home / "portal.log"
         self.bin = BIN
         self.ini = ROOT / "uwsgi.ini"
+        self.run_as: list[str] = []  # a command before each of ours
         self.environment = {
             "PATH": f"{BIN}:/usr/bin:/bin",
             "HOME": str(home),
             "LANG": "C.UTF-8",
-            "QUARANTINE_SOCKET": f"127.0.0.1:{self.uwsgi}",
             "QUARANTINE_STORE__URL": store_url,
             "QUARANTINE_PUBLIC_URL": self.nginx.public_url,
             "QUARANTINE_LOCAL_DOMAINS": "example.org",
@@ -577,7 +610,7 @@ class Portal:
     def command(self, *words: str, check: bool = True) -> str:
         """Run ``quarantine`` or ``quarantine-digest`` with the portal's settings; what it printed."""
         done = subprocess.run(
-            [self.bin / words[0], *words[1:]],
+            [*self.run_as, self.bin / words[0], *words[1:]],
             env=self.environment,
             cwd=self.home,
             stdout=subprocess.PIPE,
@@ -593,12 +626,7 @@ class Portal:
         """Initialise the store and run everything until the block ends."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.command("quarantine", "init")
-        with (
-            process(
-                [str(self.bin / "uwsgi"), "--ini", str(self.ini)], self.log, env=self.environment, cwd=self.home
-            ) as self.process,
-            self.nginx.running(),
-        ):
+        with listening(self.uwsgi) as listener, self.serving(listener), self.nginx.running():
 
             def up() -> bool:
                 assert self.process is not None and self.process.poll() is None, self.log.read_text()
@@ -606,6 +634,14 @@ class Portal:
 
             wait_for(up, saying=lambda: self.log.read_text()[-5000:])
             yield self
+
+    @contextmanager
+    def serving(self, listener: socket.socket) -> Iterator[None]:
+        """Run uWSGI alone, on this socket, until the block ends."""
+        command = [*self.run_as, *HANDED_OVER, str(listener.fileno()), str(self.bin / "uwsgi"), "--ini", str(self.ini)]
+        how: dict[str, Any] = {"env": self.environment, "cwd": self.home, "pass_fds": [listener.fileno()]}
+        with process(command, self.log, **how) as self.process:
+            yield
 
     def pids(self, name: str) -> list[int]:
         """Processes of this portal whose command line holds ``name``."""

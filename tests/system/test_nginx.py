@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.system.mails import ALICE, SENDER, spam
-from tests.system.services import Nginx, Portal, Reply, folder, free_port, http
+from tests.system.services import Nginx, Portal, Reply, folder, http
 from tests.system.test_mail_path import held, meta
 
 pytestmark = pytest.mark.system
@@ -35,7 +35,7 @@ def symbols(number: int) -> str:
 
 def test_nginx_accepts_the_shipped_configuration() -> None:
     with folder() as home:
-        done = subprocess.run([*Nginx(home, free_port()).write(), "-t"], capture_output=True, text=True)
+        done = subprocess.run([*Nginx(home, "unix:/run/quarantine.sock").write(), "-t"], capture_output=True, text=True)
     assert done.returncode == 0 and "[warn]" not in done.stderr, done.stderr
 
 
@@ -143,7 +143,10 @@ def test_no_token_stands_in_the_access_log(portal: Portal, needle: str) -> None:
 
 
 def test_guessing_links_and_sign_ins_is_slowed_down(portal: Portal) -> None:
-    with folder() as home, Nginx(home, portal.uwsgi).running() as nginx:  # one of its own: the others shall not wait
+    with (
+        folder() as home,
+        Nginx(home, portal.nginx.upstream).running() as nginx,
+    ):  # one of its own: the others shall not wait
         answers = [http(f"{nginx.public_url}/link/guess{number}/").status for number in range(80)]
         assert set(answers) == {404, 429}
         answers = [http(f"{nginx.public_url}/sign-in", b"address=x").status for _ in range(40)]

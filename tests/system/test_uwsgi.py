@@ -15,6 +15,7 @@ import pytest
 
 from tests.system.mails import ALICE, SENDER, spam
 from tests.system.services import BIN, ROOT, Portal, free_port, http, process, wait_for
+from tests.uwsgi_client import packet
 
 pytestmark = pytest.mark.system
 
@@ -27,9 +28,12 @@ def started(other_portal: Portal) -> Iterator[Portal]:
         yield other_portal
 
 
-def raw(port: int, data: bytes) -> bytes:
-    """Send bytes, then nothing more; what came back."""
-    with socket.create_connection(("127.0.0.1", port), 10) as connection, suppress(OSError):
+def raw(where: int | Path, data: bytes) -> bytes:
+    """Send bytes to a port or a unix socket, then nothing more; what came back."""
+    family, address = (socket.AF_INET, ("127.0.0.1", where)) if isinstance(where, int) else (socket.AF_UNIX, str(where))
+    with socket.socket(family) as connection, suppress(OSError):
+        connection.settimeout(10)
+        connection.connect(address)
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         return connection.recv(1 << 16)
@@ -38,14 +42,11 @@ def raw(port: int, data: bytes) -> bytes:
 
 def test_workers_survive_garbage(started: Portal) -> None:
     before = started.pids("uwsgi")
-    fields = b"".join(
-        len(part).to_bytes(2, "little") + part
-        for part in (b"REQUEST_METHOD", b"POST", b"PATH_INFO", b"/quarantine/", b"CONTENT_LENGTH", b"99999999")
-    )
+    cut_off = packet({"REQUEST_METHOD": "POST", "PATH_INFO": "/quarantine/", "CONTENT_LENGTH": "99999999"})
     for data in (
         os.urandom(4096),
         b"\0\xff\xff\0" + b"\xff" * 70_000,  # a uwsgi packet that claims more than it has
-        b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields,
+        cut_off,
         b"\0" + (8).to_bytes(2, "little") + b"\0" + b"\xff\xff\xff\xff\0\0\0\0",
         b"GET / HTTP/1.1\r\n\r\n",
         b"",
@@ -69,15 +70,14 @@ def test_a_post_cut_off_on_the_way_is_not_held(started: Portal) -> None:
     mail = spam("cut", {})
     head = f'POST / HTTP/1.1\r\nHost: x\r\nX-Rspamd-rcpt: ["{ALICE}"]\r\nContent-Length: {len(mail) + 100}\r\n\r\n'
     raw(started.nginx.exporter, head.encode() + mail)
-    fields = b"".join(
-        len(part).to_bytes(2, "little") + part
-        for part in (
-            b"REQUEST_METHOD", b"POST", b"PATH_INFO", b"/quarantine/", b"REMOTE_ADDR", b"127.0.0.1",
-            b"HTTP_X_RSPAMD_RCPT", b'["alice@example.org"]', b"CONTENT_LENGTH", str(len(mail) + 100).encode(),
-        )
-    )  # fmt: skip
-    packet = b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields
-    assert b"200 OK" not in raw(started.uwsgi, packet + mail)
+    variables = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/quarantine/",
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_X_RSPAMD_RCPT": f'["{ALICE}"]',
+        "CONTENT_LENGTH": str(len(mail) + 100),
+    }
+    assert b"200 OK" not in raw(started.uwsgi, packet(variables, mail))
     assert started.command("quarantine", "list", "--json") == ""
 
 
@@ -133,7 +133,7 @@ def test_neither_a_client_that_goes_away_nor_a_hang_puts_a_token_into_the_log(tm
         shipped.replace("portal.wsgi:application", "stub:application").replace("harakiri = 60", "harakiri = 3")
     )
     port, log = free_port(), tmp_path / "log"
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "QUARANTINE_SOCKET": f"127.0.0.1:{free_port()}"}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "QUARANTINE_SOCKET": "socket"}
     command = [str(BIN / "uwsgi"), "--ini", "uwsgi.ini", "--http-socket", f"127.0.0.1:{port}"]
     with process(command, log, env=environment | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path):
         wait_for(lambda: "WSGI app 0" in log.read_text())

@@ -1,0 +1,168 @@
+"""The socket between Nginx and the portal as systemd's unit has it: who can connect, what Nginx's user can do besides,
+what connections that say nothing cost, and what an Nginx file of an earlier version does to mail."""
+
+from __future__ import annotations
+
+import pwd
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Mx
+from tests.system.mails import ALICE, REJECTED, SENDER, spam
+from tests.system.services import DEPLOY, ROOT, Nginx, Portal, folder, free_port, http, listening, send, unit, wait_for
+from tests.system.test_mail_path import held
+from tests.uwsgi_client import HEALTH, ask, packet
+
+pytestmark = pytest.mark.system
+
+NGINX = unit("quarantine.socket")["SocketUser"]
+SERVICE = "games"  # a user of every Debian that is neither root nor Nginx's nor nobody
+# The interpreter of the tests may lie in root's home, so the service may read everything here. It cannot write more
+# than its user, and what it makes belongs to that user.
+AS_SERVICE = [
+    "setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups",
+    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
+]  # fmt: skip
+
+
+def command_as(user: str, code: str, *arguments: str) -> list[str]:
+    """A Python program that becomes this user before ``code`` runs. It begins as root, for the interpreter's sake."""
+    become = (
+        "import os, pwd, socket, sys\n"
+        "from tests.uwsgi_client import HEALTH, ask, packet\n"
+        f"user = pwd.getpwnam({user!r})\n"
+        "os.initgroups(user.pw_name, user.pw_gid)\n"
+        "os.setgid(user.pw_gid)\n"
+        "os.setuid(user.pw_uid)\n"
+    )
+    return [sys.executable, "-c", become + code, *arguments]
+
+
+def said_as(user: str, code: str, *arguments: str) -> str:
+    """What such a program prints, or the exception it ends with."""
+    done = subprocess.run(command_as(user, code, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return (done.stdout or done.stderr).strip().rpartition("\n")[2]
+
+
+@contextmanager
+def silent(path: Path, connections: int) -> Iterator[None]:
+    """So many connections of Nginx's user to which nothing is written."""
+    code = (
+        "connections = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]\n"
+        "for connection in connections:\n"
+        "    connection.connect(sys.argv[1])\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = command_as(NGINX, code, str(path), str(connections))
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "open\n"
+        yield
+        holder.communicate()
+
+
+@pytest.fixture
+def service() -> Iterator[Portal]:
+    """A portal with a user of its own and its settings in a file, as docs/install.md has it."""
+    with folder() as home:
+        made = Portal(home, "", {})
+        made.run_as = AS_SERVICE
+        settings, state = home / "etc" / "quarantine.toml", home / "state"
+        settings.parent.mkdir(mode=0o750)
+        settings.write_text(f'store.url = "files://{state}/store"\nlinks.keys_file = "{state}/links.keys"\n')
+        settings.chmod(0o640)
+        state.mkdir(mode=0o700)
+        for path in (settings.parent, settings):
+            shutil.chown(path, "root", SERVICE)
+        shutil.chown(state, SERVICE, SERVICE)
+        del made.environment["QUARANTINE_STORE__URL"]
+        made.environment["QUARANTINE_CONFIG"] = str(settings)
+        with made.running():
+            wait_for(lambda: made.log.read_text().count("WSGI app 0") == 4, saying=made.log.read_text)
+            yield made
+
+
+def test_only_nginxs_user_can_connect_and_it_reads_none_of_the_services_files(service: Portal) -> None:
+    uid = pwd.getpwnam(SERVICE).pw_uid
+    assert {Path(f"/proc/{pid}").stat().st_uid for pid in service.pids("uwsgi")} == {uid}
+
+    healthy = "print(ask(sys.argv[1], packet(HEALTH))[:15].decode())"
+    assert said_as(NGINX, healthy, str(service.uwsgi)) == "HTTP/1.1 200 OK"
+    for user in ("nobody", "daemon"):
+        assert said_as(user, healthy, str(service.uwsgi)) == "PermissionError: [Errno 13] Permission denied"
+
+    state = service.home / "state"
+    for path in (state / "store" / "quarantine.sqlite3", state / "links.keys", service.home / "etc/quarantine.toml"):
+        assert path.stat().st_size
+        assert said_as(NGINX, "open(sys.argv[1])", str(path)).startswith("PermissionError: "), path
+
+
+def test_a_post_behind_200_silent_connections_waits_at_most_5_seconds(service: Portal) -> None:
+    workers = service.pids("uwsgi")
+    headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
+    with silent(service.uwsgi, 200):
+        began = time.monotonic()
+        assert http(service.nginx.exporter_url, spam("behind", {}), headers).status == 200
+        assert time.monotonic() - began < 5
+    assert http(service.nginx.exporter_url, spam("after", {}), headers).status == 200
+    assert service.pids("uwsgi") == workers
+    listed = service.command("quarantine", "list", "--json")
+    assert listed.count('"behind ') == 1 and listed.count('"after ') == 1
+
+
+def test_requests_wait_while_the_service_restarts(other_portal: Portal) -> None:
+    other_portal.command("quarantine", "init")
+    path, answers = str(other_portal.uwsgi), []
+    with listening(other_portal.uwsgi) as listener:
+        with other_portal.serving(listener):
+            assert b" 200 OK" in ask(path, packet(HEALTH))
+        assert other_portal.uwsgi.is_socket()  # uWSGI removes only a socket that it made
+        waiting = threading.Thread(target=lambda: answers.append(ask(path, packet(HEALTH))))
+        waiting.start()
+        time.sleep(1)
+        assert not answers
+        with other_portal.serving(listener):
+            waiting.join(60)
+    assert b" 200 OK" in answers[0]
+
+
+def test_behind_an_earlier_nginx_file_mail_is_deferred_and_comes_in_once_that_is_replaced(
+    mx: Mx, portal: Portal, needle: str
+) -> None:
+    mail = spam(needle, REJECTED)
+    with folder() as home:
+        # The earlier file names 127.0.0.1:9000, where nobody listens any more.
+        nginx = Nginx(home / "nginx", f"127.0.0.1:{free_port()}")
+        with nginx.running():
+            mx.switch.target = nginx.exporter
+            try:
+                for port in (mx.postfix.smtp, mx.postfix.smtp_discarding):
+                    assert send(port, SENDER, [ALICE], mail) == (451, "4.7.1 Try again later")
+                assert mx.postfix.queue() == "" and held(portal, needle) == []
+                nginx.upstream = portal.nginx.upstream
+                subprocess.run([*nginx.write(), "-s", "reload"], check=True, capture_output=True)
+                wait_for(lambda: http(nginx.exporter_url + "healthz").status == 200)
+                assert send(mx.postfix.smtp, SENDER, [ALICE], mail)[0] == 554
+            finally:
+                mx.switch.target = portal.nginx.exporter
+    assert [delivery["recipient"] for delivery in held(portal, needle)] == [ALICE]
+
+
+def test_systemd_accepts_both_units_and_the_service_is_as_hardened_as_before(tmp_path: Path) -> None:
+    for path in (DEPLOY / "systemd").iterdir():
+        text = path.read_text().replace("/opt/rspamd-quarantine/bin/uwsgi", "/bin/true")
+        (tmp_path / path.name).write_text(text)
+    units = [tmp_path / "quarantine.service", tmp_path / "quarantine.socket"]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    judge = ["systemd-analyze", "security", "--offline=true", "--threshold=14", units[0]]  # exposure 1.4 of 10
+    done = subprocess.run(judge, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
