@@ -2,8 +2,8 @@
 
 Hides connections, TLS, login, time-outs and reply codes behind one promise: the mail goes to exactly the recipient
 it was given, whole, or the caller learns that it did not. `RelayDeferred` means "try again" – also for everything
-that is the site's own mistake (a wrong password, a server that turns us away), which must not push mail back one by
-one – and `RelayRefused` means "never": a 5xx answer about this mail, or an address that SMTP cannot express. A broken
+that is the site's own mistake (a wrong password, a server that rejects this host), which must not return mail one by
+one – and `RelayRefused` means "never": a 5xx reply about this mail, or an address that SMTP cannot express. A broken
 connection after the final dot leaves open whether the mail arrived and counts as deferred: it may arrive twice.
 
 A reply counts only as the answer to what was sent before it. So nothing is sent while a reply is unread, and the final
@@ -31,6 +31,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from portal.errors import RelayDeferred, RelayRefused, RelayUnreachable
+from portal.smtp_replies import is_about_us
 from portal.wire import path, wire
 
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
@@ -42,9 +43,6 @@ _QUIT_SECONDS = 1.0
 # while the rest lies in the network's buffers.
 _LISTEN_SECONDS, _LISTEN_LARGE_SECONDS = 0.002, 0.05
 _MESSAGE_CHARACTERS = 300
-# "Authentication required", "mechanism too weak", "credentials invalid", "encryption required" (RFC 4954, 6):
-# about us, not about the mail.
-_ABOUT_US = frozenset({530, 534, 535, 538})
 # RFC 5321, 4.2.1: x5z is the mail system. 220, 221 or 235 in this place is the answer to something else.
 _TAKEN = range(250, 260)
 _GO_ON = range(354, 355)
@@ -111,7 +109,7 @@ class Connection:
         ``has_8bit``: some octet is above 127.
 
         Raises RelayDeferred (RelayUnreachable before the server was told of any mail) or RelayRefused with a line of
-        at most 300 characters that names the step.
+        at most 300 characters that names the step. A 5xx reply about this portal is RelayDeferred (`is_about_us`).
         When ``chunks`` raises, the connection is cut before the final dot, so that no server takes the mail for
         complete, and the exception goes on. A connection that the server closed between two mails, or over which it
         said something unasked, is made anew, once.
@@ -146,6 +144,7 @@ class Connection:
         session = self._opened(deadline)
         if self._transaction_open:
             session.ask("RSET", "RSET", wanted=250)
+        session.addresses = (sender[1:-1], recipient[1:-1])
         steps = _commands(session, sender, recipient, has_8bit)
         self._transaction_open = True
         pipelined = session.has_extn("pipelining")
@@ -180,7 +179,7 @@ class Connection:
             try:
                 self._session.open()
             except _Lost as error:
-                raise RelayUnreachable(str(error)) from error
+                raise RelayUnreachable(str(error), about_us=error.about_us) from error
         self._session.deadline = deadline
         return self._session
 
@@ -206,7 +205,7 @@ class Connection:
         code, text = session.getreply()
         session.check_last_reply()
         if code not in _TAKEN:
-            raise session.failure(code, text)
+            raise session.failure(code, text, at_final_dot=True)
         self._transaction_open = False
         return _one_line(f"{code} {text.decode('ascii', 'replace')}")
 
@@ -234,6 +233,7 @@ class _Session(smtplib.SMTP):
         self.ehlo_msg = "lhlo" if server.scheme == "lmtp" else "ehlo"
         self.deadline = deadline  # of the mail being sent, in time.monotonic()
         self.step = "connection"
+        self.addresses: tuple[str, ...] = ()  # the sender and recipient of that mail
         self._server, self._reply_seconds = server, reply_seconds
         self._unread = b""
 
@@ -287,20 +287,21 @@ class _Session(smtplib.SMTP):
             self.docmd("QUIT")
         self.close()
 
-    def lost(self, why: str) -> _Lost:
+    def lost(self, why: str, *, about_us: bool = False) -> _Lost:
         """Close, and the error that says why."""
         self.close()
-        return _Lost(_one_line(f"{self.step}: {why}"))
+        return _Lost(_one_line(f"{self.step}: {why}"), about_us=about_us)
 
-    def failure(self, code: int, text: bytes) -> RelayDeferred | RelayRefused:
+    def failure(self, code: int, text: bytes, *, at_final_dot: bool = False) -> RelayDeferred | RelayRefused:
         """What an answer that is no yes means."""
         said = f"{code} {text.decode('ascii', 'replace')}"
         if code == 421:
             return self.lost(said)
         if not 400 <= code <= 599:
             return self.lost(f"unexpected answer {said}")
-        kind = RelayDeferred if code < 500 or code in _ABOUT_US else RelayRefused
-        return kind(_one_line(f"{self.step}: {said}"))
+        line = _one_line(f"{self.step}: {said}")
+        about_us = is_about_us(code, text.decode("utf-8", "replace"), self.addresses, at_final_dot=at_final_dot)
+        return RelayDeferred(line, about_us=about_us) if about_us or code < 500 else RelayRefused(line)
 
     def listen(self, seconds: float) -> None:
         """Give a server that answers before it was asked a moment to be heard; `send` looks whether it was."""
@@ -453,11 +454,12 @@ class _Session(smtplib.SMTP):
         if code != 235:
             # Of the answer only the status code (RFC 3463): a server may repeat what we sent.
             status = re.match(rb"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])", text)
-            raise self.lost(f"{code} {status[0].decode() if status else ''} user or password not accepted")
+            said = f"{code} {status[0].decode() if status else ''} user or password not accepted"
+            raise self.lost(said, about_us=code >= 500)
 
     def _expect(self, wanted: int, code: int, text: bytes) -> None:
         if code != wanted:
-            raise self.lost(f"{code} {text.decode('ascii', 'replace')}")
+            raise self.lost(f"{code} {text.decode('ascii', 'replace')}", about_us=code >= 500)
 
     def _socket(self, until: float) -> socket.socket:
         """The socket, with the time it has left as its time-out."""

@@ -26,6 +26,8 @@ from portal.relay import Relay
 from portal.wire import path, wire
 from tests.builders import ALICE, BOB, SENDER
 from tests.smtp_server import DRIP, DROP, HANG, SmtpServer, nobody_listens
+from tests.test_smtp_replies import ABOUT_THE_MAIL as REJECTS_THE_MAIL
+from tests.test_smtp_replies import ABOUT_US as REJECTS_US
 
 MAIL = b"From: promo@example.net\r\nSubject: Offer\r\n\r\nBuy!\r\n"
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
@@ -392,6 +394,58 @@ def test_what_is_said_between_two_mails_ends_the_connection(server: SmtpServer, 
         connection.send(SENDER, BOB, [MAIL], has_8bit=False)
     assert [mail.recipients for mail in server.mails] == [[ALICE], [BOB]]
     assert server.connections == 2
+
+
+# ---- who a rejection is about
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
+def test_a_server_that_rejects_this_portal_is_deferred(server: SmtpServer, verb: str) -> None:
+    with patient(server).connection() as connection:
+        for reply in REJECTS_US:
+            if verb == "BODY" and reply[:3] in ("503", "555"):
+                continue
+            server.script[verb] = [reply]
+            with pytest.raises(RelayDeferred) as caught:
+                connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+            assert caught.value.about_us, reply
+            assert not isinstance(caught.value, RelayUnreachable)
+            assert reply[:3] in str(caught.value)
+        assert not server.mails
+        connection.send(SENDER, BOB, [MAIL], has_8bit=False)
+    assert [mail.recipients for mail in server.mails] == [[BOB]]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
+def test_a_server_that_rejects_the_mail_is_believed(server: SmtpServer, verb: str) -> None:
+    with patient(server).connection() as connection:
+        for reply in REJECTS_THE_MAIL:
+            server.script[verb] = [reply]
+            with pytest.raises((RelayDeferred, RelayRefused)) as caught:
+                connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+            assert isinstance(caught.value, RelayRefused) is reply.startswith("5"), reply
+            assert not getattr(caught.value, "about_us", False)
+    assert not server.mails
+    assert server.connections == 1
+
+
+def test_no_recipient_can_look_like_a_server_that_rejects_this_portal(server: SmtpServer) -> None:
+    server.script["RCPT"] = lambda line: f"550 {line.decode()[8:].partition(' NOTIFY')[0]}: no such user"
+    for recipient in ("relay-access-denied@example.org", '"x> client host rejected: <"@example.org'):
+        with pytest.raises(RelayRefused, match="no such user"):
+            send(patient(server), recipient=recipient)
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "AUTH"])
+def test_a_5xx_before_any_mail_is_about_this_portal(verb: str) -> None:
+    with SmtpServer(users={"portal": "geheim"}) as server:
+        relay = patient(server.url.replace("//", "//portal:geheim@"))
+        for reply, about_us in (("554 5.7.1 no", True), ("454 4.7.0 not now", False), (DROP, False)):
+            server.script[verb] = reply
+            with pytest.raises(RelayUnreachable) as caught:
+                send(relay)
+            assert caught.value.about_us is about_us
 
 
 # ---- many mails over one connection

@@ -197,6 +197,7 @@ BEHAVIOURS = {
     "550 5.7.1 no\n550 5.7.1 and no again": State.HELD,
     "554 5.0.0 not here": State.HELD,
     "530 5.7.0 log in first": State.RELEASING,
+    "554 5.7.1 <host>: Client host rejected: Access denied": State.RELEASING,
     HANG: State.RELEASING,
     DROP: State.RELEASING,
 }
