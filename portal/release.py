@@ -36,6 +36,7 @@ from portal.stores import Store
 log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
+_ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_TOLD = 20
 _NAMES_KNOWN = 4096
 
@@ -220,6 +221,17 @@ class Acts:
                 self.store.queue_mail(*mail, self.now())
         elif self.store.swap(*note, mail=mail and (*mail, self.now())):
             log.error("alarm: %s", subject)
+
+    def alarm_hourly(self, subject: str, text: str) -> None:
+        """`alarm`, at most once an hour for each subject, over all processes. What hinders it is logged, not raised."""
+        now, name = self.now(), f"alarm {subject}"
+        try:
+            told = self.store.recall(name)
+            # Either way, so that a clock that was a year ahead does not silence it for a year.
+            if told is None or abs(now - datetime.fromisoformat(told.partition(" ")[0])) >= _ALARM_EVERY:
+                self.alarm(subject, text, note=(name, told, now.isoformat()))
+        except QuarantineError as error:
+            log.error("alarm %r could not be sent: %s", subject, error)
 
     def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> tuple[str, bytes] | None:
         """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be

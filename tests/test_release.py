@@ -43,7 +43,7 @@ from tests.test_relay import unquoted
 ADMIN = "postmaster@example.org"
 DATA = Path(__file__).parent / "data"
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
-MINUTE = timedelta(minutes=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 @dataclass
@@ -626,6 +626,34 @@ def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) 
     assert to == ADMIN
     assert alarm["Subject"] == "Mail quarantine needs attention: released mail is scanned again"
     assert "relay.url leads to a listener that scans.\n" in text_of(alarm)
+
+
+def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
+    store: Store, acts: Acts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, recall = threading.Barrier(4), type(store).recall
+
+    def recalled(self: Store, name: str) -> str | None:
+        found = recall(self, name)
+        together.wait(10)  # all have looked before anybody tells
+        return found
+
+    monkeypatch.setattr(type(store), "recall", recalled)
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: acts.alarm_hourly("something", "Look at it."), range(4)))
+        assert [to for to, _ in queued(store, clock())] == [ADMIN]
+        clock.at += HOUR
+
+
+def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, acts: Acts, clock: Clock) -> None:
+    clock.at += timedelta(days=365)
+    acts.alarm_hourly("something", "Look at it.")
+    assert len(queued(store, clock())) == 1
+    clock.at -= timedelta(days=365)
+    acts.alarm_hourly("something", "Look at it.")
+    acts.alarm_hourly("something", "Look at it.")
+    assert len(queued(store, clock() + HOUR)) == 1
 
 
 # ---- a request and its mail are one act
