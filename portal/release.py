@@ -25,6 +25,7 @@ from portal.errors import (
     QuarantineError,
     RelayDeferred,
     RelayRefused,
+    RelayUnreachable,
     StoreUnavailable,
 )
 from portal.links import MARK_HEADER, Links
@@ -101,8 +102,8 @@ class Acts:
         released before: it can be lost behind the mail server, or be deleted by mistake.
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
-        RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused, BodyMissing or
-        BodyDamaged (`held` again with the reason).
+        RelayDeferred (it stays `releasing` and is tried again by the digest process; the administrator is told where
+        it is ``about_us``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason).
         """
         delivery = self.store.delivery(id, number)
         if not delivery.recipient:
@@ -145,14 +146,30 @@ class Acts:
                     delivery.attempts,
                     error,
                 )
+                about_us = isinstance(error, RelayDeferred) and error.about_us
+                if about_us:
+                    self._tell_of_rejection(error)
                 if self._too_old(delivery):
-                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {error}") from error
+                    # Its recipient reads this reason. What is not about this message is the administrator's to know,
+                    # who finds it in the history.
+                    hidden = about_us or isinstance(error, RelayUnreachable)
+                    why = "the mail server did not take it; please tell your administrator" if hidden else error
+                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {why}") from error
                 raise
             except RelayRefused as error:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
                 raise
             log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
         return self.store.delivery(id, number)
+
+    def _tell_of_rejection(self, error: QuarantineError) -> None:
+        self.alarm_hourly(
+            "the mail server rejects releases",
+            f"The mail server of relay.url answered a release: {error}. That is about this portal, not about the "
+            "message. Check that relay.url leads to the listener of deploy/postfix/master.cf.part, that mynetworks "
+            "there has this host, and that the login in relay.url is right, if it has one. The messages are kept and "
+            f"tried again by themselves, for {GIVE_UP_AFTER.days} days.",
+        )
 
     def _too_old(self, delivery: Delivery) -> bool:
         first = next(

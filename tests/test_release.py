@@ -280,6 +280,85 @@ def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, sm
     assert acts.release(id, 0, BY_LINK).state is State.RELEASED
 
 
+REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
+
+
+def rejected(acts: Acts, store: Store) -> UUID:
+    """Try to release one more message to a mail server that rejects the portal."""
+    id = hold(store).id
+    with pytest.raises(RelayDeferred) as caught:
+        acts.release(id, 0, BY_LINK)
+    assert caught.value.about_us
+    return id
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
+def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once_an_hour(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+) -> None:
+    smtp.script[verb] = REJECTED
+    ids = [rejected(acts, store) for _ in range(3)]
+    [(to, alarm)] = queued(store, clock())
+    assert (to, alarm["Subject"]) == (ADMIN, "Mail quarantine needs attention: the mail server rejects releases")
+    words = " ".join(text_of(alarm).split())
+    assert REJECTED in words and "relay.url" in words and "deploy/postfix/master.cf.part" in words
+    clock.at += timedelta(minutes=59)
+    assert retry_due(acts) == 3
+    assert queued(store, clock()) == []
+    clock.at += timedelta(minutes=2)
+    rejected(acts, store)
+    assert [to for to, _ in queued(store, clock())] == [ADMIN]
+    smtp.script.clear()
+    clock.at += HOUR
+    retry_due(acts)
+    assert [store.delivery(id, 0).state for id in ids] == [State.RELEASED] * 3
+    assert queued(store, clock()) == []
+
+
+@pytest.mark.parametrize("reply", ["450 4.2.0 greylisted", "550 5.1.1 no such user", "421 4.3.2 shutting down", DROP])
+def test_nobody_is_told_of_what_heals_by_itself_or_is_about_one_mail(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, reply: str
+) -> None:
+    smtp.script["RCPT"] = reply
+    with pytest.raises((RelayDeferred, RelayRefused)):
+        acts.release(hold(store).id, 0, BY_LINK)
+    assert queued(store, clock()) == []
+
+
+def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise StoreUnavailable("full")
+
+    smtp.script["RCPT"] = REJECTED
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "swap", fail)
+        id = rejected(acts, store)
+    delivery = store.delivery(id, 0)
+    assert (delivery.state, delivery.reason) == (State.RELEASING, f"RCPT TO: {REJECTED}")
+    assert queued(store, clock()) == []
+    clock.at += MINUTE
+    assert retry_due(acts) == 1
+    assert [to for to, _ in queued(store, clock())] == [ADMIN]
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "RCPT"])
+def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+) -> None:
+    smtp.script[verb] = REJECTED
+    id = rejected(acts, store)
+    clock.at += GIVE_UP_AFTER + MINUTE
+    assert retry_due(acts) == 1
+    delivery = store.delivery(id, 0)
+    assert delivery.state is State.HELD
+    assert delivery.reason == ("given up after 5 days: the mail server did not take it; please tell your administrator")
+    assert REJECTED in " ".join(event.detail for event in store.history(id, 0)), "the administrator finds the words"
+    smtp.script.clear()
+    assert acts.release(id, 0, BY_LINK).state is State.RELEASED
+
+
 def test_one_failing_release_leaves_the_others_alone(store: Store, acts: Acts, smtp: SmtpServer, clock: Clock) -> None:
     ids = [hold(store, recipients=[address]).id for address in (ALICE, BOB, "carol@example.org")]
     smtp.script["MAIL"] = "450 4.3.0 later"
