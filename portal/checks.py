@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from portal import shipped
 from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links, make_people
 from portal.errors import QuarantineError, RelayDeferred, RelayRefused
+from portal.message import Filter, State
 from portal.overdue import overdue_since, runs
 from portal.relay import Relay
 from portal.render import shown, site_problems
@@ -295,7 +296,9 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
             None, "requests", f"{figures.requests_waiting} wait for an answer: quarantine list --state requested"
         )
     if figures.releases_waiting:
-        yield Finding(None, "releases", f"{figures.releases_waiting} wait for the mail server")
+        waiting = store.search(Filter(states=frozenset({State.RELEASING})), _NAMED).deliveries
+        why = next((f"; one of them failed last with: {shown(d.reason, 300)}" for d in waiting if d.reason), "")
+        yield Finding(None, "releases", f"{figures.releases_waiting} wait for the mail server{why}")
 
 
 def aliases(settings: Settings, store: Store) -> Iterator[Finding]:

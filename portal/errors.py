@@ -69,7 +69,15 @@ class NotAllowed(QuarantineError):
 
 
 class RelayDeferred(QuarantineError):
-    """The mail server cannot take it now (4xx, no connection, time-out): try again later."""
+    """The mail server cannot take it now (4xx, no connection, time-out) or rejects this portal: try again later.
+
+    ``about_us``: it rejects this portal and not the mail (unknown client, wrong password, no right to relay). The
+    administrator must change something; the recipient is not shown its words.
+    """
+
+    def __init__(self, message: str, *, about_us: bool = False) -> None:
+        super().__init__(message)
+        self.about_us = about_us
 
 
 class RelayUnreachable(RelayDeferred):
@@ -77,4 +85,4 @@ class RelayUnreachable(RelayDeferred):
 
 
 class RelayRefused(QuarantineError):
-    """The mail server will never take it (5xx, an address it cannot express): give up, show the reason."""
+    """The mail server rejects this mail or recipient (5xx, an address it cannot express): give up, show the reason."""

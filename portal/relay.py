@@ -2,9 +2,12 @@
 
 Hides connections, TLS, login, time-outs and reply codes behind one promise: the mail goes to exactly the recipient
 it was given, whole, or the caller learns that it did not. `RelayDeferred` means "try again" – also for everything
-that is the site's own mistake (a wrong password, a server that turns us away), which must not push mail back one by
-one – and `RelayRefused` means "never": a 5xx answer about this mail, or an address that SMTP cannot express. A broken
+that is the site's own mistake (a wrong password, a server that rejects this host), which must not return mail one by
+one – and `RelayRefused` means "never": a 5xx reply about this mail, or an address that SMTP cannot express. A broken
 connection after the final dot leaves open whether the mail arrived and counts as deferred: it may arrive twice.
+
+A reply counts only as the answer to what was sent before it. So nothing is sent while a reply is unread, and the final
+dot is sent by itself, after a last look: a 250 that came before it would be read as "the mail was taken".
 
 Of smtplib only the commands and the reading of EHLO are used. Its address quoting sends mail to strangers
 (``a,b@c.d`` becomes ``<a>``), its dot-stuffing sees only bare LF, its time-outs begin anew with each octet, and its
@@ -28,17 +31,21 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from portal.errors import RelayDeferred, RelayRefused, RelayUnreachable
+from portal.smtp_replies import is_about_us
 from portal.wire import path, wire
 
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
-_WRITE_BYTES = 1 << 16  # small pieces are sent together: the mail and its final dot in one packet where they fit
+_WRITE_BYTES = 1 << 16  # small pieces are sent together
 _LINE_BYTES = 8192  # RFC 5321, 4.5.3.1.5 says 512; the server that sends more than this is none
 _REPLY_LINES = 200
 _QUIT_SECONDS = 1.0
+# Before the final dot: by then a server that answers the first lines of a mail is heard. It reads those of a large one
+# while the rest lies in the network's buffers.
+_LISTEN_SECONDS, _LISTEN_LARGE_SECONDS = 0.002, 0.05
 _MESSAGE_CHARACTERS = 300
-# "Authentication required", "mechanism too weak", "credentials invalid", "encryption required" (RFC 4954, 6):
-# about us, not about the mail.
-_ABOUT_US = frozenset({530, 534, 535, 538})
+# RFC 5321, 4.2.1: x5z is the mail system. 220, 221 or 235 in this place is the answer to something else.
+_TAKEN = range(250, 260)
+_GO_ON = range(354, 355)
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 
@@ -102,9 +109,10 @@ class Connection:
         ``has_8bit``: some octet is above 127.
 
         Raises RelayDeferred (RelayUnreachable before the server was told of any mail) or RelayRefused with a line of
-        at most 300 characters that names the step. When ``chunks`` raises, the connection is cut before the final
-        dot, so that no server takes the mail for complete, and the exception goes on. A connection that the server
-        closed between two mails is made anew, once.
+        at most 300 characters that names the step. A 5xx reply about this portal is RelayDeferred (`is_about_us`).
+        When ``chunks`` raises, the connection is cut before the final dot, so that no server takes the mail for
+        complete, and the exception goes on. A connection that the server closed between two mails, or over which it
+        said something unasked, is made anew, once.
         """
         sender, to = path(envelope_sender, is_sender=True), path(recipient, is_sender=False)
         deadline = time.monotonic() + self._total_seconds
@@ -136,6 +144,7 @@ class Connection:
         session = self._opened(deadline)
         if self._transaction_open:
             session.ask("RSET", "RSET", wanted=250)
+        session.addresses = (sender[1:-1], recipient[1:-1])
         steps = _commands(session, sender, recipient, has_8bit)
         self._transaction_open = True
         pipelined = session.has_extn("pipelining")
@@ -152,7 +161,7 @@ class Connection:
                 if failure is None:
                     raise
                 break  # the reason came before the connection ended
-            if code // 100 != wanted:
+            if code not in wanted:
                 failure = failure or session.failure(code, text)
                 if not pipelined or session.sock is None:
                     break
@@ -170,27 +179,33 @@ class Connection:
             try:
                 self._session.open()
             except _Lost as error:
-                raise RelayUnreachable(str(error)) from error
+                raise RelayUnreachable(str(error), about_us=error.about_us) from error
         self._session.deadline = deadline
         return self._session
 
     def _content(self, session: _Session, chunks: Iterable[bytes]) -> str:
         session.step = "sending the mail"
         try:
-            waiting = bytearray()
+            waiting, last, octets = bytearray(), b"", 0
             for piece in wire(chunks):
-                waiting += piece
+                waiting += last
+                octets += len(last)
+                last = piece
                 if len(waiting) >= _WRITE_BYTES:
                     session.send(waiting)
                     waiting.clear()
-            session.send(waiting)
+            if waiting:
+                session.send(waiting)
+            session.listen(_LISTEN_SECONDS if octets <= _WRITE_BYTES else _LISTEN_LARGE_SECONDS)
+            session.send(last)  # the final dot
         except BaseException:
             session.close()
             raise
         session.step = "final dot"
         code, text = session.getreply()
-        if code // 100 != 2:
-            raise session.failure(code, text)
+        session.check_last_reply()
+        if code not in _TAKEN:
+            raise session.failure(code, text, at_final_dot=True)
         self._transaction_open = False
         return _one_line(f"{code} {text.decode('ascii', 'replace')}")
 
@@ -218,6 +233,7 @@ class _Session(smtplib.SMTP):
         self.ehlo_msg = "lhlo" if server.scheme == "lmtp" else "ehlo"
         self.deadline = deadline  # of the mail being sent, in time.monotonic()
         self.step = "connection"
+        self.addresses: tuple[str, ...] = ()  # the sender and recipient of that mail
         self._server, self._reply_seconds = server, reply_seconds
         self._unread = b""
 
@@ -233,7 +249,7 @@ class _Session(smtplib.SMTP):
         if server.scheme != "smtps" and not self._is_on_loopback():
             if self.has_extn("starttls"):
                 self.ask("STARTTLS", "STARTTLS", wanted=220)
-                if self._unread:  # what came unencrypted must not count as said under TLS (CVE-2011-0411)
+                if self._has_more():  # what came unencrypted must not count as said under TLS (CVE-2011-0411)
                     raise self.lost("the server sent more than an answer before TLS")
                 self._encrypt(verified=server.user is not None)
                 self._hello()
@@ -271,25 +287,49 @@ class _Session(smtplib.SMTP):
             self.docmd("QUIT")
         self.close()
 
-    def lost(self, why: str) -> _Lost:
+    def lost(self, why: str, *, about_us: bool = False) -> _Lost:
         """Close, and the error that says why."""
         self.close()
-        return _Lost(_one_line(f"{self.step}: {why}"))
+        return _Lost(_one_line(f"{self.step}: {why}"), about_us=about_us)
 
-    def failure(self, code: int, text: bytes) -> RelayDeferred | RelayRefused:
+    def failure(self, code: int, text: bytes, *, at_final_dot: bool = False) -> RelayDeferred | RelayRefused:
         """What an answer that is no yes means."""
         said = f"{code} {text.decode('ascii', 'replace')}"
         if code == 421:
             return self.lost(said)
         if not 400 <= code <= 599:
             return self.lost(f"unexpected answer {said}")
-        kind = RelayDeferred if code < 500 or code in _ABOUT_US else RelayRefused
-        return kind(_one_line(f"{self.step}: {said}"))
+        line = _one_line(f"{self.step}: {said}")
+        about_us = is_about_us(code, text.decode("utf-8", "replace"), self.addresses, at_final_dot=at_final_dot)
+        return RelayDeferred(line, about_us=about_us) if about_us or code < 500 else RelayRefused(line)
+
+    def listen(self, seconds: float) -> None:
+        """Give a server that answers before it was asked a moment to be heard; `send` looks whether it was."""
+        if not self._unread:
+            self._look(seconds)
+
+    def check_last_reply(self) -> None:
+        """Raise `_Lost` when more came with the reply to the final dot: nobody knows which of them was meant.
+
+        A server that says goodbye behind it (421), or just closes, has answered. One whose connection is reset has
+        closed it without reading all of the mail.
+        """
+        closed = not self._unread and not self._look()
+        if self._unread:
+            code, text = self.getreply()
+            if code != 421:
+                raise self.lost(f"more than one answer, the last one {code} {text.decode('ascii', 'replace')}")
+            closed = True
+        if closed:
+            self.close()
 
     # ---- what smtplib calls
 
     def send(self, s: Any) -> None:
-        """Write it all within the time there is."""
+        """Write it all within the time there is, unless the server has answered before it was asked."""
+        if self._has_more():
+            said = self._unread.partition(b"\n")[0].decode("ascii", "replace")
+            raise self.lost(f"the server answered before it was asked: {said}")
         with memoryview(s.encode() if isinstance(s, str) else s) as data:
             sent = 0
             while sent < len(data):
@@ -302,13 +342,15 @@ class _Session(smtplib.SMTP):
         """One reply, whole. The time-out is for all of it: a server that drips octets gets no more."""
         until = time.monotonic() + self._reply_seconds
         texts: list[bytes] = []
+        code = b""
         while len(texts) < _REPLY_LINES:
             line = _REPLY_LINE.fullmatch(self._line(until))
-            if line is None:
+            if line is None or (texts and line[1] != code):  # RFC 5321, 4.2.1: each line has the same code
                 break
+            code = line[1]
             texts.append((line[3] or b"").strip())
             if line[2] != b"-":
-                return int(line[1]), b"\n".join(texts)
+                return int(code), b"\n".join(texts)
         raise self.lost("the server's answer is no SMTP")
 
     def _line(self, until: float) -> bytes:
@@ -326,6 +368,25 @@ class _Session(smtplib.SMTP):
         return line.rstrip(b"\r")
 
     # ---- below
+
+    def _has_more(self) -> bool:
+        """Whether the server has said something that nobody has asked for yet."""
+        if not self._unread and not self._look():
+            raise self.lost("the server closed the connection")
+        return bool(self._unread)
+
+    def _look(self, seconds: float = 0) -> bool:
+        """Take in what has arrived, or arrives within that time; False when the server has closed."""
+        sock = self._socket(time.monotonic() + self._reply_seconds)
+        sock.settimeout(seconds)
+        try:
+            data = sock.recv(4096)
+        except (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return True  # also where TLS itself spoke unasked (RFC 8446, 4.6)
+        except OSError as error:
+            raise self._broken(error) from error
+        self._unread += data
+        return bool(data)
 
     def _dialled(self) -> socket.socket:
         """A connection to the first of the host's addresses that answers."""
@@ -393,11 +454,12 @@ class _Session(smtplib.SMTP):
         if code != 235:
             # Of the answer only the status code (RFC 3463): a server may repeat what we sent.
             status = re.match(rb"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])", text)
-            raise self.lost(f"{code} {status[0].decode() if status else ''} user or password not accepted")
+            said = f"{code} {status[0].decode() if status else ''} user or password not accepted"
+            raise self.lost(said, about_us=code >= 500)
 
     def _expect(self, wanted: int, code: int, text: bytes) -> None:
         if code != wanted:
-            raise self.lost(f"{code} {text.decode('ascii', 'replace')}")
+            raise self.lost(f"{code} {text.decode('ascii', 'replace')}", about_us=code >= 500)
 
     def _socket(self, until: float) -> socket.socket:
         """The socket, with the time it has left as its time-out."""
@@ -431,8 +493,8 @@ def _parse(url: str) -> _Server:
     )
 
 
-def _commands(session: _Session, sender: str, recipient: str, has_8bit: bool) -> list[tuple[str, str, int]]:
-    """Step, command and first digit of a yes. Raises RelayRefused."""
+def _commands(session: _Session, sender: str, recipient: str, has_8bit: bool) -> list[tuple[str, str, range]]:
+    """Step, command and the codes of a yes. Raises RelayRefused."""
     mail, rcpt = f"MAIL FROM:{sender}", f"RCPT TO:{recipient}"
     if has_8bit and session.has_extn("8bitmime"):
         mail += " BODY=8BITMIME"
@@ -444,7 +506,7 @@ def _commands(session: _Session, sender: str, recipient: str, has_8bit: bool) ->
     # RFC 3461, 4.1: no bounce for a mail whose sender may be forged.
     if session.has_extn("dsn"):
         rcpt += " NOTIFY=NEVER"
-    return [("MAIL FROM", mail, 2), ("RCPT TO", rcpt, 2), ("DATA", "DATA", 3)]
+    return [("MAIL FROM", mail, _TAKEN), ("RCPT TO", rcpt, _TAKEN), ("DATA", "DATA", _GO_ON)]
 
 
 def _one_line(text: str) -> str:

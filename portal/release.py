@@ -25,6 +25,7 @@ from portal.errors import (
     QuarantineError,
     RelayDeferred,
     RelayRefused,
+    RelayUnreachable,
     StoreUnavailable,
 )
 from portal.links import MARK_HEADER, Links
@@ -37,6 +38,7 @@ log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _DANGEROUS = "only an administrator can release this message"
+_ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_TOLD = 20
 _NAMES_KNOWN = 4096
 
@@ -101,8 +103,9 @@ class Acts:
         released before: it can be lost behind the mail server, or be deleted by mistake.
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
-        RelayDeferred (it stays `releasing` and is tried again by the digest process); RelayRefused, BodyMissing or
-        BodyDamaged (`held` again with the reason). A mail that becomes dangerous before it is sent is `held` again.
+        RelayDeferred (it stays `releasing` and is tried again by the digest process; the administrator is told where
+        it is ``about_us``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason). A mail that
+        becomes dangerous before it is sent is `held` again.
         """
         delivery = self.store.delivery(id, number)
         if not delivery.recipient:
@@ -146,8 +149,15 @@ class Acts:
                     delivery.attempts,
                     error,
                 )
+                about_us = isinstance(error, RelayDeferred) and error.about_us
+                if about_us:
+                    self._tell_of_rejection(error)
                 if self._too_old(delivery):
-                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {error}") from error
+                    # Its recipient reads this reason. What is not about this message is the administrator's to know,
+                    # who finds it in the history.
+                    hidden = about_us or isinstance(error, RelayUnreachable)
+                    why = "the mail server did not take it; please tell your administrator" if hidden else error
+                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {why}") from error
                 raise
             except RelayRefused as error:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
@@ -170,6 +180,15 @@ class Acts:
         """Return the event with which the current release began."""
         history = self.store.history(delivery.id, delivery.number)
         return next((event for event in reversed(history) if event.what == State.RELEASING.value), None)
+
+    def _tell_of_rejection(self, error: QuarantineError) -> None:
+        self.alarm_hourly(
+            "the mail server rejects releases",
+            f"The mail server of relay.url answered a release: {error}. That is about this portal, not about the "
+            "message. Check that relay.url leads to the listener of deploy/postfix/master.cf.part, that mynetworks "
+            "there has this host, and that the login in relay.url is right, if it has one. The messages are kept and "
+            f"tried again by themselves, for {GIVE_UP_AFTER.days} days.",
+        )
 
     def _too_old(self, delivery: Delivery) -> bool:
         begun = self._begun(delivery)
@@ -235,6 +254,17 @@ class Acts:
                 self.store.queue_mail(*mail, self.now())
         elif self.store.swap(*note, mail=mail and (*mail, self.now())):
             log.error("alarm: %s", subject)
+
+    def alarm_hourly(self, subject: str, text: str) -> None:
+        """`alarm`, at most once an hour for each subject, over all processes. What hinders it is logged, not raised."""
+        now, name = self.now(), f"alarm {subject}"
+        try:
+            told = self.store.recall(name)
+            # Either way, so that a clock that was a year ahead does not silence it for a year.
+            if told is None or abs(now - datetime.fromisoformat(told.partition(" ")[0])) >= _ALARM_EVERY:
+                self.alarm(subject, text, note=(name, told, now.isoformat()))
+        except QuarantineError as error:
+            log.error("alarm %r could not be sent: %s", subject, error)
 
     def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> tuple[str, bytes] | None:
         """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be

@@ -13,7 +13,6 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
 from functools import lru_cache
 from http.client import responses
 from io import BytesIO
@@ -24,9 +23,9 @@ from uuid import UUID
 
 from portal import exporter
 from portal.assemble import Parts
-from portal.errors import BadExport, NotFound, QuarantineError, StoreUnavailable, TooLarge
+from portal.errors import BadExport, NotFound, QuarantineError, TooLarge
 from portal.fast_json import encode
-from portal.message import Body, random_token
+from portal.message import Body
 from portal.settings import Network
 from portal.stores import Held
 
@@ -35,7 +34,6 @@ log = logging.getLogger("quarantine.web")
 _MEMORY_BYTES = 1 << 20  # a larger request goes to a file
 _STEP_BYTES = 1 << 18
 _RETRY_SECONDS = "60"
-_ALARM_EVERY = timedelta(hours=1)
 
 
 class Answer(NamedTuple):
@@ -170,7 +168,7 @@ class ExporterEndpoint:
             return _done("not-selected")
         kind, id = (export.mark and parts.links.read_mark(export.mark)) or ("", None)
         if kind in ("digest", "mail"):
-            self._alarm(
+            parts.acts.alarm_hourly(
                 "our own mail is withheld by Rspamd",
                 "Rspamd exported a digest or sign-in mail of this portal to it, so it withholds them from their "
                 "recipients. Let them pass: docs/install.md tells how.",
@@ -178,7 +176,7 @@ class ExporterEndpoint:
             log.error("not selected: own mail queue_id=%s mark=%s", export.queue_id, id)
             return _done("not-selected")
         if kind == "release" and id is not None and self._same(id, posted):
-            self._alarm(
+            parts.acts.alarm_hourly(
                 "released mail is scanned again",
                 "Rspamd exported a mail that this portal had released, so relay.url leads to a listener that scans. "
                 "Released mail is withheld once more: docs/install.md has the lines for a listener that does not scan.",
@@ -213,20 +211,6 @@ class ExporterEndpoint:
         except NotFound:
             return False
         return hmac.compare_digest(held, exporter.content_digest(posted.body.chunks()))
-
-    def _alarm(self, subject: str, text: str) -> None:
-        """Tell the administrator, at most once an hour. What hinders that must not change the answer."""
-        now = self._parts.acts.now()
-        name, mine = f"alarm {subject}", f"{now.isoformat()} {random_token(6)}"
-        try:
-            kept = self._parts.store.remember(name, mine)
-            if kept != mine:
-                if now - datetime.fromisoformat(kept.partition(" ")[0]) < _ALARM_EVERY:
-                    return
-                self._parts.store.remember(name, mine, replace=True)
-            self._parts.acts.alarm(subject, text)
-        except StoreUnavailable as error:
-            log.error("alarm %r could not be sent: %s", subject, error)
 
 
 def _read(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:

@@ -8,8 +8,8 @@
 out as it is), `HANG` (never answer), `DROP` (close), `DRIP` (one octet of a reply at a time, for ever), or a callable
 that gets the command line and returns one of these, or None for the usual answer. A list is used up one occurrence
 after the other, then the usual answer comes back. Verbs: BANNER EHLO (LHLO too) STARTTLS AUTH MAIL RCPT DATA RSET
-NOOP QUIT, INPUT (right after the 354 was sent) and BODY (the final dot has arrived). The table may be changed while
-the server runs.
+NOOP QUIT, INPUT (right after the 354 was sent), PART (the first octets of the mail have arrived) and BODY (the final
+dot has arrived). The table may be changed while the server runs.
 
 It is strict where RFC 5321 is: only CRLF ends a line and only CRLF.CRLF ends a mail; a bare CR or LF, an octet above
 127 without BODY=8BITMIME, a non-ASCII address without SMTPUTF8, and whatever comes before the answer to a command that
@@ -110,6 +110,12 @@ class SmtpServer:
             for sock in self._sockets:
                 _shut(sock)
 
+    def say_unasked(self, text: str) -> None:
+        """Say something on every open connection, as a server does that ends idle ones."""
+        with self._lock:
+            for sock in self._sockets:
+                sock.sendall(f"{text}\r\n".encode())
+
     @property
     def url(self) -> str:
         """Where it listens, as `Relay` wants it."""
@@ -206,7 +212,8 @@ class _Session:
     on_lhlo = on_ehlo
 
     def on_starttls(self, line: bytes) -> None:
-        if self.answer("STARTTLS", line, "220 2.0.0 go ahead" if self.server.tls else "502 5.5.1 no"):
+        usual = "220 2.0.0 go ahead" if self.server.tls else "502 5.5.1 no"
+        if self.answer("STARTTLS", line, usual, wanted="220"):
             self.buffer = b""
             self.greeted = False
             self.wrap()
@@ -221,7 +228,8 @@ class _Session:
             self.reply("334 UGFzc3dvcmQ6")
             password = base64.b64decode(self.line())
         known = (self.server.users or {}).get(user.decode()) == password.decode()
-        self.logged_in = self.answer("AUTH", line, "235 2.7.0 welcome" if known else "535 5.7.8 wrong password")
+        usual = "235 2.7.0 welcome" if known else "535 5.7.8 wrong password"
+        self.logged_in = self.answer("AUTH", line, usual, wanted="235")
 
     def on_mail(self, line: bytes) -> None:
         if not self.greeted or (self.server.users is not None and not self.logged_in):
@@ -251,9 +259,12 @@ class _Session:
         if not self.recipients:
             self.answer("DATA", line, "554 5.5.1 no valid recipients")
             return
-        if not self.answer("DATA", line, "354 go on", wanted="3"):
+        if not self.answer("DATA", line, "354 go on", wanted="354"):
             return
         self.answer("INPUT", line, "")
+        if not self.buffer:
+            self.fill()
+        self.answer("PART", line, "")
         raw = self.body()
         assert self.sender is not None
         mail = Mail(
@@ -296,7 +307,7 @@ class _Session:
                 return None
         return match[1].decode("utf-8", "surrogateescape"), given
 
-    def answer(self, verb: str, line: bytes, usual: str, *, wanted: str = "2", accepted: Mail | None = None) -> bool:
+    def answer(self, verb: str, line: bytes, usual: str, *, wanted: str = "25", accepted: Mail | None = None) -> bool:
         """Do what the script says at this verb; whether that was a yes."""
         with self.server._lock:
             behaviour = self.server.script.get(verb)

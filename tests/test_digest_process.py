@@ -38,6 +38,7 @@ from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
 from tests.terminal import on_terminal
 
 DAY = timedelta(days=1)
+REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
 
 
 @pytest.fixture
@@ -359,6 +360,10 @@ def failing(server: SmtpServer, verb: str, behaviour: str, who: str = "") -> Non
         ("BODY", "451 4.3.0 trouble"),
         ("BODY", DROP),
         ("BODY", HANG),
+        ("BANNER", REJECTED),
+        ("MAIL", REJECTED),
+        ("RCPT", REJECTED),
+        ("BODY", REJECTED),
         ("BODY", "554 5.7.1 spam"),
         ("RCPT", "550 5.1.1 nobody"),
     ],
@@ -376,7 +381,7 @@ def test_what_the_mail_server_does_not_take_is_told_later(
     assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
     server.script.clear()
     assert tick(mailing, at + timedelta(seconds=1)).sent == [], "not at once"
-    refused = behaviour.startswith("55")
+    refused = behaviour in ("554 5.7.1 spam", "550 5.1.1 nobody")
     assert summary.refused == refused
     assert (tick(mailing, at + timedelta(hours=2)).sent == []) == refused
     assert (tick(mailing, at + DAY).sent == [(ALICE, 1)]) == refused, "a refusal waits for the next digest's turn"
@@ -404,7 +409,10 @@ def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpSe
     assert told(server) == people
 
 
-@pytest.mark.parametrize(("verb", "behaviour", "tried"), [("BANNER", DROP, 3), ("MAIL", "452 4.3.1 full", 20)])
+@pytest.mark.parametrize(
+    ("verb", "behaviour", "tried"),
+    [("BANNER", DROP, 3), ("BANNER", REJECTED, 3), ("MAIL", "452 4.3.1 full", 20), ("MAIL", REJECTED, 20)],
+)
 def test_a_mail_server_that_is_down_is_not_hammered(
     mailing: Parts, server: SmtpServer, verb: str, behaviour: str, tried: int
 ) -> None:
@@ -536,6 +544,24 @@ def test_a_mailbox_that_takes_nothing_is_tried_later_and_later_and_then_at_its_n
     assert tries[run.TRIES] == 24 * 60, "at seven the next day"
     assert max(pauses[: run.TRIES - 1]) <= 62
     assert mailing.store.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
+
+
+def test_a_mail_server_that_rejects_the_portal_is_tried_later_and_later(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    failing(server, "RCPT", REJECTED)
+    start = at = tomorrow().replace(hour=7, minute=0, second=0, microsecond=0)
+    tries = []
+    while at < start + timedelta(hours=5):
+        if tick(mailing, at).failed:
+            tries.append((at - start) // timedelta(minutes=1))
+        at += timedelta(minutes=1)
+    assert len(tries) == run.TRIES
+    pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    assert pauses[0] <= 3
+    assert pauses[:6] == sorted(pauses[:6])
+    assert mailing.store.failing(1)[0].failure == f"RCPT TO: {REJECTED}"
+    server.script.clear()
+    assert tick(mailing, start + DAY).sent == [(ALICE, 1)]
 
 
 def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
@@ -724,6 +750,19 @@ def test_waiting_mail_outlives_a_mail_server_that_is_down(make_parts: MakeParts,
     assert run.send_queued(down, now()) == 0
     assert down.store.figures(now()).mails_waiting == 5
     assert run.send_queued(make_parts(mail__url=server.url), now() + timedelta(minutes=1)) == 5
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "MAIL", "RCPT", "BODY"])
+def test_waiting_mail_outlives_a_mail_server_that_rejects_the_portal(
+    mailing: Parts, server: SmtpServer, verb: str
+) -> None:
+    for _ in range(5):
+        mailing.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
+    server.script[verb] = REJECTED
+    assert run.send_queued(mailing, now()) == 0
+    assert mailing.store.figures(now()).mails_waiting == 5
+    server.script.clear()
+    assert run.send_queued(mailing, now() + timedelta(minutes=1)) == 5
 
 
 def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: SmtpServer) -> None:

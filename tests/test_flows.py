@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from digest import news, run
+from portal import checks
+from portal.links import Action
 from portal.message import State
 from portal.release import retry_due
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
@@ -90,6 +92,58 @@ def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> Non
     site.now += timedelta(minutes=2)
     assert retry_due(site.parts.acts) == 1
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
+
+
+REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
+
+
+def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alone(
+    site: Site, smtp: SmtpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = post(site, MAIL).json
+    id = site.store.find(held["id"])[0].id
+    tell(site)
+    links = digest_links(smtp, ALICE)
+    several = site.parts.links.url(Action.SEVERAL, site.store.last_digest(ALICE).id, 0, site.now)  # type: ignore[union-attr]
+    show = site.parts.links.url(Action.SHOW, id, 0, site.now)
+    reader, pressing = site.signed_in(ALICE), {"Sec-Fetch-User": "?1"}
+
+    def pages() -> dict[str, str]:
+        since = f"?since={int((site.now - timedelta(days=10)).timestamp())}"
+        paths = [links["Release"][0], show, several, several + since, "/", "/?state=released", f"/messages/{id}/"]
+        paths += [f"/?done={id}"]
+        return {path: reader.get(path).text for path in paths}
+
+    smtp.script["RCPT"] = REJECTED
+    drawn = str(int(site.now.timestamp()))
+    form = {"do": "release", "mail": f"{id}.0", "drawn": drawn}
+    answer = site.browser().post(several, form, headers=pressing)
+    assert answer.status == 303
+    assert site.store.delivery(id, 0).state is State.RELEASING
+    shown = pages()
+    assert sum("keep trying" in page for page in shown.values()) == 6
+    for path, page in shown.items():
+        assert "rejected" not in page and "denied" not in page and "554" not in page, path
+    assert "Client host rejected" in caplog.text
+    found = [finding.said for finding in checks.storage(site.parts.settings, site.store) if finding.what == "releases"]
+    assert found == [f"1 wait for the mail server; one of them failed last with: RCPT TO: {REJECTED}"]
+
+    smtp.mails.clear()
+    del smtp.script["RCPT"]
+    run.send_queued(site.parts, site.now)
+    [alarm] = smtp.mails
+    assert alarm.recipients == ["postmaster@example.org"]
+    assert b"Client host rejected" in alarm.data
+
+    smtp.script["RCPT"] = REJECTED
+    site.now += timedelta(days=5, minutes=1)
+    assert retry_due(site.parts.acts) == 1
+    assert site.store.delivery(id, 0).state is State.HELD
+    reader = site.signed_in(ALICE)
+    shown = pages()
+    assert sum("The last release did not work" in page for page in shown.values()) == 7
+    for path, page in shown.items():
+        assert "rejected" not in page and "denied" not in page and "554" not in page, path
 
 
 def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_operator(

@@ -303,6 +303,17 @@ def test_a_mail_server_that_refuses_or_defers_is_told_truly(run: Run, store: Sto
     assert result.exit_code == 1
     assert "550" in result.output
     assert store.delivery(held.id, 0).state is State.HELD
+    smtp.script["RCPT"] = "554 5.7.1 <host>: Client host rejected: Access denied"
+    result = run("release", str(held.id))
+    assert result.exit_code == 1
+    assert "Client host rejected: Access denied" in result.output
+    assert "keeps trying" in result.output
+    assert store.delivery(held.id, 0).state is State.RELEASING
+    assert "Client host rejected: Access denied" in run("meta", str(held.id)).output
+
+
+def test_a_mail_server_that_is_busy_is_waited_for(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = hold(store, recipients=[ALICE])
     smtp.script["RCPT"] = "450 4.2.1 busy"
     result = run("release", str(held.id))
     assert result.exit_code == 1

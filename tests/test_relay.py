@@ -11,7 +11,7 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import AF_INET, AF_INET6, SOCK_STREAM
 from types import SimpleNamespace
@@ -26,6 +26,8 @@ from portal.relay import Relay
 from portal.wire import path, wire
 from tests.builders import ALICE, BOB, SENDER
 from tests.smtp_server import DRIP, DROP, HANG, SmtpServer, nobody_listens
+from tests.test_smtp_replies import ABOUT_THE_MAIL as REJECTS_THE_MAIL
+from tests.test_smtp_replies import ABOUT_US as REJECTS_US
 
 MAIL = b"From: promo@example.net\r\nSubject: Offer\r\n\r\nBuy!\r\n"
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
@@ -273,6 +275,177 @@ def test_when_the_mail_cannot_be_read_to_its_end_no_server_takes_it(server: Smtp
         connection.send(SENDER, BOB, [MAIL], has_8bit=False)
     assert [mail.recipients for mail in server.mails] == [[BOB]]
     assert not server.unanswered
+
+
+# ---- a reply counts for what was sent before it
+
+
+@contextmanager
+def listening_long() -> Iterator[None]:
+    """So that a busy machine cannot make the server late. What is heard ends the wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_LISTEN_SECONDS", "_LISTEN_LARGE_SECONDS"):
+            patch.setattr(relay_module, name, 5)
+        yield
+
+
+EARLY = [
+    ("DATA", "354 go on\r\n250 2.0.0 queued\r\n"),
+    ("INPUT", "250 2.0.0 queued"),
+    ("PART", "250 2.0.0 queued"),
+    ("MAIL", "250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go on\r\n250 2.0.0 queued\r\n"),
+]
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+@pytest.mark.parametrize(("verb", "early"), EARLY)
+def test_an_answer_before_the_final_dot_is_none(server: SmtpServer, verb: str, early: str, lines: int) -> None:
+    server.script[verb] = [early]
+    with patient(server).connection() as connection:
+        with listening_long(), pytest.raises(RelayDeferred, match="the server answered before it was asked: 250"):
+            connection.send(SENDER, ALICE, [MAIL * lines], has_8bit=False)
+        assert not server.mails and not server.unanswered
+        connection.send(SENDER, BOB, [MAIL * lines], has_8bit=False)
+    assert [mail.recipients for mail in server.mails] == [[BOB]]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(("verb", "early"), EARLY)
+def test_an_answer_before_the_final_dot_is_none_under_tls(
+    verb: str, early: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    with SmtpServer(tls=tls(), implicit_tls=True, script={verb: early}) as server:
+        with listening_long(), pytest.raises(RelayDeferred, match="the server answered before it was asked: 250"):
+            send(patient(server))
+        assert not server.mails and not server.unanswered
+
+
+def test_what_a_server_says_while_it_is_sent_a_mail_is_told(server: SmtpServer) -> None:
+    server.script["PART"] = "552 5.3.4 message too large"
+    with listening_long(), pytest.raises(RelayDeferred, match="before it was asked: 552 5.3.4 message too large"):
+        send(patient(server))
+
+
+def test_all_answers_in_the_greeting_are_none() -> None:
+    banner = "220 hi\r\n250-x\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n354 go\r\n250 queued\r\n"
+    with SmtpServer(script={"BANNER": banner}) as server:
+        with pytest.raises(RelayUnreachable, match="the server answered before it was asked: 250-x"):
+            send(patient(server))
+        assert not server.mails and "MAIL" not in server.verbs
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
+def test_lines_with_different_codes_are_no_answer(server: SmtpServer, verb: str) -> None:
+    yes = {"BANNER": 220, "DATA": 354}.get(verb, 250)
+    for reply in (f"550-no\r\n{yes} ok\r\n", f"{yes}-ok\r\n550 no\r\n", f"{yes}-ok\r\n{yes + 1} ok\r\n"):
+        server.script[verb] = reply
+        with pytest.raises(RelayDeferred, match="the server's answer is no SMTP"):
+            send(patient(server))
+    assert verb == "BODY" or not server.mails
+
+
+def unexpected() -> Iterator[tuple[str, int]]:
+    yield from (("BODY", code) for code in (200, 214, 220, 221, 235, 300, 334, 354))
+    yield from ((verb, code) for verb in ("MAIL", "RCPT") for code in (220, 235, 354))
+    yield from (("DATA", code) for code in (220, 250, 334, 355))
+
+
+@pytest.mark.parametrize(("verb", "code"), list(unexpected()))
+def test_only_the_answers_that_fit_are_a_yes(server: SmtpServer, verb: str, code: int) -> None:
+    server.script[verb] = f"{code} fine"
+    with pytest.raises(RelayDeferred, match=f"unexpected answer {code} fine"):
+        send(patient(server))
+    assert not server.mails
+
+
+def test_a_recipient_that_is_forwarded_is_taken(server: SmtpServer) -> None:
+    for code in (251, 252):
+        server.script["RCPT"] = f"{code} user not local; will forward"
+        assert send(patient(server)).startswith("250")
+
+
+@pytest.mark.parametrize("more", ["250 2.0.0 queued", "550 5.7.1 rejected", "451 4.3.0 later", "what"])
+@pytest.mark.parametrize("first", ["250 2.0.0 queued", "550 5.7.1 rejected"])
+def test_two_answers_to_one_mail_are_none(server: SmtpServer, first: str, more: str) -> None:
+    server.script["BODY"] = [f"{first}\r\n{more}\r\n"]
+    with patient(server).connection() as connection:
+        with pytest.raises(RelayDeferred, match=r"final dot: (more than one answer|the server's answer is no SMTP)"):
+            connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+        connection.send(SENDER, BOB, [MAIL], has_8bit=False)
+    assert server.mails[-1].recipients == [BOB]
+    assert server.connections == 2
+
+
+def test_a_goodbye_behind_the_answer_leaves_it_a_yes(server: SmtpServer) -> None:
+    server.script["BODY"] = ["250 2.0.0 queued\r\n421 4.7.0 enough for now\r\n"]
+    with patient(server).connection() as connection:
+        assert connection.send(SENDER, ALICE, [MAIL], has_8bit=False) == "250 2.0.0 queued"
+        connection.send(SENDER, BOB, [MAIL], has_8bit=False)
+    assert [mail.recipients for mail in server.mails] == [[ALICE], [BOB]]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("said", ["421 4.4.2 idle for too long", "250 2.0.0 queued", "354 go on", "x" * 9000])
+def test_what_is_said_between_two_mails_ends_the_connection(server: SmtpServer, said: str) -> None:
+    with patient(server).connection() as connection:
+        connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+        server.say_unasked(said)
+        connection.send(SENDER, BOB, [MAIL], has_8bit=False)
+    assert [mail.recipients for mail in server.mails] == [[ALICE], [BOB]]
+    assert server.connections == 2
+
+
+# ---- who a rejection is about
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
+def test_a_server_that_rejects_this_portal_is_deferred(server: SmtpServer, verb: str) -> None:
+    with patient(server).connection() as connection:
+        for reply in REJECTS_US:
+            if verb == "BODY" and reply[:3] in ("503", "555"):
+                continue
+            server.script[verb] = [reply]
+            with pytest.raises(RelayDeferred) as caught:
+                connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+            assert caught.value.about_us, reply
+            assert not isinstance(caught.value, RelayUnreachable)
+            assert reply[:3] in str(caught.value)
+        assert not server.mails
+        connection.send(SENDER, BOB, [MAIL], has_8bit=False)
+    assert [mail.recipients for mail in server.mails] == [[BOB]]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
+def test_a_server_that_rejects_the_mail_is_believed(server: SmtpServer, verb: str) -> None:
+    with patient(server).connection() as connection:
+        for reply in REJECTS_THE_MAIL:
+            server.script[verb] = [reply]
+            with pytest.raises((RelayDeferred, RelayRefused)) as caught:
+                connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
+            assert isinstance(caught.value, RelayRefused) is reply.startswith("5"), reply
+            assert not getattr(caught.value, "about_us", False)
+    assert not server.mails
+    assert server.connections == 1
+
+
+def test_no_recipient_can_look_like_a_server_that_rejects_this_portal(server: SmtpServer) -> None:
+    server.script["RCPT"] = lambda line: f"550 {line.decode()[8:].partition(' NOTIFY')[0]}: no such user"
+    for recipient in ("relay-access-denied@example.org", '"x> client host rejected: <"@example.org'):
+        with pytest.raises(RelayRefused, match="no such user"):
+            send(patient(server), recipient=recipient)
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "AUTH"])
+def test_a_5xx_before_any_mail_is_about_this_portal(verb: str) -> None:
+    with SmtpServer(users={"portal": "geheim"}) as server:
+        relay = patient(server.url.replace("//", "//portal:geheim@"))
+        for reply, about_us in (("554 5.7.1 no", True), ("454 4.7.0 not now", False), (DROP, False)):
+            server.script[verb] = reply
+            with pytest.raises(RelayUnreachable) as caught:
+                send(relay)
+            assert caught.value.about_us is about_us
 
 
 # ---- many mails over one connection

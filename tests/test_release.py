@@ -44,7 +44,7 @@ from tests.test_relay import unquoted
 ADMIN = "postmaster@example.org"
 DATA = Path(__file__).parent / "data"
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
-MINUTE = timedelta(minutes=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 @dataclass
@@ -198,6 +198,7 @@ BEHAVIOURS = {
     "550 5.7.1 no\n550 5.7.1 and no again": State.HELD,
     "554 5.0.0 not here": State.HELD,
     "530 5.7.0 log in first": State.RELEASING,
+    "554 5.7.1 <host>: Client host rejected: Access denied": State.RELEASING,
     HANG: State.RELEASING,
     DROP: State.RELEASING,
 }
@@ -335,6 +336,85 @@ def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, sm
     delivery = store.delivery(id, 0)
     assert delivery.state is State.HELD
     assert delivery.reason.startswith("given up after 5 days: RCPT TO: 450 4.2.0 greylisted")
+    smtp.script.clear()
+    assert acts.release(id, 0, BY_LINK).state is State.RELEASED
+
+
+REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
+
+
+def rejected(acts: Acts, store: Store) -> UUID:
+    """Try to release one more message to a mail server that rejects the portal."""
+    id = hold(store).id
+    with pytest.raises(RelayDeferred) as caught:
+        acts.release(id, 0, BY_LINK)
+    assert caught.value.about_us
+    return id
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
+def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once_an_hour(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+) -> None:
+    smtp.script[verb] = REJECTED
+    ids = [rejected(acts, store) for _ in range(3)]
+    [(to, alarm)] = queued(store, clock())
+    assert (to, alarm["Subject"]) == (ADMIN, "Mail quarantine needs attention: the mail server rejects releases")
+    words = " ".join(text_of(alarm).split())
+    assert REJECTED in words and "relay.url" in words and "deploy/postfix/master.cf.part" in words
+    clock.at += timedelta(minutes=59)
+    assert retry_due(acts) == 3
+    assert queued(store, clock()) == []
+    clock.at += timedelta(minutes=2)
+    rejected(acts, store)
+    assert [to for to, _ in queued(store, clock())] == [ADMIN]
+    smtp.script.clear()
+    clock.at += HOUR
+    retry_due(acts)
+    assert [store.delivery(id, 0).state for id in ids] == [State.RELEASED] * 3
+    assert queued(store, clock()) == []
+
+
+@pytest.mark.parametrize("reply", ["450 4.2.0 greylisted", "550 5.1.1 no such user", "421 4.3.2 shutting down", DROP])
+def test_nobody_is_told_of_what_heals_by_itself_or_is_about_one_mail(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, reply: str
+) -> None:
+    smtp.script["RCPT"] = reply
+    with pytest.raises((RelayDeferred, RelayRefused)):
+        acts.release(hold(store).id, 0, BY_LINK)
+    assert queued(store, clock()) == []
+
+
+def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise StoreUnavailable("full")
+
+    smtp.script["RCPT"] = REJECTED
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "swap", fail)
+        id = rejected(acts, store)
+    delivery = store.delivery(id, 0)
+    assert (delivery.state, delivery.reason) == (State.RELEASING, f"RCPT TO: {REJECTED}")
+    assert queued(store, clock()) == []
+    clock.at += MINUTE
+    assert retry_due(acts) == 1
+    assert [to for to, _ in queued(store, clock())] == [ADMIN]
+
+
+@pytest.mark.parametrize("verb", ["BANNER", "RCPT"])
+def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
+    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+) -> None:
+    smtp.script[verb] = REJECTED
+    id = rejected(acts, store)
+    clock.at += GIVE_UP_AFTER + MINUTE
+    assert retry_due(acts) == 1
+    delivery = store.delivery(id, 0)
+    assert delivery.state is State.HELD
+    assert delivery.reason == ("given up after 5 days: the mail server did not take it; please tell your administrator")
+    assert REJECTED in " ".join(event.detail for event in store.history(id, 0)), "the administrator finds the words"
     smtp.script.clear()
     assert acts.release(id, 0, BY_LINK).state is State.RELEASED
 
@@ -685,6 +765,34 @@ def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) 
     assert to == ADMIN
     assert alarm["Subject"] == "Mail quarantine needs attention: released mail is scanned again"
     assert "relay.url leads to a listener that scans.\n" in text_of(alarm)
+
+
+def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
+    store: Store, acts: Acts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, recall = threading.Barrier(4), type(store).recall
+
+    def recalled(self: Store, name: str) -> str | None:
+        found = recall(self, name)
+        together.wait(10)  # all have looked before anybody tells
+        return found
+
+    monkeypatch.setattr(type(store), "recall", recalled)
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: acts.alarm_hourly("something", "Look at it."), range(4)))
+        assert [to for to, _ in queued(store, clock())] == [ADMIN]
+        clock.at += HOUR
+
+
+def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, acts: Acts, clock: Clock) -> None:
+    clock.at += timedelta(days=365)
+    acts.alarm_hourly("something", "Look at it.")
+    assert len(queued(store, clock())) == 1
+    clock.at -= timedelta(days=365)
+    acts.alarm_hourly("something", "Look at it.")
+    acts.alarm_hourly("something", "Look at it.")
+    assert len(queued(store, clock() + HOUR)) == 1
 
 
 # ---- a request and its mail are one act
