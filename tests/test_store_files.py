@@ -9,11 +9,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -472,6 +474,29 @@ def test_a_closed_store_says_so(folder: Path) -> None:
     for use in (store.ping, lambda: hold(store), lambda: store.person(ALICE)):
         with pytest.raises(StoreUnavailable, match="was closed"):
             use()
+
+
+def test_holding_and_raising_a_tier_share_one_time_limit(
+    store: FileStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, write = mail(), store._write
+    held = hold(store, data)
+    with (folder / "lock").open("rb") as lock:
+
+        def slow(*words: Any) -> UUID:
+            first = write(*words)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            time.sleep(2.5)
+            return first
+
+        monkeypatch.setattr(store, "_write", slow)
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            hold(store, data, tier=Tier.DANGEROUS)
+        assert time.monotonic() - began < 4  # 3 s for all of it, not 2.5 and then 2 for the lock
+    monkeypatch.undo()
+    assert store.delivery(held.id, 0).message.tier is Tier.SPAM
+    assert hold(store, data, tier=Tier.DANGEROUS).raised == (held.id,), "the sender's retry goes on"
 
 
 def test_a_writer_that_holds_the_lock_stops_ingest_for_seconds_only_and_nothing_stays(

@@ -46,6 +46,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): new at each boo
 _CLOCK_MARGIN = timedelta(hours=1)  # clocks are set back, and a row comes later than its id
 _ORPHAN_AGE = timedelta(hours=1)
 _GONE_AGE = timedelta(days=1)
+_ADD_SECONDS = 3.0  # in all, whatever happens
 _LOOKED_FOR_BYTES = 1 << 18  # a smaller mail that is known already is written for nothing: most are not known
 _PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
@@ -178,11 +179,12 @@ class FileStore(SqliteRecords):
     def add(
         self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
     ) -> Held:
+        deadline = time.monotonic() + _ADD_SECONDS
         id = new_id(at)
         first = self._known(export) if body.size_bytes > _LOOKED_FOR_BYTES else None
         if first is None:
             first = self._write(id, export, body, tier, announce)
-        return Held(first, first != id, self._raise_tier(first, export, tier))
+        return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
 
     def _known(self, export: Export) -> UUID | None:
         with self.db.read() as connection:
@@ -205,19 +207,19 @@ class FileStore(SqliteRecords):
                 self._mail.remove(id)
         return first
 
-    def _raise_tier(self, held: UUID, export: Export, tier: Tier) -> tuple[UUID, ...]:
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
         """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
 
         Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
         """
         raised: list[UUID] = []
         after = UUID(int=0)
-        deadline = time.monotonic() + LOCK_WAIT_SECONDS
         while tier.milder:
             with self.db.read() as connection:
                 ids = sqlite_verdicts.copies(connection, held, export, tier, after)
             if ids:
-                with self.db.write(wait_seconds=max(0.0, deadline - time.monotonic())) as connection:
+                left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
+                with self.db.write(wait_seconds=left) as connection:
                     more, lines = sqlite_verdicts.raise_tier(connection, ids, export, tier, datetime.now(UTC))
                     self.db.note(*lines)
                 raised += more

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from portal.message import Actor, Export, Message, State, Tier
+from portal.message import Actor, Export, Message, Tier
 from portal.stores import postgres_rows as rows
 from portal.stores import search, symbols
 from portal.stores.postgres_database import Connection, ask
-from portal.stores.verdict import RAISED, RAISED_TOGETHER, change, with_verdict
+from portal.stores.verdict import OPEN_STATES, RAISED, RAISED_TOGETHER, change, with_verdict
 
 _COPIES = b"select copies_of($1, $2, $3, $4, $5)"
 
@@ -37,8 +37,8 @@ def raise_tier(
     """
     open_deliveries: dict[UUID, list[int]] = {}
     for id, number in connection.execute(
-        "select message_id, number from delivery where message_id = any(%s) and state <> %s order by 1, 2",
-        [list(ids), State.RELEASED.value],
+        "select message_id, number from delivery where message_id = any(%s) and state = any(%s) order by 1, 2",
+        [list(ids), list(OPEN_STATES)],
     ):
         open_deliveries.setdefault(id, []).append(number)
     # Locked in the order of ids, as everybody does, so that two calls never wait for each other crosswise.

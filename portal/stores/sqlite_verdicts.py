@@ -13,7 +13,7 @@ from portal.message import Actor, Event, Export, Message, Tier
 from portal.stores import search, sqlite_words, symbols
 from portal.stores.journal import delivery_line, verdict_line
 from portal.stores.sqlite_deliveries import add_event, deliveries_of
-from portal.stores.verdict import RAISED, RAISED_TOGETHER, can_be_raised, change, with_verdict
+from portal.stores.verdict import OPEN_STATES, RAISED, RAISED_TOGETHER, change, with_verdict
 
 
 def copies(connection: sqlite3.Connection, held: UUID, export: Export, tier: Tier, after: UUID) -> Sequence[UUID]:
@@ -36,7 +36,7 @@ def raise_tier(
     raised: list[UUID] = []
     lines: list[dict[str, Any]] = []
     for id in ids:
-        deliveries = [each for each in deliveries_of(connection, [id.bytes]) if can_be_raised(each.state)]
+        deliveries = [each for each in deliveries_of(connection, [id.bytes]) if each.state in OPEN_STATES]
         if not deliveries or deliveries[0].message.tier not in tier.milder:
             continue
         message = with_verdict(deliveries[0].message, export, tier)

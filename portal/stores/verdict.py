@@ -9,12 +9,9 @@ from portal.message import Export, Flag, Message, State, Tier
 RAISED = "raised"  # what the history calls it
 RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for some milliseconds only
 
+OPEN_STATES = frozenset(State) - {State.RELEASED}  # of deliveries that may still be released: there the tier matters
+
 _OF_THE_VERDICT = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE})  # other flags are about one envelope
-
-
-def can_be_raised(state: State) -> bool:
-    """Return whether a delivery in this state may still be released, so that its message's tier matters."""
-    return state is not State.RELEASED
 
 
 def with_verdict(message: Message, export: Export, tier: Tier) -> Message:

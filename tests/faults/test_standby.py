@@ -19,7 +19,7 @@ from portal.errors import StoreUnavailable
 from portal.message import State, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BY_LINK, hold, mail, now
-from tests.faults.conftest import Report, Serve
+from tests.faults.conftest import Serve
 from tests.faults.serving import assert_whole
 from tests.faults.standby import PATIENCE_SECONDS, Pair
 
@@ -46,7 +46,7 @@ def restart(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("how", ["terminate", "restart"])
-def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: Pair, how: str, report: Report) -> None:
+def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: Pair, how: str) -> None:
     portal = serve(pair.url, workers=1)
     _, first = portal.post(1)
     pair.standby.kill()
@@ -63,7 +63,6 @@ def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: 
     pair.follow_again()
     status, answer = portal.post(2)
     pair.fail_over()
-    report("6b retries without the standby", f"{how}: the retry answered {retry}, with it {status}", "postgres")
     assert retry == 503
     assert (status, answer["status"]) == (200, "known")
     assert portal.tracebacks() == 0
@@ -97,7 +96,7 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "swap a note", lambda: store.swap("a swapped note", None, "x")
 
 
-def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair, report: Report) -> None:
+def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair) -> None:
     portal = serve(pair.url, workers=1)
     store = open_store(pair.url)
     ready = list(acts(store))
@@ -118,7 +117,6 @@ def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pa
             except StoreUnavailable as error:
                 outcomes[name] = str(error)
     store.close()
-    report("6c cancelled waits for the standby", f"{len(outcomes)} kinds of changes, none acknowledged", "postgres")
     assert outcomes.pop("post") == "503"
     for name, outcome in outcomes.items():
         assert outcome.startswith("the database cannot be used now: "), name
