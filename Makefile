@@ -9,7 +9,7 @@ help:
 	@echo "make demo          the whole path on this machine, with sample mail"
 	@echo "make test          all tests, on both stores"
 	@echo "make install       .venv with everything"
-	@echo "make check         format, lint, types"
+	@echo "make check         format, lint, types, direction of imports"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make bench         the benchmarks"
@@ -32,6 +32,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test-system: install
 	tests/system/install-packages

@@ -5,7 +5,7 @@
 -- message, delivery, event, body_chunk and told are partitioned by UTC day. The key is the quarantine id itself, a UUIDv7
 -- that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that is
 -- asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
--- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres_days.py).
+-- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres/days.py).
 
 create table if not exists setting (
     name text primary key,
@@ -100,7 +100,7 @@ begin
         links_valid_from timestamptz,
         news_since timestamptz,
         next_digest_at timestamptz,
-        preferences text,  -- JSON of what they chose (portal/schedule.py); null: nothing
+        preferences text,  -- JSON of what they chose (portal/model/schedule.py); null: nothing
         asked_at timestamptz,  -- when they last asked for a digest out of turn
         digest_id uuid,  -- of the digest begun and not yet sent; stays over a crash
         lease uuid,

@@ -23,9 +23,9 @@ from pathlib import Path
 import zstandard
 from psycopg_pool import ConnectionPool
 
-from portal.message import new_id
-from portal.stores import sqlite_words
-from portal.stores.sqlite import DATABASE
+from portal.model.message import new_id
+from portal.stores.files import word_index
+from portal.stores.files.database import DATABASE
 
 _local = threading.local()
 _guard = threading.Lock()
@@ -73,7 +73,7 @@ def files(environ, start_response):
     descriptor = os.open(day, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(descriptor)
     os.close(descriptor)
-    db, rowid = _local.db, sqlite_words.key(id)
+    db, rowid = _local.db, word_index.key(id)
     sender, now = environ["HTTP_X_RSPAMD_FROM"], time.time_ns() // 1000
     with _guard:
         fcntl.flock(_local.lock, fcntl.LOCK_EX)
@@ -87,7 +87,7 @@ def files(environ, start_response):
         )  # fmt: skip
         db.execute("INSERT INTO unindexed (key, terms) VALUES (?,?)", (rowid, " ".join(_TERMS)))
         if rowid % 64 == 0:
-            sqlite_words.bring_in(db)
+            word_index.bring_in(db)
         db.executemany(
             "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?,?,?,?,?)",
             [(id.bytes, number, recipient, recipient, now) for number, recipient in enumerate(_PEOPLE)],

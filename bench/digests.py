@@ -199,7 +199,7 @@ def _ready(parts: Parts) -> list[Digest]:
 
 
 def _bare(parts: Parts, ready: list[Digest], seconds: float) -> float:
-    from portal.relay import Relay
+    from portal.mail.relay import Relay
 
     with sink() as server, Relay(server.url).connection() as connection:
         count, began = 0, time.perf_counter()

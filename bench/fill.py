@@ -13,15 +13,17 @@ from pathlib import Path
 import psycopg
 
 from bench import load
-from portal import exporter_values
-from portal.message import first_id, new_id
-from portal.stores import open_store, postgres_days, sqlite_words, symbols
-from portal.stores.postgres_database import Database
-from portal.stores.sqlite import DATABASE, to_micros
+from portal.exporter.values import symbols as read_symbols
+from portal.model.message import first_id, new_id
+from portal.stores import open_store, symbols
+from portal.stores.files import word_index
+from portal.stores.files.database import DATABASE, to_micros
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres.database import Database
 
 DAYS = 30
 DAY_MS = 86_400_000
-SYMBOLS = symbols.pack(exporter_values.symbols(load.METADATA["symbols"])[0])
+SYMBOLS = symbols.pack(read_symbols(load.METADATA["symbols"])[0])
 FROM = "promo@example.net"
 
 
@@ -104,7 +106,7 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
             f" values (?, ?, ?, 'spam', '{FROM}', ?, 'Promo <{FROM}>', ?, ?, 'reject', 21.5, '198.51.100.7',"
             f" x'{SYMBOLS.hex()}', '', ?, 19000, 0)",
             (
-                (sqlite_words.key(id), id.bytes, os.urandom(32), f"Offer {n}", f"4{n:09x}", f"{n}@example.net", sha)
+                (word_index.key(id), id.bytes, os.urandom(32), f"Offer {n}", f"4{n:09x}", f"{n}@example.net", sha)
                 for n, id, sha in _mails(*part)
             ),
         )

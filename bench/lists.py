@@ -15,9 +15,9 @@ from pathlib import Path
 
 from bench import fill
 from bench.rig import Effort, Row, own_folder, p99, postgres, say, served
-from portal.message import State, random_token
+from portal.model.message import State, random_token
 from portal.stores import open_store
-from portal.web_http import sha256
+from portal.web.pages import sha256
 
 SMALL, LARGE, EACH, PAGE = 10_000, 1_000_000, 100, 25
 CALLS, PAGES, SESSIONS = 500, 200, 30  # of a round

@@ -16,8 +16,8 @@ from uuid import UUID
 
 from bench import load
 from bench.rig import Effort, Row, Served, own_folder, postgres, say, served
-from portal.links import Action, Links, read_keys
-from portal.message import State
+from portal.model.links import Action, Links, read_keys
+from portal.model.message import State
 from portal.stores import Store, open_store
 
 MAIL_BYTES, MAILS = 50 << 20, 10

@@ -16,9 +16,10 @@ import zstandard
 from bench import fill, load
 from bench.rig import Effort, Row, own_folder, postgres, say
 from portal import exporter
-from portal.message import Body, Tier
-from portal.stores import Store, open_store, postgres_days
-from portal.stores.postgres_database import Database
+from portal.model.message import Body, Tier
+from portal.stores import Store, open_store
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres.database import Database
 
 MAILS = 3_000
 DROPPED, PARTS, DAYS_AGO = 1_000_000, 8, 40

@@ -33,12 +33,13 @@ from rich.text import Text
 from digest import news
 from digest import run as work
 from portal import __version__
+from portal.actions import retry_due
 from portal.assemble import Parts, assemble, log_to_stderr
-from portal.errors import QuarantineError, StoreUnavailable
-from portal.message import identity
-from portal.overdue import watch
-from portal.release import retry_due, utc_now
-from portal.render import shown
+from portal.model.clock import utc_now
+from portal.model.errors import QuarantineError, StoreUnavailable
+from portal.model.message import identity
+from portal.model.text import shown
+from portal.monitoring import watch
 from portal.settings import Settings, load
 
 log = logging.getLogger("quarantine.digest")

@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from portal.languages import N_, Language
-from portal.links import Action, Links
-from portal.message import State, Tier, domain
-from portal.ranking import Group, is_forged, ranked
-from portal.reasons import Sender, from_address, sender_shown, why
-from portal.render import Render, shown
+from portal.mail.languages import Language
+from portal.mail.render import Render
+from portal.model.links import Action, Links
+from portal.model.message import State, Tier, domain
+from portal.model.ranking import Group, is_forged, ranked
+from portal.model.reasons import Sender, from_address, sender_shown, why
+from portal.model.text import N_, shown
 from portal.stores import Digest, reader_of
 
 MAIL_BYTES = 90_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
@@ -41,7 +42,7 @@ _WANTED_BEFORE = N_("You had mail of this sender released before")
 @dataclass(frozen=True, slots=True)
 class Row:
     """One held message, and those that are nearly the same, as both parts of the mail show it. All texts are harmless
-    lines, see `render.shown`."""
+    lines, see `text.shown`."""
 
     sender: Sender
     subject: str  # "" when there is none

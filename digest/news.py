@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from portal.assemble import ALIASES_LAST_GOOD, Parts
-from portal.message import Reader
-from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
+from portal.model.message import Reader
+from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
 from portal.stores import Person
 
 log = logging.getLogger("quarantine.digest")

@@ -20,7 +20,9 @@ from uuid import UUID
 from digest.compose import compose
 from digest.news import LOOKED_AT_AGAIN, everybody_with_news, plan_of, why_not
 from portal.assemble import Parts
-from portal.errors import (
+from portal.mail.relay import Connection
+from portal.model.clock import clock
+from portal.model.errors import (
     QuarantineError,
     RelayDeferred,
     RelayRefused,
@@ -28,11 +30,10 @@ from portal.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from portal.message import Delivery, State, new_id
-from portal.overdue import count_run
-from portal.ranking import known_senders
-from portal.relay import Connection
+from portal.model.message import Delivery, State, new_id
+from portal.monitoring import count_run
 from portal.stores import LEASE, Digest, Store, Unsent
+from portal.stores.senders import known_senders
 
 log = logging.getLogger("quarantine.digest")
 
@@ -95,12 +96,6 @@ class Pace:
             self._next = turn + 60 / self.per_minute
         while (left := turn - time.monotonic()) > 0 and not stopped():
             time.sleep(min(left, 0.2))
-
-
-def clock(now: datetime) -> Callable[[], datetime]:
-    """A clock that shows ``now`` at this moment and goes on from there."""
-    started = time.monotonic()
-    return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
 # ---- digests

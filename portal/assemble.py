@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from portal.errors import StoreMisfit, StoreUnavailable
-from portal.links import Links, read_keys
-from portal.message import identity
+from portal.actions import Acts
+from portal.mail.relay import Relay
+from portal.mail.render import Render
+from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.links import Links, read_keys
+from portal.model.message import identity
+from portal.model.schedule import plan_for
+from portal.model.tiers import Tiers
 from portal.people import Directory
-from portal.relay import Relay
-from portal.release import Acts, Tiers
-from portal.render import Render
-from portal.schedule import plan_for
 from portal.settings import Settings
 from portal.stores import Store, open_store
 

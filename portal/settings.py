@@ -33,10 +33,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from portal.errors import SettingsError
-from portal.languages import TAGS, Tag
-from portal.links import KEY_BYTES
-from portal.schedule import MAX_TIMES, Schedule
+from portal.model.errors import SettingsError
+from portal.model.links import KEY_BYTES
+from portal.model.schedule import MAX_TIMES, Schedule
+from portal.model.text import TAGS, Tag
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 
 from portal.assemble import assemble, log_to_stderr
-from portal.errors import QuarantineError, SettingsError, StoreMisfit, StoreUnavailable
+from portal.model.errors import QuarantineError, SettingsError, StoreMisfit, StoreUnavailable
 from portal.settings import Settings, load
 from portal.web import Application, Environ, StartResponse, create_app
 

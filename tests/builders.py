@@ -11,8 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from portal.errors import RelayRefused
-from portal.message import Actor, Body, Export, Reader, Symbol, Tier, identity
+from portal.model.errors import RelayRefused
+from portal.model.message import Actor, Body, Export, Reader, Symbol, Tier, identity
 from portal.stores import LEASE, Digest, Held, Store, Unsent, reader_of
 
 ALICE = "alice@example.org"  # owns mail

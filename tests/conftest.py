@@ -80,7 +80,7 @@ def _database(server: str, name: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: str) -> Iterator[str]:
     """The name of a database that holds quarantine.sql and nothing else."""
-    from portal.stores.postgres import PostgresStore
+    from portal.stores.postgres.store import PostgresStore
 
     name = f"quarantine_template_{os.getpid()}_{secrets.token_hex(3)}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from portal.__main__ import main
 from portal.assemble import assemble
-from portal.errors import StoreMisfit
+from portal.cli import main
+from portal.model.errors import StoreMisfit
 from portal.stores import open_store
 from tests.builders import hold
 from tests.conftest import MakeSettings

@@ -19,10 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from digest.compose import MAIL_BYTES, compose
-from portal.languages import TAGS
-from portal.links import MARK_HEADER, Action, Links
-from portal.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
-from portal.render import Render, wrapped
+from portal.mail.render import Render
+from portal.model.links import MARK_HEADER, Action, Links
+from portal.model.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
+from portal.model.text import TAGS, wrapped
 from portal.stores import Digest
 from tests.builders import ALICE, SENDER
 

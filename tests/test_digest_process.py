@@ -25,12 +25,12 @@ import pytest
 
 from digest import news, run
 from portal.assemble import Parts
-from portal.errors import StoreUnavailable
-from portal.links import MARK_HEADER, Action
-from portal.message import State, Symbol, Tier, identity
-from portal.overdue import runs
-from portal.relay import Relay
-from portal.schedule import NOTHING_CHOSEN, Preferences
+from portal.mail.relay import Relay
+from portal.model.errors import StoreUnavailable
+from portal.model.links import MARK_HEADER, Action
+from portal.model.message import State, Symbol, Tier, identity
+from portal.model.schedule import NOTHING_CHOSEN, Preferences
+from portal.monitoring import runs
 from portal.stores import LEASE, Asked
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portal.errors import BadExport, TooLarge
 from portal.exporter import Posted, content_digest, parse, wanted
-from portal.exporter_values import symbols as read_symbols
-from portal.message import Body, Flag
+from portal.exporter.values import symbols as read_symbols
+from portal.model.errors import BadExport, TooLarge
+from portal.model.message import Body, Flag
 
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent / "data" / "exporter"

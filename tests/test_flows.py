@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from digest import news, run
-from portal import checks
-from portal.links import Action
-from portal.message import State
-from portal.release import retry_due
+from portal.actions import retry_due
+from portal.cli import checks
+from portal.model.links import Action
+from portal.model.message import State
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer

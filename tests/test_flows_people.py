@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from digest import news, run
 from digest.__main__ import main as digest_main
-from portal.links import Action
-from portal.message import State
+from portal.model.links import Action
+from portal.model.message import State
 from portal.stores import Held
 from tests.builders import ALICE, BOB, MALLORY
 from tests.conftest import MakeParts

@@ -17,13 +17,14 @@ from babel.messages import Catalog
 from babel.messages.pofile import read_po
 
 from digest.run import send_all
-from portal import languages
 from portal.assemble import Parts
-from portal.languages import TAGS, faults, negotiated
-from portal.links import Action
-from portal.message import Actor, Tier
-from portal.render import Render, site_problems, wrapped
-from portal.schedule import Preferences
+from portal.mail import languages
+from portal.mail.languages import faults, negotiated
+from portal.mail.render import Render, site_problems
+from portal.model.links import Action
+from portal.model.message import Actor, Tier
+from portal.model.schedule import Preferences
+from portal.model.text import TAGS, wrapped
 from tests.builders import ALICE
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from itsdangerous import Signer
 
-from portal.errors import LinkExpired, LinkInvalid, SettingsError
-from portal.links import Action, Link, Links, read_keys
-from portal.message import new_id
+from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
+from portal.model.links import Action, Link, Links, read_keys
+from portal.model.message import new_id
 from tests.builders import ALICE, BOB, MALLORY
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
@@ -355,7 +355,7 @@ def test_a_key_file_that_cannot_be_read_or_made_is_a_sentence(tmp_path: Path) ->
 
 def test_many_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; from portal.links import read_keys; sys.stdin.read(1);"
+        "import sys, pathlib; from portal.model.links import read_keys; sys.stdin.read(1);"
         "print(read_keys(pathlib.Path(sys.argv[1])))"
     )
     processes = [

@@ -19,14 +19,14 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
-from portal import moving
-from portal.__main__ import main
-from portal.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.message import Body, Filter, State, Tier, held_at
-from portal.schedule import Preferences
+from portal.cli import main
+from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
+from portal.model.message import Body, Filter, State, Tier, held_at
+from portal.model.schedule import Preferences
+from portal.moving import copy as moving
 from portal.stores import Held, Record, Store, open_store
-from portal.stores.files import FileStore
-from portal.stores.postgres import PostgresStore
+from portal.stores.files.store import FileStore
+from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -292,10 +292,10 @@ def test_a_copy_killed_at_any_moment_goes_on(urls: tuple[str, str], stores: tupl
         hold(source)
     fill(source)
     program = (
-        "import os, signal, sys; from portal import moving\n"
+        "import os, signal, sys; from portal.moving.copy import copy, opened\n"
         "def told(done, total, size):\n"
         "    print(done, flush=True)\n"
-        "with moving.opened(sys.argv[1], sys.argv[2]) as (old, new): moving.copy(old, new, told)\n"
+        "with opened(sys.argv[1], sys.argv[2]) as (old, new): copy(old, new, told)\n"
     )
     for stop_at in (3, 40):
         child = subprocess.Popen(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from portal.__main__ import main
 from portal.assemble import Parts
-from portal.message import Flag, State, Tier
+from portal.cli import main
+from portal.model.message import Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
 from tests.smtp_server import SmtpServer

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from portal.__main__ import main
-from portal.message import Filter, Flag, State, Tier
+from portal.cli import main
+from portal.model.message import Filter, Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, SENDER, mail
 from tests.smtp_server import SmtpServer

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from digest import news, run
-from portal import checks
 from portal.assemble import Parts
-from portal.errors import StoreUnavailable
-from portal.overdue import runs, watch
+from portal.cli import checks
+from portal.model.errors import StoreUnavailable
+from portal.monitoring import runs, watch
 from portal.stores import LEASE
 from tests.builders import ALICE, BOB, hold, now
 from tests.conftest import MakeParts
@@ -118,7 +118,7 @@ def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
 
     def watched(at: datetime) -> None:
         with monkeypatch.context() as patch:
-            for module in ("sqlite_sign_ins", "sqlite_people", "postgres_people"):
+            for module in ("files.sign_ins", "files.digests", "postgres.digests"):
                 patch.setattr(f"portal.stores.{module}.queue_mail", fail)
             with pytest.raises(StoreUnavailable):
                 watch(parts, at)

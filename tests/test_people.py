@@ -9,8 +9,9 @@ import time
 import pytest
 
 from portal import people
-from portal.message import Reader
-from portal.people import DEPTH, Directory, parse
+from portal.model.message import Reader
+from portal.people import Directory
+from portal.people.virtual import DEPTH, parse
 
 ALICE, BOB, CAROL = "alice@example.org", "bob@example.org", "carol@example.org"
 

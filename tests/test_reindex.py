@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from portal.__main__ import main
-from portal.errors import StoreUnavailable
-from portal.message import State, held_at, new_id
-from portal.schedule import Preferences
-from portal.stores import Person, Store, files_reindex
-from portal.stores.files import FileStore
-from portal.stores.journal import Journal, person_line
-from portal.stores.sqlite import unused
+from portal.cli import main
+from portal.model.errors import StoreUnavailable
+from portal.model.message import State, held_at, new_id
+from portal.model.schedule import Preferences
+from portal.stores import Person, Store
+from portal.stores.files import reindex as files_reindex
+from portal.stores.files.database import unused
+from portal.stores.files.journal import Journal, person_line
+from portal.stores.files.store import FileStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now
 from tests.test_moving import everything, fill, release
 
@@ -259,7 +260,7 @@ def test_a_wish_that_comes_while_purge_shortens_the_journal_is_the_last_one(
         meanwhile.join(0.3)
         return person_line(person)
 
-    monkeypatch.setattr("portal.stores.sqlite_records.person_line", slow_line)
+    monkeypatch.setattr("portal.stores.files.records.person_line", slow_line)
     store.purge(now() - timedelta(days=30), now())
     meanwhile.join()
     store.close()
@@ -399,7 +400,7 @@ def test_killed_before_its_end_it_changed_nothing(folder: Path, open_store: Call
     before = kept(store)
     store.close()
     program = (
-        "import sys; from portal.stores.files_reindex import reindex\n"
+        "import sys; from portal.stores.files.reindex import reindex\n"
         "reindex(sys.argv[1], lambda done, total, size: print(done, flush=True))\n"
     )
     child = subprocess.Popen(

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portal import relay as relay_module
-from portal.errors import RelayDeferred, RelayRefused, RelayUnreachable
-from portal.relay import Relay
-from portal.wire import path, wire
+from portal.mail import relay as relay_module
+from portal.mail.relay import Relay
+from portal.mail.wire import path, wire
+from portal.model.errors import RelayDeferred, RelayRefused, RelayUnreachable
 from tests.builders import ALICE, BOB, SENDER
 from tests.smtp_server import DRIP, DROP, HANG, SmtpServer, nobody_listens
 from tests.test_smtp_replies import ABOUT_THE_MAIL as REJECTS_THE_MAIL

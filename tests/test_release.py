@@ -22,7 +22,10 @@ from uuid import UUID
 import dkim
 import pytest
 
-from portal.errors import (
+from portal.actions import GIVE_UP_AFTER, Acts, retry_due
+from portal.mail.relay import Relay
+from portal.mail.render import Render
+from portal.model.errors import (
     AlreadyDone,
     BodyMissing,
     NotAllowed,
@@ -31,11 +34,8 @@ from portal.errors import (
     RelayRefused,
     StoreUnavailable,
 )
-from portal.links import MARK_HEADER, Links
-from portal.message import Flag, State, Symbol, Tier, new_id
-from portal.relay import Relay
-from portal.release import GIVE_UP_AFTER, Acts, retry_due
-from portal.render import Render
+from portal.model.links import MARK_HEADER, Links
+from portal.model.message import Flag, State, Symbol, Tier, new_id
 from portal.stores import LEASE, Store
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, mail, now
 from tests.smtp_server import DROP, HANG, SmtpServer, nobody_listens
@@ -489,7 +489,7 @@ def test_fifty_clicks_at_once_send_one_mail(store: Store, acts: Acts, smtp: Smtp
 CHILD = """
 import sys, uuid
 from portal.assemble import assemble
-from portal.message import Actor
+from portal.model.message import Actor
 from portal.settings import load
 assemble(load()).acts.release(uuid.UUID(sys.argv[1]), 0, Actor("recipient", "link"))
 """

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from portal.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
+from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
 from portal.settings import DigestSettings, DomainDigest
 from tests.builders import ALICE
 

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from portal.__main__ import main
-from portal.message import Delivery, Filter, State, Tier, held_at, new_id
+from portal.cli import main
+from portal.model.message import Delivery, Filter, State, Tier, held_at, new_id
 from portal.stores import Page, Store, search
-from portal.stores.files import FileStore
-from portal.stores.postgres import PostgresStore
+from portal.stores.files.store import FileStore
+from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
 
 DAY = timedelta(days=1)
@@ -295,9 +295,9 @@ def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
 
 
 def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = "portal.stores.files" if isinstance(store, FileStore) else "portal.stores.postgres"
+    module = "portal.stores.files.store" if isinstance(store, FileStore) else "portal.stores.postgres.store"
     with monkeypatch.context() as clock:
-        clock.setattr(f"{room}.new_id", lambda at=None: new_id(now() - 40 * DAY))
+        clock.setattr(f"{module}.new_id", lambda at=None: new_id(now() - 40 * DAY))
         gone = hold(store, subject="invoice").id
         kept = hold(store, subject="invoice").id
     stays = hold(store, subject="invoice").id
@@ -362,7 +362,7 @@ def test_any_word_of_a_subject_finds_it(store: Store, subject: str, data: Any) -
 
 def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "LOOKED_AT", 10)
-    for module in ("search", "sqlite_search", "postgres_search"):
+    for module in ("search", "files.search", "postgres.search"):
         monkeypatch.setattr(f"portal.stores.{module}.BATCH", 4)
     oldest = hold(store, header_from="The Shop <x@example.net>", score=20.5).id
     for n in range(20):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from portal.errors import SettingsError
-from portal.schedule import Preferences, plan_for
+from portal.model.errors import SettingsError
+from portal.model.schedule import Preferences, plan_for
 from portal.settings import Settings, keys, load, load_from, masked
 
 

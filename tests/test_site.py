@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from digest.run import send_all
-from portal import checks
 from portal.assemble import Parts
-from portal.links import Action
-from portal.message import new_id
-from portal.render import Render, site_problems
+from portal.cli import checks
+from portal.mail.render import Render, site_problems
+from portal.model.links import Action
+from portal.model.message import new_id
 from portal.settings import Settings, load_from
 from portal.stores import open_store
 from tests.builders import ALICE, hold, now
@@ -65,7 +65,7 @@ def test_a_name_stands_in_mails_and_on_pages(make_parts: Callable[..., Parts]) -
 
 @pytest.mark.parametrize("name", ['Say "hi"', "a <b>", "a\\b", "two\nlines", "x" * 61])
 def test_a_name_that_no_mail_header_can_carry_is_refused(name: str) -> None:
-    from portal.errors import SettingsError
+    from portal.model.errors import SettingsError
 
     with pytest.raises(SettingsError, match="site.name"):
         load_from({"QUARANTINE_SITE__NAME": name, "QUARANTINE_CONFIG": "/dev/null"})

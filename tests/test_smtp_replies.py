@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from portal.smtp_replies import is_about_us
+from portal.mail.smtp_replies import is_about_us
 from tests.builders import ALICE, SENDER
 
 # Postfix unless said otherwise. At MAIL, RCPT, DATA and the final dot alike.

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from portal import checks
-from portal.checks import Finding
-from portal.preview import preview
+from portal.cli import checks
+from portal.cli.checks import Finding
 from portal.settings import load_from
 from portal.stores import open_store
+from portal.web.preview import preview
 from tests.uwsgi_client import HEALTH, ask, packet
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,11 +21,11 @@ from uuid import UUID
 import pytest
 import zstandard
 
-from portal.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
-from portal.message import Body, Filter, State, Tier, held_at, new_id
+from portal.model.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
+from portal.model.message import Body, Filter, State, Tier, held_at, new_id
 from portal.stores import Held
-from portal.stores.files import FileStore
-from portal.stores.mailfiles import MailFiles
+from portal.stores.files.mail import MailFiles
+from portal.stores.files.store import FileStore
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, digesting, export, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +279,7 @@ def test_a_lost_database_is_made_anew_from_the_files(folder: Path) -> None:
 
 ADD = """
 import sys
-from portal.stores.files import FileStore
+from portal.stores.files.store import FileStore
 from tests.builders import hold
 store = FileStore.open(sys.argv[1])
 for number in range(int(sys.argv[2])):
@@ -513,8 +513,8 @@ def test_a_writer_that_holds_the_lock_stops_ingest_for_seconds_only_and_nothing_
 
 FULL = """
 import os, resource, sys
-from portal.errors import StoreUnavailable
-from portal.stores.files import FileStore
+from portal.model.errors import StoreUnavailable
+from portal.stores.files.store import FileStore
 from tests.builders import hold
 store = FileStore.open(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))

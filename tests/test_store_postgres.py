@@ -24,10 +24,13 @@ import zstandard
 from psycopg import sql
 
 from portal import shipped
-from portal.errors import StoreMisfit, StoreUnavailable
-from portal.message import Body, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
-from portal.stores import SCHEMA_VERSION, Held, Store, postgres, postgres_days, postgres_rows
-from portal.stores.postgres import PostgresStore
+from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.message import Body, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
+from portal.stores import SCHEMA_VERSION, Held, Store
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import rows as postgres_rows
+from portal.stores.postgres import store as postgres
+from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, digesting, export, hold, mail, now
 
 DAY = timedelta(days=1)

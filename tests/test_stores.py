@@ -20,7 +20,7 @@ from uuid import UUID
 
 import pytest
 
-from portal.errors import (
+from portal.model.errors import (
     AlreadyDone,
     BodyMissing,
     LinkInvalid,
@@ -30,8 +30,8 @@ from portal.errors import (
     RelayRefused,
     StoreUnavailable,
 )
-from portal.message import Body, Delivery, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
-from portal.schedule import Preferences
+from portal.model.message import Body, Delivery, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
+from portal.model.schedule import Preferences
 from portal.stores import (
     LEASE,
     Asked,

@@ -9,12 +9,12 @@ from threading import Barrier
 
 import pytest
 
-from portal.errors import NotFound, RelayDeferred
-from portal.message import Delivery, Reader, State
-from portal.moving import copy
+from portal.model.errors import NotFound, RelayDeferred
+from portal.model.message import Delivery, Reader, State
+from portal.moving.copy import copy
 from portal.stores import Asked, Store, open_store
-from portal.stores.files import FileStore
-from portal.stores.files_reindex import reindex
+from portal.stores.files.reindex import reindex
+from portal.stores.files.store import FileStore
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
 
 CAROL, SALES, INFO = "carol@example.org", "sales@example.org", "info@example.org"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from portal.message import Flag, Symbol, Tier
-from portal.release import Tiers
+from portal.model.message import Flag, Symbol, Tier
+from portal.model.tiers import Tiers
 from portal.settings import TiersSettings
 from tests.builders import export
 

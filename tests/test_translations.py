@@ -18,7 +18,8 @@ from babel.messages import Catalog
 from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_file
 from babel.messages.pofile import write_po
 
-from portal.languages import LOCALE, TAGS, faults, po_file, read_catalogue
+from portal.mail.languages import LOCALE, faults, po_file, read_catalogue
+from portal.model.text import TAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = LOCALE / "quarantine.pot"
@@ -26,7 +27,7 @@ TRANSLATED = TAGS[1:]
 WIDTH = 110
 HEADER = """\
 # Texts of the quarantine portal. docs/translate.md says how this file is made and used."""
-JINJA = {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}  # as in portal/render.py
+JINJA = {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}  # as in portal/mail/render.py
 
 
 def sources() -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -19,10 +19,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from portal.errors import StoreUnavailable
-from portal.message import Tier
-from portal.stores import SCHEMA_VERSION, open_store, postgres_database, postgres_days, postgres_rows, sqlite
-from portal.stores.postgres_database import Connection
+from portal.model.errors import StoreUnavailable
+from portal.model.message import Tier
+from portal.stores import SCHEMA_VERSION, open_store
+from portal.stores.files import database as sqlite
+from portal.stores.postgres import database as postgres_database
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import rows as postgres_rows
+from portal.stores.postgres.database import Connection
 from tests.builders import MALLORY, hold
 from tests.faults.serving import BIN, assert_whole, mail_of
 
@@ -91,7 +95,7 @@ def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.Complete
 def hold_as_version_1(
     connection: Connection, values: list[postgres_rows.Raw], first_chunk: bytes, seconds: float, lock_seconds: float
 ) -> tuple[UUID | None, UUID | None]:
-    """`postgres_rows.hold` with the function that version 1 called."""
+    """`rows.hold` with the function that version 1 called."""
     older = [values[0], *values[2:]]  # it chose the body's place by itself
     older[18] = '[["BAYES_SPAM", 5.1, ["99.99%"]]]'  # as JSON
     statement = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from portal.message import Delivery, Filter, Flag, State, Symbol, Tier
+from portal.model.message import Delivery, Filter, Flag, State, Symbol, Tier
 from portal.stores import Held, Store, open_store
-from portal.stores.files_reindex import reindex
+from portal.stores.files.reindex import reindex
 from tests.builders import ALICE, BOB, BY_LINK, body, hold, mail, now
 
 VIRUS = (Symbol("CLAM_VIRUS", 0.0, ("Eicar",)),)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from portal import web_digest
 from portal.assemble import Parts
-from portal.errors import StoreUnavailable
-from portal.links import Action
-from portal.message import State, Symbol, Tier
+from portal.model.errors import StoreUnavailable
+from portal.model.links import Action
+from portal.model.message import State, Symbol, Tier
 from portal.stores import Digest, Held
+from portal.web import digest as web_digest
 from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.test_moving import damage

@@ -13,9 +13,9 @@ import msgpack
 import pytest
 
 from portal.assemble import Parts
-from portal.errors import RelayDeferred, StoreUnavailable
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.errors import RelayDeferred, StoreUnavailable
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer

@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 
 from portal.assemble import Parts
-from portal.errors import RelayRefused
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.errors import RelayRefused
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens

@@ -12,9 +12,9 @@ from uuid import UUID
 import pytest
 
 from portal.assemble import Parts, assemble
-from portal.errors import StoreUnavailable
-from portal.links import Action
-from portal.message import Flag, State, Symbol, Tier, new_id
+from portal.model.errors import StoreUnavailable
+from portal.model.links import Action
+from portal.model.message import Flag, State, Symbol, Tier, new_id
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.conftest import MakeSettings
@@ -309,7 +309,7 @@ def test_html_at_the_edge_of_what_can_be_read_in_time_has_a_page(site: Site) -> 
 
 
 def test_a_mail_whose_bytes_are_gone_keeps_its_page(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    from portal.errors import BodyMissing
+    from portal.model.errors import BodyMissing
 
     def gone(*_: object) -> None:
         raise BodyMissing("gone")

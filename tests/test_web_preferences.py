@@ -16,8 +16,8 @@ import pytest
 
 from digest import news, run
 from portal.assemble import Parts
-from portal.links import Action
-from portal.schedule import NOTHING_CHOSEN, Preferences, Schedule
+from portal.model.links import Action
+from portal.model.schedule import NOTHING_CHOSEN, Preferences, Schedule
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting
 from tests.smtp_server import SmtpServer

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from portal.message import Flag, Message, Symbol, Tier
-from portal.reasons import explain, sender_shown, why
+from portal.model.message import Flag, Message, Symbol, Tier
+from portal.model.reasons import explain, sender_shown, why
 from portal.stores import Store
 from tests import builders
 

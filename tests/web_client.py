@@ -17,8 +17,8 @@ from urllib.parse import urlencode, urlsplit
 from wsgiref.util import setup_testing_defaults
 
 from portal.assemble import Parts
-from portal.links import Action
-from portal.message import Delivery, Event, State, Tier
+from portal.model.links import Action
+from portal.model.message import Delivery, Event, State, Tier
 from portal.stores import Held
 from portal.web import create_app
 from tests import builders

@@ -29,9 +29,9 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from portal.errors import AlreadyDone
-from portal.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
-from portal.schedule import NOTHING_CHOSEN, Preferences
+from portal.model.errors import AlreadyDone
+from portal.model.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
+from portal.model.schedule import NOTHING_CHOSEN, Preferences
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: those at a digest's foot name the digest
@@ -683,11 +683,11 @@ def open_store(url: str, *, create: bool = False, must_exist: bool = False, must
     """
     scheme, _, rest = url.partition(":")
     if scheme == "files":
-        from portal.stores.files import FileStore
+        from portal.stores.files.store import FileStore
 
         return FileStore.open(rest.removeprefix("//"), must_exist=must_exist, must_be_ours=must_be_ours)
     if scheme in ("postgresql", "postgres"):
-        from portal.stores.postgres import PostgresStore
+        from portal.stores.postgres.store import PostgresStore
 
         return PostgresStore.open(url, create=create)
     raise ValueError(f"unknown store {scheme!r}: use files:PATH or postgresql://…")

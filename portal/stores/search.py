@@ -21,7 +21,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from uuid import UUID
 
-from portal.message import Delivery, Filter, Reader, State, Tier, identity
+from portal.model.message import Delivery, Filter, Reader, State, Tier, identity
 from portal.stores import Page, reader_of
 
 LOOKED_AT = 10_000  # messages a call looks at beyond what the index finds

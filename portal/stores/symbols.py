@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import zstandard
 
-from portal.fast_json import encode, kept_symbols
-from portal.message import Symbol
+from portal.model.fast_json import encode, kept_symbols
+from portal.model.message import Symbol
 
 _own = threading.local()  # each thread's: making one takes longer than using it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from portal.message import Export, Flag, Message, State, Tier
+from portal.model.message import Export, Flag, Message, State, Tier
 
 RAISED = "raised"  # what the history calls it
 RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for some milliseconds only

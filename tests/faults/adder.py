@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from portal.errors import QuarantineError
-from portal.message import State
-from portal.stores.files import FileStore
+from portal.model.errors import QuarantineError
+from portal.model.message import State
+from portal.stores.files.store import FileStore
 from tests.builders import BY_OPERATOR, hold, now
 from tests.faults.serving import mail_of
 

@@ -25,7 +25,7 @@ from uuid import UUID
 
 import psycopg
 
-from portal.message import Delivery, Filter, State
+from portal.model.message import Delivery, Filter, State
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, SENDER, now
 from tests.conftest import _pgserver

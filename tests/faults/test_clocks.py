@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from digest import news, run
 from portal.assemble import Parts
-from portal.links import MARK_HEADER, Action
-from portal.message import State, Tier
-from portal.schedule import Preferences
+from portal.model.links import MARK_HEADER, Action
+from portal.model.message import State, Tier
+from portal.model.schedule import Preferences
 from portal.stores import Held
 from tests.builders import ALICE, body, export, mail, now
 from tests.conftest import MakeParts

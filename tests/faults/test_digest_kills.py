@@ -26,8 +26,8 @@ import pytest
 
 from digest import news, run
 from portal.assemble import Parts
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from portal.stores import LEASE
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeParts

@@ -26,10 +26,11 @@ import pytest
 
 from digest import news, run
 from portal.assemble import assemble
-from portal.errors import QuarantineError, StoreUnavailable
-from portal.message import State
-from portal.stores import Held, files
-from portal.stores.files import FileStore
+from portal.model.errors import QuarantineError, StoreUnavailable
+from portal.model.message import State
+from portal.stores import Held
+from portal.stores.files import store as files
+from portal.stores.files.store import FileStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail, now
 from tests.conftest import MakeSettings
 from tests.faults import disk

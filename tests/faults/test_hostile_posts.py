@@ -182,7 +182,7 @@ BOMBS = (zeros, parts, depth, recipients, nested_html, encoded_words, charset, r
 
 MEASURE = """
 import json, resource, sys
-from portal.preview import preview
+from portal.web.preview import preview
 with open(sys.argv[1], "rb") as file:
     seen = preview(iter(lambda: file.read(1 << 18), b""))
 used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -13,8 +13,8 @@ import pytest
 
 from digest import run
 from portal.assemble import Parts
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from tests.builders import hold, now
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report, Serve

@@ -17,7 +17,7 @@ import pytest
 
 from digest import run
 from portal.assemble import Parts
-from portal.links import MARK_HEADER
+from portal.model.links import MARK_HEADER
 from tests.builders import hold, now
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report, Serve

@@ -15,8 +15,8 @@ from uuid import UUID
 
 import pytest
 
-from portal.errors import StoreUnavailable
-from portal.message import State, Tier
+from portal.model.errors import StoreUnavailable
+from portal.model.message import State, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BY_LINK, hold, mail, now
 from tests.faults.conftest import Serve

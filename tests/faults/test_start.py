@@ -20,10 +20,10 @@ from uuid import UUID
 import pytest
 
 from bench import fill
-from portal.message import held_at
+from portal.model.message import held_at
 from portal.stores import open_store
-from portal.stores.mailfiles import MailFiles
-from portal.stores.sqlite import DATABASE
+from portal.stores.files.database import DATABASE
+from portal.stores.files.mail import MailFiles
 from tests.builders import hold
 from tests.faults.conftest import Report
 from tests.faults.serving import ROOT

@@ -24,11 +24,11 @@ import psycopg
 import digest.__main__  # noqa: F401 - loaded before the fork
 from digest import news, run
 from portal.assemble import Parts, assemble
-from portal.render import Render
+from portal.mail.render import Render
 from portal.settings import load_from
 from portal.stores import Store
-from portal.stores.files import FileStore
-from portal.stores.postgres import PostgresStore
+from portal.stores.files.store import FileStore
+from portal.stores.postgres.store import PostgresStore
 
 JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "find-news": news.find_news,

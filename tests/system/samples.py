@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from portal.message import Symbol, Tier
+from portal.model.message import Symbol, Tier
 from portal.stores import Held
 from tests.builders import ALICE, mail
 from tests.web_client import Site

@@ -20,8 +20,8 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from portal.assemble import Parts, assemble
-from portal.links import Action
-from portal.message import Tier
+from portal.model.links import Action
+from portal.model.message import Tier
 from portal.settings import load_from
 from tests.builders import ALICE
 from tests.system.conftest import CHROMIUM

@@ -10,9 +10,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from portal.assemble import Parts
-from portal.errors import RelayRefused
-from portal.links import Action
-from portal.message import Tier
+from portal.model.errors import RelayRefused
+from portal.model.links import Action
+from portal.model.message import Tier
 from portal.stores import Held
 from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in

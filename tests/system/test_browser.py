@@ -15,8 +15,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext
 
 from portal.assemble import Parts
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from tests.builders import ALICE, digesting
 from tests.system.local_site import local_site, sign_in
 from tests.web_client import Site

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from digest import run
 from portal.assemble import Parts
-from portal.message import State
+from portal.model.message import State
 from portal.stores import Held
 from tests.builders import ALICE
 from tests.system.local_site import INBOX, LocalSite, local_site, part, read_mail

@@ -21,7 +21,7 @@ import pytest
 
 from digest import run
 from portal.assemble import Parts
-from portal.message import Symbol, Tier
+from portal.model.message import Symbol, Tier
 from tests.builders import ALICE, BOB, hold, mail, now
 from tests.system.samples import HOSTILE
 from tests.system.services import Postfix, Rspamd, http, rspamd, wait_for

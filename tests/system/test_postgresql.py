@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from portal.message import Filter, State
+from portal.model.message import Filter, State
 from portal.stores import open_store
 from tests.builders import ALICE, BY_LINK, digesting, hold, now
 from tests.system.services import ROOT, folder, pgbouncer, postgres

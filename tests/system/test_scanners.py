@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser
 
-from portal.links import Action
-from portal.message import State, Tier
+from portal.model.links import Action
+from portal.model.message import State, Tier
 from tests.system import test_browser
 from tests.system.test_browser import open_once, url
 from tests.web_client import Site

@@ -1,0 +1,218 @@
+"""How a post is packed: gzip, multipart, JSON and msgpack. Finds the message's bytes and the metadata's.
+
+A large message is never read into memory: it stays where it is, as a window, or goes to a temporary file. The only
+user of msgpack and multipart.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import tempfile
+import zlib
+from contextlib import ExitStack
+from io import BytesIO
+from itertools import chain
+from typing import Any, BinaryIO, cast
+
+import msgpack
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from portal.model.errors import BadExport, TooLarge
+from portal.model.message import Body
+
+_METADATA_BYTES = 1 << 22  # more than this beside the message is not Rspamd's
+_STEP_BYTES = 1 << 16
+_SPOOL_BYTES = 1 << 20  # what is unpacked lies in memory up to this size, then in a file
+_SURE = frozenset(("rcpt", "symbols", "qid", "action", "from"))  # JSON and msgpack by Rspamd have these keys
+
+
+def inflate(body: Body, max_body_bytes: int, files: ExitStack) -> Body:
+    """The body without its gzip (RFC 1952), in a temporary file. Raises BadExport, TooLarge.
+
+    A bomb goes off into a file of at most ``max_body_bytes``. There is no limit on the ratio: a log of zeros sent by a
+    person is a mail as well, and would be refused again and again until its sender gave up.
+    """
+    spool = _spool(files)
+    inflater = zlib.decompressobj(wbits=31)
+    size = 0
+    try:
+        for chunk in body.chunks(_STEP_BYTES):
+            if inflater.eof:
+                raise BadExport("something follows the post's gzip data")
+            more = True
+            while more:
+                piece = inflater.decompress(chunk, _STEP_BYTES)
+                chunk = inflater.unconsumed_tail
+                size += spool.write(piece)
+                if size > max_body_bytes:
+                    raise TooLarge(f"the post unpacks to more than exporter.max_body_bytes ({max_body_bytes} bytes)")
+                more = len(piece) == _STEP_BYTES or bool(chunk)
+    except zlib.error as error:
+        raise BadExport("the post says Content-Encoding: gzip, but its gzip data is broken") from error
+    if not inflater.eof or inflater.unused_data:
+        raise BadExport("the post's gzip data is cut, or something follows it")
+    return Body(spool, 0, size)
+
+
+def from_multipart(content_type: str, body: Body, files: ExitStack) -> tuple[Body, dict[str, Any]]:
+    """Formatter ``multipart`` (RFC 7578): the parts ``message`` and ``metadata`` in any order. Raises BadExport.
+
+    Metadata that is no JSON is no reason to refuse the message: then there is none.
+    """
+    spool = _spool(files)
+    size, seen, name = 0, set[str](), ""
+    metadata = bytearray()
+    try:
+        with PushMultipartParser(parse_options_header(content_type)[1].get("boundary", "")) as parser:
+            for event in chain.from_iterable(parser.parse(chunk) for chunk in body.chunks(_STEP_BYTES)):
+                if isinstance(event, MultipartSegment):
+                    name = "" if event.name in seen else event.name
+                    seen.add(name)
+                elif event and name == "message":
+                    size += spool.write(event)
+                elif event and name == "metadata" and len(metadata) <= _METADATA_BYTES:
+                    metadata += event
+    except (MultipartError, UnicodeError) as error:
+        raise BadExport('the multipart post is cut or not as Rspamd\'s formatter = "multipart" makes it') from error
+    if "message" not in seen:
+        raise BadExport('the multipart post has no part named "message": use Rspamd\'s formatter = "multipart"')
+    return Body(spool, 0, size), _object(bytes(metadata)) or {}
+
+
+def from_json(body: Body) -> tuple[dict[str, Any], Body | None] | None:
+    """Formatters ``json`` and ``json_with_message``: the fields, and the message still in base64; None: neither.
+
+    A large message is never read into memory: inside a JSON string no quote stands without a backslash, so that
+    the key is found by its bytes.
+    """
+    key = b'"message":"'
+    at = _find(body, key, 0)
+    start = at + len(key)
+    end = _find(body, b'"', start) if at >= 0 else -1
+    if end < 0:
+        start = end = body.size_bytes
+    if body.size_bytes - (end - start) > _METADATA_BYTES:
+        return None
+    fields = _object(read(body, 0, start) + read(body, end, body.size_bytes - end))
+    if fields is None or not fields.keys() >= _SURE:
+        return None
+    if "message" not in fields:
+        return fields, None
+    inside = fields.pop("message")
+    if inside == "":
+        return fields, Body(body.file, body.start + start, end - start)
+    if not isinstance(inside, str) or not inside.isascii():
+        raise BadExport("the post's message is not base64")
+    return fields, Body(BytesIO(inside.encode()), 0, len(inside))
+
+
+def from_msgpack(body: Body) -> tuple[dict[str, Any], Body | None] | None:
+    """Formatters ``msgpack`` and ``structured``: the fields and a window onto the message; None: neither.
+
+    https://github.com/msgpack/msgpack/blob/master/spec.md; the message is ``str`` if valid UTF-8, else ``bin``.
+    """
+    fields: dict[str, Any] = {}
+    message, at = None, 0
+    try:
+        unpacker = _unpacker(body, 0)
+        for _ in range(unpacker.read_map_header()):
+            key = unpacker.unpack()
+            if key == "message" and message is None:
+                message = _msgpack_window(body, at + unpacker.tell())
+                at = message.start - body.start + message.size_bytes
+                unpacker = _unpacker(body, at)
+            else:
+                fields[key.replace("_", "-")] = unpacker.unpack()
+            if at + unpacker.tell() - (message.size_bytes if message else 0) > _METADATA_BYTES:
+                return None
+        if at + unpacker.tell() != body.size_bytes or not fields.keys() >= _SURE:
+            return None
+    except OSError:
+        raise
+    except Exception:  # the library has a dozen; each means only: this is not msgpack
+        return None
+    return fields, message
+
+
+def _unpacker(body: Body, start: int) -> Any:
+    window = _Window(body, start)
+    return msgpack.Unpacker(window, max_buffer_size=_METADATA_BYTES, read_size=1 << 14, unicode_errors="replace")
+
+
+def _msgpack_window(body: Body, at: int) -> Body:
+    head = read(body, at, 5)
+    if head[0] & 0xE0 == 0xA0:  # fixstr
+        length, start = head[0] & 0x1F, at + 1
+    else:  # bin 8/16/32, str 8/16/32; KeyError: something else
+        octets = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}[head[0]]
+        length, start = int.from_bytes(head[1 : 1 + octets], "big"), at + 1 + octets
+    if start + length > body.size_bytes:
+        raise ValueError("message is cut")
+    return Body(body.file, body.start + start, length)
+
+
+class _Window:
+    """A body from ``at`` on as a file to read, so that others may move the real file's position in between."""
+
+    def __init__(self, body: Body, at: int) -> None:
+        self._body, self._at = body, at
+
+    def read(self, size: int) -> bytes:
+        data = read(self._body, self._at, size)
+        self._at += len(data)
+        return data
+
+
+def from_base64(packed: Body, files: ExitStack) -> Body:
+    """What a base64 text stands for (RFC 4648), in a temporary file. Raises BadExport: strict, since a character
+    passed over would change the mail."""
+    spool = _spool(files)
+    size, rest, ended = 0, b"", False
+    try:
+        for chunk in chain(packed.chunks(_STEP_BYTES), [b""]):
+            text = (rest + chunk).replace(b"\\/", b"/")
+            # Keep something back: a backslash may be half of an escaped slash.
+            usable = max(len(text) - 1, 0) // 4 * 4 if chunk else len(text)
+            rest = text[usable:]
+            if usable and ended:
+                raise binascii.Error("data behind the padding")
+            ended = text[:usable].endswith(b"=")
+            size += spool.write(binascii.a2b_base64(text[:usable], strict_mode=True))
+    except binascii.Error as error:
+        raise BadExport("the post's message is not base64") from error
+    return Body(spool, 0, size)
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object with ``-`` in its keys; None when it is none. RFC 8259, but control characters are let through."""
+    if len(data) > _METADATA_BYTES:
+        return None
+    try:
+        value = json.loads(data.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return {key.replace("_", "-"): item for key, item in value.items()} if isinstance(value, dict) else None
+
+
+def _spool(files: ExitStack) -> BinaryIO:
+    return cast(BinaryIO, files.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)))
+
+
+def read(body: Body, start: int, size: int) -> bytes:
+    """At most ``size`` bytes of the body from ``start`` on. Raises OSError."""
+    body.file.seek(body.start + start)
+    return body.file.read(max(0, min(size, body.size_bytes - start)))
+
+
+def _find(body: Body, needle: bytes, start: int) -> int:
+    """Where ``needle`` first stands at or behind ``start``; -1 when nowhere."""
+    kept = b""
+    for chunk in Body(body.file, body.start + start, body.size_bytes - start).chunks():
+        kept += chunk
+        at = kept.find(needle)
+        if at >= 0:
+            return start + at
+        start += max(0, len(kept) - len(needle) + 1)
+        kept = kept[max(0, len(kept) - len(needle) + 1) :]
+    return -1

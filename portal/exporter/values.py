@@ -1,0 +1,241 @@
+"""Reading what Rspamd and senders write, whatever it is: text, addresses, symbols, header fields. Never raises.
+
+What cannot be read becomes None or is left out, and the caller is told that something is missing. Rspamd's
+placeholders, encodings and cuts are undone here, once.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any, cast
+
+from portal.model.fast_json import told_symbols
+from portal.model.message import Symbol, identity
+
+SUBJECT_CHARACTERS = 4_000  # longer subjects are cut
+TEXT_CHARACTERS = 1_000  # so are all other texts
+ADDRESS_OCTETS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
+_RECIPIENTS = 1 << 16  # deliveries are numbered 0 … 65535
+_SYMBOLS, _OPTIONS, _OPTION_CHARACTERS = 1_000, 50, 500
+_FIELDS = ("ip", "user", "qid", "subject", "action", "score", "rcpt", "from", "symbols", "scan-time")
+_TELLING = ("rcpt", "symbols", "qid", "action", "scan-time")  # end no other header's name
+_LISTS = ("rcpt", "symbols")  # JSON, never RFC 2047
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+_UNDELIVERABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
+_LENIENT = json.JSONDecoder(strict=False)
+_BETWEEN = re.compile(r"[\s,]*")
+_WORD = re.compile(r"=\?([^?\s]{1,60})\?([qQbB])\?([^?]*)\?=")
+_WORDS = re.compile(r"=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=(?:\s*=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=)*")
+_RSPAMD_WORDS = re.compile(r"=\?UTF-8\?Q\?[^? ]*\?=(?: ?=\?UTF-8\?Q\?[^? ]*\?=)*")
+_HEADER_END = re.compile(rb"\n\r?\n")
+_OWN_FIELD = re.compile(
+    rb"^(from|subject|message-id|x-quarantine-mark)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that ``meta_headers`` sent, whatever the rule's ``meta_header_prefix``.
+
+    Names in ``_`` become ``-`` on their way through WSGI.
+    """
+    named = {name.lower().replace("_", "-"): value for name, value in headers.items()}
+    telling = [name for name in named if name.endswith(_TELLING)]
+    prefixes = {name.removesuffix(field) for name in telling for field in _TELLING if name.endswith(field)}
+    best: dict[str, Any] = {}
+    for prefix in sorted(prefixes):
+        found = {field: named[prefix + field] for field in _FIELDS if prefix + field in named}
+        # One is enough (Nginx may have cut the others); "soapaction" is none of ours.
+        if len(found) > len(best) and (prefix.endswith("-") or len(found) > 2):
+            best = found
+    for field, value in best.items():
+        if not value.isascii():
+            with suppress(UnicodeEncodeError):  # some servers decode it themselves
+                value = value.encode("latin-1").decode("utf-8", "replace")
+        best[field] = value if field in _LISTS else _decode_words(value, _RSPAMD_WORDS, ascii_too=False)
+    return best
+
+
+def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
+    """Addresses that can be delivered to, the first spelling of each, and whether that is surely all of them."""
+    items, whole = _list(value)
+    found: dict[str, str] = {}
+    for item in items:
+        address = _address(item)
+        local, _, host = (address or "").rpartition("@")
+        if address is None or not local or not host or len(found) >= _RECIPIENTS:
+            whole = False
+        else:
+            found.setdefault(identity(address), address)
+    return tuple(found.values()), whole and bool(found)
+
+
+def sender(value: Any) -> str | None:
+    """The envelope sender, ``""`` the null sender; None: not known."""
+    return None if value == "unknown" else _address(value)
+
+
+def _address(value: Any) -> str | None:
+    """An address as the envelope wrote it, without the angle brackets that our own rule sends; None: unusable.
+
+    Odd local parts stay as they are: Rspamd took their quotes off, the relay puts them on again.
+    """
+    if not isinstance(value, str) or _UNDELIVERABLE.search(value):
+        return None
+    if value.startswith("<") and value.endswith(">"):
+        value = value[1:-1]
+    return value if len(value.encode()) <= ADDRESS_OCTETS else None
+
+
+def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
+    """The symbols that can be read, and whether that is surely all of them."""
+    usual = _usual_symbols(value)
+    if usual is not None:
+        return usual, True
+    items, whole = _list(value)
+    whole = whole and len(items) <= _SYMBOLS
+    found = []
+    for item in items[:_SYMBOLS]:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or not name:
+            whole = False
+            continue
+        options = item.get("options")
+        texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
+        found.append(
+            Symbol(
+                clean(name, TEXT_CHARACTERS),
+                number(item.get("score")) or 0.0,
+                tuple(clean(text, _OPTION_CHARACTERS) for text in texts),
+            )
+        )
+    return tuple(found), whole
+
+
+def _usual_symbols(value: Any) -> tuple[Symbol, ...] | None:
+    """The same in a quarter of the time, for JSON whose texts cannot need cleaning: ASCII without escapes, in which raw
+    control characters are no JSON. None: go the long way."""
+    if not isinstance(value, str) or not value.isascii() or "\\" in value or "\x7f" in value:
+        return None
+    told = told_symbols(value)
+    if told is None or len(told) > _SYMBOLS:
+        return None
+    for symbol in told:
+        if not symbol.name or not -1e6 <= symbol.score <= 1e6:
+            return None
+    return tuple(
+        [
+            Symbol(s.name[:TEXT_CHARACTERS], s.score, tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]))
+            for s in told
+        ]
+    )
+
+
+def _list(value: Any) -> tuple[list[Any], bool]:
+    """A list, given as such or as JSON. Nginx may have cut it: then its whole items, and False."""
+    if isinstance(value, list):
+        return value, True
+    if not isinstance(value, str):
+        return [], False
+    try:
+        items = _LENIENT.decode(value)
+        return (items, True) if isinstance(items, list) else ([], False)
+    except (ValueError, RecursionError):
+        items = []
+    at = 1 if value.startswith("[") else len(value)
+    try:
+        while at < len(value):
+            item, at = _LENIENT.raw_decode(value, cast(re.Match[str], _BETWEEN.match(value, at)).end())
+            items.append(item)
+    except (ValueError, RecursionError):
+        pass  # here it was cut
+    return items, False
+
+
+def number(value: Any) -> float | None:
+    """A score; None when it is no number or beyond all reason."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        score = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return score if abs(score) <= 1e6 else None  # NaN is not
+
+
+def client_ip(text: str | None) -> str | None:
+    """An IP address as it was written; None when it is none (a zone, as in ``fe80::1%eth0``, could hold anything)."""
+    try:
+        return text if text and "%" not in text and ip_address(text) else None
+    except ValueError:
+        return None
+
+
+def message_id(text: str) -> str | None:
+    """A Message-ID header's value without < >; None when there is nothing in it."""
+    inside = text.partition("<")[2].partition(">")[0] or text
+    return inside.strip()[:TEXT_CHARACTERS] or None
+
+
+def own_fields(head: bytes) -> dict[str, str]:
+    """The message's own From, Subject, Message-ID and mark, the first of each, decoded for people to read."""
+    end = _HEADER_END.search(head)
+    block = b"" if head.startswith((b"\n", b"\r\n")) else head[: end.start()] if end else head
+    found: dict[str, bytes] = {}
+    for match in _OWN_FIELD.finditer(block):
+        found.setdefault(match[1].decode("ascii").lower(), match[2])
+    return {name: _readable(value) for name, value in found.items()}
+
+
+def _readable(value: bytes) -> str:
+    value = value.replace(b"\r", b"").replace(b"\n", b"")
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
+    try:
+        return clean(_decode_words(text[:SUBJECT_CHARACTERS], _WORDS, ascii_too=True), SUBJECT_CHARACTERS).strip()
+    except Exception:  # codecs named by the sender raise what they like; a mail is never refused for its subject
+        return ""
+
+
+def clean(text: str, limit: int) -> str:
+    """Text as `Export` promises it: each control character a blank, each lone surrogate U+FFFD."""
+    text = text[:limit]
+    return text if text.isprintable() else _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
+
+
+def _decode_words(text: str, words: re.Pattern[str], *, ascii_too: bool) -> str:
+    """RFC 2047 leniently: each run of words is replaced, its octets joined before decoding, since before 3.14.2
+    Rspamd (and many a mail program) parts one character over two words.
+
+    ``ascii_too`` False leaves runs that stand for pure ASCII: Rspamd does not encode that, so it is the sender's text.
+    """
+    return words.sub(lambda run: _decode_run(run[0], ascii_too), text) if "=?" in text else text
+
+
+def _decode_run(run: str, ascii_too: bool) -> str:
+    pieces: list[tuple[str, bytearray]] = []
+    for charset, encoding, data in _WORD.findall(run):
+        octets = data.encode("utf-8", "replace")
+        try:
+            octets = binascii.a2b_base64(octets + b"==") if encoding in "bB" else binascii.a2b_qp(octets, header=True)
+        except binascii.Error:
+            return run
+        charset = charset.partition("*")[0].lower()  # RFC 2231, 5: a language may follow
+        if pieces and pieces[-1][0] == charset:
+            pieces[-1][1].extend(octets)
+        else:
+            pieces.append((charset, bytearray(octets)))
+    if not ascii_too and all(octets.isascii() for _, octets in pieces):
+        return run
+    try:
+        return "".join(octets.decode(charset, "replace") for charset, octets in pieces)
+    except (LookupError, ValueError):
+        return run

@@ -1,0 +1,196 @@
+"""Takes over what sys4's original quarantine.py stored: `quarantine import-original`.
+
+It kept, for each POST of Rspamd's formatter ``default`` with ``meta_headers``, two files and two rows, as configured:
+
+- ``QID-meta.gz``: a line ``NAME: value`` for each header ``X-Rspamd-NAME``, in capitals (QID, SCORE, FROM, RCPT …);
+  ``QID-msg.gz``: the mail's bytes as they came. A queue id that came again replaced the files.
+- the tables `meta` and `msg`, see `original_tables`: no recipients, no subject, and the mail decoded as UTF-8;
+  mail that is not valid UTF-8 is not in there.
+
+What is found becomes the POST that it was, and goes the way of every other: `exporter.parse`, the tiers, `Store.add`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, Protocol, cast
+
+from portal import exporter
+from portal.model.errors import BadExport, StoreMisfit
+from portal.model.message import Body, identity
+from portal.model.tiers import Tiers
+from portal.moving.original_tables import OriginalTables, original_tables
+from portal.stores import Store
+
+log = logging.getLogger("quarantine.original")
+
+_META, _MSG = "-meta.gz", "-msg.gz"
+_META_MAX_BYTES = 16 << 20
+_BODY_MAX_BYTES = 1 << 40  # whatever was stored is taken over
+_IN_MEMORY_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """One mail of the original."""
+
+    fields: Mapping[str, str]  # Rspamd's metadata, by lower-case names; octets as ISO-8859-1
+    held_at: datetime | None
+    body: Body
+
+
+@dataclass(slots=True)
+class TakenOver:
+    """What a run did."""
+
+    held: int = 0
+    known: int = 0  # were held before, by an earlier run
+    without_recipients: int = 0  # of those held
+    too_old: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)  # which, why
+
+
+class Source(Protocol):
+    """Mail of the original: its names, and how to read each."""
+
+    def names(self) -> list[str]:
+        """Of all mails. Raises StoreUnavailable, StoreMisfit."""
+
+    def read(self, name: str) -> Iterator[Original]:
+        """The mails of that name. Raises `Unusable`, StoreUnavailable."""
+
+
+class Unusable(Exception):
+    """A mail of the original that cannot be taken over; says why."""
+
+
+class Folder:
+    """The original's PREFIX."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        try:
+            found = sorted(path.name for path in self._folder.iterdir())
+        except OSError as error:
+            raise StoreMisfit(f"--dir: {self._folder} cannot be read: {error.strerror}") from error
+        names = {name.removesuffix(end) for name in found for end in (_META, _MSG) if name.endswith(end)}
+        if not names:
+            raise StoreMisfit(
+                f"--dir: {self._folder} holds no files QID{_META} and QID{_MSG}: name the original's PREFIX"
+            )
+        return sorted(names)
+
+    def read(self, name: str) -> Iterator[Original]:
+        path = self._folder / f"{name}{_MSG}"
+        try:
+            with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+                at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                with gzip.open(path) as file:
+                    while chunk := file.read(_CHUNK_BYTES):
+                        spool.write(chunk)
+                yield Original(self._fields(name), at, Body(cast(BinaryIO, spool), 0, spool.tell()))
+        except FileNotFoundError as error:
+            raise Unusable("there is metadata but no mail") from error
+        except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
+            raise Unusable(f"its file is damaged or cannot be read: {error}") from error
+
+    def _fields(self, name: str) -> dict[str, str]:
+        fields = {"qid": name}
+        try:
+            with gzip.open(self._folder / f"{name}{_META}") as file:
+                text = file.read(_META_MAX_BYTES).decode("utf-8", "replace")
+        except (OSError, EOFError, zlib.error) as error:
+            log.warning("metadata missing or damaged qid=%s: %s", name, error)
+            return fields  # a mail without is held all the same
+        for line in text.split("\n"):
+            key, colon, value = line.partition(": ")
+            if colon:
+                fields[key.lower()] = value
+        return fields
+
+
+class Tables:
+    """The original's database."""
+
+    def __init__(self, tables: OriginalTables) -> None:
+        self._tables = tables
+
+    def names(self) -> list[str]:
+        return self._tables.queue_ids()
+
+    def read(self, name: str) -> Iterator[Original]:
+        for row in self._tables.read(name):
+            if row.content is None:
+                raise Unusable(
+                    "there is metadata but no mail: it was no valid UTF-8, which the original could not store"
+                )
+            yield Original(row.fields, row.held_at, Body(io.BytesIO(row.content), 0, len(row.content)))
+
+
+@contextmanager
+def opened(folder: Path | None, dsn: str | None) -> Iterator[Source]:
+    """The source that one of the two names. Raises StoreUnavailable, StoreMisfit."""
+    if folder is not None:
+        yield Folder(folder)
+    else:
+        with original_tables(dsn or "") as tables:
+            yield Tables(tables)
+
+
+def take_over(
+    source: Source,
+    store: Store,
+    tiers: Tiers,
+    is_local: Callable[[str], bool],
+    oldest: datetime,
+    progress: Callable[[int, int, int], None],
+) -> TakenOver:
+    """Hold every mail of the source that is not held yet, under the date it has there.
+
+    What is older than ``oldest`` is left where it is, since the next purge would take it. Local recipients, where they
+    are known, are told by digest. Raises StoreUnavailable, after which the next run goes on.
+    """
+    done, size_bytes = TakenOver(), 0
+    names = source.names()
+    for n, name in enumerate(names, 1):
+        try:
+            for original in source.read(name):
+                if original.held_at is not None and original.held_at < oldest:
+                    done.too_old += 1
+                else:
+                    size_bytes += original.body.size_bytes
+                    _hold(original, store, tiers, is_local, done)
+        except (Unusable, BadExport) as error:
+            done.problems.append((name.strip(), str(error)))
+        progress(n, len(names), size_bytes)
+    return done
+
+
+def _hold(original: Original, store: Store, tiers: Tiers, is_local: Callable[[str], bool], done: TakenOver) -> None:
+    headers = {f"x-rspamd-{name}": value for name, value in original.fields.items()}
+    # Says that the body is the mail, whatever it looks like.
+    posted = exporter.parse(headers | {"content-type": "message/rfc822"}, original.body, _BODY_MAX_BYTES)
+    if posted is None:
+        raise Unusable("the mail has 0 bytes")
+    with posted:
+        export = posted.export
+        told = [recipient for recipient in map(identity, export.recipients) if is_local(recipient)]
+        at = min(original.held_at or datetime.now(UTC), datetime.now(UTC))
+        held = store.add(export, posted.body, tiers.of(export), told, at=at)
+    if held.known:
+        done.known += 1
+    else:
+        done.held += 1
+        done.without_recipients += not export.recipients

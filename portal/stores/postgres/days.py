@@ -1,0 +1,235 @@
+"""Days in PostgreSQL: one partition of each table per UTC day, made ahead or on demand and dropped by retention.
+
+Hides every lock that making and dropping tables takes. A new day is a table made alone and attached, which waits for
+nobody; an old one goes one table per transaction under a short lock_timeout, tried again, so that neither a reader's
+long transaction nor we ever stop ingest for longer than that timeout. (`PARTITION OF` and DROPs in one transaction
+were tried: they stall inserts behind any reader, and deadlock with them.)
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection
+from datetime import UTC, date, datetime, timedelta
+from typing import LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from portal.model.errors import StoreUnavailable
+from portal.model.message import first_id
+from portal.stores import Purged
+from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connection, Database, begin, translated
+
+# Purge goes in this order. Once a day's deliveries are reduced to those that stay, the others' rows have no owner,
+# and whatever an `add` puts beside them meanwhile stays too. Bodies go last, when it is known which messages need them.
+TABLES = {
+    "delivery": "message_id",
+    "event": "message_id",
+    "told": "message_id",
+    "message": "id",
+    "body_chunk": "body_id",
+}
+_KEPT: dict[str, LiteralString] = {
+    "delivery": "message_id in (select message_id from delivery where state in ('requested', 'releasing')"
+    " and message_id >= {low} and message_id < {high})",
+    "event": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "told": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
+}
+_NAME = re.compile(r"(?:" + "|".join(TABLES) + r")_(\d{4})(\d\d)(\d\d)")
+_DAYS_AHEAD = 7
+_DROP_LOCK_SECONDS = 0.1
+_DROP_TRIES = 100
+_DROP_PAUSE_SECONDS = 0.3
+_SEEN_BATCH = 5000
+_INDEX_SECONDS = 600.0  # for a day; it waits for transactions that are older, such as a dump
+_WITHOUT_INDEX: LiteralString = """
+    select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = 'message'::regclass and not exists (
+        select from pg_index x join pg_inherits of on of.inhrelid = x.indexrelid
+        where x.indrelid = c.oid and of.inhparent = 'message_body_idx'::regclass
+    ) order by c.relname
+"""
+
+
+def bounds(day: date) -> tuple[UUID, UUID]:
+    """The lowest id of a UTC day and of the next one."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return first_id(start), first_id(start + timedelta(days=1))
+
+
+def make_day(database: Database, day: date, seconds: float = OTHER_SECONDS) -> None:
+    """Make the partitions of one UTC day that are not there yet; processes racing for it wait for each other.
+
+    Raises StoreUnavailable.
+    """
+    with database.transaction(seconds) as connection:
+        connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+        for table in TABLES:
+            if day not in days_of(connection, table):
+                name = _partition(table, day)
+                _create(connection, name, table)
+                _attach(connection, name, table, day)
+
+
+def make_days(database: Database, now: datetime) -> None:
+    """Make today's and the coming days' partitions, and those that an older program did not. Raises
+    StoreUnavailable."""
+    for ahead in range(_DAYS_AHEAD + 1):
+        make_day(database, now.astimezone(UTC).date() + timedelta(days=ahead))
+    with database.transaction() as connection:
+        days = days_of(connection, "delivery")
+    make_missing(database, "told", days)
+
+
+def build_indexes(database: Database) -> None:
+    """Build the index of `message` on bodies for the days that were made before it, while mail is held.
+
+    Building it on the whole table would stop ingest for seconds (measured: 4 s for a million messages). After an
+    interruption the next call goes on. Raises StoreUnavailable.
+    """
+    with translated(), database.connection() as connection:
+        connection.patience_seconds = _INDEX_SECONDS
+        for (name,) in connection.execute(_WITHOUT_INDEX).fetchall():
+            table, index = sql.Identifier(name), sql.Identifier(f"{name}_body_idx")
+            for statement in (
+                "drop index if exists {index}",  # not valid: its building was interrupted
+                "create index concurrently {index} on {table} (body_sha256, tier)",
+                "alter index message_body_idx attach partition {index}",
+            ):
+                connection.execute(sql.SQL(statement).format(index=index, table=table))
+
+
+def make_missing(database: Database, table: str, days: Collection[date]) -> None:
+    """Make the partitions of those days in which this table has none. Raises StoreUnavailable."""
+    if days:
+        with database.transaction() as connection:
+            missing = set(days) - days_of(connection, table)
+        for day in sorted(missing):
+            make_day(database, day)
+
+
+def purge_days(database: Database, before: datetime) -> Purged:
+    """Drop every day that was over at ``before``, except messages with a requested or releasing delivery.
+
+    Raises StoreUnavailable, after which the next call goes on where this one stopped.
+    """
+    until = before.astimezone(UTC).date()
+    with database.transaction() as connection:
+        days = sorted({day for table in TABLES for day in days_of(connection, table) if day < until})
+        kept = _kept_messages(connection, until)
+    # First: a mail whose sameness is remembered is answered "known", which must never be said of a dropped one.
+    _forget_seen(database, until, kept)
+    dropped = 0
+    for day in days:
+        for table in TABLES:
+            removed = _reduce(database, table, day)
+            dropped += removed if table == "message" else 0
+    return Purged(dropped, len(kept))
+
+
+def _kept_messages(connection: Connection, until: date) -> list[UUID]:
+    rows = connection.execute(
+        "select distinct message_id from delivery where state in ('requested', 'releasing') and message_id < %s",
+        [bounds(until)[0]],
+    )
+    return [id for (id,) in rows]
+
+
+def _forget_seen(database: Database, until: date, kept: list[UUID]) -> None:
+    """In batches: 500,000 rows in one DELETE kept inserts waiting for 91 ms, and would for longer with more."""
+    deleted = _SEEN_BATCH
+    while deleted == _SEEN_BATCH:
+        with database.transaction() as connection:
+            deleted = connection.execute(
+                "delete from seen where sameness = any(array(select sameness from seen"
+                " where message_id < %s and message_id <> all(%s) limit %s))",
+                [bounds(until)[0], kept, _SEEN_BATCH],
+            ).rowcount
+
+
+def _reduce(database: Database, table: str, day: date) -> int:
+    """Drop a day of one table but for the rows that stay; returns how many rows went.
+
+    Tried again while somebody is in the way; raises StoreUnavailable when that lasts for half a minute.
+    """
+    with translated():
+        for _ in range(_DROP_TRIES):
+            try:
+                with database.connection() as connection:
+                    begin(connection, OTHER_SECONDS, _DROP_LOCK_SECONDS)
+                    return _reduce_once(connection, table, day)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                time.sleep(_DROP_PAUSE_SECONDS)
+    raise StoreUnavailable(f"{_partition(table, day)} is in use by a long transaction: the next purge tries again")
+
+
+def _reduce_once(connection: Connection, table: str, day: date) -> int:
+    connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+    if day not in days_of(connection, table):
+        return 0
+    name = sql.Identifier(_partition(table, day))
+    low, high = (sql.Literal(str(bound)) for bound in bounds(day))
+    # Readers go on; DROP alone takes the lock that stops them, and ingest, for its few milliseconds.
+    connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
+    # While a delivery of that day stays, so do the other tables, even empty: its next event needs a place.
+    if not (_any_in_use(connection, day) if table == "delivery" else day in days_of(connection, "delivery")):
+        removed = _count(connection, name, sql.SQL("true")) if table == "message" else 0  # told, so counted, but once
+        connection.execute(sql.SQL("drop table {}").format(name))
+        return removed
+    stays = sql.SQL(_KEPT[table]).format(low=low, high=high)
+    removed = _count(connection, name, sql.SQL("({}) is not true").format(stays))
+    if removed:
+        rest = _partition(table, day) + "_rest"
+        _create(connection, rest, table)
+        connection.execute(
+            sql.SQL("insert into {} select * from {} where {}").format(sql.Identifier(rest), name, stays)
+        )
+        connection.execute(sql.SQL("drop table {}").format(name))
+        connection.execute(sql.SQL("alter table {} rename to {}").format(sql.Identifier(rest), name))
+        _attach(connection, _partition(table, day), table, day)
+    return removed
+
+
+def _any_in_use(connection: Connection, day: date) -> bool:
+    """Whether a delivery of that day is requested or being released: two small indexes are asked, no row is read."""
+    low, high = bounds(day)
+    query = "select from delivery where state = '{}' and message_id >= %s and message_id < %s limit 1"
+    return any(connection.execute(query.format(state), [low, high]).rowcount for state in ("requested", "releasing"))
+
+
+def _count(connection: Connection, name: sql.Identifier, which: sql.Composable) -> int:
+    row = connection.execute(sql.SQL("select count(*) from {} where {}").format(name, which)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def days_of(connection: Connection, table: str) -> set[date]:
+    """The days a table has partitions for."""
+    rows = connection.execute(
+        "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = %s::regclass",
+        [table],
+    )
+    return {date(int(y), int(m), int(d)) for (name,) in rows for y, m, d in _NAME.findall(name)}
+
+
+def _partition(table: str, day: date) -> str:
+    return f"{table}_{day:%Y%m%d}"
+
+
+def _create(connection: Connection, name: str, table: str) -> None:
+    connection.execute(
+        sql.SQL("create table {} (like {} including all)").format(sql.Identifier(name), sql.Identifier(table))
+    )
+
+
+def _attach(connection: Connection, name: str, table: str, day: date) -> None:
+    low, high = (sql.Literal(str(bound)) for bound in bounds(day))
+    connection.execute(
+        sql.SQL("alter table {} attach partition {} for values from ({}) to ({})").format(
+            sql.Identifier(table), sql.Identifier(name), low, high
+        )
+    )
