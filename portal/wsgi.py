@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from portal.assemble import assemble, log_to_stderr
 from portal.model.errors import QuarantineError, SettingsError, StoreMisfit, StoreUnavailable
 from portal.settings import Settings, load
-from portal.web import Application, Environ, StartResponse, create_app
+from portal.web import Application, StartResponse, create_app
+from portal.web.request import Environ
 
 log = logging.getLogger("quarantine.web")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -39,3 +40,21 @@ def test_the_layers_hold() -> None:
 def test_the_top_level_is_small_and_has_no_cycle(imports: dict[str, set[str]]) -> None:
     assert len(imports) <= _NODES
     assert len(list(TopologicalSorter(imports).static_order())) == len(imports)  # raises CycleError
+
+
+def test_bottles_thread_local_objects_are_read_in_one_place() -> None:
+    """Handlers get a `Request`; what hangs on a thread cannot be seen in their signature."""
+    readers = []
+    for path in (ROOT / "portal").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "bottle":
+                names = {alias.name for alias in node.names}
+                readers += [path.relative_to(ROOT).as_posix()] * bool(names & {"request", "response", "local", "*"})
+            elif isinstance(node, ast.Import):
+                assert "bottle" not in {alias.name for alias in node.names}, path
+    assert readers == ["portal/web/__init__.py"]
+
+
+def test_view_models_know_no_store(imports: dict[str, set[str]]) -> None:
+    graph = grimp.build_graph("portal", cache_dir=None)
+    assert not [module for module in graph.find_upstream_modules("portal.web.rows") if "stores" in module]

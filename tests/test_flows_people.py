@@ -18,11 +18,12 @@ from click.testing import CliRunner
 from digest import news, run
 from digest.__main__ import main as digest_main
 from portal.model.links import Action
-from portal.model.message import State
+from portal.model.message import Actor, State
 from portal.stores import Held
 from tests.builders import ALICE, BOB, MALLORY
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
+from tests.statements import Statements
 from tests.test_web_exporter import post
 from tests.web_client import Browser, Site
 
@@ -174,6 +175,34 @@ def test_several_of_a_digest_are_released_to_their_own_addresses_by_name(site: S
     assert sorted(sent.recipients[0] for sent in smtp.mails) == [ALICE, INFO, SALES]
     who = [site.history(mail)[1].actor.who for mail in mails]
     assert who == ["recipient", f"recipient:{ALICE}", f"recipient:{ALICE}"]
+
+
+@pytest.mark.parametrize("recipient", [ALICE, INFO])
+def test_a_page_of_many_mails_asks_few_questions(
+    make_parts: MakeParts, smtp: SmtpServer, virtual: Path, monkeypatch: pytest.MonkeyPatch, recipient: str
+) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
+    mails = [held(site, recipient, number=n) for n in range(30)]
+    for mail in mails[:27]:
+        site.store.move(mail.id, 0, State.DELETED, {State.HELD}, Actor(f"recipient:{BOB}"), site.now, what="deleted")
+    browser = site.signed_in(ALICE)
+    for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
+        with statements.of() as asked:
+            page = browser.get(f"/?state=deleted{done}").text
+        assert page.count('class="mail"') == 25
+        assert page.count(f"By {BOB}") == (0 if recipient == ALICE else by_bob)
+        assert 4 <= len(asked) <= at_most, asked
+
+    for mail in mails:
+        site.store.move(mail.id, 0, State.HELD, set(State), Actor("operator:root"), site.now, what="restored")
+    tell(site)
+    several = link(digests(smtp)[ALICE], "Release or delete several")
+    browser.get(several)
+    with statements.of() as asked:
+        page = browser.get(several).text
+    assert page.count('name="mail"') == 30
+    assert 4 <= len(asked) <= 12, asked
 
 
 # ---- who may do what

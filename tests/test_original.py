@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
+from portal.model.links import MARK_HEADER, Links, read_keys
 from portal.model.message import Filter, Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, SENDER, mail
@@ -109,6 +111,30 @@ def test_mail_without_recipients_waits_for_an_operator(
         assert run("release", "4Abc2", "--recipient", ALICE).exit_code == 0
         assert [m.recipients for m in smtp.mails] == [[ALICE]]
         assert smtp.mails[0].data.endswith(data)
+
+
+def test_mail_for_an_address_extension_is_held_for_its_person(run: Run, store: Store, folder: Path) -> None:
+    with Path(os.environ["QUARANTINE_CONFIG"]).open("a") as config:
+        config.write('people.recipient_delimiter = "+"\n')
+    keep(folder, "4Abc1", mail(), RCPT=json.dumps(["Alice+shop@example.org", BOB]))
+    assert run("import-original", "--dir", str(folder)).exit_code == 0
+    first, second = store.deliveries(one(store, "4Abc1").id)
+    assert (first.recipient, first.address) == (ALICE, "Alice+shop@example.org")
+    assert (second.recipient, second.address) == (BOB, BOB)
+    assert store.due_digests(None, 10) == [ALICE, BOB]
+
+
+def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: Store, folder: Path) -> None:
+    run("init")
+    links = Links(read_keys(Path(folder.parent, "links.keys")), "http://127.0.0.1:8080/quarantine", timedelta(days=30))
+    mark = links.mark("digest", uuid4())
+    keep(folder, "4Abc1", f"{MARK_HEADER}: {mark}\r\n".encode() + mail(), RCPT=json.dumps([ALICE]))
+    keep(folder, "4Abc2", mail(), RCPT=json.dumps([ALICE]))
+    result = run("import-original", "--dir", str(folder))
+    assert result.exit_code == 1
+    assert "4Abc1: it is a digest or sign-in mail of this portal" in result.output
+    assert not store.find("4Abc1")
+    assert store.find("4Abc2")
 
 
 def test_run_again_it_holds_nothing_twice(run: Run, store: Store, folder: Path) -> None:

@@ -787,6 +787,28 @@ def test_history_keeps_what_the_mail_server_answered_to_a_release(store: Store) 
         store.history(held.id, 2)
 
 
+def test_last_events_are_the_latest_of_each_kind_of_these_deliveries(store: Store) -> None:
+    first, second, third, at = hold(store), hold(store), hold(store), now()
+    for n in range(3):
+        delete(store, first, at + 2 * n * SECOND)
+        store.move(first.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + (2 * n + 1) * SECOND, what="restored")
+    defer(store, second, at)
+    release(store, second, at + 2 * MINUTE)
+    store.move(second.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, at, what="deleted")
+    asked = [(first.id, 0), (second.id, 0), (third.id, 0), (UNKNOWN, 0)]
+    found = store.last_events(asked)
+    assert set(found) == {(first.id, 0), (second.id, 0)}
+    assert [event.what for event in found[second.id, 0]] == ["releasing", "deferred", "released"]
+    deleted, restored = found[first.id, 0]
+    assert (deleted.what, deleted.at, deleted.actor) == ("deleted", at + 4 * SECOND, BY_LINK)
+    assert (restored.what, restored.at, restored.actor) == ("restored", at + 5 * SECOND, BY_OPERATOR)
+    delete(store, third, at + 10 * SECOND)
+    store.move(third.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at, what="restored")  # after a clock was set back
+    assert [event.what for event in store.last_events([(third.id, 0)])[third.id, 0]] == ["deleted", "restored"]
+    assert store.last_events([]) == {}
+    assert len(store.last_events([(first.id, 0)] * 2 + [(second.id, n) for n in range(998)])) == 3
+
+
 def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> None:
     held = hold(store, recipients=())
     delivery = store.assign(held.id, 0, "Alice@Example.org", BY_OPERATOR)

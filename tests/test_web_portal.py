@@ -381,7 +381,7 @@ def plain(rule: str) -> str:
 
 
 def test_every_route_is_in_the_matrix(site: Site) -> None:
-    assert {(route.method, plain(route.rule)) for route in site.app.routes} == set(OWN)
+    assert {(method, plain(rule)) for method, rule in site.app.routes} == set(OWN)
 
 
 @pytest.mark.parametrize("act_name", ["release", "delete", "restore", "ask"])
@@ -514,6 +514,9 @@ def test_errors_are_pages_that_say_what_to_do(site: Site) -> None:
         assert "<h1>" in answer.text
         assert "start page" in answer.text or "Sign in" in answer.text
     assert site.browser().request("PUT", "/sign-in").header("Allow")
+    for method in ("PUT", "DELETE", "PATCH"):
+        answer = site.browser().request(method, "/")
+        assert (answer.status, answer.header("Allow")) == (405, "GET, HEAD, POST")
 
 
 def test_a_form_too_large_is_refused(site: Site) -> None:

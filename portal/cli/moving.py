@@ -10,6 +10,7 @@ import click
 
 from portal.assemble import assemble
 from portal.cli.common import NotDone, guarded, progress
+from portal.ingest import Ingest
 from portal.model.errors import StoreUnavailable
 from portal.model.text import shown
 from portal.moving import original
@@ -71,7 +72,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     parts = assemble(settings)
     try:
         with original.opened(folder, dsn) as source, progress("mails") as told:
-            done = original.take_over(source, parts.store, parts.tiers, parts.people.is_told, oldest, told)
+            done = original.take_over(source, Ingest(parts), oldest, told)
     finally:
         parts.store.close()
     click.echo(f"held {done.held} mails, {done.known} were held before")

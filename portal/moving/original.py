@@ -7,7 +7,7 @@ It kept, for each POST of Rspamd's formatter ``default`` with ``meta_headers``, 
 - the tables `meta` and `msg`, see `original_tables`: no recipients, no subject, and the mail decoded as UTF-8;
   mail that is not valid UTF-8 is not in there.
 
-What is found becomes the POST that it was, and goes the way of every other: `exporter.parse`, the tiers, `Store.add`.
+What is found becomes the POST that it was and goes the way of every other: `exporter.parse`, then `ingest.Ingest`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Protocol, cast
 
 from portal import exporter
+from portal.ingest import Ingest, Result
 from portal.model.errors import BadExport, StoreMisfit
-from portal.model.message import Body, identity
-from portal.model.tiers import Tiers
+from portal.model.message import Body
 from portal.moving.original_tables import OriginalTables, original_tables
-from portal.stores import Store
 
 log = logging.getLogger("quarantine.original")
 
@@ -151,9 +150,7 @@ def opened(folder: Path | None, dsn: str | None) -> Iterator[Source]:
 
 def take_over(
     source: Source,
-    store: Store,
-    tiers: Tiers,
-    is_local: Callable[[str], bool],
+    ingest: Ingest,
     oldest: datetime,
     progress: Callable[[int, int, int], None],
 ) -> TakenOver:
@@ -171,26 +168,27 @@ def take_over(
                     done.too_old += 1
                 else:
                     size_bytes += original.body.size_bytes
-                    _hold(original, store, tiers, is_local, done)
+                    _hold(original, ingest, done)
         except (Unusable, BadExport) as error:
             done.problems.append((name.strip(), str(error)))
         progress(n, len(names), size_bytes)
     return done
 
 
-def _hold(original: Original, store: Store, tiers: Tiers, is_local: Callable[[str], bool], done: TakenOver) -> None:
+def _hold(original: Original, ingest: Ingest, done: TakenOver) -> None:
     headers = {f"x-rspamd-{name}": value for name, value in original.fields.items()}
     # Says that the body is the mail, whatever it looks like.
     posted = exporter.parse(headers | {"content-type": "message/rfc822"}, original.body, _BODY_MAX_BYTES)
     if posted is None:
         raise Unusable("the mail has 0 bytes")
     with posted:
-        export = posted.export
-        told = [recipient for recipient in map(identity, export.recipients) if is_local(recipient)]
         at = min(original.held_at or datetime.now(UTC), datetime.now(UTC))
-        held = store.add(export, posted.body, tiers.of(export), told, at=at)
-    if held.known:
+        outcome = ingest.hold(posted, at=at)
+        recipients = posted.export.recipients
+    if outcome.result is Result.NOT_SELECTED:
+        raise Unusable("it is a digest or sign-in mail of this portal")
+    if outcome.result is Result.KNOWN:
         done.known += 1
     else:
         done.held += 1
-        done.without_recipients += not export.recipients
+        done.without_recipients += not recipients

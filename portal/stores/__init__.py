@@ -398,6 +398,14 @@ class Store(ABC):
         """What happened to a delivery, oldest first; begins with its being held."""
 
     @abstractmethod
+    def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
+        """Return, for each of these deliveries, the latest event of each kind (`Event.what`), oldest first.
+
+        Takes at most 1,000 deliveries and asks the database once. Being held is not an event here. Deliveries that have
+        no events, or are not known, are left out.
+        """
+
+    @abstractmethod
     def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
         """Give the delivery without a recipient (``""``) one. Raises NotFound, AlreadyDone when it has one."""
 

@@ -1,4 +1,4 @@
-"""The pages behind the links of a digest. docs/security.md tells the rules, this file is them.
+"""The pages that the links of a digest lead to. docs/security.md describes the rules that this file implements.
 
 Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
 exactly one act on one delivery (`digest` has the pages about a whole digest). It may submit itself only when that
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from bottle import HTTPResponse, request
+from bottle import HTTPResponse
 
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
@@ -21,8 +21,10 @@ from portal.model.message import Actor, Delivery, State, Tier
 from portal.model.text import N_
 from portal.stores import Opening
 from portal.web.digest import DigestPages
-from portal.web.pages import Web
+from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
+from portal.web.request import Request
+from portal.web.rows import findings
 
 log = logging.getLogger("quarantine.web")
 
@@ -40,92 +42,97 @@ _POSTED = UUID(int=0)
 class LinkPages:
     """`/link/TOKEN/`."""
 
-    def __init__(self, web: Web, preferences: PreferencePages) -> None:
-        self._web = web
+    def __init__(self, pages: Pages, preferences: PreferencePages) -> None:
+        self._pages = pages
         self._preferences = preferences
-        self._store = web.parts.store
-        self._links = web.parts.links
-        settings = web.parts.settings.links
+        self._store = pages.parts.store
+        self._links = pages.parts.links
+        settings = pages.parts.settings.links
         self._auto = settings.confirm == "auto"
         self._settle = timedelta(minutes=settings.autosubmit_after_minutes)
-        self._digest = DigestPages(web, revoke=preferences.revoke)
+        self._digest = DigestPages(pages, preferences)
 
-    def show(self, token: str) -> HTTPResponse:
-        """GET and HEAD: what the link does, with the form for it. Only notes that it was opened."""
-        link = self._links.verify(token, self._web.now())
+    def show(self, request: Request, token: str) -> HTTPResponse:
+        """GET and HEAD: what the link does, with the form for it. Only records that it was opened."""
+        link = self._links.verify(token, self._pages.now())
         if link.action is Action.PREFERENCES:
-            return self._preferences.show(self._recipient(link))
-        opening = Opening(link.id, link.number, self._web.now())
+            return self._preferences.page(request, self._recipient(request, link))
+        opening = Opening(link.id, link.number, self._pages.now())
         if link.action in _OF_A_DIGEST:
-            recipient = self._recipient(link)
-            if not self._web.query("since"):
-                self._note(link, recipient, opening)
-            return self._digest.show(link, recipient)
-        delivery, reader = self._delivery(link)
+            recipient = self._recipient(request, link)
+            if not request.query("since"):
+                self._note(request, link, recipient, opening)
+            return self._digest.show(request, link, recipient)
+        delivery, reader = self._delivery(request, link)
         # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
-        if self._web.query("done") and link.action is not Action.SHOW:
-            return self._page(link, delivery, reader, alone=False)
-        openings = self._note(link, reader, opening)
+        if request.query("done") and link.action is not Action.SHOW:
+            return self._page(request, link, delivery, reader, alone=False)
+        openings = self._note(request, link, reader, opening)
         if link.action is Action.SHOW:
-            return self._show_mail(link, delivery, reader)
-        return self._page(link, delivery, reader, alone=self._may_act_alone(link, delivery, reader, openings))
+            return self._show_mail(request, link, delivery, reader)
+        alone = self._may_act_alone(request, link, delivery, reader, openings)
+        return self._page(request, link, delivery, reader, alone=alone)
 
-    def act(self, token: str) -> HTTPResponse:
-        """POST: do it, then 303 back to the page, which tells what happened."""
-        link = self._links.verify(token, self._web.now())
+    def act(self, request: Request, token: str) -> HTTPResponse:
+        """POST: do it, then 303 back to the page, which shows what happened."""
+        link = self._links.verify(token, self._pages.now())
         if link.action is Action.PREFERENCES:
-            return self._change_preferences(link)
-        self._web.refuse_foreign()
-        posted = Opening(_POSTED, 0, self._web.now())
+            return self._change_preferences(request, link)
+        self._pages.refuse_foreign(request)
+        posted = Opening(_POSTED, 0, self._pages.now())
         if link.action in _OF_A_DIGEST:
-            recipient = self._recipient(link)
-            self._note(link, recipient, posted)
-            self._web.refuse_robots()
-            answer = self._digest.act(link, recipient)
-            return self._remember(answer, recipient) if self._web.form("do") else answer
-        delivery, reader = self._delivery(link)
-        openings = self._note(link, reader, posted)
+            recipient = self._recipient(request, link)
+            self._note(request, link, recipient, posted)
+            self._pages.refuse_robots(request)
+            answer = self._digest.act(request, link, recipient)
+            return self._remember(request, answer, recipient) if request.form("do") else answer
+        delivery, reader = self._delivery(request, link)
+        openings = self._note(request, link, reader, posted)
         if link.action is Action.SHOW:
-            return self._web.see_other("./")  # has no form, so nothing to do
-        undo = link.action is Action.DELETE and self._web.form("undo") == "1"
-        pressed = undo or self._web.form("pressed") == "1"
+            return self._pages.see_other("./")  # has no form, so nothing to do
+        undo = link.action is Action.DELETE and request.form("undo") == "1"
+        pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
-            self._web.refuse_robots()
-        if pressed or self._may_act_alone(link, delivery, reader, openings):
-            self._do(link, self._web.actor("link", delivery, reader), undo=undo)
-        answer = self._web.see_other("./?done=1")
-        return self._remember(answer, reader) if pressed and self._web.pressed_by_a_person() else answer
+            self._pages.refuse_robots(request)
+        if pressed or self._may_act_alone(request, link, delivery, reader, openings):
+            self._do(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
+        answer = self._pages.see_other("./?done=1")
+        return self._remember(request, answer, reader) if pressed and request.is_by_a_person else answer
 
-    def _remember(self, answer: HTTPResponse, recipient: str) -> HTTPResponse:
-        """The answer to a press, with the cookie that remembers it."""
-        device = self._links.device(self._web.cookie("device"), recipient)
-        self._web.set_cookie(answer, "device", device, _DEVICE_SECONDS)
+    def _remember(self, request: Request, answer: HTTPResponse, recipient: str) -> HTTPResponse:
+        """Return the answer to a pressed button with the cookie that makes this device known."""
+        device = self._links.device(request.cookie("device"), recipient)
+        self._pages.set_cookie(answer, "device", device, _DEVICE_SECONDS)
         return answer
 
-    def _delivery(self, link: Link) -> tuple[Delivery, str]:
-        """What a link is for and whose it is: somebody who reads that mail now."""
+    def _delivery(self, request: Request, link: Link) -> tuple[Delivery, str]:
+        """Return what a link is for, and its recipient, who must still be a reader of that mail.
+
+        Raises NotFound, LinkInvalid.
+        """
         delivery = self._store.delivery(link.id, link.number)
-        readers = self._web.parts.people.readers(delivery.recipient)
+        readers = self._pages.parts.people.readers(delivery.recipient)
         reader = next((who for who in readers if self._links.is_for(link, who, delivery.recipient)), None)
         if reader is None:
-            raise LinkInvalid("whose link this is does not read that mail any more")
-        self._check_revoked(link, reader)
+            raise LinkInvalid("the recipient of this link is no longer a reader of that mail")
+        self._check_revoked(request, link, reader)
         return delivery, reader
 
-    def _check_revoked(self, link: Link, recipient: str) -> None:
-        """Raise LinkInvalid if it was; pages speak the recipient's language from here on."""
+    def _check_revoked(self, request: Request, link: Link, recipient: str) -> None:
+        """Raise LinkInvalid if the link was revoked. Pages are in the recipient's language from here on."""
         person = self._store.person(recipient)
-        self._web.speak_to(recipient, person.preferences)
+        self._pages.speak_to(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
 
-    def _note(self, link: Link, recipient: str, opening: Opening) -> Sequence[Opening]:
-        """Note an opening; the digest's openings of the last quarter of an hour. 429 when there are too many."""
+    def _note(self, request: Request, link: Link, recipient: str, opening: Opening) -> Sequence[Opening]:
+        """Record an opening. Return the digest's openings of the last 15 minutes. Raises 429 if there are too many."""
         since = opening.at - _BURST_MEMORY
         openings = self._store.record_opening(recipient, link.issued_at, opening, since)
         if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
-            raise self._web.notice(
+            raise self._pages.notice(
+                request,
                 N_("Too many at once"),
                 N_("The links of this mail are being opened very often. Wait a minute, then open this one again."),
                 429,
@@ -133,23 +140,25 @@ class LinkPages:
             )
         return openings
 
-    def _may_act_alone(self, link: Link, delivery: Delivery, reader: str, openings: Sequence[Opening]) -> bool:
-        """Whether the form may submit itself now, and be obeyed when it arrives without its button."""
+    def _may_act_alone(
+        self, request: Request, link: Link, delivery: Delivery, reader: str, openings: Sequence[Opening]
+    ) -> bool:
+        """Return whether the form may submit itself now, and be obeyed when it arrives without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
             return False
-        if "prefetch" in request.environ.get("HTTP_SEC_PURPOSE", ""):
+        if request.is_prefetch:
             return False
-        known = self._links.knows_device(self._web.cookie("device"), reader)
+        known = self._links.knows_device(request.cookie("device"), reader)
         if link.action is Action.DELETE:
             return known
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
             return False
-        settled = self._web.now() - link.issued_at > self._settle
+        settled = self._pages.now() - link.issued_at > self._settle
         return known or (settled and not burst(openings))
 
     def _do(self, link: Link, actor: Actor, *, undo: bool) -> None:
-        """The act itself. What stops it stands in the delivery afterwards, and the page tells it."""
-        acts = self._web.parts.acts
+        """Do the act. An error is recorded in the delivery, where the page finds it."""
+        acts = self._pages.parts.acts
         try:
             if undo:
                 acts.restore(link.id, link.number, actor)
@@ -162,55 +171,59 @@ class LinkPages:
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
-    def _page(self, link: Link, delivery: Delivery, reader: str, *, alone: bool) -> HTTPResponse:
-        return self._web.page(
+    def _page(self, request: Request, link: Link, delivery: Delivery, reader: str, *, alone: bool) -> HTTPResponse:
+        return self._pages.page(
+            request,
             "link",
-            row=self._web.row(delivery, reader),
+            row=self._pages.row(request, delivery, reader),
             action=link.action.name.lower(),
             alone=alone,
             script=alone,
             recipient=delivery.recipient,
         )
 
-    def _show_mail(self, link: Link, delivery: Delivery, reader: str) -> HTTPResponse:
-        """Facts and reasons of one mail, and the links that its digest has for it; its text is for who signs in."""
+    def _show_mail(self, request: Request, link: Link, delivery: Delivery, reader: str) -> HTTPResponse:
+        """Return the facts and reasons of one mail, with its links of the digest. Its text needs a session."""
 
         def address(action: Action) -> str:
             whose = reader if link.reader else ""
-            return f"{self._web.root}/link/{self._links.token(action, link.id, link.number, link.issued_at, whose)}/"
+            token = self._links.token(action, link.id, link.number, link.issued_at, whose)
+            return f"{self._pages.site.root}/link/{token}/"
 
-        return self._web.page(
+        return self._pages.page(
+            request,
             "show",
-            row=self._web.row(delivery, reader),
+            row=self._pages.row(request, delivery, reader),
             recipient=delivery.recipient,
             release=address(Action.RELEASE),
             delete=address(Action.DELETE),
             ask=address(Action.ASK),
-            **self._web.findings(delivery.message),
+            **findings(delivery.message, request.language),
         )
 
     # ---- preferences (the link at a digest's end, and RFC 8058)
 
-    def _recipient(self, link: Link) -> str:
+    def _recipient(self, request: Request, link: Link) -> str:
+        """Return the recipient of a digest. Raises NotFound, LinkInvalid."""
         recipient = self._store.digest_recipient(link.id)
-        if not self._web.parts.people.is_person(recipient):
-            raise LinkInvalid("whose digest this was is an alias or a role mailbox by now")
-        self._check_revoked(link, recipient)
+        if not self._pages.parts.people.is_person(recipient):
+            raise LinkInvalid("the recipient of this digest is an alias or a role mailbox by now")
+        self._check_revoked(request, link, recipient)
         return recipient
 
-    def _change_preferences(self, link: Link) -> HTTPResponse:
-        recipient = self._recipient(link)
-        if self._web.form("List-Unsubscribe") == "One-Click":
+    def _change_preferences(self, request: Request, link: Link) -> HTTPResponse:
+        recipient = self._recipient(request, link)
+        if request.form("List-Unsubscribe") == "One-Click":
             # RFC 8058, 3.2: sent by the mail provider's servers, so without Origin and cookies; no redirect.
             self._preferences.unsubscribe(recipient, link.id)
             return HTTPResponse(b"You will get no more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"})
-        self._web.refuse_foreign()
-        self._web.refuse_robots()
-        return self._preferences.change(recipient, back="./")
+        self._pages.refuse_foreign(request)
+        self._pages.refuse_robots(request)
+        return self._preferences.change(request, recipient, back="./")
 
 
 def burst(openings: Sequence[Opening]) -> bool:
-    """Whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
+    """Return whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
 
     ``openings`` oldest first.
     """

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from bottle import HTTPResponse, request
+from bottle import HTTPResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -22,6 +22,7 @@ from portal.monitoring import Runs, overdue_since, runs
 from portal.stores import Figures
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_answer
+from portal.web.request import Request
 
 _OVERDUE = "1 while digests wait for longer than digest.overdue_minutes, for any other reason than a single mailbox."
 
@@ -79,7 +80,7 @@ class Monitor(Collector):
             good = not self._parts.people.trouble()
             yield _gauge("alias_file_usable", "Whether people.alias_file can be read and used as it is now.", good)
 
-    def health(self) -> HTTPResponse:
+    def health(self, _: Request) -> HTTPResponse:
         """503 when the store cannot be used. All else is told, not failed: a restart would not mend it."""
         now = self._parts.acts.now()
         try:
@@ -113,9 +114,9 @@ class Monitor(Collector):
         after = timedelta(minutes=self._parts.settings.digest.overdue_minutes)
         return overdue_since(figures, done.last_sent_at, now, after)
 
-    def metrics(self) -> HTTPResponse:
+    def metrics(self, request: Request) -> HTTPResponse:
         """The same for Prometheus; to those only who may also post."""
-        if not allowed_peer(request.environ, self._parts.settings.exporter.allowed_networks):
+        if not allowed_peer(request.peer, self._parts.settings.exporter.allowed_networks):
             return json_answer(403, {"error": "this address may not read metrics: see exporter.allowed_networks"})
         return HTTPResponse(generate_latest(self._registry), 200, {"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -22,7 +22,9 @@ from portal.model.message import new_id
 from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
 from portal.model.text import N_, TAGS, shown
 from portal.stores import Asked, Person
-from portal.web.pages import Web
+from portal.web.auth.session import Sessions
+from portal.web.pages import Pages
+from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
@@ -87,21 +89,42 @@ class Fields:
 class PreferencePages:
     """`/preferences`, and `/link/TOKEN/` for the links at a digest's end."""
 
-    def __init__(self, web: Web) -> None:
-        self._web = web
-        self._store = web.parts.store
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._store = pages.parts.store
 
-    def show(
-        self, recipient: str, *, form_token: str = "", fields: Fields | None = None, status: int = 200
+    def show(self, request: Request) -> HTTPResponse:
+        """GET /preferences."""
+        session = self._sessions.of(request)
+        return self.page(request, session.recipient, form_token=session.form_token)
+
+    def act(self, request: Request) -> HTTPResponse:
+        """POST /preferences."""
+        session = self._sessions.of_form(request)
+        return self.change(request, session.recipient, back="/preferences", form_token=session.form_token)
+
+    def page(
+        self,
+        request: Request,
+        recipient: str,
+        *,
+        form_token: str = "",
+        fields: Fields | None = None,
+        status: int = 200,
     ) -> HTTPResponse:
-        """The page of one recipient. ``form_token`` is that of their session, "" when they came by a link;
-        ``fields`` is what was entered wrongly."""
-        person, site = self._store.person(recipient), self._web.parts.settings.digest
+        """Return the page of one recipient.
+
+        ``form_token`` is that of their session, "" when they came by a link; ``fields`` is what was entered wrongly.
+        """
+        person, site = self._store.person(recipient), self._pages.parts.settings.digest
         usual, plan = plan_for(site, recipient, Preferences()), plan_for(site, recipient, person.preferences)
         fields = fields or _fields_of(person)
-        upcoming = plan.next_time(self._web.now())
-        good, said = _SAID.get(self._web.query("done"), (True, ""))
-        return self._web.page(
+        upcoming = plan.next_time(self._pages.now())
+        good, said = _SAID.get(request.query("done"), (True, ""))
+        language, zone = request.language, plan.zone
+        return self._pages.page(
+            request,
             "preferences",
             status,
             signed_in=recipient if form_token else None,
@@ -109,26 +132,26 @@ class PreferencePages:
             recipient=recipient,
             good=good,
             said=said if status == 200 else "",
-            stopped=self._web.when(person.stopped_at, plan.zone) if person.stopped_at else "",
-            upcoming=self._web.when(upcoming, plan.zone) if upcoming else "",
-            zone=_words(plan.zone.key),
+            stopped=language.moment(person.stopped_at, zone) if person.stopped_at else "",
+            upcoming=language.moment(upcoming, zone) if upcoming else "",
+            zone=_words(zone.key),
             fields=fields,
             schedules=_SCHEDULES,
             usual_schedule=_SCHEDULES[usual.schedule],
             usual_at=", ".join(f"{at:%H:%M}" for at in usual.at),
             usual_zone=_words(usual.zone.key),
             usual_language=own_name(usual.language),
-            zones=_zones(fields.timezone, self._web.language.tag),
+            zones=_zones(fields.timezone, language.tag),
             languages=[(tag, own_name(tag)) for tag in TAGS],
         )
 
-    def change(self, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
-        """Do what a posted form of the page asks, then 303 to ``back``, which tells what came of it."""
-        wanted, now, done = self._web.form("change"), self._web.now(), ""
+    def change(self, request: Request, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
+        """Do what a posted form of the page asks, then 303 to ``back``, which shows what came of it."""
+        wanted, now, done = request.form("change"), self._pages.now(), ""
         if wanted == "save":
-            fields, preferences = self._entered()
+            fields, preferences = _entered(request)
             if fields.wrong:
-                return self.show(recipient, form_token=form_token, fields=fields, status=400)
+                return self.page(request, recipient, form_token=form_token, fields=fields, status=400)
             self._save(recipient, preferences)
             done = "saved"
         elif wanted == "stop":
@@ -136,38 +159,39 @@ class PreferencePages:
         elif wanted == "resume":
             self._store.set_digests_stopped(recipient, None)
         elif wanted == "revoke":
-            self.revoke(recipient)
+            revoked = self.revoke(request, recipient)
+            if not form_token:
+                return revoked
             done = "revoked"
         elif wanted == "digest" and form_token:
-            reader = self._web.parts.people.reader(recipient)
+            reader = self._pages.parts.people.reader(recipient)
             done = _ASKED[self._store.ask_for_digest(reader, now, now - _ASKED_EVERY)]
         else:
-            raise self._web.notice(
-                N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
+            raise self._pages.notice(
+                request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
             )
         log.info("preferences recipient=%s change=%s %s", recipient, wanted, done)
-        if wanted == "revoke" and not form_token:
-            # No way back to the page: this link was revoked with the others.
-            return self._web.notice(
-                N_("Links revoked"),
-                N_(
-                    "The links in all digests sent to you until now do nothing any more. Your next digest brings new "
-                    "ones."
-                ),
-                200,
-                sign_in=True,
-            )
-        return self._web.see_other(f"{back}?done={done}" if done else back)
+        return self._pages.see_other(f"{back}?done={done}" if done else back)
 
-    def revoke(self, recipient: str) -> None:
-        """Make all links sent to a recipient until now useless."""
-        self._store.revoke_links(recipient, self._web.now())
+    def revoke(self, request: Request, recipient: str) -> HTTPResponse:
+        """Make all links sent to a recipient until now invalid.
+
+        Returns the page for somebody who came by one of them: the page that they came from is closed to them now.
+        """
+        self._store.revoke_links(recipient, self._pages.now())
         log.info("links revoked recipient=%s", recipient)
+        return self._pages.notice(
+            request,
+            N_("Links revoked"),
+            N_("The links in all digests sent to you until now do nothing any more. Your next digest brings new ones."),
+            200,
+            sign_in=True,
+        )
 
     def unsubscribe(self, recipient: str, digest_id: UUID) -> None:
         """Stop a recipient's digests on their mail program's word (RFC 8058) and tell them once, with a way back:
         programs that read mail have been seen to unsubscribe people who know nothing of it."""
-        person, parts, now = self._store.person(recipient), self._web.parts, self._web.now()
+        person, parts, now = self._store.person(recipient), self._pages.parts, self._pages.now()
         sender, mail = parts.settings.mail.from_address, None
         if sender is not None and person.stopped_at is None and parts.settings.is_local(recipient):
             id = new_id(now)
@@ -195,39 +219,40 @@ class PreferencePages:
             before = self._store.person(recipient).preferences
             kept = Preferences(before.schedule, preferences.at, preferences.timezone, preferences.language)
             self._store.set_preferences(recipient, kept)
-            self._store.set_digests_stopped(recipient, self._web.now())
+            self._store.set_digests_stopped(recipient, self._pages.now())
         else:
             self._store.set_preferences(recipient, preferences)
             self._store.set_digests_stopped(recipient, None)
 
-    def _entered(self) -> tuple[Fields, Preferences]:
-        """What the posted form holds, and what it means."""
-        schedule, timezone, language = (self._web.form(n).strip() for n in ("schedule", "timezone", "language"))
-        at = {f"at-{number}": self._web.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
-        wrong, times = {}, set()
-        for name, text in at.items():
-            try:
-                times |= {_time(text)} if text else set()
-            except ValueError:
-                wrong[name] = shown(text, 20)
-        for name, value, known in (
-            ("schedule", schedule, tuple(Schedule)),
-            ("timezone", timezone, zone_names()),
-            ("language", language, TAGS),
-        ):
-            if value and value not in known:
-                wrong[name] = shown(value, 40)
-        fields = Fields(schedule, tuple(at.values()), timezone, language, wrong)
-        return fields, Preferences(schedule or None, tuple(sorted(times)) or None, timezone or None, language or None)
-
 
 def _fields_of(person: Person) -> Fields:
-    """The form of what a recipient chose until now."""
+    """Return the form of what a recipient chose until now."""
     chosen = person.preferences
     at = [f"{each:%H:%M}" for each in chosen.at or ()][:MAX_TIMES]
     schedule = Schedule.NEVER if person.stopped_at else chosen.schedule or ""
     fields = (*at, *[""] * (MAX_TIMES - len(at)))
     return Fields(schedule, fields, chosen.timezone or "", chosen.language or "", {})
+
+
+def _entered(request: Request) -> tuple[Fields, Preferences]:
+    """Return what the posted form holds, and what it means."""
+    schedule, timezone, language = (request.form(n).strip() for n in ("schedule", "timezone", "language"))
+    at = {f"at-{number}": request.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
+    wrong, times = {}, set()
+    for name, text in at.items():
+        try:
+            times |= {_time(text)} if text else set()
+        except ValueError:
+            wrong[name] = shown(text, 20)
+    for name, value, known in (
+        ("schedule", schedule, tuple(Schedule)),
+        ("timezone", timezone, zone_names()),
+        ("language", language, TAGS),
+    ):
+        if value and value not in known:
+            wrong[name] = shown(value, 40)
+    fields = Fields(schedule, tuple(at.values()), timezone, language, wrong)
+    return fields, Preferences(schedule or None, tuple(sorted(times)) or None, timezone or None, language or None)
 
 
 def _time(text: str) -> time:

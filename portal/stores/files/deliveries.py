@@ -132,12 +132,24 @@ class SqliteDeliveries(Store):
                 "ORDER BY rowid",
                 (message_id.bytes, number),
             ).fetchall()
-        events = [Event(held_at(message_id), State.HELD.value, Actor("system"))]
-        events += [
-            Event(from_micros(at), what, Actor(who, via, address), detail)
-            for at, what, who, via, address, detail in rows
-        ]
-        return events
+        return [Event(held_at(message_id), State.HELD.value, Actor("system")), *map(event_from, rows)]
+
+    def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
+        names = [value for id, number in deliveries for value in (id.bytes, number)]
+        found: dict[tuple[UUID, int], list[Event]] = {}
+        if not names:
+            return found
+        # With max() the other columns are those of its row (https://www.sqlite.org/lang_select.html#bareagg).
+        statement = (
+            f"WITH wanted (id, number) AS (VALUES {','.join(['(?,?)'] * (len(names) // 2))}) "  # noqa: S608
+            "SELECT event.message_id, event.number, at, what, who, via, address, detail, max(event.rowid) AS place "
+            "FROM wanted CROSS JOIN event ON event.message_id = wanted.id AND event.number = wanted.number "
+            "GROUP BY event.message_id, event.number, what ORDER BY place"
+        )
+        with self.db.read() as connection:
+            for id, number, *row, _ in connection.execute(statement, names):
+                found.setdefault((UUID(bytes=id), number), []).append(event_from(row))
+        return found
 
     # ---- acts
 
@@ -329,6 +341,12 @@ def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, eve
             *(actor.who, actor.via, actor.address, event.detail),
         ),
     )
+
+
+def event_from(row: Sequence[Any]) -> Event:
+    """Return the event of a row: at, what, who, via, address, detail."""
+    at, what, who, via, address, detail = row
+    return Event(from_micros(at), what, Actor(who, via, address), detail)
 
 
 def queue_mail(connection: sqlite3.Connection, to: str, mail: bytes, now: datetime) -> None:

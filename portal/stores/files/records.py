@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Actor, Delivery, Event, Message, Reader, State
+from portal.model.message import Delivery, Event, Message, Reader, State
 from portal.model.schedule import NOTHING_CHOSEN
 from portal.stores import DIGESTS_KEPT, DigestRecord, Person, Record
 from portal.stores.files.database import from_micros, to_micros
-from portal.stores.files.deliveries import add_event, deliveries_of, news_left, set_recipient
+from portal.stores.files.deliveries import add_event, deliveries_of, event_from, news_left, set_recipient
 from portal.stores.files.journal import delivery_line, digest_line, person_line, told_line, verdict_line
 from portal.stores.files.sign_ins import SqliteSignIns
 from portal.stores.files.subscribers import PERSON, person_from
@@ -46,11 +46,10 @@ class SqliteRecords(SqliteSignIns):
             try:
                 for delivery in deliveries_of(connection, keys):
                     deliveries.setdefault(delivery.id, []).append(delivery)
-                for id, number, at, what, who, via, address, detail in connection.execute(
+                for id, number, *event in connection.execute(
                     f"{_EVENT} WHERE message_id IN {among} ORDER BY rowid", keys
                 ):
-                    event = Event(from_micros(at), what, Actor(who, via, address), detail)
-                    histories.setdefault((UUID(bytes=id), number), []).append(event)
+                    histories.setdefault((UUID(bytes=id), number), []).append(event_from(event))
                 told: dict[tuple[UUID, int], list[str]] = {}
                 for id, number, reader in connection.execute(
                     f"SELECT message_id, number, reader FROM told WHERE message_id IN {among} ORDER BY reader",  # noqa: S608

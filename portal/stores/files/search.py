@@ -59,6 +59,7 @@ class SqliteSearch(SqliteDeliveries):
                 word_index.bring_in(connection)
 
 
+_PARTS = 100  # of one statement; SQLite takes up to 500 (SQLITE_MAX_COMPOUND_SELECT)
 Batches = Iterator[tuple[list[Delivery], Key, int]]
 
 
@@ -127,17 +128,20 @@ def _rows(
 def _rows_of_several(
     connection: sqlite3.Connection, source: str, where: list[str], values: list[Any], before: Key | None, at_most: int
 ) -> list[Delivery]:
-    """The same where ``where`` begins with several recipients: each one's stretch of their index, then put together.
-    Only the keys of most are read, which the index has."""
+    """Return the same where ``where`` begins with several recipients: the newest of each one's part of their index,
+    merged. Of most of these only the keys are read, which the index has."""
     if before is not None:
         where = [*where, "(d.message_id, d.number) < (?, ?)"]
         values = [*values, before[0].bytes, before[1]]
-    keys: list[tuple[bytes, int]] = []
-    for recipient in json.loads(values[0]):
+    recipients, keys = json.loads(values[0]), list[tuple[bytes, int]]()
+    part = (
+        "SELECT * FROM (SELECT d.message_id, d.number FROM delivery d "  # noqa: S608
+        f"WHERE {' AND '.join(['d.recipient = ?', *where[1:]])}{_NEWEST_FIRST})"
+    )
+    for start in range(0, len(recipients), _PARTS):
+        some = recipients[start : start + _PARTS]
         keys += connection.execute(
-            f"SELECT d.message_id, d.number FROM delivery d WHERE {' AND '.join(['d.recipient = ?', *where[1:]])}"  # noqa: S608
-            + _NEWEST_FIRST,
-            (recipient, *values[1:], at_most),
+            " UNION ALL ".join([part] * len(some)), [v for one in some for v in (one, *values[1:], at_most)]
         )
     newest = sorted(keys, reverse=True)[:at_most]
     if not newest:

@@ -9,7 +9,7 @@ from datetime import UTC
 from typing import LiteralString
 from uuid import UUID
 
-from portal.model.message import Actor, Delivery, Event
+from portal.model.message import Delivery, Event
 from portal.stores import DigestRecord, Person, Record
 from portal.stores.postgres import rows
 from portal.stores.postgres.database import Connection
@@ -40,13 +40,12 @@ class PostgresRecords(PostgresPeople):
                 connection, "where d.message_id = any(%s) order by d.message_id, d.number", [wanted]
             ):
                 deliveries.setdefault(delivery.id, []).append(delivery)
-            for id, number, at, what, who, via, address, detail in connection.execute(
+            for id, number, *event in connection.execute(
                 "select message_id, number, at, what, who, via, address, detail from event where message_id = any(%s)"
                 " order by seq",
                 [wanted],
             ):
-                event = Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
-                histories.setdefault((id, number), []).append(event)
+                histories.setdefault((id, number), []).append(rows.event_from(event))
             told: dict[tuple[UUID, int], list[str]] = {}
             for id, number, reader in connection.execute(
                 "select message_id, number, reader from told where message_id = any(%s) order by reader", [wanted]

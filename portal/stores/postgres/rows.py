@@ -15,7 +15,7 @@ from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.model.errors import NotFound
-from portal.model.message import Actor, Body, Delivery, Export, Flag, Message, Reader, State, Tier, held_at
+from portal.model.message import Actor, Body, Delivery, Event, Export, Flag, Message, Reader, State, Tier, held_at
 from portal.stores import address_of, search, symbols
 from portal.stores.postgres.database import Connection, ask
 
@@ -174,6 +174,12 @@ def _place(id: UUID, sha256: bytes) -> UUID:
     """Where a body of the day of this quarantine id lies: a value between that day's bounds, by its SHA-256."""
     day_ms = (id.int >> 80) // _DAY_MS * _DAY_MS
     return UUID(int=(day_ms << 80) + int.from_bytes(sha256) % (_DAY_MS << 80))
+
+
+def event_from(row: Sequence[Any]) -> Event:
+    """Return the event of a row: at, what, who, via, address, detail."""
+    at, what, who, via, address, detail = row
+    return Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
 
 
 def utc(at: datetime | None) -> datetime | None:

@@ -284,12 +284,25 @@ class PostgresStore(PostgresRecords):
                 " order by seq",
                 [message_id, number],
             ).fetchall()
-        events = [Event(held_at(message_id), State.HELD.value, Actor("system"))]
-        events += [
-            Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
-            for at, what, who, via, address, detail in found
-        ]
-        return events
+        return [Event(held_at(message_id), State.HELD.value, Actor("system")), *map(rows.event_from, found)]
+
+    def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
+        wanted = set(deliveries)
+        found: dict[tuple[UUID, int], list[Event]] = {}
+        if not wanted:
+            return found
+        with self.database.transaction() as connection:
+            # By id alone, so that the days they belong to are known before the statement is run.
+            for id, number, _, *row in connection.execute(
+                "select * from (select distinct on (message_id, number, what)"
+                " message_id, number, seq, at, what, who, via, address, detail"
+                " from event where message_id = any(%s) order by message_id, number, what, seq desc) as latest"
+                " order by seq",
+                [list({id for id, _ in wanted})],
+            ):
+                if (id, number) in wanted:
+                    found.setdefault((id, number), []).append(rows.event_from(row))
+        return found
 
     # ---- acts
 

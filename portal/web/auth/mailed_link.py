@@ -1,4 +1,4 @@
-"""Signing in by mail: no passwords, so none to steal here.
+"""Sign in with a mailed link or code. There are no passwords, so none can be stolen here.
 
 Whoever asks gets the same answer in the same time, whatever the address: a mail for an address that is not ours is
 composed, queued and dropped. The mail carries a link and, for mailboxes whose links scanners open, a code. The
@@ -15,140 +15,107 @@ import secrets
 from datetime import timedelta
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
-from bottle import HTTPResponse, request
+from bottle import HTTPResponse
 
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, new_id, random_token
 from portal.model.schedule import plan_for
 from portal.model.text import shown
 from portal.stores import SignIn, SignInLimits
-from portal.web.pages import Web, sha256
+from portal.web.auth.session import Sessions, is_address
+from portal.web.pages import Pages, sha256
+from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
 _LIFETIME = timedelta(minutes=15)  # the texts have the plural form of 15 minutes, and sign-in-code.html has the number
-_SESSION_SECONDS = 7 * 24 * 3600  # the store ends it earlier when it is not used
 _SECRET_OCTETS = 24
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _ADDRESS_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 _NOBODY = "nobody@invalid"  # the From of mails that are dropped on sites that have none
 
 
-class SignInPages:
-    """`/sign-in…` and `/sign-out`."""
+class MailedLinks:
+    """`/sign-in…`."""
 
-    def __init__(self, web: Web) -> None:
-        self._web = web
-        self._store = web.parts.store
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._store = pages.parts.store
 
-    def form(self) -> HTTPResponse:
+    def form(self, request: Request) -> HTTPResponse:
         """GET /sign-in. A digest's "open my quarantine" brings the address along."""
-        return self._web.page("sign-in", address=shown(self._web.query("address"), _ADDRESS_LENGTH))
+        return self._pages.page(request, "sign-in", address=shown(request.query("address"), _ADDRESS_LENGTH))
 
-    def start(self) -> HTTPResponse:
+    def start(self, request: Request) -> HTTPResponse:
         """POST /sign-in: send link and code to the address if it is ours; the answer never tells."""
-        self._web.refuse_foreign()
-        address = self._web.form("address").strip()[:_ADDRESS_LENGTH]
-        browser, token = self._browser() or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
+        self._pages.refuse_foreign(request)
+        address = request.form("address").strip()[:_ADDRESS_LENGTH]
+        browser, token = _browser(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**6):06d}"
-        asked, now = address if _is_plain(address) else _NOBODY, self._web.now()
-        peer = request.environ.get("REMOTE_ADDR", "")
+        asked, now = address if is_address(address) else _NOBODY, self._pages.now()
         # An alias signs its person in; the mail goes to that person's own address.
-        recipient = self._web.parts.people.person(asked) or identity(asked)
+        recipient = self._pages.parts.people.person(asked) or identity(asked)
         person = self._store.person(recipient)
-        language = plan_for(self._web.parts.settings.digest, recipient, person.preferences).language
-        to = (person.address or address) if self._may_sign_in(recipient) else ""
+        language = plan_for(self._pages.parts.settings.digest, recipient, person.preferences).language
+        to = (person.address or address) if self._sessions.may_sign_in(recipient) else ""
         sign_in = SignIn(
             token_sha256=sha256(token),
             # A code alone is soon guessed from its hash; together with the browser's secret it is not.
             code_sha256=sha256(browser, code),
             browser_sha256=sha256(browser),
             recipient=recipient,
-            client_ip=_client(peer),
+            client_ip=_client(request.peer),
             created_at=now,
             expires_at=now + _LIFETIME,
         )
         sent = self._store.start_sign_in(sign_in, SignInLimits(), to, self._mail(to, token, code, language))
-        log.info("sign-in asked peer=%s local=%s within_limits=%s", peer, bool(to), sent)
-        answer = self._web.see_other("/sign-in/code")
-        self._web.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
+        log.info("sign-in asked peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
+        answer = self._pages.see_other("/sign-in/code")
+        self._pages.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
         return answer
 
-    def code_form(self) -> HTTPResponse:
+    def code_form(self, request: Request) -> HTTPResponse:
         """GET /sign-in/code."""
-        return self._web.page("sign-in-code", wrong=False)
+        return self._pages.page(request, "sign-in-code", wrong=False)
 
-    def use_code(self) -> HTTPResponse:
+    def use_code(self, request: Request) -> HTTPResponse:
         """POST /sign-in/code: the code works only in the browser that asked for it."""
-        self._web.refuse_foreign()
-        browser, code = self._browser(), re.sub(r"\s", "", self._web.form("code"))
+        self._pages.refuse_foreign(request)
+        browser, code = _browser(request), re.sub(r"\s", "", request.form("code"))
         try:
             if browser is None:
                 raise LinkInvalid("no sign-in was begun in this browser")
-            sign_in = self._store.use_sign_in_code(sha256(browser), sha256(browser, code), self._web.now())
+            sign_in = self._store.use_sign_in_code(sha256(browser), sha256(browser, code), self._pages.now())
         except LinkInvalid:
-            log.warning("sign-in code refused peer=%s", request.environ.get("REMOTE_ADDR"))
-            return self._web.page("sign-in-code", 403, wrong=True)
-        return self._begin(sign_in)
+            log.warning("sign-in code refused peer=%s", request.peer)
+            return self._pages.page(request, "sign-in-code", 403, wrong=True)
+        return self._begin(request, sign_in)
 
-    def show(self, token: str) -> HTTPResponse:
+    def show(self, request: Request, token: str) -> HTTPResponse:
         """GET /sign-in/TOKEN/: changes nothing. Goes on by itself in the browser that asked."""
-        sign_in = self._store.sign_in(sha256(_shaped(token)), self._web.now())
-        alone = self._is_browser_of(sign_in) and not self._web.query("done")
-        return self._web.page("sign-in-link", recipient=shown(sign_in.recipient), alone=alone, script=alone)
+        sign_in = self._store.sign_in(sha256(_shaped(token)), self._pages.now())
+        alone = _is_browser_of(request, sign_in) and not request.query("done")
+        return self._pages.page(request, "sign-in-link", recipient=shown(sign_in.recipient), alone=alone, script=alone)
 
-    def use(self, token: str) -> HTTPResponse:
+    def use(self, request: Request, token: str) -> HTTPResponse:
         """POST /sign-in/TOKEN/: pressed by a person, or from the browser that asked."""
-        self._web.refuse_foreign()
-        hashed, now = sha256(_shaped(token)), self._web.now()
-        if not self._is_browser_of(self._store.sign_in(hashed, now)):
-            if self._web.form("pressed") != "1":
-                return self._web.see_other("./?done=1")
+        self._pages.refuse_foreign(request)
+        hashed, now = sha256(_shaped(token)), self._pages.now()
+        if not _is_browser_of(request, self._store.sign_in(hashed, now)):
+            if request.form("pressed") != "1":
+                return self._pages.see_other("./?done=1")
             # A scanner that presses buttons would be signed in, and use up the code with the link.
-            self._web.refuse_robots()
-        return self._begin(self._store.use_sign_in(hashed, now))
+            self._pages.refuse_robots(request)
+        return self._begin(request, self._store.use_sign_in(hashed, now))
 
-    def sign_out(self) -> HTTPResponse:
-        """POST /sign-out."""
-        self._web.refuse_foreign()
-        session = self._web.cookie("session")
-        if session:
-            # Without the right token nothing may be done, and then it must not look as if it had been.
-            self._web.refuse_old_form(session)
-            self._store.end_session(sha256(session))
-        answer = self._web.see_other("/sign-in")
-        self._web.set_cookie(answer, "session", "", 0)
+    def _begin(self, request: Request, sign_in: SignIn) -> HTTPResponse:
+        answer = self._sessions.begin(request, sign_in.recipient)
+        self._pages.set_cookie(answer, "browser", "", 0)
         return answer
-
-    def _begin(self, sign_in: SignIn) -> HTTPResponse:
-        """A new session under a new name, whatever the browser brought along (session fixation)."""
-        if not self._may_sign_in(sign_in.recipient):
-            raise LinkInvalid("not ours")
-        old = self._web.cookie("session")
-        if old:
-            self._store.end_session(sha256(old))
-        session = random_token(_SECRET_OCTETS)
-        self._store.start_session(sha256(session), sign_in.recipient, self._web.now())
-        log.info("signed in recipient=%s peer=%s", sign_in.recipient, request.environ.get("REMOTE_ADDR"))
-        answer = self._web.see_other("/")
-        self._web.set_cookie(answer, "session", session, _SESSION_SECONDS)
-        self._web.set_cookie(answer, "browser", "", 0)
-        return answer
-
-    def _may_sign_in(self, recipient: str) -> bool:
-        parts = self._web.parts
-        return _is_plain(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
-
-    def _browser(self) -> str | None:
-        cookie = self._web.cookie("browser")
-        return cookie if cookie and _SECRET.fullmatch(cookie) else None
-
-    def _is_browser_of(self, sign_in: SignIn) -> bool:
-        browser = self._browser()
-        return browser is not None and secrets.compare_digest(sha256(browser), sign_in.browser_sha256)
 
     def _mail(self, to: str, token: str, code: str, language: str) -> bytes:
-        parts, id, now = self._web.parts, new_id(), self._web.now()
+        parts, id, now = self._pages.parts, new_id(), self._pages.now()
         mail = parts.render.mail(
             "signin",
             sender=parts.settings.mail.from_address or _NOBODY,
@@ -180,11 +147,15 @@ def _client(peer: str) -> str:
     return str(IPv6Network((int(address), 64), strict=False))
 
 
-def _is_plain(address: str) -> bool:
-    """Whether this can be a recipient's address; others come near neither the store nor a mail's headers."""
-    return (
-        address.count("@") == 1 and address.isprintable() and not any(c.isspace() or c in '<>,;:"\\()' for c in address)
-    )
+def _browser(request: Request) -> str | None:
+    """Return the secret of the browser that asked for a sign-in mail."""
+    cookie = request.cookie("browser")
+    return cookie if cookie and _SECRET.fullmatch(cookie) else None
+
+
+def _is_browser_of(request: Request, sign_in: SignIn) -> bool:
+    browser = _browser(request)
+    return browser is not None and secrets.compare_digest(sha256(browser), sign_in.browser_sha256)
 
 
 def _shaped(token: str) -> str:

@@ -1,0 +1,114 @@
+"""The pages for what goes wrong: errors with a meaning, errors that nobody foresaw, and what Bottle refuses."""
+
+from __future__ import annotations
+
+import logging
+
+from bottle import HTTPError, HTTPResponse
+
+from portal.model.errors import (
+    BodyDamaged,
+    BodyMissing,
+    LinkExpired,
+    LinkInvalid,
+    NotAllowed,
+    NotFound,
+    StoreMisfit,
+    StoreUnavailable,
+)
+from portal.model.text import N_
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+log = logging.getLogger("quarantine.web")
+
+_OURS = N_("Something went wrong")
+_BOTTLE = {
+    400: (N_("That did not arrive whole"), N_("The request could not be understood. Go back and try again.")),
+    404: (N_("Nothing here"), N_("There is no such page. Your held mail is on the start page.")),
+    405: (N_("Not like this"), N_("This address does not take such a request. Start again from the start page.")),
+    413: (N_("Too much"), N_("The form was larger than any of ours. Go back and try again.")),
+    416: (N_("That did not arrive whole"), N_("The request could not be understood. Go back and try again.")),
+}
+
+
+def failed(pages: Pages, request: Request, rule: str, error: Exception) -> HTTPResponse:
+    """Return the page for an error of a handler. Logs here, once, what an operator must know of.
+
+    ``rule``: the handler's route, without the request's own tokens.
+    """
+    answer = _with_a_meaning(pages, request, error)
+    if answer is None:
+        log.error("failed %s %s", request.method, rule, exc_info=error)
+        return pages.notice(
+            request,
+            _OURS,
+            N_(
+                "This is our fault, and it was noted. No mail is lost. Please try again; if it stays, tell "
+                "your administrator when it happened."
+            ),
+            500,
+        )
+    if isinstance(error, StoreUnavailable | StoreMisfit):
+        log.error("store unavailable at %s %s: %s", request.method, rule, error)
+    return answer
+
+
+def _with_a_meaning(pages: Pages, request: Request, error: Exception) -> HTTPResponse | None:
+    """Return the page for an error that has a meaning; None if it is a fault of ours."""
+    match error:
+        case LinkExpired():
+            return pages.notice(
+                request,
+                N_("This link is too old"),
+                N_("Links in a mail work for a limited time. Sign in to see what is held for you."),
+                410,
+                sign_in=True,
+            )
+        case BodyMissing() | BodyDamaged():
+            return pages.notice(
+                request,
+                N_("This mail is no longer here"),
+                N_("It was removed from the quarantine meanwhile. Ask its sender to send it again."),
+                410,
+            )
+        case LinkInvalid() | NotFound():
+            # One page for both, so that the existence of another recipient's mail is not disclosed.
+            return pages.notice(
+                request,
+                N_("This does not work (any more)"),
+                N_(
+                    "The link may have been cut by a mail program or revoked, or the mail is no longer kept. Sign in "
+                    "to see what is held for you."
+                ),
+                404,
+                sign_in=True,
+            )
+        case NotAllowed():
+            return pages.notice(
+                request,
+                N_("Only an administrator can do that"),
+                N_("This mail may do harm. Its page has a button to ask your administrator for it."),
+                403,
+            )
+        case StoreUnavailable() | StoreMisfit():  # the latter if the database was damaged while we run
+            return pages.notice(
+                request,
+                N_("Please try again soon"),
+                N_("The quarantine cannot be reached at the moment. No mail is lost. Wait a minute, then try again."),
+                503,
+                Retry_After="60",
+            )
+        case _:
+            return None
+
+
+def refused(pages: Pages, request: Request, error: HTTPError) -> HTTPResponse:
+    """Return the page for a request that Bottle refuses, or that failed outside of a handler."""
+    if error.status_code not in _BOTTLE:
+        log.error("answered %s", error.status_line, exc_info=error.exception)
+    title, text = _BOTTLE.get(error.status_code, (_OURS, N_("This is our fault, and it was noted. Please try again.")))
+    answer = pages.notice(request, title, text, error.status_code)
+    if "Allow" in error.headers:
+        answer.set_header("Allow", error.headers["Allow"])
+    return answer

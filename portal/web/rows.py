@@ -1,0 +1,145 @@
+"""View models: deliveries, findings and histories as templates show them, cleaned and in words.
+
+Pure functions. Whatever they need from the store, `Pages` has read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from portal.mail.languages import Language
+from portal.model.message import Actor, Delivery, Event, Message, State, Tier
+from portal.model.reasons import Sender, explain, sender_shown, why
+from portal.model.text import N_, shown
+
+BY_NAME = "recipient:"  # with a reader's identity: an actor who reads under another name, or with others
+_SYMBOLS = 60  # shown of one mail
+_EVENTS = 50  # shown of one history
+
+_EVENTS_IN_WORDS = {
+    "held": N_("held"),
+    "requested": N_("asked for"),
+    "refused": N_("request refused"),
+    "releasing": N_("release begun"),
+    "released": N_("released"),
+    "deferred": N_("the mail server could not take it yet"),
+    "failed": N_("the mail server refused it"),
+    "deleted": N_("deleted"),
+    "restored": N_("deletion undone"),
+    "raised": N_("found more dangerous by a later check"),
+    "stopped": N_("release stopped"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """The reader who looks at a page, and how they are shown times and numbers."""
+
+    reader: str  # identity
+    language: Language
+    zone: ZoneInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A delivery as its reader sees it, without anyone else's data."""
+
+    id: UUID
+    name: str  # in addresses of pages
+    sender: Sender
+    subject: str
+    held: str
+    reasons: list[str]
+    dangerous: bool
+    state: State
+    state_at: str
+    reason: str  # why it is held again
+    declined: bool  # whether that reason is an administrator's answer to a request
+    size: str
+    mailbox: str = ""  # the alias or role mailbox it is for; "" when it is for the reader's own address
+    by: str = ""  # the reader of a role mailbox who brought it into this state
+
+
+def needs_events(delivery: Delivery, *, role: bool) -> bool:
+    """Return whether `row` needs the events of this delivery. ``role``: it is for a role mailbox."""
+    return role or (delivery.state is State.HELD and delivery.reason != "")
+
+
+def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Event]) -> Row:
+    """Return a delivery as this viewer sees it.
+
+    ``role``: it is for a role mailbox. ``events``: the latest of each kind, oldest first, if `needs_events`.
+    """
+    message, language = delivery.message, viewer.language
+    other = role or viewer.reader != delivery.recipient
+    return Row(
+        id=message.id,
+        name=f"{message.id}.{delivery.number}" if other else str(message.id),
+        sender=sender_shown(message),
+        subject=shown(message.subject, 200),
+        held=language.moment(message.held_at, viewer.zone),
+        reasons=why(message),
+        dangerous=message.tier is Tier.DANGEROUS,
+        state=delivery.state,
+        state_at=language.moment(delivery.state_at, viewer.zone),
+        reason=shown(delivery.reason, 300),
+        declined=delivery.state is State.HELD and delivery.reason != "" and _declined(events),
+        size=language.size(message.size_bytes),
+        mailbox=shown(delivery.address) if other else "",
+        by=_by(delivery, events) if role else "",
+    )
+
+
+def _by(delivery: Delivery, events: Sequence[Event]) -> str:
+    """Return the reader who brought a role mailbox's delivery into its state, "" if no reader did."""
+    what = {State.RELEASED: State.RELEASING.value}.get(delivery.state, delivery.state.value)
+    return next((by_name(event.actor) for event in reversed(events) if event.what == what), "")
+
+
+def _declined(events: Sequence[Event]) -> bool:
+    """Return whether the reason is an administrator's: after a request, an operator's release may have failed."""
+    return next((e.what for e in reversed(events) if e.what in ("refused", "failed", "stopped")), "") == "refused"
+
+
+def by_name(actor: Actor) -> str:
+    """Return the reader who acted if they are known by name, else ""."""
+    return shown(actor.who.removeprefix(BY_NAME)) if actor.who.startswith(BY_NAME) else ""
+
+
+def findings(message: Message, language: Language) -> dict[str, Any]:
+    """Return what Rspamd found for the template's ``findings``: the score, and symbols in words, weightiest first."""
+    symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
+    return {
+        "score": "" if message.score is None else language.score(message.score),
+        "symbols": [(shown(s.name, 80), language.score(s.score), explain(s)) for s in symbols[:_SYMBOLS]],
+    }
+
+
+def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[tuple[str, str, str, str]]:
+    """Return the last events of a delivery, oldest first: when, what, who in words, and who by name."""
+    return [
+        (
+            viewer.language.moment(event.at, viewer.zone),
+            _EVENTS_IN_WORDS.get(event.what, N_("changed")),
+            *_who(event, row),
+        )
+        for event in events[-_EVENTS:]
+    ]
+
+
+def _who(event: Event, row: Row) -> tuple[str, str]:
+    """Return who did something: in words, or by name where it is another reader of the same mailbox.
+
+    Operators' names and clients' addresses are shown to operators only. The mail server's answers have no actor.
+    """
+    if event.what in ("released", "deferred", "failed"):
+        return "", ""
+    if event.actor.who == "recipient" and row.mailbox:
+        return "", row.mailbox  # who that was before others read it, or nobody else did
+    if event.actor.who == "recipient":
+        return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
+    return N_("by an administrator") if event.actor.who.startswith("operator") else "", by_name(event.actor)

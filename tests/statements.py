@@ -1,0 +1,46 @@
+"""Counts what a page asks of the database, whichever it is."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+_ABOUT_TRANSACTIONS = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SET|PRAGMA)\b", re.IGNORECASE)
+
+
+class Statements:
+    """What stores that are opened from now on ask, without what begins and ends transactions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._heard: list[str] = []
+        connect, execute = sqlite3.connect, psycopg.Cursor.execute
+
+        def connected(*args: Any, **options: Any) -> sqlite3.Connection:
+            connection = connect(*args, **options)
+            connection.set_trace_callback(self._hear)
+            return connection
+
+        def executed(cursor: Any, query: Any, *args: Any, **options: Any) -> Any:
+            self._hear(query.decode() if isinstance(query, bytes) else str(query))
+            return execute(cursor, query, *args, **options)
+
+        monkeypatch.setattr(sqlite3, "connect", connected)
+        monkeypatch.setattr(psycopg.Cursor, "execute", executed)
+
+    def _hear(self, statement: str) -> None:
+        if not _ABOUT_TRANSACTIONS.match(statement):
+            self._heard.append(statement)
+
+    @contextmanager
+    def of(self) -> Iterator[list[str]]:
+        """Collect those of a block."""
+        asked: list[str] = []
+        before = len(self._heard)
+        yield asked
+        asked += self._heard[before:]
