@@ -413,7 +413,9 @@ class Settings(BaseSettings):
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018 - it is looked at only when it is asked for
-            (parts.hostname or "").encode("idna")
+            host = parts.hostname or ""
+            if ":" not in host and not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+                raise ValueError("a label of the host name is empty or longer than 63 characters (RFC 1035, 2.3.4)")
         except ValueError as error:
             raise ValueError("its host name or its port cannot be: expected https://mail.example.org:443/…") from error
         return url.rstrip("/")

@@ -110,6 +110,10 @@ def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
         ("", "", "no sender, as automatic replies have", False),
         ("", None, "unknown sender", False),
         ("K <x@käse.example>", "", "K <x@käse.example (xn--kse-qla.example)>", False),
+        ("K <x@faß.de>", "", "K <x@faß.de (xn--fa-hia.de)>", False),  # not fass.de, as in IDNA 2003
+        ("K <x@Ῥόδος.gr>", "", "K <x@Ῥόδος.gr (xn--pxawj1b687y.gr)>", False),  # noqa: RUF001
+        ("K <x@mail_1.käse.example>", "", "K <x@mail_1.käse.example (mail_1.xn--kse-qla.example)>", False),
+        ("K <x@☃.net>", "", "K <x@☃.net (xn--n3h.net)>", False),
         ("A\u202eB\r\nBcc: x <x@example.net>", "", "AB Bcc: x <x@example.net>", False),
         ("K <x@Bank.example>", "", "K <x@Bank.example>", False),
         ("x@bank.example (K)", "", "K <x@bank.example>", False),
@@ -157,6 +161,7 @@ def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
         ("ελληνικα.gr", False),
         ("日本語とカナ.jp", False),
         ("한국.kr", False),
+        ("xn--80ak1aic1a7468c.com", True),  # with a sign that IDNA 2008 disallows
         ("xn--", False),
         ("xn--zzzzzzzzzzzz.com", False),  # punycode of nothing
         ("", False),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+import idna
+
 from portal.model.message import Message, Symbol, Tier, domain, identity
 from portal.model.text import N_, shown
 
@@ -290,10 +292,11 @@ def looks_alike(host: str) -> bool:
 
 
 def _unicode(label: str) -> str:
+    """Return the letters of an A-label also if they are not valid: a mail program may show them."""
     try:
-        return label.lower().encode("ascii").decode("idna").lower()
+        return label[4:].encode("ascii").decode("punycode").lower() if label[:4].lower() == "xn--" else label.lower()
     except UnicodeError:
-        return label.lower()  # Unicode already, or punycode of nothing
+        return label.lower()  # punycode of nothing
 
 
 def _addresses(text: str) -> Iterator[str]:
@@ -319,16 +322,21 @@ _ADDRESS_CHARACTERS = 120
 
 
 def _address_shown(address: str) -> str:
-    """An address cleaned for showing, with its domain's punycode beside it where that is not ASCII."""
+    """Return an address cleaned for showing, with the name that DNS is asked for if the domain is not ASCII."""
     clean = shown(address, 1000)
     host = domain(clean)
-    if host.isascii():
-        return _cut(clean)
-    try:
-        ascii_host = host.encode("idna").decode("ascii")
-    except UnicodeError:
-        return _cut(clean)
-    return f"{_cut(clean)} ({_cut(ascii_host)})"
+    return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(_ascii(host))})"
+
+
+def _ascii(host: str) -> str:
+    """Return a domain name with A-labels (RFC 5890, 2.3.2.1) as browsers make them: UTS 46, not transitional."""
+    labels = []
+    for label in host.split("."):
+        try:
+            labels.append(label if label.isascii() else idna.encode(label, uts46=True).decode("ascii"))
+        except idna.IDNAError:  # an emoji, for example, which IDNA 2003 allowed and some resolvers still look up
+            labels.append(f"xn--{label.encode('punycode').decode('ascii')}")
+    return ".".join(labels)
 
 
 def _cut(address: str) -> str:

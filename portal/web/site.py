@@ -48,6 +48,6 @@ def _origin(url: str) -> str:
     """Return an address's origin as browsers write it (RFC 6454, 6.2): in lower case, without the default port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    name = f"[{host}]" if ":" in host else host.encode("idna").decode("ascii")
+    name = f"[{host}]" if ":" in host else host  # `Settings` takes ASCII only
     port = "" if parts.port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}"
