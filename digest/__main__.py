@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from digest import news
+from digest import housekeeping, news
 from digest import run as work
 from portal import __version__
 from portal.actions import retry_due
@@ -114,7 +114,7 @@ def _opened(settings: Settings) -> Parts:
     while True:
         try:
             # Nobody waits for these; below the lease of 90 s, or another process would send it as well.
-            return assemble(settings, release_seconds=75)
+            return assemble(settings, release_seconds=75, create=True)
         except StoreUnavailable as error:
             log.error("%s; trying again in %d s", error, RETRY_SECONDS)
             time.sleep(RETRY_SECONDS)
@@ -136,12 +136,12 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
     soon = now + timedelta(seconds=10)
     jobs: list[tuple[str, Callable[[], object], Any, datetime]] = [  # the last: when first
         ("heartbeat", lambda: parts.store.heartbeat(utc_now()), IntervalTrigger(seconds=10), now),
-        ("mails", lambda: work.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
+        ("mails", lambda: housekeeping.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
         ("releases", lambda: retry_due(parts.acts), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now()), IntervalTrigger(hours=1), soon),
-        ("daily", lambda: work.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
+        ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
     scheduler = BlockingScheduler(
         timezone="UTC",

@@ -1,4 +1,4 @@
-"""What the digest process does, each a function that is safe to repeat at any moment, in any number of processes.
+"""Sending digests. Each function is safe to repeat at any moment, in any number of processes.
 
 None trusts a timer: each asks the store what is due, claims it, does it, records it. ``now`` is the moment a call
 begins; within a call time goes on from there, so that a claim made late in a long run has its whole lease.
@@ -11,10 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from queue import SimpleQueue
 from uuid import UUID
 
 from digest.compose import compose
@@ -32,7 +32,7 @@ from portal.model.errors import (
 )
 from portal.model.message import Delivery, State, new_id
 from portal.monitoring import count_run
-from portal.stores import LEASE, Digest, Store, Unsent
+from portal.stores import LEASE, Digest, Unsent
 from portal.stores.senders import known_senders
 
 log = logging.getLogger("quarantine.digest")
@@ -46,14 +46,11 @@ FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
 TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
 BACK_OFF_MAX = timedelta(hours=1)
-_CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
-_CLOCK_JUMP = timedelta(days=4)  # more than a long weekend without the process
-_CLOCK_TRUSTED = timedelta(hours=20)
 
 Stopped = Callable[[], bool]  # whether to leave off before the next mail
 
 
-def _never() -> bool:
+def never() -> bool:
     return False
 
 
@@ -102,7 +99,7 @@ class Pace:
 
 
 def send_due(
-    parts: Parts, now: datetime, limit: int = DIGESTS, *, stopped: Stopped = _never, pace: Pace | None = None
+    parts: Parts, now: datetime, limit: int = DIGESTS, *, stopped: Stopped = never, pace: Pace | None = None
 ) -> Summary:
     """Send the digests that are due, longest waiting first, at most ``limit``, over the connections of the settings.
 
@@ -158,11 +155,21 @@ class _Claimed:
     until: datetime  # the claim's end
 
 
-class Run:
-    """One run: a clock, a few connections with a thread each, and what came of it.
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of a claimed digest. Without a reply and an error it was not begun."""
 
-    A thread takes a claimed digest, composes it, and sends it once its last one is recorded: whenever the process dies,
-    at most one digest for each connection is sent a second time.
+    digest: Digest
+    reply: str | None = None  # of the mail server, "" if there was nothing to tell
+    error: BaseException | None = None
+
+
+class Run:
+    """One run, in three stages: claim digests; compose and send them over several connections; record the outcomes.
+
+    Claiming and recording happen in the thread that calls, which alone changes the state of the run. Each connection
+    has a thread, which gets its next digest once its last one is recorded: whenever the process dies, at most one
+    digest for each connection is sent a second time.
     """
 
     def __init__(
@@ -170,7 +177,7 @@ class Run:
         parts: Parts,
         now: datetime,
         *,
-        stopped: Stopped = _never,
+        stopped: Stopped = never,
         pace: Pace | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -178,20 +185,18 @@ class Run:
         self.clock = clock(now)
         self.summary = Summary()
         self._stopped, self._pace, self._progress = stopped, pace or Pace(), progress
-        self._settling = _Settling(parts.store, self.clock)
-        self._guard = threading.Lock()  # over what is noted
-        self._source = threading.Lock()  # over what is claimed
         # Python runs one thread at a time anyway; those that wait here do not take turns with the one that composes.
         self._composing = threading.Lock()
         self._batches: Iterator[Sequence[Digest]] = iter(())
         self._waiting: deque[_Claimed] = deque()
-        self._error: BaseException | None = None
+        self._outcomes: list[_Outcome] = []  # not recorded yet
+        self._is_ending = False
         self._in_a_row = 0
 
-    # ---- whose digests
+    # ---- stage 1: claim
 
     def due(self, limit: int) -> Iterator[Sequence[Digest]]:
-        """Claimed digests that are due, longest waiting first."""
+        """Claim digests that are due, longest waiting first."""
         left = limit
         while left > 0:
             digests = self.parts.store.claim_digests(
@@ -203,7 +208,7 @@ class Run:
             yield digests
 
     def named(self, recipients: Sequence[str]) -> Iterator[Sequence[Digest]]:
-        """Claimed digests of these recipients, whatever the hour."""
+        """Claim digests of these recipients, whatever the hour."""
         left = deque(who for who in recipients if self.may_tell(who))
         while left:
             some = [left.popleft() for _ in range(min(self._ahead, len(left)))]
@@ -223,143 +228,135 @@ class Run:
         return min(count, max(1, self._pace.per_minute // 4)) if self._pace.per_minute else count
 
     def may_tell(self, recipient: str) -> bool:
-        """Whether this recipient may be mailed; notes it when not."""
+        """Return whether this recipient may be mailed; if not, note why."""
         reason = why_not(self.parts, recipient)
         if reason:
             self._note(skipped=(recipient, reason))
         return not reason
 
-    # ---- sending
-
-    def send(self, batches: Iterator[Sequence[Digest]]) -> None:
-        """Send all of these. Raises StoreUnavailable when no more can be claimed; what was sent is recorded."""
-        self._batches = batches
-        began = time.monotonic()
-        helpers: list[threading.Thread] = []
-        try:
-            self._fill()  # here, since most runs find nothing to do
-            connections = min(self.parts.settings.digest.connections, len(self._waiting))
-            alone = connections == 1
-            helpers = [threading.Thread(target=self._over_a_connection, args=[alone]) for _ in range(connections - 1)]
-            for helper in helpers:
-                helper.start()
-            if connections:
-                self._over_a_connection(alone)
-        except BaseException as error:  # ctrl-C as well: the others end their mail
-            self._error = self._error or error
-        for helper in helpers:
-            helper.join()
-        with suppress(QuarantineError):  # else their claims run out
-            self._settling.settle(unsent=[Unsent(claimed.digest) for claimed in self._waiting])
-        self._tell_of_the_run(time.monotonic() - began)
-        if self._error is not None:
-            raise self._error
-
-    def _over_a_connection(self, alone: bool) -> None:
-        """Send until nothing is left. While one digest is being recorded the next is composed, but not sent."""
-        unrecorded: _Sent | None = None
-        try:
-            with self.parts.mailer.connection() as connection:
-                try:
-                    while not self._over():
-                        if alone or self._pace.per_minute:
-                            # Nobody else records it meanwhile, or there is a wait before the next one.
-                            self._record(unrecorded)
-                            unrecorded = None
-                        self._pace.wait(self._over)
-                        claimed = self._next()
-                        if claimed is None:
-                            return
-                        mail = self._composed(claimed)
-                        self._record(unrecorded)
-                        unrecorded = None  # or what interrupts the next one would have it noted twice
-                        if mail is not None:
-                            unrecorded = self._send(claimed, mail, connection)
-                finally:
-                    self._record(unrecorded)
-        except BaseException as error:
-            self._error = self._error or error
-
-    def _over(self) -> bool:
-        return self._stopped() or self.summary.given_up or self._error is not None
-
     def _next(self) -> _Claimed | None:
-        with self._source:
-            if not self._waiting:
-                self._fill()
-            return self._waiting.popleft() if self._waiting and not self._over() else None
-
-    def _fill(self) -> None:
-        """Claim until there is something to send, or nothing left to claim."""
-        while not self._waiting and not self._over():
+        """Return the next claimed digest, None when there is none or the run ends."""
+        while not self._waiting and not self._is_over():
             # Before the claim: a moment later it would end earlier than we think.
             until = self.clock() + LEASE
             digests = next(self._batches, None)
             if digests is None:
-                return
+                return None
             told: list[Digest] = []
             strangers: list[Digest] = []
             for digest in digests:
                 (told if self.may_tell(digest.recipient) else strangers).append(digest)
             if strangers:
-                # Out of the way, or the longest waiting would be the same strangers for ever.
+                # Postponed, or the longest waiting would be the same strangers at every tick.
                 later = self.clock() + LOOKED_AT_AGAIN
-                self._settling.settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
-            # For a single mail as well: there is no order then, but its row says it.
+                self._settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
+            # For a single mail as well: there is no order then, but its row shows it.
             readers = [digest.reader or digest.recipient for digest in told if digest.deliveries]
             known = known_senders(self.parts.store, readers)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
+        return self._waiting.popleft() if self._waiting and not self._is_over() else None
 
-    def _composed(self, claimed: _Claimed) -> bytes | None:
-        """The mail, empty when there is nothing to tell, None when it cannot be made."""
+    def _is_over(self) -> bool:
+        return self._is_ending or self.summary.given_up or self._stopped()
+
+    # ---- all three
+
+    def send(self, batches: Iterator[Sequence[Digest]]) -> None:
+        """Send all of these. Raises StoreUnavailable when no more can be claimed; what was sent is recorded."""
+        self._batches = batches
+        began = time.monotonic()
+        try:
+            first = self._next()  # before any thread, since most runs find nothing to do
+            if first is not None:
+                self._waiting.appendleft(first)
+                connections = min(self.parts.settings.digest.connections, len(self._waiting))
+                if connections == 1:
+                    self._send_alone()
+                else:
+                    self._send_together(connections)
+        finally:
+            self._settle(unsent=[Unsent(claimed.digest) for claimed in self._waiting])  # if not, their claims run out
+            self._tell_of_the_run(time.monotonic() - began)
+
+    def _send_alone(self) -> None:
+        """Send one after the other in this thread, so that ctrl-C interrupts also a mail server that hangs."""
+        with self.parts.mailer.connection() as connection:
+            try:
+                while claimed := self._next():
+                    self._outcomes.append(self._deliver(claimed, connection))
+                    self._record()
+            finally:
+                self._record()
+
+    def _send_together(self, connections: int) -> None:
+        """Send over several connections, as many as there can be threads."""
+        work: SimpleQueue[_Claimed | None] = SimpleQueue()
+        done: SimpleQueue[_Outcome] = SimpleQueue()
+        threads = self._started(connections, work, done)
+        if not threads:
+            return self._send_alone()
+        sending = 0
+        try:
+            while True:
+                while sending < len(threads) and (claimed := self._next()):
+                    work.put(claimed)
+                    sending += 1
+                if not sending:
+                    return None
+                self._outcomes.append(done.get())
+                while not done.empty():
+                    self._outcomes.append(done.get())
+                sending -= len(self._outcomes)
+                self._record()
+        finally:
+            self._is_ending = True
+            for _ in threads:
+                work.put(None)
+            for thread in threads:
+                thread.join()
+            while not done.empty():
+                self._outcomes.append(done.get())
+            self._record()
+
+    def _started(
+        self, count: int, work: SimpleQueue[_Claimed | None], done: SimpleQueue[_Outcome]
+    ) -> list[threading.Thread]:
+        """Start up to so many threads; the system may refuse some of them (RLIMIT_NPROC, memory)."""
+
+        def deliver() -> None:
+            with self.parts.mailer.connection() as connection:
+                while (claimed := work.get()) is not None:
+                    done.put(self._deliver(claimed, connection))
+
+        threads: list[threading.Thread] = []
+        for _ in range(count):
+            thread = threading.Thread(target=deliver)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.error("digests: %d of %d connections are used: %s", max(len(threads), 1), count, error)
+                break
+            threads.append(thread)
+        return threads
+
+    # ---- stage 2: compose and send
+
+    def _deliver(self, claimed: _Claimed, connection: Connection) -> _Outcome:
+        """Compose and send one digest. Never raises: errors are part of the outcome."""
         digest = claimed.digest
         try:
+            self._pace.wait(self._is_over)
             with self._composing:
-                return self._mail(digest, digest.id, claimed.known) if digest.deliveries else b""
+                mail = self._mail(digest, digest.id, claimed.known) if digest.deliveries else b""
+            if self._is_over() or self.clock() > claimed.until - LEFT_OF_LEASE:
+                return _Outcome(digest)
+            reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii()) if mail else ""
         except BaseException as error:
-            self._not_sent(digest, error)
-            return None
+            return _Outcome(digest, error=error)
+        return _Outcome(digest, reply)
 
-    def _send(self, claimed: _Claimed, mail: bytes, connection: Connection) -> _Sent | None:
-        """Send a composed digest; what is returned is to be recorded."""
-        digest, reply = claimed.digest, ""
-        if self._over() or self.clock() > claimed.until - LEFT_OF_LEASE:
-            self._settling.settle(unsent=[Unsent(digest)])
-            return None
-        try:
-            if mail:
-                reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii())
-        except BaseException as error:
-            self._not_sent(digest, error)
-            return None
-        return _Sent(digest, reply, self._settling.begin(sent=[digest]))
-
-    def _not_sent(self, digest: Digest, error: BaseException) -> None:
-        """Record, note and log what went wrong. Raises what is no failure of this digest, like ctrl-C."""
-        unsent = self._unsent(digest, error)
-        try:
-            self._settling.settle(unsent=[unsent])
-        except QuarantineError as unrecorded:
-            log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
-        if not isinstance(error, Exception):
-            raise error
-        self._failed(digest.recipient, error, refused=unsent.due_at is not None)
-
-    def _record(self, sent: _Sent | None) -> None:
-        """Return when what was sent is recorded."""
-        if sent is None:
-            return
-        digest = sent.digest
-        try:
-            self._settling.finish(sent.entry)
-        except Exception as error:
-            if digest.deliveries:
-                log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
-            self._failed(digest.recipient, error)
-            return
-        self._in_a_row = 0
-        if digest.deliveries:
-            self._sent(digest, digest.id, sent.reply)
+    def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str]) -> bytes:
+        return digest_mail(self.parts, digest, self.clock(), mail_id, known).as_bytes()
 
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
@@ -373,12 +370,57 @@ class Run:
         else:
             self._sent(digest, mail_id, reply)
 
-    def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str]) -> bytes:
-        return digest_mail(self.parts, digest, self.clock(), mail_id, known).as_bytes()
+    # ---- stage 3: record
 
-    def _unsent(self, digest: Digest, error: BaseException) -> Unsent:
-        """When a digest that failed is tried again: soon, later and later, or when the next one is due."""
-        now = self.clock()
+    def _record(self) -> None:
+        """Record all outcomes in one batch, and note them.
+
+        Raises what is no failure of a digest, like ctrl-C, once it is recorded. Interrupted itself, it can be called
+        again.
+        """
+        if not self._outcomes:
+            return
+        unsent = {o.digest.id: self._unsent(o) for o in self._outcomes if o.reply is None}
+        error = self._settle([o.digest for o in self._outcomes if o.reply is not None], list(unsent.values()))
+        outcomes, self._outcomes = self._outcomes, []
+        interrupt: BaseException | None = None
+        for outcome in outcomes:
+            digest, failure = outcome.digest, outcome.error
+            if outcome.reply is not None and error is None:
+                self._in_a_row = 0
+                if digest.deliveries:
+                    self._sent(digest, digest.id, outcome.reply)
+            elif outcome.reply is not None and error is not None:
+                if digest.deliveries:
+                    log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
+                self._failed(digest.recipient, error)
+            elif isinstance(failure, Exception):
+                if error is not None:
+                    log.error("failed digest not recorded recipient=%s: %s", digest.recipient, error)
+                self._failed(digest.recipient, failure, refused=unsent[digest.id].due_at is not None)
+            elif failure is not None:
+                interrupt = failure
+        if interrupt is not None:
+            raise interrupt
+
+    def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> Exception | None:
+        """Call `Store.settle_digests`; return the error it met twice, if any."""
+        error: Exception | None = None
+        if sent or unsent:
+            for _ in range(2):  # after a lost connection there is a new one, and settling twice does no harm
+                try:
+                    self.parts.store.settle_digests(sent, unsent, self.clock())
+                except Exception as met:
+                    error = met
+                else:
+                    return None
+        return error
+
+    def _unsent(self, outcome: _Outcome) -> Unsent:
+        """Return when a digest is tried again: soon, later and later, or when the next one is due."""
+        digest, error, now = outcome.digest, outcome.error, self.clock()
+        if error is None:
+            return Unsent(digest)
         if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
             return Unsent(digest, not_before=now + LEASE)
         said = str(error) if isinstance(error, QuarantineError) else "internal error"
@@ -396,12 +438,11 @@ class Run:
         skipped: tuple[str, str] | None = None,
         failed: tuple[str, str] | None = None,
     ) -> None:
-        with self._guard:
-            self.summary.sent += [sent] if sent else []
-            self.summary.skipped += [skipped] if skipped else []
-            self.summary.failed += [failed] if failed else []
-            if self._progress is not None:
-                self._progress(len(self.summary.sent) + len(self.summary.skipped) + len(self.summary.failed))
+        self.summary.sent += [sent] if sent else []
+        self.summary.skipped += [skipped] if skipped else []
+        self.summary.failed += [failed] if failed else []
+        if self._progress is not None:
+            self._progress(len(self.summary.sent) + len(self.summary.skipped) + len(self.summary.failed))
 
     def _sent(self, digest: Digest, mail_id: UUID, reply: str) -> None:
         count = sum(delivery.state is State.HELD for delivery in digest.deliveries)
@@ -414,15 +455,14 @@ class Run:
         else:
             log.error("digest failed recipient=%s", recipient, exc_info=error)
         self._note(failed=(recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
-        with self._guard:  # also while we look at the mail server: those who fail meanwhile wait for what we find
-            self.summary.refused += refused
-            self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
-            if not self.summary.given_up and self._hopeless(error):
-                log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
-                self.summary.given_up = True
+        self.summary.refused += refused
+        self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
+        if not self.summary.given_up and self._is_hopeless(error):
+            log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
+            self.summary.given_up = True
 
-    def _hopeless(self, error: Exception) -> bool:
-        """Whether this is about the mail server or the store, and not about single recipients."""
+    def _is_hopeless(self, error: Exception) -> bool:
+        """Return whether this is about the mail server or the store, and not about single recipients."""
         if self._in_a_row == FAILURES_IN_A_ROW:
             try:
                 self.parts.mailer.probe()
@@ -453,74 +493,6 @@ class Run:
             log.error("digests: the run is not counted: %s", error)
 
 
-class _Settling:
-    """Records what several threads did: those who come while one is at it wait, and the next takes them all along."""
-
-    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
-        self._store, self._clock = store, clock
-        self._gate, self._guard = threading.Lock(), threading.Lock()
-        self._waiting: list[_Entry] = []
-
-    def settle(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
-        """`Store.settle_digests`; returns or raises when that is done."""
-        if sent or unsent or self._waiting:  # the last: what was interrupted
-            self.finish(self.begin(sent=sent, unsent=unsent))
-
-    def begin(self, *, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> _Entry:
-        """What `finish` is to record; somebody else may do so before."""
-        entry = _Entry(sent, unsent)
-        with self._guard:
-            self._waiting.append(entry)
-        return entry
-
-    def finish(self, entry: _Entry) -> None:
-        """Return or raise when this is recorded."""
-        with self._gate:
-            if not entry.settled:
-                with self._guard:
-                    together, self._waiting = self._waiting, []
-                try:
-                    self._settle(together)
-                except BaseException:  # ctrl-C: they are not recorded, so whoever asks next shall do it
-                    with self._guard:
-                        self._waiting += together
-                    raise
-        if entry.error is not None:
-            raise entry.error
-
-    def _settle(self, together: Sequence[_Entry]) -> None:
-        sent = [digest for entry in together for digest in entry.sent]
-        unsent = [each for entry in together for each in entry.unsent]
-        error: Exception | None = None
-        for _ in range(2):  # after a lost connection there is a new one, and settling twice does no harm
-            try:
-                self._store.settle_digests(sent, unsent, self._clock())
-            except Exception as met:
-                error = met
-            else:
-                error = None
-                break
-        for entry in together:
-            entry.settled, entry.error = True, error
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A digest that the mail server has and the store does not know of yet."""
-
-    digest: Digest
-    reply: str
-    entry: _Entry
-
-
-@dataclass(slots=True)
-class _Entry:
-    sent: Sequence[Digest]
-    unsent: Sequence[Unsent]
-    settled: bool = False
-    error: Exception | None = None
-
-
 def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
     """The mail of a digest by the settings. Raises SettingsError without mail.from_address."""
     settings = parts.settings
@@ -540,61 +512,6 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
         mail_id=mail_id,
         known=known,
     )
-
-
-# ---- the rest of the process's work
-
-
-def send_queued(parts: Parts, now: datetime, *, stopped: Stopped = _never) -> int:
-    """Send our own mail that waits (sign-in links, requests, alarms); returns how many went out.
-
-    Raises StoreUnavailable. Mail that fails waits for its next try; several failures in a row end the call.
-    """
-    tell, sent, in_a_row, more = clock(now), 0, 0, True
-    with parts.mailer.connection() as connection:
-        while more and in_a_row < FAILURES_IN_A_ROW and not stopped():
-            mail = None
-            try:
-                with parts.store.sending(tell()) as mail:
-                    more = mail is not None
-                    if mail is not None and mail.to:  # else a blind, see `OutgoingMail`
-                        reply = connection.send("", mail.to, [mail.mail], has_8bit=not mail.mail.isascii())
-                        log.info("mail sent id=%s tries=%d: %s", mail.id, mail.attempts, reply)
-                        sent += 1
-                in_a_row = 0
-            except RelayRefused as error:
-                log.error("mail refused and dropped id=%s: %s", mail and mail.id, error)
-            except RelayDeferred as error:
-                log.warning("mail deferred id=%s: %s", mail and mail.id, error)
-                in_a_row += 1
-    return sent
-
-
-def daily(parts: Parts, now: datetime) -> None:
-    """Make what the coming days need and, where the clock is steady, remove what is past retention.
-
-    Raises StoreUnavailable.
-    """
-    parts.store.prepare_days(now)
-    if _steady(parts.store, now):
-        purged = parts.store.purge(now - timedelta(days=parts.settings.store.retention_days), now)
-        log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
-
-
-def _steady(store: Store, now: datetime) -> bool:
-    """Whether the clock has gone on without a jump since the day before: one that is a year ahead would purge all.
-
-    After a jump, or days in which this did not run – which look the same – there is a day to set the clock right.
-    """
-    since, noted = now, store.recall(_CLOCK)
-    if noted is not None:
-        first, last = (datetime.fromisoformat(moment) for moment in noted.split())
-        if abs(now - last) <= _CLOCK_JUMP:
-            since = first
-        else:
-            log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", last, now)
-    store.remember(_CLOCK, f"{since.isoformat()} {now.isoformat()}", replace=True)
-    return now - since >= _CLOCK_TRUSTED
 
 
 def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
@@ -620,6 +620,38 @@ def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
     assert told(server) == [ALICE]
 
 
+@pytest.mark.parametrize("startable", [0, 1, 3])
+def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
+    make_parts: MakeParts,
+    server: SmtpServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    startable: int,
+) -> None:
+    """RLIMIT_NPROC, a cgroup's pids.max, or memory."""
+    started = []
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if "Run." in getattr(thread._target, "__qualname__", ""):
+            if len(started) == startable:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+        start(thread)
+
+    parts = make_parts(mail__url=server.url, digest__connections=5)
+    people = [f"p{n:02}@example.org" for n in range(12)]
+    hold(parts.store, recipients=people)
+    news.schedule_news(parts, tomorrow())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        summary = run.send_due(parts, tomorrow())
+    assert sorted(who for who, _ in summary.sent) == people
+    assert told(server) == people
+    assert len(started) == startable
+    assert f"{max(startable, 1)} of 5 connections are used: can't start new thread" in caplog.text
+
+
 def test_whose_mail_was_released_before_is_said_of_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, relay__url=server.url)
     proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
@@ -738,7 +770,7 @@ def test_4_processes_send_each_digest_once(mailing: Parts, server: SmtpServer, p
 def test_waiting_mail_is_sent_and_blind_mail_is_dropped(mailing: Parts, server: SmtpServer) -> None:
     mailing.store.queue_mail("", b"Subject: to nobody\r\n\r\n", now())
     mailing.store.queue_mail(ALICE, "Subject: sign in\r\n\r\nü\r\n".encode(), now())
-    assert run.send_queued(mailing, now()) == 1
+    assert housekeeping.send_queued(mailing, now()) == 1
     assert [(mail.sender, mail.recipients) for mail in server.mails] == [("", [ALICE])]
     assert mailing.store.figures(now()).mails_waiting == 0
 
@@ -747,9 +779,9 @@ def test_waiting_mail_outlives_a_mail_server_that_is_down(make_parts: MakeParts,
     down = make_parts(mail__url=nobody_listens())
     for _ in range(5):
         down.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
-    assert run.send_queued(down, now()) == 0
+    assert housekeeping.send_queued(down, now()) == 0
     assert down.store.figures(now()).mails_waiting == 5
-    assert run.send_queued(make_parts(mail__url=server.url), now() + timedelta(minutes=1)) == 5
+    assert housekeeping.send_queued(make_parts(mail__url=server.url), now() + timedelta(minutes=1)) == 5
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "MAIL", "RCPT", "BODY"])
@@ -759,17 +791,17 @@ def test_waiting_mail_outlives_a_mail_server_that_rejects_the_portal(
     for _ in range(5):
         mailing.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
     server.script[verb] = REJECTED
-    assert run.send_queued(mailing, now()) == 0
+    assert housekeeping.send_queued(mailing, now()) == 0
     assert mailing.store.figures(now()).mails_waiting == 5
     server.script.clear()
-    assert run.send_queued(mailing, now() + timedelta(minutes=1)) == 5
+    assert housekeeping.send_queued(mailing, now() + timedelta(minutes=1)) == 5
 
 
 def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: SmtpServer) -> None:
     for who in (MALLORY, ALICE):
         mailing.store.queue_mail(who, b"Subject: sign in\r\n\r\n", now())
     failing(server, "RCPT", "550 5.1.1 nobody", MALLORY)
-    assert run.send_queued(mailing, now()) == 1
+    assert housekeeping.send_queued(mailing, now()) == 1
     assert told(server) == [ALICE]
     assert mailing.store.figures(now()).mails_waiting == 0
 
@@ -780,9 +812,9 @@ def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: Sm
 def test_daily_work_removes_what_is_past_retention(mailing: Parts) -> None:
     held = hold(mailing.store)
     for days in range(30):
-        run.daily(mailing, now() + days * DAY)
+        housekeeping.daily(mailing, now() + days * DAY)
     assert mailing.store.deliveries(held.id)
-    run.daily(mailing, now() + 31 * DAY)
+    housekeeping.daily(mailing, now() + 31 * DAY)
     assert mailing.store.find(str(held.id)) == []
 
 
@@ -800,14 +832,14 @@ def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: Mak
 
 def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts) -> None:
     held, at = hold(mailing.store), now()
-    run.daily(mailing, at)
+    housekeeping.daily(mailing, at)
     for jumped in (366 * DAY, 366 * DAY + timedelta(hours=19), timedelta(hours=20), -366 * DAY, timedelta(hours=21)):
-        run.daily(mailing, at + jumped)
-        run.daily(mailing, at + jumped + timedelta(minutes=1))  # started again
+        housekeeping.daily(mailing, at + jumped)
+        housekeeping.daily(mailing, at + jumped + timedelta(minutes=1))  # started again
     assert mailing.store.deliveries(held.id)
     for days in (40, 41):  # nothing ran for long, and then it did
         assert mailing.store.find(str(held.id))
-        run.daily(mailing, at + days * DAY)
+        housekeeping.daily(mailing, at + days * DAY)
     assert mailing.store.find(str(held.id)) == []
 
 
@@ -1008,7 +1040,7 @@ def test_the_process_stops_at_once_while_a_mail_server_hangs(
     process.send_signal(signal.SIGTERM)
     assert process.wait(8) == 0
     server.script.clear()
-    assert run.send_queued(mailing, now() + 2 * LEASE) == 1, "nothing is lost"
+    assert housekeeping.send_queued(mailing, now() + 2 * LEASE) == 1, "nothing is lost"
 
 
 def test_the_process_waits_for_a_store_that_is_down(tmp_path: Path) -> None:

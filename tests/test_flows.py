@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.actions import retry_due
 from portal.cli import checks
 from portal.model.links import Action
@@ -130,7 +130,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
 
     smtp.mails.clear()
     del smtp.script["RCPT"]
-    run.send_queued(site.parts, site.now)
+    housekeeping.send_queued(site.parts, site.now)
     [alarm] = smtp.mails
     assert alarm.recipients == ["postmaster@example.org"]
     assert b"Client host rejected" in alarm.data
@@ -157,7 +157,7 @@ def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_oper
     assert "Release" not in links
     site.browser().post(links["Ask"][0], {"pressed": "1"})
     assert site.store.delivery(id, 0).state is State.REQUESTED
-    run.send_queued(site.parts, site.now)
+    housekeeping.send_queued(site.parts, site.now)
     assert [m.recipients for m in smtp.mails] == [["postmaster@example.org"]]
     smtp.mails.clear()
     operator = site.parts.acts
@@ -173,7 +173,7 @@ def test_nobody_outside_local_domains_is_told_or_let_in(site: Site, smtp: SmtpSe
     assert {m.recipients[0] for m in smtp.mails} == {ALICE}
     site.browser().post("/sign-in", {"address": "someone@elsewhere.example"})
     smtp.mails.clear()
-    run.send_queued(site.parts, site.now)
+    housekeeping.send_queued(site.parts, site.now)
     assert smtp.mails == []
 
 
@@ -182,7 +182,7 @@ def test_signing_in_by_mail_shows_ones_own_mail_and_nobody_elses(site: Site, smt
     post(site, MAIL + b"2", headers={"X-Rspamd-rcpt": f'["{MALLORY}"]', "X-Rspamd-subject": "For Mallory"})
     browser = site.browser()
     browser.post("/sign-in", {"address": "Alice@Example.org"})
-    run.send_queued(site.parts, site.now)
+    housekeeping.send_queued(site.parts, site.now)
     (mail,) = smtp.mails
     assert mail.recipients[0].lower() == ALICE
     link = re.search(r"http\S+/sign-in/\S+", mail.data.decode().replace("=\r\n", ""))
@@ -210,7 +210,7 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
     tell(site)
     assert smtp.mails == []
     for days in (1, 2):
-        run.daily(site.parts, site.now + timedelta(days=days))
+        housekeeping.daily(site.parts, site.now + timedelta(days=days))
 
 
 def test_time_of_the_digest_is_the_settings(site: Site) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from digest import news, run
+from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
 from portal.model.links import Action
 from portal.model.message import Actor, State
@@ -348,7 +348,7 @@ def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwar
 def test_signing_in_as_an_alias_signs_its_person_in_and_as_a_role_nobody(site: Site, smtp: SmtpServer) -> None:
     for address, to in ((SALES, [[ALICE]]), ("alice+x@example.org", [[ALICE]]), (INFO, [])):
         assert site.browser().post("/sign-in", {"address": address}).status == 303
-        run.send_queued(site.parts, site.now)
+        housekeeping.send_queued(site.parts, site.now)
         assert [mail.recipients for mail in smtp.mails] == to
         smtp.mails.clear()
         site.pass_time(minutes=2)

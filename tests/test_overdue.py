@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.cli import checks
 from portal.model.errors import StoreUnavailable
@@ -38,7 +38,7 @@ def parts(make_parts: MakeParts, server: SmtpServer) -> Parts:
 
 def alarms(parts: Parts, server: SmtpServer) -> list[str]:
     """Subjects and texts of what the administrator got by now."""
-    run.send_queued(parts, now() + 400 * HOUR)
+    housekeeping.send_queued(parts, now() + 400 * HOUR)
     return [f"{read(mail)['Subject']}\n{text(mail)}" for mail in server.mails if mail.recipients == [POSTMASTER]]
 
 

@@ -14,7 +14,7 @@ from zoneinfo import available_timezones
 
 import pytest
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.schedule import NOTHING_CHOSEN, Preferences, Schedule
@@ -332,7 +332,7 @@ def test_nobody_gets_a_digest_by_a_link_or_while_stopped(site: Site, held: Held,
 
 def waiting(site: Site, server: SmtpServer) -> list[EmailMessage]:
     """Our own mail, sent now."""
-    run.send_queued(site.parts, site.now)
+    housekeeping.send_queued(site.parts, site.now)
     read = [message_from_bytes(mail.data, policy=SMTP) for mail in server.mails]
     assert all(isinstance(mail, EmailMessage) for mail in read)
     return read  # type: ignore[return-value]

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import MARK_HEADER, Action
 from portal.model.message import State, Tier
@@ -94,7 +94,7 @@ class World:
         self.note(gives_up=busy)
         news.schedule_news(self.parts, self.shown)
         run.send_due(self.parts, self.shown)
-        run.send_queued(self.parts, self.shown)
+        housekeeping.send_queued(self.parts, self.shown)
         told = [one for one in self.server.mails[before:] if one.recipients != [ALICE]]
         # Now, since what was sent by a clock a year behind is old, and so forgotten, a day later.
         for one in told:
@@ -109,7 +109,7 @@ class World:
             self.true += HOUR
             news.find_news(self.parts, self.shown)
             if hours % 24 == 12:
-                run.daily(self.parts, self.shown)
+                housekeeping.daily(self.parts, self.shown)
             self.tick()
 
     def assert_told_once(self) -> int:
@@ -147,7 +147,7 @@ def test_a_clock_that_is_wrong_for_hours_loses_and_doubles_nothing(
     world.error = step
     failures = iter([BUSY, "550 5.1.1 nobody", BUSY])  # which have a time for the next try
     server.script["RCPT"] = lambda line: None if ALICE.encode() in line else next(failures, None)
-    run.daily(world.parts, world.shown)  # as at the process's start
+    housekeeping.daily(world.parts, world.shown)  # as at the process's start
     news.find_news(world.parts, world.shown)
     world.hold(people)
     world.write()
@@ -206,7 +206,7 @@ def test_whatever_the_clock_does_each_mail_is_told_once(
             elif does == "start":
                 world.note(gives_up=True)  # by the purge
                 news.find_news(parts, world.shown)
-                run.daily(parts, world.shown)
+                housekeeping.daily(parts, world.shown)
             else:
                 server.script["RCPT"] = [None, BUSY] if does == "busy" else []
                 world.tick(busy=does == "busy")

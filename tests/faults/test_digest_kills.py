@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import State, Tier
@@ -175,7 +175,7 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
         if "daily" in point.jobs:  # of what is past retention, and so told before
             news.schedule_news(parts, at)
             run.send_due(parts, at)
-            run.daily(parts, at + timedelta(days=30))  # the clock counts as steady from then on
+            housekeeping.daily(parts, at + timedelta(days=30))  # the clock counts as steady from then on
         month = timedelta(days=31) if "daily" in point.jobs else timedelta()
         nth = dice.randint(1, 2) if number >= len(POINTS) and point.of_each else 1
         kills[point.name] += kill_at(point, at + month, nth, connections, dice)
@@ -201,11 +201,11 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
         digests, mails = digests + len(told), mails + len(written)
         again[point.name] += repeated
         if month:
-            run.daily(parts, at + month)
+            housekeeping.daily(parts, at + month)
             assert [parts.store.find(str(one.id)) for one in held] == [[], []], where
         else:
             assert all(delivery.announced_at for one in held for delivery in parts.store.deliveries(one.id)), where
-        assert run.send_due(parts, at + LEASE).sent == [] and run.send_queued(parts, at + LEASE) == 0, where
+        assert run.send_due(parts, at + LEASE).sent == [] and housekeeping.send_queued(parts, at + LEASE) == 0, where
     assert parts.store.delivery(asked.id, 0).state is State.REQUESTED
     report(
         f"9 kill -9 of the digest process at a point, {connections} connection{'s'[: connections - 1]}",

@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 
 import digest.__main__  # noqa: F401 - loaded before the fork
-from digest import news, run
+from digest import housekeeping, news, run
 from portal.assemble import Parts, assemble
 from portal.mail.render import Render
 from portal.settings import load_from
@@ -34,8 +34,8 @@ JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "find-news": news.find_news,
     "schedule-news": news.schedule_news,
     "digests": run.send_due,
-    "mails": run.send_queued,
-    "daily": run.daily,
+    "mails": housekeeping.send_queued,
+    "daily": housekeeping.daily,
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 
-from digest import run
+from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.message import State
 from portal.stores import Held
@@ -154,7 +154,7 @@ def test_dangerous_mail_is_asked_for(alice: Reader) -> None:
     alice.button("Ask the administrator")
     alice.reads("This mail was asked for")
     assert alice.state(BANK) is State.REQUESTED
-    run.send_queued(alice.site.parts, alice.site.now)
+    housekeeping.send_queued(alice.site.parts, alice.site.now)
     assert alice.site.mail.mails[-1].recipients == ["postmaster@example.org"]
     assert alice.given_back() == []
 
@@ -206,7 +206,7 @@ def test_her_quarantine_opens_by_a_mailed_link_and_asks_for_no_password(alice: R
     alice.page.get_by_label("Your mail address").fill(ALICE)
     alice.button("Send me a link")
     alice.page.get_by_role("textbox").wait_for()
-    run.send_queued(alice.site.parts, alice.site.now)
+    housekeeping.send_queued(alice.site.parts, alice.site.now)
     assert alice.site.mail.mails[-1].recipients == [ALICE]
 
 
