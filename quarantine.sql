@@ -144,7 +144,7 @@ begin
     );
     create index on outgoing (next_try_at);
 
-    create table sign_in (  -- used ones stay for an hour: they count for the limits
+    create table sign_in (  -- used ones stay for a day: the limits count them for an hour
         token_sha256 bytea primary key,
         code_sha256 bytea not null,
         browser_sha256 bytea not null,

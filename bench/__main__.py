@@ -51,44 +51,8 @@ def main() -> int:
     return 0
 
 
-WHERE_THE_TIME_GOES = (
-    "## Where the time goes",
-    "",
-    "Processor time for each mail in one busy process; under uWSGI with several workers all of it takes up to twice as "
-    "long, ours as the ceiling's, since each mail meets cold caches after waiting for the disk. The ceiling writes the "
-    "same rows into the same tables and indexes, search terms included, but knows them before: it looks at nothing of "
-    "the post but one SHA-256 of the mail.",
-    "",
-    "- Files, on a disk in memory, where fsync costs nothing: 500 to 540 µs, the ceiling 260. Of both, some 60 are "
-    "compressing the mail and 80 SQLite's statements and log. Two fsyncs on a real disk add the kernel's time to both.",
-    "- Understanding the post takes 70 µs, of which the ceiling spends 11: 24 are two SHA-256 of the mail, 11 the "
-    "symbols, the rest headers, addresses and the mail's own fields. Tier, log line and answer take 15.",
-    "- Making what the ceiling has ready: search terms, the metadata behind the mail, packed symbols, values of the "
-    "rows, locks and limits of time, looking whether the recipients have news: each 3 to 11 µs. The rest of the "
-    "distance is Python's own, spread thin over some 800 calls for each mail.",
-    "- With several workers SQLite reads pages again after another process has written, a few for each index, and "
-    "whoever finds the lock taken naps for 0.1 ms or more: flock cannot wait with a limit. On a machine that is busy "
-    "with other things that happens several times for each mail.",
-    "- PostgreSQL: parameters are sent as they are, in one call of one function. The call with its round trip took "
-    "289 µs; 218 since the body's place is taken from its SHA-256 instead of being looked for, and the answer is one "
-    "text. The ceiling's prepared INSERTs take 222, psycopg's adapters included. Making the parameters takes 41. "
-    "Preparing the call saves nothing that can be seen: 500 posts with and 500 without in turn, twelve times, took the "
-    "same, and so did other ways to write the function.",
-    "- Bottle is not on this path, nor is a file for a mail of less than 1 MiB.",
-    "- Dropping a day: 0.2 s are counting its messages, for what purge says, by their primary key; most of the rest is "
-    "the kernel unlinking the tables' files, 2 GB of them with search terms and all indexes.",
-    "- A digest of ten rows takes its process 4 ms: two thirds are composing, of which the email package's headers and "
-    "quoted-printable take a half, templates and links most of the rest; recording, claiming with its rows, and SMTP "
-    "with the log line are 15, 14 and 7 %. PostgreSQL, in its own process, takes 1.4 with eight connections, 2.7 with "
-    "four, 4.4 with two: it plans each statement over all days anew, and digests that end at the same time are "
-    "recorded by one. Each answer from the network lets another of the threads in, which costs as much as a tenth of a "
-    "digest when all of them compose: so one composes at a time.",
-    "",
-)
-
-
 def page(rows: list[Row], arguments: argparse.Namespace) -> str:
-    """docs/benchmarks.md."""
+    """Return docs/benchmarks.md: what these rows measured, and how."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("bottle", "psycopg", "pyuwsgi", "zstandard"))
     rows_made = " ".join([f"{arguments.seconds:g}", *arguments.only])
     command = f"python -m bench --write --rounds {arguments.rounds} --seconds {rows_made}"
@@ -122,7 +86,8 @@ def page(rows: list[Row], arguments: argparse.Namespace) -> str:
             "| --- | --- | --- | --- | --- |",
             *map(str, rows),
             "",
-            *WHERE_THE_TIME_GOES,
+            "Where the time goes: [benchmarks-notes.md](benchmarks-notes.md).",
+            "",
         ]
     )
 

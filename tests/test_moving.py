@@ -121,7 +121,7 @@ def fill(store: Store) -> list[Held]:
         hold(store, b"\x80\xff\0 8 bit\r\n.\r\n", recipients=[ALICE], envelope_sender=None, tier=Tier.DANGEROUS)
     )
     held.append(hold(store, mail(size_bytes=3_000_000), recipients=[], envelope_sender="", announce=()))
-    store.assign(held[-1].id, 0, "Carol@example.org", BY_OPERATOR)
+    store.assign(held[-1].id, 0, "Carol@example.org", BY_OPERATOR, now())
     store.move(held[2].id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted", reason="not mine")
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
@@ -154,7 +154,7 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     hold(source)
     lost = hold(source, recipients=[], announce=())
     run_copy(*urls)
-    source.assign(lost.id, 0, "Carol@example.org", BY_OPERATOR)
+    source.assign(lost.id, 0, "Carol@example.org", BY_OPERATOR, now())
     release(source, held[3], 1)
     source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), what="restored")
     source.set_digests_stopped(BOB, None)

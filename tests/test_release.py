@@ -184,7 +184,7 @@ def test_a_message_without_recipient_is_released_once_it_has_one(store: Store, a
     id = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS})).id
     with pytest.raises(NotAllowed, match="--recipient"):
         acts.release(id, 0, BY_OPERATOR, operator=True)
-    store.assign(id, 0, BOB, BY_OPERATOR)
+    store.assign(id, 0, BOB, BY_OPERATOR, now())
     acts.release(id, 0, BY_OPERATOR, operator=True)
     assert [received.recipients for received in smtp.mails] == [[BOB]]
 

@@ -290,7 +290,7 @@ def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
     held = hold(store, subject="invoice", recipients=(), announce=())
     assert found(store, recipient="", words="invoice") == [held.id]
     assert found(store, recipient=ALICE, words="invoice") == []
-    store.assign(held.id, 0, "Alice@example.org", BY_OPERATOR)
+    store.assign(held.id, 0, "Alice@example.org", BY_OPERATOR, now())
     assert ids(store.list_for(ALICE, {State.HELD}, 10, words="invoice")) == [held.id]
 
 

@@ -811,13 +811,15 @@ def test_last_events_are_the_latest_of_each_kind_of_these_deliveries(store: Stor
 
 def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> None:
     held = hold(store, recipients=())
-    delivery = store.assign(held.id, 0, "Alice@Example.org", BY_OPERATOR)
+    at = now() - HOUR  # by a clock that is behind
+    delivery = store.assign(held.id, 0, "Alice@Example.org", BY_OPERATOR, at)
     assert (delivery.recipient, delivery.address, delivery.state) == (ALICE, "Alice@Example.org", State.HELD)
     assert store.delivery(held.id, 0) == delivery == store.delivery_for(ALICE, held.id)
     assert names(store.list_for(ALICE, {State.HELD}, 10).deliveries) == [(held.id, 0)]
-    assert store.history(held.id, 0)[-1].actor == BY_OPERATOR
+    event = store.history(held.id, 0)[-1]
+    assert (event.what, event.at, event.actor, event.detail) == ("assigned", at, BY_OPERATOR, "Alice@Example.org")
     with pytest.raises(AlreadyDone) as error:
-        store.assign(held.id, 0, BOB, BY_OPERATOR)
+        store.assign(held.id, 0, BOB, BY_OPERATOR, now())
     assert error.value.delivery is None or error.value.delivery.recipient == ALICE
     assert store.delivery(held.id, 0).recipient == ALICE
 
@@ -825,11 +827,11 @@ def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> No
 def test_a_delivery_of_somebody_cannot_be_given_away(store: Store) -> None:
     held = hold(store)
     with pytest.raises(AlreadyDone):
-        store.assign(held.id, 1, MALLORY, BY_OPERATOR)
+        store.assign(held.id, 1, MALLORY, BY_OPERATOR, now())
     with pytest.raises(NotFound):
-        store.assign(held.id, 2, MALLORY, BY_OPERATOR)
+        store.assign(held.id, 2, MALLORY, BY_OPERATOR, now())
     with pytest.raises(NotFound):
-        store.assign(UNKNOWN, 0, MALLORY, BY_OPERATOR)
+        store.assign(UNKNOWN, 0, MALLORY, BY_OPERATOR, now())
     assert [d.recipient for d in store.deliveries(held.id)] == [ALICE, BOB]
 
 

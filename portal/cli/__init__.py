@@ -359,7 +359,7 @@ def _chosen(
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
                 raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
-            return [parts.store.assign(message.id, 0, recipient, _operator())]
+            return [parts.store.assign(message.id, 0, recipient, _operator(), parts.acts.now())]
         if not mine:
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))
         return mine

@@ -406,7 +406,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor, now: datetime) -> Delivery:
         """Give the delivery without a recipient (``""``) one. Raises NotFound, AlreadyDone when it has one."""
 
     # ---- acts
@@ -545,11 +545,11 @@ class Store(ABC):
     @abstractmethod
     def digest(self, digest_id: UUID) -> Digest:
         """A digest with those of its deliveries that are still kept, oldest first; none as long as it is not recorded
-        as sent. Raises NotFound. Known for 60 days at least."""
+        as sent. Raises NotFound. Known for `DIGESTS_KEPT` at least."""
 
     @abstractmethod
     def digest_recipient(self, digest_id: UUID) -> str:
-        """Whose digest that was. Raises NotFound. Known for 60 days at least."""
+        """Whose digest that was. Raises NotFound. Known for `DIGESTS_KEPT` at least."""
 
     @abstractmethod
     def find_news(self, since: datetime, local: Collection[str] | None) -> int:

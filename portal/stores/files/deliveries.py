@@ -153,15 +153,13 @@ class SqliteDeliveries(Store):
 
     # ---- acts
 
-    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor, now: datetime) -> Delivery:
         with self.db.write() as connection:
             delivery = _one(connection, message_id, number)
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
             set_recipient(connection, message_id, number, identity(address), address)
-            self._note(
-                connection, message_id, number, datetime.now(delivery.state_at.tzinfo), "assigned", actor, address
-            )
+            self._note(connection, message_id, number, now, "assigned", actor, address)
             return _one(connection, message_id, number)
 
     def move(

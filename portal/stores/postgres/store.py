@@ -306,13 +306,13 @@ class PostgresStore(PostgresRecords):
 
     # ---- acts
 
-    def assign(self, message_id: UUID, number: int, address: str, actor: Actor) -> Delivery:
+    def assign(self, message_id: UUID, number: int, address: str, actor: Actor, now: datetime) -> Delivery:
         with self.database.transaction() as connection:
             delivery = _one(connection, message_id, number, lock=True)
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
             rows.set_recipient(connection, message_id, number, identity(address), address)
-            rows.note(connection, message_id, number, datetime.now(UTC), "assigned", actor, address)
+            rows.note(connection, message_id, number, now, "assigned", actor, address)
             return _one(connection, message_id, number)
 
     def move(
