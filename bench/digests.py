@@ -179,7 +179,7 @@ def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, flo
         for name, value in environment.items():
             stack.callback(os.environ.pop, name, None)
             os.environ[name] = value
-        parts = assemble(load_from(dict(os.environ))[0])
+        parts = assemble(load_from(dict(os.environ))[0], create=True)
         stack.callback(parts.store.close)
         ready = _ready(parts)
         pairs = []

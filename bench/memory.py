@@ -16,7 +16,8 @@ from uuid import UUID
 
 from bench import load
 from bench.rig import Effort, Row, Served, own_folder, postgres, say, served
-from portal.model.links import Action, Links, read_keys
+from portal.keys import read_keys
+from portal.model.links import Action, Links
 from portal.model.message import State
 from portal.stores import Store, open_store
 
@@ -47,7 +48,7 @@ def _rows(name: str, url: str, keys: Path, effort: Effort) -> list[Row]:
             **environment,
         ) as site,
     ):  # fmt: skip
-        links = Links(read_keys(keys), f"{ORIGIN}/quarantine", timedelta(days=14))
+        links = Links(read_keys(keys, create=True), f"{ORIGIN}/quarantine", timedelta(days=14))
         store = open_store(url)
         worker = _worker(site)
         idle = _high_water(worker)

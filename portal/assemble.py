@@ -10,10 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from portal.actions import Acts
+from portal.keys import read_keys
 from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import StoreMisfit, StoreUnavailable
-from portal.model.links import Links, read_keys
+from portal.model.links import Links
 from portal.model.message import identity
 from portal.model.schedule import plan_for
 from portal.model.tiers import Tiers
@@ -41,22 +42,24 @@ class Parts:
     people: Directory
 
 
-def assemble(settings: Settings, *, release_seconds: float = 30) -> Parts:
+def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
     """Open everything. ``release_seconds`` is what one release may take: 30 while a person waits.
 
-    Raises SettingsError, StoreUnavailable or StoreMisfit.
+    ``create``: make a file store and link keys that do not exist yet, for the service. Commands leave that to
+    `quarantine init`: run in the wrong folder or as the wrong user, they would make an empty store that the service
+    cannot use. Raises SettingsError, StoreUnavailable or StoreMisfit.
     """
-    store = open_store(settings.store.url.get_secret_value())
+    store = open_store(settings.store.url.get_secret_value(), must_exist=not create)
     try:
-        return _on_store(settings, store, release_seconds)
+        return _on_store(settings, store, release_seconds, create)
     except BaseException:
         store.close()  # a worker that waits for its store tries this again with each request
         raise
 
 
-def _on_store(settings: Settings, store: Store, release_seconds: float) -> Parts:
-    links = make_links(settings)
-    agree_on_keys(store, links)
+def _on_store(settings: Settings, store: Store, release_seconds: float, create: bool) -> Parts:
+    links = make_links(settings, create=create)
+    agree_on_keys(store, links, record=create)
     render = make_render(settings, store)
     relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
@@ -138,14 +141,21 @@ def make_people(settings: Settings, store: Store) -> Directory:
     )
 
 
-def make_links(settings: Settings) -> Links:
-    """Links with the keys from the settings or the key file. Raises SettingsError."""
-    keys = [key.get_secret_value().encode() for key in settings.links.keys] or read_keys(keys_path(settings))
-    return Links(keys, settings.public_url, timedelta(days=settings.links.lifetime_days))
+def make_links(settings: Settings, *, create: bool = False) -> Links:
+    """Return links signed with the keys of the settings or the key file, which ``create`` makes if it does not exist.
+
+    Raises SettingsError.
+    """
+    keys = [key.get_secret_value().encode() for key in settings.links.keys]
+    return Links(
+        keys or read_keys(keys_path(settings), create=create),
+        settings.public_url,
+        timedelta(days=settings.links.lifetime_days),
+    )
 
 
 def keys_path(settings: Settings) -> Path:
-    """Where the link keys lie."""
+    """Return the path of the key file."""
     if settings.links.keys_file is not None:
         return settings.links.keys_file
     scheme, _, rest = settings.store.url.get_secret_value().partition(":")
@@ -153,19 +163,19 @@ def keys_path(settings: Settings) -> Path:
     return folder / "links.keys"
 
 
-def agree_on_keys(store: Store, links: Links) -> None:
-    """Notice when two hosts on one store sign with different keys: links of one would not open at the other.
+def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
+    """Check that hosts on one store sign with the same keys: links of one would not open at the other.
 
-    The store keeps the newest key's fingerprint. Ours may have a newer key after a rotation, but must still hold
-    that one. Raises StoreMisfit.
+    The store has the newest key's fingerprint; ``record`` keeps it up to date. After a rotation our keys have a newer
+    one, but they must still include that one. Raises StoreMisfit.
     """
     prints = links.fingerprints()
-    kept = store.remember("links.key", prints[-1])
-    if kept not in prints:
+    kept = store.remember("links.key", prints[-1]) if record else store.recall("links.key")
+    if kept is not None and kept not in prints:
         raise StoreMisfit(
             "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
             "sent would not open: copy the key file from the other host (after losing it for good: "
             "`quarantine init --new-keys`)"
         )
-    if kept != prints[-1]:
+    if record and kept != prints[-1]:
         store.remember("links.key", prints[-1], replace=True)

@@ -32,7 +32,7 @@ class Opening:
         self._app: Application | None = None
         self._one = threading.Lock()
         try:
-            self._app = create_app(assemble(settings))
+            self._app = create_app(assemble(settings, create=True))
         except StoreUnavailable as error:
             log.error("started without the store: %s", error)
 
@@ -59,7 +59,7 @@ class Opening:
             return None
         try:
             if self._app is None:
-                self._app = create_app(assemble(self._settings))
+                self._app = create_app(assemble(self._settings, create=True))
                 log.info("the store is there")
         except QuarantineError as error:
             log.error("still without the store: %s", error)

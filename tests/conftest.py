@@ -158,7 +158,7 @@ def make_parts(store_url: str, make_settings: MakeSettings) -> Iterator[MakePart
     made = []
 
     def make(**overrides: Any) -> Parts:
-        made.append(assemble(make_settings(store_url, **overrides)))
+        made.append(assemble(make_settings(store_url, **overrides), create=True))
         return made[-1]
 
     yield make

@@ -3,6 +3,7 @@ nothing changes."""
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import os
 import shutil
@@ -11,12 +12,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from click.testing import CliRunner
 
+from digest.__main__ import main as digest_main
 from portal.assemble import assemble
 from portal.cli import main
 from portal.model.errors import StoreMisfit
@@ -369,15 +372,99 @@ def test_the_service_waits_with_a_sentence_for_a_store_that_may_come_right(
     assert "Traceback" not in said and "hush-hush" not in said
 
 
+# What each command needs besides. None: it opens no store, or makes one since that is what it is for.
+WORDS: dict[str, tuple[str, ...] | None] = {
+    "check": (),
+    "copy": None,
+    "delete": ("4Abc1",),
+    "import-original": ("--dir", "original"),
+    "init": None,
+    "list": (),
+    "meta": ("4Abc1",),
+    "print": ("4Abc1",),
+    "purge": (),
+    "refuse": ("4Abc1", "--reason", "no"),
+    "reindex": (),
+    "release": ("4Abc1",),
+    "restore": ("4Abc1",),
+    "settings": None,
+}
+DIGEST_WORDS: dict[str, tuple[str, ...] | None] = {"once": (), "run": None}  # `run` is the service
+
+
+def test_every_command_is_here() -> None:
+    assert set(WORDS) == set(main.commands)
+    assert set(DIGEST_WORDS) == set(digest_main.commands)
+
+
+@pytest.mark.parametrize("command", [name for name, words in (WORDS | DIGEST_WORDS).items() if words is not None])
+def test_a_command_in_the_wrong_folder_makes_nothing(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "4Abc1-msg.gz").write_bytes(gzip.compress(b"Subject: x\r\n\r\n"))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    program, words = (main, WORDS[command]) if command in WORDS else (digest_main, DIGEST_WORDS[command])
+    result = CliRunner().invoke(program, [command, *(words or ())])
+    assert isinstance(result.exception, SystemExit), (result.exception, result.output)
+    assert result.exit_code == (1 if command == "check" else 2)
+    assert f"{tmp_path}/var/quarantine is no quarantine store" in result.output
+    assert "quarantine init" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_command_makes_no_key(said: Said, tmp_path: Path) -> None:
+    open_store(f"files://{tmp_path}/store").close()
+    sentence = said(f"files://{tmp_path}/store", "list")
+    assert "links.keys does not exist" in sentence
+    assert "quarantine init" in sentence
+    assert not (tmp_path / "links.keys").exists()
+
+
+def notes(store_url: str) -> list[tuple[str, str]]:
+    """Return the notes of a store but its own about writing."""
+    statement = "select name, value from setting where name not like 'store.%' order by name"
+    if store_url.startswith("files:"):
+        with closing(sqlite3.connect(Path(store_url.removeprefix("files://"), "quarantine.sqlite3"))) as connection:
+            return connection.execute(statement).fetchall()
+    with psycopg.connect(store_url) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def test_check_changes_nothing(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site" / "templates").mkdir(parents=True)
+    (tmp_path / "virtual").write_text("info@example.org alice@example.org\n")
+    config = tmp_path / "quarantine.toml"
+    config.write_text(
+        f'store.url = "{store_url}"\nlocal_domains = ["example.org"]\nlinks.keys_file = "{tmp_path}/links.keys"\n'
+        f'site.folder = "{tmp_path}/site"\npeople.alias_file = "{tmp_path}/virtual"\n'
+        'mail.from_address = "quarantine@example.org"\n'
+    )
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
+    store = open_store(store_url)
+    hold(store)
+    store.close()
+    (tmp_path / "links.keys").write_text("k" * 40 + "\n")
+    (tmp_path / "links.keys").chmod(0o600)
+    paths, kept = sorted(tmp_path.rglob("*")), notes(store_url)
+    result = CliRunner().invoke(main, ["check"])
+    assert "Traceback" not in result.output
+    assert "ok      store: can be written to" in result.output
+    assert "ok      link keys: 1 in" in result.output
+    assert sorted(tmp_path.rglob("*")) == paths
+    assert notes(store_url) == kept
+
+
 def test_a_store_that_was_opened_in_vain_is_let_go(store_url: str, make_settings: MakeSettings, tmp_path: Path) -> None:
     """A worker that waits for its store opens it with each request, which may fail behind that as well."""
-    assemble(make_settings(store_url)).store.close()
+    assemble(make_settings(store_url), create=True).store.close()
     (tmp_path / "links.keys").write_text("k" * 40 + "\n")
     settings, descriptors = make_settings(store_url), Path("/proc/self/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(10):
         with pytest.raises(StoreMisfit, match=r"these link keys are not the ones"):
-            assemble(settings)
+            assemble(settings, create=True)
     assert len(list(descriptors.iterdir())) <= before
 
 

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from itsdangerous import Signer
 
+from portal.keys import read_keys
 from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
-from portal.model.links import Action, Link, Links, read_keys
+from portal.model.links import Action, Link, Links
 from portal.model.message import new_id
 from tests.builders import ALICE, BOB, MALLORY
 
@@ -292,19 +293,22 @@ def test_fingerprints_tell_keys_apart_and_hide_them() -> None:
 
 def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "links.keys"
-    keys = read_keys(path)
+    with pytest.raises(SettingsError, match="quarantine init"):
+        read_keys(path)
+    assert not path.parent.exists()
+    keys = read_keys(path, create=True)
     assert len(keys) == 1
     assert len(keys[0]) >= 32
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_keys(path) == keys
     assert os.listdir(path.parent) == ["links.keys"]
-    assert read_keys(tmp_path / "other") != keys
+    assert read_keys(tmp_path / "other", create=True) != keys
 
 
 def test_a_generous_umask_opens_no_key_file(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        read_keys(tmp_path / "links.keys")
+        read_keys(tmp_path / "links.keys", create=True)
     finally:
         os.umask(before)
     assert (tmp_path / "links.keys").stat().st_mode & 0o777 == 0o600
@@ -350,13 +354,13 @@ def test_a_key_file_that_cannot_be_read_or_made_is_a_sentence(tmp_path: Path) ->
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "links.keys")
     for path in (tmp_path / "file" / "links.keys", tmp_path / "folder", tmp_path / "nowhere"):
         with pytest.raises(SettingsError, match=f"links.keys_file: {path}"):
-            read_keys(path)
+            read_keys(path, create=True)
 
 
 def test_many_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; from portal.model.links import read_keys; sys.stdin.read(1);"
-        "print(read_keys(pathlib.Path(sys.argv[1])))"
+        "import sys, pathlib; from portal.keys import read_keys; sys.stdin.read(1);"
+        "print(read_keys(pathlib.Path(sys.argv[1]), create=True))"
     )
     processes = [
         subprocess.Popen(

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
-from portal.model.links import MARK_HEADER, Links, read_keys
+from portal.keys import read_keys
+from portal.model.links import MARK_HEADER, Links
 from portal.model.message import Filter, Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, SENDER, mail

@@ -665,7 +665,7 @@ def test_health_tells_figures(site: Site) -> None:
 def test_a_database_that_was_damaged_meanwhile_is_told_as_a_store_that_cannot_be_used(
     files_url: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    site = Site(assemble(make_settings(files_url)))
+    site = Site(assemble(make_settings(files_url), create=True))
     browser = site.signed_in(ALICE)
     browser.peer = "127.0.0.1"
     path = tmp_path / "quarantine" / "quarantine.sqlite3"

@@ -77,7 +77,7 @@ def init(new_keys: bool) -> None:
     store = open_store(url, create=True)
     try:
         store.prepare_days(datetime.now(UTC))
-        links = make_links(settings)
+        links = make_links(settings, create=True)
         if new_keys:
             store.remember("links.key", links.fingerprints()[-1], replace=True)
         kept = store.remember("links.key", links.fingerprints()[-1])

@@ -72,7 +72,7 @@ def everything() -> list[Finding]:
     findings += _run(site_files, settings)
     store: Store | None = None
     try:
-        store = open_store(settings.store.url.get_secret_value())
+        store = open_store(settings.store.url.get_secret_value(), must_exist=True)
         findings += _run(storage, settings, store)
         findings += _run(site_failures, settings, store)
         findings += _run(aliases, settings, store)
@@ -243,7 +243,7 @@ def site_failures(settings: Settings, store: Store) -> Iterator[Finding]:
     """The last template of the site that failed when it was used, unless it was changed since."""
     if settings.site.folder is None:
         return
-    changed, _, said = store.remember(TEMPLATE_FAILED, "").partition(" ")
+    changed, _, said = (store.recall(TEMPLATE_FAILED) or "").partition(" ")
     path = settings.site.folder / "templates" / said.partition(":")[0]
     if said and path.exists() and str(path.stat().st_mtime_ns) == changed:
         yield Finding(False, "site.folder", f"{said}: it failed when it was used, ours was used instead")
@@ -341,7 +341,7 @@ def keys(settings: Settings, store: Store | None) -> Iterator[Finding]:
         )
     links = make_links(settings)
     if store is not None:
-        agree_on_keys(store, links)
+        agree_on_keys(store, links, record=False)
     yield Finding(True, "link keys", f"{len(links.fingerprints())} in {where}")
 
 

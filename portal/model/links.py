@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
-import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from pathlib import Path
 from uuid import UUID
 
 from itsdangerous import BadSignature, Signer
@@ -182,51 +179,6 @@ class Links:
 
 def _reader(identity: str, key: bytes) -> bytes:
     return hashlib.blake2b(b"reader " + identity.encode(), key=key[:64], digest_size=_READER_OCTETS).digest()
-
-
-def read_keys(path: Path) -> list[bytes]:
-    """The keys in a file, oldest to newest, one a line; makes the file, mode 0600, when it does not exist.
-
-    Raises SettingsError when it cannot be read or made, others may read it, or a key is short.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make(path)
-        mode = path.stat().st_mode & 0o777
-        keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
-    except OSError as error:
-        raise SettingsError(f"links.keys_file: {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise SettingsError(f"links.keys_file: {path} can be read by others: run chmod 600 {path}")
-    if not keys:
-        raise SettingsError(f"links.keys_file: {path} is empty: delete it, a new one is made")
-    for number, key in enumerate(keys, 1):
-        if len(key) < KEY_BYTES:
-            raise SettingsError(f"links.keys_file: {path}: key {number} is shorter than {KEY_BYTES} bytes")
-    return keys
-
-
-def _make(path: Path) -> None:
-    """Make the key file unless it is there. Linked into place whole, so that workers starting at once agree."""
-    if path.exists():
-        return
-    # A name of its own: containers that share the folder have the same process id.
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(_b64(os.urandom(48)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(new, path)
-    except FileExistsError:
-        pass  # another one was first: its key is used
-    finally:
-        new.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # links signed with this key must still open after a power cut
-    finally:
-        os.close(folder)
 
 
 def _b64(data: bytes) -> str:

@@ -88,7 +88,8 @@ def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
             try:
                 store = open_store(url, **wishes)
             except (StoreMisfit, ValueError) as error:
-                how = f" with QUARANTINE_STORE__URL={name}" if "quarantine init" in str(error) else ""
+                without_schema = "quarantine init" in str(error) and not url.startswith("files:")
+                how = f" with QUARANTINE_STORE__URL={name}" if without_schema else ""
                 raise StoreMisfit(f"{name}: {error}{how}") from error
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{name}: {error}") from error

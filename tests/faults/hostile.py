@@ -193,7 +193,7 @@ def main(posts: int, seed: int) -> None:
     faults = _Faults()
     logging.getLogger().addHandler(faults)
     logging.getLogger("quarantine").propagate = True
-    parts = assemble(load())
+    parts = assemble(load(), create=True)
     app = create_app(parts)
     source, found = random.Random(seed), seeds()
     statuses: Counter[str] = Counter()

@@ -406,7 +406,7 @@ def release_and_tell(
     """Release mail and send digests while the disk is full, and again when it is not; returns how many had to wait."""
     refused = 0
     with SmtpServer() as server:
-        site = Site(assemble(make_settings(url, relay__url=server.url, mail__url=server.url)))
+        site = Site(assemble(make_settings(url, relay__url=server.url, mail__url=server.url), create=True))
         for round in range(rounds):
             data = mail(size_bytes=round * 20_000)
             held = hold(site.store, data)

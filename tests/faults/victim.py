@@ -58,7 +58,7 @@ def work(environ: Mapping[str, str], point: Point, at: datetime, nth: int, state
     """Do the point's jobs as of ``at`` and die at its ``nth`` occurrence; within a transaction at that statement."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the test's
     _Striker(point.where, nth, statement).surround()
-    parts = assemble(load_from(dict(environ))[0])
+    parts = assemble(load_from(dict(environ))[0], create=True)
     if point.where == "any moment":
         threading.Thread(target=_die_later, args=(random.Random(nth * 100 + statement).uniform(0, 0.06),)).start()
     for job in point.jobs:

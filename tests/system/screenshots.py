@@ -71,7 +71,7 @@ def site_in(language: str, **more: str) -> Iterator[LocalSite]:
 
         def make(**settings: Any) -> Parts:
             environ = {f"QUARANTINE_{name.upper()}": str(value) for name, value in settings.items()}
-            made.append(assemble(load_from({"QUARANTINE_CONFIG": "/dev/null", **environ})[0]))
+            made.append(assemble(load_from({"QUARANTINE_CONFIG": "/dev/null", **environ})[0], create=True))
             return made[-1]
 
         with local_site(

@@ -63,8 +63,8 @@ class FileStore(SqliteRecords):
 
     @classmethod
     def open(cls, path: str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
-        """The store in the folder ``path``, made on first use unless it ``must_exist``; with ``must_be_ours`` not in a
-        folder that holds other things.
+        """Open the store in the folder ``path``, which is made if it does not exist, unless it ``must_exist``; with
+        ``must_be_ours`` not in a folder that holds other files.
 
         After a power cut, and when the database is new beside mail files, this reads the files that came since rows
         were last known to be durable. Raises StoreUnavailable, StoreMisfit.
@@ -435,7 +435,10 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
     if (folder / "mail").is_dir():
         return
     if must_exist:
-        raise StoreMisfit(f"{folder} is no quarantine store: it has no folder `mail`; check the path")
+        raise StoreMisfit(
+            f"{folder} is no quarantine store: it has no folder `mail`. Check the path; a new store is made by "
+            "`quarantine init`, run as the service's user"
+        )
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in others if name not in ("links.keys", "lost+found")]
     if others:
