@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
@@ -157,11 +158,19 @@ class _Claimed:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What came of a claimed digest. Without a reply and an error it was not begun."""
+    """What came of a claimed digest."""
 
     digest: Digest
     reply: str | None = None  # of the mail server, "" if there was nothing to tell
     error: BaseException | None = None
+    begun: bool = False  # the mail server may have it
+
+    @property
+    def is_sent(self) -> bool:
+        return self.reply is not None
+
+
+Claim = Callable[[], Sequence[Digest]]  # claims the next digests, and returns none when there are none
 
 
 class Run:
@@ -169,7 +178,8 @@ class Run:
 
     Claiming and recording happen in the thread that calls, which alone changes the state of the run. Each connection
     has a thread, which gets its next digest once its last one is recorded: whenever the process dies, at most one
-    digest for each connection is sent a second time.
+    digest for each connection is sent a second time. Ctrl-C may interrupt the calling thread at any line: claims and
+    outcomes are therefore in attributes as soon as they exist, and `send` settles at its end whatever is in them.
     """
 
     def __init__(
@@ -187,39 +197,56 @@ class Run:
         self._stopped, self._pace, self._progress = stopped, pace or Pace(), progress
         # Python runs one thread at a time anyway; those that wait here do not take turns with the one that composes.
         self._composing = threading.Lock()
-        self._batches: Iterator[Sequence[Digest]] = iter(())
+        self._claim: Claim = tuple
+        self._claimed: dict[UUID, Digest] = {}  # without an outcome yet
         self._waiting: deque[_Claimed] = deque()
-        self._outcomes: list[_Outcome] = []  # not recorded yet
+        self._claim_is_by_name = False
+        self._named: deque[str] = deque()  # recipients to claim by name
+        self._outcomes: deque[_Outcome] = deque()  # not recorded yet
+        self._error: BaseException | None = None  # of a thread
         self._is_ending = False
         self._in_a_row = 0
 
     # ---- stage 1: claim
 
-    def due(self, limit: int) -> Iterator[Sequence[Digest]]:
-        """Claim digests that are due, longest waiting first."""
+    def due(self, limit: int) -> Claim:
+        """Return what claims digests that are due, longest waiting first, up to ``limit``."""
         left = limit
-        while left > 0:
+
+        def claim() -> Sequence[Digest]:
+            nonlocal left
+            if left <= 0:
+                return ()
             digests = self.parts.store.claim_digests(
                 self.clock(), min(self._ahead, left), DELIVERIES, readers=self.parts.people.reader
             ).digests
-            if not digests:
-                return
-            left -= len(digests)
-            yield digests
+            left = left - len(digests) if digests else 0
+            return digests
 
-    def named(self, recipients: Sequence[str]) -> Iterator[Sequence[Digest]]:
-        """Claim digests of these recipients, whatever the hour."""
-        left = deque(who for who in recipients if self.may_tell(who))
-        while left:
-            some = [left.popleft() for _ in range(min(self._ahead, len(left)))]
-            claims = self.parts.store.claim_digests(
-                self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
-            )
-            claimed = {digest.recipient for digest in claims.digests}
-            left.extendleft(who for who in reversed(some) if who not in claimed and who not in claims.refused)
-            for who, why in claims.refused.items():
-                self._note(skipped=(who, str(why)))
-            yield claims.digests
+        return claim
+
+    def named(self, recipients: Sequence[str]) -> Claim:
+        """Return what claims digests of these recipients, whatever the hour."""
+        self._claim_is_by_name = True
+        self._named.extend(who for who in recipients if self.may_tell(who))
+
+        def claim() -> Sequence[Digest]:
+            while self._named:
+                some = [self._named.popleft() for _ in range(min(self._ahead, len(self._named)))]
+                claims = self.parts.store.claim_digests(
+                    self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
+                )
+                claimed = {digest.recipient for digest in claims.digests}
+                self._named.extendleft(who for who in reversed(some) if who not in claimed | set(claims.refused))
+                self._claimed.update((digest.id, digest) for digest in claims.digests)
+                for who, why in claims.refused.items():
+                    self.summary.skipped.append((who, str(why)))
+                self._show_progress()
+                if claims.digests:
+                    return claims.digests
+            return ()
+
+        return claim
 
     @property
     def _ahead(self) -> int:
@@ -231,17 +258,31 @@ class Run:
         """Return whether this recipient may be mailed; if not, note why."""
         reason = why_not(self.parts, recipient)
         if reason:
-            self._note(skipped=(recipient, reason))
+            self.summary.skipped.append((recipient, reason))
+            self._show_progress()
         return not reason
 
     def _next(self) -> _Claimed | None:
-        """Return the next claimed digest, None when there is none or the run ends."""
+        """Return a claimed digest that can be sent before its claim ends; None if there is none, or the run ends."""
+        while not self._is_over():
+            self._fill()
+            if not self._waiting:
+                break
+            claimed = self._waiting.popleft()
+            if self.clock() <= claimed.until - LEFT_OF_LEASE:
+                return claimed
+            self._give_back(claimed.digest)
+        return None
+
+    def _fill(self) -> None:
+        """Claim until there is something to send, or nothing left to claim. Raises StoreUnavailable."""
         while not self._waiting and not self._is_over():
             # Before the claim: a moment later it would end earlier than we think.
             until = self.clock() + LEASE
-            digests = next(self._batches, None)
-            if digests is None:
-                return None
+            digests = self._claim()
+            if not digests:
+                return
+            self._claimed.update((digest.id, digest) for digest in digests)
             told: list[Digest] = []
             strangers: list[Digest] = []
             for digest in digests:
@@ -254,35 +295,46 @@ class Run:
             readers = [digest.reader or digest.recipient for digest in told if digest.deliveries]
             known = known_senders(self.parts.store, readers)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
-        return self._waiting.popleft() if self._waiting and not self._is_over() else None
+
+    def _give_back(self, digest: Digest) -> None:
+        """End a claim that is too old; the digest is claimed anew."""
+        self._settle(unsent=[Unsent(digest)])
+        self._claim_again(digest)
+
+    def _claim_again(self, digest: Digest) -> None:
+        if self._claim_is_by_name:
+            self._named.append(digest.recipient)  # one that was due still is
 
     def _is_over(self) -> bool:
-        return self._is_ending or self.summary.given_up or self._stopped()
+        return self._is_ending or self.summary.given_up or self._error is not None or self._stopped()
 
     # ---- all three
 
-    def send(self, batches: Iterator[Sequence[Digest]]) -> None:
-        """Send all of these. Raises StoreUnavailable when no more can be claimed; what was sent is recorded."""
-        self._batches = batches
+    def send(self, claim: Claim) -> None:
+        """Send all digests that ``claim`` claims. Raises StoreUnavailable when no more can be claimed."""
+        self._claim = claim
         began = time.monotonic()
         try:
-            first = self._next()  # before any thread, since most runs find nothing to do
-            if first is not None:
-                self._waiting.appendleft(first)
-                connections = min(self.parts.settings.digest.connections, len(self._waiting))
-                if connections == 1:
-                    self._send_alone()
-                else:
-                    self._send_together(connections)
+            self._fill()  # before any thread is started, since most runs find nothing to do
+            connections = min(self.parts.settings.digest.connections, len(self._waiting))
+            if connections == 1:
+                self._send_alone()
+            elif connections:
+                self._send_together(connections)
         finally:
-            self._settle(unsent=[Unsent(claimed.digest) for claimed in self._waiting])  # if not, their claims run out
+            with suppress(QuarantineError):  # else their claims run out
+                self._settle(unsent=[Unsent(digest) for digest in self._claimed.values()])
             self._tell_of_the_run(time.monotonic() - began)
 
     def _send_alone(self) -> None:
         """Send one after the other in this thread, so that ctrl-C interrupts also a mail server that hangs."""
         with self.parts.mailer.connection() as connection:
             try:
-                while claimed := self._next():
+                while True:
+                    self._pace.wait(self._is_over)
+                    claimed = self._next()
+                    if claimed is None:
+                        return
                     self._outcomes.append(self._deliver(claimed, connection))
                     self._record()
             finally:
@@ -291,69 +343,77 @@ class Run:
     def _send_together(self, connections: int) -> None:
         """Send over several connections, as many as there can be threads."""
         work: SimpleQueue[_Claimed | None] = SimpleQueue()
-        done: SimpleQueue[_Outcome] = SimpleQueue()
-        threads = self._started(connections, work, done)
-        if not threads:
-            return self._send_alone()
-        sending = 0
-        try:
-            while True:
-                while sending < len(threads) and (claimed := self._next()):
-                    work.put(claimed)
-                    sending += 1
-                if not sending:
-                    return None
-                self._outcomes.append(done.get())
-                while not done.empty():
-                    self._outcomes.append(done.get())
-                sending -= len(self._outcomes)
-                self._record()
-        finally:
-            self._is_ending = True
-            for _ in threads:
-                work.put(None)
-            for thread in threads:
-                thread.join()
-            while not done.empty():
-                self._outcomes.append(done.get())
-            self._record()
-
-    def _started(
-        self, count: int, work: SimpleQueue[_Claimed | None], done: SimpleQueue[_Outcome]
-    ) -> list[threading.Thread]:
-        """Start up to so many threads; the system may refuse some of them (RLIMIT_NPROC, memory)."""
+        news: SimpleQueue[bool] = SimpleQueue()  # from the threads: True if one is free for a digest
 
         def deliver() -> None:
-            with self.parts.mailer.connection() as connection:
-                while (claimed := work.get()) is not None:
-                    done.put(self._deliver(claimed, connection))
+            try:
+                with self.parts.mailer.connection() as connection:
+                    while True:
+                        self._pace.wait(self._is_over)
+                        news.put(True)
+                        claimed = work.get()
+                        if claimed is None:
+                            work.put(None)  # for the other threads
+                            return
+                        self._outcomes.append(self._deliver(claimed, connection))
+                        news.put(False)
+            except BaseException as error:
+                self._error = error
+                news.put(False)
 
         threads: list[threading.Thread] = []
-        for _ in range(count):
-            thread = threading.Thread(target=deliver)
+        try:
+            self._start(threads, connections, deliver)
+            if not threads:
+                self._send_alone()
+            free = sending = 0
+            while threads and self._error is None:
+                free += news.get()
+                while not news.empty():
+                    free += news.get()
+                sending -= self._record()
+                while free and (claimed := self._next()) is not None:
+                    work.put(claimed)
+                    free, sending = free - 1, sending + 1
+                if not sending and (free or self._is_over()):
+                    break
+        finally:
+            self._is_ending = True
+            work.put(None)
+            interrupt = _joined(threads)
+            self._record()
+            if interrupt is not None:
+                raise interrupt
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, threads: list[threading.Thread], count: int, target: Callable[[], None]) -> None:
+        """Start up to so many threads; the system may refuse some of them (RLIMIT_NPROC, memory)."""
+        for number in range(count):
+            thread = threading.Thread(target=target)
+            threads.append(thread)
             try:
                 thread.start()
-            except RuntimeError as error:
-                log.error("digests: %d of %d connections are used: %s", max(len(threads), 1), count, error)
-                break
-            threads.append(thread)
-        return threads
+            except (RuntimeError, MemoryError) as error:
+                threads.pop()
+                log.error("digests: %d of %d connections are used: %s", max(number, 1), count, error)
+                return
 
     # ---- stage 2: compose and send
 
     def _deliver(self, claimed: _Claimed, connection: Connection) -> _Outcome:
         """Compose and send one digest. Never raises: errors are part of the outcome."""
-        digest = claimed.digest
+        digest, begun = claimed.digest, False
         try:
-            self._pace.wait(self._is_over)
             with self._composing:
                 mail = self._mail(digest, digest.id, claimed.known) if digest.deliveries else b""
             if self._is_over() or self.clock() > claimed.until - LEFT_OF_LEASE:
                 return _Outcome(digest)
+            begun = True
             reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii()) if mail else ""
         except BaseException as error:
-            return _Outcome(digest, error=error)
-        return _Outcome(digest, reply)
+            return _Outcome(digest, error=error, begun=begun)
+        return _Outcome(digest, reply, begun=True)
 
     def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str]) -> bytes:
         return digest_mail(self.parts, digest, self.clock(), mail_id, known).as_bytes()
@@ -372,54 +432,64 @@ class Run:
 
     # ---- stage 3: record
 
-    def _record(self) -> None:
-        """Record all outcomes in one batch, and note them.
+    def _record(self) -> int:
+        """Record all outcomes in one batch and note them. Return how many there were.
 
-        Raises what is no failure of a digest, like ctrl-C, once it is recorded. Interrupted itself, it can be called
-        again.
+        Raises what is no failure of a digest, like ctrl-C. Interrupted itself, it can be called again.
         """
-        if not self._outcomes:
-            return
-        unsent = {o.digest.id: self._unsent(o) for o in self._outcomes if o.reply is None}
-        error = self._settle([o.digest for o in self._outcomes if o.reply is not None], list(unsent.values()))
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes = list(self._outcomes)
+        if not outcomes:
+            return 0
+        unsent = {outcome.digest.id: self._unsent(outcome) for outcome in outcomes if not outcome.is_sent}
+        unrecorded: Exception | None = None
+        try:
+            self._settle([outcome.digest for outcome in outcomes if outcome.is_sent], list(unsent.values()))
+        except Exception as met:
+            unrecorded = met
         interrupt: BaseException | None = None
+        failures: list[Exception | None] = []
         for outcome in outcomes:
-            digest, failure = outcome.digest, outcome.error
-            if outcome.reply is not None and error is None:
-                self._in_a_row = 0
+            self._outcomes.popleft()
+            digest, error = outcome.digest, unrecorded if outcome.is_sent else outcome.error
+            self._claimed.pop(digest.id, None)
+            if unrecorded is not None and not outcome.is_sent:
+                log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
+            elif unrecorded is not None and digest.deliveries:
+                log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
+            if isinstance(error, Exception):
+                failures.append(error)
+                later = unsent.get(digest.id)
+                self._failed(digest.recipient, error, refused=later is not None and later.due_at is not None)
+            elif error is not None:
+                interrupt = error
+            elif outcome.is_sent:
+                failures.append(None)
                 if digest.deliveries:
-                    self._sent(digest, digest.id, outcome.reply)
-            elif outcome.reply is not None and error is not None:
-                if digest.deliveries:
-                    log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
-                self._failed(digest.recipient, error)
-            elif isinstance(failure, Exception):
-                if error is not None:
-                    log.error("failed digest not recorded recipient=%s: %s", digest.recipient, error)
-                self._failed(digest.recipient, failure, refused=unsent[digest.id].due_at is not None)
-            elif failure is not None:
-                interrupt = failure
+                    self._sent(digest, digest.id, outcome.reply or "")
+            elif not self._is_over():
+                self._claim_again(digest)
+        self._show_progress()
+        self._judge(failures)
         if interrupt is not None:
             raise interrupt
+        return len(outcomes)
 
-    def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> Exception | None:
-        """Call `Store.settle_digests`; return the error it met twice, if any."""
-        error: Exception | None = None
-        if sent or unsent:
-            for _ in range(2):  # after a lost connection there is a new one, and settling twice does no harm
-                try:
-                    self.parts.store.settle_digests(sent, unsent, self.clock())
-                except Exception as met:
-                    error = met
-                else:
-                    return None
-        return error
+    def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
+        """Call `Store.settle_digests`, twice if need be: after a lost connection there is a new one, and settling twice
+        does no harm."""
+        if not sent and not unsent:
+            return
+        try:
+            self.parts.store.settle_digests(sent, unsent, self.clock())
+        except Exception:
+            self.parts.store.settle_digests(sent, unsent, self.clock())
+        for each in unsent:
+            self._claimed.pop(each.digest.id, None)
 
     def _unsent(self, outcome: _Outcome) -> Unsent:
-        """Return when a digest is tried again: soon, later and later, or when the next one is due."""
+        """Return when a digest is tried again: at once, soon, later and later, or when the next one is due."""
         digest, error, now = outcome.digest, outcome.error, self.clock()
-        if error is None:
+        if error is None or not (outcome.begun or isinstance(error, Exception)):
             return Unsent(digest)
         if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
             return Unsent(digest, not_before=now + LEASE)
@@ -431,22 +501,13 @@ class Run:
 
     # ---- what came of it
 
-    def _note(
-        self,
-        *,
-        sent: tuple[str, int] | None = None,
-        skipped: tuple[str, str] | None = None,
-        failed: tuple[str, str] | None = None,
-    ) -> None:
-        self.summary.sent += [sent] if sent else []
-        self.summary.skipped += [skipped] if skipped else []
-        self.summary.failed += [failed] if failed else []
+    def _show_progress(self) -> None:
         if self._progress is not None:
             self._progress(len(self.summary.sent) + len(self.summary.skipped) + len(self.summary.failed))
 
     def _sent(self, digest: Digest, mail_id: UUID, reply: str) -> None:
         count = sum(delivery.state is State.HELD for delivery in digest.deliveries)
-        self._note(sent=(digest.recipient, count))
+        self.summary.sent.append((digest.recipient, count))
         log.info("digest sent id=%s recipient=%s messages=%d: %s", mail_id, digest.recipient, count, reply)
 
     def _failed(self, recipient: str, error: Exception, *, refused: bool = False) -> None:
@@ -454,12 +515,16 @@ class Run:
             log.warning("digest failed recipient=%s: %s", recipient, error)
         else:
             log.error("digest failed recipient=%s", recipient, exc_info=error)
-        self._note(failed=(recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
+        self.summary.failed.append((recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
         self.summary.refused += refused
-        self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
-        if not self.summary.given_up and self._is_hopeless(error):
-            log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
-            self.summary.given_up = True
+
+    def _judge(self, failures: Sequence[Exception | None]) -> None:
+        """Leave off if these outcomes, None for a digest that was sent, show that going on is useless."""
+        for error in failures:
+            self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
+            if error is not None and not self._is_over() and self._is_hopeless(error):
+                log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
+                self.summary.given_up = True
 
     def _is_hopeless(self, error: Exception) -> bool:
         """Return whether this is about the mail server or the store, and not about single recipients."""
@@ -491,6 +556,19 @@ class Run:
             )
         except QuarantineError as error:
             log.error("digests: the run is not counted: %s", error)
+
+
+def _joined(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:
+    """Wait until these threads have ended. Return ctrl-C pressed meanwhile, which cannot shorten the wait: a mail takes
+    30 s at most, and the interpreter would wait for them as well."""
+    interrupt = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as pressed:
+                interrupt = pressed
+    return interrupt
 
 
 def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from portal.assemble import Parts
 from portal.exporter import Posted, content_digest
-from portal.model.errors import NotFound
+from portal.model.errors import BodyDamaged, NotFound
 
 log = logging.getLogger("quarantine.ingest")
 
@@ -37,10 +37,14 @@ class Outcome:
 
 
 class Ingest:
-    """Holds messages. One object per process, used by many threads."""
+    """Holds messages. One object per process, used by many threads.
 
-    def __init__(self, parts: Parts) -> None:
+    ``alarms``: tell the administrator when Rspamd withholds our own mail, or scans what we released.
+    """
+
+    def __init__(self, parts: Parts, *, alarms: bool = True) -> None:
         self._parts = parts
+        self._alarms = alarms
 
     def hold(self, posted: Posted, *, at: datetime | None = None) -> Outcome:
         """Hold a parsed message; on return it is durable.
@@ -51,7 +55,7 @@ class Ingest:
         parts, export = self._parts, posted.export
         kind, id = (export.mark and parts.links.read_mark(export.mark)) or ("", None)
         if kind in ("digest", "mail"):
-            parts.acts.alarm_hourly(
+            self._alarm(
                 "our own mail is withheld by Rspamd",
                 "Rspamd exported a digest or sign-in mail of this portal to it, so it withholds them from their "
                 "recipients. Let them pass: docs/install.md tells how.",
@@ -59,7 +63,7 @@ class Ingest:
             log.error("not selected: own mail queue_id=%s mark=%s", export.queue_id, id)
             return Outcome(Result.NOT_SELECTED)
         if kind == "release" and id is not None and self._has_same_content(id, posted):
-            parts.acts.alarm_hourly(
+            self._alarm(
                 "released mail is scanned again",
                 "Rspamd exported a mail that this portal had released, so relay.url leads to a listener that scans. "
                 "Released mail is withheld once more: docs/install.md has the lines for a listener that does not scan.",
@@ -86,13 +90,18 @@ class Ingest:
             log.warning("tier raised id=%s tier=%s: the mail came again with a worse verdict", raised, tier.value)
         return Outcome(result, held.id)
 
+    def _alarm(self, subject: str, text: str) -> None:
+        if self._alarms:
+            self._parts.acts.alarm_hourly(subject, text)
+
     def _has_same_content(self, id: UUID, posted: Posted) -> bool:
         """Return whether the posted mail is the one held under ``id``.
 
-        The mark alone proves nothing: anyone who was sent a released mail can copy it onto another.
+        The mark alone proves nothing: anyone who was sent a released mail can copy it onto another. A damaged mail
+        cannot be compared, so the posted one is held.
         """
         try:
             held = content_digest(self._parts.store.body(id))
-        except NotFound:
+        except (NotFound, BodyDamaged):
             return False
         return hmac.compare_digest(held, content_digest(posted.body.chunks()))

@@ -22,6 +22,7 @@ import pytest
 from psycopg import sql
 
 from portal.assemble import Parts, assemble
+from portal.keys import read_keys
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
 
@@ -119,8 +120,9 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    """A fresh store, opened."""
+def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
+    """A fresh store, opened, and link keys beside it, as `quarantine init` leaves them."""
+    read_keys(tmp_path / "links.keys", create=True)
     opened = open_store(store_url)
     yield opened
     opened.close()

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from digest.__main__ import main as digest_main
 from portal.assemble import assemble
 from portal.cli import main
+from portal.keys import read_keys
 from portal.model.errors import StoreMisfit
 from portal.stores import open_store
 from tests.builders import hold
@@ -38,6 +39,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
     (tmp_path / "quarantine.toml").touch()
     monkeypatch.setenv("QUARANTINE_CONFIG", str(tmp_path / "quarantine.toml"))
     monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", str(tmp_path / "links.keys"))
+    read_keys(tmp_path / "links.keys", create=True)
 
     def call(store_url: str, *words: str) -> str:
         monkeypatch.setenv("QUARANTINE_STORE__URL", store_url)
@@ -416,10 +418,33 @@ def test_a_command_in_the_wrong_folder_makes_nothing(
 
 def test_a_command_makes_no_key(said: Said, tmp_path: Path) -> None:
     open_store(f"files://{tmp_path}/store").close()
+    (tmp_path / "links.keys").unlink()
     sentence = said(f"files://{tmp_path}/store", "list")
     assert "links.keys does not exist" in sentence
     assert "quarantine init" in sentence
     assert not (tmp_path / "links.keys").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "list", "purge"])
+def test_a_command_makes_no_database_and_upgrades_none(said: Said, tmp_path: Path, command: str) -> None:
+    url, database = f"files://{tmp_path}/store", tmp_path / "store" / "quarantine.sqlite3"
+    store = open_store(url)
+    hold(store)
+    store.close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("pragma user_version = 4")
+    output = said(url, command)
+    assert "schema version 4" in output
+    assert "quarantine init" in output
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("pragma user_version").fetchone() == (4,)
+    for path in database.parent.glob("quarantine.sqlite3*"):
+        path.unlink()
+    before = sorted(database.parent.rglob("*"))
+    output = said(url, command)
+    assert "quarantine.sqlite3 is missing" in output
+    assert "quarantine reindex" in output
+    assert sorted(database.parent.rglob("*")) == before
 
 
 def notes(store_url: str) -> list[tuple[str, str]]:

@@ -584,6 +584,7 @@ def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
     assert len(summary.sent) == 1
     assert summary.failed == []
     late.clear()
+    monkeypatch.setattr(run, "LEFT_OF_LEASE", timedelta())
     assert len(run.send_due(parts, at).sent) == 3, "at once: nobody has them"
     assert len(told(server)) == 4
 
@@ -600,6 +601,38 @@ def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
     assert (len(server.mails), runs(parts.store).sent) == (1, 1)
+
+
+@pytest.mark.parametrize("mails", [0, 1, 5, 9])
+def test_ctrl_c_over_several_connections_loses_and_doubles_nothing(
+    make_parts: MakeParts, server: SmtpServer, mails: int
+) -> None:
+    parts = make_parts(mail__url=server.url, digest__connections=4)
+    people = [f"p{n:02}@example.org" for n in range(20)]
+    hold(parts.store, recipients=people)
+    news.schedule_news(parts, tomorrow())
+    server.script["BODY"] = [*[None] * mails, lambda _line: os.kill(os.getpid(), signal.SIGINT)]
+    with pytest.raises(KeyboardInterrupt):
+        run.send_due(parts, tomorrow())
+    sent = told(server)
+    assert mails < len(sent) < len(people)
+    assert [who for who in people if parts.store.last_digest(who)] == sent
+    assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
+    assert told(server) == people
+
+
+def test_a_store_that_cannot_postpone_strangers_is_told(
+    parts: Parts, make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("full")
+
+    hold(parts.store, recipients=[ALICE])
+    news.schedule_news(parts, tomorrow())
+    parts = make_parts(mail__url=server.url, local_domains="elsewhere.example")  # by now
+    monkeypatch.setattr(parts.store, "settle_digests", fail)
+    with pytest.raises(StoreUnavailable):
+        run.send_due(parts, tomorrow())
 
 
 def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
@@ -669,6 +702,35 @@ def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server:
     for _ in range(2):
         assert len(run.send_due(parts, at, limit=5, pace=pace).sent) == 5
     assert time.monotonic() - began >= 9 * 0.05
+
+
+@pytest.mark.parametrize("per_minute", [1, 2, 8])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_slow_rate_sends_each_digest_at_its_turn(
+    make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch, per_minute: int, named: bool
+) -> None:
+    """A turn may come later than a claim may be old."""
+    at, passed, turns = tomorrow(), [timedelta()], []
+    monkeypatch.setattr(run, "clock", lambda _: lambda: at + passed[0])
+
+    class FastPace(run.Pace):
+        def wait(self, stopped: run.Stopped) -> None:
+            with self._lock:
+                turns.append(passed[0])
+                passed[0] += timedelta(minutes=1) / self.per_minute
+
+    parts = make_parts(mail__url=server.url, digest__connections=4)
+    people = [f"p{n:02}@example.org" for n in range(9)]
+    hold(parts.store, recipients=people)
+    news.schedule_news(parts, at)
+    if named:
+        summary = run.send_all(parts, at, recipient=people, pace=FastPace(per_minute))
+    else:
+        summary = run.send_due(parts, at, pace=FastPace(per_minute))
+    assert sorted(who for who, _ in summary.sent) == people
+    assert (summary.failed, summary.skipped) == ([], [])
+    assert told(server) == people
+    assert len(turns) <= len(people) + 4, "one for each digest, and one for each connection that finds none left"
 
 
 def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn(

@@ -195,6 +195,7 @@ def test_print_writes_the_very_bytes(run: Run, store: Store) -> None:
 
 @pytest.mark.parametrize("verb", ["meta", "print", "release", "delete", "restore"])
 def test_unknown_ids_are_said_so(run: Run, verb: str) -> None:
+    assert run("init").exit_code == 0
     for id in ("nonsense", "01890000-0000-7000-8000-000000000000"):
         result = run(verb, id)
         assert result.exit_code == 1

@@ -491,7 +491,7 @@ import sys, uuid
 from portal.assemble import assemble
 from portal.model.message import Actor
 from portal.settings import load
-assemble(load()).acts.release(uuid.UUID(sys.argv[1]), 0, Actor("recipient", "link"))
+assemble(load(), create=True).acts.release(uuid.UUID(sys.argv[1]), 0, Actor("recipient", "link"))
 """
 
 

@@ -114,6 +114,7 @@ def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
         ("K <x@Ῥόδος.gr>", "", "K <x@Ῥόδος.gr (xn--pxawj1b687y.gr)>", False),  # noqa: RUF001
         ("K <x@mail_1.käse.example>", "", "K <x@mail_1.käse.example (mail_1.xn--kse-qla.example)>", False),
         ("K <x@☃.net>", "", "K <x@☃.net (xn--n3h.net)>", False),
+        ("K <x@☃。net>", "", "K <x@☃。net (xn--n3h.net)>", False),
         ("A\u202eB\r\nBcc: x <x@example.net>", "", "AB Bcc: x <x@example.net>", False),
         ("K <x@Bank.example>", "", "K <x@Bank.example>", False),
         ("x@bank.example (K)", "", "K <x@bank.example>", False),

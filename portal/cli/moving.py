@@ -72,7 +72,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     parts = assemble(settings)
     try:
         with original.opened(folder, dsn) as source, progress("mails") as told:
-            done = original.take_over(source, Ingest(parts), oldest, told)
+            done = original.take_over(source, Ingest(parts, alarms=False), oldest, told)
     finally:
         parts.store.close()
     click.echo(f"held {done.held} mails, {done.known} were held before")
@@ -81,6 +81,8 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
             f"left alone: {done.too_old} older than store.retention_days ({settings.store.retention_days}), which the "
             "next purge would remove"
         )
+    if done.own:
+        click.echo(f"left alone: {done.own} digests and sign-in mails of this portal")
     if done.without_recipients:
         click.echo(
             f"{done.without_recipients} have no recipients: the original did not keep them. They are in nobody's "

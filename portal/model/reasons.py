@@ -328,10 +328,13 @@ def _address_shown(address: str) -> str:
     return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(_ascii(host))})"
 
 
+_DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # what separates labels (RFC 3490, 3.1)
+
+
 def _ascii(host: str) -> str:
     """Return a domain name with A-labels (RFC 5890, 2.3.2.1) as browsers make them: UTS 46, not transitional."""
     labels = []
-    for label in host.split("."):
+    for label in _DOTS.split(host):
         try:
             labels.append(label if label.isascii() else idna.encode(label, uts46=True).decode("ascii"))
         except idna.IDNAError:  # an emoji, for example, which IDNA 2003 allowed and some resolvers still look up

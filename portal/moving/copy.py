@@ -88,8 +88,8 @@ def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
             try:
                 store = open_store(url, **wishes)
             except (StoreMisfit, ValueError) as error:
-                without_schema = "quarantine init" in str(error) and not url.startswith("files:")
-                how = f" with QUARANTINE_STORE__URL={name}" if without_schema else ""
+                to_init = "quarantine init" in str(error) and "is no quarantine store" not in str(error)
+                how = f" with QUARANTINE_STORE__URL={name}" if to_init else ""
                 raise StoreMisfit(f"{name}: {error}{how}") from error
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{name}: {error}") from error

@@ -56,6 +56,7 @@ class TakenOver:
     known: int = 0  # were held before, by an earlier run
     without_recipients: int = 0  # of those held
     too_old: int = 0
+    own: int = 0  # digests and sign-in mails of this portal, which are not held
     problems: list[tuple[str, str]] = field(default_factory=list)  # which, why
 
 
@@ -186,8 +187,8 @@ def _hold(original: Original, ingest: Ingest, done: TakenOver) -> None:
         outcome = ingest.hold(posted, at=at)
         recipients = posted.export.recipients
     if outcome.result is Result.NOT_SELECTED:
-        raise Unusable("it is a digest or sign-in mail of this portal")
-    if outcome.result is Result.KNOWN:
+        done.own += 1
+    elif outcome.result is Result.KNOWN:
         done.known += 1
     else:
         done.held += 1

@@ -142,7 +142,7 @@ def _answering(pages: Pages, rule: str, handler: Handler) -> Handler:
 
 
 def _request(pages: Pages) -> Request:
-    """Return the request that Bottle is answering in this thread: the only place that reads it from there."""
+    """Return the request that Bottle is answering in this thread. Only this function reads it from there."""
     environ: Environ = current.environ
     parts = pages.parts
     tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), parts.settings.digest.language)

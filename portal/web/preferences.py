@@ -147,7 +147,7 @@ class PreferencePages:
 
     def change(self, request: Request, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
         """Do what a posted form of the page asks, then 303 to ``back``, which shows what came of it."""
-        wanted, now, done = request.form("change"), self._pages.now(), ""
+        wanted, now, done, answer = request.form("change"), self._pages.now(), "", None
         if wanted == "save":
             fields, preferences = _entered(request)
             if fields.wrong:
@@ -159,10 +159,7 @@ class PreferencePages:
         elif wanted == "resume":
             self._store.set_digests_stopped(recipient, None)
         elif wanted == "revoke":
-            revoked = self.revoke(request, recipient)
-            if not form_token:
-                return revoked
-            done = "revoked"
+            answer, done = self.revoke(request, recipient), "revoked"
         elif wanted == "digest" and form_token:
             reader = self._pages.parts.people.reader(recipient)
             done = _ASKED[self._store.ask_for_digest(reader, now, now - _ASKED_EVERY)]
@@ -171,6 +168,8 @@ class PreferencePages:
                 request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
             )
         log.info("preferences recipient=%s change=%s %s", recipient, wanted, done)
+        if answer is not None and not form_token:
+            return answer
         return self._pages.see_other(f"{back}?done={done}" if done else back)
 
     def revoke(self, request: Request, recipient: str) -> HTTPResponse:

@@ -26,7 +26,10 @@ class Request:
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown
         self._environ = environ
         self._site = site
+        bottles = environ.get("bottle.request")
         self._parsed = BaseRequest(environ)
+        # It puts itself there: a cycle, so that each request would stay in memory until the collector comes.
+        environ["bottle.request"] = bottles
 
     def query(self, name: str) -> str:
         """Return a parameter of the address, ``""`` when it is missing."""

@@ -1,6 +1,6 @@
 """View models: deliveries, findings and histories as templates show them, cleaned and in words.
 
-Pure functions. Whatever they need from the store, `Pages` has read before.
+Pure functions: whatever they need from the store was read before.
 """
 
 from __future__ import annotations

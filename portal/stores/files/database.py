@@ -215,8 +215,16 @@ def unused(folder: Path) -> Iterator[None]:
 class Database:
     """Connections to one quarantine.sqlite3, to be shared by the threads of one process. Opened after the fork."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the database in ``folder``, which exists. Raises StoreUnavailable, StoreMisfit."""
+    def __init__(self, folder: Path, *, must_exist: bool = False) -> None:
+        """Open the database in ``folder``, which exists; make or upgrade it unless it ``must_exist`` as it is.
+
+        Raises StoreUnavailable, StoreMisfit.
+        """
+        if must_exist and not (folder / DATABASE).exists():
+            raise StoreMisfit(
+                f"{folder / DATABASE} is missing. If there is mail in the store, run `quarantine reindex` as the "
+                "service's user, else `quarantine init`"
+            )
         self.folder = folder
         self._closed = False
         self._lock_file = self._in_use = -1
@@ -237,13 +245,21 @@ class Database:
                     raise StoreUnavailable(f"{folder} is being rebuilt by `quarantine reindex`: wait for it") from error
                 # SQLite would make it readable for all; the -wal and -shm files inherit its mode.
                 os.close(os.open(folder / DATABASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._prepare()
+            self._prepare(must_exist=must_exist)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self) -> None:
-        """Make the tables in a new file, bring an old one to our version."""
+    def _prepare(self, *, must_exist: bool) -> None:
+        """Make the tables in a new file, upgrade an old one unless it ``must_exist`` as it is."""
+        if must_exist:
+            with self.read() as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version < SCHEMA_VERSION:
+                raise StoreMisfit(
+                    f"{self.folder / DATABASE} has schema version {version}, this program needs {SCHEMA_VERSION}: run "
+                    "`quarantine init` as the service's user"
+                )
         with self.write(wait_seconds=30) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:

@@ -82,7 +82,7 @@ class FileStore(SqliteRecords):
                 f"store.url: {error.filename or folder} cannot be used: {error.strerror}; check owner, permissions "
                 "and mount"
             ) from error
-        store = cls(folder, mail, Database(folder))
+        store = cls(folder, mail, Database(folder, must_exist=must_exist))
         try:
             store._recover()
         except BaseException:
@@ -435,6 +435,8 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
     if (folder / "mail").is_dir():
         return
     if must_exist:
+        if (folder / "mail").exists():
+            return  # `MailFiles` names what is in the way
         raise StoreMisfit(
             f"{folder} is no quarantine store: it has no folder `mail`. Check the path; a new store is made by "
             "`quarantine init`, run as the service's user"
