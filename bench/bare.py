@@ -19,6 +19,9 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import zstandard
 from psycopg_pool import ConnectionPool
@@ -34,7 +37,7 @@ _PEOPLE = ("alice@example.org", "bob@example.org")
 _TERMS = ["offer", "of", "the", "day", "promo", "example", "net", "=spam", f"=r{1:016x}", f"=r{2:016x}", "=s041"]
 
 
-def _answer(start_response, id):
+def _answer(start_response: StartResponse, id: UUID) -> list[bytes]:
     body = json.dumps({"status": "held", "id": str(id)}).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
@@ -43,15 +46,16 @@ def _answer(start_response, id):
 def _compress(data: bytes) -> bytes:
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=3)
-    return _local.compressor.compress(data)
+    packed: bytes = _local.compressor.compress(data)
+    return packed
 
 
-def _compressed(environ) -> tuple[bytes, bytes, int]:
+def _compressed(environ: WSGIEnvironment) -> tuple[bytes, bytes, int]:
     data = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     return _compress(data), hashlib.sha256(data).digest(), len(data)
 
 
-def files(environ, start_response):
+def files(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     """One compressed file written, fsynced, renamed, its folder fsynced; the rows of one message with its terms and of
     two deliveries committed, the index of words written for 64 mails at a time."""
     folder = os.environ["QUARANTINE_BENCH_STORE"]
@@ -108,7 +112,7 @@ def _open(folder: Path, day: str) -> None:
 
 
 _pool_guard = threading.Lock()
-_pool = None
+_pool: ConnectionPool[Any] | None = None
 
 # What one mail leaves in the store's own tables, its indexes included, in one statement (faster than five).
 _INSERTS = """
@@ -124,7 +128,7 @@ insert into body_chunk (body_id, n, data) values (%(id)s, 0, %(data)b)
 """
 
 
-def postgres(environ, start_response):
+def postgres(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     """The rows of one message and two deliveries in one transaction; prepared by psycopg, no limits, no look-ups."""
     global _pool
     if _pool is None:

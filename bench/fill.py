@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 
@@ -49,8 +50,12 @@ def postgres(
     for day in {day for day, _, _ in days}:
         postgres_days.make_day(database, day)
     database.close()
+
+    def fill_in(part: tuple[date, int, int]) -> None:
+        _postgres_day(dsn, *part, people, bodies, alike)
+
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda part: _postgres_day(dsn, *part, people, bodies, alike), days))
+        list(pool.map(fill_in, days))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("vacuum analyze")  # as autovacuum does in time
         connection.execute("checkpoint")
@@ -123,7 +128,7 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
     os.sync()  # or the disk is still busy with it while we measure
 
 
-def _mails(day: date, first: int, count: int) -> Iterator:
+def _mails(day: date, first: int, count: int) -> Iterator[tuple[int, UUID, bytes]]:
     for n in range(count):
         id = new_id(_start(day) + timedelta(milliseconds=n * DAY_MS // count))
         yield first + n, id, hashlib.sha256(id.bytes).digest()

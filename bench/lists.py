@@ -9,14 +9,15 @@ import random
 import statistics
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bench import fill
 from bench.rig import Effort, Row, own_folder, p99, postgres, say, served
 from portal.model.message import State, random_token
-from portal.stores import open_store
+from portal.stores import Store, open_store
 from portal.web.pages import sha256
 
 SMALL, LARGE, EACH, PAGE = 10_000, 1_000_000, 100, 25
@@ -56,10 +57,7 @@ def _rows(store: str, small: str, large: str, effort: Effort) -> list[Row]:
     counts = (SMALL, effort.of(LARGE))
     stores = [open_store(url) for url in (small, large)]
     try:
-        lists = [
-            lambda s=s, n=n // EACH: _full(s.list_for(fill.person(random.randrange(n)), [State.HELD], PAGE).deliveries)
-            for s, n in zip(stores, counts, strict=True)
-        ]
+        lists = [partial(_list, opened, count // EACH) for opened, count in zip(stores, counts, strict=True)]
         rows = [_compared(f"a list of {PAGE} from {store} with {counts[1]:,} held", lists, CALLS, effort)]
         sessions = []
         for opened, count in zip(stores, counts, strict=True):
@@ -72,7 +70,7 @@ def _rows(store: str, small: str, large: str, effort: Effort) -> list[Row]:
             served("portal.wsgi:application", workers=1, **_environment(large, keys / "large")) as large_site,
         ):
             pages = [
-                lambda port=site.port, names=list(names): _page(port, random.choice(names))
+                partial(_page, site.port, list(names))
                 for site, names in zip((small_site, large_site), sessions, strict=True)
             ]
             rows.append(_compared(f"the page GET / from {store} with {counts[1]:,} held", pages, PAGES, effort))
@@ -86,12 +84,16 @@ def _environment(url: str, keys: Path) -> dict[str, str]:
     return {"QUARANTINE_STORE__URL": url, "QUARANTINE_LINKS__KEYS_FILE": str(keys)}
 
 
-def _full(deliveries: object) -> None:
+def _list(store: Store, people: int) -> None:
+    """The list of any of the first so many."""
+    deliveries = store.list_for(fill.person(random.randrange(people)), [State.HELD], PAGE).deliveries
     if len(deliveries) != PAGE:
         raise RuntimeError(f"a page of {len(deliveries)} rows")
 
 
-def _page(port: int, session: str) -> None:
+def _page(port: int, sessions: list[str]) -> None:
+    """The page that any of these sessions gets."""
+    session = random.choice(sessions)
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/quarantine/", headers={"Cookie": f"__Host-quarantine-session={session}"}
     )
@@ -100,7 +102,7 @@ def _page(port: int, session: str) -> None:
             raise RuntimeError("not a recipient's page")
 
 
-def _compared(what: str, calls: list[Callable[[], None]], count: int, effort: Effort) -> Row:
+def _compared(what: str, calls: Sequence[Callable[[], None]], count: int, effort: Effort) -> Row:
     """Both in turn, call by call."""
     found: list[tuple[float, float]] = []
     for n in range(effort.rounds + 1):

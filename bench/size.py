@@ -6,8 +6,8 @@ import io
 import random
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 import psycopg
@@ -43,15 +43,15 @@ def stored_postgres(effort: Effort) -> list[Row]:
         store = open_store(dsn, create=True)
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("checkpoint")
-            (start,) = connection.execute("select pg_current_wal_lsn()").fetchone()
+            ((start,),) = connection.execute("select pg_current_wal_lsn()").fetchall()
             held, packed = _hold_all(store, effort.of(MAILS))
             store.close()
-            (wal,) = connection.execute("select pg_current_wal_lsn() - %s::pg_lsn", [start]).fetchone()
+            ((wal,),) = connection.execute("select pg_current_wal_lsn() - %s::pg_lsn", [start]).fetchall()
             connection.execute("checkpoint")
-            taken = connection.execute(
+            ((taken,),) = connection.execute(
                 "select sum(pg_total_relation_size(oid)) from pg_class"
                 " where relkind = 'r' and relnamespace = 'public'::regnamespace"
-            ).fetchone()[0]
+            ).fetchall()
         mail = f"{held / 1e6:.1f} of mail"
         return [
             _stored("PostgreSQL", int(taken), held, packed),
@@ -70,6 +70,7 @@ def _hold_all(store: Store, count: int) -> tuple[int, int]:
     headers = {f"x-rspamd-{name}": value for name, value in load.METADATA.items()} | {"content-type": "text/plain"}
     for mail in mixed_mails(count):
         posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
+        assert posted is not None
         try:
             store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
         finally:
@@ -127,13 +128,14 @@ def drop_postgres(effort: Effort) -> list[Row]:
     ]  # fmt: skip
 
 
-def _megabytes(dsn: str, day) -> float:
+def _megabytes(dsn: str, day: date) -> float:
     with psycopg.connect(dsn) as connection:
-        return connection.execute(
+        ((megabytes,),) = connection.execute(
             "select coalesce(sum(pg_total_relation_size(oid)), 0)::float / 1e6 from pg_class"
             " where relkind = 'r' and relname like %s",
             [f"%\\_{day:%Y%m%d}"],
-        ).fetchone()[0]
+        ).fetchall()
+    return float(megabytes)
 
 
 class _Client:
@@ -155,6 +157,7 @@ class _Client:
                 number += 1
                 mail = load.mail_head(number) + text
                 posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
+                assert posted is not None
                 began = time.perf_counter()
                 self._store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
                 self._taken.append((began, time.perf_counter() - began))
@@ -162,7 +165,7 @@ class _Client:
         except Exception as error:
             self._error = error
 
-    def longest(self, act) -> tuple[float, float, int]:
+    def longest(self, act: Callable[[], object]) -> tuple[float, float, int]:
         """Do ``act``; its seconds, the slowest mail's that was being held meanwhile, and how many there were."""
         began = time.perf_counter()
         act()

@@ -26,15 +26,18 @@ from email.header import Header
 from email.utils import formataddr, parseaddr
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "var" / "demo"
 ALICE, BOB = "alice@example.org", "bob@example.org"
 
 # sender, From, recipients, subject, score, symbols, text
-SAMPLES = [
+Sample = tuple[str, str, list[str], str, float, list[tuple[str, float]], str]
+SAMPLES: list[Sample] = [
     ("news@shoes.example.net", "Shoe Shop <news@shoes.example.net>", [ALICE], "Your order 4711 has been shipped", 15.4,
      [("R_DKIM_ALLOW", -0.2), ("R_SPF_ALLOW", -0.2), ("BAYES_SPAM", 5.1), ("HTML_SHORT_LINK_IMG_1", 2)],
      "Dear Alice,\n\nyour shoes are on their way. They will arrive on Thursday.\n\nThe shoe shop\n"),
@@ -128,7 +131,8 @@ class Caught:
     def __init__(self) -> None:
         self.mails: list[tuple[str, bytes]] = []
 
-    async def handle_DATA(self, server, session, envelope) -> str:
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        assert isinstance(envelope.content, bytes)
         for recipient in envelope.rcpt_tos:
             self.mails.append((recipient, envelope.content))
             print(f"  mail for {recipient} has arrived", flush=True)
@@ -165,7 +169,7 @@ class Caught:
         return Page
 
 
-def post(url: str, sample: tuple, number: int) -> dict:
+def post(url: str, sample: Sample, number: int) -> dict[str, Any]:
     """One request as Rspamd's `multipart` formatter makes it (EXPORTER: two parts, metadata and message)."""
     sender, header_from, recipients, subject, score, symbols, text = sample
     mail = "\r\n".join(
@@ -204,7 +208,8 @@ def post(url: str, sample: tuple, number: int) -> dict:
     ).encode() + mail + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
     headers = {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "User-Agent": "rspamd-4.1.6"}
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
-        return json.load(answer)
+        told: dict[str, Any] = json.load(answer)
+        return told
 
 
 def text_of(mail: bytes) -> str:
@@ -212,7 +217,7 @@ def text_of(mail: bytes) -> str:
     return part.get_content() if part else ""
 
 
-def wait_for(url: str, portal: subprocess.Popen) -> None:
+def wait_for(url: str, portal: subprocess.Popen[bytes]) -> None:
     for _ in range(300):
         if portal.poll() is not None:
             break
@@ -234,7 +239,7 @@ def free_port(wanted: int) -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return probe.getsockname()[1]
+            return int(probe.getsockname()[1])
     raise OSError("no free port")
 
 

@@ -22,7 +22,7 @@ class Statements:
         connect, execute = sqlite3.connect, psycopg.Cursor.execute
 
         def connected(*args: Any, **options: Any) -> sqlite3.Connection:
-            connection = connect(*args, **options)
+            connection: sqlite3.Connection = connect(*args, **options)
             connection.set_trace_callback(self._hear)
             return connection
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def on_terminal(
@@ -15,11 +16,12 @@ def on_terminal(
     """Run it; returns its exit status, what the terminal got, and what went to the other of stdout and stderr."""
     ours, terminal = os.openpty()
     other = "stderr" if shown == "stdout" else "stdout"
-    process = subprocess.Popen(
+    streams: dict[str, Any] = {shown: terminal, other: subprocess.PIPE}
+    process: subprocess.Popen[bytes] = subprocess.Popen(
         command,
         env={**env, "TERM": "xterm", "COLUMNS": str(columns)},
         cwd=Path(__file__).parent.parent,
-        **{shown: terminal, other: subprocess.PIPE},
+        **streams,
     )
     os.close(terminal)
     seen = b""

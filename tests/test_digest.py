@@ -86,13 +86,16 @@ class _Seen(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.words, self.links, self.tags, self.attributes = "", [], set(), set()
+        self.words = ""
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        self.links += [value for name, value in attrs if name == "href"]
+        self.links += [value or "" for name, value in attrs if name == "href"]
 
     def handle_data(self, data: str) -> None:
         self.words += data

@@ -662,11 +662,11 @@ def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
     startable: int,
 ) -> None:
     """RLIMIT_NPROC, a cgroup's pids.max, or memory."""
-    started = []
+    started: list[threading.Thread] = []
     start = threading.Thread.start
 
     def refused(thread: threading.Thread) -> None:
-        if "Run." in getattr(thread._target, "__qualname__", ""):
+        if "Run." in getattr(thread._target, "__qualname__", ""):  # type: ignore[attr-defined]
             if len(started) == startable:
                 raise RuntimeError("can't start new thread")
             started.append(thread)

@@ -9,11 +9,13 @@ import json
 import re
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from datetime import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
 
 from portal.settings import Section, Settings, keys, load
 
@@ -38,7 +40,7 @@ EXAMPLE_HEAD = """# The quarantine portal's settings. Every key is shown with it
 """
 
 
-def fields():
+def fields() -> Iterator[tuple[str, FieldInfo]]:
     """(dotted key, field) for every setting, top level first."""
     for name, field in Settings.model_fields.items():
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
@@ -86,6 +88,7 @@ def example() -> str:
         if prefix != section:
             section = prefix
             out.append(f"\n[{prefix}]")
+        assert field.description is not None, key
         out += textwrap.wrap(field.description.replace("`", ""), 100, initial_indent="# ", subsequent_indent="# ")
         default = plain(field.default)
         value = '""' if default is None else json.dumps(default)
@@ -95,18 +98,18 @@ def example() -> str:
     return "\n".join(out) + "\n"
 
 
-def test_settings_page_says_what_the_models_say():
+def test_settings_page_says_what_the_models_say() -> None:
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page(), "run: python -m tests.test_docs"
 
 
-def test_example_file_says_what_the_models_say():
+def test_example_file_says_what_the_models_say() -> None:
     assert (ROOT / "quarantine.example.toml").read_text("utf-8") == example(), "run: python -m tests.test_docs"
 
 
-def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path):
+def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: Path) -> None:
     text = (ROOT / "quarantine.example.toml").read_text("utf-8")
     assert not any(isinstance(v, dict) and v for v in tomllib.loads(text).values()), "everything is commented out"
-    live = []
+    live: list[str] = []
     for line in text.splitlines():
         if line.startswith("#  ") and live:
             live[-1] += " " + line[3:]  # a long list goes on
@@ -117,7 +120,7 @@ def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path):
     assert load({"QUARANTINE_CONFIG": str(path)}) == load({"QUARANTINE_CONFIG": "/dev/null"})
 
 
-def test_every_line_and_metric_that_the_operators_page_explains_is_written_somewhere():
+def test_every_line_and_metric_that_the_operators_page_explains_is_written_somewhere() -> None:
     page = (ROOT / "docs" / "operate.md").read_text("utf-8")
     code = "".join(p.read_text("utf-8") for folder in ("portal", "digest") for p in (ROOT / folder).glob("**/*.py"))
     explained = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
@@ -126,7 +129,7 @@ def test_every_line_and_metric_that_the_operators_page_explains_is_written_somew
             assert part.removesuffix("id=").strip(" :") in code, text
 
 
-def test_every_document_that_readme_links_to_exists():
+def test_every_document_that_readme_links_to_exists() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

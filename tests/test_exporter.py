@@ -60,6 +60,13 @@ def post(headers: dict[str, str], data: bytes, limit: int = LIMIT) -> Posted | N
     return parse(headers, body_of(data), limit)
 
 
+def posting(headers: dict[str, str], data: bytes) -> Posted:
+    """What was posted, which is not nothing."""
+    posted = post(headers, data)
+    assert posted is not None
+    return posted
+
+
 def message_of(posted: Posted | None) -> bytes:
     assert posted is not None
     return b"".join(posted.body.chunks(7_777))
@@ -188,7 +195,7 @@ def corpus() -> list[Path]:
 def test_mail_of_other_projects_comes_out_byte_for_byte(form: Any) -> None:
     for file in corpus():
         mail = file.read_bytes()
-        with post(*form(mail)) as posted:  # type: ignore[union-attr]
+        with posting(*form(mail)) as posted:
             assert message_of(posted) == mail, file
             assert posted.export.flags == frozenset(), file
             assert posted.export.size_bytes == len(mail)
@@ -207,14 +214,14 @@ AWKWARD = [
 @pytest.mark.parametrize("mail", AWKWARD, ids=range(len(AWKWARD)))
 def test_awkward_bytes_come_out_as_they_went_in(form: Any, mail: bytes) -> None:
     for headers, data in (form(mail), ({**form(mail)[0], "content-encoding": "gzip"}, gzip.compress(form(mail)[1], 1))):
-        with post(headers, data) as posted:  # type: ignore[union-attr]
+        with posting(headers, data) as posted:
             assert message_of(posted) == mail
             assert posted.export.recipients == ("alice@example.org", "bob@example.org")
 
 
 @every_format
 def test_metadata_is_the_same_whatever_the_formatter(form: Any) -> None:
-    with post(*form(MAIL, TOLD | {"subject": "Grüße – für Sie", "from": ""})) as posted:  # type: ignore[union-attr]
+    with posting(*form(MAIL, TOLD | {"subject": "Grüße – für Sie", "from": ""})) as posted:
         export = posted.export
     assert export.subject == "Grüße – für Sie"
     assert export.envelope_sender == ""
@@ -256,14 +263,14 @@ def test_an_empty_post_is_nothing_to_hold() -> None:
 
 @pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(TOLD).encode()])
 def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_headers_say_otherwise(data: bytes) -> None:
-    with post(as_headers(TOLD | {"qid": "OTHER", "rcpt": ["alice@example.org"]}), data) as posted:  # type: ignore
+    with posting(as_headers(TOLD | {"qid": "OTHER", "rcpt": ["alice@example.org"]}), data) as posted:
         assert message_of(posted) == data
         assert posted.export.recipients == ("alice@example.org",)
 
 
 @pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(TOLD).encode()])
 def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_its_type_is_that_of_mail(data: bytes) -> None:
-    with post({"content-type": "message/rfc822"}, data) as posted:  # type: ignore[union-attr]
+    with posting({"content-type": "message/rfc822"}, data) as posted:
         assert message_of(posted) == data
         assert posted.export.flags == ALL_FLAGS
 
@@ -272,7 +279,7 @@ def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_its_type_is_that
     "data", [b"{", b'{"a": 1}', b"{" * 100_000, b"\x81\xa1a\x01", b"\x81", b"\xdf\xff\xff\xff\xff", b"\x91"]
 )
 def test_what_has_not_the_keys_of_an_export_is_a_mail(data: bytes) -> None:
-    with post({"content-type": "text/plain"}, data) as posted:  # type: ignore[union-attr]
+    with posting({"content-type": "text/plain"}, data) as posted:
         assert message_of(posted) == data
         assert Flag.NO_METADATA in posted.export.flags
 
@@ -294,14 +301,14 @@ def test_json_without_the_message_names_the_formatter_to_use() -> None:
 @pytest.mark.parametrize("prefix", ["x-rspamd-", "x-quarantine-", "x-site-a-rspamd-", "xq"])
 def test_any_prefix_of_metadata_headers_is_found(prefix: str) -> None:
     headers = as_headers(TOLD, prefix) | {"x-real-ip": "203.0.113.9", "x-user": "x", "soapaction": "x", "host": "h"}
-    with post(headers, MAIL) as posted:  # type: ignore[union-attr]
+    with posting(headers, MAIL) as posted:
         assert posted.export.queue_id == "4XqAbc1"
         assert posted.export.client_ip == "198.51.100.7"
         assert posted.export.flags == frozenset()
 
 
 def test_headers_of_proxies_are_no_metadata() -> None:
-    with post({"x-real-ip": "203.0.113.9", "x-forwarded-user": "x", "soapaction": "x"}, MAIL) as posted:  # type: ignore
+    with posting({"x-real-ip": "203.0.113.9", "x-forwarded-user": "x", "soapaction": "x"}, MAIL) as posted:
         assert posted.export.flags == ALL_FLAGS
         assert posted.export.subject == "Buy now"
         assert posted.export.client_ip is None
@@ -326,13 +333,13 @@ def test_headers_of_proxies_are_no_metadata() -> None:
     ],
 )
 def test_header_values_are_decoded_in_every_shape_rspamd_gave_them(value: str, subject: str) -> None:
-    with post(as_headers(TOLD) | {"x-rspamd-subject": value}, MAIL) as posted:  # type: ignore[union-attr]
+    with posting(as_headers(TOLD) | {"x-rspamd-subject": value}, MAIL) as posted:
         assert posted.export.subject == subject
 
 
 def test_the_envelope_may_stand_in_angle_brackets_with_its_quotes() -> None:
     told = TOLD | {"rcpt": ['<"quo ted"@example.org>', "<bob+news@example.org>"], "from": "<>"}
-    with post(as_headers(told), MAIL) as posted:  # type: ignore[union-attr]
+    with posting(as_headers(told), MAIL) as posted:
         assert posted.export.recipients == ('"quo ted"@example.org', "bob+news@example.org")
         assert posted.export.envelope_sender == ""
         assert posted.export.flags == frozenset()
@@ -340,14 +347,14 @@ def test_the_envelope_may_stand_in_angle_brackets_with_its_quotes() -> None:
 
 def test_odd_local_parts_stay_as_written_and_repeated_recipients_come_once() -> None:
     rcpt = ["Alice@Example.org", "a b@example.org", "at@sign@example.org", "alice@example.org", "jürgen@example.org"]
-    with post(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == (*rcpt[:3], rcpt[4])
         assert posted.export.flags == frozenset()
 
 
 def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people() -> None:
     rcpt = ["mike@example.org", "mi\u212ae@example.org"]  # KELVIN SIGN
-    with post(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == tuple(rcpt)
 
 
@@ -371,14 +378,14 @@ def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people()
     ],
 )
 def test_recipients_that_cannot_be_used_are_dropped_and_flagged(rcpt: str, kept: tuple[str, ...]) -> None:
-    with post(as_headers(TOLD | {"rcpt": rcpt}), MAIL) as posted:  # type: ignore[union-attr]
+    with posting(as_headers(TOLD | {"rcpt": rcpt}), MAIL) as posted:
         assert posted.export.recipients == kept
         assert posted.export.flags == {Flag.RECIPIENTS}
 
 
 def test_more_recipients_than_deliveries_have_numbers_are_flagged() -> None:
     rcpt = [f"r{n}@example.org" for n in range(100_000)]
-    with post(*as_multipart(MAIL, TOLD | {"rcpt": rcpt})) as posted:  # type: ignore[union-attr]
+    with posting(*as_multipart(MAIL, TOLD | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == tuple(rcpt[:65_536])
         assert posted.export.flags == {Flag.RECIPIENTS}
 
@@ -387,7 +394,7 @@ def test_symbols_cut_anywhere_keep_what_can_be_read_and_are_flagged() -> None:
     whole = json.dumps(TOLD["symbols"] + [{"name": "GRÜSSE", "score": -1.5}], ensure_ascii=False).encode()
     for end in range(len(whole)):
         headers = as_headers(TOLD) | {"x-rspamd-symbols": whole[:end].decode("latin-1")}
-        with post(headers, MAIL) as posted:  # type: ignore[union-attr]
+        with posting(headers, MAIL) as posted:
             assert Flag.SYMBOLS in posted.export.flags
             names = [symbol.name for symbol in posted.export.symbols]
             assert names == ["TEST", "OTHER", "GRÜSSE"][: len(names)]
@@ -415,12 +422,12 @@ def test_the_short_way_reads_symbols_as_the_long_one(text: str) -> None:
 
 def test_too_many_symbols_and_options_are_cut() -> None:
     symbols = [{"name": f"S{n}", "score": 1, "options": ["x" * 900] * 60} for n in range(1001)]
-    with post(*as_msgpack(MAIL, TOLD | {"symbols": symbols[:70]})) as posted:  # type: ignore[union-attr]
+    with posting(*as_msgpack(MAIL, TOLD | {"symbols": symbols[:70]})) as posted:
         assert posted.export.symbols[0].options == ("x" * 500,) * 50
         assert posted.export.flags == frozenset()
     for symbol in symbols:
         del symbol["options"]
-    with post(*as_default(MAIL, TOLD | {"symbols": symbols})) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(MAIL, TOLD | {"symbols": symbols})) as posted:
         assert len(posted.export.symbols) == 1000
         assert posted.export.flags == {Flag.SYMBOLS}
 
@@ -428,7 +435,7 @@ def test_too_many_symbols_and_options_are_cut() -> None:
 @pytest.mark.parametrize("score", ["nan", "inf", "-Infinity", "1e300", "", "x", True, None, [1], "9" * 5000])
 def test_absurd_scores_are_unknown(score: Any) -> None:
     for form in FORMATS.values():
-        with post(*form(MAIL, TOLD | {"score": score})) as posted:
+        with posting(*form(MAIL, TOLD | {"score": score})) as posted:
             assert posted.export.score is None
             assert Flag.SCORE in posted.export.flags
 
@@ -450,14 +457,14 @@ def test_texts_are_clean_and_of_sane_length() -> None:
 @pytest.mark.parametrize("sender", ["unknown", "a\nb@example.net", "x" * 330, "\udc80@example.net"])
 def test_a_sender_that_cannot_be_used_is_not_known_rather_than_null(sender: str) -> None:
     for form in (as_multipart, as_json):
-        with post(*form(MAIL, TOLD | {"from": sender})) as posted:  # type: ignore[union-attr]
+        with posting(*form(MAIL, TOLD | {"from": sender})) as posted:
             assert posted.export.envelope_sender is None
             assert posted.export.flags == {Flag.SENDER}
 
 
 @pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000, b"7" * 5_000_000])
 def test_unreadable_metadata_beside_a_message_never_loses_the_message(metadata: bytes) -> None:
-    with post(*as_multipart(MAIL, metadata)) as posted:  # type: ignore[union-attr]
+    with posting(*as_multipart(MAIL, metadata)) as posted:
         assert message_of(posted) == MAIL
         assert posted.export.flags == ALL_FLAGS
 
@@ -485,15 +492,15 @@ def test_unreadable_metadata_beside_a_message_never_loses_the_message(metadata: 
     ],
 )
 def test_without_metadata_the_subject_comes_from_the_message(head: bytes, subject: str) -> None:
-    with post({"content-type": "message/rfc822"}, head) as posted:  # type: ignore[union-attr]
+    with posting({"content-type": "message/rfc822"}, head) as posted:
         assert posted.export.subject == subject
 
 
 def test_the_first_mark_is_handed_on() -> None:
     mail = b"Received: x\r\nX-Quarantine-Mark: one\r\nX-Quarantine-Mark: two\r\n" + MAIL
-    with post(*as_default(mail)) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(mail)) as posted:
         assert posted.export.mark == "one"
-    with post(*as_default(MAIL + b"\r\nX-Quarantine-Mark: in the body\r\n")) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(MAIL + b"\r\nX-Quarantine-Mark: in the body\r\n")) as posted:
         assert posted.export.mark is None
 
 
@@ -501,7 +508,7 @@ def test_the_first_mark_is_handed_on() -> None:
 
 
 def sameness_of(mail: bytes, **changed: Any) -> bytes:
-    with post(*as_default(mail, TOLD | changed)) as posted:  # type: ignore[union-attr]
+    with posting(*as_default(mail, TOLD | changed)) as posted:
         return posted.export.sameness
 
 
@@ -561,7 +568,7 @@ def test_a_release_that_comes_back_has_the_digest_of_what_was_held() -> None:
 
 def test_only_what_is_known_says_that_mail_is_not_wanted() -> None:
     def is_wanted(only: tuple[str, ...], actions: tuple[str, ...], **changed: Any) -> bool:
-        with post(*as_default(MAIL, TOLD | changed)) as posted:  # type: ignore[union-attr]
+        with posting(*as_default(MAIL, TOLD | changed)) as posted:
             return wanted(posted.export, only, actions)
 
     assert is_wanted((), ())

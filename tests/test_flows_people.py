@@ -92,7 +92,8 @@ def digests(smtp: SmtpServer) -> dict[str, str]:
     for mail in smtp.mails:
         (to,) = mail.recipients
         assert to not in found, f"{to} was told twice"
-        part = message_from_bytes(mail.data, policy=default).get_body(("plain",))  # type: ignore[attr-defined]
+        part = message_from_bytes(mail.data, policy=default).get_body(("plain",))
+        assert part is not None
         found[to] = part.get_content().replace("\r\n", "\n")
     smtp.mails.clear()
     return found

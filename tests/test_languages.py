@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email import message_from_bytes
+from email.message import EmailMessage
 from email.policy import SMTP
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -92,7 +94,7 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
         site.signed_in(ALICE).get("/messages/00000000-0000-7000-8000-000000000000/", headers=other),
         site.signed_in(ALICE).get("/preferences", headers=other),
     ]
-    assert [re.search(r'<html lang="([\w-]+)" dir="ltr">', page.text)[1] for page in pages] == [spoken] * len(pages)
+    assert [first(r'<html lang="([\w-]+)" dir="ltr">', page.text) for page in pages] == [spoken] * len(pages)
     assert languages_of(digest) == [spoken] * 3
     site.browser().post("/sign-in", {"address": ALICE}, headers=other)
     site.parts.acts.ask(grave.id, 0, Actor("recipient"))
@@ -102,6 +104,12 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
     assert [set(languages_of(mail)) for _, mail in queued(site)] == [{spoken}, {site_language}, {spoken}]
 
 
+def first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return found[1]
+
+
 def languages_of(data: bytes) -> list[str]:
     """What each part of a mail, and each HTML page in it, say that they speak."""
     mail = message_from_bytes(data, policy=SMTP)
@@ -109,13 +117,13 @@ def languages_of(data: bytes) -> list[str]:
     html = [str(part.get_content()) for part in parts if part.get_content_type() == "text/html"]
     return [
         *(str(part["Content-Language"]) for part in parts),
-        *(re.search(r'<html lang="([\w-]+)" dir=', text)[1] for text in html),
+        *(first(r'<html lang="([\w-]+)" dir=', text) for text in html),
     ]
 
 
 def queued(site: Site) -> list[tuple[str, bytes]]:
     """Our own mail that waits, in order."""
-    found = []
+    found: list[tuple[str, bytes]] = []
     while True:
         with site.store.sending(site.now) as mail:
             if mail is None:
@@ -237,7 +245,7 @@ def test_a_site_has_words_of_its_own(tmp_path: Path) -> None:
     put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "Hereinspaziert"\n')
     put(tmp_path, "en", 'msgid "Sign in"\nmsgstr "Come in"\n')
     render = Render("de", site_folder=tmp_path)
-    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
     assert "Hereinspaziert" in german and "Link senden" in german, "the rest is ours"
     assert "Come in" in english and "Send me a link" in english
@@ -259,7 +267,7 @@ def test_a_sites_word_for_the_quarantine_breaks_no_header(
 
 def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "<h1>Hinein"\n\nmsgid "Send me a link"\nmsgstr "Her damit"\n')
-    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
     assert site_problems(tmp_path) == [("locale/de/LC_MESSAGES/quarantine.po", "line 5: its markup differs")]
@@ -273,7 +281,7 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
 def test_a_file_of_a_site_that_is_none_stops_nothing(tmp_path: Path, text: bytes) -> None:
     put(tmp_path, "de", "")
     languages.po_file(tmp_path / "locale", "de").write_bytes(text)
-    values = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
+    values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "cannot be read" in site_problems(tmp_path)[0][1]
 
@@ -287,6 +295,12 @@ def shown_of(html: str) -> list[str]:
     return [" ".join(line.split()) for line in re.sub(r"<[^>]+>", "\n", html).splitlines() if line.strip()]
 
 
+def content(mail: EmailMessage, *kinds: str) -> str:
+    part = mail.get_body(kinds)
+    assert part is not None
+    return str(part.get_content())
+
+
 ENGLISH = re.compile(r"\b(the|this|your|you|and|held|from|released|deleted|nothing|subject|with)\b", re.IGNORECASE)
 
 
@@ -295,15 +309,14 @@ def test_pages_and_mails_speak_one_language(make_parts: Callable[..., Parts], ta
     with SmtpServer() as server:
         site = Site(make_parts(mail__url=server.url, mail__admin_address=ALICE, digest__language=tag))
         held, grave, gone = site.hold(score=17.5), site.hold(tier=Tier.DANGEROUS), site.hold()
-        digest = send_all(site.parts, site.now, recipient=ALICE) and bytes(server.mails[0].data)
+        send_all(site.parts, site.now, recipient=ALICE)
+        digest = bytes(server.mails[0].data)
     browser, person = site.browser(), site.signed_in(ALICE)
     site.browser().post("/sign-in", {"address": ALICE})
     site.parts.acts.ask(grave.id, 0, Actor("recipient"))
     site.parts.acts.refuse(grave.id, 0, Actor("operator"), "?")
     site.parts.acts.delete(gone.id, 0, Actor("recipient", "link"))
-    links = re.findall(
-        r"https?://\S+/link/[\w.-]+/", message_from_bytes(digest, policy=SMTP).get_body(("plain",)).get_content()
-    )
+    links = re.findall(r"https?://\S+/link/[\w.-]+/", content(message_from_bytes(digest, policy=SMTP), "plain"))
     pages = [browser.get(link) for link in links]
     pages += [browser.get(path) for path in ("/sign-in", "/sign-in/code", "/link/x/", "/nowhere")]
     pages += [person.get(path) for path in ("/", "/?state=deleted", "/?state=released", "/?q=nothing", "/preferences")]
@@ -316,8 +329,8 @@ def test_pages_and_mails_speak_one_language(make_parts: Callable[..., Parts], ta
     mails = [message_from_bytes(data, policy=SMTP) for data in (digest, *(mail for _, mail in queued(site)))]
     said = {line for page in pages for line in shown_of(page.text)}
     for mail in mails:
-        said |= set(shown_of(mail.get_body(("html", "plain")).get_content())) | {str(mail["Subject"])}
-        said |= set(mail.get_body(("plain",)).get_content().splitlines())
+        said |= set(shown_of(content(mail, "html", "plain"))) | {str(mail["Subject"])}
+        said |= set(content(mail, "plain").splitlines())
     assert len(said) > 150
     left = {line for line in said if ENGLISH.search(re.sub(r"\S*[@/]\S*|quarantine (release|refuse) .*", "", line))}
     assert left == set()

@@ -43,7 +43,7 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
         def make(kind: str) -> str:
             if kind == "files":
                 return f"files://{tmp_path}/{secrets.token_hex(4)}"
-            server = request.getfixturevalue("postgres_server")
+            server: str = request.getfixturevalue("postgres_server")
             template = request.getfixturevalue("postgres_template")
             name = f"copy_{secrets.token_hex(6)}"
             connection = stack.enter_context(psycopg.connect(server, autocommit=True))

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from portal.cli import main
 from portal.keys import read_keys
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Filter, Flag, State, Tier
+from portal.model.message import Filter, Flag, Message, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, SENDER, mail
 from tests.smtp_server import SmtpServer
@@ -72,7 +72,7 @@ def keep(folder: Path, qid: str, data: bytes, at: datetime = YESTERDAY, **fields
     os.utime(folder / f"{qid}-msg.gz", (at.timestamp(), at.timestamp()))
 
 
-def one(store: Store, qid: str):
+def one(store: Store, qid: str) -> Message:
     found = store.find(qid)
     assert len(found) == 1
     return found[0]

@@ -58,7 +58,8 @@ def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServ
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(30)])
     failing(server, "BANNER", "421 4.3.2 not now")
     at = tomorrow()
-    due = news.schedule_news(parts, at) and parts.store.figures(at).oldest_digest_due_at
+    assert news.schedule_news(parts, at)
+    due = parts.store.figures(at).oldest_digest_due_at
     assert due is not None
     for minutes in range(0, 180, 5):
         run.send_due(parts, due + minutes * MINUTE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,10 @@ def local(address: str) -> bool:
 class Site:
     """A directory on a file that a test writes. Its clock goes on with each change, instead of a test waiting."""
 
-    def __init__(self, path, monkeypatch, **wishes):
-        self.path, self.moment, self.kept = path, 0.0, None
-        monkeypatch.setattr(people.time, "monotonic", lambda: self.moment)
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> None:
+        self.path, self.moment = path, 0.0
+        self.kept: str | None = None
+        monkeypatch.setattr(time, "monotonic", lambda: self.moment)
         self.wishes = wishes
 
     def open(self) -> Directory:
@@ -39,11 +42,11 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path / "virtual", monkeypatch)
 
 
-def readers(text: str, address: str, **wishes) -> tuple[str, ...]:
+def readers(text: str, address: str, **wishes: Any) -> tuple[str, ...]:
     return parse(text, is_local=local, **wishes).readers.get(address, ())
 
 
@@ -101,11 +104,11 @@ def readers(text: str, address: str, **wishes) -> tuple[str, ...]:
         ),
     ],
 )  # fmt: skip
-def test_table(text, address, expected):
+def test_table(text: str, address: str, expected: tuple[str, ...]) -> None:
     assert readers(text, address) == expected
 
 
-def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses():
+def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses() -> None:
     text = "sales alice\ninfo bob\ninfo@example.org alice@example.org"
     assert readers(text, "sales@example.org", origin="example.org") == (ALICE,)
     assert readers(text, "info@example.org", origin="example.org") == (ALICE,)
@@ -131,7 +134,7 @@ def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses():
         ("\n".join(f"@d{n}.example @example.org" for n in range(51)), "50 alias domains"),
     ],
 )
-def test_what_cannot_be_followed_is_told_and_leaves_those_addresses_to_their_owners(text, said):
+def test_what_cannot_be_followed_is_told_and_leaves_those_addresses_to_their_owners(text: str, said: str) -> None:
     names = parse(text, is_local=local)
     assert names.problem_count >= 1
     assert any(said in problem for problem in names.problems)
@@ -139,7 +142,7 @@ def test_what_cannot_be_followed_is_told_and_leaves_those_addresses_to_their_own
         assert names.readers["x@example.org"] == ("x@example.org",)
 
 
-def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early():
+def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early() -> None:
     width = 40
     lines = [
         f"l{level}x{n}@example.org " + " ".join(f"l{level + 1}x{m}@example.org" for m in range(width))
@@ -150,7 +153,7 @@ def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early():
     assert len(names.readers["l0x0@example.org"]) == width
 
 
-def test_whatever_stands_in_the_file_it_is_read():
+def test_whatever_stands_in_the_file_it_is_read() -> None:
     wheel = random.Random(7)
     pieces = ['"', "@", "\\", "example.org", ",", " ", "\t", "\n", "#", "/", ":", "a", "b@example.org", "é", "|", "+"]
     for _ in range(3000):
@@ -162,7 +165,7 @@ def test_whatever_stands_in_the_file_it_is_read():
 # ---- asking
 
 
-def test_without_a_file_everybody_reads_their_own():
+def test_without_a_file_everybody_reads_their_own() -> None:
     directory = Directory(None, is_local=local)
     assert directory.readers(ALICE) == (ALICE,)
     assert directory.reader(ALICE).is_plain
@@ -171,7 +174,7 @@ def test_without_a_file_everybody_reads_their_own():
     assert directory.trouble() == ""
 
 
-def test_a_person_reads_their_aliases_alone_and_roles_with_others(site):
+def test_a_person_reads_their_aliases_alone_and_roles_with_others(site: Site) -> None:
     site.write("sales@example.org alice@example.org\ninfo@example.org alice@example.org bob@example.org\n")
     directory = site.open()
     assert directory.reader(ALICE) == Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
@@ -184,7 +187,7 @@ def test_a_person_reads_their_aliases_alone_and_roles_with_others(site):
     assert not directory.is_person("info@example.org")
 
 
-def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site):
+def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site: Site) -> None:
     site.write("info@example.org info@example.org, bob@example.org\n")
     directory = site.open()
     assert directory.person("info@example.org") == "info@example.org"
@@ -193,7 +196,7 @@ def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site):
     )
 
 
-def test_an_alias_domain_has_the_same_people(site):
+def test_an_alias_domain_has_the_same_people(site: Site) -> None:
     site.write(
         "@old.example @example.org\n@older.example @old.example\nsales@example.org alice@example.org\n"
         "bob@old.example carol@example.org\n"
@@ -212,7 +215,7 @@ def test_an_alias_domain_has_the_same_people(site):
     assert set(directory.elsewhere()) == {"old.example", "older.example", "bob@old.example"}
 
 
-def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_another(site):
+def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_another(site: Site) -> None:
     site.write(
         "@old.example @example.org\n@older.example @old.example\nbob@old.example carol@example.org\n"
         "info@example.org alice@example.org\ninfo@old.example bob@example.org carol@example.org\n"
@@ -223,7 +226,7 @@ def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_
         assert who == set(directory.readers(address)), address
 
 
-def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(site):
+def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(site: Site) -> None:
     wheel = random.Random(3)
     names = [f"n{n}@{host}" for n in range(12) for host in ("example.org", "old.example", "example.net")]
     for _ in range(300):
@@ -239,7 +242,7 @@ def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(
                 assert person in directory.readers(address), lines
 
 
-def test_an_extension_counts_only_where_the_file_names_it(site):
+def test_an_extension_counts_only_where_the_file_names_it(site: Site) -> None:
     site.wishes["delimiter"] = "+-"
     site.write("alice+shop@example.org bob@example.org\nx@example.org alice+x@example.org\n")
     directory = site.open()
@@ -255,7 +258,9 @@ def test_an_extension_counts_only_where_the_file_names_it(site):
 # ---- the file
 
 
-def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(site, monkeypatch):
+def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.write("x@example.org alice@example.org\n")
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -264,13 +269,13 @@ def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(site
     site.moment += 10
     assert directory.readers("x@example.org") == (ALICE,)
     monkeypatch.undo()
-    monkeypatch.setattr(people.time, "monotonic", lambda: site.moment)
+    monkeypatch.setattr(time, "monotonic", lambda: site.moment)
     site.write("x@example.org bob@example.org\n")
     assert directory.readers("x@example.org") == (BOB,)
     assert directory.names().version != version
 
 
-def test_a_file_that_was_changed_this_moment_may_be_half_written(site):
+def test_a_file_that_was_changed_this_moment_may_be_half_written(site: Site) -> None:
     site.write("x@example.org alice@example.org\n")
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -292,7 +297,9 @@ def test_a_file_that_was_changed_this_moment_may_be_half_written(site):
         pytest.param("fifo", id="a pipe"),
     ],
 )
-def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(site, caplog, broken):
+def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
+    site: Site, caplog: pytest.LogCaptureFixture, broken: str | bytes | None
+) -> None:
     site.write("x@example.org alice@example.org\n")
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -319,7 +326,7 @@ def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(site, c
     assert directory.trouble() == ""
 
 
-def test_the_last_good_one_outlives_a_restart(site):
+def test_the_last_good_one_outlives_a_restart(site: Site) -> None:
     site.kept = "x@example.org alice@example.org\n"
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -327,14 +334,14 @@ def test_the_last_good_one_outlives_a_restart(site):
     assert directory.text() == site.kept
 
 
-def test_one_that_never_could_be_read_makes_nobody_a_reader(site):
+def test_one_that_never_could_be_read_makes_nobody_a_reader(site: Site) -> None:
     directory = site.open()
     assert directory.readers("x@example.org") == ("x@example.org",)
     assert "never could be read" in directory.trouble()
     assert directory.text() == ""
 
 
-def test_a_hundred_thousand_alias_domains_are_read_in_seconds():
+def test_a_hundred_thousand_alias_domains_are_read_in_seconds() -> None:
     text = "".join(f"@d{n}.example @home{n // 50}.example\n" for n in range(100_000))
     started = time.process_time()
     names = parse(text, is_local=local)
@@ -342,7 +349,7 @@ def test_a_hundred_thousand_alias_domains_are_read_in_seconds():
     assert time.process_time() - started < 15
 
 
-def test_a_hundred_thousand_lines(site):
+def test_a_hundred_thousand_lines(site: Site) -> None:
     site.write("".join(f"alias{n}@example.org person{n // 3}@example.org\n" for n in range(100_000)))
     directory = site.open()
     assert directory.readers("alias99999@example.org") == ("person33333@example.org",)

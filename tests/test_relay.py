@@ -192,7 +192,7 @@ def test_nobody_listening_and_unknown_hosts_are_deferred() -> None:
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
     """Every host has these addresses."""
     found = [(AF_INET6 if ":" in host else AF_INET, SOCK_STREAM, 0, "", (host, port)) for host, port in addresses]
-    monkeypatch.setattr(relay_module.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr("portal.mail.relay.socket.getaddrinfo", lambda *_, **__: found)
 
 
 def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -800,9 +800,10 @@ def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, acts: Acts, cloc
 
 def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     id, at = hold(store).id, now()
-    asking = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at, "what": "requested"}
+    asking: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
+    asking["what"] = "requested"
     with pytest.raises(StoreUnavailable):
-        store.move(id, 0, **asking, mail=(ADMIN, None))  # a mail that cannot be queued
+        store.move(id, 0, **asking, mail=(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
     assert store.delivery(id, 0).state is State.HELD
     assert [event.what for event in store.history(id, 0)] == ["held"]
     store.move(id, 0, **asking, mail=(ADMIN, b"Subject: please\r\n\r\n"))

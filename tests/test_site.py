@@ -86,7 +86,7 @@ def test_files_of_the_site_replace_ours_one_by_one(make_parts: Callable[..., Par
 def test_all_mails_have_the_sites_colours(make_parts: Callable[..., Parts], folder: Path) -> None:
     put(folder, "mail/colours.html", '{% set main = "#060" %}{% set on_main = "#ffe" %}{% set grave = "#900" %}')
     render = make_parts(site__folder=folder).render
-    links = {"url": "https://x/", "preferences": "https://x/", "portal": "https://x/"}
+    links: dict[str, Any] = {"url": "https://x/", "preferences": "https://x/", "portal": "https://x/"}
     values = links | {
         "recipient": ALICE,
         "link_days": 14,

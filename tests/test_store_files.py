@@ -82,10 +82,10 @@ def age(path: Path, days: float) -> None:
     os.utime(path, (at, at))
 
 
-def run(code: str, *arguments: str, **more: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, **more
-    )
+def run(code: str, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    process: subprocess.Popen[str] = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, **more)
+    return process
 
 
 # ---- files

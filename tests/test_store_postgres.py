@@ -434,7 +434,7 @@ def test_a_database_of_version_3_is_brought_up_and_its_programs_go_on(
     """What version 3 held is read, and a program of version 3 that is still at work goes on holding."""
     admin.execute("drop schema public cascade; create schema public")
     blocks = shipped("quarantine.sql").read_text("utf-8").split("\ndo $$")
-    admin.execute("\ndo $$".join(blocks[:4]))  # type: ignore[arg-type]
+    admin.execute("\ndo $$".join(blocks[:4]))
     assert admin.execute("select value from setting where name = 'schema_version'").fetchone() == ("3",)
     postgres_days.make_days(store.database, now())
     before = held_by_version_3(admin)

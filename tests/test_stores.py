@@ -275,7 +275,7 @@ def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
         return os.urandom(octets // 2).hex()
 
     recipient = f"{long(2_000)}@example.org"  # as much as Postfix takes in a line
-    said = {
+    said: dict[str, Any] = {
         "envelope_sender": f"{long(8_000)}@example.net",
         "subject": long(100_000),
         "header_from": long(100_000),
@@ -1588,7 +1588,11 @@ def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
 
 def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> None:
     for old, new in ((None, "a"), ("a", "b"), ("b", "")):
-        swapped = at_once(6, lambda number, old=old, new=new: (store, second)[number % 2].swap("outage", old, new))
+
+        def swap(number: int, old: str | None = old, new: str = new) -> bool:
+            return (store, second)[number % 2].swap("outage", old, new)
+
+        swapped = at_once(6, swap)
         assert sorted(swapped) == [False] * 5 + [True]
         assert store.recall("outage") == new
     assert not store.swap("outage", None, "c")

@@ -48,7 +48,7 @@ def extracted() -> Catalog:
         for _, text, comments, context in extract_from_file(
             method, str(ROOT / name), keywords=keywords, comment_tags=("Translators:",), options=options
         ):
-            catalogue.add(text, locations=[(name, None)], auto_comments=comments, context=context)
+            catalogue.add(text, locations=[(name, 0)], auto_comments=comments, context=context)
     return catalogue
 
 

@@ -167,9 +167,9 @@ def test_an_older_store_is_brought_up_while_mail_comes(
     assert_whole(store_url, posting.held)
     store = open_store(store_url)
     before_the_upgrade = min(posting.held)
-    again = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
+    known = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
     store.close()
-    assert again.raised == (posting.held[before_the_upgrade],)
+    assert known.raised == (posting.held[before_the_upgrade],)
     if store_url.startswith("postgresql"):
         assert ask(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
 

@@ -313,7 +313,7 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
 
 
 def sent_mails(site: Site) -> list[str]:
-    sent = []
+    sent: list[str] = []
     while True:
         with site.store.sending(site.now) as waiting:
             if waiting is None:

@@ -1,6 +1,6 @@
 """The links of a digest: opening changes nothing, a press acts, and a page submits itself by the rules alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -21,7 +21,7 @@ PRESS = {"pressed": "1"}
 
 
 @pytest.fixture
-def relay() -> SmtpServer:
+def relay() -> Iterator[SmtpServer]:
     with SmtpServer() as server:
         yield server
 

@@ -164,8 +164,8 @@ def test_mail_is_found_under_its_state(site: Site) -> None:
         one = site.hold(subject=f"now {state}")
         if state is not State.HELD:
             site.store.move(one.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, what=state.value)
-    for state in ("held", "requested", "released", "deleted"):
-        assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={state}").text) == [state]
+    for name in ("held", "requested", "released", "deleted"):
+        assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={name}").text) == [name]
 
 
 # ---- acts
@@ -625,7 +625,7 @@ def test_hostile_mail_stays_text_on_every_page(site: Site) -> None:
 )
 @pytest.mark.parametrize("where", ["header_from", "envelope_sender"])
 def test_a_senders_address_is_neither_html_nor_a_format(site: Site, address: str, where: str) -> None:
-    sender = {"header_from": address, "envelope_sender": address} | (
+    sender: dict[str, Any] = {"header_from": address, "envelope_sender": address} | (
         {"header_from": ""} if where != "header_from" else {}
     )
     held = site.hold(**sender)

@@ -335,7 +335,7 @@ def waiting(site: Site, server: SmtpServer) -> list[EmailMessage]:
     housekeeping.send_queued(site.parts, site.now)
     read = [message_from_bytes(mail.data, policy=SMTP) for mail in server.mails]
     assert all(isinstance(mail, EmailMessage) for mail in read)
-    return read  # type: ignore[return-value]
+    return read
 
 
 def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, server: SmtpServer) -> None:

@@ -28,7 +28,7 @@ def site(parts: Parts) -> Site:
 
 def sent(site: Site) -> list[SignInMail]:
     """The mails that wait to be sent, blinds left out."""
-    found = []
+    found: list[SignInMail] = []
     while True:
         with site.store.sending(site.now) as waiting:
             if waiting is None:
@@ -61,7 +61,7 @@ def who(browser: Browser) -> str | None:
 
 
 def test_every_address_gets_the_same_answer(site: Site) -> None:
-    answers = []
+    answers: list[tuple[int, bytes, str | None, list[str]]] = []
     for address in (
         ALICE,
         "nobody@example.org",

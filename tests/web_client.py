@@ -74,7 +74,8 @@ class Browser:
         path = path.removeprefix(ORIGIN)
         path = path if path.startswith(ROOT) else ROOT + path
         parts = urlsplit(path)
-        sent = {"REQUEST_METHOD": method, "PATH_INFO": parts.path, "QUERY_STRING": parts.query, "SCRIPT_NAME": ""}
+        sent: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": parts.path, "QUERY_STRING": parts.query}
+        sent["SCRIPT_NAME"] = ""
         setup_testing_defaults(sent)
         if form is not None:
             body = urlencode(form).encode()

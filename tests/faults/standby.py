@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -149,7 +150,7 @@ def _programs() -> Path:
 
 def program(name: str, *words: object) -> None:
     """Run one of PostgreSQL's programs."""
-    as_user = {"user": "pgserver"} if os.geteuid() == 0 else {}
+    as_user: dict[str, Any] = {"user": "pgserver"} if os.geteuid() == 0 else {}
     done = subprocess.run(
         [str(_programs() / name), *map(str, words)],
         stdin=subprocess.DEVNULL,
@@ -157,6 +158,6 @@ def program(name: str, *words: object) -> None:
         stderr=subprocess.PIPE if name != "pg_ctl" else subprocess.DEVNULL,  # a server would keep the pipe
         text=True,
         timeout=PATIENCE_SECONDS,
-        **as_user,  # type: ignore[arg-type]
+        **as_user,
     )
     done.check_returncode()

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -110,6 +111,10 @@ def test_a_network_that_swallows_everything_holds_up_no_worker(
     connections = failed = 0
     slowest_seconds = 0.0
     waited: Counter[str] = Counter()
+
+    def posted(number: int) -> int:
+        return portal.post(number)[0]
+
     for cut in range(cuts):
         with senders.sending():  # every worker has connections
             wait_for(senders, 100)
@@ -118,11 +123,11 @@ def test_a_network_that_swallows_everything_holds_up_no_worker(
         # First what is done in several statements: a mail above what a store does at once, and what pages ask.
         large = [1_000_050 + 1000 * cut + 100 * n for n in range(4)]
         answers = together(
-            [lambda number=number: portal.post(number)[0] for number in large]
+            [partial(posted, number) for number in large]
             + [lambda: portal.request("GET", "/quarantine/healthz")[0]] * 4
             + [lambda: portal.request("POST", "/quarantine/sign-in", b"address=alice@example.org", FORM)[0]] * 4
         )
-        answers += together([lambda number=next(numbers): portal.post(number)[0] for _ in range(16)])
+        answers += together([partial(posted, next(numbers)) for _ in range(16)])
         for status, seconds in answers:
             waited[str(status)] += 1
             slowest_seconds = max(slowest_seconds, seconds)

@@ -138,7 +138,11 @@ def test_many_schedulers_tell_everybody_once(
                 running = [start("run", host=host) for host in range(schedulers)]
             if wave == waves:
                 by_hand = [start("once", host=host) for host in range(2)]
-            wait_until(lambda wave=wave: told(server, names).total() >= wave * people)
+
+            def all_told(mails: int = wave * people) -> bool:
+                return told(server, names).total() >= mails
+
+            wait_until(all_told)
         assert [ended(process) for process in by_hand] == [0, 0]
         assert len(portal.workers()) == WORKERS
     finally:

@@ -126,7 +126,7 @@ class _Striker:
             self.reach("after composing")
             return made
 
-        Render.mail = mail  # type: ignore[method-assign]
+        Render.mail = mail  # type: ignore[method-assign,assignment]
 
     def _round_a_call(self, store: type[Store], name: str, moment: str = "") -> None:
         real = getattr(store, name)
@@ -160,7 +160,7 @@ class _Striker:
         connect, execute, commit = sqlite3.connect, psycopg.Connection.execute, psycopg.Connection.commit
 
         def connected(*args: Any, **more: Any) -> sqlite3.Connection:
-            connection = connect(*args, **more)
+            connection: sqlite3.Connection = connect(*args, **more)
 
             def traced(statement: str) -> None:
                 self.execute(statement)
@@ -183,9 +183,9 @@ class _Striker:
             self.execute("COMMIT")
             commit(connection)
 
-        sqlite3.connect = connected
+        sqlite3.connect = connected  # type: ignore[assignment]
         psycopg.Connection.execute = executed  # type: ignore[method-assign,assignment]
-        psycopg.Connection.commit = committed  # type: ignore[method-assign]
+        psycopg.Connection.commit = committed  # type: ignore[method-assign,assignment]
 
     def _round_the_socket(self) -> None:
         real = socket.socket.send

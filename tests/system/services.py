@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -423,7 +424,7 @@ postlog   unix-dgram n - n - 1 postlogd
         subprocess.run(["postfix", "-c", self.home, "start"], check=True, capture_output=True)
         try:
             for port in (self.smtp, self.smtp_discarding, self.smtp_old, self.release):
-                wait_for(lambda port=port: connects(port), saying=self.log)
+                wait_for(partial(connects, port), saying=self.log)
             yield self
         finally:
             subprocess.run(["postfix", "-c", self.home, "stop"], check=True, capture_output=True)
@@ -507,7 +508,7 @@ def postgres(home: Path) -> Iterator[str]:
     shutil.chown(home, "postgres")
     port, data = free_port(), home / "data"
     as_postgres: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": home}
-    make = [POSTGRES_BIN / "initdb", "-D", data, "-A", "trust", "-E", "UTF8", "--no-locale", "-U", "postgres"]
+    make = [str(POSTGRES_BIN / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8", "--no-locale", "-U", "postgres"]
     subprocess.run(make, check=True, capture_output=True, **as_postgres)
     command = [str(POSTGRES_BIN / "postgres"), "-D", str(data), "-p", str(port), "-k", str(home)]
     log = home / "postgres.log"

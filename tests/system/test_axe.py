@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
@@ -35,7 +35,8 @@ def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
 
 @pytest.fixture
 def page(browser: Browser, size: dict[str, int], scheme: Any) -> Iterator[Page]:
-    context = browser.new_context(viewport={**size, "height": 640}, color_scheme=scheme, reduced_motion="reduce")
+    viewport = ViewportSize(width=size["width"], height=640)
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
     yield context.new_page()
     context.close()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext
+from playwright.sync_api import Browser, BrowserContext, Dialog
 
 from portal.assemble import Parts
 from portal.model.links import Action
@@ -232,7 +232,12 @@ def test_hostile_mail_runs_nothing(site: Site, steered: Browser) -> None:
     )
     page = signed_in(site, steered).new_page()
     fired: list[str] = []
-    page.on("dialog", lambda dialog: (fired.append(dialog.message), dialog.dismiss()))
+
+    def opened(dialog: Dialog) -> None:
+        fired.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", opened)
     page.on("request", lambda request: fired.append(request.url) if "/static/" not in request.url else None)
     base = site.parts.settings.public_url
     addresses = [base + "/", f"{base}/messages/{held.id}/", url(site, Action.RELEASE, held)]

@@ -159,7 +159,7 @@ def check_shape(data: bytes) -> None:
     parsed = read(data)
     assert [part.defects for part in parsed.walk()] == [[], [], []]
     for name in ("From", "To", "Subject", "Date", "Message-ID", "MIME-Version"):
-        assert parsed.get_all(name) is not None and len(parsed.get_all(name)) == 1, name
+        assert len(parsed.get_all(name, [])) == 1, name
 
 
 @pytest.mark.parametrize("language", ["en", "ar", "ja"])
@@ -169,7 +169,7 @@ def test_a_digest_of_50_hostile_rows_arrives_whole_and_signed(site: Site) -> Non
     arrived = site.arrived(ALICE)
     check_shape(arrived)
     assert "from=<>, size=" in site.postfix.log(), "the null sender: nobody's mail server answers a digest"
-    (signature,) = read(arrived).get_all("DKIM-Signature")
+    (signature,) = read(arrived).get_all("DKIM-Signature", [])
     (signed,) = re.findall(r"\bh=([^;]+)", str(signature))
     names = set(re.sub(r"\s", "", signed).lower().split(":"))
     # RFC 8058, 4: the signature covers both headers of the one-click unsubscription.
@@ -199,15 +199,15 @@ def test_rspamd_does_not_call_a_digest_spam(site: Site, asked: dict[str, str], h
             hold(site.parts.store, data=mail(), recipients=(ALICE,), tier=tier, **more)
     assert len(site.tell()) == 1
     found = verdict(site, site.arrived(ALICE), **asked)
-    symbols = {name: one["score"] for name, one in found["symbols"].items()}
-    told = ", ".join(f"{name} {score:g}" for name, score in sorted(symbols.items(), key=lambda one: -one[1]))
+    scores = {name: one["score"] for name, one in found["symbols"].items()}
+    told = ", ".join(f"{name} {score:g}" for name, score in sorted(scores.items(), key=lambda one: -one[1]))
     print(f"\nRspamd on a digest: {found['action']}, score {found['score']:g} of {found['required_score']:g}: {told}")
     assert found["action"] == "no action", told
     assert found["score"] < 2, told
     # Nothing that the words in it, its links or its shape are blamed for. What is left comes from the test's own
     # network: no name server, no TLS.
     blamed = {
-        name for name, score in symbols.items() if score > 0 and not name.startswith(("HFILTER_", "RDNS_", "RCVD_"))
+        name for name, score in scores.items() if score > 0 and not name.startswith(("HFILTER_", "RDNS_", "RCVD_"))
     }
     assert blamed == set(), told
 

@@ -39,7 +39,8 @@ class Inbox:
         self.asked: Counter[tuple[str, str]] = Counter()  # method and Sec-Purpose, of links
         self.page = ""
         self.url = "http://" + urlsplit(site.parts.settings.public_url).netloc + "/inbox"
-        self._app, site.app = site.app, self
+        self._app = site.app
+        site.app = self  # type: ignore[assignment]
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
         if environ["PATH_INFO"] == "/inbox":

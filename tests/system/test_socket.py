@@ -164,6 +164,6 @@ def test_systemd_accepts_both_units_and_the_service_is_as_hardened_as_before(tmp
     units = [tmp_path / "quarantine.service", tmp_path / "quarantine.socket"]
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    judge = ["systemd-analyze", "security", "--offline=true", "--threshold=14", units[0]]  # exposure 1.4 of 10
+    judge = ["systemd-analyze", "security", "--offline=true", "--threshold=14", str(units[0])]  # exposure 1.4 of 10
     done = subprocess.run(judge, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel and what it depends on; its bin folder."""
     home = tmp_path_factory.mktemp("wheel")
-    quiet = {"check": True, "cwd": home, "env": {"PATH": "/usr/bin:/bin", **_pip_settings()}}
+    quiet: dict[str, Any] = {"check": True, "cwd": home, "env": {"PATH": "/usr/bin:/bin", **_pip_settings()}}
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", home, ROOT], **quiet)
     (wheel,) = home.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], **quiet)
