@@ -49,7 +49,7 @@ def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = 
     `quarantine init`: run in the wrong folder or as the wrong user, they would make an empty store that the service
     cannot use. Raises SettingsError, StoreUnavailable or StoreMisfit.
     """
-    store = open_store(settings.store.url.get_secret_value(), must_exist=not create)
+    store = open_store(settings.store.place, must_exist=not create)
     try:
         return _on_store(settings, store, release_seconds, create)
     except BaseException:
@@ -158,9 +158,7 @@ def keys_path(settings: Settings) -> Path:
     """Return the path of the key file."""
     if settings.links.keys_file is not None:
         return settings.links.keys_file
-    scheme, _, rest = settings.store.url.get_secret_value().partition(":")
-    folder = Path(rest.removeprefix("//")) if scheme == "files" else Path("var/quarantine")
-    return folder / "links.keys"
+    return (settings.store.place.folder or Path("var/quarantine")) / "links.keys"
 
 
 def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:

@@ -36,6 +36,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from portal.model.errors import SettingsError
 from portal.model.links import KEY_BYTES
 from portal.model.schedule import MAX_TIMES, Schedule
+from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 
 PREFIX = "QUARANTINE_"
@@ -80,7 +81,6 @@ def _words(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
-RelayUrl = Annotated[str, AfterValidator(_relay_url)]
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 MailAddress = Annotated[str, AfterValidator(_address)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -102,10 +102,13 @@ class StoreSettings(Section):
     @field_validator("url")
     @classmethod
     def _known(cls, url: SecretStr) -> SecretStr:
-        scheme, _, rest = url.get_secret_value().partition(":")
-        if scheme not in ("files", "postgresql", "postgres") or not rest.removeprefix("//"):
-            raise ValueError("expected files:PATH, files:///abs/path or postgresql://…")
+        StoreUrl.parse(url.get_secret_value())
         return url
+
+    @property
+    def place(self) -> StoreUrl:
+        """Where the store is."""
+        return StoreUrl.parse(self.url.get_secret_value())
 
 
 class ExporterSettings(Section):

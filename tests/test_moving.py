@@ -376,7 +376,8 @@ def test_a_store_that_is_not_there_is_named_and_none_is_made(tmp_path: Path, sto
     assert "hush-hush" not in result.output
     result = run_copy(store_url, "mysql://localhost/x")
     assert result.exit_code == 2
-    assert "TO: unknown store 'mysql'" in result.output
+    assert "TO: expected files:PATH" in result.output
+    assert "not mysql:…" in result.output
 
 
 def test_a_folder_with_other_things_becomes_no_store(tmp_path: Path, store_url: str, store: Store) -> None:

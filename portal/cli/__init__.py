@@ -73,8 +73,7 @@ def _parts() -> Iterator[Parts]:
 def init(new_keys: bool) -> None:
     """Make or upgrade the store and the link keys. Safe to run again, also while mail comes in."""
     settings = load()
-    url = settings.store.url.get_secret_value()
-    store = open_store(url, create=True)
+    store = open_store(settings.store.place, create=True)
     try:
         store.prepare_days(datetime.now(UTC))
         links = make_links(settings, create=True)

@@ -72,7 +72,7 @@ def everything() -> list[Finding]:
     findings += _run(site_files, settings)
     store: Store | None = None
     try:
-        store = open_store(settings.store.url.get_secret_value(), must_exist=True)
+        store = open_store(settings.store.place, must_exist=True)
         findings += _run(storage, settings, store)
         findings += _run(site_failures, settings, store)
         findings += _run(aliases, settings, store)
@@ -253,12 +253,12 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
     """The store and what the digest process leaves in it."""
     store.ping()
     yield Finding(True, "store", "can be written to")
-    scheme, _, rest = settings.store.url.get_secret_value().partition(":")
-    if scheme == "files":
-        usage = shutil.disk_usage(rest.removeprefix("//"))
+    folder = settings.store.place.folder
+    if folder is not None:
+        usage = shutil.disk_usage(folder)
         free = usage.free / usage.total
         yield Finding(free > 0.05, "disk", f"{usage.free // 2**20} MiB free ({free:.0%})")
-        inodes = os.statvfs(rest.removeprefix("//"))
+        inodes = os.statvfs(folder)
         if inodes.f_files:  # 0: made as they are needed
             free = inodes.f_favail / inodes.f_files
             yield Finding(free > 0.05, "inodes", f"{inodes.f_favail} more files find room ({free:.0%})")

@@ -108,15 +108,15 @@ def reindex() -> None:
     For when it is lost or damaged. Stop the programs before; mail that comes meanwhile is deferred. The old database is
     kept beside the new one.
     """
-    scheme, _, rest = load().store.url.get_secret_value().partition(":")
-    if scheme != "files":
+    folder = load().store.place.folder
+    if folder is None:
         click.echo(
             "PostgreSQL keeps everything in the database: there is nothing to rebuild. Where it is lost, restore it "
             "from a backup (docs/operate.md)."
         )
         return
     with progress("mail files") as told:
-        done = rebuild(rest.removeprefix("//"), told)
+        done = rebuild(folder, told)
     click.echo(f"read {done.messages} messages from their files")
     if done.journal_since is None:
         click.echo(

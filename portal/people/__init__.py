@@ -107,10 +107,6 @@ class Directory:
                 alone.append(address)
         return Reader(person, tuple(alone), shared)
 
-    def may_read(self, person: str, recipient: str) -> bool:
-        """Whether a person reads what is held for a recipient, now."""
-        return person in self.readers(recipient)
-
     def is_role(self, recipient: str) -> bool:
         """Whether several people read what is held for a recipient."""
         return len(self.readers(recipient)) > 1

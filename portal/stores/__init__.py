@@ -32,6 +32,7 @@ from uuid import UUID
 from portal.model.errors import AlreadyDone
 from portal.model.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
 from portal.model.schedule import NOTHING_CHOSEN, Preferences
+from portal.model.store_url import StoreUrl
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: those at a digest's foot name the digest
@@ -681,21 +682,21 @@ def address_of(recipient: str, address: str) -> str:
     return address if identity(address) == recipient else recipient
 
 
-def open_store(url: str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False) -> Store:
-    """The store that ``url`` names: ``files:PATH``, ``files:///abs/path`` or ``postgresql://…``.
+def open_store(
+    url: StoreUrl | str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False
+) -> Store:
+    """Open the store that ``url`` names.
 
-    ``create``: make or upgrade it (``quarantine init``); the file store is made on first use anyway, unless
-    ``must_exist``: then StoreMisfit is raised where none is; ``must_be_ours`` lets it be made in an empty folder only.
-    Raises StoreUnavailable when it cannot be reached, StoreMisfit when it has no or another schema (the message
+    ``create``: make or upgrade it, as `quarantine init` does. A file store is made or upgraded anyway unless it
+    ``must_exist`` as it is; with ``must_be_ours`` only in an empty folder. Raises ValueError for another kind of URL,
+    StoreUnavailable when the store cannot be reached, StoreMisfit when it is missing or has another schema (the message
     names the command to run).
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "files":
+    place = url if isinstance(url, StoreUrl) else StoreUrl.parse(url)
+    if place.folder is not None:
         from portal.stores.files.store import FileStore
 
-        return FileStore.open(rest.removeprefix("//"), must_exist=must_exist, must_be_ours=must_be_ours)
-    if scheme in ("postgresql", "postgres"):
-        from portal.stores.postgres.store import PostgresStore
+        return FileStore.open(place.folder, must_exist=must_exist, must_be_ours=must_be_ours)
+    from portal.stores.postgres.store import PostgresStore
 
-        return PostgresStore.open(url, create=create)
-    raise ValueError(f"unknown store {scheme!r}: use files:PATH or postgresql://…")
+    return PostgresStore.open(place.dsn, create=create)

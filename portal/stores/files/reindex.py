@@ -44,7 +44,7 @@ class Reindexed:
     journal_since: datetime | None = None  # its first line; None: there is no journal
 
 
-def reindex(path: str, progress: Callable[[int, int, int], None]) -> Reindexed:
+def reindex(path: Path | str, progress: Callable[[int, int, int], None]) -> Reindexed:
     """Rebuild the database of the file store in ``path``; ``progress`` gets files done, files, bytes of mail.
 
     Raises StoreMisfit when there is no store, StoreUnavailable when it is in use or a file cannot be written.

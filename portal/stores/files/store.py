@@ -62,7 +62,7 @@ class FileStore(SqliteRecords):
         self.db = db
 
     @classmethod
-    def open(cls, path: str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
+    def open(cls, path: Path | str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
         """Open the store in the folder ``path``, which is made if it does not exist, unless it ``must_exist``; with
         ``must_be_ours`` not in a folder that holds other files.
 
