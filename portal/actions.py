@@ -31,7 +31,7 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Actor, Delivery, Event, Message, State, Tier, new_id
+from portal.model.message import Actor, Delivery, Event, EventKind, Message, State, Tier, new_id
 from portal.model.text import shown
 from portal.stores import Store
 
@@ -139,7 +139,7 @@ class Acts:
     def _begun(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""
         history = self.store.history(delivery.id, delivery.number)
-        return next((event for event in reversed(history) if event.what == State.RELEASING.value), None)
+        return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
 
     def _tell_of_rejection(self, error: QuarantineError) -> None:
         self.alarm_hourly(
@@ -167,12 +167,12 @@ class Acts:
     def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Put a delivery out of sight; `restore` undoes it until retention. Raises NotFound, AlreadyDone."""
         return self.store.move(
-            id, number, State.DELETED, {State.HELD, State.REQUESTED}, actor, self.now(), what="deleted"
+            id, number, State.DELETED, {State.HELD, State.REQUESTED}, actor, self.now(), kind=EventKind.DELETED
         )
 
     def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Undo `delete`. Raises NotFound, AlreadyDone."""
-        return self.store.move(id, number, State.HELD, {State.DELETED}, actor, self.now(), what="restored")
+        return self.store.move(id, number, State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED)
 
     def ask(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Ask the administrator for a delivery and tell them by mail, both or neither. Raises NotFound, AlreadyDone."""
@@ -186,7 +186,9 @@ class Acts:
             # To be copied into a shell, and whoever wrote the address may have meant it to be.
             recipient_argument=shlex.quote(shown(asked.recipient, 320)),
         )
-        delivery = self.store.move(id, number, State.REQUESTED, {State.HELD}, actor, now, what="requested", mail=mail)
+        delivery = self.store.move(
+            id, number, State.REQUESTED, {State.HELD}, actor, now, kind=EventKind.REQUESTED, mail=mail
+        )
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         return delivery
 
@@ -197,7 +199,7 @@ class Acts:
         to = refused.address if self.is_local(refused.recipient) else None
         mail = self._mail(to, "refused", delivery=refused)
         delivery = self.store.move(
-            id, number, State.HELD, {State.REQUESTED}, actor, now, what="refused", reason=reason, mail=mail
+            id, number, State.HELD, {State.REQUESTED}, actor, now, kind=EventKind.REFUSED, reason=reason, mail=mail
         )
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
         return delivery

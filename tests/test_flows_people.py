@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
 from portal.model.links import Action
-from portal.model.message import Actor, State
+from portal.model.message import Actor, EventKind, State
 from portal.stores import Held
 from tests.builders import ALICE, BOB, MALLORY
 from tests.conftest import MakeParts
@@ -119,7 +119,7 @@ def test_a_role_mailbox_of_two(site: Site, smtp: SmtpServer) -> None:
     browser.post(link(told[ALICE], "Release"), {"pressed": "1"})
     assert [sent.recipients for sent in smtp.mails] == [[INFO]]  # the role's own address, to nobody else
     smtp.mails.clear()
-    (act, *_) = [event for event in site.history(mail, 0) if event.what == "releasing"]
+    (act, *_) = [event for event in site.history(mail, 0) if event.kind == "releasing"]
     assert (act.actor.who, act.actor.via) == (f"recipient:{ALICE}", "link")
 
     page = site.browser().get(link(told[BOB], "Release")).text
@@ -186,7 +186,9 @@ def test_a_page_of_many_mails_asks_few_questions(
     site = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
     mails = [held(site, recipient, number=n) for n in range(30)]
     for mail in mails[:27]:
-        site.store.move(mail.id, 0, State.DELETED, {State.HELD}, Actor(f"recipient:{BOB}"), site.now, what="deleted")
+        site.store.move(
+            mail.id, 0, State.DELETED, {State.HELD}, Actor(f"recipient:{BOB}"), site.now, kind=EventKind.DELETED
+        )
     browser = site.signed_in(ALICE)
     for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
         with statements.of() as asked:
@@ -196,7 +198,7 @@ def test_a_page_of_many_mails_asks_few_questions(
         assert 4 <= len(asked) <= at_most, asked
 
     for mail in mails:
-        site.store.move(mail.id, 0, State.HELD, set(State), Actor("operator:root"), site.now, what="restored")
+        site.store.move(mail.id, 0, State.HELD, set(State), Actor("operator:root"), site.now, kind=EventKind.RESTORED)
     tell(site)
     several = link(digests(smtp)[ALICE], "Release or delete several")
     browser.get(several)

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from portal.cli import main
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.model.message import Body, Filter, State, Tier, held_at
+from portal.model.message import Body, EventKind, Filter, State, Tier, held_at
 from portal.model.schedule import Preferences
 from portal.moving import copy as moving
 from portal.stores import Held, Record, Store, open_store
@@ -113,7 +113,7 @@ def fill(store: Store) -> list[Held]:
     release(store, held[0], 0)
     release(store, held[0], 1, RelayRefused("550 no such user"))
     release(store, held[1], 0, RelayDeferred("450 busy"))
-    store.move(held[1].id, 1, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    store.move(held[1].id, 1, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     held.append(hold(store, b"", recipients=["Bob@Example.org"]))
@@ -122,7 +122,7 @@ def fill(store: Store) -> list[Held]:
     )
     held.append(hold(store, mail(size_bytes=3_000_000), recipients=[], envelope_sender="", announce=()))
     store.assign(held[-1].id, 0, "Carol@example.org", BY_OPERATOR, now())
-    store.move(held[2].id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted", reason="not mine")
+    store.move(held[2].id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED, reason="not mine")
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
     store.set_digests_stopped(BOB, now())
@@ -156,7 +156,7 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     run_copy(*urls)
     source.assign(lost.id, 0, "Carol@example.org", BY_OPERATOR, now())
     release(source, held[3], 1)
-    source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), what="restored")
+    source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), kind=EventKind.RESTORED)
     source.set_digests_stopped(BOB, None)
     source.set_digests_stopped(ALICE, now())
     source.set_preferences(BOB, Preferences("daily"))

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from portal.cli import main
 from portal.model.errors import StoreUnavailable
-from portal.model.message import State, held_at, new_id
+from portal.model.message import EventKind, State, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import Person, Store
 from portal.stores.files import reindex as files_reindex
@@ -198,7 +198,7 @@ def test_an_act_that_failed_has_no_line(folder: Path, open_store: Callable[[], F
         store.db.note({"kind": "delivery"})
         raise ZeroDivisionError
     assert not (folder / "journal").exists()
-    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     assert [line["state"] for line in lines(folder)] == ["deleted"]
 
 
@@ -208,7 +208,7 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     store = open_store()
     held = hold(store, subject="Hush")
     assert not (folder / "journal").exists()
-    store.move(held.id, 1, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    store.move(held.id, 1, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     store.set_digests_stopped(ALICE, now())
     with digesting(store, BOB, now(), 10, at_once=True):
         pass
@@ -229,7 +229,7 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     store = open_store()
     held, asked = hold(store), hold(store)
     release(store, held, 0)
-    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     store.set_digests_stopped(ALICE, now())
     store.set_preferences(BOB, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
@@ -453,7 +453,7 @@ def test_cut_off_while_it_swaps_no_mail_is_lost_and_a_second_run_brings_the_rest
 
 def test_the_old_database_is_kept(folder: Path, open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
-    store.move(hold(store).id, 0, State.DELETED, {State.HELD}, BY_OPERATOR, now(), what="deleted")
+    store.move(hold(store).id, 0, State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED)
     store.close()
     result = run()
     assert "before-reindex" in result.output

@@ -35,7 +35,7 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Flag, State, Symbol, Tier, new_id
+from portal.model.message import EventKind, Flag, State, Symbol, Tier, new_id
 from portal.stores import LEASE, Store
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, mail, now
 from tests.smtp_server import DROP, HANG, SmtpServer, nobody_listens
@@ -143,7 +143,7 @@ def test_a_release_goes_to_its_recipient_alone_and_is_recorded(store: Store, act
     assert (received.sender, received.recipients) == (SENDER, [ALICE])
     assert after_front(received.data) == data
     assert store.delivery_for(BOB, id).state is State.HELD
-    assert [event.what for event in store.history(id, number)][-2:] == ["releasing", "released"]
+    assert [event.kind for event in store.history(id, number)][-2:] == ["releasing", "released"]
     assert {event.actor for event in store.history(id, number)[-2:]} == {BY_LINK}
     assert not smtp.violations
 
@@ -222,7 +222,7 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
         delivery = store.delivery(id, 0)
         assert (delivery.state, delivery.attempts, delivery.reason) == (state, 1, str(caught.value)), behaviour
         assert delivery.next_try_at == (clock() + MINUTE if state is State.RELEASING else None)
-        assert store.history(id, 0)[-1].what == ("deferred" if state is State.RELEASING else "failed")
+        assert store.history(id, 0)[-1].kind == ("deferred" if state is State.RELEASING else "failed")
         assert len(smtp.mails) == released
 
         smtp.script.clear()
@@ -261,7 +261,7 @@ def test_a_release_under_way_stops_when_the_mail_turns_out_dangerous(
     assert retry_due(acts) == 1
     delivery = store.delivery(id, 0)
     assert (delivery.state, delivery.reason) == (State.HELD, "only an administrator can release this message")
-    assert [event.what for event in store.history(id, 0)][-2:] == ["raised", "stopped"]
+    assert [event.kind for event in store.history(id, 0)][-2:] == ["raised", "stopped"]
     assert not smtp.mails
     with pytest.raises(NotAllowed):
         acts.release(id, 0, BY_LINK)
@@ -688,7 +688,7 @@ def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, acts: A
         acts.restore(id, 0, BY_LINK)
     acts.delete(id, 0, BY_LINK)
     assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
-    assert [event.what for event in store.history(id, 0)][1:4] == ["deleted", "restored", "deleted"]
+    assert [event.kind for event in store.history(id, 0)][1:4] == ["deleted", "restored", "deleted"]
     with pytest.raises(AlreadyDone):
         acts.delete(id, 0, BY_LINK)
     assert store.delivery_for(BOB, id).state is State.HELD
@@ -801,11 +801,11 @@ def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, acts: Acts, cloc
 def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     id, at = hold(store).id, now()
     asking: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
-    asking["what"] = "requested"
+    asking["kind"] = EventKind.REQUESTED
     with pytest.raises(StoreUnavailable):
         store.move(id, 0, **asking, mail=(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
     assert store.delivery(id, 0).state is State.HELD
-    assert [event.what for event in store.history(id, 0)] == ["held"]
+    assert [event.kind for event in store.history(id, 0)] == ["held"]
     store.move(id, 0, **asking, mail=(ADMIN, b"Subject: please\r\n\r\n"))
     assert [to for to, _ in queued(store, at)] == [ADMIN]
     with pytest.raises(AlreadyDone):

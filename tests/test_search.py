@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from portal.cli import main
-from portal.model.message import Delivery, Filter, State, Tier, held_at, new_id
+from portal.model.message import Delivery, EventKind, Filter, State, Tier, held_at, new_id
 from portal.stores import Page, Store, search
 from portal.stores.files.store import FileStore
 from portal.stores.postgres.store import PostgresStore
@@ -183,8 +183,12 @@ def test_tiers(store: Store) -> None:
 def test_states_with_and_without_words(store: Store) -> None:
     helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State))]
     ways = {
-        State.REQUESTED: lambda id: store.move(id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested"),
-        State.DELETED: lambda id: store.move(id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted"),
+        State.REQUESTED: lambda id: store.move(
+            id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+        ),
+        State.DELETED: lambda id: store.move(
+            id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED
+        ),
         State.RELEASED: lambda id: store.releasing(id, 0, {State.HELD}, BY_LINK, now()).__enter__(),
     }
     claims = []
@@ -306,11 +310,11 @@ def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPa
         gone = hold(store, subject="invoice").id
         kept = hold(store, subject="invoice").id
     stays = hold(store, subject="invoice").id
-    store.move(kept, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    store.move(kept, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     assert set(found(store, words="invoice")) == {gone, kept, stays}
     store.purge(now() - 30 * DAY, now())
     assert found(store, words="invoice") == [stays, kept]
-    store.move(kept, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, now(), what="refused")
+    store.move(kept, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, now(), kind=EventKind.REFUSED)
     store.purge(now() - 30 * DAY, now())
     assert found(store, words="invoice") == [stays]
     if isinstance(store, FileStore):
@@ -387,7 +391,7 @@ def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str)
     store = FileStore.open(files_url.removeprefix("files://"))
     for n in range(5):
         held = hold(store, subject=f"invoice {n}")
-        store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+        store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     for wanted, index in (
         (Filter(words="inv"), "VIRTUAL TABLE INDEX"),
         (Filter(recipient=ALICE, words="invoice 3"), "VIRTUAL TABLE INDEX"),

@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 from portal.model.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
-from portal.model.message import Body, Filter, State, Tier, held_at, new_id
+from portal.model.message import Body, EventKind, Filter, State, Tier, held_at, new_id
 from portal.stores import Held
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.store import FileStore
@@ -351,7 +351,7 @@ def test_mail_deleted_by_cron_is_held_anew_when_it_comes_again(store: FileStore,
 
 def test_purge_forgets_deleted_mail_after_a_day_but_nothing_somebody_waits_for(store: FileStore, folder: Path) -> None:
     deleted, asked, kept = hold(store), hold(store), hold(store)
-    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), what="requested")
+    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.REQUESTED)
     file_of(folder, deleted).unlink()
     file_of(folder, asked).unlink()
     long_ago = now() - timedelta(days=30)

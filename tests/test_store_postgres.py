@@ -25,7 +25,7 @@ from psycopg import sql
 
 from portal import shipped
 from portal.model.errors import StoreMisfit, StoreUnavailable
-from portal.model.message import Body, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
+from portal.model.message import Body, EventKind, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
 from portal.stores import SCHEMA_VERSION, Held, Store
 from portal.stores.postgres import days as postgres_days
 from portal.stores.postgres import rows as postgres_rows
@@ -82,7 +82,7 @@ def plans(
     helds = [hold_at(monkeypatch, store, midnight(-day) + n * DAY / 40) for day in range(6) for n in range(30)]
     for n, held in enumerate(helds[::5]):
         if n % 2:
-            store.move(held.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+            store.move(held.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     store.schedule(ALICE, now())
     admin.execute("analyze")
     admin.execute("set enable_seqscan = off")  # tables this small would be read whole, and rightly so
@@ -544,7 +544,7 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
     owner = hold_at(monkeypatch, store, old, data=data, recipients=[BOB])
     kept = hold_at(monkeypatch, store, old + timedelta(hours=1), data=data, recipients=[ALICE])
     stays = hold_at(monkeypatch, store, recent)
-    store.move(kept.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    store.move(kept.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     purged = store.purge(now() - 30 * DAY, now())
     assert (purged.messages, purged.kept) == (2, 1)
     assert b"".join(store.body(kept.id)) == data  # although the bytes were another message's
@@ -553,7 +553,10 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
         names = partitions(admin, table)
         assert f"{table}_{older:%Y%m%d}" not in names
         assert {f"{table}_{old:%Y%m%d}", f"{table}_{recent:%Y%m%d}"} <= set(names)
-    assert store.move(kept.id, 0, State.HELD, {State.REQUESTED}, BY_LINK, now(), what="refused").state is State.HELD
+    assert (
+        store.move(kept.id, 0, State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.REFUSED).state
+        is State.HELD
+    )
     assert store.purge(now() - 30 * DAY, now()).messages == 1
     assert [d for (d,) in admin.execute("select message_id from seen")] == [stays.id]
     for table in TABLES:

@@ -30,7 +30,7 @@ from portal.model.errors import (
     RelayRefused,
     StoreUnavailable,
 )
-from portal.model.message import Body, Delivery, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
+from portal.model.message import Body, Delivery, EventKind, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import (
     LEASE,
@@ -153,11 +153,13 @@ def defer(store: Store, held: Held, at: datetime, number: int = 0) -> None:
 
 
 def delete(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
-    return store.move(held.id, number, State.DELETED, {State.HELD, State.REQUESTED}, BY_LINK, at, what="deleted")
+    return store.move(
+        held.id, number, State.DELETED, {State.HELD, State.REQUESTED}, BY_LINK, at, kind=EventKind.DELETED
+    )
 
 
 def ask(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
-    return store.move(held.id, number, State.REQUESTED, {State.HELD}, BY_LINK, at, what="requested")
+    return store.move(held.id, number, State.REQUESTED, {State.HELD}, BY_LINK, at, kind=EventKind.REQUESTED)
 
 
 def tell(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
@@ -762,15 +764,15 @@ def test_search_by_everything_at_once_over_pages(store: Store) -> None:
 def test_history_tells_who_did_what_in_order(store: Store) -> None:
     held, at = hold(store), now()
     delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + SECOND, what="restored")
+    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + SECOND, kind=EventKind.RESTORED)
     defer(store, held, at + 2 * SECOND)
     release(store, held, at + 2 * MINUTE)
     events = store.history(held.id, 0)
-    assert [e.what for e in events] == ["held", "deleted", "restored", "releasing", "deferred", "released"]
+    assert [e.kind for e in events] == ["held", "deleted", "restored", "releasing", "deferred", "released"]
     assert events[0].at == held_at(held.id)
     assert [e.at for e in events[1:4]] == [at, at + SECOND, at + 2 * SECOND]
     assert [e.actor for e in events[1:4]] == [BY_LINK, BY_OPERATOR, BY_LINK]
-    assert [e.what for e in store.history(held.id, 1)] == ["held"]
+    assert [e.kind for e in store.history(held.id, 1)] == ["held"]
     with pytest.raises(NotFound):
         store.history(UNKNOWN, 0)
 
@@ -779,7 +781,7 @@ def test_history_keeps_what_the_mail_server_answered_to_a_release(store: Store) 
     held, answers = hold(store), [""]
     with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now(), lambda: answers[-1]):
         answers.append("250 2.0.0 Ok: queued as 4XYZ")  # known inside of the block only
-    assert [(e.what, e.detail) for e in store.history(held.id, 0)][-2:] == [
+    assert [(e.kind, e.detail) for e in store.history(held.id, 0)][-2:] == [
         ("releasing", ""),
         ("released", "250 2.0.0 Ok: queued as 4XYZ"),
     ]
@@ -791,20 +793,24 @@ def test_last_events_are_the_latest_of_each_kind_of_these_deliveries(store: Stor
     first, second, third, at = hold(store), hold(store), hold(store), now()
     for n in range(3):
         delete(store, first, at + 2 * n * SECOND)
-        store.move(first.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + (2 * n + 1) * SECOND, what="restored")
+        store.move(
+            first.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + (2 * n + 1) * SECOND, kind=EventKind.RESTORED
+        )
     defer(store, second, at)
     release(store, second, at + 2 * MINUTE)
-    store.move(second.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, at, what="deleted")
+    store.move(second.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, at, kind=EventKind.DELETED)
     asked = [(first.id, 0), (second.id, 0), (third.id, 0), (UNKNOWN, 0)]
     found = store.last_events(asked)
     assert set(found) == {(first.id, 0), (second.id, 0)}
-    assert [event.what for event in found[second.id, 0]] == ["releasing", "deferred", "released"]
+    assert [event.kind for event in found[second.id, 0]] == ["releasing", "deferred", "released"]
     deleted, restored = found[first.id, 0]
-    assert (deleted.what, deleted.at, deleted.actor) == ("deleted", at + 4 * SECOND, BY_LINK)
-    assert (restored.what, restored.at, restored.actor) == ("restored", at + 5 * SECOND, BY_OPERATOR)
+    assert (deleted.kind, deleted.at, deleted.actor) == ("deleted", at + 4 * SECOND, BY_LINK)
+    assert (restored.kind, restored.at, restored.actor) == ("restored", at + 5 * SECOND, BY_OPERATOR)
     delete(store, third, at + 10 * SECOND)
-    store.move(third.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at, what="restored")  # after a clock was set back
-    assert [event.what for event in store.last_events([(third.id, 0)])[third.id, 0]] == ["deleted", "restored"]
+    store.move(
+        third.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at, kind=EventKind.RESTORED
+    )  # after a clock was set back
+    assert [event.kind for event in store.last_events([(third.id, 0)])[third.id, 0]] == ["deleted", "restored"]
     assert store.last_events([]) == {}
     assert len(store.last_events([(first.id, 0)] * 2 + [(second.id, n) for n in range(998)])) == 3
 
@@ -817,7 +823,7 @@ def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> No
     assert store.delivery(held.id, 0) == delivery == store.delivery_for(ALICE, held.id)
     assert names(store.list_for(ALICE, {State.HELD}, 10).deliveries) == [(held.id, 0)]
     event = store.history(held.id, 0)[-1]
-    assert (event.what, event.at, event.actor, event.detail) == ("assigned", at, BY_OPERATOR, "Alice@Example.org")
+    assert (event.kind, event.at, event.actor, event.detail) == ("assigned", at, BY_OPERATOR, "Alice@Example.org")
     with pytest.raises(AlreadyDone) as error:
         store.assign(held.id, 0, BOB, BY_OPERATOR, now())
     assert error.value.delivery is None or error.value.delivery.recipient == ALICE
@@ -843,7 +849,14 @@ def test_a_move_is_recorded(store: Store) -> None:
     moved = ask(store, held, at)
     assert (moved.state, moved.state_at) == (State.REQUESTED, at)
     refused = store.move(
-        held.id, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, at + HOUR, what="refused", reason="It is a virus."
+        held.id,
+        0,
+        State.HELD,
+        {State.REQUESTED},
+        BY_OPERATOR,
+        at + HOUR,
+        kind=EventKind.REFUSED,
+        reason="It is a virus.",
     )
     assert (refused.state, refused.state_at, refused.reason) == (State.HELD, at + HOUR, "It is a virus.")
     assert refused == store.delivery(held.id, 0)
@@ -859,7 +872,7 @@ def test_a_move_from_another_state_changes_nothing_and_shows_the_delivery(store:
     with pytest.raises(AlreadyDone) as error:
         delete(store, held, at + SECOND)
     assert error.value.delivery == before == store.delivery(held.id, 0)
-    assert "deleted" not in [e.what for e in store.history(held.id, 0)]
+    assert "deleted" not in [e.kind for e in store.history(held.id, 0)]
 
 
 def test_what_is_being_released_cannot_be_moved(store: Store) -> None:
@@ -886,7 +899,7 @@ def test_of_20_who_move_at_once_exactly_one_wins(store: Store, second: Store) ->
     losers = [r for r in results if isinstance(r, AlreadyDone)]
     assert (len(winners), len(losers)) == (1, 19)
     assert {loser.delivery for loser in losers} == {winners[0]} == {store.delivery(held.id, 0)}
-    assert [e.what for e in store.history(held.id, 0)] == ["held", "deleted"]
+    assert [e.kind for e in store.history(held.id, 0)] == ["held", "deleted"]
 
 
 # ---- releasing
@@ -902,7 +915,7 @@ def test_a_release_is_claimed_then_recorded(store: Store, second: Store) -> None
         assert second.delivery(held.id, 1).state is State.HELD
     released = store.delivery(held.id, 0)
     assert (released.state, released.attempts, released.next_try_at) == (State.RELEASED, 1, None)
-    assert [e.what for e in store.history(held.id, 0)] == ["held", "releasing", "released"]
+    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", "released"]
     assert not list(store.due_releases(at + DAY, 10))
 
 
@@ -980,7 +993,7 @@ def test_a_deferred_release_is_tried_again_after_1_2_4_minutes_and_so_on_up_to_a
         pass
     released = store.delivery(held.id, 0)
     assert (released.state, released.reason, released.next_try_at) == (State.RELEASED, "", None)
-    assert [e.what for e in store.history(held.id, 0)] == ["held", "releasing", *["deferred"] * 8, "released"]
+    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", *["deferred"] * 8, "released"]
 
 
 @pytest.mark.parametrize("error", [RelayRefused("550 no such user"), BodyMissing("the mail of this message is gone")])
@@ -992,7 +1005,7 @@ def test_a_refused_release_is_held_again_with_the_reason(store: Store, error: Qu
     assert raised.value is error
     delivery = store.delivery(held.id, 0)
     assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.HELD, str(error), None)
-    assert [e.what for e in store.history(held.id, 0)] == ["held", "releasing", "deferred", "failed"]
+    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", "deferred", "failed"]
     assert not list(store.due_releases(at + DAY, 10))
     with claim(store, held, at + DAY) as claimed:  # a new release counts its own tries
         assert claimed.attempts == 1
@@ -1010,7 +1023,7 @@ def test_any_other_error_keeps_the_release_for_another_try(store: Store, error: 
     delivery = store.delivery(held.id, 0)
     assert (delivery.state, delivery.reason) == (State.RELEASING, "internal error")
     assert delivery.next_try_at == at + MINUTE
-    assert store.history(held.id, 0)[-1].what == "deferred"
+    assert store.history(held.id, 0)[-1].kind == "deferred"
 
 
 def test_a_claim_whose_process_died_can_be_taken_over(store: Store, store_url: str) -> None:
@@ -1280,7 +1293,7 @@ def test_what_was_announced_is_not_announced_again(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     assert tell(store, ALICE, at) == [(held.id, 0)]
     delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, what="restored")
+    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
     later = hold(store, recipients=[ALICE])
     assert tell(store, ALICE, at) == [(later.id, 0)]
 
@@ -1422,7 +1435,7 @@ def test_what_is_acted_on_while_a_digest_is_sent_counts_as_announced(store: Stor
     held, at = hold(store, recipients=[ALICE]), now()
     with digesting(store, ALICE, at, 10, at_once=True):
         delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, what="restored")
+    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
     assert not list(store.unannounced(ALICE, 10))
 
 
@@ -2188,14 +2201,14 @@ def test_what_somebody_waits_for_outlives_retention(store: Store) -> None:
         assert [d.state for d in store.deliveries(releasing.id)] == [State.HELD, State.RELEASING]
         assert held_bytes(store, requested.id) == datas[1]
         assert held_bytes(store, releasing.id) == datas[2]
-        assert [e.what for e in store.history(requested.id, 0)] == ["held", "requested"]
+        assert [e.kind for e in store.history(requested.id, 0)] == ["held", "requested"]
         assert {m.id for m in store.find("AAA")} == {requested.id, releasing.id}
         assert len(store.search(Filter(), 10).deliveries) == 4
         assert {d.id for d in store.list_for(ALICE, EVERY_STATE, 10).deliveries} == {requested.id, releasing.id}
         assert list(store.due_releases(at + DAY, 10)) == [(releasing.id, 1)]
         assert hold(store, datas[1]) == Held(requested.id, known=True)
     release(store, releasing, old, 1)
-    store.move(requested.id, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, old, what="refused", reason="no")
+    store.move(requested.id, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, old, kind=EventKind.REFUSED, reason="no")
     purged = store.purge(old, old)
     assert (purged.messages, purged.kept) == (2, 0)
     assert store.search(Filter(), 10) == Page((), None)

@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from portal.model.errors import NotFound, RelayDeferred
-from portal.model.message import Delivery, Reader, State
+from portal.model.message import Delivery, EventKind, Reader, State
 from portal.moving.copy import copy
 from portal.stores import Asked, Store, open_store
 from portal.stores.files.reindex import reindex
@@ -293,7 +293,7 @@ def test_a_rebuilt_database_tells_nobody_twice_and_nobody_never(files_url: str) 
     store.pass_news_on(INFO, [INFO, ALICE, BOB])
     told(store, A)
     told(store, Reader(INFO, (), {INFO: (INFO, ALICE, BOB)}))
-    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     store.close()
     reindex(files_url.removeprefix("files://"), lambda *_: None)
     store = open_store(files_url)

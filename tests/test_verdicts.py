@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from portal.model.message import Delivery, Filter, Flag, State, Symbol, Tier
+from portal.model.message import Delivery, EventKind, Filter, Flag, State, Symbol, Tier
 from portal.stores import Held, Store, open_store
 from portal.stores.files.reindex import reindex
 from tests.builders import ALICE, BOB, BY_LINK, body, hold, mail, now
@@ -21,7 +21,7 @@ def first(store: Store, held: Held) -> Delivery:
 
 
 def whats(store: Store, held: Held, number: int = 0) -> list[str]:
-    return [event.what for event in store.history(held.id, number)]
+    return [event.kind for event in store.history(held.id, number)]
 
 
 def test_a_worse_verdict_is_taken_with_its_symbols(store: Store) -> None:
@@ -34,7 +34,7 @@ def test_a_worse_verdict_is_taken_with_its_symbols(store: Store) -> None:
         assert (message.tier, message.symbols, message.score) == (Tier.DANGEROUS, VIRUS, 3.5)
         assert message.action == "discard"
         [*_, event] = store.history(held.id, number)
-        assert (event.what, event.actor.who, event.detail) == ("raised", "system", "spam -> dangerous")
+        assert (event.kind, event.actor.who, event.detail) == ("raised", "system", "spam -> dangerous")
 
 
 def test_a_better_or_equal_verdict_changes_nothing(store: Store) -> None:
@@ -95,7 +95,7 @@ def test_what_can_still_be_released_is_raised(store: Store, state: State) -> Non
     data = mail()
     held = hold(store, data, [ALICE])
     if state is not State.HELD:
-        store.move(held.id, 0, state, {State.HELD}, BY_LINK, now(), what=state.value)
+        store.move(held.id, 0, state, {State.HELD}, BY_LINK, now(), kind=EventKind(state.value))
     hold(store, data, [ALICE], tier=Tier.DANGEROUS)
     assert first(store, held).message.tier is Tier.DANGEROUS
     assert first(store, held).state is state
@@ -153,7 +153,7 @@ def test_a_raised_mail_outlives_a_rebuild(files_url: str) -> None:
     held, requested = hold(store, data), hold(store, waiting, [ALICE])
     hold(store, data, tier=Tier.DANGEROUS, symbols=VIRUS, score=None, action="discard")
     hold(store, waiting, [ALICE], tier=Tier.DANGEROUS, symbols=VIRUS)
-    store.move(requested.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    store.move(requested.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     before = [(first(store, each), store.history(each.id, 0)) for each in (held, requested)]
     store.close()
     for _ in range(2):

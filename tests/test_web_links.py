@@ -9,7 +9,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
-from portal.model.message import State, Tier
+from portal.model.message import EventKind, State, Tier
 from portal.stores import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
@@ -273,7 +273,7 @@ def test_a_site_may_want_buttons_always(make_parts: Callable[..., Parts]) -> Non
 
 @pytest.mark.parametrize("state", [State.RELEASED, State.DELETED, State.REQUESTED])
 def test_only_held_mail_can_submit_itself(site: Site, held: Held, state: State) -> None:
-    site.store.move(held.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, what=state.value)
+    site.store.move(held.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value))
     for action in (Action.RELEASE, Action.DELETE, Action.ASK):
         assert not submits_itself(presser(site).get(site.link(action, held, minutes_old=OLD)).text)
 

@@ -14,8 +14,9 @@ import pytest
 from portal.assemble import Parts, assemble
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import Flag, State, Symbol, Tier, new_id
+from portal.model.message import EventKind, Flag, State, Symbol, Tier, new_id
 from portal.stores import Held
+from portal.web.rows import EVENTS_IN_WORDS
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.conftest import MakeSettings
 from tests.smtp_server import SmtpServer
@@ -158,12 +159,16 @@ def test_odd_words_are_shown_as_text(site: Site, held: Held, query: str) -> None
     assert f'value="{html.escape(query[:200])}"'.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page.text
 
 
+def test_every_event_has_words() -> None:
+    assert set(EVENTS_IN_WORDS) == set(EventKind)
+
+
 def test_mail_is_found_under_its_state(site: Site) -> None:
     browser = site.signed_in(ALICE)
     for state in (State.HELD, State.REQUESTED, State.RELEASED, State.DELETED):
         one = site.hold(subject=f"now {state}")
         if state is not State.HELD:
-            site.store.move(one.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, what=state.value)
+            site.store.move(one.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value))
     for name in ("held", "requested", "released", "deleted"):
         assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={name}").text) == [name]
 
@@ -604,7 +609,7 @@ def test_hostile_mail_stays_text_on_every_page(site: Site) -> None:
         data=f"Subject: {HOSTILE}\r\nFrom: {HOSTILE}\r\nTo: {HOSTILE}\r\n\r\n{HOSTILE}\r\n".encode(),
     )
     browser, link = site.signed_in(ALICE), site.link(Action.RELEASE, held)
-    site.store.move(held.id, 0, State.HELD, {State.HELD}, BY_OPERATOR, site.now, what="refused", reason=HOSTILE)
+    site.store.move(held.id, 0, State.HELD, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind.REFUSED, reason=HOSTILE)
     pages = [browser.get(path).text for path in ("/", f"/?done={held.id}", f"/messages/{held.id}/", link)]
     pages.append(browser.follow(act(browser, held.id, "delete", **{"from": "list"}), "/").text)
     for page in pages:

@@ -208,7 +208,7 @@ def meta(id: str, as_json: bool) -> None:
                 {
                     **_delivery_json(d),
                     "history": [
-                        {"at": e.at.isoformat(), "what": e.what, "who": e.actor.who, "via": e.actor.via,
+                        {"at": e.at.isoformat(), "what": e.kind, "who": e.actor.who, "via": e.actor.via,
                          "address": e.actor.address, "detail": e.detail}
                         for e in histories[d.number]
                     ],
@@ -232,7 +232,7 @@ def meta(id: str, as_json: bool) -> None:
             for event in histories[delivery.number]:
                 who = " ".join(filter(None, [event.actor.who, event.actor.via, event.actor.address]))
                 detail = f": {shown(event.detail, 300)}" if event.detail else ""
-                click.echo(f"  {event.at:%Y-%m-%d %H:%M:%S} {event.what} by {shown(who)}{detail}")
+                click.echo(f"  {event.at:%Y-%m-%d %H:%M:%S} {event.kind} by {shown(who)}{detail}")
 
 
 @main.command("print")

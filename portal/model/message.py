@@ -146,12 +146,29 @@ class Actor:
     address: str = ""  # the client's IP address
 
 
+class EventKind(StrEnum):
+    """What happened to a delivery. The values are kept in stores and journals."""
+
+    HELD = "held"  # is never stored: the message's id has the time
+    ASSIGNED = "assigned"  # an operator named the recipient of a message without one
+    REQUESTED = "requested"  # by its recipient, from an administrator
+    REFUSED = "refused"  # that request, by an operator
+    RELEASING = "releasing"  # a release was begun
+    DEFERRED = "deferred"  # the mail server could not take it; it is tried again
+    RELEASED = "released"
+    FAILED = "failed"  # the release, for good: held again
+    STOPPED = "stopped"  # the release: by now only an administrator may release the message
+    DELETED = "deleted"
+    RESTORED = "restored"
+    RAISED = "raised"  # the tier: the same mail came with a worse verdict
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One line of a delivery's history."""
 
     at: datetime
-    what: str  # a State's value, or "requested", "refused", "restored", "deferred", …
+    kind: EventKind
     actor: Actor
     detail: str = ""
 

@@ -30,7 +30,20 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone
-from portal.model.message import Actor, Body, Delivery, Event, Export, Filter, Message, Reader, State, Tier, identity
+from portal.model.message import (
+    Actor,
+    Body,
+    Delivery,
+    Event,
+    EventKind,
+    Export,
+    Filter,
+    Message,
+    Reader,
+    State,
+    Tier,
+    identity,
+)
 from portal.model.schedule import NOTHING_CHOSEN, Preferences
 from portal.model.store_url import StoreUrl
 
@@ -400,7 +413,7 @@ class Store(ABC):
 
     @abstractmethod
     def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
-        """Return, for each of these deliveries, the latest event of each kind (`Event.what`), oldest first.
+        """Return, for each of these deliveries, the latest event of each kind (`Event.kind`), oldest first.
 
         Takes at most 1,000 deliveries and asks the database once. Being held is not an event here. Deliveries that have
         no events, or are not known, are left out.
@@ -422,11 +435,11 @@ class Store(ABC):
         actor: Actor,
         now: datetime,
         *,
-        what: str,
+        kind: EventKind,
         reason: str = "",
         mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
-        """Bring a delivery into state ``to`` if it is in one of ``allowed``; record the event ``what``.
+        """Bring a delivery into state ``to`` if it is in one of ``allowed``; record an event of this kind.
 
         ``reason`` becomes the delivery's reason; ``mail``, whom to tell and what, is queued in the same transaction.
         Durable on return. Raises NotFound, AlreadyDone (with the delivery as it is) when it is in another state: then

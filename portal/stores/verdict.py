@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from portal.model.message import Export, Flag, Message, State, Tier
 
-RAISED = "raised"  # what the history calls it
 RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for some milliseconds only
 
 OPEN_STATES = frozenset(State) - {State.RELEASED}  # of deliveries that may still be released: there the tier matters

@@ -12,7 +12,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from portal.mail.languages import Language
-from portal.model.message import Actor, Delivery, Event, Message, State, Tier
+from portal.model.message import Actor, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import Sender, explain, sender_shown, why
 from portal.model.text import N_, shown
 
@@ -20,19 +20,29 @@ BY_NAME = "recipient:"  # with a reader's identity: an actor who reads under ano
 _SYMBOLS = 60  # shown of one mail
 _EVENTS = 50  # shown of one history
 
-_EVENTS_IN_WORDS = {
-    "held": N_("held"),
-    "requested": N_("asked for"),
-    "refused": N_("request refused"),
-    "releasing": N_("release begun"),
-    "released": N_("released"),
-    "deferred": N_("the mail server could not take it yet"),
-    "failed": N_("the mail server refused it"),
-    "deleted": N_("deleted"),
-    "restored": N_("deletion undone"),
-    "raised": N_("found more dangerous by a later check"),
-    "stopped": N_("release stopped"),
+EVENTS_IN_WORDS = {
+    EventKind.HELD: N_("held"),
+    EventKind.ASSIGNED: N_("changed"),
+    EventKind.REQUESTED: N_("asked for"),
+    EventKind.REFUSED: N_("request refused"),
+    EventKind.RELEASING: N_("release begun"),
+    EventKind.RELEASED: N_("released"),
+    EventKind.DEFERRED: N_("the mail server could not take it yet"),
+    EventKind.FAILED: N_("the mail server refused it"),
+    EventKind.DELETED: N_("deleted"),
+    EventKind.RESTORED: N_("deletion undone"),
+    EventKind.RAISED: N_("found more dangerous by a later check"),
+    EventKind.STOPPED: N_("release stopped"),
 }
+# The event that brings a delivery into a state.
+_INTO = {
+    State.REQUESTED: EventKind.REQUESTED,
+    State.RELEASING: EventKind.RELEASING,
+    State.RELEASED: EventKind.RELEASING,
+    State.DELETED: EventKind.DELETED,
+}
+_ANSWERS = (EventKind.RELEASED, EventKind.DEFERRED, EventKind.FAILED)  # of the mail server
+_REASONS = (EventKind.REFUSED, EventKind.FAILED, EventKind.STOPPED)  # events that leave a reason in a held delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +106,13 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
 
 def _by(delivery: Delivery, events: Sequence[Event]) -> str:
     """Return the reader who brought a role mailbox's delivery into its state, "" if no reader did."""
-    what = {State.RELEASED: State.RELEASING.value}.get(delivery.state, delivery.state.value)
-    return next((by_name(event.actor) for event in reversed(events) if event.what == what), "")
+    kind = _INTO.get(delivery.state)
+    return next((by_name(event.actor) for event in reversed(events) if event.kind is kind), "")
 
 
 def _declined(events: Sequence[Event]) -> bool:
     """Return whether the reason is an administrator's: after a request, an operator's release may have failed."""
-    return next((e.what for e in reversed(events) if e.what in ("refused", "failed", "stopped")), "") == "refused"
+    return next((e.kind for e in reversed(events) if e.kind in _REASONS), None) is EventKind.REFUSED
 
 
 def by_name(actor: Actor) -> str:
@@ -124,7 +134,7 @@ def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[tuple[str
     return [
         (
             viewer.language.moment(event.at, viewer.zone),
-            _EVENTS_IN_WORDS.get(event.what, N_("changed")),
+            EVENTS_IN_WORDS[event.kind],
             *_who(event, row),
         )
         for event in events[-_EVENTS:]
@@ -136,7 +146,7 @@ def _who(event: Event, row: Row) -> tuple[str, str]:
 
     Operators' names and clients' addresses are shown to operators only. The mail server's answers have no actor.
     """
-    if event.what in ("released", "deferred", "failed"):
+    if event.kind in _ANSWERS:
         return "", ""
     if event.actor.who == "recipient" and row.mailbox:
         return "", row.mailbox  # who that was before others read it, or nobody else did

@@ -27,7 +27,7 @@ import pytest
 from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import State, Tier
+from portal.model.message import EventKind, State, Tier
 from portal.stores import LEASE
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeParts
@@ -158,7 +158,7 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
     parts, dice = make_parts(mail__url=server.url), random.Random(9)
     # What waits for an administrator outlives every purge.
     asked = hold(parts.store, recipients=[ALICE], tier=Tier.DANGEROUS, announce=[])
-    parts.store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), what="requested")
+    parts.store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     at = now() + timedelta(days=1, minutes=1)  # by then every plan of what is held now is due
     kills: Counter[str] = Counter()
     again: Counter[str] = Counter()

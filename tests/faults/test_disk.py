@@ -27,7 +27,7 @@ import pytest
 from digest import news, run
 from portal.assemble import assemble
 from portal.model.errors import QuarantineError, StoreUnavailable
-from portal.model.message import State
+from portal.model.message import EventKind, State
 from portal.stores import Held
 from portal.stores.files import store as files
 from portal.stores.files.store import FileStore
@@ -433,7 +433,7 @@ def release_and_tell(
             run.send_due(site.parts, site.now)
             assert any(got.recipients == [BOB] for got in server.mails)
             server.mails.clear()
-            site.store.move(held.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, now(), what="deleted")
+            site.store.move(held.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED)
         site.store.close()
     return refused
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from portal.model.errors import StoreUnavailable
-from portal.model.message import State, Tier
+from portal.model.message import EventKind, State, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BY_LINK, hold, mail, now
 from tests.faults.conftest import Serve
@@ -89,7 +89,7 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "raise a tier", lambda: hold(store, raised, tier=Tier.DANGEROUS)
     yield "begin a release", lambda: store.releasing(held.id, 1, {State.HELD}, BY_LINK, now()).__enter__()
     yield "record a release", lambda: claim.__exit__(None, None, None)
-    yield "delete", lambda: store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), what="deleted")
+    yield "delete", lambda: store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     yield "stop digests", lambda: store.set_digests_stopped(ALICE, now())
     yield "revoke links", lambda: store.revoke_links(ALICE, now())
     yield "keep a note", lambda: store.remember("a note", "x")

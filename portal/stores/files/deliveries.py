@@ -10,24 +10,20 @@ import sqlite3
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from portal.model.errors import (
     AlreadyDone,
-    BodyDamaged,
-    BodyMissing,
-    NotAllowed,
     NotFound,
     QuarantineError,
-    RelayDeferred,
-    RelayRefused,
 )
 from portal.model.message import (
     Actor,
     Delivery,
     Event,
+    EventKind,
     Flag,
     Message,
     Reader,
@@ -38,7 +34,7 @@ from portal.model.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Store, reader_of, symbols
+from portal.stores import LEASE, Store, reader_of, rules, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import Database, from_micros, to_micros
 from portal.stores.files.journal import delivery_line
@@ -48,7 +44,6 @@ log = logging.getLogger("quarantine.store")
 
 _FOUND_AT_MOST = 100
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_BACK_OFF_MAX_MINUTES = 60
 
 _MESSAGE = (
     "m.id, m.tier, m.envelope_sender, m.subject, m.header_from, m.queue_id, m.message_id, m.action, m.score, "
@@ -132,7 +127,7 @@ class SqliteDeliveries(Store):
                 "ORDER BY rowid",
                 (message_id.bytes, number),
             ).fetchall()
-        return [Event(held_at(message_id), State.HELD.value, Actor("system")), *map(event_from, rows)]
+        return [Event(held_at(message_id), EventKind.HELD, Actor("system")), *map(event_from, rows)]
 
     def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
         names = [value for id, number in deliveries for value in (id.bytes, number)]
@@ -159,7 +154,7 @@ class SqliteDeliveries(Store):
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
             set_recipient(connection, message_id, number, identity(address), address)
-            self._note(connection, message_id, number, now, "assigned", actor, address)
+            self._note(connection, message_id, number, now, EventKind.ASSIGNED, actor, address)
             return _one(connection, message_id, number)
 
     def move(
@@ -171,7 +166,7 @@ class SqliteDeliveries(Store):
         actor: Actor,
         now: datetime,
         *,
-        what: str,
+        kind: EventKind,
         reason: str = "",
         mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
@@ -184,7 +179,7 @@ class SqliteDeliveries(Store):
                 "WHERE message_id = ? AND number = ?",
                 (to.value, to_micros(now), reason, message_id.bytes, number),
             )
-            self._note(connection, message_id, number, now, what, actor, reason)
+            self._note(connection, message_id, number, now, kind, actor, reason)
             if mail is not None:
                 queue_mail(connection, *mail, now)
             return _one(connection, message_id, number)
@@ -217,18 +212,14 @@ class SqliteDeliveries(Store):
                 "WHERE message_id = ? AND number = ? AND state <> 'released'",
                 (to_micros(now), message_id.bytes, number),
             )
-            self._note(connection, message_id, number, now, State.RELEASED.value, actor, answer())
+            self._note(connection, message_id, number, now, EventKind.RELEASED, actor, answer())
 
     def _claim_release(
         self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, claim: bytes
     ) -> Delivery:
         with self.db.write() as connection:
             delivery = _one(connection, message_id, number)
-            again = delivery.state is State.RELEASING
-            if again and delivery.next_try_at is not None and delivery.next_try_at > now:
-                raise AlreadyDone("this delivery is being released", delivery)
-            if not again and delivery.state not in allowed:
-                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            again = rules.is_retry(delivery, allowed, now)
             connection.execute(
                 "UPDATE delivery SET state = 'releasing', state_at = ?, reason = ?, attempts = ?, next_try_at = ?, "
                 "claim = ? WHERE message_id = ? AND number = ?",
@@ -243,32 +234,29 @@ class SqliteDeliveries(Store):
                 ),
             )
             if not again:
-                self._note(connection, message_id, number, now, State.RELEASING.value, actor)
+                self._note(connection, message_id, number, now, EventKind.RELEASING, actor)
             return _one(connection, message_id, number)
 
     def _record_failure(
         self, delivery: Delivery, claim: bytes, actor: Actor, now: datetime, error: BaseException
     ) -> None:
-        key = (delivery.id.bytes, delivery.number, claim)
-        final = isinstance(error, RelayRefused | NotAllowed | BodyMissing | BodyDamaged)
-        reason = str(error) if final or isinstance(error, RelayDeferred) else "internal error"
+        failed = rules.failed_release(delivery, error, now)
         with self.db.write() as connection:
-            if final:
-                changed = connection.execute(
-                    "UPDATE delivery SET state = 'held', state_at = ?, reason = ?, next_try_at = NULL, claim = NULL "
-                    "WHERE message_id = ? AND number = ? AND claim = ?",
-                    (to_micros(now), reason, *key),
-                )
-            else:
-                minutes = min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES)
-                changed = connection.execute(
-                    "UPDATE delivery SET reason = ?, next_try_at = ?, claim = NULL "
-                    "WHERE message_id = ? AND number = ? AND claim = ?",
-                    (reason, to_micros(now + timedelta(minutes=minutes)), *key),
-                )
+            changed = connection.execute(
+                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = ?, claim = NULL "
+                "WHERE message_id = ? AND number = ? AND claim = ?",
+                (
+                    failed.state.value,
+                    to_micros(failed.state_at),
+                    failed.reason,
+                    None if failed.next_try_at is None else to_micros(failed.next_try_at),
+                    delivery.id.bytes,
+                    delivery.number,
+                    claim,
+                ),
+            )
             if changed.rowcount:
-                what = "stopped" if isinstance(error, NotAllowed) else "failed" if final else "deferred"
-                self._note(connection, delivery.id, delivery.number, now, what, actor, reason)
+                self._note(connection, delivery.id, delivery.number, now, failed.kind, actor, failed.reason)
 
     def _note(
         self,
@@ -276,12 +264,12 @@ class SqliteDeliveries(Store):
         message_id: UUID,
         number: int,
         at: datetime,
-        what: str,
+        kind: EventKind,
         actor: Actor,
         detail: str = "",
     ) -> None:
         """Write into the history and the audit journal what was just done; the row is as it is to be."""
-        event = Event(at, what, actor, detail)
+        event = Event(at, kind, actor, detail)
         add_event(connection, message_id, number, event)
         self.db.note(delivery_line(_one(connection, message_id, number), [event]))
 
@@ -335,16 +323,16 @@ def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, eve
     connection.execute(
         "INSERT INTO event (message_id, number, at, what, who, via, address, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(message_id.bytes, number, to_micros(event.at), event.what),
+            *(message_id.bytes, number, to_micros(event.at), event.kind.value),
             *(actor.who, actor.via, actor.address, event.detail),
         ),
     )
 
 
 def event_from(row: Sequence[Any]) -> Event:
-    """Return the event of a row: at, what, who, via, address, detail."""
-    at, what, who, via, address, detail = row
-    return Event(from_micros(at), what, Actor(who, via, address), detail)
+    """Return the event of a row: at, kind, who, via, address, detail."""
+    at, kind, who, via, address, detail = row
+    return Event(from_micros(at), EventKind(kind), Actor(who, via, address), detail)
 
 
 def queue_mail(connection: sqlite3.Connection, to: str, mail: bytes, now: datetime) -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Actor, Delivery, Event, Flag, Message, Tier
+from portal.model.message import Actor, Delivery, Event, EventKind, Flag, Message, Tier
 from portal.stores import DigestRecord, Person, symbols
 
 log = logging.getLogger("quarantine.store")
@@ -138,7 +138,7 @@ def delivery_line(delivery: Delivery, events: Sequence[Event]) -> dict[str, Any]
         "events": [
             {
                 "at": event.at.isoformat(),
-                "what": event.what,
+                "what": event.kind,
                 "who": event.actor.who,
                 "via": event.actor.via,
                 "address": event.actor.address,
@@ -180,7 +180,12 @@ def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
 def events_of(line: dict[str, Any]) -> list[Event]:
     """The events of a `delivery_line`. Raises KeyError, ValueError, TypeError when it is none."""
     return [
-        Event(moment(e["at"]), str(e["what"]), Actor(str(e["who"]), str(e["via"]), str(e["address"])), str(e["detail"]))
+        Event(
+            moment(e["at"]),
+            EventKind(e["what"]),
+            Actor(str(e["who"]), str(e["via"]), str(e["address"])),
+            str(e["detail"]),
+        )
         for e in line["events"]
     ]
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Delivery, Event, Message, Reader, State
+from portal.model.message import Delivery, Event, EventKind, Message, Reader, State
 from portal.model.schedule import NOTHING_CHOSEN
 from portal.stores import DIGESTS_KEPT, DigestRecord, Person, Record
 from portal.stores.files.database import from_micros, to_micros
@@ -18,7 +18,6 @@ from portal.stores.files.journal import delivery_line, digest_line, person_line,
 from portal.stores.files.sign_ins import SqliteSignIns
 from portal.stores.files.subscribers import PERSON, person_from
 from portal.stores.files.verdicts import put_verdict
-from portal.stores.verdict import RAISED
 
 _BATCH = 500
 _TOLD_FOR = DIGESTS_KEPT + timedelta(days=1)
@@ -123,7 +122,7 @@ class SqliteRecords(SqliteSignIns):
     def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         for record in self.records(ids).values():
-            if any(event.what == RAISED for events in record.histories for event in events):
+            if any(event.kind is EventKind.RAISED for events in record.histories for event in events):
                 lines.append(verdict_line(record.message))
             lines += map(delivery_line, record.deliveries, record.histories)
         return lines
@@ -142,7 +141,7 @@ class SqliteRecords(SqliteSignIns):
             }
             for event in events:
                 actor = event.actor
-                if (to_micros(event.at), event.what, actor.who, actor.via, actor.address, event.detail) not in known:
+                if (to_micros(event.at), event.kind, actor.who, actor.via, actor.address, event.detail) not in known:
                     add_event(connection, delivery.id, delivery.number, event)
 
     def judge_again(self, message_id: UUID, judge: Callable[[Message], Message]) -> None:

@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from portal.model.message import Actor, Event, Export, Message, Tier
+from portal.model.message import Actor, Event, EventKind, Export, Message, Tier
 from portal.stores import search, symbols
 from portal.stores.files import word_index
 from portal.stores.files.deliveries import add_event, deliveries_of
 from portal.stores.files.journal import delivery_line, verdict_line
-from portal.stores.verdict import OPEN_STATES, RAISED, RAISED_TOGETHER, change, with_verdict
+from portal.stores.verdict import OPEN_STATES, RAISED_TOGETHER, change, with_verdict
 
 
 def copies(connection: sqlite3.Connection, held: UUID, export: Export, tier: Tier, after: UUID) -> Sequence[UUID]:
@@ -44,7 +44,7 @@ def raise_tier(
         put_verdict(connection, message)
         raised.append(id)
         lines.append(verdict_line(message))
-        event = Event(now, RAISED, Actor("system"), change(deliveries[0].message, tier))
+        event = Event(now, EventKind.RAISED, Actor("system"), change(deliveries[0].message, tier))
         for delivery in deliveries:
             add_event(connection, id, delivery.number, event)
             lines.append(delivery_line(delivery, [event]))

@@ -147,7 +147,7 @@ def take_deliveries(connection: Connection, record: Record) -> None:
     connection.execute("delete from event where message_id = %s", [id])
     for delivery, events in zip(record.deliveries, record.histories, strict=True):
         for event in events:
-            rows.note(connection, id, delivery.number, event.at, event.what, event.actor, event.detail)
+            rows.note(connection, id, delivery.number, event.at, event.kind, event.actor, event.detail)
     for delivery, readers in zip(record.deliveries, record.told, strict=False):
         if readers:
             connection.execute(

@@ -15,7 +15,20 @@ from typing import Any, LiteralString, overload
 from uuid import UUID
 
 from portal.model.errors import NotFound
-from portal.model.message import Actor, Body, Delivery, Event, Export, Flag, Message, Reader, State, Tier, held_at
+from portal.model.message import (
+    Actor,
+    Body,
+    Delivery,
+    Event,
+    EventKind,
+    Export,
+    Flag,
+    Message,
+    Reader,
+    State,
+    Tier,
+    held_at,
+)
 from portal.stores import address_of, search, symbols
 from portal.stores.postgres.database import Connection, ask
 
@@ -147,13 +160,13 @@ def set_recipient(connection: Connection, message_id: UUID, number: int, recipie
 
 
 def note(
-    connection: Connection, message_id: UUID, number: int, at: datetime, what: str, actor: Actor, detail: str = ""
+    connection: Connection, message_id: UUID, number: int, at: datetime, kind: EventKind, actor: Actor, detail: str = ""
 ) -> None:
     """Write a line of a delivery's history. Raises psycopg.Error."""
     connection.execute(
         "insert into event (message_id, number, at, what, who, via, address, detail)"
         " values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        [message_id, number, at, what, actor.who, actor.via, actor.address, text(detail)],
+        [message_id, number, at, kind.value, actor.who, actor.via, actor.address, text(detail)],
     )
 
 
@@ -177,9 +190,9 @@ def _place(id: UUID, sha256: bytes) -> UUID:
 
 
 def event_from(row: Sequence[Any]) -> Event:
-    """Return the event of a row: at, what, who, via, address, detail."""
-    at, what, who, via, address, detail = row
-    return Event(at.astimezone(UTC), what, Actor(who, via, address), detail)
+    """Return the event of a row: at, kind, who, via, address, detail."""
+    at, kind, who, via, address, detail = row
+    return Event(at.astimezone(UTC), EventKind(kind), Actor(who, via, address), detail)
 
 
 def utc(at: datetime | None) -> datetime | None:

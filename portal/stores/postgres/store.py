@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain
 from time import monotonic
 from typing import IO, LiteralString, cast
@@ -25,11 +25,8 @@ from portal.model.errors import (
     AlreadyDone,
     BodyDamaged,
     BodyMissing,
-    NotAllowed,
     NotFound,
     QuarantineError,
-    RelayDeferred,
-    RelayRefused,
     StoreUnavailable,
 )
 from portal.model.message import (
@@ -37,6 +34,7 @@ from portal.model.message import (
     Body,
     Delivery,
     Event,
+    EventKind,
     Export,
     Filter,
     Message,
@@ -48,7 +46,7 @@ from portal.model.message import (
     new_id,
     parse_id,
 )
-from portal.stores import LEASE, Held, Page, Purged, Record, reader_of, search
+from portal.stores import LEASE, Held, Page, Purged, Record, reader_of, rules, search
 from portal.stores.postgres import days, rows, verdicts
 from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
 from portal.stores.postgres.records import PostgresRecords, take_deliveries
@@ -62,7 +60,6 @@ _ADD_SECONDS = 3.0  # in all, whatever happens
 _CHUNK_BYTES = 1 << 20
 _ZSTD_LEVEL = 3
 _FOUND_AT_MOST = 100
-_BACK_OFF_MAX_MINUTES = 60
 _own = threading.local()  # each thread's compressor: making one takes longer than compressing 10 KB
 
 
@@ -284,7 +281,7 @@ class PostgresStore(PostgresRecords):
                 " order by seq",
                 [message_id, number],
             ).fetchall()
-        return [Event(held_at(message_id), State.HELD.value, Actor("system")), *map(rows.event_from, found)]
+        return [Event(held_at(message_id), EventKind.HELD, Actor("system")), *map(rows.event_from, found)]
 
     def last_events(self, deliveries: Collection[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Sequence[Event]]:
         wanted = set(deliveries)
@@ -312,7 +309,7 @@ class PostgresStore(PostgresRecords):
             if delivery.recipient:
                 raise AlreadyDone("this delivery has a recipient", delivery)
             rows.set_recipient(connection, message_id, number, identity(address), address)
-            rows.note(connection, message_id, number, now, "assigned", actor, address)
+            rows.note(connection, message_id, number, now, EventKind.ASSIGNED, actor, address)
             return _one(connection, message_id, number)
 
     def move(
@@ -324,7 +321,7 @@ class PostgresStore(PostgresRecords):
         actor: Actor,
         now: datetime,
         *,
-        what: str,
+        kind: EventKind,
         reason: str = "",
         mail: tuple[str, bytes] | None = None,
     ) -> Delivery:
@@ -337,7 +334,7 @@ class PostgresStore(PostgresRecords):
                 " where message_id = %s and number = %s",
                 [to.value, now, rows.text(reason), message_id, number],
             )
-            rows.note(connection, message_id, number, now, what, actor, reason)
+            rows.note(connection, message_id, number, now, kind, actor, reason)
             if mail is not None:
                 queue_mail(connection, *mail, now)
             return _one(connection, message_id, number)
@@ -370,18 +367,14 @@ class PostgresStore(PostgresRecords):
                 " where message_id = %s and number = %s and state <> 'released'",
                 [now, message_id, number],
             )
-            rows.note(connection, message_id, number, now, State.RELEASED.value, actor, answer())
+            rows.note(connection, message_id, number, now, EventKind.RELEASED, actor, answer())
 
     def _claim_release(
         self, message_id: UUID, number: int, allowed: Collection[State], actor: Actor, now: datetime, lease: UUID
     ) -> Delivery:
         with self.database.transaction() as connection:
             delivery = _one(connection, message_id, number, lock=True)
-            again = delivery.state is State.RELEASING
-            if again and delivery.next_try_at is not None and delivery.next_try_at > now:
-                raise AlreadyDone("this delivery is being released", delivery)
-            if not again and delivery.state not in allowed:
-                raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+            again = rules.is_retry(delivery, allowed, now)
             connection.execute(
                 "update delivery set state = 'releasing', state_at = %s, reason = %s, attempts = %s, next_try_at = %s,"
                 " lease = %s where message_id = %s and number = %s",
@@ -396,25 +389,30 @@ class PostgresStore(PostgresRecords):
                 ],
             )
             if not again:
-                rows.note(connection, message_id, number, now, State.RELEASING.value, actor)
+                rows.note(connection, message_id, number, now, EventKind.RELEASING, actor)
             return _one(connection, message_id, number)
 
     def _record_failure(
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
     ) -> None:
-        final = isinstance(error, RelayRefused | NotAllowed | BodyMissing | BodyDamaged)
-        reason = rows.text(str(error)) if final or isinstance(error, RelayDeferred) else "internal error"
-        back_off = timedelta(minutes=min(2 ** min(delivery.attempts - 1, 10), _BACK_OFF_MAX_MINUTES))
-        state, state_at = (State.HELD, now) if final else (State.RELEASING, delivery.state_at)
+        failed = rules.failed_release(delivery, error, now)
+        reason = rows.text(failed.reason)
         with self.database.transaction() as connection:
             changed = connection.execute(
                 "update delivery set state = %s, state_at = %s, reason = %s, next_try_at = %s, lease = null"
                 " where message_id = %s and number = %s and lease = %s",
-                [state.value, state_at, reason, None if final else now + back_off, delivery.id, delivery.number, lease],
+                [
+                    failed.state.value,
+                    failed.state_at,
+                    reason,
+                    failed.next_try_at,
+                    delivery.id,
+                    delivery.number,
+                    lease,
+                ],
             ).rowcount
             if changed:
-                what = "stopped" if isinstance(error, NotAllowed) else "failed" if final else "deferred"
-                rows.note(connection, delivery.id, delivery.number, now, what, actor, reason)
+                rows.note(connection, delivery.id, delivery.number, now, failed.kind, actor, reason)
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[tuple[UUID, int]]:
         with self.database.transaction() as connection:

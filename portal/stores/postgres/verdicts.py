@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from portal.model.message import Actor, Export, Message, Tier
+from portal.model.message import Actor, EventKind, Export, Message, Tier
 from portal.stores import search, symbols
 from portal.stores.postgres import rows
 from portal.stores.postgres.database import Connection, ask
-from portal.stores.verdict import OPEN_STATES, RAISED, RAISED_TOGETHER, change, with_verdict
+from portal.stores.verdict import OPEN_STATES, RAISED_TOGETHER, change, with_verdict
 
 _COPIES = b"select copies_of($1, $2, $3, $4, $5)"
 
@@ -50,7 +50,7 @@ def raise_tier(
     for message in messages:
         put_verdict(connection, with_verdict(message, export, tier))
         for number in open_deliveries[message.id]:
-            rows.note(connection, message.id, number, now, RAISED, Actor("system"), change(message, tier))
+            rows.note(connection, message.id, number, now, EventKind.RAISED, Actor("system"), change(message, tier))
     return [message.id for message in messages]
 
 
