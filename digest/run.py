@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from digest.compose import compose
@@ -43,6 +43,7 @@ AHEAD = 4  # digests claimed for each connection at once
 DELIVERIES = 5_000  # in one digest, and in all that are claimed at once; the rest stays news and follows the next day
 # With less left of its claim a mail is not begun: it takes 30 s at most, and is recorded behind the next claim.
 LEFT_OF_LEASE = timedelta(seconds=50)
+_TOGETHER_SECONDS = 0.05  # for which an outcome waits at most for others to be recorded with
 FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
 DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
 TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
@@ -274,9 +275,9 @@ class Run:
             self._give_back(claimed.digest)
         return None
 
-    def _fill(self) -> None:
-        """Claim until there is something to send, or nothing left to claim. Raises StoreUnavailable."""
-        while not self._waiting and not self._is_over():
+    def _fill(self, least: int = 1) -> None:
+        """Claim until so many wait to be sent, or nothing is left to claim. Raises StoreUnavailable."""
+        while len(self._waiting) < least and not self._is_over():
             # Before the claim: a moment later it would end earlier than we think.
             until = self.clock() + LEASE
             digests = self._claim()
@@ -343,40 +344,49 @@ class Run:
     def _send_together(self, connections: int) -> None:
         """Send over several connections, as many as there can be threads."""
         work: SimpleQueue[_Claimed | None] = SimpleQueue()
-        news: SimpleQueue[bool] = SimpleQueue()  # from the threads: True if one is free for a digest
+        news: SimpleQueue[bool] = SimpleQueue()  # wake-ups of this thread; True: a thread has its turn
+        paced = self._pace.per_minute > 0
+        enough = 1 if paced else 2  # outcomes for a batch: with 4 of 8 threads waiting the processor had nothing to do
 
         def deliver() -> None:
             try:
                 with self.parts.mailer.connection() as connection:
                     while True:
-                        self._pace.wait(self._is_over)
-                        news.put(True)
+                        if paced:
+                            self._pace.wait(self._is_over)
+                            news.put(True)
                         claimed = work.get()
                         if claimed is None:
                             work.put(None)  # for the other threads
                             return
                         self._outcomes.append(self._deliver(claimed, connection))
-                        news.put(False)
+                        # While others compose, the processor has work: then several are recorded together.
+                        if len(self._outcomes) >= enough or not self._composing.locked():
+                            news.put(False)
             except BaseException as error:
                 self._error = error
-                news.put(False)
 
         threads: list[threading.Thread] = []
         try:
             self._start(threads, connections, deliver)
             if not threads:
                 self._send_alone()
-            free = sending = 0
+            free, sending = 0 if paced else len(threads), 0
             while threads and self._error is None:
-                free += news.get()
-                while not news.empty():
-                    free += news.get()
-                sending -= self._record()
                 while free and (claimed := self._next()) is not None:
                     work.put(claimed)
                     free, sending = free - 1, sending + 1
                 if not sending and (free or self._is_over()):
                     break
+                if sending == len(threads) and not paced:
+                    self._fill(least=len(threads))  # now, and not when they have nothing to do
+                with suppress(Empty):
+                    free += news.get(timeout=_TOGETHER_SECONDS)
+                    while True:
+                        free += news.get_nowait()
+                recorded = self._record()
+                sending -= recorded
+                free += 0 if paced else recorded
         finally:
             self._is_ending = True
             work.put(None)
