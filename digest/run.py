@@ -58,7 +58,7 @@ def never() -> bool:
 
 @dataclass(slots=True)
 class Summary:
-    """What one run over the due digests did."""
+    """The outcomes of one run, by recipient."""
 
     sent: list[tuple[str, int]] = field(default_factory=list)  # recipient, deliveries told of
     skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; all is well
@@ -159,7 +159,7 @@ class _Claimed:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What came of a claimed digest."""
+    """The outcome of a claimed digest: sent, failed, or not begun."""
 
     digest: Digest
     reply: str | None = None  # of the mail server, "" if there was nothing to tell
@@ -211,7 +211,7 @@ class Run:
     # ---- stage 1: claim
 
     def due(self, limit: int) -> Claim:
-        """Return what claims digests that are due, longest waiting first, up to ``limit``."""
+        """Return a function that claims digests that are due, longest waiting first, up to ``limit``."""
         left = limit
 
         def claim() -> Sequence[Digest]:
@@ -227,7 +227,7 @@ class Run:
         return claim
 
     def named(self, recipients: Sequence[str]) -> Claim:
-        """Return what claims digests of these recipients, whatever the hour."""
+        """Return a function that claims digests of these recipients, whatever the hour."""
         self._claim_is_by_name = True
         self._named.extend(who for who in recipients if self.may_tell(who))
 
@@ -237,12 +237,9 @@ class Run:
                 claims = self.parts.store.claim_digests(
                     self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
                 )
-                claimed = {digest.recipient for digest in claims.digests}
-                self._named.extendleft(who for who in reversed(some) if who not in claimed | set(claims.refused))
-                self._claimed.update((digest.id, digest) for digest in claims.digests)
-                for who, why in claims.refused.items():
-                    self.summary.skipped.append((who, str(why)))
-                self._show_progress()
+                answered = {digest.recipient for digest in claims.digests} | set(claims.refused)
+                self._named.extendleft(who for who in reversed(some) if who not in answered)
+                self.summary.skipped += [(who, str(why)) for who, why in claims.refused.items()]
                 if claims.digests:
                     return claims.digests
             return ()
@@ -281,9 +278,10 @@ class Run:
             # Before the claim: a moment later it would end earlier than we think.
             until = self.clock() + LEASE
             digests = self._claim()
+            self._claimed.update((digest.id, digest) for digest in digests)
+            self._show_progress()
             if not digests:
                 return
-            self._claimed.update((digest.id, digest) for digest in digests)
             told: list[Digest] = []
             strangers: list[Digest] = []
             for digest in digests:

@@ -1,4 +1,4 @@
-"""Counts what a page asks of the database, whichever it is."""
+"""Counts the statements that a page sends to the database, on both stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABOUT_TRANSACTIONS = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SET|PRAGMA)\b", re.
 
 
 class Statements:
-    """What stores that are opened from now on ask, without what begins and ends transactions."""
+    """The statements of stores that are opened from now on, without those that begin and end transactions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._heard: list[str] = []
