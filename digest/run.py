@@ -7,11 +7,12 @@ begins; within a call time goes on from there, so that a claim made late in a lo
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
@@ -277,8 +278,9 @@ class Run:
         while len(self._waiting) < least and not self._is_over():
             # Before the claim: a moment later it would end earlier than we think.
             until = self.clock() + LEASE
-            digests = self._claim()
-            self._claimed.update((digest.id, digest) for digest in digests)
+            with _interrupt_delayed():  # else it may come after the commit, and nobody knows what was claimed
+                digests = self._claim()
+                self._claimed.update((digest.id, digest) for digest in digests)
             self._show_progress()
             if not digests:
                 return
@@ -564,6 +566,22 @@ class Run:
             )
         except QuarantineError as error:
             log.error("digests: the run is not counted: %s", error)
+
+
+@contextmanager
+def _interrupt_delayed() -> Iterator[None]:
+    """Delay ctrl-C until the block ends. Do nothing outside the main thread, which alone receives it."""
+    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _joined(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:

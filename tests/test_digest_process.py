@@ -31,7 +31,7 @@ from portal.model.links import MARK_HEADER, Action
 from portal.model.message import State, Symbol, Tier, identity
 from portal.model.schedule import NOTHING_CHOSEN, Preferences
 from portal.monitoring import runs
-from portal.stores import LEASE, Asked
+from portal.stores import LEASE, Asked, Claims
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
@@ -619,6 +619,31 @@ def test_ctrl_c_over_several_connections_loses_and_doubles_nothing(
     assert [who for who in people if parts.store.last_digest(who)] == sent
     assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
     assert told(server) == people
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_ctrl_c_right_after_a_claim_gives_it_back(
+    make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch, connections: int
+) -> None:
+    parts = make_parts(mail__url=server.url, digest__connections=connections)
+    people = [f"p{n:02}@example.org" for n in range(20)]
+    hold(parts.store, recipients=people)
+    news.schedule_news(parts, tomorrow())
+    claim = parts.store.claim_digests
+
+    def interrupted(*args: Any, **named: Any) -> Claims:
+        claims = claim(*args, **named)
+        if told(server):
+            os.kill(os.getpid(), signal.SIGINT)
+        return claims
+
+    monkeypatch.setattr(parts.store, "claim_digests", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.send_due(parts, tomorrow())
+    monkeypatch.undo()
+    sent = told(server)
+    assert 0 < len(sent) < len(people)
+    assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
 
 
 def test_a_store_that_cannot_postpone_strangers_is_told(
