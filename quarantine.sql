@@ -1,11 +1,12 @@
--- The PostgreSQL store's tables. `quarantine init` runs this file under an advisory lock, in one transaction; running
--- it again, or beside a portal at work, changes nothing. Each block below brings the schema from one version to the
--- next, so a later version is a block added at the end; what stands here is never edited after a release.
+-- The PostgreSQL store's tables, at schema version 6. `quarantine init` runs this file under an advisory lock, in one
+-- transaction, after the migrations of portal/stores/postgres/migrations.py; running it again, or beside a portal at
+-- work, only replaces the functions.
 --
--- message, delivery, event, body_chunk and told are partitioned by UTC day. The key is the quarantine id itself, a UUIDv7
--- that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that is
--- asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
+-- message, delivery, event, body_chunk and announced_to are partitioned by UTC day. The key is the quarantine id itself, a
+-- UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that
+-- is asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
 -- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres/days.py).
+-- Tables and columns have the same names in the file store (portal/stores/files/schema.py).
 
 create table if not exists setting (
     name text primary key,
@@ -20,7 +21,7 @@ begin
 
     create table message (
         id uuid primary key,
-        body_id uuid not null,  -- the day's first message with the same bytes: its chunks are ours
+        body_id uuid not null,  -- of the body's chunks: made from the day and the body's SHA-256
         tier text not null,
         envelope_sender text,  -- '' is the null sender, null: not known
         subject text not null,
@@ -32,14 +33,15 @@ begin
         score double precision,
         client_ip text,
         username text,
-        symbols jsonb not null,  -- [[name, score, [option, …]], …]
+        symbols jsonb,  -- of rows made before version 4: [[name, score, [option, …]], …]
+        packed_symbols bytea,  -- of all others, see portal/stores/symbols.py
         flags text[] not null,
         body_sha256 bytea not null,
         size_bytes bigint not null,
         has_8bit boolean not null
     ) partition by range (id);
-    -- Hash: a third of a btree's size on 32 random bytes, and equality is all that is asked.
-    create index on message using hash (body_sha256);
+    -- By which copies of a mail are found when it comes again with a worse verdict.
+    create index message_body_idx on message (body_sha256, tier);
     create index on message (left(queue_id, 100));  -- a btree takes no value above 2,704 octets
     -- What is new waits in a list of at most 1 MB, which every search reads: holding a mail does not wait for the tree.
     create index on message using gin (terms) with (gin_pending_list_limit = 1024);
@@ -71,8 +73,8 @@ begin
         number int not null,
         seq bigint not null default nextval('event_seq'),
         at timestamptz not null,
-        what text not null,
-        who text not null,
+        kind text not null,  -- EventKind
+        actor text not null,  -- Actor.who
         via text not null,
         address text not null,
         detail text not null,
@@ -88,13 +90,13 @@ begin
     alter table body_chunk alter column data set storage external;
 
     create table seen (  -- which mail is held already; not partitioned, since the day of its first coming is not known
-        sameness bytea primary key,
+        dedup_key bytea primary key,
         message_id uuid not null
     );
     create index on seen (message_id);
 
     create table recipient (
-        recipient text primary key,
+        recipient text primary key,  -- identity
         address text not null default '',
         stopped_at timestamptz,
         links_valid_from timestamptz,
@@ -104,11 +106,15 @@ begin
         asked_at timestamptz,  -- when they last asked for a digest out of turn
         digest_id uuid,  -- of the digest begun and not yet sent; stays over a crash
         lease uuid,
-        lease_until timestamptz
+        lease_until timestamptz,
+        failures int not null default 0,  -- of their digest, until one is sent
+        failure text not null default '',  -- the mail server's answer to the last one
+        failed_at timestamptz
     );
     create index on recipient (news_since)
         where news_since is not null and stopped_at is null and next_digest_at is null;
     create index on recipient (next_digest_at) where news_since is not null and stopped_at is null;
+    create index on recipient (failed_at) where failed_at is not null;
 
     create table digest (
         id uuid primary key,
@@ -122,7 +128,7 @@ begin
     create index on digest (recipient, issued_at, id) where sent_at is not null;
     create index on digest (issued_at);
 
-    create table opening (
+    create table link_open (
         id bigint generated always as identity primary key,
         recipient text not null,
         issued_at timestamptz not null,
@@ -130,19 +136,19 @@ begin
         number int not null,
         at timestamptz not null
     );
-    create index on opening (recipient, issued_at, at);
-    create index on opening (at);
+    create index on link_open (recipient, issued_at, at);
+    create index on link_open (at);
 
-    create table outgoing (
+    create table outbox (
         id uuid primary key,
-        address text not null,  -- '' is a blind
+        address text not null,  -- '': a decoy, which is not sent
         mail bytea not null,
         attempts int not null default 0,
         queued_at timestamptz not null,
         next_try_at timestamptz not null,
         lease uuid
     );
-    create index on outgoing (next_try_at);
+    create index on outbox (next_try_at);
 
     create table sign_in (  -- used ones stay for a day: the limits count them for an hour
         token_sha256 bytea primary key,
@@ -168,144 +174,14 @@ begin
     );
     create index on session (used_at);
 
-    -- Holds a message, all in one call: `held` is its id, or the id of the same mail that was held before, or null when
-    -- that one is just going (call again); `place` is whose chunks the body is. A function, since its plans are kept:
-    -- planning the same as one statement cost more than executing it, and behind PgBouncer nothing can be prepared.
-    create function hold_message(
-        wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
-        told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
-        terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
-        username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
-        out held uuid, out place uuid
-    ) language plpgsql as $hold$
-    begin
-        -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
-        perform set_config('lock_timeout', wait_ms::text, true);
-        -- Waits while another transaction is holding the same mail, so that one of them is first.
-        insert into seen values (new_sameness, new_id) on conflict do nothing;
-        if not found then
-            select s.message_id into held from seen s where s.sameness = new_sameness;
-            if held is not null and not exists (select from message m where m.id = held) then
-                -- Somebody dropped that day by hand: saying "known" would lose this mail.
-                delete from seen s where s.sameness = new_sameness and s.message_id = held;
-                held := null;
-            end if;
-            return;
-        end if;
-        held := new_id;
-        -- The day's own table, since a plan over all days would be made anew each time.
-        execute format(
-            'select body_id from %I where body_sha256 = $1 and size_bytes = $2 limit 1',
-            'message_' || to_char(held_at at time zone 'UTC', 'YYYYMMDD')
-        ) into place using sha256, size;
-        if place is null then
-            place := new_id;
-            insert into body_chunk values (new_id, 0, first_chunk);
-        end if;
-        insert into message values (
-            new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id, action,
-            score, client_ip, username, symbols, flags, sha256, size, has_8bit
-        );
-        insert into delivery (message_id, number, recipient, address, state, state_at)
-        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
-        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
-        -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
-        -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
-        for i in 1 .. cardinality(told) loop
-            if not exists (
-                select from recipient r
-                where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
-            ) then
-                insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
-                on conflict on constraint recipient_pkey do update
-                set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
-            end if;
-        end loop;
-    end
-    $hold$;
-
-    insert into setting (name, value) values ('schema_version', '1');
-end
-$$;
-
-do $$
-begin
-    if exists (select from setting where name = 'schema_version' and value::int >= 2) then
-        return;
-    end if;
-    -- What the mail server said against a recipient's digest, until one goes out.
-    alter table recipient
-        add column failures int not null default 0,
-        add column failure text not null default '',
-        add column failed_at timestamptz;
-    create index on recipient (failed_at) where failed_at is not null;
-    update setting set value = '2' where name = 'schema_version';
-end
-$$;
-
-do $$
-begin
-    if exists (select from setting where name = 'schema_version' and value::int >= 3) then
-        return;
-    end if;
-
-    create table told (  -- who was told of a delivery under another name, or with others
+    create table announced_to (  -- readers who were notified of a delivery under another name, or with others
         message_id uuid not null,
         number int not null,
         reader text not null,
         primary key (message_id, number, reader)
     ) partition by range (message_id);
 
-    update setting set value = '3' where name = 'schema_version';
-end
-$$;
-
-do $$
-begin
-    if exists (select from setting where name = 'schema_version' and value::int >= 4) then
-        return;
-    end if;
-
-    -- Symbols were half of a message's row; nothing asks for a part of them. Where this is null they stand in `symbols`.
-    alter table message alter column symbols drop not null, add column if not exists packed_symbols bytea;
-    -- Where a body lies is told by its SHA-256 now, so that equal ones of a day meet without being looked for. Bodies
-    -- of before lie under the id of the day's first message that had them.
-    drop index if exists message_body_sha256_idx;
-
-    -- For programs of version 3 that are still at work; they share no bodies any more.
-    create or replace function hold_message(
-        wait_ms int, new_id uuid, new_sameness bytea, held_at timestamptz, recipients text[], addresses text[],
-        told text[], told_addresses text[], tier text, envelope_sender text, subject text, header_from text,
-        terms text[], queue_id text, message_id text, action text, score double precision, client_ip text,
-        username text, symbols jsonb, flags text[], sha256 bytea, size bigint, has_8bit boolean, first_chunk bytea,
-        out held uuid, out place uuid
-    ) language plpgsql as $hold$
-    begin
-        held := split_part(hold_mail(
-            wait_ms, new_id, new_id, new_sameness, held_at, recipients, addresses, told, told_addresses, tier,
-            envelope_sender, subject, header_from, terms, queue_id, message_id, action, score, client_ip, username, null,
-            flags, sha256, size, has_8bit, first_chunk
-        ), ' ', 1)::uuid;
-        if held = new_id then
-            place := new_id;
-            update message m set symbols = hold_message.symbols where m.id = new_id;
-        end if;
-    end
-    $hold$;
-
-    update setting set value = '4' where name = 'schema_version';
-end
-$$;
-
-do $$
-begin
-    if exists (select from setting where name = 'schema_version' and value::int >= 5) then
-        return;
-    end if;
-    -- By which copies of a mail are found when it comes again with a worse verdict. New days get it by themselves; for
-    -- those that are there `quarantine init` builds it one by one, while mail is held (postgres_days.build_indexes).
-    create index message_body_idx on only message (body_sha256, tier);
-    update setting set value = '5' where name = 'schema_version';
+    insert into setting (name, value) values ('schema_version', '6');
 end
 $$;
 
@@ -314,8 +190,8 @@ $$;
 -- space. A function, since its plans are kept: planning the same as one statement cost more than executing it, and
 -- behind PgBouncer nothing can be prepared. One text, since a row costs the server 11 µs more.
 create or replace function hold_mail(
-    wait_ms int, new_id uuid, new_place uuid, new_sameness bytea, held_at timestamptz, recipients text[],
-    addresses text[], told text[], told_addresses text[], tier text, envelope_sender text, subject text,
+    wait_ms int, new_id uuid, new_place uuid, new_dedup_key bytea, held_at timestamptz, recipients text[],
+    addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
     header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
     client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
     first_chunk bytea
@@ -328,14 +204,14 @@ begin
     -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
     perform set_config('lock_timeout', wait_ms::text, true);
     -- Waits while another transaction is holding the same mail, so that one of them is first.
-    insert into seen values (new_sameness, new_id) on conflict do nothing;
+    insert into seen values (new_dedup_key, new_id) on conflict do nothing;
     if not found then
         -- The lock is a write, so that this commit waits for a synchronous standby, and with it for the commit that held
         -- the mail: that one may have ended its wait without the standby (a crash, pg_terminate_backend).
-        select s.message_id into held from seen s where s.sameness = new_sameness for update;
+        select s.message_id into held from seen s where s.dedup_key = new_dedup_key for update;
         if held is not null and not exists (select from message m where m.id = held) then
             -- Somebody dropped that day by hand: saying "known" would lose this mail.
-            delete from seen s where s.sameness = new_sameness and s.message_id = held;
+            delete from seen s where s.dedup_key = new_dedup_key and s.message_id = held;
             held := null;
         end if;
         return held;
@@ -360,13 +236,13 @@ begin
     select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
     from unnest(recipients, addresses) with ordinality d (recipient, address, number);
     -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
-    -- recipient; `told` is sorted, so that two calls never wait for each other crosswise.
-    for i in 1 .. cardinality(told) loop
+    -- recipient; `notified` is sorted, so that two calls never wait for each other crosswise.
+    for i in 1 .. cardinality(notified) loop
         if not exists (
             select from recipient r
-            where r.recipient = told[i] and r.address = told_addresses[i] and r.news_since is not null
+            where r.recipient = notified[i] and r.address = notified_addresses[i] and r.news_since is not null
         ) then
-            insert into recipient (recipient, address, news_since) values (told[i], told_addresses[i], held_at)
+            insert into recipient (recipient, address, news_since) values (notified[i], notified_addresses[i], held_at)
             on conflict on constraint recipient_pkey do update
             set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
         end if;

@@ -83,8 +83,8 @@ def files(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes
         fcntl.flock(_local.lock, fcntl.LOCK_EX)
         db.execute("BEGIN IMMEDIATE")
         db.execute(
-            "INSERT INTO message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id,"
-            " message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)"
+            "INSERT INTO message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
+            " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
             " VALUES (?,?,?,'spam',?,?,?,?,'x@example.net','reject',21.5,?,?,'',?,?,0)",
             (rowid, id.bytes, digest[::-1], sender, environ["HTTP_X_RSPAMD_SUBJECT"], sender,
              environ["HTTP_X_RSPAMD_QID"], environ["HTTP_X_RSPAMD_IP"], _compress(symbols.encode()), digest, size),
@@ -116,7 +116,7 @@ _pool: ConnectionPool[Any] | None = None
 
 # What one mail leaves in the store's own tables, its indexes included, in one statement (faster than five).
 _INSERTS = """
-with s as (insert into seen (sameness, message_id) values (%(sha)s, %(id)s)),
+with s as (insert into seen (dedup_key, message_id) values (%(sha)s, %(id)s)),
 m as (insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,
         message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)
     values (%(id)s, %(id)s, 'spam', %(sender)s, %(subject)s, %(sender)s, array_to_tsvector(%(terms)s), %(qid)s,

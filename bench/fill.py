@@ -106,8 +106,8 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
     connection.execute("pragma synchronous = off")
     for part in days:
         connection.executemany(
-            "insert into message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id,"
-            " message_id, action, score, client_ip, symbols, flags, body_sha256, size_bytes, has_8bit)"
+            "insert into message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
+            " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
             f" values (?, ?, ?, 'spam', '{FROM}', ?, 'Promo <{FROM}>', ?, ?, 'reject', 21.5, '198.51.100.7',"
             f" x'{SYMBOLS.hex()}', '', ?, 19000, 0)",
             (

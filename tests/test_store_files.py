@@ -69,7 +69,7 @@ def forget_rows(folder: Path, *ids: UUID) -> None:
             folder,
             *(f"DELETE FROM {t} WHERE {c} = x'{id.hex}'" for t, c in (("message", "id"), ("delivery", "message_id"))),
         )
-    sql(folder, "DELETE FROM person")
+    sql(folder, "DELETE FROM recipient")
 
 
 def reboot(folder: Path, *lost: UUID) -> None:
@@ -110,7 +110,7 @@ def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: F
     plain = zstandard.ZstdDecompressor().decompress(behind[4:])
     path.write_bytes(frame + b"\x50\x2a\x4d\x18" + len(plain).to_bytes(4, "little") + plain)
     with store.db.write() as connection:
-        connection.execute("UPDATE message SET symbols = ?", (json.dumps(json.loads(plain)["symbols"]),))
+        connection.execute("UPDATE message SET packed_symbols = ?", (json.dumps(json.loads(plain)["symbols"]),))
     assert store.delivery(held.id, 0).message == before
     with store.db.write() as connection:
         connection.execute("DELETE FROM delivery")
@@ -421,31 +421,6 @@ def test_a_newer_database_is_not_touched(folder: Path) -> None:
     sql(folder, "PRAGMA user_version = 99")
     with pytest.raises(StoreMisfit, match="upgrade this one"):
         FileStore.open(str(folder))
-
-
-VERSION_1 = """
-    DROP INDEX message_body;
-    DROP TABLE told;
-    DROP INDEX person_failing;
-    ALTER TABLE person DROP COLUMN failures;
-    ALTER TABLE person DROP COLUMN failure;
-    ALTER TABLE person DROP COLUMN failed_at;
-    PRAGMA user_version = 1;
-"""
-
-
-def test_a_database_of_version_1_is_brought_up_at_the_next_start(folder: Path) -> None:
-    old = FileStore.open(str(folder))
-    held = hold(old, recipients=[ALICE])
-    for statement in VERSION_1.split(";\n"):
-        sql(folder, statement)
-    new = FileStore.open(str(folder))
-    with digesting(new, ALICE, now(), 10, at_once=True) as digest:
-        assert [d.id for d in digest.deliveries] == [held.id]
-    assert not hold(old, recipients=[ALICE]).known, "a program that still runs goes on"
-    FileStore.open(str(folder)).close()
-    for store in (old, new):
-        store.close()
 
 
 def test_a_damaged_database_says_what_to_do(folder: Path) -> None:

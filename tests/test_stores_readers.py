@@ -263,7 +263,7 @@ def test_who_was_told_goes_with_the_mail(store: Store) -> None:
     assert untold(store, B) == []
     if isinstance(store, FileStore):
         with store.db.read() as connection:
-            assert connection.execute("SELECT count(*) FROM told").fetchone() == (0,)
+            assert connection.execute("SELECT count(*) FROM announced_to").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("way", ["files-to-postgres", "postgres-to-files"])

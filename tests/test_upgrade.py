@@ -1,12 +1,13 @@
 """A store that an older program made is brought up while mail comes; versions that do not fit are said so.
 
-`data/quarantine-1.sql` and `data/quarantine-1-sqlite.sql` are the schemas as they were in version 1, those with a 4 as
-they were in version 4.
+`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4, those with a 5 of version 5.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -23,10 +24,9 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import Tier
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
+from portal.stores.files import store as files_store
 from portal.stores.postgres import database as postgres_database
 from portal.stores.postgres import days as postgres_days
-from portal.stores.postgres import rows as postgres_rows
-from portal.stores.postgres.database import Connection
 from tests.builders import MALLORY, hold
 from tests.faults.serving import BIN, assert_whole, mail_of
 
@@ -92,30 +92,31 @@ def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.Complete
     )
 
 
-def hold_as_version_1(
-    connection: Connection, values: list[postgres_rows.Raw], first_chunk: bytes, seconds: float, lock_seconds: float
-) -> tuple[UUID | None, UUID | None]:
-    """`rows.hold` with the function that version 1 called."""
-    older = [values[0], *values[2:]]  # it chose the body's place by itself
-    older[18] = '[["BAYES_SPAM", 5.1, ["99.99%"]]]'  # as JSON
-    statement = b"select * from hold_message(" + b",".join(b"$%d" % n for n in range(1, 26)) + b")"
-    row = postgres_database.ask(connection, statement, [f"{lock_seconds * 1000:.0f}", *older, first_chunk], seconds)
-    held, place = (value and UUID(value.decode()) for value in row)
-    return held, place if str(place) == values[0] else None
+def mark_news_as_before(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
+    connection.execute(
+        "INSERT INTO person (recipient, address, news_since) VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET "
+        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since)",
+        (recipient, address, since_micros),
+    )
 
 
 class Posting:
-    """Threads that hold mail as a program of that version would, again and again until it is taken."""
+    """Threads that hold mail as a program of versions 4 and 5 does, again and again until it is taken."""
 
-    def __init__(self, store_url: str, monkeypatch: pytest.MonkeyPatch, number: int = 1) -> None:
-        with monkeypatch.context() as older:
-            older.setattr(postgres_database, "SCHEMA_VERSION", number)
-            older.setattr(sqlite, "SCHEMA_VERSION", number)
+    def __init__(self, store_url: str, number: int) -> None:
+        self._older = pytest.MonkeyPatch()
+        with self._older.context() as opening:
+            opening.setattr(postgres_database, "SCHEMA_VERSION", number)
+            opening.setattr(sqlite, "SCHEMA_VERSION", number)
             self._store = open_store(store_url)
-        if number == 1:
-            monkeypatch.setattr(postgres_rows, "hold", hold_as_version_1)
-            tables = {table: key for table, key in postgres_days.TABLES.items() if table != "told"}
-            monkeypatch.setattr(postgres_days, "TABLES", tables)
+        tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
+        self._older.setattr(postgres_days, "TABLES", tables)
+        self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
+        insert = files_store._INSERT_MESSAGE
+        for name, before in (("dedup_key", "sameness"), ("username", "user"), ("packed_symbols", "symbols")):
+            insert = insert.replace(name, before)
+        self._older.setattr(files_store, "_INSERT_MESSAGE", insert)
+        self._older.setattr(files_store, "mark_news", mark_news_as_before)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]
@@ -132,6 +133,11 @@ class Posting:
         for thread in self._threads:
             thread.join()
         self._store.close()
+        self._older.undo()
+
+    def restart(self) -> None:
+        """Go on as the program of today."""
+        self._older.undo()
 
     def wait_for(self, mails: int) -> None:
         until = len(self.held) + mails
@@ -150,27 +156,29 @@ class Posting:
             time.sleep(0.02)  # all of it is compared in the end
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_an_older_store_is_brought_up_while_mail_comes(
-    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+@pytest.mark.parametrize("number", [4, 5])
+def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: Path, number: int) -> None:
     make_version(store_url, number)
-    with Posting(store_url, monkeypatch, number) as posting:
+    is_postgres = store_url.startswith("postgresql")
+    with Posting(store_url, number) as posting:
         posting.wait_for(50)
         done = quarantine(store_url, tmp_path, "init")
         assert done.returncode == 0, done.stderr
         assert version(store_url) == SCHEMA_VERSION
         again = quarantine(store_url, tmp_path, "init")
         assert again.returncode == 0, again.stderr
+        if is_postgres:
+            posting.wait_for(50)  # the old program goes on
+            assert posting.refused == 0
+        posting.restart()
         posting.wait_for(50)
-    assert posting.refused == 0
     assert_whole(store_url, posting.held)
     store = open_store(store_url)
     before_the_upgrade = min(posting.held)
     known = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
     store.close()
     assert known.raised == (posting.held[before_the_upgrade],)
-    if store_url.startswith("postgresql"):
+    if is_postgres:
         assert ask(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
 
 
@@ -192,16 +200,16 @@ def test_an_index_whose_building_was_interrupted_is_built_anew(postgres_dsn: str
 
 
 def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(
-    postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres_dsn: str, tmp_path: Path
 ) -> None:
-    make_version(postgres_dsn, 1)
-    with Posting(postgres_dsn, monkeypatch) as posting, psycopg.connect(postgres_dsn) as dump:
+    make_version(postgres_dsn, 4)
+    with Posting(postgres_dsn, 4) as posting, psycopg.connect(postgres_dsn) as dump:
         dump.execute("select count(*) from recipient, message, delivery, body_chunk, seen")
         upgrade = threading.Thread(target=quarantine, args=(postgres_dsn, tmp_path, "init"))
         upgrade.start()
         time.sleep(4)  # longer than mail may wait
         assert upgrade.is_alive()
-        assert version(postgres_dsn) == 1
+        assert version(postgres_dsn) == 4
         posting.wait_for(50)
         dump.rollback()
         upgrade.join()
@@ -223,12 +231,74 @@ def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path
     assert version(store_url) == 99
 
 
-def test_a_database_of_an_older_program_names_the_command_to_run(postgres_dsn: str, tmp_path: Path) -> None:
-    make_version(postgres_dsn, 1)
-    for words in (["check"], ["list"], ["copy", postgres_dsn, f"files://{tmp_path}/new"]):
-        done = quarantine(postgres_dsn, tmp_path, *words)
+@pytest.mark.parametrize("number", [4, 5])
+def test_a_store_of_an_older_program_names_the_command_to_run(store_url: str, tmp_path: Path, number: int) -> None:
+    make_version(store_url, number)
+    if store_url.startswith("files"):
+        (Path(store_url.removeprefix("files://")) / "mail").mkdir()
+    for words in (["check"], ["list"], ["copy", store_url, f"files://{tmp_path}/new"]):
+        done = quarantine(store_url, tmp_path, *words)
         assert done.returncode in (1, 2)
-        assert f"schema version 1, this program needs {SCHEMA_VERSION}: run `quarantine init`" in (
+        assert f"schema version {number}, this program needs {SCHEMA_VERSION}: run `quarantine init`" in (
             done.stdout + done.stderr
         )
-        assert version(postgres_dsn) == 1
+        assert version(store_url) == number
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_store_that_is_too_old_names_the_way(store_url: str, tmp_path: Path, number: int) -> None:
+    make_version(store_url, 4)
+    set_version(store_url, number)
+    if store_url.startswith("files"):
+        (Path(store_url.removeprefix("files://")) / "mail").mkdir()
+    for words in (["init"], ["check"], ["list"]):
+        done = quarantine(store_url, tmp_path, *words)
+        assert done.returncode in (1, 2)
+        said = done.stdout + done.stderr
+        assert f"schema version {number}" in said
+        assert "run `quarantine init` of version 0.1.1 first" in said
+        assert version(store_url) == number
+
+
+def columns_of(store_url: str) -> set[tuple[str, str]]:
+    """Return all tables and columns, partitions left out."""
+    if store_url.startswith("files:"):
+        with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
+            return set(
+                connection.execute(
+                    "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table' "
+                    "AND m.name NOT LIKE '%words%'"
+                )
+            )
+    with psycopg.connect(store_url) as connection:
+        return set(
+            connection.execute(
+                "select table_name, column_name from information_schema.columns where table_schema = 'public'"
+                " and table_name !~ '_[0-9]{8}$'"
+            )
+        )
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_an_upgraded_store_has_the_tables_of_a_new_one(store_url: str, tmp_path: Path, number: int) -> None:
+    open_store(store_url, create=True).close()
+    new = columns_of(store_url)
+    if store_url.startswith("files"):
+        shutil.rmtree(store_url.removeprefix("files://"))
+    make_version(store_url, number)
+    assert quarantine(store_url, tmp_path, "init").returncode == 0
+    assert columns_of(store_url) == new
+
+
+def test_both_stores_use_the_same_names(postgres_dsn: str, tmp_path: Path) -> None:
+    open_store(f"files://{tmp_path}/store").close()
+    files, postgres = columns_of(f"files://{tmp_path}/store"), columns_of(postgres_dsn)
+    of_one = {
+        *(("message", "terms"), ("message", "body_id"), ("message", "symbols"), ("message", "dedup_key")),
+        *(("body_chunk", column) for column in ("body_id", "n", "data")),
+        *(("seen", column) for column in ("dedup_key", "message_id")),
+        *(("unindexed", column) for column in ("key", "terms")),
+        *(("delivery", "digest_id"), ("announced_to", "digest_id")),
+        *(("digest", "message_ids"), ("digest", "numbers")),
+    }
+    assert files ^ postgres == of_one

@@ -49,7 +49,7 @@ from portal.model.store_url import StoreUrl
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: those at a digest's foot name the digest
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)

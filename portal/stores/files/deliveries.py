@@ -47,7 +47,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 _MESSAGE = (
     "m.id, m.tier, m.envelope_sender, m.subject, m.header_from, m.queue_id, m.message_id, m.action, m.score, "
-    "m.client_ip, m.user, m.symbols, m.flags, m.body_sha256, m.size_bytes, m.has_8bit"
+    "m.client_ip, m.username, m.packed_symbols, m.flags, m.body_sha256, m.size_bytes, m.has_8bit"
 )
 _MESSAGE_COLUMNS = 16
 COLUMNS = (  # what `delivery_from` takes
@@ -123,7 +123,7 @@ class SqliteDeliveries(Store):
         with self.db.read() as connection:
             _one(connection, message_id, number)
             rows = connection.execute(
-                "SELECT at, what, who, via, address, detail FROM event WHERE message_id = ? AND number = ? "
+                "SELECT at, kind, actor, via, address, detail FROM event WHERE message_id = ? AND number = ? "
                 "ORDER BY rowid",
                 (message_id.bytes, number),
             ).fetchall()
@@ -137,9 +137,9 @@ class SqliteDeliveries(Store):
         # With max() the other columns are those of its row (https://www.sqlite.org/lang_select.html#bareagg).
         statement = (
             f"WITH wanted (id, number) AS (VALUES {','.join(['(?,?)'] * (len(names) // 2))}) "  # noqa: S608
-            "SELECT event.message_id, event.number, at, what, who, via, address, detail, max(event.rowid) AS place "
+            "SELECT event.message_id, event.number, at, kind, actor, via, address, detail, max(event.rowid) AS place "
             "FROM wanted CROSS JOIN event ON event.message_id = wanted.id AND event.number = wanted.number "
-            "GROUP BY event.message_id, event.number, what ORDER BY place"
+            "GROUP BY event.message_id, event.number, kind ORDER BY place"
         )
         with self.db.read() as connection:
             for id, number, *row, _ in connection.execute(statement, names):
@@ -175,7 +175,7 @@ class SqliteDeliveries(Store):
             if delivery.state not in allowed:
                 raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
             connection.execute(
-                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = NULL, claim = NULL "
+                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = NULL, lease = NULL "
                 "WHERE message_id = ? AND number = ?",
                 (to.value, to_micros(now), reason, message_id.bytes, number),
             )
@@ -208,7 +208,7 @@ class SqliteDeliveries(Store):
         with self.db.write() as connection:
             # Whoever holds the claim by now: the mail server has it.
             connection.execute(
-                "UPDATE delivery SET state = 'released', state_at = ?, reason = '', next_try_at = NULL, claim = NULL "
+                "UPDATE delivery SET state = 'released', state_at = ?, reason = '', next_try_at = NULL, lease = NULL "
                 "WHERE message_id = ? AND number = ? AND state <> 'released'",
                 (to_micros(now), message_id.bytes, number),
             )
@@ -222,7 +222,7 @@ class SqliteDeliveries(Store):
             again = rules.is_retry(delivery, allowed, now)
             connection.execute(
                 "UPDATE delivery SET state = 'releasing', state_at = ?, reason = ?, attempts = ?, next_try_at = ?, "
-                "claim = ? WHERE message_id = ? AND number = ?",
+                "lease = ? WHERE message_id = ? AND number = ?",
                 (
                     to_micros(delivery.state_at if again else now),
                     delivery.reason if again else "",
@@ -243,8 +243,8 @@ class SqliteDeliveries(Store):
         failed = rules.failed_release(delivery, error, now)
         with self.db.write() as connection:
             changed = connection.execute(
-                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = ?, claim = NULL "
-                "WHERE message_id = ? AND number = ? AND claim = ?",
+                "UPDATE delivery SET state = ?, state_at = ?, reason = ?, next_try_at = ?, lease = NULL "
+                "WHERE message_id = ? AND number = ? AND lease = ?",
                 (
                     failed.state.value,
                     to_micros(failed.state_at),
@@ -321,7 +321,7 @@ def add_event(connection: sqlite3.Connection, message_id: UUID, number: int, eve
     """Write a line of a delivery's history."""
     actor = event.actor
     connection.execute(
-        "INSERT INTO event (message_id, number, at, what, who, via, address, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO event (message_id, number, at, kind, actor, via, address, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(message_id.bytes, number, to_micros(event.at), event.kind.value),
             *(actor.who, actor.via, actor.address, event.detail),
@@ -339,7 +339,7 @@ def queue_mail(connection: sqlite3.Connection, to: str, mail: bytes, now: dateti
     """Put a mail of ours in the queue."""
     at = to_micros(now)
     connection.execute(
-        "INSERT INTO outgoing (id, recipient, mail, queued_at, next_try_at) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO outbox (id, recipient, mail, queued_at, next_try_at) VALUES (?, ?, ?, ?, ?)",
         (new_id(now).bytes, to, mail, at, at),
     )
 
@@ -352,7 +352,7 @@ def oldest_unannounced(
     untold, values = "", [recipient, *after]
     if not reader.is_plain:
         untold = (
-            "AND NOT EXISTS (SELECT 1 FROM told t "
+            "AND NOT EXISTS (SELECT 1 FROM announced_to t "
             "WHERE t.message_id = d.message_id AND t.number = d.number AND t.reader = ?) "
         )
         values.append(reader.identity)
@@ -377,7 +377,7 @@ def announced_in(connection: sqlite3.Connection, recipient: str, digest_id: byte
         _DELIVERIES + "WHERE d.recipient = ? AND d.digest_id = ?", (recipient, digest_id)
     ).fetchall()
     rows += connection.execute(
-        COLUMNS + "FROM told t CROSS JOIN delivery d ON d.message_id = t.message_id AND d.number = t.number "
+        COLUMNS + "FROM announced_to t CROSS JOIN delivery d ON d.message_id = t.message_id AND d.number = t.number "
         "CROSS JOIN message m ON m.id = d.message_id WHERE t.digest_id = ? AND t.reader = ?",
         (digest_id, recipient),
     ).fetchall()

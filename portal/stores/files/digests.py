@@ -43,8 +43,8 @@ BATCH = 500  # rows a transaction may touch, so that ingest is let in between
 _TALLY = "tally."
 _HAS_NEWS = "news_since IS NOT NULL AND stopped_at IS NULL"
 _CLAIMABLE = (
-    "SELECT recipient, address, stopped_at, news_since, next_digest_at, claim_until, digest_id, preferences, failures, "
-    "claim FROM person"
+    "SELECT recipient, address, stopped_at, news_since, next_digest_at, lease_until, digest_id, preferences, failures, "
+    "lease FROM recipient"
 )
 _ANNOUNCE = (
     "UPDATE delivery SET announced_at = ?, digest_id = ? WHERE message_id = ? AND number = ? AND announced_at IS NULL"
@@ -99,14 +99,14 @@ class SqlitePeople(SqliteWishes):
         return {name.removeprefix(_TALLY): float(value) for name, value in rows}
 
     def figures(self, now: datetime) -> Figures:
-        due = f"FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?"
+        due = f"FROM recipient WHERE {_HAS_NEWS} AND next_digest_at <= ?"
         with self.db.read() as connection:
             ask = connection.execute
             waiting = dict(
                 ask("SELECT state, count(*) FROM delivery WHERE state IN ('requested', 'releasing') GROUP BY state")
             )
-            mails = ask("SELECT count(*) FROM outgoing").fetchone()[0]
-            failing = ask("SELECT count(*) FROM person WHERE failed_at IS NOT NULL").fetchone()[0]
+            mails = ask("SELECT count(*) FROM outbox").fetchone()[0]
+            failing = ask("SELECT count(*) FROM recipient WHERE failed_at IS NOT NULL").fetchone()[0]
             digests, oldest, untried = ask(
                 f"SELECT count(*), min(next_digest_at), min(next_digest_at) FILTER (WHERE failed_at IS NULL) {due}",
                 (to_micros(now),),
@@ -131,11 +131,11 @@ class SqlitePeople(SqliteWishes):
         digest = (recipient, to_micros(issued_at))
         with self.db.write(durable=False) as connection:
             connection.execute(
-                "INSERT INTO opening (recipient, issued_at, message_id, number, at) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO link_open (recipient, issued_at, message_id, number, at) VALUES (?, ?, ?, ?, ?)",
                 (*digest, opening.message_id.bytes, opening.number, to_micros(opening.at)),
             )
             rows = connection.execute(
-                "SELECT message_id, number, at FROM opening WHERE recipient = ? AND issued_at = ? AND at >= ? "
+                "SELECT message_id, number, at FROM link_open WHERE recipient = ? AND issued_at = ? AND at >= ? "
                 "ORDER BY at DESC, rowid DESC LIMIT ?",
                 (*digest, to_micros(since), _OPENINGS_AT_MOST),
             ).fetchall()
@@ -154,7 +154,7 @@ class SqlitePeople(SqliteWishes):
         # Not durable: whoever lost it by a power cut is unscheduled again.
         with self.db.write(durable=False) as connection:
             connection.execute(
-                "UPDATE person SET next_digest_at = ? WHERE recipient = ? AND next_digest_at IS ?",
+                "UPDATE recipient SET next_digest_at = ? WHERE recipient = ? AND next_digest_at IS ?",
                 (to_micros(at), recipient, None if instead_of is None else to_micros(instead_of)),
             )
 
@@ -162,17 +162,17 @@ class SqlitePeople(SqliteWishes):
         planned, claimed, at = (to_micros(now + much) for much in (_PLANNED_AT_MOST, _CLAIMED_AT_MOST, timedelta()))
         with self.db.write() as connection:
             mended = connection.execute(
-                "UPDATE person SET next_digest_at = iif(next_digest_at <= ?1, next_digest_at, NULL), "
-                "claim_until = iif(claim_until <= ?2, claim_until, NULL), "
+                "UPDATE recipient SET next_digest_at = iif(next_digest_at <= ?1, next_digest_at, NULL), "
+                "lease_until = iif(lease_until <= ?2, lease_until, NULL), "
                 "asked_at = iif(asked_at <= ?3, asked_at, NULL) "
-                "WHERE next_digest_at > ?1 OR claim_until > ?2 OR asked_at > ?3",
+                "WHERE next_digest_at > ?1 OR lease_until > ?2 OR asked_at > ?3",
                 (planned, claimed, at),
             ).rowcount
             mended += connection.execute(
                 "UPDATE delivery SET next_try_at = ? WHERE state = 'releasing' AND next_try_at > ?", (at, claimed)
             ).rowcount
             mended += connection.execute(
-                "UPDATE outgoing SET next_try_at = ?1, queued_at = min(queued_at, ?1) WHERE next_try_at > ?2",
+                "UPDATE outbox SET next_try_at = ?1, queued_at = min(queued_at, ?1) WHERE next_try_at > ?2",
                 (at, claimed),
             ).rowcount
         return mended
@@ -181,14 +181,14 @@ class SqlitePeople(SqliteWishes):
         with self.db.read() as connection:
             if now is None:
                 rows = connection.execute(
-                    f"SELECT recipient FROM person WHERE recipient > ? AND {_HAS_NEWS} "  # noqa: S608 - a constant
+                    f"SELECT recipient FROM recipient WHERE recipient > ? AND {_HAS_NEWS} "  # noqa: S608 - a constant
                     "ORDER BY recipient LIMIT ?",
                     (after, limit),
                 ).fetchall()
             else:
                 rows = connection.execute(
-                    f"SELECT recipient FROM person WHERE {_HAS_NEWS} AND next_digest_at <= ?1 "  # noqa: S608
-                    "AND (claim_until IS NULL OR claim_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
+                    f"SELECT recipient FROM recipient WHERE {_HAS_NEWS} AND next_digest_at <= ?1 "  # noqa: S608
+                    "AND (lease_until IS NULL OR lease_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
                     (to_micros(now), limit),
                 ).fetchall()
         return [row[0] for row in rows]
@@ -208,7 +208,7 @@ class SqlitePeople(SqliteWishes):
             if only is None:
                 found = connection.execute(
                     f"{_CLAIMABLE} WHERE {_HAS_NEWS} AND next_digest_at <= ?1 "
-                    "AND (claim_until IS NULL OR claim_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
+                    "AND (lease_until IS NULL OR lease_until <= ?1) ORDER BY next_digest_at LIMIT ?2",
                     (to_micros(now), count),
                 ).fetchall()
                 refused = {}
@@ -228,7 +228,7 @@ class SqlitePeople(SqliteWishes):
                 for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
             ]  # fmt: skip
             connection.executemany(
-                "UPDATE person SET claim = ?, claim_until = ?, digest_id = ? WHERE recipient = ?",
+                "UPDATE recipient SET lease = ?, lease_until = ?, digest_id = ? WHERE recipient = ?",
                 [(claim, to_micros(now + LEASE), digest.id.bytes, digest.recipient) for digest in claimed],
             )
             # Known before the mail goes out: its recipient may unsubscribe before we note that it was sent.
@@ -298,8 +298,8 @@ class SqlitePeople(SqliteWishes):
         else:
             connection.execute("DELETE FROM digest WHERE id = ? AND sent_at IS NULL", (digest.id.bytes,))
         connection.execute(
-            "UPDATE person SET news_since = ?, next_digest_at = NULL, claim = NULL, claim_until = NULL, "
-            "digest_id = NULL, failures = 0, failure = '', failed_at = NULL WHERE recipient = ? AND claim = ?",
+            "UPDATE recipient SET news_since = ?, next_digest_at = NULL, lease = NULL, lease_until = NULL, "
+            "digest_id = NULL, failures = 0, failure = '', failed_at = NULL WHERE recipient = ? AND lease = ?",
             (news_left(connection, reader), digest.recipient, _claim(digest)),
         )
 
@@ -310,7 +310,7 @@ class SqlitePeople(SqliteWishes):
         that all were told of are announced."""
         reader = _reader(digest)
         connection.executemany(
-            "INSERT OR REPLACE INTO told (message_id, number, reader, digest_id) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO announced_to (message_id, number, reader, digest_id) VALUES (?, ?, ?, ?)",
             [(d.id.bytes, d.number, reader.identity, digest.id.bytes) for d in deliveries],
         )
         for delivery in deliveries:
@@ -318,7 +318,7 @@ class SqlitePeople(SqliteWishes):
             connection.execute(
                 "UPDATE delivery SET announced_at = ?1 WHERE message_id = ?2 AND number = ?3 "
                 "AND announced_at IS NULL AND NOT EXISTS (SELECT 1 FROM json_each(?4) WHERE value NOT IN "
-                "(SELECT reader FROM told WHERE message_id = ?2 AND number = ?3))",
+                "(SELECT reader FROM announced_to WHERE message_id = ?2 AND number = ?3))",
                 (to_micros(now), delivery.id.bytes, delivery.number, json.dumps(readers)),
             )
         self.db.note(told_line(reader.identity, [(d.id, d.number) for d in deliveries]))
@@ -335,17 +335,17 @@ class SqlitePeople(SqliteWishes):
 
     def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
         with self.db.write() as connection:
-            row = connection.execute("SELECT news_since FROM person WHERE recipient = ?", (recipient,)).fetchone()
+            row = connection.execute("SELECT news_since FROM recipient WHERE recipient = ?", (recipient,)).fetchone()
             if row is None or row[0] is None:
                 return
             connection.executemany(
-                "INSERT INTO person (recipient, address, news_since) VALUES (?1, ?1, ?2) "
+                "INSERT INTO recipient (recipient, address, news_since) VALUES (?1, ?1, ?2) "
                 "ON CONFLICT (recipient) DO UPDATE SET news_since = coalesce(news_since, excluded.news_since)",
                 [(person, row[0]) for person in people],
             )
             if recipient not in people:
                 connection.execute(
-                    "UPDATE person SET news_since = NULL, next_digest_at = NULL WHERE recipient = ?", (recipient,)
+                    "UPDATE recipient SET news_since = NULL, next_digest_at = NULL WHERE recipient = ?", (recipient,)
                 )
 
     def untold(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
@@ -389,8 +389,9 @@ class SqlitePeople(SqliteWishes):
     def find_news(self, since: datetime, local: Collection[str] | None) -> int:
         with self.db.read() as connection:
             rows = connection.execute(
-                "SELECT d.recipient, d.address, min(d.message_id) FROM delivery d LEFT JOIN person p USING (recipient) "
-                "WHERE d.message_id >= ? AND d.state = 'held' AND d.announced_at IS NULL AND d.recipient <> '' "
+                "SELECT d.recipient, d.address, min(d.message_id) FROM delivery d "
+                "LEFT JOIN recipient p USING (recipient) WHERE d.message_id >= ? AND d.state = 'held' "
+                "AND d.announced_at IS NULL AND d.recipient <> '' "
                 "AND p.news_since IS NULL GROUP BY d.recipient",
                 (first_id(since).bytes,),
             ).fetchall()
@@ -411,38 +412,38 @@ class SqlitePeople(SqliteWishes):
         """Remove people of whom nothing is held, told or wished: made-up addresses would pile up for ever."""
         unknown = (
             "news_since IS NULL AND stopped_at IS NULL AND links_valid_from IS NULL AND preferences IS NULL "
-            "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.recipient = person.recipient)"
+            "AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.recipient = recipient.recipient)"
         )
         after: str | None = ""
         while after is not None:
             with self.db.read() as connection:
                 names = connection.execute(
-                    "SELECT recipient FROM person WHERE recipient > ? ORDER BY recipient LIMIT ?", (after, BATCH)
+                    "SELECT recipient FROM recipient WHERE recipient > ? ORDER BY recipient LIMIT ?", (after, BATCH)
                 ).fetchall()
                 strangers = [
                     name
                     for name in names
                     if connection.execute(
-                        f"SELECT 1 FROM person WHERE recipient = ? AND {unknown}",  # noqa: S608 - a constant
+                        f"SELECT 1 FROM recipient WHERE recipient = ? AND {unknown}",  # noqa: S608 - a constant
                         name,
                     ).fetchone()
                 ]
             after = names[-1][0] if len(names) == BATCH else None
             if strangers:
                 with self.db.write(durable=False) as connection:
-                    connection.executemany(f"DELETE FROM person WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
+                    connection.executemany(f"DELETE FROM recipient WHERE recipient = ? AND {unknown}", strangers)  # noqa: S608
 
 
 _DIGEST = (
     "SELECT id, recipient, address, issued_at, "
-    "(SELECT preferences FROM person WHERE person.recipient = digest.recipient) FROM digest "
+    "(SELECT preferences FROM recipient WHERE recipient.recipient = digest.recipient) FROM digest "
 )
 
 
 def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
     """Note that there is something to tell a recipient; writes nothing when that is known."""
     connection.execute(
-        "INSERT INTO person (recipient, address, news_since) VALUES (?, ?, ?) "
+        "INSERT INTO recipient (recipient, address, news_since) VALUES (?, ?, ?) "
         "ON CONFLICT (recipient) DO UPDATE SET "
         "address = excluded.address, news_since = coalesce(news_since, excluded.news_since) "
         "WHERE address <> excluded.address OR news_since IS NULL",
@@ -460,10 +461,10 @@ def _claim(digest: Digest) -> bytes:
 
 def _settle_unsent(connection: sqlite3.Connection, each: Unsent, now: int) -> None:
     connection.execute(
-        "UPDATE person SET claim = NULL, claim_until = ?1, "
+        "UPDATE recipient SET lease = NULL, lease_until = ?1, "
         "next_digest_at = iif(next_digest_at <= ?2, coalesce(?3, next_digest_at), next_digest_at), "
         "failures = failures + (?4 <> ''), failure = iif(?4 = '', failure, ?4), "
-        "failed_at = iif(?4 = '', failed_at, ?2) WHERE recipient = ?5 AND claim = ?6",
+        "failed_at = iif(?4 = '', failed_at, ?2) WHERE recipient = ?5 AND lease = ?6",
         (
             None if each.not_before is None else to_micros(each.not_before),
             now,

@@ -22,7 +22,7 @@ from portal.stores.files.verdicts import put_verdict
 _BATCH = 500
 _TOLD_FOR = DIGESTS_KEPT + timedelta(days=1)
 _NO_WISHES = (None, None, NOTHING_CHOSEN)
-_EVENT = "SELECT message_id, number, at, what, who, via, address, detail FROM event "
+_EVENT = "SELECT message_id, number, at, kind, actor, via, address, detail FROM event "
 
 
 class SqliteRecords(SqliteSignIns):
@@ -51,12 +51,12 @@ class SqliteRecords(SqliteSignIns):
                     histories.setdefault((UUID(bytes=id), number), []).append(event_from(event))
                 told: dict[tuple[UUID, int], list[str]] = {}
                 for id, number, reader in connection.execute(
-                    f"SELECT message_id, number, reader FROM told WHERE message_id IN {among} ORDER BY reader",  # noqa: S608
+                    f"SELECT message_id, number, reader FROM announced_to WHERE message_id IN {among} ORDER BY reader",  # noqa: S608
                     keys,
                 ):
                     told.setdefault((UUID(bytes=id), number), []).append(reader)
                 samenesses = dict(
-                    connection.execute(f"SELECT id, sameness FROM message WHERE id IN {among}", keys).fetchall()  # noqa: S608
+                    connection.execute(f"SELECT id, dedup_key FROM message WHERE id IN {among}", keys).fetchall()  # noqa: S608
                 )
             finally:
                 connection.execute("COMMIT")
@@ -134,8 +134,8 @@ class SqliteRecords(SqliteSignIns):
         with self.db.write(durable=False) as connection:
             take_delivery(connection, delivery)
             known = {
-                (at, what, who, via, address, detail)
-                for _, _, at, what, who, via, address, detail in connection.execute(
+                (at, kind, actor, via, address, detail)
+                for _, _, at, kind, actor, via, address, detail in connection.execute(
                     f"{_EVENT} WHERE message_id = ? AND number = ?", (delivery.id.bytes, delivery.number)
                 )
             }
@@ -157,7 +157,7 @@ class SqliteRecords(SqliteSignIns):
         """Keep what a person wishes."""
         with self.db.write(durable=False) as connection:
             connection.execute(
-                "INSERT INTO person (recipient, address, stopped_at, links_valid_from, preferences) "
+                "INSERT INTO recipient (recipient, address, stopped_at, links_valid_from, preferences) "
                 "VALUES (?, ?, ?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, "
                 "links_valid_from = excluded.links_valid_from, preferences = excluded.preferences",
                 (
@@ -185,7 +185,7 @@ class SqliteRecords(SqliteSignIns):
                 for person in people:
                     if person.news_since is not None:
                         connection.execute(
-                            "UPDATE person SET news_since = ? WHERE recipient = ?",
+                            "UPDATE recipient SET news_since = ? WHERE recipient = ?",
                             (news_left(connection, Reader(person.recipient)), person.recipient),
                         )
 
@@ -207,8 +207,8 @@ class SqliteRecords(SqliteSignIns):
             for person in people:
                 before = connection.execute(PERSON + "WHERE recipient = ?", (person.recipient,)).fetchone()
                 connection.execute(
-                    "INSERT INTO person (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, "  # noqa: S608
-                    "preferences) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                    "INSERT INTO recipient (recipient, address, stopped_at, links_valid_from, news_since, "  # noqa: S608
+                    "next_digest_at, preferences) VALUES (?, ?, ?, ?, ?, ?, ?) "
                     "ON CONFLICT (recipient) DO UPDATE SET address = excluded.address, "
                     "links_valid_from = coalesce(max(links_valid_from, excluded.links_valid_from), links_valid_from, "
                     f"excluded.links_valid_from), {clash}",
@@ -233,7 +233,7 @@ class SqliteRecords(SqliteSignIns):
             for id, recipient, address, issued_at, sent_at in rows:
                 told = connection.execute(
                     "SELECT message_id, number FROM delivery WHERE recipient = ?1 AND digest_id = ?2 "
-                    "UNION SELECT message_id, number FROM told WHERE digest_id = ?2 AND reader = ?1 "
+                    "UNION SELECT message_id, number FROM announced_to WHERE digest_id = ?2 AND reader = ?1 "
                     "ORDER BY message_id, number",
                     (recipient, id),
                 )
@@ -263,7 +263,7 @@ def take_delivery(connection: sqlite3.Connection, delivery: Delivery) -> bool:
         set_recipient(connection, delivery.id, delivery.number, delivery.recipient, delivery.address)
     connection.execute(
         "UPDATE delivery SET state = ?, state_at = ?, reason = ?, attempts = ?, next_try_at = ?, announced_at = ?, "
-        "claim = NULL WHERE message_id = ? AND number = ?",
+        "lease = NULL WHERE message_id = ? AND number = ?",
         (
             *(delivery.state.value, to_micros(delivery.state_at), delivery.reason, delivery.attempts),
             *(_micros(delivery.next_try_at), _micros(delivery.announced_at), *key),
@@ -288,13 +288,14 @@ def take_digest(connection: sqlite3.Connection, digest: DigestRecord) -> None:
         connection.execute(
             "UPDATE delivery SET digest_id = ?, announced_at = coalesce(announced_at, ?) "
             "WHERE message_id = ?3 AND number = ?4 AND recipient = ?5 "
-            "AND NOT EXISTS (SELECT 1 FROM told WHERE message_id = ?3 AND number = ?4 AND reader = ?5)",
+            "AND NOT EXISTS (SELECT 1 FROM announced_to WHERE message_id = ?3 AND number = ?4 AND reader = ?5)",
             (digest.id.bytes, to_micros(digest.sent_at), *key),
         )
         # What is held for another name was told to this reader, perhaps not to all.
         connection.execute(
-            "INSERT INTO told (message_id, number, reader, digest_id) SELECT message_id, number, ?3, ?4 FROM delivery "
-            "WHERE message_id = ?1 AND number = ?2 AND (recipient <> ?3 OR EXISTS (SELECT 1 FROM told t "
+            "INSERT INTO announced_to (message_id, number, reader, digest_id) "
+            "SELECT message_id, number, ?3, ?4 FROM delivery WHERE message_id = ?1 AND number = ?2 "
+            "AND (recipient <> ?3 OR EXISTS (SELECT 1 FROM announced_to t "
             "WHERE t.message_id = ?1 AND t.number = ?2 AND t.reader = ?3)) "
             "ON CONFLICT (message_id, number, reader) DO UPDATE SET digest_id = excluded.digest_id",
             (*key, digest.id.bytes),
@@ -304,7 +305,7 @@ def take_digest(connection: sqlite3.Connection, digest: DigestRecord) -> None:
 def take_told(connection: sqlite3.Connection, reader: str, deliveries: Sequence[tuple[UUID, int]]) -> None:
     """Keep who was told of deliveries, those that are here."""
     connection.executemany(
-        "INSERT OR IGNORE INTO told (message_id, number, reader) "
+        "INSERT OR IGNORE INTO announced_to (message_id, number, reader) "
         "SELECT message_id, number, ? FROM delivery WHERE message_id = ? AND number = ?",
         [(reader, id.bytes, number) for id, number in deliveries],
     )

@@ -28,12 +28,12 @@ _SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, cre
 
 # What purge removes: table, its key, the time that counts, kept for.
 _EXPIRING = (
-    ("opening", "rowid", "at", timedelta(days=1)),  # bursts are a matter of seconds
+    ("link_open", "id", "at", timedelta(days=1)),  # bursts are a matter of seconds
     ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", timedelta(days=1)),  # the limits count an hour back
     ("session", "session_sha256", "used_at", _SESSION_IDLE),
     ("session", "session_sha256", "started_at", _SESSION_MAX),
-    ("outgoing", "id", "queued_at", _MAIL_KEPT + LEASE),
+    ("outbox", "id", "queued_at", _MAIL_KEPT + LEASE),
 )
 
 
@@ -51,13 +51,13 @@ class SqliteSignIns(SqlitePeople):
         claim = os.urandom(16)
         with self.db.write() as connection:
             row = connection.execute(
-                "SELECT id, recipient, mail, attempts, queued_at FROM outgoing WHERE next_try_at <= ? "
+                "SELECT id, recipient, mail, attempts, queued_at FROM outbox WHERE next_try_at <= ? "
                 "ORDER BY next_try_at LIMIT 1",
                 (to_micros(now),),
             ).fetchone()
             if row is not None:
                 connection.execute(
-                    "UPDATE outgoing SET attempts = attempts + 1, next_try_at = ?, claim = ? WHERE id = ?",
+                    "UPDATE outbox SET attempts = attempts + 1, next_try_at = ?, lease = ? WHERE id = ?",
                     (to_micros(now + LEASE), claim, row[0]),
                 )
         if row is None:
@@ -70,18 +70,18 @@ class SqliteSignIns(SqlitePeople):
             try:
                 with self.db.write() as connection:
                     if isinstance(error, RelayRefused) or to_micros(now - _MAIL_KEPT) >= queued_at:
-                        connection.execute("DELETE FROM outgoing WHERE id = ? AND claim = ?", (id, claim))
+                        connection.execute("DELETE FROM outbox WHERE id = ? AND lease = ?", (id, claim))
                     else:
                         pause = min(timedelta(seconds=10 * 2 ** min(attempts, 10)), _MAIL_BACK_OFF_MAX)
                         connection.execute(
-                            "UPDATE outgoing SET next_try_at = ?, claim = NULL WHERE id = ? AND claim = ?",
+                            "UPDATE outbox SET next_try_at = ?, lease = NULL WHERE id = ? AND lease = ?",
                             (to_micros(now + pause), id, claim),
                         )
             except QuarantineError as unrecorded:
                 log.error("failed mail not recorded id=%s: %s", UUID(bytes=id), unrecorded)  # the lease runs out
             raise
         with self.db.write() as connection:
-            connection.execute("DELETE FROM outgoing WHERE id = ?", (id,))
+            connection.execute("DELETE FROM outbox WHERE id = ?", (id,))
 
     # ---- signing in
 

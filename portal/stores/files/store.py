@@ -238,7 +238,7 @@ class FileStore(SqliteRecords):
                 if known is not None:
                     if self._mail.has(known):
                         return known
-                    connection.execute("UPDATE message SET sameness = NULL WHERE id = ?", (known.bytes,))
+                    connection.execute("UPDATE message SET dedup_key = NULL WHERE id = ?", (known.bytes,))
         return id
 
     def take(self, record: Record, body: Body | None) -> None:
@@ -356,7 +356,7 @@ class FileStore(SqliteRecords):
                 ).fetchone()
                 if in_use is None:
                     connection.execute("DELETE FROM event WHERE message_id = ?", (id,))
-                    connection.execute("DELETE FROM told WHERE message_id = ?", (id,))
+                    connection.execute("DELETE FROM announced_to WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM delivery WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM message WHERE id = ?", (id,))
                     removed.append(id)
@@ -450,14 +450,14 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
 
 
 _INSERT_MESSAGE = (
-    "INSERT INTO message (rowid, id, sameness, tier, envelope_sender, subject, header_from, queue_id, message_id, "
-    "action, score, client_ip, user, symbols, flags, body_sha256, size_bytes, has_8bit) "
+    "INSERT INTO message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id, message_id, "
+    "action, score, client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 
 
 def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | None:
-    row = connection.execute("SELECT id FROM message WHERE sameness = ?", (sameness,)).fetchone()
+    row = connection.execute("SELECT id FROM message WHERE dedup_key = ?", (sameness,)).fetchone()
     return UUID(bytes=row[0]) if row else None
 
 

@@ -17,7 +17,7 @@ from portal.stores.files.search import SqliteSearch
 
 PERSON = (
     "SELECT recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, "
-    "failed_at FROM person "
+    "failed_at FROM recipient "
 )
 
 
@@ -35,7 +35,7 @@ class SqliteWishes(SqliteSearch):
         # Without a time the next digest after resuming is planned anew instead of going out at once.
         with self.db.write() as connection:
             changed = connection.execute(
-                "INSERT INTO person (recipient, address, stopped_at) VALUES (?, ?, ?) "
+                "INSERT INTO recipient (recipient, address, stopped_at) VALUES (?, ?, ?) "
                 "ON CONFLICT (recipient) DO UPDATE SET stopped_at = excluded.stopped_at, next_digest_at = NULL "
                 "WHERE (stopped_at IS NULL) <> (excluded.stopped_at IS NULL)",
                 (recipient, recipient, None if stopped_at is None else to_micros(stopped_at)),
@@ -49,7 +49,7 @@ class SqliteWishes(SqliteSearch):
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
         with self.db.write() as connection:
             connection.execute(
-                "INSERT INTO person (recipient, address, preferences) VALUES (?, ?, ?) "
+                "INSERT INTO recipient (recipient, address, preferences) VALUES (?, ?, ?) "
                 "ON CONFLICT (recipient) DO UPDATE SET preferences = excluded.preferences, next_digest_at = NULL",
                 (recipient, recipient, preferences.to_json()),
             )
@@ -70,9 +70,10 @@ class SqliteWishes(SqliteSearch):
         at_micros, news_since = to_micros(now), to_micros(wanted[0].message.held_at)
         with self.db.write() as connection:
             asked = connection.execute(
-                "INSERT INTO person (recipient, address, news_since, next_digest_at, asked_at) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (recipient) DO UPDATE SET news_since = coalesce(news_since, excluded.news_since), "
-                "next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at "
+                "INSERT INTO recipient (recipient, address, news_since, next_digest_at, asked_at) "
+                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET "
+                "news_since = coalesce(news_since, excluded.news_since), next_digest_at = excluded.next_digest_at, "
+                "asked_at = excluded.asked_at "
                 "WHERE asked_at IS NULL OR asked_at <= ?",
                 (
                     recipient,
@@ -90,7 +91,7 @@ class SqliteWishes(SqliteSearch):
                     [(d.id.bytes, d.number, d.recipient) for d in wanted],
                 )
                 connection.executemany(
-                    "DELETE FROM told WHERE message_id = ? AND number = ? AND reader = ?",
+                    "DELETE FROM announced_to WHERE message_id = ? AND number = ? AND reader = ?",
                     [(d.id.bytes, d.number, recipient) for d in wanted],
                 )
         return Asked.DUE if asked else Asked.TOO_SOON
@@ -98,7 +99,7 @@ class SqliteWishes(SqliteSearch):
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         with self.db.write() as connection:
             connection.execute(
-                "INSERT INTO person (recipient, address, links_valid_from) VALUES (?, ?, ?) "
+                "INSERT INTO recipient (recipient, address, links_valid_from) VALUES (?, ?, ?) "
                 "ON CONFLICT (recipient) DO UPDATE SET "
                 "links_valid_from = max(coalesce(links_valid_from, 0), excluded.links_valid_from)",
                 (recipient, recipient, to_micros(issued_before)),

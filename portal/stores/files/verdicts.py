@@ -55,7 +55,7 @@ def put_verdict(connection: sqlite3.Connection, message: Message) -> None:
     """Write a message's tier, symbols, score, action and flags into its row, and index it under them."""
     (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message.id.bytes,)).fetchone()
     connection.execute(
-        "UPDATE message SET tier = ?, symbols = ?, score = ?, action = ?, flags = ? WHERE rowid = ?",
+        "UPDATE message SET tier = ?, packed_symbols = ?, score = ?, action = ?, flags = ? WHERE rowid = ?",
         (
             *(message.tier.value, symbols.pack(message.symbols), message.score, message.action),
             *(" ".join(sorted(message.flags)), rowid),

@@ -23,6 +23,7 @@ from psycopg_pool import ConnectionPool
 from portal import shipped
 from portal.model.errors import StoreMisfit, StoreUnavailable
 from portal.stores import SCHEMA_VERSION
+from portal.stores.postgres.migrations import MIGRATIONS, OLDEST
 
 log = logging.getLogger("quarantine.store")
 
@@ -302,6 +303,12 @@ def _make_schema(connection: Connection) -> None:
         begin(connection, _SCHEMA_SECONDS, _SCHEMA_LOCK_SECONDS)
         try:
             connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+            version = _version(connection)
+            if version:
+                _check_upgradable(version)
+            for later in range(version + 1, SCHEMA_VERSION + 1) if version else ():
+                connection.execute(MIGRATIONS[later])
+                connection.execute("update setting set value = %s where name = 'schema_version'", [str(later)])
             connection.execute(shipped("quarantine.sql").read_bytes())
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(_SCHEMA_PAUSE_SECONDS)
@@ -315,12 +322,26 @@ def _make_schema(connection: Connection) -> None:
     )
 
 
+def _version(connection: Connection) -> int:
+    """Return the schema's version, 0 if there are no tables of ours."""
+    if not _value(connection, "select to_regclass('setting')"):
+        return 0
+    return int(_value(connection, "select value from setting where name = 'schema_version'") or 0)
+
+
+def _check_upgradable(version: int) -> None:
+    if version < OLDEST:
+        raise StoreMisfit(
+            f"the database has schema version {version}, this program upgrades {OLDEST} and later: run "
+            "`quarantine init` of version 0.1.1 first, then of this one"
+        )
+
+
 def _check_schema(connection: Connection) -> None:
-    version = 0
-    if _value(connection, "select to_regclass('setting')"):
-        version = int(_value(connection, "select value from setting where name = 'schema_version'") or 0)
+    version = _version(connection)
     if version == 0:
         raise StoreMisfit("the database has no quarantine tables yet: run `quarantine init`")
+    _check_upgradable(version)
     if version < SCHEMA_VERSION:
         raise StoreMisfit(
             f"the database has schema version {version}, this program needs {SCHEMA_VERSION}: run `quarantine init`"

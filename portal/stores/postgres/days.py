@@ -28,7 +28,7 @@ from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connecti
 TABLES = {
     "delivery": "message_id",
     "event": "message_id",
-    "told": "message_id",
+    "announced_to": "message_id",
     "message": "id",
     "body_chunk": "body_id",
 }
@@ -36,7 +36,7 @@ _KEPT: dict[str, LiteralString] = {
     "delivery": "message_id in (select message_id from delivery where state in ('requested', 'releasing')"
     " and message_id >= {low} and message_id < {high})",
     "event": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
-    "told": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "announced_to": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
 }
@@ -83,7 +83,7 @@ def make_days(database: Database, now: datetime) -> None:
         make_day(database, now.astimezone(UTC).date() + timedelta(days=ahead))
     with database.transaction() as connection:
         days = days_of(connection, "delivery")
-    make_missing(database, "told", days)
+    make_missing(database, "announced_to", days)
 
 
 def build_indexes(database: Database) -> None:
@@ -146,7 +146,7 @@ def _forget_seen(database: Database, until: date, kept: list[UUID]) -> None:
     while deleted == _SEEN_BATCH:
         with database.transaction() as connection:
             deleted = connection.execute(
-                "delete from seen where sameness = any(array(select sameness from seen"
+                "delete from seen where dedup_key = any(array(select dedup_key from seen"
                 " where message_id < %s and message_id <> all(%s) limit %s))",
                 [bounds(until)[0], kept, _SEEN_BATCH],
             ).rowcount

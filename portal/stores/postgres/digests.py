@@ -61,8 +61,8 @@ _UNANNOUNCED: LiteralString = (
 )
 _UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
 _UNTOLD_OF_U: LiteralString = (
-    "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists (select from told t"
-    " where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
+    "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists"
+    " (select from announced_to t where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
     " order by d.message_id, d.number limit %s"
 )
 _CLAIMABLE: LiteralString = (
@@ -71,12 +71,12 @@ _CLAIMABLE: LiteralString = (
 )
 _SIGN_IN: LiteralString = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
 _SWEEPS: tuple[tuple[LiteralString, LiteralString, LiteralString, timedelta], ...] = (
-    ("opening", "id", "at", timedelta(days=1)),  # bursts are a matter of seconds
+    ("link_open", "id", "at", timedelta(days=1)),  # bursts are a matter of seconds
     ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", timedelta(days=1)),  # the limits count an hour back
     ("session", "session_sha256", "used_at", _SESSION_IDLE),
     ("session", "session_sha256", "started_at", _SESSION_MAX),
-    ("outgoing", "id", "queued_at", _MAIL_KEPT + LEASE),
+    ("outbox", "id", "queued_at", _MAIL_KEPT + LEASE),
 )
 
 
@@ -137,7 +137,7 @@ class PostgresPeople(PostgresWishes):
         with self.database.transaction() as connection:
             row = connection.execute(
                 "select (select count(*) from delivery where state = 'releasing'),"
-                " (select count(*) from delivery where state = 'requested'), (select count(*) from outgoing),"
+                " (select count(*) from delivery where state = 'requested'), (select count(*) from outbox),"
                 " (select count(*) from recipient where failed_at is not null),"
                 " count(*), min(next_digest_at), min(next_digest_at) filter (where failed_at is null),"
                 " (select value from setting where name = 'store.heartbeat')"
@@ -164,11 +164,11 @@ class PostgresPeople(PostgresWishes):
     ) -> Sequence[Opening]:
         with self.database.transaction() as connection:
             connection.execute(
-                "insert into opening (recipient, issued_at, message_id, number, at) values (%s, %s, %s, %s, %s)",
+                "insert into link_open (recipient, issued_at, message_id, number, at) values (%s, %s, %s, %s, %s)",
                 [recipient, issued_at, opening.message_id, opening.number, opening.at],
             )
             found = connection.execute(
-                "select message_id, number, at from opening where recipient = %s and issued_at = %s and at >= %s"
+                "select message_id, number, at from link_open where recipient = %s and issued_at = %s and at >= %s"
                 " order by at desc, id desc limit %s",
                 [recipient, issued_at, since, _OPENINGS_AT_MOST],
             ).fetchall()
@@ -205,7 +205,7 @@ class PostgresPeople(PostgresWishes):
                 "update delivery set next_try_at = %s where state = 'releasing' and next_try_at > %s", [now, claimed]
             ).rowcount
             mended += connection.execute(
-                "update outgoing set next_try_at = %s, queued_at = least(queued_at, %s) where next_try_at > %s",
+                "update outbox set next_try_at = %s, queued_at = least(queued_at, %s) where next_try_at > %s",
                 [now, now, claimed],
             ).rowcount
         return mended
@@ -281,7 +281,7 @@ class PostgresPeople(PostgresWishes):
         if not all(reader.is_plain for reader in people):
             # Not found out when it is noted who was told: the mail would have gone out, and would again.
             days.make_missing(
-                self.database, "told", {held_at(d.id).date() for each in digests for d in each.deliveries}
+                self.database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )
         return Claims(digests, refused)
 
@@ -409,8 +409,8 @@ class PostgresPeople(PostgresWishes):
                 "select distinct on (d.recipient) d.recipient, d.address, d.message_id from delivery d"
                 " where d.message_id >= %s and d.state = 'held' and d.announced_at is null and d.recipient <> ''"
                 " and (%s::text[] is null or d.recipient = any(%s) or substring(d.recipient from '[^@]*$') = any(%s))"
-                " and not exists (select from recipient r where r.recipient = d.recipient and r.news_since is not null)"
-                " order by d.recipient, d.message_id",
+                " and not exists (select from recipient r where r.recipient = d.recipient"
+                " and r.news_since is not null) order by d.recipient, d.message_id",
                 [first_id(since), *[None if local is None else list(local)] * 3],
             ).fetchall()
         marked = 0
@@ -442,8 +442,8 @@ class PostgresPeople(PostgresWishes):
         lease = uuid4()
         with self.database.transaction() as connection:
             row = connection.execute(
-                "update outgoing set attempts = attempts + 1, next_try_at = %s, lease = %s"
-                " where id = (select id from outgoing where next_try_at <= %s order by next_try_at limit 1"
+                "update outbox set attempts = attempts + 1, next_try_at = %s, lease = %s"
+                " where id = (select id from outbox where next_try_at <= %s order by next_try_at limit 1"
                 " for update skip locked) returning id, address, mail, attempts, queued_at",
                 [now + LEASE, lease, now],
             ).fetchone()
@@ -459,17 +459,17 @@ class PostgresPeople(PostgresWishes):
             try:
                 with self.database.transaction() as connection:
                     if given_up:
-                        connection.execute("delete from outgoing where id = %s and lease = %s", [id, lease])
+                        connection.execute("delete from outbox where id = %s and lease = %s", [id, lease])
                     else:
                         connection.execute(
-                            "update outgoing set next_try_at = %s, lease = null where id = %s and lease = %s",
+                            "update outbox set next_try_at = %s, lease = null where id = %s and lease = %s",
                             [now + pause, id, lease],
                         )
             except QuarantineError as unrecorded:
                 log.error("failed mail not recorded id=%s: %s", id, unrecorded)  # the lease runs out
             raise
         with self.database.transaction() as connection:
-            connection.execute("delete from outgoing where id = %s", [id])
+            connection.execute("delete from outbox where id = %s", [id])
 
     # ---- signing in
 
@@ -670,13 +670,13 @@ def _tell(connection: Connection, told: Sequence[tuple[Reader, Delivery]], now: 
         [ids, numbers, ids],
     )
     connection.execute(
-        "insert into told (message_id, number, reader) select * from unnest(%s::uuid[], %s::int[], %s::text[])"
+        "insert into announced_to (message_id, number, reader) select * from unnest(%s::uuid[], %s::int[], %s::text[])"
         " on conflict do nothing",
         [ids, numbers, [reader.identity for reader, _ in told]],
     )
     were: dict[tuple[UUID, int], set[str]] = {}
     for id, number, reader in connection.execute(
-        "select message_id, number, reader from told where message_id = any(%s)", [list(set(ids))]
+        "select message_id, number, reader from announced_to where message_id = any(%s)", [list(set(ids))]
     ):
         were.setdefault((id, number), set()).add(reader)
     all_told = {

@@ -41,20 +41,21 @@ class PostgresRecords(PostgresPeople):
             ):
                 deliveries.setdefault(delivery.id, []).append(delivery)
             for id, number, *event in connection.execute(
-                "select message_id, number, at, what, who, via, address, detail from event where message_id = any(%s)"
+                "select message_id, number, at, kind, actor, via, address, detail from event where message_id = any(%s)"
                 " order by seq",
                 [wanted],
             ):
                 histories.setdefault((id, number), []).append(rows.event_from(event))
             told: dict[tuple[UUID, int], list[str]] = {}
             for id, number, reader in connection.execute(
-                "select message_id, number, reader from told where message_id = any(%s) order by reader", [wanted]
+                "select message_id, number, reader from announced_to where message_id = any(%s) order by reader",
+                [wanted],
             ):
                 told.setdefault((id, number), []).append(reader)
             samenesses: dict[UUID, bytes] = {
                 id: bytes(sameness)
                 for id, sameness in connection.execute(
-                    "select message_id, sameness from seen where message_id = any(%s)", [wanted]
+                    "select message_id, dedup_key from seen where message_id = any(%s)", [wanted]
                 )
             }
         return {
@@ -151,7 +152,7 @@ def take_deliveries(connection: Connection, record: Record) -> None:
     for delivery, readers in zip(record.deliveries, record.told, strict=False):
         if readers:
             connection.execute(
-                "insert into told (message_id, number, reader) select %s, %s, * from unnest(%s::text[])"
+                "insert into announced_to (message_id, number, reader) select %s, %s, * from unnest(%s::text[])"
                 " on conflict do nothing",
                 [id, delivery.number, [rows.text(reader) for reader in readers]],
             )

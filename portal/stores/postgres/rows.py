@@ -164,7 +164,7 @@ def note(
 ) -> None:
     """Write a line of a delivery's history. Raises psycopg.Error."""
     connection.execute(
-        "insert into event (message_id, number, at, what, who, via, address, detail)"
+        "insert into event (message_id, number, at, kind, actor, via, address, detail)"
         " values (%s, %s, %s, %s, %s, %s, %s, %s)",
         [message_id, number, at, kind.value, actor.who, actor.via, actor.address, text(detail)],
     )

@@ -277,7 +277,7 @@ class PostgresStore(PostgresRecords):
         with self.database.transaction() as connection:
             _one(connection, message_id, number)
             found = connection.execute(
-                "select at, what, who, via, address, detail from event where message_id = %s and number = %s"
+                "select at, kind, actor, via, address, detail from event where message_id = %s and number = %s"
                 " order by seq",
                 [message_id, number],
             ).fetchall()
@@ -291,9 +291,9 @@ class PostgresStore(PostgresRecords):
         with self.database.transaction() as connection:
             # By id alone, so that the days they belong to are known before the statement is run.
             for id, number, _, *row in connection.execute(
-                "select * from (select distinct on (message_id, number, what)"
-                " message_id, number, seq, at, what, who, via, address, detail"
-                " from event where message_id = any(%s) order by message_id, number, what, seq desc) as latest"
+                "select * from (select distinct on (message_id, number, kind)"
+                " message_id, number, seq, at, kind, actor, via, address, detail"
+                " from event where message_id = any(%s) order by message_id, number, kind, seq desc) as latest"
                 " order by seq",
                 [list({id for id, _ in wanted})],
             ):

@@ -82,8 +82,8 @@ class PostgresWishes(Store):
                     [ids, numbers, ids, list(mine)],
                 )
                 connection.execute(
-                    "delete from told t using unnest(%s::uuid[], %s::int[]) u (id, number) where t.message_id = u.id"
-                    " and t.number = u.number and t.message_id = any(%s) and t.reader = %s",
+                    "delete from announced_to t using unnest(%s::uuid[], %s::int[]) u (id, number)"
+                    " where t.message_id = u.id and t.number = u.number and t.message_id = any(%s) and t.reader = %s",
                     [ids, numbers, ids, recipient],
                 )
         return Asked.DUE if asked else Asked.TOO_SOON
@@ -117,6 +117,6 @@ def person_from(row: Sequence[Any]) -> Person:
 def queue_mail(connection: Connection, to: str, mail: bytes, now: datetime) -> None:
     """Put a mail of ours into the queue. Raises psycopg.Error."""
     connection.execute(
-        "insert into outgoing (id, address, mail, queued_at, next_try_at) values (%s, %s, %b, %s, %s)",
+        "insert into outbox (id, address, mail, queued_at, next_try_at) values (%s, %s, %b, %s, %s)",
         [new_id(now), to, mail, now, now],
     )

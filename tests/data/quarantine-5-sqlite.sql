@@ -13,17 +13,18 @@ CREATE TABLE message (
     score REAL,
     client_ip TEXT,
     user TEXT,
-    symbols TEXT NOT NULL,              -- JSON: [[name, score, [option, …]], …]
+    symbols TEXT NOT NULL,              -- see symbols.pack; rows of before have its JSON as text
     flags TEXT NOT NULL,                -- Flag values, a blank between
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
     has_8bit INTEGER NOT NULL
 );
-CREATE TABLE unindexed (                -- messages, see sqlite_words
+CREATE TABLE unindexed (                -- messages, see word_index
     key INTEGER PRIMARY KEY,
     terms TEXT NOT NULL
 );
 CREATE INDEX message_queue_id ON message (queue_id, id) WHERE queue_id IS NOT NULL;
+CREATE INDEX message_body ON message (body_sha256, tier);
 
 CREATE TABLE delivery (
     message_id BLOB NOT NULL,
@@ -57,6 +58,15 @@ CREATE TABLE event (                    -- being held has no row, the id tells w
 );
 CREATE INDEX event_delivery ON event (message_id, number);
 
+CREATE TABLE told (                     -- who was told of a delivery under another name, or with others
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    reader TEXT NOT NULL,
+    digest_id BLOB,
+    PRIMARY KEY (message_id, number, reader)
+) WITHOUT ROWID;
+CREATE INDEX told_digest ON told (digest_id) WHERE digest_id IS NOT NULL;
+
 CREATE TABLE person (
     recipient TEXT PRIMARY KEY,
     address TEXT NOT NULL,
@@ -64,13 +74,18 @@ CREATE TABLE person (
     links_valid_from INTEGER,
     news_since INTEGER,
     next_digest_at INTEGER,
-    preferences TEXT,                   -- JSON of what they chose (portal/schedule.py); NULL: nothing
+    preferences TEXT,                   -- JSON of what they chose (portal/model/schedule.py); NULL: nothing
     asked_at INTEGER,                   -- when they last asked for a digest out of turn
+    failures INTEGER NOT NULL DEFAULT 0,
+    failure TEXT NOT NULL DEFAULT '',   -- what the mail server said against their digest, until one goes out
+    failed_at INTEGER,
     claim BLOB,
     claim_until INTEGER,
     digest_id BLOB                      -- of the digest begun and not yet finished, kept for another try
 ) WITHOUT ROWID;
 CREATE INDEX person_due ON person (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+
+CREATE INDEX person_failing ON person (failed_at) WHERE failed_at IS NOT NULL;
 
 CREATE TABLE digest (
     id BLOB PRIMARY KEY,
@@ -109,5 +124,4 @@ CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
-
-PRAGMA user_version = 1;
+PRAGMA user_version = 5;

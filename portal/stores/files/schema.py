@@ -1,0 +1,209 @@
+"""The tables of the file store's SQLite database, and its migrations.
+
+Ids are the UUID's 16 bytes, whose order is time; times are microseconds since 1970 UTC; states are State's values.
+Tables and columns have the same names in the PostgreSQL store (quarantine.sql).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+# message keeps its rowid: its rows are long, and long rows in an index tree (WITHOUT ROWID) use a page each. It is
+# made from the id (`word_index.key`), for the tables words_YYYYMMDD that are made when needed.
+_TABLES = """
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE message (
+    id BLOB NOT NULL UNIQUE,
+    dedup_key BLOB UNIQUE,              -- NULL once the same mail was held again, this one's file being gone
+    tier TEXT NOT NULL,
+    envelope_sender TEXT,
+    subject TEXT NOT NULL,
+    header_from TEXT NOT NULL,
+    queue_id TEXT,
+    message_id TEXT,
+    action TEXT,
+    score REAL,
+    client_ip TEXT,
+    username TEXT,
+    packed_symbols TEXT NOT NULL,       -- see symbols.pack; rows made before version 4 have its JSON as text
+    flags TEXT NOT NULL,                -- Flag values, a blank between
+    body_sha256 BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    has_8bit INTEGER NOT NULL
+);
+CREATE TABLE unindexed (                -- messages, see word_index
+    key INTEGER PRIMARY KEY,
+    terms TEXT NOT NULL
+);
+CREATE INDEX message_queue_id ON message (queue_id, id) WHERE queue_id IS NOT NULL;
+CREATE INDEX message_body ON message (body_sha256, tier);
+
+CREATE TABLE delivery (
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    recipient TEXT NOT NULL,            -- identity
+    address TEXT NOT NULL,              -- as the envelope wrote it
+    state TEXT NOT NULL DEFAULT 'held',
+    state_at INTEGER NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_try_at INTEGER,
+    lease BLOB,                         -- the claim's token while releasing
+    announced_at INTEGER,
+    digest_id BLOB,
+    PRIMARY KEY (message_id, number)
+) WITHOUT ROWID;
+CREATE INDEX delivery_recipient ON delivery (recipient, message_id, number, state, announced_at);
+CREATE INDEX delivery_due ON delivery (next_try_at) WHERE state = 'releasing';
+CREATE INDEX delivery_acted ON delivery (message_id, number, state) WHERE state <> 'held';
+CREATE INDEX delivery_waiting ON delivery (state, message_id, number) WHERE state IN ('requested', 'releasing');
+
+CREATE TABLE event (                    -- being held has no row, the id has the time
+    seq INTEGER PRIMARY KEY,
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    kind TEXT NOT NULL,                 -- EventKind
+    actor TEXT NOT NULL,                -- Actor.who
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX event_delivery ON event (message_id, number);
+
+CREATE TABLE announced_to (             -- readers who were notified of a delivery under another name, or with others
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    reader TEXT NOT NULL,
+    digest_id BLOB,
+    PRIMARY KEY (message_id, number, reader)
+) WITHOUT ROWID;
+CREATE INDEX announced_to_digest ON announced_to (digest_id) WHERE digest_id IS NOT NULL;
+
+CREATE TABLE recipient (
+    recipient TEXT PRIMARY KEY,         -- identity
+    address TEXT NOT NULL,
+    stopped_at INTEGER,
+    links_valid_from INTEGER,
+    news_since INTEGER,
+    next_digest_at INTEGER,
+    preferences TEXT,                   -- JSON of what they chose (portal/model/schedule.py); NULL: nothing
+    asked_at INTEGER,                   -- when they last asked for a digest out of turn
+    failures INTEGER NOT NULL DEFAULT 0, -- of their digest, until one is sent
+    failure TEXT NOT NULL DEFAULT '',   -- the mail server's answer to the last one
+    failed_at INTEGER,
+    lease BLOB,
+    lease_until INTEGER,
+    digest_id BLOB                      -- of the digest begun and not yet sent; stays over a crash
+) WITHOUT ROWID;
+CREATE INDEX recipient_due ON recipient (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
+
+CREATE TABLE digest (
+    id BLOB PRIMARY KEY,
+    recipient TEXT NOT NULL,
+    address TEXT NOT NULL,
+    issued_at INTEGER NOT NULL,
+    sent_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX digest_recipient ON digest (recipient, issued_at) WHERE sent_at IS NOT NULL;
+CREATE INDEX digest_issued_at ON digest (issued_at);
+
+CREATE TABLE link_open (
+    id INTEGER PRIMARY KEY, recipient TEXT NOT NULL, issued_at INTEGER NOT NULL, message_id BLOB NOT NULL,
+    number INTEGER NOT NULL, at INTEGER NOT NULL
+);
+CREATE INDEX link_open_digest ON link_open (recipient, issued_at, at);
+CREATE INDEX link_open_at ON link_open (at);
+
+CREATE TABLE outbox (
+    id BLOB PRIMARY KEY, address TEXT NOT NULL, mail BLOB NOT NULL, queued_at INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, next_try_at INTEGER NOT NULL, lease BLOB
+);
+CREATE INDEX outbox_due ON outbox (next_try_at);
+
+CREATE TABLE sign_in (
+    token_sha256 BLOB PRIMARY KEY, code_sha256 BLOB NOT NULL, browser_sha256 BLOB NOT NULL, recipient TEXT NOT NULL,
+    client_ip TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL,
+    wrong_codes INTEGER NOT NULL DEFAULT 0, used_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX sign_in_recipient ON sign_in (recipient, created_at);
+CREATE INDEX sign_in_client_ip ON sign_in (client_ip, created_at);
+CREATE INDEX sign_in_browser ON sign_in (browser_sha256, created_at);
+CREATE INDEX sign_in_created_at ON sign_in (created_at);
+
+CREATE TABLE session (
+    session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX session_used_at ON session (used_at)
+"""
+
+OLDEST = 4  # the oldest version that can be upgraded
+
+# By the version that they lead to. A new version is a new entry; entries never change after a release.
+_MIGRATIONS = {
+    5: "CREATE INDEX message_body ON message (body_sha256, tier)",
+    6: """
+ALTER TABLE message RENAME COLUMN sameness TO dedup_key;
+ALTER TABLE message RENAME COLUMN user TO username;
+ALTER TABLE message RENAME COLUMN symbols TO packed_symbols;
+ALTER TABLE delivery RENAME COLUMN claim TO lease;
+
+ALTER TABLE event RENAME TO event_5;
+DROP INDEX event_delivery;
+CREATE TABLE event (
+    seq INTEGER PRIMARY KEY, message_id BLOB NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL,
+    kind TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL, address TEXT NOT NULL, detail TEXT NOT NULL
+);
+INSERT INTO event (seq, message_id, number, at, kind, actor, via, address, detail)
+    SELECT rowid, message_id, number, at, what, who, via, address, detail FROM event_5;
+DROP TABLE event_5;
+CREATE INDEX event_delivery ON event (message_id, number);
+
+ALTER TABLE told RENAME TO announced_to;
+DROP INDEX told_digest;
+CREATE INDEX announced_to_digest ON announced_to (digest_id) WHERE digest_id IS NOT NULL;
+
+ALTER TABLE person RENAME TO recipient;
+ALTER TABLE recipient RENAME COLUMN claim TO lease;
+ALTER TABLE recipient RENAME COLUMN claim_until TO lease_until;
+DROP INDEX person_due;
+DROP INDEX person_failing;
+CREATE INDEX recipient_due ON recipient (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
+
+CREATE TABLE link_open (
+    id INTEGER PRIMARY KEY, recipient TEXT NOT NULL, issued_at INTEGER NOT NULL, message_id BLOB NOT NULL,
+    number INTEGER NOT NULL, at INTEGER NOT NULL
+);
+INSERT INTO link_open SELECT rowid, recipient, issued_at, message_id, number, at FROM opening;
+DROP TABLE opening;
+CREATE INDEX link_open_digest ON link_open (recipient, issued_at, at);
+CREATE INDEX link_open_at ON link_open (at);
+
+ALTER TABLE outgoing RENAME TO outbox;
+ALTER TABLE outbox RENAME COLUMN recipient TO address;
+ALTER TABLE outbox RENAME COLUMN claim TO lease;
+DROP INDEX outgoing_due;
+CREATE INDEX outbox_due ON outbox (next_try_at);
+
+UPDATE setting SET value = strftime('%Y-%m-%dT%H:%M:%S+00:00', value / 1000000, 'unixepoch')
+    WHERE name = 'store.heartbeat'
+""",
+}
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Make all tables in an empty database. Raises sqlite3.Error."""
+    _run(connection, _TABLES)
+
+
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Upgrade the tables to this version from the one before. Raises sqlite3.Error."""
+    _run(connection, _MIGRATIONS[version])
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";\n"):  # `executescript` would commit first
+        connection.execute(statement)

@@ -1,0 +1,41 @@
+"""Migrations of the PostgreSQL store, by the schema version that they lead to.
+
+`quarantine init` runs those that a database lacks, then quarantine.sql, in one transaction, while the program of the
+version before goes on holding mail: it calls `hold_mail`, which quarantine.sql replaces. Its other statements may fail
+until it is restarted. A new version is a new entry here; entries never change after a release.
+"""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+OLDEST = 4  # the oldest version that can be upgraded
+
+MIGRATIONS: dict[int, LiteralString] = {
+    # New days get the index by themselves; `days.build_indexes` builds it for the others, one by one.
+    5: "create index if not exists message_body_idx on only message (body_sha256, tier)",
+    6: """
+        drop function if exists hold_message;
+        drop function if exists hold_mail;
+
+        alter table opening rename to link_open;
+        alter table outgoing rename to outbox;
+        alter table seen rename column sameness to dedup_key;
+        alter table event rename column what to kind;
+        alter table event rename column who to actor;
+
+        alter table told rename to announced_to;
+        do $$
+        declare
+            partition text;
+        begin
+            for partition in
+                select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+                where i.inhparent = 'announced_to'::regclass and c.relname ~ '^told_'
+            loop
+                execute format('alter table %I rename to %I', partition, replace(partition, 'told', 'announced_to'));
+            end loop;
+        end
+        $$;
+    """,
+}
