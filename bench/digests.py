@@ -27,7 +27,8 @@ from bench.sink import Sink, sink
 from digest.run import AHEAD, digest_mail
 from portal.assemble import Parts, assemble
 from portal.settings import load_from
-from portal.stores import Digest, open_store
+from portal.stores import open_store
+from portal.stores.records import Digest
 
 PEOPLE, EACH = 100_000, 10
 SMALL = 10  # a store so many times smaller beside it
@@ -139,7 +140,7 @@ def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, ef
             for turn in range(-5, QUERIES // 4):
                 for store, taken in pairs[:: -1 if number % 2 else 1]:
                     began = time.perf_counter()
-                    if len(store.due_digests(datetime.now(UTC), AHEAD)) != AHEAD:
+                    if len(store.digests.due(datetime.now(UTC), AHEAD)) != AHEAD:
                         raise RuntimeError("they are not due")
                     if turn >= 0:  # what comes before warms up
                         taken.append(time.perf_counter() - began)
@@ -192,7 +193,7 @@ def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, flo
 
 
 def _ready(parts: Parts) -> list[Digest]:
-    claims = parts.store.claim_digests(datetime.now(UTC), READY, READY * EACH * 2)
+    claims = parts.store.digests.claim(datetime.now(UTC), READY, READY * EACH * 2)
     if sum(len(digest.deliveries) for digest in claims.digests) < len(claims.digests) * EACH:
         raise RuntimeError("not all rows are there")
     return list(claims.digests)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import fill
 from bench.rig import Effort, Row, own_folder, p99, postgres, say, served
-from portal.model.message import State, random_token
+from portal.model.message import Reader, State, random_token
 from portal.stores import Store, open_store
 from portal.web.pages import sha256
 
@@ -63,7 +63,7 @@ def _rows(store: str, small: str, large: str, effort: Effort) -> list[Row]:
         for opened, count in zip(stores, counts, strict=True):
             sessions.append({random_token(32): fill.person(random.randrange(count // EACH)) for _ in range(SESSIONS)})
             for session, recipient in sessions[-1].items():
-                opened.start_session(sha256(session), recipient, datetime.now(UTC))
+                opened.sign_ins.start_session(sha256(session), recipient, datetime.now(UTC))
         with (
             own_folder() as keys,
             served("portal.wsgi:application", workers=1, **_environment(small, keys / "small")) as small_site,
@@ -86,7 +86,7 @@ def _environment(url: str, keys: Path) -> dict[str, str]:
 
 def _list(store: Store, people: int) -> None:
     """The list of any of the first so many."""
-    deliveries = store.list_for(fill.person(random.randrange(people)), [State.HELD], PAGE).deliveries
+    deliveries = store.deliveries.list_for(Reader(fill.person(random.randrange(people))), [State.HELD], PAGE).deliveries
     if len(deliveries) != PAGE:
         raise RuntimeError(f"a page of {len(deliveries)} rows")
 

@@ -18,7 +18,7 @@ from bench import load
 from bench.rig import Effort, Row, Served, own_folder, postgres, say, served
 from portal.keys import read_keys
 from portal.model.links import Action, Links
-from portal.model.message import State
+from portal.model.message import DeliveryId, State
 from portal.stores import Store, open_store
 
 MAIL_BYTES, MAILS = 50 << 20, 10
@@ -97,7 +97,7 @@ def _hold_and_release(site: Served, store: Store, links: Links, post: Post, mail
     form = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded", "Content-Length": "9"}
     token = links.token(Action.RELEASE, id, 0, datetime.now(UTC))
     _asked(site, f"/quarantine/link/{token}/", form, [b"pressed=1"], 303)
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     if delivery.state is not State.RELEASED or delivery.message.size_bytes != len(mail):
         raise RuntimeError(f"{delivery.state} {delivery.reason}")
 

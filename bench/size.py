@@ -72,7 +72,7 @@ def _hold_all(store: Store, count: int) -> tuple[int, int]:
         posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
         assert posted is not None
         try:
-            store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
+            store.messages.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
         finally:
             posted.close()
         held += len(mail)
@@ -159,7 +159,7 @@ class _Client:
                 posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
                 assert posted is not None
                 began = time.perf_counter()
-                self._store.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
+                self._store.messages.add(posted.export, posted.body, Tier.SPAM, PEOPLE)
                 self._taken.append((began, time.perf_counter() - began))
                 posted.close()
         except Exception as error:

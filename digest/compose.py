@@ -22,7 +22,7 @@ from portal.model.message import State, Tier, domain
 from portal.model.ranking import Group, is_forged, ranked
 from portal.model.reasons import Sender, from_address, sender_shown, why
 from portal.model.text import N_, shown
-from portal.stores import Digest, reader_of
+from portal.stores.records import Digest
 
 MAIL_BYTES = 90_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
 HEADER_BYTES = 8_192  # more than all headers ever have
@@ -164,7 +164,7 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
     delivery, message = group.newest, group.newest.message
 
     reader = digest.recipient if delivery.recipient != digest.recipient else ""
-    own = (digest.reader or reader_of(digest.recipient)).is_own(delivery.recipient)
+    own = digest.effective_reader.is_own(delivery.recipient)
 
     def link(action: Action) -> str:
         return links.url(action, delivery.id, delivery.number, digest.issued_at, reader)

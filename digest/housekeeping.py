@@ -31,7 +31,7 @@ def send_queued(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
         while more and in_a_row < FAILURES_IN_A_ROW and not stopped():
             mail = None
             try:
-                with parts.store.sending(tell()) as mail:
+                with parts.store.outbox.sending(tell()) as mail:
                     more = mail is not None
                     if mail is not None and mail.to:  # else a blind, see `OutgoingMail`
                         reply = connection.send("", mail.to, [mail.mail], has_8bit=not mail.mail.isascii())
@@ -62,12 +62,12 @@ def _steady(store: Store, now: datetime) -> bool:
 
     After a jump, or days in which this did not run – which look the same – there is a day to set the clock right.
     """
-    since, noted = now, store.recall(_CLOCK)
+    since, noted = now, store.notes.get(_CLOCK)
     if noted is not None:
         first, last = (datetime.fromisoformat(moment) for moment in noted.split())
         if abs(now - last) <= _CLOCK_JUMP:
             since = first
         else:
             log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", last, now)
-    store.remember(_CLOCK, f"{since.isoformat()} {now.isoformat()}", replace=True)
+    store.notes.set(_CLOCK, f"{since.isoformat()} {now.isoformat()}")
     return now - since >= _CLOCK_TRUSTED

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from portal.assemble import ALIASES_LAST_GOOD, Parts
 from portal.model.message import Reader
 from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
-from portal.stores import Person
+from portal.stores.records import Person
 
 log = logging.getLogger("quarantine.digest")
 
@@ -38,20 +38,20 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
         since = min(person.news_since or now, now)
         planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
         local = parts.settings.is_local(person.recipient)
-        parts.store.schedule(person.recipient, planned if local and planned else now + LOOKED_AT_AGAIN)
+        parts.store.recipients.schedule(person.recipient, planned if local and planned else now + LOOKED_AT_AGAIN)
     return len(people)
 
 
 def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Person]:
     """Recipients without a time, once the news of addresses that others read are those others'."""
     if parts.people.file is None:
-        return list(parts.store.unscheduled(limit))
+        return list(parts.store.recipients.unscheduled(limit))
     _look_at_a_changed_file(parts, now)
-    people, passed = parts.store.unscheduled(limit), False
+    people, passed = parts.store.recipients.unscheduled(limit), False
     for person in people:
         passed = pass_news_on(parts, person.recipient) or passed
     if passed:
-        people = parts.store.unscheduled(limit)
+        people = parts.store.recipients.unscheduled(limit)
     return [person for person in people if parts.people.is_person(person.recipient)]
 
 
@@ -62,9 +62,13 @@ def pass_news_on(parts: Parts, recipient: str) -> bool:
         return False
     shared = {recipient: readers} if len(readers) > 1 else {}
     told_of = () if shared else (recipient,)
-    parts.store.pass_news_on(
+    parts.store.recipients.pass_news_on(
         recipient,
-        [who for who in readers if who == recipient or parts.store.unannounced(Reader(who, told_of, shared), 1)],
+        [
+            who
+            for who in readers
+            if who == recipient or parts.store.digests.unannounced(Reader(who, told_of, shared), 1)
+        ],
     )
     return True
 
@@ -76,12 +80,12 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     """
     version = parts.people.names().version
     # The process's own memory as well: hosts whose files differ would take turns for ever.
-    if not parts.people.text() or version == parts.people.looked_at or parts.store.recall(_ALIASES) == version:
+    if not parts.people.text() or version == parts.people.looked_at or parts.store.notes.get(_ALIASES) == version:
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
     stopped = _stop_again(parts)
     after = ""
-    while people := parts.store.people(after, PAGE):
+    while people := parts.store.recipients.records(after, PAGE):
         after = people[-1].recipient
         aliases = {
             person.recipient: person.stopped_at.isoformat()
@@ -91,26 +95,26 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
         if aliases:
             # Before they go on: an interruption in between must not forget who had stopped.
             stopped |= aliases
-            parts.store.remember(_STOPPED, json.dumps(stopped), replace=True)
+            parts.store.notes.set(_STOPPED, json.dumps(stopped))
         for address in aliases:
-            parts.store.set_digests_stopped(address, None)
+            parts.store.recipients.set_digests_stopped(address, None)
         for person in people:
             if person.news_since is not None:
                 pass_news_on(parts, person.recipient)
-    parts.store.remember(ALIASES_LAST_GOOD, parts.people.text(), replace=True)
-    parts.store.remember(_ALIASES, version, replace=True)
+    parts.store.notes.set(ALIASES_LAST_GOOD, parts.people.text())
+    parts.store.notes.set(_ALIASES, version)
     parts.people.looked_at = version
 
 
 def _stop_again(parts: Parts) -> dict[str, str]:
     """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
     alias, and since when their digests were stopped."""
-    stopped: dict[str, str] = json.loads(parts.store.recall(_STOPPED) or "{}")
+    stopped: dict[str, str] = json.loads(parts.store.notes.get(_STOPPED) or "{}")
     back = [address for address in stopped if parts.people.is_person(address)]
     for address in back:
-        parts.store.set_digests_stopped(address, datetime.fromisoformat(stopped.pop(address)))
+        parts.store.recipients.set_digests_stopped(address, datetime.fromisoformat(stopped.pop(address)))
     if back:
-        parts.store.remember(_STOPPED, json.dumps(stopped), replace=True)
+        parts.store.notes.set(_STOPPED, json.dumps(stopped))
     return stopped
 
 
@@ -123,14 +127,14 @@ def why_not(parts: Parts, recipient: str) -> str:
     # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
     if plan_of(parts, recipient, NOTHING_CHOSEN).schedule is not Schedule.NEVER:
         return ""
-    chosen = plan_of(parts, recipient, parts.store.person(recipient).preferences).schedule
+    chosen = plan_of(parts, recipient, parts.store.recipients.get(recipient).preferences).schedule
     return "digest.schedule is never" if chosen is Schedule.NEVER else ""
 
 
 def everybody_with_news(parts: Parts) -> Iterator[str]:
     """Identities of all recipients with news who did not stop digests, in order."""
     after = ""
-    while page := parts.store.due_digests(None, PAGE, after):
+    while page := parts.store.digests.due(None, PAGE, after):
         yield from page
         after = page[-1]
 
@@ -141,7 +145,7 @@ def find_news(parts: Parts, now: datetime) -> int:
     Heals what a race left out, and what a clock that was ahead did to times; tells those whose domain became local.
     Raises StoreUnavailable.
     """
-    mended = parts.store.mend_times(now)
+    mended = parts.store.repair_clock_skew(now)
     if mended:
         log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
     found = _find_news(parts, now - NEWS_LOOKED_FOR)
@@ -149,7 +153,7 @@ def find_news(parts: Parts, now: datetime) -> int:
         _look_at_a_changed_file(parts, now)
         # Their own mark may stand since before: new mail for such an address leaves none for the others.
         for recipient in [
-            *parts.store.untold(parts.people.copied(), now - NEWS_LOOKED_FOR),
+            *parts.store.recipients.with_unannounced(parts.people.copied(), now - NEWS_LOOKED_FOR),
             *everybody_with_news(parts),
         ]:
             pass_news_on(parts, recipient)
@@ -157,7 +161,7 @@ def find_news(parts: Parts, now: datetime) -> int:
 
 
 def _find_news(parts: Parts, since: datetime) -> int:
-    found = parts.store.find_news(since, [*parts.settings.local_domains, *parts.people.elsewhere()])
+    found = parts.store.recipients.find_news(since, [*parts.settings.local_domains, *parts.people.elsewhere()])
     if found:
         log.info("found news for recipients=%d", found)
     return found

@@ -34,7 +34,8 @@ from portal.model.errors import (
 )
 from portal.model.message import Delivery, State, new_id
 from portal.monitoring import count_run
-from portal.stores import LEASE, Digest, Unsent
+from portal.stores import LEASE
+from portal.stores.records import Digest, Unsent
 from portal.stores.senders import known_senders
 
 log = logging.getLogger("quarantine.digest")
@@ -135,7 +136,7 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
     Claims and announces nothing. Raises StoreUnavailable.
     """
     run = Run(parts, now)
-    digest = parts.store.last_digest(recipient)
+    digest = parts.store.digests.last(recipient)
     if not run.may_tell(recipient):
         return run.summary
     if digest is not None:
@@ -219,7 +220,7 @@ class Run:
             nonlocal left
             if left <= 0:
                 return ()
-            digests = self.parts.store.claim_digests(
+            digests = self.parts.store.digests.claim(
                 self.clock(), min(self._ahead, left), DELIVERIES, readers=self.parts.people.reader
             ).digests
             left = left - len(digests) if digests else 0
@@ -235,7 +236,7 @@ class Run:
         def claim() -> Sequence[Digest]:
             while self._named:
                 some = [self._named.popleft() for _ in range(min(self._ahead, len(self._named)))]
-                claims = self.parts.store.claim_digests(
+                claims = self.parts.store.digests.claim(
                     self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
                 )
                 answered = {digest.recipient for digest in claims.digests} | set(claims.refused)
@@ -293,7 +294,7 @@ class Run:
                 later = self.clock() + LOOKED_AT_AGAIN
                 self._settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
             # For a single mail as well: there is no order then, but its row shows it.
-            readers = [digest.reader or digest.recipient for digest in told if digest.deliveries]
+            readers = [digest.effective_reader for digest in told if digest.deliveries]
             known = known_senders(self.parts.store, readers)
             self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
 
@@ -431,7 +432,7 @@ class Run:
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
         mail_id = new_id(self.clock())
-        known = known_senders(self.parts.store, [digest.reader or digest.recipient]).get(digest.recipient, ())
+        known = known_senders(self.parts.store, [digest.effective_reader]).get(digest.recipient, ())
         try:
             mail = self._mail(digest, mail_id, known)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
@@ -490,9 +491,9 @@ class Run:
         if not sent and not unsent:
             return
         try:
-            self.parts.store.settle_digests(sent, unsent, self.clock())
+            self.parts.store.digests.settle(sent, unsent, self.clock())
         except Exception:
-            self.parts.store.settle_digests(sent, unsent, self.clock())
+            self.parts.store.digests.settle(sent, unsent, self.clock())
         for each in unsent:
             self._claimed.pop(each.digest.id, None)
 
@@ -621,4 +622,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
 def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
     """Who would be told of what, claiming nothing. Recipients that are not told (`why_not`) come with nothing."""
     for who in everybody_with_news(parts) if people is None else people:
-        yield who, () if why_not(parts, who) else tuple(parts.store.unannounced(parts.people.reader(who), DELIVERIES))
+        yield (
+            who,
+            () if why_not(parts, who) else tuple(parts.store.digests.unannounced(parts.people.reader(who), DELIVERIES)),
+        )

@@ -31,9 +31,10 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Actor, Delivery, Event, EventKind, Message, State, Tier, new_id
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
 from portal.model.text import shown
 from portal.stores import Store
+from portal.stores.records import QueuedMail
 
 log = logging.getLogger("quarantine.release")
 
@@ -67,7 +68,7 @@ class Acts:
         it is ``about_us``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason). A mail that
         becomes dangerous before it is sent is `held` again.
         """
-        delivery = self.store.delivery(id, number)
+        delivery = self.store.deliveries.get(DeliveryId(id, number))
         if not delivery.recipient:
             raise NotAllowed("the recipient of this message is not known: name one with --recipient")
         if operator:
@@ -87,12 +88,14 @@ class Acts:
 
     def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
         reply = ""
-        with self.store.releasing(id, number, allowed, actor, self.now(), lambda: reply) as delivery:
+        with self.store.deliveries.releasing(
+            DeliveryId(id, number), allowed, actor, self.now(), lambda: reply
+        ) as delivery:
             message = delivery.message
             self._check_tier(delivery)
             try:
                 # Opened before the server is asked for anything: a mail whose file is gone shall not begin to go.
-                body = self.store.body(id)
+                body = self.store.messages.body(id)
                 first = next(body, b"")
                 reply = self.relay.send(
                     # Not knowing the sender, the null sender is the one that cannot bounce to a stranger.
@@ -123,7 +126,7 @@ class Acts:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
                 raise
             log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
-        return self.store.delivery(id, number)
+        return self.store.deliveries.get(DeliveryId(id, number))
 
     def _check_tier(self, delivery: Delivery) -> None:
         """Raise NotAllowed for dangerous mail unless an operator began this release.
@@ -138,7 +141,7 @@ class Acts:
 
     def _begun(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""
-        history = self.store.history(delivery.id, delivery.number)
+        history = self.store.deliveries.history(delivery.key)
         return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
 
     def _tell_of_rejection(self, error: QuarantineError) -> None:
@@ -166,18 +169,27 @@ class Acts:
 
     def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Put a delivery out of sight; `restore` undoes it until retention. Raises NotFound, AlreadyDone."""
-        return self.store.move(
-            id, number, State.DELETED, {State.HELD, State.REQUESTED}, actor, self.now(), kind=EventKind.DELETED
+        return self.store.deliveries.move(
+            DeliveryId(id, number),
+            State.DELETED,
+            {State.HELD, State.REQUESTED},
+            actor,
+            self.now(),
+            kind=EventKind.DELETED,
         )
 
     def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Undo `delete`. Raises NotFound, AlreadyDone."""
-        return self.store.move(id, number, State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED)
+        return self.store.deliveries.move(
+            DeliveryId(id, number), State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED
+        )
 
     def ask(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Ask the administrator for a delivery and tell them by mail, both or neither. Raises NotFound, AlreadyDone."""
         now = self.now()
-        asked = replace(self.store.delivery(id, number), state=State.REQUESTED, state_at=now, reason="")
+        asked = replace(
+            self.store.deliveries.get(DeliveryId(id, number)), state=State.REQUESTED, state_at=now, reason=""
+        )
         mail = self._mail(
             self.admin_address,
             "request",
@@ -186,8 +198,8 @@ class Acts:
             # To be copied into a shell, and whoever wrote the address may have meant it to be.
             recipient_argument=shlex.quote(shown(asked.recipient, 320)),
         )
-        delivery = self.store.move(
-            id, number, State.REQUESTED, {State.HELD}, actor, now, kind=EventKind.REQUESTED, mail=mail
+        delivery = self.store.deliveries.move(
+            DeliveryId(id, number), State.REQUESTED, {State.HELD}, actor, now, kind=EventKind.REQUESTED, mail=mail
         )
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         return delivery
@@ -195,11 +207,20 @@ class Acts:
     def refuse(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
         """Decline a request with a word of reason, which its recipient gets to see. Raises NotFound, AlreadyDone."""
         now = self.now()
-        refused = replace(self.store.delivery(id, number), state=State.HELD, state_at=now, reason=reason)
+        refused = replace(
+            self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
+        )
         to = refused.address if self.is_local(refused.recipient) else None
         mail = self._mail(to, "refused", delivery=refused)
-        delivery = self.store.move(
-            id, number, State.HELD, {State.REQUESTED}, actor, now, kind=EventKind.REFUSED, reason=reason, mail=mail
+        delivery = self.store.deliveries.move(
+            DeliveryId(id, number),
+            State.HELD,
+            {State.REQUESTED},
+            actor,
+            now,
+            kind=EventKind.REFUSED,
+            reason=reason,
+            mail=mail,
         )
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
         return delivery
@@ -207,28 +228,29 @@ class Acts:
     def alarm(self, subject: str, text: str, *, note: tuple[str, str | None, str] | None = None) -> None:
         """Tell the administrator something they must look at. In English, like the log it goes with.
 
-        ``note``: what `Store.swap` takes. Who swaps it tells, and with the mail or not at all. Raises StoreUnavailable.
+        ``note``: what `Notes.compare_and_set` takes. Only the process that sets it queues the mail. Raises
+        StoreUnavailable.
         """
         mail = self._mail(self.admin_address, "alarm", language="en", subject=subject, text=text)
         if note is None:
             log.error("alarm: %s", subject)
             if mail is not None:
-                self.store.queue_mail(*mail, self.now())
-        elif self.store.swap(*note, mail=mail and (*mail, self.now())):
+                self.store.outbox.add(mail, self.now())
+        elif self.store.notes.compare_and_set(*note, self.now(), mail=mail):
             log.error("alarm: %s", subject)
 
     def alarm_hourly(self, subject: str, text: str) -> None:
         """`alarm`, at most once an hour for each subject, over all processes. What hinders it is logged, not raised."""
         now, name = self.now(), f"alarm {subject}"
         try:
-            told = self.store.recall(name)
+            told = self.store.notes.get(name)
             # Either way, so that a clock that was a year ahead does not silence it for a year.
             if told is None or abs(now - datetime.fromisoformat(told.partition(" ")[0])) >= _ALARM_EVERY:
                 self.alarm(subject, text, note=(name, told, now.isoformat()))
         except QuarantineError as error:
             log.error("alarm %r could not be sent: %s", subject, error)
 
-    def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> tuple[str, bytes] | None:
+    def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> QueuedMail | None:
         """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be
         sent."""
         if not to or self.from_address is None:
@@ -245,12 +267,12 @@ class Acts:
             public_url=self.links.base_url,
             **values,
         )
-        return to, mail.as_bytes()
+        return QueuedMail(to, mail.as_bytes())
 
 
 def retry_due(acts: Acts, limit: int = 100) -> int:
     """Go on with every release whose next try is due; returns how many were tried. One failure leaves the others."""
-    due = acts.store.due_releases(acts.now(), limit)
+    due = acts.store.deliveries.due_releases(acts.now(), limit)
     for id, number in due:
         try:
             acts.retry(id, number)

@@ -68,7 +68,7 @@ def _on_store(settings: Settings, store: Store, release_seconds: float, create: 
     def language_of(address: str) -> str:
         readers = people.readers(identity(address))
         reader = readers[0] if len(readers) == 1 else identity(address)
-        return plan_for(settings.digest, reader, store.person(reader).preferences).language
+        return plan_for(settings.digest, reader, store.recipients.get(reader).preferences).language
 
     acts = Acts(
         store=store,
@@ -113,7 +113,7 @@ def make_render(settings: Settings, store: Store) -> Render:
         with suppress(StoreUnavailable, OSError):  # it was logged, and the mail or page it was about matters more
             path = settings.site.folder / "templates" / name if settings.site.folder else Path(name)
             changed = path.stat().st_mtime_ns if path.exists() else 0
-            store.remember(TEMPLATE_FAILED, f"{changed} {name}: {said}", replace=True)
+            store.notes.set(TEMPLATE_FAILED, f"{changed} {name}: {said}")
 
     return Render(
         settings.digest.language,
@@ -128,7 +128,7 @@ def make_people(settings: Settings, store: Store) -> Directory:
 
     def last_good() -> str | None:
         try:
-            return store.recall(ALIASES_LAST_GOOD)
+            return store.notes.get(ALIASES_LAST_GOOD)
         except StoreUnavailable:
             return None
 
@@ -168,7 +168,7 @@ def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
     one, but they must still include that one. Raises StoreMisfit.
     """
     prints = links.fingerprints()
-    kept = store.remember("links.key", prints[-1]) if record else store.recall("links.key")
+    kept = store.notes.set_default("links.key", prints[-1]) if record else store.notes.get("links.key")
     if kept is not None and kept not in prints:
         raise StoreMisfit(
             "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
@@ -176,4 +176,4 @@ def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
             "`quarantine init --new-keys`)"
         )
     if record and kept != prints[-1]:
-        store.remember("links.key", prints[-1], replace=True)
+        store.notes.set("links.key", prints[-1])

@@ -74,7 +74,7 @@ class Ingest:
         if people.delimiter:
             export = replace(export, identities=tuple(map(people.held_as, export.recipients)))
         notified = {who for who, a in zip(export.held_for, export.recipients, strict=True) if people.is_told(a)}
-        held = parts.store.add(export, posted.body, tier, notified, at=at)
+        held = parts.store.messages.add(export, posted.body, tier, notified, at=at)
         result = Result.KNOWN if held.known else Result.HELD
         log.info(
             "%s id=%s queue_id=%s size=%d recipients=%d tier=%s flags=%s",
@@ -101,7 +101,7 @@ class Ingest:
         cannot be compared, so the posted one is held.
         """
         try:
-            held = content_digest(self._parts.store.body(id))
+            held = content_digest(self._parts.store.messages.body(id))
         except (NotFound, BodyDamaged):
             return False
         return hmac.compare_digest(held, content_digest(posted.body.chunks()))

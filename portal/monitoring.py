@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
-from portal.stores import Figures, Store
+from portal.stores import Store
+from portal.stores.records import Stats
 
 _SENT_AT = "digests.sent_at"
 _RUN_SECONDS = "digests.run_seconds"
@@ -32,22 +33,22 @@ class Runs:
 
 def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused: int, seconds: float) -> None:
     """Add a run that ends now. Raises StoreUnavailable."""
-    store.tally(
+    store.notes.add_counters(
         {"digests.runs": 1, "digests.sent": sent, "digests.deferred": deferred, "digests.refused": refused}
         | {"digests.seconds": seconds}
     )
-    store.remember(_RUN_SECONDS, f"{seconds:.3f}", replace=True)
+    store.notes.set(_RUN_SECONDS, f"{seconds:.3f}")
     if sent:
-        store.remember(_SENT_AT, now.isoformat(), replace=True)
+        store.notes.set(_SENT_AT, now.isoformat())
 
 
 def runs(store: Store) -> Runs:
     """What was counted. Raises StoreUnavailable."""
-    tallies = store.tallies()
+    tallies = store.notes.counters()
     count, sent, deferred, refused = (
         round(tallies.get(f"digests.{name}", 0)) for name in ("runs", "sent", "deferred", "refused")
     )
-    sent_at, last = store.recall(_SENT_AT), store.recall(_RUN_SECONDS)
+    sent_at, last = store.notes.get(_SENT_AT), store.notes.get(_RUN_SECONDS)
     return Runs(
         count,
         sent,
@@ -59,7 +60,7 @@ def runs(store: Store) -> Runs:
     )
 
 
-def overdue_since(figures: Figures, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
+def overdue_since(figures: Stats, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
     """Since when the oldest digest that is overdue has been due; None when none is.
 
     One that waits for a single mailbox, which the mail server does not take mail for, is not – unless nothing was sent
@@ -80,10 +81,10 @@ def watch(parts: Parts, now: datetime) -> None:
     Any number of processes may call this at any time. Raises StoreUnavailable.
     """
     store, minutes = parts.store, parts.settings.digest.overdue_minutes
-    figures = store.figures(now)
+    figures = store.stats(now)
     last_sent_at = runs(store).last_sent_at
     since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
-    known = store.recall(_OUTAGE)
+    known = store.notes.get(_OUTAGE)
     if since is not None and not known:
         parts.acts.alarm(
             "digests are overdue",
@@ -100,7 +101,7 @@ def watch(parts: Parts, now: datetime) -> None:
         )
 
 
-def _goes_on(figures: Figures, last_sent_at: datetime | None, known: str) -> bool:
+def _goes_on(figures: Stats, last_sent_at: datetime | None, known: str) -> bool:
     """Whether digests went out since that outage began: those that failed too often are due the next day, not over."""
     sent = last_sent_at is not None and last_sent_at >= datetime.fromisoformat(known)
     return sent or not figures.digests_failing

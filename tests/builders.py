@@ -13,7 +13,8 @@ from typing import Any
 
 from portal.model.errors import RelayRefused
 from portal.model.message import Actor, Body, Export, Reader, Symbol, Tier, identity
-from portal.stores import LEASE, Digest, Held, Store, Unsent, reader_of
+from portal.stores import LEASE, Store
+from portal.stores.records import Digest, Held, Unsent
 
 ALICE = "alice@example.org"  # owns mail
 BOB = "bob@example.org"  # shares a message with her
@@ -94,7 +95,7 @@ def hold(
     """
     data = mail() if data is None else data
     told = [identity(r) for r in recipients] if announce is None else announce
-    return store.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, told)
+    return store.messages.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, told)
 
 
 @contextmanager
@@ -105,8 +106,8 @@ def digesting(
 
     A block left by an exception announces nothing: it is due again after LEASE at the earliest, refused after an hour.
     """
-    reader = reader_of(recipient)
-    claims = store.claim_digests(now, 1, limit, only=[reader.identity], at_once=at_once, readers=lambda _: reader)
+    reader = recipient if isinstance(recipient, Reader) else Reader(recipient)
+    claims = store.digests.claim(now, 1, limit, only=[reader.identity], at_once=at_once, readers=lambda _: reader)
     for refusal in claims.refused.values():
         raise refusal
     [digest] = claims.digests
@@ -114,6 +115,6 @@ def digesting(
         yield digest
     except BaseException as error:
         again = now + (timedelta(hours=1) if isinstance(error, RelayRefused) else LEASE)
-        store.settle_digests([], [Unsent(digest, again)], now)
+        store.digests.settle([], [Unsent(digest, again)], now)
         raise
-    store.settle_digests([digest], [], now)
+    store.digests.settle([digest], [], now)

@@ -264,7 +264,7 @@ def test_a_database_is_not_copied_onto_itself_however_it_is_spelled(
     for source, target in ((url, other), (other, url)):
         output = said(url, "copy", source, target)
         assert "FROM and TO are the same store: nothing was copied; name another one as TO" in output
-    assert held.id in store.message_ids(None, 1000)
+    assert held.id in store.messages.ids(None, 1000)
     store.close()
 
 

@@ -23,7 +23,7 @@ from portal.mail.render import Render
 from portal.model.links import MARK_HEADER, Action, Links
 from portal.model.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
 from portal.model.text import TAGS, wrapped
-from portal.stores import Digest
+from portal.stores.records import Digest
 from tests.builders import ALICE, SENDER
 
 NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -37,7 +37,6 @@ def delivery(number: int = 0, **fields: Any) -> Delivery:
     held_at = NOW - timedelta(minutes=10 + number)
     message = Message(
         id=new_id(held_at),
-        held_at=held_at,
         tier=Tier.SPAM,
         envelope_sender=SENDER,
         subject=f"Offer {number}",

@@ -28,10 +28,11 @@ from portal.assemble import Parts
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
 from portal.model.links import MARK_HEADER, Action
-from portal.model.message import State, Symbol, Tier, identity
+from portal.model.message import Reader, State, Symbol, Tier, identity
 from portal.model.schedule import NOTHING_CHOSEN, Preferences
 from portal.monitoring import runs
-from portal.stores import LEASE, Asked, Claims
+from portal.stores import LEASE
+from portal.stores.records import Asked, Claims, QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
@@ -153,14 +154,14 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
         marked = mailing.links.read_mark(read(mail)[MARK_HEADER])
         assert marked is not None
         assert marked[0] == "digest"
-        assert mailing.store.digest_recipient(marked[1]) == mail.recipients[0]
+        assert mailing.store.digests.recipient_of(marked[1]) == mail.recipients[0]
         for token in re.findall(r"/link/(\S+)/", text(mail)):
             link = mailing.links.verify(token, tomorrow())
             if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED):
                 assert link.id == marked[1]
             else:
-                assert mailing.store.delivery(link.id, link.number).recipient == mail.recipients[0]
-    assert [d.announced_at for d in mailing.store.deliveries(shared) if d.announced_at is None] == []
+                assert mailing.store.deliveries.get(link.key).recipient == mail.recipients[0]
+    assert [d.announced_at for d in mailing.store.deliveries.of_message(shared) if d.announced_at is None] == []
     assert tick(mailing, tomorrow() + DAY).sent == []
     assert server.connections == 2
 
@@ -186,13 +187,15 @@ def sunday(hour: int, minute: int = 0) -> datetime:
 def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServer) -> None:
     day = sunday(0)
     hold(mailing.store, recipients=[ALICE, BOB, "carol@example.org"])
-    mailing.store.set_preferences(ALICE, Preferences("sunday", (time_of_day(11), time_of_day(17)), "Asia/Kathmandu"))
-    mailing.store.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
-    mailing.store.set_digests_stopped("carol@example.org", now())
-    for person in mailing.store.unscheduled(10):  # as if all of it were new on that day
+    mailing.store.recipients.set_preferences(
+        ALICE, Preferences("sunday", (time_of_day(11), time_of_day(17)), "Asia/Kathmandu")
+    )
+    mailing.store.recipients.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
+    mailing.store.recipients.set_digests_stopped("carol@example.org", now())
+    for person in mailing.store.recipients.unscheduled(10):  # as if all of it were new on that day
         at = news.plan_of(mailing, person.recipient, person.preferences).next_time(day)
         assert at is not None
-        mailing.store.schedule(person.recipient, at)
+        mailing.store.recipients.schedule(person.recipient, at)
     seen: list[tuple[float, str]] = []
     for quarter in range(4 * 48):
         at = day + quarter * timedelta(minutes=15)
@@ -204,7 +207,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
 def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__timezone="Europe/Berlin")
     hold(parts.store)
-    parts.store.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu"))
+    parts.store.recipients.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu"))
     run.send_all(parts, now())
     zones = {mail.recipients[0]: re.findall(r"Times are in (\S+)\.", text(mail)) for mail in server.mails}
     assert zones == {ALICE: ["Asia/Kathmandu"], BOB: ["Europe/Berlin"]}
@@ -215,10 +218,10 @@ def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server:
 def test_a_change_of_mind_moves_the_digest_that_is_planned(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE])
     news.schedule_news(mailing, now())
-    planned = mailing.store.person(ALICE).next_digest_at
-    mailing.store.set_preferences(ALICE, Preferences(at=(time_of_day(23, 59),)))
+    planned = mailing.store.recipients.get(ALICE).next_digest_at
+    mailing.store.recipients.set_preferences(ALICE, Preferences(at=(time_of_day(23, 59),)))
     news.schedule_news(mailing, now())
-    moved = mailing.store.person(ALICE).next_digest_at
+    moved = mailing.store.recipients.get(ALICE).next_digest_at
     assert planned is not None
     assert moved is not None
     assert (moved.hour, moved.minute) == (23, 59)
@@ -230,7 +233,7 @@ def test_whoever_has_never_by_the_settings_is_told_after_choosing(
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__schedule="never")
     hold(parts.store)
-    parts.store.set_preferences(BOB, Preferences("daily"))
+    parts.store.recipients.set_preferences(BOB, Preferences("daily"))
     assert tick(parts, tomorrow() + DAY).sent == [(BOB, 1)]
     assert news.schedule_news(parts, now()) == 0, "out of the way"
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == [(ALICE, "digest.schedule is never")]
@@ -245,10 +248,10 @@ def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: Sm
     hold(mailing.store, recipients=[ALICE], subject="First")
     at = now()
     news.schedule_news(mailing, at)
-    mailing.store.ask_for_digest(ALICE, at, at - timedelta(hours=1))
+    mailing.store.digests.ask(Reader(ALICE), at, at - timedelta(hours=1))
     assert tick(mailing, at).sent == [(ALICE, 1)]
     later = at + timedelta(hours=2)
-    assert mailing.store.ask_for_digest(ALICE, later, at) is Asked.DUE
+    assert mailing.store.digests.ask(Reader(ALICE), later, at) is Asked.DUE
     assert tick(mailing, later).sent == [(ALICE, 1)]
     assert ["First" in text(mail) for mail in server.mails] == [True, True]
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == 2
@@ -290,7 +293,7 @@ def test_nobody_outside_local_domains_is_mailed(make_parts: MakeParts, server: S
     assert told(server) == [ALICE]
     assert summary.skipped == [(stranger, "not in local_domains")]
     assert tick(mailing, tomorrow()).skipped == [], "out of the way until the next day"
-    assert [d.announced_at for d in mailing.store.unannounced(stranger, 10)] == [None]
+    assert [d.announced_at for d in mailing.store.digests.unannounced(Reader(stranger), 10)] == [None]
     assert run.send_all(mailing, tomorrow()).sent == []
     assert told(server) == [ALICE]
 
@@ -304,11 +307,11 @@ def test_whoever_becomes_local_is_told_after_all(make_parts: MakeParts, server: 
 
 
 def test_whoever_stopped_digests_gets_none_and_hears_all_after_resuming(mailing: Parts, server: SmtpServer) -> None:
-    mailing.store.set_digests_stopped(ALICE, now())
+    mailing.store.recipients.set_digests_stopped(ALICE, now())
     hold(mailing.store, recipients=[ALICE])
     tick(mailing, tomorrow())
     assert server.mails == []
-    mailing.store.set_digests_stopped(ALICE, None)
+    mailing.store.recipients.set_digests_stopped(ALICE, None)
     tick(mailing, tomorrow())
     assert told(server) == [ALICE]
 
@@ -318,7 +321,7 @@ def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server:
     mailing.acts.delete(held.id, 0, BY_LINK)
     summary = tick(mailing, tomorrow())
     assert (summary.sent, summary.failed, server.mails) == ([], [], [])
-    assert mailing.store.person(ALICE).news_since is None
+    assert mailing.store.recipients.get(ALICE).news_since is None
 
 
 def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -378,7 +381,7 @@ def test_what_the_mail_server_does_not_take_is_told_later(
     summary = tick(impatient, at)
     assert [recipient for recipient, _ in summary.failed] == [ALICE]
     assert summary.sent == []
-    assert [d.announced_at for d in mailing.store.unannounced(ALICE, 10)] == [None]
+    assert [d.announced_at for d in mailing.store.digests.unannounced(Reader(ALICE), 10)] == [None]
     server.script.clear()
     assert tick(mailing, at + timedelta(seconds=1)).sent == [], "not at once"
     refused = behaviour in ("554 5.7.1 spam", "550 5.1.1 nobody")
@@ -386,7 +389,7 @@ def test_what_the_mail_server_does_not_take_is_told_later(
     assert (tick(mailing, at + timedelta(hours=2)).sent == []) == refused
     assert (tick(mailing, at + DAY).sent == [(ALICE, 1)]) == refused, "a refusal waits for the next digest's turn"
     assert told(server) == [ALICE]
-    assert mailing.store.failing(10) == []
+    assert mailing.store.recipients.failing(10) == []
 
 
 def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpServer) -> None:
@@ -403,7 +406,7 @@ def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpSe
     assert not summary.given_up
     server.script.clear()
     assert sorted(r for r, _ in tick(mailing, at + 2 * LEASE).sent) == [people[n] for n in (2, 3, 4, 5, 7)]
-    [failing] = mailing.store.failing(10)
+    [failing] = mailing.store.recipients.failing(10)
     assert (failing.recipient, failing.failure) == (people[6], "RCPT TO: 550 5.1.1 nobody")
     assert [r for r, _ in tick(mailing, at + DAY).sent] == [people[6]]
     assert told(server) == people
@@ -490,7 +493,7 @@ def test_processes_killed_at_any_moment_leave_nobody_untold(
     assert kills > 20
     assert set(told(server)) == set(people)
     assert len(server.mails) <= len(people) + kills
-    assert {d.announced_at is None for h in held for d in mailing.store.deliveries(h.id)} == {False}
+    assert {d.announced_at is None for h in held for d in mailing.store.deliveries.of_message(h.id)} == {False}
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == len(people)
 
 
@@ -519,7 +522,7 @@ def test_nothing_is_lost_whatever_one_of_several_connections_meets(
     summary = tick(replace(parts, mailer=Relay(server.url, reply_seconds=0.5)), at)
     assert len(summary.sent) + len(summary.failed) == len(people)
     assert len(summary.failed) <= 1, "what a used connection meets before the mail is tried once over a new one"
-    announced = {d.recipient for d in parts.store.deliveries(held.id) if d.announced_at}
+    announced = {d.recipient for d in parts.store.deliveries.of_message(held.id) if d.announced_at}
     assert announced == {who for who, _ in summary.sent}
     assert told(server) == sorted(announced), "what was not answered does not count as sent"
     assert [who for who, _ in tick(parts, at + 2 * LEASE).sent] == [who for who, _ in summary.failed]
@@ -543,7 +546,7 @@ def test_a_mailbox_that_takes_nothing_is_tried_later_and_later_and_then_at_its_n
     assert tries[run.TRIES - 1] < 6 * 60
     assert tries[run.TRIES] == 24 * 60, "at seven the next day"
     assert max(pauses[: run.TRIES - 1]) <= 62
-    assert mailing.store.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
+    assert mailing.store.recipients.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
 
 
 def test_a_mail_server_that_rejects_the_portal_is_tried_later_and_later(mailing: Parts, server: SmtpServer) -> None:
@@ -559,7 +562,7 @@ def test_a_mail_server_that_rejects_the_portal_is_tried_later_and_later(mailing:
     pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
     assert pauses[0] <= 3
     assert pauses[:6] == sorted(pauses[:6])
-    assert mailing.store.failing(1)[0].failure == f"RCPT TO: {REJECTED}"
+    assert mailing.store.recipients.failing(1)[0].failure == f"RCPT TO: {REJECTED}"
     server.script.clear()
     assert tick(mailing, start + DAY).sent == [(ALICE, 1)]
 
@@ -616,7 +619,7 @@ def test_ctrl_c_over_several_connections_loses_and_doubles_nothing(
         run.send_due(parts, tomorrow())
     sent = told(server)
     assert mails < len(sent) < len(people)
-    assert [who for who in people if parts.store.last_digest(who)] == sent
+    assert [who for who in people if parts.store.digests.last(who)] == sent
     assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
     assert told(server) == people
 
@@ -629,7 +632,7 @@ def test_ctrl_c_right_after_a_claim_gives_it_back(
     people = [f"p{n:02}@example.org" for n in range(20)]
     hold(parts.store, recipients=people)
     news.schedule_news(parts, tomorrow())
-    claim = parts.store.claim_digests
+    claim = parts.store.digests.claim
 
     def interrupted(*args: Any, **named: Any) -> Claims:
         claims = claim(*args, **named)
@@ -637,7 +640,7 @@ def test_ctrl_c_right_after_a_claim_gives_it_back(
             os.kill(os.getpid(), signal.SIGINT)
         return claims
 
-    monkeypatch.setattr(parts.store, "claim_digests", interrupted)
+    monkeypatch.setattr(parts.store.digests, "claim", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
     monkeypatch.undo()
@@ -655,7 +658,7 @@ def test_a_store_that_cannot_postpone_strangers_is_told(
     hold(parts.store, recipients=[ALICE])
     news.schedule_news(parts, tomorrow())
     parts = make_parts(mail__url=server.url, local_domains="elsewhere.example")  # by now
-    monkeypatch.setattr(parts.store, "settle_digests", fail)
+    monkeypatch.setattr(parts.store.digests, "settle", fail)
     with pytest.raises(StoreUnavailable):
         run.send_due(parts, tomorrow())
 
@@ -670,10 +673,10 @@ def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
     parts = make_parts(mail__url=server.url, digest__connections=1)
     hold(parts.store, recipients=[ALICE])
     news.schedule_news(parts, tomorrow())
-    monkeypatch.setattr(parts.store, "settle_digests", interrupted)
+    monkeypatch.setattr(parts.store.digests, "settle", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
-    assert parts.store.last_digest(ALICE) is not None
+    assert parts.store.digests.last(ALICE) is not None
     assert run.send_due(parts, tomorrow() + 2 * LEASE).sent == []
     assert told(server) == [ALICE]
 
@@ -771,7 +774,7 @@ def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn
     )
     running.start()
     try:
-        wait_until(lambda: len([who for who in people if parts.store.last_digest(who)]) == 1)
+        wait_until(lambda: len([who for who in people if parts.store.digests.last(who)]) == 1)
         assert len(told(server)) == 1
     finally:
         stop.set()
@@ -797,7 +800,7 @@ def test_a_recipient_beyond_ascii_waits_for_a_mail_server_that_can(mailing: Part
     at = tomorrow()
     summary = tick(mailing, at)
     assert (told(server), summary.refused) == ([ALICE], 1)
-    [failing_one] = mailing.store.failing(10)
+    [failing_one] = mailing.store.recipients.failing(10)
     assert failing_one.recipient == people[1]
     assert "the server offers no SMTPUTF8" in failing_one.failure
     server.extensions = offered
@@ -812,7 +815,7 @@ def test_a_mail_server_that_comes_back_gets_what_waited_and_nothing_twice(mailin
     away = replace(mailing, mailer=Relay(nobody_listens()))
     for minute in range(3):
         assert tick(away, at + timedelta(minutes=minute)).sent == []
-    assert mailing.store.failing(50) == [], "it says nothing about recipients"
+    assert mailing.store.recipients.failing(50) == [], "it says nothing about recipients"
     tick(mailing, at + timedelta(minutes=3))
     tick(mailing, at + timedelta(minutes=6))
     assert told(server) == people
@@ -855,19 +858,19 @@ def test_4_processes_send_each_digest_once(mailing: Parts, server: SmtpServer, p
 
 
 def test_waiting_mail_is_sent_and_blind_mail_is_dropped(mailing: Parts, server: SmtpServer) -> None:
-    mailing.store.queue_mail("", b"Subject: to nobody\r\n\r\n", now())
-    mailing.store.queue_mail(ALICE, "Subject: sign in\r\n\r\nü\r\n".encode(), now())
+    mailing.store.outbox.add(QueuedMail("", b"Subject: to nobody\r\n\r\n"), now())
+    mailing.store.outbox.add(QueuedMail(ALICE, "Subject: sign in\r\n\r\nü\r\n".encode()), now())
     assert housekeeping.send_queued(mailing, now()) == 1
     assert [(mail.sender, mail.recipients) for mail in server.mails] == [("", [ALICE])]
-    assert mailing.store.figures(now()).mails_waiting == 0
+    assert mailing.store.stats(now()).mails_waiting == 0
 
 
 def test_waiting_mail_outlives_a_mail_server_that_is_down(make_parts: MakeParts, server: SmtpServer) -> None:
     down = make_parts(mail__url=nobody_listens())
     for _ in range(5):
-        down.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
+        down.store.outbox.add(QueuedMail(ALICE, b"Subject: sign in\r\n\r\n"), now())
     assert housekeeping.send_queued(down, now()) == 0
-    assert down.store.figures(now()).mails_waiting == 5
+    assert down.store.stats(now()).mails_waiting == 5
     assert housekeeping.send_queued(make_parts(mail__url=server.url), now() + timedelta(minutes=1)) == 5
 
 
@@ -876,21 +879,21 @@ def test_waiting_mail_outlives_a_mail_server_that_rejects_the_portal(
     mailing: Parts, server: SmtpServer, verb: str
 ) -> None:
     for _ in range(5):
-        mailing.store.queue_mail(ALICE, b"Subject: sign in\r\n\r\n", now())
+        mailing.store.outbox.add(QueuedMail(ALICE, b"Subject: sign in\r\n\r\n"), now())
     server.script[verb] = REJECTED
     assert housekeeping.send_queued(mailing, now()) == 0
-    assert mailing.store.figures(now()).mails_waiting == 5
+    assert mailing.store.stats(now()).mails_waiting == 5
     server.script.clear()
     assert housekeeping.send_queued(mailing, now() + timedelta(minutes=1)) == 5
 
 
 def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: SmtpServer) -> None:
     for who in (MALLORY, ALICE):
-        mailing.store.queue_mail(who, b"Subject: sign in\r\n\r\n", now())
+        mailing.store.outbox.add(QueuedMail(who, b"Subject: sign in\r\n\r\n"), now())
     failing(server, "RCPT", "550 5.1.1 nobody", MALLORY)
     assert housekeeping.send_queued(mailing, now()) == 1
     assert told(server) == [ALICE]
-    assert mailing.store.figures(now()).mails_waiting == 0
+    assert mailing.store.stats(now()).mails_waiting == 0
 
 
 # ---- age
@@ -900,9 +903,9 @@ def test_daily_work_removes_what_is_past_retention(mailing: Parts) -> None:
     held = hold(mailing.store)
     for days in range(30):
         housekeeping.daily(mailing, now() + days * DAY)
-    assert mailing.store.deliveries(held.id)
+    assert mailing.store.deliveries.of_message(held.id)
     housekeeping.daily(mailing, now() + 31 * DAY)
-    assert mailing.store.find(str(held.id)) == []
+    assert mailing.store.messages.find(str(held.id)) == []
 
 
 def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -914,7 +917,7 @@ def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: Mak
     parts.store.purge(at - 30 * DAY, at)
     links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", text(server.mails[0]))]
     foot = [link for link in links if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)]
-    assert [parts.store.digest_recipient(link.id) for link in foot] == [ALICE] * 3
+    assert [parts.store.digests.recipient_of(link.id) for link in foot] == [ALICE] * 3
 
 
 def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts) -> None:
@@ -923,11 +926,11 @@ def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts)
     for jumped in (366 * DAY, 366 * DAY + timedelta(hours=19), timedelta(hours=20), -366 * DAY, timedelta(hours=21)):
         housekeeping.daily(mailing, at + jumped)
         housekeeping.daily(mailing, at + jumped + timedelta(minutes=1))  # started again
-    assert mailing.store.deliveries(held.id)
+    assert mailing.store.deliveries.of_message(held.id)
     for days in (40, 41):  # nothing ran for long, and then it did
-        assert mailing.store.find(str(held.id))
+        assert mailing.store.messages.find(str(held.id))
         housekeeping.daily(mailing, at + days * DAY)
-    assert mailing.store.find(str(held.id)) == []
+    assert mailing.store.messages.find(str(held.id)) == []
 
 
 # ---- the command line
@@ -966,7 +969,7 @@ def test_once_for_one_recipient_leaves_the_others(mailing: Parts, server: SmtpSe
     hold(mailing.store)
     assert done(program("once", "--recipient", "BOB@example.org"))[0] == 0
     assert told(server) == [BOB]
-    assert len(mailing.store.unannounced(ALICE, 10)) == 1
+    assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1
 
 
 def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
@@ -1015,8 +1018,8 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     assert {link.issued_at for link in links} == {later.replace(microsecond=0)}
     assert [link.id for link in links if link.action is Action.RELEASE] == [kept.id]
     preferences = next(link for link in links if link.action is Action.PREFERENCES)
-    assert mailing.store.digest_recipient(preferences.id) == ALICE
-    assert len(mailing.store.unannounced(ALICE, 10)) == 1, "resending announces nothing"
+    assert mailing.store.digests.recipient_of(preferences.id) == ALICE
+    assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1, "resending announces nothing"
 
 
 def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: SmtpServer, program: Program) -> None:
@@ -1046,7 +1049,7 @@ def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts,
     assert status == 1
     assert out.count("failed: ") == 2
     assert "2 of the digests could not be sent; nothing in them counts as announced." in err
-    assert mailing.store.unannounced(ALICE, 10)
+    assert mailing.store.digests.unannounced(Reader(ALICE), 10)
 
 
 @pytest.mark.parametrize(
@@ -1103,13 +1106,13 @@ def test_the_process_sends_waiting_mail_within_seconds_and_stops_when_told(
     mailing: Parts, server: SmtpServer, program: Program
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
-    mailing.store.schedule(ALICE, now() - timedelta(minutes=1))
+    mailing.store.recipients.schedule(ALICE, now() - timedelta(minutes=1))
     process = program("run")
-    mailing.store.queue_mail(BOB, b"Subject: sign in\r\n\r\n", now())
+    mailing.store.outbox.add(QueuedMail(BOB, b"Subject: sign in\r\n\r\n"), now())
     wait_until(lambda: told(server) == [ALICE, BOB])
-    wait_until(lambda: mailing.store.figures(now()).heartbeat_at)
+    wait_until(lambda: mailing.store.stats(now()).heartbeat_at)
     held = hold(mailing.store, recipients=[MALLORY])
-    assert mailing.store.deliveries(held.id)[0].state is State.HELD
+    assert mailing.store.deliveries.of_message(held.id)[0].state is State.HELD
     process.send_signal(signal.SIGTERM)
     status, _, err = done(process)
     assert status == 0
@@ -1121,7 +1124,7 @@ def test_the_process_stops_at_once_while_a_mail_server_hangs(
     mailing: Parts, server: SmtpServer, program: Program
 ) -> None:
     failing(server, "DATA", HANG)
-    mailing.store.queue_mail(BOB, b"Subject: sign in\r\n\r\n", now())
+    mailing.store.outbox.add(QueuedMail(BOB, b"Subject: sign in\r\n\r\n"), now())
     process = program("run")
     wait_until(lambda: "DATA" in server.verbs)
     process.send_signal(signal.SIGTERM)

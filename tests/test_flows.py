@@ -15,7 +15,7 @@ from digest import housekeeping, news, run
 from portal.actions import retry_due
 from portal.cli import checks
 from portal.model.links import Action
-from portal.model.message import State
+from portal.model.message import DeliveryId, State
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
@@ -74,7 +74,9 @@ def test_held_told_and_given_back_to_one_recipient_alone(site: Site, smtp: SmtpS
     assert released.data.endswith(MAIL + b"\r\n")
     browser.post(links["Release"][0], {"pressed": "1"})
     assert len(smtp.mails) == 1
-    states = {d.recipient: d.state for d in site.store.deliveries(site.store.find(held["id"])[0].id)}
+    states = {
+        d.recipient: d.state for d in site.store.deliveries.of_message(site.store.messages.find(held["id"])[0].id)
+    }
     assert states == {ALICE: State.RELEASED, BOB: State.HELD}
     assert smtp.violations == []
 
@@ -87,7 +89,7 @@ def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> Non
     site.browser().post(links["Release"][0], {"pressed": "1"})
     assert smtp.mails == []
     assert "on its way" in site.browser().get(links["Release"][0]).text
-    assert site.store.delivery(site.store.find(held["id"])[0].id, 0).state is State.RELEASING
+    assert site.store.deliveries.get(DeliveryId(site.store.messages.find(held["id"])[0].id, 0)).state is State.RELEASING
     del smtp.script["MAIL"]
     site.now += timedelta(minutes=2)
     assert retry_due(site.parts.acts) == 1
@@ -101,10 +103,10 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     site: Site, smtp: SmtpServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = post(site, MAIL).json
-    id = site.store.find(held["id"])[0].id
+    id = site.store.messages.find(held["id"])[0].id
     tell(site)
     links = digest_links(smtp, ALICE)
-    several = site.parts.links.url(Action.SEVERAL, site.store.last_digest(ALICE).id, 0, site.now)  # type: ignore[union-attr]
+    several = site.parts.links.url(Action.SEVERAL, site.store.digests.last(ALICE).id, 0, site.now)  # type: ignore[union-attr]
     show = site.parts.links.url(Action.SHOW, id, 0, site.now)
     reader, pressing = site.signed_in(ALICE), {"Sec-Fetch-User": "?1"}
 
@@ -119,7 +121,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     form = {"do": "release", "mail": f"{id}.0", "drawn": drawn}
     answer = site.browser().post(several, form, headers=pressing)
     assert answer.status == 303
-    assert site.store.delivery(id, 0).state is State.RELEASING
+    assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
     shown = pages()
     assert sum("keep trying" in page for page in shown.values()) == 6
     for path, page in shown.items():
@@ -138,7 +140,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     smtp.script["RCPT"] = REJECTED
     site.now += timedelta(days=5, minutes=1)
     assert retry_due(site.parts.acts) == 1
-    assert site.store.delivery(id, 0).state is State.HELD
+    assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     reader = site.signed_in(ALICE)
     shown = pages()
     assert sum("The last release did not work" in page for page in shown.values()) == 7
@@ -151,12 +153,12 @@ def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_oper
 ) -> None:
     symbols = '[{"name":"CLAM_VIRUS","score":8.0,"options":["Eicar"]}]'
     held = post(site, MAIL, headers={"X-Rspamd-symbols": symbols}).json
-    id = site.store.find(held["id"])[0].id
+    id = site.store.messages.find(held["id"])[0].id
     tell(site)
     links = digest_links(smtp, ALICE)
     assert "Release" not in links
     site.browser().post(links["Ask"][0], {"pressed": "1"})
-    assert site.store.delivery(id, 0).state is State.REQUESTED
+    assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.REQUESTED
     housekeeping.send_queued(site.parts, site.now)
     assert [m.recipients for m in smtp.mails] == [["postmaster@example.org"]]
     smtp.mails.clear()
@@ -198,7 +200,7 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
     site: Site, smtp: SmtpServer, store_url: str
 ) -> None:
     held = post(site, MAIL).json
-    id = site.store.find(held["id"])[0].id
+    id = site.store.messages.find(held["id"])[0].id
     for path in Path(store_url.removeprefix("files://")).glob("mail/**/*.zst"):
         path.unlink()
     browser = site.signed_in(ALICE)
@@ -216,7 +218,7 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
 def test_time_of_the_digest_is_the_settings(site: Site) -> None:
     post(site, MAIL)
     news.schedule_news(site.parts, site.now)
-    due = site.store.person(ALICE).next_digest_at
+    due = site.store.recipients.get(ALICE).next_digest_at
     assert isinstance(due, datetime)
     assert (due.hour, due.minute) == (7, 0)
     assert due > site.now - timedelta(seconds=5)

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
 from portal.model.links import Action
-from portal.model.message import Actor, EventKind, State
-from portal.stores import Held
+from portal.model.message import Actor, DeliveryId, EventKind, State
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, MALLORY
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
@@ -74,7 +74,7 @@ def write(path: Path, text: str) -> None:
 def held(site: Site, *recipients: str, number: int = 1) -> Held:
     answer = post(site, MAIL % number, headers={"X-Rspamd-rcpt": json.dumps(recipients)}).json
     assert answer["status"] == "held", answer
-    return Held(site.store.find(answer["id"])[0].id, False)
+    return Held(site.store.messages.find(answer["id"])[0].id, False)
 
 
 def tell(site: Site) -> run.Summary:
@@ -186,8 +186,13 @@ def test_a_page_of_many_mails_asks_few_questions(
     site = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
     mails = [held(site, recipient, number=n) for n in range(30)]
     for mail in mails[:27]:
-        site.store.move(
-            mail.id, 0, State.DELETED, {State.HELD}, Actor(f"recipient:{BOB}"), site.now, kind=EventKind.DELETED
+        site.store.deliveries.move(
+            DeliveryId(mail.id, 0),
+            State.DELETED,
+            {State.HELD},
+            Actor(f"recipient:{BOB}"),
+            site.now,
+            kind=EventKind.DELETED,
         )
     browser = site.signed_in(ALICE)
     for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
@@ -198,7 +203,9 @@ def test_a_page_of_many_mails_asks_few_questions(
         assert 4 <= len(asked) <= at_most, asked
 
     for mail in mails:
-        site.store.move(mail.id, 0, State.HELD, set(State), Actor("operator:root"), site.now, kind=EventKind.RESTORED)
+        site.store.deliveries.move(
+            DeliveryId(mail.id, 0), State.HELD, set(State), Actor("operator:root"), site.now, kind=EventKind.RESTORED
+        )
     tell(site)
     several = link(digests(smtp)[ALICE], "Release or delete several")
     browser.get(several)
@@ -246,7 +253,7 @@ def test_who_leaves_a_role_can_do_nothing_any_more(site: Site, smtp: SmtpServer,
 def test_who_comes_to_a_role_is_told_of_what_is_still_open(
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
-    site.store.set_digests_stopped(BOB, site.now)
+    site.store.recipients.set_digests_stopped(BOB, site.now)
     held(site, INFO)
     tell(site)
     assert set(digests(smtp)) == {ALICE}
@@ -308,7 +315,7 @@ def test_an_address_that_becomes_an_alias_is_nobody_any_more(
     told = digests(smtp)
     bob = site.signed_in(BOB)
     bob.post(f"/messages/{mail.id}/delete", {"form_token": bob.form_token()})
-    site.store.set_digests_stopped(BOB, site.now)
+    site.store.recipients.set_digests_stopped(BOB, site.now)
     change(f"{BOB} {ALICE}\n")
     assert bob.get("/").status == 303
     for word in ("Release", "Delete", "Show", "Release or delete several", "Change or stop"):
@@ -325,7 +332,7 @@ def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwar
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
     since = site.now
-    site.store.set_digests_stopped(BOB, since)
+    site.store.recipients.set_digests_stopped(BOB, since)
     for number in (1, 3):
         change(f"{BOB} {ALICE}\n")
         held(site, BOB, number=number)
@@ -335,8 +342,8 @@ def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwar
         held(site, BOB, number=number + 1)
         tell(site)
         assert not smtp.mails
-        assert site.store.person(BOB).stopped_at == since
-    site.store.set_digests_stopped(BOB, None)
+        assert site.store.recipients.get(BOB).stopped_at == since
+    site.store.recipients.set_digests_stopped(BOB, None)
     change(f"{SALES} {ALICE}\n# another file\n")
     tell(site)
     assert set(digests(smtp)) == {BOB}
@@ -369,7 +376,7 @@ def test_a_mailbox_whose_mail_others_get_as_well(site: Site, smtp: SmtpServer, c
     site.browser().post(link(told[INFO], "Delete"), {"pressed": "1"})
     assert f"By {INFO}" in site.browser().get(link(told[BOB], "Delete")).text
     # Its own mark stands: later mail leaves none for the others, the hourly look finds it.
-    site.store.set_preferences(INFO, site.store.person(INFO).preferences)
+    site.store.recipients.set_preferences(INFO, site.store.recipients.get(INFO).preferences)
     held(site, INFO, number=2)
     news.schedule_news(site.parts, site.now)
     held(site, INFO, number=3)
@@ -386,7 +393,7 @@ def test_news_before_there_was_a_file_are_the_readers(
     change("# nobody yet\n")
     held(site, SALES)
     news.schedule_news(site.parts, site.now)
-    assert site.store.person(SALES).next_digest_at is not None
+    assert site.store.recipients.get(SALES).next_digest_at is not None
     change(VIRTUAL)
     tell(site)
     assert set(digests(smtp)) == {ALICE}

@@ -82,7 +82,7 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
     with SmtpServer() as server:
         site = Site(make_parts(mail__url=server.url, mail__admin_address="admin@example.com"))
         held, grave = site.hold(), site.hold(tier=Tier.DANGEROUS)
-        site.store.set_preferences(ALICE, chosen)
+        site.store.recipients.set_preferences(ALICE, chosen)
         send_all(site.parts, site.now, recipient=ALICE)
         digest = bytes(server.mails[0].data)
     other = {"Accept-Language": "en" if spoken == "de" else "de"}
@@ -125,7 +125,7 @@ def queued(site: Site) -> list[tuple[str, bytes]]:
     """Our own mail that waits, in order."""
     found: list[tuple[str, bytes]] = []
     while True:
-        with site.store.sending(site.now) as mail:
+        with site.store.outbox.sending(site.now) as mail:
             if mail is None:
                 return found
             found.append((mail.to, mail.mail))
@@ -149,7 +149,7 @@ def test_who_is_not_known_is_spoken_to_as_their_browser_asks(make_parts: Callabl
 def test_a_strangers_sign_in_says_nothing_by_its_language(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts())
     site.hold()
-    site.store.set_preferences(ALICE, Preferences(language="de"))
+    site.store.recipients.set_preferences(ALICE, Preferences(language="de"))
     pages = []
     for address in (ALICE, "nobody-at-all@example.org"):
         browser = site.browser()

@@ -21,12 +21,14 @@ from psycopg import sql
 
 from portal.cli import main
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.model.message import Body, EventKind, Filter, State, Tier, held_at
+from portal.model.message import Body, DeliveryId, EventKind, Filter, State, Tier, held_at
 from portal.model.schedule import Preferences
 from portal.moving import copy as moving
-from portal.stores import Held, Record, Store, open_store
-from portal.stores.files.store import FileStore
-from portal.stores.postgres.store import PostgresStore
+from portal.stores import Store, open_store
+from portal.stores.contracts import Messages
+from portal.stores.files.messages import FileMessages
+from portal.stores.postgres.messages import PostgresMessages
+from portal.stores.records import Held, Record
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,27 +82,27 @@ def run_copy(*words: str) -> Result:
 
 def everything(store: Store) -> dict[str, object]:
     """All that a copy shall carry, as it can be asked for."""
-    ids = store.message_ids(None, 1000)
+    ids = store.messages.ids(None, 1000)
     return {
         "messages": {
             id: (
-                b"".join(store.body(id)),
-                [(d, store.history(d.id, d.number)) for d in store.deliveries(id)],
+                b"".join(store.messages.body(id)),
+                [(d, store.deliveries.history(d.key)) for d in store.deliveries.of_message(id)],
             )
             for id in ids
         },
-        "people": store.people("", 1000),
-        "digests": sorted(store.digests(None, 1000), key=lambda d: d.id),
-        "key": store.recall("links.key"),
-        "last digests": {p.recipient: store.last_digest(p.recipient) for p in store.people("", 1000)},
-        "due": store.due_releases(now() + timedelta(days=9), 100),
-        "found": [store.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
+        "people": store.recipients.records("", 1000),
+        "digests": sorted(store.digests.records(None, 1000), key=lambda d: d.id),
+        "key": store.notes.get("links.key"),
+        "last digests": {p.recipient: store.digests.last(p.recipient) for p in store.recipients.records("", 1000)},
+        "due": store.deliveries.due_releases(now() + timedelta(days=9), 100),
+        "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
 
 def release(store: Store, held: Held, number: int, error: Exception | None = None) -> None:
     try:
-        with store.releasing(held.id, number, {State.HELD, State.REQUESTED}, BY_LINK, now()):
+        with store.deliveries.releasing(DeliveryId(held.id, number), {State.HELD, State.REQUESTED}, BY_LINK, now()):
             if error is not None:
                 raise error
     except (RelayDeferred, RelayRefused):
@@ -113,7 +115,9 @@ def fill(store: Store) -> list[Held]:
     release(store, held[0], 0)
     release(store, held[0], 1, RelayRefused("550 no such user"))
     release(store, held[1], 0, RelayDeferred("450 busy"))
-    store.move(held[1].id, 1, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
+    store.deliveries.move(
+        DeliveryId(held[1].id, 1), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
     with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     held.append(hold(store, b"", recipients=["Bob@Example.org"]))
@@ -121,14 +125,22 @@ def fill(store: Store) -> list[Held]:
         hold(store, b"\x80\xff\0 8 bit\r\n.\r\n", recipients=[ALICE], envelope_sender=None, tier=Tier.DANGEROUS)
     )
     held.append(hold(store, mail(size_bytes=3_000_000), recipients=[], envelope_sender="", announce=()))
-    store.assign(held[-1].id, 0, "Carol@example.org", BY_OPERATOR, now())
-    store.move(held[2].id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED, reason="not mine")
+    store.deliveries.assign(DeliveryId(held[-1].id, 0), "Carol@example.org", BY_OPERATOR, now())
+    store.deliveries.move(
+        DeliveryId(held[2].id, 0),
+        State.DELETED,
+        {State.HELD},
+        BY_LINK,
+        now(),
+        kind=EventKind.DELETED,
+        reason="not mine",
+    )
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
-    store.set_digests_stopped(BOB, now())
-    store.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
-    store.revoke_links(MALLORY, now())
-    store.remember("links.key", "0123456789abcdef")
+    store.recipients.set_digests_stopped(BOB, now())
+    store.recipients.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
+    store.recipients.revoke_links(MALLORY, now())
+    store.notes.set_default("links.key", "0123456789abcdef")
     return held
 
 
@@ -154,13 +166,15 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     hold(source)
     lost = hold(source, recipients=[], announce=())
     run_copy(*urls)
-    source.assign(lost.id, 0, "Carol@example.org", BY_OPERATOR, now())
+    source.deliveries.assign(DeliveryId(lost.id, 0), "Carol@example.org", BY_OPERATOR, now())
     release(source, held[3], 1)
-    source.move(held[2].id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, now(), kind=EventKind.RESTORED)
-    source.set_digests_stopped(BOB, None)
-    source.set_digests_stopped(ALICE, now())
-    source.set_preferences(BOB, Preferences("daily"))
-    source.revoke_links(BOB, now())
+    source.deliveries.move(
+        DeliveryId(held[2].id, 0), State.HELD, {State.DELETED}, BY_OPERATOR, now(), kind=EventKind.RESTORED
+    )
+    source.recipients.set_digests_stopped(BOB, None)
+    source.recipients.set_digests_stopped(ALICE, now())
+    source.recipients.set_preferences(BOB, Preferences("daily"))
+    source.recipients.revoke_links(BOB, now())
     with digesting(source, BOB, now(), 3, at_once=True):
         pass
     result = run_copy(*urls)
@@ -185,10 +199,10 @@ def test_a_copied_digest_goes_on_where_the_old_store_stopped(
         pass
     untold = hold(source, recipients=[ALICE])
     run_copy(*urls)
-    assert target.digest_recipient(digest.id) == ALICE
+    assert target.digests.recipient_of(digest.id) == ALICE
     with digesting(target, ALICE, now(), 10, at_once=True) as next_digest:
         assert [d.id for d in next_digest.deliveries] == [untold.id]
-    assert target.delivery(told.id, 0).announced_at is not None
+    assert target.deliveries.get(DeliveryId(told.id, 0)).announced_at is not None
 
 
 def test_a_release_under_way_is_tried_again_from_the_new_store(
@@ -198,9 +212,9 @@ def test_a_release_under_way_is_tried_again_from_the_new_store(
     held = hold(source)
     release(source, held, 0, RelayDeferred("450 busy"))
     run_copy(*urls)
-    with target.releasing(held.id, 0, set(), BY_LINK, now() + timedelta(hours=1)) as delivery:
+    with target.deliveries.releasing(DeliveryId(held.id, 0), set(), BY_LINK, now() + timedelta(hours=1)) as delivery:
         assert delivery.attempts == 2
-    assert target.delivery(held.id, 0).state is State.RELEASED
+    assert target.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_what_was_done_in_the_new_store_after_the_switch_is_not_undone(
@@ -208,19 +222,19 @@ def test_what_was_done_in_the_new_store_after_the_switch_is_not_undone(
 ) -> None:
     source, target = stores
     mine, late = hold(source), hold(source)
-    source.set_digests_stopped(ALICE, now())
+    source.recipients.set_digests_stopped(ALICE, now())
     run_copy(*urls)
     release(source, late, 0)  # the last act before the switch
     target.heartbeat(now())
     release(target, mine, 0)
-    target.set_digests_stopped(ALICE, None)
+    target.recipients.set_digests_stopped(ALICE, None)
     came = hold(target)
     result = run_copy(*urls)
     assert result.exit_code == 0
-    assert target.delivery(mine.id, 0).state is State.RELEASED
-    assert target.delivery(late.id, 0).state is State.RELEASED
-    assert target.person(ALICE).stopped_at is None
-    assert target.deliveries(came.id)
+    assert target.deliveries.get(DeliveryId(mine.id, 0)).state is State.RELEASED
+    assert target.deliveries.get(DeliveryId(late.id, 0)).state is State.RELEASED
+    assert target.recipients.get(ALICE).stopped_at is None
+    assert target.deliveries.of_message(came.id)
 
 
 def test_mail_that_came_to_both_stores_stays_in_both_places(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -230,8 +244,8 @@ def test_mail_that_came_to_both_stores_stays_in_both_places(urls: tuple[str, str
     data = mail()
     old, new = hold(source, data), hold(target, data)
     assert run_copy(*urls).exit_code == 0
-    assert target.deliveries(old.id)
-    assert b"".join(target.body(old.id)) == data
+    assert target.deliveries.of_message(old.id)
+    assert b"".join(target.messages.body(old.id)) == data
     assert hold(target, data) == Held(new.id, known=True)
     assert run_copy(*urls).exit_code == 0
 
@@ -243,7 +257,7 @@ def test_a_copy_may_go_back(urls: tuple[str, str], stores: tuple[Store, Store]) 
     came = hold(target)
     result = run_copy(urls[1], urls[0])
     assert result.exit_code == 0, result.output
-    assert source.deliveries(came.id) == target.deliveries(came.id)
+    assert source.deliveries.of_message(came.id) == target.deliveries.of_message(came.id)
 
 
 def test_old_mail_finds_its_day(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -251,9 +265,9 @@ def test_old_mail_finds_its_day(urls: tuple[str, str], stores: tuple[Store, Stor
     from tests.builders import body, export
 
     data = mail()
-    held = source.add(export(data), body(data), Tier.SPAM, [], at=now() - timedelta(days=200))
+    held = source.messages.add(export(data), body(data), Tier.SPAM, [], at=now() - timedelta(days=200))
     run_copy(*urls)
-    assert target.delivery(held.id, 0).message.held_at == held_at(held.id)
+    assert target.deliveries.get(DeliveryId(held.id, 0)).message.held_at == held_at(held.id)
 
 
 # ---- interrupted
@@ -265,21 +279,21 @@ def test_a_copy_that_fails_in_the_middle_goes_on(
     source, target = stores
     held = fill(source)
     calls = 0
-    take = type(target).take
+    take = type(target.messages).take
 
-    def failing(self: Store, *args: object) -> None:
+    def failing(self: Messages, *args: object) -> None:
         nonlocal calls
         calls += 1
         if calls >= 5:
             raise StoreUnavailable("the disk is full: make room")
         take(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(target), "take", failing)
+    monkeypatch.setattr(type(target.messages), "take", failing)
     result = run_copy(*urls)
     assert result.exit_code == 1
     assert "the disk is full" in result.output
     assert "Run the same command again" in result.output
-    brought = len(target.message_ids(None, 100))
+    brought = len(target.messages.ids(None, 100))
     assert 0 < brought < len(held)
     monkeypatch.undo()
     assert f"copied {len(held) - brought} messages" in run_copy(*urls).output
@@ -308,7 +322,7 @@ def test_a_copy_killed_at_any_moment_goes_on(urls: tuple[str, str], stores: tupl
                 break
         child.stdout.close()
         assert child.wait() == -signal.SIGKILL
-        assert len(target.message_ids(None, 1000)) >= stop_at
+        assert len(target.messages.ids(None, 1000)) >= stop_at
     assert run_copy(*urls).exit_code == 0
     assert everything(target) == everything(source)
 
@@ -438,7 +452,7 @@ def test_damaged_and_missing_mail_is_listed_and_the_rest_copied(
         assert result.exit_code == 1
         assert f"their mail is missing from FROM: 1\n  {missing.id}" in result.output
         assert f"their mail is damaged: 1\n  {damaged.id}" in result.output
-        assert set(target.message_ids(None, 10)) == {good.id, last.id}
+        assert set(target.messages.ids(None, 10)) == {good.id, last.id}
 
 
 def test_nothing_of_a_mail_is_told_when_it_fails(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -455,7 +469,7 @@ def test_what_a_killed_copy_had_not_read_back_the_next_one_reads(
     with monkeypatch.context() as patch:
         patch.setattr(moving, "_read_back", lambda *_: sys.exit(9))  # between taking a mail and reading it back
         assert run_copy(*urls).exit_code == 9
-    assert [record.message.id for record in target.records([held.id]).values()] == [held.id]
+    assert [record.message.id for record in target.messages.records([held.id]).values()] == [held.id]
     damage(urls[1], held.id)
     again = run_copy(*urls)
     assert again.exit_code == 2 and "TO does not give back the mail" in again.output
@@ -472,7 +486,7 @@ def test_what_a_copy_had_not_read_back_is_not_forgotten_by_one_that_is_killed_be
         with monkeypatch.context() as patch:
             patch.setattr(moving, name, lambda *_: sys.exit(9))
             assert run_copy(*urls).exit_code == 9
-    assert set(target.message_ids(None, 10)) == {held.id}
+    assert set(target.messages.ids(None, 10)) == {held.id}
     damage(urls[1], held.id)
     again = run_copy(*urls)
     assert again.exit_code == 2 and "TO does not give back the mail" in again.output
@@ -494,19 +508,19 @@ def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
     held = hold(source)
     source.close()
 
-    def take(store: FileStore, record: Record, body: Body | None) -> None:
+    def take(store: FileMessages, record: Record, body: Body | None) -> None:
         took(store, record, body)
         next(Path(target_url.removeprefix("files://")).rglob("*.eml.zst")).write_bytes(b"rubbish")
 
-    def take_into_rows(store: PostgresStore, record: Record, body: Body | None) -> None:
+    def take_into_rows(store: PostgresMessages, record: Record, body: Body | None) -> None:
         took_into_rows(store, record, body)
         with psycopg.connect(target_url, autocommit=True) as connection:
             connection.execute("update body_chunk set data = 'rubbish'")
 
-    took, took_into_rows = FileStore.take, PostgresStore.take
+    took, took_into_rows = FileMessages.take, PostgresMessages.take
     with monkeypatch.context() as patch:
-        patch.setattr(FileStore, "take", take)
-        patch.setattr(PostgresStore, "take", take_into_rows)
+        patch.setattr(FileMessages, "take", take)
+        patch.setattr(PostgresMessages, "take", take_into_rows)
         results = [run_copy(source_url, target_url)]
     results.append(run_copy(source_url, target_url))
     for result in results:

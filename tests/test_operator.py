@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from portal.assemble import Parts
 from portal.cli import main
-from portal.model.message import Flag, State, Tier
+from portal.model.message import DeliveryId, Flag, State, Tier
 from portal.stores import Store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
 from tests.smtp_server import SmtpServer
@@ -156,10 +156,10 @@ def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, m
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     assert run("delete", str(held.id)).exit_code == 0
-    assert store.history(held.id, 0)[-1].actor.who == f"operator:{os.getuid()}"
+    assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who == f"operator:{os.getuid()}"
     monkeypatch.setenv("LOGNAME", "m\udcfcller")  # in ISO 8859-1
     assert run("restore", str(held.id)).exit_code == 0
-    assert store.history(held.id, 0)[-1].actor.who.startswith("operator:m")
+    assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who.startswith("operator:m")
 
 
 def test_a_date_that_is_none_is_explained(run: Run) -> None:
@@ -210,7 +210,7 @@ def test_a_queue_id_of_several_messages_lists_them_and_does_nothing(
     result = run(verb, "4Twice")
     assert result.exit_code == 1
     assert all(str(id) in result.output for id in ids)
-    assert all(store.delivery(id, 0).state is State.HELD for id in ids)
+    assert all(store.deliveries.get(DeliveryId(id, 0)).state is State.HELD for id in ids)
     assert smtp.mails == []
 
 
@@ -224,7 +224,7 @@ def test_release_to_one_of_several_needs_a_name_and_reaches_only_them(run: Run, 
     assert run("release", str(held.id), "--recipient", BOB.upper()).exit_code == 0
     assert [m.recipients for m in smtp.mails] == [[BOB]]
     assert smtp.mails[0].data.endswith(data)
-    assert [d.state for d in store.deliveries(held.id)] == [State.HELD, State.RELEASED]
+    assert [d.state for d in store.deliveries.of_message(held.id)] == [State.HELD, State.RELEASED]
     again = run("release", str(held.id), "--recipient", BOB)
     assert again.exit_code == 1
     assert len(smtp.mails) == 1
@@ -290,7 +290,7 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
     for verb in (["delete"], ["restore"], ["refuse", "--reason", "no"]):  # giving it one is what release is for
         result = run(*verb, str(held.id), "--recipient", "alise@example.org")
         assert "is not among its recipients" in result.output and "(recipient not known): held" in result.output
-    assert store.delivery(held.id, 0).address == ""
+    assert store.deliveries.get(DeliveryId(held.id, 0)).address == ""
     for wrong in ("alice", "alice@", "alice@exa mple.org"):
         assert run("release", str(held.id), "--recipient", wrong).exit_code == 1
     assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
@@ -303,13 +303,13 @@ def test_a_mail_server_that_refuses_or_defers_is_told_truly(run: Run, store: Sto
     result = run("release", str(held.id))
     assert result.exit_code == 1
     assert "550" in result.output
-    assert store.delivery(held.id, 0).state is State.HELD
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
     smtp.script["RCPT"] = "554 5.7.1 <host>: Client host rejected: Access denied"
     result = run("release", str(held.id))
     assert result.exit_code == 1
     assert "Client host rejected: Access denied" in result.output
     assert "keeps trying" in result.output
-    assert store.delivery(held.id, 0).state is State.RELEASING
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASING
     assert "Client host rejected: Access denied" in run("meta", str(held.id)).output
 
 
@@ -319,17 +319,17 @@ def test_a_mail_server_that_is_busy_is_waited_for(run: Run, store: Store, smtp: 
     result = run("release", str(held.id))
     assert result.exit_code == 1
     assert "keeps trying" in result.output
-    assert store.delivery(held.id, 0).state is State.RELEASING
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASING
 
 
 def test_delete_and_restore_take_several_ids_and_go_on_after_a_wrong_one(run: Run, store: Store) -> None:
     one, two = hold(store), hold(store, recipients=[ALICE])
     result = run("delete", str(one.id), "nonsense", str(two.id))
     assert result.exit_code == 1
-    states = [d.state for h in (one, two) for d in store.deliveries(h.id)]
+    states = [d.state for h in (one, two) for d in store.deliveries.of_message(h.id)]
     assert states == [State.DELETED] * 3
     assert run("restore", str(one.id), "--recipient", ALICE).exit_code == 0
-    assert [d.state for d in store.deliveries(one.id)] == [State.HELD, State.DELETED]
+    assert [d.state for d in store.deliveries.of_message(one.id)] == [State.HELD, State.DELETED]
 
 
 def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Parts) -> None:
@@ -337,9 +337,9 @@ def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Part
     assert run("refuse", str(held.id), "--reason", "no").exit_code == 1
     parts.acts.ask(held.id, 0, BY_LINK)
     assert run("refuse", str(held.id), "--reason", "It holds a virus.").exit_code == 0
-    delivery = store.delivery(held.id, 0)
+    delivery = store.deliveries.get(DeliveryId(held.id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "It holds a virus.")
-    assert store.history(held.id, 0)[-1].actor.who.startswith("operator:")
+    assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who.startswith("operator:")
 
 
 def test_purge_keeps_what_is_young(run: Run, store: Store) -> None:
@@ -347,7 +347,7 @@ def test_purge_keeps_what_is_young(run: Run, store: Store) -> None:
     result = run("purge")
     assert result.exit_code == 0
     assert "removed 0" in result.output
-    assert store.deliveries(held.id)
+    assert store.deliveries.of_message(held.id)
 
 
 def test_wrong_settings_stop_every_command_with_all_problems(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def keep(folder: Path, qid: str, data: bytes, at: datetime = YESTERDAY, **fields
 
 
 def one(store: Store, qid: str) -> Message:
-    found = store.find(qid)
+    found = store.messages.find(qid)
     assert len(found) == 1
     return found[0]
 
@@ -85,14 +85,14 @@ def test_mail_from_files_is_held_as_it_came(run: Run, store: Store, folder: Path
     assert result.exit_code == 0, result.output
     assert "held 1 mails" in result.output
     message = one(store, "4Abc1")
-    assert b"".join(store.body(message.id)) == data
+    assert b"".join(store.messages.body(message.id)) == data
     assert message.held_at == YESTERDAY
     assert (message.envelope_sender, message.score, message.action) == (SENDER, 17.5, "reject")
     assert (message.subject, message.client_ip, message.flags) == ("Größe", "198.51.100.9", frozenset())
     assert [s.name for s in message.symbols] == ["BAYES_SPAM", "R_SPF_FAIL"]
     assert message.symbols[0].options == ("99%",)
-    assert [d.recipient for d in store.deliveries(message.id)] == [ALICE, BOB]
-    assert store.due_digests(None, 10) == [ALICE, BOB]
+    assert [d.recipient for d in store.deliveries.of_message(message.id)] == [ALICE, BOB]
+    assert store.digests.due(None, 10) == [ALICE, BOB]
 
 
 def test_mail_without_recipients_waits_for_an_operator(
@@ -106,7 +106,7 @@ def test_mail_without_recipients_waits_for_an_operator(
     message = one(store, "4Abc2")
     assert Flag.RECIPIENTS in message.flags
     assert message.tier is Tier.SUSPICIOUS
-    assert [(d.recipient, d.state) for d in store.deliveries(message.id)] == [("", State.HELD)]
+    assert [(d.recipient, d.state) for d in store.deliveries.of_message(message.id)] == [("", State.HELD)]
     with SmtpServer() as smtp:
         monkeypatch.setenv("QUARANTINE_RELAY__URL", smtp.url)
         assert run("release", "4Abc2", "--recipient", ALICE).exit_code == 0
@@ -119,10 +119,10 @@ def test_mail_for_an_address_extension_is_held_for_its_person(run: Run, store: S
         config.write('people.recipient_delimiter = "+"\n')
     keep(folder, "4Abc1", mail(), RCPT=json.dumps(["Alice+shop@example.org", BOB]))
     assert run("import-original", "--dir", str(folder)).exit_code == 0
-    first, second = store.deliveries(one(store, "4Abc1").id)
+    first, second = store.deliveries.of_message(one(store, "4Abc1").id)
     assert (first.recipient, first.address) == (ALICE, "Alice+shop@example.org")
     assert (second.recipient, second.address) == (BOB, BOB)
-    assert store.due_digests(None, 10) == [ALICE, BOB]
+    assert store.digests.due(None, 10) == [ALICE, BOB]
 
 
 def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: Store, folder: Path) -> None:
@@ -134,10 +134,10 @@ def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: St
     result = run("import-original", "--dir", str(folder))
     assert result.exit_code == 0
     assert "left alone: 1 digests and sign-in mails of this portal" in result.output
-    with store.sending(datetime.now(UTC)) as mail_queued:
+    with store.outbox.sending(datetime.now(UTC)) as mail_queued:
         assert mail_queued is None, "an old file is no reason for an alarm"
-    assert not store.find("4Abc1")
-    assert store.find("4Abc2")
+    assert not store.messages.find("4Abc1")
+    assert store.messages.find("4Abc2")
 
 
 def test_run_again_it_holds_nothing_twice(run: Run, store: Store, folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_run_again_it_holds_nothing_twice(run: Run, store: Store, folder: Path) 
     run("import-original", "--dir", str(folder))
     keep(folder, "4New", mail())
     assert "held 1 mails, 3 were held before" in run("import-original", "--dir", str(folder)).output
-    assert len(store.message_ids(None, 100)) == 4
+    assert len(store.messages.ids(None, 100)) == 4
 
 
 def test_what_the_next_purge_would_remove_is_left_alone(run: Run, store: Store, folder: Path) -> None:
@@ -154,8 +154,8 @@ def test_what_the_next_purge_would_remove_is_left_alone(run: Run, store: Store, 
     keep(folder, "4Future", mail(), at=YESTERDAY + timedelta(days=40))
     result = run("import-original", "--dir", str(folder))
     assert "left alone: 1 older than store.retention_days (30)" in result.output
-    assert len(store.find("4Future")) == 1
-    assert not store.find("4Old")
+    assert len(store.messages.find("4Future")) == 1
+    assert not store.messages.find("4Old")
 
 
 def test_damaged_missing_and_foreign_files_are_listed_and_the_rest_is_held(
@@ -185,7 +185,7 @@ def test_a_mail_that_looks_like_an_export_stays_a_mail(run: Run, store: Store, f
     data = json.dumps({"qid": "x", "action": "reject", "score": 1, "rcpt": ["mallory@example.org"]}).encode()
     keep(folder, "4Json", data)
     run("import-original", "--dir", str(folder))
-    assert b"".join(store.body(one(store, "4Json").id)) == data
+    assert b"".join(store.messages.body(one(store, "4Json").id)) == data
 
 
 def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str) -> None:
@@ -206,14 +206,14 @@ def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str)
     assert "DKIM" in result.output
     assert "4Sql2: there is metadata but no mail" in result.output
     message = one(store, "4Sql0")
-    assert b"".join(store.body(message.id)) == text.encode()
+    assert b"".join(store.messages.body(message.id)) == text.encode()
     assert (message.envelope_sender, message.score, message.action) == (SENDER, 17.5, "reject")
     assert message.client_ip == "198.51.100.9"
     assert message.held_at == YESTERDAY
     assert [s.name for s in message.symbols] == ["BAYES_SPAM", "R_SPF_FAIL"]
     assert Flag.SYMBOLS not in message.flags
     assert "held 0 mails, 2 were held before" in run("import-original", "--dsn", postgres_dsn).output
-    assert len(store.search(Filter(recipient=""), 10).deliveries) == 2
+    assert len(store.deliveries.search(Filter(recipient=""), 10).deliveries) == 2
 
 
 @pytest.mark.parametrize("columns", ["qid text", "qid text, rcpt text, subject text, note int"])
@@ -228,8 +228,8 @@ def test_tables_with_fewer_or_more_columns_are_put_up_with(
             connection.execute("update meta set rcpt = %s, subject = 'Hi', note = 1", [json.dumps([ALICE])])
     assert run("import-original", "--dsn", postgres_dsn).exit_code == 0
     message = one(store, "4Odd")
-    assert b"".join(store.body(message.id)) == b"Subject: \xff\r\n\r\nx"
-    assert store.deliveries(message.id)[0].recipient == (ALICE if "rcpt" in columns else "")
+    assert b"".join(store.messages.body(message.id)) == b"Subject: \xff\r\n\r\nx"
+    assert store.deliveries.of_message(message.id)[0].recipient == (ALICE if "rcpt" in columns else "")
 
 
 def test_bad_calls_are_explained(run: Run, folder: Path, postgres_dsn: str) -> None:

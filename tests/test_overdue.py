@@ -12,6 +12,7 @@ from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.cli import checks
 from portal.model.errors import StoreUnavailable
+from portal.model.message import Reader
 from portal.monitoring import runs, watch
 from portal.stores import LEASE
 from tests.builders import ALICE, BOB, hold, now
@@ -59,12 +60,12 @@ def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServ
     failing(server, "BANNER", "421 4.3.2 not now")
     at = tomorrow()
     assert news.schedule_news(parts, at)
-    due = parts.store.figures(at).oldest_digest_due_at
+    due = parts.store.stats(at).oldest_digest_due_at
     assert due is not None
     for minutes in range(0, 180, 5):
         run.send_due(parts, due + minutes * MINUTE)
         watch(parts, due + minutes * MINUTE)
-        queued = parts.store.figures(at).mails_waiting
+        queued = parts.store.stats(at).mails_waiting
         assert queued == (minutes > 30), f"{minutes} minutes late"
     server.script.clear()
     assert len(tick(parts, due + 4 * HOUR).sent) == 30
@@ -90,11 +91,11 @@ def test_an_outage_is_not_over_while_digests_are_put_off_to_their_next_time(
     watch(parts, at + 2 * HOUR)
     failing(server, "MAIL", reply)
     later = at + 2 * HOUR
-    while parts.store.figures(later).digests_due:
+    while parts.store.stats(later).digests_due:
         run.send_due(parts, later)
         later += run.BACK_OFF_MAX + MINUTE
     watch(parts, later)
-    assert parts.store.figures(at).mails_waiting == 1, "told that it began"
+    assert parts.store.stats(at).mails_waiting == 1, "told that it began"
     server.script.clear()
     assert len(run.send_due(parts, later + 24 * HOUR).sent) == 2
     watch(parts, later + 24 * HOUR)
@@ -129,7 +130,7 @@ def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
     at = tomorrow()
     news.schedule_news(parts, at)
     watched(at + 2 * HOUR)
-    assert parts.store.figures(at).mails_waiting == 1
+    assert parts.store.stats(at).mails_waiting == 1
     assert len(run.send_due(parts, at + 3 * HOUR).sent) == 1
     watched(at + 3 * HOUR)
     begun, over = alarms(parts, server)
@@ -145,16 +146,16 @@ def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(
     at = tomorrow()
     tick(parts, at)
     watch(parts, at + 2 * HOUR)
-    assert parts.store.figures(at + 2 * HOUR).digests_due == 1
-    assert parts.store.figures(at).mails_waiting == 0, "Bob got his digest"
+    assert parts.store.stats(at + 2 * HOUR).digests_due == 1
+    assert parts.store.stats(at).mails_waiting == 0, "Bob got his digest"
     for person in (ALICE, BOB):
         hold(parts.store, recipients=[person])
-        parts.store.ask_for_digest(person, at + 5 * HOUR, at)
+        parts.store.digests.ask(Reader(person), at + 5 * HOUR, at)
     failing(server, "RCPT", "452 4.2.2 full")
     run.send_due(parts, at + 5 * HOUR)
-    assert parts.store.figures(at + 6 * HOUR).oldest_untried_due_at is None
+    assert parts.store.stats(at + 6 * HOUR).oldest_untried_due_at is None
     watch(parts, at + 6 * HOUR)
-    assert parts.store.figures(at).mails_waiting == 1
+    assert parts.store.stats(at).mails_waiting == 1
 
 
 def test_metrics_tell_what_every_process_did(parts: Parts, make_parts: MakeParts, server: SmtpServer) -> None:
@@ -195,7 +196,7 @@ def test_check_tells_of_overdue_digests_and_of_what_the_mail_server_said(parts: 
     yesterday = now() - 30 * HOUR
     run.send_all(parts, yesterday)
     hold(parts.store, recipients=[ALICE])
-    parts.store.schedule(ALICE, yesterday)
+    parts.store.recipients.schedule(ALICE, yesterday)
     found = [finding for finding in checks.storage(parts.settings, parts.store) if finding.what == "digests"]
     overdue, *said, more = found
     assert overdue.ok is False

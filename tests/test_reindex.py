@@ -18,13 +18,15 @@ from click.testing import CliRunner, Result
 
 from portal.cli import main
 from portal.model.errors import StoreUnavailable
-from portal.model.message import EventKind, State, held_at, new_id
+from portal.model.message import DeliveryId, EventKind, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
-from portal.stores import Person, Store
+from portal.stores import Store
 from portal.stores.files import reindex as files_reindex
 from portal.stores.files.database import unused
-from portal.stores.files.journal import Journal, person_line
+from portal.stores.files.journal import Journal
 from portal.stores.files.store import FileStore
+from portal.stores.journal import person_line
+from portal.stores.records import Person
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now
 from tests.test_moving import everything, fill, release
 
@@ -121,11 +123,11 @@ def test_a_copied_store_is_rebuilt_with_its_states(
     lose_database(folder)
     run()
     store = open_store()
-    store.find_news(now() - timedelta(days=2), None)  # as the digest process does
+    store.recipients.find_news(now() - timedelta(days=2), None)  # as the digest process does
     rebuilt = kept(store)
     assert rebuilt["messages"] == wanted["messages"]
     assert rebuilt["digests"] == wanted["digests"]
-    wishes = {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in store.people("", 100)}
+    wishes = {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in store.recipients.records("", 100)}
     assert {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in wanted["people"]} <= wishes  # type: ignore[attr-defined]
 
 
@@ -137,7 +139,7 @@ def test_without_a_journal_all_mail_is_held_and_that_is_said(
     store.close()
     result = run()
     assert "There is no audit journal" in result.output
-    assert [d.state for d in open_store().deliveries(held.id)] == [State.HELD] * 2
+    assert [d.state for d in open_store().deliveries.of_message(held.id)] == [State.HELD] * 2
 
 
 def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore], run: Run) -> None:
@@ -148,9 +150,9 @@ def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore
     store.close()
     run()
     store = open_store()
-    assert store.due_digests(None, 10) == []
+    assert store.digests.due(None, 10) == []
     new = hold(store, recipients=[ALICE])
-    assert [d.id for d in store.unannounced(ALICE, 10)] == [new.id]
+    assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [new.id]
 
 
 def test_cut_and_strange_lines_cost_only_themselves(
@@ -168,8 +170,8 @@ def test_cut_and_strange_lines_cost_only_themselves(
     result = run()
     assert "cannot be read: 6" in result.output
     store = open_store()
-    assert store.delivery(one.id, 0).state is State.RELEASED
-    assert store.delivery(two.id, 1).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(one.id, 0)).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(two.id, 1)).state is State.RELEASED
 
 
 def test_an_act_whose_line_was_lost_is_done_again_rather_than_never(
@@ -185,10 +187,10 @@ def test_an_act_whose_line_was_lost_is_done_again_rather_than_never(
         patched.setattr(Journal, "_open", full)
         release(store, held, 0)
     assert "audit journal not written" in caplog.text
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
     store.close()
     run()
-    assert open_store().delivery(held.id, 0).state is State.HELD
+    assert open_store().deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
 
 
 def test_an_act_that_failed_has_no_line(folder: Path, open_store: Callable[[], FileStore]) -> None:
@@ -198,7 +200,7 @@ def test_an_act_that_failed_has_no_line(folder: Path, open_store: Callable[[], F
         store.db.note({"kind": "delivery"})
         raise ZeroDivisionError
     assert not (folder / "journal").exists()
-    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+    store.deliveries.move(DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     assert [line["state"] for line in lines(folder)] == ["deleted"]
 
 
@@ -208,8 +210,8 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     store = open_store()
     held = hold(store, subject="Hush")
     assert not (folder / "journal").exists()
-    store.move(held.id, 1, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
-    store.set_digests_stopped(ALICE, now())
+    store.deliveries.move(DeliveryId(held.id, 1), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+    store.recipients.set_digests_stopped(ALICE, now())
     with digesting(store, BOB, now(), 10, at_once=True):
         pass
     deleted, stopped = lines(folder)
@@ -229,9 +231,11 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     store = open_store()
     held, asked = hold(store), hold(store)
     release(store, held, 0)
-    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
-    store.set_digests_stopped(ALICE, now())
-    store.set_preferences(BOB, Preferences("monday"))
+    store.deliveries.move(
+        DeliveryId(asked.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
+    store.recipients.set_digests_stopped(ALICE, now())
+    store.recipients.set_preferences(BOB, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     old = today.rename(today.with_name("2020-01-01.jsonl"))
     store.purge(now() - timedelta(days=30), now())
@@ -240,38 +244,38 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     store.close()
     run()
     store = open_store()
-    assert store.delivery(asked.id, 0).state is State.REQUESTED
-    assert store.history(asked.id, 0) == before["messages"][asked.id][1][0][1]  # type: ignore[index]
-    assert store.person(ALICE).stopped_at is not None
-    assert store.person(BOB).preferences == Preferences("monday")
+    assert store.deliveries.get(DeliveryId(asked.id, 0)).state is State.REQUESTED
+    assert store.deliveries.history(DeliveryId(asked.id, 0)) == before["messages"][asked.id][1][0][1]  # type: ignore[index]
+    assert store.recipients.get(ALICE).stopped_at is not None
+    assert store.recipients.get(BOB).preferences == Preferences("monday")
 
 
 def test_a_wish_that_comes_while_purge_shortens_the_journal_is_the_last_one(
     folder: Path, open_store: Callable[[], FileStore], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_store(), open_store()
-    store.set_preferences(ALICE, Preferences("monday"))
+    store.recipients.set_preferences(ALICE, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
-    meanwhile = threading.Thread(target=other.set_digests_stopped, args=(ALICE, now()))
+    meanwhile = threading.Thread(target=other.recipients.set_digests_stopped, args=(ALICE, now()))
 
     def slow_line(person: Person) -> dict[str, object]:
         meanwhile.start()
         meanwhile.join(0.3)
         return person_line(person)
 
-    monkeypatch.setattr("portal.stores.files.records.person_line", slow_line)
+    monkeypatch.setattr("portal.stores.files.store.person_line", slow_line)
     store.purge(now() - timedelta(days=30), now())
     meanwhile.join()
     store.close()
     other.close()
     assert run().exit_code == 0
-    assert open_store().person(ALICE).stopped_at is not None
+    assert open_store().recipients.get(ALICE).stopped_at is not None
 
 
 def test_purge_keeps_a_journal_that_is_still_needed(folder: Path, open_store: Callable[[], FileStore]) -> None:
     store = open_store()
-    store.set_digests_stopped(ALICE, now())
+    store.recipients.set_digests_stopped(ALICE, now())
     store.purge(now() - timedelta(days=30), now())
     assert len(lines(folder)) == 1
 
@@ -280,7 +284,7 @@ def test_purge_keeps_the_journal_when_it_cannot_write_it_anew(
     folder: Path, open_store: Callable[[], FileStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
-    store.set_digests_stopped(ALICE, now())
+    store.recipients.set_digests_stopped(ALICE, now())
     today = next((folder / "journal").glob("*.jsonl"))
     old = today.rename(today.with_name("2020-01-01.jsonl"))
     monkeypatch.setattr(Journal, "append", lambda *_: None)
@@ -332,7 +336,7 @@ def test_damaged_and_foreign_files_are_listed_and_left(
     assert "none of ours, left alone: 2" in result.output
     assert "\x1b" not in result.output
     assert all(path.exists() for path in (*path_of.values(), wrong))
-    assert open_store().message_ids(None, 10) == [good.id]
+    assert open_store().messages.ids(None, 10) == [good.id]
 
 
 def test_a_file_that_is_named_like_a_mail_of_no_year_is_none_of_ours(
@@ -346,7 +350,7 @@ def test_a_file_that_is_named_like_a_mail_of_no_year_is_none_of_ours(
     store.purge(now() - timedelta(days=1), now())
     store.close()
     assert str(strange) in run().output
-    assert open_store().message_ids(None, 10) == [held.id]
+    assert open_store().messages.ids(None, 10) == [held.id]
 
 
 def test_mail_deleted_by_cron_meanwhile_does_not_stop_it(folder: Path, open_store: Callable[[], FileStore]) -> None:
@@ -360,18 +364,18 @@ def test_mail_deleted_by_cron_meanwhile_does_not_stop_it(folder: Path, open_stor
 
     done = files_reindex.reindex(str(folder), delete)
     assert (done.messages, done.damaged) == (2, [])
-    assert open_store().message_ids(None, 10) == [held[0], held[2]]
+    assert open_store().messages.ids(None, 10) == [held[0], held[2]]
 
 
 def test_two_files_of_the_same_mail_are_both_kept(open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     held = hold(store, b"Subject: x\r\n\r\n")
-    record = store.records([held.id])[held.id]
+    record = store.messages.records([held.id])[held.id]
     id = new_id()
-    message = replace(record.message, id=id, held_at=held_at(id))
+    message = replace(record.message, id=id)
     deliveries = tuple(replace(d, message=message, state_at=held_at(id)) for d in record.deliveries)
     other = replace(record, message=message, deliveries=deliveries)
-    store.take(other, body(b"Subject: x\r\n\r\n"))
+    store.messages.take(other, body(b"Subject: x\r\n\r\n"))
     before = kept(store)
     store.close()
     run()
@@ -444,7 +448,7 @@ def test_cut_off_while_it_swaps_no_mail_is_lost_and_a_second_run_brings_the_rest
         with pytest.raises(StoreUnavailable):
             files_reindex.reindex(str(folder), lambda *_: None)
     store = open_store()
-    assert set(store.message_ids(None, 100)) == set(before["messages"])  # type: ignore[call-overload]
+    assert set(store.messages.ids(None, 100)) == set(before["messages"])  # type: ignore[call-overload]
     store.close()
     connection.close()
     assert run().exit_code == 0
@@ -453,7 +457,9 @@ def test_cut_off_while_it_swaps_no_mail_is_lost_and_a_second_run_brings_the_rest
 
 def test_the_old_database_is_kept(folder: Path, open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
-    store.move(hold(store).id, 0, State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED)
+    store.deliveries.move(
+        DeliveryId(hold(store).id, 0), State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED
+    )
     store.close()
     result = run()
     assert "before-reindex" in result.output

@@ -35,8 +35,9 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import EventKind, Flag, State, Symbol, Tier, new_id
+from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Symbol, Tier, new_id
 from portal.stores import LEASE, Store
+from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, mail, now
 from tests.smtp_server import DROP, HANG, SmtpServer, nobody_listens
 from tests.test_relay import unquoted
@@ -98,7 +99,7 @@ def acts(make_acts: MakeActs, smtp: SmtpServer) -> Acts:
 
 
 def number_of(store: Store, id: UUID, recipient: str) -> int:
-    return store.delivery_for(recipient, id).number
+    return store.deliveries.get_for(Reader(recipient), id).number
 
 
 def after_front(data: bytes) -> bytes:
@@ -116,7 +117,7 @@ def queued(store: Store, at: datetime) -> list[tuple[str, EmailMessage]]:
     """All mail of ours that waits, which is then gone."""
     mails: list[tuple[str, EmailMessage]] = []
     while True:
-        with store.sending(at) as outgoing:
+        with store.outbox.sending(at) as outgoing:
             if outgoing is None:
                 return mails
             assert b"\n" not in outgoing.mail.replace(b"\r\n", b"")
@@ -142,9 +143,9 @@ def test_a_release_goes_to_its_recipient_alone_and_is_recorded(store: Store, act
     [received] = smtp.mails
     assert (received.sender, received.recipients) == (SENDER, [ALICE])
     assert after_front(received.data) == data
-    assert store.delivery_for(BOB, id).state is State.HELD
-    assert [event.kind for event in store.history(id, number)][-2:] == ["releasing", "released"]
-    assert {event.actor for event in store.history(id, number)[-2:]} == {BY_LINK}
+    assert store.deliveries.get_for(Reader(BOB), id).state is State.HELD
+    assert [event.kind for event in store.deliveries.history(DeliveryId(id, number))][-2:] == ["releasing", "released"]
+    assert {event.actor for event in store.deliveries.history(DeliveryId(id, number))[-2:]} == {BY_LINK}
     assert not smtp.violations
 
 
@@ -184,7 +185,7 @@ def test_a_message_without_recipient_is_released_once_it_has_one(store: Store, a
     id = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS})).id
     with pytest.raises(NotAllowed, match="--recipient"):
         acts.release(id, 0, BY_OPERATOR, operator=True)
-    store.assign(id, 0, BOB, BY_OPERATOR, now())
+    store.deliveries.assign(DeliveryId(id, 0), BOB, BY_OPERATOR, now())
     acts.release(id, 0, BY_OPERATOR, operator=True)
     assert [received.recipients for received in smtp.mails] == [[BOB]]
 
@@ -219,10 +220,12 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
         impatient = Relay(smtp.url, reply_seconds=0.3, total_seconds=1)
         with pytest.raises((RelayDeferred, RelayRefused)) as caught:
             (replace(acts, relay=impatient) if behaviour == HANG else acts).release(id, 0, BY_LINK)
-        delivery = store.delivery(id, 0)
+        delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.attempts, delivery.reason) == (state, 1, str(caught.value)), behaviour
         assert delivery.next_try_at == (clock() + MINUTE if state is State.RELEASING else None)
-        assert store.history(id, 0)[-1].kind == ("deferred" if state is State.RELEASING else "failed")
+        assert store.deliveries.history(DeliveryId(id, 0))[-1].kind == (
+            "deferred" if state is State.RELEASING else "failed"
+        )
         assert len(smtp.mails) == released
 
         smtp.script.clear()
@@ -235,7 +238,7 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
             clock.at += MINUTE
             assert retry_due(acts) == 1
         released += 1
-        delivery = store.delivery(id, 0)
+        delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.RELEASED, "", None)
         assert len(smtp.mails) == released
     # Whatever arrived, also twice after a lost answer to the final dot, was for alice.
@@ -259,9 +262,9 @@ def test_a_release_under_way_stops_when_the_mail_turns_out_dangerous(
     turn_dangerous(store, data)
     clock.at += MINUTE
     assert retry_due(acts) == 1
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "only an administrator can release this message")
-    assert [event.kind for event in store.history(id, 0)][-2:] == ["raised", "stopped"]
+    assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))][-2:] == ["raised", "stopped"]
     assert not smtp.mails
     with pytest.raises(NotAllowed):
         acts.release(id, 0, BY_LINK)
@@ -281,7 +284,7 @@ def test_an_operators_release_goes_on_when_the_mail_turns_out_dangerous(
     turn_dangerous(store, data)
     clock.at += MINUTE
     assert retry_due(acts) == 1
-    assert store.delivery(id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASED
 
 
 def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_released(
@@ -289,16 +292,16 @@ def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_relea
 ) -> None:
     data = mail()
     id = hold(store, data).id
-    claim = store.releasing
+    claim = store.deliveries.releasing
 
     def raised_before(*words: Any) -> Any:
         turn_dangerous(store, data)
         return claim(*words)
 
-    monkeypatch.setattr(store, "releasing", raised_before)
+    monkeypatch.setattr(store.deliveries, "releasing", raised_before)
     with pytest.raises(NotAllowed):
         acts.release(id, 0, BY_LINK)
-    assert store.delivery(id, 0).state is State.HELD
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     assert not smtp.mails
 
 
@@ -306,7 +309,7 @@ def test_nobody_listening_is_tried_again(store: Store, make_acts: MakeActs) -> N
     id = hold(store).id
     with pytest.raises(RelayDeferred, match="Connection refused"):
         make_acts(nobody_listens()).release(id, 0, BY_LINK)
-    assert store.delivery(id, 0).state is State.RELEASING
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
 
 
 def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_acts: MakeActs) -> None:
@@ -315,7 +318,7 @@ def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_acts: MakeActs)
         id = hold(store).id
         with pytest.raises(RelayRefused, match="mailbox full"):
             acts.release(id, 0, BY_LINK)
-        assert "mailbox full" in store.delivery(id, 0).reason
+        assert "mailbox full" in store.deliveries.get(DeliveryId(id, 0)).reason
         acts.release(id, 0, BY_LINK)
         assert len(server.mails) == 1
 
@@ -326,14 +329,14 @@ def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, sm
     with pytest.raises(RelayDeferred):
         acts.release(id, 0, BY_LINK)
     waits = []
-    while (due := store.delivery(id, 0).next_try_at) is not None:
+    while (due := store.deliveries.get(DeliveryId(id, 0)).next_try_at) is not None:
         waits.append(int((due - clock()) / MINUTE))
         clock.at = due
         assert retry_due(acts) == 1
     assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert set(waits[6:]) == {60}
     assert GIVE_UP_AFTER < clock() - began < GIVE_UP_AFTER + timedelta(hours=2)
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert delivery.state is State.HELD
     assert delivery.reason.startswith("given up after 5 days: RCPT TO: 450 4.2.0 greylisted")
     smtp.script.clear()
@@ -371,7 +374,7 @@ def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once
     smtp.script.clear()
     clock.at += HOUR
     retry_due(acts)
-    assert [store.delivery(id, 0).state for id in ids] == [State.RELEASED] * 3
+    assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [State.RELEASED] * 3
     assert queued(store, clock()) == []
 
 
@@ -395,7 +398,7 @@ def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "swap", fail)
         id = rejected(acts, store)
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.RELEASING, f"RCPT TO: {REJECTED}")
     assert queued(store, clock()) == []
     clock.at += MINUTE
@@ -411,10 +414,12 @@ def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
     id = rejected(acts, store)
     clock.at += GIVE_UP_AFTER + MINUTE
     assert retry_due(acts) == 1
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert delivery.state is State.HELD
     assert delivery.reason == ("given up after 5 days: the mail server did not take it; please tell your administrator")
-    assert REJECTED in " ".join(event.detail for event in store.history(id, 0)), "the administrator finds the words"
+    assert REJECTED in " ".join(event.detail for event in store.deliveries.history(DeliveryId(id, 0))), (
+        "the administrator finds the words"
+    )
     smtp.script.clear()
     assert acts.release(id, 0, BY_LINK).state is State.RELEASED
 
@@ -429,7 +434,7 @@ def test_one_failing_release_leaves_the_others_alone(store: Store, acts: Acts, s
     smtp.script["RCPT"] = lambda line: "550 5.1.1 no such user" if b"bob" in line else None
     clock.at += MINUTE
     assert retry_due(acts) == 3
-    assert [store.delivery(id, 0).state for id in ids] == [State.RELEASED, State.HELD, State.RELEASED]
+    assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [State.RELEASED, State.HELD, State.RELEASED]
 
 
 def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
@@ -440,11 +445,11 @@ def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
     def gone(message_id: UUID) -> Iterator[bytes]:
         raise BodyMissing("the mail's file was deleted")
 
-    monkeypatch.setattr(store, "body", gone)
+    monkeypatch.setattr(store.messages, "body", gone)
     with pytest.raises(BodyMissing):
         acts.release(id, 0, BY_LINK)
     assert smtp.connections == 0
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "the mail's file was deleted")
 
 
@@ -457,11 +462,11 @@ def test_a_mail_that_is_damaged_in_the_middle_never_arrives(
         yield b"Subject: x\r\n\r\n"
         raise StoreUnavailable("what is stored is damaged")
 
-    monkeypatch.setattr(store, "body", damaged)
+    monkeypatch.setattr(store.messages, "body", damaged)
     with pytest.raises(StoreUnavailable):
         acts.release(id, 0, BY_LINK)
     assert not smtp.mails and not smtp.unanswered
-    assert store.delivery(id, 0).state is State.RELEASING
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
 
 
 # ---- many at once, crashes
@@ -483,7 +488,7 @@ def test_fifty_clicks_at_once_send_one_mail(store: Store, acts: Acts, smtp: Smtp
     assert answers.count("released") == 1
     assert set(answers) <= {"released", "AlreadyDone", "StoreUnavailable"}
     assert len(smtp.mails) == 1
-    assert store.delivery(id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASED
 
 
 CHILD = """
@@ -519,7 +524,7 @@ def test_a_release_killed_half_way_is_finished_after_the_lease(
         child.send_signal(signal.SIGKILL)
         child.wait()
     killed.set()
-    claimed = store.delivery(id, 0)
+    claimed = store.deliveries.get(DeliveryId(id, 0))
     assert (claimed.state, claimed.attempts) == (State.RELEASING, 1)
     with pytest.raises(AlreadyDone):
         acts.release(id, 0, BY_LINK)
@@ -528,7 +533,7 @@ def test_a_release_killed_half_way_is_finished_after_the_lease(
     assert claimed.next_try_at is not None and claimed.next_try_at < clock() + LEASE + MINUTE
     clock.at = claimed.next_try_at
     assert retry_due(acts) == 1
-    delivery = store.delivery(id, 0)
+    delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.attempts) == (State.RELEASED, 2)
     assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
     assert len(smtp.mails + smtp.unanswered) == (2 if verb == "BODY" else 1)
@@ -625,12 +630,12 @@ def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(store: Store, ac
     recipients = list({address.lower(): address for address in recipients}.values())
     id = hold(store, recipients=recipients, announce=[]).id
     refused = 0
-    for delivery in store.deliveries(id):
+    for delivery in store.deliveries.of_message(id):
         try:
             acts.release(id, delivery.number, BY_OPERATOR, operator=True)
         except RelayRefused as error:
             refused += 1
-            after = store.delivery(id, delivery.number)
+            after = store.deliveries.get(DeliveryId(id, delivery.number))
             assert (after.state, after.reason) == (State.HELD, str(error))
             assert not smtp.mails
         else:
@@ -661,19 +666,19 @@ def test_a_refusal_between_look_and_claim_opens_no_door(
 ) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     acts.ask(id, 0, BY_LINK)
-    look = store.delivery
+    look = store.deliveries.get
 
-    def look_then_refused(message_id: UUID, number: int) -> object:
-        seen = look(message_id, number)
-        monkeypatch.setattr(store, "delivery", look)
+    def look_then_refused(key: DeliveryId) -> object:
+        seen = look(key)
+        monkeypatch.setattr(store.deliveries, "get", look)
         acts.refuse(id, 0, BY_OPERATOR, "it is a trap")
         return seen
 
-    monkeypatch.setattr(store, "delivery", look_then_refused)
+    monkeypatch.setattr(store.deliveries, "get", look_then_refused)
     with pytest.raises(AlreadyDone):
         acts.release(id, 0, BY_LINK)
     assert not smtp.commands
-    assert store.delivery(id, 0).state is State.HELD
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
 
 
 def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, acts: Acts, smtp: SmtpServer) -> None:
@@ -688,10 +693,14 @@ def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, acts: A
         acts.restore(id, 0, BY_LINK)
     acts.delete(id, 0, BY_LINK)
     assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
-    assert [event.kind for event in store.history(id, 0)][1:4] == ["deleted", "restored", "deleted"]
+    assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))][1:4] == [
+        "deleted",
+        "restored",
+        "deleted",
+    ]
     with pytest.raises(AlreadyDone):
         acts.delete(id, 0, BY_LINK)
-    assert store.delivery_for(BOB, id).state is State.HELD
+    assert store.deliveries.get_for(Reader(BOB), id).state is State.HELD
 
 
 # ---- requests and what is told
@@ -770,14 +779,14 @@ def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) 
 def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
     store: Store, acts: Acts, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, recall = threading.Barrier(4), type(store).recall
+    together, recall = threading.Barrier(4), store.notes.get
 
-    def recalled(self: Store, name: str) -> str | None:
-        found = recall(self, name)
+    def recalled(name: str) -> str | None:
+        found = recall(name)
         together.wait(10)  # all have looked before anybody tells
         return found
 
-    monkeypatch.setattr(type(store), "recall", recalled)
+    monkeypatch.setattr(store.notes, "get", recalled)
     for _ in range(2):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: acts.alarm_hourly("something", "Look at it."), range(4)))
@@ -803,15 +812,15 @@ def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     asking: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
     asking["kind"] = EventKind.REQUESTED
     with pytest.raises(StoreUnavailable):
-        store.move(id, 0, **asking, mail=(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
-    assert store.delivery(id, 0).state is State.HELD
-    assert [event.kind for event in store.history(id, 0)] == ["held"]
-    store.move(id, 0, **asking, mail=(ADMIN, b"Subject: please\r\n\r\n"))
+        store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
+    assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
+    assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))] == ["held"]
+    store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, b"Subject: please\r\n\r\n"))
     assert [to for to, _ in queued(store, at)] == [ADMIN]
     with pytest.raises(AlreadyDone):
-        store.move(id, 0, **asking, mail=(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
     with pytest.raises(NotFound):
-        store.move(new_id(), 0, **asking, mail=(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(new_id(), 0), **asking, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
     assert queued(store, at) == []
 
 

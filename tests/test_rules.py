@@ -18,7 +18,7 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Delivery, EventKind, Export, Message, State, Tier, held_at, new_id
+from portal.model.message import Delivery, EventKind, Export, Message, State, Tier, new_id
 from portal.stores import rules
 from tests import builders
 from tests.builders import ALICE, now
@@ -31,7 +31,7 @@ _OF_THE_EXPORT = {field.name for field in fields(Message)} & {field.name for fie
 def delivery() -> Delivery:
     export, id = builders.export(b"Subject: x\r\n\r\n"), new_id()
     known = {name: getattr(export, name) for name in _OF_THE_EXPORT}
-    message = Message(id=id, held_at=held_at(id), tier=Tier.SPAM, **known)
+    message = Message(id=id, tier=Tier.SPAM, **known)
     return Delivery(message, 0, ALICE, ALICE, State.HELD, message.held_at, "", 0, None, None)
 
 

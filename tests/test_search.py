@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from portal.cli import main
-from portal.model.message import Delivery, EventKind, Filter, State, Tier, held_at, new_id
-from portal.stores import Page, Store, search
+from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
+from portal.stores import Store, search
 from portal.stores.files.store import FileStore
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.records import Page
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
 
 DAY = timedelta(days=1)
@@ -45,7 +46,7 @@ def every_page(ask: Callable[[Any], Page]) -> list[Delivery]:
 
 def found(store: Store, **wanted: Any) -> list[UUID]:
     """The messages found, each once, newest first."""
-    return list(dict.fromkeys(d.id for d in every_page(lambda b: store.search(Filter(**wanted), 7, b))))
+    return list(dict.fromkeys(d.id for d in every_page(lambda b: store.deliveries.search(Filter(**wanted), 7, b))))
 
 
 # ---- words
@@ -89,7 +90,7 @@ def test_what_no_word_begins_with_is_not_found(store: Store, words: str) -> None
 def test_no_words_do_not_restrict(store: Store, blank: str) -> None:
     held = hold(store)
     assert found(store, words=blank) == [held.id]
-    assert len(store.list_for(ALICE, {State.HELD}, 9, words=blank).deliveries) == 1
+    assert len(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 9, words=blank).deliveries) == 1
 
 
 @pytest.mark.parametrize(
@@ -183,24 +184,26 @@ def test_tiers(store: Store) -> None:
 def test_states_with_and_without_words(store: Store) -> None:
     helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State))]
     ways = {
-        State.REQUESTED: lambda id: store.move(
-            id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+        State.REQUESTED: lambda id: store.deliveries.move(
+            DeliveryId(id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
         ),
-        State.DELETED: lambda id: store.move(
-            id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED
+        State.DELETED: lambda id: store.deliveries.move(
+            DeliveryId(id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED
         ),
-        State.RELEASED: lambda id: store.releasing(id, 0, {State.HELD}, BY_LINK, now()).__enter__(),
+        State.RELEASED: lambda id: store.deliveries.releasing(
+            DeliveryId(id, 0), {State.HELD}, BY_LINK, now()
+        ).__enter__(),
     }
     claims = []
     for id, state in zip(helds, (State.HELD, *ways), strict=False):
         if state is State.RELEASED:
-            with store.releasing(id, 0, {State.HELD}, BY_LINK, now()):
+            with store.deliveries.releasing(DeliveryId(id, 0), {State.HELD}, BY_LINK, now()):
                 pass
         elif state in ways:
             ways[state](id)
-    claims.append(store.releasing(helds[4], 0, {State.HELD}, BY_LINK, now()))
+    claims.append(store.deliveries.releasing(DeliveryId(helds[4], 0), {State.HELD}, BY_LINK, now()))
     with claims[0]:
-        states = [store.delivery(id, 0).state for id in helds]
+        states = [store.deliveries.get(DeliveryId(id, 0)).state for id in helds]
         assert set(states) == set(State)
         for words in ("", "invoice"):
             for id, state in zip(helds, states, strict=True):
@@ -249,12 +252,12 @@ def test_all_of_it_at_once_over_pages(store: Store) -> None:
         states=frozenset({State.HELD}), since=held_at(wanted[0]), until=now() + DAY,
     )  # fmt: skip
     for limit in (1, 2, 6, 50):
-        assert [d.id for d in every_page(lambda b: store.search(everything, limit, b))] == wanted[::-1]
+        assert [d.id for d in every_page(lambda b: store.deliveries.search(everything, limit, b))] == wanted[::-1]
 
 
 def test_pages_go_on_within_a_message_with_many_recipients(store: Store) -> None:
     held = [hold(store, subject="invoice", recipients=[f"p{n}@example.org" for n in range(10)]).id for _ in range(2)]
-    pages = every_page(lambda b: store.search(Filter(words="invoice"), 3, b))
+    pages = every_page(lambda b: store.deliveries.search(Filter(words="invoice"), 3, b))
     assert [(d.id, d.number) for d in pages] == [(id, n) for id in held[::-1] for n in range(9, -1, -1)]
 
 
@@ -262,7 +265,7 @@ def test_more_recipients_than_a_batch_are_all_found(store: Store) -> None:
     count = search.BATCH * 2 + 3
     held = hold(store, subject="invoice", recipients=[f"p{n}@example.org" for n in range(count)], announce=())
     hold(store, subject="other")
-    pages = every_page(lambda b: store.search(Filter(words="invoice"), 400, b))
+    pages = every_page(lambda b: store.deliveries.search(Filter(words="invoice"), 400, b))
     assert [d.number for d in pages] == list(range(count))[::-1]
     assert found(store, recipient="p77@example.org", words="invoice") == [held.id]
 
@@ -272,11 +275,11 @@ def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> No
     at, held = now() - DAY, []
     for _ in range(300):
         data = mail()
-        held.append(store.add(export(data), body(data), Tier.SPAM, (), at=at).id)
+        held.append(store.messages.add(export(data), body(data), Tier.SPAM, (), at=at).id)
     expected = [(id, number) for id in sorted(held, reverse=True) for number in (1, 0)]
     for recipient, sender in ((None, None), (None, "romo"), (BOB, None)):
         wanted = Filter(words="offer", recipient=recipient, sender=sender)
-        pages = every_page(partial(store.search, wanted, 7))
+        pages = every_page(partial(store.deliveries.search, wanted, 7))
         assert [(d.id, d.number) for d in pages] == [key for key in expected if recipient is None or key[1]]
 
 
@@ -286,21 +289,21 @@ def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> No
 def test_a_recipient_finds_their_own_alone(store: Store) -> None:
     both = hold(store, subject="invoice one").id
     hold(store, subject="invoice two", recipients=[BOB])
-    page = store.list_for(ALICE, {State.HELD}, 10, words="inv")
+    page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="inv")
     assert ids(page) == [both]
     assert {d.recipient for d in page.deliveries} == {ALICE}
-    assert not store.list_for(MALLORY, set(State), 10, words="invoice").deliveries
-    assert not store.list_for(ALICE, {State.DELETED}, 10, words="invoice").deliveries
-    assert not store.list_for(ALICE, set(), 10, words="invoice").deliveries
-    assert not store.list_for(ALICE, set(State), 10, words="bob").deliveries
+    assert not store.deliveries.list_for(Reader(MALLORY), set(State), 10, words="invoice").deliveries
+    assert not store.deliveries.list_for(Reader(ALICE), {State.DELETED}, 10, words="invoice").deliveries
+    assert not store.deliveries.list_for(Reader(ALICE), set(), 10, words="invoice").deliveries
+    assert not store.deliveries.list_for(Reader(ALICE), set(State), 10, words="bob").deliveries
 
 
 def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
     held = hold(store, subject="invoice", recipients=(), announce=())
     assert found(store, recipient="", words="invoice") == [held.id]
     assert found(store, recipient=ALICE, words="invoice") == []
-    store.assign(held.id, 0, "Alice@example.org", BY_OPERATOR, now())
-    assert ids(store.list_for(ALICE, {State.HELD}, 10, words="invoice")) == [held.id]
+    store.deliveries.assign(DeliveryId(held.id, 0), "Alice@example.org", BY_OPERATOR, now())
+    assert ids(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="invoice")) == [held.id]
 
 
 def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,11 +313,13 @@ def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPa
         gone = hold(store, subject="invoice").id
         kept = hold(store, subject="invoice").id
     stays = hold(store, subject="invoice").id
-    store.move(kept, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
+    store.deliveries.move(DeliveryId(kept, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
     assert set(found(store, words="invoice")) == {gone, kept, stays}
     store.purge(now() - 30 * DAY, now())
     assert found(store, words="invoice") == [stays, kept]
-    store.move(kept, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, now(), kind=EventKind.REFUSED)
+    store.deliveries.move(
+        DeliveryId(kept, 0), State.HELD, {State.REQUESTED}, BY_OPERATOR, now(), kind=EventKind.REFUSED
+    )
     store.purge(now() - 30 * DAY, now())
     assert found(store, words="invoice") == [stays]
     if isinstance(store, FileStore):
@@ -340,9 +345,12 @@ def test_hostile_text_finds_something_or_nothing(store: Store, text: str) -> Non
     hold(store, subject="Offer")
     asked: tuple[dict[str, Any], ...] = ({"words": text}, {"sender": text}, {"words": text, "recipient": text})
     for wanted in asked:
-        for page in (store.search(Filter(**wanted), 5), store.search(Filter(**wanted, score_min=1), 5)):
+        for page in (
+            store.deliveries.search(Filter(**wanted), 5),
+            store.deliveries.search(Filter(**wanted, score_min=1), 5),
+        ):
             assert len(page.deliveries) <= 2
-    store.list_for(text, {State.HELD}, 5, words=text)
+    store.deliveries.list_for(Reader(text), {State.HELD}, 5, words=text)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -362,9 +370,9 @@ def test_any_word_of_a_subject_finds_it(store: Store, subject: str, data: Any) -
         word = data.draw(st.sampled_from(words))
         word = word[: data.draw(st.integers(1, len(word)))]
         if search.words(word, 9) == [word]:  # a word cut before its marks may be none
-            assert held.id in ids(store.search(Filter(words=word), 1000))
+            assert held.id in ids(store.deliveries.search(Filter(words=word), 1000))
     for text in (subject, subject[::-1]):
-        store.search(Filter(words=text, sender=text), 5)
+        store.deliveries.search(Filter(words=text, sender=text), 5)
 
 
 # ---- what is bounded
@@ -378,10 +386,10 @@ def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkey
     for n in range(20):
         hold(store, header_from=f"Other {n} <x@example.net>", score=20.1)
     for wanted in (Filter(sender="hop"), Filter(score_min=20.4), Filter(words="offer", sender="hop")):
-        page = store.search(wanted, 5)
+        page = store.deliveries.search(wanted, 5)
         assert (page.deliveries, page.next is None) == ((), False)
-        assert {d.id for d in every_page(lambda b: store.search(wanted, 5, b))} == {oldest}
-        assert len(every_page(lambda b: store.search(wanted, 1, b))) == 2
+        assert {d.id for d in every_page(lambda b: store.deliveries.search(wanted, 5, b))} == {oldest}
+        assert len(every_page(lambda b: store.deliveries.search(wanted, 1, b))) == 2
 
 
 # ---- plans
@@ -391,7 +399,9 @@ def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str)
     store = FileStore.open(files_url.removeprefix("files://"))
     for n in range(5):
         held = hold(store, subject=f"invoice {n}")
-        store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+        store.deliveries.move(
+            DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED
+        )
     for wanted, index in (
         (Filter(words="inv"), "VIRTUAL TABLE INDEX"),
         (Filter(recipient=ALICE, words="invoice 3"), "VIRTUAL TABLE INDEX"),
@@ -401,12 +411,12 @@ def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str)
         (Filter(states=frozenset({State.REQUESTED})), "delivery_waiting"),
         (Filter(since=now() - DAY, until=now()), "PRIMARY KEY"),
     ):
-        store.search(wanted, 3)  # the index is brought up to date
+        store.deliveries.search(wanted, 3)  # the index is brought up to date
         asked: list[str] = []
         with store.db.read() as connection:
             connection.set_trace_callback(asked.append)
-        page = store.search(wanted, 3)
-        store.search(wanted, 3, page.next)
+        page = store.deliveries.search(wanted, 3)
+        store.deliveries.search(wanted, 3, page.next)
         connection.set_trace_callback(None)
         plans = []
         for statement in asked:
@@ -487,7 +497,7 @@ def test_postgresql_reads_a_rare_word_out_of_each_days_index(
     monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]], wanted: Filter
 ) -> None:
     store, admin = filled
-    plans = plans_of(monkeypatch, admin, lambda: store.search(wanted, 1000))
+    plans = plans_of(monkeypatch, admin, lambda: store.deliveries.search(wanted, 1000))
     asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
     assert asked == sorted(set(asked), reverse=True), plans  # each day by itself, newest first
     assert set(days_filled()) <= set(asked)
@@ -502,7 +512,7 @@ def test_postgresql_reads_no_older_day_than_fills_the_page(
     monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]]
 ) -> None:
     store, admin = filled
-    plans = plans_of(monkeypatch, admin, lambda: store.search(Filter(words="common"), 20))
+    plans = plans_of(monkeypatch, admin, lambda: store.deliveries.search(Filter(words="common"), 20))
     asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
     assert set(days_filled()) & set(asked) == {days_filled()[0]}, plans
 
@@ -511,7 +521,9 @@ def test_postgresql_walks_what_was_acted_on_by_an_index_of_its_own(
     monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]]
 ) -> None:
     store, admin = filled
-    plan, _ = plans_of(monkeypatch, admin, lambda: store.search(Filter(states=frozenset({State.DELETED})), 20))
+    plan, _ = plans_of(
+        monkeypatch, admin, lambda: store.deliveries.search(Filter(states=frozenset({State.DELETED})), 20)
+    )
     assert all(f"delivery_{day}_message_id_number_idx" in plan for day in days_filled()), plan
     assert not [day for day in days_filled() if f"Seq Scan on delivery_{day}" in plan], plan
 

@@ -119,7 +119,7 @@ def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -
     answer = ask(f"{home}/socket", packet(post | {"UWSGI_POSTFILE": str(keys)}))
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     store = open_store(f"files:{home}/store")
-    assert store.message_ids(None, 10) == []
+    assert store.messages.ids(None, 10) == []
     store.close()
     assert b'"held"' in ask(f"{home}/socket", packet(post, b"x" * keys.stat().st_size))
 

@@ -22,10 +22,10 @@ import pytest
 import zstandard
 
 from portal.model.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
-from portal.model.message import Body, EventKind, Filter, State, Tier, held_at, new_id
-from portal.stores import Held
+from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.store import FileStore
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, digesting, export, hold, mail, now
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def file_of(folder: Path, held: Held) -> Path:
 
 
 def read(store: FileStore, id: UUID) -> bytes:
-    return b"".join(store.body(id))
+    return b"".join(store.messages.body(id))
 
 
 def sql(folder: Path, *statements: str) -> None:
@@ -104,19 +104,19 @@ def test_zstdcat_prints_the_mail(store: FileStore, folder: Path) -> None:
 def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: FileStore, folder: Path) -> None:
     data = mail("Offer")
     held = hold(store, data)
-    path, before = file_of(folder, held), store.delivery(held.id, 0).message
+    path, before = file_of(folder, held), store.deliveries.get(DeliveryId(held.id, 0)).message
     packed = path.read_bytes()
     frame, magic, behind = packed.rpartition(b"\x51\x2a\x4d\x18")
     plain = zstandard.ZstdDecompressor().decompress(behind[4:])
     path.write_bytes(frame + b"\x50\x2a\x4d\x18" + len(plain).to_bytes(4, "little") + plain)
     with store.db.write() as connection:
         connection.execute("UPDATE message SET packed_symbols = ?", (json.dumps(json.loads(plain)["symbols"]),))
-    assert store.delivery(held.id, 0).message == before
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message == before
     with store.db.write() as connection:
         connection.execute("DELETE FROM delivery")
         connection.execute("DELETE FROM message")
-    store.adopt_anew(held.id)
-    assert store.delivery(held.id, 0).message == before
+    store.messages.adopt_anew(held.id)
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message == before
     assert magic and before.symbols
 
 
@@ -144,7 +144,7 @@ def test_a_half_written_file_is_no_message_and_is_swept(store: FileStore, folder
     hold(store)
     half = folder / "tmp" / "half.eml.zst"
     half.write_bytes(b"(\xb5/\xfd")
-    assert len(store.search(Filter(), 10).deliveries) == 2
+    assert len(store.deliveries.search(Filter(), 10).deliveries) == 2
     store.purge(now() - timedelta(days=30), now())
     assert half.exists()  # perhaps being written now
     age(half, 1)
@@ -183,9 +183,9 @@ def test_a_50_mb_mail_is_never_wholly_in_memory(store: FileStore, tmp_path: Path
     tracemalloc.start()
     with spool.open("rb") as file:
         made = export(b"", body_sha256=digest.digest(), size_bytes=size_bytes)
-        held = store.add(made, Body(file, 0, size_bytes), Tier.SPAM, ())
+        held = store.messages.add(made, Body(file, 0, size_bytes), Tier.SPAM, ())
     again = hashlib.sha256()
-    for piece in store.body(held.id):
+    for piece in store.messages.body(held.id):
         assert len(piece) <= 1 << 20
         again.update(piece)
     peak = tracemalloc.get_traced_memory()[1]
@@ -201,16 +201,16 @@ def test_after_a_power_cut_acknowledged_mail_is_there_again(folder: Path) -> Non
     store = FileStore.open(str(folder))
     kept = hold(store)
     lost = [(data := mail(), hold(store, data, tier=Tier.SUSPICIOUS)) for _ in range(3)]
-    before = store.deliveries(lost[0][1].id)
+    before = store.deliveries.of_message(lost[0][1].id)
     store.close()
     reboot(folder, *(held.id for _, held in lost))
     store = FileStore.open(str(folder))
     for data, held in lost:
         assert read(store, held.id) == data
         assert hold(store, data) == Held(held.id, known=True)
-    assert store.deliveries(lost[0][1].id) == before
-    assert store.person(ALICE).news_since is not None
-    assert len(store.deliveries(kept.id)) == 2
+    assert store.deliveries.of_message(lost[0][1].id) == before
+    assert store.recipients.get(ALICE).news_since is not None
+    assert len(store.deliveries.of_message(kept.id)) == 2
     store.close()
 
 
@@ -221,7 +221,7 @@ def test_without_a_reboot_files_are_not_looked_over(folder: Path) -> None:
     forget_rows(folder, held.id)
     store = FileStore.open(str(folder))
     with pytest.raises(NotFound):
-        store.delivery(held.id, 0)
+        store.deliveries.get(DeliveryId(held.id, 0))
     store.close()
 
 
@@ -233,7 +233,7 @@ def test_after_a_power_cut_only_what_came_since_the_last_durable_commit_is_looke
     sql(folder, "UPDATE setting SET value = value + 7200000000 WHERE name = 'store.durable_until'")
     store = FileStore.open(str(folder))
     with pytest.raises(NotFound):
-        store.delivery(held.id, 0)
+        store.deliveries.get(DeliveryId(held.id, 0))
     store.close()
 
 
@@ -260,7 +260,7 @@ def test_a_damaged_file_does_not_keep_the_store_from_opening_and_stays(folder: P
     strange.write_bytes(b"")
     reboot(folder, *(each.id for each in held))
     store = FileStore.open(str(folder))
-    assert {d.id for d in store.search(Filter(), 10).deliveries} == {held[2].id}
+    assert {d.id for d in store.deliveries.search(Filter(), 10).deliveries} == {held[2].id}
     assert cut.exists() and strange.exists()
     store.close()
 
@@ -273,7 +273,7 @@ def test_a_lost_database_is_made_anew_from_the_files(folder: Path) -> None:
     (folder / "quarantine.sqlite3").unlink()
     store = FileStore.open(str(folder))
     assert [read(store, each.id) for each in held] == datas
-    assert len(store.list_for(BOB, {State.HELD}, 10).deliveries) == 3
+    assert len(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == 3
     store.close()
 
 
@@ -294,7 +294,7 @@ def test_processes_that_add_at_once_lose_nothing(store: FileStore, folder: Path)
     ids = {line for process in adding for line in process.communicate()[0].split()}
     assert [process.returncode for process in adding] == [0, 0, 0]
     assert len(ids) == 120
-    assert {str(d.id) for d in store.search(Filter(recipient=ALICE), 200).deliveries} == ids
+    assert {str(d.id) for d in store.deliveries.search(Filter(recipient=ALICE), 200).deliveries} == ids
     assert len(mail_files(folder)) == 120
 
 
@@ -314,9 +314,9 @@ def test_a_killed_process_leaves_everything_it_acknowledged(folder: Path) -> Non
         store = FileStore.open(str(folder))
         for id in ids:
             assert read(store, UUID(id)).startswith(b"From:")
-            assert len(store.deliveries(UUID(id))) == 2
+            assert len(store.deliveries.of_message(UUID(id))) == 2
         store.purge(now() - timedelta(days=30), now() + timedelta(hours=2))
-        rows = {str(d.id) for d in store.search(Filter(recipient=ALICE), 100_000).deliveries}
+        rows = {str(d.id) for d in store.deliveries.search(Filter(recipient=ALICE), 100_000).deliveries}
         assert {path.name.removesuffix(".eml.zst") for path in mail_files(folder)} == rows
         assert list((folder / "tmp").iterdir()) == []
         store.close()
@@ -328,14 +328,14 @@ def test_a_killed_process_leaves_everything_it_acknowledged(folder: Path) -> Non
 def test_mail_deleted_by_cron_breaks_nothing(store: FileStore, folder: Path) -> None:
     deleted, kept = hold(store), hold(store)
     file_of(folder, deleted).unlink()
-    assert len(store.list_for(ALICE, {State.HELD}, 10).deliveries) == 2
+    assert len(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == 2
     with pytest.raises(BodyMissing):
-        store.body(deleted.id)
-    assert [d.id for d in store.unannounced(ALICE, 10)] == [kept.id]
+        store.messages.body(deleted.id)
+    assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [kept.id]
     with digesting(store, ALICE, now(), 1, at_once=True) as digest:
         assert [d.id for d in digest.deliveries] == [kept.id]
-    assert store.person(ALICE).news_since is None
-    last = store.last_digest(ALICE)
+    assert store.recipients.get(ALICE).news_since is None
+    last = store.digests.last(ALICE)
     assert last and [d.id for d in last.deliveries] == [kept.id]
 
 
@@ -351,16 +351,18 @@ def test_mail_deleted_by_cron_is_held_anew_when_it_comes_again(store: FileStore,
 
 def test_purge_forgets_deleted_mail_after_a_day_but_nothing_somebody_waits_for(store: FileStore, folder: Path) -> None:
     deleted, asked, kept = hold(store), hold(store), hold(store)
-    store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.REQUESTED)
+    store.deliveries.move(
+        DeliveryId(asked.id, 0), State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.REQUESTED
+    )
     file_of(folder, deleted).unlink()
     file_of(folder, asked).unlink()
     long_ago = now() - timedelta(days=30)
     assert store.purge(long_ago, now()).messages == 0
     assert store.purge(long_ago, now() + timedelta(days=1, minutes=1)).messages == 1
     with pytest.raises(NotFound):
-        store.delivery(deleted.id, 0)
-    assert store.delivery(asked.id, 0).state is State.REQUESTED
-    assert store.delivery(kept.id, 0).state is State.HELD
+        store.deliveries.get(DeliveryId(deleted.id, 0))
+    assert store.deliveries.get(DeliveryId(asked.id, 0)).state is State.REQUESTED
+    assert store.deliveries.get(DeliveryId(kept.id, 0)).state is State.HELD
 
 
 def test_purge_adopts_a_file_without_rows_once_it_is_an_hour_old(store: FileStore, folder: Path) -> None:
@@ -370,7 +372,7 @@ def test_purge_adopts_a_file_without_rows_once_it_is_an_hour_old(store: FileStor
     long_ago = now() - timedelta(days=30)
     store.purge(long_ago, now())
     with pytest.raises(NotFound):
-        store.delivery(held.id, 0)
+        store.deliveries.get(DeliveryId(held.id, 0))
     store.purge(long_ago, now() + timedelta(hours=1, minutes=1))
     assert read(store, held.id) == data
 
@@ -408,7 +410,7 @@ def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -
     store = FileStore.open(str(folder))
     later = now() + timedelta(days=3)
     store.purge(later, later)
-    assert not list(store.search(Filter(), 10).deliveries)
+    assert not list(store.deliveries.search(Filter(), 10).deliveries)
     assert (path / "thesis.txt").exists()
     store.close()
 
@@ -446,7 +448,7 @@ def test_a_closed_store_says_so(folder: Path) -> None:
     store = FileStore.open(str(folder))
     store.close()
     store.close()
-    for use in (store.ping, lambda: hold(store), lambda: store.person(ALICE)):
+    for use in (store.ping, lambda: hold(store), lambda: store.recipients.get(ALICE)):
         with pytest.raises(StoreUnavailable, match="was closed"):
             use()
 
@@ -454,7 +456,7 @@ def test_a_closed_store_says_so(folder: Path) -> None:
 def test_holding_and_raising_a_tier_share_one_time_limit(
     store: FileStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, write = mail(), store._write
+    data, write = mail(), store.messages._write
     held = hold(store, data)
     with (folder / "lock").open("rb") as lock:
 
@@ -464,13 +466,13 @@ def test_holding_and_raising_a_tier_share_one_time_limit(
             time.sleep(2.5)
             return first
 
-        monkeypatch.setattr(store, "_write", slow)
+        monkeypatch.setattr(store.messages, "_write", slow)
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             hold(store, data, tier=Tier.DANGEROUS)
         assert time.monotonic() - began < 4  # 3 s for all of it, not 2.5 and then 2 for the lock
     monkeypatch.undo()
-    assert store.delivery(held.id, 0).message.tier is Tier.SPAM
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message.tier is Tier.SPAM
     assert hold(store, data, tier=Tier.DANGEROUS).raised == (held.id,), "the sender's retry goes on"
 
 
@@ -519,7 +521,7 @@ def test_where_files_cannot_grow_mail_is_refused_and_what_was_acknowledged_stays
     assert len(refused) == 3
     assert all("File too large" in line or "full" in line or "cannot be used" in line for line in refused)
     store = FileStore.open(str(folder))
-    assert {d.id for d in store.search(Filter(recipient=ALICE), 1001).deliveries} == set(held)
+    assert {d.id for d in store.deliveries.search(Filter(recipient=ALICE), 1001).deliveries} == set(held)
     assert all(read(store, id) for id in held)
     assert len(mail_files(folder)) == len(held)
     assert list((folder / "tmp").iterdir()) == []
@@ -532,19 +534,21 @@ def test_where_files_cannot_grow_mail_is_refused_and_what_was_acknowledged_stays
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda store: store.list_for(ALICE, {State.HELD}, 10),
-        lambda store: store.list_for(ALICE, {State.HELD, State.RELEASED}, 10, (UUID(int=1 << 127), 3)),
-        lambda store: store.search(Filter(since=now()), 10, (UUID(int=1 << 127), 3)),
-        lambda store: store.search(Filter(states=frozenset({State.REQUESTED})), 10),
-        lambda store: store.find("4XyZq1abc"),
-        lambda store: store.due_releases(now(), 10),
-        lambda store: store.due_digests(now(), 10),
-        lambda store: store.due_digests(None, 10),
-        lambda store: store.unscheduled(10),
-        lambda store: store.unannounced(ALICE, 10),
-        lambda store: store.last_digest(ALICE),
-        lambda store: store.person(MALLORY),
-        lambda store: store.session(b"x" * 32, now()),
+        lambda store: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10),
+        lambda store: store.deliveries.list_for(
+            Reader(ALICE), {State.HELD, State.RELEASED}, 10, DeliveryId(UUID(int=1 << 127), 3)
+        ),
+        lambda store: store.deliveries.search(Filter(since=now()), 10, DeliveryId(UUID(int=1 << 127), 3)),
+        lambda store: store.deliveries.search(Filter(states=frozenset({State.REQUESTED})), 10),
+        lambda store: store.messages.find("4XyZq1abc"),
+        lambda store: store.deliveries.due_releases(now(), 10),
+        lambda store: store.digests.due(now(), 10),
+        lambda store: store.digests.due(None, 10),
+        lambda store: store.recipients.unscheduled(10),
+        lambda store: store.digests.unannounced(Reader(ALICE), 10),
+        lambda store: store.digests.last(ALICE),
+        lambda store: store.recipients.get(MALLORY),
+        lambda store: store.sign_ins.session(b"x" * 32, now()),
     ],
 )
 def test_questions_use_an_index_and_sort_nothing(store: FileStore, ask: Callable[[FileStore], object]) -> None:
@@ -563,4 +567,4 @@ def test_questions_use_an_index_and_sort_nothing(store: FileStore, ask: Callable
 
 def test_the_bodys_window_alone_is_held(store: FileStore) -> None:
     data = mail()
-    assert read(store, store.add(export(data), body(data), Tier.SPAM, ()).id) == data
+    assert read(store, store.messages.add(export(data), body(data), Tier.SPAM, ()).id) == data

@@ -26,12 +26,25 @@ from psycopg import sql
 
 from portal import shipped
 from portal.model.errors import StoreMisfit, StoreUnavailable
-from portal.model.message import Body, EventKind, Filter, Reader, State, Symbol, Tier, first_id, held_at, new_id
-from portal.stores import SCHEMA_VERSION, Held, Store
+from portal.model.message import (
+    Body,
+    DeliveryId,
+    EventKind,
+    Filter,
+    Reader,
+    State,
+    Symbol,
+    Tier,
+    first_id,
+    held_at,
+    new_id,
+)
+from portal.stores import SCHEMA_VERSION, Store
 from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import messages as postgres
 from portal.stores.postgres import rows as postgres_rows
-from portal.stores.postgres import store as postgres
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, digesting, export, hold, mail, now
 
 DAY = timedelta(days=1)
@@ -83,8 +96,10 @@ def plans(
     helds = [hold_at(monkeypatch, store, midnight(-day) + n * DAY / 40) for day in range(6) for n in range(30)]
     for n, held in enumerate(helds[::5]):
         if n % 2:
-            store.move(held.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
-    store.schedule(ALICE, now())
+            store.deliveries.move(
+                DeliveryId(held.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+            )
+    store.recipients.schedule(ALICE, now())
     admin.execute("analyze")
     admin.execute("set enable_seqscan = off")  # tables this small would be read whole, and rightly so
 
@@ -93,8 +108,9 @@ def plans(
         execute = psycopg.Cursor.execute
 
         def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
-            if isinstance(query, str) and query.startswith("select") and " from " in query:
-                asked.append((query, params))
+            statement = query.decode() if isinstance(query, bytes) else str(query)
+            if statement.startswith("select") and " from " in statement:
+                asked.append((statement, params))
             return execute(cursor, query, params, **options)
 
         with monkeypatch.context() as patch:
@@ -114,9 +130,11 @@ def assert_indexed(plan: str) -> None:
 
 
 def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: PostgresStore) -> None:
-    first = store.list_for(ALICE, {State.HELD}, 20)
+    first = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20)
     for before in (None, first.next):
-        deliveries, messages = plans(lambda before=before: store.list_for(ALICE, {State.HELD}, 20, before))
+        deliveries, messages = plans(
+            lambda before=before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20, before)
+        )
         for plan in (deliveries, messages):
             assert_indexed(plan)
         assert "Sort" not in deliveries, deliveries
@@ -126,19 +144,19 @@ def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: Postgr
 
 
 def test_an_operators_list_is_read_in_order_too(plans: Any, store: PostgresStore) -> None:
-    (deliveries, _) = plans(lambda: store.search(Filter(), 20))
+    (deliveries, _) = plans(lambda: store.deliveries.search(Filter(), 20))
     assert_indexed(deliveries)
     assert "Sort" not in deliveries, deliveries
     assert deliveries.count("never executed") >= 3, deliveries
 
 
 def test_what_is_asked_by_id_touches_one_day(plans: Any, store: PostgresStore) -> None:
-    id = store.list_for(ALICE, {State.HELD}, 1).deliveries[0].id
+    id = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries[0].id
     for call in (
-        lambda: store.delivery_for(ALICE, id),
-        lambda: store.delivery(id, 0),
-        lambda: store.deliveries(id),
-        lambda: store.find(str(id)),
+        lambda: store.deliveries.get_for(Reader(ALICE), id),
+        lambda: store.deliveries.get(DeliveryId(id, 0)),
+        lambda: store.deliveries.of_message(id),
+        lambda: store.messages.find(str(id)),
     ):
         for plan in plans(call):
             assert_indexed(plan)
@@ -148,13 +166,13 @@ def test_what_is_asked_by_id_touches_one_day(plans: Any, store: PostgresStore) -
 
 def test_what_processes_ask_again_and_again_uses_small_indexes(plans: Any, store: PostgresStore) -> None:
     for call in (
-        lambda: store.due_digests(now(), 10),
-        lambda: store.due_digests(None, 10),
-        lambda: store.unscheduled(10),
-        lambda: store.unannounced(ALICE, 10),
-        lambda: store.due_releases(now(), 10),
-        lambda: store.find("4XyZq1abc"),
-        lambda: store.figures(now()),
+        lambda: store.digests.due(now(), 10),
+        lambda: store.digests.due(None, 10),
+        lambda: store.recipients.unscheduled(10),
+        lambda: store.digests.unannounced(Reader(ALICE), 10),
+        lambda: store.deliveries.due_releases(now(), 10),
+        lambda: store.messages.find("4XyZq1abc"),
+        lambda: store.stats(now()),
     ):
         for plan in plans(call):
             assert_indexed(plan)
@@ -165,7 +183,7 @@ def reader(store: PostgresStore) -> Reader:
     """Alice with an alias of hers and a role mailbox; mail for both lies beside her own, some of it told."""
     for n in range(90):  # in the evening they are the newest, and a second page still has 21 of each
         hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
-    store.pass_news_on("info@example.org", [ALICE, BOB])
+    store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
     whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
     with digesting(store, whole, now(), 50, at_once=True):
         pass
@@ -175,9 +193,9 @@ def reader(store: PostgresStore) -> Reader:
 def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
     plans: Any, store: PostgresStore, reader: Reader
 ) -> None:
-    first = store.list_for(reader, {State.HELD}, 20)
+    first = store.deliveries.list_for(reader, {State.HELD}, 20)
     for before in (None, first.next):
-        deliveries, messages = plans(lambda before=before: store.list_for(reader, {State.HELD}, 20, before))
+        deliveries, messages = plans(lambda before=before: store.deliveries.list_for(reader, {State.HELD}, 20, before))
         assert_indexed(deliveries)
         assert_indexed(messages)
         assert "Merge Append" not in deliveries, deliveries
@@ -188,7 +206,7 @@ def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
 def test_what_a_reader_was_never_told_is_read_by_index_day_by_day(
     plans: Any, store: PostgresStore, reader: Reader
 ) -> None:
-    deliveries, _ = plans(lambda: store.unannounced(reader, 10))
+    deliveries, _ = plans(lambda: store.digests.unannounced(reader, 10))
     assert_indexed(deliveries)
     assert "Seq Scan on told" not in deliveries, deliveries
     assert "never executed" in deliveries, deliveries
@@ -202,7 +220,7 @@ def assert_read_at_most(plan: str, rows: int) -> None:
 
 
 def test_what_was_never_announced_is_read_in_order(plans: Any, store: PostgresStore) -> None:
-    deliveries, _ = plans(lambda: store.unannounced(ALICE, 10))
+    deliveries, _ = plans(lambda: store.digests.unannounced(Reader(ALICE), 10))
     assert "Sort" not in deliveries, deliveries
     assert "never executed" in deliveries, deliveries
 
@@ -218,7 +236,7 @@ def test_the_same_bytes_are_kept_once_a_day(
     other_day = hold_at(monkeypatch, store, midnight(-1), data=data, recipients=[ALICE])
     assert admin.execute("select count(distinct body_id), count(*) from body_chunk").fetchone() == (2, 6)
     for held in (*helds, other_day):
-        assert b"".join(store.body(held.id)) == data
+        assert b"".join(store.messages.body(held.id)) == data
 
 
 def test_a_day_nobody_prepared_is_made_by_those_who_need_it(
@@ -231,7 +249,7 @@ def test_a_day_nobody_prepared_is_made_by_those_who_need_it(
     with ThreadPoolExecutor(8) as pool:
         helds = list(pool.map(lambda n: hold((store, second)[n % 2], mails[n]), range(8)))
     second.close()
-    assert [b"".join(store.body(held.id)) for held in helds] == mails
+    assert [b"".join(store.messages.body(held.id)) for held in helds] == mails
     for table in TABLES:
         assert f"{table}_{far:%Y%m%d}" in partitions(admin, table)
 
@@ -251,12 +269,12 @@ def test_a_day_dropped_by_hand_does_not_make_its_mail_known(
         admin.execute(f"drop table {table}_{held_at(first.id):%Y%m%d}")
     again = hold(store, data)
     assert not again.known
-    assert b"".join(store.body(again.id)) == data
+    assert b"".join(store.messages.body(again.id)) == data
 
 
 def test_text_that_postgresql_cannot_hold_is_held_all_the_same(store: PostgresStore) -> None:
     held = hold(store, subject="a\0b\ud800c", queue_id="x\0", recipients=["al\0ice@example.org"])
-    assert store.delivery(held.id, 0).message.subject == "a\ufffdb\ufffdc"
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message.subject == "a\ufffdb\ufffdc"
 
 
 def test_a_mail_of_50_mb_is_never_in_memory(store: PostgresStore, tmp_path: Any) -> None:
@@ -269,8 +287,8 @@ def test_a_mail_of_50_mb_is_never_in_memory(store: PostgresStore, tmp_path: Any)
     tracemalloc.start()
     with path.open("rb") as file:
         said = export(b"", body_sha256=digest, size_bytes=50 << 20)
-        held = store.add(said, Body(file, 0, 50 << 20), Tier.SPAM, ())
-    assert sum(map(len, store.body(held.id))) == 50 << 20
+        held = store.messages.add(said, Body(file, 0, 50 << 20), Tier.SPAM, ())
+    assert sum(map(len, store.messages.body(held.id))) == 50 << 20
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 << 20
@@ -280,7 +298,7 @@ def test_a_mail_of_zeros_is_unpacked_piece_by_piece(store: PostgresStore) -> Non
     data = bytes(30 << 20)
     held = hold(store, data)
     tracemalloc.start()
-    assert sum(map(len, store.body(held.id))) == len(data)
+    assert sum(map(len, store.messages.body(held.id))) == len(data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10 << 20
@@ -299,14 +317,14 @@ def test_damage_is_noticed(store: PostgresStore, admin: psycopg.Connection[Any],
     held = hold(store, os.urandom(2_500_000))
     admin.execute(damage)
     with pytest.raises(StoreUnavailable, match="damaged"):
-        for _ in store.body(held.id):
+        for _ in store.messages.body(held.id):
             pass
 
 
 def test_a_slow_reader_holds_no_connection(store: PostgresStore) -> None:
     data = os.urandom(2_500_000)
     held = hold(store, data)
-    readers = [store.body(held.id) for _ in range(12)]
+    readers = [store.messages.body(held.id) for _ in range(12)]
     begun = [next(reader) for reader in readers]
     assert not hold(store).known
     assert {first + b"".join(reader) for first, reader in zip(begun, readers, strict=True)} == {data}
@@ -418,11 +436,11 @@ def test_mail_that_version_3_held_is_still_read(
         postgres_days.make_day(store.database, now().date())
     before = held_by_version_3(admin)
     PostgresStore.open(postgres_dsn, create=True).close()
-    message = store.delivery(before, 0).message
+    message = store.deliveries.get(DeliveryId(before, 0)).message
     assert message.symbols == (Symbol("BAYES_SPAM", 5.0, ("99.99%",)),)
-    assert b"".join(store.body(before)) == b"Hello"
-    assert [m.id for m in store.find("4Old")] == [before]
-    assert [d.id for d in store.search(Filter(words="offer"), 10).deliveries] == [before]
+    assert b"".join(store.messages.body(before)) == b"Hello"
+    assert [m.id for m in store.messages.find("4Old")] == [before]
+    assert [d.id for d in store.deliveries.search(Filter(words="offer"), 10).deliveries] == [before]
 
 
 def held_by_version_3(admin: psycopg.Connection[Any]) -> UUID:
@@ -454,7 +472,7 @@ def test_two_bodies_with_one_place_are_both_kept(store: PostgresStore, monkeypat
     )
     mails = [os.urandom(size) for size in (2_000, 2_000, 2_500_000, 2_500_000)]
     helds = [hold(store, data) for data in mails]
-    assert [b"".join(store.body(held.id)) for held in helds] == mails
+    assert [b"".join(store.messages.body(held.id)) for held in helds] == mails
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> None:
@@ -520,17 +538,21 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
     owner = hold_at(monkeypatch, store, old, data=data, recipients=[BOB])
     kept = hold_at(monkeypatch, store, old + timedelta(hours=1), data=data, recipients=[ALICE])
     stays = hold_at(monkeypatch, store, recent)
-    store.move(kept.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
+    store.deliveries.move(
+        DeliveryId(kept.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
     purged = store.purge(now() - 30 * DAY, now())
     assert (purged.messages, purged.kept) == (2, 1)
-    assert b"".join(store.body(kept.id)) == data  # although the bytes were another message's
-    assert [m.id for m in store.find("4XyZq1abc")] == [stays.id, kept.id]
+    assert b"".join(store.messages.body(kept.id)) == data  # although the bytes were another message's
+    assert [m.id for m in store.messages.find("4XyZq1abc")] == [stays.id, kept.id]
     for table in TABLES:
         names = partitions(admin, table)
         assert f"{table}_{older:%Y%m%d}" not in names
         assert {f"{table}_{old:%Y%m%d}", f"{table}_{recent:%Y%m%d}"} <= set(names)
     assert (
-        store.move(kept.id, 0, State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.REFUSED).state
+        store.deliveries.move(
+            DeliveryId(kept.id, 0), State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.REFUSED
+        ).state
         is State.HELD
     )
     assert store.purge(now() - 30 * DAY, now()).messages == 1
@@ -543,7 +565,7 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
 def test_a_day_of_which_something_is_left_stays_whole(monkeypatch: pytest.MonkeyPatch, store: PostgresStore) -> None:
     held = hold_at(monkeypatch, store, midnight(-31))
     assert store.purge(midnight(-31) + timedelta(hours=23), now()).messages == 0
-    assert store.delivery(held.id, 0).state is State.HELD
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
     assert store.purge(midnight(-30), now()).messages == 1
 
 
@@ -574,7 +596,7 @@ def test_a_purge_that_never_gets_its_lock_says_so(
         admin.execute("select count(*) from delivery").fetchone()
         with pytest.raises(StoreUnavailable, match="long transaction"):
             store.purge(midnight(-30), now())
-        assert store.delivery(held.id, 0).state is State.HELD
+        assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
     assert store.purge(midnight(-30), now()).messages == 1
 
 
@@ -583,10 +605,10 @@ def test_a_body_that_ends_too_early_leaves_no_part_of_a_large_mail(
 ) -> None:
     data = os.urandom(3_000_000)
     with pytest.raises(StoreUnavailable):
-        store.add(export(data), Body(io.BytesIO(data[:-1]), 0, len(data)), Tier.SPAM, ())
+        store.messages.add(export(data), Body(io.BytesIO(data[:-1]), 0, len(data)), Tier.SPAM, ())
     for table in (*TABLES, "seen", "recipient"):
         assert admin.execute(f"select count(*) from {table}").fetchone() == (0,)
-    assert not store.add(export(data), body(data), Tier.SPAM, ()).known
+    assert not store.messages.add(export(data), body(data), Tier.SPAM, ()).known
 
 
 def test_a_database_that_answers_before_mail_is_durable_is_refused(postgres_dsn: str) -> None:

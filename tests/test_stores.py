@@ -30,22 +30,24 @@ from portal.model.errors import (
     RelayRefused,
     StoreUnavailable,
 )
-from portal.model.message import Body, Delivery, EventKind, Filter, Flag, Message, State, Symbol, Tier, held_at, new_id
-from portal.model.schedule import Preferences
-from portal.stores import (
-    LEASE,
-    Asked,
-    Claims,
-    Held,
-    Opening,
-    Page,
-    Person,
-    SignIn,
-    SignInLimits,
-    Store,
-    Unsent,
-    open_store,
+from portal.model.message import (
+    Body,
+    Delivery,
+    DeliveryId,
+    EventKind,
+    Filter,
+    Flag,
+    Message,
+    Reader,
+    State,
+    Symbol,
+    Tier,
+    held_at,
+    new_id,
 )
+from portal.model.schedule import Preferences
+from portal.stores import LEASE, Store, open_store
+from portal.stores.records import Asked, Claims, Held, LinkOpen, Page, Person, QueuedMail, SignIn, SignInLimits, Unsent
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, digesting, export, hold, mail, now
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86400))
@@ -85,10 +87,10 @@ def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
 
 
 _ELSEWHERE = """
-import os, pickle, sys
+import operator, os, pickle, sys
 from portal.stores import open_store
 url, name, arguments, options = pickle.load(sys.stdin.buffer)
-result = getattr(open_store(url), name)(*arguments, **options)
+result = operator.attrgetter(name)(open_store(url))(*arguments, **options)
 entered = result.__enter__() if hasattr(result, "__enter__") else result
 pickle.dump(entered, sys.stdout.buffer)
 sys.stdout.buffer.flush()
@@ -119,10 +121,10 @@ def dies_in(url: str, name: str, *arguments: Any, **options: Any) -> Any:
 
 
 def held_bytes(store: Store, id: UUID) -> bytes:
-    return b"".join(store.body(id))
+    return b"".join(store.messages.body(id))
 
 
-def every_page(ask: Callable[[tuple[UUID, int] | None], Page]) -> list[Delivery]:
+def every_page(ask: Callable[[DeliveryId | None], Page]) -> list[Delivery]:
     out: list[Delivery] = []
     page = ask(None)
     while True:
@@ -139,7 +141,7 @@ def names(deliveries: Any) -> list[tuple[UUID, int]]:
 def claim(
     store: Store, held: Held, at: datetime, number: int = 0, allowed: frozenset[State] = frozenset({State.HELD})
 ) -> AbstractContextManager[Delivery]:
-    return store.releasing(held.id, number, allowed, BY_LINK, at)
+    return store.deliveries.releasing(DeliveryId(held.id, number), allowed, BY_LINK, at)
 
 
 def release(store: Store, held: Held, at: datetime, number: int = 0) -> None:
@@ -153,13 +155,15 @@ def defer(store: Store, held: Held, at: datetime, number: int = 0) -> None:
 
 
 def delete(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
-    return store.move(
-        held.id, number, State.DELETED, {State.HELD, State.REQUESTED}, BY_LINK, at, kind=EventKind.DELETED
+    return store.deliveries.move(
+        DeliveryId(held.id, number), State.DELETED, {State.HELD, State.REQUESTED}, BY_LINK, at, kind=EventKind.DELETED
     )
 
 
 def ask(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
-    return store.move(held.id, number, State.REQUESTED, {State.HELD}, BY_LINK, at, kind=EventKind.REQUESTED)
+    return store.deliveries.move(
+        DeliveryId(held.id, number), State.REQUESTED, {State.HELD}, BY_LINK, at, kind=EventKind.REQUESTED
+    )
 
 
 def tell(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
@@ -196,10 +200,10 @@ AWKWARD = {
 @pytest.mark.parametrize("name", AWKWARD)
 def test_bytes_come_back_identical(store: Store, name: str) -> None:
     held = hold(store, AWKWARD[name])
-    pieces = list(store.body(held.id))
+    pieces = list(store.messages.body(held.id))
     assert b"".join(pieces) == AWKWARD[name]
     assert all(len(piece) <= 2**20 for piece in pieces)
-    assert store.delivery(held.id, 0).message.size_bytes == len(AWKWARD[name])
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message.size_bytes == len(AWKWARD[name])
 
 
 def test_every_message_of_the_corpus_comes_back_identical(store: Store) -> None:
@@ -214,7 +218,7 @@ def test_every_message_of_the_corpus_comes_back_identical(store: Store) -> None:
 def test_a_body_can_be_read_twice_at_the_same_time(store: Store) -> None:
     data = os.urandom(2_500_000)
     held = hold(store, data)
-    one, two = store.body(held.id), store.body(held.id)
+    one, two = store.messages.body(held.id), store.messages.body(held.id)
     first = next(one)
     assert b"".join(two) == data
     assert first + b"".join(one) == data
@@ -236,8 +240,8 @@ def test_what_the_export_said_is_kept(store: Store) -> None:
     )
     data = mail()
     before = datetime.now(UTC) - timedelta(milliseconds=1)
-    held = store.add(replace(said, size_bytes=len(data)), body(data), Tier.SUSPICIOUS, ())
-    message = store.delivery(held.id, 1).message
+    held = store.messages.add(replace(said, size_bytes=len(data)), body(data), Tier.SUSPICIOUS, ())
+    message = store.deliveries.get(DeliveryId(held.id, 1)).message
     assert message.id == held.id
     assert message.id.version == 7
     assert message.held_at == held_at(held.id)
@@ -262,7 +266,7 @@ def test_what_the_export_did_not_know_stays_unknown(store: Store) -> None:
         symbols=(),
         flags=frozenset(Flag),
     )
-    message = store.delivery(held.id, 0).message
+    message = store.deliveries.get(DeliveryId(held.id, 0)).message
     unknown = (message.envelope_sender, message.queue_id, message.message_id, message.action, message.score)
     assert unknown == (None,) * 5
     assert (message.client_ip, message.user, message.subject, message.header_from) == (None, None, "", "")
@@ -288,9 +292,9 @@ def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
         "symbols": tuple(Symbol(f"SYMBOL_{n}", n / 7, (long(60), long(60))) for n in range(1000)),
     }
     held = hold(store, recipients=[recipient, BOB], **said)
-    message = store.delivery_for(recipient, held.id).message
+    message = store.deliveries.get_for(Reader(recipient), held.id).message
     assert {name: getattr(message, name) for name in said} == said
-    assert [m.id for m in store.find(said["queue_id"])] == [held.id]
+    assert [m.id for m in store.messages.find(said["queue_id"])] == [held.id]
     assert tell(store, recipient, now()) == [(held.id, 0)]
 
 
@@ -300,26 +304,26 @@ def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
 def test_addresses_are_taken_literally(store: Store, address: str) -> None:
     held = hold(store, recipients=[address], announce=())
     hold(store, recipients=["oxbrienxx@example.org"], announce=())
-    assert store.find_news(now() - HOUR, {address}) == 1
-    assert [p.recipient for p in store.unscheduled(10)] == [address]
-    assert names(store.list_for(address, {State.HELD}, 10).deliveries) == [(held.id, 0)]
-    assert names(store.search(Filter(recipient=address), 10).deliveries) == [(held.id, 0)]
+    assert store.recipients.find_news(now() - HOUR, {address}) == 1
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [address]
+    assert names(store.deliveries.list_for(Reader(address), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert names(store.deliveries.search(Filter(recipient=address), 10).deliveries) == [(held.id, 0)]
     assert tell(store, address, now()) == [(held.id, 0)]
 
 
 def test_the_null_sender_is_not_an_unknown_sender(store: Store) -> None:
-    assert store.delivery(hold(store, envelope_sender="").id, 0).message.envelope_sender == ""
-    assert store.delivery(hold(store, envelope_sender=None).id, 0).message.envelope_sender is None
+    assert store.deliveries.get(DeliveryId(hold(store, envelope_sender="").id, 0)).message.envelope_sender == ""
+    assert store.deliveries.get(DeliveryId(hold(store, envelope_sender=None).id, 0)).message.envelope_sender is None
 
 
 @pytest.mark.parametrize("tier", Tier)
 def test_the_tier_is_kept(store: Store, tier: Tier) -> None:
-    assert store.delivery(hold(store, tier=tier).id, 0).message.tier is tier
+    assert store.deliveries.get(DeliveryId(hold(store, tier=tier).id, 0)).message.tier is tier
 
 
 def test_a_new_delivery_is_held_and_untouched(store: Store) -> None:
     held = hold(store)
-    delivery = store.delivery(held.id, 0)
+    delivery = store.deliveries.get(DeliveryId(held.id, 0))
     assert not held.known
     assert delivery.state is State.HELD
     assert delivery.state_at == held_at(held.id)
@@ -329,14 +333,14 @@ def test_a_new_delivery_is_held_and_untouched(store: Store) -> None:
 def test_numbers_follow_the_order_of_recipients(store: Store) -> None:
     recipients = [f"person{n * 7919 % 1000}@example.org" for n in range(1000)]
     held = hold(store, recipients=recipients)
-    deliveries = store.deliveries(held.id)
+    deliveries = store.deliveries.of_message(held.id)
     assert [d.number for d in deliveries] == list(range(1000))
     assert [d.recipient for d in deliveries] == recipients
 
 
 def test_an_address_is_kept_as_written_and_its_identity_in_lower_case(store: Store) -> None:
     held = hold(store, recipients=['"Quoted Name"@Example.ORG', "Alice+Shop@Example.org", "JÜRGEN@example.org"])
-    assert [(d.recipient, d.address) for d in store.deliveries(held.id)] == [
+    assert [(d.recipient, d.address) for d in store.deliveries.of_message(held.id)] == [
         ('"quoted name"@example.org', '"Quoted Name"@Example.ORG'),
         ("alice+shop@example.org", "Alice+Shop@Example.org"),
         ("jürgen@example.org", "JÜRGEN@example.org"),
@@ -346,15 +350,17 @@ def test_an_address_is_kept_as_written_and_its_identity_in_lower_case(store: Sto
 def test_letters_that_only_look_alike_in_lower_case_are_different_people(store: Store) -> None:
     recipients = ["mike@example.org", "mi\u212ae@example.org", "\u0130da@example.org", "i\u0307da@example.org"]
     held = hold(store, recipients=recipients)
-    assert [(d.recipient, d.address) for d in store.deliveries(held.id)] == [(each, each) for each in recipients]
-    assert store.person("mike@example.org").address == "mike@example.org"
+    assert [(d.recipient, d.address) for d in store.deliveries.of_message(held.id)] == [
+        (each, each) for each in recipients
+    ]
+    assert store.recipients.get("mike@example.org").address == "mike@example.org"
 
 
 def test_a_message_without_recipients_has_one_delivery_for_nobody(store: Store) -> None:
     held = hold(store, recipients=())
-    (delivery,) = store.deliveries(held.id)
+    (delivery,) = store.deliveries.of_message(held.id)
     assert (delivery.number, delivery.recipient, delivery.address) == (0, "", "")
-    assert not list(store.unscheduled(10))
+    assert not list(store.recipients.unscheduled(10))
 
 
 def test_the_same_mail_again_gets_the_first_id(store: Store) -> None:
@@ -362,8 +368,8 @@ def test_the_same_mail_again_gets_the_first_id(store: Store) -> None:
     first = hold(store, data)
     again = hold(store, data, queue_id="another", score=1.0)
     assert again == Held(first.id, known=True)
-    assert store.delivery(first.id, 0).message.queue_id == "4XyZq1abc"
-    assert len(store.deliveries(first.id)) == 2
+    assert store.deliveries.get(DeliveryId(first.id, 0)).message.queue_id == "4XyZq1abc"
+    assert len(store.deliveries.of_message(first.id)) == 2
 
 
 def test_the_same_mail_again_is_known_although_it_was_acted_on(store: Store) -> None:
@@ -372,7 +378,7 @@ def test_the_same_mail_again_is_known_although_it_was_acted_on(store: Store) -> 
     release(store, first, now())
     delete(store, first, now(), 1)
     assert hold(store, data) == Held(first.id, known=True)
-    assert [d.state for d in store.deliveries(first.id)] == [State.RELEASED, State.DELETED]
+    assert [d.state for d in store.deliveries.of_message(first.id)] == [State.RELEASED, State.DELETED]
 
 
 def test_the_same_mail_to_others_is_another_message(store: Store) -> None:
@@ -389,40 +395,40 @@ def test_the_same_mail_from_100_threads_is_one_message(store: Store, second: Sto
     results = at_once(100, lambda number: hold((store, second)[number % 2], data))
     assert len({held.id for held in results}) == 1
     assert sum(not held.known for held in results) == 1
-    assert len(store.search(Filter(), 100).deliveries) == 2
+    assert len(store.deliveries.search(Filter(), 100).deliveries) == 2
     assert held_bytes(store, results[0].id) == data
 
 
 def test_the_same_mail_from_several_processes_is_one_message(store: Store, store_url: str) -> None:
     data = mail()
-    processes = [_begin_elsewhere(store_url, "add", export(data), body(data), Tier.SPAM, ()) for _ in range(4)]
+    processes = [_begin_elsewhere(store_url, "messages.add", export(data), body(data), Tier.SPAM, ()) for _ in range(4)]
     results = [pickle.loads(process.communicate()[0]) for process in processes]
     assert len({held.id for held in results}) == 1
     assert sum(not held.known for held in results) == 1
-    assert len(store.search(Filter(), 100).deliveries) == 2
+    assert len(store.deliveries.search(Filter(), 100).deliveries) == 2
 
 
 def test_different_mail_from_50_threads_is_all_held(store: Store) -> None:
     mails = [mail(size_bytes=5_000) for _ in range(50)]
     results = at_once(50, lambda number: hold(store, mails[number]))
     assert [held_bytes(store, held.id) for held in results] == mails
-    assert len(every_page(lambda before: store.list_for(ALICE, {State.HELD}, 20, before))) == 50
+    assert len(every_page(lambda before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20, before))) == 50
 
 
 def test_a_held_message_survives_the_death_of_its_process(store: Store, store_url: str) -> None:
     data = mail(size_bytes=200_000)
-    held = dies_in(store_url, "add", export(data), body(data), Tier.SPAM, (ALICE,))
+    held = dies_in(store_url, "messages.add", export(data), body(data), Tier.SPAM, (ALICE,))
     assert held_bytes(store, held.id) == data
-    assert names(store.list_for(ALICE, {State.HELD}, 10).deliveries) == [(held.id, 0)]
-    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+    assert names(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
 
 
 def test_a_body_that_cannot_be_read_leaves_nothing_behind(store: Store) -> None:
     data = mail(size_bytes=5_000)
     with pytest.raises(StoreUnavailable):
-        store.add(export(data), Body(io.BytesIO(data[:-100]), 0, len(data)), Tier.SPAM, (ALICE,))
-    assert store.search(Filter(), 10) == Page((), None)
-    assert store.person(ALICE).news_since is None
+        store.messages.add(export(data), Body(io.BytesIO(data[:-100]), 0, len(data)), Tier.SPAM, (ALICE,))
+    assert store.deliveries.search(Filter(), 10) == Page((), None)
+    assert store.recipients.get(ALICE).news_since is None
     held = hold(store, data)
     assert not held.known
     assert held_bytes(store, held.id) == data
@@ -433,29 +439,29 @@ def test_a_body_that_cannot_be_read_leaves_nothing_behind(store: Store) -> None:
 
 def test_mallory_sees_nothing(store: Store) -> None:
     held = hold(store)
-    assert store.list_for(MALLORY, EVERY_STATE, 10) == Page((), None)
-    assert not list(store.unannounced(MALLORY, 10))
-    assert store.last_digest(MALLORY) is None
+    assert store.deliveries.list_for(Reader(MALLORY), EVERY_STATE, 10) == Page((), None)
+    assert not list(store.digests.unannounced(Reader(MALLORY), 10))
+    assert store.digests.last(MALLORY) is None
     with pytest.raises(NotFound) as somebody_elses:
-        store.delivery_for(MALLORY, held.id)
+        store.deliveries.get_for(Reader(MALLORY), held.id)
     with pytest.raises(NotFound) as unknown:
-        store.delivery_for(MALLORY, UNKNOWN)
+        store.deliveries.get_for(Reader(MALLORY), UNKNOWN)
     assert type(somebody_elses.value) is type(unknown.value) is NotFound
     assert str(somebody_elses.value).replace(str(held.id), "") == str(unknown.value).replace(str(UNKNOWN), "")
 
 
 def test_each_recipient_gets_their_own_delivery(store: Store) -> None:
     held = hold(store)
-    assert store.delivery_for(ALICE, held.id).number == 0
-    assert store.delivery_for(BOB, held.id).number == 1
-    assert store.delivery_for(BOB, held.id) == store.delivery(held.id, 1)
-    assert names(store.list_for(BOB, {State.HELD}, 10).deliveries) == [(held.id, 1)]
+    assert store.deliveries.get_for(Reader(ALICE), held.id).number == 0
+    assert store.deliveries.get_for(Reader(BOB), held.id).number == 1
+    assert store.deliveries.get_for(Reader(BOB), held.id) == store.deliveries.get(DeliveryId(held.id, 1))
+    assert names(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == [(held.id, 1)]
 
 
 def test_a_list_is_newest_first_and_complete_over_its_pages(store: Store) -> None:
     ids = [hold(store).id for _ in range(7)]
     hold(store, recipients=[BOB])
-    found = every_page(lambda before: store.list_for(ALICE, {State.HELD}, 3, before))
+    found = every_page(lambda before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 3, before))
     assert [d.id for d in found] == sorted(ids, reverse=True)
     assert {d.recipient for d in found} == {ALICE}
 
@@ -463,10 +469,10 @@ def test_a_list_is_newest_first_and_complete_over_its_pages(store: Store) -> Non
 def test_a_page_holds_no_more_than_its_limit_and_the_last_says_so(store: Store) -> None:
     for _ in range(4):
         hold(store)
-    first = store.list_for(ALICE, {State.HELD}, 2)
+    first = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 2)
     assert len(first.deliveries) == 2
     assert first.next is not None
-    last = store.list_for(ALICE, {State.HELD}, 2, first.next)
+    last = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 2, first.next)
     assert len(last.deliveries) == 2
     assert last.next is None
 
@@ -474,8 +480,8 @@ def test_a_page_holds_no_more_than_its_limit_and_the_last_says_so(store: Store) 
 def test_mail_that_comes_between_pages_makes_no_doubles(store: Store) -> None:
     ids = [hold(store).id for _ in range(6)]
 
-    def ask_then_hold(before: tuple[UUID, int] | None) -> Page:
-        page = store.list_for(ALICE, {State.HELD}, 2, before)
+    def ask_then_hold(before: DeliveryId | None) -> Page:
+        page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 2, before)
         hold(store)
         return page
 
@@ -484,10 +490,12 @@ def test_mail_that_comes_between_pages_makes_no_doubles(store: Store) -> None:
 
 def test_mail_that_leaves_between_pages_hides_nothing(store: Store) -> None:
     ids = sorted((hold(store) for _ in range(6)), key=lambda held: held.id, reverse=True)
-    page = store.list_for(ALICE, {State.HELD}, 3)
+    page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 3)
     for held in ids[:3]:
         delete(store, held, now())
-    assert [d.id for d in store.list_for(ALICE, {State.HELD}, 9, page.next).deliveries] == [h.id for h in ids[3:]]
+    assert [d.id for d in store.deliveries.list_for(Reader(ALICE), {State.HELD}, 9, page.next).deliveries] == [
+        h.id for h in ids[3:]
+    ]
 
 
 def test_a_list_shows_the_states_asked_for(store: Store) -> None:
@@ -498,7 +506,7 @@ def test_a_list_shows_the_states_asked_for(store: Store) -> None:
     defer(store, releasing, now())
 
     def ids(*states: State) -> set[UUID]:
-        return {d.id for d in store.list_for(ALICE, states, 10).deliveries}
+        return {d.id for d in store.deliveries.list_for(Reader(ALICE), states, 10).deliveries}
 
     assert ids(State.HELD) == {held.id}
     assert ids(State.DELETED) == {deleted.id}
@@ -506,11 +514,11 @@ def test_a_list_shows_the_states_asked_for(store: Store) -> None:
     assert ids(State.REQUESTED, State.RELEASING) == {requested.id, releasing.id}
     assert len(ids(*State)) == 5
     assert ids() == set()
-    assert len(store.list_for(BOB, {State.HELD}, 10).deliveries) == 5
+    assert len(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == 5
 
 
 def test_an_unknown_person_is_empty(store: Store) -> None:
-    person = store.person(MALLORY)
+    person = store.recipients.get(MALLORY)
     assert person.recipient == MALLORY
     assert (person.stopped_at, person.links_valid_from, person.news_since, person.next_digest_at) == (None,) * 4
 
@@ -518,7 +526,7 @@ def test_an_unknown_person_is_empty(store: Store) -> None:
 def test_a_person_has_the_address_last_written_and_the_time_of_their_oldest_news(store: Store) -> None:
     first = hold(store, recipients=["alice@Example.org"])
     hold(store, recipients=["Alice@example.org"])
-    assert store.person(ALICE) == Person(ALICE, "Alice@example.org", None, None, held_at(first.id), None)
+    assert store.recipients.get(ALICE) == Person(ALICE, "Alice@example.org", None, None, held_at(first.id), None)
 
 
 CHOSEN = Preferences("monday", (time(6, 30), time(18)), "Asia/Kathmandu", "en")
@@ -527,97 +535,100 @@ CHOSEN = Preferences("monday", (time(6, 30), time(18)), "Asia/Kathmandu", "en")
 @pytest.mark.parametrize("chosen", [CHOSEN, Preferences(), Preferences(at=(time(0),)), Preferences(timezone="UTC")])
 def test_what_a_person_chose_is_kept(store: Store, chosen: Preferences) -> None:
     hold(store, recipients=[ALICE])
-    store.set_preferences(ALICE, CHOSEN)
-    store.set_preferences(ALICE, chosen)
-    assert store.person(ALICE).preferences == chosen
-    assert [p.preferences for p in store.unscheduled(10)] == [chosen]
-    assert store.person(BOB).preferences == Preferences()
+    store.recipients.set_preferences(ALICE, CHOSEN)
+    store.recipients.set_preferences(ALICE, chosen)
+    assert store.recipients.get(ALICE).preferences == chosen
+    assert [p.preferences for p in store.recipients.unscheduled(10)] == [chosen]
+    assert store.recipients.get(BOB).preferences == Preferences()
 
 
 def test_one_may_choose_before_any_mail_is_held(store: Store) -> None:
-    store.set_preferences(MALLORY, CHOSEN)
-    person = store.person(MALLORY)
+    store.recipients.set_preferences(MALLORY, CHOSEN)
+    person = store.recipients.get(MALLORY)
     assert (person.preferences, person.news_since, person.next_digest_at) == (CHOSEN, None, None)
     hold(store, recipients=["Mallory@Example.org"])
-    assert store.person(MALLORY).preferences == CHOSEN
-    assert store.person(MALLORY).address == "Mallory@Example.org"
+    assert store.recipients.get(MALLORY).preferences == CHOSEN
+    assert store.recipients.get(MALLORY).address == "Mallory@Example.org"
 
 
 def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
     hold(store)
-    store.schedule(ALICE, now() + DAY)
-    store.schedule(BOB, now() + DAY)
-    store.set_preferences(ALICE, CHOSEN)
-    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+    store.recipients.schedule(ALICE, now() + DAY)
+    store.recipients.schedule(BOB, now() + DAY)
+    store.recipients.set_preferences(ALICE, CHOSEN)
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
 
 
 def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
     hold(store, recipients=[ALICE])
-    store.set_preferences(ALICE, CHOSEN)
+    store.recipients.set_preferences(ALICE, CHOSEN)
     with digesting(store, ALICE, now(), 10, at_once=True) as digest:
         assert digest.preferences == CHOSEN
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last is not None
     assert last.preferences == CHOSEN
 
 
 def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
     at = now()
-    assert store.set_digests_stopped(ALICE, at, mail=("Alice@example.org", b"stopped"))
-    assert not store.set_digests_stopped(ALICE, at + HOUR, mail=("Alice@example.org", b"again"))
-    assert store.person(ALICE).stopped_at == at
-    with store.sending(at) as mail:
+    assert store.recipients.set_digests_stopped(ALICE, at, mail=QueuedMail("Alice@example.org", b"stopped"))
+    assert not store.recipients.set_digests_stopped(ALICE, at + HOUR, mail=QueuedMail("Alice@example.org", b"again"))
+    assert store.recipients.get(ALICE).stopped_at == at
+    with store.outbox.sending(at) as mail:
         assert mail is not None
         assert (mail.to, mail.mail) == ("Alice@example.org", b"stopped")
-    assert store.figures(at).mails_waiting == 0
-    assert store.set_digests_stopped(ALICE, None)
-    assert not store.set_digests_stopped(ALICE, None)
-    assert store.person(ALICE).stopped_at is None
+    assert store.stats(at).mails_waiting == 0
+    assert store.recipients.set_digests_stopped(ALICE, None)
+    assert not store.recipients.set_digests_stopped(ALICE, None)
+    assert store.recipients.get(ALICE).stopped_at is None
 
 
 def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
     at = now()
-    results = at_once(20, lambda n: (second if n % 2 else store).set_digests_stopped(ALICE, at, mail=(ALICE, b"x")))
+    results = at_once(
+        20,
+        lambda n: (second if n % 2 else store).recipients.set_digests_stopped(ALICE, at, mail=QueuedMail(ALICE, b"x")),
+    )
     assert sorted(results) == [False] * 19 + [True]
-    assert store.figures(at).mails_waiting == 1
+    assert store.stats(at).mails_waiting == 1
 
 
 def test_announce_marks_only_those_named(store: Store) -> None:
     hold(store, announce=[ALICE])
-    assert store.person(ALICE).news_since is not None
-    assert store.person(BOB).news_since is None
-    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+    assert store.recipients.get(ALICE).news_since is not None
+    assert store.recipients.get(BOB).news_since is None
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
 
 
 def test_revoked_links_stay_revoked(store: Store) -> None:
     at = now()
-    store.revoke_links(ALICE, at)
-    assert store.person(ALICE).links_valid_from == at
-    store.revoke_links(ALICE, at - DAY)
-    assert store.person(ALICE).links_valid_from == at
-    store.revoke_links(ALICE, at + DAY)
-    assert store.person(ALICE).links_valid_from == at + DAY
-    assert store.person(BOB).links_valid_from is None
+    store.recipients.revoke_links(ALICE, at)
+    assert store.recipients.get(ALICE).links_valid_from == at
+    store.recipients.revoke_links(ALICE, at - DAY)
+    assert store.recipients.get(ALICE).links_valid_from == at
+    store.recipients.revoke_links(ALICE, at + DAY)
+    assert store.recipients.get(ALICE).links_valid_from == at + DAY
+    assert store.recipients.get(BOB).links_valid_from is None
 
 
 def test_openings_of_one_digest_come_back_oldest_first(store: Store) -> None:
     held, at = hold(store), now()
     issued = at.replace(microsecond=0)
-    openings = [Opening(held.id, n % 2, at + n * SECOND) for n in range(4)]
+    openings = [LinkOpen(DeliveryId(held.id, n % 2), at + n * SECOND) for n in range(4)]
     for n, opening in enumerate(openings):
-        assert list(store.record_opening(ALICE, issued, opening, at)) == openings[: n + 1]
-    late = Opening(held.id, 0, at + 20 * SECOND)
-    assert list(store.record_opening(ALICE, issued, late, at + 2 * SECOND)) == [*openings[2:], late]
-    other = Opening(held.id, 0, at + 21 * SECOND)
-    assert list(store.record_opening(ALICE, issued - DAY, other, at)) == [other]
-    assert list(store.record_opening(BOB, issued, other, at)) == [other]
+        assert list(store.digests.record_link_open(ALICE, issued, opening, at)) == openings[: n + 1]
+    late = LinkOpen(DeliveryId(held.id, 0), at + 20 * SECOND)
+    assert list(store.digests.record_link_open(ALICE, issued, late, at + 2 * SECOND)) == [*openings[2:], late]
+    other = LinkOpen(DeliveryId(held.id, 0), at + 21 * SECOND)
+    assert list(store.digests.record_link_open(ALICE, issued - DAY, other, at)) == [other]
+    assert list(store.digests.record_link_open(BOB, issued, other, at)) == [other]
 
 
 def test_no_more_than_500_openings_come_back_and_this_one_is_among_them(store: Store) -> None:
     held, at = hold(store), now()
     for n in range(502):
-        this = Opening(held.id, 0, at + n * SECOND)
-        found = store.record_opening(ALICE, at.replace(microsecond=0), this, at)
+        this = LinkOpen(DeliveryId(held.id, 0), at + n * SECOND)
+        found = store.digests.record_link_open(ALICE, at.replace(microsecond=0), this, at)
     assert len(found) == 500
     assert this in found
 
@@ -628,15 +639,15 @@ def test_no_more_than_500_openings_come_back_and_this_one_is_among_them(store: S
 def test_what_is_not_there_is_not_found(store: Store) -> None:
     held = hold(store)
     with pytest.raises(NotFound):
-        store.delivery(UNKNOWN, 0)
+        store.deliveries.get(DeliveryId(UNKNOWN, 0))
     with pytest.raises(NotFound):
-        store.delivery(held.id, 2)
+        store.deliveries.get(DeliveryId(held.id, 2))
     with pytest.raises(NotFound):
-        store.delivery(held.id, 65535)
+        store.deliveries.get(DeliveryId(held.id, 65535))
     with pytest.raises(NotFound):
-        store.deliveries(UNKNOWN)
+        store.deliveries.of_message(UNKNOWN)
     with pytest.raises(NotFound) as missing:
-        next(iter(store.body(UNKNOWN)))
+        next(iter(store.messages.body(UNKNOWN)))
     assert not isinstance(missing.value, BodyMissing)
 
 
@@ -644,43 +655,43 @@ def test_a_day_long_past_or_far_ahead_is_not_found_either(store: Store) -> None:
     for year in (1971, 2400):
         id = new_id(datetime(year, 1, 1, tzinfo=UTC))
         with pytest.raises(NotFound):
-            store.delivery(id, 0)
+            store.deliveries.get(DeliveryId(id, 0))
         with pytest.raises(NotFound):
-            store.delivery_for(ALICE, id)
+            store.deliveries.get_for(Reader(ALICE), id)
         with pytest.raises(NotFound):
             delete(store, Held(id, known=False), now())
         with pytest.raises(NotFound):
-            next(iter(store.body(id)))
-        assert not list(store.find(str(id)))
+            next(iter(store.messages.body(id)))
+        assert not list(store.messages.find(str(id)))
 
 
 def test_a_message_is_found_by_its_id_and_by_its_queue_id(store: Store) -> None:
     one, two = hold(store, queue_id="AAA"), hold(store, queue_id="BBB")
-    assert [m.id for m in store.find(str(one.id))] == [one.id]
-    assert [m.id for m in store.find("BBB")] == [two.id]
-    assert list(store.find("AAA")) == [store.delivery(one.id, 0).message]
+    assert [m.id for m in store.messages.find(str(one.id))] == [one.id]
+    assert [m.id for m in store.messages.find("BBB")] == [two.id]
+    assert list(store.messages.find("AAA")) == [store.deliveries.get(DeliveryId(one.id, 0)).message]
 
 
 def test_a_queue_id_that_came_round_again_finds_all_newest_first(store: Store) -> None:
     ids = [hold(store, queue_id="AAA").id for _ in range(3)]
-    assert [m.id for m in store.find("AAA")] == sorted(ids, reverse=True)
+    assert [m.id for m in store.messages.find("AAA")] == sorted(ids, reverse=True)
 
 
 def test_no_more_than_100_messages_are_found(store: Store) -> None:
     ids = [hold(store, queue_id="AAA").id for _ in range(103)]
-    assert [m.id for m in store.find("AAA")] == sorted(ids, reverse=True)[:100]
+    assert [m.id for m in store.messages.find("AAA")] == sorted(ids, reverse=True)[:100]
 
 
 @pytest.mark.parametrize("text", ["", "AA", "AAAA", "aaa", "%", "A_A", " AAA", str(UNKNOWN), "'", "\\"])
 def test_find_takes_only_exactly_the_text(store: Store, text: str) -> None:
     hold(store, queue_id="AAA")
     hold(store, queue_id=None)
-    assert not list(store.find(text))
+    assert not list(store.messages.find(text))
 
 
 def test_search_without_a_filter_shows_everything_newest_first(store: Store) -> None:
     ids = [hold(store).id for _ in range(5)] + [hold(store, recipients=()).id]
-    found = every_page(lambda before: store.search(Filter(), 4, before))
+    found = every_page(lambda before: store.deliveries.search(Filter(), 4, before))
     assert [d.id for d in found] == sorted((d.id for d in found), reverse=True)
     assert sorted(names(found)) == sorted([(id, n) for id in ids[:5] for n in (0, 1)] + [(ids[5], 0)])
 
@@ -688,23 +699,23 @@ def test_search_without_a_filter_shows_everything_newest_first(store: Store) -> 
 def test_search_goes_on_within_a_message_with_many_recipients(store: Store) -> None:
     held = hold(store, recipients=[f"p{n}@example.org" for n in range(10)])
     hold(store)
-    found = every_page(lambda before: store.search(Filter(), 3, before))
+    found = every_page(lambda before: store.deliveries.search(Filter(), 3, before))
     assert len(found) == len(set(names(found))) == 12
     assert sorted(d.number for d in found if d.id == held.id) == list(range(10))
 
 
 def test_search_by_recipient(store: Store) -> None:
     one, _ = hold(store), hold(store, recipients=[ALICE])
-    assert names(store.search(Filter(recipient=BOB), 10).deliveries) == [(one.id, 1)]
-    assert not store.search(Filter(recipient=MALLORY), 10).deliveries
-    assert not store.search(Filter(recipient="bob"), 10).deliveries
+    assert names(store.deliveries.search(Filter(recipient=BOB), 10).deliveries) == [(one.id, 1)]
+    assert not store.deliveries.search(Filter(recipient=MALLORY), 10).deliveries
+    assert not store.deliveries.search(Filter(recipient="bob"), 10).deliveries
 
 
 @pytest.mark.parametrize("part", [SENDER, "promo", "EXAMPLE.NET", "o@e"])
 def test_search_by_a_part_of_the_envelope_sender(store: Store, part: str) -> None:
     held = hold(store, recipients=[ALICE], header_from="")
     hold(store, recipients=[ALICE], envelope_sender="other@example.com", header_from="Other <x@example.com>")
-    assert names(store.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
+    assert names(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
 
 
 @pytest.mark.parametrize("part", ["Bank", "JÜRGEN", "jürgen", "en from the bank <J", "100%_"])
@@ -712,41 +723,41 @@ def test_search_by_a_part_of_the_from_header(store: Store, part: str) -> None:
     sent_as = "Jürgen from the Bank <j@bank.example> 100%_"
     held = hold(store, recipients=[ALICE], envelope_sender=None, header_from=sent_as)
     hold(store, recipients=[ALICE], envelope_sender="", header_from="Other <x@example.com> 1000_")
-    assert names(store.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
+    assert names(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
 
 
 @pytest.mark.parametrize("part", ["%", "_", "\\", "'", "p%o", "*", "promo_example"])
 def test_search_takes_a_sender_literally(store: Store, part: str) -> None:
     hold(store)
-    assert not store.search(Filter(sender=part), 10).deliveries
+    assert not store.deliveries.search(Filter(sender=part), 10).deliveries
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0", "\udcff", "x" * 100_000])
 def test_strange_text_finds_nothing(store: Store, text: str) -> None:
     """An operator's terminal may hand over whatever it has."""
     hold(store)
-    assert not list(store.find(text))
-    assert not store.search(Filter(sender=text), 10).deliveries
-    assert not store.search(Filter(recipient=text), 10).deliveries
-    assert not store.list_for(text, EVERY_STATE, 10).deliveries
+    assert not list(store.messages.find(text))
+    assert not store.deliveries.search(Filter(sender=text), 10).deliveries
+    assert not store.deliveries.search(Filter(recipient=text), 10).deliveries
+    assert not store.deliveries.list_for(Reader(text), EVERY_STATE, 10).deliveries
 
 
 def test_search_since(store: Store) -> None:
     held = hold(store)
     at = held_at(held.id)
-    assert len(store.search(Filter(since=at), 10).deliveries) == 2
-    assert not store.search(Filter(since=at + timedelta(milliseconds=1)), 10).deliveries
-    assert len(store.search(Filter(since=at - 400 * DAY), 10).deliveries) == 2
-    assert len(store.search(Filter(since=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries) == 2
-    assert not store.search(Filter(until=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries
+    assert len(store.deliveries.search(Filter(since=at), 10).deliveries) == 2
+    assert not store.deliveries.search(Filter(since=at + timedelta(milliseconds=1)), 10).deliveries
+    assert len(store.deliveries.search(Filter(since=at - 400 * DAY), 10).deliveries) == 2
+    assert len(store.deliveries.search(Filter(since=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries) == 2
+    assert not store.deliveries.search(Filter(until=datetime(1, 1, 1, tzinfo=UTC)), 10).deliveries
 
 
 def test_search_by_state(store: Store) -> None:
     held = hold(store)
     release(store, held, now(), 1)
-    assert names(store.search(Filter(states=frozenset({State.HELD})), 10).deliveries) == [(held.id, 0)]
-    assert names(store.search(Filter(states=frozenset({State.RELEASED})), 10).deliveries) == [(held.id, 1)]
-    assert len(store.search(Filter(states=EVERY_STATE), 10).deliveries) == 2
+    assert names(store.deliveries.search(Filter(states=frozenset({State.HELD})), 10).deliveries) == [(held.id, 0)]
+    assert names(store.deliveries.search(Filter(states=frozenset({State.RELEASED})), 10).deliveries) == [(held.id, 1)]
+    assert len(store.deliveries.search(Filter(states=EVERY_STATE), 10).deliveries) == 2
 
 
 def test_search_by_everything_at_once_over_pages(store: Store) -> None:
@@ -757,88 +768,100 @@ def test_search_by_everything_at_once_over_pages(store: Store) -> None:
     hold(store)
     delete(store, hold(store, envelope_sender="x@example.com", header_from=""), now())
     everything = Filter(recipient=ALICE, sender="PROMO", since=since, states=frozenset({State.DELETED}))
-    found = every_page(lambda before: store.search(everything, 2, before))
+    found = every_page(lambda before: store.deliveries.search(everything, 2, before))
     assert names(found) == [(id, 0) for id in sorted((h.id for h in wanted), reverse=True)]
 
 
 def test_history_tells_who_did_what_in_order(store: Store) -> None:
     held, at = hold(store), now()
     delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + SECOND, kind=EventKind.RESTORED)
+    store.deliveries.move(
+        DeliveryId(held.id, 0), State.HELD, {State.DELETED}, BY_OPERATOR, at + SECOND, kind=EventKind.RESTORED
+    )
     defer(store, held, at + 2 * SECOND)
     release(store, held, at + 2 * MINUTE)
-    events = store.history(held.id, 0)
+    events = store.deliveries.history(DeliveryId(held.id, 0))
     assert [e.kind for e in events] == ["held", "deleted", "restored", "releasing", "deferred", "released"]
     assert events[0].at == held_at(held.id)
     assert [e.at for e in events[1:4]] == [at, at + SECOND, at + 2 * SECOND]
     assert [e.actor for e in events[1:4]] == [BY_LINK, BY_OPERATOR, BY_LINK]
-    assert [e.kind for e in store.history(held.id, 1)] == ["held"]
+    assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 1))] == ["held"]
     with pytest.raises(NotFound):
-        store.history(UNKNOWN, 0)
+        store.deliveries.history(DeliveryId(UNKNOWN, 0))
 
 
 def test_history_keeps_what_the_mail_server_answered_to_a_release(store: Store) -> None:
     held, answers = hold(store), [""]
-    with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now(), lambda: answers[-1]):
+    with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now(), lambda: answers[-1]):
         answers.append("250 2.0.0 Ok: queued as 4XYZ")  # known inside of the block only
-    assert [(e.kind, e.detail) for e in store.history(held.id, 0)][-2:] == [
+    assert [(e.kind, e.detail) for e in store.deliveries.history(DeliveryId(held.id, 0))][-2:] == [
         ("releasing", ""),
         ("released", "250 2.0.0 Ok: queued as 4XYZ"),
     ]
     with pytest.raises(NotFound):
-        store.history(held.id, 2)
+        store.deliveries.history(DeliveryId(held.id, 2))
 
 
 def test_last_events_are_the_latest_of_each_kind_of_these_deliveries(store: Store) -> None:
     first, second, third, at = hold(store), hold(store), hold(store), now()
     for n in range(3):
         delete(store, first, at + 2 * n * SECOND)
-        store.move(
-            first.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at + (2 * n + 1) * SECOND, kind=EventKind.RESTORED
+        store.deliveries.move(
+            DeliveryId(first.id, 0),
+            State.HELD,
+            {State.DELETED},
+            BY_OPERATOR,
+            at + (2 * n + 1) * SECOND,
+            kind=EventKind.RESTORED,
         )
     defer(store, second, at)
     release(store, second, at + 2 * MINUTE)
-    store.move(second.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, at, kind=EventKind.DELETED)
-    asked = [(first.id, 0), (second.id, 0), (third.id, 0), (UNKNOWN, 0)]
-    found = store.last_events(asked)
+    store.deliveries.move(
+        DeliveryId(second.id, 1), State.DELETED, {State.HELD}, BY_OPERATOR, at, kind=EventKind.DELETED
+    )
+    asked = [DeliveryId(id, 0) for id in (first.id, second.id, third.id, UNKNOWN)]
+    found = store.deliveries.last_events(asked)
     assert set(found) == {(first.id, 0), (second.id, 0)}
-    assert [event.kind for event in found[second.id, 0]] == ["releasing", "deferred", "released"]
-    deleted, restored = found[first.id, 0]
+    assert [event.kind for event in found[asked[1]]] == ["releasing", "deferred", "released"]
+    deleted, restored = found[asked[0]]
     assert (deleted.kind, deleted.at, deleted.actor) == ("deleted", at + 4 * SECOND, BY_LINK)
     assert (restored.kind, restored.at, restored.actor) == ("restored", at + 5 * SECOND, BY_OPERATOR)
     delete(store, third, at + 10 * SECOND)
-    store.move(
-        third.id, 0, State.HELD, {State.DELETED}, BY_OPERATOR, at, kind=EventKind.RESTORED
+    store.deliveries.move(
+        DeliveryId(third.id, 0), State.HELD, {State.DELETED}, BY_OPERATOR, at, kind=EventKind.RESTORED
     )  # after a clock was set back
-    assert [event.kind for event in store.last_events([(third.id, 0)])[third.id, 0]] == ["deleted", "restored"]
-    assert store.last_events([]) == {}
-    assert len(store.last_events([(first.id, 0)] * 2 + [(second.id, n) for n in range(998)])) == 3
+    assert [event.kind for event in store.deliveries.last_events([asked[2]])[asked[2]]] == [
+        "deleted",
+        "restored",
+    ]
+    assert store.deliveries.last_events([]) == {}
+    assert len(store.deliveries.last_events([asked[0]] * 2 + [DeliveryId(second.id, n) for n in range(998)])) == 3
 
 
 def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> None:
     held = hold(store, recipients=())
     at = now() - HOUR  # by a clock that is behind
-    delivery = store.assign(held.id, 0, "Alice@Example.org", BY_OPERATOR, at)
+    delivery = store.deliveries.assign(DeliveryId(held.id, 0), "Alice@Example.org", BY_OPERATOR, at)
     assert (delivery.recipient, delivery.address, delivery.state) == (ALICE, "Alice@Example.org", State.HELD)
-    assert store.delivery(held.id, 0) == delivery == store.delivery_for(ALICE, held.id)
-    assert names(store.list_for(ALICE, {State.HELD}, 10).deliveries) == [(held.id, 0)]
-    event = store.history(held.id, 0)[-1]
+    assert store.deliveries.get(DeliveryId(held.id, 0)) == delivery == store.deliveries.get_for(Reader(ALICE), held.id)
+    assert names(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    event = store.deliveries.history(DeliveryId(held.id, 0))[-1]
     assert (event.kind, event.at, event.actor, event.detail) == ("assigned", at, BY_OPERATOR, "Alice@Example.org")
     with pytest.raises(AlreadyDone) as error:
-        store.assign(held.id, 0, BOB, BY_OPERATOR, now())
+        store.deliveries.assign(DeliveryId(held.id, 0), BOB, BY_OPERATOR, now())
     assert error.value.delivery is None or error.value.delivery.recipient == ALICE
-    assert store.delivery(held.id, 0).recipient == ALICE
+    assert store.deliveries.get(DeliveryId(held.id, 0)).recipient == ALICE
 
 
 def test_a_delivery_of_somebody_cannot_be_given_away(store: Store) -> None:
     held = hold(store)
     with pytest.raises(AlreadyDone):
-        store.assign(held.id, 1, MALLORY, BY_OPERATOR, now())
+        store.deliveries.assign(DeliveryId(held.id, 1), MALLORY, BY_OPERATOR, now())
     with pytest.raises(NotFound):
-        store.assign(held.id, 2, MALLORY, BY_OPERATOR, now())
+        store.deliveries.assign(DeliveryId(held.id, 2), MALLORY, BY_OPERATOR, now())
     with pytest.raises(NotFound):
-        store.assign(UNKNOWN, 0, MALLORY, BY_OPERATOR, now())
-    assert [d.recipient for d in store.deliveries(held.id)] == [ALICE, BOB]
+        store.deliveries.assign(DeliveryId(UNKNOWN, 0), MALLORY, BY_OPERATOR, now())
+    assert [d.recipient for d in store.deliveries.of_message(held.id)] == [ALICE, BOB]
 
 
 # ---- moving
@@ -848,9 +871,8 @@ def test_a_move_is_recorded(store: Store) -> None:
     held, at = hold(store), now()
     moved = ask(store, held, at)
     assert (moved.state, moved.state_at) == (State.REQUESTED, at)
-    refused = store.move(
-        held.id,
-        0,
+    refused = store.deliveries.move(
+        DeliveryId(held.id, 0),
         State.HELD,
         {State.REQUESTED},
         BY_OPERATOR,
@@ -859,8 +881,8 @@ def test_a_move_is_recorded(store: Store) -> None:
         reason="It is a virus.",
     )
     assert (refused.state, refused.state_at, refused.reason) == (State.HELD, at + HOUR, "It is a virus.")
-    assert refused == store.delivery(held.id, 0)
-    assert store.delivery(held.id, 1).state is State.HELD
+    assert refused == store.deliveries.get(DeliveryId(held.id, 0))
+    assert store.deliveries.get(DeliveryId(held.id, 1)).state is State.HELD
     again = ask(store, held, at + 2 * HOUR)
     assert again.reason == ""
 
@@ -868,11 +890,11 @@ def test_a_move_is_recorded(store: Store) -> None:
 def test_a_move_from_another_state_changes_nothing_and_shows_the_delivery(store: Store) -> None:
     held, at = hold(store), now()
     release(store, held, at)
-    before = store.delivery(held.id, 0)
+    before = store.deliveries.get(DeliveryId(held.id, 0))
     with pytest.raises(AlreadyDone) as error:
         delete(store, held, at + SECOND)
-    assert error.value.delivery == before == store.delivery(held.id, 0)
-    assert "deleted" not in [e.kind for e in store.history(held.id, 0)]
+    assert error.value.delivery == before == store.deliveries.get(DeliveryId(held.id, 0))
+    assert "deleted" not in [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))]
 
 
 def test_what_is_being_released_cannot_be_moved(store: Store) -> None:
@@ -881,7 +903,7 @@ def test_what_is_being_released_cannot_be_moved(store: Store) -> None:
         delete(store, held, at)
     assert error.value.delivery
     assert error.value.delivery.state is State.RELEASING
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_an_unknown_delivery_cannot_be_moved(store: Store) -> None:
@@ -898,8 +920,8 @@ def test_of_20_who_move_at_once_exactly_one_wins(store: Store, second: Store) ->
     winners = [r for r in results if isinstance(r, Delivery)]
     losers = [r for r in results if isinstance(r, AlreadyDone)]
     assert (len(winners), len(losers)) == (1, 19)
-    assert {loser.delivery for loser in losers} == {winners[0]} == {store.delivery(held.id, 0)}
-    assert [e.kind for e in store.history(held.id, 0)] == ["held", "deleted"]
+    assert {loser.delivery for loser in losers} == {winners[0]} == {store.deliveries.get(DeliveryId(held.id, 0))}
+    assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == ["held", "deleted"]
 
 
 # ---- releasing
@@ -911,12 +933,12 @@ def test_a_release_is_claimed_then_recorded(store: Store, second: Store) -> None
         assert claimed.state is State.RELEASING
         assert (claimed.attempts, claimed.state_at, claimed.next_try_at) == (1, at, at + LEASE)
         assert (claimed.recipient, claimed.address) == (ALICE, ALICE)
-        assert second.delivery(held.id, 0) == claimed
-        assert second.delivery(held.id, 1).state is State.HELD
-    released = store.delivery(held.id, 0)
+        assert second.deliveries.get(DeliveryId(held.id, 0)) == claimed
+        assert second.deliveries.get(DeliveryId(held.id, 1)).state is State.HELD
+    released = store.deliveries.get(DeliveryId(held.id, 0))
     assert (released.state, released.attempts, released.next_try_at) == (State.RELEASED, 1, None)
-    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", "released"]
-    assert not list(store.due_releases(at + DAY, 10))
+    assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == ["held", "releasing", "released"]
+    assert not list(store.deliveries.due_releases(at + DAY, 10))
 
 
 def test_a_release_needs_an_allowed_state(store: Store) -> None:
@@ -924,10 +946,10 @@ def test_a_release_needs_an_allowed_state(store: Store) -> None:
     before = delete(store, held, at)
     with pytest.raises(AlreadyDone) as error, claim(store, held, at):
         pytest.fail("entered")
-    assert error.value.delivery == before == store.delivery(held.id, 0)
+    assert error.value.delivery == before == store.deliveries.get(DeliveryId(held.id, 0))
     with claim(store, held, at, allowed=frozenset({State.DELETED, State.HELD})):
         pass
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_what_was_released_is_not_released_again(store: Store) -> None:
@@ -935,7 +957,7 @@ def test_what_was_released_is_not_released_again(store: Store) -> None:
     release(store, held, at)
     with pytest.raises(AlreadyDone) as error, claim(store, held, at + DAY):
         pytest.fail("entered")
-    assert error.value.delivery == store.delivery(held.id, 0)
+    assert error.value.delivery == store.deliveries.get(DeliveryId(held.id, 0))
 
 
 def test_an_operator_may_release_again(store: Store) -> None:
@@ -943,7 +965,7 @@ def test_an_operator_may_release_again(store: Store) -> None:
     release(store, held, at)
     with claim(store, held, at + HOUR, allowed=EVERY_STATE - {State.RELEASING}) as claimed:
         assert claimed.attempts == 1
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_a_release_of_nothing_is_not_found(store: Store) -> None:
@@ -974,26 +996,31 @@ def test_of_20_who_claim_at_once_exactly_one_sends(store: Store, second: Store) 
     results = at_once(20, work)
     assert len(sent) == 1
     assert sum(isinstance(r, AlreadyDone) for r in results) == 19
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_a_deferred_release_is_tried_again_after_1_2_4_minutes_and_so_on_up_to_an_hour(store: Store) -> None:
     held, at = hold(store), now()
     for attempt, minutes in enumerate([1, 2, 4, 8, 16, 32, 60, 60], start=1):
         defer(store, held, at)
-        delivery = store.delivery(held.id, 0)
+        delivery = store.deliveries.get(DeliveryId(held.id, 0))
         assert (delivery.state, delivery.reason, delivery.attempts) == (State.RELEASING, "451 busy", attempt)
         assert delivery.next_try_at == at + minutes * MINUTE
         with pytest.raises(AlreadyDone), claim(store, held, delivery.next_try_at - SECOND):
             pytest.fail("entered")
-        assert not list(store.due_releases(delivery.next_try_at - SECOND, 10))
+        assert not list(store.deliveries.due_releases(delivery.next_try_at - SECOND, 10))
         at = delivery.next_try_at + SECOND
-        assert list(store.due_releases(at, 10)) == [(held.id, 0)]
+        assert list(store.deliveries.due_releases(at, 10)) == [(held.id, 0)]
     with claim(store, held, at, allowed=frozenset()):  # a retry: whatever `allowed` says
         pass
-    released = store.delivery(held.id, 0)
+    released = store.deliveries.get(DeliveryId(held.id, 0))
     assert (released.state, released.reason, released.next_try_at) == (State.RELEASED, "", None)
-    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", *["deferred"] * 8, "released"]
+    assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == [
+        "held",
+        "releasing",
+        *["deferred"] * 8,
+        "released",
+    ]
 
 
 @pytest.mark.parametrize("error", [RelayRefused("550 no such user"), BodyMissing("the mail of this message is gone")])
@@ -1003,13 +1030,18 @@ def test_a_refused_release_is_held_again_with_the_reason(store: Store, error: Qu
     with pytest.raises(type(error)) as raised, claim(store, held, at + HOUR):
         raise error
     assert raised.value is error
-    delivery = store.delivery(held.id, 0)
+    delivery = store.deliveries.get(DeliveryId(held.id, 0))
     assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.HELD, str(error), None)
-    assert [e.kind for e in store.history(held.id, 0)] == ["held", "releasing", "deferred", "failed"]
-    assert not list(store.due_releases(at + DAY, 10))
+    assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == [
+        "held",
+        "releasing",
+        "deferred",
+        "failed",
+    ]
+    assert not list(store.deliveries.due_releases(at + DAY, 10))
     with claim(store, held, at + DAY) as claimed:  # a new release counts its own tries
         assert claimed.attempts == 1
-    assert store.delivery(held.id, 0).reason == ""
+    assert store.deliveries.get(DeliveryId(held.id, 0)).reason == ""
 
 
 @pytest.mark.parametrize(
@@ -1020,24 +1052,24 @@ def test_any_other_error_keeps_the_release_for_another_try(store: Store, error: 
     with pytest.raises(type(error)) as raised, claim(store, held, at):
         raise error
     assert raised.value is error
-    delivery = store.delivery(held.id, 0)
+    delivery = store.deliveries.get(DeliveryId(held.id, 0))
     assert (delivery.state, delivery.reason) == (State.RELEASING, "internal error")
     assert delivery.next_try_at == at + MINUTE
-    assert store.history(held.id, 0)[-1].kind == "deferred"
+    assert store.deliveries.history(DeliveryId(held.id, 0))[-1].kind == "deferred"
 
 
 def test_a_claim_whose_process_died_can_be_taken_over(store: Store, store_url: str) -> None:
     held, at = hold(store), now()
-    dead = dies_in(store_url, "releasing", held.id, 0, {State.HELD}, BY_LINK, at)
+    dead = dies_in(store_url, "deliveries.releasing", DeliveryId(held.id, 0), {State.HELD}, BY_LINK, at)
     assert dead.state is State.RELEASING
     with pytest.raises(AlreadyDone), claim(store, held, at + LEASE - SECOND):
         pytest.fail("entered")
-    assert not list(store.due_releases(at + LEASE - SECOND, 10))
+    assert not list(store.deliveries.due_releases(at + LEASE - SECOND, 10))
     later = at + LEASE + SECOND
-    assert list(store.due_releases(later, 10)) == [(held.id, 0)]
+    assert list(store.deliveries.due_releases(later, 10)) == [(held.id, 0)]
     with claim(store, held, later, allowed=frozenset()) as claimed:
         assert (claimed.attempts, claimed.next_try_at) == (2, later + LEASE)
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_a_failure_after_a_takeover_is_not_recorded(store: Store, second: Store) -> None:
@@ -1047,9 +1079,9 @@ def test_a_failure_after_a_takeover_is_not_recorded(store: Store, second: Store)
     with pytest.raises(RelayRefused), claim(store, held, at):
         owned = taken.__enter__()
         raise RelayRefused("550 too slow")
-    assert store.delivery(held.id, 0) == owned
+    assert store.deliveries.get(DeliveryId(held.id, 0)) == owned
     taken.__exit__(None, None, None)
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_a_success_after_a_takeover_is_recorded_and_stays(store: Store, second: Store) -> None:
@@ -1057,19 +1089,19 @@ def test_a_success_after_a_takeover_is_recorded_and_stays(store: Store, second: 
     taken = claim(second, held, at + LEASE + SECOND)
     with claim(store, held, at):
         taken.__enter__()
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
     with suppress(RelayDeferred):
         error = RelayDeferred("451 slow")
         taken.__exit__(RelayDeferred, error, None)
-    assert store.delivery(held.id, 0).state is State.RELEASED
-    assert not list(store.due_releases(at + DAY, 10))
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
+    assert not list(store.deliveries.due_releases(at + DAY, 10))
 
 
 def test_two_successes_after_a_takeover_are_both_fine(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     with claim(store, held, at), claim(second, held, at + LEASE + SECOND):
         pass
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_a_late_failure_does_not_touch_what_others_did_since(store: Store, second: Store) -> None:
@@ -1079,7 +1111,7 @@ def test_a_late_failure_does_not_touch_what_others_did_since(store: Store, secon
             raise RelayRefused("550 no")
         after = delete(second, held, at + LEASE + MINUTE)
         raise RelayDeferred("451 late")
-    assert store.delivery(held.id, 0) == after
+    assert store.deliveries.get(DeliveryId(held.id, 0)) == after
 
 
 def test_due_releases_begin_with_the_longest_waiting(store: Store) -> None:
@@ -1088,9 +1120,9 @@ def test_due_releases_begin_with_the_longest_waiting(store: Store) -> None:
     for n, held in enumerate(helds):
         defer(store, held, at - n * HOUR)
     expected = [(held.id, 0) for held in reversed(helds)]
-    assert list(store.due_releases(at + HOUR, 10)) == expected
-    assert list(store.due_releases(at + HOUR, 2)) == expected[:2]
-    assert list(store.due_releases(at - 2 * HOUR + 2 * MINUTE, 10)) == expected[:2]
+    assert list(store.deliveries.due_releases(at + HOUR, 10)) == expected
+    assert list(store.deliveries.due_releases(at + HOUR, 2)) == expected[:2]
+    assert list(store.deliveries.due_releases(at - 2 * HOUR + 2 * MINUTE, 10)) == expected[:2]
 
 
 # ---- digests
@@ -1099,40 +1131,37 @@ def test_due_releases_begin_with_the_longest_waiting(store: Store) -> None:
 def test_news_are_scheduled_then_due(store: Store) -> None:
     hold(store)
     at = now()
-    assert sorted(p.recipient for p in store.unscheduled(10)) == [ALICE, BOB]
-    assert len(store.unscheduled(1)) == 1
-    assert store.unscheduled(10)[0].news_since is not None
-    assert not list(store.due_digests(at + DAY, 10))
-    store.schedule(ALICE, at + 2 * HOUR)
-    store.schedule(BOB, at + HOUR)
-    assert store.person(ALICE).next_digest_at == at + 2 * HOUR
-    assert not list(store.unscheduled(10))
-    assert not list(store.due_digests(at + HOUR - SECOND, 10))
-    assert list(store.due_digests(at + HOUR, 10)) == [BOB]
-    assert list(store.due_digests(at + 3 * HOUR, 10)) == [BOB, ALICE]
-    assert list(store.due_digests(at + 3 * HOUR, 1)) == [BOB]
+    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == [ALICE, BOB]
+    assert len(store.recipients.unscheduled(1)) == 1
+    assert store.recipients.unscheduled(10)[0].news_since is not None
+    assert not list(store.digests.due(at + DAY, 10))
+    store.recipients.schedule(ALICE, at + 2 * HOUR)
+    store.recipients.schedule(BOB, at + HOUR)
+    assert store.recipients.get(ALICE).next_digest_at == at + 2 * HOUR
+    assert not list(store.recipients.unscheduled(10))
+    assert not list(store.digests.due(at + HOUR - SECOND, 10))
+    assert list(store.digests.due(at + HOUR, 10)) == [BOB]
+    assert list(store.digests.due(at + 3 * HOUR, 10)) == [BOB, ALICE]
+    assert list(store.digests.due(at + 3 * HOUR, 1)) == [BOB]
 
 
 def test_a_time_decided_meanwhile_stays(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
-    store.schedule(ALICE, at + HOUR)
-    store.schedule(ALICE, at + DAY)
-    store.schedule(ALICE, at + DAY, instead_of=at)
-    assert store.person(ALICE).next_digest_at == at + HOUR
-    store.schedule(ALICE, at + DAY, instead_of=at + HOUR)
-    assert store.person(ALICE).next_digest_at == at + DAY
+    store.recipients.schedule(ALICE, at + HOUR)
+    store.recipients.schedule(ALICE, at + DAY)
+    assert store.recipients.get(ALICE).next_digest_at == at + HOUR
 
 
 def test_a_digest_asked_for_is_due_at_once_and_holds_the_news(store: Store) -> None:
     held, at = hold(store), now()
-    store.schedule(ALICE, at + DAY)
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
-    assert list(store.due_digests(at, 10)) == [ALICE]
-    store.schedule(ALICE, at + DAY)
+    store.recipients.schedule(ALICE, at + DAY)
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
+    assert list(store.digests.due(at, 10)) == [ALICE]
+    store.recipients.schedule(ALICE, at + DAY)
     with digesting(store, ALICE, at, 10) as digest:
         assert names(digest.deliveries) == [(held.id, 0)]
-    assert [p.recipient for p in store.unscheduled(10)] == [BOB]
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [BOB]
 
 
 def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store) -> None:
@@ -1141,17 +1170,17 @@ def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store
     tell(store, BOB, at)
     delete(store, helds[0], at)
     release(store, helds[1], at)
-    assert store.ask_for_digest(ALICE, at + HOUR, at) is Asked.DUE
-    assert list(store.due_digests(at + HOUR, 10)) == [ALICE]
+    assert store.digests.ask(Reader(ALICE), at + HOUR, at) is Asked.DUE
+    assert list(store.digests.due(at + HOUR, 10)) == [ALICE]
     expected = [(held.id, 0) for held in helds[2:]]
-    assert names(store.unannounced(ALICE, 10)) == expected
+    assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
     with digesting(store, ALICE, at + HOUR, 10) as digest:
         assert names(digest.deliveries) == expected
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last is not None
     assert (last.id, names(last.deliveries)) == (digest.id, expected)
-    assert not list(store.due_digests(None, 10))
-    assert not list(store.unannounced(BOB, 10))
+    assert not list(store.digests.due(None, 10))
+    assert not list(store.digests.unannounced(Reader(BOB), 10))
 
 
 def test_only_the_news_are_told_when_there_are_some(store: Store) -> None:
@@ -1159,39 +1188,39 @@ def test_only_the_news_are_told_when_there_are_some(store: Store) -> None:
     at = now()
     tell(store, ALICE, at)
     later = hold(store, recipients=[ALICE], announce=[])
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
     assert tell(store, ALICE, at) == [(later.id, 0)]
 
 
 def test_a_digest_is_asked_for_once_an_hour(store: Store) -> None:
     hold(store)
     at = now()
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
     for minutes in (0, 1, 59):
-        assert store.ask_for_digest(ALICE, at + minutes * MINUTE, at + (minutes - 60) * MINUTE) is Asked.TOO_SOON
-    assert store.ask_for_digest(BOB, at, at - HOUR) is Asked.DUE
-    assert store.ask_for_digest(ALICE, at + HOUR, at) is Asked.DUE
+        assert store.digests.ask(Reader(ALICE), at + minutes * MINUTE, at + (minutes - 60) * MINUTE) is Asked.TOO_SOON
+    assert store.digests.ask(Reader(BOB), at, at - HOUR) is Asked.DUE
+    assert store.digests.ask(Reader(ALICE), at + HOUR, at) is Asked.DUE
 
 
 def test_of_20_who_ask_for_a_digest_at_once_one_gets_it(store: Store, second: Store) -> None:
     hold(store)
     at = now()
-    asked = at_once(20, lambda n: (second if n % 2 else store).ask_for_digest(ALICE, at, at - HOUR))
+    asked = at_once(20, lambda n: (second if n % 2 else store).digests.ask(Reader(ALICE), at, at - HOUR))
     assert sorted(a.name for a in asked) == ["DUE"] + ["TOO_SOON"] * 19
 
 
 def test_whoever_has_nothing_or_stopped_gets_no_digest_by_asking(store: Store) -> None:
     at = now()
-    assert store.ask_for_digest(MALLORY, at, at - HOUR) is Asked.NOTHING
+    assert store.digests.ask(Reader(MALLORY), at, at - HOUR) is Asked.NOTHING
     held = hold(store, recipients=[ALICE])
-    store.set_digests_stopped(ALICE, at)
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.NOTHING
-    store.set_digests_stopped(ALICE, None)
+    store.recipients.set_digests_stopped(ALICE, at)
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.NOTHING
+    store.recipients.set_digests_stopped(ALICE, None)
     tell(store, ALICE, at)
     delete(store, held, at)
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.NOTHING
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.NOTHING
     hold(store, recipients=[ALICE])
-    assert store.ask_for_digest(ALICE, at, at - HOUR) is Asked.DUE, "what came to nothing does not count"
+    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE, "what came to nothing does not count"
 
 
 def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
@@ -1199,17 +1228,17 @@ def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
     hold(store, recipients=people)
     at = now()
     ahead = at + 365 * DAY
-    store.schedule(people[0], ahead)
-    store.schedule(people[1], at + 8 * DAY)
+    store.recipients.schedule(people[0], ahead)
+    store.recipients.schedule(people[1], at + 8 * DAY)
     with pytest.raises(RelayRefused), digesting(store, people[2], ahead, 10, at_once=True):
         raise RelayRefused("550")
-    store.ask_for_digest(people[3], ahead, ahead - HOUR)
-    assert store.mend_times(at) == 3
-    assert {p.recipient for p in store.unscheduled(10)} == {people[0], people[2], people[3]}
-    assert store.person(people[1]).next_digest_at == at + 8 * DAY
+    store.digests.ask(Reader(people[3]), ahead, ahead - HOUR)
+    assert store.repair_clock_skew(at) == 3
+    assert {p.recipient for p in store.recipients.unscheduled(10)} == {people[0], people[2], people[3]}
+    assert store.recipients.get(people[1]).next_digest_at == at + 8 * DAY
     assert tell(store, people[2], at) != []
-    assert store.ask_for_digest(people[3], at, at - HOUR) is Asked.DUE
-    assert store.mend_times(at) == 0
+    assert store.digests.ask(Reader(people[3]), at, at - HOUR) is Asked.DUE
+    assert store.repair_clock_skew(at) == 0
 
 
 def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(store: Store) -> None:
@@ -1218,37 +1247,37 @@ def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(s
     ahead = at + 365 * DAY
     defer(store, put_off, ahead)
     defer(store, later, at)
-    store.queue_mail(ALICE, b"from a year ahead", ahead)
-    assert not store.due_releases(at, 10)
-    assert store.mend_times(at) == 2
-    assert list(store.due_releases(at, 10)) == [(put_off.id, 0)]
-    with store.sending(at) as mail:
+    store.outbox.add(QueuedMail(ALICE, b"from a year ahead"), ahead)
+    assert not store.deliveries.due_releases(at, 10)
+    assert store.repair_clock_skew(at) == 2
+    assert list(store.deliveries.due_releases(at, 10)) == [(put_off.id, 0)]
+    with store.outbox.sending(at) as mail:
         assert mail is not None
         assert mail.mail == b"from a year ahead"
-    with store.sending(at) as mail:
+    with store.outbox.sending(at) as mail:
         assert mail is None
-    assert store.mend_times(at) == 0
+    assert store.repair_clock_skew(at) == 0
 
 
 def test_claims_that_live_are_not_mended(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
     with digesting(store, ALICE, at, 10, at_once=True):
-        assert store.mend_times(at) == 0
-        assert not list(store.due_digests(at, 10))
+        assert store.repair_clock_skew(at) == 0
+        assert not list(store.digests.due(at, 10))
 
 
 def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store: Store) -> None:
     people = sorted(f"p{n}@example.org" for n in range(7))
     hold(store, recipients=people[::-1])
-    store.schedule(people[0], now() + DAY)
-    store.set_digests_stopped(people[1], now())
+    store.recipients.schedule(people[0], now() + DAY)
+    store.recipients.set_digests_stopped(people[1], now())
     tell(store, people[2], now())
     left = [people[0], *people[3:]]
-    assert list(store.due_digests(None, 10)) == left
-    assert list(store.due_digests(None, 3)) == left[:3]
-    assert list(store.due_digests(None, 3, left[2])) == left[3:]
-    assert not list(store.due_digests(None, 3, left[-1]))
+    assert list(store.digests.due(None, 10)) == left
+    assert list(store.digests.due(None, 3)) == left[:3]
+    assert list(store.digests.due(None, 3, left[2])) == left[3:]
+    assert not list(store.digests.due(None, 3, left[-1]))
 
 
 def test_a_digest_yields_what_is_held_and_was_never_announced_oldest_first(store: Store) -> None:
@@ -1260,30 +1289,30 @@ def test_a_digest_yields_what_is_held_and_was_never_announced_oldest_first(store
     defer(store, helds[3], at)
     hold(store, recipients=[BOB])
     expected = [(id, 0) for id in sorted(held.id for held in helds[4:])]
-    assert names(store.unannounced(ALICE, 10)) == expected
-    assert names(store.unannounced(ALICE, 1)) == expected[:1]
+    assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
+    assert names(store.digests.unannounced(Reader(ALICE), 1)) == expected[:1]
     with digesting(store, ALICE, at, 100, at_once=True) as digest:
         assert names(digest.deliveries) == expected
         assert (digest.recipient, digest.address) == (ALICE, ALICE)
         assert abs(digest.issued_at - at) < SECOND
         assert digest.issued_at.microsecond == 0
-    assert not list(store.unannounced(ALICE, 10))
-    assert all(store.delivery(*name).announced_at for name in expected)
-    assert store.delivery(helds[4].id, 1).announced_at is None
-    assert names(store.unannounced(BOB, 10)) != []
+    assert not list(store.digests.unannounced(Reader(ALICE), 10))
+    assert all(store.deliveries.get(DeliveryId(*name)).announced_at for name in expected)
+    assert store.deliveries.get(DeliveryId(helds[4].id, 1)).announced_at is None
+    assert names(store.digests.unannounced(Reader(BOB), 10)) != []
 
 
 def test_after_a_digest_there_are_no_news(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
     with digesting(store, ALICE, at, 100):
         pass
-    person = store.person(ALICE)
+    person = store.recipients.get(ALICE)
     assert (person.news_since, person.next_digest_at) == (None, None)
-    assert not list(store.due_digests(at + DAY, 10))
-    assert not list(store.due_digests(None, 10))
-    assert not list(store.unscheduled(10))
+    assert not list(store.digests.due(at + DAY, 10))
+    assert not list(store.digests.due(None, 10))
+    assert not list(store.recipients.unscheduled(10))
     for at_once_ in (False, True):
         with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 100, at_once=at_once_):
             pytest.fail("entered")
@@ -1293,7 +1322,7 @@ def test_what_was_announced_is_not_announced_again(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     assert tell(store, ALICE, at) == [(held.id, 0)]
     delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
+    store.deliveries.move(DeliveryId(held.id, 0), State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
     later = hold(store, recipients=[ALICE])
     assert tell(store, ALICE, at) == [(later.id, 0)]
 
@@ -1310,7 +1339,7 @@ def test_a_digest_that_is_not_due_is_not_entered(store: Store) -> None:
     at = now()
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at, 10):
         pytest.fail("entered: it has no time yet")
-    store.schedule(ALICE, at + HOUR)
+    store.recipients.schedule(ALICE, at + HOUR)
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at, 10):
         pytest.fail("entered: too early")
     with pytest.raises(AlreadyDone), digesting(store, MALLORY, at, 10, at_once=True):
@@ -1321,28 +1350,28 @@ def test_a_digest_that_is_not_due_is_not_entered(store: Store) -> None:
 
 def test_a_stopped_digest_waits_until_it_is_resumed(store: Store) -> None:
     at = now()
-    store.set_digests_stopped(ALICE, at)
+    store.recipients.set_digests_stopped(ALICE, at)
     held = hold(store, recipients=[ALICE])
-    assert store.person(ALICE).stopped_at == at
-    assert not list(store.unscheduled(10))
-    store.schedule(ALICE, at)
-    assert not list(store.due_digests(at + DAY, 10))
-    assert not list(store.due_digests(None, 10))
+    assert store.recipients.get(ALICE).stopped_at == at
+    assert not list(store.recipients.unscheduled(10))
+    store.recipients.schedule(ALICE, at)
+    assert not list(store.digests.due(at + DAY, 10))
+    assert not list(store.digests.due(None, 10))
     for at_once_ in (False, True):
         with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 10, at_once=at_once_):
             pytest.fail("entered")
-    store.set_digests_stopped(ALICE, None)
-    assert store.person(ALICE).stopped_at is None
-    assert list(store.due_digests(None, 10)) == [ALICE]
+    store.recipients.set_digests_stopped(ALICE, None)
+    assert store.recipients.get(ALICE).stopped_at is None
+    assert list(store.digests.due(None, 10)) == [ALICE]
     assert tell(store, ALICE, at + DAY) == [(held.id, 0)]
 
 
 def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
     hold(store)
     at = now()
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
     with digesting(store, ALICE, at, 10):
-        assert not list(second.due_digests(at + LEASE - SECOND, 10))
+        assert not list(second.digests.due(at + LEASE - SECOND, 10))
         for at_once_ in (False, True):
             with pytest.raises(AlreadyDone), digesting(second, ALICE, at + LEASE - SECOND, 10, at_once=at_once_):
                 pytest.fail("entered")
@@ -1351,7 +1380,7 @@ def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
 def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store) -> None:
     hold(store, recipients=[ALICE])
     at, sent = now(), []
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
 
     def work(number: int) -> None:
         with digesting((store, second)[number % 2], ALICE, at, 10) as digest:
@@ -1364,15 +1393,15 @@ def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store)
 
 def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Store, store_url: str) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    store.schedule(ALICE, at)
-    [dead] = dies_in(store_url, "claim_digests", at, 1, 10, only=[ALICE]).digests
+    store.recipients.schedule(ALICE, at)
+    [dead] = dies_in(store_url, "digests.claim", at, 1, 10, only=[ALICE]).digests
     assert names(dead.deliveries) == [(held.id, 0)]
-    assert store.digest_recipient(dead.id) == ALICE  # its mail may have gone out: the links in it work
-    assert not list(store.due_digests(at + LEASE - SECOND, 10))
+    assert store.digests.recipient_of(dead.id) == ALICE  # its mail may have gone out: the links in it work
+    assert not list(store.digests.due(at + LEASE - SECOND, 10))
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at + LEASE - SECOND, 10):
         pytest.fail("entered")
     later = at + LEASE + SECOND
-    assert list(store.due_digests(later, 10)) == [ALICE]
+    assert list(store.digests.due(later, 10)) == [ALICE]
     with digesting(store, ALICE, later, 10) as digest:
         assert digest.id == dead.id
         assert names(digest.deliveries) == [(held.id, 0)]
@@ -1395,30 +1424,30 @@ def test_a_digest_that_failed_announces_nothing_and_is_due_again(
     store: Store, error: BaseException, not_before: timedelta, at_last: timedelta
 ) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
     with pytest.raises(type(error)) as raised, digesting(store, ALICE, at, 10):
         raise error
     assert raised.value is error
-    assert store.delivery(held.id, 0).announced_at is None
-    assert store.last_digest(ALICE) is None
-    assert store.person(ALICE).news_since == held_at(held.id)
-    assert names(store.unannounced(ALICE, 10)) == [(held.id, 0)]
-    assert not list(store.due_digests(at + not_before - SECOND, 10))
+    assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is None
+    assert store.digests.last(ALICE) is None
+    assert store.recipients.get(ALICE).news_since == held_at(held.id)
+    assert names(store.digests.unannounced(Reader(ALICE), 10)) == [(held.id, 0)]
+    assert not list(store.digests.due(at + not_before - SECOND, 10))
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at + not_before - SECOND, 10):
         pytest.fail("entered")
-    assert list(store.due_digests(at + at_last + SECOND, 10)) == [ALICE]
+    assert list(store.digests.due(at + at_last + SECOND, 10)) == [ALICE]
     with digesting(store, ALICE, at + at_last + SECOND, 10) as digest:
         assert names(digest.deliveries) == [(held.id, 0)]
 
 
 def test_mail_that_arrives_while_a_digest_is_sent_is_told_next_time(store: Store, second: Store) -> None:
     first, at = hold(store, recipients=[ALICE]), now()
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
     with digesting(store, ALICE, at, 10) as digest:
         arrived = hold(second, recipients=[ALICE])
         assert names(digest.deliveries) == [(first.id, 0)]
-    assert store.person(ALICE).news_since == held_at(arrived.id)
-    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+    assert store.recipients.get(ALICE).news_since == held_at(arrived.id)
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
     assert tell(store, ALICE, at) == [(arrived.id, 0)]
 
 
@@ -1426,8 +1455,8 @@ def test_what_does_not_fit_a_digest_is_told_next_time(store: Store) -> None:
     ids = sorted(hold(store, recipients=[ALICE]).id for _ in range(3))
     at = now()
     assert tell(store, ALICE, at, limit=2) == [(id, 0) for id in ids[:2]]
-    assert store.person(ALICE).news_since == held_at(ids[2])
-    assert [p.recipient for p in store.unscheduled(10)] == [ALICE]
+    assert store.recipients.get(ALICE).news_since == held_at(ids[2])
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
     assert tell(store, ALICE, at, limit=2) == [(ids[2], 0)]
 
 
@@ -1435,20 +1464,20 @@ def test_what_is_acted_on_while_a_digest_is_sent_counts_as_announced(store: Stor
     held, at = hold(store, recipients=[ALICE]), now()
     with digesting(store, ALICE, at, 10, at_once=True):
         delete(store, held, at)
-    store.move(held.id, 0, State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
-    assert not list(store.unannounced(ALICE, 10))
+    store.deliveries.move(DeliveryId(held.id, 0), State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
+    assert not list(store.digests.unannounced(Reader(ALICE), 10))
 
 
 def test_a_digest_of_nothing_clears_the_news_and_counts_as_never_sent(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    store.schedule(ALICE, at)
+    store.recipients.schedule(ALICE, at)
     delete(store, held, at)
-    assert list(store.due_digests(at, 10)) == [ALICE]
+    assert list(store.digests.due(at, 10)) == [ALICE]
     with digesting(store, ALICE, at, 10) as digest:
         assert digest.deliveries == ()
-    assert store.person(ALICE).news_since is None
-    assert not list(store.due_digests(at + DAY, 10))
-    assert store.last_digest(ALICE) is None
+    assert store.recipients.get(ALICE).news_since is None
+    assert not list(store.digests.due(at + DAY, 10))
+    assert store.digests.last(ALICE) is None
 
 
 def due(store: Store, count: int, at: datetime) -> list[str]:
@@ -1456,7 +1485,7 @@ def due(store: Store, count: int, at: datetime) -> list[str]:
     people = [f"p{n:02}@example.org" for n in range(count)]
     for n, person in enumerate(people):
         hold(store, recipients=[person])
-        store.schedule(person, at - (count - n) * MINUTE)
+        store.recipients.schedule(person, at - (count - n) * MINUTE)
     return people
 
 
@@ -1464,44 +1493,49 @@ def claimed(claims: Claims) -> list[str]:
     return [digest.recipient for digest in claims.digests]
 
 
+def reschedule(store: Store, recipient: str, at: datetime) -> None:
+    store.recipients.set_preferences(recipient, store.recipients.get(recipient).preferences)
+    store.recipients.schedule(recipient, at)
+
+
 def test_many_digests_are_claimed_and_settled_together(store: Store, second: Store) -> None:
     at = now()
     people = due(store, 7, at)
-    store.schedule(people[0], at + DAY, instead_of=at - 7 * MINUTE)
-    store.set_digests_stopped(people[1], at)
-    first = store.claim_digests(at, 3, 10)
+    reschedule(store, people[0], at + DAY)
+    store.recipients.set_digests_stopped(people[1], at)
+    first = store.digests.claim(at, 3, 10)
     assert claimed(first) == people[2:5]
     assert [len(digest.deliveries) for digest in first.digests] == [1, 1, 1]
-    assert [store.digest_recipient(digest.id) for digest in first.digests] == people[2:5]
-    rest = second.claim_digests(at, 10, 10)
+    assert [store.digests.recipient_of(digest.id) for digest in first.digests] == people[2:5]
+    rest = second.digests.claim(at, 10, 10)
     assert claimed(rest) == people[5:]
-    assert claimed(store.claim_digests(at, 10, 10)) == []
-    assert claimed(store.claim_digests(at + LEASE - SECOND, 10, 10)) == []
-    store.settle_digests(first.digests, [], at)
-    second.settle_digests(rest.digests, [], at)
-    assert list(store.due_digests(at + HOUR, 10)) == []
+    assert claimed(store.digests.claim(at, 10, 10)) == []
+    assert claimed(store.digests.claim(at + LEASE - SECOND, 10, 10)) == []
+    store.digests.settle(first.digests, [], at)
+    second.digests.settle(rest.digests, [], at)
+    assert list(store.digests.due(at + HOUR, 10)) == []
     for digest in (*first.digests, *rest.digests):
-        assert store.last_digest(digest.recipient) is not None
-        assert names(store.digest(digest.id).deliveries) == names(digest.deliveries)
-        assert list(store.unannounced(digest.recipient, 10)) == []
-        assert store.person(digest.recipient).news_since is None
+        assert store.digests.last(digest.recipient) is not None
+        assert names(store.digests.get(digest.id).deliveries) == names(digest.deliveries)
+        assert list(store.digests.unannounced(Reader(digest.recipient), 10)) == []
+        assert store.recipients.get(digest.recipient).news_since is None
 
 
 def test_those_asked_for_by_name_are_claimed_or_told_why_not(store: Store) -> None:
     at = now()
     people = due(store, 4, at)
-    store.schedule(people[1], at + DAY, instead_of=at - 3 * MINUTE)
-    store.set_digests_stopped(people[2], at)
-    claims = store.claim_digests(at, 10, 10, only=[MALLORY, *people])
+    reschedule(store, people[1], at + DAY)
+    store.recipients.set_digests_stopped(people[2], at)
+    claims = store.digests.claim(at, 10, 10, only=[MALLORY, *people])
     assert claimed(claims) == [people[0], people[3]]
     assert list(claims.refused) == [MALLORY, people[1], people[2]]
-    assert claimed(store.claim_digests(at, 10, 10, only=people, at_once=True)) == [people[1]]
+    assert claimed(store.digests.claim(at, 10, 10, only=people, at_once=True)) == [people[1]]
 
 
 def test_digests_of_20_claimants_are_claimed_once_each(store: Store, second: Store) -> None:
     at = now()
     people = due(store, 30, at)
-    got = at_once(20, lambda number: claimed((store, second)[number % 2].claim_digests(at, 4, 10)))
+    got = at_once(20, lambda number: claimed((store, second)[number % 2].digests.claim(at, 4, 10)))
     assert sorted(who for part in got for who in part) == people
 
 
@@ -1510,20 +1544,20 @@ def test_many_digests_together_stay_below_the_limit(store: Store) -> None:
     many, *few = people = due(store, 4, at)
     for _ in range(5):
         hold(store, recipients=[many])
-    assert [len(digest.deliveries) for digest in store.claim_digests(at, 10, 4).digests] == [4]
-    second = store.claim_digests(at, 10, 2)
+    assert [len(digest.deliveries) for digest in store.digests.claim(at, 10, 4).digests] == [4]
+    second = store.digests.claim(at, 10, 2)
     assert [len(digest.deliveries) for digest in second.digests] in ([1], [1, 1])
     rest = few[len(second.digests) :]
-    assert claimed(store.claim_digests(at, 10, 100)) == rest, "what was too much is not claimed"
+    assert claimed(store.digests.claim(at, 10, 100)) == rest, "what was too much is not claimed"
     assert len(people) == 4
 
 
 def test_a_digest_that_was_not_tried_is_given_back(store: Store, second: Store) -> None:
     at = now()
     people = due(store, 2, at)
-    claims = store.claim_digests(at, 2, 10)
-    store.settle_digests(claims.digests[:1], [Unsent(claims.digests[1])], at)
-    again = second.claim_digests(at, 2, 10)
+    claims = store.digests.claim(at, 2, 10)
+    store.digests.settle(claims.digests[:1], [Unsent(claims.digests[1])], at)
+    again = second.digests.claim(at, 2, 10)
     assert claimed(again) == people[1:]
     assert again.digests[0].id == claims.digests[1].id
     assert again.digests[0].failures == 0
@@ -1532,8 +1566,8 @@ def test_a_digest_that_was_not_tried_is_given_back(store: Store, second: Store) 
 def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -> None:
     at = now()
     people = due(store, 3, at)
-    digests = store.claim_digests(at, 3, 10).digests
-    store.settle_digests(
+    digests = store.digests.claim(at, 3, 10).digests
+    store.digests.settle(
         [],
         [
             Unsent(digests[0], not_before=at + LEASE, due_at=at + HOUR, failure="RCPT TO: 550 nobody"),
@@ -1542,107 +1576,107 @@ def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -
         ],
         at,
     )
-    assert store.figures(at).digests_failing == 2
-    failing = {person.recipient: person for person in store.failing(10)}
+    assert store.stats(at).digests_failing == 2
+    failing = {person.recipient: person for person in store.recipients.failing(10)}
     assert set(failing) == {people[0], people[2]}
     assert failing[people[0]].failure == "RCPT TO: 550 nobody"
     assert abs((failing[people[2]].failed_at or at + DAY) - at) < SECOND
-    assert [store.person(who).next_digest_at for who in people] == [at + HOUR, at - 2 * MINUTE, at + DAY]
-    assert claimed(store.claim_digests(at + LEASE - SECOND, 3, 10)) == []
-    again = store.claim_digests(at + HOUR, 3, 10, only=people, at_once=True).digests
+    assert [store.recipients.get(who).next_digest_at for who in people] == [at + HOUR, at - 2 * MINUTE, at + DAY]
+    assert claimed(store.digests.claim(at + LEASE - SECOND, 3, 10)) == []
+    again = store.digests.claim(at + HOUR, 3, 10, only=people, at_once=True).digests
     assert [digest.failures for digest in again] == [1, 0, 1]
     assert [digest.id for digest in again] == [digest.id for digest in digests]
-    store.settle_digests(again, [], at + HOUR)
-    assert store.failing(10) == []
-    assert store.figures(at).digests_failing == 0
-    assert store.person(people[0]).failure == ""
+    store.digests.settle(again, [], at + HOUR)
+    assert store.recipients.failing(10) == []
+    assert store.stats(at).digests_failing == 0
+    assert store.recipients.get(people[0]).failure == ""
 
 
 def test_a_claim_that_ran_out_settles_what_was_sent_and_nothing_else(store: Store, second: Store) -> None:
     at = now()
     [who] = due(store, 1, at)
-    slow, failed = store.claim_digests(at, 1, 10).digests[0], at + LEASE + SECOND
-    other = second.claim_digests(failed, 1, 10).digests[0]
-    store.settle_digests([], [Unsent(slow, due_at=at + DAY, failure="451 busy")], failed)
-    assert store.person(who).next_digest_at == at - MINUTE
-    store.settle_digests([slow], [], failed)
-    assert list(store.unannounced(who, 10)) == []
-    assert store.person(who).news_since is not None, "it is the other's to say"
-    second.settle_digests([other], [], failed)
-    assert store.person(who).news_since is None
+    slow, failed = store.digests.claim(at, 1, 10).digests[0], at + LEASE + SECOND
+    other = second.digests.claim(failed, 1, 10).digests[0]
+    store.digests.settle([], [Unsent(slow, due_at=at + DAY, failure="451 busy")], failed)
+    assert store.recipients.get(who).next_digest_at == at - MINUTE
+    store.digests.settle([slow], [], failed)
+    assert list(store.digests.unannounced(Reader(who), 10)) == []
+    assert store.recipients.get(who).news_since is not None, "it is the other's to say"
+    second.digests.settle([other], [], failed)
+    assert store.recipients.get(who).news_since is None
 
 
 def test_what_is_wanted_at_once_does_not_wait_for_the_next_try_but_for_a_claim(store: Store) -> None:
     at = now()
     people = due(store, 1, at)
-    first = store.claim_digests(at, 1, 10).digests
-    assert claimed(store.claim_digests(at, 1, 10, only=people, at_once=True)) == []
-    store.settle_digests([], [Unsent(first[0], not_before=at + HOUR)], at)
-    assert claimed(store.claim_digests(at, 1, 10, only=people)) == []
-    assert claimed(store.claim_digests(at, 1, 10, only=people, at_once=True)) == people
+    first = store.digests.claim(at, 1, 10).digests
+    assert claimed(store.digests.claim(at, 1, 10, only=people, at_once=True)) == []
+    store.digests.settle([], [Unsent(first[0], not_before=at + HOUR)], at)
+    assert claimed(store.digests.claim(at, 1, 10, only=people)) == []
+    assert claimed(store.digests.claim(at, 1, 10, only=people, at_once=True)) == people
 
 
 def test_figures_tell_who_waits_without_the_mail_server_having_said_no(store: Store) -> None:
     at = now()
     due(store, 2, at)
-    refused, _ = store.claim_digests(at, 2, 10).digests
-    store.settle_digests([], [Unsent(refused, not_before=at + LEASE, failure="450 busy")], at)
-    figures = store.figures(at)
+    refused, _ = store.digests.claim(at, 2, 10).digests
+    store.digests.settle([], [Unsent(refused, not_before=at + LEASE, failure="450 busy")], at)
+    figures = store.stats(at)
     assert figures.digests_due == 2
     assert figures.oldest_digest_due_at == at - 2 * MINUTE
     assert figures.oldest_untried_due_at == at - MINUTE
 
 
 def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
-    assert store.tallies() == {}
-    at_once(10, lambda number: (store, second)[number % 2].tally({"sent": 2, "seconds": 0.5, "failed": 0}))
-    assert second.tallies() == {"sent": 20, "seconds": 5, "failed": 0}
+    assert store.notes.counters() == {}
+    at_once(10, lambda number: (store, second)[number % 2].notes.add_counters({"sent": 2, "seconds": 0.5, "failed": 0}))
+    assert second.notes.counters() == {"sent": 20, "seconds": 5, "failed": 0}
 
 
 def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> None:
     for old, new in ((None, "a"), ("a", "b"), ("b", "")):
 
         def swap(number: int, old: str | None = old, new: str = new) -> bool:
-            return (store, second)[number % 2].swap("outage", old, new)
+            return (store, second)[number % 2].notes.compare_and_set("outage", old, new, now())
 
         swapped = at_once(6, swap)
         assert sorted(swapped) == [False] * 5 + [True]
-        assert store.recall("outage") == new
-    assert not store.swap("outage", None, "c")
+        assert store.notes.get("outage") == new
+    assert not store.notes.compare_and_set("outage", None, "c", now())
 
 
 def test_unannounced_claims_nothing(store: Store) -> None:
     hold(store)
     at = now()
-    store.schedule(ALICE, at)
-    assert len(store.unannounced(ALICE, 10)) == 1
-    assert list(store.due_digests(at, 10)) == [ALICE]
+    store.recipients.schedule(ALICE, at)
+    assert len(store.digests.unannounced(Reader(ALICE), 10)) == 1
+    assert list(store.digests.due(at, 10)) == [ALICE]
     assert len(tell(store, ALICE, at)) == 1
 
 
 def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     helds, at = [hold(store) for _ in range(3)], now()
-    assert store.last_digest(ALICE) is None
+    assert store.digests.last(ALICE) is None
     with digesting(store, ALICE, at, 2, at_once=True) as first:
         pass
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last
     assert replace(last, deliveries=()) == replace(first, deliveries=())
     assert names(last.deliveries) == names(first.deliveries)
     assert all(d.announced_at for d in last.deliveries)
     release(store, Held(first.deliveries[0].id, known=True), at)
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last
     assert [d.state for d in last.deliveries] == [State.RELEASED, State.HELD]
     with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
         pass
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last
     assert last.id == second.id != first.id
     assert names(last.deliveries) == [(max(h.id for h in helds), 0)]
     with pytest.raises(RelayDeferred), digesting(store, BOB, at, 10, at_once=True):
         raise RelayDeferred("451")
-    assert store.last_digest(BOB) is None
+    assert store.digests.last(BOB) is None
 
 
 def test_the_last_of_two_digests_in_one_second_is_the_last(store: Store) -> None:
@@ -1650,7 +1684,7 @@ def test_the_last_of_two_digests_in_one_second_is_the_last(store: Store) -> None
     for n in range(5):
         held = hold(store, recipients=[ALICE])
         assert tell(store, ALICE, at + n * timedelta(milliseconds=100)) == [(held.id, 0)]
-        last = store.last_digest(ALICE)
+        last = store.digests.last(ALICE)
         assert last
         assert names(last.deliveries) == [(held.id, 0)]
 
@@ -1660,24 +1694,24 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
         hold(store)
     at = now()
     with digesting(store, ALICE, at, 2, at_once=True) as first:
-        assert names(store.digest(first.id).deliveries) == [], "not recorded yet"
+        assert names(store.digests.get(first.id).deliveries) == [], "not recorded yet"
     release(store, Held(first.deliveries[0].id, known=True), at)
     with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
         pass
-    found = store.digest(first.id)
+    found = store.digests.get(first.id)
     assert replace(found, deliveries=()) == replace(first, deliveries=())
     assert names(found.deliveries) == names(first.deliveries)
     assert [d.state for d in found.deliveries] == [State.RELEASED, State.HELD]
     assert {d.recipient for d in found.deliveries} == {ALICE}
-    assert names(store.digest(second.id).deliveries) == names(second.deliveries)
+    assert names(store.digests.get(second.id).deliveries) == names(second.deliveries)
     with pytest.raises(NotFound):
-        store.digest(UNKNOWN)
+        store.digests.get(UNKNOWN)
 
 
 def test_whose_mail_a_recipient_got_released(store: Store) -> None:
     at = now()
     first, second, third, fourth = (hold(store, header_from=f"P{n} <p{n}@example.net>") for n in range(4))
-    assert store.released_from([ALICE], 10) == {}
+    assert store.deliveries.released_from([ALICE], 10) == {}
     release(store, first, at)
     release(store, third, at)
     delete(store, second, at)
@@ -1685,19 +1719,19 @@ def test_whose_mail_a_recipient_got_released(store: Store) -> None:
     with pytest.raises(RelayDeferred), claim(store, fourth, at):
         raise RelayDeferred("451")
     hers, his = ["P2 <p2@example.net>", "P0 <p0@example.net>"], ["P3 <p3@example.net>"]
-    assert store.released_from([ALICE, MALLORY, BOB], 10) == {ALICE: hers, BOB: his}
-    assert store.released_from([ALICE], 1) == {ALICE: hers[:1]}
-    assert store.released_from([MALLORY], 10) == {}
-    assert store.released_from([], 10) == {}
+    assert store.deliveries.released_from([ALICE, MALLORY, BOB], 10) == {ALICE: hers, BOB: his}
+    assert store.deliveries.released_from([ALICE], 1) == {ALICE: hers[:1]}
+    assert store.deliveries.released_from([MALLORY], 10) == {}
+    assert store.deliveries.released_from([], 10) == {}
 
 
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
     hold(store)
     with digesting(store, ALICE, now(), 10, at_once=True) as digest:
-        assert store.digest_recipient(digest.id) == ALICE
-    assert store.digest_recipient(digest.id) == ALICE
+        assert store.digests.recipient_of(digest.id) == ALICE
+    assert store.digests.recipient_of(digest.id) == ALICE
     with pytest.raises(NotFound):
-        store.digest_recipient(UNKNOWN)
+        store.digests.recipient_of(UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -1716,10 +1750,10 @@ def test_find_news_marks_those_who_were_not_told(store: Store, local: set[str] |
     hold(store, recipients=["Alice@Example.org", BOB, "carol@example.com"], announce=())
     hold(store, recipients=(), announce=())
     since = now() - HOUR
-    assert not list(store.unscheduled(10))
-    assert store.find_news(since, local) == len(told)
-    assert sorted(p.recipient for p in store.unscheduled(10)) == told
-    assert list(store.due_digests(None, 10)) == told
+    assert not list(store.recipients.unscheduled(10))
+    assert store.recipients.find_news(since, local) == len(told)
+    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == told
+    assert list(store.digests.due(None, 10)) == told
 
 
 def test_find_news_looks_at_held_and_unannounced_mail_of_that_time(store: Store) -> None:
@@ -1727,10 +1761,10 @@ def test_find_news_looks_at_held_and_unannounced_mail_of_that_time(store: Store)
     tell(store, ALICE, at)
     delete(store, hold(store, recipients=[BOB], announce=()), at)
     late = hold(store, recipients=["carol@example.org"], announce=())
-    assert store.find_news(held_at(late.id) + timedelta(milliseconds=1), None) == 0
-    assert store.find_news(held_at(told.id), None) == 1
-    assert list(store.due_digests(None, 10)) == ["carol@example.org"]
-    assert store.person("carol@example.org").news_since == held_at(late.id)
+    assert store.recipients.find_news(held_at(late.id) + timedelta(milliseconds=1), None) == 0
+    assert store.recipients.find_news(held_at(told.id), None) == 1
+    assert list(store.digests.due(None, 10)) == ["carol@example.org"]
+    assert store.recipients.get("carol@example.org").news_since == held_at(late.id)
 
 
 def test_mail_that_keeps_coming_while_digests_go_out_is_told_exactly_once(store: Store, second: Store) -> None:
@@ -1747,7 +1781,7 @@ def test_mail_that_keeps_coming_while_digests_go_out_is_told_exactly_once(store:
         with suppress(AlreadyDone):
             told += tell(store, ALICE, now(), limit=3)
     holder.join()
-    store.find_news(now() - HOUR, None)
+    store.recipients.find_news(now() - HOUR, None)
     with pytest.raises(AlreadyDone):
         while True:
             told += tell(store, ALICE, now(), limit=50)
@@ -1758,7 +1792,7 @@ def test_mail_that_keeps_coming_while_digests_go_out_is_told_exactly_once(store:
 
 
 def send_next(store: Store, at: datetime, error: BaseException | None = None) -> bytes | None:
-    with suppress(RelayDeferred, RelayRefused, RuntimeError), store.sending(at) as outgoing:
+    with suppress(RelayDeferred, RelayRefused, RuntimeError), store.outbox.sending(at) as outgoing:
         if outgoing is None:
             return None
         if error is not None:
@@ -1771,24 +1805,24 @@ def test_queued_mail_goes_out_once_in_order(store: Store) -> None:
     at = now()
     mails = [b"Subject: one\r\n\r\n\xff\0", b"two\n", b""]
     for n, data in enumerate(mails):
-        store.queue_mail(f"p{n}@example.org", data, at + n * SECOND)
-    assert store.figures(at).mails_waiting == 3
-    with store.sending(at + MINUTE) as outgoing:
+        store.outbox.add(QueuedMail(f"p{n}@example.org", data), at + n * SECOND)
+    assert store.stats(at).mails_waiting == 3
+    with store.outbox.sending(at + MINUTE) as outgoing:
         assert outgoing
         assert (outgoing.to, outgoing.mail) == ("p0@example.org", mails[0])
     assert [send_next(store, at + MINUTE) for _ in range(3)] == [mails[1], mails[2], None]
-    assert store.figures(at).mails_waiting == 0
+    assert store.stats(at).mails_waiting == 0
 
 
 def test_a_queued_mail_is_claimed_by_one(store: Store, second: Store) -> None:
     at = now()
-    store.queue_mail(ALICE, b"one", at)
-    store.queue_mail(ALICE, b"two", at + SECOND)
-    with store.sending(at + MINUTE) as first, second.sending(at + MINUTE) as other:
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
+    store.outbox.add(QueuedMail(ALICE, b"two"), at + SECOND)
+    with store.outbox.sending(at + MINUTE) as first, second.outbox.sending(at + MINUTE) as other:
         assert first
         assert other
         assert {first.mail, other.mail} == {b"one", b"two"}
-        with second.sending(at + MINUTE) as third:
+        with second.outbox.sending(at + MINUTE) as third:
             assert third is None
     assert send_next(store, at + DAY / 2) is None
 
@@ -1796,7 +1830,7 @@ def test_a_queued_mail_is_claimed_by_one(store: Store, second: Store) -> None:
 def test_20_senders_send_each_of_10_mails_once(store: Store, second: Store) -> None:
     at = now()
     for n in range(10):
-        store.queue_mail(ALICE, b"%d" % n, at)
+        store.outbox.add(QueuedMail(ALICE, b"%d" % n), at)
     sent = at_once(20, lambda n: send_next((store, second)[n % 2], at + SECOND))
     sent += [send_next(store, at + SECOND) for _ in range(10)]
     assert sorted(data for data in sent if data is not None) == [b"%d" % n for n in range(10)]
@@ -1805,9 +1839,9 @@ def test_20_senders_send_each_of_10_mails_once(store: Store, second: Store) -> N
 @pytest.mark.parametrize("error", [RelayDeferred("451"), RuntimeError("a bug")], ids=["deferred", "bug"])
 def test_a_deferred_mail_is_tried_again_with_a_back_off(store: Store, error: Exception) -> None:
     at = now()
-    store.queue_mail(ALICE, b"one", at)
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
     for seconds in [10, 20, 40, 80, 160, 320, 640, 900, 900]:
-        with pytest.raises(type(error)) as raised, store.sending(at) as outgoing:
+        with pytest.raises(type(error)) as raised, store.outbox.sending(at) as outgoing:
             assert outgoing
             raise error
         assert raised.value is error
@@ -1818,25 +1852,25 @@ def test_a_deferred_mail_is_tried_again_with_a_back_off(store: Store, error: Exc
 
 def test_a_refused_mail_is_removed(store: Store) -> None:
     at = now()
-    store.queue_mail(ALICE, b"one", at)
-    with pytest.raises(RelayRefused), store.sending(at):
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
+    with pytest.raises(RelayRefused), store.outbox.sending(at):
         raise RelayRefused("550")
-    assert store.figures(at).mails_waiting == 0
+    assert store.stats(at).mails_waiting == 0
     assert send_next(store, at + HOUR) is None
 
 
 def test_a_mail_is_given_up_after_a_day(store: Store) -> None:
     at = now()
-    store.queue_mail(ALICE, b"one", at)
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
     send_next(store, at + DAY + HOUR, RelayDeferred("451"))
     assert send_next(store, at + DAY + 2 * HOUR) is None
-    assert store.figures(at + DAY + 2 * HOUR).mails_waiting == 0
+    assert store.stats(at + DAY + 2 * HOUR).mails_waiting == 0
 
 
 def test_a_mail_whose_sender_died_is_sent_by_another(store: Store, store_url: str) -> None:
     at = now()
-    store.queue_mail(ALICE, b"one", at)
-    assert dies_in(store_url, "sending", at).mail == b"one"
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
+    assert dies_in(store_url, "outbox.sending", at).mail == b"one"
     assert send_next(store, at + LEASE - SECOND) is None
     assert send_next(store, at + LEASE + SECOND) == b"one"
 
@@ -1858,44 +1892,46 @@ def sign_in(number: int, at: datetime, **overrides: Any) -> SignIn:
 
 
 def start(store: Store, asked: SignIn, limits: SignInLimits | None = None) -> bool:
-    return store.start_sign_in(asked, limits or SignInLimits(), asked.recipient, b"mail %d" % asked.token_sha256[0])
+    return store.sign_ins.start(
+        asked, limits or SignInLimits(), QueuedMail(asked.recipient, b"mail %d" % asked.token_sha256[0])
+    )
 
 
 def test_a_sign_in_is_mailed_and_used_once(store: Store) -> None:
     at = now()
     asked = sign_in(1, at)
     assert start(store, asked)
-    with store.sending(at) as outgoing:
+    with store.outbox.sending(at) as outgoing:
         assert outgoing
         assert (outgoing.to, outgoing.mail) == (ALICE, b"mail 1")
-    assert store.sign_in(asked.token_sha256, at + MINUTE) == asked
-    assert store.sign_in(asked.token_sha256, at + MINUTE) == asked
-    assert store.use_sign_in(asked.token_sha256, at + MINUTE) == asked
-    for look in (store.sign_in, store.use_sign_in):
+    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.use(asked.token_sha256, at + MINUTE) == asked
+    for look in (store.sign_ins.get, store.sign_ins.use):
         with pytest.raises(LinkInvalid):
             look(asked.token_sha256, at + MINUTE)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, at + MINUTE)
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at + MINUTE)
 
 
 def test_an_unknown_or_expired_sign_in_is_invalid(store: Store) -> None:
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    for look in (store.sign_in, store.use_sign_in):
+    for look in (store.sign_ins.get, store.sign_ins.use):
         with pytest.raises(LinkInvalid):
             look(b"x" * 32, at)
         with pytest.raises(LinkInvalid):
             look(asked.token_sha256, asked.expires_at + SECOND)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, asked.expires_at + SECOND)
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, asked.expires_at + SECOND)
 
 
 def test_of_20_who_use_a_sign_in_exactly_one_gets_it(store: Store, second: Store) -> None:
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    results = at_once(20, lambda n: (store, second)[n % 2].use_sign_in(asked.token_sha256, at))
+    results = at_once(20, lambda n: (store, second)[n % 2].sign_ins.use(asked.token_sha256, at))
     assert results.count(asked) == 1
     assert sum(isinstance(r, LinkInvalid) for r in results) == 19
 
@@ -1905,15 +1941,15 @@ def test_a_code_works_in_the_browser_that_asked(store: Store) -> None:
     asked = sign_in(1, at)
     start(store, asked)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(b"other browser".ljust(32), asked.code_sha256, at)
+        store.sign_ins.use_code(b"other browser".ljust(32), asked.code_sha256, at)
     for _ in range(4):
         with pytest.raises(LinkInvalid):
-            store.use_sign_in_code(asked.browser_sha256, b"wrong".ljust(32), at)
-    assert store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, at) == asked
+            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
+    assert store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at) == asked
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in(asked.token_sha256, at)
+        store.sign_ins.use(asked.token_sha256, at)
 
 
 def test_the_fifth_wrong_code_kills_the_sign_in(store: Store) -> None:
@@ -1922,20 +1958,20 @@ def test_the_fifth_wrong_code_kills_the_sign_in(store: Store) -> None:
     start(store, asked)
     for _ in range(5):
         with pytest.raises(LinkInvalid):
-            store.use_sign_in_code(asked.browser_sha256, b"wrong".ljust(32), at)
+            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
     with pytest.raises(LinkInvalid):
-        store.sign_in(asked.token_sha256, at)
+        store.sign_ins.get(asked.token_sha256, at)
 
 
 def test_50_guesses_at_once_are_no_more_than_five(store: Store, second: Store) -> None:
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    at_once(50, lambda n: (store, second)[n % 2].use_sign_in_code(asked.browser_sha256, bytes([n]) * 32, at))
+    at_once(50, lambda n: (store, second)[n % 2].sign_ins.use_code(asked.browser_sha256, bytes([n]) * 32, at))
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
 
 
 def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
@@ -1945,19 +1981,19 @@ def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
     assert start(store, old)
     assert start(store, new)
     with pytest.raises(LinkInvalid):
-        store.use_sign_in_code(old.browser_sha256, old.code_sha256, at + 3 * MINUTE)
-    assert store.use_sign_in_code(old.browser_sha256, new.code_sha256, at + 3 * MINUTE) == new
+        store.sign_ins.use_code(old.browser_sha256, old.code_sha256, at + 3 * MINUTE)
+    assert store.sign_ins.use_code(old.browser_sha256, new.code_sha256, at + 3 * MINUTE) == new
 
 
 def test_one_sign_in_a_minute_and_five_an_hour_for_a_recipient(store: Store) -> None:
     at = now()
     assert start(store, sign_in(1, at))
-    store.use_sign_in(sign_in(1, at).token_sha256, at)  # a used one counts as well
+    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # a used one counts as well
     refused = sign_in(2, at + 59 * SECOND)
     assert not start(store, refused)
     with pytest.raises(LinkInvalid):
-        store.sign_in(refused.token_sha256, refused.created_at)
-    assert store.figures(at).mails_waiting == 1
+        store.sign_ins.get(refused.token_sha256, refused.created_at)
+    assert store.stats(at).mails_waiting == 1
     assert start(store, sign_in(3, at + 59 * SECOND, recipient=BOB))
     for number in (4, 5, 6, 7):
         assert start(store, sign_in(number, at + (number - 3) * 10 * MINUTE))
@@ -1999,7 +2035,7 @@ def test_20_who_ask_at_once_get_one_sign_in(store: Store, second: Store) -> None
     results = at_once(20, lambda n: start((store, second)[n % 2], sign_in(n, at, client_ip=f"192.0.2.{n}")))
     assert results.count(True) == 1
     assert results.count(False) == 19
-    assert store.figures(at).mails_waiting == 1
+    assert store.stats(at).mails_waiting == 1
 
 
 SESSION = b"s" * 32
@@ -2007,51 +2043,51 @@ SESSION = b"s" * 32
 
 def test_a_session_ends_after_12_hours_without_use(store: Store) -> None:
     at = now()
-    assert store.session(SESSION, at) is None
-    store.start_session(SESSION, ALICE, at)
-    assert store.session(SESSION, at) == ALICE
-    assert store.session(SESSION, at + 11 * HOUR) == ALICE
-    assert store.session(SESSION, at + 22 * HOUR) == ALICE
-    assert store.session(SESSION, at + 35 * HOUR) is None
-    assert store.session(b"t" * 32, at) is None
+    assert store.sign_ins.session(SESSION, at) is None
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    assert store.sign_ins.session(SESSION, at) == ALICE
+    assert store.sign_ins.session(SESSION, at + 11 * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 22 * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 35 * HOUR) is None
+    assert store.sign_ins.session(b"t" * 32, at) is None
 
 
 def test_a_session_ends_after_7_days_however_used(store: Store) -> None:
     at = now()
-    store.start_session(SESSION, ALICE, at)
+    store.sign_ins.start_session(SESSION, ALICE, at)
     for hours in range(10, 168, 10):
-        assert store.session(SESSION, at + hours * HOUR) == ALICE
-    assert store.session(SESSION, at + 7 * DAY + MINUTE) is None
+        assert store.sign_ins.session(SESSION, at + hours * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 7 * DAY + MINUTE) is None
 
 
 def test_signing_out_ends_that_session_only(store: Store) -> None:
     at = now()
-    store.start_session(SESSION, ALICE, at)
-    store.start_session(b"t" * 32, ALICE, at)
-    store.end_session(SESSION)
-    store.end_session(SESSION)
-    assert store.session(SESSION, at) is None
-    assert store.session(b"t" * 32, at) == ALICE
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    store.sign_ins.start_session(b"t" * 32, ALICE, at)
+    store.sign_ins.end_session(SESSION)
+    store.sign_ins.end_session(SESSION)
+    assert store.sign_ins.session(SESSION, at) is None
+    assert store.sign_ins.session(b"t" * 32, at) == ALICE
 
 
 # ---- life
 
 
 def test_the_first_value_is_remembered(store: Store) -> None:
-    assert store.remember("links.key", "one") == "one"
-    assert store.remember("links.key", "two") == "one"
-    assert store.remember("other", "two") == "two"
-    assert store.remember("links.key", "three", replace=True) == "three"
-    assert store.remember("links.key", "four") == "three"
+    assert store.notes.set_default("links.key", "one") == "one"
+    assert store.notes.set_default("links.key", "two") == "one"
+    assert store.notes.set_default("other", "two") == "two"
+    store.notes.set("links.key", "three")
+    assert store.notes.set_default("links.key", "four") == "three"
 
 
 def test_of_20_who_remember_at_once_all_agree(store: Store, second: Store) -> None:
-    results = at_once(20, lambda n: (store, second)[n % 2].remember("links.key", str(n)))
+    results = at_once(20, lambda n: (store, second)[n % 2].notes.set_default("links.key", str(n)))
     assert len(set(results)) == 1
 
 
 def test_figures_of_an_empty_store(store: Store) -> None:
-    figures = store.figures(now())
+    figures = store.stats(now())
     assert (figures.releases_waiting, figures.requests_waiting, figures.mails_waiting, figures.digests_due) == (0,) * 4
     assert figures.oldest_digest_due_at is None
     assert figures.heartbeat_at is None
@@ -2063,17 +2099,17 @@ def test_figures_tell_what_waits(store: Store) -> None:
     ask(store, helds[1], at)
     ask(store, helds[1], at, 1)
     release(store, helds[2], at)
-    store.queue_mail(ALICE, b"x", at)
-    store.schedule(ALICE, at)
-    store.schedule(BOB, at + DAY)
+    store.outbox.add(QueuedMail(ALICE, b"x"), at)
+    store.recipients.schedule(ALICE, at)
+    store.recipients.schedule(BOB, at + DAY)
     store.heartbeat(at - SECOND)
     store.heartbeat(at)
-    figures = store.figures(at + HOUR)
+    figures = store.stats(at + HOUR)
     assert (figures.releases_waiting, figures.requests_waiting, figures.mails_waiting) == (1, 2, 1)
     assert (figures.digests_due, figures.oldest_digest_due_at, figures.heartbeat_at) == (1, at, at)
-    assert store.figures(at + 2 * DAY).digests_due == 2
+    assert store.stats(at + 2 * DAY).digests_due == 2
     tell(store, ALICE, at + HOUR)
-    assert store.figures(at + HOUR).digests_due == 0
+    assert store.stats(at + HOUR).digests_due == 0
 
 
 def test_ping_returns(store: Store) -> None:
@@ -2100,32 +2136,32 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
     later = hold(store, recipients=[ALICE])
     with digesting(store, ALICE, at, 10, at_once=True) as digest:
         pass
-    store.set_digests_stopped(ALICE, at)
-    store.revoke_links(ALICE, at)
-    store.schedule(BOB, at)
-    store.queue_mail(BOB, b"one", at)
-    store.start_session(SESSION, BOB, at)
+    store.recipients.set_digests_stopped(ALICE, at)
+    store.recipients.revoke_links(ALICE, at)
+    store.recipients.schedule(BOB, at)
+    store.outbox.add(QueuedMail(BOB, b"one"), at)
+    store.sign_ins.start_session(SESSION, BOB, at)
     asked = sign_in(1, at)
     start(store, asked)
-    store.remember("links.key", "one")
+    store.notes.set_default("links.key", "one")
     store.heartbeat(at)
 
     def seen(opened: Store) -> list[object]:
         return [
-            opened.deliveries(held.id),
-            opened.deliveries(later.id),
-            opened.history(held.id, 0),
-            opened.search(Filter(), 100),
-            opened.list_for(ALICE, EVERY_STATE, 100),
-            opened.person(ALICE),
-            opened.person(BOB),
-            opened.last_digest(ALICE),
-            opened.digest_recipient(digest.id),
-            opened.due_releases(at + DAY, 10),
-            opened.session(SESSION, at),
-            opened.sign_in(asked.token_sha256, at),
-            opened.remember("links.key", "two"),
-            opened.figures(at + HOUR),
+            opened.deliveries.of_message(held.id),
+            opened.deliveries.of_message(later.id),
+            opened.deliveries.history(DeliveryId(held.id, 0)),
+            opened.deliveries.search(Filter(), 100),
+            opened.deliveries.list_for(Reader(ALICE), EVERY_STATE, 100),
+            opened.recipients.get(ALICE),
+            opened.recipients.get(BOB),
+            opened.digests.last(ALICE),
+            opened.digests.recipient_of(digest.id),
+            opened.deliveries.due_releases(at + DAY, 10),
+            opened.sign_ins.session(SESSION, at),
+            opened.sign_ins.get(asked.token_sha256, at),
+            opened.notes.set_default("links.key", "two"),
+            opened.stats(at + HOUR),
             held_bytes(opened, held.id),
         ]
 
@@ -2152,25 +2188,25 @@ def test_old_mail_is_gone_with_all_that_belongs_to_it(store: Store) -> None:
     held, released = hold(store, data, queue_id="AAA"), hold(store)
     release(store, released, at)
     delete(store, released, at, 1)
-    store.record_opening(ALICE, at.replace(microsecond=0), Opening(held.id, 0, at), at)
+    store.digests.record_link_open(ALICE, at.replace(microsecond=0), LinkOpen(DeliveryId(held.id, 0), at), at)
     purged = store.purge(day_after_tomorrow(), day_after_tomorrow())
     assert (purged.messages, purged.kept) == (2, 0)
     for look in (
-        lambda: store.delivery(held.id, 0),
-        lambda: store.deliveries(held.id),
-        lambda: store.delivery_for(ALICE, held.id),
-        lambda: store.history(held.id, 0),
-        lambda: next(iter(store.body(held.id))),
+        lambda: store.deliveries.get(DeliveryId(held.id, 0)),
+        lambda: store.deliveries.of_message(held.id),
+        lambda: store.deliveries.get_for(Reader(ALICE), held.id),
+        lambda: store.deliveries.history(DeliveryId(held.id, 0)),
+        lambda: next(iter(store.messages.body(held.id))),
         lambda: delete(store, held, at),
         lambda: release(store, held, at),
     ):
         with pytest.raises(NotFound):
             look()
-    assert not list(store.find("AAA"))
-    assert not list(store.find(str(held.id)))
-    assert store.search(Filter(), 10) == Page((), None)
-    assert store.list_for(ALICE, EVERY_STATE, 10) == Page((), None)
-    assert not list(store.unannounced(ALICE, 10))
+    assert not list(store.messages.find("AAA"))
+    assert not list(store.messages.find(str(held.id)))
+    assert store.deliveries.search(Filter(), 10) == Page((), None)
+    assert store.deliveries.list_for(Reader(ALICE), EVERY_STATE, 10) == Page((), None)
+    assert not list(store.digests.unannounced(Reader(ALICE), 10))
     again = hold(store, data)
     assert not again.known
     assert again.id != held.id
@@ -2196,22 +2232,33 @@ def test_what_somebody_waits_for_outlives_retention(store: Store) -> None:
         purged = store.purge(old, old)
         assert (purged.messages, purged.kept) == (removed, 2)
         with pytest.raises(NotFound):
-            store.delivery(gone.id, 0)
-        assert [d.state for d in store.deliveries(requested.id)] == [State.REQUESTED, State.HELD]
-        assert [d.state for d in store.deliveries(releasing.id)] == [State.HELD, State.RELEASING]
+            store.deliveries.get(DeliveryId(gone.id, 0))
+        assert [d.state for d in store.deliveries.of_message(requested.id)] == [State.REQUESTED, State.HELD]
+        assert [d.state for d in store.deliveries.of_message(releasing.id)] == [State.HELD, State.RELEASING]
         assert held_bytes(store, requested.id) == datas[1]
         assert held_bytes(store, releasing.id) == datas[2]
-        assert [e.kind for e in store.history(requested.id, 0)] == ["held", "requested"]
-        assert {m.id for m in store.find("AAA")} == {requested.id, releasing.id}
-        assert len(store.search(Filter(), 10).deliveries) == 4
-        assert {d.id for d in store.list_for(ALICE, EVERY_STATE, 10).deliveries} == {requested.id, releasing.id}
-        assert list(store.due_releases(at + DAY, 10)) == [(releasing.id, 1)]
+        assert [e.kind for e in store.deliveries.history(DeliveryId(requested.id, 0))] == ["held", "requested"]
+        assert {m.id for m in store.messages.find("AAA")} == {requested.id, releasing.id}
+        assert len(store.deliveries.search(Filter(), 10).deliveries) == 4
+        assert {d.id for d in store.deliveries.list_for(Reader(ALICE), EVERY_STATE, 10).deliveries} == {
+            requested.id,
+            releasing.id,
+        }
+        assert list(store.deliveries.due_releases(at + DAY, 10)) == [(releasing.id, 1)]
         assert hold(store, datas[1]) == Held(requested.id, known=True)
     release(store, releasing, old, 1)
-    store.move(requested.id, 0, State.HELD, {State.REQUESTED}, BY_OPERATOR, old, kind=EventKind.REFUSED, reason="no")
+    store.deliveries.move(
+        DeliveryId(requested.id, 0),
+        State.HELD,
+        {State.REQUESTED},
+        BY_OPERATOR,
+        old,
+        kind=EventKind.REFUSED,
+        reason="no",
+    )
     purged = store.purge(old, old)
     assert (purged.messages, purged.kept) == (2, 0)
-    assert store.search(Filter(), 10) == Page((), None)
+    assert store.deliveries.search(Filter(), 10) == Page((), None)
     assert not hold(store, datas[1]).known
 
 
@@ -2219,11 +2266,11 @@ def test_what_is_being_released_survives_a_purge(store: Store) -> None:
     data = mail(size_bytes=3_000_000)
     held, at, old = hold(store, data), now(), day_after_tomorrow()
     with claim(store, held, at):
-        pieces = store.body(held.id)
+        pieces = store.messages.body(held.id)
         first = next(pieces)
         assert store.purge(old, old).kept == 1
         assert first + b"".join(pieces) == data
-    assert store.delivery(held.id, 0).state is State.RELEASED
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
 def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store) -> None:
@@ -2232,39 +2279,39 @@ def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store)
     with digesting(store, ALICE, at, 10, at_once=True) as digest:
         pass
     store.purge(day_after_tomorrow(), at + 59 * DAY)
-    assert store.digest_recipient(digest.id) == ALICE
-    last = store.last_digest(ALICE)
+    assert store.digests.recipient_of(digest.id) == ALICE
+    last = store.digests.last(ALICE)
     assert last is None or (last.id, last.deliveries) == (digest.id, ())
 
 
 def test_a_purge_leaves_people_and_their_wishes(store: Store) -> None:
     hold(store)
     at = now()
-    store.set_digests_stopped(ALICE, at)
-    store.revoke_links(BOB, at)
-    store.set_preferences(MALLORY, CHOSEN)
-    store.remember("links.key", "one")
+    store.recipients.set_digests_stopped(ALICE, at)
+    store.recipients.revoke_links(BOB, at)
+    store.recipients.set_preferences(MALLORY, CHOSEN)
+    store.notes.set_default("links.key", "one")
     store.purge(day_after_tomorrow(), at + 40 * DAY)
-    assert store.person(ALICE).stopped_at == at
-    assert store.person(BOB).links_valid_from == at
-    assert store.person(MALLORY).preferences == CHOSEN
-    assert store.remember("links.key", "two") == "one"
+    assert store.recipients.get(ALICE).stopped_at == at
+    assert store.recipients.get(BOB).links_valid_from == at
+    assert store.recipients.get(MALLORY).preferences == CHOSEN
+    assert store.notes.set_default("links.key", "two") == "one"
 
 
 def test_a_purge_ends_what_has_expired_and_leaves_the_rest(store: Store) -> None:
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    store.start_session(SESSION, ALICE, at)
-    store.queue_mail(ALICE, b"one", at)
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    store.outbox.add(QueuedMail(ALICE, b"one"), at)
     store.purge(at - DAY, at + MINUTE)
-    assert store.sign_in(asked.token_sha256, at + MINUTE) == asked
-    assert store.session(SESSION, at + MINUTE) == ALICE
-    assert store.figures(at).mails_waiting == 2
+    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.session(SESSION, at + MINUTE) == ALICE
+    assert store.stats(at).mails_waiting == 2
     store.purge(at - DAY, at + 30 * DAY)
     with pytest.raises(LinkInvalid):
-        store.sign_in(asked.token_sha256, at)
-    assert store.session(SESSION, at) is None
+        store.sign_ins.get(asked.token_sha256, at)
+    assert store.sign_ins.session(SESSION, at) is None
 
 
 def test_mail_held_while_a_purge_runs_is_kept(store: Store, second: Store) -> None:

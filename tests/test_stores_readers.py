@@ -10,11 +10,12 @@ from threading import Barrier
 import pytest
 
 from portal.model.errors import NotFound, RelayDeferred
-from portal.model.message import Delivery, EventKind, Reader, State
+from portal.model.message import Delivery, DeliveryId, EventKind, Reader, State
 from portal.moving.copy import copy
-from portal.stores import Asked, Store, open_store
+from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
 from portal.stores.files.store import FileStore
+from portal.stores.records import Asked
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
 
 CAROL, SALES, INFO = "carol@example.org", "sales@example.org", "info@example.org"
@@ -36,15 +37,16 @@ def told(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str,
         return [(delivery.recipient, delivery.message.subject) for delivery in digest.deliveries]
 
 
-def untold(store: Store, reader: Reader | str) -> list[str]:
-    return [delivery.message.subject for delivery in store.unannounced(reader, 50)]
+def untold(store: Store, who: Reader | str) -> list[str]:
+    reader = who if isinstance(who, Reader) else Reader(who)
+    return [delivery.message.subject for delivery in store.digests.unannounced(reader, 50)]
 
 
 def fill(store: Store) -> None:
     for n, recipient in enumerate((ALICE, SALES, INFO, BOB, MALLORY, INFO), 1):
         hold(store, recipients=[recipient], subject=f"{n}")
-    store.pass_news_on(SALES, [ALICE])
-    store.pass_news_on(INFO, [ALICE, BOB])
+    store.recipients.pass_news_on(SALES, [ALICE])
+    store.recipients.pass_news_on(INFO, [ALICE, BOB])
 
 
 # ---- lists
@@ -56,17 +58,17 @@ def subjects(deliveries: tuple[Delivery, ...]) -> list[str]:
 
 def test_a_list_holds_all_that_a_reader_reads_newest_first_page_by_page(store: Store) -> None:
     fill(store)
-    assert subjects(store.list_for(A, {State.HELD}, 9).deliveries) == ["6", "3", "2", "1"]
-    assert subjects(store.list_for(B, {State.HELD}, 9).deliveries) == ["6", "4", "3"]
+    assert subjects(store.deliveries.list_for(A, {State.HELD}, 9).deliveries) == ["6", "3", "2", "1"]
+    assert subjects(store.deliveries.list_for(B, {State.HELD}, 9).deliveries) == ["6", "4", "3"]
     found, before = [], None
     while True:
-        page = store.list_for(A, {State.HELD}, 1, before)
+        page = store.deliveries.list_for(A, {State.HELD}, 1, before)
         found += subjects(page.deliveries)
         before = page.next
         if before is None:
             break
     assert found == ["6", "3", "2", "1"]
-    assert store.list_for(A, {State.RELEASED}, 9).deliveries == ()
+    assert store.deliveries.list_for(A, {State.RELEASED}, 9).deliveries == ()
 
 
 def test_who_reads_twenty_thousand_names_finds_their_mail_too(store: Store) -> None:
@@ -74,46 +76,49 @@ def test_who_reads_twenty_thousand_names_finds_their_mail_too(store: Store) -> N
     for n, recipient in enumerate((ALICE, "a19999@example.org", MALLORY)):
         hold(store, recipients=[recipient], subject=f"invoice {n}")
     for words in ("", "invoice"):
-        assert subjects(store.list_for(many, {State.HELD}, 9, words=words).deliveries) == ["invoice 1", "invoice 0"]
+        assert subjects(store.deliveries.list_for(many, {State.HELD}, 9, words=words).deliveries) == [
+            "invoice 1",
+            "invoice 0",
+        ]
 
 
 def test_who_reads_nothing_does_not_get_what_was_held_for_nobody_known(store: Store) -> None:
     hold(store, recipients=[], subject="for nobody")
     nobody = Reader(ALICE, ())
     for words in ("", "nobody"):
-        assert store.list_for(nobody, {State.HELD}, 9, words=words).deliveries == ()
+        assert store.deliveries.list_for(nobody, {State.HELD}, 9, words=words).deliveries == ()
     assert untold(store, nobody) == []
 
 
 def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Store) -> None:
     held = hold(store, recipients=[MALLORY, SALES, INFO, ALICE])
-    page = store.list_for(A, {State.HELD}, 2)
-    rest = store.list_for(A, {State.HELD}, 2, page.next)
+    page = store.deliveries.list_for(A, {State.HELD}, 2)
+    rest = store.deliveries.list_for(A, {State.HELD}, 2, page.next)
     assert [(d.id, d.recipient) for d in (*page.deliveries, *rest.deliveries)] == [
         (held.id, ALICE), (held.id, INFO), (held.id, SALES),
     ]  # fmt: skip
-    assert store.delivery_for(A, held.id).recipient == SALES
-    assert store.delivery_for(A, held.id, 2).recipient == INFO
+    assert store.deliveries.get_for(A, held.id).recipient == SALES
+    assert store.deliveries.get_for(A, held.id, 2).recipient == INFO
     for number in (0, 9):
         with pytest.raises(NotFound):
-            store.delivery_for(A, held.id, number)
+            store.deliveries.get_for(A, held.id, number)
     with pytest.raises(NotFound):
-        store.delivery_for(CAROL, held.id, 3)
+        store.deliveries.get_for(Reader(CAROL), held.id, 3)
 
 
 def test_words_are_looked_for_in_all_that_a_reader_reads_and_nowhere_else(store: Store) -> None:
     for recipient in (ALICE, SALES, INFO, BOB, MALLORY):
         hold(store, recipients=[recipient], subject=f"Cheap watches {recipient.partition('@')[0]}")
-    found = store.list_for(A, {State.HELD}, 9, words="watch")
+    found = store.deliveries.list_for(A, {State.HELD}, 9, words="watch")
     assert subjects(found.deliveries) == ["Cheap watches info", "Cheap watches sales", "Cheap watches alice"]
-    assert store.list_for(A, {State.HELD}, 9, words="mallory").deliveries == ()
+    assert store.deliveries.list_for(A, {State.HELD}, 9, words="mallory").deliveries == ()
 
 
 def test_who_reads_nothing_finds_nothing(store: Store) -> None:
     fill(store)
     nobody = Reader(SALES, ())
-    assert store.list_for(nobody, {State.HELD}, 9).deliveries == ()
-    assert store.unannounced(nobody, 9) == []
+    assert store.deliveries.list_for(nobody, {State.HELD}, 9).deliveries == ()
+    assert store.digests.unannounced(nobody, 9) == []
 
 
 # ---- telling
@@ -121,18 +126,18 @@ def test_who_reads_nothing_finds_nothing(store: Store) -> None:
 
 def test_news_are_passed_on_to_who_reads_them(store: Store) -> None:
     held = hold(store, recipients=[INFO])
-    first = store.person(INFO).news_since
+    first = store.recipients.get(INFO).news_since
     assert first is not None
-    store.pass_news_on(INFO, [ALICE, BOB])
-    assert (store.person(ALICE).news_since, store.person(BOB).news_since) == (first, first)
-    assert store.person(INFO).news_since is None
-    assert store.person(ALICE).address == ALICE
-    store.pass_news_on(INFO, [CAROL])  # there are none any more
-    assert store.person(CAROL).news_since is None
+    store.recipients.pass_news_on(INFO, [ALICE, BOB])
+    assert (store.recipients.get(ALICE).news_since, store.recipients.get(BOB).news_since) == (first, first)
+    assert store.recipients.get(INFO).news_since is None
+    assert store.recipients.get(ALICE).address == ALICE
+    store.recipients.pass_news_on(INFO, [CAROL])  # there are none any more
+    assert store.recipients.get(CAROL).news_since is None
     hold(store, recipients=[INFO])
-    store.pass_news_on(INFO, [INFO, BOB])
-    assert store.person(INFO).news_since is not None  # one of its readers
-    assert store.person(BOB).news_since == first  # as before
+    store.recipients.pass_news_on(INFO, [INFO, BOB])
+    assert store.recipients.get(INFO).news_since is not None  # one of its readers
+    assert store.recipients.get(BOB).news_since == first  # as before
     assert held.id
 
 
@@ -140,9 +145,9 @@ def test_each_reader_is_told_once_of_all_they_read(store: Store) -> None:
     fill(store)
     assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
     assert untold(store, A) == []
-    assert store.person(ALICE).news_since is None
+    assert store.recipients.get(ALICE).news_since is None
     hold(store, recipients=[INFO], subject="7")
-    store.pass_news_on(INFO, [ALICE, BOB])
+    store.recipients.pass_news_on(INFO, [ALICE, BOB])
     assert told(store, A) == [(INFO, "7")]
     assert told(store, B) == [(INFO, "3"), (BOB, "4"), (INFO, "6"), (INFO, "7")]
     assert untold(store, A) == untold(store, B) == []
@@ -150,15 +155,15 @@ def test_each_reader_is_told_once_of_all_they_read(store: Store) -> None:
 
 def test_a_delivery_is_announced_once_all_its_readers_were_told(store: Store) -> None:
     held, alias = hold(store, recipients=[INFO]), hold(store, recipients=[SALES])
-    store.pass_news_on(INFO, [ALICE, BOB])
+    store.recipients.pass_news_on(INFO, [ALICE, BOB])
     told(store, A)
-    assert store.delivery(alias.id, 0).announced_at is not None
-    assert store.delivery(held.id, 0).announced_at is None
-    assert store.untold([SALES, INFO], now() - HOUR) == [INFO]
-    assert store.untold([SALES, INFO], now()) == []
+    assert store.deliveries.get(DeliveryId(alias.id, 0)).announced_at is not None
+    assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is None
+    assert store.recipients.with_unannounced([SALES, INFO], now() - HOUR) == [INFO]
+    assert store.recipients.with_unannounced([SALES, INFO], now()) == []
     told(store, B)
-    assert store.delivery(held.id, 0).announced_at is not None
-    assert store.untold([SALES, INFO], now() - HOUR) == []
+    assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is not None
+    assert store.recipients.with_unannounced([SALES, INFO], now() - HOUR) == []
 
 
 def test_whoever_reads_instead_is_told_of_what_the_others_were_not(store: Store) -> None:
@@ -172,7 +177,7 @@ def test_whoever_reads_instead_is_told_of_what_the_others_were_not(store: Store)
 def test_a_mailbox_whose_mail_others_get_as_well_is_told_as_they_are(store: Store) -> None:
     readers = {INFO: (INFO, BOB)}
     hold(store, recipients=[INFO], subject="1")
-    store.pass_news_on(INFO, [INFO, BOB])
+    store.recipients.pass_news_on(INFO, [INFO, BOB])
     assert told(store, Reader(INFO, (), readers)) == [(INFO, "1")]
     assert untold(store, Reader(INFO, (), readers)) == []
     assert told(store, Reader(BOB, (BOB,), readers)) == [(INFO, "1")]
@@ -188,28 +193,28 @@ def test_a_digest_that_fails_tells_nobody(store: Store) -> None:
 def test_what_does_not_fit_stays_news(store: Store) -> None:
     fill(store)
     assert told(store, A, limit=3) == [(ALICE, "1"), (SALES, "2"), (INFO, "3")]
-    assert store.person(ALICE).news_since is not None
+    assert store.recipients.get(ALICE).news_since is not None
     assert told(store, A, limit=3) == [(INFO, "6")]
-    assert store.person(ALICE).news_since is None
+    assert store.recipients.get(ALICE).news_since is None
 
 
 def test_many_readers_are_claimed_together_each_with_all_they_read(store: Store) -> None:
     fill(store)
     who = {ALICE: A, BOB: B}
-    claims = store.claim_digests(
+    claims = store.digests.claim(
         now(), 9, 50, only=[ALICE, BOB, MALLORY], at_once=True, readers=lambda person: who.get(person, Reader(person))
     )
     found = {digest.recipient: subjects(digest.deliveries) for digest in claims.digests}
     assert found == {ALICE: ["1", "2", "3", "6"], BOB: ["3", "4", "6"], MALLORY: ["5"]}
-    store.settle_digests(claims.digests, [], now())
+    store.digests.settle(claims.digests, [], now())
     assert [untold(store, reader) for reader in (A, B, MALLORY)] == [[], [], []]
-    assert store.untold([ALICE, SALES, INFO, BOB, MALLORY], now() - HOUR) == []
+    assert store.recipients.with_unannounced([ALICE, SALES, INFO, BOB, MALLORY], now() - HOUR) == []
 
 
 def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, second: Store) -> None:
     for _ in range(5):
         held = hold(store, recipients=[INFO])
-        store.pass_news_on(INFO, [ALICE, BOB])
+        store.recipients.pass_news_on(INFO, [ALICE, BOB])
         together = Barrier(2)
 
         def tell(opened: Store, reader: Reader, together: Barrier = together) -> None:
@@ -219,37 +224,37 @@ def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, se
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(tell, store, A), pool.submit(tell, second, B)]:
                 done.result()
-        assert store.delivery(held.id, 0).announced_at is not None
+        assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is not None
 
 
 def test_a_digest_is_looked_up_with_all_it_told(store: Store) -> None:
     fill(store)
     told(store, A)
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6"]
-    assert store.digest(last.id).deliveries == last.deliveries
-    assert store.digest_recipient(last.id) == ALICE
-    assert store.last_digest(BOB) is None
+    assert store.digests.get(last.id).deliveries == last.deliveries
+    assert store.digests.recipient_of(last.id) == ALICE
+    assert store.digests.last(BOB) is None
 
 
 def test_a_digest_asked_for_again_repeats_what_is_held_for_all_names_and_to_nobody_else(store: Store) -> None:
     fill(store)
     told(store, A)
     told(store, B)
-    assert store.ask_for_digest(A, now(), now() - HOUR) is Asked.DUE
-    assert store.person(ALICE).address == ALICE
+    assert store.digests.ask(A, now(), now() - HOUR) is Asked.DUE
+    assert store.recipients.get(ALICE).address == ALICE
     assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
     assert untold(store, B) == []
     # What they do not read any more is not repeated.
-    assert store.ask_for_digest(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is Asked.DUE
+    assert store.digests.ask(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is Asked.DUE
     assert told(store, ALICE) == [(ALICE, "1")]
 
 
 def test_news_of_another_name_are_asked_for_at_ones_own_address(store: Store) -> None:
     hold(store, recipients=["Info@Example.org"])
-    assert store.ask_for_digest(B, now(), now() - HOUR) is Asked.DUE
-    assert store.person(BOB).address == BOB
+    assert store.digests.ask(B, now(), now() - HOUR) is Asked.DUE
+    assert store.recipients.get(BOB).address == BOB
 
 
 # ---- age, and moving
@@ -275,7 +280,7 @@ def test_a_copy_tells_nobody_twice_and_nobody_never(way: str, files_url: str, po
     copy(store, target, lambda *_: None)
     assert untold(target, A) == []
     assert untold(target, B) == ["3", "4", "6"]
-    last, there = store.last_digest(ALICE), target.last_digest(ALICE)
+    last, there = store.digests.last(ALICE), target.digests.last(ALICE)
     assert last is not None
     assert there is not None
     assert subjects(there.deliveries) == subjects(last.deliveries)
@@ -290,16 +295,16 @@ def test_a_rebuilt_database_tells_nobody_twice_and_nobody_never(files_url: str) 
     store = open_store(files_url)
     fill(store)
     held = hold(store, recipients=[INFO], subject="7")
-    store.pass_news_on(INFO, [INFO, ALICE, BOB])
+    store.recipients.pass_news_on(INFO, [INFO, ALICE, BOB])
     told(store, A)
     told(store, Reader(INFO, (), {INFO: (INFO, ALICE, BOB)}))
-    store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+    store.deliveries.move(DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     store.close()
     reindex(files_url.removeprefix("files://"), lambda *_: None)
     store = open_store(files_url)
     assert untold(store, A) == []
     assert untold(store, B) == ["3", "4", "6"]
-    last = store.last_digest(ALICE)
+    last = store.digests.last(ALICE)
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6", "7"]
     store.close()
@@ -312,9 +317,9 @@ def test_what_one_was_told_of_while_others_read_along_is_no_news_when_they_do_no
     hold(store, recipients=[BOB], subject="his own")
     back, bob = Reader(ALICE, (ALICE,)), Reader(BOB, (BOB,))
     assert untold(store, back) == ["after it"]
-    claims = store.claim_digests(
+    claims = store.digests.claim(
         now(), 5, 50, only=[ALICE, BOB], at_once=True, readers=lambda who: back if who == ALICE else bob
     )
     assert [[d.message.subject for d in digest.deliveries] for digest in claims.digests] == [["after it"], ["his own"]]
-    store.settle_digests(claims.digests, [], now())
-    assert store.person(ALICE).news_since is None
+    store.digests.settle(claims.digests, [], now())
+    assert store.recipients.get(ALICE).news_since is None

@@ -24,7 +24,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import Tier
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
-from portal.stores.files import store as files_store
+from portal.stores.files import messages as files_messages
 from portal.stores.postgres import database as postgres_database
 from portal.stores.postgres import days as postgres_days
 from tests.builders import MALLORY, hold
@@ -112,11 +112,11 @@ class Posting:
         tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
         self._older.setattr(postgres_days, "TABLES", tables)
         self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
-        insert = files_store._INSERT_MESSAGE
+        insert = files_messages._INSERT_MESSAGE
         for name, before in (("dedup_key", "sameness"), ("username", "user"), ("packed_symbols", "symbols")):
             insert = insert.replace(name, before)
-        self._older.setattr(files_store, "_INSERT_MESSAGE", insert)
-        self._older.setattr(files_store, "mark_news", mark_news_as_before)
+        self._older.setattr(files_messages, "_INSERT_MESSAGE", insert)
+        self._older.setattr(files_messages, "mark_news", mark_news_as_before)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from portal.model.message import Delivery, EventKind, Filter, Flag, State, Symbol, Tier
-from portal.stores import Held, Store, open_store
+from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Flag, State, Symbol, Tier
+from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, body, hold, mail, now
 
 VIRUS = (Symbol("CLAM_VIRUS", 0.0, ("Eicar",)),)
@@ -17,11 +18,11 @@ MACRO = (Symbol("OLETOOLS_MACRO_SUSPICIOUS", 6.0),)
 
 
 def first(store: Store, held: Held) -> Delivery:
-    return store.delivery(held.id, 0)
+    return store.deliveries.get(DeliveryId(held.id, 0))
 
 
 def whats(store: Store, held: Held, number: int = 0) -> list[str]:
-    return [event.kind for event in store.history(held.id, number)]
+    return [event.kind for event in store.deliveries.history(DeliveryId(held.id, number))]
 
 
 def test_a_worse_verdict_is_taken_with_its_symbols(store: Store) -> None:
@@ -30,10 +31,10 @@ def test_a_worse_verdict_is_taken_with_its_symbols(store: Store) -> None:
     again = hold(store, data, tier=Tier.DANGEROUS, symbols=VIRUS, score=3.5, action="discard")
     assert (again.id, again.known, again.raised) == (held.id, True, (held.id,))
     for number in (0, 1):
-        message = store.delivery(held.id, number).message
+        message = store.deliveries.get(DeliveryId(held.id, number)).message
         assert (message.tier, message.symbols, message.score) == (Tier.DANGEROUS, VIRUS, 3.5)
         assert message.action == "discard"
-        [*_, event] = store.history(held.id, number)
+        [*_, event] = store.deliveries.history(DeliveryId(held.id, number))
         assert (event.kind, event.actor.who, event.detail) == ("raised", "system", "spam -> dangerous")
 
 
@@ -95,7 +96,7 @@ def test_what_can_still_be_released_is_raised(store: Store, state: State) -> Non
     data = mail()
     held = hold(store, data, [ALICE])
     if state is not State.HELD:
-        store.move(held.id, 0, state, {State.HELD}, BY_LINK, now(), kind=EventKind(state.value))
+        store.deliveries.move(DeliveryId(held.id, 0), state, {State.HELD}, BY_LINK, now(), kind=EventKind(state.value))
     hold(store, data, [ALICE], tier=Tier.DANGEROUS)
     assert first(store, held).message.tier is Tier.DANGEROUS
     assert first(store, held).state is state
@@ -105,7 +106,7 @@ def test_what_is_released_keeps_its_verdict_unless_another_recipient_waits(store
     alone, shared = mail(), mail()
     to_alice, to_both = hold(store, alone, [ALICE]), hold(store, shared, [ALICE, BOB])
     for held in (to_alice, to_both):
-        with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now()):
+        with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now()):
             pass
     hold(store, alone, [ALICE], tier=Tier.DANGEROUS)
     hold(store, shared, [ALICE, BOB], tier=Tier.DANGEROUS)
@@ -140,7 +141,7 @@ def test_it_is_found_by_its_new_tier_and_score_alone(store: Store) -> None:
         (Filter(score_min=90), 1),
         (Filter(score_max=20), 1),
     ):
-        found = store.search(wanted, 10).deliveries
+        found = store.deliveries.search(wanted, 10).deliveries
         assert len(found) == count, wanted
         assert (held.id in {delivery.id for delivery in found}) == (
             Tier.DANGEROUS in wanted.tiers or wanted.score_min is not None
@@ -153,16 +154,18 @@ def test_a_raised_mail_outlives_a_rebuild(files_url: str) -> None:
     held, requested = hold(store, data), hold(store, waiting, [ALICE])
     hold(store, data, tier=Tier.DANGEROUS, symbols=VIRUS, score=None, action="discard")
     hold(store, waiting, [ALICE], tier=Tier.DANGEROUS, symbols=VIRUS)
-    store.move(requested.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
-    before = [(first(store, each), store.history(each.id, 0)) for each in (held, requested)]
+    store.deliveries.move(
+        DeliveryId(requested.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
+    before = [(first(store, each), store.deliveries.history(DeliveryId(each.id, 0))) for each in (held, requested)]
     store.close()
     for _ in range(2):
         done = reindex(files_url.removeprefix("files://"), lambda *_: None)
         assert done.unreadable_lines == 0
         store = open_store(files_url)
-        after = [(first(store, each), store.history(each.id, 0)) for each in (held, requested)]
+        after = [(first(store, each), store.deliveries.history(DeliveryId(each.id, 0))) for each in (held, requested)]
         assert after == before
-        found = store.search(Filter(tiers=frozenset({Tier.DANGEROUS})), 10).deliveries
+        found = store.deliveries.search(Filter(tiers=frozenset({Tier.DANGEROUS})), 10).deliveries
         assert {delivery.id for delivery in found} == {held.id, requested.id}
         store.close()
 
@@ -172,12 +175,12 @@ def test_a_record_brings_a_worse_verdict_and_never_a_better_one(store: Store, tm
     source = open_store(f"files://{tmp_path}/source")
     data = mail()
     held = hold(source, data, symbols=MACRO)
-    [mild] = source.records([held.id]).values()
-    store.take(mild, body(data))
+    [mild] = source.messages.records([held.id]).values()
+    store.messages.take(mild, body(data))
     hold(source, data, tier=Tier.DANGEROUS, symbols=VIRUS)
-    [raised] = source.records([held.id]).values()
+    [raised] = source.messages.records([held.id]).values()
     source.close()
     for record in (raised, mild):
-        store.take(record, None)
+        store.messages.take(record, None)
         assert first(store, held).message.tier is Tier.DANGEROUS
         assert first(store, held).message.symbols == VIRUS

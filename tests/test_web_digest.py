@@ -11,7 +11,7 @@ from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import State, Symbol, Tier
-from portal.stores import Digest, Held
+from portal.stores.records import Digest, Held
 from portal.web import digest as web_digest
 from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
@@ -264,7 +264,7 @@ def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, m
         site.hold(subject=f"Mail {name}")
     digest, browser = tell(site), site.browser()
     page = browser.get(several(site, digest)).text
-    real, calls = type(site.store).move, []
+    real, calls = type(site.store.deliveries).move, []
 
     def move(*args: object, **more: object) -> object:
         calls.append(args)
@@ -272,7 +272,7 @@ def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, m
             raise StoreUnavailable("down")
         return real(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(site.store), "move", move)
+    monkeypatch.setattr(type(site.store.deliveries), "move", move)
     page = choose(browser, several(site, digest), "delete", names(page), page)
     assert len(calls) == 2
     assert page.count("Deleted on") == 1
@@ -331,7 +331,7 @@ def test_a_digest_link_opens_nothing_else(site: Site, held: Held, action: Action
     ):
         assert site.browser().get(path).status == 404
         assert site.browser().post(path, {"pressed": "1", "do": "delete"}).status == 404
-    site.store.revoke_links(ALICE, site.now)
+    site.store.recipients.revoke_links(ALICE, site.now)
     assert site.browser().get(foot(site, action, digest)).status == 404
     site.pass_time(days=15)
     assert site.browser().get(foot(site, action, digest)).status == 410
@@ -347,7 +347,7 @@ def test_no_press_before_makes_these_pages_act_alone(site: Site, held: Held, act
     assert "data-submit" not in page and "<script" not in page
     assert browser.post(path, {}).status == 303
     assert site.state(held) is State.HELD
-    assert site.store.person(ALICE).links_valid_from is None
+    assert site.store.recipients.get(ALICE).links_valid_from is None
 
 
 # ---- forwarded
@@ -356,7 +356,7 @@ def test_no_press_before_makes_these_pages_act_alone(site: Site, held: Held, act
 def test_i_forwarded_this_digest_revokes_all_links_until_then(site: Site, held: Held) -> None:
     digest, browser = tell(site), site.browser()
     link, path = site.link(Action.RELEASE, held, minutes_old=1), foot(site, Action.FORWARDED, digest)
-    assert site.store.person(ALICE).links_valid_from is None
+    assert site.store.recipients.get(ALICE).links_valid_from is None
     page = browser.get(path).text
     assert page.count("<form") == 1 and ALICE in page
     assert browser.get(link).status == 200, "opening revokes nothing"

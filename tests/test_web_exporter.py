@@ -15,8 +15,8 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayDeferred, StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import State, Tier
-from portal.stores import Held
+from portal.model.message import DeliveryId, Reader, State, Tier
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site, basic
@@ -58,7 +58,7 @@ def post(site: Site, body: bytes | None = None, path: str = "/", peer: str = "12
 
 
 def count(site: Site) -> int:
-    return len(site.store.list_for(ALICE, list(State), 50).deliveries)
+    return len(site.store.deliveries.list_for(Reader(ALICE), list(State), 50).deliveries)
 
 
 def test_it_holds_a_mail_byte_for_byte_and_says_its_id(site: Site) -> None:
@@ -68,9 +68,9 @@ def test_it_holds_a_mail_byte_for_byte_and_says_its_id(site: Site) -> None:
     assert answer.header("Content-Type") == "application/json"
     assert answer.json["status"] == "held"
     id = UUID(answer.json["id"])
-    assert b"".join(site.store.body(id)) == data
-    assert [d.recipient for d in site.store.deliveries(id)] == [ALICE, BOB]
-    assert site.store.delivery(id, 0).message.tier is Tier.SPAM
+    assert b"".join(site.store.messages.body(id)) == data
+    assert [d.recipient for d in site.store.deliveries.of_message(id)] == [ALICE, BOB]
+    assert site.store.deliveries.get(DeliveryId(id, 0)).message.tier is Tier.SPAM
 
 
 @pytest.mark.parametrize("path", ["/quarantine", "/quarantine/"])
@@ -111,8 +111,8 @@ def test_a_mail_that_comes_again_as_a_virus_cannot_be_released_by_its_old_link(
 
 def test_only_local_recipients_are_announced(site: Site) -> None:
     post(site, headers={"X-Rspamd-rcpt": json.dumps([ALICE, "carol@elsewhere.example"])})
-    assert site.store.person(ALICE).news_since is not None
-    assert site.store.person("carol@elsewhere.example").news_since is None
+    assert site.store.recipients.get(ALICE).news_since is not None
+    assert site.store.recipients.get("carol@elsewhere.example").news_since is None
 
 
 def test_mail_that_is_not_withheld_is_not_selected(site: Site) -> None:
@@ -124,7 +124,7 @@ def test_mail_that_is_not_withheld_is_not_selected(site: Site) -> None:
 def test_a_mail_without_metadata_is_held_and_suspicious(site: Site) -> None:
     answer = rspamd(site).request("POST", "/", body=mail(), headers={"Content-Type": "message/rfc822"})
     assert answer.json["status"] == "held"
-    assert site.store.deliveries(UUID(answer.json["id"]))[0].message.tier is Tier.SUSPICIOUS
+    assert site.store.deliveries.of_message(UUID(answer.json["id"]))[0].message.tier is Tier.SUSPICIOUS
 
 
 def test_an_empty_message_comes_as_get_and_is_not_selected(site: Site) -> None:
@@ -299,7 +299,7 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
         assert post(site, marked).json == {"status": "not-selected", "id": None}
     site.pass_time(minutes=59)
     post(site, marked)
-    with pytest.raises(RelayDeferred), site.store.sending(site.now) as alarm:
+    with pytest.raises(RelayDeferred), site.store.outbox.sending(site.now) as alarm:
         assert alarm is not None
         told = " ".join(message_from_bytes(alarm.mail, policy=SMTP).get_content().split())
         raise RelayDeferred("451 later")
@@ -315,7 +315,7 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
 def sent_mails(site: Site) -> list[str]:
     sent: list[str] = []
     while True:
-        with site.store.sending(site.now) as waiting:
+        with site.store.outbox.sending(site.now) as waiting:
             if waiting is None:
                 return sent
             sent.append(waiting.to)

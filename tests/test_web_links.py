@@ -9,8 +9,8 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
-from portal.model.message import EventKind, State, Tier
-from portal.stores import Held
+from portal.model.message import DeliveryId, EventKind, State, Tier
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer, nobody_listens
 from tests.test_moving import damage, lose
@@ -273,7 +273,9 @@ def test_a_site_may_want_buttons_always(make_parts: Callable[..., Parts]) -> Non
 
 @pytest.mark.parametrize("state", [State.RELEASED, State.DELETED, State.REQUESTED])
 def test_only_held_mail_can_submit_itself(site: Site, held: Held, state: State) -> None:
-    site.store.move(held.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value))
+    site.store.deliveries.move(
+        DeliveryId(held.id, 0), state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value)
+    )
     for action in (Action.RELEASE, Action.DELETE, Action.ASK):
         assert not submits_itself(presser(site).get(site.link(action, held, minutes_old=OLD)).text)
 
@@ -429,7 +431,7 @@ def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
 def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
     with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
         pass
-    before = site.store.person(ALICE)
+    before = site.store.recipients.get(ALICE)
     for action, form in (
         (Action.PREFERENCES, {"change": "stop"}),
         (Action.FORWARDED, PRESS),
@@ -437,7 +439,7 @@ def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, 
     ):
         link = site.parts.links.url(action, digest.id, 0, digest.issued_at)
         assert site.browser().request("POST", link, form=form, headers=headers).status == 403
-    assert site.store.person(ALICE) == before
+    assert site.store.recipients.get(ALICE) == before
     assert site.state(held) is State.HELD
 
 
@@ -480,7 +482,7 @@ def test_an_expired_link_says_so(site: Site, held: Held) -> None:
 
 def test_a_revoked_link_looks_like_one_that_never_was(site: Site, held: Held) -> None:
     link = site.link(Action.RELEASE, held, minutes_old=1)
-    site.store.revoke_links(ALICE, site.now)
+    site.store.recipients.revoke_links(ALICE, site.now)
     gone = site.parts.links.url(Action.RELEASE, type(held.id)(int=held.id.int ^ 1), 0, site.now)
     assert refused(site, link) == refused(site, gone) == refused(site, "/link/" + "A" * 31 + "." + "A" * 43 + "/")
     assert site.state(held) is State.HELD
@@ -496,7 +498,7 @@ def test_a_mail_whose_bytes_are_gone_or_damaged_is_no_longer_here(
     assert answer.status == 410
     assert "no longer here" in answer.text
     assert site.state(held) is State.HELD, "it will be no better in an hour"
-    assert site.store.delivery(held.id, 0).reason
+    assert site.store.deliveries.get(DeliveryId(held.id, 0)).reason
     assert relay.mails == []
 
 
@@ -512,7 +514,7 @@ def digest_link(site: Site, held: Held) -> str:
 
 
 def stopped(site: Site) -> bool:
-    return site.store.person(ALICE).stopped_at is not None
+    return site.store.recipients.get(ALICE).stopped_at is not None
 
 
 def test_mail_programs_unsubscribe_by_rfc_8058(site: Site, digest_link: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 from portal.assemble import Parts, assemble
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import EventKind, Flag, State, Symbol, Tier, new_id
-from portal.stores import Held
+from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tier, new_id
+from portal.stores.records import Held
 from portal.web.rows import EVENTS_IN_WORDS
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.conftest import MakeSettings
@@ -168,7 +168,9 @@ def test_mail_is_found_under_its_state(site: Site) -> None:
     for state in (State.HELD, State.REQUESTED, State.RELEASED, State.DELETED):
         one = site.hold(subject=f"now {state}")
         if state is not State.HELD:
-            site.store.move(one.id, 0, state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value))
+            site.store.deliveries.move(
+                DeliveryId(one.id, 0), state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value)
+            )
     for name in ("held", "requested", "released", "deleted"):
         assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={name}").text) == [name]
 
@@ -225,7 +227,7 @@ def test_forms_need_the_token_of_their_session(site: Site, held: Held) -> None:
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
         assert browser.request("POST", path, form=token, headers=headers).status == 403
     assert site.state(held) is State.HELD
-    assert site.store.person(ALICE).stopped_at is None
+    assert site.store.recipients.get(ALICE).stopped_at is None
 
 
 # ---- one message
@@ -343,7 +345,7 @@ def test_digests_are_stopped_and_resumed(site: Site) -> None:
     page = browser.follow(browser.post("/preferences", {"change": "stop", **token}), "/preferences").text
     assert "no digests since" in page
     browser.post("/preferences", {"change": "resume", **token})
-    assert site.store.person(ALICE).stopped_at is None
+    assert site.store.recipients.get(ALICE).stopped_at is None
 
 
 def test_links_are_revoked(site: Site, held: Held) -> None:
@@ -609,7 +611,9 @@ def test_hostile_mail_stays_text_on_every_page(site: Site) -> None:
         data=f"Subject: {HOSTILE}\r\nFrom: {HOSTILE}\r\nTo: {HOSTILE}\r\n\r\n{HOSTILE}\r\n".encode(),
     )
     browser, link = site.signed_in(ALICE), site.link(Action.RELEASE, held)
-    site.store.move(held.id, 0, State.HELD, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind.REFUSED, reason=HOSTILE)
+    site.store.deliveries.move(
+        DeliveryId(held.id, 0), State.HELD, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind.REFUSED, reason=HOSTILE
+    )
     pages = [browser.get(path).text for path in ("/", f"/?done={held.id}", f"/messages/{held.id}/", link)]
     pages.append(browser.follow(act(browser, held.id, "delete", **{"from": "list"}), "/").text)
     for page in pages:

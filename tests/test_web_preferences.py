@@ -18,7 +18,7 @@ from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.schedule import NOTHING_CHOSEN, Preferences, Schedule
-from portal.stores import Held
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
@@ -87,7 +87,7 @@ def portal(site: Site, held: Held) -> Page:
 
 
 def chosen(site: Site, recipient: str = ALICE) -> Preferences:
-    return site.store.person(recipient).preferences
+    return site.store.recipients.get(recipient).preferences
 
 
 def selected(html: str, name: str) -> str:
@@ -172,22 +172,22 @@ def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> Non
     html = page.after("save", schedule="never", at_1="09:00")
     assert "no digests since" in html
     assert selected(html, "schedule") == "never"
-    assert site.store.person(ALICE).stopped_at is not None
+    assert site.store.recipients.get(ALICE).stopped_at is not None
     assert chosen(site) == Preferences("weekdays", (time(9),))
     html = page.after("resume")
     assert selected(html, "schedule") == "weekdays", "as it was before"
     page.post("stop")
     page.post("save", schedule="daily")
-    assert site.store.person(ALICE).stopped_at is None
+    assert site.store.recipients.get(ALICE).stopped_at is None
     assert chosen(site).schedule == "daily"
 
 
 def test_choosing_moves_the_next_digest(site: Site, held: Held, portal: Page) -> None:
     news.schedule_news(site.parts, site.now)
     portal.post("save", at_1="23:59", timezone="UTC")
-    assert site.store.person(ALICE).next_digest_at is None
+    assert site.store.recipients.get(ALICE).next_digest_at is None
     news.schedule_news(site.parts, site.now)
-    planned = site.store.person(ALICE).next_digest_at
+    planned = site.store.recipients.get(ALICE).next_digest_at
     assert planned is not None
     assert (planned.hour, planned.minute) == (23, 59)
 
@@ -248,7 +248,7 @@ def test_a_short_hour_and_doubles_are_understood(site: Site, portal: Page) -> No
 
 
 def test_a_choice_that_went_with_the_time_zone_data_shows_the_usual(site: Site, portal: Page) -> None:
-    site.store.set_preferences(ALICE, Preferences(timezone="Mars/Olympus", language="tlh", schedule="lunar"))
+    site.store.recipients.set_preferences(ALICE, Preferences(timezone="Mars/Olympus", language="tlh", schedule="lunar"))
     html = portal.open()
     assert "(Europe/Berlin)" in html
     assert "Your choice was saved." in portal.after("save", schedule="daily")
@@ -258,12 +258,12 @@ def test_a_choice_that_went_with_the_time_zone_data_shows_the_usual(site: Site, 
 
 
 def test_opening_changes_nothing(site: Site, page: Page) -> None:
-    before = site.store.person(ALICE)
+    before = site.store.recipients.get(ALICE)
     for path in (page.path, f"{page.path}?done=saved", f"{page.path}?done=digest"):
         assert page.browser.get(path).status == 200
         assert page.browser.request("HEAD", path).status == 200
-    assert site.store.person(ALICE) == before
-    assert site.store.figures(site.now).mails_waiting == 0
+    assert site.store.recipients.get(ALICE) == before
+    assert site.store.stats(site.now).mails_waiting == 0
 
 
 def test_only_our_own_form_changes_anything(site: Site, held: Held, portal: Page) -> None:
@@ -278,7 +278,7 @@ def test_only_our_own_form_changes_anything(site: Site, held: Held, portal: Page
 def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None:
     page = Page(site.browser(), link_to(site))
     assert MALLORY not in page.open()
-    site.store.revoke_links(ALICE, site.now)
+    site.store.recipients.revoke_links(ALICE, site.now)
     assert page.browser.get(page.path).status == 404
     assert page.post("save", schedule="never").status == 404
     assert chosen(site) == NOTHING_CHOSEN
@@ -324,7 +324,7 @@ def test_nobody_gets_a_digest_by_a_link_or_while_stopped(site: Site, held: Held,
     portal.post("stop")
     assert "Send me a digest now" not in portal.open()
     assert "No digest was sent" in portal.after("digest")
-    assert list(site.store.due_digests(site.now + HOUR, 10)) == []
+    assert list(site.store.digests.due(site.now + HOUR, 10)) == []
 
 
 # ---- one click (RFC 8058)
@@ -355,7 +355,7 @@ def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, se
         assert "30 days" in text
     assert "Send digests again" in site.browser().get(back).text
     Page(site.browser(), back).post("resume")
-    assert site.store.person(ALICE).stopped_at is None
+    assert site.store.recipients.get(ALICE).stopped_at is None
     site.browser().request("POST", path, form=ONE_CLICK)
     assert len(waiting(site, server)) == 2, "stopped anew"
 
@@ -372,5 +372,5 @@ def test_a_site_that_cannot_mail_is_obeyed_all_the_same(make_parts: Callable[...
     path = link_to(local)
     elsewhere = Site(make_parts(local_domains="example.net", mail__url=server.url))
     assert elsewhere.browser().request("POST", path, form=ONE_CLICK).status == 200
-    assert elsewhere.store.person(ALICE).stopped_at is not None
+    assert elsewhere.store.recipients.get(ALICE).stopped_at is not None
     assert waiting(elsewhere, server) == []

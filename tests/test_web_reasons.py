@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from portal.model.message import Flag, Message, Symbol, Tier
+from portal.model.message import DeliveryId, Flag, Message, Symbol, Tier
 from portal.model.reasons import explain, sender_shown, why
 from portal.stores import Store
 from tests import builders
@@ -12,7 +12,7 @@ from tests import builders
 
 @pytest.fixture
 def message(store: Store) -> Message:
-    return store.delivery(builders.hold(store).id, 0).message
+    return store.deliveries.get(DeliveryId(builders.hold(store).id, 0)).message
 
 
 def test_the_heaviest_findings_come_first_and_only_once(message: Message) -> None:

@@ -30,7 +30,7 @@ def sent(site: Site) -> list[SignInMail]:
     """The mails that wait to be sent, blinds left out."""
     found: list[SignInMail] = []
     while True:
-        with site.store.sending(site.now) as waiting:
+        with site.store.outbox.sending(site.now) as waiting:
             if waiting is None:
                 return found
             if not waiting.to:

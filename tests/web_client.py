@@ -18,8 +18,8 @@ from wsgiref.util import setup_testing_defaults
 
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import Delivery, Event, State, Tier
-from portal.stores import Held
+from portal.model.message import Delivery, DeliveryId, Event, State, Tier
+from portal.stores.records import Held
 from portal.web import create_app
 from tests import builders
 
@@ -145,7 +145,7 @@ class Site:
         """A browser with a session of this recipient."""
         browser = self.browser()
         session = hashlib.sha256(f"session of {recipient}".encode()).hexdigest()
-        self.store.start_session(hashlib.sha256(session.encode()).digest(), recipient, self.now)
+        self.store.sign_ins.start_session(hashlib.sha256(session.encode()).digest(), recipient, self.now)
         browser.cookies["__Host-quarantine-session"] = session
         return browser
 
@@ -158,13 +158,13 @@ class Site:
         return self.parts.links.url(action, held.id, number, issued_at).removeprefix(ORIGIN)
 
     def delivery(self, held: Held, number: int = 0) -> Delivery:
-        return self.store.delivery(held.id, number)
+        return self.store.deliveries.get(DeliveryId(held.id, number))
 
     def state(self, held: Held, number: int = 0) -> State:
         return self.delivery(held, number).state
 
     def history(self, held: Held, number: int = 0) -> list[Event]:
-        return list(self.store.history(held.id, number))
+        return list(self.store.deliveries.history(DeliveryId(held.id, number)))
 
 
 def basic(user: str, password: str) -> str:

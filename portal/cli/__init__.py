@@ -31,7 +31,7 @@ from portal.cli import checks, moving
 from portal.cli.common import NotDone, guarded
 from portal.mail import wire
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Actor, Delivery, Filter, Message, State, Tier, identity
+from portal.model.message import Actor, Delivery, DeliveryId, Filter, Message, State, Tier, identity
 from portal.model.text import shown
 from portal.settings import load, load_from, masked
 from portal.stores import open_store
@@ -78,8 +78,8 @@ def init(new_keys: bool) -> None:
         store.prepare_days(datetime.now(UTC))
         links = make_links(settings, create=True)
         if new_keys:
-            store.remember("links.key", links.fingerprints()[-1], replace=True)
-        kept = store.remember("links.key", links.fingerprints()[-1])
+            store.notes.set("links.key", links.fingerprints()[-1])
+        kept = store.notes.set_default("links.key", links.fingerprints()[-1])
     finally:
         store.close()
     click.echo(f"store: {masked(settings)['store.url']} is ready")
@@ -176,7 +176,7 @@ def list_(
         rows: list[list[str]] = []
         before, left = None, limit
         while left:
-            page = parts.store.search(wanted, min(left, 500), before)
+            page = parts.store.deliveries.search(wanted, min(left, 500), before)
             for delivery in page.deliveries:
                 if as_json:
                     click.echo(_json(_delivery_json(delivery)))
@@ -200,8 +200,8 @@ def meta(id: str, as_json: bool) -> None:
     """Everything known about a message, its deliveries and their history."""
     with _parts() as parts:
         message = _one(parts, id)
-        deliveries = parts.store.deliveries(message.id)
-        histories = {d.number: parts.store.history(d.id, d.number) for d in deliveries}
+        deliveries = parts.store.deliveries.of_message(message.id)
+        histories = {d.number: parts.store.deliveries.history(d.key) for d in deliveries}
         if as_json:
             out = _message_json(message)
             out["deliveries"] = [
@@ -242,7 +242,7 @@ def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
     with _parts() as parts:
         message = _one(parts, id)
-        for chunk in parts.store.body(message.id):
+        for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 
@@ -329,7 +329,7 @@ for command in moving.COMMANDS:
 
 
 def _one(parts: Parts, id: str) -> Message:
-    found = parts.store.find(id)
+    found = parts.store.messages.find(id)
     if not found:
         raise NotDone(f"There is no message with the quarantine id or queue id {shown(id)!r}. Try: quarantine list")
     if len(found) > 1:
@@ -347,7 +347,7 @@ def _chosen(
 ) -> Sequence[Delivery]:
     """The deliveries meant, or NotDone with their list. ``everybody`` None: the command has no --all; ``may_assign``:
     a message whose export had lost its recipients is given this one."""
-    deliveries = parts.store.deliveries(message.id)
+    deliveries = parts.store.deliveries.of_message(message.id)
     if recipient is not None and everybody:
         raise NotDone("Use either --recipient or --all.")
     if recipient is not None:
@@ -358,7 +358,7 @@ def _chosen(
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
                 raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
-            return [parts.store.assign(message.id, 0, recipient, _operator(), parts.acts.now())]
+            return [parts.store.deliveries.assign(DeliveryId(message.id, 0), recipient, _operator(), parts.acts.now())]
         if not mine:
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))
         return mine

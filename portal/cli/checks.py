@@ -243,7 +243,7 @@ def site_failures(settings: Settings, store: Store) -> Iterator[Finding]:
     """The last template of the site that failed when it was used, unless it was changed since."""
     if settings.site.folder is None:
         return
-    changed, _, said = (store.recall(TEMPLATE_FAILED) or "").partition(" ")
+    changed, _, said = (store.notes.get(TEMPLATE_FAILED) or "").partition(" ")
     path = settings.site.folder / "templates" / said.partition(":")[0]
     if said and path.exists() and str(path.stat().st_mtime_ns) == changed:
         yield Finding(False, "site.folder", f"{said}: it failed when it was used, ours was used instead")
@@ -263,7 +263,7 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
             free = inodes.f_favail / inodes.f_files
             yield Finding(free > 0.05, "inodes", f"{inodes.f_favail} more files find room ({free:.0%})")
     now = datetime.now(UTC)
-    figures = store.figures(now)
+    figures = store.stats(now)
     if figures.heartbeat_at is None or now - figures.heartbeat_at > _HEARTBEAT:
         seen = "never" if figures.heartbeat_at is None else f"at {figures.heartbeat_at:%Y-%m-%d %H:%M} UTC"
         yield Finding(
@@ -283,7 +283,7 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
             "digests",
             f"overdue: {figures.digests_due} due, the oldest since {since:%Y-%m-%d %H:%M} UTC; last sent {sent}",
         )
-    failing = store.failing(_NAMED)
+    failing = store.recipients.failing(_NAMED)
     for person in failing:
         yield Finding(
             None,
@@ -297,7 +297,7 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
             None, "requests", f"{figures.requests_waiting} wait for an answer: quarantine list --state requested"
         )
     if figures.releases_waiting:
-        waiting = store.search(Filter(states=frozenset({State.RELEASING})), _NAMED).deliveries
+        waiting = store.deliveries.search(Filter(states=frozenset({State.RELEASING})), _NAMED).deliveries
         why = next((f"; one of them failed last with: {shown(d.reason, 300)}" for d in waiting if d.reason), "")
         yield Finding(None, "releases", f"{figures.releases_waiting} wait for the mail server{why}")
 

@@ -26,6 +26,7 @@ from uuid import UUID
 from itsdangerous import BadSignature, Signer
 
 from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
+from portal.model.message import DeliveryId
 
 MARK_HEADER = "X-Quarantine-Mark"
 KEY_BYTES = 32  # the least; shorter keys are refused
@@ -57,6 +58,11 @@ class Link:
     number: int  # of the delivery
     issued_at: datetime
     reader: bytes = b""  # whose link it is, see `Links.is_for`; empty: the delivery's own recipient's
+
+    @property
+    def key(self) -> DeliveryId:
+        """The delivery."""
+        return DeliveryId(self.id, self.number)
 
 
 class Links:

@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import BinaryIO, NamedTuple
@@ -61,18 +61,17 @@ class Symbol(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What one POST said about one message, before it is held; made by `portal.exporter` alone.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What Rspamd said about a message. Stores keep each field in a column of `message`; see `stores.shared.rows`.
 
     Text fields are valid Unicode without NUL, lone surrogates and control characters.
     """
 
-    recipients: tuple[str, ...]  # addresses as written, the first spelling of each identity; may be empty
     envelope_sender: str | None  # "" is the null sender, None: not known
     subject: str
     header_from: str  # decoded From header, display name and address; "" when there is none
-    queue_id: str | None  # the MTA's; may come round again
+    queue_id: str | None  # the MTA's; the MTA may use it again
     message_id: str | None  # the header, without < >
     action: str | None  # Rspamd's words: "reject", "add header", …
     score: float | None
@@ -80,10 +79,20 @@ class Export:
     user: str | None  # the authenticated submitter at the MTA
     symbols: tuple[Symbol, ...]
     flags: frozenset[Flag]
-    sameness: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
     body_sha256: bytes  # 32 bytes, of the bytes as received
     size_bytes: int
     has_8bit: bool  # any octet above 127
+
+
+FACTS = tuple(field.name for field in fields(Facts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export(Facts):
+    """What one POST said about one message, before it is held; made by `portal.exporter` alone."""
+
+    recipients: tuple[str, ...]  # addresses as written, the first spelling of each identity; may be empty
+    sameness: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
     mark: str | None = None  # the first X-Quarantine-Mark header among the mail's own, not yet verified
     identities: tuple[str, ...] = ()  # of the recipients, where they are not just the addresses' own
 
@@ -93,32 +102,29 @@ class Export:
         return self.identities or tuple(map(identity, self.recipients))
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A held message: the export plus what holding it decided."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message(Facts):
+    """A held message."""
 
     id: UUID
-    held_at: datetime  # aware UTC, the id's millisecond
     tier: Tier
-    envelope_sender: str | None
-    subject: str
-    header_from: str
-    queue_id: str | None
-    message_id: str | None
-    action: str | None
-    score: float | None
-    client_ip: str | None
-    user: str | None
-    symbols: tuple[Symbol, ...]
-    flags: frozenset[Flag]
-    body_sha256: bytes
-    size_bytes: int
-    has_8bit: bool
+
+    @property
+    def held_at(self) -> datetime:
+        """When it was held, aware UTC: the id's millisecond."""
+        return held_at(self.id)
+
+
+class DeliveryId(NamedTuple):
+    """The name of a delivery: its message, and its number among the message's recipients."""
+
+    message_id: UUID
+    number: int  # 0 … 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One recipient's copy of a message. ``(message.id, number)`` names it; links carry just these."""
+    """One recipient's copy of a message."""
 
     message: Message
     number: int  # 0 … 65535, the place among the message's recipients
@@ -135,6 +141,11 @@ class Delivery:
     def id(self) -> UUID:
         """The quarantine id."""
         return self.message.id
+
+    @property
+    def key(self) -> DeliveryId:
+        """The delivery's name."""
+        return DeliveryId(self.message.id, self.number)
 
 
 @dataclass(frozen=True, slots=True)

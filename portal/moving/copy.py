@@ -24,7 +24,8 @@ from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreMisfit, StoreUnavailable
 from portal.model.message import Body, Delivery, Event, random_token
-from portal.stores import Record, Store, open_store
+from portal.stores import Store, open_store
+from portal.stores.records import Record
 
 log = logging.getLogger("quarantine.moving")
 
@@ -111,16 +112,16 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
     seen = 0
-    first, _, last = (target.recall(_AT_WORK) or "").partition(" ")
+    first, _, last = (target.notes.get(_AT_WORK) or "").partition(" ")
     progress(0, total, 0)
     with ThreadPoolExecutor(_AT_ONCE) as workers:
         for ids in _pages(source, _MESSAGES):
-            theirs, ours = source.records(ids), target.records(ids)
+            theirs, ours = source.messages.records(ids), target.messages.records(ids)
             if any(id not in ours for id in ids):
                 begin, end = str(ids[0]), str(ids[-1])
                 if begin <= last:  # what an earlier run had left is not read back yet
                     begin, end = min(begin, first), max(end, last)
-                target.remember(_AT_WORK, f"{begin} {end}", replace=True)
+                target.notes.set(_AT_WORK, f"{begin} {end}")
             for id in ours:
                 if first <= str(id) <= last:
                     with suppress(NotFound):  # purged at this moment
@@ -131,45 +132,45 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
                 done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
                 seen += 1
                 progress(seen, max(seen, total), done.size_bytes)
-    target.remember(_AT_WORK, "", replace=True)
+    target.notes.set(_AT_WORK, "")
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
-    key = source.recall("links.key")
+    key = source.notes.get("links.key")
     if key is not None:
-        target.remember("links.key", key, replace=not in_use)
-    done.mails_waiting = source.figures(datetime.now(UTC)).mails_waiting
+        target.notes.set("links.key", key)
+    done.mails_waiting = source.stats(datetime.now(UTC)).mails_waiting
     return done
 
 
 def _check(source: Store, target: Store) -> None:
     probe = random_token()
-    source.remember("copy.probe", probe, replace=True)
-    if target.recall("copy.probe") == probe:
+    source.notes.set("copy.probe", probe)
+    if target.notes.get("copy.probe") == probe:
         raise StoreMisfit("FROM and TO are the same store: nothing was copied; name another one as TO")
-    not_kept = target.recall(_NOT_KEPT)
+    not_kept = target.notes.get(_NOT_KEPT)
     if not_kept is not None:
         raise _not_kept(not_kept)
-    family = source.remember("store.family", random_token())
-    if target.recall("store.family") == family:
+    family = source.notes.set_default("store.family", random_token())
+    if target.notes.get("store.family") == family:
         return  # a copy of it, or what it is a copy of
-    if target.message_ids(None, 1):
+    if target.messages.ids(None, 1):
         raise StoreMisfit(
             "TO holds mail that did not come from FROM: nothing was copied, since two quarantines cannot be told apart "
             "once they are mixed; name an empty store as TO"
         )
-    target.remember("store.family", family, replace=True)
+    target.notes.set("store.family", family)
 
 
 def _is_in_use(source: Store, target: Store) -> bool:
     """Whether the digest process runs on the target by now: people's wishes there are newer."""
     now = datetime.now(UTC)
-    old, new = source.figures(now).heartbeat_at, target.figures(now).heartbeat_at
+    old, new = source.stats(now).heartbeat_at, target.stats(now).heartbeat_at
     return new is not None and (old is None or new > old)
 
 
 def _pages(source: Store, size: int) -> Iterator[list[UUID]]:
     after: UUID | None = None
-    while ids := list(source.message_ids(after, size)):
+    while ids := list(source.messages.ids(after, size)):
         yield ids
         after = ids[-1]
 
@@ -182,7 +183,7 @@ def _bring(source: Store, target: Store, theirs: Record | None, ours: Record | N
         newer = _newer(theirs, ours)
         if newer is None:
             return "same"
-        target.take(newer, None)
+        target.messages.take(newer, None)
         return "changed"
     id = theirs.message.id
     try:
@@ -201,22 +202,22 @@ def _bring(source: Store, target: Store, theirs: Record | None, ours: Record | N
 def _bring_mail(source: Store, target: Store, record: Record) -> None:
     # Spooled, so that the target gets it only once it is known to be whole.
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
-        for piece in source.body(record.message.id):
+        for piece in source.messages.body(record.message.id):
             spool.write(piece)
-        target.take(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
+        target.messages.take(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
     _read_back(target, record.message.id)
 
 
 def _read_back(target: Store, id: UUID) -> None:
     """Raises StoreMisfit when the target has not kept what it took, NotFound when it was purged at this moment."""
     try:
-        for _ in target.body(id):
+        for _ in target.messages.body(id):
             pass  # compares the SHA-256 itself
     except (BodyDamaged, BodyMissing) as error:
-        if not target.records([id]):
+        if not target.messages.records([id]):
             raise NotFound("there is no such message") from error
         # Kept in mind: the message is there now, so the next run would take it for copied.
-        target.remember(_NOT_KEPT, str(id), replace=True)
+        target.notes.set(_NOT_KEPT, str(id))
         raise _not_kept(str(id)) from error
 
 
@@ -250,15 +251,15 @@ def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:
 
 def _bring_digests(source: Store, target: Store, done: Copied) -> None:
     after: UUID | None = None
-    while digests := source.digests(after, _DIGESTS):
-        target.take_digests(digests)
+    while digests := source.digests.records(after, _DIGESTS):
+        target.digests.take(digests)
         done.digests += len(digests)
         after = digests[-1].id
 
 
 def _bring_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:
     after = ""
-    while people := source.people(after, _PEOPLE):
-        target.take_people(people, preferences=preferences)
+    while people := source.recipients.records(after, _PEOPLE):
+        target.recipients.take(people, preferences=preferences)
         done.people += len(people)
         after = people[-1].recipient

@@ -1,15 +1,43 @@
-"""Rules that both stores follow. Pure functions, tested without a database."""
+"""Rules that both stores follow: states, back-off, leases, limits and ages. Tested without a database."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, EventKind, State
+from portal.model.message import Delivery, EventKind, State, identity
 
-_BACK_OFF_MAX = timedelta(hours=1)  # between two tries of a release
+LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
+FOUND_MAX = 100  # messages of one id
+
+PLANNED_MAX = timedelta(days=10)  # a digest once a week, and a day that a time zone left out
+CLAIMED_MAX = timedelta(days=1)
+
+DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: those at a digest's foot name the digest
+LINK_OPENS_MAX = 500
+LINK_OPENS_KEPT = timedelta(days=1)  # bursts are a matter of seconds
+
+WRONG_CODES_MAX = 5
+SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
+SESSION_IDLE = timedelta(hours=12)
+SESSION_MAX = timedelta(days=7)
+SESSION_USE_RECORDED = timedelta(minutes=1)  # at most so often
+
+MAIL_KEPT = timedelta(days=1)
+_MAIL_BACK_OFF_MAX = timedelta(minutes=15)
+_RELEASE_BACK_OFF_MAX = timedelta(hours=1)
+
+EXPIRING = (  # what a purge removes: table, its key, the time that counts, how long it is kept
+    ("link_open", "id", "at", LINK_OPENS_KEPT),
+    ("digest", "id", "issued_at", DIGESTS_KEPT),
+    ("sign_in", "token_sha256", "created_at", SIGN_INS_KEPT),
+    ("session", "session_sha256", "used_at", SESSION_IDLE),
+    ("session", "session_sha256", "started_at", SESSION_MAX),
+    ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +60,14 @@ def is_retry(delivery: Delivery, allowed: Collection[State], now: datetime) -> b
         if delivery.next_try_at is not None and delivery.next_try_at > now:
             raise AlreadyDone("this delivery is being released", delivery)
         return True
+    check_state(delivery, allowed)
+    return False
+
+
+def check_state(delivery: Delivery, allowed: Collection[State]) -> None:
+    """Raise AlreadyDone if the delivery's state is not ``allowed``."""
     if delivery.state not in allowed:
         raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
-    return False
 
 
 def failed_release(delivery: Delivery, error: BaseException, now: datetime) -> FailedRelease:
@@ -46,5 +79,38 @@ def failed_release(delivery: Delivery, error: BaseException, now: datetime) -> F
         kind = EventKind.STOPPED if isinstance(error, NotAllowed) else EventKind.FAILED
         return FailedRelease(kind, State.HELD, now, str(error), None)
     reason = str(error) if isinstance(error, RelayDeferred) else "internal error"
-    pause = min(timedelta(minutes=2 ** min(delivery.attempts - 1, 10)), _BACK_OFF_MAX)
+    pause = min(timedelta(minutes=2 ** min(delivery.attempts - 1, 10)), _RELEASE_BACK_OFF_MAX)
     return FailedRelease(EventKind.DEFERRED, State.RELEASING, delivery.state_at, reason, now + pause)
+
+
+def next_mail_try(error: BaseException, attempts: int, queued_at: datetime, now: datetime) -> datetime | None:
+    """Return when a mail of ours that failed at its n-th attempt is tried again; None: it is given up.
+
+    The pauses are 10, 20, 40 … seconds, at most 15 minutes.
+    """
+    if isinstance(error, RelayRefused) or now - queued_at >= MAIL_KEPT:
+        return None
+    return now + min(timedelta(seconds=10 * 2 ** min(attempts - 1, 10)), _MAIL_BACK_OFF_MAX)
+
+
+def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDone | None:
+    """Return why a recipient's digest cannot be claimed, or None.
+
+    ``row`` begins with recipient, address, and the times stopped_at, news_since, next_digest_at and lease_until, as
+    the store keeps times (``now`` too), and ends with the lease.
+    """
+    if row is None or row[3] is None:
+        return AlreadyDone("there is nothing to tell this recipient")
+    _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
+    if stopped_at is not None:
+        return AlreadyDone("this recipient stopped digests")
+    if lease_until is not None and lease_until > now and (row[-1] is not None or not at_once):
+        return AlreadyDone("another process is sending this digest, or failed to a moment ago")
+    if not at_once and (next_digest_at is None or next_digest_at > now):
+        return AlreadyDone("this digest is not due")
+    return None
+
+
+def address_of(recipient: str, address: str) -> str:
+    """Return where to notify somebody of mail for an address: as its envelope wrote it, if that is their own one."""
+    return address if identity(address) == recipient else recipient

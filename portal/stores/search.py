@@ -19,10 +19,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
-from uuid import UUID
 
-from portal.model.message import Delivery, Filter, Reader, State, Tier, identity
-from portal.stores import Page, reader_of
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity
+from portal.stores.records import Page
 
 LOOKED_AT = 10_000  # messages a call looks at beyond what the index finds
 BATCH = 500
@@ -32,7 +31,6 @@ SENDER_WORDS = 24
 WORD_CHARS = 64  # longer ones are found by their beginnings
 _SCORE_MIN, _SCORE_MAX = -20, 179  # whole points told apart by the index: 200 of them
 
-Key = tuple[UUID, int]
 Terms = tuple[tuple[str, ...], ...]  # groups, of each of which one term must be there; "abc*" is a beginning
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
@@ -109,9 +107,9 @@ def _between(low: int, high: int) -> Iterator[str]:
         low += width
 
 
-def of_reader(recipient: str | Reader, states: Collection[State], words: str) -> Filter:
-    """What the own list of a recipient who reads something looks for."""
-    first, *also = reader_of(recipient).identities
+def of_reader(reader: Reader, states: Collection[State], words: str) -> Filter:
+    """Return the search of a reader's own list, of one who reads something."""
+    first, *also = reader.identities
     return Filter(recipient=first, also=tuple(also), states=frozenset(states), words=words)
 
 
@@ -181,7 +179,7 @@ def fits(wanted: Filter, delivery: Delivery) -> bool:
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)
 
 
-def gather(wanted: Filter, limit: int, batches: Iterator[tuple[Collection[Delivery], Key, int]]) -> Page:
+def gather(wanted: Filter, limit: int, batches: Iterator[tuple[Collection[Delivery], DeliveryId, int]]) -> Page:
     """A page from batches of deliveries, newest first; each comes with the key it reaches down to and how many
     messages or deliveries were looked at for it. The end of the batches is the end of the list."""
     found: list[Delivery] = []
@@ -190,7 +188,7 @@ def gather(wanted: Filter, limit: int, batches: Iterator[tuple[Collection[Delive
         for delivery in deliveries:
             if fits(wanted, delivery):
                 if len(found) == limit:
-                    return Page(tuple(found), (found[-1].id, found[-1].number))
+                    return Page(tuple(found), found[-1].key)
                 found.append(delivery)
         looked_at += looked
         if looked_at >= LOOKED_AT:

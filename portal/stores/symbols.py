@@ -25,8 +25,10 @@ def pack(symbols: Sequence[Symbol]) -> bytes:
     return packed
 
 
-def unpack(packed: bytes) -> tuple[Symbol, ...]:
-    """What `pack` was given."""
+def unpack(packed: bytes | str) -> tuple[Symbol, ...]:
+    """Return what `pack` was given. Rows made before schema version 4 have the JSON itself, as text."""
+    if isinstance(packed, str):
+        return from_json(json.loads(packed))
     if not hasattr(_own, "decompressor"):
         _own.decompressor = zstandard.ZstdDecompressor()
     text: bytes = _own.decompressor.decompress(packed)

@@ -27,7 +27,7 @@ from portal.model.errors import (
 from portal.model.links import Action, Link
 from portal.model.message import Delivery, State, Tier
 from portal.model.ranking import ranked
-from portal.stores import Digest
+from portal.stores.records import Digest
 from portal.stores.senders import known_senders
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -88,7 +88,7 @@ class DigestPages:
 
     def _digest_of(self, link: Link) -> Digest:
         """Return the digest without the mail that its recipient no longer reads."""
-        digest = self._store.digest(link.id)
+        digest = self._store.digests.get(link.id)
         reader = self._pages.parts.people.reader(digest.recipient)
         theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
         return replace(digest, reader=reader, deliveries=theirs)
@@ -113,7 +113,7 @@ class DigestPages:
     def _listed(self, digest: Digest) -> list[Delivery]:
         """Return what is still held of a digest, in the digest's order. Dangerous mail has a page of its own only."""
         held = [d for d in digest.deliveries if d.state is State.HELD and d.message.tier is not Tier.DANGEROUS]
-        groups = ranked(held, known_senders(self._store, [digest.reader or digest.recipient]).get(digest.recipient, ()))
+        groups = ranked(held, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
         return [delivery for group in groups for delivery in (group.newest, *group.others)]
 
     def _chosen(self, digest: Digest, ticked: Sequence[str]) -> list[Delivery]:

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from urllib.parse import parse_qsl, urlencode
-from uuid import UUID
 
 from bottle import HTTPResponse
 
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, Reader, State, parse_id
+from portal.model.message import Delivery, DeliveryId, Reader, State, parse_id
 from portal.web import preview
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
@@ -50,7 +49,9 @@ class Inbox:
         view = request.query("state") if request.query("state") in _VIEWS else "held"
         words = request.query("q").strip()[:_QUERY_CHARACTERS]
         before = _cursor(request.query("before"))
-        page = self._store.list_for(self._reader(session.recipient), _VIEWS[view], _ROWS, before, words=words)
+        page = self._store.deliveries.list_for(
+            self._reader(session.recipient), _VIEWS[view], _ROWS, before, words=words
+        )
         done = self._done(session.recipient, request.query("done"))
         rows = self._pages.rows(request, [*page.deliveries, *done], session.recipient)
         return self._pages.page(
@@ -80,7 +81,7 @@ class Inbox:
         session = self._sessions.of(request)
         delivery = self._delivery(session.recipient, id)
         row = self._pages.row(request, delivery, session.recipient)
-        events = self._store.history(delivery.id, delivery.number)
+        events = self._store.deliveries.history(delivery.key)
         return self._pages.page(
             request,
             "message",
@@ -95,7 +96,7 @@ class Inbox:
     def _preview(self, delivery: Delivery) -> preview.Preview | None:
         """Return the text of the mail, None when the mail is gone or damaged."""
         try:
-            return preview.preview(self._store.body(delivery.id))
+            return preview.preview(self._store.messages.body(delivery.id))
         except (BodyDamaged, BodyMissing):
             return None
 
@@ -118,7 +119,7 @@ class Inbox:
         message_id, number = _cursor(name) or (parse_id(name), None)
         if message_id is None:
             raise NotFound("no such message")
-        return self._store.delivery_for(self._reader(recipient), message_id, number)
+        return self._store.deliveries.get_for(self._reader(recipient), message_id, number)
 
     def _reader(self, recipient: str) -> Reader:
         return self._pages.parts.people.reader(recipient)
@@ -130,7 +131,7 @@ def _place(values: Iterable[tuple[str, str]]) -> str:
     return urlencode(known)
 
 
-def _cursor(text: str) -> tuple[UUID, int] | None:
+def _cursor(text: str) -> DeliveryId | None:
     match = _CURSOR.fullmatch(text)
     id = parse_id(match[1]) if match else None
-    return (id, int(match[2])) if match and id else None
+    return DeliveryId(id, int(match[2])) if match and id else None

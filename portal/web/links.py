@@ -1,6 +1,6 @@
 """The pages that the links of a digest lead to. docs/security.md describes the rules that this file implements.
 
-Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
+LinkOpen a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
 exactly one act on one delivery (`digest` has the pages about a whole digest). It may submit itself only when that
 is harmless and a person is likely; the conditions are looked at when the page is made and once more when the form
 arrives without its button.
@@ -17,9 +17,9 @@ from bottle import HTTPResponse
 
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
-from portal.model.message import Actor, Delivery, State, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, State, Tier
 from portal.model.text import N_
-from portal.stores import Opening
+from portal.stores.records import LinkOpen
 from portal.web.digest import DigestPages
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -57,7 +57,7 @@ class LinkPages:
         link = self._links.verify(token, self._pages.now())
         if link.action is Action.PREFERENCES:
             return self._preferences.page(request, self._recipient(request, link))
-        opening = Opening(link.id, link.number, self._pages.now())
+        opening = LinkOpen(link.key, self._pages.now())
         if link.action in _OF_A_DIGEST:
             recipient = self._recipient(request, link)
             if not request.query("since"):
@@ -79,7 +79,7 @@ class LinkPages:
         if link.action is Action.PREFERENCES:
             return self._change_preferences(request, link)
         self._pages.refuse_foreign(request)
-        posted = Opening(_POSTED, 0, self._pages.now())
+        posted = LinkOpen(DeliveryId(_POSTED, 0), self._pages.now())
         if link.action in _OF_A_DIGEST:
             recipient = self._recipient(request, link)
             self._note(request, link, recipient, posted)
@@ -110,7 +110,7 @@ class LinkPages:
 
         Raises NotFound, LinkInvalid.
         """
-        delivery = self._store.delivery(link.id, link.number)
+        delivery = self._store.deliveries.get(link.key)
         readers = self._pages.parts.people.readers(delivery.recipient)
         reader = next((who for who in readers if self._links.is_for(link, who, delivery.recipient)), None)
         if reader is None:
@@ -120,16 +120,16 @@ class LinkPages:
 
     def _check_revoked(self, request: Request, link: Link, recipient: str) -> None:
         """Raise LinkInvalid if the link was revoked. Pages are in the recipient's language from here on."""
-        person = self._store.person(recipient)
+        person = self._store.recipients.get(recipient)
         self._pages.speak_to(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
 
-    def _note(self, request: Request, link: Link, recipient: str, opening: Opening) -> Sequence[Opening]:
+    def _note(self, request: Request, link: Link, recipient: str, opening: LinkOpen) -> Sequence[LinkOpen]:
         """Record an opening. Return the digest's openings of the last 15 minutes. Raises 429 if there are too many."""
         since = opening.at - _BURST_MEMORY
-        openings = self._store.record_opening(recipient, link.issued_at, opening, since)
+        openings = self._store.digests.record_link_open(recipient, link.issued_at, opening, since)
         if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
             raise self._pages.notice(
                 request,
@@ -141,7 +141,7 @@ class LinkPages:
         return openings
 
     def _may_act_alone(
-        self, request: Request, link: Link, delivery: Delivery, reader: str, openings: Sequence[Opening]
+        self, request: Request, link: Link, delivery: Delivery, reader: str, openings: Sequence[LinkOpen]
     ) -> bool:
         """Return whether the form may submit itself now, and be obeyed when it arrives without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
@@ -205,7 +205,7 @@ class LinkPages:
 
     def _recipient(self, request: Request, link: Link) -> str:
         """Return the recipient of a digest. Raises NotFound, LinkInvalid."""
-        recipient = self._store.digest_recipient(link.id)
+        recipient = self._store.digests.recipient_of(link.id)
         if not self._pages.parts.people.is_person(recipient):
             raise LinkInvalid("the recipient of this digest is an alias or a role mailbox by now")
         self._check_revoked(request, link, recipient)
@@ -222,19 +222,19 @@ class LinkPages:
         return self._preferences.change(request, recipient, back="./")
 
 
-def burst(openings: Sequence[Opening]) -> bool:
+def burst(openings: Sequence[LinkOpen]) -> bool:
     """Return whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
 
     ``openings`` oldest first.
     """
-    seen = [o for o in openings if o.message_id != _POSTED]
+    seen = [o for o in openings if o.delivery.message_id != _POSTED]
     for position, first in enumerate(seen):
-        near: dict[tuple[UUID, int], int] = {}
+        near: dict[DeliveryId, int] = {}
         for other in seen[position:]:
             if other.at - first.at > _BURST:
                 break
-            name = (other.message_id, other.number)
-            near[name] = near.get(name, 0) + 1
-            if near[name] >= _BURST_REPEATS or len(near) >= _BURST_DELIVERIES:
+            key = other.delivery
+            near[key] = near.get(key, 0) + 1
+            if near[key] >= _BURST_REPEATS or len(near) >= _BURST_DELIVERIES:
                 return True
     return False

@@ -19,7 +19,7 @@ from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreMisfit, StoreUnavailable
 from portal.monitoring import Runs, overdue_since, runs
-from portal.stores import Figures
+from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_answer
 from portal.web.request import Request
@@ -46,7 +46,7 @@ class Monitor(Collector):
         now = self._parts.acts.now()
         try:
             self._parts.store.ping()
-            figures = self._parts.store.figures(now)
+            figures = self._parts.store.stats(now)
             done = runs(self._parts.store)
         except (StoreUnavailable, StoreMisfit):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
@@ -85,7 +85,7 @@ class Monitor(Collector):
         now = self._parts.acts.now()
         try:
             self._parts.store.ping()
-            figures = self._parts.store.figures(now)
+            figures = self._parts.store.stats(now)
             done = runs(self._parts.store)
         except (StoreUnavailable, StoreMisfit) as error:
             log.error("unhealthy: %s", error)
@@ -110,7 +110,7 @@ class Monitor(Collector):
             },
         )
 
-    def _overdue(self, figures: Figures, done: Runs, now: datetime) -> datetime | None:
+    def _overdue(self, figures: Stats, done: Runs, now: datetime) -> datetime | None:
         after = timedelta(minutes=self._parts.settings.digest.overdue_minutes)
         return overdue_since(figures, done.last_sent_at, now, after)
 

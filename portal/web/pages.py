@@ -144,12 +144,9 @@ class Pages:
     def rows(self, request: Request, deliveries: Sequence[Delivery], reader: str) -> list[Row]:
         """Return deliveries as one of their readers sees them. Asks the store at most once."""
         viewer, is_role = self.viewer(request, reader), self.parts.people.is_role
-        names = [(d.id, d.number) for d in deliveries if needs_events(d, role=is_role(d.recipient))]
-        events = self.parts.store.last_events(names) if names else {}
-        return [
-            row(each, viewer, role=is_role(each.recipient), events=events.get((each.id, each.number), ()))
-            for each in deliveries
-        ]
+        keys = [d.key for d in deliveries if needs_events(d, role=is_role(d.recipient))]
+        events = self.parts.store.deliveries.last_events(keys) if keys else {}
+        return [row(each, viewer, role=is_role(each.recipient), events=events.get(each.key, ())) for each in deliveries]
 
     def row(self, request: Request, delivery: Delivery, reader: str) -> Row:
         """Return one delivery as one of its readers sees it."""

@@ -1,6 +1,6 @@
 """The preferences page, reached by a digest's link and by a signed-in recipient: when, how, and whether they are told.
 
-Opening it changes nothing. Its forms carry a button each; what was entered wrongly comes back with a sentence at the
+LinkOpen it changes nothing. Its forms carry a button each; what was entered wrongly comes back with a sentence at the
 field. Only a signed-in recipient can ask for a digest now: a link may be in many hands.
 """
 
@@ -21,7 +21,7 @@ from portal.model.links import Action
 from portal.model.message import new_id
 from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
 from portal.model.text import N_, TAGS, shown
-from portal.stores import Asked, Person
+from portal.stores.records import Asked, Person, QueuedMail
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -117,7 +117,7 @@ class PreferencePages:
 
         ``form_token`` is that of their session, "" when they came by a link; ``fields`` is what was entered wrongly.
         """
-        person, site = self._store.person(recipient), self._pages.parts.settings.digest
+        person, site = self._store.recipients.get(recipient), self._pages.parts.settings.digest
         usual, plan = plan_for(site, recipient, Preferences()), plan_for(site, recipient, person.preferences)
         fields = fields or _fields_of(person)
         upcoming = plan.next_time(self._pages.now())
@@ -155,14 +155,14 @@ class PreferencePages:
             self._save(recipient, preferences)
             done = "saved"
         elif wanted == "stop":
-            self._store.set_digests_stopped(recipient, now)
+            self._store.recipients.set_digests_stopped(recipient, now)
         elif wanted == "resume":
-            self._store.set_digests_stopped(recipient, None)
+            self._store.recipients.set_digests_stopped(recipient, None)
         elif wanted == "revoke":
             answer, done = self.revoke(request, recipient), "revoked"
         elif wanted == "digest" and form_token:
             reader = self._pages.parts.people.reader(recipient)
-            done = _ASKED[self._store.ask_for_digest(reader, now, now - _ASKED_EVERY)]
+            done = _ASKED[self._store.digests.ask(reader, now, now - _ASKED_EVERY)]
         else:
             raise self._pages.notice(
                 request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
@@ -177,7 +177,7 @@ class PreferencePages:
 
         Returns the page for somebody who came by one of them: the page that they came from is closed to them now.
         """
-        self._store.revoke_links(recipient, self._pages.now())
+        self._store.recipients.revoke_links(recipient, self._pages.now())
         log.info("links revoked recipient=%s", recipient)
         return self._pages.notice(
             request,
@@ -190,7 +190,7 @@ class PreferencePages:
     def unsubscribe(self, recipient: str, digest_id: UUID) -> None:
         """Stop a recipient's digests on their mail program's word (RFC 8058) and tell them once, with a way back:
         programs that read mail have been seen to unsubscribe people who know nothing of it."""
-        person, parts, now = self._store.person(recipient), self._pages.parts, self._pages.now()
+        person, parts, now = self._store.recipients.get(recipient), self._pages.parts, self._pages.now()
         sender, mail = parts.settings.mail.from_address, None
         if sender is not None and person.stopped_at is None and parts.settings.is_local(recipient):
             id = new_id(now)
@@ -208,20 +208,20 @@ class PreferencePages:
                 link_days=parts.links.lifetime.days,
                 retention_days=parts.settings.store.retention_days,
             )
-            mail = (person.address, made.as_bytes())
-        changed = self._store.set_digests_stopped(recipient, now, mail=mail)
+            mail = QueuedMail(person.address, made.as_bytes())
+        changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:
         """Keep a choice. `never` is kept as stopped, so that resuming brings back the schedule there was."""
         if preferences.schedule == Schedule.NEVER:
-            before = self._store.person(recipient).preferences
+            before = self._store.recipients.get(recipient).preferences
             kept = Preferences(before.schedule, preferences.at, preferences.timezone, preferences.language)
-            self._store.set_preferences(recipient, kept)
-            self._store.set_digests_stopped(recipient, self._pages.now())
+            self._store.recipients.set_preferences(recipient, kept)
+            self._store.recipients.set_digests_stopped(recipient, self._pages.now())
         else:
-            self._store.set_preferences(recipient, preferences)
-            self._store.set_digests_stopped(recipient, None)
+            self._store.recipients.set_preferences(recipient, preferences)
+            self._store.recipients.set_digests_stopped(recipient, None)
 
 
 def _fields_of(person: Person) -> Fields:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from portal.model.errors import QuarantineError
-from portal.model.message import EventKind, State
+from portal.model.message import DeliveryId, EventKind, State
 from portal.stores.files.store import FileStore
 from tests.builders import BY_OPERATOR, hold, now
 from tests.faults.serving import mail_of
@@ -30,7 +30,9 @@ def main(folder: str, first: int, mails: int) -> None:
             held = hold(store, mail_of(number))
             say(f"held {number} {held.id}")
             if number % 4 == 3:
-                store.move(held.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED)
+                store.deliveries.move(
+                    DeliveryId(held.id, 1), State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED
+                )
                 say(f"deleted {number} {held.id}")
             if number % 6 == 5:
                 store.ping()

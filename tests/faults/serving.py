@@ -245,7 +245,7 @@ def all_deliveries(store: Store) -> Iterator[Delivery]:
     """Everything in a store."""
     before = None
     while True:
-        page = store.search(Filter(), 500, before)
+        page = store.deliveries.search(Filter(), 500, before)
         yield from page.deliveries
         if page.next is None:
             return
@@ -253,7 +253,7 @@ def all_deliveries(store: Store) -> Iterator[Delivery]:
 
 
 def read(store: Store, id: UUID) -> bytes:
-    return b"".join(store.body(id))
+    return b"".join(store.messages.body(id))
 
 
 def assert_whole(
@@ -283,7 +283,7 @@ def assert_whole(
         bodies = [read(store, id) for id in more]
         assert len(set(bodies)) == len(bodies)
         if acknowledged:
-            assert store.person(ALICE).news_since is not None
+            assert store.recipients.get(ALICE).news_since is not None
         if store_url.startswith("files:"):
             _assert_only_whole_files(Path(store_url.removeprefix("files://")), set(there))
         else:

@@ -23,7 +23,7 @@ from portal.assemble import Parts
 from portal.model.links import MARK_HEADER, Action
 from portal.model.message import State, Tier
 from portal.model.schedule import Preferences
-from portal.stores import Held
+from portal.stores.records import Held, QueuedMail
 from tests.builders import ALICE, body, export, mail, now
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report
@@ -73,14 +73,14 @@ class World:
         data = mail()
         # Each of another sender, or they would be one row.
         made = export(data, recipients=people, header_from=f"{len(self.held)}@example.net")
-        self.held.append(self.parts.store.add(made, body(data), Tier.SPAM, people, at=self.shown))
+        self.held.append(self.parts.store.messages.add(made, body(data), Tier.SPAM, people, at=self.shown))
         return self.held[-1]
 
     def write(self) -> None:
         """A mail of our own is queued."""
         self.letters.append(f"Subject: sign in {len(self.letters)} {self.true}\r\n\r\n".encode())
         self.earliest[self.letters[-1]] = self.shown
-        self.parts.store.queue_mail(ALICE, self.letters[-1], self.shown)
+        self.parts.store.outbox.add(QueuedMail(ALICE, self.letters[-1]), self.shown)
 
     def note(self, *, gives_up: bool) -> None:
         """Note what the clock shows now, and whether what it calls a day old is given up."""
@@ -100,7 +100,7 @@ class World:
         for one in told:
             mark = self.parts.links.read_mark(read(one)[MARK_HEADER])
             assert mark is not None
-            self.announced.update((each.id, each.number) for each in self.parts.store.digest(mark[1]).deliveries)
+            self.announced.update((each.id, each.number) for each in self.parts.store.digests.get(mark[1]).deliveries)
         return [one.recipients[0] for one in told]
 
     def pass_days(self, days: float) -> None:
@@ -120,7 +120,7 @@ class World:
         assert set(self.letters) - set(written) <= self.may_be_given_up
         marks = [self.parts.links.read_mark(read(one)[MARK_HEADER]) for one in sent]
         assert len(set(marks)) == len(marks), "a digest went out twice"
-        there = [(each.id, each.number) for one in self.held for each in self.parts.store.deliveries(one.id)]
+        there = [(each.id, each.number) for one in self.held for each in self.parts.store.deliveries.of_message(one.id)]
         assert self.announced == dict.fromkeys(there, 1)
         return len(sent)
 
@@ -282,7 +282,7 @@ def test_nights_when_clocks_change_skip_and_double_nobody(
         zone = ZoneInfo(name)
         people = {f"n{number}-{n}@example.org": hours for n, hours in enumerate(wanted)}
         for person, hours in people.items():
-            parts.store.set_preferences(person, Preferences("daily", hours, name))
+            parts.store.recipients.set_preferences(person, Preferences("daily", hours, name))
         start, end = night - 26 * HOUR, night + 26 * HOUR
         world.true = start
         told: dict[str, set[datetime]] = {person: set() for person in people}

@@ -27,8 +27,9 @@ import pytest
 from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import EventKind, State, Tier
+from portal.model.message import DeliveryId, EventKind, State, Tier
 from portal.stores import LEASE
+from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeParts
 from tests.faults import victim
@@ -158,7 +159,9 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
     parts, dice = make_parts(mail__url=server.url), random.Random(9)
     # What waits for an administrator outlives every purge.
     asked = hold(parts.store, recipients=[ALICE], tier=Tier.DANGEROUS, announce=[])
-    parts.store.move(asked.id, 0, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
+    parts.store.deliveries.move(
+        DeliveryId(asked.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
     at = now() + timedelta(days=1, minutes=1)  # by then every plan of what is held now is due
     kills: Counter[str] = Counter()
     again: Counter[str] = Counter()
@@ -170,7 +173,7 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
         held = [hold(parts.store, recipients=people, header_from=f"{n}@example.net") for n in range(2)]
         letters = [f"Subject: sign in {number} {n}\r\n\r\n".encode() for n in range(2)] if "mails" in point.jobs else []
         for letter in letters:
-            parts.store.queue_mail(ALICE, letter, at)
+            parts.store.outbox.add(QueuedMail(ALICE, letter), at)
         before = len(server.mails)
         if "daily" in point.jobs:  # of what is past retention, and so told before
             news.schedule_news(parts, at)
@@ -202,11 +205,13 @@ def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
         again[point.name] += repeated
         if month:
             housekeeping.daily(parts, at + month)
-            assert [parts.store.find(str(one.id)) for one in held] == [[], []], where
+            assert [parts.store.messages.find(str(one.id)) for one in held] == [[], []], where
         else:
-            assert all(delivery.announced_at for one in held for delivery in parts.store.deliveries(one.id)), where
+            assert all(
+                delivery.announced_at for one in held for delivery in parts.store.deliveries.of_message(one.id)
+            ), where
         assert run.send_due(parts, at + LEASE).sent == [] and housekeeping.send_queued(parts, at + LEASE) == 0, where
-    assert parts.store.delivery(asked.id, 0).state is State.REQUESTED
+    assert parts.store.deliveries.get(DeliveryId(asked.id, 0)).state is State.REQUESTED
     report(
         f"9 kill -9 of the digest process at a point, {connections} connection{'s'[: connections - 1]}",
         f"{runs:,} runs at {len(POINTS)} points, {kills.total():,} kills, {digests:,} digests and {mails:,} other "

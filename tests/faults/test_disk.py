@@ -27,10 +27,10 @@ import pytest
 from digest import news, run
 from portal.assemble import assemble
 from portal.model.errors import QuarantineError, StoreUnavailable
-from portal.model.message import EventKind, State
-from portal.stores import Held
+from portal.model.message import DeliveryId, EventKind, State
 from portal.stores.files import store as files
 from portal.stores.files.store import FileStore
+from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail, now
 from tests.conftest import MakeSettings
 from tests.faults import disk
@@ -73,10 +73,10 @@ def assert_survived(folder: Path, ops: Sequence[Op], *, acts: bool) -> None:
     try:
         for number, id in held.items():
             assert read(store, id) == mail_of(number), f"mail {number} was acknowledged and is not there"
-            assert [d.recipient for d in store.deliveries(id)] == [ALICE, BOB]
+            assert [d.recipient for d in store.deliveries.of_message(id)] == [ALICE, BOB]
         if acts:
             for id in deleted.values():
-                assert store.delivery(id, 1).state is State.DELETED
+                assert store.deliveries.get(DeliveryId(id, 1)).state is State.DELETED
         there = {delivery.id for delivery in all_deliveries(store)}
         # The one being written, and what was refused after it had been written, may be there as well, but whole.
         mails = {mail_of(number) for number in range(max(held, default=0) + 7)} if len(there) > len(held) else set()
@@ -433,7 +433,9 @@ def release_and_tell(
             run.send_due(site.parts, site.now)
             assert any(got.recipients == [BOB] for got in server.mails)
             server.mails.clear()
-            site.store.move(held.id, 1, State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED)
+            site.store.deliveries.move(
+                DeliveryId(held.id, 1), State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED
+            )
         site.store.close()
     return refused
 

@@ -14,7 +14,7 @@ import pytest
 from digest import run
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import State, Tier
+from portal.model.message import DeliveryId, State, Tier
 from tests.builders import hold, now
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report, Serve
@@ -61,9 +61,12 @@ def changed(parts: Parts, told: Told) -> Counter[str]:
     """What is no longer as it was after the digest: mails by their tier, and wishes."""
     who, held, _ = told
     found = Counter(
-        str(tier) for tier, ids in held.items() for id in ids if parts.store.delivery(id, 0).state is not State.HELD
+        str(tier)
+        for tier, ids in held.items()
+        for id in ids
+        if parts.store.deliveries.get(DeliveryId(id, 0)).state is not State.HELD
     )
-    person = parts.store.person(who)
+    person = parts.store.recipients.get(who)
     found["wishes"] += bool(person.stopped_at or person.links_valid_from or person.preferences.to_json())
     return +found
 

@@ -18,6 +18,7 @@ import pytest
 from digest import run
 from portal.assemble import Parts
 from portal.model.links import MARK_HEADER
+from portal.model.message import Reader
 from tests.builders import hold, now
 from tests.conftest import MakeParts
 from tests.faults.conftest import Report, Serve
@@ -78,7 +79,7 @@ def in_digest(parts: Parts, mark: str) -> list[tuple[UUID, int]]:
     """The deliveries of the digest with this mark."""
     marked = parts.links.read_mark(mark)
     assert marked is not None
-    return [(delivery.id, delivery.number) for delivery in parts.store.digest(marked[1]).deliveries]
+    return [(delivery.id, delivery.number) for delivery in parts.store.digests.get(marked[1]).deliveries]
 
 
 def ended(process: subprocess.Popen[str]) -> int:
@@ -133,7 +134,7 @@ def test_many_schedulers_tell_everybody_once(
             for name in names:
                 hold(parts.store, recipients=[name])
                 # As the button does it; the others' plans would be for tomorrow.
-                parts.store.ask_for_digest(name, now(), now())
+                parts.store.digests.ask(Reader(name), now(), now())
             if wave == 1:
                 running = [start("run", host=host) for host in range(schedulers)]
             if wave == waves:

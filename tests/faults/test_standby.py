@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from portal.model.errors import StoreUnavailable
-from portal.model.message import EventKind, State, Tier
+from portal.model.message import DeliveryId, EventKind, State, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BY_LINK, hold, mail, now
 from tests.faults.conftest import Serve
@@ -78,7 +78,7 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kind of change, ready to be made."""
     held, released, raised = hold(store), hold(store), mail()
     hold(store, raised)
-    claim = store.releasing(released.id, 0, {State.HELD}, BY_LINK, now())
+    claim = store.deliveries.releasing(DeliveryId(released.id, 0), {State.HELD}, BY_LINK, now())
     claim.__enter__()
     known = mail()
     hold(store, known)
@@ -87,13 +87,21 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "hold in several statements", lambda: hold(store, large())
     yield "hold again", lambda: hold(store, known)
     yield "raise a tier", lambda: hold(store, raised, tier=Tier.DANGEROUS)
-    yield "begin a release", lambda: store.releasing(held.id, 1, {State.HELD}, BY_LINK, now()).__enter__()
+    yield (
+        "begin a release",
+        lambda: store.deliveries.releasing(DeliveryId(held.id, 1), {State.HELD}, BY_LINK, now()).__enter__(),
+    )
     yield "record a release", lambda: claim.__exit__(None, None, None)
-    yield "delete", lambda: store.move(held.id, 0, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
-    yield "stop digests", lambda: store.set_digests_stopped(ALICE, now())
-    yield "revoke links", lambda: store.revoke_links(ALICE, now())
-    yield "keep a note", lambda: store.remember("a note", "x")
-    yield "swap a note", lambda: store.swap("a swapped note", None, "x")
+    yield (
+        "delete",
+        lambda: store.deliveries.move(
+            DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED
+        ),
+    )
+    yield "stop digests", lambda: store.recipients.set_digests_stopped(ALICE, now())
+    yield "revoke links", lambda: store.recipients.revoke_links(ALICE, now())
+    yield "keep a note", lambda: store.notes.set_default("a note", "x")
+    yield "swap a note", lambda: store.notes.compare_and_set("a swapped note", None, "x", now())
 
 
 def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from portal.model.message import Symbol, Tier
-from portal.stores import Held
+from portal.stores.records import Held
 from tests.builders import ALICE, mail
 from tests.web_client import Site
 

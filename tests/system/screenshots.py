@@ -90,7 +90,7 @@ def pages(folder: Path, browser: Browser, site: LocalSite) -> None:
     """The pages in English. All of them where a folder was asked for, else those that docs/images shows."""
     held = hold_samples(site)
     site.digest()
-    digest = site.store.last_digest(ALICE)
+    digest = site.store.digests.last(ALICE)
     assert digest is not None
     url, links, at = site.parts.settings.public_url, site.parts.links, digest.issued_at
     shop, dangerous = held[-1].id, next(h.id for h in held if site.delivery(h).message.tier is Tier.DANGEROUS)

@@ -13,7 +13,7 @@ from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
 from portal.model.message import Tier
-from portal.stores import Held
+from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
@@ -62,7 +62,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
     found = findings(page)
     assert page.locator("a").count() > 30
 
-    digest = site.store.last_digest(ALICE)
+    digest = site.store.digests.last(ALICE)
     assert digest is not None
     spam, doubtful, dangerous = (helds[tier] for tier in (Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS))
     acts = site.parts.acts

@@ -160,7 +160,7 @@ def test_a_key_counts_as_a_persons_press(
     held = site.hold(Tier.DANGEROUS)
     with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
         pass
-    before = site.store.person(ALICE), site.state(held)
+    before = site.store.recipients.get(ALICE), site.state(held)
     if action in (Action.PREFERENCES, Action.FORWARDED):
         address = site.parts.links.url(action, digest.id, 0, digest.issued_at)
     else:
@@ -181,7 +181,7 @@ def test_a_key_counts_as_a_persons_press(
     page.wait_for_load_state()
     context.close()
     assert posted.value.status < 400
-    assert (site.store.person(ALICE), site.state(held)) != before
+    assert (site.store.recipients.get(ALICE), site.state(held)) != before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

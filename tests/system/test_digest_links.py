@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page
 from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.message import State
-from portal.stores import Held
+from portal.stores.records import Held
 from tests.builders import ALICE
 from tests.system.local_site import INBOX, LocalSite, local_site, part, read_mail
 from tests.system.samples import hold_samples
@@ -100,7 +100,7 @@ class Reader:
         ]
 
     def bytes_of(self, subject: str) -> bytes:
-        return b"".join(self.site.store.body(self.held(subject).id))
+        return b"".join(self.site.store.messages.body(self.held(subject).id))
 
 
 @pytest.fixture(params=[Thumb, Keyboard], ids=["thumb", "keyboard"])
@@ -181,13 +181,13 @@ def test_several_at_once(alice: Reader, name: str, state: State) -> None:
 
 def test_preferences_stop_digests_and_send_them_again(alice: Reader) -> None:
     alice.link("Change or stop these mails")
-    assert alice.site.store.person(ALICE).stopped_at is None
+    assert alice.site.store.recipients.get(ALICE).stopped_at is None
     alice.button("Stop sending digests")
     alice.page.get_by_role("button", name="Send digests again").wait_for()
-    assert alice.site.store.person(ALICE).stopped_at is not None
+    assert alice.site.store.recipients.get(ALICE).stopped_at is not None
     alice.button("Send digests again")
     alice.page.get_by_role("button", name="Stop sending digests").wait_for()
-    assert alice.site.store.person(ALICE).stopped_at is None
+    assert alice.site.store.recipients.get(ALICE).stopped_at is None
 
 
 def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from portal.model.message import Filter, State
+from portal.model.message import DeliveryId, Filter, Reader, State
 from portal.stores import open_store
 from tests.builders import ALICE, BY_LINK, digesting, hold, now
 from tests.system.services import ROOT, folder, pgbouncer, postgres
@@ -73,13 +73,15 @@ def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) ->
     store = open_store(url, create=True)
     store.prepare_days(now())
     held = hold(store, subject="invoice")
-    assert [d.id for d in store.list_for(ALICE, {State.HELD}, 5, words="invoice").deliveries] == [held.id]
-    with store.releasing(held.id, 0, {State.HELD}, BY_LINK, now()):
+    assert [d.id for d in store.deliveries.list_for(Reader(ALICE), {State.HELD}, 5, words="invoice").deliveries] == [
+        held.id
+    ]
+    with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now()):
         pass
     with digesting(store, ALICE, now(), 10, at_once=True):
         pass
     store.purge(now(), now())
-    assert len(store.search(Filter(), 5).deliveries) == 2
+    assert len(store.deliveries.search(Filter(), 5).deliveries) == 2
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
         for setting in ("statement_timeout", "lock_timeout"):
             assert connection.execute(f"show {setting}").fetchone() == ("0",)
@@ -103,7 +105,7 @@ def test_news_are_found_in_the_order_in_which_mail_is_held_whatever_the_database
         row = "insert into recipient (recipient, address, news_since) values (%s, '', now()) on conflict do nothing"
         ingest.execute(row, [first])
         with ThreadPoolExecutor() as pool:
-            found = pool.submit(store.find_news, now() - timedelta(days=1), None)
+            found = pool.submit(store.recipients.find_news, now() - timedelta(days=1), None)
             while not admin.execute("select from pg_locks where not granted").rowcount:
                 assert not found.done()
             ingest.execute(row, [second])

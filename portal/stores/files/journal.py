@@ -1,23 +1,8 @@
-"""The file store's audit journal, ``journal/YYYY-MM-DD.jsonl``: what was done to deliveries, by whom, who wants what.
+"""The files of the audit journal, ``journal/YYYY-MM-DD.jsonl``, by UTC day. See `stores.journal` for the lines.
 
-The SQLite file is rebuilt from the mail files when it is lost (`reindex`); what the mail files cannot say stands
-here, one JSON object a line, in files by UTC day. Lines are snapshots, not steps: replaying them in order, once or
-twice, ends with what the last one said.
-
-    {"at": …, "kind": "delivery", "id": …, "number": 0, "recipient": …, "address": …, "state": "released",
-     "state_at": …, "reason": "", "attempts": 1, "next_try_at": null, "announced_at": null,
-     "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
-    {"at": …, "kind": "verdict", "id": …, "tier": "dangerous", "symbols": [[name, score, [option, …]], …], "score": …,
-     "action": "reject", "flags": []}
-    {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
-     "preferences": null}
-    {"at": …, "kind": "told", "reader": …, "deliveries": [[id, number], …]}
-    {"at": …, "kind": "digest", "id": …, "recipient": …, "address": …, "issued_at": …, "sent_at": …,
-     "deliveries": [[id, number], …]}
-
-A line is written right after the commit of what it tells, still under the writers' lock, so the order of lines is the
+A line is written right after the commit of its change, still under the writers' lock, so the order of lines is the
 order of commits. A crash in between loses the last line: that delivery is held again after a rebuild, and at worst a
-mail arrives twice. The other way round, a line about what was never committed could hide a mail for ever.
+mail arrives twice. The other way round, a line about a change that was never committed could hide a mail.
 """
 
 from __future__ import annotations
@@ -27,14 +12,9 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
-
-from portal.model.message import Actor, Delivery, Event, EventKind, Flag, Message, Tier
-from portal.stores import DigestRecord, Person, symbols
 
 log = logging.getLogger("quarantine.store")
 
@@ -119,117 +99,6 @@ class Journal:
 
     def _path(self, day: date) -> Path:
         return self._folder / f"{day.isoformat()}{_SUFFIX}"
-
-
-def delivery_line(delivery: Delivery, events: Sequence[Event]) -> dict[str, Any]:
-    """A delivery as it is now, and what happened to it."""
-    return {
-        "kind": "delivery",
-        "id": str(delivery.id),
-        "number": delivery.number,
-        "recipient": delivery.recipient,
-        "address": delivery.address,
-        "state": delivery.state.value,
-        "state_at": delivery.state_at.isoformat(),
-        "reason": delivery.reason,
-        "attempts": delivery.attempts,
-        "next_try_at": _text(delivery.next_try_at),
-        "announced_at": _text(delivery.announced_at),
-        "events": [
-            {
-                "at": event.at.isoformat(),
-                "what": event.kind,
-                "who": event.actor.who,
-                "via": event.actor.via,
-                "address": event.actor.address,
-                "detail": event.detail,
-            }
-            for event in events
-        ],
-    }
-
-
-def verdict_line(message: Message) -> dict[str, Any]:
-    """Return what Rspamd said of a message when it came again."""
-    return {
-        "kind": "verdict",
-        "id": str(message.id),
-        "tier": message.tier.value,
-        "symbols": message.symbols,  # JSON has each as a list
-        "score": message.score,
-        "action": message.action,
-        "flags": sorted(message.flags),
-    }
-
-
-def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
-    """Return the message with the verdict of a `verdict_line`.
-
-    Raises KeyError, ValueError, TypeError when the line is not one.
-    """
-    return replace(
-        message,
-        tier=Tier(line["tier"]),
-        symbols=symbols.from_json(line["symbols"]),
-        score=None if line["score"] is None else float(line["score"]),
-        action=None if line["action"] is None else str(line["action"]),
-        flags=frozenset(map(Flag, line["flags"])),
-    )
-
-
-def events_of(line: dict[str, Any]) -> list[Event]:
-    """The events of a `delivery_line`. Raises KeyError, ValueError, TypeError when it is none."""
-    return [
-        Event(
-            moment(e["at"]),
-            EventKind(e["what"]),
-            Actor(str(e["who"]), str(e["via"]), str(e["address"])),
-            str(e["detail"]),
-        )
-        for e in line["events"]
-    ]
-
-
-def person_line(person: Person) -> dict[str, Any]:
-    """What a person wants now."""
-    return {
-        "kind": "person",
-        "recipient": person.recipient,
-        "address": person.address,
-        "stopped_at": _text(person.stopped_at),
-        "links_valid_from": _text(person.links_valid_from),
-        "preferences": person.preferences.to_json(),
-    }
-
-
-def told_line(reader: str, deliveries: Sequence[tuple[UUID, int]]) -> dict[str, Any]:
-    """Who was told of deliveries under another name, or with others."""
-    return {"kind": "told", "reader": reader, "deliveries": [[str(id), number] for id, number in deliveries]}
-
-
-def digest_line(digest: DigestRecord) -> dict[str, Any]:
-    """A digest that was sent, and what it announced."""
-    return {
-        "kind": "digest",
-        "id": str(digest.id),
-        "recipient": digest.recipient,
-        "address": digest.address,
-        "issued_at": digest.issued_at.isoformat(),
-        "sent_at": _text(digest.sent_at),
-        "deliveries": [[str(message_id), number] for message_id, number in digest.deliveries],
-    }
-
-
-def moment(text: str) -> datetime:
-    """A time of a line, aware UTC. Raises ValueError, TypeError."""
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return at.astimezone(UTC)
-
-
-def _text(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
 
 
 def _sync(path: Path) -> None:

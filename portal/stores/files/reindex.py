@@ -13,21 +13,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from portal.model.errors import NotFound, StoreUnavailable
-from portal.model.message import Delivery, State
+from portal.model.message import Delivery, DeliveryId, Reader, State
 from portal.model.schedule import Preferences
-from portal.stores import DigestRecord, Person
 from portal.stores.files.database import DATABASE, Database, unused
-from portal.stores.files.journal import Journal, events_of, moment, with_verdict_of
+from portal.stores.files.digests import news_left, take_digest
+from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
+from portal.stores.files.rows import SqliteRows
 from portal.stores.files.store import FileStore, check_folder
+from portal.stores.files.verdicts import put_verdict
+from portal.stores.journal import events_of, moment, with_verdict_of
+from portal.stores.records import DigestRecord, Person
+from portal.stores.shared.rows import add_announced_to, add_event, events
 
 _BATCH = 200
+_ROWS = SqliteRows()
 
 
 @dataclass(slots=True)
@@ -61,7 +66,7 @@ def reindex(path: Path | str, progress: Callable[[int, int, int], None]) -> Rein
             try:
                 _read_mail(store, folder, done, progress)
                 _replay(store, Journal(folder), done)
-                store.settle_news()
+                _settle_news(store)
                 store.mark_looked_over()
             finally:
                 store.db.close()
@@ -81,7 +86,7 @@ def _read_mail(store: FileStore, folder: Path, done: Reindexed, progress: Callab
     size_bytes = 0
     for n, id in enumerate(found, 1):
         try:
-            store.adopt_anew(id)
+            store.messages.adopt_anew(id)
             done.messages += 1
             size_bytes += mail.path(id).stat().st_size
         except DamagedFile:
@@ -112,29 +117,63 @@ def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> Non
         case "delivery":
             done.acts += _replay_delivery(store, line)
         case "verdict":
-            store.judge_again(UUID(line["id"]), partial(with_verdict_of, line))
+            _replay_verdict(store, line)
         case "person":
-            store.wish_again(_person(line))
+            store.recipients.take_choices(_person(line))
             done.people += 1
         case "told":
-            store.tell_again(str(line["reader"]), [(UUID(id), int(number)) for id, number in line["deliveries"]])
+            keys = [DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]]
+            with store.engine.writing(durable=False) as session:
+                add_announced_to(session, str(line["reader"]), keys)
         case "digest":
-            store.announce_again(_digest(line))
+            with store.engine.writing(durable=False) as session:
+                take_digest(session, _digest(line))
             done.digests += 1
         case kind:
             raise ValueError(f"a line of kind {kind}")
 
 
 def _replay_delivery(store: FileStore, line: dict[str, Any]) -> bool:
-    """Whether there is such a delivery. Done twice it changes nothing."""
-    events = events_of(line)
-    id, number = UUID(line["id"]), int(line["number"])
-    try:
-        known = store.delivery(id, number)
-    except NotFound:
-        return False  # purged, or its mail file is gone
-    store.act_again(_delivery(known, line), events)
+    """Bring a delivery to what the line says, and add those events that are not in its history. Return whether there
+    is such a delivery. Idempotent; nothing is written into the journal."""
+    told = events_of(line)
+    key = DeliveryId(UUID(line["id"]), int(line["number"]))
+    with store.engine.writing(durable=False) as session:
+        try:
+            known = _ROWS.delivery(session, key)
+        except NotFound:
+            return False  # purged, or its mail file is gone
+        _ROWS.put(session, _delivery(known, line))
+        history = events(session, [key.message_id]).get(key, [])
+        for event in told:
+            if event not in history:
+                add_event(session, key, event)
     return True
+
+
+def _replay_verdict(store: FileStore, line: dict[str, Any]) -> None:
+    """Give a message, if it is here, the verdict that it got when it came again."""
+    with store.engine.writing(durable=False) as session:
+        messages = _ROWS.messages(session, "WHERE id = :id", id=UUID(line["id"]))
+        if messages:
+            judged = with_verdict_of(line, messages[0])
+            if messages[0].tier in judged.tier.milder:
+                put_verdict(session.connection, judged)
+
+
+def _settle_news(store: FileStore) -> None:
+    """Leave only those with news for whom mail is held that is not announced."""
+    after = ""
+    while people := store.recipients.records(after, _BATCH):
+        after = people[-1].recipient
+        with store.engine.writing(durable=False) as session:
+            for person in people:
+                if person.news_since is not None:
+                    session.execute(
+                        "UPDATE recipient SET news_since = :since WHERE recipient = :recipient",
+                        since=news_left(session, Reader(person.recipient)),
+                        recipient=person.recipient,
+                    )
 
 
 def _delivery(known: Delivery, line: dict[str, Any]) -> Delivery:
@@ -171,7 +210,7 @@ def _digest(line: dict[str, Any]) -> DigestRecord:
         str(line["address"]),
         moment(line["issued_at"]),
         moment(line["sent_at"]),
-        tuple((UUID(id), int(number)) for id, number in line["deliveries"]),
+        tuple(DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]),
     )
 
 

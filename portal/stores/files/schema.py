@@ -97,7 +97,8 @@ CREATE TABLE recipient (
     lease_until INTEGER,
     digest_id BLOB                      -- of the digest begun and not yet sent; stays over a crash
 ) WITHOUT ROWID;
-CREATE INDEX recipient_due ON recipient (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
+    WHERE news_since IS NOT NULL AND stopped_at IS NULL;
 CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
 
 CREATE TABLE digest (
@@ -170,7 +171,8 @@ ALTER TABLE recipient RENAME COLUMN claim TO lease;
 ALTER TABLE recipient RENAME COLUMN claim_until TO lease_until;
 DROP INDEX person_due;
 DROP INDEX person_failing;
-CREATE INDEX recipient_due ON recipient (next_digest_at) WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
+    WHERE news_since IS NOT NULL AND stopped_at IS NULL;
 CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
 
 CREATE TABLE link_open (

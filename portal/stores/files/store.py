@@ -21,25 +21,33 @@ compresses to a third takes 6.8 KB of blocks for its file (4.9 KB long) and 1.4 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, StoreMisfit, StoreUnavailable
-from portal.model.message import Body, Export, Tier, first_id, held_at, identity, new_id
-from portal.stores import Held, Purged, Record, address_of, search, symbols
-from portal.stores.files import verdicts, word_index
-from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
-from portal.stores.files.digests import mark_news
-from portal.stores.files.journal import verdict_line
-from portal.stores.files.mail import DamagedFile, MailFiles
-from portal.stores.files.records import SqliteRecords
-from portal.stores.verdict import RAISED_TOGETHER
+from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.message import EventKind, first_id, held_at
+from portal.stores import rules
+from portal.stores.contracts import Store
+from portal.stores.files import word_index
+from portal.stores.files.database import Database, to_micros
+from portal.stores.files.deliveries import FileDeliveries
+from portal.stores.files.digests import FileDigests, find_unmarked
+from portal.stores.files.mail import MailFiles
+from portal.stores.files.messages import FileMessages
+from portal.stores.files.session import SqliteEngine
+from portal.stores.journal import delivery_line, person_line, verdict_line
+from portal.stores.records import Person, Purged, Stats
+from portal.stores.shared import recipients, upkeep
+from portal.stores.shared.notes import SqlNotes
+from portal.stores.shared.outbox import SqlOutbox
+from portal.stores.shared.recipients import SqlRecipients
+from portal.stores.shared.sign_ins import SqlSignIns
 
 log = logging.getLogger("quarantine.store")
 
@@ -47,19 +55,30 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): new at each boo
 _CLOCK_MARGIN = timedelta(hours=1)  # clocks are set back, and a row comes later than its id
 _ORPHAN_AGE = timedelta(hours=1)
 _GONE_AGE = timedelta(days=1)
-_ADD_SECONDS = 3.0  # in all, whatever happens
-_LOOKED_FOR_BYTES = 1 << 18  # a smaller mail that is known already is written for nothing: most are not known
 _PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
+_JOURNAL_BATCH = 500
 
 
-class FileStore(SqliteRecords):
-    """See `portal.stores.Store`."""
+class FileStore(Store):
+    """See `Store`."""
+
+    messages: FileMessages
+    digests: FileDigests
+    recipients: SqlRecipients
 
     def __init__(self, folder: Path, mail: MailFiles, db: Database) -> None:
         self._folder = folder
         self._mail = mail
         self.db = db
+        self.engine = SqliteEngine(db)
+        self.messages = FileMessages(db, mail)
+        self.deliveries = FileDeliveries(db)
+        self.digests = FileDigests(self.engine, mail)
+        self.recipients = SqlRecipients(self.engine, find_unmarked)
+        self.sign_ins = SqlSignIns(self.engine)
+        self.outbox = SqlOutbox(self.engine)
+        self.notes = SqlNotes(self.engine)
 
     @classmethod
     def open(cls, path: Path | str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
@@ -104,7 +123,7 @@ class FileStore(SqliteRecords):
         self.db.close()
 
     def heartbeat(self, now: datetime) -> None:
-        self._mark_durable({"store.heartbeat": str(to_micros(now))})
+        self._mark_durable({upkeep.HEARTBEAT: now.isoformat()})
 
     def _mark_durable(self, settings: dict[str, str] | None = None) -> None:
         """Note that all rows committed before now are durable: true once this FULL commit is."""
@@ -112,17 +131,23 @@ class FileStore(SqliteRecords):
             marks = {"store.durable_until": str(to_micros(datetime.now(UTC))), **(settings or {})}
             connection.executemany("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", marks.items())
 
+    def stats(self, now: datetime) -> Stats:
+        return upkeep.stats(self.engine, now)
+
+    def repair_clock_skew(self, now: datetime) -> int:
+        return upkeep.repair_clock_skew(self.engine, now)
+
     # ---- after a power cut
 
     def _recover(self) -> None:
         with self.db.translated():
             boot_id = _BOOT_ID.read_text("ascii").strip()
-        if self.recall("store.boot_id") == boot_id:
+        if self.notes.get("store.boot_id") == boot_id:
             return
         with self.db.exclusive(self._folder / "tmp"):  # one process looks, the others wait for it
-            if self.recall("store.boot_id") == boot_id:
+            if self.notes.get("store.boot_id") == boot_id:
                 return
-            durable_until = self.recall("store.durable_until")
+            durable_until = self.notes.get("store.durable_until")
             since = None
             if durable_until is not None:
                 since = datetime.fromtimestamp(int(durable_until) / 1e6, UTC) - _CLOCK_MARGIN
@@ -132,167 +157,15 @@ class FileStore(SqliteRecords):
                     if since is None or day >= since.date():
                         for id in self._mail.ids(day):
                             if since is None or held_at(id) >= since:
-                                adopted += self._adopt(id)
+                                adopted += self.messages.adopt(id)
             if adopted:
                 log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
             self._mark_durable({"store.boot_id": boot_id})
-
-    def adopt_anew(self, message_id: UUID) -> None:
-        """Make the rows of a message from its file, as `reindex` needs it: no file is ever removed. Raises
-        DamagedFile, OSError, StoreUnavailable."""
-        facts = self._mail.facts(message_id)
-        try:
-            with self.db.write(durable=False) as connection:
-                sameness = bytes.fromhex(facts["sameness"])
-                first = _with_sameness(connection, sameness) is None
-                _insert_rows(connection, message_id, sameness if first else None, facts)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedFile("its metadata cannot be read") from error
 
     def mark_looked_over(self) -> None:
         """Note that all files have their rows, durably."""
         with self.db.translated():
             self._mark_durable({"store.boot_id": _BOOT_ID.read_text("ascii").strip()})
-
-    def _adopt(self, message_id: UUID) -> bool:
-        """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
-        rows were made. A damaged file stays as it is, for people to look at."""
-        if self._has_rows(message_id):
-            return False
-        try:
-            facts = self._mail.facts(message_id)
-            first = self._insert(message_id, facts)
-        except FileNotFoundError:
-            return False
-        except (DamagedFile, KeyError, ValueError, TypeError) as error:
-            log.error("mail file cannot be read again id=%s: %s", message_id, error)
-            return False
-        if first != message_id:
-            self._mail.remove(message_id)
-        return first == message_id
-
-    def _has_rows(self, message_id: UUID) -> bool:
-        with self.db.read() as connection:
-            return connection.execute("SELECT 1 FROM message WHERE id = ?", (message_id.bytes,)).fetchone() is not None
-
-    # ---- holding
-
-    def add(
-        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
-    ) -> Held:
-        deadline = time.monotonic() + _ADD_SECONDS
-        id = new_id(at)
-        first = self._known(export) if body.size_bytes > _LOOKED_FOR_BYTES else None
-        if first is None:
-            first = self._write(id, export, body, tier, announce)
-        return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
-
-    def _known(self, export: Export) -> UUID | None:
-        with self.db.read() as connection:
-            known = _with_sameness(connection, export.sameness)
-        return known if known is not None and self._mail.has(known) else None
-
-    def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
-        """Make the file and the rows of a message; returns the first id if somebody added the same mail before."""
-        facts = _facts(id, export, tier, announce)
-        with self.db.translated():
-            self._mail.write(id, body, facts)
-        try:
-            first = self._insert(id, facts)
-        except QuarantineError:
-            with suppress(OSError):  # what stays is adopted by purge: the mail is held once more than was answered
-                self._mail.remove(id)
-            raise
-        if first != id:
-            with suppress(OSError):
-                self._mail.remove(id)
-        return first
-
-    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
-        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
-
-        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
-        """
-        raised: list[UUID] = []
-        after = UUID(int=0)
-        while tier.milder:
-            with self.db.read() as connection:
-                ids = verdicts.copies(connection, held, export, tier, after)
-            if ids:
-                left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
-                with self.db.write(wait_seconds=left) as connection:
-                    more, lines = verdicts.raise_tier(connection, ids, export, tier, datetime.now(UTC))
-                    self.db.note(*lines)
-                raised += more
-            if len(ids) < RAISED_TOGETHER:
-                break
-            after = ids[-1]
-        return tuple(raised)
-
-    def _insert(self, id: UUID, facts: dict[str, Any]) -> UUID:
-        """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
-        sameness = bytes.fromhex(facts["sameness"])
-        with self.db.write(durable=False) as connection:
-            while not _insert_rows(connection, id, sameness, facts):
-                known = _with_sameness(connection, sameness)
-                if known is not None:
-                    if self._mail.has(known):
-                        return known
-                    connection.execute("UPDATE message SET dedup_key = NULL WHERE id = ?", (known.bytes,))
-        return id
-
-    def take(self, record: Record, body: Body | None) -> None:
-        """See `Store.take`. Unlike in `add` the rows are durable at once: after a power cut nobody looks for files of
-        messages that were held so long ago."""
-        id, facts = record.message.id, _facts(record.message.id, record.export(), record.message.tier, ())
-        if body is not None:
-            with self.db.translated():
-                self._mail.discard_unfinished(id)  # of a copy that was killed
-                self._mail.write(id, body, facts)
-        with self.db.write() as connection:
-            row = connection.execute("SELECT tier FROM message WHERE id = ?", (id.bytes,)).fetchone()
-            if row is None:
-                if body is None:
-                    raise NotFound("there is no such message")
-                taken = record.sameness is None or _with_sameness(connection, record.sameness) is not None
-                _insert_rows(connection, id, None if taken else record.sameness, facts)
-            elif row[0] in record.message.tier.milder:
-                verdicts.put_verdict(connection, record.message)
-                self.db.note(verdict_line(record.message))
-            self._take_deliveries(connection, record)
-
-    def body(self, message_id: UUID) -> Iterator[bytes]:
-        with self.db.read() as connection:
-            row = connection.execute(
-                "SELECT size_bytes, body_sha256 FROM message WHERE id = ?", (message_id.bytes,)
-            ).fetchone()
-        if row is None:
-            raise NotFound("there is no such message")
-        with self._reading(message_id):
-            pieces = self._mail.read(message_id, *row)
-        return self._read_on(message_id, pieces)
-
-    def _read_on(self, message_id: UUID, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        while True:
-            with self._reading(message_id):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
-
-    @contextmanager
-    def _reading(self, message_id: UUID) -> Iterator[None]:
-        try:
-            with self.db.translated():
-                try:
-                    yield
-                except FileNotFoundError as error:
-                    raise BodyMissing(f"the mail file of {message_id} was deleted") from error
-        except DamagedFile as error:
-            raise BodyDamaged(f"the mail file of {message_id} is damaged: {error}") from error
-
-    def _has_mail(self, message_id: UUID) -> bool:
-        return self._mail.has(message_id)
 
     # ---- age
 
@@ -307,8 +180,8 @@ class FileStore(SqliteRecords):
                 if day < now.date() - timedelta(days=1):
                     self._mail.sweep(day)
         self._drop_words()
-        self._sweep_expired(now)
-        self._forget_strangers()
+        upkeep.remove_expired(self.engine, now)
+        self.recipients.forget_unknown()
         self._shorten_journal(before, now)
         self._mark_durable()
         return Purged(messages, kept)
@@ -424,10 +297,51 @@ class FileStore(SqliteRecords):
 
     def _settle_orphan(self, message_id: UUID, before: datetime) -> None:
         if held_at(message_id) >= before:
-            if self._adopt(message_id):
+            if self.messages.adopt(message_id):
                 log.warning("message without rows is held again id=%s", message_id)
-        elif not self._has_rows(message_id):
+        elif not self.messages.has_rows(message_id):
             self._mail.remove(message_id)
+
+    # ---- the audit journal's age
+
+    def _shorten_journal(self, before: datetime, now: datetime) -> None:
+        """Remove the journal's days that only have messages held before ``before`` and digests that are not kept any
+        more; what of them is still true is written again first."""
+        until = min(before, now - rules.DIGESTS_KEPT).date()
+        with self.db.translated():
+            old = [day for day in self.db.journal.days() if day < until]
+        if old and self._carry_forward():
+            with self.db.translated():
+                self.db.journal.remove(old)
+
+    def _carry_forward(self) -> bool:
+        """Write what all recipients chose, and deliveries that are requested or releasing, into today's journal.
+        Return False if that failed."""
+        people: Sequence[Person] = [Person("", "", None, None, None, None)]
+
+        def choices() -> list[dict[str, Any]]:
+            nonlocal people
+            people = self.recipients.records(people[-1].recipient, _JOURNAL_BATCH)
+            return [person_line(person) for person in people if recipients.chosen(person) != recipients.NOTHING]
+
+        while people:
+            if not self.db.write_journal(choices):
+                return False
+        with self.engine.reading() as session:
+            rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
+        ids = [id for (id,) in rows]
+        for start in range(0, len(ids), _JOURNAL_BATCH):
+            if not self.db.write_journal(partial(self._delivery_lines, ids[start : start + _JOURNAL_BATCH])):
+                return False
+        return True
+
+    def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        for record in self.messages.records(ids).values():
+            if any(event.kind is EventKind.RAISED for events in record.histories for event in events):
+                lines.append(verdict_line(record.message))
+            lines += map(delivery_line, record.deliveries, record.histories)
+        return lines
 
 
 def check_folder(folder: Path, *, must_exist: bool) -> None:
@@ -447,103 +361,3 @@ def check_folder(folder: Path, *, must_exist: bool) -> None:
         raise StoreMisfit(
             f"{folder} is no quarantine store and holds other files ({others[0]!r}): name an empty folder"
         )
-
-
-_INSERT_MESSAGE = (
-    "INSERT INTO message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id, message_id, "
-    "action, score, client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-)
-
-
-def _with_sameness(connection: sqlite3.Connection, sameness: bytes) -> UUID | None:
-    row = connection.execute("SELECT id FROM message WHERE dedup_key = ?", (sameness,)).fetchone()
-    return UUID(bytes=row[0]) if row else None
-
-
-def _insert_rows(connection: sqlite3.Connection, id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> bool:
-    """Make the rows of a message. False, and nothing is changed, when there is one with that sameness."""
-    rowid, row = word_index.key(id), _message_row(id, sameness, facts)
-    # Tried first, and asked when that fails: each question costs as much as a row.
-    while not connection.execute(_INSERT_MESSAGE, (rowid, *row)).rowcount:
-        if sameness is not None and _with_sameness(connection, sameness) is not None:
-            return False
-        if connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone() is None:
-            raise sqlite3.IntegrityError(f"there is a message {id} already")
-        rowid += 1
-    word_index.put(connection, rowid, _terms(facts))
-    at, announce = to_micros(held_at(id)), set(facts["announce"])
-    named = "identities" in facts
-    people = list(zip(_held_for(facts), facts["recipients"] or [""], strict=True))
-    connection.executemany(
-        "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
-        [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
-    )
-    for recipient, address in people:
-        if recipient in announce:
-            mark_news(connection, recipient, address_of(recipient, address) if named else address, at)
-    return True
-
-
-def _facts(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> dict[str, Any]:
-    """All that is known of a message, as JSON can say it: what stands in its file and makes its rows."""
-    return {
-        "version": 1,
-        "id": str(id),
-        "recipients": export.recipients,
-        "announce": sorted(announce),
-        **({"identities": export.identities} if export.identities else {}),
-        "tier": tier.value,
-        "envelope_sender": export.envelope_sender,
-        "subject": export.subject,
-        "header_from": export.header_from,
-        "queue_id": export.queue_id,
-        "message_id": export.message_id,
-        "action": export.action,
-        "score": export.score,
-        "client_ip": export.client_ip,
-        "user": export.user,
-        "symbols": export.symbols,  # JSON has each as a list
-        "flags": sorted(flag.value for flag in export.flags),
-        "sameness": export.sameness.hex(),
-        "body_sha256": export.body_sha256.hex(),
-        "size_bytes": export.size_bytes,
-        "has_8bit": export.has_8bit,
-    }
-
-
-def _held_for(facts: dict[str, Any]) -> list[str]:
-    return list(facts.get("identities") or map(identity, facts["recipients"] or [""]))
-
-
-def _terms(facts: dict[str, Any]) -> list[str]:
-    return search.terms(
-        facts["subject"],
-        facts["envelope_sender"],
-        facts["header_from"],
-        Tier(facts["tier"]),
-        facts["score"],
-        _held_for(facts),
-    )
-
-
-def _message_row(id: UUID, sameness: bytes | None, facts: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        id.bytes,
-        sameness,
-        facts["tier"],
-        facts["envelope_sender"],
-        facts["subject"],
-        facts["header_from"],
-        facts["queue_id"],
-        facts["message_id"],
-        facts["action"],
-        facts["score"],
-        facts["client_ip"],
-        facts["user"],
-        symbols.pack(facts["symbols"]),
-        " ".join(facts["flags"]),
-        bytes.fromhex(facts["body_sha256"]),
-        facts["size_bytes"],
-        facts["has_8bit"],
-    )

@@ -6,14 +6,17 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
 from uuid import UUID
 
 from portal.model.message import Actor, Event, EventKind, Export, Message, Tier
 from portal.stores import search, symbols
 from portal.stores.files import word_index
-from portal.stores.files.deliveries import add_event, deliveries_of
-from portal.stores.files.journal import delivery_line, verdict_line
+from portal.stores.files.rows import SqliteRows
+from portal.stores.files.session import connection_of
+from portal.stores.journal import delivery_line, verdict_line
+from portal.stores.shared.rows import add_event
+from portal.stores.shared.session import Session
 from portal.stores.verdict import OPEN_STATES, RAISED_TOGETHER, change, with_verdict
 
 
@@ -27,28 +30,26 @@ def copies(connection: sqlite3.Connection, held: UUID, export: Export, tier: Tie
     return [UUID(bytes=id) for (id,) in rows]
 
 
-def raise_tier(
-    connection: sqlite3.Connection, ids: Iterable[UUID], export: Export, tier: Tier, now: datetime
-) -> tuple[list[UUID], list[dict[str, Any]]]:
+def raise_tier(session: Session, ids: Iterable[UUID], export: Export, tier: Tier, now: datetime) -> list[UUID]:
     """Give those of these messages that have a milder tier, and a delivery that is not released, the export's verdict.
 
-    Returns their ids, and the lines for the audit journal.
+    Returns their ids.
     """
     raised: list[UUID] = []
-    lines: list[dict[str, Any]] = []
     for id in ids:
-        deliveries = [each for each in deliveries_of(connection, [id.bytes]) if each.state in OPEN_STATES]
+        found = SqliteRows().deliveries(session, "WHERE d.message_id = :id ORDER BY d.number", id=id)
+        deliveries = [each for each in found if each.state in OPEN_STATES]
         if not deliveries or deliveries[0].message.tier not in tier.milder:
             continue
         message = with_verdict(deliveries[0].message, export, tier)
-        put_verdict(connection, message)
+        put_verdict(connection_of(session), message)
         raised.append(id)
-        lines.append(verdict_line(message))
+        session.journal(partial(verdict_line, message))
         event = Event(now, EventKind.RAISED, Actor("system"), change(deliveries[0].message, tier))
         for delivery in deliveries:
-            add_event(connection, id, delivery.number, event)
-            lines.append(delivery_line(delivery, [event]))
-    return raised, lines
+            add_event(session, delivery.key, event)
+            session.journal(partial(delivery_line, delivery, [event]))
+    return raised
 
 
 def put_verdict(connection: sqlite3.Connection, message: Message) -> None:

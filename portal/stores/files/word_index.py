@@ -84,7 +84,7 @@ def bring_in(connection: sqlite3.Connection) -> None:
             "prefix='2 3', tokenize=\"ascii tokenchars '='\")"
         )
         connection.execute(
-            f"INSERT INTO {table} (rowid, terms) SELECT key, terms FROM unindexed "  # noqa: S608 - a date
+            f"INSERT INTO {table} (rowid, terms) SELECT key, terms FROM unindexed "
             "WHERE key >= ? AND key < ? ORDER BY key",
             bounds,
         )
@@ -102,7 +102,7 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
         low, high = _bounds(day)
         low, high = max(low, since), min(high, below)
         query = (
-            f"SELECT rowid FROM {_table(day)} WHERE {_table(day)} MATCH ? "  # noqa: S608 - a date
+            f"SELECT rowid FROM {_table(day)} WHERE {_table(day)} MATCH ? "
             "AND rowid >= ? AND rowid < ? ORDER BY rowid DESC LIMIT ?"
         )
         while low < high:
@@ -145,7 +145,7 @@ def clear(connection: sqlite3.Connection) -> bool:
         return False
     pages = f"{row[0]}_data"
     removed = connection.execute(
-        f"DELETE FROM {pages} WHERE id IN (SELECT id FROM {pages} WHERE id > 10 LIMIT ?)",  # noqa: S608
+        f"DELETE FROM {pages} WHERE id IN (SELECT id FROM {pages} WHERE id > 10 LIMIT ?)",
         (_PAGES_TOGETHER,),
     ).rowcount
     if removed < _PAGES_TOGETHER:

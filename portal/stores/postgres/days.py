@@ -20,8 +20,8 @@ from psycopg import sql
 
 from portal.model.errors import StoreUnavailable
 from portal.model.message import first_id
-from portal.stores import Purged
 from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connection, Database, begin, translated
+from portal.stores.records import Purged
 
 # Purge goes in this order. Once a day's deliveries are reduced to those that stay, the others' rows have no owner,
 # and whatever an `add` puts beside them meanwhile stays too. Bodies go last, when it is known which messages need them.

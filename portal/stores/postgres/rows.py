@@ -1,72 +1,73 @@
-"""Rows of PostgreSQL as the values of `portal.model.message`, and back.
+"""Rows of PostgreSQL, and how a message is passed to `hold_mail`.
 
 Deliveries and their messages are read by two statements instead of a join: given the ids, the planner opens only the
 days these are in, while a join over all partitions is planned anew, and differently, with every change of statistics.
 """
 
-# ruff: noqa: S608 - queries are put together from LiteralString, which the type checker sees to
-
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
-from datetime import UTC, datetime
-from typing import Any, LiteralString, overload
+from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.model.errors import NotFound
-from portal.model.message import (
-    Actor,
-    Body,
-    Delivery,
-    Event,
-    EventKind,
-    Export,
-    Flag,
-    Message,
-    Reader,
-    State,
-    Tier,
-    held_at,
-)
-from portal.stores import address_of, search, symbols
+from portal.model.message import Body, Delivery, Export, Message, Reader, Tier, held_at
+from portal.stores import search, symbols
 from portal.stores.postgres.database import Connection, ask
+from portal.stores.postgres.session import rows_of, text
+from portal.stores.rules import address_of
+from portal.stores.shared import rows
+from portal.stores.shared.session import Row, Session
 
 Raw = str | bytes | None  # a parameter of `ask`
 
 _HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, 27)) + b")"
 _DAY_MS = 86_400_000
-_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
-DELIVERY: LiteralString = (
+DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
-_MESSAGE: LiteralString = (
-    "id, tier, envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, username,"
-    " symbols, packed_symbols, flags, body_sha256, size_bytes, has_8bit"
-)
+# Rows made before version 4 have their symbols as JSON.
+_MESSAGE = ", ".join(rows.MESSAGE) + ", case when packed_symbols is null then symbols::text end"
+_SYMBOLS = rows.MESSAGE.index("packed_symbols")
 
 
-def messages(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[Message]:
-    """The messages that ``rest``, what follows FROM, selects. Raises psycopg.Error."""
-    return [_message(row) for row in connection.execute(f"select {_MESSAGE} from message {rest}", values)]
+class PostgresRows(rows.Rows):
+    """See `Rows`."""
+
+    def messages(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Message]:
+        rest += " for update" if for_update else ""
+        return list(map(_message, session.many(f"select {_MESSAGE} from message {rest}", **values)))
+
+    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
+        rest += " for update of d" if for_update else ""
+        return with_messages(session, session.many(f"select {DELIVERY} from delivery d {rest}", **values))
+
+    def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
+        session.execute(
+            "update message set terms = terms || array_to_tsvector(:terms) where id = :id",
+            terms=list(terms),
+            id=message_id,
+        )
+
+    def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        found = session.many("select message_id, dedup_key from seen where message_id in :ids", ids=list(ids))
+        return {id: bytes(key) for id, key in found}
 
 
-def delivery_rows(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The rows of deliveries ``d`` that ``rest`` selects, for `with_messages`. Raises psycopg.Error."""
-    return connection.execute(f"select {DELIVERY} from delivery d {rest}", values).fetchall()
+ROWS = PostgresRows()
 
 
-def with_messages(connection: Connection, rows: Sequence[Sequence[Any]]) -> list[Delivery]:
-    """The deliveries of these rows in their order, but for those whose message retention just took."""
-    if not rows:
+def with_messages(session: Session, found: Sequence[Row]) -> list[Delivery]:
+    """Return the deliveries of rows of `DELIVERY`, in their order, but for those whose message was just purged."""
+    if not found:
         return []
-    of = {m.id: m for m in messages(connection, "where id = any(%s)", [list({row[0] for row in rows})])}
-    return [_delivery(row, of[row[0]]) for row in rows if row[0] in of]
+    messages = ROWS.messages(session, "where id in :ids", ids=list({row[0] for row in found}))
+    of = {message.id: message for message in messages}
+    return [rows.delivery_from(row[1:], of[row[0]]) for row in found if row[0] in of]
 
 
-def deliveries(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[Delivery]:
-    """The deliveries ``d`` that ``rest`` selects. Raises psycopg.Error."""
-    return with_messages(connection, delivery_rows(connection, rest, values))
+def delivery_rows(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> list[Row]:
+    """Return the rows of deliveries ``d`` that ``rest`` selects, for `with_messages`. Raises psycopg.Error."""
+    return rows_of(connection.execute(f"select {DELIVERY} from delivery d {rest}", values).fetchall())
 
 
 def merged(
@@ -76,23 +77,23 @@ def merged(
     values: Sequence[Any],
     order: LiteralString,
     limit: int,
-) -> list[tuple[Any, ...]]:
-    """Rows for `with_messages` of all that a reader reads and ``where`` selects, in order: of each identity its own
-    stretch of the index, at most ``limit``, then the first of all. Raises psycopg.Error."""
-    return connection.execute(
+) -> list[Row]:
+    """Return rows for `with_messages` of all that a reader reads and ``where`` selects, in order: of each identity its
+    own part of the index, at most ``limit``, then the first of all. Raises psycopg.Error."""
+    found = connection.execute(
         f"select {DELIVERY} from unnest(%s::text[]) r (identity) cross join lateral ("
         f"select * from delivery d where d.recipient = r.identity and {where} order by {order} limit %s"
         f") d order by {order} limit %s",
         [[text(identity) for identity in reader.identities], *values, limit, limit],
     ).fetchall()
+    return rows_of(found)
 
 
-def one_delivery(connection: Connection, rest: LiteralString, values: Sequence[Any]) -> Delivery:
-    """The delivery ``d`` that ``rest`` selects. Raises NotFound, psycopg.Error."""
-    found = deliveries(connection, rest, values)
-    if not found:
-        raise NotFound("there is no such message")
-    return found[0]
+def _message(row: Row) -> Message:
+    *values, plain = row
+    if plain is not None:
+        values[_SYMBOLS] = plain
+    return rows.message_from(tuple(values))
 
 
 def hold(
@@ -147,94 +148,7 @@ def _array(texts: Iterable[str]) -> str:
     return "{" + ",".join(quoted) + "}"
 
 
-def set_recipient(connection: Connection, message_id: UUID, number: int, recipient: str, address: str) -> None:
-    """Give a delivery a recipient, by whom it is then found. Raises psycopg.Error."""
-    connection.execute(
-        "update delivery set recipient = %s, address = %s where message_id = %s and number = %s",
-        [text(recipient), text(address), message_id, number],
-    )
-    connection.execute(
-        "update message set terms = terms || array_to_tsvector(%s) where id = %s",
-        [[search.recipient_term(recipient)], message_id],
-    )
-
-
-def note(
-    connection: Connection, message_id: UUID, number: int, at: datetime, kind: EventKind, actor: Actor, detail: str = ""
-) -> None:
-    """Write a line of a delivery's history. Raises psycopg.Error."""
-    connection.execute(
-        "insert into event (message_id, number, at, kind, actor, via, address, detail)"
-        " values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        [message_id, number, at, kind.value, actor.who, actor.via, actor.address, text(detail)],
-    )
-
-
-@overload
-def text(value: str) -> str: ...
-@overload
-def text(value: str | None) -> str | None: ...
-def text(value: str | None) -> str | None:
-    """Text as PostgreSQL takes it: U+FFFD instead of NUL and lone surrogates.
-
-    The exporter promises valid text; should it ever fail, a replaced character beats a mail that cannot be held.
-    What operators type and mail servers answer promises nothing.
-    """
-    return value if value is None or value.isprintable() else _IMPOSSIBLE.sub("\ufffd", value)
-
-
 def _place(id: UUID, sha256: bytes) -> UUID:
     """Where a body of the day of this quarantine id lies: a value between that day's bounds, by its SHA-256."""
     day_ms = (id.int >> 80) // _DAY_MS * _DAY_MS
     return UUID(int=(day_ms << 80) + int.from_bytes(sha256) % (_DAY_MS << 80))
-
-
-def event_from(row: Sequence[Any]) -> Event:
-    """Return the event of a row: at, kind, who, via, address, detail."""
-    at, kind, who, via, address, detail = row
-    return Event(at.astimezone(UTC), EventKind(kind), Actor(who, via, address), detail)
-
-
-def utc(at: datetime | None) -> datetime | None:
-    """The moment in UTC: psycopg gives it in the session's time zone."""
-    return at and at.astimezone(UTC)
-
-
-def _message(row: tuple[Any, ...]) -> Message:
-    id, tier, *texts, plain, packed, flags, body_sha256, size_bytes, has_8bit = row
-    envelope_sender, subject, header_from, queue_id, message_id, action, score, client_ip, user = texts
-    return Message(
-        id=id,
-        held_at=held_at(id),
-        tier=Tier(tier),
-        envelope_sender=envelope_sender,
-        subject=subject,
-        header_from=header_from,
-        queue_id=queue_id,
-        message_id=message_id,
-        action=action,
-        score=score,
-        client_ip=client_ip,
-        user=user,
-        symbols=symbols.from_json(plain) if packed is None else symbols.unpack(packed),
-        flags=frozenset(Flag(flag) for flag in flags),
-        body_sha256=body_sha256,
-        size_bytes=size_bytes,
-        has_8bit=has_8bit,
-    )
-
-
-def _delivery(row: Sequence[Any], message: Message) -> Delivery:
-    _, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at = row
-    return Delivery(
-        message=message,
-        number=number,
-        recipient=recipient,
-        address=address,
-        state=State(state),
-        state_at=state_at.astimezone(UTC),
-        reason=reason,
-        attempts=attempts,
-        next_try_at=utc(next_try_at),
-        announced_at=utc(announced_at),
-    )

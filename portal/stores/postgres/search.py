@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.model.message import Delivery, Filter, Reader, State, first_id
-from portal.stores import Page, search
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, first_id
+from portal.stores import search
 from portal.stores.postgres import days, rows
 from portal.stores.postgres.database import Connection, Database
-from portal.stores.search import BATCH, Key, Terms
+from portal.stores.postgres.session import PostgresSession, text
+from portal.stores.records import Page
+from portal.stores.search import BATCH, Terms
 
-Batches = Iterator[tuple[list[Delivery], Key, int]]
+Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
 
 _CHAINED = 200  # terms of which one is wanted, one behind the other
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
-def find_page(database: Database, wanted: Filter, limit: int, before: Key | None) -> Page:
-    """See `Store.search`."""
+def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+    """See `Deliveries.search`."""
     terms = search.wanted_terms(wanted)
     if terms is None:
         return Page((), None)
@@ -36,18 +38,18 @@ def find_page(database: Database, wanted: Filter, limit: int, before: Key | None
         return search.gather(wanted, limit, batches)
 
 
-def _walk(connection: Connection, wanted: Filter, at_most: int, before: Key | None) -> Batches:
+def _walk(connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None) -> Batches:
     """Deliveries in order, without the index of terms."""
     more = True
     while more:
         found, deliveries = _deliveries(connection, wanted, None, before, at_most)
         more = len(found) == at_most
         if found:
-            before = (found[-1][0], found[-1][1])
+            before = DeliveryId(found[-1][0], found[-1][1])
             yield deliveries, before, len(found)
 
 
-def _by_terms(connection: Connection, wanted: Filter, terms: Terms, before: Key | None) -> Batches:
+def _by_terms(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Batches:
     """Deliveries of the messages that the index of terms names."""
     for ids in _messages(connection, wanted, terms, before):
         looked, more = len(ids), True
@@ -55,12 +57,12 @@ def _by_terms(connection: Connection, wanted: Filter, terms: Terms, before: Key 
             found, deliveries = _deliveries(connection, wanted, ids, before, BATCH)
             more = len(found) == BATCH
             # All that is above the last row was looked at, or above the last message if there are no more rows.
-            before = (found[-1][0], found[-1][1]) if more else (ids[-1], 0)
+            before = DeliveryId(*(found[-1][:2] if more else (ids[-1], 0)))
             yield deliveries, before, looked
             looked = 0
 
 
-def _messages(connection: Connection, wanted: Filter, terms: Terms, before: Key | None) -> Iterator[list[UUID]]:
+def _messages(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Iterator[list[UUID]]:
     query = " & ".join(_any(list(map(_quoted, group))) for group in terms)
     for day in sorted(days.days_of(connection, "message"), reverse=True):
         low, high = days.bounds(day)
@@ -84,17 +86,17 @@ def _messages(connection: Connection, wanted: Filter, terms: Terms, before: Key 
 
 
 def _deliveries(
-    connection: Connection, wanted: Filter, ids: list[UUID] | None, before: Key | None, at_most: int
+    connection: Connection, wanted: Filter, ids: list[UUID] | None, before: DeliveryId | None, at_most: int
 ) -> tuple[list[tuple[Any, ...]], list[Delivery]]:
     """Rows in order, and the deliveries they are."""
     where: list[LiteralString] = []
     values: list[Any] = []
     if wanted.also and ids is not None:
         where.append("d.recipient = any(%s)")
-        values.append([rows.text(each) for each in (wanted.recipient or "", *wanted.also)])
+        values.append([text(each) for each in (wanted.recipient or "", *wanted.also)])
     elif wanted.recipient is not None and not wanted.also:
         where.append("d.recipient = %s")
-        values.append(rows.text(wanted.recipient))
+        values.append(text(wanted.recipient))
     if wanted.states:
         where.append("d.state = any(%s)")
         values.append(sorted(state.value for state in wanted.states))
@@ -120,7 +122,7 @@ def _deliveries(
     else:
         clause: LiteralString = ("where " + conditions + " ") if where else ""
         found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
-    return found, rows.with_messages(connection, found)
+    return found, rows.with_messages(PostgresSession(connection), found)
 
 
 def _any(terms: list[str]) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from portal.model.message import Actor, EventKind, Export, Message, Tier
+from portal.model.message import Actor, DeliveryId, Event, EventKind, Export, Message, Tier
 from portal.stores import search, symbols
 from portal.stores.postgres import rows
 from portal.stores.postgres.database import Connection, ask
+from portal.stores.shared.rows import add_event
+from portal.stores.shared.session import Session
 from portal.stores.verdict import OPEN_STATES, RAISED_TOGETHER, change, with_verdict
 
 _COPIES = b"select copies_of($1, $2, $3, $4, $5)"
@@ -28,44 +30,45 @@ def copies(
     return [UUID(id) for id in ids.decode().split()]
 
 
-def raise_tier(
-    connection: Connection, ids: Sequence[UUID], export: Export, tier: Tier, now: datetime
-) -> Sequence[UUID]:
+def raise_tier(session: Session, ids: Sequence[UUID], export: Export, tier: Tier, now: datetime) -> Sequence[UUID]:
     """Give those of these messages that have a milder tier, and a delivery that is not released, the export's verdict.
 
-    Returns their ids. Raises psycopg.Error.
+    Returns their ids.
     """
-    open_deliveries: dict[UUID, list[int]] = {}
-    for id, number in connection.execute(
-        "select message_id, number from delivery where message_id = any(%s) and state = any(%s) order by 1, 2",
-        [list(ids), list(OPEN_STATES)],
+    unreleased: dict[UUID, list[DeliveryId]] = {}
+    for key in session.many(
+        "select message_id, number from delivery where message_id in :ids and state in :states order by 1, 2",
+        ids=list(ids),
+        states=list(OPEN_STATES),
     ):
-        open_deliveries.setdefault(id, []).append(number)
-    # Locked in the order of ids, as everybody does, so that two calls never wait for each other crosswise.
-    messages = rows.messages(
-        connection,
-        "where id = any(%s) and tier = any(%s) order by id for update",
-        [list(open_deliveries), list(tier.milder)],
+        unreleased.setdefault(key[0], []).append(DeliveryId(*key))
+    # Locked in the order of ids, as everybody does, so that two calls never wait for each other.
+    messages = rows.ROWS.messages(
+        session,
+        "where id in :ids and tier in :tiers order by id",
+        for_update=True,
+        ids=list(unreleased),
+        tiers=list(tier.milder),
     )
     for message in messages:
-        put_verdict(connection, with_verdict(message, export, tier))
-        for number in open_deliveries[message.id]:
-            rows.note(connection, message.id, number, now, EventKind.RAISED, Actor("system"), change(message, tier))
+        put_verdict(session, with_verdict(message, export, tier))
+        event = Event(now, EventKind.RAISED, Actor("system"), change(message, tier))
+        for key in unreleased[message.id]:
+            add_event(session, key, event)
     return [message.id for message in messages]
 
 
-def put_verdict(connection: Connection, message: Message) -> None:
-    """Write a message's tier, symbols, score, action and flags into its row, and index it under them.
-
-    Raises psycopg.Error.
-    """
-    connection.execute(
-        "update message set tier = %s, score = %s, action = %s, flags = %s, symbols = null, packed_symbols = %s,"
-        # What it was indexed under stays: `search.fits` looks at the tier and the score themselves.
-        " terms = terms || array_to_tsvector(%s) where id = %s",
-        [
-            *(message.tier.value, message.score, rows.text(message.action)),
-            *([flag.value for flag in message.flags], symbols.pack(message.symbols)),
-            *(search.verdict_terms(message.tier, message.score), message.id),
-        ],
+def put_verdict(session: Session, message: Message) -> None:
+    """Write a message's tier, symbols, score, action and flags into its row, and index it under them."""
+    session.execute(
+        "update message set tier = :tier, score = :score, action = :action, flags = :flags, symbols = null,"
+        " packed_symbols = :packed_symbols where id = :id",
+        tier=message.tier.value,
+        score=message.score,
+        action=message.action,
+        flags=[flag.value for flag in message.flags],
+        packed_symbols=symbols.pack(message.symbols),
+        id=message.id,
     )
+    # The terms of before stay: `search.fits` looks at the tier and the score themselves.
+    rows.ROWS.add_terms(session, message.id, search.verdict_terms(message.tier, message.score))

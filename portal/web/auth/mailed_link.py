@@ -21,7 +21,7 @@ from portal.model.errors import LinkInvalid
 from portal.model.message import identity, new_id, random_token
 from portal.model.schedule import plan_for
 from portal.model.text import shown
-from portal.stores import SignIn, SignInLimits
+from portal.stores.records import QueuedMail, SignIn, SignInLimits
 from portal.web.auth.session import Sessions, is_address
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
@@ -56,7 +56,7 @@ class MailedLinks:
         asked, now = address if is_address(address) else _NOBODY, self._pages.now()
         # An alias signs its person in; the mail goes to that person's own address.
         recipient = self._pages.parts.people.person(asked) or identity(asked)
-        person = self._store.person(recipient)
+        person = self._store.recipients.get(recipient)
         language = plan_for(self._pages.parts.settings.digest, recipient, person.preferences).language
         to = (person.address or address) if self._sessions.may_sign_in(recipient) else ""
         sign_in = SignIn(
@@ -69,7 +69,9 @@ class MailedLinks:
             created_at=now,
             expires_at=now + _LIFETIME,
         )
-        sent = self._store.start_sign_in(sign_in, SignInLimits(), to, self._mail(to, token, code, language))
+        sent = self._store.sign_ins.start(
+            sign_in, SignInLimits(), QueuedMail(to, self._mail(to, token, code, language))
+        )
         log.info("sign-in asked peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
         answer = self._pages.see_other("/sign-in/code")
         self._pages.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
@@ -86,7 +88,7 @@ class MailedLinks:
         try:
             if browser is None:
                 raise LinkInvalid("no sign-in was begun in this browser")
-            sign_in = self._store.use_sign_in_code(sha256(browser), sha256(browser, code), self._pages.now())
+            sign_in = self._store.sign_ins.use_code(sha256(browser), sha256(browser, code), self._pages.now())
         except LinkInvalid:
             log.warning("sign-in code refused peer=%s", request.peer)
             return self._pages.page(request, "sign-in-code", 403, wrong=True)
@@ -94,7 +96,7 @@ class MailedLinks:
 
     def show(self, request: Request, token: str) -> HTTPResponse:
         """GET /sign-in/TOKEN/: changes nothing. Goes on by itself in the browser that asked."""
-        sign_in = self._store.sign_in(sha256(_shaped(token)), self._pages.now())
+        sign_in = self._store.sign_ins.get(sha256(_shaped(token)), self._pages.now())
         alone = _is_browser_of(request, sign_in) and not request.query("done")
         return self._pages.page(request, "sign-in-link", recipient=shown(sign_in.recipient), alone=alone, script=alone)
 
@@ -102,12 +104,12 @@ class MailedLinks:
         """POST /sign-in/TOKEN/: pressed by a person, or from the browser that asked."""
         self._pages.refuse_foreign(request)
         hashed, now = sha256(_shaped(token)), self._pages.now()
-        if not _is_browser_of(request, self._store.sign_in(hashed, now)):
+        if not _is_browser_of(request, self._store.sign_ins.get(hashed, now)):
             if request.form("pressed") != "1":
                 return self._pages.see_other("./?done=1")
             # A scanner that presses buttons would be signed in, and use up the code with the link.
             self._pages.refuse_robots(request)
-        return self._begin(request, self._store.use_sign_in(hashed, now))
+        return self._begin(request, self._store.sign_ins.use(hashed, now))
 
     def _begin(self, request: Request, sign_in: SignIn) -> HTTPResponse:
         answer = self._sessions.begin(request, sign_in.recipient)

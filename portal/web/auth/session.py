@@ -53,11 +53,11 @@ class Sessions:
 
     def _read(self, request: Request) -> tuple[Session, str]:
         secret = request.cookie(_COOKIE)
-        recipient = self._store.session(sha256(secret), self._pages.now()) if secret else None
+        recipient = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
             raise self._pages.see_other("/sign-in")
-        self._pages.speak_to(request, recipient, self._store.person(recipient).preferences)
+        self._pages.speak_to(request, recipient, self._store.recipients.get(recipient).preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret)), secret
 
     def may_sign_in(self, recipient: str) -> bool:
@@ -74,8 +74,8 @@ class Sessions:
             raise LinkInvalid("this recipient is not ours")
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
         if old:
-            self._store.end_session(sha256(old))
-        self._store.start_session(sha256(secret), recipient, self._pages.now())
+            self._store.sign_ins.end_session(sha256(old))
+        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now())
         log.info("signed in recipient=%s peer=%s", recipient, request.peer)
         answer = self._pages.see_other("/")
         self._pages.set_cookie(answer, _COOKIE, secret, _COOKIE_SECONDS)
@@ -88,7 +88,7 @@ class Sessions:
         if secret:
             # With a wrong token nothing is done, and the answer must not look as if it had been.
             self._pages.refuse_old_form(request, secret)
-            self._store.end_session(sha256(secret))
+            self._store.sign_ins.end_session(sha256(secret))
         answer = self._pages.see_other("/sign-in")
         self._pages.set_cookie(answer, _COOKIE, "", 0)
         return answer

@@ -1,0 +1,279 @@
+"""How the file store holds messages: first a durable file with all that is known of the message, then its rows."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError
+from portal.model.message import FACTS, Body, Export, Flag, Tier, held_at, new_id
+from portal.stores import search, symbols
+from portal.stores.files import verdicts, word_index
+from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
+from portal.stores.files.mail import DamagedFile, MailFiles
+from portal.stores.files.rows import SqliteRows
+from portal.stores.files.session import SqliteEngine, SqliteSession
+from portal.stores.journal import verdict_line
+from portal.stores.records import Held, Record
+from portal.stores.rules import address_of
+from portal.stores.shared.messages import SqlMessages, take_deliveries
+from portal.stores.shared.rows import MESSAGE, columns
+from portal.stores.verdict import RAISED_TOGETHER
+
+log = logging.getLogger("quarantine.store")
+
+_ADD_SECONDS = 3.0  # in all, whatever happens
+_LOOKED_FOR_BYTES = 1 << 18  # a smaller mail that is known already is written for nothing: most are not known
+
+
+class FileMessages(SqlMessages):
+    """See `Messages`."""
+
+    def __init__(self, database: Database, mail: MailFiles) -> None:
+        super().__init__(SqliteEngine(database), SqliteRows())
+        self._database = database
+        self._mail = mail
+
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held:
+        deadline = time.monotonic() + _ADD_SECONDS
+        id = new_id(at)
+        first = self._known(export) if body.size_bytes > _LOOKED_FOR_BYTES else None
+        if first is None:
+            first = self._write(id, export, body, tier, announce)
+        return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
+
+    def _known(self, export: Export) -> UUID | None:
+        with self._database.read() as connection:
+            known = _with_dedup_key(connection, export.sameness)
+        return known if known is not None and self._mail.has(known) else None
+
+    def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
+        """Make the file and the rows of a message; returns the first id if somebody added the same mail before."""
+        filed = _Filed(export, tier, frozenset(announce))
+        with self._database.translated():
+            self._mail.write(id, body, filed.to_json(id))
+        try:
+            first = self._insert(id, filed)
+        except QuarantineError:
+            with suppress(OSError):  # what stays is adopted by purge: the mail is held once more than was answered
+                self._mail.remove(id)
+            raise
+        if first != id:
+            with suppress(OSError):
+                self._mail.remove(id)
+        return first
+
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
+        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+
+        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
+        """
+        raised: list[UUID] = []
+        after = UUID(int=0)
+        while tier.milder:
+            with self._database.read() as connection:
+                ids = verdicts.copies(connection, held, export, tier, after)
+            if ids:
+                left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
+                with self._database.write(wait_seconds=left) as connection:
+                    session = SqliteSession(connection, self._database)
+                    raised += verdicts.raise_tier(session, ids, export, tier, datetime.now(UTC))
+            if len(ids) < RAISED_TOGETHER:
+                break
+            after = ids[-1]
+        return tuple(raised)
+
+    def _insert(self, id: UUID, filed: _Filed) -> UUID:
+        """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
+        dedup_key = filed.export.sameness
+        with self._database.write(durable=False) as connection:
+            while not _insert_rows(connection, id, dedup_key, filed):
+                known = _with_dedup_key(connection, dedup_key)
+                if known is not None:
+                    if self._mail.has(known):
+                        return known
+                    connection.execute("UPDATE message SET dedup_key = NULL WHERE id = ?", (known.bytes,))
+        return id
+
+    def take(self, record: Record, body: Body | None) -> None:
+        """See `Messages.take`. Unlike in `add` the rows are durable at once: after a power cut nobody looks for files
+        of messages that were held so long ago."""
+        id, filed = record.message.id, _Filed(record.export(), record.message.tier, frozenset())
+        if body is not None:
+            with self._database.translated():
+                self._mail.discard_unfinished(id)  # of a copy that was killed
+                self._mail.write(id, body, filed.to_json(id))
+        with self._database.write() as connection:
+            row = connection.execute("SELECT tier FROM message WHERE id = ?", (id.bytes,)).fetchone()
+            if row is None:
+                if body is None:
+                    raise NotFound("there is no such message")
+                taken = record.sameness is None or _with_dedup_key(connection, record.sameness) is not None
+                _insert_rows(connection, id, None if taken else record.sameness, filed)
+            elif row[0] in record.message.tier.milder:
+                verdicts.put_verdict(connection, record.message)
+                self._database.note(verdict_line(record.message))
+            take_deliveries(SqliteSession(connection, self._database), self._rows, record)
+
+    def body(self, message_id: UUID) -> Iterator[bytes]:
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT size_bytes, body_sha256 FROM message WHERE id = ?", (message_id.bytes,)
+            ).fetchone()
+        if row is None:
+            raise NotFound("there is no such message")
+        with self._reading(message_id):
+            pieces = self._mail.read(message_id, *row)
+        return self._read_on(message_id, pieces)
+
+    def _read_on(self, message_id: UUID, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            with self._reading(message_id):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    @contextmanager
+    def _reading(self, message_id: UUID) -> Iterator[None]:
+        try:
+            with self._database.translated():
+                try:
+                    yield
+                except FileNotFoundError as error:
+                    raise BodyMissing(f"the mail file of {message_id} was deleted") from error
+        except DamagedFile as error:
+            raise BodyDamaged(f"the mail file of {message_id} is damaged: {error}") from error
+
+    # ---- files and their rows
+
+    def adopt_anew(self, message_id: UUID) -> None:
+        """Make the rows of a message from its file, as `reindex` needs it: no file is ever removed. Raises
+        DamagedFile, OSError, StoreUnavailable."""
+        filed = self._filed(message_id)
+        with self._database.write(durable=False) as connection:
+            is_first = _with_dedup_key(connection, filed.export.sameness) is None
+            _insert_rows(connection, message_id, filed.export.sameness if is_first else None, filed)
+
+    def _filed(self, message_id: UUID) -> _Filed:
+        try:
+            return _Filed.from_json(self._mail.facts(message_id))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DamagedFile("its metadata cannot be read") from error
+
+    def adopt(self, message_id: UUID) -> bool:
+        """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
+        rows were made. A damaged file stays as it is, for people to look at."""
+        if self.has_rows(message_id):
+            return False
+        try:
+            first = self._insert(message_id, self._filed(message_id))
+        except FileNotFoundError:
+            return False
+        except DamagedFile as error:
+            log.error("mail file cannot be read again id=%s: %s", message_id, error)
+            return False
+        if first != message_id:
+            self._mail.remove(message_id)
+        return first == message_id
+
+    def has_rows(self, message_id: UUID) -> bool:
+        """Return whether a message has its rows."""
+        with self._database.read() as connection:
+            return connection.execute("SELECT 1 FROM message WHERE id = ?", (message_id.bytes,)).fetchone() is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Filed:
+    """All that a mail file says about its message, besides its bytes."""
+
+    export: Export
+    tier: Tier
+    announce: frozenset[str]  # identities of recipients who are notified by digest
+
+    def to_json(self, id: UUID) -> dict[str, Any]:
+        export = self.export
+        return {
+            "version": 1,
+            "id": str(id),
+            "recipients": export.recipients,
+            "announce": sorted(self.announce),
+            **({"identities": export.identities} if export.identities else {}),
+            "tier": self.tier.value,
+            **{field: getattr(export, field) for field in FACTS},  # JSON has each symbol as a list
+            "flags": sorted(flag.value for flag in export.flags),
+            "sameness": export.sameness.hex(),
+            "body_sha256": export.body_sha256.hex(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> _Filed:
+        """Raise KeyError, ValueError, TypeError or AttributeError when the value is not one of `to_json`."""
+        facts = {field: value[field] for field in FACTS}
+        facts["symbols"] = symbols.from_json(value["symbols"])
+        facts["flags"] = frozenset(map(Flag, value["flags"]))
+        facts["body_sha256"] = bytes.fromhex(value["body_sha256"])
+        export = Export(
+            **facts,
+            recipients=tuple(value["recipients"]),
+            identities=tuple(value.get("identities") or ()),
+            sameness=bytes.fromhex(value["sameness"]),
+        )
+        return cls(export, Tier(value["tier"]), frozenset(value["announce"]))
+
+
+_COLUMNS = ("rowid", "id", "dedup_key", "tier", *MESSAGE[2:])
+_INSERT_MESSAGE = (
+    f"INSERT INTO message ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO NOTHING"
+)
+
+
+def _with_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID | None:
+    row = connection.execute("SELECT id FROM message WHERE dedup_key = ?", (dedup_key,)).fetchone()
+    return UUID(bytes=row[0]) if row else None
+
+
+def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | None, filed: _Filed) -> bool:
+    """Make the rows of a message. False, and nothing is changed, when there is one with that dedup key."""
+    export, rowid = filed.export, word_index.key(id)
+    row = (id.bytes, dedup_key, filed.tier.value, *columns(export).values())
+    # Tried first, and asked when that fails: each question costs as much as a row.
+    while not connection.execute(_INSERT_MESSAGE, (rowid, *row)).rowcount:
+        if dedup_key is not None and _with_dedup_key(connection, dedup_key) is not None:
+            return False
+        if connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone() is None:
+            raise sqlite3.IntegrityError(f"there is a message {id} already")
+        rowid += 1
+    held_for = export.held_for or ("",)
+    terms = search.terms(export.subject, export.envelope_sender, export.header_from, filed.tier, export.score, held_for)
+    word_index.put(connection, rowid, terms)
+    at = to_micros(held_at(id))
+    people = list(zip(held_for, export.recipients or ("",), strict=True))
+    connection.executemany(
+        "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
+        [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
+    )
+    for recipient, address in people:
+        if recipient in filed.announce:
+            mark_news(connection, recipient, address_of(recipient, address) if export.identities else address, at)
+    return True
+
+
+def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
+    """Record that a recipient has news; write nothing when that is known."""
+    connection.execute(
+        "INSERT INTO recipient (recipient, address, news_since) VALUES (?, ?, ?) "
+        "ON CONFLICT (recipient) DO UPDATE SET "
+        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since) "
+        "WHERE address <> excluded.address OR news_since IS NULL",
+        (recipient, address, since_micros),
+    )

@@ -1,0 +1,49 @@
+"""Rows of messages and deliveries in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from portal.model.message import Delivery, Message
+from portal.stores.files import word_index
+from portal.stores.files.session import connection_of, rows_of
+from portal.stores.shared import rows
+from portal.stores.shared.session import Row, Session
+
+_MESSAGE = ", ".join(f"m.{column}" for column in rows.MESSAGE)
+SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # what `deliveries_from` takes
+# CROSS JOIN keeps SQLite from changing the order: deliveries are read by their index, then their messages.
+_DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+
+
+class SqliteRows(rows.Rows):
+    """See `Rows`."""
+
+    def messages(self, session: Session, rest: str, **values: Any) -> list[Message]:
+        found = session.many(f"SELECT {_MESSAGE} FROM message m {rest}", **values)
+        return [rows.message_from(row) for row in found]
+
+    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
+        return [_delivery_from(row) for row in session.many(_DELIVERIES + rest, **values)]
+
+    def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
+        connection = connection_of(session)
+        (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()
+        word_index.add(connection, rowid, terms)
+
+    def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        found = session.many("SELECT id, dedup_key FROM message WHERE id in :ids AND dedup_key IS NOT NULL", ids=ids)
+        return dict(found)
+
+
+def deliveries_from(cursor: sqlite3.Cursor) -> list[Delivery]:
+    """Return the deliveries of the rows that begin with `SELECT`."""
+    return [_delivery_from(row) for row in rows_of(cursor)]
+
+
+def _delivery_from(row: Row) -> Delivery:
+    columns = len(rows.MESSAGE)
+    return rows.delivery_from(row[columns:], rows.message_from(row[:columns]))

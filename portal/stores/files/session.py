@@ -1,0 +1,139 @@
+"""The shared statements on SQLite. Ids are kept as 16 bytes and times as microseconds; which are which, columns' names
+say."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from portal.stores.files.database import Database, from_micros, to_micros
+from portal.stores.shared.session import Engine, Row, Session
+
+_TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # header_from is text, which is left alone
+_IDS = re.compile(r"(^|_)id$|^lease$")  # message.message_id, a header, too
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_IN = re.compile(r"\bin :(\w+)")
+
+
+class SqliteSession(Session):
+    """See `Session`. The write lock is the lock of every row."""
+
+    def __init__(self, connection: sqlite3.Connection, database: Database) -> None:
+        self.connection = connection
+        self._database = database
+
+    def execute(self, sql: str, **values: Any) -> int:
+        return self.connection.execute(_expanded(sql, values), _parameters(values)).rowcount
+
+    def many(self, sql: str, **values: Any) -> list[Row]:
+        return rows_of(self.connection.execute(_expanded(sql, values), _parameters(values)))
+
+    def one(self, sql: str, *, for_update: bool = False, skip_locked: bool = False, **values: Any) -> Row | None:
+        rows = self.many(sql, **values)
+        return rows[0] if rows else None
+
+    def lock(self, name: str) -> None:
+        pass
+
+    def journal(self, line: Callable[[], dict[str, Any]]) -> None:
+        self._database.note(line())
+
+
+class SqliteEngine(Engine):
+    """See `Engine`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextmanager
+    def reading(self, *, snapshot: bool = False) -> Iterator[SqliteSession]:
+        with self._database.read() as connection:
+            if snapshot:
+                connection.execute("BEGIN")
+            try:
+                yield SqliteSession(connection, self._database)
+            finally:
+                if snapshot:
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[SqliteSession]:
+        with self._database.write(durable=durable) as connection:
+            yield SqliteSession(connection, self._database)
+
+
+def connection_of(session: Session) -> sqlite3.Connection:
+    """Return the connection of a session of this store."""
+    assert isinstance(session, SqliteSession)  # noqa: S101 - the store's parts share one engine
+    return session.connection
+
+
+def rows_of(cursor: sqlite3.Cursor) -> list[Row]:
+    """Return all rows with ids and times as Python values."""
+    rows = cursor.fetchall()
+    if not rows:
+        return rows
+    converters = _converters(tuple(column[0] for column in cursor.description))
+    if not converters:
+        return rows
+    converted = []
+    for row in rows:
+        values = list(row)
+        for place, convert in converters:
+            values[place] = convert(values[place])
+        converted.append(tuple(values))
+    return converted
+
+
+@lru_cache(maxsize=200)
+def _converters(names: tuple[str, ...]) -> list[tuple[int, Callable[[Any], Any]]]:
+    return [
+        (place, _time if _TIMES.search(name) else _id)
+        for place, name in enumerate(names)
+        if _TIMES.search(name) or _IDS.search(name)
+    ]
+
+
+def _time(value: Any) -> Any:
+    return from_micros(value) if isinstance(value, int) else value
+
+
+def _id(value: Any) -> Any:
+    return UUID(bytes=value) if isinstance(value, bytes) else value
+
+
+def _expanded(sql: str, values: dict[str, Any]) -> str:
+    """Return the statement with a parameter for each value of a sequence."""
+
+    def parameters(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"IN ({', '.join(f':{name}_{n}' for n in range(len(values[name])))})"
+
+    return _IN.sub(parameters, sql) if " in :" in sql else sql
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            parameters.update((f"{name}_{n}", _kept(item)) for n, item in enumerate(value))
+        else:
+            parameters[name] = _kept(value)
+    return parameters
+
+
+def _kept(value: Any) -> Any:
+    """Return a value as SQLite keeps it. A terminal may hand over lone surrogates, which are not Unicode."""
+    if isinstance(value, UUID):
+        return value.bytes
+    if isinstance(value, datetime):
+        return to_micros(value)
+    if isinstance(value, str) and not value.isascii():
+        return _SURROGATES.sub("\ufffd", value)
+    return value

@@ -1,0 +1,45 @@
+"""The PostgreSQL store's deliveries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from portal.model.message import DeliveryId, Filter
+from portal.stores.postgres.database import Database
+from portal.stores.postgres.rows import ROWS
+from portal.stores.postgres.search import find_page
+from portal.stores.postgres.session import PostgresEngine
+from portal.stores.records import Page
+from portal.stores.shared.deliveries import SqlDeliveries
+
+
+class PostgresDeliveries(SqlDeliveries):
+    """See `Deliveries`."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(PostgresEngine(database), ROWS)
+        self._database = database
+
+    def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        return find_page(self._database, wanted, limit, before)
+
+    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
+        with self._database.transaction() as connection:
+            released = connection.execute(
+                "select u.recipient, d.message_id from unnest(%s::text[]) u (recipient) cross join lateral ("
+                " select message_id from delivery where recipient = u.recipient and state = 'released'"
+                " order by message_id desc limit %s) d order by u.recipient, d.message_id desc",
+                [list(recipients), limit],
+            ).fetchall()
+            if not released:
+                return {}
+            headers = dict(
+                connection.execute(
+                    "select id, header_from from message where id = any(%s)", [list({id for _, id in released})]
+                ).fetchall()
+            )
+        found: dict[str, list[str]] = {}
+        for recipient, id in released:
+            if id in headers:  # else retention just took it
+                found.setdefault(recipient, []).append(headers[id])
+        return found

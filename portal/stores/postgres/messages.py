@@ -1,0 +1,214 @@
+"""How PostgreSQL holds a message: its dedup key, row, deliveries and (usual) body are one call of `hold_mail`, in one
+round trip, in which the row of `seen` decides which process was first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import chain
+from time import monotonic
+from typing import IO, cast
+from uuid import UUID
+
+import psycopg
+import zstandard
+
+from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
+from portal.model.message import Body, Export, Tier, held_at, new_id
+from portal.stores.postgres import days, rows, verdicts
+from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
+from portal.stores.postgres.session import PostgresEngine, PostgresSession
+from portal.stores.records import Held, Record
+from portal.stores.shared.messages import SqlMessages, take_deliveries
+from portal.stores.verdict import RAISED_TOGETHER
+
+log = logging.getLogger("quarantine.store")
+
+_ADD_SECONDS = 3.0  # in all, whatever happens
+_CHUNK_BYTES = 1 << 20
+_ZSTD_LEVEL = 3
+_own = threading.local()  # each thread's compressor: making one takes longer than compressing 10 KB
+
+
+class PostgresMessages(SqlMessages):
+    """See `Messages`."""
+
+    _by_queue_id = "left(queue_id, 100) = left(:text, 100) and queue_id = :text"
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(PostgresEngine(database), rows.ROWS)
+        self._database = database
+
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held:
+        deadline = monotonic() + _ADD_SECONDS
+        id = new_id(at)
+        values = rows.hold_values(id, export, body, tier, announce)
+        while (left := deadline - monotonic()) > 0:
+            try:
+                with translated():
+                    try:
+                        held = self._hold(id, values, _pieces(body), deadline)
+                    except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
+                        days.make_day(self._database, held_at(id).date(), min(left, INGEST_SECONDS))
+                        continue
+            except OSError as error:
+                raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
+            if held is not None:
+                return Held(held, held != id, self._raise_tier(held, export, tier, deadline))
+        raise StoreUnavailable("the message could not be held in time")
+
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
+        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+
+        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
+        """
+        raised: list[UUID] = []
+        after = UUID(int=0)
+        while tier.milder:
+            left = max(0.001, deadline - monotonic())
+            with translated(), self._database.connection() as connection:
+                ids = verdicts.copies(connection, held, export, tier, after, left)
+                if ids:
+                    begin(connection, min(left, INGEST_SECONDS))
+                    raised += verdicts.raise_tier(PostgresSession(connection), ids, export, tier, datetime.now(UTC))
+            if len(ids) < RAISED_TOGETHER:
+                break
+            after = ids[-1]
+        return tuple(raised)
+
+    def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
+        """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
+        first, second = next(pieces), next(pieces, None)
+        with self._database.connection() as connection:
+            left = max(0.001, deadline - monotonic())
+            seconds = min(left, INGEST_SECONDS)
+            if second is not None:
+                begin(connection, seconds)
+            held, place = rows.hold(connection, values, first, left, seconds)
+            if second is not None and place is not None:
+                _add_chunks(connection, place, chain([second], pieces))
+            return held
+
+    def take(self, record: Record, body: Body | None) -> None:
+        day = record.message.held_at.date()
+        try:
+            with translated():
+                try:
+                    self._take(record, body)
+                except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
+                    days.make_day(self._database, day)
+                    self._take(record, body)
+        except OSError as error:
+            raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
+
+    def _take(self, record: Record, body: Body | None) -> None:
+        id = record.message.id
+        with self._database.connection() as connection:
+            begin(connection, OTHER_SECONDS)
+            row = connection.execute("select tier from message where id = %s", [id]).fetchone()
+            if row is not None and row[0] in record.message.tier.milder:
+                verdicts.put_verdict(PostgresSession(connection), record.message)
+            if row is None:
+                if body is None:
+                    raise NotFound("there is no such message")
+                if not self._put(connection, record, body):
+                    # The same mail is held here under another id, by which it stays known.
+                    record = replace(record, sameness=None)
+                    self._put(connection, record, body)
+                if record.sameness is None:
+                    connection.execute("delete from seen where message_id = %s", [id])
+            take_deliveries(PostgresSession(connection), self._rows, record)
+
+    @staticmethod
+    def _put(connection: Connection, record: Record, body: Body) -> bool:
+        """Hold the record's mail unless the same is held. Raises psycopg.Error, OSError."""
+        values = rows.hold_values(record.message.id, record.export(), body, record.message.tier, ())
+        pieces = _pieces(body)
+        held, place = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
+        if place is not None:
+            _add_chunks(connection, place, pieces)
+        return bool(held == record.message.id)
+
+    def body(self, message_id: UUID) -> Iterator[bytes]:
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "select body_id, body_sha256, size_bytes from message where id = %s", [message_id]
+            ).fetchone()
+            if row is None:
+                raise NotFound("there is no such message")
+            body_id, sha256, size_bytes = row
+            if not connection.execute("select from body_chunk where body_id = %s and n = 0", [body_id]).rowcount:
+                raise BodyMissing("the mail of this message is gone")
+        return self._unpacked(message_id, body_id, sha256, size_bytes)
+
+    def _unpacked(self, message_id: UUID, body_id: UUID, sha256: bytes, size_bytes: int) -> Iterator[bytes]:
+        digest, size = hashlib.sha256(), 0
+        # A reader with a bounded output: a chunk of zeros unpacks to a thousand times its size.
+        unpacked = zstandard.ZstdDecompressor().stream_reader(
+            cast(IO[bytes], _Chunks(self._database, body_id)), read_size=_CHUNK_BYTES, closefd=False
+        )
+        while True:
+            try:
+                piece = unpacked.read(_CHUNK_BYTES)
+            except zstandard.ZstdError as error:
+                raise _damaged(message_id) from error
+            if not piece:
+                break
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+        if digest.digest() != sha256 or size != size_bytes:
+            raise _damaged(message_id)
+
+
+class _Chunks:
+    """A body's compressed chunks as a zstd reader's source, each fetched by itself: a slow reader holds nothing."""
+
+    def __init__(self, database: Database, body_id: UUID) -> None:
+        self._database = database
+        self._body_id = body_id
+        self._n = 0
+
+    def read(self, size: int = -1) -> bytes:
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "select data from body_chunk where body_id = %s and n = %s", [self._body_id, self._n], binary=True
+            ).fetchone()
+        self._n += 1
+        return bytes(row[0]) if row else b""
+
+
+def _damaged(message_id: UUID) -> BodyDamaged:
+    log.error("stored mail is damaged id=%s", message_id)
+    return BodyDamaged(f"the stored mail {message_id} is damaged")
+
+
+def _pieces(body: Body) -> Iterator[bytes]:
+    """The mail as one zstd stream, at least one piece, each at most a chunk. Raises OSError."""
+    if not hasattr(_own, "compressor"):
+        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    if body.size_bytes <= _CHUNK_BYTES // 2:  # what does not compress grows a little
+        yield _own.compressor.compress(b"".join(body.chunks()))
+        return
+    packer = _own.compressor.compressobj(size=body.size_bytes)
+    waiting = bytearray()
+    for chunk in body.chunks():
+        waiting += packer.compress(chunk)
+        while len(waiting) > _CHUNK_BYTES:
+            yield bytes(waiting[:_CHUNK_BYTES])
+            del waiting[:_CHUNK_BYTES]
+    waiting += packer.flush()
+    for start in range(0, len(waiting), _CHUNK_BYTES):
+        yield bytes(waiting[start : start + _CHUNK_BYTES])
+
+
+def _add_chunks(connection: Connection, place: UUID, pieces: Iterable[bytes]) -> None:
+    """Put the pieces behind the first one. Raises psycopg.Error, OSError."""
+    for n, piece in enumerate(pieces, 1):
+        connection.execute("insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece])

@@ -1,0 +1,100 @@
+"""The shared statements on PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, overload
+
+from portal.stores.postgres.database import Connection, Database
+from portal.stores.shared.session import Engine, Row, Session
+
+_NAMED = re.compile(r"(\bin )?(?<!:):(\w+)")
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+
+
+class PostgresSession(Session):
+    """See `Session`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def execute(self, sql: str, **values: Any) -> int:
+        return self.connection.execute(_translated(sql), _parameters(values)).rowcount
+
+    def many(self, sql: str, **values: Any) -> list[Row]:
+        return rows_of(self.connection.execute(_translated(sql), _parameters(values)).fetchall())
+
+    def one(self, sql: str, *, for_update: bool = False, skip_locked: bool = False, **values: Any) -> Row | None:
+        sql += " for update" if for_update else ""
+        rows = self.many(sql + " skip locked" if skip_locked else sql, **values)
+        return rows[0] if rows else None
+
+    def lock(self, name: str) -> None:
+        # Far from the lock of the schema, which is a smaller number.
+        self.connection.execute("select pg_advisory_xact_lock(%s)", [1 << 32 | zlib.crc32(name.encode())])
+
+
+class PostgresEngine(Engine):
+    """See `Engine`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextmanager
+    def reading(self, *, snapshot: bool = False) -> Iterator[PostgresSession]:
+        with self._database.transaction() as connection:
+            if snapshot:
+                connection.execute("set transaction isolation level repeatable read")
+            yield PostgresSession(connection)
+
+    @contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[PostgresSession]:
+        with self._database.transaction() as connection:
+            yield PostgresSession(connection)
+
+
+def connection_of(session: Session) -> Connection:
+    """Return the connection of a session of this store."""
+    assert isinstance(session, PostgresSession)  # noqa: S101 - the store's parts share one engine
+    return session.connection
+
+
+def rows_of(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with times in UTC: psycopg has them in the session's time zone."""
+    return [tuple(v.astimezone(UTC) if isinstance(v, datetime) else v for v in row) for row in rows]
+
+
+@overload
+def text(value: str) -> str: ...
+@overload
+def text(value: str | None) -> str | None: ...
+def text(value: str | None) -> str | None:
+    """Return text as PostgreSQL takes it: U+FFFD instead of NUL and lone surrogates.
+
+    The exporter promises valid text; should it ever fail, a replaced character is better than a mail that cannot be
+    held. Text of operators and mail servers promises nothing.
+    """
+    return value if value is None or value.isprintable() else _IMPOSSIBLE.sub("\ufffd", value)
+
+
+@lru_cache(maxsize=500)
+def _translated(sql: str) -> bytes:
+    """Return a statement with psycopg's parameters."""
+
+    def parameter(match: re.Match[str]) -> str:
+        return f"= any(%({match[2]})s)" if match[1] else f"%({match[2]})s"
+
+    return _NAMED.sub(parameter, sql.replace("%", "%%")).encode()
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(map(_kept, v)) if isinstance(v, list) else _kept(v) for name, v in values.items()}
+
+
+def _kept(value: Any) -> Any:
+    return text(value) if isinstance(value, str) else value

@@ -1,0 +1,203 @@
+"""Values that stores take and return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from hashlib import sha256
+from uuid import UUID
+
+from portal.model.errors import AlreadyDone
+from portal.model.message import FACTS, Delivery, DeliveryId, Event, Export, Message, Reader, identity
+from portal.model.schedule import NOTHING_CHOSEN, Preferences
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Result of `Messages.add`: the id of the message, and whether it had been held before."""
+
+    id: UUID
+    known: bool
+    raised: tuple[UUID, ...] = ()  # messages held before whose tier is worse now
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list, newest first. ``next`` is the next call's ``before``; None on the last page."""
+
+    deliveries: tuple[Delivery, ...]
+    next: DeliveryId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One recipient: when they are notified, and their preferences."""
+
+    recipient: str  # identity
+    address: str  # as last written in an envelope
+    stopped_at: datetime | None  # when they stopped digests
+    links_valid_from: datetime | None  # links issued before are revoked
+    news_since: datetime | None  # the oldest mail held and not yet announced
+    next_digest_at: datetime | None  # when the next digest is due; None: not scheduled yet
+    preferences: Preferences = NOTHING_CHOSEN
+    failure: str = ""  # the mail server's answer to their last digest, until one is sent
+    failed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """One digest: claimed by `Digests.claim`, or an earlier one.
+
+    The id stays the same when a claim is taken over after a crash, so that the repeated mail has the same Message-ID.
+    ``issued_at`` is the date of its links, in whole seconds.
+    """
+
+    id: UUID
+    recipient: str
+    address: str
+    issued_at: datetime
+    deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
+    preferences: Preferences = NOTHING_CHOSEN  # the recipient's
+    failures: int = 0  # how often the mail server rejected it so far
+    lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
+    reader: Reader | None = field(default=None, compare=False)  # of the claim
+
+    @property
+    def effective_reader(self) -> Reader:
+        """Who reads it: the claim's reader, or its recipient alone."""
+        return self.reader or Reader(self.recipient)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Result of `Digests.claim`."""
+
+    digests: tuple[Digest, ...]
+    refused: Mapping[str, AlreadyDone]  # by recipient, of those asked for by name: why they were not claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A claimed digest that was not sent, and when it may be."""
+
+    digest: Digest
+    not_before: datetime | None = None  # it may be claimed from then on
+    due_at: datetime | None = None  # when it is due instead, if it is due now
+    failure: str = ""  # the mail server's answer, for operators
+
+
+class Asked(Enum):
+    """Result of asking for a digest now."""
+
+    DUE = 1
+    TOO_SOON = 2  # one was asked for a short while ago
+    NOTHING = 3  # nothing is held, or they stopped digests
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRecord:
+    """A digest as it is copied to another store."""
+
+    id: UUID
+    recipient: str
+    address: str
+    issued_at: datetime
+    sent_at: datetime | None  # None: begun and not yet known to be sent
+    deliveries: tuple[DeliveryId, ...]  # that it announced
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message without its bytes, as it is copied to another store."""
+
+    message: Message
+    sameness: bytes | None  # None: another message is the one by which the same mail is recognized
+    deliveries: tuple[Delivery, ...]  # by number
+    histories: tuple[tuple[Event, ...], ...]  # one for each delivery, without the event `held`
+    told: tuple[tuple[str, ...], ...] = ()  # one for each delivery, or nothing: readers notified under another name
+
+    def export(self) -> Export:
+        """Return the export that would be held as this record. Without a dedup key it gets one that no mail has."""
+        known = [delivery for delivery in self.deliveries if delivery.recipient]
+        named = tuple(delivery.recipient for delivery in known)
+        return Export(
+            **{field: getattr(self.message, field) for field in FACTS},
+            recipients=tuple(delivery.address for delivery in known),
+            identities=named if named != tuple(identity(delivery.address) for delivery in known) else (),
+            sameness=self.sameness or sha256(b"quarantine " + self.message.id.bytes).digest(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOpen:
+    """One GET of a link in a digest."""
+
+    delivery: DeliveryId
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """A mailed sign-in that has not been used yet. Hashes are SHA-256; the secrets themselves are not kept."""
+
+    token_sha256: bytes
+    code_sha256: bytes
+    browser_sha256: bytes  # of the pre-session cookie of the browser that asked
+    recipient: str
+    client_ip: str
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignInLimits:
+    """Rate limits of sign-in mails. Requests beyond them are dropped silently."""
+
+    per_recipient_minute: int = 1
+    per_recipient_hour: int = 5
+    per_ip_minute: int = 10
+    per_ip_hour: int = 60  # five guesses at a code of six digits each: one host guesses 300 of a million an hour
+    all_minute: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMail:
+    """A mail of ours for the outbox. Without an address ``to`` it is a decoy: it is dropped instead of sent, so that a
+    request to sign in takes the same time whether we know the address or not."""
+
+    to: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMail:
+    """A mail of the outbox, claimed to be sent."""
+
+    id: UUID
+    to: str
+    mail: bytes
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """Result of `Store.purge`. ``kept`` counts old messages that stay because a delivery is requested or releasing."""
+
+    messages: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Numbers for monitoring. Each comes from a small index."""
+
+    releases_waiting: int
+    requests_waiting: int
+    mails_waiting: int
+    digests_due: int
+    digests_failing: int  # recipients whose last digest failed
+    oldest_digest_due_at: datetime | None
+    oldest_untried_due_at: datetime | None  # of those without a failure
+    heartbeat_at: datetime | None  # of the digest process

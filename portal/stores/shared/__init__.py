@@ -1,0 +1,1 @@
+"""What is the same in both stores, once, over `session.Session`."""

@@ -1,0 +1,222 @@
+"""Deliveries: single ones, histories and acts. Each store adds its search."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from portal.model.errors import AlreadyDone, NotFound, QuarantineError
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Filter, Reader, State, held_at, identity
+from portal.stores import rules, search
+from portal.stores.contracts import Deliveries
+from portal.stores.records import Page, QueuedMail
+from portal.stores.shared.outbox import queue
+from portal.stores.shared.rows import Rows, event_from, events
+from portal.stores.shared.session import Engine
+
+log = logging.getLogger("quarantine.store")
+
+
+class SqlDeliveries(Deliveries):
+    """See `Deliveries`."""
+
+    def __init__(self, engine: Engine, rows: Rows) -> None:
+        self._engine = engine
+        self._rows = rows
+
+    # ---- lists
+
+    def get(self, key: DeliveryId) -> Delivery:
+        with self._engine.reading() as session:
+            return self._rows.delivery(session, key)
+
+    def of_message(self, message_id: UUID) -> Sequence[Delivery]:
+        with self._engine.reading() as session:
+            found = self._rows.deliveries(session, "where d.message_id = :id order by d.number", id=message_id)
+        if not found:
+            raise NotFound("there is no such message")
+        return found
+
+    def get_for(self, reader: Reader, message_id: UUID, number: int | None = None) -> Delivery:
+        with self._engine.reading() as session:
+            found = self._rows.deliveries(
+                session,
+                "where d.message_id = :id and d.recipient in :identities order by d.number",
+                id=message_id,
+                identities=list(reader.identities),
+            )
+        for delivery in found:
+            if number in (None, delivery.number):
+                return delivery
+        raise NotFound("there is no such message")
+
+    def list_for(
+        self,
+        reader: Reader,
+        states: Collection[State],
+        limit: int,
+        before: DeliveryId | None = None,
+        *,
+        words: str = "",
+    ) -> Page:
+        if not states or not reader.identities:
+            return Page((), None)
+        return self.search(search.of_reader(reader, states, words), limit, before)
+
+    @abstractmethod
+    def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page: ...
+
+    @abstractmethod
+    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]: ...
+
+    # ---- histories
+
+    def history(self, key: DeliveryId) -> Sequence[Event]:
+        with self._engine.reading() as session:
+            self._rows.delivery(session, key)
+            rows = session.many(
+                "select at, kind, actor, via, address, detail from event"
+                " where message_id = :id and number = :number order by seq",
+                id=key.message_id,
+                number=key.number,
+            )
+        return [Event(held_at(key.message_id), EventKind.HELD, Actor("system")), *map(event_from, rows)]
+
+    def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
+        wanted = set(keys)
+        if not wanted:
+            return {}
+        with self._engine.reading() as session:
+            found = events(session, {id for id, _ in wanted})
+        latest = {}
+        for key in wanted & found.keys():
+            # Inserted again, a later event of the kind stands at its own place in the order.
+            last: dict[EventKind, Event] = {}
+            for event in found[key]:
+                last.pop(event.kind, None)
+                last[event.kind] = event
+            latest[key] = list(last.values())
+        return latest
+
+    # ---- acts
+
+    def assign(self, key: DeliveryId, address: str, actor: Actor, now: datetime) -> Delivery:
+        with self._engine.writing() as session:
+            delivery = self._rows.delivery(session, key, for_update=True)
+            if delivery.recipient:
+                raise AlreadyDone("this delivery has a recipient", delivery)
+            self._rows.set_recipient(session, key, identity(address), address)
+            return self._rows.record(session, key, Event(now, EventKind.ASSIGNED, actor, address))
+
+    def move(
+        self,
+        key: DeliveryId,
+        to: State,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        *,
+        kind: EventKind,
+        reason: str = "",
+        mail: QueuedMail | None = None,
+    ) -> Delivery:
+        with self._engine.writing() as session:
+            rules.check_state(self._rows.delivery(session, key, for_update=True), allowed)
+            session.execute(
+                "update delivery set state = :state, state_at = :now, reason = :reason, next_try_at = null,"
+                " lease = null where message_id = :id and number = :number",
+                state=to.value,
+                now=now,
+                reason=reason,
+                id=key.message_id,
+                number=key.number,
+            )
+            if mail is not None:
+                queue(session, mail, now)
+            return self._rows.record(session, key, Event(now, kind, actor, reason))
+
+    @contextmanager
+    def releasing(
+        self,
+        key: DeliveryId,
+        allowed: Collection[State],
+        actor: Actor,
+        now: datetime,
+        answer: Callable[[], str] = str,
+    ) -> Iterator[Delivery]:
+        lease = uuid4()
+        delivery = self._claim_release(key, allowed, actor, now, lease)
+        try:
+            yield delivery
+        except BaseException as error:
+            try:
+                self._record_failure(delivery, actor, now, lease, error)
+            except QuarantineError as unrecorded:
+                # The lease runs out and the delivery is tried again; the caller needs the first error.
+                log.error("release outcome not recorded id=%s number=%d: %s", key.message_id, key.number, unrecorded)
+            raise
+        with self._engine.writing() as session:
+            # Whatever process has the claim by now: the mail server has the mail.
+            session.execute(
+                "update delivery set state = 'released', state_at = :now, reason = '', next_try_at = null, lease = null"
+                " where message_id = :id and number = :number and state <> 'released'",
+                now=now,
+                id=key.message_id,
+                number=key.number,
+            )
+            self._rows.record(session, key, Event(now, EventKind.RELEASED, actor, answer()))
+
+    def _claim_release(
+        self, key: DeliveryId, allowed: Collection[State], actor: Actor, now: datetime, lease: UUID
+    ) -> Delivery:
+        with self._engine.writing() as session:
+            delivery = self._rows.delivery(session, key, for_update=True)
+            is_retry = rules.is_retry(delivery, allowed, now)
+            session.execute(
+                "update delivery set state = 'releasing', state_at = :state_at, reason = :reason, attempts = :attempts,"
+                " next_try_at = :next_try_at, lease = :lease where message_id = :id and number = :number",
+                state_at=delivery.state_at if is_retry else now,
+                reason=delivery.reason if is_retry else "",
+                attempts=delivery.attempts + 1 if is_retry else 1,
+                next_try_at=now + rules.LEASE,
+                lease=lease,
+                id=key.message_id,
+                number=key.number,
+            )
+            if is_retry:
+                return self._rows.delivery(session, key)
+            return self._rows.record(session, key, Event(now, EventKind.RELEASING, actor))
+
+    def _record_failure(
+        self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
+    ) -> None:
+        failed = rules.failed_release(delivery, error, now)
+        with self._engine.writing() as session:
+            changed = session.execute(
+                "update delivery set state = :state, state_at = :state_at, reason = :reason,"
+                " next_try_at = :next_try_at, lease = null"
+                " where message_id = :id and number = :number and lease = :lease",
+                state=failed.state.value,
+                state_at=failed.state_at,
+                reason=failed.reason,
+                next_try_at=failed.next_try_at,
+                id=delivery.id,
+                number=delivery.number,
+                lease=lease,
+            )
+            if changed:
+                self._rows.record(session, delivery.key, Event(now, failed.kind, actor, failed.reason))
+
+    def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
+        with self._engine.reading() as session:
+            rows = session.many(
+                "select message_id, number from delivery where state = 'releasing' and next_try_at <= :now"
+                " order by next_try_at limit :limit",
+                now=now,
+                limit=limit,
+            )
+        return [DeliveryId(id, number) for id, number in rows]

@@ -1,0 +1,102 @@
+"""Messages as they are found and copied. Each store adds how it holds them, and their bytes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from portal.model.message import Body, Delivery, DeliveryId, Export, Message, State, Tier, parse_id
+from portal.stores import rules
+from portal.stores.contracts import Messages
+from portal.stores.journal import delivery_line, told_line
+from portal.stores.records import Held, Record
+from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
+from portal.stores.shared.session import Engine, Session
+
+FIRST = UUID(int=0)
+
+
+class SqlMessages(Messages):
+    """See `Messages`."""
+
+    def __init__(self, engine: Engine, rows: Rows) -> None:
+        self._engine = engine
+        self._rows = rows
+
+    @abstractmethod
+    def add(
+        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+    ) -> Held: ...
+
+    @abstractmethod
+    def body(self, message_id: UUID) -> Iterator[bytes]: ...
+
+    @abstractmethod
+    def take(self, record: Record, body: Body | None) -> None: ...
+
+    def find(self, text: str) -> Sequence[Message]:
+        id = parse_id(text)
+        with self._engine.reading() as session:
+            found = self._rows.messages(session, "where id = :id", id=id) if id else []
+            found += self._rows.messages(
+                session,
+                f"where {self._by_queue_id} order by id desc limit :limit",
+                text=text,
+                limit=rules.FOUND_MAX - len(found),
+            )
+        return found
+
+    _by_queue_id = "queue_id = :text"  # as the engine's index has it
+
+    def ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        with self._engine.reading() as session:
+            rows = session.many(
+                "select id from message where id > :after order by id limit :limit", after=after or FIRST, limit=limit
+            )
+        return [id for (id,) in rows]
+
+    def records(self, ids: Collection[UUID]) -> Mapping[UUID, Record]:
+        wanted = list(ids)
+        deliveries: dict[UUID, list[Delivery]] = {}
+        told: dict[DeliveryId, list[str]] = {}
+        with self._engine.reading(snapshot=True) as session:
+            for delivery in self._rows.deliveries(
+                session, "where d.message_id in :ids order by d.message_id, d.number", ids=wanted
+            ):
+                deliveries.setdefault(delivery.id, []).append(delivery)
+            histories = events(session, wanted)
+            for id, number, reader in session.many(
+                "select message_id, number, reader from announced_to where message_id in :ids order by reader",
+                ids=wanted,
+            ):
+                told.setdefault(DeliveryId(id, number), []).append(reader)
+            dedup_keys = self._rows.dedup_keys(session, wanted)
+        return {
+            id: Record(
+                found[0].message,
+                dedup_keys.get(id),
+                tuple(found),
+                tuple(tuple(histories.get(delivery.key, ())) for delivery in found),
+                tuple(tuple(told.get(delivery.key, ())) for delivery in found),
+            )
+            for id, found in deliveries.items()
+        }
+
+
+def take_deliveries(session: Session, rows: Rows, record: Record) -> None:
+    """Give the message, which has its rows, the record's deliveries and histories."""
+    for delivery in record.deliveries:  # first, since every act locks the delivery's row first
+        rows.put(session, delivery)
+    session.execute("delete from event where message_id = :id", id=record.message.id)
+    for delivery, history in zip(record.deliveries, record.histories, strict=True):
+        for event in history:
+            add_event(session, delivery.key, event)
+        if history or delivery.state is not State.HELD or delivery.announced_at:
+            session.journal(partial(delivery_line, delivery, history))
+    for delivery, readers in zip(record.deliveries, record.told, strict=False):
+        for reader in readers:
+            add_announced_to(session, reader, [delivery.key])
+            session.journal(partial(told_line, reader, [delivery.key]))

@@ -1,0 +1,91 @@
+"""Our own mail that waits to be sent, in table `outbox`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from portal.model.errors import QuarantineError
+from portal.model.message import new_id
+from portal.stores import rules
+from portal.stores.contracts import Outbox
+from portal.stores.records import OutgoingMail, QueuedMail
+from portal.stores.shared.session import Engine, Session
+
+log = logging.getLogger("quarantine.store")
+
+
+class SqlOutbox(Outbox):
+    """See `Outbox`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, mail: QueuedMail, now: datetime) -> None:
+        with self._engine.writing() as session:
+            queue(session, mail, now)
+
+    @contextmanager
+    def sending(self, now: datetime) -> Iterator[OutgoingMail | None]:
+        lease = uuid4()
+        claimed = self._claim(lease, now)
+        if claimed is None:
+            yield None
+            return
+        outgoing, queued_at = claimed
+        try:
+            yield outgoing
+        except BaseException as error:
+            try:
+                self._record_failure(outgoing, lease, rules.next_mail_try(error, outgoing.attempts, queued_at, now))
+            except QuarantineError as unrecorded:
+                log.error("failed mail not recorded id=%s: %s", outgoing.id, unrecorded)  # the lease runs out
+            raise
+        with self._engine.writing() as session:
+            session.execute("delete from outbox where id = :id", id=outgoing.id)
+
+    def _claim(self, lease: UUID, now: datetime) -> tuple[OutgoingMail, datetime] | None:
+        with self._engine.writing() as session:
+            row = session.one(
+                "select id, address, mail, attempts, queued_at from outbox where next_try_at <= :now"
+                " order by next_try_at limit 1",
+                for_update=True,
+                skip_locked=True,
+                now=now,
+            )
+            if row is None:
+                return None
+            id, to, mail, attempts, queued_at = row
+            session.execute(
+                "update outbox set attempts = attempts + 1, next_try_at = :next_try_at, lease = :lease where id = :id",
+                next_try_at=now + rules.LEASE,
+                lease=lease,
+                id=id,
+            )
+        return OutgoingMail(id, to, mail, attempts + 1), queued_at
+
+    def _record_failure(self, mail: OutgoingMail, lease: UUID, next_try_at: datetime | None) -> None:
+        with self._engine.writing() as session:
+            if next_try_at is None:
+                session.execute("delete from outbox where id = :id and lease = :lease", id=mail.id, lease=lease)
+            else:
+                session.execute(
+                    "update outbox set next_try_at = :next_try_at, lease = null where id = :id and lease = :lease",
+                    next_try_at=next_try_at,
+                    id=mail.id,
+                    lease=lease,
+                )
+
+
+def queue(session: Session, mail: QueuedMail, now: datetime) -> None:
+    """Put a mail of ours into the outbox."""
+    session.execute(
+        "insert into outbox (id, address, mail, queued_at, next_try_at) values (:id, :to, :content, :now, :now)",
+        id=new_id(now),
+        to=mail.to,
+        content=mail.content,
+        now=now,
+    )

@@ -1,0 +1,171 @@
+"""Rows of messages, deliveries and events as the values of `portal.model.message`, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from portal.model.errors import NotFound
+from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, EventKind, Facts, Flag, Message, State, Tier
+from portal.stores import symbols
+from portal.stores.journal import delivery_line
+from portal.stores.search import recipient_term
+from portal.stores.shared.session import Row, Session
+
+_COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
+MESSAGE = ("id", "tier", *(_COLUMN_OF.get(field, field) for field in FACTS))  # the columns that `message_from` takes
+DELIVERY = (  # the columns that `delivery_from` takes, after the message
+    *("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at"),
+)
+_EVENT = "at, kind, actor, via, address, detail"
+
+
+class Rows(ABC):
+    """How one engine finds messages and deliveries, and their terms for the search."""
+
+    @abstractmethod
+    def messages(self, session: Session, rest: str, **values: Any) -> list[Message]:
+        """Return the messages ``m`` that ``rest``, what follows FROM, selects."""
+
+    @abstractmethod
+    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
+        """Return the deliveries ``d`` that ``rest`` selects, but for those whose message was just purged."""
+
+    @abstractmethod
+    def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
+        """Let a search find a message by these terms as well."""
+
+    @abstractmethod
+    def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
+        """Return the keys by which these messages are recognized, of those that are."""
+
+    def delivery(self, session: Session, key: DeliveryId, *, for_update: bool = False) -> Delivery:
+        """Return a delivery. Raises NotFound."""
+        found = self.deliveries(
+            session,
+            "where d.message_id = :id and d.number = :number",
+            for_update=for_update,
+            id=key.message_id,
+            number=key.number,
+        )
+        if not found:
+            raise NotFound("there is no such delivery")
+        return found[0]
+
+    def record(self, session: Session, key: DeliveryId, event: Event) -> Delivery:
+        """Record what was just done to a delivery in its history and in the audit journal. Return it as it is now."""
+        add_event(session, key, event)
+        delivery = self.delivery(session, key)
+        session.journal(partial(delivery_line, delivery, [event]))
+        return delivery
+
+    def set_recipient(self, session: Session, key: DeliveryId, recipient: str, address: str) -> None:
+        """Give a delivery a recipient, who then finds it."""
+        session.execute(
+            "update delivery set recipient = :recipient, address = :address"
+            " where message_id = :id and number = :number",
+            recipient=recipient,
+            address=address,
+            id=key.message_id,
+            number=key.number,
+        )
+        self.add_terms(session, key.message_id, [recipient_term(recipient)])
+
+    def put(self, session: Session, delivery: Delivery) -> None:
+        """Change a delivery, if it is there, to what this one says, without a claim."""
+        row = session.one(
+            "select recipient from delivery where message_id = :id and number = :number",
+            for_update=True,
+            id=delivery.id,
+            number=delivery.number,
+        )
+        if row is None:
+            return
+        if row[0] != delivery.recipient:
+            self.set_recipient(session, delivery.key, delivery.recipient, delivery.address)
+        session.execute(
+            "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
+            " next_try_at = :next_try_at, announced_at = :announced_at, lease = null"
+            " where message_id = :id and number = :number",
+            state=delivery.state.value,
+            state_at=delivery.state_at,
+            reason=delivery.reason,
+            attempts=delivery.attempts,
+            next_try_at=delivery.next_try_at,
+            announced_at=delivery.announced_at,
+            id=delivery.id,
+            number=delivery.number,
+        )
+
+
+def add_event(session: Session, key: DeliveryId, event: Event) -> None:
+    """Write a line of a delivery's history."""
+    session.execute(
+        "insert into event (message_id, number, at, kind, actor, via, address, detail)"
+        " values (:id, :number, :at, :kind, :actor, :via, :address, :detail)",
+        id=key.message_id,
+        number=key.number,
+        at=event.at,
+        kind=event.kind.value,
+        actor=event.actor.who,
+        via=event.actor.via,
+        address=event.actor.address,
+        detail=event.detail,
+    )
+
+
+def events(session: Session, ids: Collection[UUID]) -> dict[DeliveryId, list[Event]]:
+    """Return the histories of these messages' deliveries, without `held`."""
+    found: dict[DeliveryId, list[Event]] = {}
+    for id, number, *row in session.many(
+        f"select message_id, number, {_EVENT} from event where message_id in :ids order by seq",
+        ids=list(ids),
+    ):
+        found.setdefault(DeliveryId(id, number), []).append(event_from(row))
+    return found
+
+
+def event_from(row: Sequence[Any]) -> Event:
+    """Return the event of a row: at, kind, actor, via, address, detail."""
+    at, kind, who, via, address, detail = row
+    return Event(at, EventKind(kind), Actor(who, via, address), detail)
+
+
+def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) -> None:
+    """Record that this reader was notified of these deliveries, of those that are here."""
+    for key in keys:
+        session.execute(
+            "insert into announced_to (message_id, number, reader) select message_id, number, :reader from delivery"
+            " where message_id = :id and number = :number on conflict (message_id, number, reader) do nothing",
+            reader=reader,
+            id=key.message_id,
+            number=key.number,
+        )
+
+
+def columns(facts: Facts) -> dict[str, Any]:
+    """Return the values of a message's columns but for its id and tier."""
+    values = {_COLUMN_OF.get(field, field): getattr(facts, field) for field in FACTS}
+    return values | {"packed_symbols": symbols.pack(facts.symbols), "flags": " ".join(sorted(facts.flags))}
+
+
+def message_from(row: Row) -> Message:
+    """Return the message of a row of the columns `MESSAGE`."""
+    id, tier, *values = row
+    facts = dict(zip(FACTS, values, strict=True))
+    flags = facts["flags"]
+    facts["symbols"] = symbols.unpack(facts["symbols"])
+    facts["flags"] = frozenset(map(Flag, flags.split() if isinstance(flags, str) else flags))
+    facts["has_8bit"] = bool(facts["has_8bit"])
+    return Message(id=id, tier=Tier(tier), **facts)
+
+
+def delivery_from(row: Sequence[Any], message: Message) -> Delivery:
+    """Return the delivery of a row of the columns `DELIVERY`."""
+    number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at = row
+    return Delivery(
+        *(message, number, recipient, address, State(state), state_at, reason, attempts, next_try_at, announced_at)
+    )

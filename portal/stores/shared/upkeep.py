@@ -1,0 +1,85 @@
+"""What concerns several tables: numbers for monitoring, repairs and expiry."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from portal.stores import rules
+from portal.stores.records import Stats
+from portal.stores.shared.recipients import HAS_NEWS
+from portal.stores.shared.session import Engine
+
+HEARTBEAT = "store.heartbeat"
+_BATCH = 500  # rows a transaction may delete, so that ingest is let in between
+
+
+def stats(engine: Engine, now: datetime) -> Stats:
+    """See `Store.stats`."""
+    # The second condition on the state is the one of SQLite's partial index.
+    waiting = "(select count(*) from delivery where state = '{}' and state in ('requested', 'releasing'))"
+    with engine.reading() as session:
+        row = session.one(
+            f"select {waiting.format('releasing')}, {waiting.format('requested')}, (select count(*) from outbox),"
+            " (select count(*) from recipient where failed_at is not null),"
+            " count(*), min(next_digest_at) as due_at,"
+            " min(next_digest_at) filter (where failed_at is null) as untried_at,"
+            " (select value from setting where name = :heartbeat)"
+            f" from recipient where {HAS_NEWS} and next_digest_at <= :now",
+            heartbeat=HEARTBEAT,
+            now=now,
+        )
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    releases, requests, mails, failing, due, oldest, untried, heartbeat = row
+    return Stats(
+        releases_waiting=releases,
+        requests_waiting=requests,
+        mails_waiting=mails,
+        digests_due=due,
+        digests_failing=failing,
+        oldest_digest_due_at=oldest,
+        oldest_untried_due_at=untried,
+        heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
+    )
+
+
+def repair_clock_skew(engine: Engine, now: datetime) -> int:
+    """See `Store.repair_clock_skew`."""
+    planned, claimed = now + rules.PLANNED_MAX, now + rules.CLAIMED_MAX
+    with engine.writing() as session:
+        repaired = session.execute(
+            "update recipient set next_digest_at = case when next_digest_at <= :planned then next_digest_at end,"
+            " lease_until = case when lease_until <= :claimed then lease_until end,"
+            " asked_at = case when asked_at <= :now then asked_at end"
+            " where next_digest_at > :planned or lease_until > :claimed or asked_at > :now",
+            planned=planned,
+            claimed=claimed,
+            now=now,
+        )
+        repaired += session.execute(
+            "update delivery set next_try_at = :now where state = 'releasing' and next_try_at > :claimed",
+            now=now,
+            claimed=claimed,
+        )
+        repaired += session.execute(
+            "update outbox set next_try_at = :now,"
+            " queued_at = case when queued_at > :now then :now else queued_at end where next_try_at > :claimed",
+            now=now,
+            claimed=claimed,
+        )
+    return repaired
+
+
+def remove_expired(engine: Engine, now: datetime) -> None:
+    """Remove what is too old, in small transactions. Raises StoreUnavailable."""
+    for table, key, column, kept in rules.EXPIRING:
+        removed = _BATCH
+        while removed == _BATCH:
+            with engine.writing(durable=False) as session:
+                keys = session.many(
+                    f"select {key} from {table} where {column} < :before limit :limit",
+                    before=now - kept,
+                    limit=_BATCH,
+                )
+                removed = len(keys)
+                if removed:
+                    session.execute(f"delete from {table} where {key} in :keys", keys=[value for (value,) in keys])
