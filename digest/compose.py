@@ -17,8 +17,9 @@ from zoneinfo import ZoneInfo
 
 from portal.mail.languages import Language
 from portal.mail.render import Render
+from portal.model.domains import shown_address
 from portal.model.links import Action, Links
-from portal.model.message import State, Tier, domain
+from portal.model.message import State, Tier
 from portal.model.ranking import Group, is_forged, ranked
 from portal.model.reasons import Sender, from_address, sender_shown, why
 from portal.model.text import N_, shown
@@ -101,7 +102,7 @@ def compose(
             language=spoken.tag,
             headers=headers,
             encoding=encoding,
-            recipient=shown(digest.address),
+            recipient=shown_address(digest.address),
             count=held,
             telling=_most_telling(groups),
             gone=len(digest.deliveries) - held,
@@ -155,7 +156,7 @@ def _most_telling(groups: Sequence[Group]) -> str:
     for group in groups:
         message = group.newest.message
         if message.tier is not Tier.DANGEROUS and not is_forged(message) and not sender_shown(message).warning:
-            host = domain(from_address(message))
+            host = from_address(message).rpartition("@")[2]
             return host if _DOMAIN.fullmatch(host) else ""
     return ""
 
@@ -182,7 +183,7 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
         ask=link(Action.ASK) if dangerous else "",
         show=link(Action.SHOW),
         others=len(group.others),
-        mailbox="" if own else shown(delivery.address),
+        mailbox="" if own else shown_address(delivery.address),
     )
 
 

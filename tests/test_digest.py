@@ -239,6 +239,8 @@ def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> 
         "Ann <ann@evil.example/login>",
         "Ann <ann@10.0.0.1>",
         "Ann <ann@localhost>",
+        "Ann <ann@ｅｘａｍｐｌｅ.net>",  # IDNA reads it as example.net, Rspamd checked another domain
+        "Ann <ann@münchen.example>",
         "Ann <ann@exa mple.net>",
         "Ann",
     ],
@@ -273,6 +275,14 @@ def test_senders_whose_mail_was_released_before_come_first() -> None:
     )
     assert order(mail) == [2, 3, 1, 4]
     assert text_of(mail).count("You had mail of this sender released before") == 1, "only of who is proven"
+
+
+def test_a_sender_whose_domain_only_maps_to_a_known_one_is_not_that_sender() -> None:
+    known = {"ann@example.net"}
+    proven = (Symbol("R_DKIM_ALLOW", 0.0),)
+    for host, first in (("example.net", True), ("ｅｘａｍｐｌｅ.net", False), ("exam\u00adple.net", False)):
+        mail = mail_of(delivery(1, header_from=f"Ann <ann@{host}>", symbols=proven), known=known)
+        assert ("You had mail of this sender released before" in text_of(mail)) is first
 
 
 def test_near_identical_mails_are_one_row_whose_links_act_on_the_newest() -> None:
@@ -435,6 +445,8 @@ def test_a_digest_sent_again_on_purpose_has_a_message_id_of_its_own() -> None:
     [
         ("Alice@Example.org", "To: Alice@Example.org"),
         ("jürgen@example.org", "To: jürgen@example.org"),
+        ("Erika@XN--mnchen-3ya.example", "To: Erika@XN--mnchen-3ya.example"),
+        ("erika@münchen.example", "To: erika@münchen.example"),
         ('"a b, c@d"@example.org', 'To: "a b, c@d"@example.org'),
         ("a,b@example.org", 'To: "a,b"@example.org'),
         ('a"b\\@example.org', 'To: "a\\"b\\\\"@example.org'),

@@ -352,6 +352,15 @@ def test_odd_local_parts_stay_as_written_and_repeated_recipients_come_once() -> 
         assert posted.export.flags == frozenset()
 
 
+def test_recipients_in_both_spellings_of_a_domain_come_once() -> None:
+    a_label, u_label = "Erika@XN--mnchen-3ya.example", "erika@münchen.example"
+    for rcpt in ([a_label, u_label], [u_label, a_label]):
+        with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
+            assert posted.export.recipients == (rcpt[0],)
+            assert posted.export.held_for == ("erika@xn--mnchen-3ya.example",)
+            assert posted.export.flags == frozenset()
+
+
 def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people() -> None:
     rcpt = ["mike@example.org", "mi\u212ae@example.org"]  # KELVIN SIGN
     with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:

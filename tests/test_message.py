@@ -1,13 +1,17 @@
-"""Quarantine ids: their time, their order, their shape."""
+"""Quarantine ids: their time, their order, their shape. Identities: one for all spellings of an address."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
+import idna
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from portal.model.message import first_id, held_at, new_id, parse_id
+from portal.model import domains
+from portal.model.domains import shown_address
+from portal.model.message import domain, first_id, held_at, identity, new_id, parse_id, spellings
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2400, 1, 1), timezones=st.just(UTC)))
@@ -34,3 +38,111 @@ def test_ids_of_one_moment_differ() -> None:
 def test_an_id_beyond_the_last_year_is_none() -> None:
     assert parse_id(str(new_id(datetime(9999, 12, 31, tzinfo=UTC))))
     assert parse_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None
+
+
+# ---- identities
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("Alice@Example.ORG", "alice@example.org"),
+        ("a@münchen.example", "a@xn--mnchen-3ya.example"),
+        ("A@MÜNCHEN.Example", "a@xn--mnchen-3ya.example"),
+        ("a@mu\u0308nchen.example", "a@xn--mnchen-3ya.example"),  # decomposed
+        ("a@XN--MNCHEN-3YA.example", "a@xn--mnchen-3ya.example"),
+        ("a@faß.de", "a@xn--fa-hia.de"),  # IDNA 2003 and the transitional mapping have fass.de
+        ("a@fass.de", "a@fass.de"),
+        ("a@münchen。example", "a@xn--mnchen-3ya.example"),
+        ("a@ｅｘａｍｐｌｅ．org", "a@example.org"),
+        ("a@\u212aelvin.example", "a@kelvin.example"),  # KELVIN SIGN
+        ("a@münchen.example.", "a@xn--mnchen-3ya.example."),
+        ("JÜRGEN@bücher.example", "jürgen@xn--bcher-kva.example"),
+        ("\u212a@example.org", "\u212a@example.org"),  # another mailbox than k
+        ('"a@ü"@münchen.example', '"a@ü"@xn--mnchen-3ya.example'),
+        # What IDNA rejects is only written in lower case.
+        ("a@[192.0.2.1]", "a@[192.0.2.1]"),
+        ("a@[IPv6:2001:DB8::1]", "a@[ipv6:2001:db8::1]"),
+        ("a@Mail_1.example", "a@mail_1.example"),
+        ("a@Mail_1.Käse.example", "a@mail_1.käse.example"),
+        ("a@münchen..example", "a@münchen..example"),
+        ("a@" + "Ü" * 64 + ".example", "a@" + "ü" * 64 + ".example"),
+        ("a@" + "ü." * 5000 + "example", "a@" + "ü." * 5000 + "example"),
+        ("a@XN--ZZZZZZZZZZZZ.com", "a@xn--zzzzzzzzzzzz.com"),
+        ("a@xn--.example", "a@xn--.example"),
+        ("a@xn--zzzzzzzzzzzz.münchen", "a@xn--zzzzzzzzzzzz.münchen"),
+        ("a@☃.example", "a@☃.example"),
+        ("a@\udcfc.example", "a@\udcfc.example"),
+        ("a@ü＠b", "a@ü＠b"),
+        ("München", "münchen"),  # has no domain
+        ("a@", "a@"),
+        ("@münchen.example", "@xn--mnchen-3ya.example"),
+        ("", ""),
+    ],
+)
+def test_an_identity_has_the_a_labels_of_its_domain(address: str, expected: str) -> None:
+    assert identity(address) == expected
+    if "@" in address:
+        assert domain(address) == domain(expected) == expected.rpartition("@")[2]
+
+
+def test_a_domain_alone_has_the_same_form() -> None:
+    assert domain("München.Example") == domain("XN--MNCHEN-3YA.example") == "xn--mnchen-3ya.example"
+
+
+def test_older_versions_made_identities_with_u_labels() -> None:
+    assert spellings("a@xn--mnchen-3ya.example") == ("a@xn--mnchen-3ya.example", "a@münchen.example")
+    assert spellings("a@xn--80ak6aa92e.com") == ("a@xn--80ak6aa92e.com", "a@аррӏе.com")  # also if it is not shown so
+    assert spellings("jürgen@example.org") == ("jürgen@example.org",)
+    assert spellings("a@xn--zzzzzzzzzzzz.com") == ("a@xn--zzzzzzzzzzzz.com",)
+
+
+_HOSTS = st.one_of(st.text(max_size=80), st.text("aüßςΣ\u0308.。．-_@xnXN1ｅ\u00ad\u200c\u10a0Ꭰ\u212aİ", max_size=20))
+
+
+@given(st.text(max_size=20), _HOSTS)
+@example("A", "\u10a0.example")  # idna rejects the capital, and not its small letter
+@example("A", "xn--mnchen-3ya。example")
+def test_an_identity_of_an_identity_is_the_same(local: str, host: str) -> None:
+    for address in (f"{local}@{host}", local, host):
+        found = identity(address)
+        assert identity(found) == found
+        assert domain(found) == domain(address)
+        assert found.isascii() or found.rpartition("@")[0] == domains.lower_case(address.rpartition("@")[0])
+        assert len(shown_address(address, 40)) <= 40
+
+
+def test_ascii_domains_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every recipient of every message is looked at."""
+    monkeypatch.setattr(idna, "encode", None)
+    for address in ("Alice@Example.org", "jürgen@example.org", "a@XN--MNCHEN-3YA.example"):
+        assert identity(address) == address.lower()
+        assert domain(address) == address.lower().rpartition("@")[2]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("Alice@Example.org", "Alice@Example.org"),
+        ("A@xn--mnchen-3ya.example", "A@münchen.example"),
+        ("a@XN--MNCHEN-3YA.Example", "a@münchen.example"),
+        ("xn--mnchen-3ya.example", "münchen.example"),
+        ("a@xn--fa-hia.de", "a@faß.de"),
+        ("a@München.example", "a@München.example"),
+        ("a@xn--pxawj1b687y.gr", "a@ῥόδος.gr"),
+        ("a@xn--mnchen-psa.example", "a@xn--mnchen-psa.example"),  # decodes to mÜnchen
+        ("a@xn--80ak6aa92e.com", "a@xn--80ak6aa92e.com"),  # would look like apple.com
+        ("a@xn--mnchen-3ya.xn--80ak6aa92e", "a@münchen.аррӏе"),  # whose own top-level domain has such letters
+        ("a@xn--zzzzzzzzzzzz.com", "a@xn--zzzzzzzzzzzz.com"),
+        ("a@xn--abc-.example", "a@xn--abc-.example"),
+        ("a@xn--.example", "a@xn--.example"),
+        ("a@mail_1.xn--mnchen-3ya.example", "a@mail_1.xn--mnchen-3ya.example"),
+        ("a@xn--mgba3gch31f060k.example", "a@xn--mgba3gch31f060k.example"),  # U+200C would be lost
+        ("recipient:a@xn--mnchen-3ya.example", "recipient:a@münchen.example"),
+        ("operator:root", "operator:root"),
+        ("a\u202e@xn--mnchen-3ya.example", "a@münchen.example"),
+        ("", ""),
+    ],
+)
+def test_an_address_is_shown_with_u_labels_that_give_back_its_a_labels(address: str, expected: str) -> None:
+    assert shown_address(address) == expected

@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import BinaryIO, NamedTuple
 from uuid import UUID
 
+from portal.model.domains import lower_case, to_ascii, to_unicode
+
 
 class Tier(StrEnum):
     """How much harm a message could do, from its symbols; decides what its recipient may do alone."""
@@ -249,20 +251,31 @@ class Filter:
 
 
 def identity(address: str) -> str:
-    """The recipient's identity: the whole address in lower case.
+    """Return the recipient's identity: the address in lower case, its domain with A-labels (`domains.to_ascii`).
 
     Local parts are case-sensitive by RFC 5321, 2.4, yet no site has two people told apart by case alone; a
-    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. Only letters that are one
-    the other's capital are one: U+212A (KELVIN SIGN) in lower case is a k, yet it makes another address and mailbox.
+    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. An international domain has
+    two spellings, of which mail without SMTPUTF8 has the one with A-labels. Idempotent.
     """
     if address.isascii():
         return address.lower()
-    return "".join(small if (small := letter.lower()).upper() == letter else letter for letter in address)
+    local, at, host = address.rpartition("@")
+    return f"{lower_case(local)}@{to_ascii(host)}" if at else lower_case(address)
 
 
 def domain(address: str) -> str:
-    """The domain of an address, lower-cased: what follows the *last* @ (quoted local parts may hold more)."""
-    return address.rpartition("@")[2].lower()
+    """Return the domain of an address as in its identity: what follows the *last* @ (quoted local parts may hold more).
+
+    A domain alone is returned in the same form.
+    """
+    return to_ascii(address.rpartition("@")[2])
+
+
+def spellings(recipient: str) -> tuple[str, ...]:
+    """Return an identity and, for an international domain, the one with U-labels that versions up to 0.1.1 made."""
+    local, at, host = recipient.rpartition("@")
+    readable = to_unicode(host)
+    return (recipient,) if readable == host else (recipient, f"{local}{at}{readable}")
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

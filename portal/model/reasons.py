@@ -7,15 +7,13 @@ Everything here that comes from the mail is cleaned by `text.shown`, yet still n
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-import idna
-
-from portal.model.message import Message, Symbol, Tier, domain, identity
+from portal.model.domains import looks_alike, lower_case, punycode
+from portal.model.message import Message, Symbol, Tier
 from portal.model.text import N_, shown
 
 REASONS = 3  # how many a row shows
@@ -235,27 +233,15 @@ def sender_shown(message: Message) -> Sender:
 
 def from_address(message: Message) -> str:
     """The address in the From header in lower case, else the envelope sender's, "" when there is neither."""
-    return address_in(message.header_from) or identity(message.envelope_sender or "")
+    return address_in(message.header_from) or lower_case(message.envelope_sender or "")
 
 
 def address_in(header_from: str) -> str:
     """The address in a decoded From header in lower case, "" when there is none."""
-    return identity(_split(header_from)[1])
+    return lower_case(_split(header_from)[1])
 
 
 LOOKS_ALIKE = N_("The sender's domain has letters that look like others, so it may pretend to be somebody else")
-
-# Lower-case letters of other alphabets that pass for Latin ones (Unicode UTS 39, confusables.txt; Chromium's
-# idn_spoof_checker.cc looks at the same ones).
-_PASSES_FOR_LATIN = frozenset("аысԁеԍһіюјӏорԗԛѕԝхуъьҽпгѵѡαγεικνορτυχωηβσօոսցհզ")
-# Alphabets that are written together (UTS 39, 5.2, "highly restrictive"), by how `unicodedata.name` begins.
-_TOGETHER = (
-    {"LATIN", "CJK", "HIRAGANA", "KATAKANA"},
-    {"LATIN", "CJK", "BOPOMOFO"},
-    {"LATIN", "CJK", "HANGUL"},
-)
-_WORD = re.compile("[A-Z]+")
-
 
 _ENDS = "<>()[]\",;:'."  # what may follow an address, see `_ADDRESS` and `_addresses`
 
@@ -268,35 +254,13 @@ def _pretends(address: str, written: str) -> bool:
     _, there, behind = written.rpartition(at + host)
     if at and (not there or not (behind == "" or behind[0].isspace() or behind[0] in _ENDS)):
         return True
-    return looks_alike(domain(seen))
+    return looks_alike(_host(seen))
 
 
-@lru_cache(maxsize=4096)
-def looks_alike(host: str) -> bool:
-    """Whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
-
-    The second is not asked below a top-level domain that is not Latin: there such letters are at home.
-    """
-    if host.isascii() and "xn--" not in host.lower():
-        return False
-    labels = [_unicode(label) for label in host.split(".")]
-    foreign_home = not labels[-1].isascii()
-    for label in labels:
-        letters = [c for c in label if unicodedata.category(c).startswith("L")]
-        scripts = {match.group() for c in letters if (match := _WORD.match(unicodedata.name(c, "?")))}
-        if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
-            return True
-        if not foreign_home and letters and _PASSES_FOR_LATIN.issuperset(letters):
-            return True
-    return False
-
-
-def _unicode(label: str) -> str:
-    """Return the letters of an A-label also if they are not valid: a mail program may show them."""
-    try:
-        return label[4:].encode("ascii").decode("punycode").lower() if label[:4].lower() == "xn--" else label.lower()
-    except UnicodeError:
-        return label.lower()  # punycode of nothing
+def _host(address: str) -> str:
+    """Return the domain of a sender in lower case, and otherwise as written: with the mapping of UTS 46 one that only
+    looks like a known sender's would be equal to it, although Rspamd checked another domain."""
+    return address.rpartition("@")[2].lower()
 
 
 def _addresses(text: str) -> Iterator[str]:
@@ -324,22 +288,8 @@ _ADDRESS_CHARACTERS = 120
 def _address_shown(address: str) -> str:
     """Return an address cleaned for showing, with the name that DNS is asked for if the domain is not ASCII."""
     clean = shown(address, 1000)
-    host = domain(clean)
-    return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(_ascii(host))})"
-
-
-_DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # what separates labels (RFC 3490, 3.1)
-
-
-def _ascii(host: str) -> str:
-    """Return a domain name with A-labels (RFC 5890, 2.3.2.1) as browsers make them: UTS 46, not transitional."""
-    labels = []
-    for label in _DOTS.split(host):
-        try:
-            labels.append(label if label.isascii() else idna.encode(label, uts46=True).decode("ascii"))
-        except idna.IDNAError:  # an emoji, for example, which IDNA 2003 allowed and some resolvers still look up
-            labels.append(f"xn--{label.encode('punycode').decode('ascii')}")
-    return ".".join(labels)
+    host = _host(clean)
+    return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(punycode(host))})"
 
 
 def _cut(address: str) -> str:

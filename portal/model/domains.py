@@ -1,0 +1,127 @@
+"""International domain names: one form to store and compare, one to show. The only user of idna.
+
+The form that is stored has A-labels (``xn--mnchen-3ya.example``), since DNS and mail without SMTPUTF8 have no other one
+(RFC 5890, 2.3.2.1). The form that is shown has U-labels (``münchen.example``).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+import idna
+
+from portal.model.text import shown
+
+_DOMAIN_CHARS = 255  # RFC 1035, 2.3.4; longer names are not converted
+_ADDRESS_CHARS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
+_DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # what separates labels (RFC 3490, 3.1)
+# Lower-case letters of other alphabets that pass for Latin ones (Unicode UTS 39, confusables.txt; Chromium's
+# idn_spoof_checker.cc looks at the same ones).
+_PASSES_FOR_LATIN = frozenset("аысԁеԍһіюјӏорԗԛѕԝхуъьҽпгѵѡαγεικνορτυχωηβσօոսցհզ")
+# Alphabets that are written together (UTS 39, 5.2, "highly restrictive"), by how `unicodedata.name` begins.
+_TOGETHER = (
+    {"LATIN", "CJK", "HIRAGANA", "KATAKANA"},
+    {"LATIN", "CJK", "BOPOMOFO"},
+    {"LATIN", "CJK", "HANGUL"},
+)
+_WORD = re.compile("[A-Z]+")
+
+
+def lower_case(text: str) -> str:
+    """Return the text with each capital as its small letter.
+
+    Only letters that are one the other's capital are changed: U+212A (KELVIN SIGN) in lower case is a k, yet it makes
+    another address and mailbox.
+    """
+    if text.isascii():
+        return text.lower()
+    return "".join(small if (small := letter.lower()).upper() == letter else letter for letter in text)
+
+
+def to_ascii(host: str) -> str:
+    """Return a domain in lower case with A-labels, as the mapping of UTS 46 makes them, not transitional.
+
+    A name that IDNA 2008 rejects is only written in lower case. Never raises.
+    """
+    # ASCII needs no conversion: A-labels are all that IDNA would find in it. This is on the path of every held message.
+    return host.lower() if host.isascii() else _encoded(lower_case(host))
+
+
+@lru_cache(maxsize=4096)  # a site has a few domains
+def _encoded(host: str) -> str:
+    """Return a lower-case domain with A-labels. In lower case, so that what is rejected once is rejected again."""
+    if len(host) > _DOMAIN_CHARS:
+        return host
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except ValueError:  # IDNAError is one; Python's Unicode tables may lack a character of idna's
+        return host
+
+
+@lru_cache(maxsize=4096)
+def to_unicode(host: str) -> str:
+    """Return a domain with U-labels if its A-labels are valid and these U-labels give them back, else the domain.
+
+    The result is not safe to show: it may look like another domain, see `shown_address`.
+    """
+    lower = host.lower()
+    if "xn--" not in lower or not lower.isascii() or len(lower) > _DOMAIN_CHARS:
+        return host
+    try:
+        found = idna.decode(lower)
+    except ValueError:
+        return host
+    return found if to_ascii(found) == lower else host
+
+
+def shown_address(address: str, limit: int = _ADDRESS_CHARS) -> str:
+    """Return an address or a domain cleaned as `shown` does it, the domain with U-labels.
+
+    A-labels stay where the U-labels would look like another domain, or lose a character in cleaning.
+    """
+    local, at, host = address.rpartition("@")
+    readable = to_unicode(host)
+    if readable != host and shown(readable, len(readable)) == readable and not looks_alike(readable):
+        address = f"{local}{at}{readable}"
+    return shown(address, limit)
+
+
+def punycode(host: str) -> str:
+    """Return the name that browsers ask DNS for, label by label, also where IDNA 2008 rejects one of them."""
+    labels = []
+    for label in _DOTS.split(host):
+        try:
+            labels.append(label if label.isascii() else idna.encode(label, uts46=True).decode("ascii"))
+        except idna.IDNAError:  # an emoji, for example, which IDNA 2003 allowed and some resolvers still look up
+            labels.append(f"xn--{label.encode('punycode').decode('ascii')}")
+    return ".".join(labels)
+
+
+@lru_cache(maxsize=4096)
+def looks_alike(host: str) -> bool:
+    """Whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
+
+    The second is not asked below a top-level domain that is not Latin: there such letters are at home.
+    """
+    if host.isascii() and "xn--" not in host.lower():
+        return False
+    labels = [_unicode(label) for label in host.split(".")]
+    foreign_home = not labels[-1].isascii()
+    for label in labels:
+        letters = [c for c in label if unicodedata.category(c).startswith("L")]
+        scripts = {match.group() for c in letters if (match := _WORD.match(unicodedata.name(c, "?")))}
+        if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
+            return True
+        if not foreign_home and letters and _PASSES_FOR_LATIN.issuperset(letters):
+            return True
+    return False
+
+
+def _unicode(label: str) -> str:
+    """Return the letters of an A-label also if they are not valid: a mail program may show them."""
+    try:
+        return label[4:].encode("ascii").decode("punycode").lower() if label[:4].lower() == "xn--" else label.lower()
+    except UnicodeError:
+        return label.lower()  # punycode of nothing
