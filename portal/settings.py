@@ -33,8 +33,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import KEY_BYTES
+from portal.model.message import domain, identity
 from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
@@ -259,8 +261,13 @@ class DigestSettings(Section):
 
     @field_validator("domains")
     @classmethod
-    def _lower(cls, domains: dict[str, DomainDigest]) -> dict[str, DomainDigest]:
-        return {name.lower(): values for name, values in domains.items()}
+    def _as_stored(cls, domains: dict[str, DomainDigest]) -> dict[str, DomainDigest]:
+        found: dict[str, DomainDigest] = {}
+        for name, values in domains.items():
+            if domain(name) in found:
+                raise ValueError(f'"{name}" is the second table of one domain: write one table')
+            found[domain(name)] = values
+        return found
 
 
 class LinksSettings(Section):
@@ -321,7 +328,7 @@ class PeopleSettings(Section):
     def _host(cls, origin: str | None) -> str | None:
         if origin is not None and (not origin or any(c.isspace() or c in "@/:$" for c in origin)):
             raise ValueError("expected a domain like example.org (not $mydomain)")
-        return origin and origin.lower()
+        return origin and domain(origin)
 
 
 class SiteSettings(Section):
@@ -393,7 +400,8 @@ class Settings(BaseSettings):
     local_domains: Words = Field(
         (),
         description="Only recipients in these domains are mailed or may sign in; whole addresses are allowed too (a "
-        "pilot group). Mail for others is kept for operators.",
+        "pilot group). Mail for others is kept for operators. An international domain may be written with or without "
+        "`xn--`.",
     )
     store: StoreSettings = StoreSettings()
     exporter: ExporterSettings = ExporterSettings()
@@ -425,12 +433,12 @@ class Settings(BaseSettings):
 
     @field_validator("local_domains")
     @classmethod
-    def _lower(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _as_stored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             host = name.rpartition("@")[2]
             if not host or any(c.isspace() or c in "/:*" for c in name) or name.startswith("@"):
                 raise ValueError(f"{name!r} is neither a domain like example.org nor an address like me@example.org")
-        return tuple(name.lower() for name in names)
+        return tuple(dict.fromkeys(identity(name) if "@" in name else domain(name) for name in names))
 
     @model_validator(mode="after")
     def _sender_known(self) -> Settings:
@@ -440,10 +448,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _domains_local(self) -> Settings:
-        ours = {name.rpartition("@")[2] for name in self.local_domains}
+        ours = {domain(name) for name in self.local_domains}
         for name in self.digest.domains:
             if name not in ours:
-                raise ValueError(f'digest.domains."{name}": there is no such domain in local_domains')
+                raise ValueError(f'digest.domains."{shown_address(name)}": there is no such domain in local_domains')
         return self
 
     @classmethod
@@ -455,9 +463,8 @@ class Settings(BaseSettings):
 
     def is_local(self, address: str) -> bool:
         """Whether the portal may mail this recipient and let them sign in."""
-        lower = address.lower()
-        _, at, host = lower.rpartition("@")
-        return bool(at) and (lower in self.local_domains or host in self.local_domains)
+        recipient = identity(address)
+        return "@" in recipient and (recipient in self.local_domains or domain(recipient) in self.local_domains)
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -638,10 +645,12 @@ def masked(settings: Settings) -> dict[str, Any]:
             value = getattr(value, part)
         if isinstance(value, SecretStr):
             value = _mask_url(value.get_secret_value()) if key.endswith(".url") else "********"
+        elif key == "local_domains":
+            value = [shown_address(name) for name in value]
         elif isinstance(value, tuple):
             value = ["********" if isinstance(v, SecretStr) else _plain(v) for v in value]
         elif key == _TABLES:
-            value = {name: _chosen(table) for name, table in value.items()}
+            value = {shown_address(name): _chosen(table) for name, table in value.items()}
         elif isinstance(value, Path):
             value = str(value)
         out[key] = value

@@ -162,6 +162,57 @@ def test_whatever_stands_in_the_file_it_is_read() -> None:
             assert found
 
 
+# ---- international domains
+
+A_LABEL, U_LABEL = "xn--mnchen-3ya.example", "münchen.example"
+
+
+@pytest.mark.parametrize("host", [U_LABEL, A_LABEL, "MÜNCHEN.example", "XN--MNCHEN-3YA.Example"])
+@pytest.mark.parametrize("other", [U_LABEL, A_LABEL])
+def test_either_spelling_of_a_domain_names_the_same_people(host: str, other: str) -> None:
+    text = (
+        f"sales@{host} erika@{other}\ninfo@{other} erika@{host}, max@{other}\noffice erika\n"
+        f"@old.example @{host}\n@bücher.example @{other}\n"
+    )
+    names = parse(text, origin=A_LABEL, is_local=lambda address: address.endswith(f"@{A_LABEL}"))
+    erika, max = f"erika@{A_LABEL}", f"max@{A_LABEL}"
+    assert names.readers == {
+        f"sales@{A_LABEL}": (erika,), f"info@{A_LABEL}": (erika, max), f"office@{A_LABEL}": (erika,)
+    }  # fmt: skip
+    assert names.domains == {"old.example": A_LABEL, "xn--bcher-kva.example": A_LABEL}
+    assert names.problems == ()
+
+
+@pytest.mark.parametrize("asked", [U_LABEL, A_LABEL])
+def test_either_spelling_may_be_asked_for(site: Site, asked: str) -> None:
+    site.wishes = {"delimiter": "+", "origin": U_LABEL}
+    site.write(f"sales@{U_LABEL} erika@{U_LABEL}\ninfo erika\n@old.example @{U_LABEL}\n")
+    directory = Directory(site.path, is_local=lambda address: address.endswith(f"@{A_LABEL}"), **site.wishes)
+    erika = f"erika@{A_LABEL}"
+    for address in (f"Sales@{asked}", f"erika@{asked}", f"erika+x@{asked}", f"info@{asked}", "erika@old.example"):
+        assert directory.person(address) == erika, address
+    assert directory.held_as(f"Erika+x@{asked}") == erika
+    assert directory.is_told(f"sales@{asked}")
+
+
+def test_lines_that_joined_the_spellings_of_a_domain_are_not_needed_and_do_no_harm() -> None:
+    text = (
+        f"erika@{A_LABEL} erika@{U_LABEL}\nerika@{U_LABEL} max@{U_LABEL}\n"
+        f"@{A_LABEL} @{U_LABEL}\n@{U_LABEL} @example.org\n"
+    )
+    names = parse(text, is_local=lambda _: True)
+    assert names.readers == {f"erika@{A_LABEL}": ("max@example.org",)}
+    assert names.domains == {A_LABEL: "example.org"}
+    assert names.problems == ()
+
+
+def test_problems_are_told_with_u_labels() -> None:
+    text = f"@{U_LABEL} erika@{U_LABEL}\nx@{A_LABEL} y@{A_LABEL}\ny@{A_LABEL} x@{A_LABEL}\n"
+    names = parse(text, is_local=lambda _: True)
+    assert len(names.problems) == 3
+    assert all(U_LABEL in problem and A_LABEL not in problem for problem in names.problems)
+
+
 # ---- asking
 
 

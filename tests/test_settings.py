@@ -473,6 +473,47 @@ def test_masked_shows_the_domains_and_their_source(tmp_path: Path) -> None:
     assert load_from({"QUARANTINE_CONFIG": f"{tmp_path}/quarantine.toml"})[2]["digest.domains"].endswith(".toml")
 
 
+# ---- international domains
+
+
+@pytest.mark.parametrize(
+    "spelling", ["münchen.example", "xn--mnchen-3ya.example", "XN--Mnchen-3ya.Example", "MÜNCHEN。example"]
+)
+def test_a_domain_may_be_named_in_either_spelling(tmp_path: Path, spelling: str) -> None:
+    text = f"""
+    local_domains = ["{spelling}", "pilot@{spelling}", "münchen.example"]
+    mail.from_address = "q@example.org"
+    people.origin = "{spelling}"
+    [digest.domains."{spelling}"]
+    schedule = "weekdays"
+    """
+    settings = load_toml(tmp_path, text)
+    assert settings.local_domains == ("xn--mnchen-3ya.example", "pilot@xn--mnchen-3ya.example")
+    assert settings.people.origin == "xn--mnchen-3ya.example"
+    for host in ("münchen.example", "xn--mnchen-3ya.example"):
+        assert settings.is_local(f"a@{host}")
+        assert plan_for(settings.digest, f"a@{host}", Preferences()).schedule == "weekdays"
+    assert not settings.is_local("a@munchen.example")
+    shown = masked(settings)
+    assert shown["local_domains"] == ["münchen.example", "pilot@münchen.example"]
+    assert list(shown["digest.domains"]) == ["münchen.example"]
+
+
+def test_an_address_alone_may_be_named_in_either_spelling(tmp_path: Path) -> None:
+    settings = load_toml(tmp_path, "local_domains = ['Pilot@münchen.example']\nmail.from_address = 'q@example.org'")
+    assert settings.is_local("pilot@xn--mnchen-3ya.example")
+    assert not settings.is_local("other@münchen.example")
+
+
+def test_a_domain_has_one_table(tmp_path: Path) -> None:
+    text = "local_domains = ['münchen.example']\nmail.from_address = 'q@example.org'\n"
+    tables = '[digest.domains."münchen.example"]\n[digest.domains."xn--mnchen-3ya.example"]\n'
+    (found,) = problems(tmp_path, text + tables)
+    assert found.startswith('digest.domains: "xn--mnchen-3ya.example" is the second table of one domain')
+    (found,) = problems(tmp_path, text + '[digest.domains."xn--bcher-kva.example"]\n')
+    assert found.startswith('digest.domains."bücher.example": there is no such domain in local_domains')
+
+
 # ---- showing
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from portal.model.message import Reader, identity
+from portal.model.message import Reader, domain, identity
 from portal.people.virtual import DEPTH, Names, canonical, parse, spellings, without_extension
 
 log = logging.getLogger("quarantine.people")
@@ -50,7 +50,7 @@ class Directory:
         may be told at all; ``last_good``: the text of a file that could be read earlier."""
         self.file = file
         self.delimiter = delimiter
-        self._origin = origin.lower()
+        self._origin = domain(origin)
         self._is_local = is_local
         self._last_good = last_good
         self._lock = threading.Lock()

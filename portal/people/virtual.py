@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from portal.model.message import identity
+from portal.model.domains import lower_case, shown_address
+from portal.model.message import domain, identity
 
 DEPTH = 50  # results that are looked up again; Postfix stops at 1,000
 READERS = 1000  # of one address, as in Postfix (virtual_alias_expansion_limit)
@@ -63,7 +64,7 @@ class _Parser:
             people = self._people(address)
             full = [person for person in people if person != address and len(reads.get(person, ())) >= ADDRESSES]
             if full:
-                self._problem(f"{address}: {full[0]} reads {ADDRESSES} addresses already")
+                self._problem(f"{shown_address(address)}: {shown_address(full[0])} reads {ADDRESSES} addresses already")
                 people = (address,)
             readers[address] = people
             for person in people:
@@ -82,7 +83,7 @@ class _Parser:
                 on_the_way.append(target)
                 target = self._domains[target]
             if target in self._domains:
-                self._problem(f"@{host}: goes round in a circle")
+                self._problem(f"@{shown_address(host)}: goes round in a circle")
                 del self._domains[host]
                 continue
             for each in (*on_the_way[1:], target):
@@ -104,8 +105,10 @@ class _Parser:
             return self._problem(f"line {number}: is of an aliases(5) file, not of a virtual(5) table")
         if not pattern or not targets:
             return self._problem(f"line {number}: names no address to go to")
+        if len(targets) == 1 and _is_other_spelling(pattern, targets[0]):
+            return None
         if pattern.startswith("@"):
-            return self._domain(number, pattern[1:].lower(), targets)
+            return self._domain(number, domain(pattern), targets)
         where = self._entries if "@" in pattern else self._bare
         key = canonical(pattern)
         if where is self._bare and not self._origin:
@@ -117,17 +120,17 @@ class _Parser:
 
     def _domain(self, number: int, host: str, targets: Sequence[str]) -> None:
         if not host or host in self._catch_all or host in self._domains:
-            return self._problem(f"line {number}: @{host} stands in an earlier line, which counts")
-        other = targets[0][1:].lower() if targets[0].startswith("@") else ""
+            return self._problem(f"line {number}: @{shown_address(host)} stands in an earlier line, which counts")
+        other = domain(targets[0]) if targets[0].startswith("@") else ""
         if other and len(targets) == 1 and other != host:
             if self._aliases[other] >= DOMAINS:
-                return self._problem(f"line {number}: {other} has {DOMAINS} alias domains already")
+                return self._problem(f"line {number}: {shown_address(other)} has {DOMAINS} alias domains already")
             self._aliases[other] += 1
             self._domains[host] = other
             return None
         self._catch_all[host] = self._targets(number, "", [target for target in targets if target[0] != "@"])
         return self._problem(
-            f"line {number}: @{host} is for whatever is sent there: each such address is told by itself"
+            f"line {number}: @{shown_address(host)} is for whatever is sent there: each such address is told by itself"
         )
 
     def _targets(self, number: int, local: str, targets: Sequence[str]) -> tuple[str, ...]:
@@ -153,11 +156,13 @@ class _Parser:
         try:
             finals = self._followed(address, ())
         except _Broken as error:
-            self._problem(f"{address}: {error}")
+            self._problem(f"{shown_address(address)}: {error}")
             return (address,)
         people = tuple(final for final in finals if self._is_local(final))
         if len(people) < len(finals) and people:
-            self._problem(f"{address}: some of those it goes to are not in local_domains: they are not told")
+            self._problem(
+                f"{shown_address(address)}: some of those it goes to are not in local_domains: they are not told"
+            )
         return people or (address,)
 
     def _followed(self, address: str, path: tuple[str, ...]) -> tuple[str, ...]:
@@ -221,6 +226,15 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield number, kept
 
 
+def _is_other_spelling(pattern: str, target: str) -> bool:
+    """Return whether both are one address or domain, with the domain spelled in both ways: up to version 0.1.1 these
+    were two, and such a line joined them."""
+    if pattern.isascii() and target.isascii():
+        return False
+    hosts = [lower_case(text).rpartition("@")[2] for text in (pattern, target)]
+    return hosts[0] != hosts[1] and canonical(pattern) == canonical(target)
+
+
 def without_extension(address: str, delimiter: str) -> str:
     """The address without its extension (Postfix's split_addr.c: from the first delimiter on, never all of it)."""
     local, at, host = address.rpartition("@")
@@ -231,7 +245,7 @@ def without_extension(address: str, delimiter: str) -> str:
 
 
 def canonical(address: str) -> str:
-    """An address as it is compared: lower case, in quotes only where it needs some (RFC 5321, 4.1.2)."""
+    """An address as it is compared: its identity, in quotes only where it needs some (RFC 5321, 4.1.2)."""
     address = identity(address)
     if '"' not in address and " " not in address and "," not in address:
         return address
