@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from portal.assemble import ALIASES_LAST_GOOD, Parts
-from portal.model.message import Reader
+from portal.model.domains import shown_address
+from portal.model.message import Reader, identity
 from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
 from portal.stores.records import Person
 
@@ -109,7 +110,8 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
 def _stop_again(parts: Parts) -> dict[str, str]:
     """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
     alias, and since when their digests were stopped."""
-    stopped: dict[str, str] = json.loads(parts.store.notes.get(_STOPPED) or "{}")
+    noted: dict[str, str] = json.loads(parts.store.notes.get(_STOPPED) or "{}")
+    stopped = {identity(address): at for address, at in noted.items()}  # notes up to version 0.1.1 have U-labels
     back = [address for address in stopped if parts.people.is_person(address)]
     for address in back:
         parts.store.recipients.set_digests_stopped(address, datetime.fromisoformat(stopped.pop(address)))
@@ -121,7 +123,7 @@ def _stop_again(parts: Parts) -> dict[str, str]:
 def why_not(parts: Parts, recipient: str) -> str:
     """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
     if not parts.people.is_person(recipient):
-        return f"read by {', '.join(parts.people.readers(recipient))}"
+        return f"read by {', '.join(map(shown_address, parts.people.readers(recipient)))}"
     if not parts.settings.is_local(recipient):
         return "not in local_domains"
     # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.

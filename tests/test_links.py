@@ -25,6 +25,7 @@ from tests.builders import ALICE, BOB, MALLORY
 
 OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
+A_LABEL, U_LABEL = "erika@xn--mnchen-3ya.example", "erika@münchen.example"  # one identity; the second up to 0.1.1
 ID = UUID("019aa9d2-7c40-7123-8abc-0123456789ab")
 ALPHABET = string.ascii_letters + string.digits + "-_"
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,30 @@ def test_errors_never_repeat_the_token() -> None:
         assert wrong[:10] not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("signed_for", "reader", "recipient", "theirs"),
+    [
+        ("", A_LABEL, A_LABEL, True),
+        (U_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
+        (A_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
+        (U_LABEL, A_LABEL, A_LABEL, True),  # of two people, who are one by now
+        (A_LABEL, A_LABEL, A_LABEL, True),
+        (U_LABEL, BOB, A_LABEL, False),
+        (U_LABEL, BOB, "info@xn--mnchen-3ya.example", False),
+        ("max@münchen.example", A_LABEL, "info@xn--mnchen-3ya.example", False),
+        ("erika@munchen.example", A_LABEL, "info@xn--mnchen-3ya.example", False),
+        (BOB, BOB, BOB, False),
+    ],
+)
+def test_a_link_of_an_older_version_names_its_reader_with_u_labels(
+    signed_for: str, reader: str, recipient: str, theirs: bool
+) -> None:
+    links = make(OLD, NEW)
+    for signer in (make(OLD), make(OLD, NEW)):
+        link = links.verify(signer.token(Action.RELEASE, ID, 3, NOW, signed_for), NOW)
+        assert links.is_for(link, reader, recipient) is theirs
+
+
 # ---- the device cookie
 
 
@@ -210,6 +235,16 @@ def test_the_device_cookie_names_nobody() -> None:
 def test_a_newer_key_does_not_make_browsers_forget() -> None:
     cookie = make(OLD).device(None, ALICE)
     assert make(OLD, NEW).knows_device(cookie, ALICE)
+
+
+def test_a_device_cookie_of_an_older_version_names_people_with_u_labels() -> None:
+    for _ in range(2):
+        cookie = LINKS.device(LINKS.device(None, BOB), U_LABEL)
+        assert LINKS.knows_device(cookie, A_LABEL)
+        again = LINKS.device(cookie, A_LABEL)
+        assert LINKS.knows_device(again, A_LABEL)
+        assert len(again) == len(cookie)  # is not in it twice
+    assert not LINKS.knows_device(LINKS.device(None, BOB), A_LABEL)
 
 
 @pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "é", "\udce9", "\0", "x" * 5000, TOKEN])

@@ -26,7 +26,7 @@ from uuid import UUID
 from itsdangerous import BadSignature, Signer
 
 from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
-from portal.model.message import DeliveryId
+from portal.model.message import DeliveryId, spellings
 
 MARK_HEADER = "X-Quarantine-Mark"
 KEY_BYTES = 32  # the least; shorter keys are refused
@@ -115,21 +115,27 @@ class Links:
         return Link(action, UUID(bytes=id_bytes), number, issued_at, packed[_PACKED.size :])
 
     def is_for(self, link: Link, reader: str, recipient: str) -> bool:
-        """Whether a link to a delivery of ``recipient`` is this reader's."""
+        """Whether a link to a delivery of ``recipient`` is this reader's; both are identities."""
         if not link.reader:
             return reader == recipient
-        return reader != recipient and any(hmac.compare_digest(link.reader, _reader(reader, k)) for k in self._keys)
+        names = spellings(reader)
+        # Up to version 0.1.1 the two spellings of a domain were two people, and one could read the other's mail.
+        if reader == recipient and len(names) == 1:
+            return False
+        return any(hmac.compare_digest(link.reader, _reader(name, key)) for name in names for key in self._keys)
 
     # ---- the device cookie: browsers in which a button was pressed for a recipient
 
     def device(self, cookie: str | None, recipient: str) -> str:
         """The cookie's value with this recipient added."""
-        people = [self._person(recipient), *(p for p in self._people(cookie) if p != self._person(recipient))]
+        known = {self._person(each) for each in spellings(recipient)}
+        people = [self._person(recipient), *(person for person in self._people(cookie) if person not in known)]
         return self._signer("device").sign(".".join(people[:_DEVICE_PEOPLE])).decode("ascii")
 
     def knows_device(self, cookie: str | None, recipient: str) -> bool:
         """Whether a button was pressed for this recipient in the browser that sent the cookie."""
-        return self._person(recipient) in self._people(cookie)
+        people = self._people(cookie)
+        return any(self._person(each) in people for each in spellings(recipient))
 
     def _people(self, cookie: str | None) -> list[str]:
         try:

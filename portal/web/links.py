@@ -15,9 +15,10 @@ from uuid import UUID
 
 from bottle import HTTPResponse
 
+from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
-from portal.model.message import Actor, Delivery, DeliveryId, State, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
 from portal.model.text import N_
 from portal.stores.records import LinkOpen
 from portal.web.digest import DigestPages
@@ -179,7 +180,7 @@ class LinkPages:
             action=link.action.name.lower(),
             alone=alone,
             script=alone,
-            recipient=delivery.recipient,
+            recipient=shown_address(delivery.recipient),
         )
 
     def _show_mail(self, request: Request, link: Link, delivery: Delivery, reader: str) -> HTTPResponse:
@@ -194,7 +195,7 @@ class LinkPages:
             request,
             "show",
             row=self._pages.row(request, delivery, reader),
-            recipient=delivery.recipient,
+            recipient=shown_address(delivery.recipient),
             release=address(Action.RELEASE),
             delete=address(Action.DELETE),
             ask=address(Action.ASK),
@@ -205,7 +206,7 @@ class LinkPages:
 
     def _recipient(self, request: Request, link: Link) -> str:
         """Return the recipient of a digest. Raises NotFound, LinkInvalid."""
-        recipient = self._store.digests.recipient_of(link.id)
+        recipient = identity(self._store.digests.recipient_of(link.id))
         if not self._pages.parts.people.is_person(recipient):
             raise LinkInvalid("the recipient of this digest is an alias or a role mailbox by now")
         self._check_revoked(request, link, recipient)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bottle import HTTPResponse
 
 from portal.model.errors import LinkInvalid
-from portal.model.message import random_token
+from portal.model.message import identity, random_token
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
 
@@ -53,7 +53,8 @@ class Sessions:
 
     def _read(self, request: Request) -> tuple[Session, str]:
         secret = request.cookie(_COOKIE)
-        recipient = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
+        kept = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
+        recipient = None if kept is None else identity(kept)  # those begun up to version 0.1.1 have U-labels
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
             raise self._pages.see_other("/sign-in")
@@ -70,6 +71,7 @@ class Sessions:
 
         The secret is always a new one, whatever the browser presents (session fixation).
         """
+        recipient = identity(recipient)
         if not self.may_sign_in(recipient):
             raise LinkInvalid("this recipient is not ours")
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
