@@ -36,6 +36,7 @@ from portal import __version__
 from portal.actions import retry_due
 from portal.assemble import Parts, assemble, log_to_stderr
 from portal.model.clock import utc_now
+from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, StoreUnavailable
 from portal.model.message import identity
 from portal.model.text import shown
@@ -241,7 +242,7 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
                 news.find_news(parts, moment)
             people = list(parts.people.readers(parts.people.held_as(recipient))) if recipient else None
             if people and people != [who]:
-                click.echo(f"{shown(recipient or '')} is read by {shown(', '.join(people))}:")
+                click.echo(f"{shown(recipient or '')} is read by {', '.join(map(shown_address, people))}:")
             if dry_run:
                 _show_preview(parts, people)
                 return
@@ -284,11 +285,11 @@ def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
         rows += 1
         if deliveries:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"
-            table.add_row(Text(shown(person)), str(len(deliveries)), oldest, "")
+            table.add_row(Text(shown_address(person)), str(len(deliveries)), oldest, "")
         else:
             reason = news.why_not(parts, person)
             table.add_row(
-                Text(shown(person)), "0", "", f"{reason}: would not be mailed" if reason else "nothing to tell"
+                Text(shown_address(person)), "0", "", f"{reason}: would not be mailed" if reason else "nothing to tell"
             )
     _print(table if rows else "Nobody has news: no digest would be sent.")
 
@@ -300,14 +301,14 @@ def _show(summary: work.Summary) -> None:
     table = Table(_RECIPIENT, "messages", "")
     shortened = len(summary.sent) > SHOWN
     for recipient, count in summary.sent[: 0 if shortened else None]:
-        table.add_row(Text(shown(recipient)), str(count), "sent")
+        table.add_row(Text(shown_address(recipient)), str(count), "sent")
     if shortened:
         told = sum(count for _, count in summary.sent)
         table.add_row(f"{len(summary.sent)} recipients", str(told), "sent")
     for recipient, reason in summary.skipped:
-        table.add_row(Text(shown(recipient)), "", Text(f"not sent: {shown(reason)}"))
+        table.add_row(Text(shown_address(recipient)), "", Text(f"not sent: {shown(reason)}"))
     for recipient, reason in summary.failed:
-        table.add_row(Text(shown(recipient)), "", Text(f"failed: {shown(reason)}", "red"))
+        table.add_row(Text(shown_address(recipient)), "", Text(f"failed: {shown(reason)}", "red"))
     _print(table)
     if summary.failed:
         more = " The rest was not tried, since several failed in a row." if summary.given_up else ""

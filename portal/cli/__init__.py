@@ -30,6 +30,7 @@ from portal.assemble import Parts, assemble, keys_path, make_links
 from portal.cli import checks, moving
 from portal.cli.common import NotDone, guarded
 from portal.mail import wire
+from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Actor, Delivery, DeliveryId, Filter, Message, State, Tier, identity
 from portal.model.text import shown
@@ -230,7 +231,7 @@ def meta(id: str, as_json: bool) -> None:
             if delivery.reason:
                 click.echo(f"  reason: {shown(delivery.reason, 500)}")
             for event in histories[delivery.number]:
-                who = " ".join(filter(None, [event.actor.who, event.actor.via, event.actor.address]))
+                who = " ".join(filter(None, [shown_address(event.actor.who), event.actor.via, event.actor.address]))
                 detail = f": {shown(event.detail, 300)}" if event.detail else ""
                 click.echo(f"  {event.at:%Y-%m-%d %H:%M:%S} {event.kind} by {shown(who)}{detail}")
 
@@ -369,7 +370,7 @@ def _chosen(
 
 
 def _whose(delivery: Delivery) -> str:
-    return shown(delivery.address) or "(recipient not known)"
+    return shown_address(delivery.address) or "(recipient not known)"
 
 
 def _recipients(deliveries: Sequence[Delivery]) -> str:
@@ -461,7 +462,7 @@ def _row(delivery: Delivery) -> list[str]:
     return [
         str(message.id),
         f"{message.held_at:%Y-%m-%d %H:%M}",
-        shown(delivery.address, 60) or "(not known)",
+        shown_address(delivery.address, 60) or "(not known)",
         shown(message.header_from or _sender(message), 60),
         shown(message.subject, 60),
         "" if message.score is None else f"{message.score:.1f}",

@@ -29,6 +29,7 @@ from portal import shipped
 from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links, make_people
 from portal.mail.relay import Relay
 from portal.mail.render import site_problems
+from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Filter, State
 from portal.model.text import shown
@@ -130,7 +131,7 @@ def addresses(settings: Settings) -> Iterator[Finding]:
             "empty: mail is held, but nobody is told and nobody can sign in. Set the domains you receive mail for",
         )
     else:
-        yield Finding(True, "local_domains", ", ".join(settings.local_domains))
+        yield Finding(True, "local_domains", ", ".join(map(shown_address, settings.local_domains)))
     if settings.mail.admin_address is None:
         yield Finding(None, "mail.admin_address", "not set: nobody is told of requests for dangerous mail and alarms")
 
@@ -288,7 +289,7 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
         yield Finding(
             None,
             "digests",
-            f"{shown(person.recipient, 320)}: not taken at {person.failed_at:%Y-%m-%d %H:%M} UTC: {person.failure}",
+            f"{shown_address(person.recipient)}: not taken at {person.failed_at:%Y-%m-%d %H:%M} UTC: {person.failure}",
         )
     if figures.digests_failing > len(failing):
         yield Finding(None, "digests", f"and {figures.digests_failing - len(failing)} more recipients like these")

@@ -38,6 +38,7 @@ from jinja2 import (
 from portal import shipped
 from portal.mail import languages
 from portal.mail.languages import Language
+from portal.model.domains import shown_address
 from portal.model.links import MARK_HEADER
 from portal.model.text import TAGS, shown, wrapped
 
@@ -144,6 +145,7 @@ class Render:
         # a variable: `_(sender)` printed the sender's own tags, and failed at a percent sign.
         environment.install_gettext_callables(spoken.gettext, spoken.ngettext, newstyle=False)  # type: ignore[attr-defined]
         environment.filters["shown"] = shown
+        environment.filters["shown_address"] = shown_address
         environment.filters["number"] = spoken.number
         environment.filters["days"] = spoken.days
         environment.filters["size"] = spoken.size

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from bottle import HTTPResponse
 
+from portal.model.domains import shown_address
 from portal.model.errors import (
     AlreadyDone,
     BodyDamaged,
@@ -51,7 +52,7 @@ class DigestPages:
     def show(self, request: Request, link: Link, recipient: str) -> HTTPResponse:
         """GET: changes nothing."""
         if link.action is Action.FORWARDED:
-            return self._pages.page(request, "forwarded", recipient=recipient)
+            return self._pages.page(request, "forwarded", recipient=shown_address(recipient))
         digest = self._digest_of(link)
         mails, done = self._listed(digest), self._done(digest, request.query("since"))
         listed = mails[:_MAILS]
@@ -59,7 +60,7 @@ class DigestPages:
         return self._pages.page(
             request,
             "several",
-            recipient=recipient,
+            recipient=shown_address(recipient),
             mails=list(zip(map(_name, listed), rows, strict=False)),
             more=max(0, len(mails) - _MAILS),
             done=rows[len(listed) :],

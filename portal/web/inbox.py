@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from bottle import HTTPResponse
 
+from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
 from portal.model.message import Delivery, DeliveryId, Reader, State, parse_id
 from portal.web import preview
@@ -57,7 +58,7 @@ class Inbox:
         return self._pages.page(
             request,
             "list",
-            signed_in=session.recipient,
+            signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             views=tuple(_VIEWS),
             view=view,
@@ -85,7 +86,7 @@ class Inbox:
         return self._pages.page(
             request,
             "message",
-            signed_in=session.recipient,
+            signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             row=row,
             **findings(delivery.message, request.language),

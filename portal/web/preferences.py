@@ -17,6 +17,7 @@ from bottle import HTTPResponse
 
 from portal.mail import languages
 from portal.mail.languages import own_name
+from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
 from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
@@ -127,9 +128,9 @@ class PreferencePages:
             request,
             "preferences",
             status,
-            signed_in=recipient if form_token else None,
+            signed_in=shown_address(recipient) if form_token else None,
             form_token=form_token,
-            recipient=recipient,
+            recipient=shown_address(recipient),
             good=good,
             said=said if status == 200 else "",
             stopped=language.moment(person.stopped_at, zone) if person.stopped_at else "",
@@ -202,7 +203,7 @@ class PreferencePages:
                 mark=parts.links.mark("mail", id),
                 now=now,
                 language=plan_for(parts.settings.digest, recipient, person.preferences).language,
-                recipient=shown(person.address),
+                recipient=shown_address(person.address),
                 preferences=parts.links.url(Action.PREFERENCES, digest_id, 0, now),
                 portal=f"{parts.settings.public_url}/",
                 link_days=parts.links.lifetime.days,

@@ -12,6 +12,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from portal.mail.languages import Language
+from portal.model.domains import shown_address
 from portal.model.message import Actor, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import Sender, explain, sender_shown, why
 from portal.model.text import N_, shown
@@ -99,7 +100,7 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         reason=shown(delivery.reason, 300),
         declined=delivery.state is State.HELD and delivery.reason != "" and _declined(events),
         size=language.size(message.size_bytes),
-        mailbox=shown(delivery.address) if other else "",
+        mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
     )
 
@@ -117,7 +118,7 @@ def _declined(events: Sequence[Event]) -> bool:
 
 def by_name(actor: Actor) -> str:
     """Return the reader who acted if they are known by name, else ""."""
-    return shown(actor.who.removeprefix(BY_NAME)) if actor.who.startswith(BY_NAME) else ""
+    return shown_address(actor.who.removeprefix(BY_NAME)) if actor.who.startswith(BY_NAME) else ""
 
 
 def findings(message: Message, language: Language) -> dict[str, Any]:

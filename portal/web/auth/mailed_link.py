@@ -17,6 +17,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from bottle import HTTPResponse
 
+from portal.model.domains import shown_address
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, new_id, random_token
 from portal.model.schedule import plan_for
@@ -98,7 +99,9 @@ class MailedLinks:
         """GET /sign-in/TOKEN/: changes nothing. Goes on by itself in the browser that asked."""
         sign_in = self._store.sign_ins.get(sha256(_shaped(token)), self._pages.now())
         alone = _is_browser_of(request, sign_in) and not request.query("done")
-        return self._pages.page(request, "sign-in-link", recipient=shown(sign_in.recipient), alone=alone, script=alone)
+        return self._pages.page(
+            request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=alone, script=alone
+        )
 
     def use(self, request: Request, token: str) -> HTTPResponse:
         """POST /sign-in/TOKEN/: pressed by a person, or from the browser that asked."""
