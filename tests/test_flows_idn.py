@@ -18,8 +18,8 @@ from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
 from portal.cli import main
 from portal.model.links import Action
-from portal.model.message import State, Tier, new_id
-from portal.stores import DigestRecord, SignIn, SignInLimits
+from portal.model.message import DeliveryId, State, Tier, new_id
+from portal.stores.records import DigestRecord, QueuedMail, SignIn, SignInLimits
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
 from tests.test_flows_people import MAIL, digests, held, link, tell, write
@@ -69,7 +69,7 @@ def role(make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path) -> Site:
 def session_of(site: Site, recipient: str) -> Browser:
     """A browser whose session has this recipient in the store, as older versions wrote it."""
     browser, secret = site.browser(), hashlib.sha256(f"{recipient} {site.now}".encode()).hexdigest()
-    site.store.start_session(hashlib.sha256(secret.encode()).digest(), recipient, site.now)
+    site.store.sign_ins.start_session(hashlib.sha256(secret.encode()).digest(), recipient, site.now)
     browser.cookies["__Host-quarantine-session"] = secret
     return browser
 
@@ -185,7 +185,7 @@ def test_the_same_mail_to_the_other_spelling_is_the_same_mail(site: Site) -> Non
 
 def test_a_request_names_the_recipient_with_u_labels(site: Site, smtp: SmtpServer) -> None:
     mail = site.hold(Tier.DANGEROUS, recipients=[WRITTEN[1]])
-    site.parts.acts.ask(mail.id, 0, site.parts.acts.store.history(mail.id, 0)[0].actor)
+    site.parts.acts.ask(mail.id, 0, site.parts.acts.store.deliveries.history(DeliveryId(mail.id, 0))[0].actor)
     housekeeping.send_queued(site.parts, site.now)
     (sent,) = smtp.mails
     read = message_from_bytes(sent.data, policy=default)
@@ -253,7 +253,7 @@ def test_a_sign_in_of_an_older_version_can_be_used(site: Site) -> None:
     hashed = hashlib.sha256(token.encode()).digest()
     later = site.now + timedelta(minutes=15)
     sign_in = SignIn(hashed, b"c" * 32, b"b" * 32, ERIKA_AS_READ, "192.0.2.7", site.now, later)
-    assert site.store.start_sign_in(sign_in, SignInLimits(), "", b"")
+    assert site.store.sign_ins.start(sign_in, SignInLimits(), QueuedMail("", b""))
     browser = site.browser()
     assert ERIKA_AS_READ in browser.get(f"/sign-in/{token}/").text
     browser.post(f"/sign-in/{token}/", {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
@@ -263,20 +263,20 @@ def test_a_sign_in_of_an_older_version_can_be_used(site: Site) -> None:
 
 def test_the_foot_of_a_digest_of_an_older_version_stops_digests(site: Site) -> None:
     id = new_id(site.now)
-    site.store.take_digests([DigestRecord(id, ERIKA_AS_READ, ERIKA_AS_READ, site.now, site.now, ())])
+    site.store.digests.take([DigestRecord(id, ERIKA_AS_READ, ERIKA_AS_READ, site.now, site.now, ())])
     token = site.parts.links.token(Action.PREFERENCES, id, 0, site.now)
     assert ERIKA_AS_READ in site.browser().get(f"/link/{token}/").text
     form = {"List-Unsubscribe": "One-Click"}
     assert site.browser().post(f"/link/{token}/", form).status == 200
-    assert site.store.person(ERIKA).stopped_at == site.now
+    assert site.store.recipients.get(ERIKA).stopped_at == site.now
 
 
 def test_who_had_stopped_digests_before_an_upgrade_and_was_an_alias_gets_none_afterwards(role: Site) -> None:
     since = datetime(2026, 11, 22, 7, 0, tzinfo=role.now.tzinfo)
-    role.store.remember("people.stopped", json.dumps({f"max@{U_LABEL}": since.isoformat()}))
+    role.store.notes.set_default("people.stopped", json.dumps({f"max@{U_LABEL}": since.isoformat()}))
     news.find_news(role.parts, role.now)
-    assert role.store.person(f"max@{A_LABEL}").stopped_at == since
-    assert role.store.recall("people.stopped") == "{}"
+    assert role.store.recipients.get(f"max@{A_LABEL}").stopped_at == since
+    assert role.store.notes.get("people.stopped") == "{}"
 
 
 # ---- the command line

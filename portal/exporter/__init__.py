@@ -19,8 +19,9 @@ from hashlib import sha256
 from typing import Any, cast
 
 from portal.exporter import formats, values
+from portal.model.domains import lower_case
 from portal.model.errors import BadExport, TooLarge
-from portal.model.message import Body, Export, Flag, identity
+from portal.model.message import Body, Export, Flag
 
 _HEAD_BYTES = 1 << 16  # own header fields are looked for in so much of the message
 _PACKED_TYPES = re.compile(r"application/(?:json|(?:x-|vnd\.)?msgpack)")
@@ -199,14 +200,15 @@ def content_digest(chunks: Iterable[bytes]) -> bytes:
 
 
 def sameness(content: bytes, envelope_sender: str | None, recipients: Iterable[str], *more: bytes) -> bytes:
-    """SHA-256 by which a mail that comes again is known: SHA-256 of its bytes behind the trace fields at its top,
-    envelope sender, recipients' identities.
+    """Return the SHA-256 by which a mail that comes again is recognized: SHA-256 of its bytes after the trace fields at
+    its top, envelope sender, recipients in lower case.
 
-    Not the queue id: each try of a deferred mail has a new one. ``more`` narrows it. Lengths go before the parts,
-    so that no two lists of parts run together to the same bytes.
+    The spelling of an international domain counts: a sender's retry has the same one, and keys of stores up to schema
+    version 5 stay valid. Not the queue id: each try of a deferred mail has a new one. ``more`` narrows it. Lengths go
+    before the parts, so that no two lists of parts make the same bytes.
     """
     sender = [] if envelope_sender is None else [envelope_sender.encode()]
-    people = sorted(identity(recipient).encode() for recipient in recipients)
+    people = sorted(lower_case(recipient).encode() for recipient in recipients)
     digest = sha256()
     for group in ([content], sender, people, more):
         digest.update(struct.pack(">Q", len(group)))

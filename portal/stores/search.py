@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
 from portal.stores.records import Page
 
 LOOKED_AT = 10_000  # messages a call looks at beyond what the index finds
@@ -132,7 +132,9 @@ def wanted_terms(wanted: Filter) -> Terms | None:
             return None
         groups.append(tuple(_between(low, high)))
     if groups and wanted.recipient is not None:
-        groups.append(tuple(recipient_term(identity(each)) for each in (wanted.recipient, *wanted.also)))
+        # Messages held before schema version 6 are indexed under the spelling with U-labels.
+        names = [name for each in (wanted.recipient, *wanted.also) for name in spellings(identity(each))]
+        groups.append(tuple(map(recipient_term, names)))
     return tuple(groups)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError
-from portal.model.message import FACTS, Body, Export, Flag, Tier, held_at, new_id
+from portal.model.message import FACTS, Body, Export, Flag, Tier, held_at, identity, new_id
 from portal.stores import search, symbols
 from portal.stores.files import verdicts, word_index
 from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
@@ -225,10 +225,10 @@ class _Filed:
         export = Export(
             **facts,
             recipients=tuple(value["recipients"]),
-            identities=tuple(value.get("identities") or ()),
+            identities=tuple(map(identity, value.get("identities") or ())),  # with U-labels up to version 0.1.1
             sameness=bytes.fromhex(value["sameness"]),
         )
-        return cls(export, Tier(value["tier"]), frozenset(value["announce"]))
+        return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])))
 
 
 _COLUMNS = ("rowid", "id", "dedup_key", "tier", *MESSAGE[2:])

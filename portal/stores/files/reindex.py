@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.errors import NotFound, StoreUnavailable
-from portal.model.message import Delivery, DeliveryId, Reader, State
+from portal.model.message import Delivery, DeliveryId, Reader, State, identity
 from portal.model.schedule import Preferences
 from portal.stores.files.database import DATABASE, Database, unused
 from portal.stores.files.digests import news_left, take_digest
@@ -124,7 +124,7 @@ def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> Non
         case "told":
             keys = [DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]]
             with store.engine.writing(durable=False) as session:
-                add_announced_to(session, str(line["reader"]), keys)
+                add_announced_to(session, identity(str(line["reader"])), keys)
         case "digest":
             with store.engine.writing(durable=False) as session:
                 take_digest(session, _digest(line))
@@ -179,7 +179,7 @@ def _settle_news(store: FileStore) -> None:
 def _delivery(known: Delivery, line: dict[str, Any]) -> Delivery:
     return replace(
         known,
-        recipient=str(line["recipient"]),
+        recipient=identity(str(line["recipient"])),  # with U-labels up to version 0.1.1
         address=str(line["address"]),
         state=State(line["state"]),
         state_at=moment(line["state_at"]),
@@ -193,7 +193,7 @@ def _delivery(known: Delivery, line: dict[str, Any]) -> Delivery:
 
 def _person(line: dict[str, Any]) -> Person:
     return Person(
-        str(line["recipient"]),
+        identity(str(line["recipient"])),
         str(line["address"]),
         _moment_or_none(line["stopped_at"]),
         _moment_or_none(line["links_valid_from"]),
@@ -206,7 +206,7 @@ def _person(line: dict[str, Any]) -> Person:
 def _digest(line: dict[str, Any]) -> DigestRecord:
     return DigestRecord(
         UUID(line["id"]),
-        str(line["recipient"]),
+        identity(str(line["recipient"])),
         str(line["address"]),
         moment(line["issued_at"]),
         moment(line["sent_at"]),

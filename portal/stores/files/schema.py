@@ -141,11 +141,14 @@ CREATE INDEX session_used_at ON session (used_at)
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
+MERGE_SPELLINGS = "store.merge_spellings"  # a note: `merge_spellings` is to be done
 
 # By the version that they lead to. A new version is a new entry; entries never change after a release.
 _MIGRATIONS = {
     5: "CREATE INDEX message_body ON message (body_sha256, tier)",
-    6: """
+    6: f"""
+INSERT INTO setting VALUES ('{MERGE_SPELLINGS}', '');
+
 ALTER TABLE message RENAME COLUMN sameness TO dedup_key;
 ALTER TABLE message RENAME COLUMN user TO username;
 ALTER TABLE message RENAME COLUMN symbols TO packed_symbols;

@@ -62,6 +62,9 @@ class SqliteEngine(Engine):
                 if snapshot:
                     connection.execute("ROLLBACK")
 
+    def non_ascii(self, column: str) -> str:
+        return f"{column} GLOB '*[^ -~]*'"
+
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[SqliteSession]:
         with self._database.write(durable=durable) as connection:

@@ -40,6 +40,7 @@ from portal.stores.files.deliveries import FileDeliveries
 from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
+from portal.stores.files.schema import MERGE_SPELLINGS
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import delivery_line, person_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
@@ -48,6 +49,7 @@ from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.sign_ins import SqlSignIns
+from portal.stores.shared.spellings import merge_spellings
 
 log = logging.getLogger("quarantine.store")
 
@@ -104,6 +106,10 @@ class FileStore(Store):
         store = cls(folder, mail, Database(folder, must_exist=must_exist))
         try:
             store._recover()
+            if store.notes.get(MERGE_SPELLINGS) is not None:
+                merge_spellings(store.engine, store.recipients)
+                with store.engine.writing() as session:
+                    session.execute("DELETE FROM setting WHERE name = :name", name=MERGE_SPELLINGS)
         except BaseException:
             store.db.close()
             raise

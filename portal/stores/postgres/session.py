@@ -52,6 +52,9 @@ class PostgresEngine(Engine):
                 connection.execute("set transaction isolation level repeatable read")
             yield PostgresSession(connection)
 
+    def non_ascii(self, column: str) -> str:
+        return rf"{column} ~ '[^\x01-\x7f]'"
+
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[PostgresSession]:
         with self._database.transaction() as connection:

@@ -17,6 +17,7 @@ from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.sign_ins import SqlSignIns
+from portal.stores.shared.spellings import merge_spellings
 
 _PING_SECONDS = 1.0  # with the pool's second: an answer within two
 
@@ -44,6 +45,8 @@ class PostgresStore(Store):
         if create:
             days.make_days(store.database, datetime.now(UTC))
             days.build_indexes(store.database)
+            # Each time: programs of version 5 that are still running go on writing the other spelling.
+            merge_spellings(store.engine, store.recipients)
         return store
 
     def ping(self) -> None:

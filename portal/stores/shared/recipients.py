@@ -37,7 +37,7 @@ class SqlRecipients(Recipients):
 
     def get(self, recipient: str) -> Person:
         with self._engine.reading() as session:
-            return _person(session, recipient)
+            return person(session, recipient)
 
     def set_digests_stopped(
         self, recipient: str, stopped_at: datetime | None, *, mail: QueuedMail | None = None
@@ -54,7 +54,7 @@ class SqlRecipients(Recipients):
             if changed and mail is not None and stopped_at is not None:
                 queue(session, mail, stopped_at)
             if changed:
-                session.journal(lambda: person_line(_person(session, recipient)))
+                session.journal(lambda: person_line(person(session, recipient)))
         return bool(changed)
 
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
@@ -65,18 +65,18 @@ class SqlRecipients(Recipients):
                 recipient=recipient,
                 preferences=preferences.to_json(),
             )
-            session.journal(lambda: person_line(_person(session, recipient)))
+            session.journal(lambda: person_line(person(session, recipient)))
 
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         with self._engine.writing() as session:
             session.execute(
                 "insert into recipient (recipient, address, links_valid_from)"
                 " values (:recipient, :recipient, :issued_before)"
-                f" on conflict (recipient) do update set links_valid_from = {_later('links_valid_from')}",
+                f" on conflict (recipient) do update set links_valid_from = {later('links_valid_from')}",
                 recipient=recipient,
                 issued_before=issued_before,
             )
-            session.journal(lambda: person_line(_person(session, recipient)))
+            session.journal(lambda: person_line(person(session, recipient)))
 
     def unscheduled(self, limit: int) -> Sequence[Person]:
         return self._people(
@@ -102,12 +102,12 @@ class SqlRecipients(Recipients):
             )
             if row is None or row[0] is None:
                 return
-            for person in sorted(people):  # in the order in which all transactions lock
+            for reader in sorted(people):  # in the order in which all transactions lock
                 session.execute(
-                    "insert into recipient (recipient, address, news_since) values (:person, :person, :since)"
+                    "insert into recipient (recipient, address, news_since) values (:reader, :reader, :since)"
                     " on conflict (recipient) do update"
                     " set news_since = coalesce(recipient.news_since, excluded.news_since)",
-                    person=person,
+                    reader=reader,
                     since=row[0],
                 )
             if recipient not in people:
@@ -158,26 +158,26 @@ class SqlRecipients(Recipients):
         else:
             clash = f"news_since = {_earlier('news_since')}"
         with self._engine.writing() as session:
-            for person in people:
-                before = _person(session, person.recipient)
+            for each in people:
+                before = person(session, each.recipient)
                 session.execute(
                     "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since,"
                     " next_digest_at, preferences) values (:recipient, :address, :stopped_at, :links_valid_from,"
                     " :news_since, :next_digest_at, :preferences) on conflict (recipient) do update set"
-                    f" address = excluded.address, links_valid_from = {_later('links_valid_from')}, {clash}",
-                    recipient=person.recipient,
-                    address=person.address,
-                    stopped_at=person.stopped_at,
-                    links_valid_from=person.links_valid_from,
-                    news_since=person.news_since,
-                    next_digest_at=person.next_digest_at,
-                    preferences=person.preferences.to_json(),
+                    f" address = excluded.address, links_valid_from = {later('links_valid_from')}, {clash}",
+                    recipient=each.recipient,
+                    address=each.address,
+                    stopped_at=each.stopped_at,
+                    links_valid_from=each.links_valid_from,
+                    news_since=each.news_since,
+                    next_digest_at=each.next_digest_at,
+                    preferences=each.preferences.to_json(),
                 )
-                after = _person(session, person.recipient)
+                after = person(session, each.recipient)
                 if chosen(after) != chosen(before):
                     session.journal(partial(person_line, after))
 
-    def take_choices(self, person: Person) -> None:
+    def take_choices(self, chooser: Person) -> None:
         """Keep what a line of the audit journal says that a recipient chose."""
         with self._engine.writing(durable=False) as session:
             session.execute(
@@ -185,11 +185,11 @@ class SqlRecipients(Recipients):
                 " values (:recipient, :address, :stopped_at, :links_valid_from, :preferences)"
                 " on conflict (recipient) do update set stopped_at = excluded.stopped_at,"
                 " links_valid_from = excluded.links_valid_from, preferences = excluded.preferences",
-                recipient=person.recipient,
-                address=person.address,
-                stopped_at=person.stopped_at,
-                links_valid_from=person.links_valid_from,
-                preferences=person.preferences.to_json(),
+                recipient=chooser.recipient,
+                address=chooser.address,
+                stopped_at=chooser.stopped_at,
+                links_valid_from=chooser.links_valid_from,
+                preferences=chooser.preferences.to_json(),
             )
 
     def forget_unknown(self) -> None:
@@ -222,15 +222,16 @@ class SqlRecipients(Recipients):
             return [_person_from(row) for row in session.many(_PERSON + rest, **values)]
 
 
-def chosen(person: Person) -> tuple[datetime | None, datetime | None, Preferences]:
+def chosen(chooser: Person) -> tuple[datetime | None, datetime | None, Preferences]:
     """Return what a recipient chose, which the audit journal keeps."""
-    return person.stopped_at, person.links_valid_from, person.preferences
+    return chooser.stopped_at, chooser.links_valid_from, chooser.preferences
 
 
 NOTHING = (None, None, NOTHING_CHOSEN)  # `chosen` of somebody who chose nothing
 
 
-def _person(session: Session, recipient: str) -> Person:
+def person(session: Session, recipient: str) -> Person:
+    """Return a recipient; an empty Person when nothing is known."""
     row = session.one(_PERSON + "where recipient = :recipient", recipient=recipient)
     return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
@@ -243,7 +244,7 @@ def _person_from(row: Row) -> Person:
     )
 
 
-def _later(column: str) -> str:
+def later(column: str) -> str:
     """Return SQL for the later of a column's values in the row and in the new one; NULL is the earliest."""
     return (
         f"case when recipient.{column} is null or excluded.{column} > recipient.{column}"

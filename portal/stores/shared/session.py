@@ -48,6 +48,10 @@ class Engine(ABC):
         """Begin statements that change nothing. ``snapshot``: all of them see the store as it is at one moment."""
 
     @abstractmethod
+    def non_ascii(self, column: str) -> str:
+        """Return the SQL condition that a column has other characters than those of ASCII."""
+
+    @abstractmethod
     def writing(self, *, durable: bool = True) -> AbstractContextManager[Session]:
         """Begin a transaction that is committed on exit, or rolled back by any exception. ``durable``: once committed
         it survives a power cut."""
