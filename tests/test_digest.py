@@ -53,6 +53,8 @@ def delivery(number: int = 0, **fields: Any) -> Delivery:
         size_bytes=100,
         has_8bit=False,
     )
+    if "held_at" in fields:
+        fields["id"] = new_id(fields.pop("held_at"))
     mine = {key: fields.pop(key) for key in ("state", "address") if key in fields}
     made = Delivery(replace(message, **fields), number, ALICE, ALICE, State.HELD, held_at, "", 0, None, None)
     return replace(made, **mine)

@@ -120,8 +120,8 @@ def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
 
     def watched(at: datetime) -> None:
         with monkeypatch.context() as patch:
-            for module in ("files.sign_ins", "files.digests", "postgres.digests"):
-                patch.setattr(f"portal.stores.{module}.queue_mail", fail)
+            for module in ("notes", "outbox"):
+                patch.setattr(f"portal.stores.shared.{module}.queue", fail)
             with pytest.raises(StoreUnavailable):
                 watch(parts, at)
         watch(parts, at + MINUTE)
@@ -214,7 +214,7 @@ def test_a_run_that_cannot_be_counted_is_a_run(
         raise StoreUnavailable("full")
 
     hold(parts.store, recipients=[ALICE])
-    monkeypatch.setattr(type(parts.store), "tally", fail)
+    monkeypatch.setattr(parts.store.notes, "add_counters", fail)
     assert tick(parts, tomorrow()).sent == [(ALICE, 1)]
     assert runs(parts.store).count == 0
     assert tick(parts, tomorrow() + LEASE).sent == []

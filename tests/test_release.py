@@ -396,7 +396,7 @@ def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
 
     smtp.script["RCPT"] = REJECTED
     with monkeypatch.context() as patch:
-        patch.setattr(type(store), "swap", fail)
+        patch.setattr(store.notes, "compare_and_set", fail)
         id = rejected(acts, store)
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.RELEASING, f"RCPT TO: {REJECTED}")

@@ -307,7 +307,7 @@ def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
 
 
 def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "portal.stores.files.store" if isinstance(store, FileStore) else "portal.stores.postgres.store"
+    module = type(store.messages).__module__
     with monkeypatch.context() as clock:
         clock.setattr(f"{module}.new_id", lambda at=None: new_id(now() - 40 * DAY))
         gone = hold(store, subject="invoice").id
@@ -477,8 +477,9 @@ def plans_of(monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection[Any], ca
     execute = psycopg.Cursor.execute
 
     def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
-        if isinstance(query, str) and re.search("from (message|delivery)", query):
-            asked.append((query, params))
+        statement = query.decode() if isinstance(query, bytes) else str(query)
+        if re.search("from (message|delivery)", statement):
+            asked.append((statement, params))
         return execute(cursor, query, params, **options)
 
     with monkeypatch.context() as patch:

@@ -448,10 +448,13 @@ def test_what_is_answered_200_during_the_upgrade_is_held(before: Old) -> None:
 
 def test_the_list_is_the_same(upgraded: Old) -> None:
     done = upgraded.program("quarantine", "list", "--limit", "1000")
-    # International domains are shown with U-labels since version 0.2.0.
-    expected = [with_a_label(line).split() for line in EXPECTED["list"]]
-    assert [with_a_label(line).split() for line in done.stdout.splitlines()] == expected
+    assert [cells(line) for line in done.stdout.splitlines()] == [cells(line) for line in EXPECTED["list"]]
     assert with_expected_keys(upgraded.rows()) == ROWS
+
+
+def cells(line: str) -> list[str]:
+    """Return the cells of a line of the list. A domain may be shown in either spelling, so columns may be wider."""
+    return re.split(r" {2,}", with_a_label(line.rstrip()))
 
 
 def with_expected_keys(rows: Rows) -> Rows:
@@ -484,7 +487,8 @@ def test_histories_are_the_same(upgraded: Old) -> None:
             [[event[key] for key in ("at", "what", "who", "via", "address", "detail")] for event in each["history"]]
             for each in shown["deliveries"]
         ]
-        assert with_a_label(json.dumps(histories)) == with_a_label(json.dumps(expected)), name
+        shown_events, expected_events = (json.dumps(each, ensure_ascii=False) for each in (histories, expected))
+        assert with_a_label(shown_events) == with_a_label(expected_events), name
 
 
 def test_a_queue_id_finds_the_message(upgraded: Old) -> None:
@@ -635,11 +639,12 @@ def test_release_links_release(upgraded: Old) -> None:
     assert upgraded.states() == states
     released = {key for key, state in states.items() if state != states_before()[key]}
     assert len(released) > 10
-    assert sorted(mail.recipients for mail in upgraded.relay.mails) == sorted([address] for _, address in released)
+    sent = []
     for mail in upgraded.relay.mails:
+        [address] = mail.recipients
         _, _, content = mail.data.partition(b"\r\nX-Quarantine-Mark: ")
-        sent = hashlib.sha256(content.partition(b"\r\n")[2]).hexdigest()
-        assert sent in {MESSAGES[name]["sha256"] for name, address in released if [address] == mail.recipients}
+        sent.append((hashlib.sha256(content.partition(b"\r\n")[2]).hexdigest(), with_a_label(address)))
+    assert sorted(sent) == sorted((MESSAGES[name]["sha256"], with_a_label(address)) for name, address in released)
 
 
 def test_delete_links_delete_and_undo(upgraded: Old) -> None:
@@ -960,11 +965,13 @@ def rebuilt(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Old]:
 
 def test_reindex_rebuilds_the_same_list(rebuilt: Old) -> None:
     # The journal does not have the time of announcement of a message for an alias or a role mailbox.
-    changed = {(row["id"], row["recipient"]): row for row in EXPECTED["reindexed"]}
-    assert {recipient.partition("@")[0] for _, recipient in changed} == {"carol.smith", "sales", "chef"}
-    expected = [changed.get((row["id"], row["recipient"]), row) for row in ROWS]
-    assert [{**row, "announced_at": None} for row in expected] == [{**row, "announced_at": None} for row in ROWS]
-    assert with_expected_keys(rebuilt.rows()) == expected
+    unknown = {(row["id"], row["recipient"]) for row in EXPECTED["reindexed"]}
+    assert {recipient.partition("@")[0] for _, recipient in unknown} == {"carol.smith", "sales", "chef"}
+
+    def known(rows: Rows) -> Rows:
+        return [{**row, "announced_at": ""} if (row["id"], row["recipient"]) in unknown else row for row in rows]
+
+    assert known(with_expected_keys(rebuilt.rows())) == known(ROWS)
 
 
 def test_links_of_old_digests_open_after_reindex(rebuilt: Old) -> None:

@@ -281,7 +281,7 @@ def test_when_the_store_fails_the_sender_keeps_the_mail(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(type(site.store), "add", fail)
+    monkeypatch.setattr(site.store.messages, "add", fail)
     answer = post(site)
     assert answer.status == 503
     assert answer.header("Retry-After") == "60"

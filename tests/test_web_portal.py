@@ -321,7 +321,7 @@ def test_a_mail_whose_bytes_are_gone_keeps_its_page(site: Site, held: Held, monk
     def gone(*_: object) -> None:
         raise BodyMissing("gone")
 
-    monkeypatch.setattr(type(site.store), "body", gone)
+    monkeypatch.setattr(site.store.messages, "body", gone)
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/")
     assert page.status == 200
     assert "no longer here" in page.text
@@ -564,8 +564,11 @@ def test_a_store_that_is_down_is_a_503_that_calms(site: Site, held: Held, monkey
     def fail(*_: Any, **__: Any) -> None:
         raise StoreUnavailable("connection to secret-host refused")
 
-    for name in ("session", "delivery", "start_sign_in", "ping"):
-        monkeypatch.setattr(type(site.store), name, fail)
+    for part, name in (
+        *((site.store.sign_ins, name) for name in ("session", "start")),
+        *((site.store.deliveries, "get"), (site.store, "ping")),
+    ):
+        monkeypatch.setattr(part, name, fail)
     answers = [
         browser.get("/"),
         browser.get(link),
@@ -585,7 +588,7 @@ def test_a_fault_is_logged_once_and_shows_no_traceback(
         raise RuntimeError("inside")
 
     browser = site.signed_in(ALICE)
-    monkeypatch.setattr(type(site.store), "list_for", fail)
+    monkeypatch.setattr(site.store.deliveries, "list_for", fail)
     answer = browser.get("/")
     assert answer.status == 500
     assert "inside" not in answer.text

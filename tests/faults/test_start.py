@@ -41,7 +41,7 @@ def count(event, arguments):
         calls += 1
 sys.addaudithook(count)
 store = open_store("files://" + sys.argv[1])
-print(calls, len(store.message_ids(None, 1)))
+print(calls, len(store.messages.ids(None, 1)))
 """
 
 HOLD_AND_DIE = """

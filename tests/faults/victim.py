@@ -26,9 +26,12 @@ from digest import housekeeping, news, run
 from portal.assemble import Parts, assemble
 from portal.mail.render import Render
 from portal.settings import load_from
-from portal.stores import Store
+from portal.stores.files.digests import FileDigests
 from portal.stores.files.store import FileStore
+from portal.stores.postgres.digests import PostgresDigests
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared.outbox import SqlOutbox
+from portal.stores.shared.recipients import SqlRecipients
 
 JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
     "find-news": news.find_news,
@@ -110,12 +113,14 @@ class _Striker:
         return bool(self.statements) and self.where.startswith("commit of ")
 
     def surround(self) -> None:
-        for store in (FileStore, PostgresStore):
-            for name in ("find_news", "schedule", "purge", "prepare_days"):
-                self._round_a_call(store, name)
-            self._round_a_call(store, "claim_digests", "claim")
-            self._round_a_call(store, "settle_digests", "record")
-            self._round_a_claim(store, "sending")
+        for part, name, moment in (
+            *((SqlRecipients, name, name) for name in ("find_news", "schedule")),
+            *((store, name, name) for store in (FileStore, PostgresStore) for name in ("purge", "prepare_days")),
+            *((digests, "claim", "claim") for digests in (FileDigests, PostgresDigests)),
+            *((digests, "settle", "record") for digests in (FileDigests, PostgresDigests)),
+        ):
+            self._round_a_call(part, name, moment)
+        self._round_a_claim(SqlOutbox, "sending")
         self._round_statements()
         self._round_the_socket()
         make = Render.mail
@@ -128,17 +133,17 @@ class _Striker:
 
         Render.mail = mail  # type: ignore[method-assign,assignment]
 
-    def _round_a_call(self, store: type[Store], name: str, moment: str = "") -> None:
-        real = getattr(store, name)
+    def _round_a_call(self, part: type[object], name: str, moment: str) -> None:
+        real = getattr(part, name)
 
         def call(*args: Any, **more: Any) -> Any:
-            with self.within(moment or name):
+            with self.within(moment):
                 return real(*args, **more)
 
-        setattr(store, name, call)
+        setattr(part, name, call)
 
-    def _round_a_claim(self, store: type[Store], name: str) -> None:
-        real = getattr(store, name)
+    def _round_a_claim(self, part: type[object], name: str) -> None:
+        real = getattr(part, name)
 
         @contextmanager
         def claim(*args: Any, **more: Any) -> Iterator[Any]:
@@ -154,7 +159,7 @@ class _Striker:
                 with self.within("record"):
                     claiming.__exit__(None, None, None)
 
-        setattr(store, name, claim)
+        setattr(part, name, claim)
 
     def _round_statements(self) -> None:
         connect, execute, commit = sqlite3.connect, psycopg.Connection.execute, psycopg.Connection.commit
