@@ -177,10 +177,13 @@ def test_preferences_and_links_are_one_persons(site: Site, smtp: SmtpServer) -> 
     assert site.browser().get(link(text, "Release")).status == 404
 
 
-def test_the_same_mail_to_the_other_spelling_is_the_same_mail(site: Site) -> None:
+def test_a_retry_is_known_by_the_spelling_of_its_envelope(site: Site) -> None:
+    """As in stores of schema version 5, whose messages are still recognized."""
     first = held(site, WRITTEN[0])
-    again = post(site, MAIL % 1, headers={"X-Rspamd-rcpt": json.dumps([WRITTEN[1]])}).json
-    assert again == {"status": "known", "id": str(first.id)}
+    for written, status in ((WRITTEN[0], "known"), (WRITTEN[1], "held")):
+        again = post(site, MAIL % 1, headers={"X-Rspamd-rcpt": json.dumps([written])}).json
+        assert again["status"] == status
+        assert (again["id"] == str(first.id)) is (status == "known")
 
 
 def test_a_request_names_the_recipient_with_u_labels(site: Site, smtp: SmtpServer) -> None:

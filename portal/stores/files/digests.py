@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, domain, first_id, held_at, new_id
@@ -16,16 +17,16 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import digest_line, told_line
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
 from portal.stores.shared.messages import FIRST
+from portal.stores.shared.rows import WHERE_KEY
 from portal.stores.shared.session import Session
 
 _ROWS = SqliteRows()
 _BEFORE_ALL = DeliveryId(FIRST, 0)
-_ANNOUNCE = (
-    "UPDATE delivery SET announced_at = :now, digest_id = :digest_id "
-    "WHERE message_id = :id AND number = :number AND announced_at IS NULL"
-)
+_ANNOUNCE = f"UPDATE delivery SET announced_at = :now, digest_id = :digest_id {WHERE_KEY} AND announced_at IS NULL"
+_DIGEST = "id, recipient, address, issued_at, sent_at"
+_PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at)"
 
 
 class FileDigests(SqlDigests):
@@ -64,17 +65,11 @@ class FileDigests(SqlDigests):
                 )
                 for recipient, address, _, _, _, _, digest_id, preferences, failures, _ in found
             ]  # fmt: skip
+            claim = "SET lease = :lease, lease_until = :until, digest_id = :id WHERE recipient = :recipient"
             for digest in claimed:
-                session.execute(
-                    "UPDATE recipient SET lease = :lease, lease_until = :until, digest_id = :digest_id "
-                    "WHERE recipient = :recipient",
-                    lease=lease,
-                    until=now + rules.LEASE,
-                    digest_id=digest.id,
-                    recipient=digest.recipient,
-                )
+                session.execute(f"UPDATE recipient {claim}", digest, until=now + rules.LEASE)
                 # Known before the mail is sent: its recipient may unsubscribe before that is recorded.
-                _put(session, digest.id, digest.recipient, digest.address, digest.issued_at, None)
+                session.execute(_PUT, digest, sent_at=None)
         return Claims(self._filled(claimed, limit, now), refused)
 
     def _filled(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
@@ -94,7 +89,7 @@ class FileDigests(SqlDigests):
             # Their file is gone. Marked as announced, or they would be looked at each time.
             with self._engine.writing() as session:
                 for delivery in gone:
-                    session.execute(_ANNOUNCE, now=now, digest_id=None, id=delivery.id, number=delivery.number)
+                    session.execute(_ANNOUNCE, delivery.key, now=now, digest_id=None)
         if len(filled) < len(claimed):
             self.settle([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
         return tuple(filled)
@@ -121,44 +116,33 @@ class FileDigests(SqlDigests):
             for digest in sent:
                 _settle_sent(session, digest, now)
             for each in unsent:
-                _settle_unsent(session, each, now)
+                settle_unsent(session, each, now)
 
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         return self._pending(reader, limit)[0]
 
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
-        found = _ROWS.deliveries(
-            session,
-            "WHERE d.recipient = :recipient AND d.digest_id = :digest_id",
-            recipient=recipient,
-            digest_id=digest_id,
-        )
+        values: dict[str, Any] = {"recipient": recipient, "digest_id": digest_id}
+        found = _ROWS.deliveries(session, "WHERE d.recipient = :recipient AND d.digest_id = :digest_id", **values)
         found += _ROWS.deliveries(
             session,
             "CROSS JOIN announced_to t ON t.message_id = d.message_id AND t.number = d.number "
             "WHERE t.digest_id = :digest_id AND t.reader = :recipient",
-            recipient=recipient,
-            digest_id=digest_id,
+            **values,
         )
         return [delivery for delivery in sorted(found, key=lambda each: each.key) if self._mail.has(delivery.id)]
 
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
+        select = f"SELECT {_DIGEST} FROM digest WHERE id > :after ORDER BY id LIMIT :limit"
+        announced = (
+            "SELECT message_id, number FROM delivery WHERE recipient = :recipient AND digest_id = :id "
+            "UNION SELECT message_id, number FROM announced_to WHERE digest_id = :id AND reader = :recipient "
+            "ORDER BY message_id, number"
+        )
         found = []
         with self._engine.reading() as session:
-            for id, recipient, address, issued_at, sent_at in session.many(
-                "SELECT id, recipient, address, issued_at, sent_at FROM digest WHERE id > :after "
-                "ORDER BY id LIMIT :limit",
-                after=after or FIRST,
-                limit=limit,
-            ):
-                announced = session.many(
-                    "SELECT message_id, number FROM delivery WHERE recipient = :recipient AND digest_id = :id "
-                    "UNION SELECT message_id, number FROM announced_to WHERE digest_id = :id AND reader = :recipient "
-                    "ORDER BY message_id, number",
-                    recipient=recipient,
-                    id=id,
-                )
-                keys = tuple(DeliveryId(*key) for key in announced)
+            for id, recipient, address, issued_at, sent_at in session.many(select, after=after or FIRST, limit=limit):
+                keys = tuple(DeliveryId(*key) for key in session.many(announced, recipient=recipient, id=id))
                 found.append(DigestRecord(id, recipient, address, issued_at, sent_at, keys))
         return found
 
@@ -198,43 +182,26 @@ def news_left(session: Session, reader: Reader) -> datetime | None:
 
 def take_digest(session: Session, digest: DigestRecord) -> None:
     """Keep a digest, and with its deliveries that it announced them."""
-    _put(session, digest.id, digest.recipient, digest.address, digest.issued_at, digest.sent_at)
+    session.execute(_PUT, digest)
     if digest.sent_at is None:
         return
     for key in digest.deliveries:
-        values = {
-            "digest_id": digest.id, "now": digest.sent_at, "id": key.message_id, "number": key.number,
-            "reader": digest.recipient,
-        }  # fmt: skip
+        values = {"digest_id": digest.id, "now": digest.sent_at, "reader": digest.recipient}
         session.execute(
-            "UPDATE delivery SET digest_id = :digest_id, announced_at = coalesce(announced_at, :now) "
-            "WHERE message_id = :id AND number = :number AND recipient = :reader AND NOT EXISTS "
-            "(SELECT 1 FROM announced_to WHERE message_id = :id AND number = :number AND reader = :reader)",
+            f"UPDATE delivery SET digest_id = :digest_id, announced_at = coalesce(announced_at, :now) {WHERE_KEY} "
+            f"AND recipient = :reader AND NOT EXISTS (SELECT 1 FROM announced_to {WHERE_KEY} AND reader = :reader)",
+            key,
             **values,
         )
         # A delivery held under another name was announced to this reader, perhaps not to all.
         session.execute(
             "INSERT INTO announced_to (message_id, number, reader, digest_id) "
-            "SELECT message_id, number, :reader, :digest_id FROM delivery WHERE message_id = :id AND number = :number "
-            "AND (recipient <> :reader OR EXISTS (SELECT 1 FROM announced_to t "
-            "WHERE t.message_id = :id AND t.number = :number AND t.reader = :reader)) "
+            f"SELECT message_id, number, :reader, :digest_id FROM delivery {WHERE_KEY} AND (recipient <> :reader "
+            f"OR EXISTS (SELECT 1 FROM announced_to {WHERE_KEY} AND reader = :reader)) "
             "ON CONFLICT (message_id, number, reader) DO UPDATE SET digest_id = excluded.digest_id",
+            key,
             **values,
         )
-
-
-def _put(
-    session: Session, id: UUID, recipient: str, address: str, issued_at: datetime, sent_at: datetime | None
-) -> None:
-    session.execute(
-        "INSERT OR REPLACE INTO digest (id, recipient, address, issued_at, sent_at) "
-        "VALUES (:id, :recipient, :address, :issued_at, :sent_at)",
-        id=id,
-        recipient=recipient,
-        address=address,
-        issued_at=issued_at,
-        sent_at=sent_at,
-    )
 
 
 def _oldest_unannounced(
@@ -265,7 +232,7 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
     others: list[Delivery] = []
     for delivery in digest.deliveries:
         if reader.is_own(delivery.recipient):
-            session.execute(_ANNOUNCE, now=now, digest_id=digest.id, id=delivery.id, number=delivery.number)
+            session.execute(_ANNOUNCE, delivery.key, now=now, digest_id=digest.id)
         else:
             others.append(delivery)
     if others:
@@ -281,9 +248,8 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
         "UPDATE recipient SET news_since = :news_since, next_digest_at = NULL, lease = NULL, lease_until = NULL, "
         "digest_id = NULL, failures = 0, failure = '', failed_at = NULL "
         "WHERE recipient = :recipient AND lease = :lease",
+        digest,
         news_since=news_left(session, reader),
-        recipient=digest.recipient,
-        lease=digest.lease,
     )
 
 
@@ -291,44 +257,15 @@ def _announce_to(session: Session, digest: Digest, deliveries: Sequence[Delivery
     """Record that a reader was notified of deliveries that are held under another name, or that others read as well.
     Those of which all readers were notified are announced."""
     reader = digest.effective_reader
-    for delivery in deliveries:
-        session.execute(
-            "INSERT OR REPLACE INTO announced_to (message_id, number, reader, digest_id) "
-            "VALUES (:id, :number, :reader, :digest_id)",
-            id=delivery.id,
-            number=delivery.number,
-            reader=reader.identity,
-            digest_id=digest.id,
-        )
-        readers = set(reader.shared.get(delivery.recipient, (reader.identity,)))
-        notified = session.many(
-            "SELECT reader FROM announced_to WHERE message_id = :id AND number = :number",
-            id=delivery.id,
-            number=delivery.number,
-        )
-        if readers <= {name for (name,) in notified}:
-            session.execute(
-                "UPDATE delivery SET announced_at = :now "
-                "WHERE message_id = :id AND number = :number AND announced_at IS NULL",
-                now=now,
-                id=delivery.id,
-                number=delivery.number,
-            )
-    session.journal(partial(told_line, reader.identity, [delivery.key for delivery in deliveries]))
-
-
-def _settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
-    session.execute(
-        "UPDATE recipient SET lease = NULL, lease_until = :not_before, "
-        "next_digest_at = CASE WHEN next_digest_at <= :now THEN coalesce(:due_at, next_digest_at) "
-        "ELSE next_digest_at END, failures = failures + (:failure <> ''), "
-        "failure = CASE WHEN :failure = '' THEN failure ELSE :failure END, "
-        "failed_at = CASE WHEN :failure = '' THEN failed_at ELSE :now END "
-        "WHERE recipient = :recipient AND lease = :lease",
-        not_before=each.not_before,
-        now=now,
-        due_at=each.due_at,
-        failure=each.failure,
-        recipient=each.digest.recipient,
-        lease=each.digest.lease,
+    insert = (
+        "INSERT OR REPLACE INTO announced_to (message_id, number, reader, digest_id) "
+        "VALUES (:message_id, :number, :reader, :digest_id)"
     )
+    for delivery in deliveries:
+        session.execute(insert, delivery.key, reader=reader.identity, digest_id=digest.id)
+        readers = set(reader.shared.get(delivery.recipient, (reader.identity,)))
+        notified = session.many(f"SELECT reader FROM announced_to {WHERE_KEY}", delivery.key)
+        if readers <= {name for (name,) in notified}:
+            announce = f"UPDATE delivery SET announced_at = :now {WHERE_KEY} AND announced_at IS NULL"
+            session.execute(announce, delivery.key, now=now)
+    session.journal(partial(told_line, reader.identity, [delivery.key for delivery in deliveries]))

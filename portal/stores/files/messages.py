@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError
 from portal.model.message import FACTS, Body, Export, Flag, Tier, held_at, identity, new_id
 from portal.stores import search, symbols
-from portal.stores.files import verdicts, word_index
+from portal.stores.files import word_index
 from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
@@ -72,25 +73,20 @@ class FileMessages(SqlMessages):
                 self._mail.remove(id)
         return first
 
-    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
-        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+        select = (
+            "SELECT id FROM message WHERE (id = :held OR body_sha256 = :sha256) AND tier in :tiers "
+            f"AND id > :after ORDER BY id LIMIT {RAISED_TOGETHER}"
+        )
+        with self._engine.reading() as session:
+            rows = session.many(select, held=held, sha256=export.body_sha256, tiers=list(tier.milder), after=after)
+        return [id for (id,) in rows]
 
-        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
-        """
-        raised: list[UUID] = []
-        after = UUID(int=0)
-        while tier.milder:
-            with self._database.read() as connection:
-                ids = verdicts.copies(connection, held, export, tier, after)
-            if ids:
-                left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
-                with self._database.write(wait_seconds=left) as connection:
-                    session = SqliteSession(connection, self._database)
-                    raised += verdicts.raise_tier(session, ids, export, tier, datetime.now(UTC))
-            if len(ids) < RAISED_TOGETHER:
-                break
-            after = ids[-1]
-        return tuple(raised)
+    @contextmanager
+    def _judging(self, deadline: float) -> Iterator[SqliteSession]:
+        left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
+        with self._database.write(wait_seconds=left) as connection:
+            yield SqliteSession(connection, self._database)
 
     def _insert(self, id: UUID, filed: _Filed) -> UUID:
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
@@ -113,6 +109,7 @@ class FileMessages(SqlMessages):
                 self._mail.discard_unfinished(id)  # of a copy that was killed
                 self._mail.write(id, body, filed.to_json(id))
         with self._database.write() as connection:
+            session = SqliteSession(connection, self._database)
             row = connection.execute("SELECT tier FROM message WHERE id = ?", (id.bytes,)).fetchone()
             if row is None:
                 if body is None:
@@ -120,9 +117,9 @@ class FileMessages(SqlMessages):
                 taken = record.sameness is None or _with_dedup_key(connection, record.sameness) is not None
                 _insert_rows(connection, id, None if taken else record.sameness, filed)
             elif row[0] in record.message.tier.milder:
-                verdicts.put_verdict(connection, record.message)
-                self._database.note(verdict_line(record.message))
-            take_deliveries(SqliteSession(connection, self._database), self._rows, record)
+                self._rows.put_verdict(session, record.message)
+                session.journal(partial(verdict_line, record.message))
+            take_deliveries(session, self._rows, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self._database.read() as connection:

@@ -26,7 +26,6 @@ from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.store import FileStore, check_folder
-from portal.stores.files.verdicts import put_verdict
 from portal.stores.journal import events_of, moment, with_verdict_of
 from portal.stores.records import DigestRecord, Person
 from portal.stores.shared.rows import add_announced_to, add_event, events
@@ -158,7 +157,7 @@ def _replay_verdict(store: FileStore, line: dict[str, Any]) -> None:
         if messages:
             judged = with_verdict_of(line, messages[0])
             if messages[0].tier in judged.tier.milder:
-                put_verdict(session.connection, judged)
+                _ROWS.put_verdict(session, judged)
 
 
 def _settle_news(store: FileStore) -> None:

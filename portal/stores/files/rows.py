@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.message import Delivery, Message
+from portal.stores import search
 from portal.stores.files import word_index
 from portal.stores.files.session import connection_of, rows_of
 from portal.stores.shared import rows
@@ -22,17 +23,28 @@ _DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message
 class SqliteRows(rows.Rows):
     """See `Rows`."""
 
-    def messages(self, session: Session, rest: str, **values: Any) -> list[Message]:
+    def messages(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Message]:
         found = session.many(f"SELECT {_MESSAGE} FROM message m {rest}", **values)
         return [rows.message_from(row) for row in found]
 
-    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
-        return [_delivery_from(row) for row in session.many(_DELIVERIES + rest, **values)]
+    def deliveries(
+        self, session: Session, rest: str, *fields: object, for_update: bool = False, **values: Any
+    ) -> list[Delivery]:
+        return [_delivery_from(row) for row in session.many(_DELIVERIES + rest, *fields, **values)]
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         connection = connection_of(session)
         (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()
         word_index.add(connection, rowid, terms)
+
+    def put_verdict(self, session: Session, message: Message) -> None:
+        session.execute(
+            "UPDATE message SET tier = :tier, packed_symbols = :packed_symbols, score = :score, action = :action, "
+            "flags = :flags WHERE id = :id",
+            message,
+            **rows.columns(message),
+        )
+        self.add_terms(session, message.id, search.verdict_terms(message.tier, message.score))
 
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
         found = session.many("SELECT id, dedup_key FROM message WHERE id in :ids AND dedup_key IS NOT NULL", ids=ids)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from portal.model.schedule import Preferences
 from portal.stores.files.database import Database, from_micros, to_micros
-from portal.stores.shared.session import Engine, Row, Session
+from portal.stores.shared.session import Engine, Row, Session, parameters
 
 _TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # header_from is text, which is left alone
 _IDS = re.compile(r"(^|_)id$|^lease$")  # message.message_id, a header, too
@@ -28,15 +29,26 @@ class SqliteSession(Session):
         self.connection = connection
         self._database = database
 
-    def execute(self, sql: str, **values: Any) -> int:
-        return self.connection.execute(_expanded(sql, values), _parameters(values)).rowcount
+    def execute(self, sql: str, *fields: object, **values: Any) -> int:
+        return self._run(sql, fields, values).rowcount
 
-    def many(self, sql: str, **values: Any) -> list[Row]:
-        return rows_of(self.connection.execute(_expanded(sql, values), _parameters(values)))
+    def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
+        return rows_of(self._run(sql, fields, values))
 
-    def one(self, sql: str, *, for_update: bool = False, skip_locked: bool = False, **values: Any) -> Row | None:
-        rows = self.many(sql, **values)
+    def one(
+        self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
+    ) -> Row | None:
+        rows = self.many(sql, *fields, **values)
         return rows[0] if rows else None
+
+    def _run(self, sql: str, fields: Sequence[object], values: Mapping[str, Any]) -> sqlite3.Cursor:
+        given = parameters(fields, values, _kept)
+        # SQLite has a parameter for each item of a list.
+        for name in _IN.findall(sql) if "in :" in sql else ():
+            items = {f"{name}_{n}": item for n, item in enumerate(given[name])}
+            sql = sql.replace(f"in :{name}", f"in ({', '.join(f':{item}' for item in items)})")
+            given.update(items)
+        return self.connection.execute(sql, given)
 
     def lock(self, name: str) -> None:
         pass
@@ -111,32 +123,14 @@ def _id(value: Any) -> Any:
     return UUID(bytes=value) if isinstance(value, bytes) else value
 
 
-def _expanded(sql: str, values: dict[str, Any]) -> str:
-    """Return the statement with a parameter for each value of a sequence."""
-
-    def parameters(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"IN ({', '.join(f':{name}_{n}' for n in range(len(values[name])))})"
-
-    return _IN.sub(parameters, sql) if " in :" in sql else sql
-
-
-def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            parameters.update((f"{name}_{n}", _kept(item)) for n, item in enumerate(value))
-        else:
-            parameters[name] = _kept(value)
-    return parameters
-
-
 def _kept(value: Any) -> Any:
     """Return a value as SQLite keeps it. A terminal may hand over lone surrogates, which are not Unicode."""
     if isinstance(value, UUID):
         return value.bytes
     if isinstance(value, datetime):
         return to_micros(value)
+    if isinstance(value, Preferences):
+        return value.to_json()
     if isinstance(value, str) and not value.isascii():
         return _SURROGATES.sub("\ufffd", value)
     return value

@@ -14,7 +14,7 @@ from portal.stores.postgres import days, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.session import Row, Session
 
@@ -26,6 +26,14 @@ _UNTOLD_OF_U: LiteralString = (
     "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists"
     " (select from announced_to t where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
     " order by d.message_id, d.number limit %s"
+)
+
+_TAKE = (
+    "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers) values (:id, :recipient,"
+    " :address, :issued_at, :sent_at, cast(:ids as uuid[]), cast(:numbers as int[])) on conflict (id) do update"
+    " set address = excluded.address, issued_at = excluded.issued_at, sent_at = excluded.sent_at,"
+    " message_ids = excluded.message_ids, numbers = excluded.numbers"
+    " where digest.sent_at is null"  # a digest that was sent does not change any more
 )
 
 
@@ -130,27 +138,8 @@ class PostgresDigests(SqlDigests):
                     " where r.recipient = u.recipient and r.lease = u.lease",
                     [people, [digest.lease for digest in sent], [id and held_at(id) for id in left]],
                 )
-            if unsent:
-                connection.execute(
-                    "update recipient r set lease = null, lease_until = u.not_before,"
-                    " next_digest_at = case when r.next_digest_at <= %s then coalesce(u.due_at, r.next_digest_at)"
-                    " else r.next_digest_at end,"
-                    " failures = case when u.failure = '' then r.failures else r.failures + 1 end,"
-                    " failure = case when u.failure = '' then r.failure else u.failure end,"
-                    " failed_at = case when u.failure = '' then r.failed_at else %s end"
-                    " from unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[], %s::text[])"
-                    " u (recipient, lease, not_before, due_at, failure)"
-                    " where r.recipient = u.recipient and r.lease = u.lease",
-                    [
-                        now,
-                        now,
-                        [each.digest.recipient for each in unsent],
-                        [each.digest.lease for each in unsent],
-                        [each.not_before for each in unsent],
-                        [each.due_at for each in unsent],
-                        [each.failure for each in unsent],
-                    ],
-                )
+            for each in unsent:
+                settle_unsent(session, each, now)
 
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         with self._engine.reading() as session:
@@ -187,21 +176,8 @@ class PostgresDigests(SqlDigests):
     def take(self, digests: Sequence[DigestRecord]) -> None:
         with self._engine.writing() as session:
             for digest in digests:
-                session.execute(
-                    "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers)"
-                    " values (:id, :recipient, :address, :issued_at, :sent_at, cast(:ids as uuid[]),"
-                    " cast(:numbers as int[]))"
-                    " on conflict (id) do update set address = excluded.address, issued_at = excluded.issued_at,"
-                    " sent_at = excluded.sent_at, message_ids = excluded.message_ids, numbers = excluded.numbers"
-                    " where digest.sent_at is null",  # a digest that was sent does not change any more
-                    id=digest.id,
-                    recipient=digest.recipient,
-                    address=digest.address,
-                    issued_at=digest.issued_at,
-                    sent_at=digest.sent_at,
-                    ids=[key.message_id for key in digest.deliveries],
-                    numbers=[key.number for key in digest.deliveries],
-                )
+                ids = [key.message_id for key in digest.deliveries]
+                session.execute(_TAKE, digest, ids=ids, numbers=[key.number for key in digest.deliveries])
 
 
 def find_unmarked(session: Session, since: datetime, local: Collection[str] | None) -> list[tuple[str, str, UUID]]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from time import monotonic
 from typing import IO, cast
@@ -19,8 +20,8 @@ import zstandard
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
 from portal.model.message import Body, Export, Tier, held_at, new_id
-from portal.stores.postgres import days, rows, verdicts
-from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, begin, translated
+from portal.stores.postgres import days, rows
+from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, ask, begin, translated
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
 from portal.stores.shared.messages import SqlMessages, take_deliveries
@@ -28,6 +29,7 @@ from portal.stores.verdict import RAISED_TOGETHER
 
 log = logging.getLogger("quarantine.store")
 
+_COPIES = b"select copies_of($1, $2, $3, $4, $5)"
 _ADD_SECONDS = 3.0  # in all, whatever happens
 _CHUNK_BYTES = 1 << 20
 _ZSTD_LEVEL = 3
@@ -63,24 +65,17 @@ class PostgresMessages(SqlMessages):
                 return Held(held, held != id, self._raise_tier(held, export, tier, deadline))
         raise StoreUnavailable("the message could not be held in time")
 
-    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
-        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder.
+    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+        milder = "{" + ",".join(tier.milder) + "}"
+        values: list[rows.Raw] = [str(held), export.body_sha256, milder, str(after), str(RAISED_TOGETHER)]
+        with translated(), self._database.connection() as connection:
+            (ids,) = ask(connection, _COPIES, values, max(0.001, deadline - monotonic()))
+        return [UUID(id) for id in ids.decode().split()]
 
-        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
-        """
-        raised: list[UUID] = []
-        after = UUID(int=0)
-        while tier.milder:
-            left = max(0.001, deadline - monotonic())
-            with translated(), self._database.connection() as connection:
-                ids = verdicts.copies(connection, held, export, tier, after, left)
-                if ids:
-                    begin(connection, min(left, INGEST_SECONDS))
-                    raised += verdicts.raise_tier(PostgresSession(connection), ids, export, tier, datetime.now(UTC))
-            if len(ids) < RAISED_TOGETHER:
-                break
-            after = ids[-1]
-        return tuple(raised)
+    @contextmanager
+    def _judging(self, deadline: float) -> Iterator[PostgresSession]:
+        with self._database.transaction(min(max(0.001, deadline - monotonic()), INGEST_SECONDS)) as connection:
+            yield PostgresSession(connection)
 
     def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
         """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
@@ -113,7 +108,7 @@ class PostgresMessages(SqlMessages):
             begin(connection, OTHER_SECONDS)
             row = connection.execute("select tier from message where id = %s", [id]).fetchone()
             if row is not None and row[0] in record.message.tier.milder:
-                verdicts.put_verdict(PostgresSession(connection), record.message)
+                self._rows.put_verdict(PostgresSession(connection), record.message)
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")

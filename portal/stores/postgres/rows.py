@@ -37,9 +37,11 @@ class PostgresRows(rows.Rows):
         rest += " for update" if for_update else ""
         return list(map(_message, session.many(f"select {_MESSAGE} from message {rest}", **values)))
 
-    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
+    def deliveries(
+        self, session: Session, rest: str, *fields: object, for_update: bool = False, **values: Any
+    ) -> list[Delivery]:
         rest += " for update of d" if for_update else ""
-        return with_messages(session, session.many(f"select {DELIVERY} from delivery d {rest}", **values))
+        return with_messages(session, session.many(f"select {DELIVERY} from delivery d {rest}", *fields, **values))
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         session.execute(
@@ -47,6 +49,15 @@ class PostgresRows(rows.Rows):
             terms=list(terms),
             id=message_id,
         )
+
+    def put_verdict(self, session: Session, message: Message) -> None:
+        session.execute(
+            "update message set tier = :tier, score = :score, action = :action, flags = :flag_array, symbols = null,"
+            " packed_symbols = :packed_symbols where id = :id",
+            message,
+            **rows.columns(message) | {"flag_array": [flag.value for flag in message.flags]},
+        )
+        self.add_terms(session, message.id, search.verdict_terms(message.tier, message.score))
 
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
         found = session.many("select message_id, dedup_key from seen where message_id in :ids", ids=list(ids))

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, overload
 
+from portal.model.schedule import Preferences
 from portal.stores.postgres.database import Connection, Database
-from portal.stores.shared.session import Engine, Row, Session
+from portal.stores.shared.session import Engine, Row, Session, parameters
 
 _NAMED = re.compile(r"(\bin )?(?<!:):(\w+)")
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
@@ -23,15 +24,17 @@ class PostgresSession(Session):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def execute(self, sql: str, **values: Any) -> int:
-        return self.connection.execute(_translated(sql), _parameters(values)).rowcount
+    def execute(self, sql: str, *fields: object, **values: Any) -> int:
+        return self.connection.execute(_translated(sql), parameters(fields, values, _kept)).rowcount
 
-    def many(self, sql: str, **values: Any) -> list[Row]:
-        return rows_of(self.connection.execute(_translated(sql), _parameters(values)).fetchall())
+    def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
+        return rows_of(self.connection.execute(_translated(sql), parameters(fields, values, _kept)).fetchall())
 
-    def one(self, sql: str, *, for_update: bool = False, skip_locked: bool = False, **values: Any) -> Row | None:
+    def one(
+        self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
+    ) -> Row | None:
         sql += " for update" if for_update else ""
-        rows = self.many(sql + " skip locked" if skip_locked else sql, **values)
+        rows = self.many(sql + " skip locked" if skip_locked else sql, *fields, **values)
         return rows[0] if rows else None
 
     def lock(self, name: str) -> None:
@@ -95,9 +98,7 @@ def _translated(sql: str) -> bytes:
     return _NAMED.sub(parameter, sql.replace("%", "%%")).encode()
 
 
-def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(map(_kept, v)) if isinstance(v, list) else _kept(v) for name, v in values.items()}
-
-
 def _kept(value: Any) -> Any:
+    if isinstance(value, Preferences):
+        return value.to_json()
     return text(value) if isinstance(value, str) else value

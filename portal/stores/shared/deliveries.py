@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError
-from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Filter, Reader, State, held_at, identity
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Reader, State, held_at, identity
 from portal.stores import rules, search
 from portal.stores.contracts import Deliveries
 from portal.stores.records import Page, QueuedMail
 from portal.stores.shared.outbox import queue
-from portal.stores.shared.rows import Rows, event_from, events
+from portal.stores.shared.rows import WHERE_KEY, Rows, events
 from portal.stores.shared.session import Engine
 
 log = logging.getLogger("quarantine.store")
@@ -67,24 +67,13 @@ class SqlDeliveries(Deliveries):
             return Page((), None)
         return self.search(search.of_reader(reader, states, words), limit, before)
 
-    @abstractmethod
-    def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page: ...
-
-    @abstractmethod
-    def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]: ...
-
     # ---- histories
 
     def history(self, key: DeliveryId) -> Sequence[Event]:
         with self._engine.reading() as session:
             self._rows.delivery(session, key)
-            rows = session.many(
-                "select at, kind, actor, via, address, detail from event"
-                " where message_id = :id and number = :number order by seq",
-                id=key.message_id,
-                number=key.number,
-            )
-        return [Event(held_at(key.message_id), EventKind.HELD, Actor("system")), *map(event_from, rows)]
+            found = events(session, [key.message_id]).get(key, [])
+        return [Event(held_at(key.message_id), EventKind.HELD, Actor("system")), *found]
 
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
         wanted = set(keys)
@@ -126,15 +115,9 @@ class SqlDeliveries(Deliveries):
     ) -> Delivery:
         with self._engine.writing() as session:
             rules.check_state(self._rows.delivery(session, key, for_update=True), allowed)
-            session.execute(
-                "update delivery set state = :state, state_at = :now, reason = :reason, next_try_at = null,"
-                " lease = null where message_id = :id and number = :number",
-                state=to.value,
-                now=now,
-                reason=reason,
-                id=key.message_id,
-                number=key.number,
-            )
+            moved = "state = :state, state_at = :now, reason = :reason, next_try_at = null, lease = null"
+            update = f"update delivery set {moved} {WHERE_KEY}"
+            session.execute(update, key, state=to.value, now=now, reason=reason)
             if mail is not None:
                 queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason))
@@ -161,13 +144,8 @@ class SqlDeliveries(Deliveries):
             raise
         with self._engine.writing() as session:
             # Whatever process has the claim by now: the mail server has the mail.
-            session.execute(
-                "update delivery set state = 'released', state_at = :now, reason = '', next_try_at = null, lease = null"
-                " where message_id = :id and number = :number and state <> 'released'",
-                now=now,
-                id=key.message_id,
-                number=key.number,
-            )
+            released = "state = 'released', state_at = :now, reason = '', next_try_at = null, lease = null"
+            session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
             self._rows.record(session, key, Event(now, EventKind.RELEASED, actor, answer()))
 
     def _claim_release(
@@ -176,16 +154,13 @@ class SqlDeliveries(Deliveries):
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             is_retry = rules.is_retry(delivery, allowed, now)
+            was = delivery if is_retry else replace(delivery, state_at=now, reason="", attempts=0)
             session.execute(
-                "update delivery set state = 'releasing', state_at = :state_at, reason = :reason, attempts = :attempts,"
-                " next_try_at = :next_try_at, lease = :lease where message_id = :id and number = :number",
-                state_at=delivery.state_at if is_retry else now,
-                reason=delivery.reason if is_retry else "",
-                attempts=delivery.attempts + 1 if is_retry else 1,
-                next_try_at=now + rules.LEASE,
+                "update delivery set state = 'releasing', state_at = :state_at, reason = :reason,"
+                f" attempts = :attempts + 1, next_try_at = :until, lease = :lease {WHERE_KEY}",
+                *(was, key),
+                until=now + rules.LEASE,
                 lease=lease,
-                id=key.message_id,
-                number=key.number,
             )
             if is_retry:
                 return self._rows.delivery(session, key)
@@ -198,25 +173,17 @@ class SqlDeliveries(Deliveries):
         with self._engine.writing() as session:
             changed = session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason,"
-                " next_try_at = :next_try_at, lease = null"
-                " where message_id = :id and number = :number and lease = :lease",
-                state=failed.state.value,
-                state_at=failed.state_at,
-                reason=failed.reason,
-                next_try_at=failed.next_try_at,
-                id=delivery.id,
-                number=delivery.number,
+                f" next_try_at = :next_try_at, lease = null {WHERE_KEY} and lease = :lease",
+                *(failed, delivery.key),
                 lease=lease,
             )
             if changed:
                 self._rows.record(session, delivery.key, Event(now, failed.kind, actor, failed.reason))
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
+        select = (
+            "select message_id, number from delivery where state = 'releasing' and next_try_at <= :now"
+            " order by next_try_at limit :limit"
+        )
         with self._engine.reading() as session:
-            rows = session.many(
-                "select message_id, number from delivery where state = 'releasing' and next_try_at <= :now"
-                " order by next_try_at limit :limit",
-                now=now,
-                limit=limit,
-            )
-        return [DeliveryId(id, number) for id, number in rows]
+            return [DeliveryId(*row) for row in session.many(select, now=now, limit=limit)]

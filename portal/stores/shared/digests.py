@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from portal.model.message import Delivery, DeliveryId, Reader, State
 from portal.model.schedule import Preferences
 from portal.stores import rules
 from portal.stores.contracts import Digests
-from portal.stores.records import Asked, Claims, Digest, DigestRecord, LinkOpen, Unsent
+from portal.stores.records import Asked, Digest, LinkOpen, Unsent
 from portal.stores.rules import address_of
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
@@ -27,6 +27,15 @@ _DIGEST = (
     " (select preferences from recipient r where r.recipient = digest.recipient) as preferences from digest "
 )
 
+_LAST = "where recipient = :recipient and sent_at is not null order by issued_at desc, id desc limit 1"
+_ASK = (
+    "insert into recipient (recipient, address, news_since, next_digest_at, asked_at)"
+    " values (:recipient, :address, :news_since, :now, :now) on conflict (recipient) do update set"
+    " news_since = coalesce(recipient.news_since, excluded.news_since),"
+    " next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at"
+    " where recipient.asked_at is null or recipient.asked_at <= :since"
+)
+
 
 class SqlDigests(Digests):
     """See `Digests`."""
@@ -35,45 +44,14 @@ class SqlDigests(Digests):
         self._engine = engine
 
     def due(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
+        which = f"{DUE} order by next_digest_at"
+        if now is None:
+            which = f"{HAS_NEWS} and recipient > :after order by recipient"
         with self._engine.reading() as session:
-            if now is None:
-                rows = session.many(
-                    f"select recipient from recipient where {HAS_NEWS} and recipient > :after"
-                    " order by recipient limit :limit",
-                    after=after,
-                    limit=limit,
-                )
-            else:
-                rows = session.many(
-                    f"select recipient from recipient where {DUE} order by next_digest_at limit :limit",
-                    now=now,
-                    limit=limit,
-                )
+            rows = session.many(
+                f"select recipient from recipient where {which} limit :limit", now=now, after=after, limit=limit
+            )
         return [recipient for (recipient,) in rows]
-
-    @abstractmethod
-    def claim(
-        self,
-        now: datetime,
-        count: int,
-        limit: int,
-        *,
-        only: Sequence[str] | None = None,
-        at_once: bool = False,
-        readers: Callable[[str], Reader] = Reader,
-    ) -> Claims: ...
-
-    @abstractmethod
-    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None: ...
-
-    @abstractmethod
-    def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]: ...
-
-    @abstractmethod
-    def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]: ...
-
-    @abstractmethod
-    def take(self, digests: Sequence[DigestRecord]) -> None: ...
 
     @abstractmethod
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
@@ -92,30 +70,16 @@ class SqlDigests(Digests):
             wanted = [d for d in kept if d.state is State.HELD and d.recipient in reader.identities]
         if not wanted:
             return Asked.NOTHING
+        news = {"address": address_of(recipient, wanted[0].address), "news_since": wanted[0].message.held_at}
         with self._engine.writing() as session:
-            is_due = session.execute(
-                "insert into recipient (recipient, address, news_since, next_digest_at, asked_at)"
-                " values (:recipient, :address, :news_since, :now, :now) on conflict (recipient) do update set"
-                " news_since = coalesce(recipient.news_since, excluded.news_since),"
-                " next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at"
-                " where recipient.asked_at is null or recipient.asked_at <= :since",
-                recipient=recipient,
-                address=address_of(recipient, wanted[0].address),
-                news_since=wanted[0].message.held_at,
-                now=now,
-                since=since,
-            )
+            is_due = session.execute(_ASK, recipient=recipient, now=now, since=since, **news)
             if is_due and again:
                 _unannounce(session, reader, wanted)
         return Asked.DUE if is_due else Asked.TOO_SOON
 
     def last(self, recipient: str) -> Digest | None:
         with self._engine.reading() as session:
-            row = session.one(
-                _DIGEST
-                + "where recipient = :recipient and sent_at is not null order by issued_at desc, id desc limit 1",
-                recipient=recipient,
-            )
+            row = session.one(_DIGEST + _LAST, recipient=recipient)
             return self._digest_from(session, row) if row else None
 
     def get(self, digest_id: UUID) -> Digest:
@@ -140,37 +104,38 @@ class SqlDigests(Digests):
     def record_link_open(
         self, recipient: str, issued_at: datetime, opened: LinkOpen, since: datetime
     ) -> Sequence[LinkOpen]:
+        insert = (
+            "insert into link_open (recipient, issued_at, message_id, number, at)"
+            " values (:recipient, :issued_at, :message_id, :number, :at)"
+        )
+        select = (
+            "select message_id, number, at from link_open where recipient = :recipient and issued_at = :issued_at"
+            f" and at >= :since order by at desc, id desc limit {rules.LINK_OPENS_MAX}"
+        )
         with self._engine.writing(durable=False) as session:
-            session.execute(
-                "insert into link_open (recipient, issued_at, message_id, number, at)"
-                " values (:recipient, :issued_at, :message_id, :number, :at)",
-                recipient=recipient,
-                issued_at=issued_at,
-                message_id=opened.delivery.message_id,
-                number=opened.delivery.number,
-                at=opened.at,
-            )
-            rows = session.many(
-                "select message_id, number, at from link_open"
-                " where recipient = :recipient and issued_at = :issued_at and at >= :since"
-                " order by at desc, id desc limit :limit",
-                recipient=recipient,
-                issued_at=issued_at,
-                since=since,
-                limit=rules.LINK_OPENS_MAX,
-            )
+            session.execute(insert, opened, opened.delivery, recipient=recipient, issued_at=issued_at)
+            rows = session.many(select, recipient=recipient, issued_at=issued_at, since=since)
         return [LinkOpen(DeliveryId(id, number), at) for id, number, at in reversed(rows)]
+
+
+def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
+    """End the claim of a digest that was not sent."""
+    session.execute(
+        "update recipient set lease = null, lease_until = :not_before,"
+        " next_digest_at = case when next_digest_at <= :now then coalesce(:due_at, next_digest_at)"
+        " else next_digest_at end,"
+        " failures = case when :failure = '' then failures else failures + 1 end,"
+        " failure = case when :failure = '' then failure else :failure end,"
+        " failed_at = case when :failure = '' then failed_at else :now end"
+        " where recipient = :recipient and lease = :lease",
+        *(each.digest, each),
+        now=now,
+    )
 
 
 def _unannounce(session: Session, reader: Reader, deliveries: Sequence[Delivery]) -> None:
     """Let deliveries of a reader's last digest be announced to them again."""
-    ids = list({delivery.id for delivery in deliveries})
-    session.execute(
-        "update delivery set announced_at = null"
-        " where message_id in :ids and recipient in :identities and state = 'held'",
-        ids=ids,
-        identities=list({delivery.recipient for delivery in deliveries}),
-    )
-    session.execute(
-        "delete from announced_to where message_id in :ids and reader = :reader", ids=ids, reader=reader.identity
-    )
+    ids, identities = list({each.id for each in deliveries}), list({each.recipient for each in deliveries})
+    held = "message_id in :ids and recipient in :identities and state = 'held'"
+    session.execute(f"update delivery set announced_at = null where {held}", ids=ids, identities=identities)
+    session.execute("delete from announced_to where message_id in :ids and reader = :who", ids=ids, who=reader.identity)

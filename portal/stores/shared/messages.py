@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
-from portal.model.message import Body, Delivery, DeliveryId, Export, Message, State, Tier, parse_id
+from portal.model.message import Delivery, DeliveryId, Export, Message, State, Tier, parse_id
 from portal.stores import rules
 from portal.stores.contracts import Messages
 from portal.stores.journal import delivery_line, told_line
-from portal.stores.records import Held, Record
+from portal.stores.records import Record
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
+from portal.stores.shared.verdicts import raise_tier
+from portal.stores.verdict import RAISED_TOGETHER
 
 FIRST = UUID(int=0)
 
@@ -26,16 +29,32 @@ class SqlMessages(Messages):
         self._engine = engine
         self._rows = rows
 
-    @abstractmethod
-    def add(
-        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
-    ) -> Held: ...
+    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
+        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder. Return those raised.
+
+        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
+        ``deadline`` is in time.monotonic().
+        """
+        raised: list[UUID] = []
+        after = FIRST
+        while tier.milder:
+            ids = self._copies(held, export, tier, after, deadline)
+            if ids:
+                with self._judging(deadline) as session:
+                    raised += raise_tier(session, self._rows, ids, export, tier, datetime.now(UTC))
+            if len(ids) < RAISED_TOGETHER:
+                break
+            after = ids[-1]
+        return tuple(raised)
 
     @abstractmethod
-    def body(self, message_id: UUID) -> Iterator[bytes]: ...
+    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+        """Return the next messages, by id, at most `RAISED_TOGETHER`, that are ``held`` or have the export's bytes, and
+        have a milder tier."""
 
     @abstractmethod
-    def take(self, record: Record, body: Body | None) -> None: ...
+    def _judging(self, deadline: float) -> AbstractContextManager[Session]:
+        """Begin a transaction that waits no longer than the deadline."""
 
     def find(self, text: str) -> Sequence[Message]:
         id = parse_id(text)

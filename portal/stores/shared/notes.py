@@ -11,6 +11,7 @@ from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine
 
 _COUNTER = "tally."
+_INSERT = "insert into setting (name, value) values (:name, :value) on conflict (name)"
 
 
 class SqlNotes(Notes):
@@ -26,51 +27,32 @@ class SqlNotes(Notes):
 
     def set(self, name: str, value: str) -> None:
         with self._engine.writing() as session:
-            session.execute(
-                "insert into setting (name, value) values (:name, :value)"
-                " on conflict (name) do update set value = excluded.value",
-                name=name,
-                value=value,
-            )
+            session.execute(f"{_INSERT} do update set value = excluded.value", name=name, value=value)
 
     def set_default(self, name: str, value: str) -> str:
         with self._engine.writing() as session:
-            session.execute(
-                "insert into setting (name, value) values (:name, :value) on conflict (name) do nothing",
-                name=name,
-                value=value,
-            )
+            session.execute(f"{_INSERT} do nothing", name=name, value=value)
             row = session.one("select value from setting where name = :name", name=name)
         return str(row[0]) if row else value
 
     def compare_and_set(
         self, name: str, old: str | None, new: str, now: datetime, *, mail: QueuedMail | None = None
     ) -> bool:
+        update = "update setting set value = :value where name = :name and value = :old"
         with self._engine.writing() as session:
-            if old is None:
-                is_set = session.execute(
-                    "insert into setting (name, value) values (:name, :new) on conflict (name) do nothing",
-                    name=name,
-                    new=new,
-                )
-            else:
-                is_set = session.execute(
-                    "update setting set value = :new where name = :name and value = :old", name=name, old=old, new=new
-                )
-            if is_set and mail is not None:
+            changed = session.execute(f"{_INSERT} do nothing" if old is None else update, name=name, old=old, value=new)
+            if changed and mail is not None:
                 queue(session, mail, now)
-        return bool(is_set)
+        return bool(changed)
 
     def add_counters(self, amounts: Mapping[str, float]) -> None:
+        add = (
+            "do update set value = cast(cast(setting.value as double precision)"
+            " + cast(excluded.value as double precision) as text)"
+        )
         with self._engine.writing(durable=False) as session:
             for name in sorted(amounts):  # so that two transactions never wait for each other
-                session.execute(
-                    "insert into setting (name, value) values (:name, :amount) on conflict (name) do update"
-                    " set value = cast(cast(setting.value as double precision)"
-                    " + cast(excluded.value as double precision) as text)",
-                    name=_COUNTER + name,
-                    amount=repr(float(amounts[name])),
-                )
+                session.execute(f"{_INSERT} {add}", name=_COUNTER + name, value=repr(float(amounts[name])))
 
     def counters(self) -> Mapping[str, float]:
         with self._engine.reading() as session:

@@ -59,33 +59,19 @@ class SqlOutbox(Outbox):
             if row is None:
                 return None
             id, to, mail, attempts, queued_at = row
-            session.execute(
-                "update outbox set attempts = attempts + 1, next_try_at = :next_try_at, lease = :lease where id = :id",
-                next_try_at=now + rules.LEASE,
-                lease=lease,
-                id=id,
-            )
+            claim = "update outbox set attempts = attempts + 1, next_try_at = :until, lease = :lease where id = :id"
+            session.execute(claim, until=now + rules.LEASE, lease=lease, id=id)
         return OutgoingMail(id, to, mail, attempts + 1), queued_at
 
     def _record_failure(self, mail: OutgoingMail, lease: UUID, next_try_at: datetime | None) -> None:
+        failed = "delete from outbox where id = :id and lease = :lease"
+        if next_try_at is not None:
+            failed = "update outbox set next_try_at = :at, lease = null where id = :id and lease = :lease"
         with self._engine.writing() as session:
-            if next_try_at is None:
-                session.execute("delete from outbox where id = :id and lease = :lease", id=mail.id, lease=lease)
-            else:
-                session.execute(
-                    "update outbox set next_try_at = :next_try_at, lease = null where id = :id and lease = :lease",
-                    next_try_at=next_try_at,
-                    id=mail.id,
-                    lease=lease,
-                )
+            session.execute(failed, mail, lease=lease, at=next_try_at)
 
 
 def queue(session: Session, mail: QueuedMail, now: datetime) -> None:
     """Put a mail of ours into the outbox."""
-    session.execute(
-        "insert into outbox (id, address, mail, queued_at, next_try_at) values (:id, :to, :content, :now, :now)",
-        id=new_id(now),
-        to=mail.to,
-        content=mail.content,
-        now=now,
-    )
+    insert = "insert into outbox (id, address, mail, queued_at, next_try_at) values (:id, :to, :content, :now, :now)"
+    session.execute(insert, mail, id=new_id(now), now=now)

@@ -20,6 +20,8 @@ MESSAGE = ("id", "tier", *(_COLUMN_OF.get(field, field) for field in FACTS))  # 
 DELIVERY = (  # the columns that `delivery_from` takes, after the message
     *("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at"),
 )
+WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
+_KEY = "d.message_id = :message_id and d.number = :number"
 _EVENT = "at, kind, actor, via, address, detail"
 
 
@@ -27,11 +29,13 @@ class Rows(ABC):
     """How one engine finds messages and deliveries, and their terms for the search."""
 
     @abstractmethod
-    def messages(self, session: Session, rest: str, **values: Any) -> list[Message]:
+    def messages(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Message]:
         """Return the messages ``m`` that ``rest``, what follows FROM, selects."""
 
     @abstractmethod
-    def deliveries(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Delivery]:
+    def deliveries(
+        self, session: Session, rest: str, *fields: object, for_update: bool = False, **values: Any
+    ) -> list[Delivery]:
         """Return the deliveries ``d`` that ``rest`` selects, but for those whose message was just purged."""
 
     @abstractmethod
@@ -39,18 +43,19 @@ class Rows(ABC):
         """Let a search find a message by these terms as well."""
 
     @abstractmethod
+    def put_verdict(self, session: Session, message: Message) -> None:
+        """Write a message's tier, symbols, score, action and flags into its row, and index it under them.
+
+        The terms of before stay: `search.fits` looks at the tier and the score themselves.
+        """
+
+    @abstractmethod
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
         """Return the keys by which these messages are recognized, of those that are."""
 
     def delivery(self, session: Session, key: DeliveryId, *, for_update: bool = False) -> Delivery:
         """Return a delivery. Raises NotFound."""
-        found = self.deliveries(
-            session,
-            "where d.message_id = :id and d.number = :number",
-            for_update=for_update,
-            id=key.message_id,
-            number=key.number,
-        )
+        found = self.deliveries(session, f"where {_KEY}", key, for_update=for_update)
         if not found:
             raise NotFound("there is no such delivery")
         return found[0]
@@ -64,57 +69,31 @@ class Rows(ABC):
 
     def set_recipient(self, session: Session, key: DeliveryId, recipient: str, address: str) -> None:
         """Give a delivery a recipient, who then finds it."""
-        session.execute(
-            "update delivery set recipient = :recipient, address = :address"
-            " where message_id = :id and number = :number",
-            recipient=recipient,
-            address=address,
-            id=key.message_id,
-            number=key.number,
-        )
+        update = "update delivery set recipient = :recipient, address = :address"
+        session.execute(f"{update} {WHERE_KEY}", key, recipient=recipient, address=address)
         self.add_terms(session, key.message_id, [recipient_term(recipient)])
 
     def put(self, session: Session, delivery: Delivery) -> None:
         """Change a delivery, if it is there, to what this one says, without a claim."""
-        row = session.one(
-            "select recipient from delivery where message_id = :id and number = :number",
-            for_update=True,
-            id=delivery.id,
-            number=delivery.number,
-        )
+        row = session.one(f"select recipient from delivery {WHERE_KEY}", delivery.key, for_update=True)
         if row is None:
             return
         if row[0] != delivery.recipient:
             self.set_recipient(session, delivery.key, delivery.recipient, delivery.address)
         session.execute(
             "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
-            " next_try_at = :next_try_at, announced_at = :announced_at, lease = null"
-            " where message_id = :id and number = :number",
-            state=delivery.state.value,
-            state_at=delivery.state_at,
-            reason=delivery.reason,
-            attempts=delivery.attempts,
-            next_try_at=delivery.next_try_at,
-            announced_at=delivery.announced_at,
-            id=delivery.id,
-            number=delivery.number,
+            f" next_try_at = :next_try_at, announced_at = :announced_at, lease = null {WHERE_KEY}",
+            *(delivery, delivery.key),
         )
 
 
 def add_event(session: Session, key: DeliveryId, event: Event) -> None:
     """Write a line of a delivery's history."""
-    session.execute(
+    insert = (
         "insert into event (message_id, number, at, kind, actor, via, address, detail)"
-        " values (:id, :number, :at, :kind, :actor, :via, :address, :detail)",
-        id=key.message_id,
-        number=key.number,
-        at=event.at,
-        kind=event.kind.value,
-        actor=event.actor.who,
-        via=event.actor.via,
-        address=event.actor.address,
-        detail=event.detail,
+        " values (:message_id, :number, :at, :kind, :who, :via, :address, :detail)"
     )
+    session.execute(insert, key, event, event.actor)
 
 
 def events(session: Session, ids: Collection[UUID]) -> dict[DeliveryId, list[Event]]:
@@ -136,14 +115,12 @@ def event_from(row: Sequence[Any]) -> Event:
 
 def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) -> None:
     """Record that this reader was notified of these deliveries, of those that are here."""
+    insert = (
+        "insert into announced_to (message_id, number, reader) select message_id, number, :reader from delivery"
+        f" {WHERE_KEY} on conflict (message_id, number, reader) do nothing"
+    )
     for key in keys:
-        session.execute(
-            "insert into announced_to (message_id, number, reader) select message_id, number, :reader from delivery"
-            " where message_id = :id and number = :number on conflict (message_id, number, reader) do nothing",
-            reader=reader,
-            id=key.message_id,
-            number=key.number,
-        )
+        session.execute(insert, key, reader=reader)
 
 
 def columns(facts: Facts) -> dict[str, Any]:
@@ -165,7 +142,5 @@ def message_from(row: Row) -> Message:
 
 def delivery_from(row: Sequence[Any], message: Message) -> Delivery:
     """Return the delivery of a row of the columns `DELIVERY`."""
-    number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at = row
-    return Delivery(
-        *(message, number, recipient, address, State(state), state_at, reason, attempts, next_try_at, announced_at)
-    )
+    number, recipient, address, state, *rest = row
+    return Delivery(message, number, recipient, address, State(state), *rest)
