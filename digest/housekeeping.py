@@ -12,11 +12,10 @@ from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
 from portal.model.errors import RelayDeferred, RelayRefused
-from portal.stores import Store
+from portal.stores import Store, notes
 
 log = logging.getLogger("quarantine.digest")
 
-_CLOCK = "digest.clock"  # a note in the store: since when `daily` met no jump, and when it ran last
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend without the process
 _CLOCK_TRUSTED = timedelta(hours=20)
 
@@ -62,12 +61,11 @@ def _steady(store: Store, now: datetime) -> bool:
 
     After a jump, or days in which this did not run – which look the same – there is a day to set the clock right.
     """
-    since, noted = now, store.notes.get(_CLOCK)
-    if noted is not None:
-        first, last = (datetime.fromisoformat(moment) for moment in noted.split())
-        if abs(now - last) <= _CLOCK_JUMP:
-            since = first
+    since, steady = now, notes.CLOCK.get(store)
+    if steady is not None:
+        if abs(now - steady.until) <= _CLOCK_JUMP:
+            since = steady.since
         else:
-            log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", last, now)
-    store.notes.set(_CLOCK, f"{since.isoformat()} {now.isoformat()}")
+            log.warning("the clock jumped, or nothing ran, from %s to %s: the purge waits a day", steady.until, now)
+    notes.CLOCK.set(store, notes.Period(since, now))
     return now - since >= _CLOCK_TRUSTED

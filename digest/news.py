@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from portal.assemble import ALIASES_LAST_GOOD, Parts
+from portal.assemble import Parts
 from portal.model.domains import shown_address
-from portal.model.message import Reader, identity
+from portal.model.message import Reader
 from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
+from portal.stores import notes
 from portal.stores.records import Person
 
 log = logging.getLogger("quarantine.digest")
@@ -18,8 +18,6 @@ log = logging.getLogger("quarantine.digest")
 PAGE = 500  # recipients looked up at once
 LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
-_STOPPED = "people.stopped"  # a note in the store: aliases whose digests were stopped while they were people, and when
-_ALIASES = "people.version"  # a note in the store: of the alias file that was looked at
 
 
 def plan_of(parts: Parts, recipient: str, preferences: Preferences) -> Plan:
@@ -81,7 +79,7 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     """
     version = parts.people.names().version
     # The process's own memory as well: hosts whose files differ would take turns for ever.
-    if not parts.people.text() or version == parts.people.looked_at or parts.store.notes.get(_ALIASES) == version:
+    if not parts.people.text() or version == parts.people.looked_at or notes.ALIASES.get(parts.store) == version:
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
     stopped = _stop_again(parts)
@@ -89,34 +87,33 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     while people := parts.store.recipients.records(after, PAGE):
         after = people[-1].recipient
         aliases = {
-            person.recipient: person.stopped_at.isoformat()
+            person.recipient: person.stopped_at
             for person in people
             if person.stopped_at is not None and not parts.people.is_person(person.recipient)
         }
         if aliases:
             # Before they go on: an interruption in between must not forget who had stopped.
             stopped |= aliases
-            parts.store.notes.set(_STOPPED, json.dumps(stopped))
+            notes.STOPPED_ALIASES.set(parts.store, stopped)
         for address in aliases:
             parts.store.recipients.set_digests_stopped(address, None)
         for person in people:
             if person.news_since is not None:
                 pass_news_on(parts, person.recipient)
-    parts.store.notes.set(ALIASES_LAST_GOOD, parts.people.text())
-    parts.store.notes.set(_ALIASES, version)
+    notes.ALIASES_LAST_GOOD.set(parts.store, parts.people.text())
+    notes.ALIASES.set(parts.store, version)
     parts.people.looked_at = version
 
 
-def _stop_again(parts: Parts) -> dict[str, str]:
+def _stop_again(parts: Parts) -> dict[str, datetime]:
     """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
     alias, and since when their digests were stopped."""
-    noted: dict[str, str] = json.loads(parts.store.notes.get(_STOPPED) or "{}")
-    stopped = {identity(address): at for address, at in noted.items()}  # notes up to version 0.1.1 have U-labels
+    stopped = dict(notes.STOPPED_ALIASES.get(parts.store) or {})
     back = [address for address in stopped if parts.people.is_person(address)]
     for address in back:
-        parts.store.recipients.set_digests_stopped(address, datetime.fromisoformat(stopped.pop(address)))
+        parts.store.recipients.set_digests_stopped(address, stopped.pop(address))
     if back:
-        parts.store.notes.set(_STOPPED, json.dumps(stopped))
+        notes.STOPPED_ALIASES.set(parts.store, stopped)
     return stopped
 
 

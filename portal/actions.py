@@ -31,9 +31,9 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
 from portal.model.text import shown
-from portal.stores import Store
+from portal.stores import Store, notes
 from portal.stores.records import QueuedMail
 
 log = logging.getLogger("quarantine.release")
@@ -84,7 +84,7 @@ class Acts:
 
     def retry(self, id: UUID, number: int) -> Delivery:
         """Go on with a release whose time for another try has come. Raises as `release`."""
-        return self._send(id, number, set(), Actor("digest"))
+        return self._send(id, number, set(), Actor(ActorKind.DIGEST))
 
     def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
         reply = ""
@@ -135,7 +135,7 @@ class Acts:
         """
         if delivery.message.tier is Tier.DANGEROUS:
             begun = self._begun(delivery)
-            if begun is None or not begun.actor.who.startswith("operator"):
+            if begun is None or begun.actor.kind is not ActorKind.OPERATOR:
                 log.warning("not released id=%s recipient=%s: dangerous by now", delivery.id, delivery.recipient)
                 raise NotAllowed(_DANGEROUS)
 
@@ -241,12 +241,12 @@ class Acts:
 
     def alarm_hourly(self, subject: str, text: str) -> None:
         """`alarm`, at most once an hour for each subject, over all processes. What hinders it is logged, not raised."""
-        now, name = self.now(), f"alarm {subject}"
+        now, note = self.now(), notes.alarm(subject)
         try:
-            told = self.store.notes.get(name)
+            last = note.text(self.store)
             # Either way, so that a clock that was a year ahead does not silence it for a year.
-            if told is None or abs(now - datetime.fromisoformat(told.partition(" ")[0])) >= _ALARM_EVERY:
-                self.alarm(subject, text, note=(name, told, now.isoformat()))
+            if last is None or abs(now - note.from_text(last)) >= _ALARM_EVERY:
+                self.alarm(subject, text, note=(note.name, last, note.to_text(now)))
         except QuarantineError as error:
             log.error("alarm %r could not be sent: %s", subject, error)
 

@@ -20,11 +20,9 @@ from portal.model.schedule import plan_for
 from portal.model.tiers import Tiers
 from portal.people import Directory
 from portal.settings import Settings
-from portal.stores import Store, open_store
+from portal.stores import Store, notes, open_store
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-ALIASES_LAST_GOOD = "people.last_good"  # a note in the store: the text of the alias file
-TEMPLATE_FAILED = "site.template_failed"  # a note in the store: when the file was changed, its name, what happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def make_render(settings: Settings, store: Store) -> Render:
         with suppress(StoreUnavailable, OSError):  # it was logged, and the mail or page it was about matters more
             path = settings.site.folder / "templates" / name if settings.site.folder else Path(name)
             changed = path.stat().st_mtime_ns if path.exists() else 0
-            store.notes.set(TEMPLATE_FAILED, f"{changed} {name}: {said}")
+            notes.TEMPLATE_FAILED.set(store, notes.TemplateFailure(changed, f"{name}: {said}"))
 
     return Render(
         settings.digest.language,
@@ -128,7 +126,7 @@ def make_people(settings: Settings, store: Store) -> Directory:
 
     def last_good() -> str | None:
         try:
-            return store.notes.get(ALIASES_LAST_GOOD)
+            return notes.ALIASES_LAST_GOOD.get(store)
         except StoreUnavailable:
             return None
 
@@ -168,7 +166,7 @@ def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
     one, but they must still include that one. Raises StoreMisfit.
     """
     prints = links.fingerprints()
-    kept = store.notes.set_default("links.key", prints[-1]) if record else store.notes.get("links.key")
+    kept = notes.LINK_KEY.set_default(store, prints[-1]) if record else notes.LINK_KEY.get(store)
     if kept is not None and kept not in prints:
         raise StoreMisfit(
             "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
@@ -176,4 +174,4 @@ def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
             "`quarantine init --new-keys`)"
         )
     if record and kept != prints[-1]:
-        store.notes.set("links.key", prints[-1])
+        notes.LINK_KEY.set(store, prints[-1])

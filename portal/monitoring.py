@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
-from portal.stores import Store
+from portal.stores import Store, notes
 from portal.stores.records import Stats
-
-_SENT_AT = "digests.sent_at"
-_RUN_SECONDS = "digests.run_seconds"
-_OUTAGE = "digests.outage"  # the moment since which digests are overdue and the administrator knows; "" in good times
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +33,9 @@ def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused:
         {"digests.runs": 1, "digests.sent": sent, "digests.deferred": deferred, "digests.refused": refused}
         | {"digests.seconds": seconds}
     )
-    store.notes.set(_RUN_SECONDS, f"{seconds:.3f}")
+    notes.RUN_SECONDS.set(store, seconds)
     if sent:
-        store.notes.set(_SENT_AT, now.isoformat())
+        notes.SENT_AT.set(store, now)
 
 
 def runs(store: Store) -> Runs:
@@ -48,15 +44,14 @@ def runs(store: Store) -> Runs:
     count, sent, deferred, refused = (
         round(tallies.get(f"digests.{name}", 0)) for name in ("runs", "sent", "deferred", "refused")
     )
-    sent_at, last = store.notes.get(_SENT_AT), store.notes.get(_RUN_SECONDS)
     return Runs(
         count,
         sent,
         deferred,
         refused,
         tallies.get("digests.seconds", 0.0),
-        datetime.fromisoformat(sent_at) if sent_at else None,
-        float(last) if last else None,
+        notes.SENT_AT.get(store),
+        notes.RUN_SECONDS.get(store),
     )
 
 
@@ -84,24 +79,24 @@ def watch(parts: Parts, now: datetime) -> None:
     figures = store.stats(now)
     last_sent_at = runs(store).last_sent_at
     since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
-    known = store.notes.get(_OUTAGE)
-    if since is not None and not known:
+    known = notes.OUTAGE.get(store)
+    if since is not None and known is None:
         parts.acts.alarm(
             "digests are overdue",
             f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
             f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
             "soon as it can be; there will be one more mail then.",
-            note=(_OUTAGE, known, since.isoformat()),
+            note=(notes.OUTAGE.name, notes.OUTAGE.text(store), notes.OUTAGE.to_text(since)),
         )
-    elif since is None and known and _goes_on(figures, last_sent_at, known):
+    elif since is None and known is not None and _goes_on(figures, last_sent_at, known):
         parts.acts.alarm(
             "digests go out again",
-            f"No digest is overdue any more. They were since {datetime.fromisoformat(known):%Y-%m-%d %H:%M} UTC.",
-            note=(_OUTAGE, known, ""),
+            f"No digest is overdue any more. They were since {known:%Y-%m-%d %H:%M} UTC.",
+            note=(notes.OUTAGE.name, notes.OUTAGE.to_text(known), ""),
         )
 
 
-def _goes_on(figures: Stats, last_sent_at: datetime | None, known: str) -> bool:
+def _goes_on(figures: Stats, last_sent_at: datetime | None, known: datetime) -> bool:
     """Whether digests went out since that outage began: those that failed too often are due the next day, not over."""
-    sent = last_sent_at is not None and last_sent_at >= datetime.fromisoformat(known)
+    sent = last_sent_at is not None and last_sent_at >= known
     return sent or not figures.digests_failing

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from portal.model.errors import RelayRefused
-from portal.model.message import Actor, Body, Export, Reader, Symbol, Tier, identity
+from portal.model.message import Actor, ActorKind, Body, Export, Reader, Symbol, Tier, identity
 from portal.stores import LEASE, Store
 from portal.stores.records import Digest, Held, Unsent
 
@@ -21,8 +21,8 @@ BOB = "bob@example.org"  # shares a message with her
 MALLORY = "mallory@example.org"  # must see nothing
 SENDER = "promo@example.net"
 
-BY_LINK = Actor("recipient", "link", "192.0.2.7")
-BY_OPERATOR = Actor("operator:root", "cli")
+BY_LINK = Actor(ActorKind.RECIPIENT, via="link", address="192.0.2.7")
+BY_OPERATOR = Actor(ActorKind.OPERATOR, "root", via="cli")
 
 _numbers = itertools.count(1)
 

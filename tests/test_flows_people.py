@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
 from portal.model.links import Action
-from portal.model.message import Actor, DeliveryId, EventKind, State
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, State
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, MALLORY
 from tests.conftest import MakeParts
@@ -190,7 +190,7 @@ def test_a_page_of_many_mails_asks_few_questions(
             DeliveryId(mail.id, 0),
             State.DELETED,
             {State.HELD},
-            Actor(f"recipient:{BOB}"),
+            Actor(ActorKind.RECIPIENT, BOB),
             site.now,
             kind=EventKind.DELETED,
         )
@@ -204,7 +204,12 @@ def test_a_page_of_many_mails_asks_few_questions(
 
     for mail in mails:
         site.store.deliveries.move(
-            DeliveryId(mail.id, 0), State.HELD, set(State), Actor("operator:root"), site.now, kind=EventKind.RESTORED
+            DeliveryId(mail.id, 0),
+            State.HELD,
+            set(State),
+            Actor(ActorKind.OPERATOR, "root"),
+            site.now,
+            kind=EventKind.RESTORED,
         )
     tell(site)
     several = link(digests(smtp)[ALICE], "Release or delete several")

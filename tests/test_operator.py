@@ -450,3 +450,13 @@ def test_check_tells_of_a_rule_that_leads_elsewhere(
     findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
     for n in range(blocks):
         assert said in findings[f"exporter rule RULE{n}"]
+
+
+def test_check_goes_on_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("init")
+    (tmp_path / "rspamadm").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "rspamadm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("portal.cli.checks._RSPAMADM_SECONDS", 0.5)
+    findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
+    assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so its rule is not tried"

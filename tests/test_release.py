@@ -494,9 +494,9 @@ def test_fifty_clicks_at_once_send_one_mail(store: Store, acts: Acts, smtp: Smtp
 CHILD = """
 import sys, uuid
 from portal.assemble import assemble
-from portal.model.message import Actor
+from portal.model.message import Actor, ActorKind
 from portal.settings import load
-assemble(load(), create=True).acts.release(uuid.UUID(sys.argv[1]), 0, Actor("recipient", "link"))
+assemble(load(), create=True).acts.release(uuid.UUID(sys.argv[1]), 0, Actor(ActorKind.RECIPIENT, via="link"))
 """
 
 

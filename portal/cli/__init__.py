@@ -32,10 +32,10 @@ from portal.cli.common import NotDone, guarded
 from portal.mail import wire
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Actor, Delivery, DeliveryId, Filter, Message, State, Tier, identity
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, State, Tier, identity
 from portal.model.text import shown
 from portal.settings import load, load_from, masked
-from portal.stores import open_store
+from portal.stores import notes, open_store
 
 LIST_LIMIT = 50
 _LIST_COLUMNS = 140  # a terminal's, from which on the list is a table
@@ -79,8 +79,8 @@ def init(new_keys: bool) -> None:
         store.prepare_days(datetime.now(UTC))
         links = make_links(settings, create=True)
         if new_keys:
-            store.notes.set("links.key", links.fingerprints()[-1])
-        kept = store.notes.set_default("links.key", links.fingerprints()[-1])
+            notes.LINK_KEY.set(store, links.fingerprints()[-1])
+        kept = notes.LINK_KEY.set_default(store, links.fingerprints()[-1])
     finally:
         store.close()
     click.echo(f"store: {masked(settings)['store.url']} is ready")
@@ -404,7 +404,7 @@ def _operator() -> Actor:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container's user that /etc/passwd does not know; OSError since Python 3.13
         name = str(os.getuid())
-    return Actor(f"operator:{shown(name)}", "cli")
+    return Actor(ActorKind.OPERATOR, shown(name), "cli")
 
 
 def _moment(option: str, text: str, *, whole_day: bool = False) -> datetime:

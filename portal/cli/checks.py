@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from portal import shipped
-from portal.assemble import TEMPLATE_FAILED, agree_on_keys, keys_path, make_links, make_people
+from portal.assemble import agree_on_keys, keys_path, make_links, make_people
 from portal.mail.relay import Relay
 from portal.mail.render import site_problems
 from portal.model.domains import shown_address
@@ -35,9 +35,10 @@ from portal.model.message import Filter, State
 from portal.model.text import shown
 from portal.monitoring import overdue_since, runs
 from portal.settings import Settings, load_from
-from portal.stores import Store, open_store
+from portal.stores import Store, notes, open_store
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_RSPAMADM_SECONDS = 30
 _NAMED = 20  # recipients whose digest the mail server did not take
 _HEARTBEAT = timedelta(minutes=2)
 _SOCKET = "/run/quarantine.sock"  # deploy/systemd/quarantine.socket
@@ -244,10 +245,12 @@ def site_failures(settings: Settings, store: Store) -> Iterator[Finding]:
     """The last template of the site that failed when it was used, unless it was changed since."""
     if settings.site.folder is None:
         return
-    changed, _, said = (store.notes.get(TEMPLATE_FAILED) or "").partition(" ")
-    path = settings.site.folder / "templates" / said.partition(":")[0]
-    if said and path.exists() and str(path.stat().st_mtime_ns) == changed:
-        yield Finding(False, "site.folder", f"{said}: it failed when it was used, ours was used instead")
+    failure = notes.TEMPLATE_FAILED.get(store)
+    if failure is None or not failure.what:
+        return
+    path = settings.site.folder / "templates" / failure.what.partition(":")[0]
+    if path.exists() and path.stat().st_mtime_ns == failure.changed_ns:
+        yield Finding(False, "site.folder", f"{failure.what}: it failed when it was used, ours was used instead")
 
 
 def storage(settings: Settings, store: Store) -> Iterator[Finding]:
@@ -360,9 +363,18 @@ def exporter(settings: Settings) -> Iterator[Finding]:
     if rspamadm is None:
         yield Finding(None, "exporter", "Rspamd is not on this host, so its rule cannot be tried from here")
         return
-    dump = subprocess.run(
-        [rspamadm, "configdump", "--json", "metadata_exporter"], capture_output=True, timeout=30, check=False
-    )
+    try:
+        dump = subprocess.run(
+            [rspamadm, "configdump", "--json", "metadata_exporter"],
+            capture_output=True,
+            timeout=_RSPAMADM_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding(
+            None, "exporter", "rspamadm did not print its configuration within 30 s, so its rule is not tried"
+        )
+        return
     try:
         found = json.loads(dump.stdout)["rules"]
     except (ValueError, KeyError, TypeError):

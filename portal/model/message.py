@@ -150,13 +150,34 @@ class Delivery:
         return DeliveryId(self.message.id, self.number)
 
 
+class ActorKind(StrEnum):
+    """What an actor is. The values are kept in stores and journals."""
+
+    RECIPIENT = "recipient"
+    OPERATOR = "operator"
+    DIGEST = "digest"  # the digest process
+    SYSTEM = "system"  # ingest
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """Who did something, for the history: shown to operators, never to other recipients."""
 
-    who: str  # "recipient", "operator:NAME", "digest", "system"
+    kind: ActorKind
+    name: str = ""  # of an operator; the identity of a recipient who reads under another name, or with others
     via: str = ""  # "link", "portal", "cli"
     address: str = ""  # the client's IP address
+
+    @property
+    def who(self) -> str:
+        """Kind and name as they are kept: "recipient", "operator:NAME", …"""
+        return f"{self.kind}:{self.name}" if self.name else str(self.kind)
+
+    @classmethod
+    def kept(cls, who: str, via: str, address: str) -> Actor:
+        """Return an actor as it is kept. Raises ValueError for another kind."""
+        kind, _, name = who.partition(":")
+        return cls(ActorKind(kind), name, via, address)
 
 
 class EventKind(StrEnum):

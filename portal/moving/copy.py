@@ -24,7 +24,7 @@ from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreMisfit, StoreUnavailable
 from portal.model.message import Body, Delivery, Event, random_token
-from portal.stores import Store, open_store
+from portal.stores import Store, notes, open_store
 from portal.stores.records import Record
 
 log = logging.getLogger("quarantine.moving")
@@ -34,7 +34,6 @@ _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
 # Notes in the target: a mail that it did not give back as it was written; the first and last of those being brought,
 # which a run that was killed may not have read back.
-_NOT_KEPT, _AT_WORK = "copy.not_kept", "copy.at_work"
 
 _AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
 
@@ -112,18 +111,18 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
     seen = 0
-    first, _, last = (target.notes.get(_AT_WORK) or "").partition(" ")
+    unread = notes.COPY_AT_WORK.get(target)  # what an earlier run had not read back yet
     progress(0, total, 0)
     with ThreadPoolExecutor(_AT_ONCE) as workers:
         for ids in _pages(source, _MESSAGES):
             theirs, ours = source.messages.records(ids), target.messages.records(ids)
             if any(id not in ours for id in ids):
-                begin, end = str(ids[0]), str(ids[-1])
-                if begin <= last:  # what an earlier run had left is not read back yet
-                    begin, end = min(begin, first), max(end, last)
-                target.notes.set(_AT_WORK, f"{begin} {end}")
+                begin, end = ids[0], ids[-1]
+                if unread is not None and begin <= unread.last:
+                    begin, end = min(begin, unread.first), max(end, unread.last)
+                notes.COPY_AT_WORK.set(target, notes.Stretch(begin, end))
             for id in ours:
-                if first <= str(id) <= last:
+                if unread is not None and unread.first <= id <= unread.last:
                     with suppress(NotFound):  # purged at this moment
                         _read_back(target, id)
             pairs = [(theirs.get(id), ours.get(id)) for id in ids]
@@ -132,33 +131,33 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
                 done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
                 seen += 1
                 progress(seen, max(seen, total), done.size_bytes)
-    target.notes.set(_AT_WORK, "")
+    notes.COPY_AT_WORK.set(target, None)
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
-    key = source.notes.get("links.key")
+    key = notes.LINK_KEY.get(source)
     if key is not None:
-        target.notes.set("links.key", key)
+        notes.LINK_KEY.set(target, key)
     done.mails_waiting = source.stats(datetime.now(UTC)).mails_waiting
     return done
 
 
 def _check(source: Store, target: Store) -> None:
     probe = random_token()
-    source.notes.set("copy.probe", probe)
-    if target.notes.get("copy.probe") == probe:
+    notes.COPY_PROBE.set(source, probe)
+    if notes.COPY_PROBE.get(target) == probe:
         raise StoreMisfit("FROM and TO are the same store: nothing was copied; name another one as TO")
-    not_kept = target.notes.get(_NOT_KEPT)
+    not_kept = notes.COPY_NOT_KEPT.get(target)
     if not_kept is not None:
         raise _not_kept(not_kept)
-    family = source.notes.set_default("store.family", random_token())
-    if target.notes.get("store.family") == family:
+    family = notes.FAMILY.set_default(source, random_token())
+    if notes.FAMILY.get(target) == family:
         return  # a copy of it, or what it is a copy of
     if target.messages.ids(None, 1):
         raise StoreMisfit(
             "TO holds mail that did not come from FROM: nothing was copied, since two quarantines cannot be told apart "
             "once they are mixed; name an empty store as TO"
         )
-    target.notes.set("store.family", family)
+    notes.FAMILY.set(target, family)
 
 
 def _is_in_use(source: Store, target: Store) -> bool:
@@ -217,11 +216,11 @@ def _read_back(target: Store, id: UUID) -> None:
         if not target.messages.records([id]):
             raise NotFound("there is no such message") from error
         # Kept in mind: the message is there now, so the next run would take it for copied.
-        target.notes.set(_NOT_KEPT, str(id))
-        raise _not_kept(str(id)) from error
+        notes.COPY_NOT_KEPT.set(target, id)
+        raise _not_kept(id) from error
 
 
-def _not_kept(id: str) -> StoreMisfit:
+def _not_kept(id: UUID) -> StoreMisfit:
     return StoreMisfit(
         f"TO does not give back the mail {id} as it was written, so its disk is not to be trusted: keep FROM, and name "
         "another store as TO"

@@ -17,11 +17,11 @@ from bottle import HTTPResponse
 
 from portal import __version__
 from portal.assemble import Parts
-from portal.model.message import Actor, Delivery
+from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.schedule import Preferences, plan_for
 from portal.model.text import N_
 from portal.web.request import Request
-from portal.web.rows import BY_NAME, Row, Viewer, needs_events, row
+from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
 
 # Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
@@ -155,7 +155,7 @@ class Pages:
     def actor(self, request: Request, via: str, delivery: Delivery, reader: str) -> Actor:
         """Return the reader at the other end, for the history: by name if others read that mailbox as well."""
         own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)
-        return Actor("recipient" if own else f"{BY_NAME}{reader}", via, request.peer)
+        return Actor(ActorKind.RECIPIENT, "" if own else reader, via, request.peer)
 
 
 def json_answer(status: int, value: Mapping[str, Any]) -> HTTPResponse:

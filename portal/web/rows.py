@@ -13,11 +13,10 @@ from zoneinfo import ZoneInfo
 
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
-from portal.model.message import Actor, Delivery, Event, EventKind, Message, State, Tier
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import Sender, explain, sender_shown, why
 from portal.model.text import N_, shown
 
-BY_NAME = "recipient:"  # with a reader's identity: an actor who reads under another name, or with others
 _SYMBOLS = 60  # shown of one mail
 _EVENTS = 50  # shown of one history
 
@@ -118,7 +117,7 @@ def _declined(events: Sequence[Event]) -> bool:
 
 def by_name(actor: Actor) -> str:
     """Return the reader who acted if they are known by name, else ""."""
-    return shown_address(actor.who.removeprefix(BY_NAME)) if actor.who.startswith(BY_NAME) else ""
+    return shown_address(actor.name) if actor.kind is ActorKind.RECIPIENT else ""
 
 
 def findings(message: Message, language: Language) -> dict[str, Any]:
@@ -149,8 +148,9 @@ def _who(event: Event, row: Row) -> tuple[str, str]:
     """
     if event.kind in _ANSWERS:
         return "", ""
-    if event.actor.who == "recipient" and row.mailbox:
+    is_own = event.actor.kind is ActorKind.RECIPIENT and not event.actor.name
+    if is_own and row.mailbox:
         return "", row.mailbox  # who that was before others read it, or nobody else did
-    if event.actor.who == "recipient":
+    if is_own:
         return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
-    return N_("by an administrator") if event.actor.who.startswith("operator") else "", by_name(event.actor)
+    return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", by_name(event.actor)

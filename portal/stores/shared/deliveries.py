@@ -10,7 +10,18 @@ from datetime import datetime
 from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError
-from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Reader, State, held_at, identity
+from portal.model.message import (
+    Actor,
+    ActorKind,
+    Delivery,
+    DeliveryId,
+    Event,
+    EventKind,
+    Reader,
+    State,
+    held_at,
+    identity,
+)
 from portal.stores import rules, search
 from portal.stores.contracts import Deliveries
 from portal.stores.records import Page, QueuedMail
@@ -73,7 +84,7 @@ class SqlDeliveries(Deliveries):
         with self._engine.reading() as session:
             self._rows.delivery(session, key)
             found = events(session, [key.message_id]).get(key, [])
-        return [Event(held_at(key.message_id), EventKind.HELD, Actor("system")), *found]
+        return [Event(held_at(key.message_id), EventKind.HELD, Actor(ActorKind.SYSTEM)), *found]
 
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
         wanted = set(keys)

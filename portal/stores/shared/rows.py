@@ -93,7 +93,7 @@ def add_event(session: Session, key: DeliveryId, event: Event) -> None:
         "insert into event (message_id, number, at, kind, actor, via, address, detail)"
         " values (:message_id, :number, :at, :kind, :who, :via, :address, :detail)"
     )
-    session.execute(insert, key, event, event.actor)
+    session.execute(insert, key, event.actor, event, who=event.actor.who)
 
 
 def events(session: Session, ids: Collection[UUID]) -> dict[DeliveryId, list[Event]]:
@@ -110,7 +110,7 @@ def events(session: Session, ids: Collection[UUID]) -> dict[DeliveryId, list[Eve
 def event_from(row: Sequence[Any]) -> Event:
     """Return the event of a row: at, kind, actor, via, address, detail."""
     at, kind, who, via, address, detail = row
-    return Event(at, EventKind(kind), Actor(who, via, address), detail)
+    return Event(at, EventKind(kind), Actor.kept(who, via, address), detail)
 
 
 def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from portal.model.message import Actor, Delivery, Event, EventKind, Export, Tier
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Export, Tier
 from portal.stores.journal import delivery_line, verdict_line
 from portal.stores.shared.rows import Rows, add_event
 from portal.stores.shared.session import Session
@@ -34,7 +34,7 @@ def raise_tier(
         judged = with_verdict(message, export, tier)
         rows.put_verdict(session, judged)
         session.journal(partial(verdict_line, judged))
-        event = Event(now, EventKind.RAISED, Actor("system"), change(message, tier))
+        event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), change(message, tier))
         for delivery in unreleased[message.id]:
             add_event(session, delivery.key, event)
             session.journal(partial(delivery_line, delivery, [event]))

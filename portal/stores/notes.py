@@ -1,0 +1,120 @@
+"""All notes in the store: their names, types, and texts. A text stays as it is, since other versions read it.
+
+The store itself keeps "store.heartbeat", and the file store "store.boot_id" and "store.durable_until".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+from portal.model.message import identity
+from portal.stores.contracts import Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Generic[T]):
+    """One note."""
+
+    name: str
+    to_text: Callable[[T], str]
+    from_text: Callable[[str], T]
+
+    def get(self, store: Store) -> T | None:
+        """Return the note, or None. Raises StoreUnavailable."""
+        text = store.notes.get(self.name)
+        return None if text is None else self.from_text(text)
+
+    def text(self, store: Store) -> str | None:
+        """Return the note's text, to compare and set it. Raises StoreUnavailable."""
+        return store.notes.get(self.name)
+
+    def set(self, store: Store, value: T) -> None:
+        """Set the note. Raises StoreUnavailable."""
+        store.notes.set(self.name, self.to_text(value))
+
+    def set_default(self, store: Store, value: T) -> T:
+        """Set the note unless it is set; return its value afterwards. Raises StoreUnavailable."""
+        return self.from_text(store.notes.set_default(self.name, self.to_text(value)))
+
+
+class TemplateFailure(NamedTuple):
+    """The last failure of a template of the site's own."""
+
+    changed_ns: int  # when its file was changed, as `stat` has it
+    what: str  # its name and the error
+
+
+class Period(NamedTuple):
+    """From a moment to another one."""
+
+    since: datetime
+    until: datetime
+
+
+class Stretch(NamedTuple):
+    """From an id to another one."""
+
+    first: UUID
+    last: UUID
+
+
+def _stopped_to_text(stopped: Mapping[str, datetime]) -> str:
+    return json.dumps({recipient: at.isoformat() for recipient, at in stopped.items()})
+
+
+def _stopped_from_text(text: str) -> dict[str, datetime]:
+    # Up to version 0.1.1 identities had U-labels.
+    return {identity(recipient): datetime.fromisoformat(at) for recipient, at in json.loads(text).items()}
+
+
+def _text(name: str) -> Note[str]:
+    return Note(name, str, str)
+
+
+LINK_KEY = _text("links.key")  # the fingerprint of the newest signing key
+
+ALIASES = _text("people.version")  # of the alias file, as it was last looked at
+ALIASES_LAST_GOOD = _text("people.last_good")  # the text of the alias file
+STOPPED_ALIASES: Note[Mapping[str, datetime]] = Note("people.stopped", _stopped_to_text, _stopped_from_text)
+
+SENT_AT = Note("digests.sent_at", datetime.isoformat, datetime.fromisoformat)  # the end of the last run that sent any
+RUN_SECONDS: Note[float] = Note("digests.run_seconds", "{:.3f}".format, float)  # of the last run
+# Since when digests are overdue and the administrator was notified; None: they are not any more.
+OUTAGE: Note[datetime | None] = Note(
+    "digests.outage",
+    lambda since: since.isoformat() if since else "",
+    lambda text: datetime.fromisoformat(text) if text else None,
+)
+# Since when the daily job found no jump of the clock, and when it ran last.
+CLOCK: Note[Period] = Note(
+    "digest.clock",
+    lambda period: " ".join(moment.isoformat() for moment in period),
+    lambda text: Period(*map(datetime.fromisoformat, text.split())),
+)
+TEMPLATE_FAILED: Note[TemplateFailure] = Note(
+    "site.template_failed",
+    lambda failure: f"{failure.changed_ns} {failure.what}",
+    lambda text: TemplateFailure(int(text.partition(" ")[0] or 0), text.partition(" ")[2]),
+)
+
+FAMILY = _text("store.family")  # of stores that are copies of each other
+COPY_PROBE = _text("copy.probe")  # a random text, by which one store is recognized under two URLs
+COPY_NOT_KEPT = Note("copy.not_kept", str, UUID)  # a message that the target of a copy did not give back
+# Messages of the last copy that are not read back yet; None: it was complete.
+COPY_AT_WORK: Note[Stretch | None] = Note(
+    "copy.at_work",
+    lambda stretch: f"{stretch.first} {stretch.last}" if stretch else "",
+    lambda text: Stretch(*map(UUID, text.split())) if text else None,
+)
+
+
+def alarm(subject: str) -> Note[datetime]:
+    """Return the note of when an alarm was last raised. Up to version 0.1.0 more followed the time."""
+    return Note(f"alarm {subject}", datetime.isoformat, lambda text: datetime.fromisoformat(text.partition(" ")[0]))
