@@ -371,9 +371,8 @@ def exporter(settings: Settings) -> Iterator[Finding]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        yield Finding(
-            None, "exporter", "rspamadm did not print its configuration within 30 s, so its rule is not tried"
-        )
+        said = f"rspamadm did not answer within {_RSPAMADM_SECONDS} s, so its rule is not tried"
+        yield Finding(None, "exporter", said)
         return
     try:
         found = json.loads(dump.stdout)["rules"]

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, overload
 
 from portal.model.schedule import Preferences
-from portal.stores.postgres.database import Connection, Database
+from portal.stores.postgres.database import OTHER_SECONDS, Connection, Database
 from portal.stores.shared.session import Engine, Row, Session, parameters
 
 _NAMED = re.compile(r"(\bin )?(?<!:):(\w+)")
@@ -45,12 +45,14 @@ class PostgresSession(Session):
 class PostgresEngine(Engine):
     """See `Engine`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seconds: float = OTHER_SECONDS) -> None:
+        """``seconds`` is the time that each statement may take."""
         self._database = database
+        self._seconds = seconds
 
     @contextmanager
     def reading(self, *, snapshot: bool = False) -> Iterator[PostgresSession]:
-        with self._database.transaction() as connection:
+        with self._database.transaction(self._seconds) as connection:
             if snapshot:
                 connection.execute("set transaction isolation level repeatable read")
             yield PostgresSession(connection)
@@ -60,7 +62,7 @@ class PostgresEngine(Engine):
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[PostgresSession]:
-        with self._database.transaction() as connection:
+        with self._database.transaction(self._seconds) as connection:
             yield PostgresSession(connection)
 
 

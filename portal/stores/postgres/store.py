@@ -19,6 +19,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 
+_UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
 _PING_SECONDS = 1.0  # with the pool's second: an answer within two
 
 
@@ -46,7 +47,8 @@ class PostgresStore(Store):
             days.make_days(store.database, datetime.now(UTC))
             days.build_indexes(store.database)
             # Each time: programs of version 5 that are still running go on writing the other spelling.
-            merge_spellings(store.engine, store.recipients)
+            engine = PostgresEngine(store.database, _UPGRADE_SECONDS)
+            merge_spellings(engine, SqlRecipients(engine, find_unmarked))
         return store
 
     def ping(self) -> None:
