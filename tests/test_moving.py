@@ -228,12 +228,15 @@ def test_what_was_done_in_the_new_store_after_the_switch_is_not_undone(
     target.heartbeat(now())
     release(target, mine, 0)
     target.recipients.set_digests_stopped(ALICE, None)
+    target.notes.set("links.key", "of a rotation")
     came = hold(target)
+    source.notes.set("links.key", "of before")
     result = run_copy(*urls)
     assert result.exit_code == 0
     assert target.deliveries.get(DeliveryId(mine.id, 0)).state is State.RELEASED
     assert target.deliveries.get(DeliveryId(late.id, 0)).state is State.RELEASED
     assert target.recipients.get(ALICE).stopped_at is None
+    assert target.notes.get("links.key") == "of a rotation"
     assert target.deliveries.of_message(came.id)
 
 

@@ -23,7 +23,7 @@ import zstandard
 
 from portal.model.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
-from portal.stores.files.mail import MailFiles
+from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.store import FileStore
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, digesting, export, hold, mail, now
@@ -99,6 +99,33 @@ def test_zstdcat_prints_the_mail(store: FileStore, folder: Path) -> None:
     _, _, behind = packed.rpartition(b"\x51\x2a\x4d\x18")  # a skippable frame, its length, and a zstd frame in it
     facts = json.loads(zstandard.ZstdDecompressor().decompress(behind[4:]))
     assert facts["recipients"] == ["alice@example.org", "bob@example.org"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"score": "x"},
+        {"identities": ["alice@example.org"]},
+        {"recipients": [1, 2]},
+        {"symbols": None},
+        {"flags": ["?"]},
+        {"tier": "none"},
+    ],
+)
+def test_a_mail_file_with_odd_metadata_stops_neither_a_start_nor_reindex(folder: Path, odd: dict[str, Any]) -> None:
+    store = FileStore.open(str(folder))
+    held, other = hold(store), hold(store)
+    store.close()
+    packed = file_of(folder, held).read_bytes()
+    frame, _, behind = packed.rpartition(b"\x51\x2a\x4d\x18")
+    facts = json.dumps(json.loads(zstandard.ZstdDecompressor().decompress(behind[4:])) | odd).encode()
+    file_of(folder, held).write_bytes(frame + b"\x50\x2a\x4d\x18" + len(facts).to_bytes(4, "little") + facts)
+    reboot(folder, held.id, other.id)
+    store = FileStore.open(str(folder))
+    assert [d.id for d in store.deliveries.search(Filter(), 10).deliveries] == [other.id] * 2
+    with pytest.raises(DamagedFile):
+        store.messages.adopt_anew(held.id)
+    store.close()
 
 
 def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: FileStore, folder: Path) -> None:
@@ -563,6 +590,22 @@ def test_questions_use_an_index_and_sort_nothing(store: FileStore, ask: Callable
         for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}"):
             assert step.startswith(("SEARCH", "CORRELATED SCALAR SUBQUERY")), (statement, step)
             assert "TEMP B-TREE" not in step, (statement, step)
+
+
+def test_a_digest_is_looked_up_by_indexes(store: FileStore) -> None:
+    hold(store, recipients=["info@example.org"])
+    reader = Reader(ALICE, (ALICE,), {"info@example.org": (ALICE, BOB)})
+    store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
+    with digesting(store, reader, now(), 10, at_once=True) as digest:
+        assert len(digest.deliveries) == 1
+    asked: list[str] = []
+    with store.db.read() as connection:
+        connection.set_trace_callback(asked.append)
+    assert len(store.digests.get(digest.id).deliveries) == 1
+    connection.set_trace_callback(None)
+    for statement in asked:
+        for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}"):
+            assert step.startswith(("SEARCH", "CORRELATED SCALAR SUBQUERY")), (statement, step)
 
 
 def test_the_bodys_window_alone_is_held(store: FileStore) -> None:

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,14 @@ def test_a_store_that_is_too_old_names_the_way(store_url: str, tmp_path: Path, n
         assert f"schema version {number}" in said
         assert "run `quarantine init` of version 0.1.1 first" in said
         assert version(store_url) == number
+
+
+def test_an_old_digest_process_that_is_still_running_is_seen_alive(store_url: str) -> None:
+    store = open_store(store_url)
+    at = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    store.notes.set("store.heartbeat", str(int(at.timestamp() * 1e6)))
+    assert store.stats(at).heartbeat_at == at
+    store.close()
 
 
 def columns_of(store_url: str) -> set[tuple[str, str]]:

@@ -135,7 +135,9 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
     key = notes.LINK_KEY.get(source)
-    if key is not None:
+    if key is not None and in_use:
+        notes.LINK_KEY.set_default(target, key)
+    elif key is not None:
         notes.LINK_KEY.set(target, key)
     done.mails_waiting = source.stats(datetime.now(UTC)).mails_waiting
     return done

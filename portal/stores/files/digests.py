@@ -124,12 +124,12 @@ class FileDigests(SqlDigests):
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
         values: dict[str, Any] = {"recipient": recipient, "digest_id": digest_id}
         found = _ROWS.deliveries(session, "WHERE d.recipient = :recipient AND d.digest_id = :digest_id", **values)
-        found += _ROWS.deliveries(
-            session,
-            "CROSS JOIN announced_to t ON t.message_id = d.message_id AND t.number = d.number "
-            "WHERE t.digest_id = :digest_id AND t.reader = :recipient",
-            **values,
+        rows = session.many(
+            "SELECT message_id, number FROM announced_to WHERE digest_id = :digest_id AND reader = :recipient", **values
         )
+        keys = {DeliveryId(*row) for row in rows}
+        others = _ROWS.deliveries(session, "WHERE d.message_id in :ids", ids=list({key.message_id for key in keys}))
+        found += [delivery for delivery in others if delivery.key in keys]
         return [delivery for delivery in sorted(found, key=lambda each: each.key) if self._mail.has(delivery.id)]
 
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:

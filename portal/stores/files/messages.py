@@ -156,16 +156,14 @@ class FileMessages(SqlMessages):
     def adopt_anew(self, message_id: UUID) -> None:
         """Make the rows of a message from its file, as `reindex` needs it: no file is ever removed. Raises
         DamagedFile, OSError, StoreUnavailable."""
-        filed = self._filed(message_id)
-        with self._database.write(durable=False) as connection:
-            is_first = _with_dedup_key(connection, filed.export.sameness) is None
-            _insert_rows(connection, message_id, filed.export.sameness if is_first else None, filed)
+        with _readable_metadata():
+            filed = self._filed(message_id)
+            with self._database.write(durable=False) as connection:
+                is_first = _with_dedup_key(connection, filed.export.sameness) is None
+                _insert_rows(connection, message_id, filed.export.sameness if is_first else None, filed)
 
     def _filed(self, message_id: UUID) -> _Filed:
-        try:
-            return _Filed.from_json(self._mail.facts(message_id))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedFile("its metadata cannot be read") from error
+        return _Filed.from_json(self._mail.facts(message_id))
 
     def adopt(self, message_id: UUID) -> bool:
         """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
@@ -173,7 +171,8 @@ class FileMessages(SqlMessages):
         if self.has_rows(message_id):
             return False
         try:
-            first = self._insert(message_id, self._filed(message_id))
+            with _readable_metadata():
+                first = self._insert(message_id, self._filed(message_id))
         except FileNotFoundError:
             return False
         except DamagedFile as error:
@@ -226,6 +225,15 @@ class _Filed:
             sameness=bytes.fromhex(value["sameness"]),
         )
         return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])))
+
+
+@contextmanager
+def _readable_metadata() -> Iterator[None]:
+    """Raise DamagedFile where a file's metadata has other values than `_Filed.to_json` writes."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedFile("its metadata cannot be read") from error
 
 
 _COLUMNS = ("rowid", "id", "dedup_key", "tier", *MESSAGE[2:])

@@ -191,10 +191,7 @@ ALTER TABLE outgoing RENAME TO outbox;
 ALTER TABLE outbox RENAME COLUMN recipient TO address;
 ALTER TABLE outbox RENAME COLUMN claim TO lease;
 DROP INDEX outgoing_due;
-CREATE INDEX outbox_due ON outbox (next_try_at);
-
-UPDATE setting SET value = strftime('%Y-%m-%dT%H:%M:%S+00:00', value / 1000000, 'unixepoch')
-    WHERE name = 'store.heartbeat'
+CREATE INDEX outbox_due ON outbox (next_try_at)
 """,
 }
 

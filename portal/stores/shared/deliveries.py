@@ -83,7 +83,7 @@ class SqlDeliveries(Deliveries):
     def history(self, key: DeliveryId) -> Sequence[Event]:
         with self._engine.reading() as session:
             self._rows.delivery(session, key)
-            found = events(session, [key.message_id]).get(key, [])
+            found = events(session, [key.message_id], [key.number]).get(key, [])
         return [Event(held_at(key.message_id), EventKind.HELD, Actor(ActorKind.SYSTEM)), *found]
 
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
@@ -91,7 +91,7 @@ class SqlDeliveries(Deliveries):
         if not wanted:
             return {}
         with self._engine.reading() as session:
-            found = events(session, {id for id, _ in wanted})
+            found = events(session, {id for id, _ in wanted}, {number for _, number in wanted})
         latest = {}
         for key in wanted & found.keys():
             # Inserted again, a later event of the kind stands at its own place in the order.

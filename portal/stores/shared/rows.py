@@ -96,12 +96,16 @@ def add_event(session: Session, key: DeliveryId, event: Event) -> None:
     session.execute(insert, key, event.actor, event, who=event.actor.who)
 
 
-def events(session: Session, ids: Collection[UUID]) -> dict[DeliveryId, list[Event]]:
-    """Return the histories of these messages' deliveries, without `held`."""
+def events(
+    session: Session, ids: Collection[UUID], numbers: Collection[int] | None = None
+) -> dict[DeliveryId, list[Event]]:
+    """Return the histories of these messages' deliveries, or of those with these numbers, without `held`."""
+    some = "" if numbers is None else "and number in :numbers"
     found: dict[DeliveryId, list[Event]] = {}
     for id, number, *row in session.many(
-        f"select message_id, number, {_EVENT} from event where message_id in :ids order by seq",
+        f"select message_id, number, {_EVENT} from event where message_id in :ids {some} order by seq",
         ids=list(ids),
+        numbers=list(numbers or ()),
     ):
         found.setdefault(DeliveryId(id, number), []).append(event_from(row))
     return found

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 Row = tuple[Any, ...]
@@ -49,14 +50,15 @@ def parameters(fields: Sequence[Any], values: Mapping[str, Any], adapt: Callable
     given: dict[str, Any] = {}
     for each in fields:
         given.update(
-            each._asdict() if hasattr(each, "_asdict") else {name: getattr(each, name) for name in _names(each)}
+            each._asdict() if hasattr(each, "_asdict") else {name: getattr(each, name) for name in _names(type(each))}
         )
     given.update(values)
     return {name: [adapt(item) for item in v] if isinstance(v, list) else adapt(v) for name, v in given.items()}
 
 
-def _names(value: Any) -> Iterable[str]:
-    return (field.name for field in dataclasses.fields(value))
+@lru_cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 class Engine(ABC):

@@ -49,7 +49,6 @@ def merge_spellings(engine: Engine, recipients: SqlRecipients) -> None:
 
 
 def _rewrite(session: Session, old: str, new: str) -> None:
-    values: dict[str, Any] = {"old": old, "new": new, "now": datetime.now(UTC)}
     for table, column in _COLUMNS:
         session.execute(f"update {table} set {column} = :new where {column} = :old", old=old, new=new)
     session.execute(
@@ -59,14 +58,6 @@ def _rewrite(session: Session, old: str, new: str) -> None:
         new=new,
     )
     session.execute("delete from announced_to where reader = :old", old=old)
-    # A delivery that was announced to its reader under the other spelling is announced.
-    session.execute(
-        "update delivery set announced_at = :now where recipient = :new and announced_at is null and exists"
-        " (select 1 from announced_to t where t.message_id = delivery.message_id and t.number = delivery.number"
-        " and t.reader = :new)",
-        new=values["new"],
-        now=values["now"],
-    )
     row = session.one(
         "select address, stopped_at, links_valid_from, news_since, preferences, asked_at from recipient"
         " where recipient = :old",

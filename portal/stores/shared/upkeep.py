@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from portal.stores import rules
 from portal.stores.records import Stats
@@ -38,8 +38,13 @@ def stats(engine: Engine, now: datetime) -> Stats:
         digests_failing=failing,
         oldest_digest_due_at=oldest,
         oldest_untried_due_at=untried,
-        heartbeat_at=datetime.fromisoformat(heartbeat) if heartbeat else None,
+        heartbeat_at=_moment(heartbeat) if heartbeat else None,
     )
+
+
+def _moment(text: str) -> datetime:
+    # A file store's program of schema version 5, which may still be running, writes microseconds.
+    return datetime.fromtimestamp(int(text) / 1e6, UTC) if text.isdigit() else datetime.fromisoformat(text)
 
 
 def repair_clock_skew(engine: Engine, now: datetime) -> int:
