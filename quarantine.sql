@@ -56,7 +56,7 @@ begin
         reason text not null default '',
         attempts int not null default 0,
         next_try_at timestamptz,
-        lease uuid,  -- the claim's token while releasing
+        release_lease uuid,  -- the claim's token while releasing
         announced_at timestamptz,
         primary key (message_id, number)
     ) partition by range (message_id);

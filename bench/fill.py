@@ -1,4 +1,4 @@
-"""Stores filled with a million mails in a minute: rows as `Store.add` makes them, written past it."""
+"""Stores filled with a million mails in a minute: rows as `Messages.add` makes them, written past it."""
 
 from __future__ import annotations
 

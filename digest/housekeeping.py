@@ -32,7 +32,7 @@ def send_queued(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
             try:
                 with parts.store.outbox.sending(tell()) as mail:
                     more = mail is not None
-                    if mail is not None and mail.to:  # else a blind, see `OutgoingMail`
+                    if mail is not None and mail.to:  # else a decoy, see `QueuedMail`
                         reply = connection.send("", mail.to, [mail.mail], has_8bit=not mail.mail.isascii())
                         log.info("mail sent id=%s tries=%d: %s", mail.id, mail.attempts, reply)
                         sent += 1

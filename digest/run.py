@@ -486,7 +486,7 @@ class Run:
         return len(outcomes)
 
     def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
-        """Call `Store.settle_digests`, twice if need be: after a lost connection there is a new one, and settling twice
+        """Call `Digests.settle`, twice if need be: after a lost connection there is a new one, and settling twice
         does no harm."""
         if not sent and not unsent:
             return

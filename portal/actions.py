@@ -35,6 +35,7 @@ from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event, 
 from portal.model.text import shown
 from portal.stores import Store, notes
 from portal.stores.records import QueuedMail
+from portal.stores.rules import address_of
 
 log = logging.getLogger("quarantine.release")
 
@@ -210,7 +211,7 @@ class Acts:
         refused = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
         )
-        to = refused.address if self.is_local(refused.recipient) else None
+        to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
         mail = self._mail(to, "refused", delivery=refused)
         delivery = self.store.deliveries.move(
             DeliveryId(id, number),

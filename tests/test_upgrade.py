@@ -21,14 +21,17 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from portal.model.errors import StoreUnavailable
-from portal.model.message import Tier
+from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.message import Reader, Tier
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
 from portal.stores.files import messages as files_messages
+from portal.stores.files.store import FileStore
 from portal.stores.postgres import database as postgres_database
 from portal.stores.postgres import days as postgres_days
-from tests.builders import MALLORY, hold
+from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared.spellings import merge_spellings
+from tests.builders import ALICE, MALLORY, digesting, hold, now
 from tests.faults.serving import BIN, assert_whole, mail_of
 
 DATA = Path(__file__).parent / "data"
@@ -266,6 +269,34 @@ def test_an_old_digest_process_that_is_still_running_is_seen_alive(store_url: st
     at = datetime(2026, 11, 27, 12, tzinfo=UTC)
     store.notes.set("store.heartbeat", str(int(at.timestamp() * 1e6)))
     assert store.stats(at).heartbeat_at == at
+    store.close()
+
+
+def test_the_functions_of_a_newer_program_are_left_alone(postgres_dsn: str) -> None:
+    open_store(postgres_dsn, create=True).close()
+    ask(postgres_dsn, "drop function copies_of")
+    set_version(postgres_dsn, SCHEMA_VERSION + 1)
+    with pytest.raises(StoreMisfit, match="upgrade this program"):
+        open_store(postgres_dsn, create=True)
+    assert ask(postgres_dsn, "select count(*) from pg_proc where proname = 'copies_of'") == 0
+
+
+def test_merging_two_spellings_keeps_the_news_of_other_readers(store_url: str) -> None:
+    store = open_store(store_url)
+    assert isinstance(store, FileStore | PostgresStore)
+    old, new = "info@münchen.example", "info@xn--mnchen-3ya.example"
+    hold(store, recipients=["alice@example.org"])
+    with store.engine.writing() as session:
+        session.execute("update delivery set recipient = :old, address = :old", old=old)
+    both = {old: (old, ALICE)}
+    store.recipients.pass_news_on(ALICE, [old, ALICE])
+    with digesting(store, Reader(old, (), both), now(), 10, at_once=True) as digest:
+        assert len(digest.deliveries) == 1
+    merge_spellings(store.engine, store.recipients)
+    assert len(store.digests.unannounced(Reader(ALICE, (ALICE,), {new: (new, ALICE)}), 10)) == 1
+    assert store.digests.unannounced(Reader(new, (), {new: (new, ALICE)}), 10) == []
+    merge_spellings(store.engine, store.recipients)
+    assert [d.recipient for d in store.digests.get(digest.id).deliveries] == [new]
     store.close()
 
 

@@ -36,6 +36,7 @@ from portal.model.text import shown
 from portal.monitoring import overdue_since, runs
 from portal.settings import Settings, load_from
 from portal.stores import Store, notes, open_store
+from portal.stores.shared.spellings import PENDING
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _RSPAMADM_SECONDS = 30
@@ -257,6 +258,11 @@ def storage(settings: Settings, store: Store) -> Iterator[Finding]:
     """The store and what the digest process leaves in it."""
     store.ping()
     yield Finding(True, "store", "can be written to")
+    if store.notes.get(PENDING) is not None:
+        said = (
+            "the upgrade was interrupted before recipients in international domains were merged: run `quarantine init`"
+        )
+        yield Finding(False, "store", said)
     folder = settings.store.place.folder
     if folder is not None:
         usage = shutil.disk_usage(folder)

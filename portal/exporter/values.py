@@ -63,7 +63,8 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
-    """Addresses that can be delivered to, the first spelling of each, and whether that is surely all of them."""
+    """Return (deliverable addresses, complete?). Of an address that is spelled in several ways, the first spelling that
+    every mail server takes, else the first."""
     items, whole = _list(value)
     found: dict[str, str] = {}
     for item in items:
@@ -72,7 +73,9 @@ def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
         if address is None or not local or not host or len(found) >= _RECIPIENTS:
             whole = False
         else:
-            found.setdefault(identity(address), address)
+            known = found.setdefault(identity(address), address)
+            if address.isascii() and not known.isascii():
+                found[identity(address)] = address
     return tuple(found.values()), whole and bool(found)
 
 

@@ -32,9 +32,6 @@ log = logging.getLogger("quarantine.moving")
 _MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
-# Notes in the target: a mail that it did not give back as it was written; the first and last of those being brought,
-# which a run that was killed may not have read back.
-
 _AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
 
 Outcome = Literal["copied", "changed", "same", "missing", "damaged", "gone"]

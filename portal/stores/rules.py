@@ -112,5 +112,11 @@ def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDo
 
 
 def address_of(recipient: str, address: str) -> str:
-    """Return where to notify somebody of mail for an address: as its envelope wrote it, if that is their own one."""
-    return address if identity(address) == recipient else recipient
+    """Return where to notify a recipient of mail for an address: as its envelope wrote it, if that is their own one.
+
+    An international domain is written with A-labels, whatever the envelope had: every mail server takes these, and none
+    reads them as another domain.
+    """
+    if identity(address) != recipient:
+        return recipient
+    return address if address.isascii() else f"{address.rpartition('@')[0]}@{recipient.rpartition('@')[2]}"

@@ -1,6 +1,6 @@
 """The pages that the links of a digest lead to. docs/security.md describes the rules that this file implements.
 
-LinkOpen a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
+Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
 exactly one act on one delivery (`digest` has the pages about a whole digest). It may submit itself only when that
 is harmless and a person is likely; the conditions are looked at when the page is made and once more when the form
 arrives without its button.

@@ -1,6 +1,6 @@
 """The preferences page, reached by a digest's link and by a signed-in recipient: when, how, and whether they are told.
 
-LinkOpen it changes nothing. Its forms carry a button each; what was entered wrongly comes back with a sentence at the
+Opening it changes nothing. Its forms carry a button each; what was entered wrongly comes back with a sentence at the
 field. Only a signed-in recipient can ask for a digest now: a link may be in many hands.
 """
 

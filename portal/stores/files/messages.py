@@ -269,7 +269,7 @@ def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | No
     )
     for recipient, address in people:
         if recipient in filed.announce:
-            mark_news(connection, recipient, address_of(recipient, address) if export.identities else address, at)
+            mark_news(connection, recipient, address_of(recipient, address), at)
     return True
 
 

@@ -49,7 +49,7 @@ CREATE TABLE delivery (
     reason TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,
     next_try_at INTEGER,
-    lease BLOB,                         -- the claim's token while releasing
+    release_lease BLOB,                 -- the claim's token while releasing
     announced_at INTEGER,
     digest_id BLOB,
     PRIMARY KEY (message_id, number)
@@ -141,18 +141,17 @@ CREATE INDEX session_used_at ON session (used_at)
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
-MERGE_SPELLINGS = "store.merge_spellings"  # a note: `merge_spellings` is to be done
 
 # By the version that they lead to. A new version is a new entry; entries never change after a release.
 _MIGRATIONS = {
     5: "CREATE INDEX message_body ON message (body_sha256, tier)",
-    6: f"""
-INSERT INTO setting VALUES ('{MERGE_SPELLINGS}', '');
+    6: """
+INSERT INTO setting VALUES ('store.merge_spellings', '');
 
 ALTER TABLE message RENAME COLUMN sameness TO dedup_key;
 ALTER TABLE message RENAME COLUMN user TO username;
 ALTER TABLE message RENAME COLUMN symbols TO packed_symbols;
-ALTER TABLE delivery RENAME COLUMN claim TO lease;
+ALTER TABLE delivery RENAME COLUMN claim TO release_lease;
 
 ALTER TABLE event RENAME TO event_5;
 DROP INDEX event_delivery;

@@ -17,7 +17,7 @@ from portal.stores.files.database import Database, from_micros, to_micros
 from portal.stores.shared.session import Engine, Row, Session, parameters
 
 _TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # header_from is text, which is left alone
-_IDS = re.compile(r"(^|_)id$|^lease$")  # message.message_id, a header, too
+_IDS = re.compile(r"(^|_)(id|lease)$")  # message.message_id, a header, too
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _IN = re.compile(r"\bin :(\w+)")
 

@@ -40,7 +40,6 @@ from portal.stores.files.deliveries import FileDeliveries
 from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
-from portal.stores.files.schema import MERGE_SPELLINGS
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import delivery_line, person_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
@@ -49,7 +48,7 @@ from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.sign_ins import SqlSignIns
-from portal.stores.shared.spellings import merge_spellings
+from portal.stores.shared.spellings import PENDING, merge_spellings
 
 log = logging.getLogger("quarantine.store")
 
@@ -106,10 +105,10 @@ class FileStore(Store):
         store = cls(folder, mail, Database(folder, must_exist=must_exist))
         try:
             store._recover()
-            if store.notes.get(MERGE_SPELLINGS) is not None:
-                merge_spellings(store.engine, store.recipients)
-                with store.engine.writing() as session:
-                    session.execute("DELETE FROM setting WHERE name = :name", name=MERGE_SPELLINGS)
+            if store.notes.get(PENDING) is not None:
+                with store.db.exclusive(folder / "tmp"):  # one process does it, the others wait for it
+                    if store.notes.get(PENDING) is not None:
+                        merge_spellings(store.engine, store.recipients)
         except BaseException:
             store.db.close()
             raise

@@ -305,7 +305,7 @@ def _make_schema(connection: Connection) -> None:
             connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
             version = _version(connection)
             if version:
-                _check_upgradable(version)
+                _check_known(version)
             for later in range(version + 1, SCHEMA_VERSION + 1) if version else ():
                 connection.execute(MIGRATIONS[later])
                 connection.execute("update setting set value = %s where name = 'schema_version'", [str(later)])
@@ -329,7 +329,11 @@ def _version(connection: Connection) -> int:
     return int(_value(connection, "select value from setting where name = 'schema_version'") or 0)
 
 
-def _check_upgradable(version: int) -> None:
+def _check_known(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise StoreMisfit(
+            f"the database has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade this program"
+        )
     if version < OLDEST:
         raise StoreMisfit(
             f"the database has schema version {version}, this program upgrades {OLDEST} and later: run "
@@ -341,14 +345,10 @@ def _check_schema(connection: Connection) -> None:
     version = _version(connection)
     if version == 0:
         raise StoreMisfit("the database has no quarantine tables yet: run `quarantine init`")
-    _check_upgradable(version)
+    _check_known(version)
     if version < SCHEMA_VERSION:
         raise StoreMisfit(
             f"the database has schema version {version}, this program needs {SCHEMA_VERSION}: run `quarantine init`"
-        )
-    if version > SCHEMA_VERSION:
-        raise StoreMisfit(
-            f"the database has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade this program"
         )
 
 

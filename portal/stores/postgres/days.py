@@ -122,7 +122,7 @@ def purge_days(database: Database, before: datetime) -> Purged:
     with database.transaction() as connection:
         days = sorted({day for table in TABLES for day in days_of(connection, table) if day < until})
         kept = _kept_messages(connection, until)
-    # First: a mail whose sameness is remembered is answered "known", which must never be said of a dropped one.
+    # First: a mail whose dedup key is kept is answered "known", which must never be said of a dropped one.
     _forget_seen(database, until, kept)
     dropped = 0
     for day in days:

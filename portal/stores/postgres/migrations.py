@@ -23,6 +23,9 @@ MIGRATIONS: dict[int, LiteralString] = {
         alter table seen rename column sameness to dedup_key;
         alter table event rename column what to kind;
         alter table event rename column who to actor;
+        -- So that a release fails as it is claimed, and not when the mail was sent and its event cannot be recorded.
+        alter table delivery rename column lease to release_lease;
+        insert into setting (name, value) values ('store.merge_spellings', '');
 
         alter table told rename to announced_to;
         do $$

@@ -121,9 +121,9 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
     """An export as the parameters of hold_mail, but for the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(each) for each in export.held_for or ("",)]
-    told = sorted(pair for pair in zip(recipients, addresses, strict=True) if pair[0] in announce)
-    if export.identities:
-        told = sorted({who: address_of(who, address) for who, address in told}.items())
+    told = sorted(
+        {who: address_of(who, at) for who, at in zip(recipients, addresses, strict=True) if who in announce}.items()
+    )
     terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, recipients)
     return [
         str(id),

@@ -126,7 +126,7 @@ class SqlDeliveries(Deliveries):
     ) -> Delivery:
         with self._engine.writing() as session:
             rules.check_state(self._rows.delivery(session, key, for_update=True), allowed)
-            moved = "state = :state, state_at = :now, reason = :reason, next_try_at = null, lease = null"
+            moved = "state = :state, state_at = :now, reason = :reason, next_try_at = null, release_lease = null"
             update = f"update delivery set {moved} {WHERE_KEY}"
             session.execute(update, key, state=to.value, now=now, reason=reason)
             if mail is not None:
@@ -155,7 +155,7 @@ class SqlDeliveries(Deliveries):
             raise
         with self._engine.writing() as session:
             # Whatever process has the claim by now: the mail server has the mail.
-            released = "state = 'released', state_at = :now, reason = '', next_try_at = null, lease = null"
+            released = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
             session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
             self._rows.record(session, key, Event(now, EventKind.RELEASED, actor, answer()))
 
@@ -168,7 +168,7 @@ class SqlDeliveries(Deliveries):
             was = delivery if is_retry else replace(delivery, state_at=now, reason="", attempts=0)
             session.execute(
                 "update delivery set state = 'releasing', state_at = :state_at, reason = :reason,"
-                f" attempts = :attempts + 1, next_try_at = :until, lease = :lease {WHERE_KEY}",
+                f" attempts = :attempts + 1, next_try_at = :until, release_lease = :lease {WHERE_KEY}",
                 *(was, key),
                 until=now + rules.LEASE,
                 lease=lease,
@@ -184,7 +184,7 @@ class SqlDeliveries(Deliveries):
         with self._engine.writing() as session:
             changed = session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason,"
-                f" next_try_at = :next_try_at, lease = null {WHERE_KEY} and lease = :lease",
+                f" next_try_at = :next_try_at, release_lease = null {WHERE_KEY} and release_lease = :lease",
                 *(failed, delivery.key),
                 lease=lease,
             )

@@ -82,7 +82,7 @@ class Rows(ABC):
             self.set_recipient(session, delivery.key, delivery.recipient, delivery.address)
         session.execute(
             "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
-            f" next_try_at = :next_try_at, announced_at = :announced_at, lease = null {WHERE_KEY}",
+            f" next_try_at = :next_try_at, announced_at = :announced_at, release_lease = null {WHERE_KEY}",
             *(delivery, delivery.key),
         )
 

@@ -13,7 +13,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 Row = tuple[Any, ...]
@@ -49,15 +49,14 @@ def parameters(fields: Sequence[Any], values: Mapping[str, Any], adapt: Callable
     """Return all parameters of a statement by name, each adapted; of a list its items."""
     given: dict[str, Any] = {}
     for each in fields:
-        given.update(
-            each._asdict() if hasattr(each, "_asdict") else {name: getattr(each, name) for name in _names(type(each))}
-        )
+        names = getattr(each, "_fields", None) or _names(each.__class__)  # a named tuple has `_fields`
+        given.update((name, getattr(each, name)) for name in names)
     given.update(values)
     return {name: [adapt(item) for item in v] if isinstance(v, list) else adapt(v) for name, v in given.items()}
 
 
-@lru_cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 

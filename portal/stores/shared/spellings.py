@@ -9,16 +9,20 @@ from typing import Any
 
 from portal.model.message import identity
 from portal.stores.journal import person_line
+from portal.stores.rules import address_of
 from portal.stores.shared.recipients import SqlRecipients, later, person
 from portal.stores.shared.session import Engine, Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_COLUMNS = (  # that have an identity, and in which it may occur several times
+PENDING = "store.merge_spellings"  # a note: the merge is to be done
+_COLUMNS = (  # that have an identity
     ("delivery", "recipient"),
+    ("announced_to", "reader"),
     ("digest", "recipient"),
     ("session", "recipient"),
     ("sign_in", "recipient"),
     ("link_open", "recipient"),
+    ("recipient", "recipient"),
 )
 
 
@@ -27,30 +31,35 @@ def merge_spellings(engine: Engine, recipients: SqlRecipients) -> None:
 
     One transaction for each identity. Raises StoreUnavailable, after which the next call goes on.
     """
+    found: dict[str, list[tuple[str, str]]] = {}  # by name: the tables and columns that have it
     with engine.reading() as session:
-        names = {
-            name
-            for table, column in (*_COLUMNS, ("recipient", "recipient"), ("announced_to", "reader"))
-            for (name,) in session.many(f"select distinct {column} from {table} where {engine.non_ascii(column)}")
-        }
+        for table, column in _COLUMNS:
+            select = f"select distinct {column} from {table} where {engine.non_ascii(column)}"
+            for (name,) in session.many(select):
+                if identity(name) != name:
+                    found.setdefault(name, []).append((table, column))
         # Mail for the other spelling was held for nobody that reads it: it was never announced.
         unread = session.many(
             "select distinct recipient from delivery"
             " where recipient like '%xn--%' and state = 'held' and announced_at is null"
         )
-    merged = {name: identity(name) for name in names if identity(name) != name}
-    for old, new in sorted(merged.items()):
+    for old, places in sorted(found.items()):
         with engine.writing() as session:
-            _rewrite(session, old, new)
-            session.journal(partial(_line, session, new))
-    with_news = {*merged.values(), *(name for (name,) in unread)}
+            for table, column in places:
+                _MOVES.get(table, _rename)(session, table, column, old, identity(old))
+            session.journal(partial(_line, session, identity(old)))
+    with_news = {*map(identity, found), *(name for (name,) in unread)}
     if with_news:
         recipients.find_news(_EPOCH, with_news)
+    with engine.writing() as session:
+        session.execute("delete from setting where name = :name", name=PENDING)
 
 
-def _rewrite(session: Session, old: str, new: str) -> None:
-    for table, column in _COLUMNS:
-        session.execute(f"update {table} set {column} = :new where {column} = :old", old=old, new=new)
+def _rename(session: Session, table: str, column: str, old: str, new: str) -> None:
+    session.execute(f"update {table} set {column} = :new where {column} = :old", old=old, new=new)
+
+
+def _move_announcements(session: Session, table: str, column: str, old: str, new: str) -> None:
     session.execute(
         "update announced_to set reader = :new where reader = :old and not exists (select 1 from announced_to t"
         " where t.message_id = announced_to.message_id and t.number = announced_to.number and t.reader = :new)",
@@ -58,6 +67,9 @@ def _rewrite(session: Session, old: str, new: str) -> None:
         new=new,
     )
     session.execute("delete from announced_to where reader = :old", old=old)
+
+
+def _move_recipient(session: Session, table: str, column: str, old: str, new: str) -> None:
     row = session.one(
         "select address, stopped_at, links_valid_from, news_since, preferences, asked_at from recipient"
         " where recipient = :old",
@@ -81,13 +93,16 @@ def _rewrite(session: Session, old: str, new: str) -> None:
         " next_digest_at = null, lease = null, lease_until = null, digest_id = null, failures = 0, failure = '',"
         " failed_at = null",
         new=new,
-        address=address,
+        address=address_of(new, address),
         stopped_at=stopped_at,
         links_valid_from=links_valid_from,
         news_since=news_since,
         preferences=preferences,
         asked_at=asked_at,
     )
+
+
+_MOVES = {"announced_to": _move_announcements, "recipient": _move_recipient}
 
 
 def _line(session: Session, recipient: str) -> dict[str, Any]:
