@@ -31,7 +31,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
@@ -384,15 +383,7 @@ class TiersSettings(Section):
     )  # fmt: skip
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=PREFIX,
-        env_nested_delimiter="__",
-        hide_input_in_errors=True,
-    )
-
+class Settings(Section):
     public_url: str = Field(
         "http://127.0.0.1:8080/quarantine",
         description="Where recipients reach the portal; its path is the mount point.",
@@ -453,13 +444,6 @@ class Settings(BaseSettings):
             if name not in ours:
                 raise ValueError(f'digest.domains."{shown_address(name)}": there is no such domain in local_domains')
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load()` merged: it keeps each value's source for the error messages."""
-        return (init_settings,)
 
     def is_local(self, address: str) -> bool:
         """Whether the portal may mail this recipient and let them sign in."""
