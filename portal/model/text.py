@@ -9,6 +9,8 @@ import re
 import unicodedata
 from typing import Literal, get_args
 
+from rich.cells import cell_len
+
 # What each calls itself stands in CLDR. The first is what the texts are written in.
 Tag = Literal["en", "de", "fr", "es", "it", "nl", "pl", "pt-BR", "cs", "ja", "ar"]
 TAGS: tuple[str, ...] = get_args(Tag)
@@ -61,9 +63,7 @@ def _wrap(line: str) -> list[str]:
 
 
 def _columns(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else unicodedata.combining(c) == 0 for c in text)
+    return len(text) if text.isascii() else cell_len(text)  # most lines are ASCII
 
 
 def shown(text: str | None, limit: int = 200) -> str:
