@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from portal.assemble import Parts
 from portal.cli import main
 from portal.model.message import DeliveryId, Flag, State, Tier
-from portal.stores import Store
+from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
 from tests.smtp_server import SmtpServer
 from tests.terminal import on_terminal
@@ -460,3 +460,15 @@ def test_check_goes_on_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.setattr("portal.cli.checks._RSPAMADM_SECONDS", 0.5)
     findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
     assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so its rule is not tried"
+
+
+def test_check_tells_that_the_merge_of_recipients_was_interrupted(run: Run, store_url: str) -> None:
+    run("init")
+    store = open_store(store_url)
+    store.notes.set("store.merge_spellings", "")
+    store.close()
+    said = "in international domains were merged: run `quarantine init`"
+    assert said in run("check").output
+    assert said in run("check").output, "it changes nothing"
+    run("init")
+    assert said not in run("check").output

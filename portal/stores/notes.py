@@ -116,5 +116,5 @@ COPY_AT_WORK: Note[Stretch | None] = Note(
 
 
 def alarm(subject: str) -> Note[datetime]:
-    """Return the note of when an alarm was last raised. Up to version 0.1.0 more followed the time."""
+    """Return the note of when an alarm was last raised. Older programs wrote more after the time."""
     return Note(f"alarm {subject}", datetime.isoformat, lambda text: datetime.fromisoformat(text.partition(" ")[0]))

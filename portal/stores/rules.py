@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, EventKind, State, identity
+from portal.model.message import Delivery, EventKind, Export, Flag, Message, State, Tier, identity
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 FOUND_MAX = 100  # messages of one id
@@ -38,6 +38,11 @@ EXPIRING = (  # what a purge removes: table, its key, the time that counts, how 
     ("session", "session_sha256", "started_at", SESSION_MAX),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),
 )
+
+
+RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for some milliseconds only
+OPEN_STATES = frozenset(State) - {State.RELEASED}  # of deliveries that may still be released: there the tier matters
+_OF_THE_VERDICT = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE})  # other flags are about one envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +125,26 @@ def address_of(recipient: str, address: str) -> str:
     if identity(address) != recipient:
         return recipient
     return address if address.isascii() else f"{address.rpartition('@')[0]}@{recipient.rpartition('@')[2]}"
+
+
+def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
+    """Return the message with the tier and the symbols, score, action and flags of a later export of the same mail.
+
+    An export whose symbols are missing keeps those known before: it says less, even if its tier is worse.
+    """
+    flags = export.flags & _OF_THE_VERDICT
+    if not export.symbols:
+        return replace(message, tier=tier, flags=message.flags | flags)
+    return replace(
+        message,
+        tier=tier,
+        symbols=export.symbols,
+        score=export.score,
+        action=export.action,
+        flags=message.flags - _OF_THE_VERDICT | flags,
+    )
+
+
+def verdict_change(message: Message, tier: Tier) -> str:
+    """Return the detail of the event `raised`."""
+    return f"{message.tier} -> {tier}"

@@ -23,10 +23,9 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
 from portal.stores.records import Held, Record
-from portal.stores.rules import address_of
+from portal.stores.rules import RAISED_TOGETHER, address_of
 from portal.stores.shared.messages import SqlMessages, take_deliveries
 from portal.stores.shared.rows import MESSAGE, columns
-from portal.stores.verdict import RAISED_TOGETHER
 
 log = logging.getLogger("quarantine.store")
 

@@ -43,12 +43,14 @@ class SqliteSession(Session):
 
     def _run(self, sql: str, fields: Sequence[object], values: Mapping[str, Any]) -> sqlite3.Cursor:
         given = parameters(fields, values, _kept)
-        # SQLite has a parameter for each item of a list.
-        for name in _IN.findall(sql) if "in :" in sql else ():
-            items = {f"{name}_{n}": item for n, item in enumerate(given[name])}
-            sql = sql.replace(f"in :{name}", f"in ({', '.join(f':{item}' for item in items)})")
-            given.update(items)
-        return self.connection.execute(sql, given)
+
+        def items(match: re.Match[str]) -> str:
+            """Return a parameter for each item of a list, which SQLite needs."""
+            names = [f"{match[1]}_{n}" for n in range(len(given[match[1]]))]
+            given.update(zip(names, given[match[1]], strict=True))
+            return f"in ({', '.join(f':{name}' for name in names)})"
+
+        return self.connection.execute(_IN.sub(items, sql) if "in :" in sql else sql, given)
 
     def lock(self, name: str) -> None:
         pass

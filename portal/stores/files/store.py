@@ -105,7 +105,7 @@ class FileStore(Store):
         store = cls(folder, mail, Database(folder, must_exist=must_exist))
         try:
             store._recover()
-            if store.notes.get(PENDING) is not None:
+            if not must_exist and store.notes.get(PENDING) is not None:
                 with store.db.exclusive(folder / "tmp"):  # one process does it, the others wait for it
                     if store.notes.get(PENDING) is not None:
                         merge_spellings(store.engine, store.recipients)

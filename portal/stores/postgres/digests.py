@@ -98,7 +98,7 @@ class PostgresDigests(SqlDigests):
                     ],
                 )
         if not all(reader.is_plain for reader in people):
-            # Not found out when it is noted who was told: the mail would have gone out, and would again.
+            # Now, since recording would fail after the mail was sent, which would then be sent again.
             days.make_missing(
                 self._database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )

@@ -24,8 +24,8 @@ from portal.stores.postgres import days, rows
 from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, ask, begin, translated
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
+from portal.stores.rules import RAISED_TOGETHER
 from portal.stores.shared.messages import SqlMessages, take_deliveries
-from portal.stores.verdict import RAISED_TOGETHER
 
 log = logging.getLogger("quarantine.store")
 

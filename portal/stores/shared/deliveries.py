@@ -169,7 +169,8 @@ class SqlDeliveries(Deliveries):
             session.execute(
                 "update delivery set state = 'releasing', state_at = :state_at, reason = :reason,"
                 f" attempts = :attempts + 1, next_try_at = :until, release_lease = :lease {WHERE_KEY}",
-                *(was, key),
+                was,
+                key,
                 until=now + rules.LEASE,
                 lease=lease,
             )
@@ -185,7 +186,8 @@ class SqlDeliveries(Deliveries):
             changed = session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason,"
                 f" next_try_at = :next_try_at, release_lease = null {WHERE_KEY} and release_lease = :lease",
-                *(failed, delivery.key),
+                failed,
+                delivery.key,
                 lease=lease,
             )
             if changed:

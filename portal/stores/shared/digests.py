@@ -128,7 +128,8 @@ def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
         " failure = case when :failure = '' then failure else :failure end,"
         " failed_at = case when :failure = '' then failed_at else :now end"
         " where recipient = :recipient and lease = :lease",
-        *(each.digest, each),
+        each.digest,
+        each,
         now=now,
     )
 

@@ -17,7 +17,6 @@ from portal.stores.records import Record
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
 from portal.stores.shared.verdicts import raise_tier
-from portal.stores.verdict import RAISED_TOGETHER
 
 FIRST = UUID(int=0)
 
@@ -42,15 +41,17 @@ class SqlMessages(Messages):
             if ids:
                 with self._judging(deadline) as session:
                     raised += raise_tier(session, self._rows, ids, export, tier, datetime.now(UTC))
-            if len(ids) < RAISED_TOGETHER:
+            if len(ids) < rules.RAISED_TOGETHER:
                 break
             after = ids[-1]
         return tuple(raised)
 
     @abstractmethod
     def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
-        """Return the next messages, by id, at most `RAISED_TOGETHER`, that are ``held`` or have the export's bytes, and
-        have a milder tier."""
+        """Return the next messages, by id, that are ``held`` or have the export's bytes, and have a milder tier.
+
+        At most `rules.RAISED_TOGETHER`.
+        """
 
     @abstractmethod
     def _judging(self, deadline: float) -> AbstractContextManager[Session]:

@@ -131,7 +131,7 @@ class SqlRecipients(Recipients):
             " next_digest_at = excluded.next_digest_at, preferences = excluded.preferences"
         )
         if not preferences:
-            clash = f"news_since = {_earlier('news_since')}"
+            clash = f"news_since = {earlier('news_since')}"
         upsert = (
             "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at,"
             " preferences) values (:recipient, :address, :stopped_at, :links_valid_from, :news_since, :next_digest_at,"
@@ -212,7 +212,7 @@ def later(column: str) -> str:
     )
 
 
-def _earlier(column: str) -> str:
+def earlier(column: str) -> str:
     """Return SQL for the earlier of the two; NULL is the latest."""
     return (
         f"case when recipient.{column} is null or excluded.{column} < recipient.{column}"

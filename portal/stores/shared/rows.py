@@ -17,9 +17,8 @@ from portal.stores.shared.session import Row, Session
 
 _COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
 MESSAGE = ("id", "tier", *(_COLUMN_OF.get(field, field) for field in FACTS))  # the columns that `message_from` takes
-DELIVERY = (  # the columns that `delivery_from` takes, after the message
-    *("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at"),
-)
+# The columns that `delivery_from` takes, after the message.
+DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at")
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
 _KEY = "d.message_id = :message_id and d.number = :number"
 _EVENT = "at, kind, actor, via, address, detail"
@@ -83,7 +82,8 @@ class Rows(ABC):
         session.execute(
             "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
             f" next_try_at = :next_try_at, announced_at = :announced_at, release_lease = null {WHERE_KEY}",
-            *(delivery, delivery.key),
+            delivery,
+            delivery.key,
         )
 
 

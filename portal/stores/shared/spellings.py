@@ -10,7 +10,7 @@ from typing import Any
 from portal.model.message import identity
 from portal.stores.journal import person_line
 from portal.stores.rules import address_of
-from portal.stores.shared.recipients import SqlRecipients, later, person
+from portal.stores.shared.recipients import SqlRecipients, earlier, later, person
 from portal.stores.shared.session import Engine, Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -87,7 +87,7 @@ def _move_recipient(session: Session, table: str, column: str, old: str, new: st
         " on conflict (recipient) do update set"
         " stopped_at = coalesce(recipient.stopped_at, excluded.stopped_at),"
         f" links_valid_from = {later('links_valid_from')},"
-        " news_since = coalesce(recipient.news_since, excluded.news_since),"
+        f" news_since = {earlier('news_since')},"
         " preferences = coalesce(recipient.preferences, excluded.preferences),"
         f" asked_at = {later('asked_at')},"
         " next_digest_at = null, lease = null, lease_until = null, digest_id = null, failures = 0, failure = '',"

@@ -8,10 +8,10 @@ from functools import partial
 from uuid import UUID
 
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Export, Tier
+from portal.stores import rules
 from portal.stores.journal import delivery_line, verdict_line
 from portal.stores.shared.rows import Rows, add_event
 from portal.stores.shared.session import Session
-from portal.stores.verdict import OPEN_STATES, change, with_verdict
 
 
 def raise_tier(
@@ -25,16 +25,16 @@ def raise_tier(
     for delivery in rows.deliveries(
         session, "where d.message_id in :ids order by d.message_id, d.number", ids=list(ids)
     ):
-        if delivery.state in OPEN_STATES:
+        if delivery.state in rules.OPEN_STATES:
             unreleased.setdefault(delivery.id, []).append(delivery)
     # Locked in the order of ids, as everybody does, so that two calls never wait for each other.
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
     raised = [message for message in messages if message.tier in tier.milder]
     for message in raised:
-        judged = with_verdict(message, export, tier)
+        judged = rules.with_verdict(message, export, tier)
         rows.put_verdict(session, judged)
         session.journal(partial(verdict_line, judged))
-        event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), change(message, tier))
+        event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(message, tier))
         for delivery in unreleased[message.id]:
             add_event(session, delivery.key, event)
             session.journal(partial(delivery_line, delivery, [event]))
