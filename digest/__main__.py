@@ -83,15 +83,15 @@ def run() -> None:
     """Send digests, waiting mail and waiting releases, and purge daily, until told to stop."""
     stop = threading.Event()
 
-    def told_to_stop(number: int, frame: FrameType | None) -> None:
+    def handle_stop_signal(number: int, frame: FrameType | None) -> None:
         # Once is enough: uWSGI says it each second.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop.set()
         raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, told_to_stop)
-    signal.signal(signal.SIGINT, told_to_stop)
+    signal.signal(signal.SIGTERM, handle_stop_signal)
+    signal.signal(signal.SIGINT, handle_stop_signal)
     with _sentences():
         try:
             settings = load()
@@ -111,7 +111,7 @@ def run() -> None:
 
 
 def _opened(settings: Settings) -> Parts:
-    """The parts, as soon as the store can be reached. Raises SettingsError, StoreMisfit."""
+    """The parts, as soon as the store can be reached. Raises SettingsError, StoreUnusable."""
     while True:
         try:
             # Nobody waits for these; below the lease of 90 s, or another process would send it as well.
@@ -130,7 +130,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
             while news.schedule_news(parts, utc_now()) == news.PAGE and not stopped():
                 pass  # after a long stop there are many
             summary = work.send_due(parts, utc_now(), stopped=stopped, pace=pace)
-            if not summary.sent or summary.given_up or stopped():
+            if not summary.sent or summary.stopped_early or stopped():
                 return
 
     now = utc_now()
@@ -138,7 +138,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
     jobs: list[tuple[str, Callable[[], object], Any, datetime]] = [  # the last: when first
         ("heartbeat", lambda: parts.store.heartbeat(utc_now()), IntervalTrigger(seconds=10), now),
         ("mails", lambda: housekeeping.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
-        ("releases", lambda: retry_due(parts.acts), IntervalTrigger(seconds=5), now),
+        ("releases", lambda: retry_due(parts.actions), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now()), IntervalTrigger(hours=1), soon),
@@ -287,7 +287,7 @@ def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"
             table.add_row(Text(shown_address(person)), str(len(deliveries)), oldest, "")
         else:
-            reason = news.why_not(parts, person)
+            reason = news.skip_reason(parts, person)
             table.add_row(
                 Text(shown_address(person)), "0", "", f"{reason}: would not be mailed" if reason else "nothing to tell"
             )
@@ -311,7 +311,7 @@ def _show(summary: work.Summary) -> None:
         table.add_row(Text(shown_address(recipient)), "", Text(f"failed: {shown(reason)}", "red"))
     _print(table)
     if summary.failed:
-        more = " The rest was not tried, since several failed in a row." if summary.given_up else ""
+        more = " The rest was not tried, since several failed in a row." if summary.stopped_early else ""
         click.echo(
             f"{len(summary.failed)} of the digests could not be sent; nothing in them counts as announced.{more} "
             "`quarantine check` tells whether mail.url can be reached; the digest process tries again by itself.",

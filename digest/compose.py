@@ -88,7 +88,7 @@ def compose(
     headers = {}
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    spoken = render.speaks(language or render.language)
+    spoken = render.language_for(language or render.language)
     rows = [_row(group, digest, links, spoken, zone) for group in groups[:max_rows]]
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
@@ -180,7 +180,7 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),
-        ask=link(Action.ASK) if dangerous else "",
+        ask=link(Action.REQUEST) if dangerous else "",
         show=link(Action.SHOW),
         others=len(group.others),
         mailbox="" if own else shown_address(delivery.address),

@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 from portal.assemble import Parts
 from portal.model.domains import shown_address
 from portal.model.message import Reader
-from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
+from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
 from portal.stores import notes
 from portal.stores.records import Person
 
 log = logging.getLogger("quarantine.digest")
 
 PAGE = 500  # recipients looked up at once
-LOOKED_AT_AGAIN = timedelta(days=1)  # those who are not told
+RECHECK_AFTER = timedelta(days=1)  # those who are not told
 NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
 
 
@@ -37,7 +37,7 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
         since = min(person.news_since or now, now)
         planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
         local = parts.settings.is_local(person.recipient)
-        parts.store.recipients.schedule(person.recipient, planned if local and planned else now + LOOKED_AT_AGAIN)
+        parts.store.recipients.schedule(person.recipient, planned if local and planned else now + RECHECK_AFTER)
     return len(people)
 
 
@@ -45,7 +45,7 @@ def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Per
     """Recipients without a time, once the news of addresses that others read are those others'."""
     if parts.people.file is None:
         return list(parts.store.recipients.unscheduled(limit))
-    _look_at_a_changed_file(parts, now)
+    _apply_changed_file(parts, now)
     people, passed = parts.store.recipients.unscheduled(limit), False
     for person in people:
         passed = pass_news_on(parts, person.recipient) or passed
@@ -72,7 +72,7 @@ def pass_news_on(parts: Parts, recipient: str) -> bool:
     return True
 
 
-def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
+def _apply_changed_file(parts: Parts, now: datetime) -> None:
     """Once for each change of the alias file, in whichever process: who reads instead shall hear of what nobody was
     told. Digests that were stopped for an address go on as its readers', and are stopped again once it is a person
     again. Raises StoreUnavailable.
@@ -82,7 +82,7 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     if not parts.people.text() or version == parts.people.looked_at or notes.ALIASES.get(parts.store) == version:
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
-    stopped = _stop_again(parts)
+    stopped = _restore_opt_outs(parts)
     after = ""
     while people := parts.store.recipients.records(after, PAGE):
         after = people[-1].recipient
@@ -105,7 +105,7 @@ def _look_at_a_changed_file(parts: Parts, now: datetime) -> None:
     parts.people.looked_at = version
 
 
-def _stop_again(parts: Parts) -> dict[str, datetime]:
+def _restore_opt_outs(parts: Parts) -> dict[str, datetime]:
     """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
     alias, and since when their digests were stopped."""
     stopped = dict(notes.STOPPED_ALIASES.get(parts.store) or {})
@@ -117,20 +117,20 @@ def _stop_again(parts: Parts) -> dict[str, datetime]:
     return stopped
 
 
-def why_not(parts: Parts, recipient: str) -> str:
+def skip_reason(parts: Parts, recipient: str) -> str:
     """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
     if not parts.people.is_person(recipient):
         return f"read by {', '.join(map(shown_address, parts.people.readers(recipient)))}"
     if not parts.settings.is_local(recipient):
         return "not in local_domains"
     # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
-    if plan_of(parts, recipient, NOTHING_CHOSEN).schedule is not Schedule.NEVER:
+    if plan_of(parts, recipient, NO_PREFERENCES).schedule is not Schedule.NEVER:
         return ""
     chosen = plan_of(parts, recipient, parts.store.recipients.get(recipient).preferences).schedule
     return "digest.schedule is never" if chosen is Schedule.NEVER else ""
 
 
-def everybody_with_news(parts: Parts) -> Iterator[str]:
+def recipients_with_news(parts: Parts) -> Iterator[str]:
     """Identities of all recipients with news who did not stop digests, in order."""
     after = ""
     while page := parts.store.digests.due(None, PAGE, after):
@@ -149,11 +149,11 @@ def find_news(parts: Parts, now: datetime) -> int:
         log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
     found = _find_news(parts, now - NEWS_LOOKED_FOR)
     if parts.people.file is not None:
-        _look_at_a_changed_file(parts, now)
+        _apply_changed_file(parts, now)
         # Their own mark may stand since before: new mail for such an address leaves none for the others.
         for recipient in [
             *parts.store.recipients.with_unannounced(parts.people.copied(), now - NEWS_LOOKED_FOR),
-            *everybody_with_news(parts),
+            *recipients_with_news(parts),
         ]:
             pass_news_on(parts, recipient)
     return found

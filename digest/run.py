@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from digest.compose import compose
-from digest.news import LOOKED_AT_AGAIN, everybody_with_news, plan_of, why_not
+from digest.news import RECHECK_AFTER, plan_of, recipients_with_news, skip_reason
 from portal.assemble import Parts
 from portal.mail.relay import Connection
 from portal.model.clock import clock
@@ -66,7 +66,7 @@ class Summary:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; all is well
     failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; tried again later
     refused: int = 0  # of the failed, those whose next digest is the next try
-    given_up: bool = False  # left off early: several failed in a row
+    stopped_early: bool = False  # left off early: several failed in a row
 
     def add(self, other: Summary) -> None:
         """Take in what another run did."""
@@ -74,7 +74,7 @@ class Summary:
         self.skipped += other.skipped
         self.failed += other.failed
         self.refused += other.refused
-        self.given_up = self.given_up or other.given_up
+        self.stopped_early = self.stopped_early or other.stopped_early
 
 
 Progress = Callable[[int, int], None]  # told after each recipient: how many are done, of how many
@@ -124,7 +124,7 @@ def send_all(
 ) -> Summary:
     """Send what is not announced yet whatever the hour, to everybody or to some. Raises StoreUnavailable."""
     named = [recipient] if isinstance(recipient, str) else recipient
-    people = list(everybody_with_news(parts) if named is None else named)
+    people = list(recipients_with_news(parts) if named is None else named)
     run = Run(parts, now, pace=pace, progress=progress and (lambda done: progress(done, len(people))))
     run.send(run.named(people))
     return run.summary
@@ -137,7 +137,7 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
     """
     run = Run(parts, now)
     digest = parts.store.digests.last(recipient)
-    if not run.may_tell(recipient):
+    if not run.may_notify(recipient):
         return run.summary
     if digest is not None:
         reader = parts.people.reader(recipient)
@@ -231,13 +231,18 @@ class Run:
     def named(self, recipients: Sequence[str]) -> Claim:
         """Return a function that claims digests of these recipients, whatever the hour."""
         self._claim_is_by_name = True
-        self._named.extend(who for who in recipients if self.may_tell(who))
+        self._named.extend(who for who in recipients if self.may_notify(who))
 
         def claim() -> Sequence[Digest]:
             while self._named:
                 some = [self._named.popleft() for _ in range(min(self._ahead, len(self._named)))]
                 claims = self.parts.store.digests.claim(
-                    self.clock(), len(some), DELIVERIES, only=some, at_once=True, readers=self.parts.people.reader
+                    self.clock(),
+                    len(some),
+                    DELIVERIES,
+                    only=some,
+                    ignore_schedule=True,
+                    readers=self.parts.people.reader,
                 )
                 answered = {digest.recipient for digest in claims.digests} | set(claims.refused)
                 self._named.extendleft(who for who in reversed(some) if who not in answered)
@@ -254,9 +259,9 @@ class Run:
         count = AHEAD * self.parts.settings.digest.connections
         return min(count, max(1, self._pace.per_minute // 4)) if self._pace.per_minute else count
 
-    def may_tell(self, recipient: str) -> bool:
+    def may_notify(self, recipient: str) -> bool:
         """Return whether this recipient may be mailed; if not, note why."""
-        reason = why_not(self.parts, recipient)
+        reason = skip_reason(self.parts, recipient)
         if reason:
             self.summary.skipped.append((recipient, reason))
             self._show_progress()
@@ -288,10 +293,10 @@ class Run:
             told: list[Digest] = []
             strangers: list[Digest] = []
             for digest in digests:
-                (told if self.may_tell(digest.recipient) else strangers).append(digest)
+                (told if self.may_notify(digest.recipient) else strangers).append(digest)
             if strangers:
                 # Postponed, or the longest waiting would be the same strangers at every tick.
-                later = self.clock() + LOOKED_AT_AGAIN
+                later = self.clock() + RECHECK_AFTER
                 self._settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
             # For a single mail as well: there is no order then, but its row shows it.
             readers = [digest.effective_reader for digest in told if digest.deliveries]
@@ -308,7 +313,7 @@ class Run:
             self._named.append(digest.recipient)  # one that was due still is
 
     def _is_over(self) -> bool:
-        return self._is_ending or self.summary.given_up or self._error is not None or self._stopped()
+        return self._is_ending or self.summary.stopped_early or self._error is not None or self._stopped()
 
     # ---- all three
 
@@ -326,7 +331,7 @@ class Run:
         finally:
             with suppress(QuarantineError):  # else their claims run out
                 self._settle(unsent=[Unsent(digest) for digest in self._claimed.values()])
-            self._tell_of_the_run(time.monotonic() - began)
+            self._log_run(time.monotonic() - began)
 
     def _send_alone(self) -> None:
         """Send one after the other in this thread, so that ctrl-C interrupts also a mail server that hangs."""
@@ -507,7 +512,7 @@ class Run:
         said = str(error) if isinstance(error, QuarantineError) else "internal error"
         if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
             next_time = plan_of(self.parts, digest.recipient, digest.preferences).next_time(now)
-            return Unsent(digest, due_at=next_time or now + LOOKED_AT_AGAIN, failure=said)
+            return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=said)
         return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=said)
 
     # ---- what came of it
@@ -533,11 +538,11 @@ class Run:
         """Leave off if these outcomes, None for a digest that was sent, show that going on is useless."""
         for error in failures:
             self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
-            if error is not None and not self._is_over() and self._is_hopeless(error):
+            if error is not None and not self._is_over() and self._is_pointless(error):
                 log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
-                self.summary.given_up = True
+                self.summary.stopped_early = True
 
-    def _is_hopeless(self, error: Exception) -> bool:
+    def _is_pointless(self, error: Exception) -> bool:
         """Return whether this is about the mail server or the store, and not about single recipients."""
         if self._in_a_row == FAILURES_IN_A_ROW:
             try:
@@ -547,7 +552,7 @@ class Run:
             return isinstance(error, StoreUnavailable)
         return self._in_a_row >= DEFERRALS_IN_A_ROW
 
-    def _tell_of_the_run(self, seconds: float) -> None:
+    def _log_run(self, seconds: float) -> None:
         summary = self.summary
         if not (summary.sent or summary.failed):
             return
@@ -620,9 +625,11 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
 
 
 def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
-    """Who would be told of what, claiming nothing. Recipients that are not told (`why_not`) come with nothing."""
-    for who in everybody_with_news(parts) if people is None else people:
+    """Who would be told of what, claiming nothing. Recipients that are not told (`skip_reason`) come with nothing."""
+    for who in recipients_with_news(parts) if people is None else people:
         yield (
             who,
-            () if why_not(parts, who) else tuple(parts.store.digests.unannounced(parts.people.reader(who), DELIVERIES)),
+            ()
+            if skip_reason(parts, who)
+            else tuple(parts.store.digests.unannounced(parts.people.reader(who), DELIVERIES)),
         )

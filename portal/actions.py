@@ -1,6 +1,6 @@
 """The acts: release, delete, restore, ask, refuse – each checked here, where it happens, whoever calls.
 
-Links, signed-in pages and the command line all come through `Acts`. A release is: claim (a committed row with a
+Links, signed-in pages and the command line all come through `Actions`. A release is: claim (a committed row with a
 lease), send the bytes as they came with two lines in front, record. A crash between the last two repeats the
 mail to the same recipient; nothing can lose it or send it to anyone else.
 """
@@ -42,11 +42,11 @@ log = logging.getLogger("quarantine.release")
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _DANGEROUS = "only an administrator can release this message"
 _ALARM_EVERY = timedelta(hours=1)
-_SYMBOLS_TOLD = 20
+_SYMBOLS_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Acts:
+class Actions:
     """What may be done to a delivery, by whom."""
 
     store: Store
@@ -66,7 +66,7 @@ class Acts:
 
         Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
         RelayDeferred (it stays `releasing` and is tried again by the digest process; the administrator is told where
-        it is ``about_us``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason). A mail that
+        it is ``portal_rejected``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason). A mail that
         becomes dangerous before it is sent is `held` again.
         """
         delivery = self.store.deliveries.get(DeliveryId(id, number))
@@ -113,13 +113,13 @@ class Acts:
                     delivery.attempts,
                     error,
                 )
-                about_us = isinstance(error, RelayDeferred) and error.about_us
-                if about_us:
-                    self._tell_of_rejection(error)
+                portal_rejected = isinstance(error, RelayDeferred) and error.portal_rejected
+                if portal_rejected:
+                    self._report_rejection(error)
                 if self._too_old(delivery):
                     # Its recipient reads this reason. What is not about this message is the administrator's to know,
                     # who finds it in the history.
-                    hidden = about_us or isinstance(error, RelayUnreachable)
+                    hidden = portal_rejected or isinstance(error, RelayUnreachable)
                     why = "the mail server did not take it; please tell your administrator" if hidden else error
                     raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {why}") from error
                 raise
@@ -145,7 +145,7 @@ class Acts:
         history = self.store.deliveries.history(delivery.key)
         return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
 
-    def _tell_of_rejection(self, error: QuarantineError) -> None:
+    def _report_rejection(self, error: QuarantineError) -> None:
         self.alarm_hourly(
             "the mail server rejects releases",
             f"The mail server of relay.url answered a release: {error}. That is about this portal, not about the "
@@ -185,7 +185,7 @@ class Acts:
             DeliveryId(id, number), State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED
         )
 
-    def ask(self, id: UUID, number: int, actor: Actor) -> Delivery:
+    def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Ask the administrator for a delivery and tell them by mail, both or neither. Raises NotFound, AlreadyDone."""
         now = self.now()
         asked = replace(
@@ -195,7 +195,7 @@ class Acts:
             self.admin_address,
             "request",
             delivery=asked,
-            symbols=sorted(asked.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_TOLD],
+            symbols=sorted(asked.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
             # To be copied into a shell, and whoever wrote the address may have meant it to be.
             recipient_argument=shlex.quote(shown(asked.recipient, 320)),
         )
@@ -205,7 +205,7 @@ class Acts:
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         return delivery
 
-    def refuse(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
+    def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
         """Decline a request with a word of reason, which its recipient gets to see. Raises NotFound, AlreadyDone."""
         now = self.now()
         refused = replace(
@@ -271,12 +271,12 @@ class Acts:
         return QueuedMail(to, mail.as_bytes())
 
 
-def retry_due(acts: Acts, limit: int = 100) -> int:
+def retry_due(actions: Actions, limit: int = 100) -> int:
     """Go on with every release whose next try is due; returns how many were tried. One failure leaves the others."""
-    due = acts.store.deliveries.due_releases(acts.now(), limit)
+    due = actions.store.deliveries.due_releases(actions.now(), limit)
     for id, number in due:
         try:
-            acts.retry(id, number)
+            actions.retry(id, number)
         except (RelayDeferred, RelayRefused, AlreadyDone, NotAllowed):
             pass  # recorded and logged where it happened
         except QuarantineError as error:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from portal.actions import Acts
+from portal.actions import Actions
 from portal.keys import read_keys
 from portal.mail.relay import Relay
 from portal.mail.render import Render
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.links import Links
 from portal.model.message import identity
 from portal.model.schedule import plan_for
@@ -35,7 +35,7 @@ class Parts:
     render: Render
     relay: Relay  # releases
     mailer: Relay  # our own mail
-    acts: Acts
+    actions: Actions
     tiers: Tiers
     people: Directory
 
@@ -45,7 +45,7 @@ def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = 
 
     ``create``: make a file store and link keys that do not exist yet, for the service. Commands leave that to
     `quarantine init`: run in the wrong folder or as the wrong user, they would make an empty store that the service
-    cannot use. Raises SettingsError, StoreUnavailable or StoreMisfit.
+    cannot use. Raises SettingsError, StoreUnavailable or StoreUnusable.
     """
     store = open_store(settings.store.place, must_exist=not create)
     try:
@@ -68,14 +68,14 @@ def _on_store(settings: Settings, store: Store, release_seconds: float, create: 
         reader = readers[0] if len(readers) == 1 else identity(address)
         return plan_for(settings.digest, reader, store.recipients.get(reader).preferences).language
 
-    acts = Acts(
+    actions = Actions(
         store=store,
         relay=relay,
         links=links,
         render=render,
         from_address=settings.mail.from_address,
         admin_address=settings.mail.admin_address,
-        is_local=people.is_told,
+        is_local=people.is_notified,
         language_of=language_of,
     )
     return Parts(
@@ -85,7 +85,7 @@ def _on_store(settings: Settings, store: Store, release_seconds: float, create: 
         render=render,
         relay=relay,
         mailer=Relay(settings.mail.url.get_secret_value()),
-        acts=acts,
+        actions=actions,
         tiers=tiers,
         people=people,
     )
@@ -163,12 +163,12 @@ def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
     """Check that hosts on one store sign with the same keys: links of one would not open at the other.
 
     The store has the newest key's fingerprint; ``record`` keeps it up to date. After a rotation our keys have a newer
-    one, but they must still include that one. Raises StoreMisfit.
+    one, but they must still include that one. Raises StoreUnusable.
     """
     prints = links.fingerprints()
     kept = notes.LINK_KEY.set_default(store, prints[-1]) if record else notes.LINK_KEY.get(store)
     if kept is not None and kept not in prints:
-        raise StoreMisfit(
+        raise StoreUnusable(
             "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
             "sent would not open: copy the key file from the other host (after losing it for good: "
             "`quarantine init --new-keys`)"

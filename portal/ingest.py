@@ -73,7 +73,7 @@ class Ingest:
         tier, people = parts.tiers.of(export), parts.people
         if people.delimiter:
             export = replace(export, identities=tuple(map(people.held_as, export.recipients)))
-        notified = {who for who, a in zip(export.held_for, export.recipients, strict=True) if people.is_told(a)}
+        notified = {who for who, a in zip(export.held_for, export.recipients, strict=True) if people.is_notified(a)}
         held = parts.store.messages.add(export, posted.body, tier, notified, at=at)
         result = Result.KNOWN if held.known else Result.HELD
         log.info(
@@ -92,7 +92,7 @@ class Ingest:
 
     def _alarm(self, subject: str, text: str) -> None:
         if self._alarms:
-            self._parts.acts.alarm_hourly(subject, text)
+            self._parts.actions.alarm_hourly(subject, text)
 
     def _has_same_content(self, id: UUID, posted: Posted) -> bool:
         """Return whether the posted mail is the one held under ``id``.

@@ -81,7 +81,7 @@ def watch(parts: Parts, now: datetime) -> None:
     since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
     known = notes.OUTAGE.get(store)
     if since is not None and known is None:
-        parts.acts.alarm(
+        parts.actions.alarm(
             "digests are overdue",
             f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
             f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
@@ -89,7 +89,7 @@ def watch(parts: Parts, now: datetime) -> None:
             note=(notes.OUTAGE.name, notes.OUTAGE.text(store), notes.OUTAGE.to_text(since)),
         )
     elif since is None and known is not None and _goes_on(figures, last_sent_at, known):
-        parts.acts.alarm(
+        parts.actions.alarm(
             "digests go out again",
             f"No digest is overdue any more. They were since {known:%Y-%m-%d %H:%M} UTC.",
             note=(notes.OUTAGE.name, notes.OUTAGE.to_text(known), ""),

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 
 from portal.assemble import assemble, log_to_stderr
-from portal.model.errors import QuarantineError, SettingsError, StoreMisfit, StoreUnavailable
+from portal.model.errors import QuarantineError, SettingsError, StoreUnavailable, StoreUnusable
 from portal.settings import Settings, load
 from portal.web import Application, StartResponse, create_app
 from portal.web.request import Environ
@@ -27,7 +27,7 @@ class Opening:
     """The application, opened now or by the first request that finds the store there."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError, StoreMisfit."""
+        """Raises SettingsError, StoreUnusable."""
         self._settings = settings
         self._app: Application | None = None
         self._one = threading.Lock()
@@ -71,6 +71,6 @@ class Opening:
 log_to_stderr()
 try:
     application = Opening(load())
-except (SettingsError, StoreMisfit) as error:
+except (SettingsError, StoreUnusable) as error:
     log.critical("not started: %s", error)  # the sentence alone: uWSGI would print a traceback, once for each worker
     sys.exit(_NO_APP)

@@ -52,9 +52,9 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
     data = mail() if data is None else data
     recipients = tuple(overrides.pop("recipients", (ALICE, BOB)))
     sender = overrides.pop("envelope_sender", SENDER)
-    sameness = hashlib.sha256(data)
+    dedup_key = hashlib.sha256(data)
     for part in (repr(sender), *sorted(identity(r) for r in recipients)):
-        sameness.update(b"\0" + part.encode())
+        dedup_key.update(b"\0" + part.encode())
     made = Export(
         recipients=recipients,
         envelope_sender=sender,
@@ -68,7 +68,7 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
         user=None,
         symbols=(Symbol("BAYES_SPAM", 5.1, ("99.99%",)), Symbol("R_SPF_FAIL", 1.0)),
         flags=frozenset(),
-        sameness=sameness.digest(),
+        dedup_key=dedup_key.digest(),
         body_sha256=hashlib.sha256(data).digest(),
         size_bytes=len(data),
         has_8bit=any(octet > 127 for octet in data),
@@ -100,14 +100,16 @@ def hold(
 
 @contextmanager
 def digesting(
-    store: Store, recipient: str | Reader, now: datetime, limit: int, *, at_once: bool = False
+    store: Store, recipient: str | Reader, now: datetime, limit: int, *, ignore_schedule: bool = False
 ) -> Iterator[Digest]:
     """One digest as the digest process has it: claimed, and settled as sent when the block ends. Raises AlreadyDone.
 
     A block left by an exception announces nothing: it is due again after LEASE at the earliest, refused after an hour.
     """
     reader = recipient if isinstance(recipient, Reader) else Reader(recipient)
-    claims = store.digests.claim(now, 1, limit, only=[reader.identity], at_once=at_once, readers=lambda _: reader)
+    claims = store.digests.claim(
+        now, 1, limit, only=[reader.identity], ignore_schedule=ignore_schedule, readers=lambda _: reader
+    )
     for refusal in claims.refused.values():
         raise refusal
     [digest] = claims.digests

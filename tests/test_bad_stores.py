@@ -23,7 +23,7 @@ from digest.__main__ import main as digest_main
 from portal.assemble import assemble
 from portal.cli import main
 from portal.keys import read_keys
-from portal.model.errors import StoreMisfit
+from portal.model.errors import StoreUnusable
 from portal.stores import open_store
 from tests.builders import hold
 from tests.conftest import MakeSettings
@@ -488,7 +488,7 @@ def test_a_store_that_was_opened_in_vain_is_let_go(store_url: str, make_settings
     settings, descriptors = make_settings(store_url), Path("/proc/self/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(10):
-        with pytest.raises(StoreMisfit, match=r"these link keys are not the ones"):
+        with pytest.raises(StoreUnusable, match=r"these link keys are not the ones"):
             assemble(settings, create=True)
     assert len(list(descriptors.iterdir())) <= before
 

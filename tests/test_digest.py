@@ -201,7 +201,7 @@ def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> 
         (Action.RELEASE, spam.id, 3),
         (Action.SHOW, spam.id, 3),
         (Action.DELETE, spam.id, 3),
-        (Action.ASK, virus.id, 7),
+        (Action.REQUEST, virus.id, 7),
         (Action.SHOW, virus.id, 7),
     ]
     assert [link.action for link in found[5:]] == [Action.SEVERAL, Action.PREFERENCES, Action.FORWARDED]

@@ -29,10 +29,10 @@ from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
 from portal.model.links import MARK_HEADER, Action
 from portal.model.message import Reader, State, Symbol, Tier, identity
-from portal.model.schedule import NOTHING_CHOSEN, Preferences
+from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.monitoring import runs
 from portal.stores import LEASE
-from portal.stores.records import Asked, Claims, QueuedMail
+from portal.stores.records import Claims, DigestRequest, QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
 from tests.conftest import MakeParts
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
@@ -169,7 +169,7 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
 def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
     hold(parts.store)
-    at = news.plan_of(parts, ALICE, NOTHING_CHOSEN).next_time(now())
+    at = news.plan_of(parts, ALICE, NO_PREFERENCES).next_time(now())
     assert at is not None
     tick(parts, now())
     tick(parts, at - timedelta(seconds=1))
@@ -248,10 +248,10 @@ def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: Sm
     hold(mailing.store, recipients=[ALICE], subject="First")
     at = now()
     news.schedule_news(mailing, at)
-    mailing.store.digests.ask(Reader(ALICE), at, at - timedelta(hours=1))
+    mailing.store.digests.request(Reader(ALICE), at, at - timedelta(hours=1))
     assert tick(mailing, at).sent == [(ALICE, 1)]
     later = at + timedelta(hours=2)
-    assert mailing.store.digests.ask(Reader(ALICE), later, at) is Asked.DUE
+    assert mailing.store.digests.request(Reader(ALICE), later, at) is DigestRequest.DUE
     assert tick(mailing, later).sent == [(ALICE, 1)]
     assert ["First" in text(mail) for mail in server.mails] == [True, True]
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == 2
@@ -318,7 +318,7 @@ def test_whoever_stopped_digests_gets_none_and_hears_all_after_resuming(mailing:
 
 def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server: SmtpServer) -> None:
     held = hold(mailing.store, recipients=[ALICE])
-    mailing.acts.delete(held.id, 0, BY_LINK)
+    mailing.actions.delete(held.id, 0, BY_LINK)
     summary = tick(mailing, tomorrow())
     assert (summary.sent, summary.failed, server.mails) == ([], [], [])
     assert mailing.store.recipients.get(ALICE).news_since is None
@@ -403,7 +403,7 @@ def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpSe
     summary = tick(mailing, at)
     assert sorted(recipient for recipient, _ in summary.sent) == [people[n] for n in (0, 1, 8, 9)]
     assert len(summary.failed) == 6
-    assert not summary.given_up
+    assert not summary.stopped_early
     server.script.clear()
     assert sorted(r for r, _ in tick(mailing, at + 2 * LEASE).sent) == [people[n] for n in (2, 3, 4, 5, 7)]
     [failing] = mailing.store.recipients.failing(10)
@@ -424,7 +424,7 @@ def test_a_mail_server_that_is_down_is_not_hammered(
     failing(server, verb, behaviour)
     at = tomorrow()
     summary = tick(mailing, at)
-    assert summary.given_up
+    assert summary.stopped_early
     connections = mailing.settings.digest.connections
     assert tried <= len(summary.failed) < tried + connections, "what was on its way when it was enough"
     server.script.clear()
@@ -716,7 +716,7 @@ def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
 def test_whose_mail_was_released_before_is_said_of_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, relay__url=server.url)
     proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
-    parts.acts.release(hold(parts.store, recipients=[ALICE], symbols=proven).id, 0, BY_LINK)
+    parts.actions.release(hold(parts.store, recipients=[ALICE], symbols=proven).id, 0, BY_LINK)
     hold(parts.store, recipients=[ALICE], symbols=proven)
     assert tick(parts, tomorrow()).sent == [(ALICE, 1)]
     assert "You had mail of this sender released before" in text(server.mails[-1])
@@ -1001,7 +1001,7 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     kept, gone = hold(mailing.store, subject="Kept"), hold(mailing.store, subject="Gone")
     first_at = now()
     run.send_all(mailing, first_at, recipient=ALICE)
-    mailing.acts.delete(gone.id, 0, BY_LINK)
+    mailing.actions.delete(gone.id, 0, BY_LINK)
     hold(mailing.store, subject="News since")
     later = first_at + timedelta(hours=3)
     status, out, _ = done(program("once", "--resend", "--recipient", ALICE, "--now", later.isoformat()))
@@ -1026,7 +1026,7 @@ def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: Smt
     assert "has had no digest yet" in done(program("once", "--resend", "--recipient", ALICE))[1]
     held = hold(mailing.store, recipients=[ALICE])
     run.send_all(mailing, now())
-    mailing.acts.delete(held.id, 0, BY_LINK)
+    mailing.actions.delete(held.id, 0, BY_LINK)
     assert "nothing of the last digest is still held" in done(program("once", "--resend", "--recipient", ALICE))[1]
     assert len(server.mails) == 1
 
@@ -1036,7 +1036,7 @@ def test_dangerous_mail_can_only_be_asked_for(mailing: Parts, server: SmtpServer
     tick(mailing, tomorrow())
     tokens = re.findall(r"/link/(\S+)/", text(server.mails[0]))
     assert [mailing.links.verify(token, tomorrow()).action for token in tokens] == [
-        Action.ASK,
+        Action.REQUEST,
         Action.SHOW,
         Action.PREFERENCES,
         Action.FORWARDED,

@@ -518,7 +518,7 @@ def test_the_first_mark_is_handed_on() -> None:
 
 def sameness_of(mail: bytes, **changed: Any) -> bytes:
     with posting(*as_default(mail, TOLD | changed)) as posted:
-        return posted.export.sameness
+        return posted.export.dedup_key
 
 
 RETRIES = [
@@ -702,7 +702,7 @@ def check(posted: Posted | None) -> None:
             assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text or "")
         assert all(symbol.score == symbol.score for symbol in export.symbols)
         assert sha256(message_of(posted)).digest() == export.body_sha256
-        assert len(export.sameness) == 32
+        assert len(export.dedup_key) == 32
 
 
 @every_format

@@ -92,7 +92,7 @@ def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> Non
     assert site.store.deliveries.get(DeliveryId(site.store.messages.find(held["id"])[0].id, 0)).state is State.RELEASING
     del smtp.script["MAIL"]
     site.now += timedelta(minutes=2)
-    assert retry_due(site.parts.acts) == 1
+    assert retry_due(site.parts.actions) == 1
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 
 
@@ -139,7 +139,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
 
     smtp.script["RCPT"] = REJECTED
     site.now += timedelta(days=5, minutes=1)
-    assert retry_due(site.parts.acts) == 1
+    assert retry_due(site.parts.actions) == 1
     assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     reader = site.signed_in(ALICE)
     shown = pages()
@@ -162,8 +162,8 @@ def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_oper
     housekeeping.send_queued(site.parts, site.now)
     assert [m.recipients for m in smtp.mails] == [["postmaster@example.org"]]
     smtp.mails.clear()
-    operator = site.parts.acts
-    operator.refuse(id, 0, BY_OPERATOR, "It holds a virus.")
+    operator = site.parts.actions
+    operator.refuse_request(id, 0, BY_OPERATOR, "It holds a virus.")
     assert "It holds a virus." in site.browser().get(links["Ask"][0]).text
     operator.release(id, 0, BY_OPERATOR, operator=True)
     assert [m.recipients for m in smtp.mails if m.data.endswith(MAIL + b"\r\n")] == [[ALICE]]

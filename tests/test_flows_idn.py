@@ -194,7 +194,9 @@ def test_a_retry_is_known_by_the_spelling_of_its_envelope(site: Site) -> None:
 
 def test_a_request_names_the_recipient_with_u_labels(site: Site, smtp: SmtpServer) -> None:
     mail = site.hold(Tier.DANGEROUS, recipients=[WRITTEN[1]])
-    site.parts.acts.ask(mail.id, 0, site.parts.acts.store.deliveries.history(DeliveryId(mail.id, 0))[0].actor)
+    site.parts.actions.request_release(
+        mail.id, 0, site.parts.actions.store.deliveries.history(DeliveryId(mail.id, 0))[0].actor
+    )
     housekeeping.send_queued(site.parts, site.now)
     (sent,) = smtp.mails
     read = message_from_bytes(sent.data, policy=default)
@@ -272,7 +274,7 @@ def test_a_sign_in_of_an_older_version_can_be_used(site: Site) -> None:
 
 def test_the_foot_of_a_digest_of_an_older_version_stops_digests(site: Site) -> None:
     id = new_id(site.now)
-    site.store.digests.take([DigestRecord(id, ERIKA_AS_READ, ERIKA_AS_READ, site.now, site.now, ())])
+    site.store.digests.import_records([DigestRecord(id, ERIKA_AS_READ, ERIKA_AS_READ, site.now, site.now, ())])
     token = site.parts.links.token(Action.PREFERENCES, id, 0, site.now)
     assert ERIKA_AS_READ in site.browser().get(f"/link/{token}/").text
     form = {"List-Unsubscribe": "One-Click"}

@@ -416,7 +416,7 @@ def test_the_last_good_file_outlives_its_loss(
     held(later, INFO, number=2)
     tell(later)
     assert set(digests(smtp)) == {ALICE, BOB}
-    assert later.parts.people.trouble()
+    assert later.parts.people.problem()
 
 
 def test_once_says_whose_digest_it_is(

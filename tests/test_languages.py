@@ -97,8 +97,8 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
     assert [first(r'<html lang="([\w-]+)" dir="ltr">', page.text) for page in pages] == [spoken] * len(pages)
     assert languages_of(digest) == [spoken] * 3
     site.browser().post("/sign-in", {"address": ALICE}, headers=other)
-    site.parts.acts.ask(grave.id, 0, Actor(ActorKind.RECIPIENT))
-    site.parts.acts.refuse(grave.id, 0, Actor(ActorKind.OPERATOR), "no")
+    site.parts.actions.request_release(grave.id, 0, Actor(ActorKind.RECIPIENT))
+    site.parts.actions.refuse_request(grave.id, 0, Actor(ActorKind.OPERATOR), "no")
     # The administrator has no domain of their own here, so the site's; whoever was refused has theirs.
     site_language = site.parts.settings.digest.language
     assert [set(languages_of(mail)) for _, mail in queued(site)] == [{spoken}, {site_language}, {spoken}]
@@ -313,9 +313,9 @@ def test_pages_and_mails_speak_one_language(make_parts: Callable[..., Parts], ta
         digest = bytes(server.mails[0].data)
     browser, person = site.browser(), site.signed_in(ALICE)
     site.browser().post("/sign-in", {"address": ALICE})
-    site.parts.acts.ask(grave.id, 0, Actor(ActorKind.RECIPIENT))
-    site.parts.acts.refuse(grave.id, 0, Actor(ActorKind.OPERATOR), "?")
-    site.parts.acts.delete(gone.id, 0, Actor(ActorKind.RECIPIENT, via="link"))
+    site.parts.actions.request_release(grave.id, 0, Actor(ActorKind.RECIPIENT))
+    site.parts.actions.refuse_request(grave.id, 0, Actor(ActorKind.OPERATOR), "?")
+    site.parts.actions.delete(gone.id, 0, Actor(ActorKind.RECIPIENT, via="link"))
     links = re.findall(r"https?://\S+/link/[\w.-]+/", content(message_from_bytes(digest, policy=SMTP), "plain"))
     pages = [browser.get(link) for link in links]
     pages += [browser.get(path) for path in ("/sign-in", "/sign-in/code", "/link/x/", "/nowhere")]

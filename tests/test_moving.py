@@ -118,7 +118,7 @@ def fill(store: Store) -> list[Held]:
     store.deliveries.move(
         DeliveryId(held[1].id, 1), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
     )
-    with digesting(store, ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
         pass
     held.append(hold(store, b"", recipients=["Bob@Example.org"]))
     held.append(
@@ -175,7 +175,7 @@ def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
     source.recipients.set_digests_stopped(ALICE, now())
     source.recipients.set_preferences(BOB, Preferences("daily"))
     source.recipients.revoke_links(BOB, now())
-    with digesting(source, BOB, now(), 3, at_once=True):
+    with digesting(source, BOB, now(), 3, ignore_schedule=True):
         pass
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
@@ -195,12 +195,12 @@ def test_a_copied_digest_goes_on_where_the_old_store_stopped(
 ) -> None:
     source, target = stores
     told, untold = hold(source, recipients=[ALICE]), None
-    with digesting(source, ALICE, now(), 10, at_once=True) as digest:
+    with digesting(source, ALICE, now(), 10, ignore_schedule=True) as digest:
         pass
     untold = hold(source, recipients=[ALICE])
     run_copy(*urls)
     assert target.digests.recipient_of(digest.id) == ALICE
-    with digesting(target, ALICE, now(), 10, at_once=True) as next_digest:
+    with digesting(target, ALICE, now(), 10, ignore_schedule=True) as next_digest:
         assert [d.id for d in next_digest.deliveries] == [untold.id]
     assert target.deliveries.get(DeliveryId(told.id, 0)).announced_at is not None
 
@@ -282,16 +282,16 @@ def test_a_copy_that_fails_in_the_middle_goes_on(
     source, target = stores
     held = fill(source)
     calls = 0
-    take = type(target.messages).take
+    original = type(target.messages).import_record
 
     def failing(self: Messages, *args: object) -> None:
         nonlocal calls
         calls += 1
         if calls >= 5:
             raise StoreUnavailable("the disk is full: make room")
-        take(self, *args)  # type: ignore[arg-type]
+        original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(target.messages), "take", failing)
+    monkeypatch.setattr(type(target.messages), "import_record", failing)
     result = run_copy(*urls)
     assert result.exit_code == 1
     assert "the disk is full" in result.output
@@ -511,19 +511,19 @@ def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
     held = hold(source)
     source.close()
 
-    def take(store: FileMessages, record: Record, body: Body | None) -> None:
+    def import_record(store: FileMessages, record: Record, body: Body | None) -> None:
         took(store, record, body)
         next(Path(target_url.removeprefix("files://")).rglob("*.eml.zst")).write_bytes(b"rubbish")
 
-    def take_into_rows(store: PostgresMessages, record: Record, body: Body | None) -> None:
+    def import_into_rows(store: PostgresMessages, record: Record, body: Body | None) -> None:
         took_into_rows(store, record, body)
         with psycopg.connect(target_url, autocommit=True) as connection:
             connection.execute("update body_chunk set data = 'rubbish'")
 
-    took, took_into_rows = FileMessages.take, PostgresMessages.take
+    took, took_into_rows = FileMessages.import_record, PostgresMessages.import_record
     with monkeypatch.context() as patch:
-        patch.setattr(FileMessages, "take", take)
-        patch.setattr(PostgresMessages, "take", take_into_rows)
+        patch.setattr(FileMessages, "import_record", import_record)
+        patch.setattr(PostgresMessages, "import_record", import_into_rows)
         results = [run_copy(source_url, target_url)]
     results.append(run_copy(source_url, target_url))
     for result in results:

@@ -335,7 +335,7 @@ def test_delete_and_restore_take_several_ids_and_go_on_after_a_wrong_one(run: Ru
 def test_refuse_gives_the_recipient_a_reason(run: Run, store: Store, parts: Parts) -> None:
     held = hold(store, recipients=[ALICE], tier=Tier.DANGEROUS)
     assert run("refuse", str(held.id), "--reason", "no").exit_code == 1
-    parts.acts.ask(held.id, 0, BY_LINK)
+    parts.actions.request_release(held.id, 0, BY_LINK)
     assert run("refuse", str(held.id), "--reason", "It holds a virus.").exit_code == 0
     delivery = store.deliveries.get(DeliveryId(held.id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "It holds a virus.")

@@ -150,7 +150,7 @@ def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(
     assert parts.store.stats(at).mails_waiting == 0, "Bob got his digest"
     for person in (ALICE, BOB):
         hold(parts.store, recipients=[person])
-        parts.store.digests.ask(Reader(person), at + 5 * HOUR, at)
+        parts.store.digests.request(Reader(person), at + 5 * HOUR, at)
     failing(server, "RCPT", "452 4.2.2 full")
     run.send_due(parts, at + 5 * HOUR)
     assert parts.store.stats(at + 6 * HOUR).oldest_untried_due_at is None

@@ -192,7 +192,7 @@ def test_either_spelling_may_be_asked_for(site: Site, asked: str) -> None:
     for address in (f"Sales@{asked}", f"erika@{asked}", f"erika+x@{asked}", f"info@{asked}", "erika@old.example"):
         assert directory.person(address) == erika, address
     assert directory.held_as(f"Erika+x@{asked}") == erika
-    assert directory.is_told(f"sales@{asked}")
+    assert directory.is_notified(f"sales@{asked}")
 
 
 def test_lines_that_joined_the_spellings_of_a_domain_are_not_needed_and_do_no_harm() -> None:
@@ -222,7 +222,7 @@ def test_without_a_file_everybody_reads_their_own() -> None:
     assert directory.reader(ALICE).is_plain
     assert directory.person("Alice@Example.org") == ALICE
     assert directory.held_as("alice+shop@example.org") == "alice+shop@example.org"
-    assert directory.trouble() == ""
+    assert directory.problem() == ""
 
 
 def test_a_person_reads_their_aliases_alone_and_roles_with_others(site: Site) -> None:
@@ -261,8 +261,8 @@ def test_an_alias_domain_has_the_same_people(site: Site) -> None:
         *("sales@example.org", "sales@old.example", "sales@older.example"),
     }
     assert "bob@old.example" not in directory.reader(BOB).identities
-    assert directory.is_told("alice@old.example")
-    assert not directory.is_told("alice@elsewhere.example")
+    assert directory.is_notified("alice@old.example")
+    assert not directory.is_notified("alice@elsewhere.example")
     assert set(directory.elsewhere()) == {"old.example", "older.example", "bob@old.example"}
 
 
@@ -332,7 +332,7 @@ def test_a_file_that_was_changed_this_moment_may_be_half_written(site: Site) -> 
     assert directory.readers("x@example.org") == (ALICE,)
     site.write("x@example.org bob", seconds_ago=0)
     assert directory.readers("x@example.org") == (ALICE,)
-    assert directory.trouble() == ""
+    assert directory.problem() == ""
     site.write("x@example.org bob@example.org\n", seconds_ago=5)
     assert directory.readers("x@example.org") == (BOB,)
 
@@ -364,7 +364,7 @@ def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
     site.moment += 10
     os.utime(site.path, (1, 1)) if site.path.exists() else None
     assert directory.readers("x@example.org") == (ALICE,)
-    assert "stays in use" in directory.trouble()
+    assert "stays in use" in directory.problem()
     assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1
     site.moment += 10
     assert directory.readers("x@example.org") == (ALICE,)
@@ -374,21 +374,21 @@ def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
     site.path.unlink(missing_ok=True)
     site.write("x@example.org bob@example.org\n")
     assert directory.readers("x@example.org") == (BOB,)
-    assert directory.trouble() == ""
+    assert directory.problem() == ""
 
 
 def test_the_last_good_one_outlives_a_restart(site: Site) -> None:
     site.kept = "x@example.org alice@example.org\n"
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
-    assert "when it could last be read" in directory.trouble()
+    assert "when it could last be read" in directory.problem()
     assert directory.text() == site.kept
 
 
 def test_one_that_never_could_be_read_makes_nobody_a_reader(site: Site) -> None:
     directory = site.open()
     assert directory.readers("x@example.org") == ("x@example.org",)
-    assert "never could be read" in directory.trouble()
+    assert "never could be read" in directory.problem()
     assert directory.text() == ""
 
 

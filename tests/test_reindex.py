@@ -145,7 +145,7 @@ def test_without_a_journal_all_mail_is_held_and_that_is_said(
 def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     hold(store, recipients=[ALICE])
-    with digesting(store, ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
         pass
     store.close()
     run()
@@ -212,7 +212,7 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     assert not (folder / "journal").exists()
     store.deliveries.move(DeliveryId(held.id, 1), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     store.recipients.set_digests_stopped(ALICE, now())
-    with digesting(store, BOB, now(), 10, at_once=True):
+    with digesting(store, BOB, now(), 10, ignore_schedule=True):
         pass
     deleted, stopped = lines(folder)
     assert (deleted["id"], deleted["number"], deleted["recipient"]) == (str(held.id), 1, BOB)
@@ -375,7 +375,7 @@ def test_two_files_of_the_same_mail_are_both_kept(open_store: Callable[[], FileS
     message = replace(record.message, id=id)
     deliveries = tuple(replace(d, message=message, state_at=held_at(id)) for d in record.deliveries)
     other = replace(record, message=message, deliveries=deliveries)
-    store.messages.take(other, body(b"Subject: x\r\n\r\n"))
+    store.messages.import_record(other, body(b"Subject: x\r\n\r\n"))
     before = kept(store)
     store.close()
     run()

@@ -408,7 +408,7 @@ def test_a_server_that_rejects_this_portal_is_deferred(server: SmtpServer, verb:
             server.script[verb] = [reply]
             with pytest.raises(RelayDeferred) as caught:
                 connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
-            assert caught.value.about_us, reply
+            assert caught.value.portal_rejected, reply
             assert not isinstance(caught.value, RelayUnreachable)
             assert reply[:3] in str(caught.value)
         assert not server.mails
@@ -425,7 +425,7 @@ def test_a_server_that_rejects_the_mail_is_believed(server: SmtpServer, verb: st
             with pytest.raises((RelayDeferred, RelayRefused)) as caught:
                 connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
             assert isinstance(caught.value, RelayRefused) is reply.startswith("5"), reply
-            assert not getattr(caught.value, "about_us", False)
+            assert not getattr(caught.value, "portal_rejected", False)
     assert not server.mails
     assert server.connections == 1
 
@@ -441,11 +441,11 @@ def test_no_recipient_can_look_like_a_server_that_rejects_this_portal(server: Sm
 def test_a_5xx_before_any_mail_is_about_this_portal(verb: str) -> None:
     with SmtpServer(users={"portal": "geheim"}) as server:
         relay = patient(server.url.replace("//", "//portal:geheim@"))
-        for reply, about_us in (("554 5.7.1 no", True), ("454 4.7.0 not now", False), (DROP, False)):
+        for reply, portal_rejected in (("554 5.7.1 no", True), ("454 4.7.0 not now", False), (DROP, False)):
             server.script[verb] = reply
             with pytest.raises(RelayUnreachable) as caught:
                 send(relay)
-            assert caught.value.about_us is about_us
+            assert caught.value.portal_rejected is portal_rejected
 
 
 # ---- many mails over one connection

@@ -22,7 +22,7 @@ from uuid import UUID
 import dkim
 import pytest
 
-from portal.actions import GIVE_UP_AFTER, Acts, retry_due
+from portal.actions import GIVE_UP_AFTER, Actions, retry_due
 from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import (
@@ -69,15 +69,15 @@ def smtp() -> Iterator[SmtpServer]:
         yield server
 
 
-MakeActs = Callable[[str], Acts]
+MakeActions = Callable[[str], Actions]
 
 
 @pytest.fixture
-def make_acts(store: Store, clock: Clock) -> MakeActs:
+def make_actions(store: Store, clock: Clock) -> MakeActions:
     links = Links([b"k" * 32], "https://mail.example.org/quarantine", timedelta(days=14))
 
-    def make(url: str) -> Acts:
-        return Acts(
+    def make(url: str) -> Actions:
+        return Actions(
             store=store,
             relay=Relay(url),
             links=links,
@@ -94,8 +94,8 @@ def make_acts(store: Store, clock: Clock) -> MakeActs:
 
 
 @pytest.fixture
-def acts(make_acts: MakeActs, smtp: SmtpServer) -> Acts:
-    return make_acts(smtp.url)
+def actions(make_actions: MakeActions, smtp: SmtpServer) -> Actions:
+    return make_actions(smtp.url)
 
 
 def number_of(store: Store, id: UUID, recipient: str) -> int:
@@ -134,11 +134,13 @@ def text_of(letter: EmailMessage) -> str:
 # ---- released
 
 
-def test_a_release_goes_to_its_recipient_alone_and_is_recorded(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_a_release_goes_to_its_recipient_alone_and_is_recorded(
+    store: Store, actions: Actions, smtp: SmtpServer
+) -> None:
     data = mail()
     id = hold(store, data).id
     number = number_of(store, id, ALICE)
-    delivery = acts.release(id, number, BY_LINK)
+    delivery = actions.release(id, number, BY_LINK)
     assert (delivery.state, delivery.attempts, delivery.reason) == (State.RELEASED, 1, "")
     [received] = smtp.mails
     assert (received.sender, received.recipients) == (SENDER, [ALICE])
@@ -149,44 +151,46 @@ def test_a_release_goes_to_its_recipient_alone_and_is_recorded(store: Store, act
     assert not smtp.violations
 
 
-def test_the_mark_in_front_is_ours(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_the_mark_in_front_is_ours(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store).id
-    acts.release(id, 0, BY_LINK)
+    actions.release(id, 0, BY_LINK)
     received = message_from_bytes(smtp.mails[0].data)
-    assert acts.links.read_mark(received[MARK_HEADER]) == ("release", id)
+    assert actions.links.read_mark(received[MARK_HEADER]) == ("release", id)
 
 
-def test_releasing_twice_says_what_happened_before(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_releasing_twice_says_what_happened_before(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store).id
-    acts.release(id, 0, BY_LINK)
+    actions.release(id, 0, BY_LINK)
     for operator in (False, True):
         with pytest.raises(AlreadyDone) as caught:
-            acts.release(id, 0, BY_LINK, operator=operator)
+            actions.release(id, 0, BY_LINK, operator=operator)
         assert caught.value.delivery is not None and caught.value.delivery.state is State.RELEASED
     assert len(smtp.mails) == 1
 
 
 @pytest.mark.parametrize("sender", ["", None])
 def test_the_null_sender_and_the_unknown_one_cannot_bounce(
-    store: Store, acts: Acts, smtp: SmtpServer, sender: str | None
+    store: Store, actions: Actions, smtp: SmtpServer, sender: str | None
 ) -> None:
-    acts.release(hold(store, envelope_sender=sender).id, 0, BY_LINK)
+    actions.release(hold(store, envelope_sender=sender).id, 0, BY_LINK)
     assert b"MAIL FROM:<>" in smtp.commands
 
 
-def test_what_is_not_there_is_not_found(store: Store, acts: Acts) -> None:
+def test_what_is_not_there_is_not_found(store: Store, actions: Actions) -> None:
     with pytest.raises(NotFound):
-        acts.release(new_id(), 0, BY_LINK)
+        actions.release(new_id(), 0, BY_LINK)
     with pytest.raises(NotFound):
-        acts.release(hold(store).id, 7, BY_LINK)
+        actions.release(hold(store).id, 7, BY_LINK)
 
 
-def test_a_message_without_recipient_is_released_once_it_has_one(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_a_message_without_recipient_is_released_once_it_has_one(
+    store: Store, actions: Actions, smtp: SmtpServer
+) -> None:
     id = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS})).id
     with pytest.raises(NotAllowed, match="--recipient"):
-        acts.release(id, 0, BY_OPERATOR, operator=True)
+        actions.release(id, 0, BY_OPERATOR, operator=True)
     store.deliveries.assign(DeliveryId(id, 0), BOB, BY_OPERATOR, now())
-    acts.release(id, 0, BY_OPERATOR, operator=True)
+    actions.release(id, 0, BY_OPERATOR, operator=True)
     assert [received.recipients for received in smtp.mails] == [[BOB]]
 
 
@@ -207,7 +211,7 @@ BEHAVIOURS = {
 
 @pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY"])
 def test_every_failure_is_recorded_as_what_it_was_and_heals(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     released = 0
     for behaviour, state in BEHAVIOURS.items():
@@ -219,7 +223,7 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
         smtp.script[verb] = behaviour
         impatient = Relay(smtp.url, reply_seconds=0.3, total_seconds=1)
         with pytest.raises((RelayDeferred, RelayRefused)) as caught:
-            (replace(acts, relay=impatient) if behaviour == HANG else acts).release(id, 0, BY_LINK)
+            (replace(actions, relay=impatient) if behaviour == HANG else actions).release(id, 0, BY_LINK)
         delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.attempts, delivery.reason) == (state, 1, str(caught.value)), behaviour
         assert delivery.next_try_at == (clock() + MINUTE if state is State.RELEASING else None)
@@ -231,12 +235,12 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
         smtp.script.clear()
         if state is State.HELD:
             assert isinstance(caught.value, RelayRefused)
-            assert retry_due(acts) == 0
-            acts.release(id, 0, BY_LINK)
+            assert retry_due(actions) == 0
+            actions.release(id, 0, BY_LINK)
         else:
-            assert retry_due(acts) == 0
+            assert retry_due(actions) == 0
             clock.at += MINUTE
-            assert retry_due(acts) == 1
+            assert retry_due(actions) == 1
         released += 1
         delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.RELEASED, "", None)
@@ -252,43 +256,43 @@ def turn_dangerous(store: Store, data: bytes) -> None:
 
 
 def test_a_release_under_way_stops_when_the_mail_turns_out_dangerous(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock
 ) -> None:
     data = mail()
     id = hold(store, data).id
     smtp.script["RCPT"] = ["450 4.2.0 busy"]
     with pytest.raises(RelayDeferred):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     turn_dangerous(store, data)
     clock.at += MINUTE
-    assert retry_due(acts) == 1
+    assert retry_due(actions) == 1
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "only an administrator can release this message")
     assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))][-2:] == ["raised", "stopped"]
     assert not smtp.mails
     with pytest.raises(NotAllowed):
-        acts.release(id, 0, BY_LINK)
-    acts.ask(id, 0, BY_LINK)
-    acts.release(id, 0, BY_OPERATOR, operator=True)
+        actions.release(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
+    actions.release(id, 0, BY_OPERATOR, operator=True)
     assert len(smtp.mails) == 1
 
 
 def test_an_operators_release_goes_on_when_the_mail_turns_out_dangerous(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock
 ) -> None:
     data = mail()
     id = hold(store, data).id
     smtp.script["RCPT"] = ["450 4.2.0 busy"]
     with pytest.raises(RelayDeferred):
-        acts.release(id, 0, BY_OPERATOR, operator=True)
+        actions.release(id, 0, BY_OPERATOR, operator=True)
     turn_dangerous(store, data)
     clock.at += MINUTE
-    assert retry_due(acts) == 1
+    assert retry_due(actions) == 1
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASED
 
 
 def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_released(
-    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = mail()
     id = hold(store, data).id
@@ -300,39 +304,41 @@ def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_relea
 
     monkeypatch.setattr(store.deliveries, "releasing", raised_before)
     with pytest.raises(NotAllowed):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     assert not smtp.mails
 
 
-def test_nobody_listening_is_tried_again(store: Store, make_acts: MakeActs) -> None:
+def test_nobody_listening_is_tried_again(store: Store, make_actions: MakeActions) -> None:
     id = hold(store).id
     with pytest.raises(RelayDeferred, match="Connection refused"):
-        make_acts(nobody_listens()).release(id, 0, BY_LINK)
+        make_actions(nobody_listens()).release(id, 0, BY_LINK)
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
 
 
-def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_acts: MakeActs) -> None:
+def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_actions: MakeActions) -> None:
     with SmtpServer(lmtp=True, script={"BODY": ["552 5.2.2 mailbox full"]}) as server:
-        acts = make_acts(server.url)
+        actions = make_actions(server.url)
         id = hold(store).id
         with pytest.raises(RelayRefused, match="mailbox full"):
-            acts.release(id, 0, BY_LINK)
+            actions.release(id, 0, BY_LINK)
         assert "mailbox full" in store.deliveries.get(DeliveryId(id, 0)).reason
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
         assert len(server.mails) == 1
 
 
-def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, smtp: SmtpServer, clock: Clock) -> None:
+def test_tries_become_rarer_and_end_after_five_days(
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock
+) -> None:
     id, began = hold(store).id, clock()
     smtp.script["RCPT"] = "450 4.2.0 greylisted"
     with pytest.raises(RelayDeferred):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     waits = []
     while (due := store.deliveries.get(DeliveryId(id, 0)).next_try_at) is not None:
         waits.append(int((due - clock()) / MINUTE))
         clock.at = due
-        assert retry_due(acts) == 1
+        assert retry_due(actions) == 1
     assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert set(waits[6:]) == {60}
     assert GIVE_UP_AFTER < clock() - began < GIVE_UP_AFTER + timedelta(hours=2)
@@ -340,56 +346,56 @@ def test_tries_become_rarer_and_end_after_five_days(store: Store, acts: Acts, sm
     assert delivery.state is State.HELD
     assert delivery.reason.startswith("given up after 5 days: RCPT TO: 450 4.2.0 greylisted")
     smtp.script.clear()
-    assert acts.release(id, 0, BY_LINK).state is State.RELEASED
+    assert actions.release(id, 0, BY_LINK).state is State.RELEASED
 
 
 REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
 
 
-def rejected(acts: Acts, store: Store) -> UUID:
+def rejected(actions: Actions, store: Store) -> UUID:
     """Try to release one more message to a mail server that rejects the portal."""
     id = hold(store).id
     with pytest.raises(RelayDeferred) as caught:
-        acts.release(id, 0, BY_LINK)
-    assert caught.value.about_us
+        actions.release(id, 0, BY_LINK)
+    assert caught.value.portal_rejected
     return id
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
 def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once_an_hour(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     smtp.script[verb] = REJECTED
-    ids = [rejected(acts, store) for _ in range(3)]
+    ids = [rejected(actions, store) for _ in range(3)]
     [(to, alarm)] = queued(store, clock())
     assert (to, alarm["Subject"]) == (ADMIN, "Mail quarantine needs attention: the mail server rejects releases")
     words = " ".join(text_of(alarm).split())
     assert REJECTED in words and "relay.url" in words and "deploy/postfix/master.cf.part" in words
     clock.at += timedelta(minutes=59)
-    assert retry_due(acts) == 3
+    assert retry_due(actions) == 3
     assert queued(store, clock()) == []
     clock.at += timedelta(minutes=2)
-    rejected(acts, store)
+    rejected(actions, store)
     assert [to for to, _ in queued(store, clock())] == [ADMIN]
     smtp.script.clear()
     clock.at += HOUR
-    retry_due(acts)
+    retry_due(actions)
     assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [State.RELEASED] * 3
     assert queued(store, clock()) == []
 
 
 @pytest.mark.parametrize("reply", ["450 4.2.0 greylisted", "550 5.1.1 no such user", "421 4.3.2 shutting down", DROP])
 def test_nobody_is_told_of_what_heals_by_itself_or_is_about_one_mail(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, reply: str
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, reply: str
 ) -> None:
     smtp.script["RCPT"] = reply
     with pytest.raises((RelayDeferred, RelayRefused)):
-        acts.release(hold(store).id, 0, BY_LINK)
+        actions.release(hold(store).id, 0, BY_LINK)
     assert queued(store, clock()) == []
 
 
 def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> bool:
         raise StoreUnavailable("full")
@@ -397,23 +403,23 @@ def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
     smtp.script["RCPT"] = REJECTED
     with monkeypatch.context() as patch:
         patch.setattr(store.notes, "compare_and_set", fail)
-        id = rejected(acts, store)
+        id = rejected(actions, store)
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.RELEASING, f"RCPT TO: {REJECTED}")
     assert queued(store, clock()) == []
     clock.at += MINUTE
-    assert retry_due(acts) == 1
+    assert retry_due(actions) == 1
     assert [to for to, _ in queued(store, clock())] == [ADMIN]
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "RCPT"])
 def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
-    store: Store, acts: Acts, smtp: SmtpServer, clock: Clock, verb: str
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     smtp.script[verb] = REJECTED
-    id = rejected(acts, store)
+    id = rejected(actions, store)
     clock.at += GIVE_UP_AFTER + MINUTE
-    assert retry_due(acts) == 1
+    assert retry_due(actions) == 1
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert delivery.state is State.HELD
     assert delivery.reason == ("given up after 5 days: the mail server did not take it; please tell your administrator")
@@ -421,24 +427,26 @@ def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
         "the administrator finds the words"
     )
     smtp.script.clear()
-    assert acts.release(id, 0, BY_LINK).state is State.RELEASED
+    assert actions.release(id, 0, BY_LINK).state is State.RELEASED
 
 
-def test_one_failing_release_leaves_the_others_alone(store: Store, acts: Acts, smtp: SmtpServer, clock: Clock) -> None:
+def test_one_failing_release_leaves_the_others_alone(
+    store: Store, actions: Actions, smtp: SmtpServer, clock: Clock
+) -> None:
     ids = [hold(store, recipients=[address]).id for address in (ALICE, BOB, "carol@example.org")]
     smtp.script["MAIL"] = "450 4.3.0 later"
     for id in ids:
         with pytest.raises(RelayDeferred):
-            acts.release(id, 0, BY_LINK)
+            actions.release(id, 0, BY_LINK)
     smtp.script["MAIL"] = None
     smtp.script["RCPT"] = lambda line: "550 5.1.1 no such user" if b"bob" in line else None
     clock.at += MINUTE
-    assert retry_due(acts) == 3
+    assert retry_due(actions) == 3
     assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [State.RELEASED, State.HELD, State.RELEASED]
 
 
 def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
-    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store).id
 
@@ -447,14 +455,14 @@ def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
 
     monkeypatch.setattr(store.messages, "body", gone)
     with pytest.raises(BodyMissing):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     assert smtp.connections == 0
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.reason) == (State.HELD, "the mail's file was deleted")
 
 
 def test_a_mail_that_is_damaged_in_the_middle_never_arrives(
-    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store).id
 
@@ -464,7 +472,7 @@ def test_a_mail_that_is_damaged_in_the_middle_never_arrives(
 
     monkeypatch.setattr(store.messages, "body", damaged)
     with pytest.raises(StoreUnavailable):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     assert not smtp.mails and not smtp.unanswered
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
 
@@ -472,14 +480,14 @@ def test_a_mail_that_is_damaged_in_the_middle_never_arrives(
 # ---- many at once, crashes
 
 
-def test_fifty_clicks_at_once_send_one_mail(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_fifty_clicks_at_once_send_one_mail(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store).id
     together = threading.Barrier(50)
 
     def click(_: int) -> str:
         together.wait()
         try:
-            return acts.release(id, 0, BY_LINK).state.value
+            return actions.release(id, 0, BY_LINK).state.value
         except (AlreadyDone, StoreUnavailable) as error:
             return type(error).__name__
 
@@ -496,13 +504,13 @@ import sys, uuid
 from portal.assemble import assemble
 from portal.model.message import Actor, ActorKind
 from portal.settings import load
-assemble(load(), create=True).acts.release(uuid.UUID(sys.argv[1]), 0, Actor(ActorKind.RECIPIENT, via="link"))
+assemble(load(), create=True).actions.release(uuid.UUID(sys.argv[1]), 0, Actor(ActorKind.RECIPIENT, via="link"))
 """
 
 
 @pytest.mark.parametrize("verb", ["RCPT", "INPUT", "BODY"])
 def test_a_release_killed_half_way_is_finished_after_the_lease(
-    store: Store, store_url: str, acts: Acts, smtp: SmtpServer, clock: Clock, tmp_path: Path, verb: str
+    store: Store, store_url: str, actions: Actions, smtp: SmtpServer, clock: Clock, tmp_path: Path, verb: str
 ) -> None:
     # So large that the server's not reading keeps the child from ever coming to the final dot.
     id = hold(store, mail(size_bytes=1 << 24 if verb == "INPUT" else 0)).id
@@ -527,12 +535,12 @@ def test_a_release_killed_half_way_is_finished_after_the_lease(
     claimed = store.deliveries.get(DeliveryId(id, 0))
     assert (claimed.state, claimed.attempts) == (State.RELEASING, 1)
     with pytest.raises(AlreadyDone):
-        acts.release(id, 0, BY_LINK)
-    assert retry_due(acts) == 0
+        actions.release(id, 0, BY_LINK)
+    assert retry_due(actions) == 0
 
     assert claimed.next_try_at is not None and claimed.next_try_at < clock() + LEASE + MINUTE
     clock.at = claimed.next_try_at
-    assert retry_due(acts) == 1
+    assert retry_due(actions) == 1
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert (delivery.state, delivery.attempts) == (State.RELEASED, 2)
     assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
@@ -560,12 +568,12 @@ AWKWARD = [
 ]
 
 
-def test_what_was_held_arrives_octet_for_octet(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_what_was_held_arrives_octet_for_octet(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     corpus = sorted(path for path in CORPUS.glob("**/*") if path.suffix in (".eml", ".msg", ".txt"))
     assert corpus or not CORPUS.exists()
     for data in {*AWKWARD, *(path.read_bytes() for path in corpus)}:
         id = hold(store, data, recipients=[ALICE]).id
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
         received = smtp.mails.pop()
         assert after_front(received.data) == canonical(data)
         assert received.sender_parameters == ("" if data.isascii() else "BODY=8BITMIME")
@@ -574,7 +582,7 @@ def test_what_was_held_arrives_octet_for_octet(store: Store, acts: Acts, smtp: S
     assert not smtp.violations
 
 
-def test_signatures_survive(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_signatures_survive(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     key, public = (DATA / "dkim.key").read_bytes(), (DATA / "dkim.pub").read_bytes()
 
     def txt(name: bytes, timeout: int = 5) -> bytes:
@@ -591,11 +599,13 @@ def test_signatures_survive(store: Store, acts: Acts, smtp: SmtpServer) -> None:
         head, _, text = signed.partition(b"\r\n\r\n")
         as_exported = re.sub(rb"\r\n(?=[ \t])", b"\n", head) + b"\r\n\r\n" + text
         assert as_exported != signed
-        acts.release(hold(store, as_exported).id, 0, BY_LINK)
+        actions.release(hold(store, as_exported).id, 0, BY_LINK)
         assert dkim.verify(smtp.mails[-1].data, dnsfunc=txt)
 
 
-def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(
+    store: Store, actions: Actions, smtp: SmtpServer
+) -> None:
     dice = random.Random(5321)
     odd = [
         "a b",
@@ -632,7 +642,7 @@ def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(store: Store, ac
     refused = 0
     for delivery in store.deliveries.of_message(id):
         try:
-            acts.release(id, delivery.number, BY_OPERATOR, operator=True)
+            actions.release(id, delivery.number, BY_OPERATOR, operator=True)
         except RelayRefused as error:
             refused += 1
             after = store.deliveries.get(DeliveryId(id, delivery.number))
@@ -649,78 +659,78 @@ def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(store: Store, ac
 # ---- who may
 
 
-def test_dangerous_mail_is_an_administrators_to_release(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_dangerous_mail_is_an_administrators_to_release(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     with pytest.raises(NotAllowed):
-        acts.release(id, 0, BY_LINK)
-    acts.ask(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
     with pytest.raises(AlreadyDone):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     assert not smtp.commands
-    assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
-    assert acts.release(id, 1, BY_OPERATOR, operator=True).state is State.RELEASED
+    assert actions.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
+    assert actions.release(id, 1, BY_OPERATOR, operator=True).state is State.RELEASED
 
 
 def test_a_refusal_between_look_and_claim_opens_no_door(
-    store: Store, acts: Acts, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
-    acts.ask(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
     look = store.deliveries.get
 
     def look_then_refused(key: DeliveryId) -> object:
         seen = look(key)
         monkeypatch.setattr(store.deliveries, "get", look)
-        acts.refuse(id, 0, BY_OPERATOR, "it is a trap")
+        actions.refuse_request(id, 0, BY_OPERATOR, "it is a trap")
         return seen
 
     monkeypatch.setattr(store.deliveries, "get", look_then_refused)
     with pytest.raises(AlreadyDone):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
     assert not smtp.commands
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
 
 
-def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, acts: Acts, smtp: SmtpServer) -> None:
+def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store).id
-    assert acts.delete(id, 0, BY_LINK).state is State.DELETED
+    assert actions.delete(id, 0, BY_LINK).state is State.DELETED
     with pytest.raises(AlreadyDone):
-        acts.delete(id, 0, BY_LINK)
+        actions.delete(id, 0, BY_LINK)
     with pytest.raises(AlreadyDone):
-        acts.release(id, 0, BY_LINK)
-    assert acts.restore(id, 0, BY_LINK).state is State.HELD
+        actions.release(id, 0, BY_LINK)
+    assert actions.restore(id, 0, BY_LINK).state is State.HELD
     with pytest.raises(AlreadyDone):
-        acts.restore(id, 0, BY_LINK)
-    acts.delete(id, 0, BY_LINK)
-    assert acts.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
+        actions.restore(id, 0, BY_LINK)
+    actions.delete(id, 0, BY_LINK)
+    assert actions.release(id, 0, BY_OPERATOR, operator=True).state is State.RELEASED
     assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))][1:4] == [
         "deleted",
         "restored",
         "deleted",
     ]
     with pytest.raises(AlreadyDone):
-        acts.delete(id, 0, BY_LINK)
+        actions.delete(id, 0, BY_LINK)
     assert store.deliveries.get_for(Reader(BOB), id).state is State.HELD
 
 
 # ---- requests and what is told
 
 
-def test_a_request_tells_the_administrator_what_and_how(store: Store, acts: Acts, clock: Clock) -> None:
+def test_a_request_tells_the_administrator_what_and_how(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(
         store,
         tier=Tier.DANGEROUS,
         subject="Rechnung\u202e \r\nBcc: mallory@example.org",
         symbols=(Symbol("R_SPF_FAIL", 1.0), Symbol("CLAM_VIRUS", 25.0, ("Eicar",))),
     ).id
-    assert acts.ask(id, 0, BY_LINK).state is State.REQUESTED
+    assert actions.request_release(id, 0, BY_LINK).state is State.REQUESTED
     with pytest.raises(AlreadyDone):
-        acts.ask(id, 0, BY_LINK)
+        actions.request_release(id, 0, BY_LINK)
     [(to, request)] = queued(store, clock())
     assert (to, request["To"], request["From"]) == (ADMIN, ADMIN, "Mail quarantine <quarantine@example.org>")
     assert request["Subject"] == f"Release requested by {ALICE}"
     assert request["Bcc"] is None
-    kind, _ = acts.links.read_mark(request[MARK_HEADER]) or ("", None)
+    kind, _ = actions.links.read_mark(request[MARK_HEADER]) or ("", None)
     assert kind == "mail"
     text = text_of(request)
     assert f"quarantine release {id} --recipient {ALICE}\n" in text
@@ -731,24 +741,26 @@ def test_a_request_tells_the_administrator_what_and_how(store: Store, acts: Acts
     assert BOB not in text
 
 
-def test_an_address_cannot_become_a_command_of_the_administrators_shell(store: Store, acts: Acts, clock: Clock) -> None:
+def test_an_address_cannot_become_a_command_of_the_administrators_shell(
+    store: Store, actions: Actions, clock: Clock
+) -> None:
     address = "$(reboot);a b@example.org"
     id = hold(store, tier=Tier.DANGEROUS, recipients=[address], envelope_sender=None, header_from="", subject="").id
-    acts.ask(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
     [(_, request)] = queued(store, clock())
     assert f"quarantine release {id} --recipient '{address}'\n" in text_of(request)
     assert "From: (unknown)\nEnvelope sender: not known\nSubject: (no subject)\n" in text_of(request)
 
 
-def test_a_refusal_tells_the_recipient_why(store: Store, acts: Acts, clock: Clock) -> None:
+def test_a_refusal_tells_the_recipient_why(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(store, tier=Tier.DANGEROUS, recipients=[ALICE, BOB, "eve@elsewhere.example"]).id
     for number in (0, 2):
-        acts.ask(id, number, BY_LINK)
+        actions.request_release(id, number, BY_LINK)
     queued(store, clock())
     with pytest.raises(AlreadyDone):
-        acts.refuse(id, 1, BY_OPERATOR, "nobody asked")
-    refused = acts.refuse(id, 0, BY_OPERATOR, "The attachment is a virus, 100% sure.")
-    acts.refuse(id, 2, BY_OPERATOR, "not one of ours, so not mailed")
+        actions.refuse_request(id, 1, BY_OPERATOR, "nobody asked")
+    refused = actions.refuse_request(id, 0, BY_OPERATOR, "The attachment is a virus, 100% sure.")
+    actions.refuse_request(id, 2, BY_OPERATOR, "not one of ours, so not mailed")
     assert (refused.state, refused.reason) == (State.HELD, "The attachment is a virus, 100% sure.")
     [(to, told)] = queued(store, clock())
     assert (to, told["To"]) == (ALICE, ALICE)
@@ -757,19 +769,19 @@ def test_a_refusal_tells_the_recipient_why(store: Store, acts: Acts, clock: Cloc
     assert "Subject: Offer\n" in text and "https://mail.example.org/quarantine\n" in text
     assert BOB not in text and MALLORY not in text
     with pytest.raises(NotAllowed):
-        acts.release(id, 0, BY_LINK)
+        actions.release(id, 0, BY_LINK)
 
 
-def test_a_refused_request_can_be_asked_again(store: Store, acts: Acts) -> None:
+def test_a_refused_request_can_be_asked_again(store: Store, actions: Actions) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
-    acts.ask(id, 0, BY_LINK)
-    acts.refuse(id, 0, BY_OPERATOR, "no")
-    asked = acts.ask(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
+    actions.refuse_request(id, 0, BY_OPERATOR, "no")
+    asked = actions.request_release(id, 0, BY_LINK)
     assert (asked.state, asked.reason) == (State.REQUESTED, "")
 
 
-def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) -> None:
-    acts.alarm("released mail is scanned again", "relay.url leads to a listener that scans.")
+def test_alarms_reach_the_administrator(store: Store, actions: Actions, clock: Clock) -> None:
+    actions.alarm("released mail is scanned again", "relay.url leads to a listener that scans.")
     [(to, alarm)] = queued(store, clock())
     assert to == ADMIN
     assert alarm["Subject"] == "Mail quarantine needs attention: released mail is scanned again"
@@ -777,7 +789,7 @@ def test_alarms_reach_the_administrator(store: Store, acts: Acts, clock: Clock) 
 
 
 def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
-    store: Store, acts: Acts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, actions: Actions, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together, recall = threading.Barrier(4), store.notes.get
 
@@ -789,18 +801,18 @@ def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
     monkeypatch.setattr(store.notes, "get", recalled)
     for _ in range(2):
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: acts.alarm_hourly("something", "Look at it."), range(4)))
+            list(pool.map(lambda _: actions.alarm_hourly("something", "Look at it."), range(4)))
         assert [to for to, _ in queued(store, clock())] == [ADMIN]
         clock.at += HOUR
 
 
-def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, acts: Acts, clock: Clock) -> None:
+def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, actions: Actions, clock: Clock) -> None:
     clock.at += timedelta(days=365)
-    acts.alarm_hourly("something", "Look at it.")
+    actions.alarm_hourly("something", "Look at it.")
     assert len(queued(store, clock())) == 1
     clock.at -= timedelta(days=365)
-    acts.alarm_hourly("something", "Look at it.")
-    acts.alarm_hourly("something", "Look at it.")
+    actions.alarm_hourly("something", "Look at it.")
+    actions.alarm_hourly("something", "Look at it.")
     assert len(queued(store, clock() + HOUR)) == 1
 
 
@@ -824,16 +836,16 @@ def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     assert queued(store, at) == []
 
 
-def test_asking_twice_tells_the_administrator_once(store: Store, acts: Acts, clock: Clock) -> None:
+def test_asking_twice_tells_the_administrator_once(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
-    acts.ask(id, 0, BY_LINK)
+    actions.request_release(id, 0, BY_LINK)
     with pytest.raises(AlreadyDone):
-        acts.ask(id, 0, BY_LINK)
+        actions.request_release(id, 0, BY_LINK)
     assert [to for to, _ in queued(store, clock())] == [ADMIN]
-    refused = acts.refuse(id, 0, BY_OPERATOR, "it is a virus")
+    refused = actions.refuse_request(id, 0, BY_OPERATOR, "it is a virus")
     assert (refused.state, refused.reason) == (State.HELD, "it is a virus")
     with pytest.raises(AlreadyDone):
-        acts.refuse(id, 0, BY_OPERATOR, "it is a virus")
+        actions.refuse_request(id, 0, BY_OPERATOR, "it is a virus")
     [(to, letter)] = queued(store, clock())
     assert to == ALICE
     assert "The reason given: it is a virus" in text_of(letter)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from portal.model.schedule import NOTHING_CHOSEN, Plan, Preferences, Schedule, plan_for
+from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
 from portal.settings import DigestSettings, DomainDigest
 from tests.builders import ALICE
 
@@ -180,8 +180,8 @@ SITE = DigestSettings(
 
 
 def test_what_was_chosen_goes_before_the_domain_and_the_domain_before_all() -> None:
-    assert plan_for(SITE, ALICE, NOTHING_CHOSEN) == plan("Europe/Berlin", time(6))
-    assert plan_for(SITE, "bob@Example.NET", NOTHING_CHOSEN) == plan("Asia/Tokyo", time(6), schedule=Schedule.WEEKDAYS)
+    assert plan_for(SITE, ALICE, NO_PREFERENCES) == plan("Europe/Berlin", time(6))
+    assert plan_for(SITE, "bob@Example.NET", NO_PREFERENCES) == plan("Asia/Tokyo", time(6), schedule=Schedule.WEEKDAYS)
     chosen = Preferences("sunday", (time(9), time(21)), "America/New_York", "en")
     assert plan_for(SITE, "bob@example.net", chosen) == plan(
         "America/New_York", time(9), time(21), schedule=Schedule.SUNDAY
@@ -206,4 +206,4 @@ def test_what_is_not_known_any_more_counts_as_not_chosen(caplog: pytest.LogCaptu
 )
 def test_preferences_are_the_same_after_being_kept(chosen: Preferences) -> None:
     assert Preferences.from_json(chosen.to_json()) == chosen
-    assert (chosen.to_json() is None) == (chosen == NOTHING_CHOSEN)
+    assert (chosen.to_json() is None) == (chosen == NO_PREFERENCES)

@@ -42,7 +42,7 @@ def digest_of(make_parts: Callable[..., Parts], **settings: Any) -> str:
     with SmtpServer() as server:
         parts = make_parts(mail__url=server.url, **settings)
         hold(parts.store, subject="Held subject")
-        summary = send_all(parts, parts.acts.now(), recipient=ALICE)
+        summary = send_all(parts, parts.actions.now(), recipient=ALICE)
         assert [recipient for recipient, _ in summary.sent] == [ALICE], summary
         raw = bytes(server.mails[0].data)
     mail = message_from_bytes(raw, policy=SMTP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from portal.mail.smtp_replies import is_about_us
+from portal.mail.smtp_replies import rejects_portal
 from tests.builders import ALICE, SENDER
 
 # Postfix unless said otherwise. At MAIL, RCPT, DATA and the final dot alike.
@@ -207,7 +207,7 @@ ABOUT_THE_MAIL = [
 def judged(reply: str, *addresses: str, at_final_dot: bool = False) -> bool:
     """What is made of a reply in the form in which a server sends it."""
     lines = [line[4:] for line in reply.split("\n")]
-    return is_about_us(int(reply[:3]), "\n".join(lines), addresses, at_final_dot=at_final_dot)
+    return rejects_portal(int(reply[:3]), "\n".join(lines), addresses, at_final_dot=at_final_dot)
 
 
 @pytest.mark.parametrize("reply", ABOUT_US)

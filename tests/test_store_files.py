@@ -21,7 +21,7 @@ from uuid import UUID
 import pytest
 import zstandard
 
-from portal.model.errors import BodyMissing, NotFound, StoreMisfit, StoreUnavailable
+from portal.model.errors import BodyMissing, NotFound, StoreUnavailable, StoreUnusable
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.store import FileStore
@@ -124,7 +124,7 @@ def test_a_mail_file_with_odd_metadata_stops_neither_a_start_nor_reindex(folder:
     store = FileStore.open(str(folder))
     assert [d.id for d in store.deliveries.search(Filter(), 10).deliveries] == [other.id] * 2
     with pytest.raises(DamagedFile):
-        store.messages.adopt_anew(held.id)
+        store.messages.readopt(held.id)
     store.close()
 
 
@@ -142,7 +142,7 @@ def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: F
     with store.db.write() as connection:
         connection.execute("DELETE FROM delivery")
         connection.execute("DELETE FROM message")
-    store.messages.adopt_anew(held.id)
+    store.messages.readopt(held.id)
     assert store.deliveries.get(DeliveryId(held.id, 0)).message == before
     assert magic and before.symbols
 
@@ -359,7 +359,7 @@ def test_mail_deleted_by_cron_breaks_nothing(store: FileStore, folder: Path) -> 
     with pytest.raises(BodyMissing):
         store.messages.body(deleted.id)
     assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [kept.id]
-    with digesting(store, ALICE, now(), 1, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 1, ignore_schedule=True) as digest:
         assert [d.id for d in digest.deliveries] == [kept.id]
     assert store.recipients.get(ALICE).news_since is None
     last = store.digests.last(ALICE)
@@ -448,21 +448,21 @@ def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -
 def test_a_newer_database_is_not_touched(folder: Path) -> None:
     FileStore.open(str(folder)).close()
     sql(folder, "PRAGMA user_version = 99")
-    with pytest.raises(StoreMisfit, match="upgrade this one"):
+    with pytest.raises(StoreUnusable, match="upgrade this one"):
         FileStore.open(str(folder))
 
 
 def test_a_damaged_database_says_what_to_do(folder: Path) -> None:
     FileStore.open(str(folder)).close()
     (folder / "quarantine.sqlite3").write_bytes(b"no database at all" * 500)
-    with pytest.raises(StoreMisfit, match="quarantine reindex"):
+    with pytest.raises(StoreUnusable, match="quarantine reindex"):
         FileStore.open(str(folder))
 
 
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        with pytest.raises(StoreMisfit, match="in the way of a folder"):
+        with pytest.raises(StoreUnusable, match="in the way of a folder"):
             FileStore.open(str(path))
 
 
@@ -596,7 +596,7 @@ def test_a_digest_is_looked_up_by_indexes(store: FileStore) -> None:
     hold(store, recipients=["info@example.org"])
     reader = Reader(ALICE, (ALICE,), {"info@example.org": (ALICE, BOB)})
     store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
-    with digesting(store, reader, now(), 10, at_once=True) as digest:
+    with digesting(store, reader, now(), 10, ignore_schedule=True) as digest:
         assert len(digest.deliveries) == 1
     asked: list[str] = []
     with store.db.read() as connection:

@@ -25,7 +25,7 @@ import zstandard
 from psycopg import sql
 
 from portal import shipped
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import (
     Body,
     DeliveryId,
@@ -185,7 +185,7 @@ def reader(store: PostgresStore) -> Reader:
         hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
     store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
     whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
-    with digesting(store, whole, now(), 50, at_once=True):
+    with digesting(store, whole, now(), 50, ignore_schedule=True):
         pass
     return whole
 
@@ -406,7 +406,7 @@ def test_an_error_at_commit_is_seen(store: PostgresStore, admin: psycopg.Connect
 
 def test_a_database_without_our_tables_names_the_command(postgres_dsn: str, admin: psycopg.Connection[Any]) -> None:
     admin.execute("drop schema public cascade; create schema public")
-    with pytest.raises(StoreMisfit, match="quarantine init"):
+    with pytest.raises(StoreUnusable, match="quarantine init"):
         PostgresStore.open(postgres_dsn)
     PostgresStore.open(postgres_dsn, create=True).close()
     PostgresStore.open(postgres_dsn).close()
@@ -417,7 +417,7 @@ def test_another_schema_version_says_what_to_do(
     postgres_dsn: str, admin: psycopg.Connection[Any], version: str, advice: str
 ) -> None:
     admin.execute("update setting set value = %s where name = 'schema_version'", [version])
-    with pytest.raises(StoreMisfit, match=advice):
+    with pytest.raises(StoreUnusable, match=advice):
         PostgresStore.open(postgres_dsn)
 
 
@@ -492,7 +492,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> 
     ],
 )
 def test_an_address_that_is_none_is_a_misfit_and_no_password_is_told(url: str) -> None:
-    with pytest.raises(StoreMisfit, match="store.url") as error:
+    with pytest.raises(StoreUnusable, match="store.url") as error:
         PostgresStore.open(url)
     assert not re.search("s3|cret|33", str(error.value))
 
@@ -615,7 +615,7 @@ def test_a_database_that_answers_before_mail_is_durable_is_refused(postgres_dsn:
     name = urlsplit(postgres_dsn).path[1:]
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(name)))
-    with pytest.raises(StoreMisfit, match="synchronous_commit"):
+    with pytest.raises(StoreUnusable, match="synchronous_commit"):
         PostgresStore.open(postgres_dsn)
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = local").format(sql.Identifier(name)))

@@ -47,7 +47,18 @@ from portal.model.message import (
 )
 from portal.model.schedule import Preferences
 from portal.stores import LEASE, Store, open_store
-from portal.stores.records import Asked, Claims, Held, LinkOpen, Page, Person, QueuedMail, SignIn, SignInLimits, Unsent
+from portal.stores.records import (
+    Claims,
+    DigestRequest,
+    Held,
+    LinkOpen,
+    Page,
+    Person,
+    QueuedMail,
+    SignIn,
+    SignInLimits,
+    Unsent,
+)
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, digesting, export, hold, mail, now
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86400))
@@ -64,7 +75,7 @@ def second(store_url: str, store: Store) -> Iterator[Store]:
     opened.close()
 
 
-def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
+def concurrently(count: int, work: Callable[[int], Any]) -> list[Any]:
     """Run ``work(number)`` in ``count`` threads that begin together; their results, or the errors they met.
 
     Who finds the store too busy tries again, as Rspamd's senders and people do.
@@ -168,7 +179,7 @@ def ask(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
 
 def tell(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
     """Send a recipient's digest now; what was in it."""
-    with digesting(store, recipient, at, limit, at_once=True) as digest:
+    with digesting(store, recipient, at, limit, ignore_schedule=True) as digest:
         return names(digest.deliveries)
 
 
@@ -392,7 +403,7 @@ def test_the_same_mail_to_others_is_another_message(store: Store) -> None:
 def test_the_same_mail_from_100_threads_is_one_message(store: Store, second: Store) -> None:
     data = mail(size_bytes=20_000)
 
-    results = at_once(100, lambda number: hold((store, second)[number % 2], data))
+    results = concurrently(100, lambda number: hold((store, second)[number % 2], data))
     assert len({held.id for held in results}) == 1
     assert sum(not held.known for held in results) == 1
     assert len(store.deliveries.search(Filter(), 100).deliveries) == 2
@@ -410,7 +421,7 @@ def test_the_same_mail_from_several_processes_is_one_message(store: Store, store
 
 def test_different_mail_from_50_threads_is_all_held(store: Store) -> None:
     mails = [mail(size_bytes=5_000) for _ in range(50)]
-    results = at_once(50, lambda number: hold(store, mails[number]))
+    results = concurrently(50, lambda number: hold(store, mails[number]))
     assert [held_bytes(store, held.id) for held in results] == mails
     assert len(every_page(lambda before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20, before))) == 50
 
@@ -562,7 +573,7 @@ def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
 def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
     hold(store, recipients=[ALICE])
     store.recipients.set_preferences(ALICE, CHOSEN)
-    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
         assert digest.preferences == CHOSEN
     last = store.digests.last(ALICE)
     assert last is not None
@@ -585,7 +596,7 @@ def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
 
 def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
     at = now()
-    results = at_once(
+    results = concurrently(
         20,
         lambda n: (second if n % 2 else store).recipients.set_digests_stopped(ALICE, at, mail=QueuedMail(ALICE, b"x")),
     )
@@ -614,11 +625,11 @@ def test_revoked_links_stay_revoked(store: Store) -> None:
 def test_openings_of_one_digest_come_back_oldest_first(store: Store) -> None:
     held, at = hold(store), now()
     issued = at.replace(microsecond=0)
-    openings = [LinkOpen(DeliveryId(held.id, n % 2), at + n * SECOND) for n in range(4)]
-    for n, opening in enumerate(openings):
-        assert list(store.digests.record_link_open(ALICE, issued, opening, at)) == openings[: n + 1]
+    opens = [LinkOpen(DeliveryId(held.id, n % 2), at + n * SECOND) for n in range(4)]
+    for n, opening in enumerate(opens):
+        assert list(store.digests.record_link_open(ALICE, issued, opening, at)) == opens[: n + 1]
     late = LinkOpen(DeliveryId(held.id, 0), at + 20 * SECOND)
-    assert list(store.digests.record_link_open(ALICE, issued, late, at + 2 * SECOND)) == [*openings[2:], late]
+    assert list(store.digests.record_link_open(ALICE, issued, late, at + 2 * SECOND)) == [*opens[2:], late]
     other = LinkOpen(DeliveryId(held.id, 0), at + 21 * SECOND)
     assert list(store.digests.record_link_open(ALICE, issued - DAY, other, at)) == [other]
     assert list(store.digests.record_link_open(BOB, issued, other, at)) == [other]
@@ -916,7 +927,7 @@ def test_an_unknown_delivery_cannot_be_moved(store: Store) -> None:
 
 def test_of_20_who_move_at_once_exactly_one_wins(store: Store, second: Store) -> None:
     held, at = hold(store), now()
-    results = at_once(20, lambda n: delete((store, second)[n % 2], held, at + n * SECOND))
+    results = concurrently(20, lambda n: delete((store, second)[n % 2], held, at + n * SECOND))
     winners = [r for r in results if isinstance(r, Delivery)]
     losers = [r for r in results if isinstance(r, AlreadyDone)]
     assert (len(winners), len(losers)) == (1, 19)
@@ -993,7 +1004,7 @@ def test_of_20_who_claim_at_once_exactly_one_sends(store: Store, second: Store) 
         with claim((store, second)[number % 2], held, at) as delivery:
             sent.append(delivery)
 
-    results = at_once(20, work)
+    results = concurrently(20, work)
     assert len(sent) == 1
     assert sum(isinstance(r, AlreadyDone) for r in results) == 19
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
@@ -1156,7 +1167,7 @@ def test_a_time_decided_meanwhile_stays(store: Store) -> None:
 def test_a_digest_asked_for_is_due_at_once_and_holds_the_news(store: Store) -> None:
     held, at = hold(store), now()
     store.recipients.schedule(ALICE, at + DAY)
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
     assert list(store.digests.due(at, 10)) == [ALICE]
     store.recipients.schedule(ALICE, at + DAY)
     with digesting(store, ALICE, at, 10) as digest:
@@ -1170,7 +1181,7 @@ def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store
     tell(store, BOB, at)
     delete(store, helds[0], at)
     release(store, helds[1], at)
-    assert store.digests.ask(Reader(ALICE), at + HOUR, at) is Asked.DUE
+    assert store.digests.request(Reader(ALICE), at + HOUR, at) is DigestRequest.DUE
     assert list(store.digests.due(at + HOUR, 10)) == [ALICE]
     expected = [(held.id, 0) for held in helds[2:]]
     assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
@@ -1188,39 +1199,44 @@ def test_only_the_news_are_told_when_there_are_some(store: Store) -> None:
     at = now()
     tell(store, ALICE, at)
     later = hold(store, recipients=[ALICE], announce=[])
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
     assert tell(store, ALICE, at) == [(later.id, 0)]
 
 
 def test_a_digest_is_asked_for_once_an_hour(store: Store) -> None:
     hold(store)
     at = now()
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
     for minutes in (0, 1, 59):
-        assert store.digests.ask(Reader(ALICE), at + minutes * MINUTE, at + (minutes - 60) * MINUTE) is Asked.TOO_SOON
-    assert store.digests.ask(Reader(BOB), at, at - HOUR) is Asked.DUE
-    assert store.digests.ask(Reader(ALICE), at + HOUR, at) is Asked.DUE
+        assert (
+            store.digests.request(Reader(ALICE), at + minutes * MINUTE, at + (minutes - 60) * MINUTE)
+            is DigestRequest.TOO_SOON
+        )
+    assert store.digests.request(Reader(BOB), at, at - HOUR) is DigestRequest.DUE
+    assert store.digests.request(Reader(ALICE), at + HOUR, at) is DigestRequest.DUE
 
 
 def test_of_20_who_ask_for_a_digest_at_once_one_gets_it(store: Store, second: Store) -> None:
     hold(store)
     at = now()
-    asked = at_once(20, lambda n: (second if n % 2 else store).digests.ask(Reader(ALICE), at, at - HOUR))
+    asked = concurrently(20, lambda n: (second if n % 2 else store).digests.request(Reader(ALICE), at, at - HOUR))
     assert sorted(a.name for a in asked) == ["DUE"] + ["TOO_SOON"] * 19
 
 
 def test_whoever_has_nothing_or_stopped_gets_no_digest_by_asking(store: Store) -> None:
     at = now()
-    assert store.digests.ask(Reader(MALLORY), at, at - HOUR) is Asked.NOTHING
+    assert store.digests.request(Reader(MALLORY), at, at - HOUR) is DigestRequest.NOTHING
     held = hold(store, recipients=[ALICE])
     store.recipients.set_digests_stopped(ALICE, at)
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.NOTHING
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.NOTHING
     store.recipients.set_digests_stopped(ALICE, None)
     tell(store, ALICE, at)
     delete(store, held, at)
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.NOTHING
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.NOTHING
     hold(store, recipients=[ALICE])
-    assert store.digests.ask(Reader(ALICE), at, at - HOUR) is Asked.DUE, "what came to nothing does not count"
+    assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE, (
+        "what came to nothing does not count"
+    )
 
 
 def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
@@ -1230,14 +1246,14 @@ def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
     ahead = at + 365 * DAY
     store.recipients.schedule(people[0], ahead)
     store.recipients.schedule(people[1], at + 8 * DAY)
-    with pytest.raises(RelayRefused), digesting(store, people[2], ahead, 10, at_once=True):
+    with pytest.raises(RelayRefused), digesting(store, people[2], ahead, 10, ignore_schedule=True):
         raise RelayRefused("550")
-    store.digests.ask(Reader(people[3]), ahead, ahead - HOUR)
+    store.digests.request(Reader(people[3]), ahead, ahead - HOUR)
     assert store.repair_clock_skew(at) == 3
     assert {p.recipient for p in store.recipients.unscheduled(10)} == {people[0], people[2], people[3]}
     assert store.recipients.get(people[1]).next_digest_at == at + 8 * DAY
     assert tell(store, people[2], at) != []
-    assert store.digests.ask(Reader(people[3]), at, at - HOUR) is Asked.DUE
+    assert store.digests.request(Reader(people[3]), at, at - HOUR) is DigestRequest.DUE
     assert store.repair_clock_skew(at) == 0
 
 
@@ -1262,7 +1278,7 @@ def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(s
 def test_claims_that_live_are_not_mended(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
-    with digesting(store, ALICE, at, 10, at_once=True):
+    with digesting(store, ALICE, at, 10, ignore_schedule=True):
         assert store.repair_clock_skew(at) == 0
         assert not list(store.digests.due(at, 10))
 
@@ -1291,7 +1307,7 @@ def test_a_digest_yields_what_is_held_and_was_never_announced_oldest_first(store
     expected = [(id, 0) for id in sorted(held.id for held in helds[4:])]
     assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
     assert names(store.digests.unannounced(Reader(ALICE), 1)) == expected[:1]
-    with digesting(store, ALICE, at, 100, at_once=True) as digest:
+    with digesting(store, ALICE, at, 100, ignore_schedule=True) as digest:
         assert names(digest.deliveries) == expected
         assert (digest.recipient, digest.address) == (ALICE, ALICE)
         assert abs(digest.issued_at - at) < SECOND
@@ -1314,7 +1330,7 @@ def test_after_a_digest_there_are_no_news(store: Store) -> None:
     assert not list(store.digests.due(None, 10))
     assert not list(store.recipients.unscheduled(10))
     for at_once_ in (False, True):
-        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 100, at_once=at_once_):
+        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 100, ignore_schedule=at_once_):
             pytest.fail("entered")
 
 
@@ -1330,7 +1346,7 @@ def test_what_was_announced_is_not_announced_again(store: Store) -> None:
 def test_a_digest_goes_to_the_address_as_last_written(store: Store) -> None:
     hold(store, recipients=["ALICE@example.org"])
     hold(store, recipients=["Alice@Example.org"])
-    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
         assert digest.address == "Alice@Example.org"
 
 
@@ -1342,7 +1358,7 @@ def test_a_digest_that_is_not_due_is_not_entered(store: Store) -> None:
     store.recipients.schedule(ALICE, at + HOUR)
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at, 10):
         pytest.fail("entered: too early")
-    with pytest.raises(AlreadyDone), digesting(store, MALLORY, at, 10, at_once=True):
+    with pytest.raises(AlreadyDone), digesting(store, MALLORY, at, 10, ignore_schedule=True):
         pytest.fail("entered: nothing is known about her")
     with digesting(store, ALICE, at + HOUR, 10) as digest:
         assert len(digest.deliveries) == 1
@@ -1358,7 +1374,7 @@ def test_a_stopped_digest_waits_until_it_is_resumed(store: Store) -> None:
     assert not list(store.digests.due(at + DAY, 10))
     assert not list(store.digests.due(None, 10))
     for at_once_ in (False, True):
-        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 10, at_once=at_once_):
+        with pytest.raises(AlreadyDone), digesting(store, ALICE, at + DAY, 10, ignore_schedule=at_once_):
             pytest.fail("entered")
     store.recipients.set_digests_stopped(ALICE, None)
     assert store.recipients.get(ALICE).stopped_at is None
@@ -1373,7 +1389,10 @@ def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
     with digesting(store, ALICE, at, 10):
         assert not list(second.digests.due(at + LEASE - SECOND, 10))
         for at_once_ in (False, True):
-            with pytest.raises(AlreadyDone), digesting(second, ALICE, at + LEASE - SECOND, 10, at_once=at_once_):
+            with (
+                pytest.raises(AlreadyDone),
+                digesting(second, ALICE, at + LEASE - SECOND, 10, ignore_schedule=at_once_),
+            ):
                 pytest.fail("entered")
 
 
@@ -1386,7 +1405,7 @@ def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store)
         with digesting((store, second)[number % 2], ALICE, at, 10) as digest:
             sent.append(digest)
 
-    results = at_once(20, work)
+    results = concurrently(20, work)
     assert len(sent) == 1
     assert sum(isinstance(r, AlreadyDone) for r in results) == 19
 
@@ -1406,7 +1425,7 @@ def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Stor
         assert digest.id == dead.id
         assert names(digest.deliveries) == [(held.id, 0)]
     hold(store, recipients=[ALICE])
-    with digesting(store, ALICE, later, 10, at_once=True) as digest:
+    with digesting(store, ALICE, later, 10, ignore_schedule=True) as digest:
         assert digest.id != dead.id
 
 
@@ -1462,7 +1481,7 @@ def test_what_does_not_fit_a_digest_is_told_next_time(store: Store) -> None:
 
 def test_what_is_acted_on_while_a_digest_is_sent_counts_as_announced(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    with digesting(store, ALICE, at, 10, at_once=True):
+    with digesting(store, ALICE, at, 10, ignore_schedule=True):
         delete(store, held, at)
     store.deliveries.move(DeliveryId(held.id, 0), State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
     assert not list(store.digests.unannounced(Reader(ALICE), 10))
@@ -1529,13 +1548,13 @@ def test_those_asked_for_by_name_are_claimed_or_told_why_not(store: Store) -> No
     claims = store.digests.claim(at, 10, 10, only=[MALLORY, *people])
     assert claimed(claims) == [people[0], people[3]]
     assert list(claims.refused) == [MALLORY, people[1], people[2]]
-    assert claimed(store.digests.claim(at, 10, 10, only=people, at_once=True)) == [people[1]]
+    assert claimed(store.digests.claim(at, 10, 10, only=people, ignore_schedule=True)) == [people[1]]
 
 
 def test_digests_of_20_claimants_are_claimed_once_each(store: Store, second: Store) -> None:
     at = now()
     people = due(store, 30, at)
-    got = at_once(20, lambda number: claimed((store, second)[number % 2].digests.claim(at, 4, 10)))
+    got = concurrently(20, lambda number: claimed((store, second)[number % 2].digests.claim(at, 4, 10)))
     assert sorted(who for part in got for who in part) == people
 
 
@@ -1583,7 +1602,7 @@ def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -
     assert abs((failing[people[2]].failed_at or at + DAY) - at) < SECOND
     assert [store.recipients.get(who).next_digest_at for who in people] == [at + HOUR, at - 2 * MINUTE, at + DAY]
     assert claimed(store.digests.claim(at + LEASE - SECOND, 3, 10)) == []
-    again = store.digests.claim(at + HOUR, 3, 10, only=people, at_once=True).digests
+    again = store.digests.claim(at + HOUR, 3, 10, only=people, ignore_schedule=True).digests
     assert [digest.failures for digest in again] == [1, 0, 1]
     assert [digest.id for digest in again] == [digest.id for digest in digests]
     store.digests.settle(again, [], at + HOUR)
@@ -1610,10 +1629,10 @@ def test_what_is_wanted_at_once_does_not_wait_for_the_next_try_but_for_a_claim(s
     at = now()
     people = due(store, 1, at)
     first = store.digests.claim(at, 1, 10).digests
-    assert claimed(store.digests.claim(at, 1, 10, only=people, at_once=True)) == []
+    assert claimed(store.digests.claim(at, 1, 10, only=people, ignore_schedule=True)) == []
     store.digests.settle([], [Unsent(first[0], not_before=at + HOUR)], at)
     assert claimed(store.digests.claim(at, 1, 10, only=people)) == []
-    assert claimed(store.digests.claim(at, 1, 10, only=people, at_once=True)) == people
+    assert claimed(store.digests.claim(at, 1, 10, only=people, ignore_schedule=True)) == people
 
 
 def test_figures_tell_who_waits_without_the_mail_server_having_said_no(store: Store) -> None:
@@ -1629,7 +1648,9 @@ def test_figures_tell_who_waits_without_the_mail_server_having_said_no(store: St
 
 def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
     assert store.notes.counters() == {}
-    at_once(10, lambda number: (store, second)[number % 2].notes.add_counters({"sent": 2, "seconds": 0.5, "failed": 0}))
+    concurrently(
+        10, lambda number: (store, second)[number % 2].notes.add_counters({"sent": 2, "seconds": 0.5, "failed": 0})
+    )
     assert second.notes.counters() == {"sent": 20, "seconds": 5, "failed": 0}
 
 
@@ -1639,7 +1660,7 @@ def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> No
         def swap(number: int, old: str | None = old, new: str = new) -> bool:
             return (store, second)[number % 2].notes.compare_and_set("outage", old, new, now())
 
-        swapped = at_once(6, swap)
+        swapped = concurrently(6, swap)
         assert sorted(swapped) == [False] * 5 + [True]
         assert store.notes.get("outage") == new
     assert not store.notes.compare_and_set("outage", None, "c", now())
@@ -1657,7 +1678,7 @@ def test_unannounced_claims_nothing(store: Store) -> None:
 def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     helds, at = [hold(store) for _ in range(3)], now()
     assert store.digests.last(ALICE) is None
-    with digesting(store, ALICE, at, 2, at_once=True) as first:
+    with digesting(store, ALICE, at, 2, ignore_schedule=True) as first:
         pass
     last = store.digests.last(ALICE)
     assert last
@@ -1668,13 +1689,13 @@ def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     last = store.digests.last(ALICE)
     assert last
     assert [d.state for d in last.deliveries] == [State.RELEASED, State.HELD]
-    with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
+    with digesting(store, ALICE, at + HOUR, 10, ignore_schedule=True) as second:
         pass
     last = store.digests.last(ALICE)
     assert last
     assert last.id == second.id != first.id
     assert names(last.deliveries) == [(max(h.id for h in helds), 0)]
-    with pytest.raises(RelayDeferred), digesting(store, BOB, at, 10, at_once=True):
+    with pytest.raises(RelayDeferred), digesting(store, BOB, at, 10, ignore_schedule=True):
         raise RelayDeferred("451")
     assert store.digests.last(BOB) is None
 
@@ -1693,10 +1714,10 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
     for _ in range(3):
         hold(store)
     at = now()
-    with digesting(store, ALICE, at, 2, at_once=True) as first:
+    with digesting(store, ALICE, at, 2, ignore_schedule=True) as first:
         assert names(store.digests.get(first.id).deliveries) == [], "not recorded yet"
     release(store, Held(first.deliveries[0].id, known=True), at)
-    with digesting(store, ALICE, at + HOUR, 10, at_once=True) as second:
+    with digesting(store, ALICE, at + HOUR, 10, ignore_schedule=True) as second:
         pass
     found = store.digests.get(first.id)
     assert replace(found, deliveries=()) == replace(first, deliveries=())
@@ -1727,7 +1748,7 @@ def test_whose_mail_a_recipient_got_released(store: Store) -> None:
 
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
     hold(store)
-    with digesting(store, ALICE, now(), 10, at_once=True) as digest:
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
         assert store.digests.recipient_of(digest.id) == ALICE
     assert store.digests.recipient_of(digest.id) == ALICE
     with pytest.raises(NotFound):
@@ -1831,7 +1852,7 @@ def test_20_senders_send_each_of_10_mails_once(store: Store, second: Store) -> N
     at = now()
     for n in range(10):
         store.outbox.add(QueuedMail(ALICE, b"%d" % n), at)
-    sent = at_once(20, lambda n: send_next((store, second)[n % 2], at + SECOND))
+    sent = concurrently(20, lambda n: send_next((store, second)[n % 2], at + SECOND))
     sent += [send_next(store, at + SECOND) for _ in range(10)]
     assert sorted(data for data in sent if data is not None) == [b"%d" % n for n in range(10)]
 
@@ -1931,7 +1952,7 @@ def test_of_20_who_use_a_sign_in_exactly_one_gets_it(store: Store, second: Store
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    results = at_once(20, lambda n: (store, second)[n % 2].sign_ins.use(asked.token_sha256, at))
+    results = concurrently(20, lambda n: (store, second)[n % 2].sign_ins.use(asked.token_sha256, at))
     assert results.count(asked) == 1
     assert sum(isinstance(r, LinkInvalid) for r in results) == 19
 
@@ -1969,7 +1990,7 @@ def test_50_guesses_at_once_are_no_more_than_five(store: Store, second: Store) -
     at = now()
     asked = sign_in(1, at)
     start(store, asked)
-    at_once(50, lambda n: (store, second)[n % 2].sign_ins.use_code(asked.browser_sha256, bytes([n]) * 32, at))
+    concurrently(50, lambda n: (store, second)[n % 2].sign_ins.use_code(asked.browser_sha256, bytes([n]) * 32, at))
     with pytest.raises(LinkInvalid):
         store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
 
@@ -2032,7 +2053,7 @@ def test_sign_ins_of_all_are_limited_too(store: Store) -> None:
 
 def test_20_who_ask_at_once_get_one_sign_in(store: Store, second: Store) -> None:
     at = now()
-    results = at_once(20, lambda n: start((store, second)[n % 2], sign_in(n, at, client_ip=f"192.0.2.{n}")))
+    results = concurrently(20, lambda n: start((store, second)[n % 2], sign_in(n, at, client_ip=f"192.0.2.{n}")))
     assert results.count(True) == 1
     assert results.count(False) == 19
     assert store.stats(at).mails_waiting == 1
@@ -2082,7 +2103,7 @@ def test_the_first_value_is_remembered(store: Store) -> None:
 
 
 def test_of_20_who_remember_at_once_all_agree(store: Store, second: Store) -> None:
-    results = at_once(20, lambda n: (store, second)[n % 2].notes.set_default("links.key", str(n)))
+    results = concurrently(20, lambda n: (store, second)[n % 2].notes.set_default("links.key", str(n)))
     assert len(set(results)) == 1
 
 
@@ -2134,7 +2155,7 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
     defer(store, held, at)
     delete(store, held, at, 1)
     later = hold(store, recipients=[ALICE])
-    with digesting(store, ALICE, at, 10, at_once=True) as digest:
+    with digesting(store, ALICE, at, 10, ignore_schedule=True) as digest:
         pass
     store.recipients.set_digests_stopped(ALICE, at)
     store.recipients.revoke_links(ALICE, at)
@@ -2276,7 +2297,7 @@ def test_what_is_being_released_survives_a_purge(store: Store) -> None:
 def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store) -> None:
     hold(store)
     at = now()
-    with digesting(store, ALICE, at, 10, at_once=True) as digest:
+    with digesting(store, ALICE, at, 10, ignore_schedule=True) as digest:
         pass
     store.purge(day_after_tomorrow(), at + 59 * DAY)
     assert store.digests.recipient_of(digest.id) == ALICE
@@ -2316,7 +2337,7 @@ def test_a_purge_ends_what_has_expired_and_leaves_the_rest(store: Store) -> None
 
 def test_mail_held_while_a_purge_runs_is_kept(store: Store, second: Store) -> None:
     old = day_after_tomorrow() - 2 * DAY
-    results = at_once(8, lambda n: hold(second) if n else store.purge(old, now()))
+    results = concurrently(8, lambda n: hold(second) if n else store.purge(old, now()))
     for held in results[1:]:
         assert held_bytes(store, held.id)
 

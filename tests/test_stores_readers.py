@@ -15,7 +15,7 @@ from portal.moving.copy import copy
 from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
 from portal.stores.files.store import FileStore
-from portal.stores.records import Asked
+from portal.stores.records import DigestRequest
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting, hold, now
 
 CAROL, SALES, INFO = "carol@example.org", "sales@example.org", "info@example.org"
@@ -33,7 +33,7 @@ def second(store_url: str, store: Store) -> Iterator[Store]:
 
 def told(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str, str]]:
     """Tell somebody at once; returns for whom what they were told of was, and the subjects."""
-    with digesting(store, reader, now(), limit, at_once=True) as digest:
+    with digesting(store, reader, now(), limit, ignore_schedule=True) as digest:
         return [(delivery.recipient, delivery.message.subject) for delivery in digest.deliveries]
 
 
@@ -185,7 +185,7 @@ def test_a_mailbox_whose_mail_others_get_as_well_is_told_as_they_are(store: Stor
 
 def test_a_digest_that_fails_tells_nobody(store: Store) -> None:
     fill(store)
-    with pytest.raises(RelayDeferred), digesting(store, A, now(), 50, at_once=True):
+    with pytest.raises(RelayDeferred), digesting(store, A, now(), 50, ignore_schedule=True):
         raise RelayDeferred("busy")
     assert untold(store, A) == ["1", "2", "3", "6"]
 
@@ -202,7 +202,12 @@ def test_many_readers_are_claimed_together_each_with_all_they_read(store: Store)
     fill(store)
     who = {ALICE: A, BOB: B}
     claims = store.digests.claim(
-        now(), 9, 50, only=[ALICE, BOB, MALLORY], at_once=True, readers=lambda person: who.get(person, Reader(person))
+        now(),
+        9,
+        50,
+        only=[ALICE, BOB, MALLORY],
+        ignore_schedule=True,
+        readers=lambda person: who.get(person, Reader(person)),
     )
     found = {digest.recipient: subjects(digest.deliveries) for digest in claims.digests}
     assert found == {ALICE: ["1", "2", "3", "6"], BOB: ["3", "4", "6"], MALLORY: ["5"]}
@@ -218,7 +223,7 @@ def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, se
         together = Barrier(2)
 
         def tell(opened: Store, reader: Reader, together: Barrier = together) -> None:
-            with digesting(opened, reader, now(), 50, at_once=True):
+            with digesting(opened, reader, now(), 50, ignore_schedule=True):
                 together.wait(10)
 
         with ThreadPoolExecutor() as pool:
@@ -242,18 +247,18 @@ def test_a_digest_asked_for_again_repeats_what_is_held_for_all_names_and_to_nobo
     fill(store)
     told(store, A)
     told(store, B)
-    assert store.digests.ask(A, now(), now() - HOUR) is Asked.DUE
+    assert store.digests.request(A, now(), now() - HOUR) is DigestRequest.DUE
     assert store.recipients.get(ALICE).address == ALICE
     assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
     assert untold(store, B) == []
     # What they do not read any more is not repeated.
-    assert store.digests.ask(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is Asked.DUE
+    assert store.digests.request(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is DigestRequest.DUE
     assert told(store, ALICE) == [(ALICE, "1")]
 
 
 def test_news_of_another_name_are_asked_for_at_ones_own_address(store: Store) -> None:
     hold(store, recipients=["Info@Example.org"])
-    assert store.digests.ask(B, now(), now() - HOUR) is Asked.DUE
+    assert store.digests.request(B, now(), now() - HOUR) is DigestRequest.DUE
     assert store.recipients.get(BOB).address == BOB
 
 
@@ -318,7 +323,7 @@ def test_what_one_was_told_of_while_others_read_along_is_no_news_when_they_do_no
     back, bob = Reader(ALICE, (ALICE,)), Reader(BOB, (BOB,))
     assert untold(store, back) == ["after it"]
     claims = store.digests.claim(
-        now(), 5, 50, only=[ALICE, BOB], at_once=True, readers=lambda who: back if who == ALICE else bob
+        now(), 5, 50, only=[ALICE, BOB], ignore_schedule=True, readers=lambda who: back if who == ALICE else bob
     )
     assert [[d.message.subject for d in digest.deliveries] for digest in claims.digests] == [["after it"], ["his own"]]
     store.digests.settle(claims.digests, [], now())

@@ -21,7 +21,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import Reader, Tier
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
@@ -276,7 +276,7 @@ def test_the_functions_of_a_newer_program_are_left_alone(postgres_dsn: str) -> N
     open_store(postgres_dsn, create=True).close()
     ask(postgres_dsn, "drop function copies_of")
     set_version(postgres_dsn, SCHEMA_VERSION + 1)
-    with pytest.raises(StoreMisfit, match="upgrade this program"):
+    with pytest.raises(StoreUnusable, match="upgrade this program"):
         open_store(postgres_dsn, create=True)
     assert ask(postgres_dsn, "select count(*) from pg_proc where proname = 'copies_of'") == 0
 
@@ -290,7 +290,7 @@ def test_merging_two_spellings_keeps_the_news_of_other_readers(store_url: str) -
         session.execute("update delivery set recipient = :old, address = :old", old=old)
     both = {old: (old, ALICE)}
     store.recipients.pass_news_on(ALICE, [old, ALICE])
-    with digesting(store, Reader(old, (), both), now(), 10, at_once=True) as digest:
+    with digesting(store, Reader(old, (), both), now(), 10, ignore_schedule=True) as digest:
         assert len(digest.deliveries) == 1
     merge_spellings(store.engine, store.recipients)
     assert len(store.digests.unannounced(Reader(ALICE, (ALICE,), {new: (new, ALICE)}), 10)) == 1

@@ -3,8 +3,8 @@
 The tests use HTTP and commands only, not the methods of a store, so they hold for every later schema.
 
 The data ends on 20 November 2026 at 12:00 UTC (`END`). Links, sessions and sign-ins expire, so most tests turn the
-clock to three minutes later (`NOW`), whatever the date of the host: `Site` in `web_client` replaces `Parts.acts.now`,
-from which pages and releases take the time; functions of the digest process get the time as an argument; and
+clock to three minutes later (`NOW`), whatever the date of the host: `Site` in `web_client` replaces
+`Parts.actions.now`, from which pages and releases take the time; functions of the digest process get the time as an argument; and
 `quarantine-digest once` has `--now`. Commands of `quarantine` run with the clock of the host. Those that are used here
 do not depend on it.
 """
@@ -891,7 +891,7 @@ def test_aliases_and_role_mailboxes_are_read_without_the_alias_file(upgraded: Ol
 
 def test_a_queued_release_goes_out(upgraded: Old) -> None:
     with upgraded.site() as site:
-        assert retry_due(site.parts.acts) == 1
+        assert retry_due(site.parts.actions) == 1
     [mail] = upgraded.relay.mails
     assert mail.recipients == [ALICE]
     assert upgraded.states() == states_before() | {("queued", ALICE): "released"}

@@ -75,9 +75,11 @@ def test_copies_of_the_same_bytes_for_others_are_raised(store: Store) -> None:
 
 def test_a_known_mail_whose_trace_fields_differ_is_raised(store: Store) -> None:
     data = mail()
-    sameness = hashlib.sha256(b"one").digest()
-    held = hold(store, data, sameness=sameness)
-    again = hold(store, b"Received: by mx.example.net; another try\r\n" + data, sameness=sameness, tier=Tier.DANGEROUS)
+    dedup_key = hashlib.sha256(b"one").digest()
+    held = hold(store, data, dedup_key=dedup_key)
+    again = hold(
+        store, b"Received: by mx.example.net; another try\r\n" + data, dedup_key=dedup_key, tier=Tier.DANGEROUS
+    )
     assert again.known
     assert held.id in again.raised
     assert first(store, held).message.tier is Tier.DANGEROUS
@@ -176,11 +178,11 @@ def test_a_record_brings_a_worse_verdict_and_never_a_better_one(store: Store, tm
     data = mail()
     held = hold(source, data, symbols=MACRO)
     [mild] = source.messages.records([held.id]).values()
-    store.messages.take(mild, body(data))
+    store.messages.import_record(mild, body(data))
     hold(source, data, tier=Tier.DANGEROUS, symbols=VIRUS)
     [raised] = source.messages.records([held.id]).values()
     source.close()
     for record in (raised, mild):
-        store.messages.take(record, None)
+        store.messages.import_record(record, None)
         assert first(store, held).message.tier is Tier.DANGEROUS
         assert first(store, held).message.symbols == VIRUS

@@ -39,7 +39,7 @@ def held(site: Site) -> Held:
 
 def tell(site: Site, recipient: str = ALICE) -> Digest:
     """A digest as sent to a recipient a moment ago."""
-    with digesting(site.store, recipient, site.now, 5000, at_once=True) as digest:
+    with digesting(site.store, recipient, site.now, 5000, ignore_schedule=True) as digest:
         pass
     site.pass_time(seconds=5)
     return digest
@@ -111,7 +111,7 @@ def test_show_offers_to_ask_for_dangerous_mail(site: Site) -> None:
         site.parts.links.verify(link.split("/")[-2], site.now).action
         for link in re.findall(r'href="(/quarantine/link/[^"]+)"', page)
     ]
-    assert actions == [Action.ASK, Action.DELETE]
+    assert actions == [Action.REQUEST, Action.DELETE]
 
 
 @pytest.mark.parametrize("form", [PRESS, {"pressed": "1", "undo": "1"}, {}])

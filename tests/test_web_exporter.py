@@ -329,7 +329,7 @@ def test_a_released_mail_that_comes_back_is_known(make_parts: Callable[..., Part
     with SmtpServer() as server:
         site = Site(make_parts(relay__url=server.url, mail__admin_address="postmaster@example.org"))
         id = UUID(post(site).json["id"])
-        site.parts.acts.release(id, 0, BY_OPERATOR)
+        site.parts.actions.release(id, 0, BY_OPERATOR)
         released = b"Received: by mx.example.org; now\r\n" + server.mails[0].data
     assert post(site, released).json == {"status": "known", "id": str(id)}
     assert sent_mails(site) == ["postmaster@example.org"]

@@ -53,7 +53,7 @@ def presser(site: Site) -> Browser:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("action", [Action.RELEASE, Action.DELETE, Action.ASK])
+@pytest.mark.parametrize("action", [Action.RELEASE, Action.DELETE, Action.REQUEST])
 def test_opening_a_link_changes_nothing(site: Site, held: Held, relay: SmtpServer, method: str, action: Action) -> None:
     before = (site.delivery(held), site.history(held))
     answer = site.browser().request(method, site.link(action, held, minutes_old=OLD))
@@ -128,7 +128,7 @@ def test_a_release_link_does_not_undo_a_deletion(site: Site, held: Held, relay: 
 
 def test_dangerous_mail_can_only_be_asked_for(site: Site, relay: SmtpServer) -> None:
     held = site.hold(Tier.DANGEROUS)
-    browser, release, ask = presser(site), site.link(Action.RELEASE, held), site.link(Action.ASK, held)
+    browser, release, ask = presser(site), site.link(Action.RELEASE, held), site.link(Action.REQUEST, held)
     assert "<form" not in browser.get(release).text
     page = browser.follow(browser.post(release, PRESS), release).text
     assert "administrator" in page
@@ -141,9 +141,9 @@ def test_dangerous_mail_can_only_be_asked_for(site: Site, relay: SmtpServer) -> 
 
 def test_a_declined_request_says_why(site: Site) -> None:
     held = site.hold(Tier.DANGEROUS)
-    link = site.link(Action.ASK, held)
+    link = site.link(Action.REQUEST, held)
     site.browser().post(link, PRESS)
-    site.parts.acts.refuse(held.id, 0, BY_OPERATOR, "it is a virus")
+    site.parts.actions.refuse_request(held.id, 0, BY_OPERATOR, "it is a virus")
     page = site.browser().get(link).text
     assert "The request was declined" in page
     assert "it is a virus" in page
@@ -151,11 +151,11 @@ def test_a_declined_request_says_why(site: Site) -> None:
 
 def test_a_release_that_the_mail_server_refused_is_not_called_declined(site: Site, relay: SmtpServer) -> None:
     held = site.hold(Tier.DANGEROUS)
-    link = site.link(Action.ASK, held)
+    link = site.link(Action.REQUEST, held)
     site.browser().post(link, PRESS)
     relay.script["RCPT"] = "550 5.1.1 no such user"
     with pytest.raises(RelayRefused):
-        site.parts.acts.release(held.id, 0, BY_OPERATOR, operator=True)
+        site.parts.actions.release(held.id, 0, BY_OPERATOR, operator=True)
     page = site.browser().get(link).text
     assert "The last release did not work" in page
     assert "no such user" in page
@@ -244,8 +244,8 @@ def test_deleting_by_itself_needs_a_known_browser(site: Site, held: Held) -> Non
     [
         (Action.RELEASE, Tier.SUSPICIOUS),
         (Action.RELEASE, Tier.DANGEROUS),
-        (Action.ASK, Tier.SPAM),
-        (Action.ASK, Tier.DANGEROUS),
+        (Action.REQUEST, Tier.SPAM),
+        (Action.REQUEST, Tier.DANGEROUS),
     ],
 )
 def test_these_never_submit_themselves(site: Site, action: Action, tier: Tier) -> None:
@@ -276,7 +276,7 @@ def test_only_held_mail_can_submit_itself(site: Site, held: Held, state: State) 
     site.store.deliveries.move(
         DeliveryId(held.id, 0), state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value)
     )
-    for action in (Action.RELEASE, Action.DELETE, Action.ASK):
+    for action in (Action.RELEASE, Action.DELETE, Action.REQUEST):
         assert not submits_itself(presser(site).get(site.link(action, held, minutes_old=OLD)).text)
 
 
@@ -392,7 +392,7 @@ NO_PERSON = [SCRIPT, {"Sec-Fetch-Site": "same-origin", "User-Agent": "Mozilla/5.
     [
         (Action.RELEASE, Tier.SUSPICIOUS),
         (Action.DELETE, Tier.SUSPICIOUS),
-        (Action.ASK, Tier.DANGEROUS),
+        (Action.REQUEST, Tier.DANGEROUS),
         (Action.DELETE, Tier.DANGEROUS),
     ],
 )
@@ -429,7 +429,7 @@ def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
 
 @pytest.mark.parametrize("headers", NO_PERSON)
 def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
-    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
         pass
     before = site.store.recipients.get(ALICE)
     for action, form in (
@@ -507,7 +507,7 @@ def test_a_mail_whose_bytes_are_gone_or_damaged_is_no_longer_here(
 
 @pytest.fixture
 def digest_link(site: Site, held: Held) -> str:
-    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
         pass
     site.pass_time(seconds=5)
     return site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)

@@ -243,7 +243,7 @@ def test_a_message_shows_text_reasons_and_history_without_other_people(site: Sit
 
 
 def test_history_names_nobody_and_no_address(site: Site, held: Held) -> None:
-    site.parts.acts.delete(held.id, 0, BY_OPERATOR)
+    site.parts.actions.delete(held.id, 0, BY_OPERATOR)
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
     assert "by an administrator" in page
     assert "operator:root" not in page
@@ -397,7 +397,7 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
     secret = "The secret subject"
     held = site.hold(recipients=(ALICE,), subject=secret)
     before = (site.delivery(held), site.history(held))
-    token = site.link(Action.ASK, held).rstrip("/").rpartition("/")[2]
+    token = site.link(Action.REQUEST, held).rstrip("/").rpartition("/")[2]
     for (method, rule), statuses in OWN.items():
         browser = site.browser() if person is None else site.signed_in(person)
         form = {"change": "resume", "address": MALLORY, "code": "123456"}
@@ -480,7 +480,7 @@ def test_pages_have_no_script_of_their_own(site: Site, held: Held) -> None:
         "/sign-in/code",
         f"/messages/{held.id}/",
         "/preferences",
-        site.link(Action.ASK, held),
+        site.link(Action.REQUEST, held),
     ):
         page = browser.get(path).text
         assert '<html lang="en" dir="ltr">' in page

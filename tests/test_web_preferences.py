@@ -17,7 +17,7 @@ import pytest
 from digest import housekeeping, news, run
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.schedule import NOTHING_CHOSEN, Preferences, Schedule
+from portal.model.schedule import NO_PREFERENCES, Preferences, Schedule
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting
 from tests.smtp_server import SmtpServer
@@ -45,7 +45,7 @@ def held(site: Site) -> Held:
 
 def link_to(site: Site, recipient: str = ALICE) -> str:
     """The preferences link of a digest that was just sent."""
-    with digesting(site.store, recipient, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, recipient, site.now, 50, ignore_schedule=True) as digest:
         pass
     site.pass_time(seconds=5)
     return site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)
@@ -121,7 +121,7 @@ def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
     html = page.after("save", schedule="monday", at_1="18:00", at_4="07:30", timezone="Asia/Kathmandu", language="en")
     assert "Your choice was saved." in html
     assert chosen(site) == Preferences("monday", (time(7, 30), time(18)), "Asia/Kathmandu", "en")
-    assert chosen(site, BOB) == NOTHING_CHOSEN
+    assert chosen(site, BOB) == NO_PREFERENCES
     assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["monday", "Asia/Kathmandu", "en"]
     assert hours(html) == ["07:30", "18:00", "", "", "", ""]
     assert re.search(r"The next digest can come on Monday, \d+ \w+ \d+, 07:30 \(Asia/Kathmandu\)\.", html)
@@ -130,7 +130,7 @@ def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
 def test_what_is_left_empty_is_as_usual_here(site: Site, page: Page) -> None:
     page.post("save", schedule="monday", at_1="18:00", timezone="Asia/Kathmandu", language="en")
     html = page.after("save", schedule="", at_1="", timezone="", language="")
-    assert chosen(site) == NOTHING_CHOSEN
+    assert chosen(site) == NO_PREFERENCES
     assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["", "", ""]
     assert hours(html) == [""] * 6
     for words in ("As usual here: Every day", "usual holds: 06:30", "As usual here: Europe/Berlin", "English"):
@@ -272,7 +272,7 @@ def test_only_our_own_form_changes_anything(site: Site, held: Held, portal: Page
         for where in (path, "/preferences"):
             assert portal.browser.request("POST", where, form=form, headers=headers).status == 403
     assert portal.browser.post("/preferences", form).status == 403, "without the form's token"
-    assert chosen(site) == chosen(site, BOB) == NOTHING_CHOSEN
+    assert chosen(site) == chosen(site, BOB) == NO_PREFERENCES
 
 
 def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None:
@@ -281,7 +281,7 @@ def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None
     site.store.recipients.revoke_links(ALICE, site.now)
     assert page.browser.get(page.path).status == 404
     assert page.post("save", schedule="never").status == 404
-    assert chosen(site) == NOTHING_CHOSEN
+    assert chosen(site) == NO_PREFERENCES
 
 
 # ---- a digest now
@@ -307,11 +307,11 @@ def test_a_digest_can_be_asked_for_once_an_hour(site: Site, portal: Page) -> Non
 def test_without_news_the_last_digest_is_repeated(site: Site, held: Held, portal: Page, server: SmtpServer) -> None:
     gone = site.hold(subject="Gone")
     run.send_all(site.parts, site.now)
-    site.parts.acts.delete(gone.id, 0, BY_LINK)
+    site.parts.actions.delete(gone.id, 0, BY_LINK)
     site.pass_time(hours=3)
     assert "on its way" in portal.after("digest")
     assert run.send_due(site.parts, site.now).sent == [(ALICE, 1)]
-    site.parts.acts.delete(held.id, 0, BY_LINK)
+    site.parts.actions.delete(held.id, 0, BY_LINK)
     site.pass_time(hours=3)
     assert "No digest was sent" in portal.after("digest")
     assert run.send_due(site.parts, site.now).sent == []

@@ -264,7 +264,7 @@ def release(id: str, recipient: str | None, everybody: bool, again: bool) -> Non
         message = _one(parts, id)
         for delivery in _chosen(parts, message, recipient, everybody, may_assign=True):
             try:
-                done = parts.acts.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
+                done = parts.actions.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
                 click.echo(f"{_whose(done)}: {done.state}")
             except QuarantineError as error:
                 failed = True
@@ -283,7 +283,7 @@ def release(id: str, recipient: str | None, everybody: bool, again: bool) -> Non
 @guarded
 def delete(ids: Sequence[str], recipient: str | None) -> None:
     """Take messages out of sight; `restore` undoes it until retention."""
-    _each(ids, recipient, lambda parts, d: parts.acts.delete(d.id, d.number, _operator()))
+    _each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, _operator()))
 
 
 @main.command()
@@ -292,7 +292,7 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 @guarded
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
-    _each(ids, recipient, lambda parts, d: parts.acts.restore(d.id, d.number, _operator()))
+    _each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, _operator()))
 
 
 @main.command()
@@ -304,7 +304,7 @@ def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Decline a recipient's request for a dangerous message."""
     with _parts() as parts:
         for delivery in _chosen(parts, _one(parts, id), recipient, None):
-            parts.acts.refuse(delivery.id, delivery.number, _operator(), shown(reason, 500))
+            parts.actions.refuse_request(delivery.id, delivery.number, _operator(), shown(reason, 500))
             click.echo(f"{_whose(delivery)}: refused")
 
 
@@ -359,7 +359,9 @@ def _chosen(
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
                 raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
-            return [parts.store.deliveries.assign(DeliveryId(message.id, 0), recipient, _operator(), parts.acts.now())]
+            return [
+                parts.store.deliveries.assign(DeliveryId(message.id, 0), recipient, _operator(), parts.actions.now())
+            ]
         if not mine:
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))
         return mine

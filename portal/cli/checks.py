@@ -317,7 +317,7 @@ def aliases(settings: Settings, store: Store) -> Iterator[Finding]:
     if settings.people.alias_file is None:
         return
     people = make_people(settings, store)
-    names, trouble = people.names(), people.trouble()
+    names, trouble = people.names(), people.problem()
     if trouble:
         yield Finding(False, "people.alias_file", trouble)
     else:

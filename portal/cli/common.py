@@ -18,7 +18,7 @@ from portal.model.errors import AlreadyDone, NotFound, QuarantineError, RelayDef
 
 _PROGRESS_SECONDS = 30
 
-Told = Callable[[int, int, int], None]  # how many are done, of how many, and how many bytes
+ReportProgress = Callable[[int, int, int], None]  # how many are done, of how many, and how many bytes
 
 
 class NotDone(QuarantineError):
@@ -56,7 +56,7 @@ def _say(text: str, status: int) -> int:
 
 
 @contextmanager
-def progress(unit: str) -> Iterator[Told]:
+def progress(unit: str) -> Iterator[ReportProgress]:
     """Shows how far it is, how fast and how long still: a bar on a terminal, a line each half minute elsewhere."""
     console = Console(stderr=True)
     started_seconds = last_seconds = monotonic()

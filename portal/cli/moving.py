@@ -72,7 +72,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     parts = assemble(settings)
     try:
         with original.opened(folder, dsn) as source, progress("mails") as told:
-            done = original.take_over(source, Ingest(parts, alarms=False), oldest, told)
+            done = original.import_messages(source, Ingest(parts, alarms=False), oldest, told)
     finally:
         parts.store.close()
     click.echo(f"held {done.held} mails, {done.known} were held before")
@@ -124,7 +124,7 @@ def reindex() -> None:
         )
     else:
         click.echo(
-            f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.acts} acts, "
+            f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.actions} acts, "
             f"{done.people} wishes of recipients, {done.digests} digests"
         )
     click.echo("Not rebuilt: sessions and sign-ins (people sign in again), mail of ours that waited to be sent.")

@@ -175,9 +175,9 @@ def _export(told: Mapping[str, Any], message: Body) -> Export:
         flags=frozenset(flags),
         # Without all recipients two mails of one text to two people look alike. Then only the very same bytes with
         # the same queue id are the same: one mail too many is held rather than one too few.
-        sameness=sameness(content, sender, recipients)
+        dedup_key=dedup_key(content, sender, recipients)
         if all_recipients
-        else sameness(content, sender, recipients, body_sha256, (queue_id or "").encode()),
+        else dedup_key(content, sender, recipients, body_sha256, (queue_id or "").encode()),
         body_sha256=body_sha256,
         size_bytes=message.size_bytes,
         has_8bit=has_8bit,
@@ -199,7 +199,7 @@ def content_digest(chunks: Iterable[bytes]) -> bytes:
     return finish()
 
 
-def sameness(content: bytes, envelope_sender: str | None, recipients: Iterable[str], *more: bytes) -> bytes:
+def dedup_key(content: bytes, envelope_sender: str | None, recipients: Iterable[str], *more: bytes) -> bytes:
     """Return the SHA-256 by which a mail that comes again is recognized: SHA-256 of its bytes after the trace fields at
     its top, envelope sender, recipients in lower case.
 

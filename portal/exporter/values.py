@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, cast
 
-from portal.model.fast_json import told_symbols
+from portal.model.fast_json import reported_symbols
 from portal.model.message import Symbol, identity
 
 SUBJECT_CHARACTERS = 4_000  # longer subjects are cut
@@ -126,7 +126,7 @@ def _usual_symbols(value: Any) -> tuple[Symbol, ...] | None:
     control characters are no JSON. None: go the long way."""
     if not isinstance(value, str) or not value.isascii() or "\\" in value or "\x7f" in value:
         return None
-    told = told_symbols(value)
+    told = reported_symbols(value)
     if told is None or len(told) > _SYMBOLS:
         return None
     for symbol in told:

@@ -30,7 +30,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from portal.mail.smtp_replies import is_about_us
+from portal.mail.smtp_replies import rejects_portal
 from portal.mail.wire import path, wire
 from portal.model.errors import RelayDeferred, RelayRefused, RelayUnreachable
 
@@ -109,7 +109,7 @@ class Connection:
         ``has_8bit``: some octet is above 127.
 
         Raises RelayDeferred (RelayUnreachable before the server was told of any mail) or RelayRefused with a line of
-        at most 300 characters that names the step. A 5xx reply about this portal is RelayDeferred (`is_about_us`).
+        at most 300 characters that names the step. A 5xx reply about this portal is RelayDeferred (`rejects_portal`).
         When ``chunks`` raises, the connection is cut before the final dot, so that no server takes the mail for
         complete, and the exception goes on. A connection that the server closed between two mails, or over which it
         said something unasked, is made anew, once.
@@ -179,7 +179,7 @@ class Connection:
             try:
                 self._session.open()
             except _Lost as error:
-                raise RelayUnreachable(str(error), about_us=error.about_us) from error
+                raise RelayUnreachable(str(error), portal_rejected=error.portal_rejected) from error
         self._session.deadline = deadline
         return self._session
 
@@ -287,10 +287,10 @@ class _Session(smtplib.SMTP):
             self.docmd("QUIT")
         self.close()
 
-    def lost(self, why: str, *, about_us: bool = False) -> _Lost:
+    def lost(self, why: str, *, portal_rejected: bool = False) -> _Lost:
         """Close, and the error that says why."""
         self.close()
-        return _Lost(_one_line(f"{self.step}: {why}"), about_us=about_us)
+        return _Lost(_one_line(f"{self.step}: {why}"), portal_rejected=portal_rejected)
 
     def failure(self, code: int, text: bytes, *, at_final_dot: bool = False) -> RelayDeferred | RelayRefused:
         """What an answer that is no yes means."""
@@ -300,8 +300,14 @@ class _Session(smtplib.SMTP):
         if not 400 <= code <= 599:
             return self.lost(f"unexpected answer {said}")
         line = _one_line(f"{self.step}: {said}")
-        about_us = is_about_us(code, text.decode("utf-8", "replace"), self.addresses, at_final_dot=at_final_dot)
-        return RelayDeferred(line, about_us=about_us) if about_us or code < 500 else RelayRefused(line)
+        portal_rejected = rejects_portal(
+            code, text.decode("utf-8", "replace"), self.addresses, at_final_dot=at_final_dot
+        )
+        return (
+            RelayDeferred(line, portal_rejected=portal_rejected)
+            if portal_rejected or code < 500
+            else RelayRefused(line)
+        )
 
     def listen(self, seconds: float) -> None:
         """Give a server that answers before it was asked a moment to be heard; `send` looks whether it was."""
@@ -455,11 +461,11 @@ class _Session(smtplib.SMTP):
             # Of the answer only the status code (RFC 3463): a server may repeat what we sent.
             status = re.match(rb"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])", text)
             said = f"{code} {status[0].decode() if status else ''} user or password not accepted"
-            raise self.lost(said, about_us=code >= 500)
+            raise self.lost(said, portal_rejected=code >= 500)
 
     def _expect(self, wanted: int, code: int, text: bytes) -> None:
         if code != wanted:
-            raise self.lost(f"{code} {text.decode('ascii', 'replace')}", about_us=code >= 500)
+            raise self.lost(f"{code} {text.decode('ascii', 'replace')}", portal_rejected=code >= 500)
 
     def _socket(self, until: float) -> socket.socket:
         """The socket, with the time it has left as its time-out."""

@@ -112,7 +112,7 @@ class Render:
         self._spoken: dict[str, _Spoken] = {}
         self._names = frozenset(self._in(self.language).ours.list_templates())
 
-    def speaks(self, tag: str) -> Language:
+    def language_for(self, tag: str) -> Language:
         """A language as this site speaks it."""
         return self._in(tag).language
 

@@ -159,7 +159,7 @@ _FOR_NOW = _any(
 )
 
 
-def is_about_us(code: int, text: str, addresses: Collection[str] = (), *, at_final_dot: bool = False) -> bool:
+def rejects_portal(code: int, text: str, addresses: Collection[str] = (), *, at_final_dot: bool = False) -> bool:
     """Whether a 4xx or 5xx reply to MAIL, RCPT, DATA or the final dot turns away this portal.
 
     True for its IP address, host name, login, encryption, right to relay or to use that sender, sending limits, use

@@ -36,7 +36,7 @@ class BodyDamaged(StoreUnavailable):
     """The stored mail is not what was received (its SHA-256 differs): nothing may be done with what was read."""
 
 
-class StoreMisfit(QuarantineError):
+class StoreUnusable(QuarantineError):
     """The store is there but not ours to use: no schema, another version, other link keys. Needs an operator."""
 
 
@@ -71,13 +71,13 @@ class NotAllowed(QuarantineError):
 class RelayDeferred(QuarantineError):
     """The mail server cannot take it now (4xx, no connection, time-out) or rejects this portal: try again later.
 
-    ``about_us``: it rejects this portal and not the mail (unknown client, wrong password, no right to relay). The
-    administrator must change something; the recipient is not shown its words.
+    ``portal_rejected``: it rejects this portal and not the mail (unknown client, wrong password, no right to relay).
+    The administrator must change something; the recipient is not shown its words.
     """
 
-    def __init__(self, message: str, *, about_us: bool = False) -> None:
+    def __init__(self, message: str, *, portal_rejected: bool = False) -> None:
         super().__init__(message)
-        self.about_us = about_us
+        self.portal_rejected = portal_rejected
 
 
 class RelayUnreachable(RelayDeferred):

@@ -16,7 +16,7 @@ _encode = msgspec.json.Encoder().encode
 _lenient = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class ToldSymbol(msgspec.Struct, gc=False):
+class ReportedSymbol(msgspec.Struct, gc=False):
     """A symbol as Rspamd tells it."""
 
     name: str
@@ -25,13 +25,13 @@ class ToldSymbol(msgspec.Struct, gc=False):
 
 
 _kept_symbols = msgspec.json.Decoder(tuple[Symbol, ...]).decode
-_told_symbols = msgspec.json.Decoder(list[ToldSymbol]).decode
+_reported_symbols = msgspec.json.Decoder(list[ReportedSymbol]).decode
 
 
-def told_symbols(text: str) -> list[ToldSymbol] | None:
+def reported_symbols(text: str) -> list[ReportedSymbol] | None:
     """Rspamd's symbols; None when there is anything unusual about them."""
     try:
-        return _told_symbols(text)
+        return _reported_symbols(text)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return None
 

@@ -42,7 +42,7 @@ class Action(Enum):
 
     RELEASE = 1
     DELETE = 2
-    ASK = 3
+    REQUEST = 3
     PREFERENCES = 4
     SHOW = 5
     SEVERAL = 6

@@ -28,7 +28,7 @@ class Tier(StrEnum):
     DANGEROUS = "dangerous"  # ask only; an administrator decides
 
     @property
-    def milder(self) -> tuple[Tier, ...]:
+    def less_harmful(self) -> tuple[Tier, ...]:
         """The tiers that are less harmful than this one."""
         tiers = tuple(Tier)
         return tiers[: tiers.index(self)]
@@ -94,7 +94,7 @@ class Export(Facts):
     """What one POST said about one message, before it is held; made by `portal.exporter` alone."""
 
     recipients: tuple[str, ...]  # addresses as written, the first spelling of each identity; may be empty
-    sameness: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
+    dedup_key: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
     mark: str | None = None  # the first X-Quarantine-Mark header among the mail's own, not yet verified
     identities: tuple[str, ...] = ()  # of the recipients, where they are not just the addresses' own
 

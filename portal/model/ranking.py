@@ -55,17 +55,17 @@ def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group
     A forger may write such an address: it counts only as long as no symbol says that the sender is forged.
     """
     ordered = sorted(deliveries, key=lambda delivery: _likeliest_mistake_first(delivery.message, known))
-    by_sameness: dict[object, list[Delivery]] = {}
+    by_key: dict[object, list[Delivery]] = {}
     groups: list[list[Delivery]] = []
     for delivery in ordered:
-        keys = _sameness(delivery)
-        group = next((by_sameness[key] for key in keys if key in by_sameness), None)
+        keys = _dedup_key(delivery)
+        group = next((by_key[key] for key in keys if key in by_key), None)
         if group is None:
             group = []
             groups.append(group)
         group.append(delivery)
         for key in keys:
-            by_sameness.setdefault(key, group)
+            by_key.setdefault(key, group)
     return [_group(found, known) for found in groups]
 
 
@@ -79,7 +79,7 @@ def _group(found: list[Delivery], known: Collection[str]) -> Group:
     )
 
 
-def _sameness(delivery: Delivery) -> list[object]:
+def _dedup_key(delivery: Delivery) -> list[object]:
     """What near-identical mails share one of: the same bytes, or sender and shape of the subject. Never across
     tiers or the names they are for, and what is proven to come from its sender never hides behind what merely says so.
     """

@@ -77,7 +77,7 @@ class Preferences:
         return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"))
 
 
-NOTHING_CHOSEN = Preferences()
+NO_PREFERENCES = Preferences()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Literal, cast
 from uuid import UUID
 
-from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreMisfit, StoreUnavailable
+from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable, StoreUnusable
 from portal.model.message import Body, Delivery, Event, random_token
 from portal.stores import Store, notes, open_store
 from portal.stores.records import Record
@@ -74,20 +74,20 @@ class Copied:
 def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
     """Both stores. The source must be there; the target is made where a file store is.
 
-    Raises StoreUnavailable, StoreMisfit; the message says which of the two.
+    Raises StoreUnavailable, StoreUnusable; the message says which of the two.
     """
     with ExitStack() as stack:
         stores = []
         for name, url, wishes in (
             ("FROM", source_url, {"must_exist": True}),
-            ("TO", target_url, {"must_be_ours": True}),
+            ("TO", target_url, {"must_be_empty": True}),
         ):
             try:
                 store = open_store(url, **wishes)
-            except (StoreMisfit, ValueError) as error:
+            except (StoreUnusable, ValueError) as error:
                 to_init = "quarantine init" in str(error) and "is no quarantine store" not in str(error)
                 how = f" with QUARANTINE_STORE__URL={name}" if to_init else ""
-                raise StoreMisfit(f"{name}: {error}{how}") from error
+                raise StoreUnusable(f"{name}: {error}{how}") from error
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{name}: {error}") from error
             stack.callback(store.close)
@@ -99,7 +99,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     """Carry everything from ``source`` to ``target``, which holds nothing yet, or what earlier runs brought.
 
     Both may be in use meanwhile. Where a delivery was changed in both, the later change stays; what people wish is
-    taken from the source until the digest process runs on the target. Raises StoreMisfit, with nothing changed, when
+    taken from the source until the digest process runs on the target. Raises StoreUnusable, with nothing changed, when
     they are the same store or the target holds other mail, and when the target does not give back what it took;
     StoreUnavailable when either stops working.
     """
@@ -108,7 +108,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
     seen = 0
-    unread = notes.COPY_AT_WORK.get(target)  # what an earlier run had not read back yet
+    unread = notes.COPY_IN_PROGRESS.get(target)  # what an earlier run had not read back yet
     progress(0, total, 0)
     with ThreadPoolExecutor(_AT_ONCE) as workers:
         for ids in _pages(source, _MESSAGES):
@@ -117,7 +117,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
                 begin, end = ids[0], ids[-1]
                 if unread is not None and begin <= unread.last:
                     begin, end = min(begin, unread.first), max(end, unread.last)
-                notes.COPY_AT_WORK.set(target, notes.Stretch(begin, end))
+                notes.COPY_IN_PROGRESS.set(target, notes.IdRange(begin, end))
             for id in ours:
                 if unread is not None and unread.first <= id <= unread.last:
                     with suppress(NotFound):  # purged at this moment
@@ -128,7 +128,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
                 done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
                 seen += 1
                 progress(seen, max(seen, total), done.size_bytes)
-    notes.COPY_AT_WORK.set(target, None)
+    notes.COPY_IN_PROGRESS.set(target, None)
     _bring_digests(source, target, done)
     _bring_people(source, target, done, preferences=not in_use)
     key = notes.LINK_KEY.get(source)
@@ -144,7 +144,7 @@ def _check(source: Store, target: Store) -> None:
     probe = random_token()
     notes.COPY_PROBE.set(source, probe)
     if notes.COPY_PROBE.get(target) == probe:
-        raise StoreMisfit("FROM and TO are the same store: nothing was copied; name another one as TO")
+        raise StoreUnusable("FROM and TO are the same store: nothing was copied; name another one as TO")
     not_kept = notes.COPY_NOT_KEPT.get(target)
     if not_kept is not None:
         raise _not_kept(not_kept)
@@ -152,7 +152,7 @@ def _check(source: Store, target: Store) -> None:
     if notes.FAMILY.get(target) == family:
         return  # a copy of it, or what it is a copy of
     if target.messages.ids(None, 1):
-        raise StoreMisfit(
+        raise StoreUnusable(
             "TO holds mail that did not come from FROM: nothing was copied, since two quarantines cannot be told apart "
             "once they are mixed; name an empty store as TO"
         )
@@ -181,7 +181,7 @@ def _bring(source: Store, target: Store, theirs: Record | None, ours: Record | N
         newer = _newer(theirs, ours)
         if newer is None:
             return "same"
-        target.messages.take(newer, None)
+        target.messages.import_record(newer, None)
         return "changed"
     id = theirs.message.id
     try:
@@ -202,12 +202,12 @@ def _bring_mail(source: Store, target: Store, record: Record) -> None:
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
         for piece in source.messages.body(record.message.id):
             spool.write(piece)
-        target.messages.take(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
+        target.messages.import_record(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
     _read_back(target, record.message.id)
 
 
 def _read_back(target: Store, id: UUID) -> None:
-    """Raises StoreMisfit when the target has not kept what it took, NotFound when it was purged at this moment."""
+    """Raises StoreUnusable when the target has not kept what it took, NotFound when it was purged at this moment."""
     try:
         for _ in target.messages.body(id):
             pass  # compares the SHA-256 itself
@@ -219,8 +219,8 @@ def _read_back(target: Store, id: UUID) -> None:
         raise _not_kept(id) from error
 
 
-def _not_kept(id: UUID) -> StoreMisfit:
-    return StoreMisfit(
+def _not_kept(id: UUID) -> StoreUnusable:
+    return StoreUnusable(
         f"TO does not give back the mail {id} as it was written, so its disk is not to be trusted: keep FROM, and name "
         "another store as TO"
     )
@@ -250,7 +250,7 @@ def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:
 def _bring_digests(source: Store, target: Store, done: Copied) -> None:
     after: UUID | None = None
     while digests := source.digests.records(after, _DIGESTS):
-        target.digests.take(digests)
+        target.digests.import_records(digests)
         done.digests += len(digests)
         after = digests[-1].id
 
@@ -258,6 +258,6 @@ def _bring_digests(source: Store, target: Store, done: Copied) -> None:
 def _bring_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:
     after = ""
     while people := source.recipients.records(after, _PEOPLE):
-        target.recipients.take(people, preferences=preferences)
+        target.recipients.import_records(people, preferences=preferences)
         done.people += len(people)
         after = people[-1].recipient

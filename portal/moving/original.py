@@ -26,7 +26,7 @@ from typing import BinaryIO, Protocol, cast
 
 from portal import exporter
 from portal.ingest import Ingest, Result
-from portal.model.errors import BadExport, StoreMisfit
+from portal.model.errors import BadExport, StoreUnusable
 from portal.model.message import Body
 from portal.moving.original_tables import OriginalTables, original_tables
 
@@ -49,7 +49,7 @@ class Original:
 
 
 @dataclass(slots=True)
-class TakenOver:
+class Imported:
     """What a run did."""
 
     held: int = 0
@@ -64,7 +64,7 @@ class Source(Protocol):
     """Mail of the original: its names, and how to read each."""
 
     def names(self) -> list[str]:
-        """Of all mails. Raises StoreUnavailable, StoreMisfit."""
+        """Of all mails. Raises StoreUnavailable, StoreUnusable."""
 
     def read(self, name: str) -> Iterator[Original]:
         """The mails of that name. Raises `Unusable`, StoreUnavailable."""
@@ -84,10 +84,10 @@ class Folder:
         try:
             found = sorted(path.name for path in self._folder.iterdir())
         except OSError as error:
-            raise StoreMisfit(f"--dir: {self._folder} cannot be read: {error.strerror}") from error
+            raise StoreUnusable(f"--dir: {self._folder} cannot be read: {error.strerror}") from error
         names = {name.removesuffix(end) for name in found for end in (_META, _MSG) if name.endswith(end)}
         if not names:
-            raise StoreMisfit(
+            raise StoreUnusable(
                 f"--dir: {self._folder} holds no files QID{_META} and QID{_MSG}: name the original's PREFIX"
             )
         return sorted(names)
@@ -141,7 +141,7 @@ class Tables:
 
 @contextmanager
 def opened(folder: Path | None, dsn: str | None) -> Iterator[Source]:
-    """The source that one of the two names. Raises StoreUnavailable, StoreMisfit."""
+    """The source that one of the two names. Raises StoreUnavailable, StoreUnusable."""
     if folder is not None:
         yield Folder(folder)
     else:
@@ -149,18 +149,18 @@ def opened(folder: Path | None, dsn: str | None) -> Iterator[Source]:
             yield Tables(tables)
 
 
-def take_over(
+def import_messages(
     source: Source,
     ingest: Ingest,
     oldest: datetime,
     progress: Callable[[int, int, int], None],
-) -> TakenOver:
+) -> Imported:
     """Hold every mail of the source that is not held yet, under the date it has there.
 
     What is older than ``oldest`` is left where it is, since the next purge would take it. Local recipients, where they
     are known, are told by digest. Raises StoreUnavailable, after which the next run goes on.
     """
-    done, size_bytes = TakenOver(), 0
+    done, size_bytes = Imported(), 0
     names = source.names()
     for n, name in enumerate(names, 1):
         try:
@@ -176,7 +176,7 @@ def take_over(
     return done
 
 
-def _hold(original: Original, ingest: Ingest, done: TakenOver) -> None:
+def _hold(original: Original, ingest: Ingest, done: Imported) -> None:
     headers = {f"x-rspamd-{name}": value for name, value in original.fields.items()}
     # Says that the body is the mail, whatever it looks like.
     posted = exporter.parse(headers | {"content-type": "message/rfc822"}, original.body, _BODY_MAX_BYTES)

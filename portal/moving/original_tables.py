@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.stores.postgres.database import OTHER_SECONDS, Connection, begin, translated
 
 
@@ -66,12 +66,12 @@ class OriginalTables:
 
 @contextmanager
 def original_tables(dsn: str) -> Iterator[OriginalTables]:
-    """Connect. Raises StoreUnavailable when it cannot be reached, StoreMisfit when the tables are not there."""
+    """Connect. Raises StoreUnavailable when it cannot be reached, StoreUnusable when the tables are not there."""
     try:
         conninfo = make_conninfo(dsn, connect_timeout=3)
     except psycopg.Error:
         # libpq's own sentence repeats a piece of the address, which may be of the password; so it is not even chained.
-        raise StoreMisfit(
+        raise StoreUnusable(
             "--dsn is no PostgreSQL address: write postgresql://user@host/database, with the password in ~/.pgpass"
         ) from None
     try:
@@ -80,7 +80,7 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
     except StoreUnavailable as error:
         raise StoreUnavailable(f"--dsn: {error}") from error
     except UnicodeError as error:
-        raise StoreMisfit("--dsn: a host name in it cannot be: look for two dots, or a very long part") from error
+        raise StoreUnusable("--dsn: a host name in it cannot be: look for two dots, or a very long part") from error
     with translated(), connection:
         begin(connection, OTHER_SECONDS)
         connection.execute("set transaction isolation level repeatable read, read only")
@@ -89,7 +89,7 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
                 "select from pg_attribute where attrelid = to_regclass(%s) and attname = %s", [table, column]
             )
             if not there.rowcount:
-                raise StoreMisfit(
+                raise StoreUnusable(
                     f"--dsn: this database has no table {table} with a column {column}: name the one that the "
                     "original's DBCONF names"
                 )

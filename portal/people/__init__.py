@@ -58,7 +58,7 @@ class Directory:
         self._text = ""
         self._seen: tuple[int, int, int] | None = None
         self._looked_at = float("-inf")
-        self._trouble = ""
+        self._problem = ""
         self.looked_at = ""  # the version that the digest process has drawn its conclusions from
 
     # ---- who reads what
@@ -111,7 +111,7 @@ class Directory:
         """Whether several people read what is held for a recipient."""
         return len(self.readers(recipient)) > 1
 
-    def is_told(self, address: str) -> bool:
+    def is_notified(self, address: str) -> bool:
         """Whether somebody of ours is told of mail for an address."""
         return self._is_local(address) or any(map(self._is_local, self.readers(self.held_as(address))))
 
@@ -146,11 +146,11 @@ class Directory:
 
     # ---- the file
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why the file cannot be used as it is now, in a sentence; "" when all is well."""
         if self.file is not None:
             self._current()
-        return self._trouble
+        return self._problem
 
     def names(self) -> Names:
         """What the file says now, for `quarantine check`."""
@@ -214,12 +214,12 @@ class Directory:
         self._text = text
 
     def _tell(self, trouble: str) -> None:
-        if trouble != self._trouble:
+        if trouble != self._problem:
             if trouble:
                 log.error("alias file cannot be used: %s", trouble)
             else:
                 log.info("alias file can be used again")
-        self._trouble = trouble
+        self._problem = trouble
 
 
 def _read(path: Path, seen: os.stat_result) -> str:

@@ -15,7 +15,7 @@ DEPTH = 50  # results that are looked up again; Postfix stops at 1,000
 READERS = 1000  # of one address, as in Postfix (virtual_alias_expansion_limit)
 ADDRESSES = 1000  # that one person reads, other domains' names for them not counted
 DOMAINS = 50  # that are aliases of one domain
-_PROBLEMS_TOLD = 20
+_PROBLEMS_SHOWN = 20
 _TOKEN = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s,"])+')
 _ATOM = re.compile(r"[\w!#$%&'*+/=?^`{|}~.-]+")
 
@@ -92,7 +92,7 @@ class _Parser:
 
     def _problem(self, said: str) -> None:
         self._count += 1
-        if len(self._problems) < _PROBLEMS_TOLD:
+        if len(self._problems) < _PROBLEMS_SHOWN:
             self._problems.append(said)
 
     def _line(self, number: int, line: str) -> None:

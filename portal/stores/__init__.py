@@ -13,20 +13,20 @@ SCHEMA_VERSION = 6
 
 
 def open_store(
-    url: StoreUrl | str, *, create: bool = False, must_exist: bool = False, must_be_ours: bool = False
+    url: StoreUrl | str, *, create: bool = False, must_exist: bool = False, must_be_empty: bool = False
 ) -> Store:
     """Open the store that ``url`` names.
 
     ``create``: make or upgrade it, as `quarantine init` does. A file store is made or upgraded anyway unless it
-    ``must_exist`` as it is; with ``must_be_ours`` only in an empty folder. Raises ValueError for another kind of URL,
-    StoreUnavailable when the store cannot be reached, StoreMisfit when it is missing or has another schema (the message
-    names the command to run).
+    ``must_exist`` as it is; with ``must_be_empty`` only in an empty folder. Raises ValueError for another kind of URL,
+    StoreUnavailable when the store cannot be reached, StoreUnusable when it is missing or has another schema (the
+    message names the command to run).
     """
     place = url if isinstance(url, StoreUrl) else StoreUrl.parse(url)
     if place.folder is not None:
         from portal.stores.files.store import FileStore
 
-        return FileStore.open(place.folder, must_exist=must_exist, must_be_ours=must_be_ours)
+        return FileStore.open(place.folder, must_exist=must_exist, must_be_empty=must_be_empty)
     from portal.stores.postgres.store import PostgresStore
 
     return PostgresStore.open(place.dsn, create=create)

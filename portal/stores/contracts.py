@@ -1,8 +1,8 @@
 """The contracts of a store. One test suite runs over every implementation.
 
 A store knows nothing of HTTP, SMTP, links, templates or settings, and none of its library's errors leave it: they
-become `StoreUnavailable` (try again later) or `StoreMisfit` (an administrator must act). Callers pass the time as aware
-UTC ``now``, so that tests can turn the clock.
+become `StoreUnavailable` (try again later) or `StoreUnusable` (an administrator must act). Callers pass the time as
+aware UTC ``now``, so that tests can turn the clock.
 
 A claim (of a release, a digest, an outgoing mail) is a committed row with a lease: no connection or lock is held while
 something is being sent. When a process dies its lease runs out and another process goes on: at worst a mail is sent
@@ -39,10 +39,10 @@ from portal.model.message import (
 )
 from portal.model.schedule import Preferences
 from portal.stores.records import (
-    Asked,
     Claims,
     Digest,
     DigestRecord,
+    DigestRequest,
     Held,
     LinkOpen,
     OutgoingMail,
@@ -104,7 +104,7 @@ class Messages(ABC):
         """Return these messages, at most 1,000, as they are copied to another store. Unknown ids are left out."""
 
     @abstractmethod
-    def take(self, record: Record, body: Body | None) -> None:
+    def import_record(self, record: Record, body: Body | None) -> None:
         """Keep a message of another store under its id, with its states and history. Durable on return.
 
         A message that is here already gets the record's deliveries and histories instead of its own; ``body`` is only
@@ -243,14 +243,14 @@ class Digests(ABC):
         limit: int,
         *,
         only: Sequence[str] | None = None,
-        at_once: bool = False,
+        ignore_schedule: bool = False,
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         """Claim up to ``count`` digests until ``now`` + LEASE; committed on return, so that each has one claimant.
 
         The longest due, without waiting for other processes that claim; or those of ``only``, and the others of them
         are returned as refused: another process has the claim or failed a moment ago, it is not due, or they stopped
-        digests. ``at_once`` ignores when it is due, and the next try that `settle` recorded.
+        digests. ``ignore_schedule`` ignores when it is due, and the next try that `settle` recorded.
 
         A digest holds up to ``limit`` deliveries that its recipient reads (``readers``), all `held` and not announced
         to them. There are fewer digests than asked for, but at least one, when together they would hold more than
@@ -268,7 +268,7 @@ class Digests(ABC):
         """Return the deliveries that a claim would hold, without claiming."""
 
     @abstractmethod
-    def ask(self, reader: Reader, now: datetime, since: datetime) -> Asked:
+    def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
         """Make a reader's digest due now, unless they asked for one after ``since``.
 
         It holds unannounced deliveries. When there are none, deliveries of their last digest that are still held count
@@ -303,7 +303,7 @@ class Digests(ABC):
         """Return digests after this id, oldest first, as they are copied to another store."""
 
     @abstractmethod
-    def take(self, digests: Sequence[DigestRecord]) -> None:
+    def import_records(self, digests: Sequence[DigestRecord]) -> None:
         """Keep digests of another store, so that their links open and `last` finds them. Durable on return.
 
         Deliveries that are not known here are left out.
@@ -369,7 +369,7 @@ class Recipients(ABC):
         """Return recipients after this identity, in order, as they are copied to another store."""
 
     @abstractmethod
-    def take(self, people: Sequence[Person], *, preferences: bool) -> None:
+    def import_records(self, people: Sequence[Person], *, preferences: bool) -> None:
         """Keep recipients of another store. Durable on return.
 
         ``preferences``: replace the opt-out, preferences and schedule of those known here. Otherwise only news and

@@ -109,7 +109,7 @@ def person_line(person: Person) -> dict[str, Any]:
     }
 
 
-def told_line(reader: str, deliveries: Sequence[DeliveryId]) -> dict[str, Any]:
+def announced_line(reader: str, deliveries: Sequence[DeliveryId]) -> dict[str, Any]:
     """Who was told of deliveries under another name, or with others."""
     return {"kind": "told", "reader": reader, "deliveries": [[str(id), number] for id, number in deliveries]}
 

@@ -58,7 +58,7 @@ class Period(NamedTuple):
     until: datetime
 
 
-class Stretch(NamedTuple):
+class IdRange(NamedTuple):
     """From an id to another one."""
 
     first: UUID
@@ -108,10 +108,10 @@ FAMILY = _text("store.family")  # of stores that are copies of each other
 COPY_PROBE = _text("copy.probe")  # a random text, by which one store is recognized under two URLs
 COPY_NOT_KEPT = Note("copy.not_kept", str, UUID)  # a message that the target of a copy did not give back
 # Messages of the last copy that are not read back yet; None: it was complete.
-COPY_AT_WORK: Note[Stretch | None] = Note(
+COPY_IN_PROGRESS: Note[IdRange | None] = Note(
     "copy.at_work",
     lambda stretch: f"{stretch.first} {stretch.last}" if stretch else "",
-    lambda text: Stretch(*map(UUID, text.split())) if text else None,
+    lambda text: IdRange(*map(UUID, text.split())) if text else None,
 )
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from portal.model.errors import AlreadyDone
 from portal.model.message import FACTS, Delivery, DeliveryId, Event, Export, Message, Reader, identity
-from portal.model.schedule import NOTHING_CHOSEN, Preferences
+from portal.model.schedule import NO_PREFERENCES, Preferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Person:
     links_valid_from: datetime | None  # links issued before are revoked
     news_since: datetime | None  # the oldest mail held and not yet announced
     next_digest_at: datetime | None  # when the next digest is due; None: not scheduled yet
-    preferences: Preferences = NOTHING_CHOSEN
+    preferences: Preferences = NO_PREFERENCES
     failure: str = ""  # the mail server's answer to their last digest, until one is sent
     failed_at: datetime | None = None
 
@@ -59,7 +59,7 @@ class Digest:
     address: str
     issued_at: datetime
     deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
-    preferences: Preferences = NOTHING_CHOSEN  # the recipient's
+    preferences: Preferences = NO_PREFERENCES  # the recipient's
     failures: int = 0  # how often the mail server rejected it so far
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
     reader: Reader | None = field(default=None, compare=False)  # of the claim
@@ -88,7 +88,7 @@ class Unsent:
     failure: str = ""  # the mail server's answer, for operators
 
 
-class Asked(Enum):
+class DigestRequest(Enum):
     """Result of asking for a digest now."""
 
     DUE = 1
@@ -113,7 +113,7 @@ class Record:
     """A message without its bytes, as it is copied to another store."""
 
     message: Message
-    sameness: bytes | None  # None: another message is the one by which the same mail is recognized
+    dedup_key: bytes | None  # None: another message is the one by which the same mail is recognized
     deliveries: tuple[Delivery, ...]  # by number
     histories: tuple[tuple[Event, ...], ...]  # one for each delivery, without the event `held`
     told: tuple[tuple[str, ...], ...] = ()  # one for each delivery, or nothing: readers notified under another name
@@ -126,7 +126,7 @@ class Record:
             **{field: getattr(self.message, field) for field in FACTS},
             recipients=tuple(delivery.address for delivery in known),
             identities=named if named != tuple(identity(delivery.address) for delivery in known) else (),
-            sameness=self.sameness or sha256(b"quarantine " + self.message.id.bytes).digest(),
+            dedup_key=self.dedup_key or sha256(b"quarantine " + self.message.id.bytes).digest(),
         )
 
 

@@ -98,7 +98,7 @@ def next_mail_try(error: BaseException, attempts: int, queued_at: datetime, now:
     return now + min(timedelta(seconds=10 * 2 ** min(attempts - 1, 10)), _MAIL_BACK_OFF_MAX)
 
 
-def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDone | None:
+def unclaimable(row: Sequence[Any] | None, now: Any, ignore_schedule: bool) -> AlreadyDone | None:
     """Return why a recipient's digest cannot be claimed, or None.
 
     ``row`` begins with recipient, address, and the times stopped_at, news_since, next_digest_at and lease_until, as
@@ -109,9 +109,9 @@ def unclaimable(row: Sequence[Any] | None, now: Any, at_once: bool) -> AlreadyDo
     _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
     if stopped_at is not None:
         return AlreadyDone("this recipient stopped digests")
-    if lease_until is not None and lease_until > now and (row[-1] is not None or not at_once):
+    if lease_until is not None and lease_until > now and (row[-1] is not None or not ignore_schedule):
         return AlreadyDone("another process is sending this digest, or failed to a moment ago")
-    if not at_once and (next_digest_at is None or next_digest_at > now):
+    if not ignore_schedule and (next_digest_at is None or next_digest_at > now):
         return AlreadyDone("this digest is not due")
     return None
 

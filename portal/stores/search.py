@@ -159,7 +159,7 @@ def _of_sender(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
-def needs_a_look(wanted: Filter) -> bool:
+def needs_filtering(wanted: Filter) -> bool:
     """Whether deliveries must be looked at one by one (`fits`), whatever the index and the database's own say."""
     return bool(wanted.sender) or wanted.score_min is not None or wanted.score_max is not None
 

@@ -146,4 +146,4 @@ def _request(pages: Pages) -> Request:
     environ: Environ = current.environ
     parts = pages.parts
     tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), parts.settings.digest.language)
-    return Request(environ, pages.site, parts.render.speaks(tag))
+    return Request(environ, pages.site, parts.render.language_for(tag))

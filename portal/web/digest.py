@@ -76,8 +76,8 @@ class DigestPages:
             if request.form("pressed") != "1":
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient)
-        acts, actor = self._pages.parts.acts, self._pages.actor
-        does = {"release": acts.release, "delete": acts.delete}.get(request.form("do"))
+        actions, actor = self._pages.parts.actions, self._pages.actor
+        does = {"release": actions.release, "delete": actions.delete}.get(request.form("do"))
         chosen = self._chosen(self._digest_of(link), request.all_of_form("mail"))
         if does is None or not chosen:
             return self._pages.see_other("./?none=1")

@@ -13,8 +13,8 @@ from portal.model.errors import (
     LinkInvalid,
     NotAllowed,
     NotFound,
-    StoreMisfit,
     StoreUnavailable,
+    StoreUnusable,
 )
 from portal.model.text import N_
 from portal.web.pages import Pages
@@ -49,7 +49,7 @@ def failed(pages: Pages, request: Request, rule: str, error: Exception) -> HTTPR
             ),
             500,
         )
-    if isinstance(error, StoreUnavailable | StoreMisfit):
+    if isinstance(error, StoreUnavailable | StoreUnusable):
         log.error("store unavailable at %s %s: %s", request.method, rule, error)
     return answer
 
@@ -91,7 +91,7 @@ def _with_a_meaning(pages: Pages, request: Request, error: Exception) -> HTTPRes
                 N_("This mail may do harm. Its page has a button to ask your administrator for it."),
                 403,
             )
-        case StoreUnavailable() | StoreMisfit():  # the latter if the database was damaged while we run
+        case StoreUnavailable() | StoreUnusable():  # the latter if the database was damaged while we run
             return pages.notice(
                 request,
                 N_("Please try again soon"),

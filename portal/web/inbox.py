@@ -105,8 +105,13 @@ class Inbox:
         """POST /messages/ID/ACT, then 303 to the page of the form."""
         recipient = self._sessions.of_form(request).recipient
         delivery = self._delivery(recipient, id)
-        acts, actor = self._pages.parts.acts, self._pages.actor(request, "portal", delivery, recipient)
-        does = {"release": acts.release, "delete": acts.delete, "restore": acts.restore, "ask": acts.ask}[act]
+        actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
+        does = {
+            "release": actions.release,
+            "delete": actions.delete,
+            "restore": actions.restore,
+            "ask": actions.request_release,
+        }[act]
         # Recorded in the delivery and logged by the act; the page shows it.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
             does(delivery.id, delivery.number, actor)

@@ -68,10 +68,10 @@ class LinkPages:
         # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
             return self._page(request, link, delivery, reader, alone=False)
-        openings = self._note(request, link, reader, opening)
+        opens = self._note(request, link, reader, opening)
         if link.action is Action.SHOW:
             return self._show_mail(request, link, delivery, reader)
-        alone = self._may_act_alone(request, link, delivery, reader, openings)
+        alone = self._may_act_alone(request, link, delivery, reader, opens)
         return self._page(request, link, delivery, reader, alone=alone)
 
     def act(self, request: Request, token: str) -> HTTPResponse:
@@ -88,14 +88,14 @@ class LinkPages:
             answer = self._digest.act(request, link, recipient)
             return self._remember(request, answer, recipient) if request.form("do") else answer
         delivery, reader = self._delivery(request, link)
-        openings = self._note(request, link, reader, posted)
+        opens = self._note(request, link, reader, posted)
         if link.action is Action.SHOW:
             return self._pages.see_other("./")  # has no form, so nothing to do
         undo = link.action is Action.DELETE and request.form("undo") == "1"
         pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
             self._pages.refuse_robots(request)
-        if pressed or self._may_act_alone(request, link, delivery, reader, openings):
+        if pressed or self._may_act_alone(request, link, delivery, reader, opens):
             self._do(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
         answer = self._pages.see_other("./?done=1")
         return self._remember(request, answer, reader) if pressed and request.is_by_a_person else answer
@@ -122,7 +122,7 @@ class LinkPages:
     def _check_revoked(self, request: Request, link: Link, recipient: str) -> None:
         """Raise LinkInvalid if the link was revoked. Pages are in the recipient's language from here on."""
         person = self._store.recipients.get(recipient)
-        self._pages.speak_to(request, recipient, person.preferences)
+        self._pages.use_language_of(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
@@ -130,8 +130,8 @@ class LinkPages:
     def _note(self, request: Request, link: Link, recipient: str, opening: LinkOpen) -> Sequence[LinkOpen]:
         """Record an opening. Return the digest's openings of the last 15 minutes. Raises 429 if there are too many."""
         since = opening.at - _BURST_MEMORY
-        openings = self._store.digests.record_link_open(recipient, link.issued_at, opening, since)
-        if sum(1 for o in openings if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
+        opens = self._store.digests.record_link_open(recipient, link.issued_at, opening, since)
+        if sum(1 for o in opens if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
             raise self._pages.notice(
                 request,
                 N_("Too many at once"),
@@ -139,10 +139,10 @@ class LinkPages:
                 429,
                 Retry_After="60",
             )
-        return openings
+        return opens
 
     def _may_act_alone(
-        self, request: Request, link: Link, delivery: Delivery, reader: str, openings: Sequence[LinkOpen]
+        self, request: Request, link: Link, delivery: Delivery, reader: str, opens: Sequence[LinkOpen]
     ) -> bool:
         """Return whether the form may submit itself now, and be obeyed when it arrives without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
@@ -155,20 +155,20 @@ class LinkPages:
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
             return False
         settled = self._pages.now() - link.issued_at > self._settle
-        return known or (settled and not burst(openings))
+        return known or (settled and not burst(opens))
 
     def _do(self, link: Link, actor: Actor, *, undo: bool) -> None:
         """Do the act. An error is recorded in the delivery, where the page finds it."""
-        acts = self._pages.parts.acts
+        actions = self._pages.parts.actions
         try:
             if undo:
-                acts.restore(link.id, link.number, actor)
+                actions.restore(link.id, link.number, actor)
             elif link.action is Action.RELEASE:
-                acts.release(link.id, link.number, actor)
+                actions.release(link.id, link.number, actor)
             elif link.action is Action.DELETE:
-                acts.delete(link.id, link.number, actor)
+                actions.delete(link.id, link.number, actor)
             else:
-                acts.ask(link.id, link.number, actor)
+                actions.request_release(link.id, link.number, actor)
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
@@ -198,7 +198,7 @@ class LinkPages:
             recipient=shown_address(delivery.recipient),
             release=address(Action.RELEASE),
             delete=address(Action.DELETE),
-            ask=address(Action.ASK),
+            ask=address(Action.REQUEST),
             **findings(delivery.message, request.language),
         )
 
@@ -223,12 +223,12 @@ class LinkPages:
         return self._preferences.change(request, recipient, back="./")
 
 
-def burst(openings: Sequence[LinkOpen]) -> bool:
+def burst(opens: Sequence[LinkOpen]) -> bool:
     """Return whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
 
     ``openings`` oldest first.
     """
-    seen = [o for o in openings if o.delivery.message_id != _POSTED]
+    seen = [o for o in opens if o.delivery.message_id != _POSTED]
     for position, first in enumerate(seen):
         near: dict[DeliveryId, int] = {}
         for other in seen[position:]:

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from portal import __version__
 from portal.assemble import Parts
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.monitoring import Runs, overdue_since, runs
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
@@ -43,12 +43,12 @@ class Monitor(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment, for prometheus_client."""
-        now = self._parts.acts.now()
+        now = self._parts.actions.now()
         try:
             self._parts.store.ping()
             figures = self._parts.store.stats(now)
             done = runs(self._parts.store)
-        except (StoreUnavailable, StoreMisfit):
+        except (StoreUnavailable, StoreUnusable):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
         yield _gauge("store_up", "Whether the store can be written to.", 1)
@@ -77,17 +77,17 @@ class Monitor(Collector):
             age = (now - figures.heartbeat_at).total_seconds()
             yield _gauge("digest_heartbeat_age_seconds", "Since the digest process's last sign of life.", age)
         if self._parts.people.file is not None:
-            good = not self._parts.people.trouble()
+            good = not self._parts.people.problem()
             yield _gauge("alias_file_usable", "Whether people.alias_file can be read and used as it is now.", good)
 
     def health(self, _: Request) -> HTTPResponse:
         """503 when the store cannot be used. All else is told, not failed: a restart would not mend it."""
-        now = self._parts.acts.now()
+        now = self._parts.actions.now()
         try:
             self._parts.store.ping()
             figures = self._parts.store.stats(now)
             done = runs(self._parts.store)
-        except (StoreUnavailable, StoreMisfit) as error:
+        except (StoreUnavailable, StoreUnusable) as error:
             log.error("unhealthy: %s", error)
             return json_answer(503, {"status": "store unavailable", "version": __version__})
         age = None if figures.heartbeat_at is None else round((now - figures.heartbeat_at).total_seconds())
@@ -106,7 +106,7 @@ class Monitor(Collector):
                 "digests_overdue": self._overdue(figures, done, now) is not None,
                 "digest_heartbeat_age_seconds": age,
                 # No paths and no names: this page is open to everybody.
-                **({} if people.file is None else {"alias_file_usable": not people.trouble()}),
+                **({} if people.file is None else {"alias_file_usable": not people.problem()}),
             },
         )
 

@@ -54,7 +54,7 @@ class Pages:
 
     def now(self) -> datetime:
         """Return the current time; tests turn this clock."""
-        return self.parts.acts.now()
+        return self.parts.actions.now()
 
     # ---- answers
 
@@ -132,10 +132,10 @@ class Pages:
 
     # ---- the recipient whom a page is for
 
-    def speak_to(self, request: Request, recipient: str, preferences: Preferences) -> None:
+    def use_language_of(self, request: Request, recipient: str, preferences: Preferences) -> None:
         """Answer this request in the recipient's language from here on."""
         tag = plan_for(self.parts.settings.digest, recipient, preferences).language
-        request.language = self.parts.render.speaks(tag)
+        request.language = self.parts.render.language_for(tag)
 
     def viewer(self, request: Request, reader: str) -> Viewer:
         """Return how a reader is shown times and numbers on the pages of this request."""

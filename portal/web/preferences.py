@@ -22,7 +22,7 @@ from portal.model.links import Action
 from portal.model.message import new_id
 from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
 from portal.model.text import N_, TAGS, shown
-from portal.stores.records import Asked, Person, QueuedMail
+from portal.stores.records import DigestRequest, Person, QueuedMail
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -73,7 +73,7 @@ _SAID = {
         ),
     ),
 }
-_ASKED = {Asked.DUE: "digest", Asked.TOO_SOON: "too-soon", Asked.NOTHING: "nothing"}
+_ASKED = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-soon", DigestRequest.NOTHING: "nothing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class PreferencePages:
             answer, done = self.revoke(request, recipient), "revoked"
         elif wanted == "digest" and form_token:
             reader = self._pages.parts.people.reader(recipient)
-            done = _ASKED[self._store.digests.ask(reader, now, now - _ASKED_EVERY)]
+            done = _ASKED[self._store.digests.request(reader, now, now - _ASKED_EVERY)]
         else:
             raise self._pages.notice(
                 request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400

@@ -16,7 +16,7 @@ class Request:
     """What a handler may know of a request.
 
     ``language`` is that of the pages that answer it: first what the browser asks for, and the recipient's own from the
-    moment they are known (`Pages.speak_to`), so that pages about errors are in their language as well.
+    moment they are known (`Pages.use_language_of`), so that pages about errors are in their language as well.
     """
 
     def __init__(self, environ: Environ, site: Site, language: Language) -> None:

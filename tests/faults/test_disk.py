@@ -65,7 +65,7 @@ def boot() -> None:
     files._BOOT_ID.write_text(f"{uuid4()}\n")
 
 
-def assert_survived(folder: Path, ops: Sequence[Op], *, acts: bool) -> None:
+def assert_survived(folder: Path, ops: Sequence[Op], *, actions: bool) -> None:
     """Open what a power cut left after ``ops`` and compare it with what had been said by then."""
     held, deleted = acknowledged(ops), acknowledged(ops, "deleted")
     boot()
@@ -74,7 +74,7 @@ def assert_survived(folder: Path, ops: Sequence[Op], *, acts: bool) -> None:
         for number, id in held.items():
             assert read(store, id) == mail_of(number), f"mail {number} was acknowledged and is not there"
             assert [d.recipient for d in store.deliveries.of_message(id)] == [ALICE, BOB]
-        if acts:
+        if actions:
             for id in deleted.values():
                 assert store.deliveries.get(DeliveryId(id, 1)).state is State.DELETED
         there = {delivery.id for delivery in all_deliveries(store)}
@@ -104,7 +104,7 @@ def cut_power(ops: list[Op], cuts: int, folder: Path, source: random.Random, wal
             if wal is not None:
                 _cut_database(wal, left / "quarantine", ops[:at], source)
             if (left / "quarantine").exists():
-                assert_survived(left / "quarantine", ops[:at], acts=wal is None)
+                assert_survived(left / "quarantine", ops[:at], actions=wal is None)
             else:
                 assert not acknowledged(ops[:at])
             shutil.rmtree(left)
@@ -231,7 +231,7 @@ def assert_synced(folder: Path, ops: Sequence[Op], left: Path) -> None:
     for database in left.rglob("quarantine.sqlite3*"):
         database.unlink()  # the mail files alone must do
     if (left / folder.name).exists():
-        assert_survived(left / folder.name, ops, acts=False)
+        assert_survived(left / folder.name, ops, actions=False)
     else:
         assert not acknowledged(ops)
 
@@ -412,7 +412,7 @@ def release_and_tell(
             held = hold(site.store, data)
             fill(round)
             with suppress(QuarantineError):
-                site.parts.acts.release(held.id, 0, BY_LINK)
+                site.parts.actions.release(held.id, 0, BY_LINK)
             delivered = len(server.mails)
             with suppress(QuarantineError):
                 run.send_due(site.parts, site.now + timedelta(days=1))
@@ -423,7 +423,7 @@ def release_and_tell(
             refused += state is not State.RELEASED
             site.pass_time(hours=2)  # beyond every lease
             if state is not State.RELEASED:
-                site.parts.acts.release(held.id, 0, BY_LINK)
+                site.parts.actions.release(held.id, 0, BY_LINK)
             assert site.state(held) is State.RELEASED
             copies = [got for got in server.mails if got.recipients == [ALICE] and data in got.data]
             assert 1 <= len(copies) <= 2

@@ -41,10 +41,10 @@ def links_of(mail: Mail) -> list[str]:
     return list(dict.fromkeys(re.findall(r"http://127\.0\.0\.1:8080/quarantine/[^\s\"<>]*", " ".join(found))))
 
 
-Told = tuple[str, dict[Tier, list[UUID]], list[str]]
+ReportProgress = tuple[str, dict[Tier, list[UUID]], list[str]]
 
 
-def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> Told:
+def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> ReportProgress:
     """A digest of that age for this person: two mails of each tier, by tier, and all its links."""
     held = {
         tier: [
@@ -57,7 +57,7 @@ def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> T
     return person, held, links_of(server.mails[-1])
 
 
-def changed(parts: Parts, told: Told) -> Counter[str]:
+def changed(parts: Parts, told: ReportProgress) -> Counter[str]:
     """What is no longer as it was after the digest: mails by their tier, and wishes."""
     who, held, _ = told
     found = Counter(
@@ -113,7 +113,7 @@ def test_scanners_change_nothing_and_clickers_only_what_is_harmless(
     client = Client(portal.port)
     for link in told[2]:
         action = parts.links.verify(link.split("/")[-2], now()).action if "/link/" in link else None
-        if action in (Action.RELEASE, Action.ASK):
+        if action in (Action.RELEASE, Action.REQUEST):
             client.ask("GET", link)
             client.post(link, [("pressed", "1")], BY_A_PERSON)
     assert changed(parts, told) == {"spam": 2, "suspicious": 2, "dangerous": 2}

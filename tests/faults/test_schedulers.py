@@ -134,7 +134,7 @@ def test_many_schedulers_tell_everybody_once(
             for name in names:
                 hold(parts.store, recipients=[name])
                 # As the button does it; the others' plans would be for tomorrow.
-                parts.store.digests.ask(Reader(name), now(), now())
+                parts.store.digests.request(Reader(name), now(), now())
             if wave == 1:
                 running = [start("run", host=host) for host in range(schedulers)]
             if wave == waves:

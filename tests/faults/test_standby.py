@@ -74,7 +74,7 @@ def large() -> bytes:
     return mail() + os.urandom(1_500_000).hex().encode()
 
 
-def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
+def actions(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kind of change, ready to be made."""
     held, released, raised = hold(store), hold(store), mail()
     hold(store, raised)
@@ -107,7 +107,7 @@ def acts(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
 def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair) -> None:
     portal = serve(pair.url, workers=1)
     store = open_store(pair.url)
-    ready = list(acts(store))
+    ready = list(actions(store))
     pair.standby.kill()
     outcomes = {}
     with ThreadPoolExecutor() as threads:

@@ -99,7 +99,7 @@ def pages(folder: Path, browser: Browser, site: LocalSite) -> None:
         "message": f"{url}/messages/{shop}/",
         "release": links.url(Action.RELEASE, shop, 0, at),
         "delete": links.url(Action.DELETE, shop, 0, at),
-        "ask": links.url(Action.ASK, dangerous, 0, at),
+        "ask": links.url(Action.REQUEST, dangerous, 0, at),
         "show": links.url(Action.SHOW, dangerous, 0, at),
         "several": links.url(Action.SEVERAL, digest.id, 0, at),
         "forwarded": links.url(Action.FORWARDED, digest.id, 0, at),

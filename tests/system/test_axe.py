@@ -65,21 +65,21 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
     digest = site.store.digests.last(ALICE)
     assert digest is not None
     spam, doubtful, dangerous = (helds[tier] for tier in (Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS))
-    acts = site.parts.acts
-    acts.release(spam[-1].id, 0, BY_LINK)
-    acts.delete(spam[-2].id, 0, BY_LINK)
-    acts.ask(dangerous[-1].id, 0, BY_LINK)
-    acts.ask(dangerous[-2].id, 0, BY_LINK)
-    acts.refuse(dangerous[-2].id, 0, BY_LINK, "It has a virus.")
+    actions = site.parts.actions
+    actions.release(spam[-1].id, 0, BY_LINK)
+    actions.delete(spam[-2].id, 0, BY_LINK)
+    actions.request_release(dangerous[-1].id, 0, BY_LINK)
+    actions.request_release(dangerous[-2].id, 0, BY_LINK)
+    actions.refuse_request(dangerous[-2].id, 0, BY_LINK, "It has a virus.")
     site.mail.script["RCPT"] = "550 5.1.1 no such user"
     with pytest.raises(RelayRefused):
-        acts.release(doubtful[-1].id, 0, BY_LINK)
+        actions.release(doubtful[-1].id, 0, BY_LINK)
 
     links = [
         site.link(action, held)
         for tier, of_tier in helds.items()
         for held in (of_tier[0], *of_tier[-2:])
-        for action in (Action.SHOW, Action.DELETE, Action.ASK if tier is Tier.DANGEROUS else Action.RELEASE)
+        for action in (Action.SHOW, Action.DELETE, Action.REQUEST if tier is Tier.DANGEROUS else Action.RELEASE)
     ]
     several, forwarded, preferences = (
         site.parts.links.url(action, digest.id, 0, digest.issued_at)

@@ -100,7 +100,7 @@ def test_one_click_on_a_fresh_digest_shows_the_button(site: Site, chromium: str,
 def test_dangerous_and_suspicious_mail_waits_for_a_press(site: Site, chromium: str, tmp_path: Path) -> None:
     for tier in (Tier.SUSPICIOUS, Tier.DANGEROUS):
         held = site.hold(tier)
-        for action in (Action.RELEASE, Action.ASK, Action.DELETE):
+        for action in (Action.RELEASE, Action.REQUEST, Action.DELETE):
             open_once(chromium, tmp_path, url(site, action, held, minutes_old=60))
         assert site.state(held) is State.HELD
 
@@ -144,7 +144,7 @@ def test_a_person_works_through_the_portal_by_keyboard(site: Site, steered: Brow
         *(
             (action, button, key, "button")
             for action, button in (
-                (Action.ASK, "Ask the administrator"),
+                (Action.REQUEST, "Ask the administrator"),
                 (Action.DELETE, "Delete"),
                 (Action.PREFERENCES, "Stop sending digests"),
                 (Action.FORWARDED, "Revoke all links"),
@@ -158,7 +158,7 @@ def test_a_key_counts_as_a_persons_press(
     site: Site, steered: Browser, action: Action, button: str, key: str, what: str, scripts: bool
 ) -> None:
     held = site.hold(Tier.DANGEROUS)
-    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
         pass
     before = site.store.recipients.get(ALICE), site.state(held)
     if action in (Action.PREFERENCES, Action.FORWARDED):
@@ -207,7 +207,7 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
 def test_what_is_tabbed_to_lies_above_the_bar(site: Site, steered: Browser, width: int) -> None:
     for _ in range(15):
         site.hold()
-    with digesting(site.store, ALICE, site.now, 50, at_once=True) as digest:
+    with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
         pass
     page = steered.new_context(viewport={"width": width, "height": 640}).new_page()
     page.goto(site.parts.links.url(Action.SEVERAL, digest.id, 0, digest.issued_at))

@@ -78,7 +78,7 @@ def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) ->
     ]
     with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now()):
         pass
-    with digesting(store, ALICE, now(), 10, at_once=True):
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
         pass
     store.purge(now(), now())
     assert len(store.deliveries.search(Filter(), 5).deliveries) == 2

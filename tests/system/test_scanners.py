@@ -27,7 +27,7 @@ store_url, site, chromium = test_browser.store_url, test_browser.site, test_brow
 AGES = (0, 1, 9)  # minutes
 WITH_FORM = [
     *((tier, action) for tier in (Tier.SPAM, Tier.SUSPICIOUS) for action in (Action.RELEASE, Action.DELETE)),
-    *((Tier.DANGEROUS, action) for action in (Action.ASK, Action.DELETE)),
+    *((Tier.DANGEROUS, action) for action in (Action.REQUEST, Action.DELETE)),
 ]
 LINKS = [*WITH_FORM, *((tier, Action.SHOW) for tier in Tier), (Tier.DANGEROUS, Action.RELEASE)]
 
@@ -141,7 +141,7 @@ def test_what_a_scanner_does_in_a_browser_reaches_no_further_than_it_may(
     states = {link: site.state(one) for link, one in held.items()}
     assert {str(tier) for (tier, _), state in states.items() if state is not State.HELD} == may_change
     # What may do harm is an administrator's to release, whoever presses.
-    assert states[Tier.DANGEROUS, Action.ASK] in (State.HELD, State.REQUESTED)
+    assert states[Tier.DANGEROUS, Action.REQUEST] in (State.HELD, State.REQUESTED)
 
 
 def test_a_script_cannot_claim_to_be_a_person(site: Site, browser: Browser) -> None:

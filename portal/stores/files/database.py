@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from portal.model.errors import QuarantineError, StoreMisfit, StoreUnavailable
+from portal.model.errors import QuarantineError, StoreUnavailable, StoreUnusable
 from portal.stores import SCHEMA_VERSION
 from portal.stores.files import schema
 from portal.stores.files.journal import Journal
@@ -70,10 +70,10 @@ class Database:
     def __init__(self, folder: Path, *, must_exist: bool = False) -> None:
         """Open the database in ``folder``, which exists; make or upgrade it unless it ``must_exist`` as it is.
 
-        Raises StoreUnavailable, StoreMisfit.
+        Raises StoreUnavailable, StoreUnusable.
         """
         if must_exist and not (folder / DATABASE).exists():
-            raise StoreMisfit(
+            raise StoreUnusable(
                 f"{folder / DATABASE} is missing. If there is mail in the store, run `quarantine reindex` as the "
                 "service's user, else `quarantine init`"
             )
@@ -108,12 +108,12 @@ class Database:
         with self.read() if must_exist else self.write(wait_seconds=30) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if 0 < version < schema.OLDEST:
-                raise StoreMisfit(
+                raise StoreUnusable(
                     f"{path} has schema version {version}, this program upgrades {schema.OLDEST} and later: run "
                     "`quarantine init` of version 0.1.1 first, then of this one"
                 )
             if must_exist and version < SCHEMA_VERSION:
-                raise StoreMisfit(
+                raise StoreUnusable(
                     f"{path} has schema version {version}, this program needs {SCHEMA_VERSION}: run `quarantine init` "
                     "as the service's user"
                 )
@@ -124,7 +124,7 @@ class Database:
             if version < SCHEMA_VERSION:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if version > SCHEMA_VERSION:
-            raise StoreMisfit(
+            raise StoreUnusable(
                 f"{path} has version {version}, this program knows {SCHEMA_VERSION}: it was used by "
                 "a newer program, upgrade this one"
             )
@@ -217,7 +217,7 @@ class Database:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code: https://www.sqlite.org/rescode.html
         path = self.folder / DATABASE
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return StoreMisfit(
+            return StoreUnusable(
                 f"{path} is damaged ({error}): stop the programs and run `quarantine reindex`. It is made anew from "
                 "the mail files and the audit journal; sign-ins are lost, no mail"
             )

@@ -15,7 +15,7 @@ from portal.stores import rules
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import digest_line, told_line
+from portal.stores.journal import announced_line, digest_line
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
 from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
 from portal.stores.shared.messages import FIRST
@@ -43,7 +43,7 @@ class FileDigests(SqlDigests):
         limit: int,
         *,
         only: Sequence[str] | None = None,
-        at_once: bool = False,
+        ignore_schedule: bool = False,
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         lease, refused = uuid4(), {}
@@ -56,7 +56,9 @@ class FileDigests(SqlDigests):
                 rows = {
                     who: session.one(CLAIMABLE + "WHERE recipient = :recipient", recipient=who) for who in only[:count]
                 }
-                refused = {who: why for who, row in rows.items() if (why := rules.unclaimable(row, now, at_once))}
+                refused = {
+                    who: why for who, row in rows.items() if (why := rules.unclaimable(row, now, ignore_schedule))
+                }
                 found = [row for who, row in rows.items() if row is not None and who not in refused]
             claimed = [
                 Digest(
@@ -146,13 +148,13 @@ class FileDigests(SqlDigests):
                 found.append(DigestRecord(id, recipient, address, issued_at, sent_at, keys))
         return found
 
-    def take(self, digests: Sequence[DigestRecord]) -> None:
+    def import_records(self, digests: Sequence[DigestRecord]) -> None:
         with self._engine.writing() as session:
             for digest in digests:
                 row = session.one("SELECT sent_at FROM digest WHERE id = :id", id=digest.id)
                 if row is not None and row[0] is not None:
                     continue  # it is here: a digest that was sent does not change any more
-                take_digest(session, digest)
+                import_digest(session, digest)
                 if digest.sent_at is not None:
                     session.journal(partial(digest_line, digest))
 
@@ -180,7 +182,7 @@ def news_left(session: Session, reader: Reader) -> datetime | None:
     return min((held_at(delivery.id) for delivery in found), default=None)
 
 
-def take_digest(session: Session, digest: DigestRecord) -> None:
+def import_digest(session: Session, digest: DigestRecord) -> None:
     """Keep a digest, and with its deliveries that it announced them."""
     session.execute(_PUT, digest)
     if digest.sent_at is None:
@@ -268,4 +270,4 @@ def _announce_to(session: Session, digest: Digest, deliveries: Sequence[Delivery
         if readers <= {name for (name,) in notified}:
             announce = f"UPDATE delivery SET announced_at = :now {WHERE_KEY} AND announced_at IS NULL"
             session.execute(announce, delivery.key, now=now)
-    session.journal(partial(told_line, reader.identity, [delivery.key for delivery in deliveries]))
+    session.journal(partial(announced_line, reader.identity, [delivery.key for delivery in deliveries]))

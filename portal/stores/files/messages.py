@@ -24,7 +24,7 @@ from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
 from portal.stores.records import Held, Record
 from portal.stores.rules import RAISED_TOGETHER, address_of
-from portal.stores.shared.messages import SqlMessages, take_deliveries
+from portal.stores.shared.messages import SqlMessages, import_deliveries
 from portal.stores.shared.rows import MESSAGE, columns
 
 log = logging.getLogger("quarantine.store")
@@ -53,7 +53,7 @@ class FileMessages(SqlMessages):
 
     def _known(self, export: Export) -> UUID | None:
         with self._database.read() as connection:
-            known = _with_dedup_key(connection, export.sameness)
+            known = _with_dedup_key(connection, export.dedup_key)
         return known if known is not None and self._mail.has(known) else None
 
     def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
@@ -78,7 +78,9 @@ class FileMessages(SqlMessages):
             f"AND id > :after ORDER BY id LIMIT {RAISED_TOGETHER}"
         )
         with self._engine.reading() as session:
-            rows = session.many(select, held=held, sha256=export.body_sha256, tiers=list(tier.milder), after=after)
+            rows = session.many(
+                select, held=held, sha256=export.body_sha256, tiers=list(tier.less_harmful), after=after
+            )
         return [id for (id,) in rows]
 
     @contextmanager
@@ -89,7 +91,7 @@ class FileMessages(SqlMessages):
 
     def _insert(self, id: UUID, filed: _Filed) -> UUID:
         """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
-        dedup_key = filed.export.sameness
+        dedup_key = filed.export.dedup_key
         with self._database.write(durable=False) as connection:
             while not _insert_rows(connection, id, dedup_key, filed):
                 known = _with_dedup_key(connection, dedup_key)
@@ -99,7 +101,7 @@ class FileMessages(SqlMessages):
                     connection.execute("UPDATE message SET dedup_key = NULL WHERE id = ?", (known.bytes,))
         return id
 
-    def take(self, record: Record, body: Body | None) -> None:
+    def import_record(self, record: Record, body: Body | None) -> None:
         """See `Messages.take`. Unlike in `add` the rows are durable at once: after a power cut nobody looks for files
         of messages that were held so long ago."""
         id, filed = record.message.id, _Filed(record.export(), record.message.tier, frozenset())
@@ -113,12 +115,12 @@ class FileMessages(SqlMessages):
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
-                taken = record.sameness is None or _with_dedup_key(connection, record.sameness) is not None
-                _insert_rows(connection, id, None if taken else record.sameness, filed)
-            elif row[0] in record.message.tier.milder:
+                taken = record.dedup_key is None or _with_dedup_key(connection, record.dedup_key) is not None
+                _insert_rows(connection, id, None if taken else record.dedup_key, filed)
+            elif row[0] in record.message.tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
                 session.journal(partial(verdict_line, record.message))
-            take_deliveries(session, self._rows, record)
+            import_deliveries(session, self._rows, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self._database.read() as connection:
@@ -152,14 +154,14 @@ class FileMessages(SqlMessages):
 
     # ---- files and their rows
 
-    def adopt_anew(self, message_id: UUID) -> None:
+    def readopt(self, message_id: UUID) -> None:
         """Make the rows of a message from its file, as `reindex` needs it: no file is ever removed. Raises
         DamagedFile, OSError, StoreUnavailable."""
         with _readable_metadata():
             filed = self._filed(message_id)
             with self._database.write(durable=False) as connection:
-                is_first = _with_dedup_key(connection, filed.export.sameness) is None
-                _insert_rows(connection, message_id, filed.export.sameness if is_first else None, filed)
+                is_first = _with_dedup_key(connection, filed.export.dedup_key) is None
+                _insert_rows(connection, message_id, filed.export.dedup_key if is_first else None, filed)
 
     def _filed(self, message_id: UUID) -> _Filed:
         return _Filed.from_json(self._mail.facts(message_id))
@@ -206,7 +208,7 @@ class _Filed:
             "tier": self.tier.value,
             **{field: getattr(export, field) for field in FACTS},  # JSON has each symbol as a list
             "flags": sorted(flag.value for flag in export.flags),
-            "sameness": export.sameness.hex(),
+            "sameness": export.dedup_key.hex(),
             "body_sha256": export.body_sha256.hex(),
         }
 
@@ -221,7 +223,7 @@ class _Filed:
             **facts,
             recipients=tuple(value["recipients"]),
             identities=tuple(map(identity, value.get("identities") or ())),  # with U-labels up to version 0.1.1
-            sameness=bytes.fromhex(value["sameness"]),
+            dedup_key=bytes.fromhex(value["sameness"]),
         )
         return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])))
 

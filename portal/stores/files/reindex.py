@@ -21,7 +21,7 @@ from portal.model.errors import NotFound, StoreUnavailable
 from portal.model.message import Delivery, DeliveryId, Reader, State, identity
 from portal.model.schedule import Preferences
 from portal.stores.files.database import DATABASE, Database, unused
-from portal.stores.files.digests import news_left, take_digest
+from portal.stores.files.digests import import_digest, news_left
 from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
@@ -39,7 +39,7 @@ class Reindexed:
     """What was rebuilt."""
 
     messages: int = 0
-    acts: int = 0  # lines of the journal that told of a message that is here
+    actions: int = 0  # lines of the journal that told of a message that is here
     people: int = 0
     digests: int = 0
     damaged: list[Path] = field(default_factory=list)  # mail files that cannot be read: left as they are
@@ -51,7 +51,7 @@ class Reindexed:
 def reindex(path: Path | str, progress: Callable[[int, int, int], None]) -> Reindexed:
     """Rebuild the database of the file store in ``path``; ``progress`` gets files done, files, bytes of mail.
 
-    Raises StoreMisfit when there is no store, StoreUnavailable when it is in use or a file cannot be written.
+    Raises StoreUnusable when there is no store, StoreUnavailable when it is in use or a file cannot be written.
     """
     folder = Path(path).absolute()
     new = folder / "reindex"
@@ -66,7 +66,7 @@ def reindex(path: Path | str, progress: Callable[[int, int, int], None]) -> Rein
                 _read_mail(store, folder, done, progress)
                 _replay(store, Journal(folder), done)
                 _settle_news(store)
-                store.mark_looked_over()
+                store.mark_checked()
             finally:
                 store.db.close()
             _swap(folder, new)
@@ -85,7 +85,7 @@ def _read_mail(store: FileStore, folder: Path, done: Reindexed, progress: Callab
     size_bytes = 0
     for n, id in enumerate(found, 1):
         try:
-            store.messages.adopt_anew(id)
+            store.messages.readopt(id)
             done.messages += 1
             size_bytes += mail.path(id).stat().st_size
         except DamagedFile:
@@ -114,11 +114,11 @@ def _replay(store: FileStore, journal: Journal, done: Reindexed) -> None:
 def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> None:
     match line["kind"]:
         case "delivery":
-            done.acts += _replay_delivery(store, line)
+            done.actions += _replay_delivery(store, line)
         case "verdict":
             _replay_verdict(store, line)
         case "person":
-            store.recipients.take_choices(_person(line))
+            store.recipients.import_preferences(_person(line))
             done.people += 1
         case "told":
             keys = [DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]]
@@ -126,7 +126,7 @@ def _replay_line(store: FileStore, line: dict[str, Any], done: Reindexed) -> Non
                 add_announced_to(session, identity(str(line["reader"])), keys)
         case "digest":
             with store.engine.writing(durable=False) as session:
-                take_digest(session, _digest(line))
+                import_digest(session, _digest(line))
             done.digests += 1
         case kind:
             raise ValueError(f"a line of kind {kind}")
@@ -156,7 +156,7 @@ def _replay_verdict(store: FileStore, line: dict[str, Any]) -> None:
         messages = _ROWS.messages(session, "WHERE id = :id", id=UUID(line["id"]))
         if messages:
             judged = with_verdict_of(line, messages[0])
-            if messages[0].tier in judged.tier.milder:
+            if messages[0].tier in judged.tier.less_harmful:
                 _ROWS.put_verdict(session, judged)
 
 

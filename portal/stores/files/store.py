@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import EventKind, first_id, held_at
 from portal.stores import rules
 from portal.stores.contracts import Store
@@ -82,21 +82,21 @@ class FileStore(Store):
         self.notes = SqlNotes(self.engine)
 
     @classmethod
-    def open(cls, path: Path | str, *, must_exist: bool = False, must_be_ours: bool = False) -> FileStore:
+    def open(cls, path: Path | str, *, must_exist: bool = False, must_be_empty: bool = False) -> FileStore:
         """Open the store in the folder ``path``, which is made if it does not exist, unless it ``must_exist``; with
-        ``must_be_ours`` not in a folder that holds other files.
+        ``must_be_empty`` not in a folder that holds other files.
 
         After a power cut, and when the database is new beside mail files, this reads the files that came since rows
-        were last known to be durable. Raises StoreUnavailable, StoreMisfit.
+        were last known to be durable. Raises StoreUnavailable, StoreUnusable.
         """
         folder = Path(path).absolute()
         try:
-            if must_exist or must_be_ours:
+            if must_exist or must_be_empty:
                 check_folder(folder, must_exist=must_exist)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mail = MailFiles(folder)
         except (FileExistsError, NotADirectoryError) as error:
-            raise StoreMisfit(f"store.url: {error.filename} is in the way of a folder: name another one") from error
+            raise StoreUnusable(f"store.url: {error.filename} is in the way of a folder: name another one") from error
         except OSError as error:
             raise StoreUnavailable(
                 f"store.url: {error.filename or folder} cannot be used: {error.strerror}; check owner, permissions "
@@ -123,7 +123,7 @@ class FileStore(Store):
 
     def close(self) -> None:
         if not self.db.is_closed:
-            with suppress(StoreUnavailable, StoreMisfit):  # then a little more is looked over after a power cut
+            with suppress(StoreUnavailable, StoreUnusable):  # then a little more is looked over after a power cut
                 self._mark_durable()
         self.db.close()
 
@@ -167,7 +167,7 @@ class FileStore(Store):
                 log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
             self._mark_durable({"store.boot_id": boot_id})
 
-    def mark_looked_over(self) -> None:
+    def mark_checked(self) -> None:
         """Note that all files have their rows, durably."""
         with self.db.translated():
             self._mark_durable({"store.boot_id": _BOOT_ID.read_text("ascii").strip()})
@@ -350,19 +350,19 @@ class FileStore(Store):
 
 
 def check_folder(folder: Path, *, must_exist: bool) -> None:
-    """Raises StoreMisfit when there is no store, and when none should be made there; OSError."""
+    """Raises StoreUnusable when there is no store, and when none should be made there; OSError."""
     if (folder / "mail").is_dir():
         return
     if must_exist:
         if (folder / "mail").exists():
             return  # `MailFiles` names what is in the way
-        raise StoreMisfit(
+        raise StoreUnusable(
             f"{folder} is no quarantine store: it has no folder `mail`. Check the path; a new store is made by "
             "`quarantine init`, run as the service's user"
         )
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in others if name not in ("links.keys", "lost+found")]
     if others:
-        raise StoreMisfit(
+        raise StoreUnusable(
             f"{folder} is no quarantine store and holds other files ({others[0]!r}): name an empty folder"
         )

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
 from portal import shipped
-from portal.model.errors import StoreMisfit, StoreUnavailable
+from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.stores import SCHEMA_VERSION
 from portal.stores.postgres.migrations import MIGRATIONS, OLDEST
 
@@ -56,7 +56,7 @@ _DEFAULTS = {  # unless store.url says otherwise
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """Gives up a statement, and itself, when no answer came for ``patience_seconds``: psycopg waits for ever.
+    """Gives up a statement, and itself, when no answer came for ``timeout_seconds``: psycopg waits for ever.
 
     Keepalives and tcp_user_timeout notice a host that is gone, not one whose kernel still answers (a stopped server, a
     full disk, a proxy, a commit that waits for its standby).
@@ -67,7 +67,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     failover would lose what was committed.
     """
 
-    patience_seconds = OTHER_SECONDS + _GRACE_SECONDS
+    timeout_seconds = OTHER_SECONDS + _GRACE_SECONDS
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -98,7 +98,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
                 super().commit()
 
     def _in_time(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        deadline = monotonic() + self.patience_seconds
+        deadline = monotonic() + self.timeout_seconds
         try:
             wanted = next(gen)
             while True:
@@ -131,14 +131,14 @@ class Database:
     """A pool of connections, at most ``max_connections``, to a database whose schema fits. Made after the fork."""
 
     def __init__(self, url: str, *, create: bool, max_connections: int = 4) -> None:
-        """Raises StoreUnavailable when it cannot be reached or written to, StoreMisfit when the schema does not fit."""
+        """Raises StoreUnavailable when it cannot be reached or written to, StoreUnusable for another schema."""
         conninfo = _conninfo(url)
         with translated(), _connect(conninfo) as connection:
             begin(connection, OTHER_SECONDS)
             if _value(connection, "show transaction_read_only") == "on":
                 raise StoreUnavailable(_NO_WRITES)
             if _value(connection, "show synchronous_commit") == "off":
-                raise StoreMisfit(
+                raise StoreUnusable(
                     "synchronous_commit is off for this database or role, so that a power cut would lose mail that we "
                     "said we hold: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
                 )
@@ -147,7 +147,7 @@ class Database:
                     _make_schema(connection)
                 _check_schema(connection)
             except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateTable) as error:
-                raise StoreMisfit(
+                raise StoreUnusable(
                     "the database holds tables of something else that are named like ours: name a database of its own "
                     "in store.url; nothing was changed"
                 ) from error
@@ -204,11 +204,11 @@ class Database:
 
 
 def _connect(conninfo: str) -> Connection:
-    """Raises StoreUnavailable, StoreMisfit."""
+    """Raises StoreUnavailable, StoreUnusable."""
     try:
         return Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except UnicodeError as error:  # Python's idna, by which psycopg looks for the host
-        raise StoreMisfit("store.url: a host name in it cannot be: look for two dots, or a very long part") from error
+        raise StoreUnusable("store.url: a host name in it cannot be: look for two dots, or a very long part") from error
     except psycopg.OperationalError as error:
         if "session is read-only" in str(error):  # libpq's words for target_session_attrs, of any of the hosts
             raise StoreUnavailable(_NO_WRITES) from error
@@ -228,7 +228,7 @@ def _conninfo(url: str) -> str:
     # A / in the password makes libpq take its pieces for port and database.
     if not given or (ports and not ports.isdigit()) or "@" in str(given.get("dbname", "")):
         # libpq's own sentence repeats a piece of the URL, which may be of the password; so it is not even chained.
-        raise StoreMisfit(
+        raise StoreUnusable(
             "store.url is no PostgreSQL address: write postgresql://user:password@host/database, with @ : / and % in "
             "the password as %40 %3A %2F %25"
         )
@@ -240,7 +240,7 @@ def begin(connection: Connection, seconds: float, lock_seconds: float | None = N
     # One simple query, one wait. SET LOCAL, since behind PgBouncer a session's setting would meet other sessions.
     locks = seconds if lock_seconds is None else lock_seconds
     limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
-    connection.patience_seconds = seconds + _GRACE_SECONDS
+    connection.timeout_seconds = seconds + _GRACE_SECONDS
     connection.execute(f"begin; {limits}".encode())
 
 
@@ -331,11 +331,11 @@ def _version(connection: Connection) -> int:
 
 def _check_known(version: int) -> None:
     if version > SCHEMA_VERSION:
-        raise StoreMisfit(
+        raise StoreUnusable(
             f"the database has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade this program"
         )
     if version < OLDEST:
-        raise StoreMisfit(
+        raise StoreUnusable(
             f"the database has schema version {version}, this program upgrades {OLDEST} and later: run "
             "`quarantine init` of version 0.1.1 first, then of this one"
         )
@@ -344,10 +344,10 @@ def _check_known(version: int) -> None:
 def _check_schema(connection: Connection) -> None:
     version = _version(connection)
     if version == 0:
-        raise StoreMisfit("the database has no quarantine tables yet: run `quarantine init`")
+        raise StoreUnusable("the database has no quarantine tables yet: run `quarantine init`")
     _check_known(version)
     if version < SCHEMA_VERSION:
-        raise StoreMisfit(
+        raise StoreUnusable(
             f"the database has schema version {version}, this program needs {SCHEMA_VERSION}: run `quarantine init`"
         )
 
@@ -360,7 +360,7 @@ def _died(connection: Connection) -> bool:
     poll.register(connection.fileno(), select.POLLIN)
     if not poll.poll(0):
         return False
-    connection.patience_seconds = POOL_WAIT_SECONDS
+    connection.timeout_seconds = POOL_WAIT_SECONDS
     try:
         connection.execute("")  # a parameter's change or a TLS ticket may wait there as well
     except psycopg.Error:

@@ -93,7 +93,7 @@ def build_indexes(database: Database) -> None:
     interruption the next call goes on. Raises StoreUnavailable.
     """
     with translated(), database.connection() as connection:
-        connection.patience_seconds = _INDEX_SECONDS
+        connection.timeout_seconds = _INDEX_SECONDS
         for (name,) in connection.execute(_WITHOUT_INDEX).fetchall():
             table, index = sql.Identifier(name), sql.Identifier(f"{name}_body_idx")
             for statement in (

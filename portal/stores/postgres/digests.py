@@ -51,7 +51,7 @@ class PostgresDigests(SqlDigests):
         limit: int,
         *,
         only: Sequence[str] | None = None,
-        at_once: bool = False,
+        ignore_schedule: bool = False,
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
         lease, refused = uuid4(), {}
@@ -65,7 +65,9 @@ class PostgresDigests(SqlDigests):
                 )
             else:
                 of = {row[0]: row for row in _locked(session, CLAIMABLE, only[:count])}
-                refused = {who: why for who in only[:count] if (why := rules.unclaimable(of.get(who), now, at_once))}
+                refused = {
+                    who: why for who in only[:count] if (why := rules.unclaimable(of.get(who), now, ignore_schedule))
+                }
                 found = [of[who] for who in only[:count] if who not in refused]
             people = [readers(row[0]) for row in found]
             whole, news = _news(session, people, limit)
@@ -173,7 +175,7 @@ class PostgresDigests(SqlDigests):
             for id, recipient, address, issued_at, sent_at, ids, numbers in found
         ]
 
-    def take(self, digests: Sequence[DigestRecord]) -> None:
+    def import_records(self, digests: Sequence[DigestRecord]) -> None:
         with self._engine.writing() as session:
             for digest in digests:
                 ids = [key.message_id for key in digest.deliveries]

@@ -25,7 +25,7 @@ from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Conne
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
 from portal.stores.rules import RAISED_TOGETHER
-from portal.stores.shared.messages import SqlMessages, take_deliveries
+from portal.stores.shared.messages import SqlMessages, import_deliveries
 
 log = logging.getLogger("quarantine.store")
 
@@ -66,8 +66,8 @@ class PostgresMessages(SqlMessages):
         raise StoreUnavailable("the message could not be held in time")
 
     def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
-        milder = "{" + ",".join(tier.milder) + "}"
-        values: list[rows.Raw] = [str(held), export.body_sha256, milder, str(after), str(RAISED_TOGETHER)]
+        less_harmful = "{" + ",".join(tier.less_harmful) + "}"
+        values: list[rows.Raw] = [str(held), export.body_sha256, less_harmful, str(after), str(RAISED_TOGETHER)]
         with translated(), self._database.connection() as connection:
             (ids,) = ask(connection, _COPIES, values, max(0.001, deadline - monotonic()))
         return [UUID(id) for id in ids.decode().split()]
@@ -90,7 +90,7 @@ class PostgresMessages(SqlMessages):
                 _add_chunks(connection, place, chain([second], pieces))
             return held
 
-    def take(self, record: Record, body: Body | None) -> None:
+    def import_record(self, record: Record, body: Body | None) -> None:
         day = record.message.held_at.date()
         try:
             with translated():
@@ -107,18 +107,18 @@ class PostgresMessages(SqlMessages):
         with self._database.connection() as connection:
             begin(connection, OTHER_SECONDS)
             row = connection.execute("select tier from message where id = %s", [id]).fetchone()
-            if row is not None and row[0] in record.message.tier.milder:
+            if row is not None and row[0] in record.message.tier.less_harmful:
                 self._rows.put_verdict(PostgresSession(connection), record.message)
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
                 if not self._put(connection, record, body):
                     # The same mail is held here under another id, by which it stays known.
-                    record = replace(record, sameness=None)
+                    record = replace(record, dedup_key=None)
                     self._put(connection, record, body)
-                if record.sameness is None:
+                if record.dedup_key is None:
                     connection.execute("delete from seen where message_id = %s", [id])
-            take_deliveries(PostgresSession(connection), self._rows, record)
+            import_deliveries(PostgresSession(connection), self._rows, record)
 
     @staticmethod
     def _put(connection: Connection, record: Record, body: Body) -> bool:

@@ -128,7 +128,7 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
     return [
         str(id),
         str(_place(id, export.body_sha256)),
-        export.sameness,
+        export.dedup_key,
         held_at(id).isoformat(),
         _array(recipients),
         _array(addresses),

@@ -34,7 +34,7 @@ def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId
         if terms:
             batches = _by_terms(connection, wanted, terms, before)
         else:
-            batches = _walk(connection, wanted, BATCH if search.needs_a_look(wanted) else limit + 1, before)
+            batches = _walk(connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before)
         return search.gather(wanted, limit, batches)
 
 

@@ -41,7 +41,7 @@ class PostgresStore(Store):
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> PostgresStore:
-        """Connect; with ``create`` make or upgrade the schema first. Raises StoreUnavailable, StoreMisfit."""
+        """Connect; with ``create`` make or upgrade the schema first. Raises StoreUnavailable, StoreUnusable."""
         store = cls(Database(url, create=create))
         if create:
             days.make_days(store.database, datetime.now(UTC))

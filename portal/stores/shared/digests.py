@@ -12,7 +12,7 @@ from portal.model.message import Delivery, DeliveryId, Reader, State
 from portal.model.schedule import Preferences
 from portal.stores import rules
 from portal.stores.contracts import Digests
-from portal.stores.records import Asked, Digest, LinkOpen, Unsent
+from portal.stores.records import Digest, DigestRequest, LinkOpen, Unsent
 from portal.stores.rules import address_of
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
@@ -57,25 +57,25 @@ class SqlDigests(Digests):
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
         """Return the deliveries that a digest announced and that are still kept, oldest first."""
 
-    def ask(self, reader: Reader, now: datetime, since: datetime) -> Asked:
+    def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
         recipient = reader.identity
         with self._engine.reading() as session:
             row = session.one("select stopped_at from recipient where recipient = :recipient", recipient=recipient)
         if row is not None and row[0] is not None:
-            return Asked.NOTHING
+            return DigestRequest.NOTHING
         wanted, again = self.unannounced(reader, 1), False
         if not wanted:
             last, again = self.last(recipient), True
             kept = last.deliveries if last else ()
             wanted = [d for d in kept if d.state is State.HELD and d.recipient in reader.identities]
         if not wanted:
-            return Asked.NOTHING
+            return DigestRequest.NOTHING
         news = {"address": address_of(recipient, wanted[0].address), "news_since": wanted[0].message.held_at}
         with self._engine.writing() as session:
             is_due = session.execute(_ASK, recipient=recipient, now=now, since=since, **news)
             if is_due and again:
                 _unannounce(session, reader, wanted)
-        return Asked.DUE if is_due else Asked.TOO_SOON
+        return DigestRequest.DUE if is_due else DigestRequest.TOO_SOON
 
     def last(self, recipient: str) -> Digest | None:
         with self._engine.reading() as session:

@@ -12,7 +12,7 @@ from uuid import UUID
 from portal.model.message import Delivery, DeliveryId, Export, Message, State, Tier, parse_id
 from portal.stores import rules
 from portal.stores.contracts import Messages
-from portal.stores.journal import delivery_line, told_line
+from portal.stores.journal import announced_line, delivery_line
 from portal.stores.records import Record
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
@@ -36,7 +36,7 @@ class SqlMessages(Messages):
         """
         raised: list[UUID] = []
         after = FIRST
-        while tier.milder:
+        while tier.less_harmful:
             ids = self._copies(held, export, tier, after, deadline)
             if ids:
                 with self._judging(deadline) as session:
@@ -106,7 +106,7 @@ class SqlMessages(Messages):
         }
 
 
-def take_deliveries(session: Session, rows: Rows, record: Record) -> None:
+def import_deliveries(session: Session, rows: Rows, record: Record) -> None:
     """Give the message, which has its rows, the record's deliveries and histories."""
     for delivery in record.deliveries:  # first, since every act locks the delivery's row first
         rows.put(session, delivery)
@@ -119,4 +119,4 @@ def take_deliveries(session: Session, rows: Rows, record: Record) -> None:
     for delivery, readers in zip(record.deliveries, record.told, strict=False):
         for reader in readers:
             add_announced_to(session, reader, [delivery.key])
-            session.journal(partial(told_line, reader, [delivery.key]))
+            session.journal(partial(announced_line, reader, [delivery.key]))

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.message import first_id, held_at
-from portal.model.schedule import NOTHING_CHOSEN, Preferences
+from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
 from portal.stores.records import Person, QueuedMail
@@ -125,7 +125,7 @@ class SqlRecipients(Recipients):
     def records(self, after: str, limit: int) -> Sequence[Person]:
         return self._people("where recipient > :after order by recipient limit :limit", after=after, limit=limit)
 
-    def take(self, people: Sequence[Person], *, preferences: bool) -> None:
+    def import_records(self, people: Sequence[Person], *, preferences: bool) -> None:
         clash = (
             "stopped_at = excluded.stopped_at, news_since = excluded.news_since,"
             " next_digest_at = excluded.next_digest_at, preferences = excluded.preferences"
@@ -146,7 +146,7 @@ class SqlRecipients(Recipients):
                 if chosen(after) != chosen(before):
                     session.journal(partial(person_line, after))
 
-    def take_choices(self, chooser: Person) -> None:
+    def import_preferences(self, chooser: Person) -> None:
         """Keep what a line of the audit journal says that a recipient chose."""
         upsert = (
             "insert into recipient (recipient, address, stopped_at, links_valid_from, preferences)"
@@ -187,7 +187,7 @@ def chosen(chooser: Person) -> tuple[datetime | None, datetime | None, Preferenc
     return chooser.stopped_at, chooser.links_valid_from, chooser.preferences
 
 
-NOTHING = (None, None, NOTHING_CHOSEN)  # `chosen` of somebody who chose nothing
+NOTHING = (None, None, NO_PREFERENCES)  # `chosen` of somebody who chose nothing
 
 
 def person(session: Session, recipient: str) -> Person:

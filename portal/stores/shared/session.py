@@ -61,7 +61,7 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 class Engine(ABC):
-    """Begins transactions. Its errors are StoreUnavailable and StoreMisfit."""
+    """Begins transactions. Its errors are StoreUnavailable and StoreUnusable."""
 
     @abstractmethod
     def reading(self, *, snapshot: bool = False) -> AbstractContextManager[Session]:

@@ -29,7 +29,7 @@ def raise_tier(
             unreleased.setdefault(delivery.id, []).append(delivery)
     # Locked in the order of ids, as everybody does, so that two calls never wait for each other.
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
-    raised = [message for message in messages if message.tier in tier.milder]
+    raised = [message for message in messages if message.tier in tier.less_harmful]
     for message in raised:
         judged = rules.with_verdict(message, export, tier)
         rows.put_verdict(session, judged)

@@ -58,7 +58,7 @@ class Sessions:
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
             raise self._pages.see_other("/sign-in")
-        self._pages.speak_to(request, recipient, self._store.recipients.get(recipient).preferences)
+        self._pages.use_language_of(request, recipient, self._store.recipients.get(recipient).preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret)), secret
 
     def may_sign_in(self, recipient: str) -> bool:
