@@ -6,28 +6,67 @@ from ``pytest --postgres-dsn=postgresql://…``, whose role must be allowed to c
 
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from jinja2 import BytecodeCache, Environment
+from jinja2.bccache import Bucket
 from psycopg import sql
 
 from portal.assemble import Parts, assemble
 from portal.keys import read_keys
+from portal.mail import render
 from portal.settings import Settings, load_from
 from portal.stores import Store, open_store
+from portal.stores.postgres.store import PostgresStore
+from tests.databases import Databases
 
 MakeSettings = Callable[..., Settings]
 MakeParts = Callable[..., Parts]
+
+_MEMORY_BYTES = 4 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Use a file system in memory where there is room for it: half of the time of a test is spent waiting for disks."""
+    memory = "/dev/shm"
+    if "TMPDIR" not in os.environ and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _MEMORY_BYTES:
+        os.environ["TMPDIR"] = memory
+        tempfile.tempdir = None
+
+
+class _CompiledTemplates(BytecodeCache):
+    """Compile each template once for all tests, instead of once for each `Render`."""
+
+    def __init__(self) -> None:
+        self._code: dict[tuple[str, str], CodeType] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        bucket.code = self._code.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        if bucket.code is not None:
+            self._code[bucket.key, bucket.checksum] = bucket.code
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_templates() -> Iterator[None]:
+    """See `_CompiledTemplates`. Programs that tests start compile their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "Environment", partial(Environment, bytecode_cache=_CompiledTemplates()))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,40 +110,30 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[str]:
             server.cleanup()
 
 
-_databases = itertools.count(1)
-
-
-def _database(server: str, name: str) -> str:
-    return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-
-
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: str) -> Iterator[str]:
-    """The name of a database that holds quarantine.sql and nothing else."""
-    from portal.stores.postgres.store import PostgresStore
-
+def postgres_databases(postgres_server: str) -> Iterator[Databases]:
+    """Databases that hold quarantine.sql and nothing else."""
     name = f"quarantine_template_{os.getpid()}_{secrets.token_hex(3)}"
+    url = urlunsplit(urlsplit(postgres_server)._replace(path=f"/{name}"))
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        PostgresStore.open(_database(postgres_server, name), create=True).close()
-        yield name
+        PostgresStore.open(url, create=True).close()
+        databases = Databases(postgres_server, name)
+        yield databases
+        databases.close()
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
-def postgres_dsn(request: pytest.FixtureRequest, postgres_server: str, postgres_template: str) -> Iterator[str]:
-    """The URL of a fresh database with our schema, gone after the test."""
-    name = f"{postgres_template}_{next(_databases)}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(postgres_template))
-        )
-        url = urlsplit(_database(postgres_server, name))
-        pooler = request.config.getoption("--postgres-through")
-        if pooler:
-            url = url._replace(netloc=f"{url.username}@{pooler}")
-        yield urlunsplit(url)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+def postgres_dsn(request: pytest.FixtureRequest, postgres_databases: Databases) -> Iterator[str]:
+    """The URL of a database with our schema and no mail."""
+    name = postgres_databases.take()
+    url = urlsplit(postgres_databases.url(name))
+    pooler = request.config.getoption("--postgres-through")
+    if pooler:
+        url = url._replace(netloc=f"{url.username}@{pooler}")
+    yield urlunsplit(url)
+    postgres_databases.give_back(name)
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import time, timedelta
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from psycopg import sql
 
 from portal.cli import main
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
@@ -30,6 +28,7 @@ from portal.stores.files.messages import FileMessages
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.records import Held, Record
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
+from tests.databases import Databases
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = [("files", "postgres"), ("postgres", "files"), ("files", "files"), ("postgres", "postgres")]
@@ -45,16 +44,10 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
         def make(kind: str) -> str:
             if kind == "files":
                 return f"files://{tmp_path}/{secrets.token_hex(4)}"
-            server: str = request.getfixturevalue("postgres_server")
-            template = request.getfixturevalue("postgres_template")
-            name = f"copy_{secrets.token_hex(6)}"
-            connection = stack.enter_context(psycopg.connect(server, autocommit=True))
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-            )
-            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            stack.callback(connection.execute, drop)
-            return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+            databases: Databases = request.getfixturevalue("postgres_databases")
+            name = databases.take()
+            stack.callback(databases.give_back, name)
+            return databases.url(name)
 
         yield make
 

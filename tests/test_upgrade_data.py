@@ -4,9 +4,9 @@ The tests use HTTP and commands only, not the methods of a store, so they hold f
 
 The data ends on 20 November 2026 at 12:00 UTC (`END`). Links, sessions and sign-ins expire, so most tests turn the
 clock to three minutes later (`NOW`), whatever the date of the host: `Site` in `web_client` replaces
-`Parts.actions.now`, from which pages and releases take the time; functions of the digest process get the time as an argument; and
-`quarantine-digest once` has `--now`. Commands of `quarantine` run with the clock of the host. Those that are used here
-do not depend on it.
+`Parts.actions.now`, from which pages and releases take the time; functions of the digest process get the time as an
+argument; and `quarantine-digest once` has `--now`. Commands of `quarantine` run with the clock of the host. Those that
+are used here do not depend on it.
 """
 
 from __future__ import annotations
