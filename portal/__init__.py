@@ -1,7 +1,7 @@
-"""The quarantine portal: holds what Rspamd exports and gives it back to its recipients.
+"""The quarantine portal: holds the messages that Rspamd exports and releases them to their recipients.
 
-`shipped()` finds the files that travel with the code: templates, quarantine.sql, uwsgi.ini and
-deploy/. In a wheel they lie inside this package; in a checkout (and an editable install) one level up.
+`shipped()` finds the files that are shipped with the code: templates, quarantine.sql, uwsgi.ini and deploy/. In a wheel
+they are inside this package; in a checkout (and an editable install) they are one level up.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ __version__ = "0.1.1"
 
 
 def shipped(name: str) -> Path:
-    """Path of a file or folder shipped with the code, e.g. ``templates`` or ``quarantine.sql``.
+    """Return the path of a file or folder that is shipped with the code, e.g. ``templates`` or ``quarantine.sql``.
 
     Raises FileNotFoundError when the installation is incomplete.
     """
@@ -18,4 +18,4 @@ def shipped(name: str) -> Path:
     for folder in (here, here.parent):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{name} is missing beside {here}: the installation is incomplete")
+    raise FileNotFoundError(f"{name} is neither in {here} nor in its parent folder: the installation is incomplete")

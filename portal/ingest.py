@@ -1,7 +1,7 @@
-"""What happens to a message that came in: whether it is held, as how dangerous, for whom, and who is notified.
+"""Decision about an incoming message: is it held, in which tier, for which recipients, and who is notified.
 
-The one way in. The exporter's endpoint uses it for what Rspamd posts, `import-original` for what the original script
-kept.
+All messages are held through this module. The exporter's endpoint uses it for messages that Rspamd posts,
+`import-original` for messages that the original script stored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger("quarantine.ingest")
 
 
 class Result(StrEnum):
-    """What `Ingest.hold` did. The values are the status in the endpoint's answer."""
+    """Result of `Ingest.hold`. The values are the status in the endpoint's answer."""
 
     HELD = "held"
     KNOWN = "known"  # it was held before
-    NOT_SELECTED = "not-selected"  # it is a mail of this portal itself
+    NOT_SELECTED = "not-selected"  # this portal sent it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Outcome:
 class Ingest:
     """Holds messages. One object per process, used by many threads.
 
-    ``alarms``: tell the administrator when Rspamd withholds our own mail, or scans what we released.
+    ``alarms``: notify the administrator when Rspamd withholds this portal's own messages or scans released messages.
     """
 
     def __init__(self, parts: Parts, *, alarms: bool = True) -> None:
@@ -49,24 +49,25 @@ class Ingest:
     def hold(self, posted: Posted, *, at: datetime | None = None) -> Outcome:
         """Hold a parsed message; on return it is durable.
 
-        ``at``: when it was held elsewhere, aware UTC; None: now. Raises StoreUnavailable, after which holding it again
-        is always right.
+        ``at``: the time at which another program held it, aware UTC; None: now. Raises StoreUnavailable; holding the
+        message again is then always safe.
         """
         parts, export = self._parts, posted.export
         kind, id = (export.mark and parts.links.read_mark(export.mark)) or ("", None)
         if kind in ("digest", "mail"):
             self._alarm(
                 "our own mail is withheld by Rspamd",
-                "Rspamd exported a digest or sign-in mail of this portal to it, so it withholds them from their "
-                "recipients. Let them pass: docs/install.md tells how.",
+                "Rspamd exported a digest or sign-in message of this portal, so it withholds such messages from their "
+                "recipients. Exempt them in Rspamd: see docs/install.md.",
             )
             log.error("not selected: own mail queue_id=%s mark=%s", export.queue_id, id)
             return Outcome(Result.NOT_SELECTED)
         if kind == "release" and id is not None and self._has_same_content(id, posted):
             self._alarm(
                 "released mail is scanned again",
-                "Rspamd exported a mail that this portal had released, so relay.url leads to a listener that scans. "
-                "Released mail is withheld once more: docs/install.md has the lines for a listener that does not scan.",
+                "Rspamd exported a message that this portal had released, so relay.url points to a listener that "
+                "scans. Released messages are withheld again. Set up a listener that does not scan: see "
+                "docs/install.md.",
             )
             log.error("known: released mail came back queue_id=%s id=%s", export.queue_id, id)
             return Outcome(Result.KNOWN, id)
@@ -87,7 +88,7 @@ class Ingest:
             ",".join(sorted(export.flags)) or "-",
         )
         for raised in held.raised:
-            log.warning("tier raised id=%s tier=%s: the mail came again with a worse verdict", raised, tier.value)
+            log.warning("tier raised id=%s tier=%s: exported again with a worse verdict", raised, tier.value)
         return Outcome(result, held.id)
 
     def _alarm(self, subject: str, text: str) -> None:
@@ -95,10 +96,10 @@ class Ingest:
             self._parts.actions.alarm_hourly(subject, text)
 
     def _has_same_content(self, id: UUID, posted: Posted) -> bool:
-        """Return whether the posted mail is the one held under ``id``.
+        """Return whether the posted message is the one held under ``id``.
 
-        The mark alone proves nothing: anyone who was sent a released mail can copy it onto another. A damaged mail
-        cannot be compared, so the posted one is held.
+        The mark alone proves nothing: any recipient of a released message can copy its mark to another message. A
+        damaged message cannot be compared, so the posted one is held.
         """
         try:
             held = content_digest(self._parts.store.messages.body(id))

@@ -1,8 +1,8 @@
-"""What uWSGI imports: ``module = portal.wsgi:application``. Opens everything after the fork (lazy-apps).
+"""The WSGI application for uWSGI: ``module = portal.wsgi:application``. Opens the store after the fork (lazy-apps).
 
-Wrong settings, or a store that is not ours to use, end the program with their sentence. A store that cannot be reached
-just now does not: where one worker cannot load the application uWSGI takes all of them down (`need-app`), so a worker
-that starts while PostgreSQL restarts would end the portal. Such a worker answers 503 until the store is there.
+Wrong settings or an unusable store end the program with an error message. An unavailable store does not: when one
+worker fails to load the application, uWSGI stops all workers (`need-app`), so a worker that starts while PostgreSQL
+restarts would stop the portal. Such a worker answers 503 until the store is available.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from portal.web.request import Environ
 
 log = logging.getLogger("quarantine.web")
 
-_NO_APP = 22  # uWSGI's own status for a worker that could not load its application: with need-app the master ends
+_NO_APP = 22  # uWSGI's own exit status of a worker that could not load its application: with need-app the master exits
 
 
-class Opening:
-    """The application, opened now or by the first request that finds the store there."""
+class LazyApplication:
+    """The application, opened now or, if the store is unavailable, by the first request after it is available."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError, StoreUnusable."""
+        """Open the application. Raises SettingsError, StoreUnusable."""
         self._settings = settings
         self._app: Application | None = None
-        self._one = threading.Lock()
+        self._opening = threading.Lock()
         try:
             self._app = create_app(assemble(settings, create=True))
         except StoreUnavailable as error:
@@ -38,8 +38,8 @@ class Opening:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
-        # uWSGI obeys such variables: UWSGI_POSTFILE makes any file that we can read the request's body, so that a post
-        # would hold our keys as a message. Nginx never sends one.
+        # uWSGI acts on these variables: UWSGI_POSTFILE makes any readable file the request body, so a POST could store
+        # the portal's keys as a held message. Nginx never sends one.
         if any(name.startswith("UWSGI_") for name in environ):
             log.warning("refused a request with variables for uWSGI peer=%s", environ.get("REMOTE_ADDR"))
             start_response("400 Bad Request", [("Content-Type", "text/plain; charset=utf-8")])
@@ -54,23 +54,24 @@ class Opening:
         return [b"The quarantine cannot be reached at the moment. No mail is lost: try again soon.\n"]
 
     def _open(self) -> Application | None:
-        # One tries, the others answer at once: a server that vanished takes seconds, and Rspamd waits for five.
-        if not self._one.acquire(blocking=False):
+        # Only one thread tries, the others answer at once: connecting to an unreachable server takes seconds, and
+        # Rspamd waits for five.
+        if not self._opening.acquire(blocking=False):
             return None
         try:
             if self._app is None:
                 self._app = create_app(assemble(self._settings, create=True))
-                log.info("the store is there")
+                log.info("the store is available")
         except QuarantineError as error:
             log.error("still without the store: %s", error)
         finally:
-            self._one.release()
+            self._opening.release()
         return self._app
 
 
 log_to_stderr()
 try:
-    application = Opening(load())
+    application = LazyApplication(load())
 except (SettingsError, StoreUnusable) as error:
-    log.critical("not started: %s", error)  # the sentence alone: uWSGI would print a traceback, once for each worker
+    log.critical("not started: %s", error)  # the message alone: uWSGI would print a traceback for each worker
     sys.exit(_NO_APP)

@@ -303,8 +303,8 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
         assert alarm is not None
         told = " ".join(message_from_bytes(alarm.mail, policy=SMTP).get_content().split())
         raise RelayDeferred("451 later")
-    assert "Rspamd exported a digest or sign-in mail of this portal" in told
-    assert "docs/install.md tells how" in told
+    assert "Rspamd exported a digest or sign-in message of this portal" in told
+    assert "see docs/install.md" in told
     site.pass_time(seconds=30)
     assert sent_mails(site) == ["postmaster@example.org"]
     site.pass_time(minutes=2)

@@ -1,10 +1,10 @@
-"""What Rspamd's metadata_exporter posted → the message's bytes and what is known of it, whatever the formatter.
+"""Parser of POSTs by Rspamd's metadata_exporter: the message's bytes and metadata, for all of its formatters.
 
-Rspamd's src/plugins/lua/metadata_exporter.lua is the truth about what comes. The message is found, never parsed:
-no MIME, no decoding before the mail is stored, and metadata that cannot be understood is kept and flagged, never
-refused. Content types are not to be trusted (rules send JSON as text/plain by default), so a post is JSON or msgpack
-only if it has Rspamd's keys; in doubt it *is* the mail. Depends on its arguments alone. `formats` knows the
-packings, `values` the values.
+Rspamd's src/plugins/lua/metadata_exporter.lua defines what is posted. The message is located, never parsed: no MIME
+parsing and no decoding before the message is stored. Metadata that cannot be read is flagged, never a reason to reject
+the POST. Content types are unreliable (rules send JSON as text/plain by default), so a POST is JSON or msgpack only if
+it has Rspamd's keys; in doubt it *is* the message. Depends on its arguments alone. `formats` unpacks, `values` reads
+the values.
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ from portal.model.domains import lower_case
 from portal.model.errors import BadExport, TooLarge
 from portal.model.message import Body, Export, Flag
 
-_HEAD_BYTES = 1 << 16  # own header fields are looked for in so much of the message
+_HEAD_BYTES = 1 << 16  # the message's own header fields are searched in this much of it
 _PACKED_TYPES = re.compile(r"application/(?:json|(?:x-|vnd\.)?msgpack)")
-# What a hop puts in front, and so differs when the sender tries again or a release comes round.
+# Fields that a hop adds at the top. They differ when the sender tries again or a released message comes back.
 _TRACE_FIELDS = re.compile(
     rb"(?:(?:received|received-spf|x-greylist|authentication-results|arc-seal|arc-message-signature"
     rb"|arc-authentication-results|return-path|delivered-to|x-original-to|x-quarantine-mark)"
     rb"[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*",
     re.IGNORECASE,
 )
-# The text of formatter email_alert; few lines in between, so that no mail can make the search slow.
+# The text of formatter email_alert. Few lines are allowed in between, so that no message can make the search slow.
 _EMAIL_ALERT = re.compile(
     rb"\nMessage-ID: <[0-9a-f]{12}@rspamd>\r?\n(?:[^\r\n]+\r?\n){0,4}\r?\n"
     rb"Authenticated username: [^\n]*\nIP: [^\n]*\nQueue ID: [^\n]*\nSMTP FROM: "
 )
 _NO_MESSAGE = (
-    "this post says what Rspamd knows of a message but does not carry the message: in metadata_exporter.conf set "
+    "this post has Rspamd's metadata of a message but not the message itself: in metadata_exporter.conf set "
     'formatter = "multipart" (Rspamd 3.14.2 or newer), or formatter = "default" with meta_headers = true (before)'
 )
 
 
 @dataclass(slots=True)
 class Posted:
-    """One understood post. ``body`` is a window into the request's file or into a temporary one, so read it before
-    `close`; the request's own file stays open."""
+    """One parsed POST.
+
+    ``body`` is a window into the request's file or into a temporary one: read it before `close`. The request's own file
+    stays open.
+    """
 
     export: Export
     body: Body
     _files: ExitStack
 
     def close(self) -> None:
-        """Remove temporary files. May be called twice."""
+        """Remove temporary files. Can be called twice."""
         self._files.close()
 
     def __enter__(self) -> Posted:
@@ -64,25 +67,25 @@ class Posted:
 
 
 def parse(headers: Mapping[str, str], body: Body, max_body_bytes: int) -> Posted | None:
-    """Understand one POST of the exporter. None: its message has 0 bytes, there is nothing to hold.
+    """Parse one POST of the exporter. Return None if its message has 0 bytes: there is nothing to hold.
 
-    ``headers`` are the request's, names in lower case, values as WSGI has them (octets as ISO-8859-1). ``body`` is
-    the whole request body. Raises BadExport when no message is in it or the packing is broken, TooLarge when it is
-    over ``max_body_bytes`` (unpacked, too), OSError when a spool file cannot be read or written.
+    ``headers``: the request's, names in lower case, values as in WSGI (octets as ISO-8859-1). ``body``: the whole
+    request body. Raises BadExport if it contains no message or its packing is broken, TooLarge if it is larger than
+    ``max_body_bytes`` (packed or unpacked), OSError if a spool file cannot be read or written.
     """
     if body.size_bytes > max_body_bytes:
         raise TooLarge(f"the post is larger than exporter.max_body_bytes ({max_body_bytes} bytes)")
     with ExitStack() as files:
-        message, told = _unpack(headers, body, max_body_bytes, files)
+        message, metadata = _unpack(headers, body, max_body_bytes, files)
         if not message.size_bytes:
             return None
-        return Posted(_export(told, message), message, files.pop_all())
+        return Posted(_export(metadata, message), message, files.pop_all())
 
 
 def wanted(export: Export, only_symbols: Sequence[str], hold_actions: Sequence[str]) -> bool:
-    """Whether the site holds such mail. Only what is known for certain can say no; empty lists hold all.
+    """Return whether the site's settings select this message: unknown values count as selected, empty lists select all.
 
-    ``only_symbols`` are patterns with ``*`` and ``?``; case does not matter in either list.
+    ``only_symbols``: patterns with ``*`` and ``?``. Case is ignored in both lists.
     """
     if hold_actions and export.action is not None:
         action = export.action.casefold()
@@ -97,57 +100,57 @@ def wanted(export: Export, only_symbols: Sequence[str], hold_actions: Sequence[s
 def _unpack(
     headers: Mapping[str, str], body: Body, max_body_bytes: int, files: ExitStack
 ) -> tuple[Body, dict[str, Any]]:
-    """The message, and Rspamd's fields under their own names (``scan-time`` with a hyphen)."""
+    """Return the message, and Rspamd's fields by their own names (``scan-time`` with a hyphen)."""
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding in ("gzip", "x-gzip"):
         body = formats.inflate(body, max_body_bytes, files)
     elif encoding not in ("", "identity"):
-        raise BadExport("the post's Content-Encoding is not gzip: nothing else is understood")
-    told = values.from_headers(headers)
+        raise BadExport("the post's Content-Encoding is not gzip: no other encoding is supported")
+    from_headers = values.from_headers(headers)
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         message, metadata = formats.from_multipart(headers["content-type"], body, files)
-        return message, told | metadata
+        return message, from_headers | metadata
     if content_type == "message/rfc822" or not body.size_bytes:
-        return body, told
+        return body, from_headers
     first = formats.read(body, 0, 1)
     found = formats.from_json(body) if first == b"{" else formats.from_msgpack(body) if first >= b"\x80" else None
-    if found is not None and _one_post(told, found[0]):
+    if found is not None and _is_metadata(found[0], from_headers):
         metadata, packed = found
         if packed is None:
             raise BadExport(_NO_MESSAGE)
-        return formats.from_base64(packed, files) if first == b"{" else packed, told | metadata
-    if not told:
+        return formats.from_base64(packed, files) if first == b"{" else packed, from_headers | metadata
+    if not from_headers:
         if _PACKED_TYPES.fullmatch(content_type):
             raise BadExport("the post's Content-Type says JSON or msgpack, but it is not an export in that format")
         if _EMAIL_ALERT.search(formats.read(body, 0, _HEAD_BYTES)):
             raise BadExport(_NO_MESSAGE)
-    return body, told
+    return body, from_headers
 
 
-def _one_post(told: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Whether metadata in the body is Rspamd's own, seeing what the headers said.
+def _is_metadata(fields: Mapping[str, Any], from_headers: Mapping[str, Any]) -> bool:
+    """Return whether fields in the body are Rspamd's metadata, by comparison with those in the headers.
 
-    Rules may send ``meta_headers`` beside JSON as well. A mail that merely looks like an export cannot foresee its
-    queue id, score and scan time; it stays a mail.
+    Rules may send ``meta_headers`` in addition to JSON. A message that only looks like an export cannot predict its
+    queue id, score and scan time, so it is held as a message.
     """
-    if not told:
+    if not from_headers:
         return True
-    scores = values.number(told.get("score")), values.number(fields.get("score"))
+    scores = values.number(from_headers.get("score")), values.number(fields.get("score"))
     return (
         None not in scores
         and abs(cast(float, scores[0]) - cast(float, scores[1])) < 0.01
-        and all(str(fields.get(field)) == str(told.get(field)) for field in ("qid", "action", "scan-time"))
+        and all(str(fields.get(field)) == str(from_headers.get(field)) for field in ("qid", "action", "scan-time"))
     )
 
 
-def _export(told: Mapping[str, Any], message: Body) -> Export:
+def _export(metadata: Mapping[str, Any], message: Body) -> Export:
     head, content, body_sha256, has_8bit = _digests(message.chunks())
     own = values.own_fields(head)
-    flags = set() if told else {Flag.NO_METADATA}
+    flags = set() if metadata else {Flag.NO_METADATA}
 
     def known(field: str, limit: int = values.TEXT_CHARACTERS) -> str | None:
-        value = told.get(field)
+        value = metadata.get(field)
         return values.clean(value, limit) if isinstance(value, str) and value not in ("unknown", "undef") else None
 
     def checked(value: Any, flag: Flag) -> Any:
@@ -155,10 +158,11 @@ def _export(told: Mapping[str, Any], message: Body) -> Export:
             flags.add(flag)
         return value
 
-    recipients, all_recipients = values.recipients(told.get("rcpt"))
-    symbols, all_symbols = values.symbols(told.get("symbols"))
-    flags |= {flag for flag, whole in ((Flag.RECIPIENTS, all_recipients), (Flag.SYMBOLS, all_symbols)) if not whole}
-    sender = checked(values.sender(told.get("from")), Flag.SENDER)
+    recipients, all_recipients = values.recipients(metadata.get("rcpt"))
+    symbols, all_symbols = values.symbols(metadata.get("symbols"))
+    complete = ((Flag.RECIPIENTS, all_recipients), (Flag.SYMBOLS, all_symbols))
+    flags |= {flag for flag, is_complete in complete if not is_complete}
+    sender = checked(values.sender(metadata.get("from")), Flag.SENDER)
     queue_id, subject = known("qid"), known("subject", values.SUBJECT_CHARACTERS)
     return Export(
         recipients=recipients,
@@ -168,13 +172,13 @@ def _export(told: Mapping[str, Any], message: Body) -> Export:
         queue_id=queue_id or None,
         message_id=known("message-id") or values.message_id(own.get("message-id", "")),
         action=checked(known("action") or None, Flag.ACTION),
-        score=checked(values.number(told.get("score")), Flag.SCORE),
+        score=checked(values.number(metadata.get("score")), Flag.SCORE),
         client_ip=values.client_ip(known("ip")),
         user=known("user") or None,
         symbols=symbols,
         flags=frozenset(flags),
-        # Without all recipients two mails of one text to two people look alike. Then only the very same bytes with
-        # the same queue id are the same: one mail too many is held rather than one too few.
+        # If recipients are missing, two messages with one text for two people look the same. Then only identical bytes
+        # with the same queue id count as the same message: a duplicate is better than a lost message.
         dedup_key=dedup_key(content, sender, recipients)
         if all_recipients
         else dedup_key(content, sender, recipients, body_sha256, (queue_id or "").encode()),
@@ -186,10 +190,10 @@ def _export(told: Mapping[str, Any], message: Body) -> Export:
 
 
 def content_digest(chunks: Iterable[bytes]) -> bytes:
-    """SHA-256 of a message as a release delivers it, but without the trace fields at its top.
+    """Return the SHA-256 of a message as a release delivers it, without the trace fields at its top.
 
-    Equal for a held message and for its release coming back: line ends, and what each hop put in front (Received,
-    X-Greylist, …), do not count.
+    It is equal for a held message and for its release that came back: line endings and the fields that each hop added
+    at the top (Received, X-Greylist, …) do not count.
     """
     head, rest = _head(chunks)
     add, finish = _canonical()
@@ -200,12 +204,13 @@ def content_digest(chunks: Iterable[bytes]) -> bytes:
 
 
 def dedup_key(content: bytes, envelope_sender: str | None, recipients: Iterable[str], *more: bytes) -> bytes:
-    """Return the SHA-256 by which a mail that comes again is recognized: SHA-256 of its bytes after the trace fields at
-    its top, envelope sender, recipients in lower case.
+    """Return the SHA-256 that identifies a message which is exported again.
 
-    The spelling of an international domain counts: a sender's retry has the same one, and keys of stores up to schema
-    version 5 stay valid. Not the queue id: each try of a deferred mail has a new one. ``more`` narrows it. Lengths go
-    before the parts, so that no two lists of parts make the same bytes.
+    It covers ``content`` (the SHA-256 of the bytes after the trace fields at the top), the envelope sender and the
+    recipients in lower case. The spelling of an international domain counts: a sender's retry has the same one, and
+    keys of stores up to schema version 5 stay valid. The queue id does not: each try of a deferred message has a new
+    one. ``more``: parts that must be equal as well. Each part is preceded by its length, so that no two lists of parts
+    make the same bytes.
     """
     sender = [] if envelope_sender is None else [envelope_sender.encode()]
     people = sorted(lower_case(recipient).encode() for recipient in recipients)
@@ -218,9 +223,10 @@ def dedup_key(content: bytes, envelope_sender: str | None, recipients: Iterable[
 
 
 def _digests(chunks: Iterable[bytes]) -> tuple[bytes, bytes, bytes, bool]:
-    """In one pass: the first 64 KB, SHA-256 of what follows the trace fields, SHA-256 of all, whether an octet is above
-    127. Line ends stay as they are: to make them one took longer than both hashes, and every try of a sender has the
-    same."""
+    """Return (the first 64 KB, SHA-256 after the trace fields, SHA-256 of all, is any octet above 127?) in one pass.
+
+    Line endings are not normalized: this took longer than both hashes, and each try of a sender has the same ones.
+    """
     first, rest = _head(chunks)
     whole, content = sha256(first), sha256(memoryview(first)[_trace_end(first) :])
     has_8bit = not first.isascii()
@@ -232,7 +238,7 @@ def _digests(chunks: Iterable[bytes]) -> tuple[bytes, bytes, bytes, bool]:
 
 
 def _head(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first 64 KB or more, and the chunks behind."""
+    """Return the first 64 KB or more, and the chunks that follow."""
     rest, first = iter(chunks), b""
     for chunk in rest:
         first = first + chunk if first else chunk
@@ -246,19 +252,22 @@ def _trace_end(head: bytes) -> int:
 
 
 def _canonical() -> tuple[Callable[[bytes], None], Callable[[], bytes]]:
-    """SHA-256 over lines as the relay sends them: LF and CRLF are one, a stray CR is a blank, the last line ends."""
-    digest, held, last = sha256(), b"", b""
+    """Return functions that hash lines as the relay sends them, with SHA-256.
+
+    LF and CRLF are equal, a stray CR is a space, and the last line is terminated.
+    """
+    digest, pending, last = sha256(), b"", b""
 
     def add(chunk: bytes) -> None:
-        nonlocal held, last
-        chunk = held + chunk
-        held = b"\r" if chunk.endswith(b"\r") else b""
-        chunk = chunk[: len(chunk) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b" ")
+        nonlocal pending, last
+        chunk = pending + chunk
+        pending = b"\r" if chunk.endswith(b"\r") else b""
+        chunk = chunk[: len(chunk) - len(pending)].replace(b"\r\n", b"\n").replace(b"\r", b" ")
         digest.update(chunk)
         last = chunk[-1:] or last
 
     def finish() -> bytes:
-        if held:
+        if pending:
             digest.update(b" \n")
         elif last != b"\n":
             digest.update(b"\n")

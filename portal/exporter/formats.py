@@ -1,7 +1,7 @@
-"""How a post is packed: gzip, multipart, JSON and msgpack. Finds the message's bytes and the metadata's.
+"""Formats of a POST: gzip, multipart, JSON and msgpack. Locates the bytes of the message and of the metadata.
 
-A large message is never read into memory: it stays where it is, as a window, or goes to a temporary file. The only
-user of msgpack and multipart.
+A large message is never read into memory: it stays in the request's file, as a window, or is written to a temporary
+file. The only user of msgpack and multipart.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from portal.model.errors import BadExport, TooLarge
 from portal.model.message import Body
 
-_METADATA_BYTES = 1 << 22  # more than this beside the message is not Rspamd's
+_METADATA_BYTES = 1 << 22  # Rspamd's metadata is never larger
 _STEP_BYTES = 1 << 16
-_SPOOL_BYTES = 1 << 20  # what is unpacked lies in memory up to this size, then in a file
-_SURE = frozenset(("rcpt", "symbols", "qid", "action", "from"))  # JSON and msgpack by Rspamd have these keys
+_SPOOL_BYTES = 1 << 20  # unpacked data is kept in memory up to this size, then in a file
+_RSPAMD_KEYS = frozenset(("rcpt", "symbols", "qid", "action", "from"))  # JSON and msgpack by Rspamd have these keys
 
 
 def inflate(body: Body, max_body_bytes: int, files: ExitStack) -> Body:
-    """The body without its gzip (RFC 1952), in a temporary file. Raises BadExport, TooLarge.
+    """Decompress a gzip body (RFC 1952) into a temporary file. Raises BadExport, TooLarge.
 
-    A bomb goes off into a file of at most ``max_body_bytes``. There is no limit on the ratio: a log of zeros sent by a
-    person is a mail as well, and would be refused again and again until its sender gave up.
+    A decompression bomb writes at most ``max_body_bytes`` to the file. There is no limit on the ratio: a log full of
+    zeros is a legitimate message, and its POST would be rejected again and again until the sender gave up.
     """
     spool = _spool(files)
     inflater = zlib.decompressobj(wbits=31)
@@ -39,7 +39,7 @@ def inflate(body: Body, max_body_bytes: int, files: ExitStack) -> Body:
     try:
         for chunk in body.chunks(_STEP_BYTES):
             if inflater.eof:
-                raise BadExport("something follows the post's gzip data")
+                raise BadExport("the post has data after its gzip data")
             more = True
             while more:
                 piece = inflater.decompress(chunk, _STEP_BYTES)
@@ -49,16 +49,16 @@ def inflate(body: Body, max_body_bytes: int, files: ExitStack) -> Body:
                     raise TooLarge(f"the post unpacks to more than exporter.max_body_bytes ({max_body_bytes} bytes)")
                 more = len(piece) == _STEP_BYTES or bool(chunk)
     except zlib.error as error:
-        raise BadExport("the post says Content-Encoding: gzip, but its gzip data is broken") from error
+        raise BadExport("the post has Content-Encoding: gzip, but its gzip data is damaged") from error
     if not inflater.eof or inflater.unused_data:
-        raise BadExport("the post's gzip data is cut, or something follows it")
+        raise BadExport("the post's gzip data is truncated or followed by other data")
     return Body(spool, 0, size)
 
 
 def from_multipart(content_type: str, body: Body, files: ExitStack) -> tuple[Body, dict[str, Any]]:
-    """Formatter ``multipart`` (RFC 7578): the parts ``message`` and ``metadata`` in any order. Raises BadExport.
+    """Unpack formatter ``multipart`` (RFC 7578): the parts ``message`` and ``metadata``, in any order.
 
-    Metadata that is no JSON is no reason to refuse the message: then there is none.
+    Metadata that is not JSON counts as missing, since the message must not be rejected for it. Raises BadExport.
     """
     spool = _spool(files)
     size, seen, name = 0, set[str](), ""
@@ -74,17 +74,17 @@ def from_multipart(content_type: str, body: Body, files: ExitStack) -> tuple[Bod
                 elif event and name == "metadata" and len(metadata) <= _METADATA_BYTES:
                     metadata += event
     except (MultipartError, UnicodeError) as error:
-        raise BadExport('the multipart post is cut or not as Rspamd\'s formatter = "multipart" makes it') from error
+        raise BadExport('the multipart post is truncated or not from Rspamd\'s formatter = "multipart"') from error
     if "message" not in seen:
         raise BadExport('the multipart post has no part named "message": use Rspamd\'s formatter = "multipart"')
-    return Body(spool, 0, size), _object(bytes(metadata)) or {}
+    return Body(spool, 0, size), _json_object(bytes(metadata)) or {}
 
 
 def from_json(body: Body) -> tuple[dict[str, Any], Body | None] | None:
-    """Formatters ``json`` and ``json_with_message``: the fields, and the message still in base64; None: neither.
+    """Unpack formatters ``json`` and ``json_with_message``. Return the fields and the message, still in base64.
 
-    A large message is never read into memory: inside a JSON string no quote stands without a backslash, so that
-    the key is found by its bytes.
+    Returns None for any other body. A large message is never read into memory: a quote inside a JSON string always has
+    a backslash before it, so the key can be found by its bytes.
     """
     key = b'"message":"'
     at = _find(body, key, 0)
@@ -94,8 +94,8 @@ def from_json(body: Body) -> tuple[dict[str, Any], Body | None] | None:
         start = end = body.size_bytes
     if body.size_bytes - (end - start) > _METADATA_BYTES:
         return None
-    fields = _object(read(body, 0, start) + read(body, end, body.size_bytes - end))
-    if fields is None or not fields.keys() >= _SURE:
+    fields = _json_object(read(body, 0, start) + read(body, end, body.size_bytes - end))
+    if fields is None or not fields.keys() >= _RSPAMD_KEYS:
         return None
     if "message" not in fields:
         return fields, None
@@ -108,9 +108,10 @@ def from_json(body: Body) -> tuple[dict[str, Any], Body | None] | None:
 
 
 def from_msgpack(body: Body) -> tuple[dict[str, Any], Body | None] | None:
-    """Formatters ``msgpack`` and ``structured``: the fields and a window onto the message; None: neither.
+    """Unpack formatters ``msgpack`` and ``structured``. Return the fields and a window on the message.
 
-    https://github.com/msgpack/msgpack/blob/master/spec.md; the message is ``str`` if valid UTF-8, else ``bin``.
+    Returns None for any other body. The message is ``str`` if it is valid UTF-8, else ``bin``, see
+    https://github.com/msgpack/msgpack/blob/master/spec.md.
     """
     fields: dict[str, Any] = {}
     message, at = None, 0
@@ -126,11 +127,11 @@ def from_msgpack(body: Body) -> tuple[dict[str, Any], Body | None] | None:
                 fields[key.replace("_", "-")] = unpacker.unpack()
             if at + unpacker.tell() - (message.size_bytes if message else 0) > _METADATA_BYTES:
                 return None
-        if at + unpacker.tell() != body.size_bytes or not fields.keys() >= _SURE:
+        if at + unpacker.tell() != body.size_bytes or not fields.keys() >= _RSPAMD_KEYS:
             return None
     except OSError:
         raise
-    except Exception:  # the library has a dozen; each means only: this is not msgpack
+    except Exception:  # the library raises a dozen types, and each of them means that the body is not msgpack
         return None
     return fields, message
 
@@ -148,12 +149,12 @@ def _msgpack_window(body: Body, at: int) -> Body:
         octets = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}[head[0]]
         length, start = int.from_bytes(head[1 : 1 + octets], "big"), at + 1 + octets
     if start + length > body.size_bytes:
-        raise ValueError("message is cut")
+        raise ValueError("the message is truncated")
     return Body(body.file, body.start + start, length)
 
 
 class _Window:
-    """A body from ``at`` on as a file to read, so that others may move the real file's position in between."""
+    """A readable file with its own position: a body from ``at`` on. Other code may seek in the real file."""
 
     def __init__(self, body: Body, at: int) -> None:
         self._body, self._at = body, at
@@ -165,18 +166,20 @@ class _Window:
 
 
 def from_base64(packed: Body, files: ExitStack) -> Body:
-    """What a base64 text stands for (RFC 4648), in a temporary file. Raises BadExport: strict, since a character
-    passed over would change the mail."""
+    """Decode base64 (RFC 4648) into a temporary file. Raises BadExport.
+
+    The decoding is strict, since a skipped character would change the message.
+    """
     spool = _spool(files)
     size, rest, ended = 0, b"", False
     try:
         for chunk in chain(packed.chunks(_STEP_BYTES), [b""]):
             text = (rest + chunk).replace(b"\\/", b"/")
-            # Keep something back: a backslash may be half of an escaped slash.
+            # Keep at least one character for the next round: a backslash may be half of an escaped slash.
             usable = max(len(text) - 1, 0) // 4 * 4 if chunk else len(text)
             rest = text[usable:]
             if usable and ended:
-                raise binascii.Error("data behind the padding")
+                raise binascii.Error("data after the padding")
             ended = text[:usable].endswith(b"=")
             size += spool.write(binascii.a2b_base64(text[:usable], strict_mode=True))
     except binascii.Error as error:
@@ -184,8 +187,8 @@ def from_base64(packed: Body, files: ExitStack) -> Body:
     return Body(spool, 0, size)
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
-    """A JSON object with ``-`` in its keys; None when it is none. RFC 8259, but control characters are let through."""
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    """Return a JSON object with ``-`` in its keys, or None. RFC 8259, but control characters are accepted."""
     if len(data) > _METADATA_BYTES:
         return None
     try:
@@ -200,13 +203,13 @@ def _spool(files: ExitStack) -> BinaryIO:
 
 
 def read(body: Body, start: int, size: int) -> bytes:
-    """At most ``size`` bytes of the body from ``start`` on. Raises OSError."""
+    """Return at most ``size`` bytes of the body from ``start`` on. Raises OSError."""
     body.file.seek(body.start + start)
     return body.file.read(max(0, min(size, body.size_bytes - start)))
 
 
 def _find(body: Body, needle: bytes, start: int) -> int:
-    """Where ``needle`` first stands at or behind ``start``; -1 when nowhere."""
+    """Return the position of the first ``needle`` at or after ``start``, or -1."""
     kept = b""
     for chunk in Body(body.file, body.start + start, body.size_bytes - start).chunks():
         kept += chunk

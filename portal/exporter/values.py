@@ -1,7 +1,7 @@
-"""Reading what Rspamd and senders write, whatever it is: text, addresses, symbols, header fields. Never raises.
+"""Parsers for values from Rspamd and senders: text, addresses, symbols, header fields. They never raise.
 
-What cannot be read becomes None or is left out, and the caller is told that something is missing. Rspamd's
-placeholders, encodings and cuts are undone here, once.
+An unreadable value becomes None or is left out, and the result shows that something is missing. Only this module
+handles Rspamd's placeholders, encodings and truncation.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, cast
 from portal.model.fast_json import reported_symbols
 from portal.model.message import Symbol, identity
 
-SUBJECT_CHARACTERS = 4_000  # longer subjects are cut
-TEXT_CHARACTERS = 1_000  # so are all other texts
+SUBJECT_CHARACTERS = 4_000  # longer subjects are truncated
+TEXT_CHARACTERS = 1_000  # the same for all other texts
 ADDRESS_OCTETS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
 _RECIPIENTS = 1 << 16  # deliveries are numbered 0 … 65535
 _SYMBOLS, _OPTIONS, _OPTION_CHARACTERS = 1_000, 50, 500
 _FIELDS = ("ip", "user", "qid", "subject", "action", "score", "rcpt", "from", "symbols", "scan-time")
-_TELLING = ("rcpt", "symbols", "qid", "action", "scan-time")  # end no other header's name
+_DISTINCTIVE = ("rcpt", "symbols", "qid", "action", "scan-time")  # no other header's name ends with one of these
 _LISTS = ("rcpt", "symbols")  # JSON, never RFC 2047
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UNDELIVERABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _LENIENT = json.JSONDecoder(strict=False)
-_BETWEEN = re.compile(r"[\s,]*")
+_SEPARATOR = re.compile(r"[\s,]*")
 _WORD = re.compile(r"=\?([^?\s]{1,60})\?([qQbB])\?([^?]*)\?=")
 _WORDS = re.compile(r"=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=(?:\s*=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=)*")
 _RSPAMD_WORDS = re.compile(r"=\?UTF-8\?Q\?[^? ]*\?=(?: ?=\?UTF-8\?Q\?[^? ]*\?=)*")
@@ -41,53 +41,57 @@ _OWN_FIELD = re.compile(
 
 
 def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that ``meta_headers`` sent, whatever the rule's ``meta_header_prefix``.
+    """Return the fields that ``meta_headers`` sent, for any ``meta_header_prefix`` of the rule.
 
-    Names in ``_`` become ``-`` on their way through WSGI.
+    WSGI servers turn ``-`` in names into ``_``; the result has ``-``.
     """
     named = {name.lower().replace("_", "-"): value for name, value in headers.items()}
-    telling = [name for name in named if name.endswith(_TELLING)]
-    prefixes = {name.removesuffix(field) for name in telling for field in _TELLING if name.endswith(field)}
+    distinctive = [name for name in named if name.endswith(_DISTINCTIVE)]
+    prefixes = {name.removesuffix(field) for name in distinctive for field in _DISTINCTIVE if name.endswith(field)}
     best: dict[str, Any] = {}
     for prefix in sorted(prefixes):
         found = {field: named[prefix + field] for field in _FIELDS if prefix + field in named}
-        # One is enough (Nginx may have cut the others); "soapaction" is none of ours.
+        # One field is enough (Nginx may have dropped the others), unless its prefix does not end in a hyphen:
+        # "soapaction" is not Rspamd's.
         if len(found) > len(best) and (prefix.endswith("-") or len(found) > 2):
             best = found
     for field, value in best.items():
         if not value.isascii():
-            with suppress(UnicodeEncodeError):  # some servers decode it themselves
+            with suppress(UnicodeEncodeError):  # some WSGI servers decode UTF-8 themselves
                 value = value.encode("latin-1").decode("utf-8", "replace")
         best[field] = value if field in _LISTS else _decode_words(value, _RSPAMD_WORDS, ascii_too=False)
     return best
 
 
 def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
-    """Return (deliverable addresses, complete?). Of an address that is spelled in several ways, the first spelling that
-    every mail server takes, else the first."""
-    items, whole = _list(value)
+    """Return (deliverable addresses, complete?).
+
+    Of an address in several spellings, the result has the first ASCII one, which every mail server accepts, else the
+    first.
+    """
+    items, complete = _list(value)
     found: dict[str, str] = {}
     for item in items:
         address = _address(item)
         local, _, host = (address or "").rpartition("@")
         if address is None or not local or not host or len(found) >= _RECIPIENTS:
-            whole = False
+            complete = False
         else:
             known = found.setdefault(identity(address), address)
             if address.isascii() and not known.isascii():
                 found[identity(address)] = address
-    return tuple(found.values()), whole and bool(found)
+    return tuple(found.values()), complete and bool(found)
 
 
 def sender(value: Any) -> str | None:
-    """The envelope sender, ``""`` the null sender; None: not known."""
+    """Return the envelope sender, ``""`` for the null sender, or None if unknown."""
     return None if value == "unknown" else _address(value)
 
 
 def _address(value: Any) -> str | None:
-    """An address as the envelope wrote it, without the angle brackets that our own rule sends; None: unusable.
+    """Return an address as in the envelope, without the angle brackets of the documented rule, or None if unusable.
 
-    Odd local parts stay as they are: Rspamd took their quotes off, the relay puts them on again.
+    Unusual local parts are not changed: Rspamd removed their quotes, the relay adds them again.
     """
     if not isinstance(value, str) or _UNDELIVERABLE.search(value):
         return None
@@ -97,17 +101,17 @@ def _address(value: Any) -> str | None:
 
 
 def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
-    """The symbols that can be read, and whether that is surely all of them."""
-    usual = _usual_symbols(value)
-    if usual is not None:
-        return usual, True
-    items, whole = _list(value)
-    whole = whole and len(items) <= _SYMBOLS
+    """Return (readable symbols, complete?)."""
+    simple = _simple_symbols(value)
+    if simple is not None:
+        return simple, True
+    items, complete = _list(value)
+    complete = complete and len(items) <= _SYMBOLS
     found = []
     for item in items[:_SYMBOLS]:
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
-            whole = False
+            complete = False
             continue
         options = item.get("options")
         texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
@@ -118,30 +122,32 @@ def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
                 tuple(clean(text, _OPTION_CHARACTERS) for text in texts),
             )
         )
-    return tuple(found), whole
+    return tuple(found), complete
 
 
-def _usual_symbols(value: Any) -> tuple[Symbol, ...] | None:
-    """The same in a quarter of the time, for JSON whose texts cannot need cleaning: ASCII without escapes, in which raw
-    control characters are no JSON. None: go the long way."""
+def _simple_symbols(value: Any) -> tuple[Symbol, ...] | None:
+    """Return the symbols in a quarter of the time, if no text needs cleaning, else None.
+
+    This is so for JSON in ASCII without escapes, since JSON does not allow raw control characters.
+    """
     if not isinstance(value, str) or not value.isascii() or "\\" in value or "\x7f" in value:
         return None
-    told = reported_symbols(value)
-    if told is None or len(told) > _SYMBOLS:
+    reported = reported_symbols(value)
+    if reported is None or len(reported) > _SYMBOLS:
         return None
-    for symbol in told:
+    for symbol in reported:
         if not symbol.name or not -1e6 <= symbol.score <= 1e6:
             return None
     return tuple(
         [
             Symbol(s.name[:TEXT_CHARACTERS], s.score, tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]))
-            for s in told
+            for s in reported
         ]
     )
 
 
 def _list(value: Any) -> tuple[list[Any], bool]:
-    """A list, given as such or as JSON. Nginx may have cut it: then its whole items, and False."""
+    """Return (items, complete?) of a list or its JSON. Nginx may have truncated JSON: then only its complete items."""
     if isinstance(value, list):
         return value, True
     if not isinstance(value, str):
@@ -154,26 +160,26 @@ def _list(value: Any) -> tuple[list[Any], bool]:
     at = 1 if value.startswith("[") else len(value)
     try:
         while at < len(value):
-            item, at = _LENIENT.raw_decode(value, cast(re.Match[str], _BETWEEN.match(value, at)).end())
+            item, at = _LENIENT.raw_decode(value, cast(re.Match[str], _SEPARATOR.match(value, at)).end())
             items.append(item)
     except (ValueError, RecursionError):
-        pass  # here it was cut
+        pass  # the text was truncated here
     return items, False
 
 
 def number(value: Any) -> float | None:
-    """A score; None when it is no number or beyond all reason."""
+    """Return a score, or None if it is not a number or its absolute value is above 1,000,000."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         score = float(value)
     except (ValueError, OverflowError):
         return None
-    return score if abs(score) <= 1e6 else None  # NaN is not
+    return score if abs(score) <= 1e6 else None  # False for NaN
 
 
 def client_ip(text: str | None) -> str | None:
-    """An IP address as it was written; None when it is none (a zone, as in ``fe80::1%eth0``, could hold anything)."""
+    """Return an IP address as written, or None. A zone, as in ``fe80::1%eth0``, is rejected: it could be any text."""
     try:
         return text if text and "%" not in text and ip_address(text) else None
     except ValueError:
@@ -181,13 +187,13 @@ def client_ip(text: str | None) -> str | None:
 
 
 def message_id(text: str) -> str | None:
-    """A Message-ID header's value without < >; None when there is nothing in it."""
+    """Return the value of a Message-ID header without < >, or None if it is empty."""
     inside = text.partition("<")[2].partition(">")[0] or text
     return inside.strip()[:TEXT_CHARACTERS] or None
 
 
 def own_fields(head: bytes) -> dict[str, str]:
-    """The message's own From, Subject, Message-ID and mark, the first of each, decoded for people to read."""
+    """Return the message's own From, Subject, Message-ID and mark, the first of each, decoded for people to read."""
     end = _HEADER_END.search(head)
     block = b"" if head.startswith((b"\n", b"\r\n")) else head[: end.start()] if end else head
     found: dict[str, bytes] = {}
@@ -204,21 +210,24 @@ def _readable(value: bytes) -> str:
         text = value.decode("latin-1")
     try:
         return clean(_decode_words(text[:SUBJECT_CHARACTERS], _WORDS, ascii_too=True), SUBJECT_CHARACTERS).strip()
-    except Exception:  # codecs named by the sender raise what they like; a mail is never refused for its subject
+    except Exception:  # codecs named by the sender may raise any exception; a subject never makes a message rejected
         return ""
 
 
 def clean(text: str, limit: int) -> str:
-    """Text as `Export` promises it: each control character a blank, each lone surrogate U+FFFD."""
+    """Return text as `Export` requires it: spaces for control characters, U+FFFD for lone surrogates.
+
+    ``limit``: the most characters.
+    """
     text = text[:limit]
     return text if text.isprintable() else _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
 
 
 def _decode_words(text: str, words: re.Pattern[str], *, ascii_too: bool) -> str:
-    """RFC 2047 leniently: each run of words is replaced, its octets joined before decoding, since before 3.14.2
-    Rspamd (and many a mail program) parts one character over two words.
+    """Decode RFC 2047 leniently. The octets of a run of words are joined before decoding.
 
-    ``ascii_too`` False leaves runs that stand for pure ASCII: Rspamd does not encode that, so it is the sender's text.
+    Rspamd before 3.14.2 (and many mail programs) split one character into two words. ``ascii_too`` False leaves runs
+    of pure ASCII encoded: Rspamd does not encode ASCII, so such a run is the sender's text.
     """
     return words.sub(lambda run: _decode_run(run[0], ascii_too), text) if "=?" in text else text
 

@@ -1,4 +1,4 @@
-"""The time, as functions that callers pass on."""
+"""The current time, as functions that are passed as arguments."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 
 def utc_now() -> datetime:
-    """The current time, aware UTC."""
+    """Return the current time, aware UTC."""
     return datetime.now(UTC)
 
 
 def clock(now: datetime) -> Callable[[], datetime]:
-    """A clock that shows ``now`` at this moment and goes on from there."""
+    """Return a clock that starts at ``now`` and advances with the monotonic time."""
     started = time.monotonic()
     return lambda: now + timedelta(seconds=time.monotonic() - started)

@@ -16,7 +16,7 @@ from portal.model.text import shown
 
 _DOMAIN_CHARS = 255  # RFC 1035, 2.3.4; longer names are not converted
 _ADDRESS_CHARS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
-_DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # what separates labels (RFC 3490, 3.1)
+_DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # label separators (RFC 3490, 3.1)
 # Lower-case letters of other alphabets that pass for Latin ones (Unicode UTS 39, confusables.txt; Chromium's
 # idn_spoof_checker.cc looks at the same ones).
 _PASSES_FOR_LATIN = frozenset("аысԁеԍһіюјӏорԗԛѕԝхуъьҽпгѵѡαγεικνορτυχωηβσօոսցհզ")
@@ -30,10 +30,10 @@ _WORD = re.compile("[A-Z]+")
 
 
 def lower_case(text: str) -> str:
-    """Return the text with each capital as its small letter.
+    """Return the text in lower case, without letters whose conversion cannot be reversed.
 
-    Only letters that are one the other's capital are changed: U+212A (KELVIN SIGN) in lower case is a k, yet it makes
-    another address and mailbox.
+    Upper case of the new letter must be the old letter: U+212A (KELVIN SIGN) in lower case is a k, but an address with
+    it names another mailbox.
     """
     if text.isascii():
         return text.lower()
@@ -43,15 +43,15 @@ def lower_case(text: str) -> str:
 def to_ascii(host: str) -> str:
     """Return a domain in lower case with A-labels, as the mapping of UTS 46 makes them, not transitional.
 
-    A name that IDNA 2008 rejects is only written in lower case. Never raises.
+    A name that IDNA 2008 rejects is only converted to lower case. Never raises.
     """
-    # ASCII needs no conversion: A-labels are all that IDNA would find in it. This is on the path of every held message.
+    # ASCII needs no conversion: IDNA leaves it as it is. Every held message takes this path.
     return host.lower() if host.isascii() else _encoded(lower_case(host))
 
 
 @lru_cache(maxsize=4096)  # a site has a few domains
 def _encoded(host: str) -> str:
-    """Return a lower-case domain with A-labels. In lower case, so that what is rejected once is rejected again."""
+    """Return a lower-case domain with A-labels. Lower case makes the result idempotent for rejected names too."""
     if len(host) > _DOMAIN_CHARS:
         return host
     try:
@@ -62,9 +62,9 @@ def _encoded(host: str) -> str:
 
 @lru_cache(maxsize=4096)
 def to_unicode(host: str) -> str:
-    """Return a domain with U-labels if its A-labels are valid and these U-labels give them back, else the domain.
+    """Return a domain with U-labels if its A-labels are valid and convert back to the same A-labels, else the domain.
 
-    The result is not safe to show: it may look like another domain, see `shown_address`.
+    The result is not safe to show: it may look like another domain; see `shown_address`.
     """
     lower = host.lower()
     if "xn--" not in lower or not lower.isascii() or len(lower) > _DOMAIN_CHARS:
@@ -77,9 +77,9 @@ def to_unicode(host: str) -> str:
 
 
 def shown_address(address: str, limit: int = _ADDRESS_CHARS) -> str:
-    """Return an address or a domain cleaned as `shown` does it, the domain with U-labels.
+    """Return an address or a domain, cleaned by `shown`, with U-labels in the domain.
 
-    A-labels stay where the U-labels would look like another domain, or lose a character in cleaning.
+    A-labels are kept if the U-labels look like another domain or lose a character in cleaning.
     """
     local, at, host = address.rpartition("@")
     readable = to_unicode(host)
@@ -89,7 +89,7 @@ def shown_address(address: str, limit: int = _ADDRESS_CHARS) -> str:
 
 
 def punycode(host: str) -> str:
-    """Return the name that browsers ask DNS for, label by label, also where IDNA 2008 rejects one of them."""
+    """Return the name that browsers look up in DNS, converted label by label, also if IDNA 2008 rejects a label."""
     labels = []
     for label in _DOTS.split(host):
         try:
@@ -101,9 +101,9 @@ def punycode(host: str) -> str:
 
 @lru_cache(maxsize=4096)
 def looks_alike(host: str) -> bool:
-    """Whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
+    """Return whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
 
-    The second is not asked below a top-level domain that is not Latin: there such letters are at home.
+    The second is not checked under a top-level domain that is not Latin, where such letters are expected.
     """
     if host.isascii() and "xn--" not in host.lower():
         return False
@@ -120,7 +120,7 @@ def looks_alike(host: str) -> bool:
 
 
 def _unicode(label: str) -> str:
-    """Return the letters of an A-label also if they are not valid: a mail program may show them."""
+    """Return the letters of an A-label, also if they are not valid: a mail program may show them."""
     try:
         return label[4:].encode("ascii").decode("punycode").lower() if label[:4].lower() == "xn--" else label.lower()
     except UnicodeError:

@@ -1,7 +1,7 @@
-"""Every failure a caller may meet, one tree, told apart by what the caller *does* about it.
+"""The exceptions of this program, one class for each reaction of a caller.
 
-Each library's errors are translated once, at its door, with ``raise … from``. Messages are sentences for
-people and carry ids at most: never subjects, bodies, passwords or tokens.
+The module that uses a library translates its errors, with ``raise … from``. Messages are sentences for people and
+contain ids at most: never subjects, bodies, passwords or tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class QuarantineError(Exception):
-    """Parent of all: caught at the outermost edges only."""
+    """Base class, caught only in entry points."""
 
 
 class SettingsError(QuarantineError):
@@ -21,11 +21,11 @@ class SettingsError(QuarantineError):
 
 
 class BadExport(QuarantineError):
-    """A POST that is no export of a message: HTTP 400. The message says what to change."""
+    """A POST that is not an export of a message: HTTP 400. The error message says what to change."""
 
 
 class TooLarge(QuarantineError):
-    """A POST over ``exporter.max_body_bytes``, also once unpacked: HTTP 413."""
+    """A POST larger than ``exporter.max_body_bytes``, packed or unpacked: HTTP 413."""
 
 
 class StoreUnavailable(QuarantineError):
@@ -33,31 +33,31 @@ class StoreUnavailable(QuarantineError):
 
 
 class BodyDamaged(StoreUnavailable):
-    """The stored mail is not what was received (its SHA-256 differs): nothing may be done with what was read."""
+    """The stored body is not the one that was received (its SHA-256 differs): discard all that was read of it."""
 
 
 class StoreUnusable(QuarantineError):
-    """The store is there but not ours to use: no schema, another version, other link keys. Needs an operator."""
+    """The store exists but cannot be used: no schema, another version, other link keys. Needs an operator."""
 
 
 class NotFound(QuarantineError):
-    """No such message or delivery, or not this recipient's: the two are never told apart."""
+    """The message or delivery does not exist or is another recipient's. The error does not disclose which."""
 
 
 class BodyMissing(NotFound):
-    """The message is known but its mail is gone (its file was deleted behind the store's back)."""
+    """The message is known but its body is missing (its file was deleted outside of this program)."""
 
 
 class LinkInvalid(QuarantineError):
-    """A token that we did not make, or one that was revoked. Never reveals whether the mail exists."""
+    """A token that this portal did not sign, or a revoked one. Never discloses whether the message exists."""
 
 
 class LinkExpired(LinkInvalid):
-    """A token of ours, past its lifetime."""
+    """A token that this portal signed, past its lifetime."""
 
 
 class AlreadyDone(QuarantineError):
-    """The act was done before, or another process is doing it. ``delivery`` tells what happened, if known."""
+    """The action was done before, or another process is doing it. ``delivery`` shows the outcome, if known."""
 
     def __init__(self, message: str, delivery: Delivery | None = None) -> None:
         super().__init__(message)
@@ -65,14 +65,14 @@ class AlreadyDone(QuarantineError):
 
 
 class NotAllowed(QuarantineError):
-    """This person may not do that (a recipient releasing dangerous mail)."""
+    """This person may not do this (for example, a recipient who releases a dangerous message)."""
 
 
 class RelayDeferred(QuarantineError):
-    """The mail server cannot take it now (4xx, no connection, time-out) or rejects this portal: try again later.
+    """The mail server defers the message (4xx, no connection, time-out) or rejects this portal: try again later.
 
-    ``portal_rejected``: it rejects this portal and not the mail (unknown client, wrong password, no right to relay).
-    The administrator must change something; the recipient is not shown its words.
+    ``portal_rejected``: it rejects this portal and not the message (unknown client, wrong password, relaying denied).
+    The administrator must change something; the recipient is not shown the mail server's reply.
     """
 
     def __init__(self, message: str, *, portal_rejected: bool = False) -> None:
@@ -81,8 +81,8 @@ class RelayDeferred(QuarantineError):
 
 
 class RelayUnreachable(RelayDeferred):
-    """No mail server that takes any mail of ours: says nothing about this one."""
+    """The mail server failed before it received any command for the message: the error is not about the message."""
 
 
 class RelayRefused(QuarantineError):
-    """The mail server rejects this mail or recipient (5xx, an address it cannot express): give up, show the reason."""
+    """The mail server rejects the message or recipient (5xx, unsupported address): give up, show the reason."""

@@ -1,13 +1,14 @@
-"""Signing and verifying: links, cookies, form tokens and the marks on our own mail. The only user of itsdangerous.
+"""Signed links, cookies, form tokens and marks on the portal's own messages. The only user of itsdangerous.
 
-A link's token signs one *action* (each has a salt of its own) and one delivery – or, for `PREFERENCES`, `SEVERAL` and
-`FORWARDED`, one digest and so its recipient – over packed bytes: 31 characters, a dot, 43 characters of
-HMAC-SHA-256; 42 instead of 31 where mail is read under another name than its own, since such a link says whose it is.
-It says nothing about the mail, stands in the path, and opens nothing else.
+A link's token signs one *action* (each has its own salt) and one delivery – or, for `PREFERENCES`, `SEVERAL` and
+`FORWARDED`, one digest and therefore its recipient – over packed bytes: 31 characters, a dot, 43 characters of
+HMAC-SHA-256. It has 42 characters instead of 31 if the reader's identity is not the delivery's recipient, since the
+token then names the reader. A token contains nothing about the message, is a part of the path, and gives access to
+nothing else.
 
-itsdangerous ignores the spare bits of base64's last character and junk after it, so one token has many spellings;
-they would dodge counters, so only the canonical one is taken. Its own max_age is not used either: it calls every
-token expired whose clock is a second ahead (``timed.py``), which a backward step of our clock would cause.
+itsdangerous ignores the spare bits of base64's last character and junk after it, so one token has many spellings. They
+would evade counters, so only the canonical spelling is accepted. Its max_age is not used either: it rejects a token as
+expired if its timestamp is one second in the future (``timed.py``), which happens when the system clock is set back.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
 from portal.model.message import DeliveryId, spellings
 
 MARK_HEADER = "X-Quarantine-Mark"
-KEY_BYTES = 32  # the least; shorter keys are refused
+KEY_BYTES = 32  # minimum; shorter keys are rejected
 _PACKED = struct.Struct(">B16sHI")  # action, UUID, delivery number, issued at (Unix seconds)
-_READER_OCTETS = 8  # behind these, for mail that is held for another name than the reader's
+_READER_OCTETS = 8  # after these, if the delivery's recipient is not the reader's own identity
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}", re.ASCII)
-_CLOCK_STEP = timedelta(minutes=5)  # how far in the future a token may seem to come from
-_DEVICE_PEOPLE = 8  # recipients one browser is remembered for
+_CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
+_DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
 
 
 class Action(Enum):
-    """What a link may do. The value is the byte in the token and never changes; the salt is the name."""
+    """The action that a link allows. The value is the byte in the token and never changes; the name is the salt."""
 
     RELEASE = 1
     DELETE = 2
@@ -57,16 +58,16 @@ class Link:
     id: UUID  # of the message; for PREFERENCES, SEVERAL and FORWARDED of the digest
     number: int  # of the delivery
     issued_at: datetime
-    reader: bytes = b""  # whose link it is, see `Links.is_for`; empty: the delivery's own recipient's
+    reader: bytes = b""  # hash of the reader, see `Links.is_for`; empty: the delivery's own recipient
 
     @property
     def key(self) -> DeliveryId:
-        """The delivery."""
+        """The delivery's id."""
         return DeliveryId(self.id, self.number)
 
 
 class Links:
-    """Signs with the newest of its keys, verifies with all. ``base_url`` is the public one, without end slash."""
+    """Signs with the newest key, verifies with all keys. ``base_url``: the public URL without a trailing slash."""
 
     def __init__(self, keys: Sequence[bytes], base_url: str, lifetime: timedelta) -> None:
         if not keys or any(len(key) < KEY_BYTES for key in keys):
@@ -77,99 +78,102 @@ class Links:
         self.lifetime = lifetime
 
     def fingerprints(self) -> list[str]:
-        """A short public name of each key, oldest to newest, to notice hosts with different ones."""
+        """Return a short public fingerprint of each key, oldest to newest, to detect hosts with different keys."""
         return [hashlib.sha256(b"quarantine key " + key).hexdigest()[:16] for key in self._keys]
 
     # ---- links
 
     def url(self, action: Action, id: UUID, number: int, issued_at: datetime, reader: str = "") -> str:
-        """The address of a link, ending in a slash since mail programs cut other endings off. ``reader`` is whose it
-        is, where that is not the delivery's own recipient."""
+        """Return the URL of a link. It ends in a slash since mail programs cut other endings off.
+
+        ``reader``: the identity whose link it is, if this is not the delivery's own recipient.
+        """
         return f"{self.base_url}/link/{self.token(action, id, number, issued_at, reader)}/"
 
     def token(self, action: Action, id: UUID, number: int, issued_at: datetime, reader: str = "") -> str:
-        """The token alone."""
+        """Return the token of a link, without the URL."""
         packed = _PACKED.pack(action.value, id.bytes, number, int(issued_at.timestamp()))
-        payload = _b64(packed + (_reader(reader, self._keys[-1]) if reader else b""))
+        payload = _b64(packed + (_reader_hash(reader, self._keys[-1]) if reader else b""))
         return self._signer(f"link.{action.name}").sign(payload).decode("ascii")
 
     def verify(self, token: str, now: datetime) -> Link:
-        """What a token stands for. Raises LinkInvalid or LinkExpired; revocation is the caller's to check."""
+        """Return the link of a token. Raises LinkInvalid or LinkExpired. The caller checks revocation."""
         if not _TOKEN.fullmatch(token):
-            raise LinkInvalid("this is not a link of ours")
+            raise LinkInvalid("this is not a link of this portal")
         payload, _, signature = token.partition(".")
         packed = urlsafe_b64decode(payload + "==")
         if _b64(packed) != payload or _b64(urlsafe_b64decode(signature + "=")) != signature:
-            raise LinkInvalid("this is not a link of ours")
+            raise LinkInvalid("this is not a link of this portal")
         code, id_bytes, number, issued = _PACKED.unpack_from(packed)
         try:
             action = Action(code)
             self._signer(f"link.{action.name}").unsign(token)
         except (ValueError, BadSignature) as error:
-            raise LinkInvalid("this is not a link of ours") from error
+            raise LinkInvalid("this is not a link of this portal") from error
         issued_at = datetime.fromtimestamp(issued, UTC)
         if issued_at > now + _CLOCK_STEP:
-            raise LinkInvalid("this link comes from the future: a clock is wrong")
+            raise LinkInvalid("this link was issued in the future: a host's clock is wrong")
         if now - issued_at > self.lifetime:
             raise LinkExpired("this link is too old")
         return Link(action, UUID(bytes=id_bytes), number, issued_at, packed[_PACKED.size :])
 
     def is_for(self, link: Link, reader: str, recipient: str) -> bool:
-        """Whether a link to a delivery of ``recipient`` is this reader's; both are identities."""
+        """Return whether a link to a delivery of ``recipient`` belongs to this reader; both are identities."""
         if not link.reader:
             return reader == recipient
         names = spellings(reader)
-        # Up to version 0.1.1 the two spellings of a domain were two people, and one could read the other's mail.
+        # Up to version 0.1.1 the two spellings of a domain were two people, and one could read the other's messages.
         if reader == recipient and len(names) == 1:
             return False
-        return any(hmac.compare_digest(link.reader, _reader(name, key)) for name in names for key in self._keys)
+        return any(hmac.compare_digest(link.reader, _reader_hash(name, key)) for name in names for key in self._keys)
 
     # ---- the device cookie: browsers in which a button was pressed for a recipient
 
     def device(self, cookie: str | None, recipient: str) -> str:
-        """The cookie's value with this recipient added."""
-        known = {self._person(each) for each in spellings(recipient)}
-        people = [self._person(recipient), *(person for person in self._people(cookie) if person not in known)]
-        return self._signer("device").sign(".".join(people[:_DEVICE_PEOPLE])).decode("ascii")
+        """Return the cookie's value with this recipient added."""
+        known = {self._recipient_hash(each) for each in spellings(recipient)}
+        others = [each for each in self._recipient_hashes(cookie) if each not in known]
+        hashes = [self._recipient_hash(recipient), *others]
+        return self._signer("device").sign(".".join(hashes[:_DEVICE_RECIPIENTS])).decode("ascii")
 
     def knows_device(self, cookie: str | None, recipient: str) -> bool:
-        """Whether a button was pressed for this recipient in the browser that sent the cookie."""
-        people = self._people(cookie)
-        return any(self._person(each) in people for each in spellings(recipient))
+        """Return whether a button was pressed for this recipient in the browser that sent the cookie."""
+        hashes = self._recipient_hashes(cookie)
+        return any(self._recipient_hash(each) in hashes for each in spellings(recipient))
 
-    def _people(self, cookie: str | None) -> list[str]:
+    def _recipient_hashes(self, cookie: str | None) -> list[str]:
         try:
             return self._signer("device").unsign(cookie or "").decode("ascii").split(".")
         except (BadSignature, UnicodeError):
             return []
 
-    def _person(self, recipient: str) -> str:
-        # Under the oldest key, so that adding a newer one does not make browsers forget.
+    def _recipient_hash(self, recipient: str) -> str:
+        # Uses the oldest key, so that cookies stay valid when a newer key is added.
         return _b64(hashlib.blake2b(recipient.encode(), key=self._keys[0][:64], digest_size=12).digest())
 
     # ---- forms of signed-in pages
 
     def form_token(self, session: str) -> str:
-        """The anti-forgery token for the forms of a session, whose secret cookie value is ``session``."""
+        """Return the anti-CSRF token for the forms of a session. ``session``: the secret value of its cookie."""
         return self._signer("form").get_signature(session).decode("ascii")
 
     def form_token_fits(self, session: str, token: str) -> bool:
-        """Whether a form's token belongs to the session."""
+        """Return whether a form's token belongs to the session."""
         try:
             return self._signer("form").verify_signature(session.encode(), token.encode("ascii"))
         except UnicodeError:
             return False
 
-    # ---- marks on mail of ours: trace of a release, and "this is our own digest"
+    # ---- marks on messages that this portal sends: releases, digests and other messages of its own
 
     def mark(self, kind: str, id: UUID) -> str:
-        """The value of `MARK_HEADER`: what this mail is, signed. ``kind`` is ``release``, ``digest`` or ``mail``."""
+        """Return the signed value of `MARK_HEADER`. ``kind``: ``release``, ``digest`` or ``mail``."""
         return self._signer("mark").sign(f"{kind} {id}").decode("ascii")
 
     def read_mark(self, value: str | None) -> tuple[str, UUID] | None:
-        """What a mark says, or None when it is not ours."""
+        """Return the kind and id of a mark, or None if this portal did not sign it."""
         try:
-            # A server on the way may have folded the header at the blank (RFC 5322, 2.2.3).
+            # A server on the path may have folded the header at the space (RFC 5322, 2.2.3).
             text = " ".join((value or "").split())
             kind, _, id = self._signer("mark").unsign(text).decode("ascii").partition(" ")
             return kind, UUID(id)
@@ -189,7 +193,7 @@ class Links:
         return self._signers[purpose]
 
 
-def _reader(identity: str, key: bytes) -> bytes:
+def _reader_hash(identity: str, key: bytes) -> bytes:
     return hashlib.blake2b(b"reader " + identity.encode(), key=key[:64], digest_size=_READER_OCTETS).digest()
 
 

@@ -1,8 +1,8 @@
-"""The values that travel between the rooms: messages, their symbols and deliveries. No I/O here.
+"""Values that all packages use: messages, their symbols and deliveries. No I/O.
 
-A *message* is what Rspamd exported once. Each envelope recipient has a *delivery* of it: a state and a history
-of their own. Both are named by the *quarantine id*, a UUIDv7 whose first 48 bits are the millisecond it was held
-(RFC 9562, 5.7), so that the UTC day – the partition, the folder – comes out of the id.
+A *message* is one export of Rspamd. Each envelope recipient has a *delivery* of it, with its own state and history.
+Both are identified by the *quarantine id*, a UUIDv7. Its first 48 bits are the millisecond at which the message was
+held (RFC 9562, 5.7), so the id determines the UTC day, which is the partition or the folder.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from portal.model.domains import lower_case, to_ascii, to_unicode
 
 
 class Tier(StrEnum):
-    """How much harm a message could do, from its symbols; decides what its recipient may do alone."""
+    """The harm that a message could do, by its symbols. It limits the actions that its recipient may take alone."""
 
-    SPAM = "spam"  # release, by itself if the rules for that hold
-    SUSPICIOUS = "suspicious"  # release, by a pressed button only
-    DANGEROUS = "dangerous"  # ask only; an administrator decides
+    SPAM = "spam"  # release, also automatically under the rules for this
+    SUSPICIOUS = "suspicious"  # release, only by a pressed button
+    DANGEROUS = "dangerous"  # request release; an administrator decides
 
     @property
     def less_harmful(self) -> tuple[Tier, ...]:
@@ -35,28 +35,28 @@ class Tier(StrEnum):
 
 
 class State(StrEnum):
-    """Where a delivery stands."""
+    """The state of a delivery."""
 
     HELD = "held"
-    REQUESTED = "requested"  # its recipient asked an administrator for it
-    RELEASING = "releasing"  # claimed by a sender; `next_try_at` says when the next try may begin
-    RELEASED = "released"  # the relay said 250 after the final dot
-    DELETED = "deleted"  # by the recipient or an operator; can be undone until retention
+    REQUESTED = "requested"  # its recipient requested release from an administrator
+    RELEASING = "releasing"  # claimed by a sender; the next try may begin at `next_try_at`
+    RELEASED = "released"  # the relay answered 250 after the final dot
+    DELETED = "deleted"  # by the recipient or an operator; can be undone until retention ends
 
 
 class Flag(StrEnum):
-    """What was wrong with an export's metadata. Each makes the message at least *suspicious*."""
+    """A problem with an export's metadata. Each makes the message at least *suspicious*."""
 
-    NO_METADATA = "no-metadata"  # the POST had none at all
+    NO_METADATA = "no-metadata"  # the POST had no metadata
     SYMBOLS = "symbols"  # missing, cut or unreadable
-    RECIPIENTS = "recipients"  # missing, cut or unreadable: nobody is told, an operator can act
-    SENDER = "sender"  # missing or unreadable: not known, which is not the null sender
+    RECIPIENTS = "recipients"  # missing, cut or unreadable: some or all are not notified, an operator can act
+    SENDER = "sender"  # missing or unreadable: unknown, which is not the null sender
     ACTION = "action"
     SCORE = "score"
 
 
 class Symbol(NamedTuple):
-    """One rule of Rspamd that fired. A tuple, since a mail has dozens: made, and written as JSON, at once."""
+    """One rule of Rspamd that fired. A tuple, since a message has dozens: fast to create and to write as JSON."""
 
     name: str
     score: float = 0.0
@@ -65,23 +65,23 @@ class Symbol(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What Rspamd said about a message. Stores keep each field in a column of `message`; see `stores.shared.rows`.
+    """Rspamd's report about a message. Stores keep each field in a column of `message`; see `stores.shared.rows`.
 
     Text fields are valid Unicode without NUL, lone surrogates and control characters.
     """
 
-    envelope_sender: str | None  # "" is the null sender, None: not known
+    envelope_sender: str | None  # "": the null sender; None: unknown
     subject: str
-    header_from: str  # decoded From header, display name and address; "" when there is none
-    queue_id: str | None  # the MTA's; the MTA may use it again
+    header_from: str  # decoded From header, display name and address; "" if missing
+    queue_id: str | None  # the MTA's; the MTA may reuse it
     message_id: str | None  # the header, without < >
-    action: str | None  # Rspamd's words: "reject", "add header", …
+    action: str | None  # Rspamd's name: "reject", "add header", …
     score: float | None
     client_ip: str | None
     user: str | None  # the authenticated submitter at the MTA
     symbols: tuple[Symbol, ...]
     flags: frozenset[Flag]
-    body_sha256: bytes  # 32 bytes, of the bytes as received
+    body_sha256: bytes  # 32 bytes, over the bytes as received
     size_bytes: int
     has_8bit: bool  # any octet above 127
 
@@ -91,12 +91,12 @@ FACTS = tuple(field.name for field in fields(Facts))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export(Facts):
-    """What one POST said about one message, before it is held; made by `portal.exporter` alone."""
+    """The content of one POST, before the message is held. Only `portal.exporter` makes it."""
 
-    recipients: tuple[str, ...]  # addresses as written, the first spelling of each identity; may be empty
-    dedup_key: bytes  # 32 bytes, see `exporter.sameness`: equal for a sender's retry of the same mail
-    mark: str | None = None  # the first X-Quarantine-Mark header among the mail's own, not yet verified
-    identities: tuple[str, ...] = ()  # of the recipients, where they are not just the addresses' own
+    recipients: tuple[str, ...]  # addresses as written, one spelling for each identity; may be empty
+    dedup_key: bytes  # 32 bytes, see `exporter.dedup_key`: equal for a sender's retry of the same message
+    mark: str | None = None  # the message's first X-Quarantine-Mark header, not yet verified
+    identities: tuple[str, ...] = ()  # one for each recipient; empty: those of the addresses
 
     @property
     def held_for(self) -> tuple[str, ...]:
@@ -113,12 +113,12 @@ class Message(Facts):
 
     @property
     def held_at(self) -> datetime:
-        """When it was held, aware UTC: the id's millisecond."""
+        """The time at which it was held, aware UTC: the id's millisecond."""
         return held_at(self.id)
 
 
 class DeliveryId(NamedTuple):
-    """The name of a delivery: its message, and its number among the message's recipients."""
+    """The id of a delivery: its message, and its number among the message's recipients."""
 
     message_id: UUID
     number: int  # 0 … 65535
@@ -129,15 +129,15 @@ class Delivery:
     """One recipient's copy of a message."""
 
     message: Message
-    number: int  # 0 … 65535, the place among the message's recipients
+    number: int  # 0 … 65535, the position among the message's recipients
     recipient: str  # identity, see `identity()`
-    address: str  # as the envelope wrote it: where a release goes
+    address: str  # as in the envelope: a release is sent to it
     state: State
-    state_at: datetime  # aware UTC, when the state was entered
-    reason: str  # why the last release failed or a request was refused; "" if neither
+    state_at: datetime  # aware UTC, time of entering the state
+    reason: str  # reason for which the last release failed or the request was denied; "" if neither
     attempts: int  # tries of the current or last release
-    next_try_at: datetime | None  # while `releasing`: lease end or next try
-    announced_at: datetime | None  # when a digest told the recipient
+    next_try_at: datetime | None  # while `releasing`: end of the lease or time of the next try
+    announced_at: datetime | None  # time of the digest that listed it
 
     @property
     def id(self) -> UUID:
@@ -146,12 +146,12 @@ class Delivery:
 
     @property
     def key(self) -> DeliveryId:
-        """The delivery's name."""
+        """The delivery's id."""
         return DeliveryId(self.message.id, self.number)
 
 
 class ActorKind(StrEnum):
-    """What an actor is. The values are kept in stores and journals."""
+    """The kind of an actor. The values are kept in stores and journals."""
 
     RECIPIENT = "recipient"
     OPERATOR = "operator"
@@ -161,40 +161,40 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who did something, for the history: shown to operators, never to other recipients."""
+    """The author of an event in the history: shown to operators, never to other recipients."""
 
     kind: ActorKind
-    name: str = ""  # of an operator; the identity of a recipient who reads under another name, or with others
+    name: str = ""  # an operator's name; a person's identity if they acted on an alias or role mailbox
     via: str = ""  # "link", "portal", "cli"
     address: str = ""  # the client's IP address
 
     @property
     def who(self) -> str:
-        """Kind and name as they are kept: "recipient", "operator:NAME", …"""
+        """Kind and name as stored: "recipient", "operator:NAME", …"""
         return f"{self.kind}:{self.name}" if self.name else str(self.kind)
 
     @classmethod
-    def kept(cls, who: str, via: str, address: str) -> Actor:
-        """Return an actor as it is kept. Raises ValueError for another kind."""
+    def from_stored(cls, who: str, via: str, address: str) -> Actor:
+        """Return an actor from its stored values. Raises ValueError for an unknown kind."""
         kind, _, name = who.partition(":")
         return cls(ActorKind(kind), name, via, address)
 
 
 class EventKind(StrEnum):
-    """What happened to a delivery. The values are kept in stores and journals."""
+    """The kind of an event of a delivery. The values are kept in stores and journals."""
 
-    HELD = "held"  # is never stored: the message's id has the time
+    HELD = "held"  # is never stored: the message's id contains the time
     ASSIGNED = "assigned"  # an operator named the recipient of a message without one
-    REQUESTED = "requested"  # by its recipient, from an administrator
-    REFUSED = "refused"  # that request, by an operator
-    RELEASING = "releasing"  # a release was begun
-    DEFERRED = "deferred"  # the mail server could not take it; it is tried again
+    REQUESTED = "requested"  # the recipient requested release from an administrator
+    REFUSED = "refused"  # an operator denied the release request
+    RELEASING = "releasing"  # a release was started
+    DEFERRED = "deferred"  # the mail server deferred the release; it is tried again
     RELEASED = "released"
-    FAILED = "failed"  # the release, for good: held again
-    STOPPED = "stopped"  # the release: by now only an administrator may release the message
+    FAILED = "failed"  # the release failed permanently: held again
+    STOPPED = "stopped"  # the release was stopped: only an administrator may release the message now
     DELETED = "deleted"
     RESTORED = "restored"
-    RAISED = "raised"  # the tier: the same mail came with a worse verdict
+    RAISED = "raised"  # the tier was raised: the same message was exported with a worse verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +209,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Where a message's bytes lie while they are being held: a window into an open, seekable binary file.
+    """The bytes of a message while it is being stored: a window into an open, seekable binary file.
 
-    A window, since in a multipart POST the message is a stretch of a spooled request body: a 50 MB mail is never
-    copied nor held in memory.
+    It is a window since in a multipart POST the message is a section of a spooled request body: a message of 50 MB is
+    neither copied nor read into memory.
     """
 
     file: BinaryIO
@@ -220,53 +220,55 @@ class Body:
     size_bytes: int
 
     def chunks(self, chunk_bytes: int = 1 << 18) -> Iterable[bytes]:
-        """The bytes in order, at most ``chunk_bytes`` at a time; may be called again. Raises OSError."""
+        """Yield the bytes in order, at most ``chunk_bytes`` at a time. Can be called again. Raises OSError."""
         self.file.seek(self.start)
         left = self.size_bytes
         while left:
             chunk = self.file.read(min(left, chunk_bytes))
             if not chunk:
-                raise OSError("spooled message is shorter than it was")
+                raise OSError("the spool file was truncated while the message was read")
             left -= len(chunk)
             yield chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A person and the identities whose mail they read, as `people.Directory` knows; without more than a name, their
-    own mail alone."""
+    """A person and the identities whose messages they read, from `people.Directory`.
 
-    identity: str  # who is told, whose preferences and links these are
-    alone: tuple[str, ...] | None = None  # identities that nobody else reads; None: their own one
+    With ``identity`` alone, the person reads only their own messages.
+    """
+
+    identity: str  # the one that is notified and has the preferences and links
+    alone: tuple[str, ...] | None = None  # identities that no other person reads; None: only ``identity``
     shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # role mailboxes, each with all its readers
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """All of them."""
+        """All identities whose messages the person reads."""
         return (*((self.identity,) if self.alone is None else self.alone), *self.shared)
 
     @property
     def is_plain(self) -> bool:
-        """Whether they read their own mail, nothing else, and nobody else ever did."""
-        return not self.shared and self.alone is None  # else there is an alias file, which may have said otherwise
+        """True if the person reads only their own messages and no other person ever did."""
+        return not self.shared and self.alone is None  # otherwise an alias file exists, and earlier versions may differ
 
     def is_own(self, recipient: str) -> bool:
-        """Whether what is held for this identity is told to this person under that very name, and to nobody else."""
+        """Return whether only this person is notified of messages for this identity, and by this name."""
         return recipient == self.identity and recipient not in self.shared
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What an operator or a recipient looks for. Empty fields do not restrict."""
+    """The search criteria of an operator or a recipient. Empty fields do not restrict."""
 
     recipient: str | None = None  # identity
-    also: tuple[str, ...] = ()  # further identities, beside ``recipient``
-    sender: str | None = None  # envelope sender or From, a part of it; case and accents do not matter
-    since: datetime | None = None  # held then or later
+    also: tuple[str, ...] = ()  # more identities in addition to ``recipient``
+    sender: str | None = None  # a part of the envelope sender or From; case and accents are ignored
+    since: datetime | None = None  # held at this time or later
     states: frozenset[State] = field(default_factory=frozenset)
     words: str = ""  # each is a word, or the beginning of one, of the subject, the envelope sender or From
-    until: datetime | None = None  # held before then
-    score_min: float | None = None  # mail without a score has neither a low nor a high one
+    until: datetime | None = None  # held before this time
+    score_min: float | None = None  # messages without a score match neither limit
     score_max: float | None = None
     tiers: frozenset[Tier] = field(default_factory=frozenset)
 
@@ -274,9 +276,9 @@ class Filter:
 def identity(address: str) -> str:
     """Return the recipient's identity: the address in lower case, its domain with A-labels (`domains.to_ascii`).
 
-    Local parts are case-sensitive by RFC 5321, 2.4, yet no site has two people told apart by case alone; a
-    recipient who signs in as Alice@Example.org must see the mail for alice@example.org. An international domain has
-    two spellings, of which mail without SMTPUTF8 has the one with A-labels. Idempotent.
+    Local parts are case-sensitive by RFC 5321, 2.4, but no site has two people whose addresses differ only in case: a
+    recipient who signs in as Alice@Example.org must see the messages for alice@example.org. An international domain
+    has two spellings; without SMTPUTF8, envelopes have the one with A-labels. Idempotent.
     """
     if address.isascii():
         return address.lower()
@@ -285,7 +287,7 @@ def identity(address: str) -> str:
 
 
 def domain(address: str) -> str:
-    """Return the domain of an address as in its identity: what follows the *last* @ (quoted local parts may hold more).
+    """Return the domain of an address as in its identity: the text after the *last* @ (quoted local parts may have @).
 
     A domain alone is returned in the same form.
     """
@@ -293,7 +295,7 @@ def domain(address: str) -> str:
 
 
 def spellings(recipient: str) -> tuple[str, ...]:
-    """Return an identity and, for an international domain, the one with U-labels that versions up to 0.1.1 made."""
+    """Return an identity and, for an international domain, its spelling with U-labels from versions up to 0.1.1."""
     local, at, host = recipient.rpartition("@")
     readable = to_unicode(host)
     return (recipient,) if readable == host else (recipient, f"{local}{at}{readable}")
@@ -303,10 +305,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(at: datetime | None = None) -> UUID:
-    """A new quarantine id: UUIDv7 (RFC 9562, 5.7) of the moment ``at`` or now, 62 bits of it random.
+    """Return a new quarantine id: a UUIDv7 (RFC 9562, 5.7) for the time ``at`` or now, with 62 random bits.
 
-    The twelve bits behind the millisecond are its fraction (6.2, method 3), so that mail held in the same millisecond
-    is still listed in the order in which it came.
+    The twelve bits after the millisecond are its fraction (6.2, method 3), so that messages held in the same
+    millisecond are listed in the order of their arrival.
     """
     nanoseconds = time.time_ns() if at is None else (at - _EPOCH) // timedelta(microseconds=1) * 1000
     ms, rest = divmod(nanoseconds, 1_000_000)
@@ -314,28 +316,28 @@ def new_id(at: datetime | None = None) -> UUID:
 
 
 def held_at(quarantine_id: UUID) -> datetime:
-    """When a message was held: the millisecond in its id, aware UTC."""
+    """Return the time at which a message was held: the millisecond in its id, aware UTC."""
     return _EPOCH + timedelta(milliseconds=quarantine_id.int >> 80)
 
 
 def first_id(at: datetime) -> UUID:
-    """The lowest UUIDv7-ordered value of a moment: ids held at or after ``at`` are >= it. A partition's bound.
+    """Return the lower bound of the ids of messages held at or after ``at``: the bound of a partition.
 
-    Nothing was held before 1970: such a moment has the lowest id of all.
+    The result for a time before 1970 is the lowest id of all.
     """
     return UUID(int=max(0, (at - _EPOCH) // timedelta(milliseconds=1)) << 80)
 
 
 def parse_id(text: str) -> UUID | None:
-    """A quarantine id from text in its canonical lower-case spelling, else None."""
+    """Return the quarantine id of a text in the canonical lower-case spelling, else None."""
     try:
         value = uuid.UUID(text)
-        held_at(value)  # its 48 bits reach beyond the last year that a date can have
+        held_at(value)  # the 48 bits can exceed the last year of a datetime
     except (ValueError, OverflowError):
         return None
     return value if str(value) == text and value.version == 7 else None
 
 
 def random_token(octets: int = 16) -> str:
-    """An unguessable URL-safe text with ``octets`` random octets."""
+    """Return an unguessable URL-safe text made of ``octets`` random octets."""
     return secrets.token_urlsafe(octets)

@@ -1,7 +1,8 @@
-"""Which held mail is likeliest a mistake, and which mails are as good as one: the order of digests and their pages.
+"""Order and grouping of held messages in digests and on their pages: likely false positives first, near-duplicates in
+one row.
 
-Rspamd does not export the threshold that a mail crossed, so the score itself has to
-tell how close it was: within one site the threshold is the same for nearly all mail.
+Rspamd does not export the threshold that a message crossed, so the score alone shows how close it was: within one site
+the threshold is the same for nearly all messages.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from portal.model.message import Delivery, Message, Tier
 from portal.model.reasons import from_address
 from portal.model.text import shown
 
-# Rspamd's usual distance between nothing and `reject` is 15 points: who signs with their own name is likelier wanted,
-# and whose mail was wanted before is likeliest of all.
+# Rspamd's usual threshold of `reject` is 15 points. An authenticated sender is more likely wanted, and a sender whose
+# messages this recipient got released before is the most likely wanted.
 _AUTHENTIC_POINTS = 5
 _KNOWN_POINTS = 15
 _AUTHENTIC = frozenset({"DMARC_POLICY_ALLOW", "R_DKIM_ALLOW", "R_SPF_ALLOW"})
@@ -25,40 +26,40 @@ _FORGED = frozenset(
         "R_DKIM_REJECT", "SPOOF_DISPLAY_NAME", "FORGED_SENDER",
     }
 )  # fmt: skip
-_CHANGING = re.compile(r"\S*\d\S*")  # numbers, dates, ids: what differs between mails of one mailing
+_CHANGING = re.compile(r"\S*\d\S*")  # numbers, dates, ids: they differ between the messages of one mailing
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Mails that are nearly the same, shown as one row."""
+    """Near-duplicates, shown as one row."""
 
-    newest: Delivery  # what the row's links act on
+    newest: Delivery  # the row's links act on it
     others: tuple[Delivery, ...]
-    wanted_before: bool  # proven to come from somebody whose mail this recipient got released
+    wanted_before: bool  # from an authenticated sender whose messages this recipient got released before
 
 
 def is_authentic(message: Message) -> bool:
-    """Whether Rspamd found the sender proven, and nothing that says the opposite."""
+    """Return whether Rspamd authenticated the sender and found no sign of forgery."""
     names = {symbol.name for symbol in message.symbols}
     return not _AUTHENTIC.isdisjoint(names) and not is_forged(message)
 
 
 def is_forged(message: Message) -> bool:
-    """Whether Rspamd found that the sender is not who the mail says."""
+    """Return whether Rspamd found that the sender is forged."""
     return any(symbol.name in _FORGED for symbol in message.symbols)
 
 
 def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group]:
-    """Deliveries in groups, the likeliest mistakes first, dangerous mail last.
+    """Return deliveries in groups, the most likely false positives first, dangerous messages last.
 
-    ``known`` are addresses in lower case, as `reasons.from_address` gives them, whose mail the recipient got released.
-    A forger may write such an address: it counts only as long as no symbol says that the sender is forged.
+    ``known``: addresses in lower case, as returned by `reasons.from_address`, whose messages the recipient got
+    released. A forger may use such an address: it counts only if no symbol reports a forged sender.
     """
     ordered = sorted(deliveries, key=lambda delivery: _likeliest_mistake_first(delivery.message, known))
     by_key: dict[object, list[Delivery]] = {}
     groups: list[list[Delivery]] = []
     for delivery in ordered:
-        keys = _dedup_key(delivery)
+        keys = _group_keys(delivery)
         group = next((by_key[key] for key in keys if key in by_key), None)
         if group is None:
             group = []
@@ -79,9 +80,11 @@ def _group(found: list[Delivery], known: Collection[str]) -> Group:
     )
 
 
-def _dedup_key(delivery: Delivery) -> list[object]:
-    """What near-identical mails share one of: the same bytes, or sender and shape of the subject. Never across
-    tiers or the names they are for, and what is proven to come from its sender never hides behind what merely says so.
+def _group_keys(delivery: Delivery) -> list[object]:
+    """Return the keys of a delivery; near-duplicates share at least one: body, or sender and subject without numbers.
+
+    A group has one recipient and one tier, and never mixes authenticated messages with others: a forged message must
+    not hide an authenticated one.
     """
     message = delivery.message
     kind = (delivery.recipient, message.tier, is_authentic(message))
@@ -101,7 +104,7 @@ def _likeliest_mistake_first(message: Message, known: Collection[str]) -> tuple[
         score -= _KNOWN_POINTS
     return (
         message.tier is Tier.DANGEROUS,
-        message.score is None,  # nothing speaks for it either
+        message.score is None,  # unknown: after all messages with a score
         score,
         -message.held_at.timestamp(),
     )

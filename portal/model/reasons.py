@@ -1,7 +1,7 @@
-"""Rspamd's verdict in plain words, and a sender as it may be shown: for pages and digests alike.
+"""Rspamd's verdict in plain language, and senders cleaned for showing, both for pages and digests.
 
 Depends on the message alone. Texts are marked with `N_` for catalogues; templates translate them with ``_()``.
-Everything here that comes from the mail is cleaned by `text.shown`, yet still needs the template's escaping.
+`text.shown` cleans all text from the message; templates must still escape it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from portal.model.domains import looks_alike, lower_case, punycode
 from portal.model.message import Message, Symbol, Tier
 from portal.model.text import N_, shown
 
-REASONS = 3  # how many a row shows
+REASONS = 3  # in a row
 
 
-# First match wins; `*` as in fnmatch. The names are those of Rspamd's stock configuration
-# (rspamd conf/scores.d and rules/), grouped by what they mean to a recipient.
+# The first match wins; `*` as in fnmatch. The names are those of Rspamd's stock configuration
+# (rspamd conf/scores.d and rules/), grouped by their meaning to a recipient.
 _WORDS: tuple[tuple[str, str], ...] = (
     ("*VIRUS*", N_("A virus scanner found malware in it")),
     ("CLAM*", N_("A virus scanner found malware in it")),
@@ -111,11 +111,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("BULK*", N_("It is bulk mail")),
     ("GREYLIST", N_("It came from a sender never seen before")),
 )
-# Looked at before: names of Rspamd's own that the patterns above would say something wrong of, and heavy ones that they
-# leave out. The sentences are those above.
-_WORDS_FOR_SINGLE_ONES: tuple[tuple[str, str], ...] = (
-    ("RBL_VIRUSFREE*", N_("It came from a server known for spam")),  # a list of that name
-    # Not the site's: Rspamd knows the domain as a good one, and the mail fails its policies (whitelist_group.conf).
+# These take precedence over `_WORDS`: stock symbols of Rspamd for which those patterns give a wrong text, and symbols
+# with a high score that no pattern matches. The texts are those above.
+_EXCEPTIONS: tuple[tuple[str, str], ...] = (
+    ("RBL_VIRUSFREE*", N_("It came from a server known for spam")),  # the name of a blocklist
+    # Not a blocklist of the site: Rspamd's whitelist has the domain, and the message fails the domain's policies
+    # (whitelist_group.conf).
     ("BLACKLIST_DMARC", N_("It pretends to come from somebody else")),
     ("BLACKLIST_SPF*", N_("It pretends to come from somebody else")),
     ("BLACKLIST_DKIM", N_("It pretends to come from somebody else")),
@@ -142,18 +143,18 @@ _WORDS_FOR_SINGLE_ONES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=4096)  # a site has some hundred symbols, a digest shows them over and over
-def _known(name: str) -> str | None:
+@lru_cache(maxsize=4096)  # a site has some hundred symbols, and digests show them again and again
+def _text_of(name: str) -> str | None:
     upper = name.upper()
-    patterns = (*_WORDS_FOR_SINGLE_ONES, *_WORDS)
+    patterns = (*_EXCEPTIONS, *_WORDS)
     return next((words for pattern, words in patterns if fnmatchcase(upper, pattern)), None)
 
 
 def explain(symbol: Symbol) -> str:
-    """One symbol in words; for an unknown one, which way its score counts."""
+    """Return one symbol as a text; for an unknown symbol, a text about its score."""
     if symbol.score < 0:
         return N_("This speaks for the mail")
-    words = _known(symbol.name)
+    words = _text_of(symbol.name)
     if words is not None and symbol.score > 0:
         return words
     if symbol.score >= 4:
@@ -164,12 +165,12 @@ def explain(symbol: Symbol) -> str:
 
 
 def why(message: Message) -> list[str]:
-    """The most telling reasons why a message was held, at most three, never none."""
+    """Return the main reasons why a message was held, one to three."""
     against = sorted((s for s in message.symbols if s.score > 0), key=lambda s: (-s.score, s.name))
     if message.tier is Tier.DANGEROUS:
-        # What makes it dangerous comes first, whatever it weighs.
-        against.sort(key=lambda s: not any(fnmatchcase(s.name.upper(), p) for p in _GRAVE))
-    found = list(dict.fromkeys(words for words in (_known(s.name) for s in against) if words))[:REASONS]
+        # Symbols of dangerous content come first, regardless of their score.
+        against.sort(key=lambda s: not any(fnmatchcase(s.name.upper(), p) for p in _DANGEROUS))
+    found = list(dict.fromkeys(words for words in (_text_of(s.name) for s in against) if words))[:REASONS]
     if not found:
         found = [_by_score(message, against)]
     if message.flags:
@@ -177,7 +178,7 @@ def why(message: Message) -> list[str]:
     return found
 
 
-_GRAVE = ("*VIRUS*", "CLAM*", "*MALWARE*", "URLHAUS*", "*PHISH*", "P?_SURBL_MULTI", "MW_SURBL_MULTI", "OLETOOLS*")
+_DANGEROUS = ("*VIRUS*", "CLAM*", "*MALWARE*", "URLHAUS*", "*PHISH*", "P?_SURBL_MULTI", "MW_SURBL_MULTI", "OLETOOLS*")
 
 
 def _by_score(message: Message, against: list[Symbol]) -> str:
@@ -192,12 +193,12 @@ def _by_score(message: Message, against: list[Symbol]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """A sender, cleaned for showing: the name never without the address. ``str()`` gives both in one line."""
+    """A sender, cleaned for showing: never show the name without the address. ``str()`` returns both in one line."""
 
-    name: str  # "" when there is none
-    address: str  # "" when there is none
-    warning: str  # "" or a sentence to show beside it, to be translated
-    instead: str = ""  # to show in the place of an address that there is not, to be translated
+    name: str  # "" if missing
+    address: str  # "" if missing
+    warning: str  # "" or a sentence to show next to it, to be translated
+    instead: str = ""  # a text to show if the address is missing, to be translated
 
     def __str__(self) -> str:
         address = self.address or self.instead
@@ -208,11 +209,10 @@ _ADDRESS = re.compile(r"[^\s<>()\[\]\",;:]{1,64}@[^\s<>()\[\]\",;:@]{1,255}")
 
 
 def sender_shown(message: Message) -> Sender:
-    """The sender of a message as recipients may see it: from the From header, else from the envelope.
+    """Return the sender of a message for recipients: from the From header, else from the envelope.
 
-    Warns when the display name contains another address, which is how a forger gets one shown by mail programs
-    that hide the real one, and when the domain is made of letters that pass for others. A domain that is not ASCII
-    gets its punycode beside it.
+    It has a warning if the display name contains another address, which mail programs that hide the real address would
+    show, or if the domain has letters that look like others. A domain that is not ASCII is followed by its punycode.
     """
     name, address = _split(message.header_from)
     if not address:
@@ -232,23 +232,26 @@ def sender_shown(message: Message) -> Sender:
 
 
 def from_address(message: Message) -> str:
-    """The address in the From header in lower case, else the envelope sender's, "" when there is neither."""
+    """Return the address in the From header in lower case, else the envelope sender's, "" if both are missing."""
     return address_in(message.header_from) or lower_case(message.envelope_sender or "")
 
 
 def address_in(header_from: str) -> str:
-    """The address in a decoded From header in lower case, "" when there is none."""
+    """Return the address in a decoded From header in lower case, "" if missing."""
     return lower_case(_split(header_from)[1])
 
 
 LOOKS_ALIKE = N_("The sender's domain has letters that look like others, so it may pretend to be somebody else")
 
-_ENDS = "<>()[]\",;:'."  # what may follow an address, see `_ADDRESS` and `_addresses`
+_ENDS = "<>()[]\",;:'."  # characters that may follow an address, see `_ADDRESS` and `_addresses`
 
 
 def _pretends(address: str, written: str) -> bool:
-    """Whether an address's domain passes for another one, also by what `shown` takes out of what was ``written``: with
-    a character in it that nobody sees it is not that domain, whose DMARC policy nobody asked."""
+    """Return whether an address's domain looks like another one, also after `shown` removed characters from it.
+
+    ``written``: the address or header before cleaning. A domain with an invisible character is another domain than the
+    one that is shown, and Rspamd did not check the DMARC policy of the latter.
+    """
     seen = shown(address, 320)
     _, at, host = seen.rpartition("@")
     _, there, behind = written.rpartition(at + host)
@@ -258,18 +261,21 @@ def _pretends(address: str, written: str) -> bool:
 
 
 def _host(address: str) -> str:
-    """Return the domain of a sender in lower case, and otherwise as written: with the mapping of UTS 46 one that only
-    looks like a known sender's would be equal to it, although Rspamd checked another domain."""
+    """Return the domain of a sender in lower case, otherwise as written.
+
+    The mapping of UTS 46 would make a domain that only looks like a known sender's equal to it, although Rspamd checked
+    another domain.
+    """
     return address.rpartition("@")[2].lower()
 
 
 def _addresses(text: str) -> Iterator[str]:
-    # What hides behind invisible characters must not hide from us.
+    # Invisible characters must not prevent an address from being found.
     return (match.group().strip(".'") for match in _ADDRESS.finditer(shown(text, 1000)))
 
 
 def _split(header: str) -> tuple[str, str]:
-    """Display name and address of a decoded From header. The *last* angle brackets count, as in RFC 5322, 3.4."""
+    """Return display name and address of a decoded From header. The *last* angle brackets count (RFC 5322, 3.4)."""
     header = header.strip()[:2000]
     before, bracket, rest = header.rpartition("<")
     if bracket:
@@ -286,14 +292,15 @@ _ADDRESS_CHARACTERS = 120
 
 
 def _address_shown(address: str) -> str:
-    """Return an address cleaned for showing, with the name that DNS is asked for if the domain is not ASCII."""
+    """Return an address cleaned for showing. If its domain is not ASCII, the name that DNS knows follows."""
     clean = shown(address, 1000)
     host = _host(clean)
     return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(punycode(host))})"
 
 
 def _cut(address: str) -> str:
-    """Not at its end, which says whose a domain is: a forger's begins as another one's whole address."""
+    """Shorten an address in the middle: the end shows who owns a domain, while a forged address may begin with a
+    complete other address."""
     if len(address) <= _ADDRESS_CHARACTERS:
         return address
     return f"{address[: _ADDRESS_CHARACTERS // 2 - 1]}…{address[-_ADDRESS_CHARACTERS // 2 :]}"

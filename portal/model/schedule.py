@@ -1,7 +1,7 @@
-"""When and how a recipient is told: what they chose, the defaults for the rest, and the moments that come of it.
+"""Times and language of a recipient's digests: their preferences, the defaults, and the resulting plan.
 
-Depends on its arguments alone. The store keeps `Preferences`, the settings hold the defaults, `plan_for` makes a
-`Plan` of both; whoever shows or decides a time asks the plan.
+Depends on its arguments alone. The store keeps `Preferences`, the settings have the defaults, and `plan_for` makes a
+`Plan` of both. All code that shows or decides a time of a digest uses the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_TIMES = 6  # digests a day
 
 
 class Schedule(StrEnum):
-    """On which days digests go out, in the recipient's time zone."""
+    """The days on which digests are sent, in the recipient's time zone."""
 
     NEVER = "never"
     DAILY = "daily"
@@ -50,9 +50,9 @@ _DAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What one recipient chose; None: the default of their domain or of all. Stopping is kept apart from these.
+    """The choices of one recipient; None: the default of their domain or of all. A stop of digests is kept elsewhere.
 
-    Texts are kept as chosen: a time zone may go with a later tzdata, then the default holds (`plan_for`).
+    Texts are kept as chosen: a later tzdata may drop a time zone, then the default applies (`plan_for`).
     """
 
     schedule: str | None = None
@@ -61,7 +61,7 @@ class Preferences:
     language: str | None = None
 
     def to_json(self) -> str | None:
-        """As stores keep it; None when nothing was chosen."""
+        """Return the text that stores keep, or None if nothing was chosen."""
         at = [f"{each:%H:%M}" for each in self.at] if self.at else None
         values = {"schedule": self.schedule, "at": at, "timezone": self.timezone, "language": self.language}
         chosen = {name: value for name, value in values.items() if value is not None}
@@ -69,10 +69,10 @@ class Preferences:
 
     @classmethod
     def from_json(cls, text: str | None) -> Preferences:
-        """What `to_json` made. Raises ValueError, TypeError for anything else."""
+        """Parse a text of `to_json`. Raises ValueError or TypeError for anything else."""
         chosen: Any = json.loads(text or "{}")
         if not isinstance(chosen, dict):
-            raise ValueError("not what a recipient chose")
+            raise ValueError("stored preferences are not a JSON object")
         at = tuple(time.fromisoformat(each) for each in chosen.get("at", ())) or None
         return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"))
 
@@ -82,7 +82,7 @@ NO_PREFERENCES = Preferences()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """When and how one recipient is told."""
+    """The schedule and language of one recipient's digests."""
 
     schedule: Schedule
     at: tuple[time, ...]  # in order, at least one
@@ -90,11 +90,12 @@ class Plan:
     language: str
 
     def next_time(self, after: datetime) -> datetime | None:
-        """The first moment later than ``after``, aware UTC; None when the schedule is `never`.
+        """Return the first digest time later than ``after``, aware UTC, or None if the schedule is `never`.
 
-        Each hour comes once on each local day of the schedule. One that a spring night leaves out is the moment the
-        gap ends, and two such are one moment; one that an autumn night has twice is the first of the two (PEP 495,
-        ``fold=0``). A day that the zone leaves out as a whole has none (Pacific/Apia had no 30 December 2011).
+        Each time of ``at`` occurs once on each local day of the schedule. A time in the gap of a change to summer time
+        is moved to the end of the gap, and two such times become one. Of a time that occurs twice, when summer time
+        ends, the first counts (PEP 495, ``fold=0``). A day that the zone skips has no times (Pacific/Apia had no
+        30 December 2011).
         """
         days = _DAYS[self.schedule]
         if not days:
@@ -110,7 +111,7 @@ class Plan:
 
 
 def _exists(day: date, zone: ZoneInfo) -> bool:
-    # Gaps of hours lie at night; only a gap of a day, at the date line, leaves out a noon.
+    # Gaps of hours are at night. Only a gap of a day, at the date line, contains noon.
     noon = datetime.combine(day, time(12), zone)
     return noon.astimezone(UTC).astimezone(zone).date() == day
 
@@ -120,41 +121,42 @@ def _moment(day: date, at: time, zone: ZoneInfo) -> datetime:
     moment = wall.astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):
         return moment
-    # In a gap fold=0 counts with the offset before it and so lands behind it, fold=1 before it (PEP 495).
-    before, behind = wall.replace(fold=1).astimezone(UTC), moment
-    while behind - before > timedelta(seconds=1):
-        middle = before + (behind - before) // 2
-        if middle.astimezone(zone).utcoffset() == behind.astimezone(zone).utcoffset():
-            behind = middle
+    # In a gap fold=0 uses the offset before the gap, which gives a time after it; fold=1 gives one before it (PEP 495).
+    # Search the end of the gap between the two.
+    before, after = wall.replace(fold=1).astimezone(UTC), moment
+    while after - before > timedelta(seconds=1):
+        middle = before + (after - before) // 2
+        if middle.astimezone(zone).utcoffset() == after.astimezone(zone).utcoffset():
+            after = middle
         else:
             before = middle
-    return behind.replace(microsecond=0)
+    return after.replace(microsecond=0)
 
 
 class Defaults(Protocol):
-    """The settings of section ``digest``: `schedule`, `at`, `timezone` and `language` for all, and for a domain."""
+    """The settings of section ``digest``: `schedule`, `at`, `timezone` and `language` for all, and for each domain."""
 
     @property
     def domains(self) -> Mapping[str, object]:
-        """By lower-case domain; what one does not set is None."""
+        """The settings of each domain, by its lower-case name; None: not set for this domain."""
 
 
 def plan_for(settings: Defaults, recipient: str, preferences: Preferences) -> Plan:
-    """What holds for a recipient: each thing as they chose it, else as their domain has it, else as all have it.
+    """Return a recipient's plan: each value from their preferences, else from their domain, else from the defaults.
 
-    A choice that is not known any more (a time zone that tzdata dropped) is logged and counts as none.
+    A value that is no longer known (a time zone that tzdata dropped) is logged and ignored.
     """
-    there = settings.domains.get(domain(recipient))
+    of_domain = settings.domains.get(domain(recipient))
 
     def default(name: str) -> Any:
-        own = getattr(there, name, None)
+        own = getattr(of_domain, name, None)
         return getattr(settings, name) if own is None else own
 
     def chosen(name: str, known: Iterable[str]) -> str | None:
         value: str | None = getattr(preferences, name)
         if value is None or value in known:
             return value
-        log.warning("recipient=%s chose a %s that is not known any more: the default holds", recipient, name)
+        log.warning("recipient=%s chose a %s that is no longer known: using the default", recipient, name)
         return None
 
     return Plan(
@@ -167,5 +169,5 @@ def plan_for(settings: Defaults, recipient: str, preferences: Preferences) -> Pl
 
 @cache
 def zone_names() -> frozenset[str]:
-    """All time zones by their IANA names."""
+    """Return the IANA names of all time zones."""
     return frozenset(available_timezones())

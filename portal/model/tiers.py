@@ -1,4 +1,4 @@
-"""Which tier a message belongs to: what its symbols say about the harm it could do."""
+"""The tier of a message, from its symbols."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from fnmatch import fnmatchcase
 
 from portal.model.message import Export, Tier
 
-_NAMES_KNOWN = 4096
+_NAMES_CACHED = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """Which tier a message belongs to. Patterns as in `fnmatch`; names are compared in upper case."""
+    """The patterns that decide the tier of a message, as in `fnmatch`. Names are compared in upper case."""
 
     dangerous: tuple[str, ...]
     suspicious: tuple[str, ...]
-    # Some sixty patterns for each of twenty symbols took a third of the time that holding a mail takes.
-    _known: dict[str, Tier] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # Without the cache, some sixty patterns for each of twenty symbols took a third of the time of holding a message.
+    _cache: dict[str, Tier] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, export: Export) -> Tier:
-        """The tier from symbols; whatever could not be read makes it at least suspicious."""
+        """Return the tier by the symbols; unreadable metadata makes it at least suspicious."""
         worst = Tier.SUSPICIOUS if export.flags else Tier.SPAM
         for symbol in export.symbols:
-            # Negative ones speak for the mail. Zero does not: a virus scanner's symbol has no score of its own, since
+            # A negative score is in favour of the message. Zero is not: a virus scanner's symbol has no score, since
             # its rule forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero
             # weight").
             if symbol.score >= 0:
-                tier = self._known.get(symbol.name) or self._named(symbol.name)
+                tier = self._cache.get(symbol.name) or self._tier_of(symbol.name)
                 if tier is Tier.DANGEROUS:
                     return tier
                 if tier is Tier.SUSPICIOUS:
                     worst = tier
         return worst
 
-    def _named(self, name: str) -> Tier:
+    def _tier_of(self, name: str) -> Tier:
         tier = Tier.SPAM
         for each, patterns in ((Tier.DANGEROUS, self.dangerous), (Tier.SUSPICIOUS, self.suspicious)):
             if any(fnmatchcase(name.upper(), pattern.upper()) for pattern in patterns):
                 tier = each
                 break
-        if len(self._known) < _NAMES_KNOWN:  # whoever may post can make up names
-            self._known[name] = tier
+        if len(self._cache) < _NAMES_CACHED:  # a limit, since a client may post invented names
+            self._cache[name] = tier
         return tier

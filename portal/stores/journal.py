@@ -90,7 +90,7 @@ def events_of(line: dict[str, Any]) -> list[Event]:
         Event(
             moment(e["at"]),
             EventKind(e["what"]),
-            Actor.kept(str(e["who"]), str(e["via"]), str(e["address"])),
+            Actor.from_stored(str(e["who"]), str(e["via"]), str(e["address"])),
             str(e["detail"]),
         )
         for e in line["events"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import zstandard
 
-from portal.model.fast_json import encode, kept_symbols
+from portal.model.fast_json import encode, stored_symbols
 from portal.model.message import Symbol
 
 _own = threading.local()  # each thread's: making one takes longer than using it
@@ -32,7 +32,7 @@ def unpack(packed: bytes | str) -> tuple[Symbol, ...]:
     if not hasattr(_own, "decompressor"):
         _own.decompressor = zstandard.ZstdDecompressor()
     text: bytes = _own.decompressor.decompress(packed)
-    kept = kept_symbols(text)
+    kept = stored_symbols(text)
     return from_json(json.loads(text)) if kept is None else kept
 
 

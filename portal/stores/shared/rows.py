@@ -114,7 +114,7 @@ def events(
 def event_from(row: Sequence[Any]) -> Event:
     """Return the event of a row: at, kind, actor, via, address, detail."""
     at, kind, who, via, address, detail = row
-    return Event(at, EventKind(kind), Actor.kept(who, via, address), detail)
+    return Event(at, EventKind(kind), Actor.from_stored(who, via, address), detail)
 
 
 def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) -> None:
