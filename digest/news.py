@@ -79,7 +79,11 @@ def _apply_changed_file(parts: Parts, now: datetime) -> None:
     """
     version = parts.people.names().version
     # The process's own memory as well: hosts whose files differ would take turns for ever.
-    if not parts.people.text() or version == parts.people.looked_at or notes.ALIASES.get(parts.store) == version:
+    if (
+        not parts.people.text()
+        or version == parts.people.processed_version
+        or notes.ALIASES.get(parts.store) == version
+    ):
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
     stopped = _restore_opt_outs(parts)
@@ -102,7 +106,7 @@ def _apply_changed_file(parts: Parts, now: datetime) -> None:
                 pass_news_on(parts, person.recipient)
     notes.ALIASES_LAST_GOOD.set(parts.store, parts.people.text())
     notes.ALIASES.set(parts.store, version)
-    parts.people.looked_at = version
+    parts.people.processed_version = version
 
 
 def _restore_opt_outs(parts: Parts) -> dict[str, datetime]:
@@ -152,7 +156,7 @@ def find_news(parts: Parts, now: datetime) -> int:
         _apply_changed_file(parts, now)
         # Their own mark may stand since before: new mail for such an address leaves none for the others.
         for recipient in [
-            *parts.store.recipients.with_unannounced(parts.people.copied(), now - NEWS_LOOKED_FOR),
+            *parts.store.recipients.with_unannounced(parts.people.shared_mailboxes(), now - NEWS_LOOKED_FOR),
             *recipients_with_news(parts),
         ]:
             pass_news_on(parts, recipient)
@@ -160,7 +164,7 @@ def find_news(parts: Parts, now: datetime) -> int:
 
 
 def _find_news(parts: Parts, since: datetime) -> int:
-    found = parts.store.recipients.find_news(since, [*parts.settings.local_domains, *parts.people.elsewhere()])
+    found = parts.store.recipients.find_news(since, [*parts.settings.local_domains, *parts.people.non_local_names()])
     if found:
         log.info("found news for recipients=%d", found)
     return found

@@ -59,7 +59,7 @@ def change(site: Site, virtual: Path) -> Callable[[str], None]:
 
     def change(text: str) -> None:
         write(virtual, text)
-        site.parts.people._looked_at = float("-inf")
+        site.parts.people._checked_at = float("-inf")
 
     return change
 

@@ -1,4 +1,4 @@
-"""The text of a Postfix virtual alias table, as `portal.people` describes it. Pure functions, no I/O."""
+"""Parser of a Postfix virtual alias table, as described in `portal.people`. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hashlib import sha256
 from portal.model.domains import lower_case, shown_address
 from portal.model.message import domain, identity
 
-DEPTH = 50  # results that are looked up again; Postfix stops at 1,000
+DEPTH = 50  # lookups in a row; Postfix stops at 1,000
 READERS = 1000  # of one address, as in Postfix (virtual_alias_expansion_limit)
-ADDRESSES = 1000  # that one person reads, other domains' names for them not counted
+ADDRESSES = 1000  # with one reader, without those in alias domains
 DOMAINS = 50  # that are aliases of one domain
 _PROBLEMS_SHOWN = 20
 _TOKEN = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s,"])+')
@@ -22,23 +22,23 @@ _ATOM = re.compile(r"[\w!#$%&'*+/=?^`{|}~.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What one reading of the file says."""
+    """The content of the file."""
 
     readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # each address of the file → people
-    reads: Mapping[str, Sequence[str]] = field(default_factory=dict)  # person → addresses of the file but their own
+    reads: Mapping[str, Sequence[str]] = field(default_factory=dict)  # person → addresses of the file except their own
     domains: Mapping[str, str] = field(default_factory=dict)  # alias domain → domain
-    alias_domains: Mapping[str, Sequence[str]] = field(default_factory=dict)  # domain → its aliases, and theirs
-    problems: tuple[str, ...] = ()
+    alias_domains: Mapping[str, Sequence[str]] = field(default_factory=dict)  # domain → its aliases, also indirect ones
+    problems: tuple[str, ...] = ()  # the first of them
     problem_count: int = 0
-    version: str = ""  # differs when the text does
+    version: str = ""  # a hash of the text
 
 
-class _Broken(Exception):
-    """An address that cannot be followed, and why."""
+class _Unresolvable(Exception):
+    """An address that cannot be followed; the message is the reason."""
 
 
 class _Parser:
-    """One reading."""
+    """Parser of one text."""
 
     def __init__(self, delimiter: str, origin: str, is_local: Callable[[str], bool]) -> None:
         self._delimiter = delimiter
@@ -48,14 +48,14 @@ class _Parser:
         self._bare: dict[str, tuple[str, ...]] = {}
         self._catch_all: dict[str, tuple[str, ...]] = {}
         self._domains: dict[str, str] = {}
-        self._aliases: Counter[str] = Counter()  # how many each domain has: counting anew for each line takes minutes
-        self._finals: dict[str, tuple[str, ...] | None] = {}  # None: leads into a loop
+        self._alias_counts: Counter[str] = Counter()  # by domain, since a new count for each line would take minutes
+        self._resolved: dict[str, tuple[str, ...] | None] = {}  # None: leads into a loop
         self._problems: list[str] = []
-        self._count = 0
+        self._problem_count = 0
 
     def parse(self, text: str) -> Names:
         for number, line in _logical_lines(text):
-            self._line(number, line)
+            self._parse_line(number, line)
         for name, targets in self._bare.items():
             self._entries.setdefault(f"{name}@{self._origin}", targets)
         readers: dict[str, tuple[str, ...]] = {}
@@ -64,7 +64,9 @@ class _Parser:
             people = self._people(address)
             full = [person for person in people if person != address and len(reads.get(person, ())) >= ADDRESSES]
             if full:
-                self._problem(f"{shown_address(address)}: {shown_address(full[0])} reads {ADDRESSES} addresses already")
+                self._add_problem(
+                    f"{shown_address(address)}: {shown_address(full[0])} reads {ADDRESSES} addresses already"
+                )
                 people = (address,)
             readers[address] = people
             for person in people:
@@ -72,75 +74,75 @@ class _Parser:
                     reads.setdefault(person, []).append(address)
         version = sha256(text.encode()).hexdigest()[:16]
         aliases = self._alias_domains()
-        return Names(readers, reads, self._domains, aliases, tuple(self._problems), self._count, version)
+        return Names(readers, reads, self._domains, aliases, tuple(self._problems), self._problem_count, version)
 
     def _alias_domains(self) -> dict[str, list[str]]:
-        """Each domain's aliases, those of aliases too; takes out what goes round in a circle."""
+        """Return the aliases of each domain, also indirect ones. Removes domains that are in a loop."""
         aliases: dict[str, list[str]] = {}
         for host in list(self._domains):
-            on_the_way, target = [host], self._domains[host]
-            while target in self._domains and target not in on_the_way and len(on_the_way) < DEPTH:
-                on_the_way.append(target)
+            path, target = [host], self._domains[host]
+            while target in self._domains and target not in path and len(path) < DEPTH:
+                path.append(target)
                 target = self._domains[target]
             if target in self._domains:
-                self._problem(f"@{shown_address(host)}: goes round in a circle")
+                self._add_problem(f"@{shown_address(host)}: is in a loop, or longer than {DEPTH} steps")
                 del self._domains[host]
                 continue
-            for each in (*on_the_way[1:], target):
+            for each in (*path[1:], target):
                 aliases.setdefault(each, []).append(host)
         return aliases
 
-    def _problem(self, said: str) -> None:
-        self._count += 1
+    def _add_problem(self, text: str) -> None:
+        self._problem_count += 1
         if len(self._problems) < _PROBLEMS_SHOWN:
-            self._problems.append(said)
+            self._problems.append(text)
 
-    def _line(self, number: int, line: str) -> None:
+    def _parse_line(self, number: int, line: str) -> None:
         tokens = _TOKEN.findall(line) if '"' in line else line.replace(",", " ").split()
         pattern = tokens[0] if tokens else ""
         targets = tokens[1:]
         if line.startswith("/") or pattern.startswith("/"):
-            return self._problem(f"line {number}: regular expressions are not followed")
+            return self._add_problem(f"line {number}: regular expressions are not followed")
         if pattern.endswith(":") or ":include:" in line:
-            return self._problem(f"line {number}: is of an aliases(5) file, not of a virtual(5) table")
+            return self._add_problem(f"line {number}: has the syntax of aliases(5), not of virtual(5)")
         if not pattern or not targets:
-            return self._problem(f"line {number}: names no address to go to")
+            return self._add_problem(f"line {number}: has no target address")
         if len(targets) == 1 and _is_other_spelling(pattern, targets[0]):
             return None
         if pattern.startswith("@"):
-            return self._domain(number, domain(pattern), targets)
-        where = self._entries if "@" in pattern else self._bare
+            return self._parse_domain(number, domain(pattern), targets)
+        entries = self._entries if "@" in pattern else self._bare
         key = canonical(pattern)
-        if where is self._bare and not self._origin:
-            return self._problem(f"line {number}: {pattern} has no domain: set people.origin to Postfix's myorigin")
-        if key in where:
-            return self._problem(f"line {number}: {pattern} stands in an earlier line, which counts")
-        where[key] = self._targets(number, key.rpartition("@")[0] or key, targets)
+        if entries is self._bare and not self._origin:
+            return self._add_problem(f"line {number}: {pattern} has no domain: set people.origin to Postfix's myorigin")
+        if key in entries:
+            return self._add_problem(f"line {number}: is ignored, since an earlier line has {pattern} too")
+        entries[key] = self._parse_targets(number, key.rpartition("@")[0] or key, targets)
         return None
 
-    def _domain(self, number: int, host: str, targets: Sequence[str]) -> None:
+    def _parse_domain(self, number: int, host: str, targets: Sequence[str]) -> None:
         if not host or host in self._catch_all or host in self._domains:
-            return self._problem(f"line {number}: @{shown_address(host)} stands in an earlier line, which counts")
+            return self._add_problem(f"line {number}: is ignored, since an earlier line has @{shown_address(host)} too")
         other = domain(targets[0]) if targets[0].startswith("@") else ""
         if other and len(targets) == 1 and other != host:
-            if self._aliases[other] >= DOMAINS:
-                return self._problem(f"line {number}: {shown_address(other)} has {DOMAINS} alias domains already")
-            self._aliases[other] += 1
+            if self._alias_counts[other] >= DOMAINS:
+                return self._add_problem(f"line {number}: {shown_address(other)} has {DOMAINS} alias domains already")
+            self._alias_counts[other] += 1
             self._domains[host] = other
             return None
-        self._catch_all[host] = self._targets(number, "", [target for target in targets if target[0] != "@"])
-        return self._problem(
-            f"line {number}: @{shown_address(host)} is for whatever is sent there: each such address is told by itself"
+        self._catch_all[host] = self._parse_targets(number, "", [target for target in targets if target[0] != "@"])
+        return self._add_problem(
+            f"line {number}: @{shown_address(host)} is a catch-all: each address that it covers is notified by itself"
         )
 
-    def _targets(self, number: int, local: str, targets: Sequence[str]) -> tuple[str, ...]:
+    def _parse_targets(self, number: int, local: str, targets: Sequence[str]) -> tuple[str, ...]:
         found = []
         for place, target in enumerate(targets):
             if target[0] in "|/:" or (target[0] == '"' and target[1:2] in "|/:"):
-                self._problem(f"line {number}: {target[:40]} is no address")
+                self._add_problem(f"line {number}: {target[:40]} is not an address")
             elif target.startswith("@"):
                 if place:
-                    self._problem(f"line {number}: {target} counts only as the first address")
+                    self._add_problem(f"line {number}: {target} is only allowed as the first address")
                 else:
                     found.append(canonical(local + target))
             elif "@" in target:
@@ -148,48 +150,51 @@ class _Parser:
             elif self._origin:
                 found.append(canonical(f"{target}@{self._origin}"))
             else:
-                self._problem(f"line {number}: {target} has no domain: set people.origin to Postfix's myorigin")
+                self._add_problem(f"line {number}: {target} has no domain: set people.origin to Postfix's myorigin")
         return tuple(dict.fromkeys(found))
 
     def _people(self, address: str) -> tuple[str, ...]:
-        """Who reads an address of the file."""
+        """Return the readers of an address of the file."""
         try:
-            finals = self._followed(address, ())
-        except _Broken as error:
-            self._problem(f"{shown_address(address)}: {error}")
+            resolved = self._resolve(address, ())
+        except _Unresolvable as error:
+            self._add_problem(f"{shown_address(address)}: {error}")
             return (address,)
-        people = tuple(final for final in finals if self._is_local(final))
-        if len(people) < len(finals) and people:
-            self._problem(
-                f"{shown_address(address)}: some of those it goes to are not in local_domains: they are not told"
+        people = tuple(person for person in resolved if self._is_local(person))
+        if len(people) < len(resolved) and people:
+            self._add_problem(
+                f"{shown_address(address)}: some of its targets are not in local_domains and are not notified"
             )
         return people or (address,)
 
-    def _followed(self, address: str, path: tuple[str, ...]) -> tuple[str, ...]:
-        """Where mail for an address ends. Raises _Broken."""
-        if address in self._finals:
-            known = self._finals[address]
+    def _resolve(self, address: str, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the final targets of an address. Raises _Unresolvable.
+
+        ``path``: the addresses that led to it.
+        """
+        if address in self._resolved:
+            known = self._resolved[address]
             if known is None:
-                raise _Broken("goes round in a circle")
+                raise _Unresolvable("is in a loop")
             return known
         targets = self._lookup(address)
         if targets is None:
             return (without_extension(address, self._delimiter),)
         if len(path) >= DEPTH:
-            raise _Broken(f"goes on for more than {DEPTH} steps")
+            raise _Unresolvable(f"needs more than {DEPTH} steps")
         found: dict[str, None] = {}
         for target in targets:
             if target == address:
-                found[target] = None  # its own mailbox, and it is not looked up again
+                found[target] = None  # its own mailbox; not looked up again
                 continue
             if target in path:
                 for each in (*path, address):
-                    self._finals[each] = None
-                raise _Broken("goes round in a circle")
-            found.update(dict.fromkeys(self._followed(target, (*path, address))))
+                    self._resolved[each] = None
+                raise _Unresolvable("is in a loop")
+            found.update(dict.fromkeys(self._resolve(target, (*path, address))))
             if len(found) > READERS:
-                raise _Broken(f"goes to more than {READERS} addresses")
-        self._finals[address] = tuple(found)
+                raise _Unresolvable(f"has more than {READERS} targets")
+        self._resolved[address] = tuple(found)
         return tuple(found)
 
     def _lookup(self, address: str) -> tuple[str, ...] | None:
@@ -204,31 +209,35 @@ class _Parser:
 
 
 def parse(text: str, *, delimiter: str = "", origin: str = "", is_local: Callable[[str], bool]) -> Names:
-    """What a virtual alias table says. Never fails: lines that cannot be followed are told in ``problems``."""
+    """Parse a virtual alias table. Never raises: ``problems`` lists the lines that cannot be followed."""
     return _Parser(delimiter, origin, is_local).parse(text)
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with their continuations, and the number of the first (postconf(5): comments and empty lines may stand
-    in between)."""
-    number, kept = 0, ""
+    """Yield each line joined with its continuations, and the number of its first line.
+
+    Comments and empty lines are allowed between them (postconf(5)).
+    """
+    number, joined = 0, ""
     for n, line in enumerate(text.split("\n"), 1):
         if not line or line.isspace() or line.lstrip().startswith("#"):
             continue
         if line[0].isspace():
-            if kept:
-                kept += " " + line.strip()
+            if joined:
+                joined += " " + line.strip()
             continue
-        if kept:
-            yield number, kept
-        number, kept = n, line.strip()
-    if kept:
-        yield number, kept
+        if joined:
+            yield number, joined
+        number, joined = n, line.strip()
+    if joined:
+        yield number, joined
 
 
 def _is_other_spelling(pattern: str, target: str) -> bool:
-    """Return whether both are one address or domain, with the domain spelled in both ways: up to version 0.1.1 these
-    were two, and such a line joined them."""
+    """Return whether both are the same address or domain, one with U-labels and one with A-labels.
+
+    Up to version 0.1.1 these were two addresses, and such a line joined them.
+    """
     if pattern.isascii() and target.isascii():
         return False
     hosts = [lower_case(text).rpartition("@")[2] for text in (pattern, target)]
@@ -236,7 +245,10 @@ def _is_other_spelling(pattern: str, target: str) -> bool:
 
 
 def without_extension(address: str, delimiter: str) -> str:
-    """The address without its extension (Postfix's split_addr.c: from the first delimiter on, never all of it)."""
+    """Return the address without its extension, which begins at the first delimiter.
+
+    The result keeps at least one character of the local part, as in Postfix's split_addr.c.
+    """
     local, at, host = address.rpartition("@")
     if not delimiter or not at or local.startswith('"'):
         return address
@@ -245,7 +257,7 @@ def without_extension(address: str, delimiter: str) -> str:
 
 
 def canonical(address: str) -> str:
-    """An address as it is compared: its identity, in quotes only where it needs some (RFC 5321, 4.1.2)."""
+    """Return the form of an address for comparison: its identity, quoted only if necessary (RFC 5321, 4.1.2)."""
     address = identity(address)
     if '"' not in address and " " not in address and "," not in address:
         return address
@@ -258,7 +270,7 @@ def canonical(address: str) -> str:
 
 
 def spellings(address: str) -> tuple[str, ...]:
-    """How deliveries may spell it: Rspamd has been seen to take quotes away."""
+    """Return the spellings of an address in deliveries: Rspamd has been seen to remove quotes."""
     if not address.startswith('"'):
         return (address,)
     local, _, host = address.rpartition("@")
