@@ -369,7 +369,7 @@ def test_two_quarantines_are_not_mixed(urls: tuple[str, str], stores: tuple[Stor
     before = everything(target)
     result = run_copy(*urls)
     assert result.exit_code == 2
-    assert "did not come from FROM" in result.output
+    assert "TO has messages that did not come from FROM" in result.output
     assert "empty store" in result.output
     assert everything(target) == before
 
@@ -463,12 +463,12 @@ def test_what_a_killed_copy_had_not_read_back_the_next_one_reads(
     source, target = stores
     held = hold(source)
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_read_back", lambda *_: sys.exit(9))  # between taking a mail and reading it back
+        patch.setattr(moving, "_verify", lambda *_: sys.exit(9))  # between taking a mail and reading it back
         assert run_copy(*urls).exit_code == 9
     assert [record.message.id for record in target.messages.records([held.id]).values()] == [held.id]
     damage(urls[1], held.id)
     again = run_copy(*urls)
-    assert again.exit_code == 2 and "TO does not give back the mail" in again.output
+    assert again.exit_code == 2 and "TO did not return the message" in again.output
 
 
 def test_what_a_copy_had_not_read_back_is_not_forgotten_by_one_that_is_killed_before_it_comes_there(
@@ -478,14 +478,14 @@ def test_what_a_copy_had_not_read_back_is_not_forgotten_by_one_that_is_killed_be
     lost, held = hold(source), hold(source)
     lose(urls[0], lost.id)  # so that its page is worked on each time
     monkeypatch.setattr(moving, "_MESSAGES", 1)
-    for name in ("_read_back", "_bring"):
+    for name in ("_verify", "_copy_or_update"):
         with monkeypatch.context() as patch:
             patch.setattr(moving, name, lambda *_: sys.exit(9))
             assert run_copy(*urls).exit_code == 9
     assert set(target.messages.ids(None, 10)) == {held.id}
     damage(urls[1], held.id)
     again = run_copy(*urls)
-    assert again.exit_code == 2 and "TO does not give back the mail" in again.output
+    assert again.exit_code == 2 and "TO did not return the message" in again.output
 
 
 def test_a_copy_is_not_read_back_again_once_it_was_complete(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -521,4 +521,4 @@ def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
     results.append(run_copy(source_url, target_url))
     for result in results:
         assert result.exit_code == 2
-        assert f"TO does not give back the mail {held.id} as it was written" in result.output
+        assert f"TO did not return the message {held.id} as it was written" in result.output

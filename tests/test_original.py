@@ -175,8 +175,8 @@ def test_damaged_missing_and_foreign_files_are_listed_and_the_rest_is_held(
     assert result.exit_code == 1
     assert "held 2 mails" in result.output
     assert "NOT TAKEN OVER: 4" in result.output
-    assert "4File2: there is metadata but no mail" in result.output
-    assert "4Empty: the mail has 0 bytes" in result.output
+    assert "4File2: metadata without a message" in result.output
+    assert "4Empty: the message has 0 bytes" in result.output
     assert one(store, "4File3").flags >= {Flag.RECIPIENTS, Flag.SYMBOLS, Flag.SENDER}
     assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -204,7 +204,7 @@ def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str)
     assert "held 2 mails" in result.output
     assert "2 have no recipients" in result.output
     assert "DKIM" in result.output
-    assert "4Sql2: there is metadata but no mail" in result.output
+    assert "4Sql2: metadata without a message" in result.output
     message = one(store, "4Sql0")
     assert b"".join(store.messages.body(message.id)) == text.encode()
     assert (message.envelope_sender, message.score, message.action) == (SENDER, 17.5, "reject")
@@ -237,7 +237,7 @@ def test_bad_calls_are_explained(run: Run, folder: Path, postgres_dsn: str) -> N
     for words, said in (
         ([], "either --dir DIR or --dsn DSN"),
         (["--dir", str(folder), "--dsn", postgres_dsn], "either --dir DIR or --dsn DSN"),
-        (["--dir", str(folder)], "holds no files QID-meta.gz"),
+        (["--dir", str(folder)], "has no files QID-meta.gz"),
         (["--dir", str(folder / "nowhere")], "cannot be read"),
         (["--dsn", postgres_dsn], "no table meta"),
         (["--dsn", "postgresql://me:hush-hush@127.0.0.1:1/nowhere"], "--dsn: the database cannot be used"),

@@ -1,1 +1,1 @@
-"""Copies between stores, and from the original script."""
+"""Copying between stores, and import from the original script."""

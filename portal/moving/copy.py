@@ -1,12 +1,12 @@
-"""Moving everything from one store to another, whichever their kinds: `quarantine copy`.
+"""Copying of all data from one store to another, of the same or another kind: `quarantine copy`.
 
-There is no list of what is done yet: messages have the same id in both stores, so each run walks over all of them,
-copies what is missing and brings up to date what differs. Killed and run again it goes on where it stopped; run once
-more after the switch it carries what came meanwhile. Every body is read whole and compared with its SHA-256 before the
-target gets it, and read back from there.
+There is no list of finished work: messages have the same id in both stores, so each run checks all of them, copies the
+missing ones and updates the ones that differ. A run after an interrupted one continues where that stopped, and a run
+after the switch copies what was held in between. Each body is read completely and compared with its SHA-256 before it
+is written to the target, and then read back from there.
 
-Not carried: sessions, sign-ins and openings, which live for hours, and mail of ours that waits to be sent, which the
-old store's digest process sends within seconds.
+Not copied: sessions, sign-ins and link openings, which are valid for hours, and the portal's own queued messages, which
+the old store's digest process sends within seconds.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from portal.stores.records import Record
 
 log = logging.getLogger("quarantine.moving")
 
-_MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # at a time
+_MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # in a batch
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
-_AT_ONCE = 4  # messages: disks make several durable in the time of one; three times as fast as one by one
+_THREADS = 4  # disks make several messages durable in the time of one: three times as fast as one thread
 
 Outcome = Literal["copied", "changed", "same", "missing", "damaged", "gone"]
-Progress = Callable[[int, int, int], None]  # messages looked at, all messages, bytes of mail copied
+Progress = Callable[[int, int, int], None]  # messages checked, all messages, bytes of bodies copied
 
 
 @dataclass(slots=True)
 class Copied:
-    """What a run did."""
+    """The result of a run."""
 
-    messages: int = 0  # copied with their mail
-    changed: int = 0  # were there, got newer states or history
+    messages: int = 0  # copied with their bodies
+    changed: int = 0  # existed, got newer states or history
     same: int = 0
     people: int = 0
     digests: int = 0
-    size_bytes: int = 0  # of the mails copied
-    missing: list[UUID] = field(default_factory=list)  # their mail is gone from the old store: not copied
-    damaged: list[UUID] = field(default_factory=list)  # its SHA-256 differs: not copied
-    mails_waiting: int = 0  # mail of ours in the old store's queue
+    size_bytes: int = 0  # of the bodies copied
+    missing: list[UUID] = field(default_factory=list)  # the body is missing in the old store: not copied
+    damaged: list[UUID] = field(default_factory=list)  # the body's SHA-256 differs: not copied
+    mails_waiting: int = 0  # the portal's own messages in the old store's queue
 
     def count(self, id: UUID, outcome: Outcome, size_bytes: int) -> None:
-        """Add what was done with one message."""
+        """Add the outcome of one message."""
         match outcome:
             case "copied":
                 self.messages += 1
@@ -72,22 +72,22 @@ class Copied:
 
 @contextmanager
 def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
-    """Both stores. The source must be there; the target is made where a file store is.
+    """Open both stores. The source must exist; a target that is a file store is created.
 
-    Raises StoreUnavailable, StoreUnusable; the message says which of the two.
+    Raises StoreUnavailable, StoreUnusable; the error message names the store, FROM or TO.
     """
     with ExitStack() as stack:
         stores = []
-        for name, url, wishes in (
+        for name, url, options in (
             ("FROM", source_url, {"must_exist": True}),
             ("TO", target_url, {"must_be_empty": True}),
         ):
             try:
-                store = open_store(url, **wishes)
+                store = open_store(url, **options)
             except (StoreUnusable, ValueError) as error:
-                to_init = "quarantine init" in str(error) and "is no quarantine store" not in str(error)
-                how = f" with QUARANTINE_STORE__URL={name}" if to_init else ""
-                raise StoreUnusable(f"{name}: {error}{how}") from error
+                needs_init = "quarantine init" in str(error) and "is no quarantine store" not in str(error)
+                hint = f" with QUARANTINE_STORE__URL={name}" if needs_init else ""
+                raise StoreUnusable(f"{name}: {error}{hint}") from error
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{name}: {error}") from error
             stack.callback(store.close)
@@ -96,41 +96,41 @@ def opened(source_url: str, target_url: str) -> Iterator[tuple[Store, Store]]:
 
 
 def copy(source: Store, target: Store, progress: Progress) -> Copied:
-    """Carry everything from ``source`` to ``target``, which holds nothing yet, or what earlier runs brought.
+    """Copy all data from ``source`` to ``target``, which is empty or has data of earlier runs.
 
-    Both may be in use meanwhile. Where a delivery was changed in both, the later change stays; what people wish is
-    taken from the source until the digest process runs on the target. Raises StoreUnusable, with nothing changed, when
-    they are the same store or the target holds other mail, and when the target does not give back what it took;
-    StoreUnavailable when either stops working.
+    Both may be in use at the same time. If a delivery was changed in both, the later change is kept. People's
+    preferences are copied from the source until the digest process runs on the target. Raises StoreUnusable, with
+    nothing changed, if both are the same store or the target has other messages; also if a body that is read back from
+    the target differs. Raises StoreUnavailable if either store stops working.
     """
-    _check(source, target)
+    _check_stores(source, target)
     in_use = _is_in_use(source, target)
     done = Copied()
     total = sum(len(ids) for ids in _pages(source, _IDS))
-    seen = 0
-    unread = notes.COPY_IN_PROGRESS.get(target)  # what an earlier run had not read back yet
+    checked = 0
+    unverified = notes.COPY_IN_PROGRESS.get(target)  # messages that an earlier run did not read back
     progress(0, total, 0)
-    with ThreadPoolExecutor(_AT_ONCE) as workers:
+    with ThreadPoolExecutor(_THREADS) as workers:
         for ids in _pages(source, _MESSAGES):
-            theirs, ours = source.messages.records(ids), target.messages.records(ids)
-            if any(id not in ours for id in ids):
+            in_source, in_target = source.messages.records(ids), target.messages.records(ids)
+            if any(id not in in_target for id in ids):
                 begin, end = ids[0], ids[-1]
-                if unread is not None and begin <= unread.last:
-                    begin, end = min(begin, unread.first), max(end, unread.last)
+                if unverified is not None and begin <= unverified.last:
+                    begin, end = min(begin, unverified.first), max(end, unverified.last)
                 notes.COPY_IN_PROGRESS.set(target, notes.IdRange(begin, end))
-            for id in ours:
-                if unread is not None and unread.first <= id <= unread.last:
+            for id in in_target:
+                if unverified is not None and unverified.first <= id <= unverified.last:
                     with suppress(NotFound):  # purged at this moment
-                        _read_back(target, id)
-            pairs = [(theirs.get(id), ours.get(id)) for id in ids]
-            outcomes = workers.map(lambda pair: _bring(source, target, *pair), pairs)
+                        _verify(target, id)
+            pairs = [(in_source.get(id), in_target.get(id)) for id in ids]
+            outcomes = workers.map(lambda pair: _copy_or_update(source, target, *pair), pairs)
             for id, outcome in zip(ids, outcomes, strict=True):
-                done.count(id, outcome, theirs[id].message.size_bytes if id in theirs else 0)
-                seen += 1
-                progress(seen, max(seen, total), done.size_bytes)
+                done.count(id, outcome, in_source[id].message.size_bytes if id in in_source else 0)
+                checked += 1
+                progress(checked, max(checked, total), done.size_bytes)
     notes.COPY_IN_PROGRESS.set(target, None)
-    _bring_digests(source, target, done)
-    _bring_people(source, target, done, preferences=not in_use)
+    _copy_digests(source, target, done)
+    _copy_people(source, target, done, preferences=not in_use)
     key = notes.LINK_KEY.get(source)
     if key is not None and in_use:
         notes.LINK_KEY.set_default(target, key)
@@ -140,27 +140,27 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     return done
 
 
-def _check(source: Store, target: Store) -> None:
+def _check_stores(source: Store, target: Store) -> None:
     probe = random_token()
     notes.COPY_PROBE.set(source, probe)
     if notes.COPY_PROBE.get(target) == probe:
-        raise StoreUnusable("FROM and TO are the same store: nothing was copied; name another one as TO")
-    not_kept = notes.COPY_NOT_KEPT.get(target)
-    if not_kept is not None:
-        raise _not_kept(not_kept)
+        raise StoreUnusable("FROM and TO are the same store: nothing was copied; use another store as TO")
+    damaged = notes.COPY_NOT_KEPT.get(target)
+    if damaged is not None:
+        raise _unreliable(damaged)
     family = notes.FAMILY.set_default(source, random_token())
     if notes.FAMILY.get(target) == family:
-        return  # a copy of it, or what it is a copy of
+        return  # one is a copy of the other
     if target.messages.ids(None, 1):
         raise StoreUnusable(
-            "TO holds mail that did not come from FROM: nothing was copied, since two quarantines cannot be told apart "
-            "once they are mixed; name an empty store as TO"
+            "TO has messages that did not come from FROM: nothing was copied, since two mixed quarantines cannot be "
+            "separated again; use an empty store as TO"
         )
     notes.FAMILY.set(target, family)
 
 
 def _is_in_use(source: Store, target: Store) -> bool:
-    """Whether the digest process runs on the target by now: people's wishes there are newer."""
+    """Return whether the digest process runs on the target: then people's preferences there are newer."""
     now = datetime.now(UTC)
     old, new = source.stats(now).heartbeat_at, target.stats(now).heartbeat_at
     return new is not None and (old is None or new > old)
@@ -173,81 +173,85 @@ def _pages(source: Store, size: int) -> Iterator[list[UUID]]:
         after = ids[-1]
 
 
-def _bring(source: Store, target: Store, theirs: Record | None, ours: Record | None) -> Outcome:
-    """Bring one message up to date. Raises StoreUnavailable."""
-    if theirs is None:
-        return "gone"  # purged since we saw its id
-    if ours is not None:
-        newer = _newer(theirs, ours)
-        if newer is None:
+def _copy_or_update(source: Store, target: Store, in_source: Record | None, in_target: Record | None) -> Outcome:
+    """Copy or update one message. Raises StoreUnavailable, StoreUnusable."""
+    if in_source is None:
+        return "gone"  # purged after its id was listed
+    if in_target is not None:
+        merged = _merged(in_source, in_target)
+        if merged is None:
             return "same"
-        target.messages.import_record(newer, None)
+        target.messages.import_record(merged, None)
         return "changed"
-    id = theirs.message.id
+    id = in_source.message.id
     try:
-        _bring_mail(source, target, theirs)
+        _copy(source, target, in_source)
     except BodyMissing:
-        log.warning("not copied, its mail is missing id=%s", id)
+        log.warning("not copied, its body is missing id=%s", id)
         return "missing"
     except BodyDamaged:
-        log.warning("not copied, its mail is damaged id=%s", id)
+        log.warning("not copied, its body is damaged id=%s", id)
         return "damaged"
     except NotFound:
         return "gone"  # purged at this moment
     return "copied"
 
 
-def _bring_mail(source: Store, target: Store, record: Record) -> None:
-    # Spooled, so that the target gets it only once it is known to be whole.
+def _copy(source: Store, target: Store, record: Record) -> None:
+    # Spooled, so that the target gets only a body that is known to be complete.
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
         for piece in source.messages.body(record.message.id):
             spool.write(piece)
         target.messages.import_record(record, Body(cast(BinaryIO, spool), 0, record.message.size_bytes))
-    _read_back(target, record.message.id)
+    _verify(target, record.message.id)
 
 
-def _read_back(target: Store, id: UUID) -> None:
-    """Raises StoreUnusable when the target has not kept what it took, NotFound when it was purged at this moment."""
+def _verify(target: Store, id: UUID) -> None:
+    """Read a body back from the target.
+
+    Raises StoreUnusable if it is not the one that was written, NotFound if the message was purged at this moment.
+    """
     try:
         for _ in target.messages.body(id):
-            pass  # compares the SHA-256 itself
+            pass  # the store compares the SHA-256
     except (BodyDamaged, BodyMissing) as error:
         if not target.messages.records([id]):
             raise NotFound("there is no such message") from error
-        # Kept in mind: the message is there now, so the next run would take it for copied.
+        # Recorded, since the message exists in the target now and the next run would count it as copied.
         notes.COPY_NOT_KEPT.set(target, id)
-        raise _not_kept(id) from error
+        raise _unreliable(id) from error
 
 
-def _not_kept(id: UUID) -> StoreUnusable:
+def _unreliable(id: UUID) -> StoreUnusable:
     return StoreUnusable(
-        f"TO does not give back the mail {id} as it was written, so its disk is not to be trusted: keep FROM, and name "
-        "another store as TO"
+        f"TO did not return the message {id} as it was written, so its disk is unreliable: keep FROM, and use another "
+        "store as TO"
     )
 
 
-def _newer(theirs: Record, ours: Record) -> Record | None:
-    """Our record with those deliveries of theirs that were changed later; None: nothing to do."""
-    deliveries, histories, changed = list(ours.deliveries), list(ours.histories), False
-    others = {d.number: (d, events) for d, events in zip(theirs.deliveries, theirs.histories, strict=True)}
-    for n, (mine, events) in enumerate(zip(ours.deliveries, ours.histories, strict=True)):
-        other, other_events = others.get(mine.number, (mine, events))
-        same = replace(other, message=mine.message) == mine and other_events == events
-        if not same and _changed_at(other, other_events) >= _changed_at(mine, events):
+def _merged(in_source: Record, in_target: Record) -> Record | None:
+    """Return the target's record with those deliveries of the source that were changed later, or None if equal."""
+    deliveries, histories, changed = list(in_target.deliveries), list(in_target.histories), False
+    others = {d.number: (d, events) for d, events in zip(in_source.deliveries, in_source.histories, strict=True)}
+    for n, (delivery, events) in enumerate(zip(in_target.deliveries, in_target.histories, strict=True)):
+        other, other_events = others.get(delivery.number, (delivery, events))
+        same = replace(other, message=delivery.message) == delivery and other_events == events
+        if not same and _changed_at(other, other_events) >= _changed_at(delivery, events):
             deliveries[n], histories[n], changed = other, other_events, True
-    # Whom one store told they need not be told by the other.
-    told = tuple(tuple(sorted({*mine, *other})) for mine, other in zip_longest(ours.told, theirs.told, fillvalue=()))
-    if not changed and told == ours.told:
+    # Readers whom one store has notified need no notification by the other.
+    notified = zip_longest(in_target.told, in_source.told, fillvalue=())
+    told = tuple(tuple(sorted({*one, *other})) for one, other in notified)
+    if not changed and told == in_target.told:
         return None
-    return replace(ours, deliveries=tuple(deliveries), histories=tuple(histories), told=told)
+    return replace(in_target, deliveries=tuple(deliveries), histories=tuple(histories), told=told)
 
 
 def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:
-    moments: list[Any] = [delivery.state_at, delivery.announced_at, *(event.at for event in events)]
-    return cast(datetime, max(moment for moment in moments if moment is not None))
+    times: list[Any] = [delivery.state_at, delivery.announced_at, *(event.at for event in events)]
+    return cast(datetime, max(time for time in times if time is not None))
 
 
-def _bring_digests(source: Store, target: Store, done: Copied) -> None:
+def _copy_digests(source: Store, target: Store, done: Copied) -> None:
     after: UUID | None = None
     while digests := source.digests.records(after, _DIGESTS):
         target.digests.import_records(digests)
@@ -255,7 +259,7 @@ def _bring_digests(source: Store, target: Store, done: Copied) -> None:
         after = digests[-1].id
 
 
-def _bring_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:
+def _copy_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:
     after = ""
     while people := source.recipients.records(after, _PEOPLE):
         target.recipients.import_records(people, preferences=preferences)

@@ -1,13 +1,13 @@
-"""Takes over what sys4's original quarantine.py stored: `quarantine import-original`.
+"""Import of the messages that sys4's original quarantine.py stored: `quarantine import-original`.
 
-It kept, for each POST of Rspamd's formatter ``default`` with ``meta_headers``, two files and two rows, as configured:
+For each POST of Rspamd's formatter ``default`` with ``meta_headers`` it stored files, rows or both, as configured:
 
 - ``QID-meta.gz``: a line ``NAME: value`` for each header ``X-Rspamd-NAME``, in capitals (QID, SCORE, FROM, RCPT …);
-  ``QID-msg.gz``: the mail's bytes as they came. A queue id that came again replaced the files.
-- the tables `meta` and `msg`, see `original_tables`: no recipients, no subject, and the mail decoded as UTF-8;
-  mail that is not valid UTF-8 is not in there.
+  ``QID-msg.gz``: the message's bytes as received. A queue id that was used again replaced the files.
+- rows of the tables `meta` and `msg`, see `original_tables`: no recipients, no subject, and the message decoded as
+  UTF-8; messages that are not valid UTF-8 are missing.
 
-What is found becomes the POST that it was and goes the way of every other: `exporter.parse`, then `ingest.Ingest`.
+Each message is turned into its POST again and processed like any other: `exporter.parse`, then `ingest.Ingest`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ log = logging.getLogger("quarantine.original")
 
 _META, _MSG = "-meta.gz", "-msg.gz"
 _META_MAX_BYTES = 16 << 20
-_BODY_MAX_BYTES = 1 << 40  # whatever was stored is taken over
+_BODY_MAX_BYTES = 1 << 40  # in practice no limit: all that was stored is imported
 _IN_MEMORY_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """One mail of the original."""
+    """One message of the original."""
 
     fields: Mapping[str, str]  # Rspamd's metadata, by lower-case names; octets as ISO-8859-1
     held_at: datetime | None
@@ -50,32 +50,32 @@ class Original:
 
 @dataclass(slots=True)
 class Imported:
-    """What a run did."""
+    """The result of a run."""
 
     held: int = 0
     known: int = 0  # were held before, by an earlier run
-    without_recipients: int = 0  # of those held
+    without_recipients: int = 0  # of ``held``
     too_old: int = 0
-    own: int = 0  # digests and sign-in mails of this portal, which are not held
-    problems: list[tuple[str, str]] = field(default_factory=list)  # which, why
+    own: int = 0  # digests and sign-in messages of this portal, which are not held
+    problems: list[tuple[str, str]] = field(default_factory=list)  # name, reason
 
 
 class Source(Protocol):
-    """Mail of the original: its names, and how to read each."""
+    """The messages of the original, by name."""
 
     def names(self) -> list[str]:
-        """Of all mails. Raises StoreUnavailable, StoreUnusable."""
+        """Return the names of all messages. Raises StoreUnavailable, StoreUnusable."""
 
     def read(self, name: str) -> Iterator[Original]:
-        """The mails of that name. Raises `Unusable`, StoreUnavailable."""
+        """Yield the messages of a name. Raises `Unusable`, StoreUnavailable."""
 
 
 class Unusable(Exception):
-    """A mail of the original that cannot be taken over; says why."""
+    """A message of the original that cannot be imported; the text is the reason."""
 
 
 class Folder:
-    """The original's PREFIX."""
+    """The original's files, in its folder PREFIX."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -88,7 +88,7 @@ class Folder:
         names = {name.removesuffix(end) for name in found for end in (_META, _MSG) if name.endswith(end)}
         if not names:
             raise StoreUnusable(
-                f"--dir: {self._folder} holds no files QID{_META} and QID{_MSG}: name the original's PREFIX"
+                f"--dir: {self._folder} has no files QID{_META} and QID{_MSG}: use the original's PREFIX"
             )
         return sorted(names)
 
@@ -102,9 +102,9 @@ class Folder:
                         spool.write(chunk)
                 yield Original(self._fields(name), at, Body(cast(BinaryIO, spool), 0, spool.tell()))
         except FileNotFoundError as error:
-            raise Unusable("there is metadata but no mail") from error
+            raise Unusable("metadata without a message") from error
         except (OSError, EOFError, zlib.error) as error:  # gzip raises all three
-            raise Unusable(f"its file is damaged or cannot be read: {error}") from error
+            raise Unusable(f"its file is damaged or unreadable: {error}") from error
 
     def _fields(self, name: str) -> dict[str, str]:
         fields = {"qid": name}
@@ -113,7 +113,7 @@ class Folder:
                 text = file.read(_META_MAX_BYTES).decode("utf-8", "replace")
         except (OSError, EOFError, zlib.error) as error:
             log.warning("metadata missing or damaged qid=%s: %s", name, error)
-            return fields  # a mail without is held all the same
+            return fields  # a message without metadata is held too
         for line in text.split("\n"):
             key, colon, value = line.partition(": ")
             if colon:
@@ -122,7 +122,7 @@ class Folder:
 
 
 class Tables:
-    """The original's database."""
+    """The original's tables, in its database."""
 
     def __init__(self, tables: OriginalTables) -> None:
         self._tables = tables
@@ -133,15 +133,13 @@ class Tables:
     def read(self, name: str) -> Iterator[Original]:
         for row in self._tables.read(name):
             if row.content is None:
-                raise Unusable(
-                    "there is metadata but no mail: it was no valid UTF-8, which the original could not store"
-                )
+                raise Unusable("metadata without a message: it was not valid UTF-8, which the original could not store")
             yield Original(row.fields, row.held_at, Body(io.BytesIO(row.content), 0, len(row.content)))
 
 
 @contextmanager
 def opened(folder: Path | None, dsn: str | None) -> Iterator[Source]:
-    """The source that one of the two names. Raises StoreUnavailable, StoreUnusable."""
+    """Open the folder, if given, or else the database. Raises StoreUnavailable, StoreUnusable."""
     if folder is not None:
         yield Folder(folder)
     else:
@@ -155,10 +153,10 @@ def import_messages(
     oldest: datetime,
     progress: Callable[[int, int, int], None],
 ) -> Imported:
-    """Hold every mail of the source that is not held yet, under the date it has there.
+    """Hold all messages of the source that are not held yet, with the date that they have there.
 
-    What is older than ``oldest`` is left where it is, since the next purge would take it. Local recipients, where they
-    are known, are told by digest. Raises StoreUnavailable, after which the next run goes on.
+    Messages older than ``oldest`` are not imported, since the next purge would remove them. Known local recipients are
+    notified by digest. Raises StoreUnavailable; the next run then continues.
     """
     done, size_bytes = Imported(), 0
     names = source.names()
@@ -178,10 +176,10 @@ def import_messages(
 
 def _hold(original: Original, ingest: Ingest, done: Imported) -> None:
     headers = {f"x-rspamd-{name}": value for name, value in original.fields.items()}
-    # Says that the body is the mail, whatever it looks like.
+    # This type makes the body the message, even if it looks like an export.
     posted = exporter.parse(headers | {"content-type": "message/rfc822"}, original.body, _BODY_MAX_BYTES)
     if posted is None:
-        raise Unusable("the mail has 0 bytes")
+        raise Unusable("the message has 0 bytes")
     with posted:
         at = min(original.held_at or datetime.now(UTC), datetime.now(UTC))
         outcome = ingest.hold(posted, at=at)

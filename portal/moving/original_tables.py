@@ -1,10 +1,10 @@
-"""Reads the tables ``meta`` and ``msg`` of sys4's original quarantine.py; nothing is ever written there.
+"""Reader of the tables ``meta`` and ``msg`` of sys4's original quarantine.py. It never writes to them.
 
     meta (qid char(30) primary key, timestamp timestamp, score double precision, ip inet, action char(20),
           "from" bytea, symbols json)
     msg  (qid char(30), content text)
 
-Columns that are missing or more are put up with.
+Missing and additional columns are accepted, except ``qid`` and ``content``, which must exist.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from portal.stores.postgres.database import OTHER_SECONDS, Connection, begin, tr
 
 @dataclass(frozen=True, slots=True)
 class OriginalRow:
-    """One mail of the original's tables."""
+    """One message of the original's tables."""
 
     queue_id: str
     fields: dict[str, str]  # Rspamd's metadata by its own names, octets as ISO-8859-1
     held_at: datetime | None
-    content: bytes | None  # None: metadata without a mail
+    content: bytes | None  # None: metadata without a message
 
 
 class OriginalTables:
-    """The tables, one mail at a time: a list of queue ids is all that is held in memory."""
+    """The tables, read one message at a time: only a list of queue ids is kept in memory."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def queue_ids(self) -> list[str]:
-        """Of all mails, in order. Raises StoreUnavailable."""
+        """Return the queue ids of all messages, in order. Raises StoreUnavailable."""
         with translated():
             found = self._connection.execute("select qid from meta union select qid from msg order by 1").fetchall()
         return [str(qid) for (qid,) in found]
 
     def read(self, qid: str) -> list[OriginalRow]:
-        """The mails of a queue id, usually one. Raises StoreUnavailable."""
+        """Return the messages of a queue id, usually one. Raises StoreUnavailable."""
         with translated():
             meta = self._connection.execute("select * from meta where qid = %s", [qid])
             row = meta.fetchone()
@@ -54,10 +54,10 @@ class OriginalTables:
             contents = self._connection.execute("select content from msg where qid = %s", [qid]).fetchall()
         at = known.pop("timestamp", None)
         if isinstance(at, datetime):
-            # Without a zone it is the server's, whose NOW() it was.
+            # A time without a zone is in the server's zone: the original inserted NOW().
             at = (at if at.tzinfo else at.replace(tzinfo=self._connection.info.timezone)).astimezone(UTC)
         fields = {name: _text(value) for name, value in known.items() if value is not None}
-        fields["qid"] = qid.rstrip()  # char(30) is filled up with blanks
+        fields["qid"] = qid.rstrip()  # char(30) is padded with spaces
         return [
             OriginalRow(fields["qid"], fields, at if isinstance(at, datetime) else None, _bytes(content))
             for (content,) in contents or [(None,)]
@@ -66,13 +66,13 @@ class OriginalTables:
 
 @contextmanager
 def original_tables(dsn: str) -> Iterator[OriginalTables]:
-    """Connect. Raises StoreUnavailable when it cannot be reached, StoreUnusable when the tables are not there."""
+    """Connect to the database. Raises StoreUnavailable if it is unreachable, StoreUnusable if tables are missing."""
     try:
         conninfo = make_conninfo(dsn, connect_timeout=3)
     except psycopg.Error:
-        # libpq's own sentence repeats a piece of the address, which may be of the password; so it is not even chained.
+        # libpq's message repeats a part of the address, which may be a part of the password; so it is not even chained.
         raise StoreUnusable(
-            "--dsn is no PostgreSQL address: write postgresql://user@host/database, with the password in ~/.pgpass"
+            "--dsn is not a PostgreSQL address: use postgresql://user@host/database, with the password in ~/.pgpass"
         ) from None
     try:
         with translated():
@@ -80,7 +80,9 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
     except StoreUnavailable as error:
         raise StoreUnavailable(f"--dsn: {error}") from error
     except UnicodeError as error:
-        raise StoreUnusable("--dsn: a host name in it cannot be: look for two dots, or a very long part") from error
+        raise StoreUnusable(
+            "--dsn: invalid host name (empty label, or one longer than 63 characters): correct the address"
+        ) from error
     with translated(), connection:
         begin(connection, OTHER_SECONDS)
         connection.execute("set transaction isolation level repeatable read, read only")
@@ -90,8 +92,8 @@ def original_tables(dsn: str) -> Iterator[OriginalTables]:
             )
             if not there.rowcount:
                 raise StoreUnusable(
-                    f"--dsn: this database has no table {table} with a column {column}: name the one that the "
-                    "original's DBCONF names"
+                    f"--dsn: this database has no table {table} with a column {column}: use the database in the "
+                    "original's DBCONF"
                 )
         yield OriginalTables(connection)
 

@@ -106,7 +106,9 @@ TEMPLATE_FAILED: Note[TemplateFailure] = Note(
 
 FAMILY = _text("store.family")  # of stores that are copies of each other
 COPY_PROBE = _text("copy.probe")  # a random text, by which one store is recognized under two URLs
-COPY_NOT_KEPT = Note("copy.not_kept", str, UUID)  # a message that the target of a copy did not give back
+COPY_NOT_KEPT = Note(
+    "copy.not_kept", str, UUID
+)  # a message that differed when it was read back from the target of a copy
 # Messages of the last copy that are not read back yet; None: it was complete.
 COPY_IN_PROGRESS: Note[IdRange | None] = Note(
     "copy.at_work",
