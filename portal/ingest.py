@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Ingest:
-    """Holds messages. One object per process, used by many threads.
+    """Processing of parsed messages. One object per process, used by many threads.
 
     ``alarms``: notify the administrator when Rspamd withholds this portal's own messages or scans released messages.
     """

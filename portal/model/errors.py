@@ -81,7 +81,7 @@ class RelayDeferred(QuarantineError):
 
 
 class RelayUnreachable(RelayDeferred):
-    """The mail server failed before it received any command for the message: the error is not about the message."""
+    """The mail server failed or rejected this portal before any command for the message: not about the message."""
 
 
 class RelayRefused(QuarantineError):

@@ -67,7 +67,7 @@ class Link:
 
 
 class Links:
-    """Signs with the newest key, verifies with all keys. ``base_url``: the public URL without a trailing slash."""
+    """Signer (with the newest key) and verifier (with all keys). ``base_url``: the public URL without a final slash."""
 
     def __init__(self, keys: Sequence[bytes], base_url: str, lifetime: timedelta) -> None:
         if not keys or any(len(key) < KEY_BYTES for key in keys):
