@@ -91,7 +91,7 @@ def files(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes
         )  # fmt: skip
         db.execute("INSERT INTO unindexed (key, terms) VALUES (?,?)", (rowid, " ".join(_TERMS)))
         if rowid % 64 == 0:
-            word_index.bring_in(db)
+            word_index.index_waiting(db)
         db.executemany(
             "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?,?,?,?,?)",
             [(id.bytes, number, recipient, recipient, now) for number, recipient in enumerate(_PEOPLE)],

@@ -192,8 +192,8 @@ def test_a_disk_that_runs_out_of_inodes_is_told_before(said: Said, tmp_path: Pat
 def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, folder: Path) -> None:
     url = f"files://{folder}"
     for name, words in (
-        ("quarantine.sqlite3", "move away what is none of the store's"),
-        ("lock", "move away what is none of the store's"),
+        ("quarantine.sqlite3", "move away files that do not belong to the store"),
+        ("lock", "move away files that do not belong to the store"),
         ("mail", "is in the way of a folder"),
         ("tmp", "is in the way of a folder"),
     ):

@@ -197,7 +197,7 @@ def test_an_act_that_failed_has_no_line(folder: Path, open_store: Callable[[], F
     store = open_store()
     held = hold(store)
     with pytest.raises(ZeroDivisionError), store.db.write():
-        store.db.note({"kind": "delivery"})
+        store.db.journal_after_commit({"kind": "delivery"})
         raise ZeroDivisionError
     assert not (folder / "journal").exists()
     store.deliveries.move(DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)

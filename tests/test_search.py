@@ -379,7 +379,7 @@ def test_any_word_of_a_subject_finds_it(store: Store, subject: str, data: Any) -
 
 
 def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "LOOKED_AT", 10)
+    monkeypatch.setattr(search, "EXAMINED_MAX", 10)
     for module in ("search", "files.search", "postgres.search"):
         monkeypatch.setattr(f"portal.stores.{module}.BATCH", 4)
     oldest = hold(store, header_from="The Shop <x@example.net>", score=20.5).id

@@ -124,7 +124,7 @@ def test_a_mail_file_with_odd_metadata_stops_neither_a_start_nor_reindex(folder:
     store = FileStore.open(str(folder))
     assert [d.id for d in store.deliveries.search(Filter(), 10).deliveries] == [other.id] * 2
     with pytest.raises(DamagedFile):
-        store.messages.readopt(held.id)
+        store.messages.rebuild_rows(held.id)
     store.close()
 
 
@@ -142,7 +142,7 @@ def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: F
     with store.db.write() as connection:
         connection.execute("DELETE FROM delivery")
         connection.execute("DELETE FROM message")
-    store.messages.readopt(held.id)
+    store.messages.rebuild_rows(held.id)
     assert store.deliveries.get(DeliveryId(held.id, 0)).message == before
     assert magic and before.symbols
 

@@ -239,11 +239,11 @@ def _merged(in_source: Record, in_target: Record) -> Record | None:
         if not same and _changed_at(other, other_events) >= _changed_at(delivery, events):
             deliveries[n], histories[n], changed = other, other_events, True
     # Readers whom one store has notified need no notification by the other.
-    notified = zip_longest(in_target.told, in_source.told, fillvalue=())
-    told = tuple(tuple(sorted({*one, *other})) for one, other in notified)
-    if not changed and told == in_target.told:
+    notified = zip_longest(in_target.announced_to, in_source.announced_to, fillvalue=())
+    readers = tuple(tuple(sorted({*one, *other})) for one, other in notified)
+    if not changed and readers == in_target.announced_to:
         return None
-    return replace(in_target, deliveries=tuple(deliveries), histories=tuple(histories), told=told)
+    return replace(in_target, deliveries=tuple(deliveries), histories=tuple(histories), announced_to=readers)
 
 
 def _changed_at(delivery: Delivery, events: tuple[Event, ...]) -> datetime:

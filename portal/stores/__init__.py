@@ -1,4 +1,4 @@
-"""Where held mail is kept: the contracts (`contracts`), their values (`records`), the rules that both stores follow
+"""Stores of held mail: the contracts (`contracts`), their values (`records`), the rules that both stores follow
 (`rules`), the SQL that both share (`shared`), and each store (`files`, `postgres`)."""
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def open_store(
 ) -> Store:
     """Open the store that ``url`` names.
 
-    ``create``: make or upgrade it, as `quarantine init` does. A file store is made or upgraded anyway unless it
-    ``must_exist`` as it is; with ``must_be_empty`` only in an empty folder. Raises ValueError for another kind of URL,
-    StoreUnavailable when the store cannot be reached, StoreUnusable when it is missing or has another schema (the
-    message names the command to run).
+    ``create``: create or upgrade it, as `quarantine init` does. A file store is always created or upgraded, unless
+    ``must_exist`` is set; with ``must_be_empty`` it is only created in an empty folder. Raises ValueError for another
+    kind of URL, StoreUnavailable when the store cannot be reached, StoreUnusable when it is missing or has another
+    schema (the message names the command to run).
     """
     place = url if isinstance(url, StoreUrl) else StoreUrl.parse(url)
     if place.folder is not None:

@@ -1,18 +1,19 @@
 """The contracts of a store. One test suite runs over every implementation.
 
-A store knows nothing of HTTP, SMTP, links, templates or settings, and none of its library's errors leave it: they
-become `StoreUnavailable` (try again later) or `StoreUnusable` (an administrator must act). Callers pass the time as
-aware UTC ``now``, so that tests can turn the clock.
+A store does not depend on HTTP, SMTP, links, templates or settings. It translates the errors of its library into
+`StoreUnavailable` (try again later) or `StoreUnusable` (an administrator must act). Callers pass the time as aware UTC
+``now``, so that tests can set the clock.
 
 A claim (of a release, a digest, an outgoing mail) is a committed row with a lease: no connection or lock is held while
-something is being sent. When a process dies its lease runs out and another process goes on: at worst a mail is sent
-twice, but never silently dropped.
+something is being sent. When a process dies, its lease expires and another process takes over: at worst a mail is sent
+twice, but it is never silently dropped.
 
-Methods for recipients take the `Reader` or the identity whose data they may see. The other methods have no such limit:
-the command line, the background processes, and links, whose token names the delivery, call them.
+Methods for recipients take the `Reader` or the identity whose data they may see. The other methods are not limited to
+one recipient: they are for the command line, the background processes, and links, whose token names the delivery.
 
-A delivery is *announced* when a digest notified its recipient. For a delivery that is held under another name of its
-reader, or that several people read, the readers who were notified are kept; it is announced when all of them were.
+A delivery is *announced* once a digest has notified its recipient. If a delivery is held under another name of its
+reader, or if several people read it, the store records each reader who was notified; the delivery is announced once
+all its readers were notified.
 """
 
 from __future__ import annotations
@@ -67,19 +68,19 @@ class Messages(ABC):
     ) -> Held:
         """Hold a message and return once it is durable: a power cut right after does not lose it.
 
-        The same mail again (equal ``export.sameness``, within retention) returns the first id with ``known`` true,
-        also when many processes add it at once. ``announce`` has the identities of those recipients who are notified
-        by digest. Recipients are numbered in the order of ``export.recipients``; a message without any gets one
-        delivery whose recipient and address are "" (see `Deliveries.assign`). ``at`` is when it was held, for mail
-        that was kept elsewhere until now; None: now.
+        Adding the same mail again (equal ``export.dedup_key``, within retention) returns the first id with ``known``
+        true, also when many processes add it at once. ``announce`` has the identities of the recipients who are
+        notified by digest. Deliveries are numbered in the order of ``export.recipients``; a message without recipients
+        gets one delivery whose recipient and address are "" (see `Deliveries.assign`). ``at`` is when the message was
+        held, for mail imported from elsewhere; None: now.
 
         A ``tier`` worse than that of the known message, or of messages with the same bytes, replaces theirs as long
         as one of their deliveries is not released; tiers never get better. The export's symbols, score, action and
         flags replace theirs, and each delivery's history gets an event `raised`. An export without symbols replaces
         only the tier and adds its flags.
 
-        Raises StoreUnavailable, after which nothing of the message is visible, or all of it (a commit whose answer was
-        lost): adding again is always right. Never waits longer than 3 s in all.
+        Raises StoreUnavailable. Then the message is either not held, or held completely because only the answer to the
+        commit was lost; adding it again is always safe. Takes at most 3 s in total.
         """
 
     @abstractmethod
@@ -87,8 +88,8 @@ class Messages(ABC):
         """Return the message exactly as it was received, in pieces of at most 1 MiB.
 
         Raises NotFound, or BodyMissing when the mail is gone, both before the first piece; BodyDamaged or
-        StoreUnavailable when a later piece cannot be read or the SHA-256 differs: then the caller must discard what it
-        got so far.
+        StoreUnavailable when a later piece cannot be read or the SHA-256 differs: then the caller must discard the
+        pieces that it received.
         """
 
     @abstractmethod
@@ -97,24 +98,24 @@ class Messages(ABC):
 
     @abstractmethod
     def ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
-        """Return the ids of messages after this one, oldest first."""
+        """Return up to ``limit`` message ids after this one (None: from the first one on), oldest first."""
 
     @abstractmethod
     def records(self, ids: Collection[UUID]) -> Mapping[UUID, Record]:
-        """Return these messages, at most 1,000, as they are copied to another store. Unknown ids are left out."""
+        """Return the records of these messages, at most 1,000, for a copy. Unknown ids are left out."""
 
     @abstractmethod
     def import_record(self, record: Record, body: Body | None) -> None:
-        """Keep a message of another store under its id, with its states and history. Durable on return.
+        """Hold a message of another store under its id, with its states and history. Durable on return.
 
-        A message that is here already gets the record's deliveries and histories instead of its own; ``body`` is only
-        needed for one that is not, and None then raises NotFound. Nobody is marked as having news. Where the same mail
-        was held here in the meantime, both stay, and it is recognized by the one that was here.
+        If this store has the message already, the record's deliveries and histories replace its own. ``body`` is only
+        needed if it does not; None then raises NotFound. No recipient is marked as having news. If this store held the
+        same mail in the meantime, both messages stay, and the one held here keeps the dedup key.
         """
 
 
 class Deliveries(ABC):
-    """Deliveries: lists, histories, releases and other acts."""
+    """Deliveries: lists, histories, releases and other actions."""
 
     @abstractmethod
     def get(self, key: DeliveryId) -> Delivery:
@@ -126,9 +127,9 @@ class Deliveries(ABC):
 
     @abstractmethod
     def get_for(self, reader: Reader, message_id: UUID, number: int | None = None) -> Delivery:
-        """Return this reader's delivery of a message: the one with this number, None: the first.
+        """Return this reader's delivery of a message: the one with this number, or the first one for None.
 
-        Raises NotFound, also when it is somebody else's.
+        Raises NotFound, also when the delivery is another reader's.
         """
 
     @abstractmethod
@@ -147,8 +148,8 @@ class Deliveries(ABC):
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
         """Return the deliveries of all recipients that match, newest first. Any text is a valid search.
 
-        Answered by indexes, except for a part of a sender that begins no word and for state `held`, which are looked
-        for in a bounded stretch of the list: a page may be short, or empty, and still have a ``next``.
+        Uses indexes, except for a part of a sender that does not begin a word and for state `held`. For these, one call
+        examines a bounded number of deliveries, so a page may be short or empty and still have a ``next``.
         """
 
     @abstractmethod
@@ -159,18 +160,18 @@ class Deliveries(ABC):
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:
         """Return, for each of these deliveries, the latest event of each kind (`Event.kind`), oldest first.
 
-        Takes at most 1,000 deliveries and asks the database once. `held` is not an event here. Deliveries that have
-        no events, or are not known, are left out.
+        Takes at most 1,000 deliveries and runs one database query. The event `held` is not included. Unknown deliveries
+        and deliveries without events are left out.
         """
 
     @abstractmethod
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
-        """Return the From headers of mail that each of these recipients got released, newest first, at most ``limit``
-        each. Recipients without any are left out."""
+        """Return the From headers of the mail released to each of these recipients, newest first, at most ``limit``
+        each. Recipients without released mail are left out."""
 
     @abstractmethod
     def assign(self, key: DeliveryId, address: str, actor: Actor, now: datetime) -> Delivery:
-        """Give the delivery without a recipient (``""``) one. Raises NotFound, AlreadyDone when it has one."""
+        """Set the recipient of a delivery that has none (``""``). Raises NotFound, AlreadyDone when it has one."""
 
     @abstractmethod
     def move(
@@ -185,10 +186,10 @@ class Deliveries(ABC):
         reason: str = "",
         mail: QueuedMail | None = None,
     ) -> Delivery:
-        """Bring a delivery into state ``to`` if it is in one of ``allowed``; record an event of this kind.
+        """Change a delivery's state to ``to`` if it is in one of ``allowed``; record an event of this kind.
 
         ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction. Durable on return. Raises
-        NotFound, AlreadyDone (with the delivery as it is) when it is in another state: then nothing is queued.
+        NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is queued.
         """
 
     @abstractmethod
@@ -202,21 +203,22 @@ class Deliveries(ABC):
     ) -> AbstractContextManager[Delivery]:
         """Claim a delivery for release, yield it as claimed, and record the outcome.
 
-        The claim is state `releasing`, ``attempts`` 1 or, coming from `releasing`, one more, ``next_try_at = now +
-        LEASE``, committed before the block runs. A delivery that already is `releasing` can be claimed once its
-        ``next_try_at`` has passed, whatever ``allowed`` says. Entering raises NotFound, or AlreadyDone with the
-        delivery (released before, deleted, claimed by another process).
+        The claim sets state `releasing`, ``next_try_at = now + LEASE``, and ``attempts``: 1, or one more if the state
+        was `releasing` before. It is committed before the block runs. A delivery that already is `releasing` can be
+        claimed once its ``next_try_at`` has passed, whatever ``allowed`` contains. Entering raises NotFound, or
+        AlreadyDone with the delivery (already released, deleted, claimed by another process).
 
         On exit:
-        - without an error: `released`; the event's detail is what ``answer`` returns then, the mail server's answer;
-        - RelayDeferred: stays `releasing`, the error's text is its reason, ``next_try_at`` = now + back-off (1, 2, 4 …
+        - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer;
+        - RelayDeferred: stays `releasing` with the error's text as reason, ``next_try_at`` = now + back-off (1, 2, 4 …
           minutes, at most 1 h);
         - RelayRefused, NotAllowed, BodyMissing or BodyDamaged: `held` again with the error's text as reason;
         - any other error: as RelayDeferred, with the reason "internal error".
-        Events: `releasing` when it comes from another state, then `released`, `deferred` or `failed` per try.
-        The exception is raised again in each case. When recording fails, the lease runs out and the delivery is tried
-        again: it may arrive twice, but is never dropped. If another process took the claim over in the meantime, only
-        success is recorded.
+        Events: `releasing` if the state was another one before; then, for each try, `released`, `deferred`, `failed`
+        or, for NotAllowed, `stopped`.
+        The exception is raised again in each case. If recording the outcome fails, the lease expires and the release is
+        retried: the mail may arrive twice, but is never dropped. If another process took the claim over in the
+        meantime, only success is recorded.
         """
 
     @abstractmethod
@@ -225,14 +227,14 @@ class Deliveries(ABC):
 
 
 class Digests(ABC):
-    """Digests: claimed, sent, and those of before."""
+    """Digests: claims, their outcomes, and digests sent earlier."""
 
     @abstractmethod
     def due(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         """Return the identities of recipients with news, not stopped, not claimed, and ``next_digest_at <= now``.
 
-        ``now`` None: all with news, whatever the hour, in order of identity after ``after``; else the longest due
-        first, and ``after`` is not used.
+        The longest due come first, and ``after`` is not used. With ``now`` None: all recipients with news who did not
+        stop digests, whatever their schedule, in order of identity, beginning after ``after``.
         """
 
     @abstractmethod
@@ -248,36 +250,40 @@ class Digests(ABC):
     ) -> Claims:
         """Claim up to ``count`` digests until ``now`` + LEASE; committed on return, so that each has one claimant.
 
-        The longest due, without waiting for other processes that claim; or those of ``only``, and the others of them
-        are returned as refused: another process has the claim or failed a moment ago, it is not due, or they stopped
-        digests. ``ignore_schedule`` ignores when it is due, and the next try that `settle` recorded.
+        Without ``only``, the longest due digests are claimed, without waiting for other processes that claim. With
+        ``only``, the digests of these recipients are claimed. Those that cannot be claimed are returned as ``refused``:
+        another process has the claim or failed a moment ago, the digest is not due, or the recipient has no news or
+        stopped digests. ``ignore_schedule`` ignores the due time, and the next try that `settle` recorded.
 
         A digest holds up to ``limit`` deliveries that its recipient reads (``readers``), all `held` and not announced
-        to them. There are fewer digests than asked for, but at least one, when together they would hold more than
-        that. A digest without ``deliveries`` (all were acted on in the meantime) must not be sent; settling it as sent
-        clears the news.
+        to them. Fewer digests are claimed, but at least one, if together they would hold more than ``limit``
+        deliveries. A digest without ``deliveries`` (all were acted on in the meantime) must not be sent; settling it as
+        sent clears the news.
         """
 
     @abstractmethod
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
-        """End claims: deliveries that were sent are announced, also when another process took the claim over in the
-        meantime; all others stay unannounced. Durable on return."""
+        """End claims. Durable on return.
+
+        Deliveries of sent digests become announced, also when another process took the claim over in the meantime. All
+        others stay unannounced.
+        """
 
     @abstractmethod
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
-        """Return the deliveries that a claim would hold, without claiming."""
+        """Return the deliveries that a claimed digest would hold, without claiming it."""
 
     @abstractmethod
     def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
-        """Make a reader's digest due now, unless they asked for one after ``since``.
+        """Make a reader's digest due now, unless they requested one after ``since``.
 
-        It holds unannounced deliveries. When there are none, deliveries of their last digest that are still held count
-        as unannounced again.
+        The digest holds unannounced deliveries. If there are none, deliveries of the reader's last digest that are
+        still held count as unannounced again.
         """
 
     @abstractmethod
     def last(self, recipient: str) -> Digest | None:
-        """Return the last digest that was sent to a recipient, with those of its deliveries that are still kept."""
+        """Return the last digest sent to a recipient, with those of its deliveries that are still kept, or None."""
 
     @abstractmethod
     def get(self, digest_id: UUID) -> Digest:
@@ -300,11 +306,11 @@ class Digests(ABC):
 
     @abstractmethod
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
-        """Return digests after this id, oldest first, as they are copied to another store."""
+        """Return the records of digests after this id, oldest first, for a copy."""
 
     @abstractmethod
     def import_records(self, digests: Sequence[DigestRecord]) -> None:
-        """Keep digests of another store, so that their links open and `last` finds them. Durable on return.
+        """Store digests of another store, so that their links work and `last` finds them. Durable on return.
 
         Deliveries that are not known here are left out.
         """
@@ -315,7 +321,7 @@ class Recipients(ABC):
 
     @abstractmethod
     def get(self, recipient: str) -> Person:
-        """Return a recipient; an empty Person when nothing is known."""
+        """Return a recipient; a Person without any data if the recipient is unknown."""
 
     @abstractmethod
     def set_digests_stopped(
@@ -323,13 +329,13 @@ class Recipients(ABC):
     ) -> bool:
         """Stop (a time) or resume (None) a recipient's digests. Mail held while stopped is announced after resuming.
 
-        Returns whether that changed anything; stopping twice keeps the first time. ``mail`` is queued in the same
-        transaction if digests were stopped by this call.
+        Returns whether this call changed anything; stopping twice keeps the first time. ``mail`` is queued in the same
+        transaction if this call stopped the digests.
         """
 
     @abstractmethod
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
-        """Set a recipient's preferences. Their next digest is to be scheduled again, see `unscheduled`."""
+        """Set a recipient's preferences. Their next digest must be scheduled again, see `unscheduled`."""
 
     @abstractmethod
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
@@ -341,7 +347,7 @@ class Recipients(ABC):
 
     @abstractmethod
     def schedule(self, recipient: str, at: datetime) -> None:
-        """Set when a recipient's next digest is due, if it is not scheduled by now."""
+        """Set when a recipient's next digest is due, unless it is scheduled already."""
 
     @abstractmethod
     def failing(self, limit: int) -> Sequence[Person]:
@@ -349,31 +355,35 @@ class Recipients(ABC):
 
     @abstractmethod
     def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
-        """Give the news of an identity to those who read its mail: they have news from then on, unless they had some,
-        and the identity has none unless it is one of them. Durable on return. Idempotent."""
+        """Move the news of an identity to the people who read its mail. Durable on return. Idempotent.
+
+        Each of them gets the identity's ``news_since``, unless they have news already. The identity keeps it only if it
+        is one of them.
+        """
 
     @abstractmethod
     def with_unannounced(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
-        """Return which of these identities have held mail from ``since`` on that is not announced to all readers."""
+        """Return those of these identities for which mail is held, from ``since`` on, that is not announced to all its
+        readers."""
 
     @abstractmethod
     def find_news(self, since: datetime, local: Collection[str] | None) -> int:
         """Mark recipients who have held, unannounced mail from ``since`` on as having news; return how many.
 
         Repairs the rare race of `Messages.add` with `Digests.settle`, and announces older mail when a domain becomes
-        local. ``local`` has domains and whole addresses; None: everybody.
+        local. ``local`` has domains and whole addresses; None: all recipients.
         """
 
     @abstractmethod
     def records(self, after: str, limit: int) -> Sequence[Person]:
-        """Return recipients after this identity, in order, as they are copied to another store."""
+        """Return recipients after this identity, in order, for a copy."""
 
     @abstractmethod
     def import_records(self, people: Sequence[Person], *, preferences: bool) -> None:
-        """Keep recipients of another store. Durable on return.
+        """Store recipients of another store. Durable on return.
 
-        ``preferences``: replace the opt-out, preferences and schedule of those known here. Otherwise only news and
-        revoked links are added to theirs.
+        ``preferences``: replace the opt-out, preferences and schedule of recipients that are known here. Otherwise only
+        news and revoked links are added to theirs.
         """
 
 
@@ -382,7 +392,8 @@ class SignIns(ABC):
 
     @abstractmethod
     def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail) -> bool:
-        """Record a sign-in and queue its mail in one transaction; return False, and keep nothing, beyond the limits."""
+        """Record a sign-in and queue its mail in one transaction. Return False, and store nothing, if a rate limit is
+        exceeded."""
 
     @abstractmethod
     def get(self, token_sha256: bytes, now: datetime) -> SignIn:
@@ -390,7 +401,7 @@ class SignIns(ABC):
 
     @abstractmethod
     def use(self, token_sha256: bytes, now: datetime) -> SignIn:
-        """Use a sign-in up: exactly one caller gets it. Raises LinkInvalid."""
+        """Use up a sign-in: exactly one caller gets it. Raises LinkInvalid."""
 
     @abstractmethod
     def use_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
@@ -403,7 +414,8 @@ class SignIns(ABC):
 
     @abstractmethod
     def session(self, session_sha256: bytes, now: datetime) -> str | None:
-        """Return whose session this is, else None. Records its use, at most once a minute."""
+        """Return the recipient of a session, or None if it is unknown or has ended. Records its use, at most once a
+        minute."""
 
     @abstractmethod
     def end_session(self, session_sha256: bytes) -> None:
@@ -411,7 +423,7 @@ class SignIns(ABC):
 
 
 class Outbox(ABC):
-    """Our own mail that waits to be sent."""
+    """Queue of the portal's own mail."""
 
     @abstractmethod
     def add(self, mail: QueuedMail, now: datetime) -> None:
@@ -421,13 +433,13 @@ class Outbox(ABC):
     def sending(self, now: datetime) -> AbstractContextManager[OutgoingMail | None]:
         """Claim one queued mail; yield None when none is due.
 
-        On exit without an error or with RelayRefused it is removed; any other error keeps it with a back-off (10 s,
-        doubling, at most 15 min; removed after a day). The exception is raised again.
+        On exit without an error or with RelayRefused the mail is removed. After any other error it is retried with
+        exponential backoff (10 s, doubling, at most 15 min; removed after a day). The exception is raised again.
         """
 
 
 class Notes(ABC):
-    """Small texts and counters by name, for the processes that share the store."""
+    """Named texts and counters, for the processes that share the store."""
 
     @abstractmethod
     def get(self, name: str) -> str | None:
@@ -445,12 +457,12 @@ class Notes(ABC):
     def compare_and_set(
         self, name: str, old: str | None, new: str, now: datetime, *, mail: QueuedMail | None = None
     ) -> bool:
-        """Set a note if its value is ``old`` (None: not set); return whether it was. If so, ``mail`` is queued in the
-        same transaction."""
+        """Set a note if its value is ``old`` (None: not set); return whether it was set. If so, ``mail`` is queued in
+        the same transaction."""
 
     @abstractmethod
     def add_counters(self, amounts: Mapping[str, float]) -> None:
-        """Add to counters, each by its name. Not necessarily durable."""
+        """Add amounts to counters, by name. Not necessarily durable."""
 
     @abstractmethod
     def counters(self) -> Mapping[str, float]:
@@ -458,7 +470,7 @@ class Notes(ABC):
 
 
 class Store(ABC):
-    """Everything the portal keeps. Thread-safe; opened after the fork, one per process.
+    """All data of the portal. Thread-safe; opened after the fork, one per process.
 
     Every method of it and of its parts may raise `StoreUnavailable`.
     """
@@ -473,7 +485,7 @@ class Store(ABC):
 
     @abstractmethod
     def ping(self) -> None:
-        """Return when the store can be written to now, within 2 s."""
+        """Return if the store can be written to now, within 2 s."""
 
     @abstractmethod
     def close(self) -> None:
@@ -489,19 +501,21 @@ class Store(ABC):
 
     @abstractmethod
     def repair_clock_skew(self, now: datetime) -> int:
-        """Undo what a clock that was ahead left; return how many recipients, releases and mails were changed.
+        """Repair times that a clock that was ahead left; return how many recipients, releases and mails were changed.
 
         Digests scheduled more than ten days ahead are unscheduled, claims and retries that end more than a day ahead
-        are over, and digests asked for later than ``now`` were not.
+        end now, and times of digest requests later than ``now`` are cleared.
         """
 
     @abstractmethod
     def purge(self, before: datetime, now: datetime) -> Purged:
-        """Remove messages held before ``before`` with all that belongs to them, except those with a delivery that is
-        `requested` or `releasing`; remove leftovers of crashes, expired sign-ins, sessions, link opens and digests.
-        Never stops ingest for longer than 100 ms at a time."""
+        """Remove messages held before ``before`` with all their data, except those with a delivery that is `requested`
+        or `releasing`; remove leftovers of crashes, expired sign-ins, sessions, link opens and digests.
+
+        Never blocks ingest for longer than 100 ms at a time.
+        """
 
     @abstractmethod
     def prepare_days(self, now: datetime) -> None:
-        """Make the partitions or folders of the coming days, so that no `Messages.add` has to. Called daily; `add` also
-        works without."""
+        """Create the partitions or folders of the coming days, so that `Messages.add` need not. Called daily; `add`
+        also works without it."""

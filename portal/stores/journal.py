@@ -1,8 +1,8 @@
-"""The lines of the file store's audit journal: acts on deliveries, and what recipients chose.
+"""Lines of the file store's audit journal: actions on deliveries, and recipients' preferences.
 
-The SQLite file is rebuilt from the mail files when it is lost (`files.reindex`); the journal has what the mail files
-cannot say, one JSON object a line. Lines are snapshots, not steps: replaying them in order, once or twice, ends with
-what the last one says.
+If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
+the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
+with the state of the last line.
 
     {"at": …, "kind": "delivery", "id": …, "number": 0, "recipient": …, "address": …, "state": "released",
      "state_at": …, "reason": "", "attempts": 1, "next_try_at": null, "announced_at": null,
@@ -29,7 +29,7 @@ from portal.stores.records import DigestRecord, Person
 
 
 def delivery_line(delivery: Delivery, events: Sequence[Event]) -> dict[str, Any]:
-    """A delivery as it is now, and what happened to it."""
+    """Return the line with a delivery's current state and these events."""
     return {
         "kind": "delivery",
         "id": str(delivery.id),
@@ -57,7 +57,7 @@ def delivery_line(delivery: Delivery, events: Sequence[Event]) -> dict[str, Any]
 
 
 def verdict_line(message: Message) -> dict[str, Any]:
-    """Return what Rspamd said of a message when it came again."""
+    """Return the line with Rspamd's verdict on a message that was received again."""
     return {
         "kind": "verdict",
         "id": str(message.id),
@@ -72,7 +72,7 @@ def verdict_line(message: Message) -> dict[str, Any]:
 def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
     """Return the message with the verdict of a `verdict_line`.
 
-    Raises KeyError, ValueError, TypeError when the line is not one.
+    Raises KeyError, ValueError, TypeError when the line is malformed.
     """
     return replace(
         message,
@@ -85,10 +85,10 @@ def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
 
 
 def events_of(line: dict[str, Any]) -> list[Event]:
-    """The events of a `delivery_line`. Raises KeyError, ValueError, TypeError when it is none."""
+    """Return the events of a `delivery_line`. Raises KeyError, ValueError, TypeError when the line is malformed."""
     return [
         Event(
-            moment(e["at"]),
+            parse_time(e["at"]),
             EventKind(e["what"]),
             Actor.from_stored(str(e["who"]), str(e["via"]), str(e["address"])),
             str(e["detail"]),
@@ -98,7 +98,7 @@ def events_of(line: dict[str, Any]) -> list[Event]:
 
 
 def person_line(person: Person) -> dict[str, Any]:
-    """What a person wants now."""
+    """Return the line with a recipient's current opt-out, revoked links and preferences."""
     return {
         "kind": "person",
         "recipient": person.recipient,
@@ -110,12 +110,12 @@ def person_line(person: Person) -> dict[str, Any]:
 
 
 def announced_line(reader: str, deliveries: Sequence[DeliveryId]) -> dict[str, Any]:
-    """Who was told of deliveries under another name, or with others."""
+    """Return the line that a reader was notified of deliveries held under another name, or that several people read."""
     return {"kind": "told", "reader": reader, "deliveries": [[str(id), number] for id, number in deliveries]}
 
 
 def digest_line(digest: DigestRecord) -> dict[str, Any]:
-    """A digest that was sent, and what it announced."""
+    """Return the line of a sent digest and the deliveries it announced."""
     return {
         "kind": "digest",
         "id": str(digest.id),
@@ -127,11 +127,11 @@ def digest_line(digest: DigestRecord) -> dict[str, Any]:
     }
 
 
-def moment(text: str) -> datetime:
-    """A time of a line, aware UTC. Raises ValueError, TypeError."""
+def parse_time(text: str) -> datetime:
+    """Return a time of a line, aware UTC. Raises ValueError, TypeError."""
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
-        raise ValueError("a time without its zone")
+        raise ValueError("a time without a time zone")
     return at.astimezone(UTC)
 
 

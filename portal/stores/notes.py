@@ -1,6 +1,6 @@
-"""All notes in the store: their names, types, and texts. A text stays as it is, since other versions read it.
+"""All notes in the store: names, types and text formats. Text formats do not change, since other versions read them.
 
-The store itself keeps "store.heartbeat", and the file store "store.boot_id" and "store.durable_until".
+The stores themselves also use "store.heartbeat", and the file store "store.boot_id" and "store.durable_until".
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class Note(Generic[T]):
 
 
 class TemplateFailure(NamedTuple):
-    """The last failure of a template of the site's own."""
+    """The last failure of one of the site's own templates."""
 
-    changed_ns: int  # when its file was changed, as `stat` has it
+    changed_ns: int  # modification time of its file, as in `stat`
     what: str  # its name and the error
 
 
 class Period(NamedTuple):
-    """From a moment to another one."""
+    """The time from ``since`` to ``until``."""
 
     since: datetime
     until: datetime
 
 
 class IdRange(NamedTuple):
-    """From an id to another one."""
+    """The ids from ``first`` to ``last``."""
 
     first: UUID
     last: UUID
@@ -80,19 +80,19 @@ def _text(name: str) -> Note[str]:
 
 LINK_KEY = _text("links.key")  # the fingerprint of the newest signing key
 
-ALIASES = _text("people.version")  # of the alias file, as it was last looked at
-ALIASES_LAST_GOOD = _text("people.last_good")  # the text of the alias file
+ALIASES = _text("people.version")  # the version of the alias file that was last applied
+ALIASES_LAST_GOOD = _text("people.last_good")  # the last valid text of the alias file
 STOPPED_ALIASES: Note[Mapping[str, datetime]] = Note("people.stopped", _stopped_to_text, _stopped_from_text)
 
-SENT_AT = Note("digests.sent_at", datetime.isoformat, datetime.fromisoformat)  # the end of the last run that sent any
-RUN_SECONDS: Note[float] = Note("digests.run_seconds", "{:.3f}".format, float)  # of the last run
-# Since when digests are overdue and the administrator was notified; None: they are not any more.
+SENT_AT = Note("digests.sent_at", datetime.isoformat, datetime.fromisoformat)  # end of the last run that sent a digest
+RUN_SECONDS: Note[float] = Note("digests.run_seconds", "{:.3f}".format, float)  # duration of the last run
+# The beginning of an outage of digests that the administrator was notified of; None: it is over.
 OUTAGE: Note[datetime | None] = Note(
     "digests.outage",
     lambda since: since.isoformat() if since else "",
     lambda text: datetime.fromisoformat(text) if text else None,
 )
-# Since when the daily job found no jump of the clock, and when it ran last.
+# The period in which the daily job found no jump of the clock; it ends with the job's last run.
 CLOCK: Note[Period] = Note(
     "digest.clock",
     lambda period: " ".join(moment.isoformat() for moment in period),
@@ -104,19 +104,17 @@ TEMPLATE_FAILED: Note[TemplateFailure] = Note(
     lambda text: TemplateFailure(int(text.partition(" ")[0] or 0), text.partition(" ")[2]),
 )
 
-FAMILY = _text("store.family")  # of stores that are copies of each other
-COPY_PROBE = _text("copy.probe")  # a random text, by which one store is recognized under two URLs
-COPY_NOT_KEPT = Note(
-    "copy.not_kept", str, UUID
-)  # a message that differed when it was read back from the target of a copy
-# Messages of the last copy that are not read back yet; None: it was complete.
+FAMILY = _text("store.family")  # the same in stores that are copies of each other
+COPY_PROBE = _text("copy.probe")  # a random text that shows whether two URLs name the same store
+COPY_NOT_KEPT = Note("copy.not_kept", str, UUID)  # a message that a copy could not read back from its target
+# Messages of the last copy that were not read back yet; None: the copy is complete.
 COPY_IN_PROGRESS: Note[IdRange | None] = Note(
     "copy.at_work",
-    lambda stretch: f"{stretch.first} {stretch.last}" if stretch else "",
+    lambda ids: f"{ids.first} {ids.last}" if ids else "",
     lambda text: IdRange(*map(UUID, text.split())) if text else None,
 )
 
 
 def alarm(subject: str) -> Note[datetime]:
-    """Return the note of when an alarm was last raised. Older programs wrote more after the time."""
+    """Return the note with the time of a subject's last alarm. Older versions wrote more text after the time."""
     return Note(f"alarm {subject}", datetime.isoformat, lambda text: datetime.fromisoformat(text.partition(" ")[0]))

@@ -16,7 +16,7 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Result of `Messages.add`: the id of the message, and whether it had been held before."""
+    """Result of `Messages.add`: the id of the message, and whether the same mail was held before."""
 
     id: UUID
     known: bool
@@ -25,7 +25,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list, newest first. ``next`` is the next call's ``before``; None on the last page."""
+    """One page of a list, newest first. ``next`` is the cursor that the next call takes as ``before``; None on the last
+    page."""
 
     deliveries: tuple[Delivery, ...]
     next: DeliveryId | None
@@ -38,8 +39,8 @@ class Person:
     recipient: str  # identity
     address: str  # as last written in an envelope
     stopped_at: datetime | None  # when they stopped digests
-    links_valid_from: datetime | None  # links issued before are revoked
-    news_since: datetime | None  # the oldest mail held and not yet announced
+    links_valid_from: datetime | None  # links issued before this time are revoked
+    news_since: datetime | None  # when the oldest unannounced message was held
     next_digest_at: datetime | None  # when the next digest is due; None: not scheduled yet
     preferences: Preferences = NO_PREFERENCES
     failure: str = ""  # the mail server's answer to their last digest, until one is sent
@@ -48,9 +49,9 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """One digest: claimed by `Digests.claim`, or an earlier one.
+    """One digest: claimed by `Digests.claim`, or sent earlier.
 
-    The id stays the same when a claim is taken over after a crash, so that the repeated mail has the same Message-ID.
+    The id stays the same when a claim is taken over after a crash, so that a mail sent twice has the same Message-ID.
     ``issued_at`` is the date of its links, in whole seconds.
     """
 
@@ -58,15 +59,15 @@ class Digest:
     recipient: str
     address: str
     issued_at: datetime
-    deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the limit asked for
+    deliveries: tuple[Delivery, ...]  # held, unannounced, oldest first; at most the requested limit
     preferences: Preferences = NO_PREFERENCES  # the recipient's
-    failures: int = 0  # how often the mail server rejected it so far
+    failures: int = 0  # number of failed attempts so far
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
     reader: Reader | None = field(default=None, compare=False)  # of the claim
 
     @property
     def effective_reader(self) -> Reader:
-        """Who reads it: the claim's reader, or its recipient alone."""
+        """The claim's reader, or else a reader with the recipient as the only identity."""
         return self.reader or Reader(self.recipient)
 
 
@@ -75,25 +76,25 @@ class Claims:
     """Result of `Digests.claim`."""
 
     digests: tuple[Digest, ...]
-    refused: Mapping[str, AlreadyDone]  # by recipient, of those asked for by name: why they were not claimed
+    refused: Mapping[str, AlreadyDone]  # the reason for each recipient of ``only`` whose digest was not claimed
 
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """A claimed digest that was not sent, and when it may be."""
+    """A claimed digest that was not sent, and when it may be claimed again."""
 
     digest: Digest
-    not_before: datetime | None = None  # it may be claimed from then on
-    due_at: datetime | None = None  # when it is due instead, if it is due now
+    not_before: datetime | None = None  # the earliest time of the next claim
+    due_at: datetime | None = None  # its new due time, if it is due now
     failure: str = ""  # the mail server's answer, for operators
 
 
 class DigestRequest(Enum):
-    """Result of asking for a digest now."""
+    """Result of `Digests.request`."""
 
     DUE = 1
-    TOO_SOON = 2  # one was asked for a short while ago
-    NOTHING = 3  # nothing is held, or they stopped digests
+    TOO_SOON = 2  # the recipient requested one a short while ago
+    NOTHING = 3  # nothing is held, or the recipient stopped digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ class DigestRecord:
     recipient: str
     address: str
     issued_at: datetime
-    sent_at: datetime | None  # None: begun and not yet known to be sent
-    deliveries: tuple[DeliveryId, ...]  # that it announced
+    sent_at: datetime | None  # None: claimed and not yet recorded as sent
+    deliveries: tuple[DeliveryId, ...]  # the deliveries it announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +114,20 @@ class Record:
     """A message without its bytes, as it is copied to another store."""
 
     message: Message
-    dedup_key: bytes | None  # None: another message is the one by which the same mail is recognized
+    dedup_key: bytes | None  # None: another message has the dedup key of this mail
     deliveries: tuple[Delivery, ...]  # by number
     histories: tuple[tuple[Event, ...], ...]  # one for each delivery, without the event `held`
-    told: tuple[tuple[str, ...], ...] = ()  # one for each delivery, or nothing: readers notified under another name
+    announced_to: tuple[tuple[str, ...], ...] = ()  # empty, or for each delivery the readers recorded as notified
 
     def export(self) -> Export:
-        """Return the export that would be held as this record. Without a dedup key it gets one that no mail has."""
-        known = [delivery for delivery in self.deliveries if delivery.recipient]
-        named = tuple(delivery.recipient for delivery in known)
+        """Return the export that would be held as this record. A record without a dedup key gets one that no mail
+        has."""
+        assigned = [delivery for delivery in self.deliveries if delivery.recipient]
+        identities = tuple(delivery.recipient for delivery in assigned)
         return Export(
             **{field: getattr(self.message, field) for field in FACTS},
-            recipients=tuple(delivery.address for delivery in known),
-            identities=named if named != tuple(identity(delivery.address) for delivery in known) else (),
+            recipients=tuple(delivery.address for delivery in assigned),
+            identities=identities if identities != tuple(identity(delivery.address) for delivery in assigned) else (),
             dedup_key=self.dedup_key or sha256(b"quarantine " + self.message.id.bytes).digest(),
         )
 
@@ -144,7 +146,7 @@ class SignIn:
 
     token_sha256: bytes
     code_sha256: bytes
-    browser_sha256: bytes  # of the pre-session cookie of the browser that asked
+    browser_sha256: bytes  # of the pre-session cookie of the browser that requested it
     recipient: str
     client_ip: str
     created_at: datetime
@@ -153,7 +155,7 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class SignInLimits:
-    """Rate limits of sign-in mails. Requests beyond them are dropped silently."""
+    """Rate limits of sign-in mails. Requests that exceed them are dropped silently."""
 
     per_recipient_minute: int = 1
     per_recipient_hour: int = 5
@@ -164,8 +166,11 @@ class SignInLimits:
 
 @dataclass(frozen=True, slots=True)
 class QueuedMail:
-    """A mail of ours for the outbox. Without an address ``to`` it is a decoy: it is dropped instead of sent, so that a
-    request to sign in takes the same time whether we know the address or not."""
+    """A mail of the portal itself, to be put into the outbox.
+
+    Without an address ``to`` it is a decoy that is dropped instead of sent, so that a sign-in request takes the same
+    time for known and unknown addresses.
+    """
 
     to: str
     content: bytes
@@ -173,7 +178,7 @@ class QueuedMail:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMail:
-    """A mail of the outbox, claimed to be sent."""
+    """A claimed mail of the outbox."""
 
     id: UUID
     to: str
@@ -191,7 +196,7 @@ class Purged:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Numbers for monitoring. Each comes from a small index."""
+    """Numbers for monitoring. Each is read from a small index."""
 
     releases_waiting: int
     requests_waiting: int
@@ -199,5 +204,5 @@ class Stats:
     digests_due: int
     digests_failing: int  # recipients whose last digest failed
     oldest_digest_due_at: datetime | None
-    oldest_untried_due_at: datetime | None  # of those without a failure
+    oldest_untried_due_at: datetime | None  # of the due digests without a failure
     heartbeat_at: datetime | None  # of the digest process

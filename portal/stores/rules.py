@@ -11,26 +11,26 @@ from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowe
 from portal.model.message import Delivery, EventKind, Export, Flag, Message, State, Tier, identity
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
-FOUND_MAX = 100  # messages of one id
+FOUND_MAX = 100  # messages that `Messages.find` returns
 
-PLANNED_MAX = timedelta(days=10)  # a digest once a week, and a day that a time zone left out
+PLANNED_MAX = timedelta(days=10)  # a week between digests, and a day that a time zone skipped
 CLAIMED_MAX = timedelta(days=1)
 
-DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: those at a digest's foot name the digest
+DIGESTS_KEPT = timedelta(days=91)  # longer than any link may live: the links at a digest's foot name the digest
 LINK_OPENS_MAX = 500
-LINK_OPENS_KEPT = timedelta(days=1)  # bursts are a matter of seconds
+LINK_OPENS_KEPT = timedelta(days=1)  # a burst of opened links takes seconds
 
 WRONG_CODES_MAX = 5
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
-SESSION_USE_RECORDED = timedelta(minutes=1)  # at most so often
+SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
 
 MAIL_KEPT = timedelta(days=1)
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
 _RELEASE_BACK_OFF_MAX = timedelta(hours=1)
 
-EXPIRING = (  # what a purge removes: table, its key, the time that counts, how long it is kept
+EXPIRING = (  # rows that a purge removes: table, key, column of the time, how long rows are kept after it
     ("link_open", "id", "at", LINK_OPENS_KEPT),
     ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", SIGN_INS_KEPT),
@@ -40,24 +40,24 @@ EXPIRING = (  # what a purge removes: table, its key, the time that counts, how 
 )
 
 
-RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for some milliseconds only
-OPEN_STATES = frozenset(State) - {State.RELEASED}  # of deliveries that may still be released: there the tier matters
-_OF_THE_VERDICT = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE})  # other flags are about one envelope
+RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for a few milliseconds only
+OPEN_STATES = frozenset(State) - {State.RELEASED}  # the tier matters as long as a delivery may still be released
+_VERDICT_FLAGS = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE})  # other flags are about one envelope
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRelease:
-    """What becomes of a delivery whose release failed, and the event that is recorded."""
+    """New state of a delivery whose release failed, and the kind of the event to record."""
 
     kind: EventKind
     state: State
     state_at: datetime
     reason: str
-    next_try_at: datetime | None  # None: it is not tried again
+    next_try_at: datetime | None  # None: the release is not retried
 
 
 def is_retry(delivery: Delivery, allowed: Collection[State], now: datetime) -> bool:
-    """Return whether claiming this delivery for release continues a release that was begun before.
+    """Return whether claiming this delivery for release retries a release that was begun before.
 
     Raises AlreadyDone if it cannot be claimed: another process holds the claim, or its state is not ``allowed``.
     """
@@ -76,7 +76,7 @@ def check_state(delivery: Delivery, allowed: Collection[State]) -> None:
 
 
 def failed_release(delivery: Delivery, error: BaseException, now: datetime) -> FailedRelease:
-    """Return what becomes of a claimed delivery after this error: held again, or tried again with exponential backoff.
+    """Return the outcome for a claimed delivery after this error: held again, or retried with exponential backoff.
 
     The pauses are 1, 2, 4 … minutes, at most one hour.
     """
@@ -89,7 +89,7 @@ def failed_release(delivery: Delivery, error: BaseException, now: datetime) -> F
 
 
 def next_mail_try(error: BaseException, attempts: int, queued_at: datetime, now: datetime) -> datetime | None:
-    """Return when a mail of ours that failed at its n-th attempt is tried again; None: it is given up.
+    """Return when to retry a mail of the outbox whose latest attempt, number ``attempts``, failed; None: never.
 
     The pauses are 10, 20, 40 … seconds, at most 15 minutes.
     """
@@ -101,26 +101,27 @@ def next_mail_try(error: BaseException, attempts: int, queued_at: datetime, now:
 def unclaimable(row: Sequence[Any] | None, now: Any, ignore_schedule: bool) -> AlreadyDone | None:
     """Return why a recipient's digest cannot be claimed, or None.
 
-    ``row`` begins with recipient, address, and the times stopped_at, news_since, next_digest_at and lease_until, as
-    the store keeps times (``now`` too), and ends with the lease.
+    ``row`` begins with recipient, address, and the times stopped_at, news_since, next_digest_at and lease_until; it
+    ends with the lease. The times and ``now`` have the type in which the store keeps times.
     """
     if row is None or row[3] is None:
-        return AlreadyDone("there is nothing to tell this recipient")
+        return AlreadyDone("this recipient has no unannounced mail")
     _, _, stopped_at, _, next_digest_at, lease_until, *_ = row
     if stopped_at is not None:
         return AlreadyDone("this recipient stopped digests")
     if lease_until is not None and lease_until > now and (row[-1] is not None or not ignore_schedule):
-        return AlreadyDone("another process is sending this digest, or failed to a moment ago")
+        return AlreadyDone("another process is sending this digest, or failed to send it a moment ago")
     if not ignore_schedule and (next_digest_at is None or next_digest_at > now):
         return AlreadyDone("this digest is not due")
     return None
 
 
 def address_of(recipient: str, address: str) -> str:
-    """Return where to notify a recipient of mail for an address: as its envelope wrote it, if that is their own one.
+    """Return the address for notifying a recipient of mail to ``address``: as the envelope wrote it if it is their own
+    one, else their identity.
 
-    An international domain is written with A-labels, whatever the envelope had: every mail server takes these, and none
-    reads them as another domain.
+    An international domain is written with A-labels, whatever the envelope had: every mail server accepts these, and no
+    mail server mistakes them for another domain.
     """
     if identity(address) != recipient:
         return recipient
@@ -130,9 +131,10 @@ def address_of(recipient: str, address: str) -> str:
 def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
     """Return the message with the tier and the symbols, score, action and flags of a later export of the same mail.
 
-    An export whose symbols are missing keeps those known before: it says less, even if its tier is worse.
+    If the export has no symbols, the message keeps its symbols, score and action: the export says less, even if its
+    tier is worse.
     """
-    flags = export.flags & _OF_THE_VERDICT
+    flags = export.flags & _VERDICT_FLAGS
     if not export.symbols:
         return replace(message, tier=tier, flags=message.flags | flags)
     return replace(
@@ -141,7 +143,7 @@ def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
         symbols=export.symbols,
         score=export.score,
         action=export.action,
-        flags=message.flags - _OF_THE_VERDICT | flags,
+        flags=message.flags - _VERDICT_FLAGS | flags,
     )
 
 

@@ -1,15 +1,15 @@
-"""Searching, the same in both stores: what of a message is indexed, what a question asks the index for, and pages.
+"""Search, the same in both stores: the terms of a message, the terms of a query, and pages of results.
 
-A message is indexed under *terms*: its words – of the subject, the envelope sender and the From header – and, with an
-``=`` in front, which no word has, its tier, its score in whole points and a hash of each recipient. Both stores keep
-them in their own inverted index, PostgreSQL in a `tsvector` with GIN, SQLite in FTS5; the words are made here, since
-the two would cut and fold text differently. What a question asks for becomes groups of terms: one term of each group
-must be there. So query text never reaches a query language.
+A message is indexed under *terms*. These are the words of its subject, envelope sender and From header and, with the
+prefix ``=``, which no word has, its tier, its score in whole points and a hash of each recipient. Both stores keep an
+inverted index of their own, PostgreSQL a `tsvector` with GIN, SQLite FTS5. The words are made here, since the two
+would split and fold text differently. A query becomes groups of terms, and a message must have one term of each group.
+So query text never reaches a query language.
 
-What is bounded: the index is asked day by day, newest first, for a batch of messages below the last one seen, until
-the page is full; what the index cannot know (a state, the exact score, the middle of a word of the sender) is looked
-at message by message, for at most `LOOKED_AT` of them in a call. A page may then be short, or even empty, and still
-have a ``next``.
+The work of one call is bounded. The index is queried day by day, newest first, for a batch of messages below the last
+one found, until the page is full. Conditions that the index cannot answer (a state, the exact score, the middle of a
+word of the sender) are checked message by message, for at most `EXAMINED_MAX` messages. A page may therefore be short,
+or even empty, and still have a ``next``.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from collections.abc import Collection, Iterable, Iterator
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
 from portal.stores.records import Page
 
-LOOKED_AT = 10_000  # messages a call looks at beyond what the index finds
+EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
 BATCH = 500
-FOLDED_CHARS = 2_000  # of a subject or sender that are indexed
-SUBJECT_WORDS = 48  # a subject with more is found by its first ones
+FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
+SUBJECT_WORDS = 48  # a subject with more words is found by its first ones
 SENDER_WORDS = 24
-WORD_CHARS = 64  # longer ones are found by their beginnings
-_SCORE_MIN, _SCORE_MAX = -20, 179  # whole points told apart by the index: 200 of them
+WORD_CHARS = 64  # longer words are found by their beginnings
+_SCORE_MIN, _SCORE_MAX = -20, 179  # the index distinguishes whole points in this range, 200 values
 
-Terms = tuple[tuple[str, ...], ...]  # groups, of each of which one term must be there; "abc*" is a beginning
+Terms = tuple[tuple[str, ...], ...]  # groups: a message must have one term of each; "abc*" is a prefix
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_ACCENTS = re.compile("[\u0300-\u036f]+")  # of Latin, Greek and Cyrillic; signs of other scripts make other words
+_ACCENTS = re.compile("[\u0300-\u036f]+")  # of Latin, Greek and Cyrillic; marks of other scripts make different words
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Hiragana, Katakana
 _UNSPACED_RUN = re.compile(f"([{_UNSPACED}]+)")
 
 
 def fold(text: str) -> str:
-    """Text as it is compared: without case, accents, and forms that only look different (Unicode's NFKC)."""
+    """Return text for comparison: without case, accents, and differences of form only (Unicode's NFKC)."""
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return unicodedata.normalize("NFC", _ACCENTS.sub("", text))
 
 
-def words(text: str, at_most: int) -> list[str]:
-    """The different words of a text in their order, folded: runs of letters, digits and their marks.
+def words(text: str, limit: int) -> list[str]:
+    """Return the distinct words of a text, folded, in order of appearance: runs of letters, digits and their marks.
 
-    Chinese and Japanese have no blanks between words: a run is cut into all its pairs of characters and its last one,
-    so that whatever stands inside is found, if rarely more than that.
+    Chinese and Japanese have no spaces between words: a run is split into all pairs of adjacent characters and its last
+    character, so that every part of it is found. False matches are rare.
     """
     folded = fold(text[:FOLDED_CHARS])
     if folded.isascii():
-        return list(dict.fromkeys(word[:WORD_CHARS] for word in _ASCII_WORD.findall(folded)))[:at_most]
+        return list(dict.fromkeys(word[:WORD_CHARS] for word in _ASCII_WORD.findall(folded)))[:limit]
     blanks = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
     found: list[str] = []
     for piece in _UNSPACED_RUN.sub(r" \1 ", blanks).split():
@@ -63,7 +63,7 @@ def words(text: str, at_most: int) -> list[str]:
             found += (piece[n : n + 2] for n in range(len(piece)))
         else:
             found.append(piece[:WORD_CHARS])
-    return list(dict.fromkeys(found))[:at_most]
+    return list(dict.fromkeys(found))[:limit]
 
 
 def terms(
@@ -74,7 +74,10 @@ def terms(
     score: float | None,
     recipients: Iterable[str],
 ) -> list[str]:
-    """What a message is indexed under; ``recipients`` are identities. At most some hundred bytes and 18 a recipient."""
+    """Return the terms of a message; ``recipients`` are identities.
+
+    Their size is a few hundred bytes, and 18 for each recipient.
+    """
     found = words(subject, SUBJECT_WORDS)
     found += words(f"{envelope_sender or ''} {header_from}", SENDER_WORDS)
     found += [*verdict_terms(tier, score), *(recipient_term(recipient) for recipient in recipients)]
@@ -90,7 +93,7 @@ def verdict_terms(tier: Tier, score: float | None) -> list[str]:
 
 
 def recipient_term(recipient: str) -> str:
-    """The term of a recipient's identity: hashed, since addresses are long and may hold anything."""
+    """Return the term of a recipient's identity: a hash, since addresses are long and may contain any character."""
     return "=r" + hashlib.blake2b(recipient.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
@@ -99,7 +102,7 @@ def _points(score: float) -> int:
 
 
 def _between(low: int, high: int) -> Iterator[str]:
-    """Terms for these points and those between: a hundred or ten of them are one beginning."""
+    """Yield terms for the points from ``low`` to ``high``: one prefix covers a hundred or ten of them."""
     while low <= high:
         width = next(width for width in (100, 10, 1) if low % width == 0 and low + width - 1 <= high)
         digits = f"{low:03}"
@@ -108,21 +111,22 @@ def _between(low: int, high: int) -> Iterator[str]:
 
 
 def of_reader(reader: Reader, states: Collection[State], words: str) -> Filter:
-    """Return the search of a reader's own list, of one who reads something."""
+    """Return the filter for a reader's own list; the reader must have an identity."""
     first, *also = reader.identities
     return Filter(recipient=first, also=tuple(also), states=frozenset(states), words=words)
 
 
 def wanted_terms(wanted: Filter) -> Terms | None:
-    """What to ask the index for; nothing when the list of deliveries serves better, None when nothing can be found."""
+    """Return the terms to query the index for; empty if the list of deliveries is the better source, None if no
+    message can match."""
     groups: list[tuple[str, ...]] = []
     if wanted.words and not wanted.words.isspace():
-        asked = _asked(wanted.words)
-        if asked is None:
+        word_groups = _word_groups(wanted.words)
+        if word_groups is None:
             return None
-        groups += asked
+        groups += word_groups
     if wanted.sender:
-        groups += _of_sender(wanted.sender)
+        groups += _sender_groups(wanted.sender)
     if wanted.tiers and wanted.tiers != frozenset(Tier):
         groups.append(tuple(f"={tier.value}" for tier in sorted(wanted.tiers)))
     if wanted.score_min is not None or wanted.score_max is not None:
@@ -138,19 +142,20 @@ def wanted_terms(wanted: Filter) -> Terms | None:
     return tuple(groups)
 
 
-def _asked(text: str) -> list[tuple[str, ...]] | None:
+def _word_groups(text: str) -> list[tuple[str, ...]] | None:
     found = words(text, FOLDED_CHARS)
-    # A word that another one begins with says nothing; of the rest each needs a word of its own.
+    # A word that is a prefix of another one is redundant. Each of the others must match a word of the message.
     found = [word for word in found if not any(other != word and other.startswith(word) for other in found)]
     if not found or len(text) > FOLDED_CHARS or len(found) > SUBJECT_WORDS + SENDER_WORDS:
         return None
     return [(f"{word}*",) for word in found]
 
 
-def _of_sender(text: str) -> list[tuple[str, ...]]:
-    """The words that surely are in a sender with this part: all, but for a first one that may be the end of a word.
+def _sender_groups(text: str) -> list[tuple[str, ...]]:
+    """Return groups for the words that every sender containing ``text`` has: all, except for a first word that may be
+    the end of a longer one.
 
-    None of Chinese and Japanese, whose pairs may be cut as well.
+    Returns no groups for Chinese and Japanese, whose pairs may be cut as well.
     """
     folded = fold(text)
     found = [] if _UNSPACED_RUN.search(folded) else words(folded, SENDER_WORDS)
@@ -160,14 +165,14 @@ def _of_sender(text: str) -> list[tuple[str, ...]]:
 
 
 def needs_filtering(wanted: Filter) -> bool:
-    """Whether deliveries must be looked at one by one (`fits`), whatever the index and the database's own say."""
+    """Return whether deliveries must be checked one by one with `matches`, in addition to the index and SQL."""
     return bool(wanted.sender) or wanted.score_min is not None or wanted.score_max is not None
 
 
-def fits(wanted: Filter, delivery: Delivery) -> bool:
-    """Whether a delivery has what the index knows only roughly: the part of a sender, the score, the tier.
+def matches(wanted: Filter, delivery: Delivery) -> bool:
+    """Return whether a delivery matches the conditions that the index answers only roughly: sender, score and tier.
 
-    A message whose tier was raised stays indexed under the one it had.
+    A message whose tier was raised stays indexed under its earlier tier as well.
     """
     message = delivery.message
     if wanted.tiers and message.tier not in wanted.tiers:
@@ -182,17 +187,20 @@ def fits(wanted: Filter, delivery: Delivery) -> bool:
 
 
 def gather(wanted: Filter, limit: int, batches: Iterator[tuple[Collection[Delivery], DeliveryId, int]]) -> Page:
-    """A page from batches of deliveries, newest first; each comes with the key it reaches down to and how many
-    messages or deliveries were looked at for it. The end of the batches is the end of the list."""
+    """Return a page from batches of deliveries, newest first.
+
+    Each batch has its deliveries, its lowest key, and the number of messages or deliveries examined for it. The list
+    ends with the last batch.
+    """
     found: list[Delivery] = []
-    looked_at = 0
-    for deliveries, reached, looked in batches:
+    examined_total = 0
+    for deliveries, lowest, examined in batches:
         for delivery in deliveries:
-            if fits(wanted, delivery):
+            if matches(wanted, delivery):
                 if len(found) == limit:
                     return Page(tuple(found), found[-1].key)
                 found.append(delivery)
-        looked_at += looked
-        if looked_at >= LOOKED_AT:
-            return Page(tuple(found), reached)
+        examined_total += examined
+        if examined_total >= EXAMINED_MAX:
+            return Page(tuple(found), lowest)
     return Page(tuple(found), None)

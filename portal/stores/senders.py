@@ -1,4 +1,4 @@
-"""Whose mail recipients got released before, out of any store."""
+"""Senders whose mail was released to a recipient before, for any store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from portal.model.message import Reader
 from portal.model.reasons import address_in
 from portal.stores.contracts import Store
 
-_KNOWN_AT_MOST = 100
+_KNOWN_MAX = 100
 
 
 def known_senders(store: Store, readers: Sequence[Reader]) -> Mapping[str, frozenset[str]]:
-    """Return the addresses whose mail each reader got released, for those who did. Raises StoreUnavailable."""
+    """Return, by identity, the addresses of senders whose mail was released to each reader.
+
+    Readers without released mail are left out. Raises StoreUnavailable.
+    """
     found = store.deliveries.released_from(
-        list({name: None for reader in readers for name in reader.identities}), _KNOWN_AT_MOST
+        list({name: None for reader in readers for name in reader.identities}), _KNOWN_MAX
     )
     known = {name: frozenset(map(address_in, headers)) - {""} for name, headers in found.items()}
     return {

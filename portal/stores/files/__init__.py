@@ -1,1 +1,1 @@
-"""The store on one host's file system. `store` has `FileStore`; the other modules have its parts."""
+"""Store on the file system of one host. `store` has `FileStore`; the other modules have its parts."""

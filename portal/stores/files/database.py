@@ -1,13 +1,14 @@
-"""The SQLite file beside the mail files: connections, the write lock, the schema, and SQLite's errors in our words.
+"""The file store's SQLite file: connections, the write lock, the schema, and the translation of SQLite's errors.
 
-Writers queue at a `flock` before they reach SQLite, since SQLite's own waiting sleeps for up to 100 ms at a time:
-with the lock the slowest of 4 processes' commits was ten times faster. Every write begins with BEGIN IMMEDIATE; a
-plain BEGIN that reads first and writes then fails at once when somebody else wrote in between, whatever the timeout.
+Writers queue at a `flock` before they use SQLite, since SQLite's own waiting sleeps for up to 100 ms at a time: with
+the lock, the slowest commit of 4 processes was ten times faster. Every write begins with BEGIN IMMEDIATE. A transaction
+that begins with a plain BEGIN, reads and then writes fails at once if another process wrote in between, regardless of
+the timeout.
 
-Write-ahead logging (https://www.sqlite.org/wal.html): with ``synchronous=NORMAL`` a commit is safe from a crash of
-the program but not from a power cut, with ``FULL`` from both. A FULL commit syncs the whole log, so everything
-committed before it is safe as well. Ingest uses NORMAL, since its mail files are durable and hold all that the rows
-say (`files.FileStore.open` reads them after a power cut); everything else uses FULL.
+Write-ahead logging (https://www.sqlite.org/wal.html): with ``synchronous=NORMAL`` a commit survives a crash of the
+program but not a power cut; with ``FULL`` it survives both. A FULL commit syncs the whole log, so all earlier commits
+are durable as well. Ingest uses NORMAL, since its mail files are durable and contain all data of the rows
+(`FileStore.open` reads them after a power cut); everything else uses FULL.
 """
 
 from __future__ import annotations
@@ -32,25 +33,28 @@ from portal.stores.files.journal import Journal
 
 DATABASE = "quarantine.sqlite3"
 _IN_USE = "in-use"
-LOCK_WAIT_SECONDS = 2.0  # what ingest may wait; the exporter gives up after 5 s
+LOCK_WAIT_SECONDS = 2.0  # the longest wait of ingest; Rspamd's exporter gives up after 5 s
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> int:
-    """Microseconds since 1970 UTC, how times are kept."""
+    """Return microseconds since 1970 UTC, the format of times in the database."""
     return (at - _EPOCH) // _MICROSECOND
 
 
 def from_micros(micros: int) -> datetime:
-    """Aware UTC."""
+    """Return the time as aware UTC."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
 @contextmanager
 def unused(folder: Path) -> Iterator[None]:
-    """Nobody has the database in ``folder`` open, nor can open it, inside. Raises StoreUnavailable, OSError."""
+    """Lock the database in ``folder`` so that no process can open it.
+
+    Raises StoreUnavailable when a process has it open, OSError.
+    """
     descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -65,10 +69,10 @@ def unused(folder: Path) -> Iterator[None]:
 
 
 class Database:
-    """Connections to one quarantine.sqlite3, to be shared by the threads of one process. Opened after the fork."""
+    """Connections to one quarantine.sqlite3, shared by the threads of one process. Opened after the fork."""
 
     def __init__(self, folder: Path, *, must_exist: bool = False) -> None:
-        """Open the database in ``folder``, which exists; make or upgrade it unless it ``must_exist`` as it is.
+        """Open the database in ``folder``, which exists. Create or upgrade it unless ``must_exist`` is set.
 
         Raises StoreUnavailable, StoreUnusable.
         """
@@ -81,9 +85,9 @@ class Database:
         self._closed = False
         self._lock_file = self._in_use = -1
         self.journal = Journal(folder)
-        self._noted: list[dict[str, Any]] = []  # by the one who is writing, for the journal
-        self._guard = threading.Lock()  # between threads: flock is per open file, and the process has one
-        # Two kinds of connections instead of one whose pragma changes: SQLite handles pragmas when a statement is
+        self._journal_lines: list[dict[str, Any]] = []  # of the current write transaction
+        self._thread_lock = threading.Lock()  # flock is per open file, which all threads of the process share
+        # Two kinds of connections instead of one whose pragma changes: SQLite runs pragmas when a statement is
         # prepared, and Python keeps prepared statements.
         self._idle: dict[str, deque[sqlite3.Connection]] = {"FULL": deque(), "NORMAL": deque()}
         with self.translated():
@@ -92,10 +96,12 @@ class Database:
         try:
             with self.translated():
                 try:
-                    fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until we close it or die, see `unused`
+                    fcntl.flock(self._in_use, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held until `close` or exit, see `unused`
                 except BlockingIOError as error:
-                    raise StoreUnavailable(f"{folder} is being rebuilt by `quarantine reindex`: wait for it") from error
-                # SQLite would make it readable for all; the -wal and -shm files inherit its mode.
+                    raise StoreUnavailable(
+                        f"`quarantine reindex` is rebuilding {folder}: wait until it has finished"
+                    ) from error
+                # SQLite would create it readable by all users; the -wal and -shm files inherit its mode.
                 os.close(os.open(folder / DATABASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._prepare(must_exist=must_exist)
         except BaseException:
@@ -103,7 +109,7 @@ class Database:
             raise
 
     def _prepare(self, *, must_exist: bool) -> None:
-        """Make the tables in a new file, upgrade an old one unless it ``must_exist`` as it is."""
+        """Create the tables in a new file, or upgrade an old one unless ``must_exist`` is set."""
         path = self.folder / DATABASE
         with self.read() if must_exist else self.write(wait_seconds=30) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -130,12 +136,12 @@ class Database:
             )
 
     def close(self) -> None:
-        """Let go of everything. SQLite moves the log into the file when the last process closes it."""
+        """Close all connections and files. SQLite moves the log into the file when the last process closes it."""
         self._closed = True
-        with self._guard:  # whoever is writing ends first; a number of a closed file soon means another one
+        with self._thread_lock:  # wait for a running write: the number of a closed descriptor is soon used again
             for idle in self._idle.values():
                 while idle:
-                    with suppress(sqlite3.Error):  # nothing is lost: what was committed stands in the log
+                    with suppress(sqlite3.Error):  # nothing is lost: all commits are in the log
                         idle.pop().close()
             for descriptor in (self._lock_file, self._in_use):
                 if descriptor >= 0:
@@ -144,12 +150,12 @@ class Database:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close` was called."""
         return self._closed
 
     @contextmanager
     def exclusive(self, folder: Path) -> Iterator[None]:
-        """Hold ``folder`` locked, however long that takes; apart from the writers' lock. Raises StoreUnavailable."""
+        """Hold a lock on ``folder``, independent of the write lock. Waits without a limit. Raises StoreUnavailable."""
         with self.translated():
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -160,21 +166,22 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A connection to ask; every statement sees what was committed when it began. Raises StoreUnavailable."""
+        """Yield a connection for queries. Each statement sees all commits made before it began. Raises
+        StoreUnavailable."""
         with self._connection("NORMAL") as connection:
             yield connection
 
     @contextmanager
     def write(self, *, durable: bool = True, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[sqlite3.Connection]:
-        """One transaction, committed on clean exit, rolled back by any exception.
+        """Begin a transaction that is committed on exit, or rolled back by any exception.
 
-        ``durable``: on return it survives a power cut. Raises StoreUnavailable, also when other writers do not let us
-        in within ``wait_seconds``.
+        ``durable``: on return it survives a power cut. Raises StoreUnavailable, also when the write lock is not free
+        within ``wait_seconds``.
         """
-        # The lock first: turning a new file's log on must not meet another process doing the same.
+        # The lock comes first: two processes must not switch a new file to write-ahead logging at the same time.
         with self._locked(wait_seconds), self._connection("FULL" if durable else "NORMAL") as connection:
             connection.execute("BEGIN IMMEDIATE")
-            self._noted.clear()
+            self._journal_lines.clear()
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -182,25 +189,28 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            written = self.journal.append(self._noted) if self._noted else None
+            written = self.journal.append(self._journal_lines) if self._journal_lines else None
         if written is not None:
             self.journal.sync(written)
 
-    def note(self, *lines: dict[str, Any]) -> None:
-        """Have these lines written to the audit journal (see `journal`) once the transaction we are in is committed."""
-        self._noted += lines
+    def journal_after_commit(self, line: dict[str, Any]) -> None:
+        """Write this line to the audit journal (see `journal`) once the current transaction is committed."""
+        self._journal_lines.append(line)
 
-    def write_journal(self, make: Callable[[], Sequence[dict[str, Any]]]) -> bool:
-        """Write lines that no change goes with; whether they are durable. They are made while nobody else writes: the
-        line of a change that came in between would stand before them, and they would undo it in a rebuild."""
+    def write_journal(self, make_lines: Callable[[], Sequence[dict[str, Any]]]) -> bool:
+        """Write lines to the audit journal outside of a transaction; return whether they are durable.
+
+        ``make_lines`` is called under the write lock. Otherwise the line of a concurrent change could precede these
+        lines, which would revert the change in a rebuild.
+        """
         with self._locked(LOCK_WAIT_SECONDS):
-            lines = make()
+            lines = make_lines()
             written = self.journal.append(lines) if lines else None
         return not lines or (written is not None and self.journal.sync(written))
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """The one place where OSError and sqlite3.Error become sentences for people."""
+        """Translate OSError and sqlite3.Error into StoreUnavailable or StoreUnusable, with a message for operators."""
         try:
             yield
         except sqlite3.Error as error:
@@ -210,7 +220,7 @@ class Database:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 detail += "; check owner, permissions and mount"
             elif error.errno in (errno.EISDIR, errno.ENOTDIR):
-                detail += f" ({error.filename}); move away what is none of the store's"
+                detail += f" ({error.filename}); move away files that do not belong to the store"
             raise StoreUnavailable(f"the file store in {self.folder} cannot be used: {detail}") from error
 
     def _from_sqlite(self, error: sqlite3.Error) -> QuarantineError:
@@ -218,11 +228,11 @@ class Database:
         path = self.folder / DATABASE
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreUnusable(
-                f"{path} is damaged ({error}): stop the programs and run `quarantine reindex`. It is made anew from "
-                "the mail files and the audit journal; sign-ins are lost, no mail"
+                f"{path} is damaged ({error}): stop the programs and run `quarantine reindex`. It rebuilds the file "
+                "from the mail files and the audit journal; sign-ins are lost, but no mail"
             )
         if code == sqlite3.SQLITE_FULL:
-            return StoreUnavailable(f"the disk of {self.folder} is full: make room, ingest goes on by itself")
+            return StoreUnavailable(f"the disk of {self.folder} is full: free space, then ingest resumes by itself")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return StoreUnavailable(f"{path} cannot be written ({error}): check owner, permissions and mount")
         return StoreUnavailable(f"{path} cannot be used: {error}")
@@ -239,7 +249,7 @@ class Database:
             try:
                 yield connection
                 reusable = True
-            except QuarantineError:  # a refusal of ours, nothing is wrong with the connection
+            except QuarantineError:  # raised by our own code: the connection is intact
                 reusable = True
                 raise
             finally:
@@ -251,9 +261,9 @@ class Database:
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.folder / DATABASE,
-            timeout=LOCK_WAIT_SECONDS,  # met only while another process opens or closes the file
+            timeout=LOCK_WAIT_SECONDS,  # matters only while another process opens or closes the file
             isolation_level=None,
-            check_same_thread=False,  # handed from thread to thread, used by one at a time
+            check_same_thread=False,  # threads share connections, but use each one at a time
             cached_statements=200,
         )
         try:
@@ -268,33 +278,33 @@ class Database:
 
     @contextmanager
     def _locked(self, wait_seconds: float) -> Iterator[None]:
-        # flock cannot wait with a limit (an alarm signal would do it, for the main thread only), so it is asked again
-        # and again. A commit takes a quarter of a millisecond, the naps are as short.
+        # flock has no timeout (an alarm signal would work, but in the main thread only), so it is polled. A commit
+        # takes a quarter of a millisecond; the pauses are as short.
         deadline = time.monotonic() + wait_seconds
-        if not self._guard.acquire(timeout=wait_seconds):
-            raise self._too_busy(wait_seconds)
+        if not self._thread_lock.acquire(timeout=wait_seconds):
+            raise self._lock_timeout(wait_seconds)
         try:
             self._check_open()
-            nap_seconds = 0.0001
+            pause_seconds = 0.0001
             while True:
                 try:
                     fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
-                        raise self._too_busy(wait_seconds) from None
-                    time.sleep(nap_seconds)
-                    nap_seconds = min(nap_seconds * 1.5, 0.002)
+                        raise self._lock_timeout(wait_seconds) from None
+                    time.sleep(pause_seconds)
+                    pause_seconds = min(pause_seconds * 1.5, 0.002)
             try:
                 yield
             finally:
                 fcntl.flock(self._lock_file, fcntl.LOCK_UN)
         finally:
-            self._guard.release()
+            self._thread_lock.release()
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable(f"the file store in {self.folder} was closed")
 
-    def _too_busy(self, wait_seconds: float) -> StoreUnavailable:
+    def _lock_timeout(self, wait_seconds: float) -> StoreUnavailable:
         return StoreUnavailable(f"other processes kept {self.folder} locked for {wait_seconds:g} s")

@@ -1,4 +1,4 @@
-"""The file store's deliveries."""
+"""Deliveries in the file store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the file store claims and settles digests, and what it announced."""
+"""Claiming, settling and copying digests in the file store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :add
 
 
 class FileDigests(SqlDigests):
-    """See `Digests`. Deliveries whose mail file was deleted are left out."""
+    """See `Digests`. Deliveries whose mail file is missing are left out."""
 
     def __init__(self, engine: SqliteEngine, mail: MailFiles) -> None:
         super().__init__(engine)
@@ -53,13 +53,11 @@ class FileDigests(SqlDigests):
                     f"{CLAIMABLE} WHERE {DUE} ORDER BY next_digest_at LIMIT :count", now=now, count=count
                 )
             else:
-                rows = {
-                    who: session.one(CLAIMABLE + "WHERE recipient = :recipient", recipient=who) for who in only[:count]
-                }
+                rows = {name: session.one(CLAIMABLE + "WHERE recipient = :name", name=name) for name in only[:count]}
                 refused = {
-                    who: why for who, row in rows.items() if (why := rules.unclaimable(row, now, ignore_schedule))
+                    name: error for name, row in rows.items() if (error := rules.unclaimable(row, now, ignore_schedule))
                 }
-                found = [row for who, row in rows.items() if row is not None and who not in refused]
+                found = [row for name, row in rows.items() if row is not None and name not in refused]
             claimed = [
                 Digest(
                     digest_id or new_id(now), recipient, address, now.replace(microsecond=0), (),
@@ -70,36 +68,36 @@ class FileDigests(SqlDigests):
             claim = "SET lease = :lease, lease_until = :until, digest_id = :id WHERE recipient = :recipient"
             for digest in claimed:
                 session.execute(f"UPDATE recipient {claim}", digest, until=now + rules.LEASE)
-                # Known before the mail is sent: its recipient may unsubscribe before that is recorded.
+                # The row must exist before the mail is sent: the recipient may unsubscribe before `settle` is called.
                 session.execute(_PUT, digest, sent_at=None)
-        return Claims(self._filled(claimed, limit, now), refused)
+        return Claims(self._with_deliveries(claimed, limit, now), refused)
 
-    def _filled(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
-        """Return as many of these digests, at least one, as together hold up to ``limit`` deliveries; give the others
-        back."""
+    def _with_deliveries(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
+        """Return as many of these digests, at least one, as together hold up to ``limit`` deliveries. End the claims of
+        the others."""
         filled: list[Digest] = []
-        gone: list[Delivery] = []
-        room = limit
+        missing: list[Delivery] = []
+        remaining = limit
         for digest in claimed:
-            found, passed_over = self._pending(digest.effective_reader, limit)
-            if filled and len(found) > room:
+            found, without_file = self._pending(digest.effective_reader, limit)
+            if filled and len(found) > remaining:
                 break
             filled.append(replace(digest, deliveries=tuple(found)))
-            gone += passed_over
-            room -= len(found)
-        if gone:
-            # Their file is gone. Marked as announced, or they would be looked at each time.
+            missing += without_file
+            remaining -= len(found)
+        if missing:
+            # Mark them as announced; otherwise each claim would check their files again.
             with self._engine.writing() as session:
-                for delivery in gone:
+                for delivery in missing:
                     session.execute(_ANNOUNCE, delivery.key, now=now, digest_id=None)
         if len(filled) < len(claimed):
             self.settle([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
         return tuple(filled)
 
     def _pending(self, reader: Reader, limit: int) -> tuple[list[Delivery], list[Delivery]]:
-        """Return the deliveries to announce, and those that were passed over since their file is gone."""
+        """Return the deliveries to announce, and those that were skipped since their mail file is missing."""
         found: list[Delivery] = []
-        passed_over: list[Delivery] = []
+        without_file: list[Delivery] = []
         with self._engine.reading() as session:
             for identity in reader.identities:
                 wanted, after, more = limit, _BEFORE_ALL, True
@@ -107,11 +105,11 @@ class FileDigests(SqlDigests):
                     deliveries = _oldest_unannounced(session, identity, after, wanted, reader)
                     more = len(deliveries) == wanted
                     for delivery in deliveries:
-                        is_there = self._mail.has(delivery.id)
-                        (found if is_there else passed_over).append(delivery)
-                        wanted, after = wanted - is_there, delivery.key
+                        has_file = self._mail.has(delivery.id)
+                        (found if has_file else without_file).append(delivery)
+                        wanted, after = wanted - has_file, delivery.key
         found.sort(key=lambda delivery: delivery.key)
-        return found[:limit], passed_over
+        return found[:limit], without_file
 
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         with self._engine.writing() as session:
@@ -153,7 +151,7 @@ class FileDigests(SqlDigests):
             for digest in digests:
                 row = session.one("SELECT sent_at FROM digest WHERE id = :id", id=digest.id)
                 if row is not None and row[0] is not None:
-                    continue  # it is here: a digest that was sent does not change any more
+                    continue  # a digest that was sent does not change any more
                 import_digest(session, digest)
                 if digest.sent_at is not None:
                     session.journal(partial(digest_line, digest))
@@ -174,8 +172,8 @@ def find_unmarked(session: Session, since: datetime, local: Collection[str] | No
     ]
 
 
-def news_left(session: Session, reader: Reader) -> datetime | None:
-    """Return when the oldest message was held that is not announced to this reader."""
+def oldest_news(session: Session, reader: Reader) -> datetime | None:
+    """Return when the oldest message was held that is not announced to this reader, or None."""
     found: list[Delivery] = []
     for identity in reader.identities:
         found += _oldest_unannounced(session, identity, _BEFORE_ALL, 1, reader)
@@ -183,7 +181,7 @@ def news_left(session: Session, reader: Reader) -> datetime | None:
 
 
 def import_digest(session: Session, digest: DigestRecord) -> None:
-    """Keep a digest, and with its deliveries that it announced them."""
+    """Store a digest, and record for its deliveries that it announced them."""
     session.execute(_PUT, digest)
     if digest.sent_at is None:
         return
@@ -195,7 +193,7 @@ def import_digest(session: Session, digest: DigestRecord) -> None:
             key,
             **values,
         )
-        # A delivery held under another name was announced to this reader, perhaps not to all.
+        # A delivery held under another name was announced to this reader, but perhaps not to all its readers.
         session.execute(
             "INSERT INTO announced_to (message_id, number, reader, digest_id) "
             f"SELECT message_id, number, :reader, :digest_id FROM delivery {WHERE_KEY} AND (recipient <> :reader "
@@ -251,13 +249,15 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
         "digest_id = NULL, failures = 0, failure = '', failed_at = NULL "
         "WHERE recipient = :recipient AND lease = :lease",
         digest,
-        news_since=news_left(session, reader),
+        news_since=oldest_news(session, reader),
     )
 
 
 def _announce_to(session: Session, digest: Digest, deliveries: Sequence[Delivery], now: datetime) -> None:
     """Record that a reader was notified of deliveries that are held under another name, or that others read as well.
-    Those of which all readers were notified are announced."""
+
+    Mark those of which all readers were notified as announced.
+    """
     reader = digest.effective_reader
     insert = (
         "INSERT OR REPLACE INTO announced_to (message_id, number, reader, digest_id) "

@@ -1,8 +1,9 @@
-"""The files of the audit journal, ``journal/YYYY-MM-DD.jsonl``, by UTC day. See `stores.journal` for the lines.
+"""Files of the audit journal, ``journal/YYYY-MM-DD.jsonl``, by UTC day. See `stores.journal` for the lines.
 
-A line is written right after the commit of its change, still under the writers' lock, so the order of lines is the
-order of commits. A crash in between loses the last line: that delivery is held again after a rebuild, and at worst a
-mail arrives twice. The other way round, a line about a change that was never committed could hide a mail.
+A line is written right after the commit of its change, still under the write lock, so the order of lines is the order
+of commits. A crash in between loses the last line: after a rebuild that delivery is held again, and at worst a mail
+arrives twice. If lines were written before the commit, a line about a change that was never committed could hide a
+mail.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from typing import Any
 log = logging.getLogger("quarantine.store")
 
 _SUFFIX = ".jsonl"
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: any text can be written
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # writes ASCII, so any text can be encoded
 
 
 class Journal:
-    """The folder ``journal`` of a file store; made with its first line."""
+    """The folder ``journal`` of a file store. It is created with the first line."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "journal"
 
     def append(self, lines: Sequence[dict[str, Any]]) -> Path | None:
-        """Write lines, whole, at the end of today's file; the caller holds the writers' lock. Returns it for `sync`.
+        """Append complete lines to today's file and return its path for `sync`. The caller holds the write lock.
 
-        What they tell is committed, so a failure is logged, not raised; then None is returned.
+        Their changes are committed already, so a failure is logged, not raised; then None is returned.
         """
         now = datetime.now(UTC)
         path = self._folder / f"{now.date().isoformat()}{_SUFFIX}"
@@ -41,15 +42,15 @@ class Journal:
             try:
                 size_bytes = os.fstat(descriptor).st_size
                 if size_bytes == 0:
-                    _sync(self._folder)  # the file itself must outlive a power cut, too
+                    _sync(self._folder)  # the new file's name must survive a power cut, too
                 elif os.pread(descriptor, 1, size_bytes - 1) != b"\n":
-                    data = b"\n" + data  # a full disk or a crash cut the last line: it costs no other
+                    data = b"\n" + data  # a full disk or a crash cut the last line: start a new one after it
                 while data:
                     data = data[os.write(descriptor, data) :]
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.error("audit journal not written, a reindex would not know of %d acts: %s", len(lines), error.strerror)
+            log.error("audit journal not written, a reindex would lose %d changes: %s", len(lines), error.strerror)
             return None
         return path
 
@@ -64,7 +65,10 @@ class Journal:
             return os.open(path, flags, 0o600)
 
     def sync(self, path: Path) -> bool:
-        """Make what was appended durable; outside the lock, so that only the one who acted waits. False: it failed."""
+        """Make appended lines durable; return False if that failed.
+
+        Called without the write lock, so that other writers do not wait.
+        """
         try:
             _sync(path)
         except OSError as error:
@@ -73,7 +77,7 @@ class Journal:
         return True
 
     def lines(self) -> Iterator[dict[str, Any] | None]:
-        """All lines, oldest first; None for one that cannot be read. Raises OSError."""
+        """Yield all lines, oldest first; None for an unreadable line. Raises OSError."""
         for day in self.days():
             with self._path(day).open("rb") as file:
                 for line in file:
@@ -85,7 +89,7 @@ class Journal:
                         yield entry if isinstance(entry, dict) else None
 
     def days(self) -> list[date]:
-        """The days that have a file, oldest first. Raises OSError."""
+        """Return the days that have a file, oldest first. Raises OSError."""
         found = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with suppress(ValueError):
@@ -93,7 +97,7 @@ class Journal:
         return sorted(day for day in found if self._path(day).is_file())
 
     def remove(self, days: Sequence[date]) -> None:
-        """Remove these days' files. Raises OSError."""
+        """Remove the files of these days. Raises OSError."""
         for day in days:
             self._path(day).unlink(missing_ok=True)
 

@@ -1,12 +1,12 @@
-"""The mail files: one per message, ``mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst``.
+"""Mail files: one per message, ``mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst``.
 
-A file is the message as one zstd frame (RFC 8878) and behind it a skippable frame (3.1.2) with JSON that holds all
-that is known of it, so that one write, fsync, rename and fsync of the folder make both durable at once, ``zstdcat
-FILE`` prints the mail, and the database can be made anew from the files. In front, the skippable frame would make
-some readers stop after it. The JSON is compressed, as a zstd frame inside the skippable one: it is a third as long
-then, and with files of some KB in blocks of 4 KB that is a tenth of what the mail takes on the disk.
+A file is the message as one zstd frame (RFC 8878), followed by a skippable frame (3.1.2) with the message's metadata as
+JSON. So one write, fsync, rename and fsync of the folder make both durable at once, ``zstdcat FILE`` prints the mail,
+and the database can be rebuilt from the files. The skippable frame comes last, since some readers stop after a
+skippable frame at the beginning. The JSON is compressed, as a zstd frame inside the skippable one: this reduces it to a
+third, which saves a tenth of the disk space of a mail (files of some KB in blocks of 4 KB).
 
-Raises OSError as it comes; `files.FileStore` translates.
+Errors of the file system are raised as OSError; the store translates them (`Database.translated`).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from portal.model.fast_json import encode
 from portal.model.message import Body, held_at, parse_id
 
 _SUFFIX = ".eml.zst"
-# Of the sixteen that skippable frames may have: the first for plain JSON, as files of before have it.
+# Two of the sixteen magic numbers of skippable frames: the first for plain JSON, as in older files.
 _PLAIN_MAGIC, _PACKED_MAGIC = 0x184D2A50, 0x184D2A51
-_HEADER = struct.Struct("<II")  # magic, length of what follows
+_HEADER = struct.Struct("<II")  # magic number, length of the content
 _LEVEL = 3
-_AT_ONCE_BYTES = 1 << 20  # smaller bodies are handled in memory, larger ones in pieces
+_IN_MEMORY_BYTES = 1 << 20  # larger bodies are handled in pieces
 _PIECE_BYTES = 1 << 18
-_FACTS_MAX_BYTES = 64 << 20
+_METADATA_MAX_BYTES = 64 << 20
 
 
 class DamagedFile(Exception):
-    """A mail file that is cut short, altered, or not one of ours."""
+    """A mail file is truncated, altered, or was not written by the portal."""
 
 
 class MailFiles:
@@ -52,73 +52,74 @@ class MailFiles:
         self._tmp = folder / "tmp"
         self._durable_days: set[date] = set()
         self._day_folders: dict[date, Path] = {}
-        self._own = threading.local()  # each thread's compressor: making one costs as much as compressing 2 KB
+        self._thread = threading.local()  # the thread's compressor: creating one costs as much as compressing 2 KB
         for each in (self.root, self._tmp):
             _make_folder(each)
         _sync_folder(folder)
-        # Its own name as well: a new store would be gone as a whole. What cannot be read was not made just now.
+        # Sync the parents as well, or a power cut could remove a whole new store. Folders that this process may not
+        # read were not created just now.
         for each in folder.parents:
             with suppress(PermissionError):
                 _sync_folder(each)
 
     def path(self, message_id: UUID) -> Path:
-        """Where a message's file is, or would be."""
+        """Return the path of a message's file, which need not exist."""
         return Path(self._path(message_id))
 
     def _path(self, message_id: UUID) -> str:
-        # Text on the way of each mail: a Path costs more than the system call it is for.
+        # A string, since this runs for each mail: a Path costs more than the system call it is used for.
         name = str(message_id)
         return f"{self._folder(held_at(message_id).date())}/{name[-2:]}/{name}{_SUFFIX}"
 
     def has(self, message_id: UUID) -> bool:
-        """Whether the file is there, and a file. Any error but its absence is raised."""
+        """Return whether the message's file exists and is a regular file. Raises OSError for other errors."""
         try:
-            there = os.stat(self._path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
+            status = os.stat(self._path(message_id))  # noqa: PTH116 - Path.exists() hides errors such as EIO
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return stat.S_ISREG(there.st_mode)
+        return stat.S_ISREG(status.st_mode)
 
     # ---- write
 
-    def write(self, message_id: UUID, body: Body, facts: dict[str, Any]) -> None:
-        """Make the message durable: after this a power cut does not lose it. Readers see all of it or nothing."""
-        path, being_written = self._path(message_id), f"{self._tmp}/{message_id}{_SUFFIX}"
-        descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def write(self, message_id: UUID, body: Body, metadata: dict[str, Any]) -> None:
+        """Write a message's file durably: a later power cut does not lose it. Readers see the complete file or none."""
+        path, temporary = self._path(message_id), f"{self._tmp}/{message_id}{_SUFFIX}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
-                for piece in self._pieces_of(body, facts):
+                for piece in self._encoded(body, metadata):
                     _write(descriptor, piece)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self._into_place(being_written, path, held_at(message_id).date())
+            self._move_into_place(temporary, path, held_at(message_id).date())
         except BaseException:
-            with suppress(OSError):  # what stays is swept by purge; the first error is the one to tell
-                Path(being_written).unlink(missing_ok=True)
+            with suppress(OSError):  # purge removes a file that stays; the caller needs the first error
+                Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _pieces_of(self, body: Body, facts: dict[str, Any]) -> Iterator[bytes]:
-        """What a file consists of."""
-        if not hasattr(self._own, "compressor"):
-            self._own.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-        compressor = self._own.compressor
-        packed = compressor.compress(encode(facts))
+    def _encoded(self, body: Body, metadata: dict[str, Any]) -> Iterator[bytes]:
+        """Yield the content of a message's file in pieces."""
+        if not hasattr(self._thread, "compressor"):
+            self._thread.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        compressor = self._thread.compressor
+        packed = compressor.compress(encode(metadata))
         tail = _HEADER.pack(_PACKED_MAGIC, len(packed)) + packed
-        if body.size_bytes <= _AT_ONCE_BYTES:
-            yield compressor.compress(b"".join(body.chunks(_AT_ONCE_BYTES))) + tail
+        if body.size_bytes <= _IN_MEMORY_BYTES:
+            yield compressor.compress(b"".join(body.chunks(_IN_MEMORY_BYTES))) + tail
             return
         stream = compressor.compressobj(size=body.size_bytes)
         for chunk in body.chunks(_PIECE_BYTES):
             yield stream.compress(chunk)
         yield stream.flush() + tail
 
-    def _into_place(self, being_written: str, path: str, day: date) -> None:
+    def _move_into_place(self, temporary: str, path: str, day: date) -> None:
         for last in (False, True):
             try:
                 self.prepare(day)
-                os.rename(being_written, path)  # noqa: PTH104 - texts, see _path
+                os.rename(temporary, path)  # noqa: PTH104 - strings, see _path
                 break
-            except FileNotFoundError:  # emptied folders were removed since we made them
+            except FileNotFoundError:  # the day's empty folders were removed since `prepare` created them
                 if last:
                     raise
                 self._durable_days.clear()
@@ -126,13 +127,13 @@ class MailFiles:
             _sync_folder(path.rpartition("/")[0])
         except BaseException:
             with suppress(OSError):
-                Path(path).unlink()  # perhaps not durable, so it is not held
+                Path(path).unlink()  # it may not be durable, so the message is not held
             raise
 
     def prepare(self, day: date) -> None:
-        """Make a day's folders durable, all 256 at once: one by one, each would cost its first mail an fsync more.
+        """Create a day's folders durably, all 256 at once: otherwise the first mail of each would cost one more fsync.
 
-        Also when they are there: the process that made them may not have come to syncing them yet.
+        Folders that exist are synced as well, since the process that created them may not have synced them yet.
         """
         if day in self._durable_days:
             return
@@ -151,17 +152,20 @@ class MailFiles:
         return self._day_folders[day]
 
     def remove(self, message_id: UUID) -> None:
-        """Remove a message's file if it is there."""
-        with suppress(IsADirectoryError):  # somebody's folder in its place stays
+        """Remove a message's file if it exists."""
+        with suppress(IsADirectoryError):  # a folder of that name is not the store's and stays
             self.path(message_id).unlink(missing_ok=True)
 
     # ---- read
 
     def read(self, message_id: UUID, size_bytes: int, sha256: bytes) -> Iterator[bytes]:
-        """The message in pieces of at most 1 MiB. Raises DamagedFile, at the end at the latest, when it is not the
-        one with that SHA-256; FileNotFoundError."""
+        """Return the message in pieces of at most 1 MiB.
+
+        Raises DamagedFile, after the last piece at the latest, when the message does not have this SHA-256;
+        FileNotFoundError.
+        """
         path = self.path(message_id)
-        if size_bytes > _AT_ONCE_BYTES:
+        if size_bytes > _IN_MEMORY_BYTES:
             path.stat()
             return self._pieces(path, sha256)
         with _opened(path) as file:
@@ -180,29 +184,30 @@ class MailFiles:
         if digest.digest() != sha256:
             raise DamagedFile("its SHA-256 differs")
 
-    def facts(self, message_id: UUID) -> dict[str, Any]:
-        """What stands behind the mail, after the whole file was checked. Raises DamagedFile, FileNotFoundError."""
+    def metadata(self, message_id: UUID) -> dict[str, Any]:
+        """Return the metadata in a message's file after checking the whole file. Raises DamagedFile,
+        FileNotFoundError."""
         digest = hashlib.sha256()
         with _opened(self.path(message_id)) as file:
             for piece in _decompress(file):
                 digest.update(piece)
             file.seek(_frame_end(file))
-            data = file.read(_FACTS_MAX_BYTES)
+            data = file.read(_METADATA_MAX_BYTES)
         if len(data) < _HEADER.size or data[4 : _HEADER.size] != (len(data) - _HEADER.size).to_bytes(4, "little"):
-            raise DamagedFile("it has no whole metadata frame")
+            raise DamagedFile("its metadata frame is incomplete")
         try:
-            facts = json.loads(_unpacked(_HEADER.unpack_from(data)[0], data[_HEADER.size :]))
-            fits = facts["id"] == str(message_id) and bytes.fromhex(facts["body_sha256"]) == digest.digest()
+            metadata = json.loads(_unpacked(_HEADER.unpack_from(data)[0], data[_HEADER.size :]))
+            matches = metadata["id"] == str(message_id) and bytes.fromhex(metadata["body_sha256"]) == digest.digest()
         except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
             raise DamagedFile("its metadata cannot be read") from error
-        if not fits:
-            raise DamagedFile("its metadata belong to another mail")
-        return dict(facts)
+        if not matches:
+            raise DamagedFile("its metadata belongs to another mail")
+        return dict(metadata)
 
-    # ---- look over
+    # ---- list and clean up
 
     def days(self) -> list[date]:
-        """Days that have a folder, oldest first."""
+        """Return the days that have a folder, oldest first."""
         found = []
         for folder in self.root.glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]"):
             with suppress(ValueError):
@@ -210,7 +215,7 @@ class MailFiles:
         return sorted(found)
 
     def ids(self, day: date) -> Iterator[UUID]:
-        """The messages whose files lie in a day's folder, in no order."""
+        """Yield the ids of the messages that have a file in a day's folder, in no particular order."""
         with suppress(FileNotFoundError):
             for folder in self._folder(day).iterdir():
                 with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
@@ -219,9 +224,12 @@ class MailFiles:
                         if id is not None and self.path(id).name == entry.name and entry.path == str(self.path(id)):
                             yield id
 
-    def everything(self) -> Iterator[tuple[UUID | None, Path]]:
-        """All files below ``mail``, in no order: the id of a message's, None for what is none of ours. Also what has
-        the name of a mail file and is a folder."""
+    def all_files(self) -> Iterator[tuple[UUID | None, Path]]:
+        """Yield (message id, path) of all files below ``mail``, in no particular order.
+
+        The id is ``None`` if the file is not a mail file of the store. Folders with the name of a mail file are
+        included.
+        """
         for folder, folders, names in os.walk(self.root):
             for name in [*names, *(name for name in folders if name.endswith(_SUFFIX))]:
                 path = Path(folder, name)
@@ -229,23 +237,23 @@ class MailFiles:
                 yield (id if id is not None and self.path(id) == path else None), path
 
     def age(self, message_id: UUID, now_seconds: float) -> timedelta:
-        """How long ago the file was written. Raises FileNotFoundError."""
+        """Return the time since the file was written. Raises FileNotFoundError."""
         return timedelta(seconds=now_seconds - self.path(message_id).stat().st_mtime)
 
-    def sweep(self, day: date) -> None:
-        """Remove a past day's empty folders, and the month's and year's with the last of them."""
+    def remove_empty_folders(self, day: date) -> None:
+        """Remove a past day's empty folders, and those of its month and year if they are empty then."""
         folder = self._folder(day)
         empty = [*folder.iterdir(), folder] if folder.is_dir() else []
         for each in [*empty, folder.parent, folder.parent.parent]:
-            with suppress(OSError):  # not empty, or gone already
+            with suppress(OSError):  # not empty, or removed already
                 each.rmdir()
 
-    def discard_unfinished(self, message_id: UUID) -> None:
-        """Remove what a crash left of writing just this message."""
+    def remove_unfinished(self, message_id: UUID) -> None:
+        """Remove the partial file that a crash left while writing this message."""
         (self._tmp / f"{message_id}{_SUFFIX}").unlink(missing_ok=True)
 
-    def sweep_unfinished(self, now_seconds: float, older_than: timedelta) -> None:
-        """Remove what crashes left half-written in ``tmp``."""
+    def remove_old_unfinished(self, now_seconds: float, older_than: timedelta) -> None:
+        """Remove partial files that crashes left in ``tmp``."""
         with os.scandir(self._tmp) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -253,8 +261,10 @@ class MailFiles:
                         Path(entry.path).unlink()
 
     def try_write(self) -> None:
-        """Raise OSError when a small file could not be written now. The database alone does not tell on a full disk:
-        its log has room of its own."""
+        """Write and remove a small file. Raises OSError.
+
+        The database alone does not show that the disk is full, since its log has space allocated already.
+        """
         path = self._tmp / f"ping-{os.getpid()}-{time.monotonic_ns()}"
         try:
             path.write_bytes(bytes(4096))
@@ -280,24 +290,24 @@ def _sync_folder(folder: Path | str) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """All of it: a disk that gets full takes a part first."""
+    # A disk that becomes full accepts a part of the data first.
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])
 
 
 def _unpacked(magic: int, data: bytes) -> bytes:
-    """The JSON in a skippable frame. Raises DamagedFile, ZstdError."""
+    """Return the JSON of a skippable frame. Raises DamagedFile, ZstdError."""
     if magic == _PLAIN_MAGIC:
         return data
-    if magic != _PACKED_MAGIC or zstandard.frame_content_size(data) > _FACTS_MAX_BYTES:
-        raise DamagedFile("it has no whole metadata frame")
+    if magic != _PACKED_MAGIC or zstandard.frame_content_size(data) > _METADATA_MAX_BYTES:
+        raise DamagedFile("its metadata frame is incomplete")
     return zstandard.ZstdDecompressor().decompress(data)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Raises DamagedFile when it is no file, so that one mail is lost by that and not the store."""
+    """Open a mail file. Raises DamagedFile if it is not a regular file, so that only this mail fails, not the store."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError as error:
@@ -311,25 +321,28 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _decompress(file: BinaryIO) -> Iterator[bytes]:
-    """The first frame's content in pieces, however much it was compressed. Raises DamagedFile, but a file cut short
-    may just end early: the caller compares the SHA-256."""
+    """Yield the first frame's content in pieces of bounded size, whatever its compression ratio.
+
+    Raises DamagedFile. A truncated file may only end early, so the caller must compare the SHA-256.
+    """
     reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=False, closefd=False)
     try:
         while piece := reader.read(_PIECE_BYTES):
             yield piece
     except zstandard.ZstdError as error:
-        raise DamagedFile("it is no whole zstd frame") from error
+        raise DamagedFile("its zstd frame is damaged") from error
 
 
 def _frame_end(file: BinaryIO) -> int:
-    """Where the first frame ends, by walking its blocks (RFC 8878, 3.1.1). Raises DamagedFile."""
+    """Return the offset of the end of the first frame, found by skipping its blocks (RFC 8878, 3.1.1). Raises
+    DamagedFile."""
     file.seek(0)
     try:
         start = file.read(18)  # the longest frame header
         position = zstandard.frame_header_size(start)
         has_checksum = zstandard.get_frame_parameters(start).has_checksum
     except zstandard.ZstdError as error:
-        raise DamagedFile("it is no zstd frame") from error
+        raise DamagedFile("it does not begin with a zstd frame") from error
     last = 0
     while not last:
         file.seek(position)

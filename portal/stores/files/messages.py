@@ -1,4 +1,4 @@
-"""How the file store holds messages: first a durable file with all that is known of the message, then its rows."""
+"""Messages in the file store: first a durable file with the message and all its metadata is written, then its rows."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from portal.stores.shared.rows import MESSAGE, columns
 
 log = logging.getLogger("quarantine.store")
 
-_ADD_SECONDS = 3.0  # in all, whatever happens
-_LOOKED_FOR_BYTES = 1 << 18  # a smaller mail that is known already is written for nothing: most are not known
+_ADD_SECONDS = 3.0  # the longest duration of `add`
+_LOOK_UP_BYTES = 1 << 18  # smaller mail is written without looking it up first: most of it is not known
 
 
 class FileMessages(SqlMessages):
@@ -46,25 +46,25 @@ class FileMessages(SqlMessages):
     ) -> Held:
         deadline = time.monotonic() + _ADD_SECONDS
         id = new_id(at)
-        first = self._known(export) if body.size_bytes > _LOOKED_FOR_BYTES else None
+        first = self._find_known(export) if body.size_bytes > _LOOK_UP_BYTES else None
         if first is None:
             first = self._write(id, export, body, tier, announce)
         return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
 
-    def _known(self, export: Export) -> UUID | None:
+    def _find_known(self, export: Export) -> UUID | None:
         with self._database.read() as connection:
-            known = _with_dedup_key(connection, export.dedup_key)
+            known = _find_by_dedup_key(connection, export.dedup_key)
         return known if known is not None and self._mail.has(known) else None
 
     def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
-        """Make the file and the rows of a message; returns the first id if somebody added the same mail before."""
-        filed = _Filed(export, tier, frozenset(announce))
+        """Write the file and the rows of a message. Return its id, or that of the message that has the same mail."""
+        metadata = _Metadata(export, tier, frozenset(announce))
         with self._database.translated():
-            self._mail.write(id, body, filed.to_json(id))
+            self._mail.write(id, body, metadata.to_json(id))
         try:
-            first = self._insert(id, filed)
+            first = self._insert(id, metadata)
         except QuarantineError:
-            with suppress(OSError):  # what stays is adopted by purge: the mail is held once more than was answered
+            with suppress(OSError):  # purge makes the rows of a file that stays: that mail may be held twice
                 self._mail.remove(id)
             raise
         if first != id:
@@ -84,17 +84,18 @@ class FileMessages(SqlMessages):
         return [id for (id,) in rows]
 
     @contextmanager
-    def _judging(self, deadline: float) -> Iterator[SqliteSession]:
+    def _writing_until(self, deadline: float) -> Iterator[SqliteSession]:
         left = min(LOCK_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
         with self._database.write(wait_seconds=left) as connection:
             yield SqliteSession(connection, self._database)
 
-    def _insert(self, id: UUID, filed: _Filed) -> UUID:
-        """Make the rows of a message whose file is durable; returns the first id if the same mail has some."""
-        dedup_key = filed.export.dedup_key
+    def _insert(self, id: UUID, metadata: _Metadata) -> UUID:
+        """Insert the rows of a message whose file is durable. Return its id, or that of the message that has the same
+        mail."""
+        dedup_key = metadata.export.dedup_key
         with self._database.write(durable=False) as connection:
-            while not _insert_rows(connection, id, dedup_key, filed):
-                known = _with_dedup_key(connection, dedup_key)
+            while not _insert_rows(connection, id, dedup_key, metadata):
+                known = _find_by_dedup_key(connection, dedup_key)
                 if known is not None:
                     if self._mail.has(known):
                         return known
@@ -102,21 +103,21 @@ class FileMessages(SqlMessages):
         return id
 
     def import_record(self, record: Record, body: Body | None) -> None:
-        """See `Messages.take`. Unlike in `add` the rows are durable at once: after a power cut nobody looks for files
-        of messages that were held so long ago."""
-        id, filed = record.message.id, _Filed(record.export(), record.message.tier, frozenset())
+        """See `Messages.import_record`. Unlike in `add` the rows are durable at once, since the recovery after a power
+        cut only reads files of recently held messages."""
+        id, metadata = record.message.id, _Metadata(record.export(), record.message.tier, frozenset())
         if body is not None:
             with self._database.translated():
-                self._mail.discard_unfinished(id)  # of a copy that was killed
-                self._mail.write(id, body, filed.to_json(id))
+                self._mail.remove_unfinished(id)  # of a copy that was killed
+                self._mail.write(id, body, metadata.to_json(id))
         with self._database.write() as connection:
             session = SqliteSession(connection, self._database)
             row = connection.execute("SELECT tier FROM message WHERE id = ?", (id.bytes,)).fetchone()
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
-                taken = record.dedup_key is None or _with_dedup_key(connection, record.dedup_key) is not None
-                _insert_rows(connection, id, None if taken else record.dedup_key, filed)
+                taken = record.dedup_key is None or _find_by_dedup_key(connection, record.dedup_key) is not None
+                _insert_rows(connection, id, None if taken else record.dedup_key, metadata)
             elif row[0] in record.message.tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
                 session.journal(partial(verdict_line, record.message))
@@ -129,20 +130,20 @@ class FileMessages(SqlMessages):
             ).fetchone()
         if row is None:
             raise NotFound("there is no such message")
-        with self._reading(message_id):
+        with self._translated(message_id):
             pieces = self._mail.read(message_id, *row)
-        return self._read_on(message_id, pieces)
+        return self._translated_pieces(message_id, pieces)
 
-    def _read_on(self, message_id: UUID, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def _translated_pieces(self, message_id: UUID, pieces: Iterator[bytes]) -> Iterator[bytes]:
         while True:
-            with self._reading(message_id):
+            with self._translated(message_id):
                 piece = next(pieces, None)
             if piece is None:
                 return
             yield piece
 
     @contextmanager
-    def _reading(self, message_id: UUID) -> Iterator[None]:
+    def _translated(self, message_id: UUID) -> Iterator[None]:
         try:
             with self._database.translated():
                 try:
@@ -152,46 +153,50 @@ class FileMessages(SqlMessages):
         except DamagedFile as error:
             raise BodyDamaged(f"the mail file of {message_id} is damaged: {error}") from error
 
-    # ---- files and their rows
+    # ---- rows from files
 
-    def readopt(self, message_id: UUID) -> None:
-        """Make the rows of a message from its file, as `reindex` needs it: no file is ever removed. Raises
-        DamagedFile, OSError, StoreUnavailable."""
-        with _readable_metadata():
-            filed = self._filed(message_id)
+    def rebuild_rows(self, message_id: UUID) -> None:
+        """Insert the rows of a message from its file, for `reindex`: never removes a file.
+
+        Raises DamagedFile, OSError, StoreUnavailable.
+        """
+        with _metadata_errors():
+            metadata = self._metadata(message_id)
             with self._database.write(durable=False) as connection:
-                is_first = _with_dedup_key(connection, filed.export.dedup_key) is None
-                _insert_rows(connection, message_id, filed.export.dedup_key if is_first else None, filed)
+                is_first = _find_by_dedup_key(connection, metadata.export.dedup_key) is None
+                _insert_rows(connection, message_id, metadata.export.dedup_key if is_first else None, metadata)
 
-    def _filed(self, message_id: UUID) -> _Filed:
-        return _Filed.from_json(self._mail.facts(message_id))
+    def _metadata(self, message_id: UUID) -> _Metadata:
+        return _Metadata.from_json(self._mail.metadata(message_id))
 
-    def adopt(self, message_id: UUID) -> bool:
-        """Give a file its rows again if it has none; remove it if its mail is held by another one. Returns whether
-        rows were made. A damaged file stays as it is, for people to look at."""
+    def recover_rows(self, message_id: UUID) -> bool:
+        """Insert the rows of a message from its file if they are missing. Return whether they were inserted.
+
+        Removes the file if another message holds the same mail. Logs a damaged file and leaves it for inspection.
+        """
         if self.has_rows(message_id):
             return False
         try:
-            with _readable_metadata():
-                first = self._insert(message_id, self._filed(message_id))
+            with _metadata_errors():
+                first = self._insert(message_id, self._metadata(message_id))
         except FileNotFoundError:
             return False
         except DamagedFile as error:
-            log.error("mail file cannot be read again id=%s: %s", message_id, error)
+            log.error("mail file is damaged, restore it from a backup id=%s: %s", message_id, error)
             return False
         if first != message_id:
             self._mail.remove(message_id)
         return first == message_id
 
     def has_rows(self, message_id: UUID) -> bool:
-        """Return whether a message has its rows."""
+        """Return whether the database has the rows of a message."""
         with self._database.read() as connection:
             return connection.execute("SELECT 1 FROM message WHERE id = ?", (message_id.bytes,)).fetchone() is not None
 
 
 @dataclass(frozen=True, slots=True)
-class _Filed:
-    """All that a mail file says about its message, besides its bytes."""
+class _Metadata:
+    """Metadata of a message in its mail file."""
 
     export: Export
     tier: Tier
@@ -213,8 +218,9 @@ class _Filed:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> _Filed:
-        """Raise KeyError, ValueError, TypeError or AttributeError when the value is not one of `to_json`."""
+    def from_json(cls, value: dict[str, Any]) -> _Metadata:
+        """Return the metadata that `to_json` encoded. Raises KeyError, ValueError, TypeError or AttributeError for
+        other values."""
         facts = {field: value[field] for field in FACTS}
         facts["symbols"] = symbols.from_json(value["symbols"])
         facts["flags"] = frozenset(map(Flag, value["flags"]))
@@ -229,8 +235,8 @@ class _Filed:
 
 
 @contextmanager
-def _readable_metadata() -> Iterator[None]:
-    """Raise DamagedFile where a file's metadata has other values than `_Filed.to_json` writes."""
+def _metadata_errors() -> Iterator[None]:
+    """Raise DamagedFile for the errors of `_Metadata.from_json`."""
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -243,24 +249,24 @@ _INSERT_MESSAGE = (
 )
 
 
-def _with_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID | None:
+def _find_by_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID | None:
     row = connection.execute("SELECT id FROM message WHERE dedup_key = ?", (dedup_key,)).fetchone()
     return UUID(bytes=row[0]) if row else None
 
 
-def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | None, filed: _Filed) -> bool:
-    """Make the rows of a message. False, and nothing is changed, when there is one with that dedup key."""
-    export, rowid = filed.export, word_index.key(id)
-    row = (id.bytes, dedup_key, filed.tier.value, *columns(export).values())
-    # Tried first, and asked when that fails: each question costs as much as a row.
+def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | None, metadata: _Metadata) -> bool:
+    """Insert the rows of a message. Return False, without any change, if a message has this dedup key already."""
+    export, tier, rowid = metadata.export, metadata.tier, word_index.key(id)
+    row = (id.bytes, dedup_key, tier.value, *columns(export).values())
+    # Insert first and look for the conflict if that fails: a query costs as much as inserting a row.
     while not connection.execute(_INSERT_MESSAGE, (rowid, *row)).rowcount:
-        if dedup_key is not None and _with_dedup_key(connection, dedup_key) is not None:
+        if dedup_key is not None and _find_by_dedup_key(connection, dedup_key) is not None:
             return False
         if connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone() is None:
-            raise sqlite3.IntegrityError(f"there is a message {id} already")
+            raise sqlite3.IntegrityError(f"message {id} exists already")
         rowid += 1
     held_for = export.held_for or ("",)
-    terms = search.terms(export.subject, export.envelope_sender, export.header_from, filed.tier, export.score, held_for)
+    terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, held_for)
     word_index.put(connection, rowid, terms)
     at = to_micros(held_at(id))
     people = list(zip(held_for, export.recipients or ("",), strict=True))
@@ -269,13 +275,13 @@ def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | No
         [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
     )
     for recipient, address in people:
-        if recipient in filed.announce:
+        if recipient in metadata.announce:
             mark_news(connection, recipient, address_of(recipient, address), at)
     return True
 
 
 def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
-    """Record that a recipient has news; write nothing when that is known."""
+    """Record that a recipient has news. Writes nothing if that is recorded already, with the same address."""
     connection.execute(
         "INSERT INTO recipient (recipient, address, news_since) VALUES (?, ?, ?) "
         "ON CONFLICT (recipient) DO UPDATE SET "

@@ -15,8 +15,8 @@ from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 
 _MESSAGE = ", ".join(f"m.{column}" for column in rows.MESSAGE)
-SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # what `deliveries_from` takes
-# CROSS JOIN keeps SQLite from changing the order: deliveries are read by their index, then their messages.
+SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # for `deliveries_from`
+# CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, then their messages.
 _DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
 
 
@@ -52,7 +52,7 @@ class SqliteRows(rows.Rows):
 
 
 def deliveries_from(cursor: sqlite3.Cursor) -> list[Delivery]:
-    """Return the deliveries of the rows that begin with `SELECT`."""
+    """Return the deliveries of the rows of a query that begins with `SELECT`."""
     return [_delivery_from(row) for row in rows_of(cursor)]
 
 

@@ -1,6 +1,6 @@
-"""The tables of the file store's SQLite database, and its migrations.
+"""Tables of the file store's SQLite database, and its migrations.
 
-Ids are the UUID's 16 bytes, whose order is time; times are microseconds since 1970 UTC; states are State's values.
+Ids are the UUID's 16 bytes, which sort by time; times are microseconds since 1970 UTC; states are State's values.
 Tables and columns have the same names in the PostgreSQL store (quarantine.sql).
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 
-# message keeps its rowid: its rows are long, and long rows in an index tree (WITHOUT ROWID) use a page each. It is
-# made from the id (`word_index.key`), for the tables words_YYYYMMDD that are made when needed.
+# Table message has a rowid, since its rows are long, and long rows in an index tree (WITHOUT ROWID) use a page each.
+# The rowid is computed from the id (`word_index.key`), for the tables words_YYYYMMDD, which are created on demand.
 _TABLES = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE message (
     id BLOB NOT NULL UNIQUE,
-    dedup_key BLOB UNIQUE,              -- NULL once the same mail was held again, this one's file being gone
+    dedup_key BLOB UNIQUE,              -- NULL once its file is missing and the same mail was held again
     tier TEXT NOT NULL,
     envelope_sender TEXT,
     subject TEXT NOT NULL,
@@ -26,13 +26,13 @@ CREATE TABLE message (
     score REAL,
     client_ip TEXT,
     username TEXT,
-    packed_symbols TEXT NOT NULL,       -- see symbols.pack; rows made before version 4 have its JSON as text
-    flags TEXT NOT NULL,                -- Flag values, a blank between
+    packed_symbols TEXT NOT NULL,       -- see symbols.pack; rows of versions before 4 have the JSON as text
+    flags TEXT NOT NULL,                -- Flag values, separated by spaces
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
     has_8bit INTEGER NOT NULL
 );
-CREATE TABLE unindexed (                -- messages, see word_index
+CREATE TABLE unindexed (                -- terms to be indexed, see word_index
     key INTEGER PRIMARY KEY,
     terms TEXT NOT NULL
 );
@@ -43,7 +43,7 @@ CREATE TABLE delivery (
     message_id BLOB NOT NULL,
     number INTEGER NOT NULL,
     recipient TEXT NOT NULL,            -- identity
-    address TEXT NOT NULL,              -- as the envelope wrote it
+    address TEXT NOT NULL,              -- as in the envelope
     state TEXT NOT NULL DEFAULT 'held',
     state_at INTEGER NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
@@ -59,7 +59,7 @@ CREATE INDEX delivery_due ON delivery (next_try_at) WHERE state = 'releasing';
 CREATE INDEX delivery_acted ON delivery (message_id, number, state) WHERE state <> 'held';
 CREATE INDEX delivery_waiting ON delivery (state, message_id, number) WHERE state IN ('requested', 'releasing');
 
-CREATE TABLE event (                    -- being held has no row, the id has the time
+CREATE TABLE event (                    -- without `held`, whose time is in the id
     seq INTEGER PRIMARY KEY,
     message_id BLOB NOT NULL,
     number INTEGER NOT NULL,
@@ -72,7 +72,7 @@ CREATE TABLE event (                    -- being held has no row, the id has the
 );
 CREATE INDEX event_delivery ON event (message_id, number);
 
-CREATE TABLE announced_to (             -- readers who were notified of a delivery under another name, or with others
+CREATE TABLE announced_to (             -- readers notified of a delivery under another name, or read by several
     message_id BLOB NOT NULL,
     number INTEGER NOT NULL,
     reader TEXT NOT NULL,
@@ -88,14 +88,14 @@ CREATE TABLE recipient (
     links_valid_from INTEGER,
     news_since INTEGER,
     next_digest_at INTEGER,
-    preferences TEXT,                   -- JSON of what they chose (portal/model/schedule.py); NULL: nothing
-    asked_at INTEGER,                   -- when they last asked for a digest out of turn
-    failures INTEGER NOT NULL DEFAULT 0, -- of their digest, until one is sent
-    failure TEXT NOT NULL DEFAULT '',   -- the mail server's answer to the last one
+    preferences TEXT,                   -- JSON (portal/model/schedule.py); NULL: no preferences
+    asked_at INTEGER,                   -- when they last requested a digest
+    failures INTEGER NOT NULL DEFAULT 0, -- failed attempts since a digest was last sent
+    failure TEXT NOT NULL DEFAULT '',   -- the mail server's answer to the last failed attempt
     failed_at INTEGER,
     lease BLOB,
     lease_until INTEGER,
-    digest_id BLOB                      -- of the digest begun and not yet sent; stays over a crash
+    digest_id BLOB                      -- of the digest claimed and not yet sent; kept after a crash
 ) WITHOUT ROWID;
 CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
     WHERE news_since IS NOT NULL AND stopped_at IS NULL;
@@ -142,7 +142,7 @@ CREATE INDEX session_used_at ON session (used_at)
 
 OLDEST = 4  # the oldest version that can be upgraded
 
-# By the version that they lead to. A new version is a new entry; entries never change after a release.
+# By target version. A new version is a new entry; entries never change after a release.
 _MIGRATIONS = {
     5: "CREATE INDEX message_body ON message (body_sha256, tier)",
     6: """
@@ -196,12 +196,12 @@ CREATE INDEX outbox_due ON outbox (next_try_at)
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make all tables in an empty database. Raises sqlite3.Error."""
+    """Create all tables in an empty database. Raises sqlite3.Error."""
     _run(connection, _TABLES)
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Upgrade the tables to this version from the one before. Raises sqlite3.Error."""
+    """Upgrade the tables from the previous version to this one. Raises sqlite3.Error."""
     _run(connection, _MIGRATIONS[version])
 
 

@@ -1,5 +1,5 @@
-"""The shared statements on SQLite. Ids are kept as 16 bytes and times as microseconds; which are which, columns' names
-say."""
+"""Sessions on SQLite. Ids are stored as 16 bytes and times as microseconds; both are recognized by the names of their
+columns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from portal.model.schedule import Preferences
 from portal.stores.files.database import Database, from_micros, to_micros
 from portal.stores.shared.session import Engine, Row, Session, parameters
 
-_TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # header_from is text, which is left alone
-_IDS = re.compile(r"(^|_)(id|lease)$")  # message.message_id, a header, too
+_TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # also matches header_from, whose text is not converted
+_IDS = re.compile(r"(^|_)(id|lease)$")  # also matches the header message.message_id, whose text is not converted
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _IN = re.compile(r"\bin :(\w+)")
 
 
 class SqliteSession(Session):
-    """See `Session`. The write lock is the lock of every row."""
+    """See `Session`. The store's write lock serves as the lock of every row."""
 
     def __init__(self, connection: sqlite3.Connection, database: Database) -> None:
         self.connection = connection
@@ -42,21 +42,21 @@ class SqliteSession(Session):
         return rows[0] if rows else None
 
     def _run(self, sql: str, fields: Sequence[object], values: Mapping[str, Any]) -> sqlite3.Cursor:
-        given = parameters(fields, values, _kept)
+        bound = parameters(fields, values, _to_sqlite)
 
         def items(match: re.Match[str]) -> str:
-            """Return a parameter for each item of a list, which SQLite needs."""
-            names = [f"{match[1]}_{n}" for n in range(len(given[match[1]]))]
-            given.update(zip(names, given[match[1]], strict=True))
+            """Return SQL with one parameter for each item of a list: SQLite has no parameters for lists."""
+            names = [f"{match[1]}_{n}" for n in range(len(bound[match[1]]))]
+            bound.update(zip(names, bound[match[1]], strict=True))
             return f"in ({', '.join(f':{name}' for name in names)})"
 
-        return self.connection.execute(_IN.sub(items, sql) if "in :" in sql else sql, given)
+        return self.connection.execute(_IN.sub(items, sql) if "in :" in sql else sql, bound)
 
     def lock(self, name: str) -> None:
         pass
 
     def journal(self, line: Callable[[], dict[str, Any]]) -> None:
-        self._database.note(line())
+        self._database.journal_after_commit(line())
 
 
 class SqliteEngine(Engine):
@@ -86,7 +86,7 @@ class SqliteEngine(Engine):
 
 
 def connection_of(session: Session) -> sqlite3.Connection:
-    """Return the connection of a session of this store."""
+    """Return the SQLite connection of a session."""
     assert isinstance(session, SqliteSession)  # noqa: S101 - the store's parts share one engine
     return session.connection
 
@@ -102,8 +102,8 @@ def rows_of(cursor: sqlite3.Cursor) -> list[Row]:
     converted = []
     for row in rows:
         values = list(row)
-        for place, convert in converters:
-            values[place] = convert(values[place])
+        for index, convert in converters:
+            values[index] = convert(values[index])
         converted.append(tuple(values))
     return converted
 
@@ -111,8 +111,8 @@ def rows_of(cursor: sqlite3.Cursor) -> list[Row]:
 @lru_cache(maxsize=200)
 def _converters(names: tuple[str, ...]) -> list[tuple[int, Callable[[Any], Any]]]:
     return [
-        (place, _time if _TIMES.search(name) else _id)
-        for place, name in enumerate(names)
+        (index, _time if _TIMES.search(name) else _id)
+        for index, name in enumerate(names)
         if _TIMES.search(name) or _IDS.search(name)
     ]
 
@@ -125,8 +125,9 @@ def _id(value: Any) -> Any:
     return UUID(bytes=value) if isinstance(value, bytes) else value
 
 
-def _kept(value: Any) -> Any:
-    """Return a value as SQLite keeps it. A terminal may hand over lone surrogates, which are not Unicode."""
+def _to_sqlite(value: Any) -> Any:
+    """Return a value as SQLite stores it. Lone surrogates, which a terminal may pass on, are replaced: they are not
+    valid Unicode."""
     if isinstance(value, UUID):
         return value.bytes
     if isinstance(value, datetime):

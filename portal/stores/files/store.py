@@ -1,21 +1,21 @@
-"""The store on one host's file system: mail files, and a SQLite file beside them for everything that changes.
+"""Store on the file system of one host: mail files, and a SQLite file for all data that changes.
 
     PATH/mail/YYYY/MM/DD/<last two hex digits of the id>/<id>.eml.zst    see `mail`
     PATH/quarantine.sqlite3                                             see `database`
-    PATH/journal/YYYY-MM-DD.jsonl                                       what was done and wished, see `journal`
-    PATH/tmp/, PATH/lock, PATH/in-use                                   files being written; the writers' queue; users
+    PATH/journal/YYYY-MM-DD.jsonl                                       actions and preferences, see `journal`
+    PATH/tmp/, PATH/lock, PATH/in-use                                   partial files; the write lock; the users' lock
 
-What is durable when: `add` returns once the mail's file is; its rows may be lost by a power cut (not by a crash of
-the program) and are then read out of the files again by `FileStore.open`. All other changes are durable rows.
+Durability: `add` returns once the mail file is durable. A power cut (but not a crash of the program) may lose the rows;
+`FileStore.open` then reads them from the files again. All other changes are durable rows.
 
-Mail files may be deleted behind our back, by ``find -mtime -delete`` in cron: `body` raises BodyMissing, digests
-leave such mail out, and the next `purge` removes what is known of it once it is older than a day. Other processes
-on the host may use the same folder at the same time; other hosts may not, since flock and SQLite's shared memory
-do not reach across network file systems.
+Other programs may delete mail files, for example ``find -mtime -delete`` in cron. Then `body` raises BodyMissing,
+digests leave the mail out, and the next `purge` removes its rows once the message is older than a day. Several
+processes of one host may use the same folder at the same time; other hosts may not, since flock and SQLite's shared
+memory do not work across network file systems.
 
 Measured (4 processes, mails of 3 to 19 KB): an `add` takes 270 µs of processor time, a bare loop with the same
-compression, fsyncs and a commit 180; a third of ours is compression, a third SQLite. On the disk an 11 KB mail that
-compresses to a third takes 6.8 KB of blocks for its file (4.9 KB long) and 1.4 KB of database.
+compression, fsyncs and a commit 180 µs; a third of the 270 µs is compression, a third SQLite. On the disk an 11 KB mail
+that compresses to a third takes 6.8 KB of blocks for its file (4.9 KB long) and 1.4 KB of database.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from portal.stores.shared.spellings import PENDING, merge_spellings
 log = logging.getLogger("quarantine.store")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): new at each boot
-_CLOCK_MARGIN = timedelta(hours=1)  # clocks are set back, and a row comes later than its id
+_CLOCK_MARGIN = timedelta(hours=1)  # a clock may be set back, and a row is written after its id is made
 _ORPHAN_AGE = timedelta(hours=1)
-_GONE_AGE = timedelta(days=1)
-_PURGE_BATCH = 250  # rows of that many messages are removed in about 10 ms
-_PURGE_PAUSE_SECONDS = 0.01  # lets in those who wait for the lock
+_MISSING_AGE = timedelta(days=1)
+_PURGE_BATCH = 250  # the rows of this many messages are removed in about 10 ms
+_PURGE_PAUSE_SECONDS = 0.01  # lets other writers take the lock
 _JOURNAL_BATCH = 500
 
 
@@ -83,11 +83,11 @@ class FileStore(Store):
 
     @classmethod
     def open(cls, path: Path | str, *, must_exist: bool = False, must_be_empty: bool = False) -> FileStore:
-        """Open the store in the folder ``path``, which is made if it does not exist, unless it ``must_exist``; with
-        ``must_be_empty`` not in a folder that holds other files.
+        """Open the store in the folder ``path``, and create it if it does not exist and ``must_exist`` is not set. With
+        ``must_be_empty`` it is not created in a folder that holds other files.
 
-        After a power cut, and when the database is new beside mail files, this reads the files that came since rows
-        were last known to be durable. Raises StoreUnavailable, StoreUnusable.
+        After a power cut, and when there are mail files but no database, this reads the files that were written since
+        rows were last known to be durable. Raises StoreUnavailable, StoreUnusable.
         """
         folder = Path(path).absolute()
         try:
@@ -106,7 +106,7 @@ class FileStore(Store):
         try:
             store._recover()
             if not must_exist and store.notes.get(PENDING) is not None:
-                with store.db.exclusive(folder / "tmp"):  # one process does it, the others wait for it
+                with store.db.exclusive(folder / "tmp"):  # one process merges, the others wait
                     if store.notes.get(PENDING) is not None:
                         merge_spellings(store.engine, store.recipients)
         except BaseException:
@@ -114,7 +114,7 @@ class FileStore(Store):
             raise
         return store
 
-    # ---- life
+    # ---- health and times
 
     def ping(self) -> None:
         with self.db.translated():
@@ -123,7 +123,7 @@ class FileStore(Store):
 
     def close(self) -> None:
         if not self.db.is_closed:
-            with suppress(StoreUnavailable, StoreUnusable):  # then a little more is looked over after a power cut
+            with suppress(StoreUnavailable, StoreUnusable):  # the recovery after a power cut then reads more files
                 self._mark_durable()
         self.db.close()
 
@@ -131,7 +131,7 @@ class FileStore(Store):
         self._mark_durable({upkeep.HEARTBEAT: now.isoformat()})
 
     def _mark_durable(self, settings: dict[str, str] | None = None) -> None:
-        """Note that all rows committed before now are durable: true once this FULL commit is."""
+        """Record that all rows committed before now are durable, which this FULL commit makes true."""
         with self.db.write() as connection:
             marks = {"store.durable_until": str(to_micros(datetime.now(UTC))), **(settings or {})}
             connection.executemany("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", marks.items())
@@ -142,57 +142,57 @@ class FileStore(Store):
     def repair_clock_skew(self, now: datetime) -> int:
         return upkeep.repair_clock_skew(self.engine, now)
 
-    # ---- after a power cut
+    # ---- recovery after a power cut
 
     def _recover(self) -> None:
         with self.db.translated():
             boot_id = _BOOT_ID.read_text("ascii").strip()
         if self.notes.get("store.boot_id") == boot_id:
             return
-        with self.db.exclusive(self._folder / "tmp"):  # one process looks, the others wait for it
+        with self.db.exclusive(self._folder / "tmp"):  # one process recovers, the others wait
             if self.notes.get("store.boot_id") == boot_id:
                 return
             durable_until = self.notes.get("store.durable_until")
             since = None
             if durable_until is not None:
                 since = datetime.fromtimestamp(int(durable_until) / 1e6, UTC) - _CLOCK_MARGIN
-            adopted = 0
+            recovered = 0
             with self.db.translated():
                 for day in self._mail.days():
                     if since is None or day >= since.date():
                         for id in self._mail.ids(day):
                             if since is None or held_at(id) >= since:
-                                adopted += self.messages.adopt(id)
-            if adopted:
-                log.warning("messages read from their files after a power cut or loss of the database: %d", adopted)
+                                recovered += self.messages.recover_rows(id)
+            if recovered:
+                log.warning("messages read from their files after a power cut or loss of the database: %d", recovered)
             self._mark_durable({"store.boot_id": boot_id})
 
     def mark_checked(self) -> None:
-        """Note that all files have their rows, durably."""
+        """Record that all files have durable rows."""
         with self.db.translated():
             self._mark_durable({"store.boot_id": _BOOT_ID.read_text("ascii").strip()})
 
-    # ---- age
+    # ---- purge
 
     def purge(self, before: datetime, now: datetime) -> Purged:
-        """See `Store.purge`. Also removes what is known of messages older than a day whose file was deleted, and
-        gives files without rows (a crash between the two) their rows, or removes them if they are copies."""
+        """See `Store.purge`. Also removes the rows of messages older than a day whose file is missing. If a crash left
+        a file without rows, inserts the rows, or removes the file if its mail is held by another message."""
         messages, kept = self._purge_old(before)
         with self.db.translated():
-            self._mail.sweep_unfinished(now.timestamp(), _ORPHAN_AGE)
+            self._mail.remove_old_unfinished(now.timestamp(), _ORPHAN_AGE)
             for day in self._days():
-                messages += self._match_day(day, before, now)
+                messages += self._reconcile_day(day, before, now)
                 if day < now.date() - timedelta(days=1):
-                    self._mail.sweep(day)
-        self._drop_words()
+                    self._mail.remove_empty_folders(day)
+        self._remove_unused_indexes()
         upkeep.remove_expired(self.engine, now)
-        self.recipients.forget_unknown()
-        self._shorten_journal(before, now)
+        self.recipients.remove_unused()
+        self._truncate_journal(before, now)
         self._mark_durable()
         return Purged(messages, kept)
 
     def prepare_days(self, now: datetime) -> None:
-        """See `Store.prepare_days`: today's and tomorrow's folders."""
+        """See `Store.prepare_days`. Creates the folders of today and tomorrow."""
         with self.db.translated():
             for day in (now.date(), now.date() + timedelta(days=1)):
                 self._mail.prepare(day)
@@ -210,7 +210,7 @@ class FileStore(Store):
                         (after, bound, _PURGE_BATCH),
                     )
                 ]
-            removed = self._forget(ids)
+            removed = self._delete_rows(ids)
             messages += len(removed)
             kept += len(ids) - len(removed)
             with self.db.translated():
@@ -220,9 +220,11 @@ class FileStore(Store):
                 return messages, kept
             after = ids[-1]
 
-    def _forget(self, ids: list[bytes]) -> list[bytes]:
-        """Remove the rows of these messages but those in use; returns whose were removed. Not durable: a message that
-        a power cut brings back has no file, and goes again."""
+    def _delete_rows(self, ids: list[bytes]) -> list[bytes]:
+        """Delete the rows of these messages, except for those in use; return the ids of the deleted ones.
+
+        Not durable: rows that reappear after a power cut have no file, so a later purge deletes them again.
+        """
         removed: list[bytes] = []
         if not ids:
             return removed
@@ -240,23 +242,23 @@ class FileStore(Store):
                     removed.append(id)
         return removed
 
-    def _drop_words(self) -> None:
-        self._clear_words()  # what a purge that was killed left
+    def _remove_unused_indexes(self) -> None:
+        self._clear_retired()  # left by a purge that was killed
         with self.db.read() as connection:
             days = word_index.days(connection)
         for day in days:
             with self.db.write(durable=False) as connection:
                 word_index.retire_if_empty(connection, day)
-        self._clear_words()
+        self._clear_retired()
 
-    def _clear_words(self) -> None:
+    def _clear_retired(self) -> None:
         more = True
         while more:
             with self.db.write(durable=False) as connection:
                 more = word_index.clear(connection)
 
     def _days(self) -> list[date]:
-        """Days that have mail files or rows."""
+        """Return the days that have mail files or rows."""
         with self.db.read() as connection:
             first, last = connection.execute(
                 "SELECT (SELECT min(id) FROM message), (SELECT max(id) FROM message)"
@@ -269,15 +271,15 @@ class FileStore(Store):
                 day += timedelta(days=1)
         return sorted(days)
 
-    def _match_day(self, day: date, before: datetime, now: datetime) -> int:
-        """Bring a day's files and rows together; returns how many messages without a file were removed.
+    def _reconcile_day(self, day: date, before: datetime, now: datetime) -> int:
+        """Remove rows without a file, and recover or remove files without rows; return how many messages were removed.
 
         Holds the ids of one day in memory, 100 bytes each.
         """
         files = set(self._mail.ids(day))
         start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         after, end = first_id(start).bytes, first_id(start + timedelta(days=1)).bytes
-        old = first_id(now - _GONE_AGE).bytes
+        old = first_id(now - _MISSING_AGE).bytes
         removed = 0
         while True:
             with self.db.read() as connection:
@@ -287,9 +289,9 @@ class FileStore(Store):
                         "SELECT id FROM message WHERE id > ? AND id < ? ORDER BY id LIMIT ?", (after, end, _PURGE_BATCH)
                     )
                 ]
-            gone = [id for id in ids if UUID(bytes=id) not in files and id < old]
-            gone = [id for id in gone if not self._mail.has(UUID(bytes=id))]  # the listing is older than the rows
-            removed += len(self._forget(gone))
+            missing = [id for id in ids if UUID(bytes=id) not in files and id < old]
+            missing = [id for id in missing if not self._mail.has(UUID(bytes=id))]  # written since the listing
+            removed += len(self._delete_rows(missing))
             files.difference_update(UUID(bytes=id) for id in ids)
             if len(ids) < _PURGE_BATCH:
                 break
@@ -297,40 +299,42 @@ class FileStore(Store):
         for orphan in files:
             with suppress(FileNotFoundError):
                 if self._mail.age(orphan, now.timestamp()) > _ORPHAN_AGE:
-                    self._settle_orphan(orphan, before)
+                    self._recover_orphan(orphan, before)
         return removed
 
-    def _settle_orphan(self, message_id: UUID, before: datetime) -> None:
+    def _recover_orphan(self, message_id: UUID, before: datetime) -> None:
         if held_at(message_id) >= before:
-            if self.messages.adopt(message_id):
-                log.warning("message without rows is held again id=%s", message_id)
+            if self.messages.recover_rows(message_id):
+                log.warning("rows of a message restored from its file, it is held again id=%s", message_id)
         elif not self.messages.has_rows(message_id):
             self._mail.remove(message_id)
 
-    # ---- the audit journal's age
+    # ---- purge of the audit journal
 
-    def _shorten_journal(self, before: datetime, now: datetime) -> None:
-        """Remove the journal's days that only have messages held before ``before`` and digests that are not kept any
-        more; what of them is still true is written again first."""
+    def _truncate_journal(self, before: datetime, now: datetime) -> None:
+        """Remove the journal's days before ``before`` and older than any digest that is kept.
+
+        Data of these days that is still valid is written to today's journal first.
+        """
         until = min(before, now - rules.DIGESTS_KEPT).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
-        if old and self._carry_forward():
+        if old and self._journal_current_state():
             with self.db.translated():
                 self.db.journal.remove(old)
 
-    def _carry_forward(self) -> bool:
-        """Write what all recipients chose, and deliveries that are requested or releasing, into today's journal.
+    def _journal_current_state(self) -> bool:
+        """Write the choices of all recipients, and deliveries that are requested or releasing, to today's journal.
         Return False if that failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
 
-        def choices() -> list[dict[str, Any]]:
+        def person_lines() -> list[dict[str, Any]]:
             nonlocal people
             people = self.recipients.records(people[-1].recipient, _JOURNAL_BATCH)
-            return [person_line(person) for person in people if recipients.chosen(person) != recipients.NOTHING]
+            return [person_line(person) for person in people if recipients.choices(person) != recipients.NO_CHOICES]
 
         while people:
-            if not self.db.write_journal(choices):
+            if not self.db.write_journal(person_lines):
                 return False
         with self.engine.reading() as session:
             rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
@@ -350,15 +354,15 @@ class FileStore(Store):
 
 
 def check_folder(folder: Path, *, must_exist: bool) -> None:
-    """Raises StoreUnusable when there is no store, and when none should be made there; OSError."""
+    """Raise StoreUnusable if ``folder`` has no store and it ``must_exist``, or holds other files; OSError."""
     if (folder / "mail").is_dir():
         return
     if must_exist:
         if (folder / "mail").exists():
-            return  # `MailFiles` names what is in the way
+            return  # `MailFiles` raises an error with the name of the file
         raise StoreUnusable(
-            f"{folder} is no quarantine store: it has no folder `mail`. Check the path; a new store is made by "
-            "`quarantine init`, run as the service's user"
+            f"{folder} is no quarantine store: it has no folder `mail`. Check the path; to create a new store, run "
+            "`quarantine init` as the service's user"
         )
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in others if name not in ("links.keys", "lost+found")]

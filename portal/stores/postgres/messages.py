@@ -73,7 +73,7 @@ class PostgresMessages(SqlMessages):
         return [UUID(id) for id in ids.decode().split()]
 
     @contextmanager
-    def _judging(self, deadline: float) -> Iterator[PostgresSession]:
+    def _writing_until(self, deadline: float) -> Iterator[PostgresSession]:
         with self._database.transaction(min(max(0.001, deadline - monotonic()), INGEST_SECONDS)) as connection:
             yield PostgresSession(connection)
 

@@ -75,7 +75,7 @@ class PostgresStore(Store):
         """See `Store.purge`. Removes whole UTC days only: the day of ``before`` stays until it is over."""
         purged = days.purge_days(self.database, before)
         upkeep.remove_expired(self.engine, now)
-        self.recipients.forget_unknown()
+        self.recipients.remove_unused()
         return purged
 
     def prepare_days(self, now: datetime) -> None:

@@ -1,1 +1,1 @@
-"""What is the same in both stores, once, over `session.Session`."""
+"""Code that both stores share, on top of `session.Session`."""

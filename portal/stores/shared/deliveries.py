@@ -1,4 +1,4 @@
-"""Deliveries: single ones, histories and acts. Each store adds its search."""
+"""Deliveries: lookups, histories and actions. Each store adds its search."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class SqlDeliveries(Deliveries):
             found = events(session, {id for id, _ in wanted}, {number for _, number in wanted})
         latest = {}
         for key in wanted & found.keys():
-            # Inserted again, a later event of the kind stands at its own place in the order.
+            # Removing the earlier event of the kind first moves the kind to the end of the dict.
             last: dict[EventKind, Event] = {}
             for event in found[key]:
                 last.pop(event.kind, None)
@@ -102,7 +102,7 @@ class SqlDeliveries(Deliveries):
             latest[key] = list(last.values())
         return latest
 
-    # ---- acts
+    # ---- actions
 
     def assign(self, key: DeliveryId, address: str, actor: Actor, now: datetime) -> Delivery:
         with self._engine.writing() as session:
@@ -149,12 +149,12 @@ class SqlDeliveries(Deliveries):
         except BaseException as error:
             try:
                 self._record_failure(delivery, actor, now, lease, error)
-            except QuarantineError as unrecorded:
-                # The lease runs out and the delivery is tried again; the caller needs the first error.
-                log.error("release outcome not recorded id=%s number=%d: %s", key.message_id, key.number, unrecorded)
+            except QuarantineError as store_error:
+                # The lease expires and the release is retried; the caller needs the first error.
+                log.error("release outcome not recorded id=%s number=%d: %s", key.message_id, key.number, store_error)
             raise
         with self._engine.writing() as session:
-            # Whatever process has the claim by now: the mail server has the mail.
+            # Without checking the lease: the mail server has the mail, also if another process has the claim by now.
             released = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
             session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
             self._rows.record(session, key, Event(now, EventKind.RELEASED, actor, answer()))
@@ -165,11 +165,11 @@ class SqlDeliveries(Deliveries):
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             is_retry = rules.is_retry(delivery, allowed, now)
-            was = delivery if is_retry else replace(delivery, state_at=now, reason="", attempts=0)
+            before = delivery if is_retry else replace(delivery, state_at=now, reason="", attempts=0)
             session.execute(
                 "update delivery set state = 'releasing', state_at = :state_at, reason = :reason,"
                 f" attempts = :attempts + 1, next_try_at = :until, release_lease = :lease {WHERE_KEY}",
-                was,
+                before,
                 key,
                 until=now + rules.LEASE,
                 lease=lease,

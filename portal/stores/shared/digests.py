@@ -1,4 +1,4 @@
-"""Digests of before, link opens, and who is due. Each store adds how it claims and settles digests."""
+"""Sent digests, link opens, and recipients whose digest is due. Each store adds claiming and settling of digests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DIGEST = (
 )
 
 _LAST = "where recipient = :recipient and sent_at is not null order by issued_at desc, id desc limit 1"
-_ASK = (
+_REQUEST = (
     "insert into recipient (recipient, address, news_since, next_digest_at, asked_at)"
     " values (:recipient, :address, :news_since, :now, :now) on conflict (recipient) do update set"
     " news_since = coalesce(recipient.news_since, excluded.news_since),"
@@ -44,12 +44,12 @@ class SqlDigests(Digests):
         self._engine = engine
 
     def due(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
-        which = f"{DUE} order by next_digest_at"
+        where = f"{DUE} order by next_digest_at"
         if now is None:
-            which = f"{HAS_NEWS} and recipient > :after order by recipient"
+            where = f"{HAS_NEWS} and recipient > :after order by recipient"
         with self._engine.reading() as session:
             rows = session.many(
-                f"select recipient from recipient where {which} limit :limit", now=now, after=after, limit=limit
+                f"select recipient from recipient where {where} limit :limit", now=now, after=after, limit=limit
             )
         return [recipient for (recipient,) in rows]
 
@@ -63,18 +63,18 @@ class SqlDigests(Digests):
             row = session.one("select stopped_at from recipient where recipient = :recipient", recipient=recipient)
         if row is not None and row[0] is not None:
             return DigestRequest.NOTHING
-        wanted, again = self.unannounced(reader, 1), False
+        wanted, repeat = self.unannounced(reader, 1), False
         if not wanted:
-            last, again = self.last(recipient), True
+            last, repeat = self.last(recipient), True
             kept = last.deliveries if last else ()
             wanted = [d for d in kept if d.state is State.HELD and d.recipient in reader.identities]
         if not wanted:
             return DigestRequest.NOTHING
         news = {"address": address_of(recipient, wanted[0].address), "news_since": wanted[0].message.held_at}
         with self._engine.writing() as session:
-            is_due = session.execute(_ASK, recipient=recipient, now=now, since=since, **news)
-            if is_due and again:
-                _unannounce(session, reader, wanted)
+            is_due = session.execute(_REQUEST, recipient=recipient, now=now, since=since, **news)
+            if is_due and repeat:
+                _mark_unannounced(session, reader, wanted)
         return DigestRequest.DUE if is_due else DigestRequest.TOO_SOON
 
     def last(self, recipient: str) -> Digest | None:
@@ -134,9 +134,10 @@ def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
     )
 
 
-def _unannounce(session: Session, reader: Reader, deliveries: Sequence[Delivery]) -> None:
-    """Let deliveries of a reader's last digest be announced to them again."""
+def _mark_unannounced(session: Session, reader: Reader, deliveries: Sequence[Delivery]) -> None:
+    """Make deliveries of a reader's last digest unannounced to them again."""
     ids, identities = list({each.id for each in deliveries}), list({each.recipient for each in deliveries})
     held = "message_id in :ids and recipient in :identities and state = 'held'"
     session.execute(f"update delivery set announced_at = null where {held}", ids=ids, identities=identities)
-    session.execute("delete from announced_to where message_id in :ids and reader = :who", ids=ids, who=reader.identity)
+    delete = "delete from announced_to where message_id in :ids and reader = :reader"
+    session.execute(delete, ids=ids, reader=reader.identity)

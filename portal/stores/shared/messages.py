@@ -1,4 +1,4 @@
-"""Messages as they are found and copied. Each store adds how it holds them, and their bytes."""
+"""Finding and copying messages. Each store adds how it holds messages and reads their bytes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class SqlMessages(Messages):
         self._rows = rows
 
     def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
-        """Give ``held`` and all copies of the same bytes this verdict if theirs is milder. Return those raised.
+        """Set this verdict for ``held`` and all messages with the same bytes whose tier is milder. Return their ids.
 
-        Not in the transaction that holds the mail: the sender's retry goes on with what a failure leaves undone.
-        ``deadline`` is in time.monotonic().
+        Runs after the transaction that holds the mail: if it fails, the sender's retry finishes it. ``deadline`` is in
+        time.monotonic().
         """
         raised: list[UUID] = []
         after = FIRST
         while tier.less_harmful:
             ids = self._copies(held, export, tier, after, deadline)
             if ids:
-                with self._judging(deadline) as session:
+                with self._writing_until(deadline) as session:
                     raised += raise_tier(session, self._rows, ids, export, tier, datetime.now(UTC))
             if len(ids) < rules.RAISED_TOGETHER:
                 break
@@ -48,13 +48,13 @@ class SqlMessages(Messages):
 
     @abstractmethod
     def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
-        """Return the next messages, by id, that are ``held`` or have the export's bytes, and have a milder tier.
+        """Return the ids after ``after`` of messages with a milder tier that are ``held`` or have the export's bytes.
 
-        At most `rules.RAISED_TOGETHER`.
+        Returns at most `rules.RAISED_TOGETHER`, in order.
         """
 
     @abstractmethod
-    def _judging(self, deadline: float) -> AbstractContextManager[Session]:
+    def _writing_until(self, deadline: float) -> AbstractContextManager[Session]:
         """Begin a transaction that waits no longer than the deadline."""
 
     def find(self, text: str) -> Sequence[Message]:
@@ -69,7 +69,7 @@ class SqlMessages(Messages):
             )
         return found
 
-    _by_queue_id = "queue_id = :text"  # as the engine's index has it
+    _by_queue_id = "queue_id = :text"  # must match the engine's index
 
     def ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         with self._engine.reading() as session:
@@ -81,7 +81,7 @@ class SqlMessages(Messages):
     def records(self, ids: Collection[UUID]) -> Mapping[UUID, Record]:
         wanted = list(ids)
         deliveries: dict[UUID, list[Delivery]] = {}
-        told: dict[DeliveryId, list[str]] = {}
+        readers: dict[DeliveryId, list[str]] = {}
         with self._engine.reading(snapshot=True) as session:
             for delivery in self._rows.deliveries(
                 session, "where d.message_id in :ids order by d.message_id, d.number", ids=wanted
@@ -92,7 +92,7 @@ class SqlMessages(Messages):
                 "select message_id, number, reader from announced_to where message_id in :ids order by reader",
                 ids=wanted,
             ):
-                told.setdefault(DeliveryId(id, number), []).append(reader)
+                readers.setdefault(DeliveryId(id, number), []).append(reader)
             dedup_keys = self._rows.dedup_keys(session, wanted)
         return {
             id: Record(
@@ -100,15 +100,15 @@ class SqlMessages(Messages):
                 dedup_keys.get(id),
                 tuple(found),
                 tuple(tuple(histories.get(delivery.key, ())) for delivery in found),
-                tuple(tuple(told.get(delivery.key, ())) for delivery in found),
+                tuple(tuple(readers.get(delivery.key, ())) for delivery in found),
             )
             for id, found in deliveries.items()
         }
 
 
 def import_deliveries(session: Session, rows: Rows, record: Record) -> None:
-    """Give the message, which has its rows, the record's deliveries and histories."""
-    for delivery in record.deliveries:  # first, since every act locks the delivery's row first
+    """Replace the deliveries and histories of a message, whose rows exist, with the record's."""
+    for delivery in record.deliveries:  # first, since every action locks the delivery's row first
         rows.put(session, delivery)
     session.execute("delete from event where message_id = :id", id=record.message.id)
     for delivery, history in zip(record.deliveries, record.histories, strict=True):
@@ -116,7 +116,7 @@ def import_deliveries(session: Session, rows: Rows, record: Record) -> None:
             add_event(session, delivery.key, event)
         if history or delivery.state is not State.HELD or delivery.announced_at:
             session.journal(partial(delivery_line, delivery, history))
-    for delivery, readers in zip(record.deliveries, record.told, strict=False):
+    for delivery, readers in zip(record.deliveries, record.announced_to, strict=False):
         for reader in readers:
             add_announced_to(session, reader, [delivery.key])
             session.journal(partial(announced_line, reader, [delivery.key]))

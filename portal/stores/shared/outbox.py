@@ -1,4 +1,4 @@
-"""Our own mail that waits to be sent, in table `outbox`."""
+"""The portal's own mail that waits to be sent, in table `outbox`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class SqlOutbox(Outbox):
         except BaseException as error:
             try:
                 self._record_failure(outgoing, lease, rules.next_mail_try(error, outgoing.attempts, queued_at, now))
-            except QuarantineError as unrecorded:
-                log.error("failed mail not recorded id=%s: %s", outgoing.id, unrecorded)  # the lease runs out
+            except QuarantineError as store_error:  # the mail is retried once the lease expires
+                log.error("failure of outgoing mail not recorded id=%s: %s", outgoing.id, store_error)
             raise
         with self._engine.writing() as session:
             session.execute("delete from outbox where id = :id", id=outgoing.id)
@@ -64,14 +64,14 @@ class SqlOutbox(Outbox):
         return OutgoingMail(id, to, mail, attempts + 1), queued_at
 
     def _record_failure(self, mail: OutgoingMail, lease: UUID, next_try_at: datetime | None) -> None:
-        failed = "delete from outbox where id = :id and lease = :lease"
+        statement = "delete from outbox where id = :id and lease = :lease"
         if next_try_at is not None:
-            failed = "update outbox set next_try_at = :at, lease = null where id = :id and lease = :lease"
+            statement = "update outbox set next_try_at = :at, lease = null where id = :id and lease = :lease"
         with self._engine.writing() as session:
-            session.execute(failed, mail, lease=lease, at=next_try_at)
+            session.execute(statement, mail, lease=lease, at=next_try_at)
 
 
 def queue(session: Session, mail: QueuedMail, now: datetime) -> None:
-    """Put a mail of ours into the outbox."""
+    """Put a mail into the outbox."""
     insert = "insert into outbox (id, address, mail, queued_at, next_try_at) values (:id, :to, :content, :now, :now)"
     session.execute(insert, mail, id=new_id(now), now=now)

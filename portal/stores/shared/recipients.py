@@ -22,11 +22,11 @@ _PERSON = (
     "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure,"
     " failed_at from recipient "
 )
-_UPSERT = (  # one column of a recipient who may be unknown
+_UPSERT = (  # sets one column of a recipient who may be unknown
     "insert into recipient (recipient, address, {0}) values (:recipient, :recipient, :{0})"
     " on conflict (recipient) do update"
 )
-_BATCH = 500  # rows a transaction may change, so that ingest is let in between
+_BATCH = 500  # rows that one transaction may change, so that ingest can run in between
 
 # Finds held, unannounced mail of recipients without news: (session, since, local) -> (recipient, address, oldest id)
 FindUnmarked = Callable[[Session, datetime, "Collection[str] | None"], Sequence[tuple[str, str, UUID]]]
@@ -46,7 +46,7 @@ class SqlRecipients(Recipients):
     def set_digests_stopped(
         self, recipient: str, stopped_at: datetime | None, *, mail: QueuedMail | None = None
     ) -> bool:
-        # Unscheduled, so that the first digest after resuming is not sent at once.
+        # Unschedule the next digest, so that the first one after resuming is not sent at once.
         upsert = _UPSERT.format("stopped_at") + (
             " set stopped_at = excluded.stopped_at, next_digest_at = null"
             " where (recipient.stopped_at is null) <> (excluded.stopped_at is null)"
@@ -60,14 +60,14 @@ class SqlRecipients(Recipients):
         return bool(changed)
 
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
-        set_them = " set preferences = excluded.preferences, next_digest_at = null"
-        self._choose(_UPSERT.format("preferences") + set_them, recipient, preferences=preferences)
+        changes = " set preferences = excluded.preferences, next_digest_at = null"
+        self._upsert(_UPSERT.format("preferences") + changes, recipient, preferences=preferences)
 
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
-        set_it = f" set links_valid_from = {later('links_valid_from')}"
-        self._choose(_UPSERT.format("links_valid_from") + set_it, recipient, links_valid_from=issued_before)
+        changes = f" set links_valid_from = {later('links_valid_from')}"
+        self._upsert(_UPSERT.format("links_valid_from") + changes, recipient, links_valid_from=issued_before)
 
-    def _choose(self, upsert: str, recipient: str, **values: Any) -> None:
+    def _upsert(self, upsert: str, recipient: str, **values: Any) -> None:
         with self._engine.writing() as session:
             session.execute(upsert, recipient=recipient, **values)
             session.journal(lambda: person_line(person(session, recipient)))
@@ -78,7 +78,7 @@ class SqlRecipients(Recipients):
 
     def schedule(self, recipient: str, at: datetime) -> None:
         update = "update recipient set next_digest_at = :at where recipient = :recipient and next_digest_at is null"
-        with self._engine.writing(durable=False) as session:  # one that a power cut undoes is unscheduled again
+        with self._engine.writing(durable=False) as session:  # after a power cut it is scheduled again
             session.execute(update, recipient=recipient, at=at)
 
     def failing(self, limit: int) -> Sequence[Person]:
@@ -86,16 +86,16 @@ class SqlRecipients(Recipients):
 
     def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
         select = "select news_since from recipient where recipient = :recipient"
-        give = _UPSERT.format("news_since") + " set news_since = coalesce(recipient.news_since, excluded.news_since)"
-        take = "update recipient set news_since = null, next_digest_at = null where recipient = :recipient"
+        mark = _UPSERT.format("news_since") + " set news_since = coalesce(recipient.news_since, excluded.news_since)"
+        clear = "update recipient set news_since = null, next_digest_at = null where recipient = :recipient"
         with self._engine.writing() as session:
             row = session.one(select, for_update=True, recipient=recipient)
             if row is None or row[0] is None:
                 return
             for reader in sorted(people):  # in the order in which all transactions lock
-                session.execute(give, recipient=reader, news_since=row[0])
+                session.execute(mark, recipient=reader, news_since=row[0])
             if recipient not in people:
-                session.execute(take, recipient=recipient)
+                session.execute(clear, recipient=recipient)
 
     def with_unannounced(self, recipients: Collection[str], since: datetime) -> Sequence[str]:
         select = (
@@ -126,28 +126,28 @@ class SqlRecipients(Recipients):
         return self._people("where recipient > :after order by recipient limit :limit", after=after, limit=limit)
 
     def import_records(self, people: Sequence[Person], *, preferences: bool) -> None:
-        clash = (
+        changes = (
             "stopped_at = excluded.stopped_at, news_since = excluded.news_since,"
             " next_digest_at = excluded.next_digest_at, preferences = excluded.preferences"
         )
         if not preferences:
-            clash = f"news_since = {earlier('news_since')}"
+            changes = f"news_since = {earlier('news_since')}"
         upsert = (
             "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at,"
             " preferences) values (:recipient, :address, :stopped_at, :links_valid_from, :news_since, :next_digest_at,"
             " :preferences) on conflict (recipient) do update set address = excluded.address,"
-            f" links_valid_from = {later('links_valid_from')}, {clash}"
+            f" links_valid_from = {later('links_valid_from')}, {changes}"
         )
         with self._engine.writing() as session:
             for each in people:
                 before = person(session, each.recipient)
                 session.execute(upsert, each)
                 after = person(session, each.recipient)
-                if chosen(after) != chosen(before):
+                if choices(after) != choices(before):
                     session.journal(partial(person_line, after))
 
-    def import_preferences(self, chooser: Person) -> None:
-        """Keep what a line of the audit journal says that a recipient chose."""
+    def import_preferences(self, imported: Person) -> None:
+        """Set a recipient's opt-out, revoked links and preferences from a line of the audit journal."""
         upsert = (
             "insert into recipient (recipient, address, stopped_at, links_valid_from, preferences)"
             " values (:recipient, :address, :stopped_at, :links_valid_from, :preferences)"
@@ -155,43 +155,43 @@ class SqlRecipients(Recipients):
             " links_valid_from = excluded.links_valid_from, preferences = excluded.preferences"
         )
         with self._engine.writing(durable=False) as session:
-            session.execute(upsert, chooser)
+            session.execute(upsert, imported)
 
-    def forget_unknown(self) -> None:
-        """Remove recipients for whom nothing is held or chosen: made-up addresses would fill the table."""
-        nothing = "news_since is null and stopped_at is null and links_valid_from is null and preferences is null"
-        unheld = "not exists (select 1 from delivery d where d.recipient = recipient.recipient)"
+    def remove_unused(self) -> None:
+        """Remove recipients without deliveries and choices: otherwise made-up addresses would fill the table."""
+        is_empty = "news_since is null and stopped_at is null and links_valid_from is null and preferences is null"
+        has_no_deliveries = "not exists (select 1 from delivery d where d.recipient = recipient.recipient)"
         page = (
-            f"select recipient from recipient where {nothing} and recipient > :after order by recipient limit {_BATCH}"
+            f"select recipient from recipient where {is_empty} and recipient > :after order by recipient limit {_BATCH}"
         )
         after: str | None = ""
         while after is not None:
             with self._engine.reading() as session:
                 names = [name for (name,) in session.many(page, after=after)]
-                unknown = session.many(
-                    f"select recipient from recipient where recipient in :names and {unheld}", names=names
+                unused = session.many(
+                    f"select recipient from recipient where recipient in :names and {has_no_deliveries}", names=names
                 )
             after = names[-1] if len(names) == _BATCH else None
-            if unknown:
-                delete = f"delete from recipient where recipient in :names and {nothing} and {unheld}"
+            if unused:
+                delete = f"delete from recipient where recipient in :names and {is_empty} and {has_no_deliveries}"
                 with self._engine.writing(durable=False) as session:
-                    session.execute(delete, names=[name for (name,) in unknown])
+                    session.execute(delete, names=[name for (name,) in unused])
 
     def _people(self, rest: str, **values: Any) -> Sequence[Person]:
         with self._engine.reading() as session:
             return [_person_from(row) for row in session.many(_PERSON + rest, **values)]
 
 
-def chosen(chooser: Person) -> tuple[datetime | None, datetime | None, Preferences]:
-    """Return what a recipient chose, which the audit journal keeps."""
-    return chooser.stopped_at, chooser.links_valid_from, chooser.preferences
+def choices(recipient: Person) -> tuple[datetime | None, datetime | None, Preferences]:
+    """Return a recipient's choices, which are also in the audit journal."""
+    return recipient.stopped_at, recipient.links_valid_from, recipient.preferences
 
 
-NOTHING = (None, None, NO_PREFERENCES)  # `chosen` of somebody who chose nothing
+NO_CHOICES = (None, None, NO_PREFERENCES)
 
 
 def person(session: Session, recipient: str) -> Person:
-    """Return a recipient; an empty Person when nothing is known."""
+    """Return a recipient; a Person without any data if the recipient is unknown."""
     row = session.one(_PERSON + "where recipient = :recipient", recipient=recipient)
     return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
 
@@ -205,7 +205,7 @@ def _person_from(row: Row) -> Person:
 
 
 def later(column: str) -> str:
-    """Return SQL for the later of a column's values in the row and in the new one; NULL is the earliest."""
+    """Return SQL for the later of a column's values in the existing and the new row; NULL is the earliest."""
     return (
         f"case when recipient.{column} is null or excluded.{column} > recipient.{column}"
         f" then excluded.{column} else recipient.{column} end"
@@ -213,7 +213,7 @@ def later(column: str) -> str:
 
 
 def earlier(column: str) -> str:
-    """Return SQL for the earlier of the two; NULL is the latest."""
+    """Return SQL for the earlier of a column's values in the existing and the new row; NULL is the latest."""
     return (
         f"case when recipient.{column} is null or excluded.{column} < recipient.{column}"
         f" then excluded.{column} else recipient.{column} end"

@@ -25,32 +25,32 @@ _EVENT = "at, kind, actor, via, address, detail"
 
 
 class Rows(ABC):
-    """How one engine finds messages and deliveries, and their terms for the search."""
+    """Access to one engine's rows of messages and deliveries, and to their search terms."""
 
     @abstractmethod
     def messages(self, session: Session, rest: str, *, for_update: bool = False, **values: Any) -> list[Message]:
-        """Return the messages ``m`` that ``rest``, what follows FROM, selects."""
+        """Return the messages ``m`` that ``rest``, the SQL after FROM, selects."""
 
     @abstractmethod
     def deliveries(
         self, session: Session, rest: str, *fields: object, for_update: bool = False, **values: Any
     ) -> list[Delivery]:
-        """Return the deliveries ``d`` that ``rest`` selects, but for those whose message was just purged."""
+        """Return the deliveries ``d`` that ``rest`` selects, without those whose message was just purged."""
 
     @abstractmethod
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
-        """Let a search find a message by these terms as well."""
+        """Index a message under these terms as well."""
 
     @abstractmethod
     def put_verdict(self, session: Session, message: Message) -> None:
         """Write a message's tier, symbols, score, action and flags into its row, and index it under them.
 
-        The terms of before stay: `search.fits` looks at the tier and the score themselves.
+        The earlier terms stay: `search.matches` checks the tier and the score themselves.
         """
 
     @abstractmethod
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
-        """Return the keys by which these messages are recognized, of those that are."""
+        """Return the dedup keys of those of these messages that have one."""
 
     def delivery(self, session: Session, key: DeliveryId, *, for_update: bool = False) -> Delivery:
         """Return a delivery. Raises NotFound."""
@@ -60,20 +60,20 @@ class Rows(ABC):
         return found[0]
 
     def record(self, session: Session, key: DeliveryId, event: Event) -> Delivery:
-        """Record what was just done to a delivery in its history and in the audit journal. Return it as it is now."""
+        """Add an event to a delivery's history and to the audit journal. Return the delivery in its current state."""
         add_event(session, key, event)
         delivery = self.delivery(session, key)
         session.journal(partial(delivery_line, delivery, [event]))
         return delivery
 
     def set_recipient(self, session: Session, key: DeliveryId, recipient: str, address: str) -> None:
-        """Give a delivery a recipient, who then finds it."""
+        """Set a delivery's recipient, and index the message under it."""
         update = "update delivery set recipient = :recipient, address = :address"
         session.execute(f"{update} {WHERE_KEY}", key, recipient=recipient, address=address)
         self.add_terms(session, key.message_id, [recipient_term(recipient)])
 
     def put(self, session: Session, delivery: Delivery) -> None:
-        """Change a delivery, if it is there, to what this one says, without a claim."""
+        """Overwrite a delivery, if it exists, with this one. Ends a claim."""
         row = session.one(f"select recipient from delivery {WHERE_KEY}", delivery.key, for_update=True)
         if row is None:
             return
@@ -88,7 +88,7 @@ class Rows(ABC):
 
 
 def add_event(session: Session, key: DeliveryId, event: Event) -> None:
-    """Write a line of a delivery's history."""
+    """Add an event to a delivery's history."""
     insert = (
         "insert into event (message_id, number, at, kind, actor, via, address, detail)"
         " values (:message_id, :number, :at, :kind, :who, :via, :address, :detail)"
@@ -99,11 +99,14 @@ def add_event(session: Session, key: DeliveryId, event: Event) -> None:
 def events(
     session: Session, ids: Collection[UUID], numbers: Collection[int] | None = None
 ) -> dict[DeliveryId, list[Event]]:
-    """Return the histories of these messages' deliveries, or of those with these numbers, without `held`."""
-    some = "" if numbers is None else "and number in :numbers"
+    """Return the histories of these messages' deliveries without the event `held`.
+
+    ``numbers``: of the deliveries with these numbers only.
+    """
+    only = "" if numbers is None else "and number in :numbers"
     found: dict[DeliveryId, list[Event]] = {}
     for id, number, *row in session.many(
-        f"select message_id, number, {_EVENT} from event where message_id in :ids {some} order by seq",
+        f"select message_id, number, {_EVENT} from event where message_id in :ids {only} order by seq",
         ids=list(ids),
         numbers=list(numbers or ()),
     ):
@@ -118,7 +121,7 @@ def event_from(row: Sequence[Any]) -> Event:
 
 
 def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) -> None:
-    """Record that this reader was notified of these deliveries, of those that are here."""
+    """Record that this reader was notified of these deliveries; unknown deliveries are left out."""
     insert = (
         "insert into announced_to (message_id, number, reader) select message_id, number, :reader from delivery"
         f" {WHERE_KEY} on conflict (message_id, number, reader) do nothing"
@@ -128,7 +131,7 @@ def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) 
 
 
 def columns(facts: Facts) -> dict[str, Any]:
-    """Return the values of a message's columns but for its id and tier."""
+    """Return the values of a message's columns, except for its id and tier."""
     values = {_COLUMN_OF.get(field, field): getattr(facts, field) for field in FACTS}
     return values | {"packed_symbols": symbols.pack(facts.symbols), "flags": " ".join(sorted(facts.flags))}
 

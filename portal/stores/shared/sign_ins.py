@@ -34,10 +34,10 @@ class SqlSignIns(SignIns):
     def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail) -> bool:
         now = sign_in.created_at
         with self._engine.writing() as session:
-            session.lock("sign-in")  # counting and adding are one act
-            asked = session.one(_COUNTS, sign_in, minute=now - timedelta(minutes=1), hour=now - timedelta(hours=1))
-            assert asked is not None  # noqa: S101 - counts are always one row
-            if any(count >= limit for count, limit in zip(asked, astuple(limits), strict=True)):
+            session.lock("sign-in")  # no other sign-in is added between counting and adding
+            counts = session.one(_COUNTS, sign_in, minute=now - timedelta(minutes=1), hour=now - timedelta(hours=1))
+            assert counts is not None  # noqa: S101 - counts are always one row
+            if any(count >= limit for count, limit in zip(counts, astuple(limits), strict=True)):
                 return False
             session.execute(_INSERT, sign_in)
             queue(session, mail, now)
@@ -63,8 +63,8 @@ class SqlSignIns(SignIns):
                 session.execute(
                     "update sign_in set wrong_codes = wrong_codes + 1 where token_sha256 = :token_sha256", found
                 )
-        if not is_right:  # only now: an exception inside would undo the counting
-            raise LinkInvalid("this code is not right")
+        if not is_right:  # after the commit: an exception inside would roll the counting back
+            raise LinkInvalid("this code is wrong")
         return found
 
     def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
@@ -99,7 +99,7 @@ class SqlSignIns(SignIns):
 
 
 def _valid(session: Session, column: str, value: bytes, now: datetime, *, for_update: bool = False) -> SignIn:
-    # Locked, one of many who use it at once is the first; the others see it used.
+    # With the row locked, only one of several concurrent uses succeeds; the others see that it is used.
     select = (
         f"select {_SIGN_IN} from sign_in"
         f" where {column} = :value and used_at is null and expires_at > :now and wrong_codes < {rules.WRONG_CODES_MAX}"
@@ -107,7 +107,7 @@ def _valid(session: Session, column: str, value: bytes, now: datetime, *, for_up
     )
     row = session.one(select, for_update=for_update, value=value, now=now)
     if row is None:
-        raise LinkInvalid("this sign-in is not known, was used, or is too old")
+        raise LinkInvalid("this sign-in is unknown, used, or expired")
     return SignIn(*row)
 
 

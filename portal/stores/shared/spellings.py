@@ -1,5 +1,5 @@
-"""Schema version 6 keeps the domain of an identity with A-labels. Before, the two spellings of one international
-domain were two recipients."""
+"""Upgrade to schema version 6, which stores the domain of an identity with A-labels. In earlier versions the two
+spellings of one international domain were two recipients."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from portal.stores.shared.recipients import SqlRecipients, earlier, later, perso
 from portal.stores.shared.session import Engine, Session
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-PENDING = "store.merge_spellings"  # a note: the merge is to be done
-_COLUMNS = (  # that have an identity
+PENDING = "store.merge_spellings"  # the note that exists while the merge must be done
+_COLUMNS = (  # tables and columns that hold an identity
     ("delivery", "recipient"),
     ("announced_to", "reader"),
     ("digest", "recipient"),
@@ -29,16 +29,16 @@ _COLUMNS = (  # that have an identity
 def merge_spellings(engine: Engine, recipients: SqlRecipients) -> None:
     """Rewrite identities whose domain has U-labels, and merge the recipients that become one. Idempotent.
 
-    One transaction for each identity. Raises StoreUnavailable, after which the next call goes on.
+    Uses one transaction for each identity. Raises StoreUnavailable; then the next call continues.
     """
-    found: dict[str, list[tuple[str, str]]] = {}  # by name: the tables and columns that have it
+    found: dict[str, list[tuple[str, str]]] = {}  # the tables and columns that hold each identity
     with engine.reading() as session:
         for table, column in _COLUMNS:
             select = f"select distinct {column} from {table} where {engine.non_ascii(column)}"
             for (name,) in session.many(select):
                 if identity(name) != name:
                     found.setdefault(name, []).append((table, column))
-        # Mail for the other spelling was held for nobody that reads it: it was never announced.
+        # Mail for the other spelling was held for an identity that no recipient reads, so it was never announced.
         unread = session.many(
             "select distinct recipient from delivery"
             " where recipient like '%xn--%' and state = 'held' and announced_at is null"
@@ -80,7 +80,7 @@ def _move_recipient(session: Session, table: str, column: str, old: str, new: st
         return
     session.execute("delete from recipient where recipient = :old", old=old)
     address, stopped_at, links_valid_from, news_since, preferences, asked_at = row
-    # The next digest is scheduled again: it may be due at another time now.
+    # The next digest is unscheduled, since the merged preferences may give it another time.
     session.execute(
         "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, preferences, asked_at)"
         " values (:new, :address, :stopped_at, :links_valid_from, :news_since, :preferences, :asked_at)"

@@ -1,4 +1,4 @@
-"""What concerns several tables: numbers for monitoring, repairs and expiry."""
+"""Functions over several tables: numbers for monitoring, repairs and expiry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine
 
 HEARTBEAT = "store.heartbeat"
-_BATCH = 500  # rows a transaction may delete, so that ingest is let in between
+_BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
 
 
 def stats(engine: Engine, now: datetime) -> Stats:
     """See `Store.stats`."""
-    # The second condition on the state is the one of SQLite's partial index.
+    # The second condition on the state is that of SQLite's partial index, which is not used without it.
     waiting = "(select count(*) from delivery where state = '{}' and state in ('requested', 'releasing'))"
     with engine.reading() as session:
         row = session.one(
@@ -43,7 +43,7 @@ def stats(engine: Engine, now: datetime) -> Stats:
 
 
 def _moment(text: str) -> datetime:
-    # A file store's program of schema version 5, which may still be running, writes microseconds.
+    # Programs of schema version 5, which may still be running, write microseconds in a file store.
     return datetime.fromtimestamp(int(text) / 1e6, UTC) if text.isdigit() else datetime.fromisoformat(text)
 
 
@@ -75,7 +75,7 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
 
 
 def remove_expired(engine: Engine, now: datetime) -> None:
-    """Remove what is too old, in small transactions. Raises StoreUnavailable."""
+    """Remove expired rows (`rules.EXPIRING`) in small transactions. Raises StoreUnavailable."""
     for table, key, column, kept in rules.EXPIRING:
         removed = _BATCH
         while removed == _BATCH:

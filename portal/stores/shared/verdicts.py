@@ -1,4 +1,4 @@
-"""Messages whose mail came again with a worse verdict."""
+"""Messages that were received again with a worse verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from portal.stores.shared.session import Session
 def raise_tier(
     session: Session, rows: Rows, ids: Sequence[UUID], export: Export, tier: Tier, now: datetime
 ) -> Sequence[UUID]:
-    """Give those of these messages that have a milder tier, and a delivery that is not released, the export's verdict.
+    """Set the export's verdict for those of these messages that have a milder tier and an unreleased delivery.
 
     Returns their ids.
     """
@@ -27,13 +27,13 @@ def raise_tier(
     ):
         if delivery.state in rules.OPEN_STATES:
             unreleased.setdefault(delivery.id, []).append(delivery)
-    # Locked in the order of ids, as everybody does, so that two calls never wait for each other.
+    # All transactions lock messages in the order of ids, so that two calls never wait for each other.
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
     raised = [message for message in messages if message.tier in tier.less_harmful]
     for message in raised:
-        judged = rules.with_verdict(message, export, tier)
-        rows.put_verdict(session, judged)
-        session.journal(partial(verdict_line, judged))
+        updated = rules.with_verdict(message, export, tier)
+        rows.put_verdict(session, updated)
+        session.journal(partial(verdict_line, updated))
         event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(message, tier))
         for delivery in unreleased[message.id]:
             add_event(session, delivery.key, event)
