@@ -1,11 +1,11 @@
 -- The PostgreSQL store's tables, at schema version 6. `quarantine init` runs this file under an advisory lock, in one
--- transaction, after the migrations of portal/stores/postgres/migrations.py; running it again, or beside a portal at
--- work, only replaces the functions.
+-- transaction, after the migrations of portal/stores/postgres/migrations.py. Running it again, also while the portal
+-- runs, only replaces the functions.
 --
--- message, delivery, event, body_chunk and announced_to are partitioned by UTC day. The key is the quarantine id itself, a
--- UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights and everything that
--- is asked by id touches one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
--- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; the program makes them (portal/stores/postgres/days.py).
+-- message, delivery, event, body_chunk and announced_to are partitioned by UTC day. The key is the quarantine id
+-- itself, a UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights, and
+-- queries by id read one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
+-- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; portal/stores/postgres/days.py creates them.
 -- Tables and columns have the same names in the file store (portal/stores/files/schema.py).
 
 create table if not exists setting (
@@ -21,36 +21,37 @@ begin
 
     create table message (
         id uuid primary key,
-        body_id uuid not null,  -- of the body's chunks: made from the day and the body's SHA-256
+        body_id uuid not null,  -- of the body's chunks: derived from the day and the body's SHA-256
         tier text not null,
-        envelope_sender text,  -- '' is the null sender, null: not known
+        envelope_sender text,  -- '': the null sender, null: not known
         subject text not null,
         header_from text not null,
-        terms tsvector not null,  -- what it is searched by, see portal/stores/search.py
+        terms tsvector not null,  -- for searches, see portal/stores/search.py
         queue_id text,
         message_id text,
         action text,
         score double precision,
         client_ip text,
         username text,
-        symbols jsonb,  -- of rows made before version 4: [[name, score, [option, …]], …]
-        packed_symbols bytea,  -- of all others, see portal/stores/symbols.py
+        symbols jsonb,  -- of rows written before version 4: [[name, score, [option, …]], …]
+        packed_symbols bytea,  -- of all other rows, see portal/stores/symbols.py
         flags text[] not null,
         body_sha256 bytea not null,
         size_bytes bigint not null,
         has_8bit boolean not null
     ) partition by range (id);
-    -- By which copies of a mail are found when it comes again with a worse verdict.
+    -- Finds the copies of a mail that arrives again with a worse verdict.
     create index message_body_idx on message (body_sha256, tier);
-    create index on message (left(queue_id, 100));  -- a btree takes no value above 2,704 octets
-    -- What is new waits in a list of at most 1 MB, which every search reads: holding a mail does not wait for the tree.
+    create index on message (left(queue_id, 100));  -- a btree rejects values above 2,704 octets
+    -- New entries wait in a list of at most 1 MB, which each search reads, so that holding a mail does not wait for the
+    -- tree.
     create index on message using gin (terms) with (gin_pending_list_limit = 1024);
 
     create table delivery (
         message_id uuid not null,
         number int not null,
         recipient text not null,  -- identity: lower case
-        address text not null,  -- as the envelope wrote it
+        address text not null,  -- as in the envelope
         state text not null,
         state_at timestamptz not null,
         reason text not null default '',
@@ -68,7 +69,7 @@ begin
     create index on delivery (recipient, message_id) where state = 'released';
 
     create sequence event_seq;
-    create table event (  -- being held has no row: it is the id's millisecond
+    create table event (  -- the event of being held has no row: its time is the id's millisecond
         message_id uuid not null,
         number int not null,
         seq bigint not null default nextval('event_seq'),
@@ -89,7 +90,7 @@ begin
     ) partition by range (body_id);
     alter table body_chunk alter column data set storage external;
 
-    create table seen (  -- which mail is held already; not partitioned, since the day of its first coming is not known
+    create table seen (  -- the mail that is held; not partitioned, since a repeated mail's first day is not known
         dedup_key bytea primary key,
         message_id uuid not null
     );
@@ -102,13 +103,13 @@ begin
         links_valid_from timestamptz,
         news_since timestamptz,
         next_digest_at timestamptz,
-        preferences text,  -- JSON of what they chose (portal/model/schedule.py); null: nothing
-        asked_at timestamptz,  -- when they last asked for a digest out of turn
-        digest_id uuid,  -- of the digest begun and not yet sent; stays over a crash
+        preferences text,  -- JSON of the recipient's preferences (portal/model/schedule.py); null: all defaults
+        asked_at timestamptz,  -- when the recipient last requested a digest outside the schedule
+        digest_id uuid,  -- of the digest that was begun and not yet sent; survives a crash
         lease uuid,
         lease_until timestamptz,
-        failures int not null default 0,  -- of their digest, until one is sent
-        failure text not null default '',  -- the mail server's answer to the last one
+        failures int not null default 0,  -- failed tries to send digests since the last one that was sent
+        failure text not null default '',  -- the mail server's reply to the last failed try
         failed_at timestamptz
     );
     create index on recipient (news_since)
@@ -141,7 +142,7 @@ begin
 
     create table outbox (
         id uuid primary key,
-        address text not null,  -- '': a decoy, which is not sent
+        address text not null,  -- '': a decoy, which is never sent
         mail bytea not null,
         attempts int not null default 0,
         queued_at timestamptz not null,
@@ -150,7 +151,7 @@ begin
     );
     create index on outbox (next_try_at);
 
-    create table sign_in (  -- used ones stay for a day: the limits count them for an hour
+    create table sign_in (  -- used rows are kept for a day: the rate limits count them for an hour
         token_sha256 bytea primary key,
         code_sha256 bytea not null,
         browser_sha256 bytea not null,
@@ -174,7 +175,7 @@ begin
     );
     create index on session (used_at);
 
-    create table announced_to (  -- readers who were notified of a delivery under another name, or with others
+    create table announced_to (  -- readers notified of a delivery for another identity, or for one with several readers
         message_id uuid not null,
         number int not null,
         reader text not null,
@@ -185,10 +186,10 @@ begin
 end
 $$;
 
--- Holds a message in one call. Returns its id, or the id of the same mail that was held before, or null while that one
--- is being removed (call again). If the caller has to add a body's further chunks, the place for them follows after a
--- space. A function, since its plans are kept: planning the same as one statement cost more than executing it, and
--- behind PgBouncer nothing can be prepared. One text, since a row costs the server 11 µs more.
+-- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null while that one
+-- is being removed (call again). If the caller has to add the body's further chunks, their body_id follows after a
+-- space. A function, since its plans are cached: planning the same as one statement cost more than executing it, and
+-- behind PgBouncer nothing can be prepared. The result is one text, since a row costs the server 11 µs more.
 create or replace function hold_mail(
     wait_ms int, new_id uuid, new_place uuid, new_dedup_key bytea, held_at timestamptz, recipients text[],
     addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
@@ -201,16 +202,16 @@ declare
     place uuid := new_place;
     shared boolean := false;
 begin
-    -- Here, since one statement is a transaction of its own, and statement_timeout could not be set in it any more.
+    -- Set here, since the call is a transaction by itself. statement_timeout could no longer be set for it.
     perform set_config('lock_timeout', wait_ms::text, true);
-    -- Waits while another transaction is holding the same mail, so that one of them is first.
+    -- Waits for another transaction that inserts the same key, so that one of the two is first.
     insert into seen values (new_dedup_key, new_id) on conflict do nothing;
     if not found then
-        -- The lock is a write, so that this commit waits for a synchronous standby, and with it for the commit that held
-        -- the mail: that one may have ended its wait without the standby (a crash, pg_terminate_backend).
+        -- A row lock is a write, so this commit waits for a synchronous standby, and with it for the commit that held
+        -- the mail: that commit may have ended its wait without the standby (a crash, pg_terminate_backend).
         select s.message_id into held from seen s where s.dedup_key = new_dedup_key for update;
         if held is not null and not exists (select from message m where m.id = held) then
-            -- Somebody dropped that day by hand: saying "known" would lose this mail.
+            -- That day was dropped by hand: answering "known" would lose this mail.
             delete from seen s where s.dedup_key = new_dedup_key and s.message_id = held;
             held := null;
         end if;
@@ -218,7 +219,7 @@ begin
     end if;
     insert into body_chunk values (place, 0, first_chunk) on conflict do nothing;
     if not found then
-        -- A place is 106 bits of a SHA-256; whoever makes two mails with one place for both gets two places.
+        -- A body_id has 106 bits of a SHA-256. A different body with the same body_id gets a body_id of its own.
         shared := exists (select from body_chunk b where b.body_id = place and b.n = 0 and b.data = first_chunk);
         if not shared then
             place := new_id;
@@ -235,8 +236,8 @@ begin
     insert into delivery (message_id, number, recipient, address, state, state_at)
     select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
     from unnest(recipients, addresses) with ordinality d (recipient, address, number);
-    -- Who has news already is only looked at, so that ingest does not queue for the row of a much-mailed
-    -- recipient; `notified` is sorted, so that two calls never wait for each other crosswise.
+    -- The row of a recipient with unannounced messages is only read, so that ingest does not wait for the row lock of a
+    -- recipient with much mail. `notified` is sorted, so that two calls cannot deadlock.
     for i in 1 .. cardinality(notified) loop
         if not exists (
             select from recipient r
@@ -251,8 +252,9 @@ begin
 end
 $hold$;
 
--- The next messages, by id, that are `held` or have these bytes, and have one of these tiers: a space-separated list. A
--- function for its plan: planning over the partitions of a month takes longer than the search.
+-- Returns the ids of the next messages that are `held` or have these bytes, and have one of these tiers, in order and
+-- separated by spaces. A function, since its plan is cached: planning over the partitions of a month takes longer than
+-- the search.
 create or replace function copies_of(held uuid, sha256 bytea, tiers text[], after_id uuid, at_most int) returns text
 language plpgsql stable as $copies$
 begin

@@ -105,7 +105,7 @@ def drop_postgres(effort: Effort) -> list[Row]:
         try:
             before = now - timedelta(days=DAYS_AGO - 5)
             quiet = client.longest(lambda: time.sleep(5))
-            forgetting = client.longest(lambda: postgres_days._forget_seen(database, before.date(), []))
+            forgetting = client.longest(lambda: postgres_days._delete_dedup_keys(database, before.date(), []))
             dropping = client.longest(lambda: store.purge(before, now))
         finally:
             client.close()

@@ -1,1 +1,1 @@
-"""The store in PostgreSQL. `store` has `PostgresStore`; the other modules have its parts."""
+"""The PostgreSQL store. `store` has `PostgresStore`; the other modules have its parts."""

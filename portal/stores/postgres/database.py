@@ -1,9 +1,9 @@
 """Connections to PostgreSQL: the pool, transactions with time limits, the schema, and psycopg's errors translated.
 
-Hides that servers restart, fail over and stand behind PgBouncer in transaction mode: nothing is prepared, no setting
-outlives its transaction, and a connection that died while it waited in the pool is replaced before it is used. Nor does
-a server that hangs, or a network that swallows everything, hold up a worker: where the server's own time limits cannot
-help, the statement is given up on this side.
+Handles servers that restart, fail over or run behind PgBouncer in transaction mode: nothing is prepared, no setting
+outlives its transaction, and a connection that died in the pool is replaced before it is used. A server that hangs, or
+a network that drops all packets, does not block a worker: where the server's own time limits cannot help, the
+statement is aborted on this side.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _SCHEMA_SECONDS = 600.0
 _SCHEMA_LOCK_SECONDS = 0.1
 _SCHEMA_PAUSE_SECONDS = 0.3
 _SCHEMA_TRIES = 100
-_GRACE_SECONDS = 1.0  # the server's own limit comes first, and says more
-SCHEMA_LOCK = 0x71756172  # advisory lock: one at a time makes or drops tables, on whichever host
+_GRACE_SECONDS = 1.0  # so that the server's own limit ends the statement first: its error says more
+SCHEMA_LOCK = 0x71756172  # advisory lock: only one process on all hosts creates or drops tables at a time
 
 _NO_ANSWER = "the server did not answer in time"
-_NOT_SURE = "the server warned about a commit, so it may not be durable"
+_NOT_DURABLE = "the server warned about a commit, so it may not be durable"
 
 _NO_WRITES = (
-    "the database takes no writes (a standby?): name the primary in store.url, or all hosts with "
+    "the database takes no writes, it may be a standby: name the primary in store.url, or all hosts with "
     "target_session_attrs=read-write, and promote one"
 )
 
 _DEFAULTS = {  # unless store.url says otherwise
     "application_name": "quarantine",
     "connect_timeout": "3",
-    "tcp_user_timeout": "10000",  # ms: a host that vanished is noticed before uWSGI's harakiri
+    "tcp_user_timeout": "10000",  # ms: detects an unreachable host before uWSGI's harakiri
     "keepalives_idle": "20",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -56,15 +56,15 @@ _DEFAULTS = {  # unless store.url says otherwise
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """Gives up a statement, and itself, when no answer came for ``timeout_seconds``: psycopg waits for ever.
+    """A connection that aborts a statement and closes itself after ``timeout_seconds`` without an answer.
 
-    Keepalives and tcp_user_timeout notice a host that is gone, not one whose kernel still answers (a stopped server, a
-    full disk, a proxy, a commit that waits for its standby).
+    psycopg waits without a limit. Keepalives and tcp_user_timeout detect an unreachable host, but not a host whose
+    kernel still answers (a stopped server, a full disk, a proxy, a commit that waits for its standby).
 
     A commit that the server warns about counts as failed. When the wait for a synchronous standby is cancelled
     (`pg_cancel_backend`, a pooler that forwards a cancel request), PostgreSQL reports success with the warning
     "canceling wait for synchronous replication due to user request" (src/backend/replication/syncrep.c), although a
-    failover would lose what was committed.
+    failover would lose the committed data.
     """
 
     timeout_seconds = OTHER_SECONDS + _GRACE_SECONDS
@@ -72,9 +72,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._warnings: list[str] = []
-        self.add_notice_handler(self._take_notice)
+        self.add_notice_handler(self._record_warning)
 
-    def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+    def _record_warning(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
             self._warnings.append(f"{notice.sqlstate}: {notice.message_primary}")
 
@@ -85,26 +85,26 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         yield
         if self._warnings:
             self.close()
-            raise psycopg.OperationalError(f"{_NOT_SURE}: {self._warnings[0]}")
+            raise psycopg.OperationalError(f"{_NOT_DURABLE}: {self._warnings[0]}")
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **named: Any) -> Any:
-        """Whatever psycopg waits for goes through here."""
-        return super().wait(self._in_time(gen), *args, **named)
+        """Wait for the server with the time limit. psycopg calls this for everything that it waits for."""
+        return super().wait(self._with_time_limit(gen), *args, **named)
 
     def commit(self) -> None:
-        """Commit what was begun; ingest begins nothing, and psycopg takes a while to see that."""
+        """Commit the transaction, if there is one. Ingest has none, and psycopg is slow to find that out."""
         if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             with self.expect_no_warning():
                 super().commit()
 
-    def _in_time(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    def _with_time_limit(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         deadline = monotonic() + self.timeout_seconds
         try:
             wanted = next(gen)
             while True:
-                ready = yield wanted  # nothing is ready: asked ten times a second
+                ready = yield wanted  # psycopg resumes this ten times a second while nothing is ready
                 if not ready and monotonic() > deadline:
-                    self.close()  # who knows what is still on its way
+                    self.close()  # the state of the protocol is unknown
                     raise psycopg.OperationalError(_NO_ANSWER)
                 wanted = gen.send(ready)
         except StopIteration as end:
@@ -113,25 +113,35 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Whatever psycopg raises inside leaves as StoreUnavailable, logged here once. The only such place.
+    """Raise StoreUnavailable for each psycopg.Error in the block, and log it here once. No other place does this.
 
-    Only the primary message is told: details, parameters and connection strings may hold addresses and passwords.
+    Only the primary message is reported: details, parameters and connection strings may hold addresses and passwords.
     """
     try:
         yield
     except psycopg.Error as error:
-        said = error.diag.message_primary or (str(error).splitlines() or [""])[0]
+        message = error.diag.message_primary or (str(error).splitlines() or [""])[0]
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            said += "; the role of store.url must own our tables and may create some: make it the database's owner"
-        log.warning("postgresql: %s: %s", error.sqlstate or type(error).__name__, said)
-        raise StoreUnavailable(f"the database cannot be used now: {said}") from error
+            message += (
+                "; the role of store.url must own the quarantine's tables and be allowed to create tables: make it the "
+                "database's owner"
+            )
+        log.warning("postgresql: %s: %s", error.sqlstate or type(error).__name__, message)
+        raise StoreUnavailable(f"the database cannot be used now: {message}") from error
 
 
 class Database:
-    """A pool of connections, at most ``max_connections``, to a database whose schema fits. Made after the fork."""
+    """A pool of at most ``max_connections`` connections to a database with this program's schema version.
+
+    Create it after the fork.
+    """
 
     def __init__(self, url: str, *, create: bool, max_connections: int = 4) -> None:
-        """Raises StoreUnavailable when it cannot be reached or written to, StoreUnusable for another schema."""
+        """Connect and check the schema; with ``create`` make or upgrade it first.
+
+        Raises StoreUnavailable when the database cannot be reached or written to, StoreUnusable when its schema or its
+        settings do not fit.
+        """
         conninfo = _conninfo(url)
         with translated(), _connect(conninfo) as connection:
             begin(connection, OTHER_SECONDS)
@@ -139,8 +149,8 @@ class Database:
                 raise StoreUnavailable(_NO_WRITES)
             if _value(connection, "show synchronous_commit") == "off":
                 raise StoreUnusable(
-                    "synchronous_commit is off for this database or role, so that a power cut would lose mail that we "
-                    "said we hold: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
+                    "synchronous_commit is off for this database or role, so that a power cut would lose mail that was "
+                    "acknowledged as held: run ALTER ROLE … SET synchronous_commit = on, or ALTER DATABASE …"
                 )
             try:
                 if create:
@@ -148,8 +158,8 @@ class Database:
                 _check_schema(connection)
             except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateTable) as error:
                 raise StoreUnusable(
-                    "the database holds tables of something else that are named like ours: name a database of its own "
-                    "in store.url; nothing was changed"
+                    "the database has tables of another program with the same names as the quarantine's: name a "
+                    "separate database in store.url; nothing was changed"
                 ) from error
             connection.commit()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
@@ -159,44 +169,46 @@ class Database:
             min_size=1,
             max_size=max_connections,
             timeout=POOL_WAIT_SECONDS,
-            # Short, so that after an outage the next request connects instead of waiting for a long back-off.
+            # Short, so that after an outage the next request connects instead of waiting for a long backoff.
             reconnect_timeout=3.0,
             name="quarantine",
             open=True,
         )
 
     def close(self) -> None:
-        """Close every connection; may be called twice."""
+        """Close all connections. Calling it again does nothing."""
         self._pool.close()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """An idle connection in autocommit mode; what was begun is committed on clean exit, else rolled back.
+        """Lend an idle connection in autocommit mode. A transaction that the block begins is committed when the block
+        ends, or rolled back when it raises.
 
         Raises psycopg.Error: wrap it in `translated`.
         """
         deadline = monotonic() + POOL_WAIT_SECONDS
         while True:
             connection = self._pool.getconn(deadline - monotonic())
-            if not _died(connection):
+            if not _is_dead(connection):
                 break
-            # The pool's own check asks the server each time and sleeps a second after the second dead one.
+            # The pool's own check queries the server each time, and sleeps a second after the second dead connection.
             connection.close()
             self._pool.putconn(connection)
         try:
             with connection:
                 yield connection
         except psycopg.errors.ReadOnlySqlTransaction:
-            connection.close()  # the server became a standby: connect anew, to its successor if store.url names both
+            # The server became a standby. The next connection goes to the new primary if store.url names both.
+            connection.close()
             raise
         finally:
             self._pool.putconn(connection)
 
     @contextmanager
     def transaction(self, seconds: float = OTHER_SECONDS, lock_seconds: float | None = None) -> Iterator[Connection]:
-        """A transaction whose every statement may take ``seconds`` and wait ``lock_seconds`` for a lock.
+        """Run the block in a transaction. Each statement may take ``seconds`` and wait ``lock_seconds`` for a lock.
 
-        Committed on clean exit. Raises StoreUnavailable.
+        The transaction is committed when the block ends, or rolled back when it raises. Raises StoreUnavailable.
         """
         with translated(), self.connection() as connection:
             begin(connection, seconds, lock_seconds)
@@ -204,17 +216,19 @@ class Database:
 
 
 def _connect(conninfo: str) -> Connection:
-    """Raises StoreUnavailable, StoreUnusable."""
+    """Open a connection in autocommit mode. Raises StoreUnavailable, StoreUnusable."""
     try:
         return Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except UnicodeError as error:  # Python's idna, by which psycopg looks for the host
-        raise StoreUnusable("store.url: a host name in it cannot be: look for two dots, or a very long part") from error
+    except UnicodeError as error:  # from Python's idna codec, with which psycopg resolves the host
+        raise StoreUnusable(
+            "store.url: invalid host name (empty label, or one longer than 63 characters): correct the address"
+        ) from error
     except psycopg.OperationalError as error:
-        if "session is read-only" in str(error):  # libpq's words for target_session_attrs, of any of the hosts
+        if "session is read-only" in str(error):  # libpq's message for target_session_attrs, for any of the hosts
             raise StoreUnavailable(_NO_WRITES) from error
-        said = (str(error).splitlines() or [""])[0]
+        message = (str(error).splitlines() or [""])[0]
         raise StoreUnavailable(
-            f"the database cannot be used now: {said}; check store.url – host, port, user, password, database – and "
+            f"the database cannot be used now: {message}; check store.url – host, port, user, password, database – and "
             "that the server runs"
         ) from error
 
@@ -225,19 +239,19 @@ def _conninfo(url: str) -> str:
     except psycopg.Error:
         given = {}
     ports = str(given.get("port") or "").replace(",", "")
-    # A / in the password makes libpq take its pieces for port and database.
+    # With a / in the password, libpq reads parts of the password as port and database.
     if not given or (ports and not ports.isdigit()) or "@" in str(given.get("dbname", "")):
-        # libpq's own sentence repeats a piece of the URL, which may be of the password; so it is not even chained.
+        # libpq's message quotes a part of the URL, which may be a part of the password; so the error is not chained.
         raise StoreUnusable(
-            "store.url is no PostgreSQL address: write postgresql://user:password@host/database, with @ : / and % in "
-            "the password as %40 %3A %2F %25"
+            "store.url is not a valid PostgreSQL address: write postgresql://user:password@host/database, with @ : / "
+            "and % in the password as %40 %3A %2F %25"
         )
     return make_conninfo(url, **{name: value for name, value in _DEFAULTS.items() if name not in given})
 
 
 def begin(connection: Connection, seconds: float, lock_seconds: float | None = None) -> None:
-    """Begin a transaction with these limits per statement and per lock. Raises psycopg.Error."""
-    # One simple query, one wait. SET LOCAL, since behind PgBouncer a session's setting would meet other sessions.
+    """Begin a transaction with these limits for each statement and each lock. Raises psycopg.Error."""
+    # One simple query, one round trip. SET LOCAL, since behind PgBouncer SET would affect other clients' transactions.
     locks = seconds if lock_seconds is None else lock_seconds
     limits = f"set local statement_timeout = {seconds * 1000:.0f}; set local lock_timeout = {locks * 1000:.0f}"
     connection.timeout_seconds = seconds + _GRACE_SECONDS
@@ -245,11 +259,12 @@ def begin(connection: Connection, seconds: float, lock_seconds: float | None = N
 
 
 def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes | None], seconds: float) -> list[Any]:
-    """Execute one statement with parameters $1, $2 … and return its first row as text; outside of a transaction it is
-    committed by then. Texts are sent as they are, bytes as bytea.
+    """Execute one statement with parameters $1, $2 … and return the fields of its first row as text, each in bytes.
 
-    For ingest. psycopg's own way takes 150 µs more, mostly for its adapters; and where the server's time limits cannot
-    help, since it hangs or the network is cut, this gives up after ``seconds`` as well and closes the connection.
+    Outside of a transaction the statement is committed on return. str is sent as text, bytes as bytea.
+
+    For ingest: psycopg's `execute` takes 150 µs more, mostly in its adapters. Where the server's time limits cannot
+    help, since it hangs or the network is down, this function aborts after ``seconds`` and closes the connection.
     Raises psycopg.Error.
     """
     deadline = monotonic() + seconds
@@ -257,7 +272,7 @@ def ask(connection: Connection, statement: bytes, values: Sequence[str | bytes |
         with connection.expect_no_warning():
             results = _ask(connection.pgconn, statement, values, deadline)
     except BaseException:
-        connection.close()  # who knows what is still on its way
+        connection.close()  # the state of the protocol is unknown
         raise
     for result in results:
         if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
@@ -287,7 +302,7 @@ def _ask(
         elif result := pgconn.get_result():
             results.append(result)
         else:
-            return results  # an error of the commit would have come before
+            return results  # an error of the commit would be among the results
 
 
 def _value(connection: Connection, query: str) -> Any:
@@ -296,8 +311,11 @@ def _value(connection: Connection, query: str) -> Any:
 
 
 def _make_schema(connection: Connection) -> None:
-    """Make or upgrade the tables, beside ingest: an ALTER TABLE that waits behind somebody's long transaction makes
-    everybody else wait behind it, so it gives up soon and is tried again. Begins a transaction at the end."""
+    """Create or upgrade the tables while ingest goes on.
+
+    An ALTER TABLE that waits for a long transaction blocks all other statements, so its lock_timeout is short and it is
+    retried. A new transaction is open on return. Raises StoreUnavailable, StoreUnusable, psycopg.Error.
+    """
     for _ in range(_SCHEMA_TRIES):
         connection.rollback()
         begin(connection, _SCHEMA_SECONDS, _SCHEMA_LOCK_SECONDS)
@@ -317,13 +335,13 @@ def _make_schema(connection: Connection) -> None:
         begin(connection, OTHER_SECONDS)
         return
     raise StoreUnavailable(
-        "a long transaction (a dump?) is in the way of making or upgrading the tables, nothing was changed: run it"
-        " again when that is over"
+        "a long transaction, such as a dump, prevents creating or upgrading the tables; nothing was changed: run the "
+        "command again when that transaction has ended"
     )
 
 
 def _version(connection: Connection) -> int:
-    """Return the schema's version, 0 if there are no tables of ours."""
+    """Return the schema's version, 0 if the database has no quarantine tables."""
     if not _value(connection, "select to_regclass('setting')"):
         return 0
     return int(_value(connection, "select value from setting where name = 'schema_version'") or 0)
@@ -352,8 +370,11 @@ def _check_schema(connection: Connection) -> None:
         )
 
 
-def _died(connection: Connection) -> bool:
-    """Whether an idle connection was closed by the server, without asking it: then there is something to read."""
+def _is_dead(connection: Connection) -> bool:
+    """Return True if the server has closed an idle connection.
+
+    Costs a round trip only if there is unread data, as a closed connection has.
+    """
     if connection.closed:
         return True
     poll = select.poll()
@@ -362,7 +383,7 @@ def _died(connection: Connection) -> bool:
         return False
     connection.timeout_seconds = POOL_WAIT_SECONDS
     try:
-        connection.execute("")  # a parameter's change or a TLS ticket may wait there as well
+        connection.execute("")  # the unread data may also be a changed parameter or a TLS session ticket
     except psycopg.Error:
         return True
     return False

@@ -1,9 +1,9 @@
-"""Days in PostgreSQL: one partition of each table per UTC day, made ahead or on demand and dropped by retention.
+"""Days in PostgreSQL: one partition of each table per UTC day, created in advance or on demand, dropped by retention.
 
-Hides every lock that making and dropping tables takes. A new day is a table made alone and attached, which waits for
-nobody; an old one goes one table per transaction under a short lock_timeout, tried again, so that neither a reader's
-long transaction nor we ever stop ingest for longer than that timeout. (`PARTITION OF` and DROPs in one transaction
-were tried: they stall inserts behind any reader, and deadlock with them.)
+Handles all locks that creating and dropping tables takes. A new day's table is created by itself and then attached,
+which waits for no other transaction. An old day is dropped one table per transaction, with a short lock_timeout and
+retries, so that neither a reader's long transaction nor the purge stops ingest for longer than that timeout.
+(`PARTITION OF`, and all DROPs in one transaction, were tried: inserts then wait for any reader, and deadlock with it.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from portal.model.message import first_id
 from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connection, Database, begin, translated
 from portal.stores.records import Purged
 
-# Purge goes in this order. Once a day's deliveries are reduced to those that stay, the others' rows have no owner,
-# and whatever an `add` puts beside them meanwhile stays too. Bodies go last, when it is known which messages need them.
+# The order of the purge. Deliveries are first: rows of other tables are kept if their message still has a delivery,
+# also one that an `add` inserts during the purge. Bodies are last, when it is known which messages still need them.
 TABLES = {
     "delivery": "message_id",
     "event": "message_id",
@@ -45,8 +45,8 @@ _DAYS_AHEAD = 7
 _DROP_LOCK_SECONDS = 0.1
 _DROP_TRIES = 100
 _DROP_PAUSE_SECONDS = 0.3
-_SEEN_BATCH = 5000
-_INDEX_SECONDS = 600.0  # for a day; it waits for transactions that are older, such as a dump
+_DEDUP_KEY_BATCH = 5000
+_INDEX_SECONDS = 600.0  # for each day; building an index waits for older transactions, such as a dump
 _WITHOUT_INDEX: LiteralString = """
     select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
     where i.inhparent = 'message'::regclass and not exists (
@@ -57,15 +57,15 @@ _WITHOUT_INDEX: LiteralString = """
 
 
 def bounds(day: date) -> tuple[UUID, UUID]:
-    """The lowest id of a UTC day and of the next one."""
+    """Return the lowest id of a UTC day and that of the next day."""
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     return first_id(start), first_id(start + timedelta(days=1))
 
 
 def make_day(database: Database, day: date, seconds: float = OTHER_SECONDS) -> None:
-    """Make the partitions of one UTC day that are not there yet; processes racing for it wait for each other.
+    """Create the missing partitions of one UTC day. Concurrent calls of several processes wait for each other.
 
-    Raises StoreUnavailable.
+    Each statement may take ``seconds``. Raises StoreUnavailable.
     """
     with database.transaction(seconds) as connection:
         connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
@@ -77,8 +77,10 @@ def make_day(database: Database, day: date, seconds: float = OTHER_SECONDS) -> N
 
 
 def make_days(database: Database, now: datetime) -> None:
-    """Make today's and the coming days' partitions, and those that an older program did not. Raises
-    StoreUnavailable."""
+    """Create the partitions of today and the next 7 days, and those that an older program did not create.
+
+    Raises StoreUnavailable.
+    """
     for ahead in range(_DAYS_AHEAD + 1):
         make_day(database, now.astimezone(UTC).date() + timedelta(days=ahead))
     with database.transaction() as connection:
@@ -87,17 +89,17 @@ def make_days(database: Database, now: datetime) -> None:
 
 
 def build_indexes(database: Database) -> None:
-    """Build the index of `message` on bodies for the days that were made before it, while mail is held.
+    """Build the index of `message` on bodies for partitions that are older than it, without stopping ingest.
 
     Building it on the whole table would stop ingest for seconds (measured: 4 s for a million messages). After an
-    interruption the next call goes on. Raises StoreUnavailable.
+    interruption the next call continues. Raises StoreUnavailable.
     """
     with translated(), database.connection() as connection:
         connection.timeout_seconds = _INDEX_SECONDS
         for (name,) in connection.execute(_WITHOUT_INDEX).fetchall():
             table, index = sql.Identifier(name), sql.Identifier(f"{name}_body_idx")
             for statement in (
-                "drop index if exists {index}",  # not valid: its building was interrupted
+                "drop index if exists {index}",  # invalid, left by an interrupted build
                 "create index concurrently {index} on {table} (body_sha256, tier)",
                 "alter index message_body_idx attach partition {index}",
             ):
@@ -105,7 +107,7 @@ def build_indexes(database: Database) -> None:
 
 
 def make_missing(database: Database, table: str, days: Collection[date]) -> None:
-    """Make the partitions of those days in which this table has none. Raises StoreUnavailable."""
+    """Create the partitions of those days for which this table has none. Raises StoreUnavailable."""
     if days:
         with database.transaction() as connection:
             missing = set(days) - days_of(connection, table)
@@ -114,20 +116,20 @@ def make_missing(database: Database, table: str, days: Collection[date]) -> None
 
 
 def purge_days(database: Database, before: datetime) -> Purged:
-    """Drop every day that was over at ``before``, except messages with a requested or releasing delivery.
+    """Drop all UTC days that ended at ``before`` or earlier, except messages with a requested or releasing delivery.
 
-    Raises StoreUnavailable, after which the next call goes on where this one stopped.
+    Raises StoreUnavailable; the next call then continues where this one stopped.
     """
     until = before.astimezone(UTC).date()
     with database.transaction() as connection:
         days = sorted({day for table in TABLES for day in days_of(connection, table) if day < until})
         kept = _kept_messages(connection, until)
-    # First: a mail whose dedup key is kept is answered "known", which must never be said of a dropped one.
-    _forget_seen(database, until, kept)
+    # First, since mail whose dedup key is stored is answered "known", which must never happen after it was dropped.
+    _delete_dedup_keys(database, until, kept)
     dropped = 0
     for day in days:
         for table in TABLES:
-            removed = _reduce(database, table, day)
+            removed = _drop_day(database, table, day)
             dropped += removed if table == "message" else 0
     return Purged(dropped, len(kept))
 
@@ -140,55 +142,58 @@ def _kept_messages(connection: Connection, until: date) -> list[UUID]:
     return [id for (id,) in rows]
 
 
-def _forget_seen(database: Database, until: date, kept: list[UUID]) -> None:
-    """In batches: 500,000 rows in one DELETE kept inserts waiting for 91 ms, and would for longer with more."""
-    deleted = _SEEN_BATCH
-    while deleted == _SEEN_BATCH:
+def _delete_dedup_keys(database: Database, until: date, kept: list[UUID]) -> None:
+    """Delete the dedup keys of messages held before the day ``until``, except those of ``kept``.
+
+    In batches: one DELETE of 500,000 rows blocked inserts for 91 ms, and one of more rows would block them for longer.
+    """
+    deleted = _DEDUP_KEY_BATCH
+    while deleted == _DEDUP_KEY_BATCH:
         with database.transaction() as connection:
             deleted = connection.execute(
                 "delete from seen where dedup_key = any(array(select dedup_key from seen"
                 " where message_id < %s and message_id <> all(%s) limit %s))",
-                [bounds(until)[0], kept, _SEEN_BATCH],
+                [bounds(until)[0], kept, _DEDUP_KEY_BATCH],
             ).rowcount
 
 
-def _reduce(database: Database, table: str, day: date) -> int:
-    """Drop a day of one table but for the rows that stay; returns how many rows went.
+def _drop_day(database: Database, table: str, day: date) -> int:
+    """Drop a day of one table except the rows to keep. Return the number of removed rows.
 
-    Tried again while somebody is in the way; raises StoreUnavailable when that lasts for half a minute.
+    If the whole partition is dropped, its rows are counted for `message` only, and the number is 0 for other tables.
+    Retried while another transaction holds a conflicting lock. Raises StoreUnavailable after half a minute of retries.
     """
     with translated():
         for _ in range(_DROP_TRIES):
             try:
                 with database.connection() as connection:
                     begin(connection, OTHER_SECONDS, _DROP_LOCK_SECONDS)
-                    return _reduce_once(connection, table, day)
+                    return _try_to_drop_day(connection, table, day)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 time.sleep(_DROP_PAUSE_SECONDS)
-    raise StoreUnavailable(f"{_partition(table, day)} is in use by a long transaction: the next purge tries again")
+    raise StoreUnavailable(f"{_partition(table, day)} is in use by a long transaction: the next purge will retry it")
 
 
-def _reduce_once(connection: Connection, table: str, day: date) -> int:
+def _try_to_drop_day(connection: Connection, table: str, day: date) -> int:
     connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
     if day not in days_of(connection, table):
         return 0
     name = sql.Identifier(_partition(table, day))
     low, high = (sql.Literal(str(bound)) for bound in bounds(day))
-    # Readers go on; DROP alone takes the lock that stops them, and ingest, for its few milliseconds.
+    # This lock does not block readers. Only DROP takes the lock that blocks them, and ingest, for a few milliseconds.
     connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(name))
-    # While a delivery of that day stays, so do the other tables, even empty: its next event needs a place.
+    # While a delivery of that day is kept, so are the other tables, even empty: its next event needs a partition.
     if not (_any_in_use(connection, day) if table == "delivery" else day in days_of(connection, "delivery")):
-        removed = _count(connection, name, sql.SQL("true")) if table == "message" else 0  # told, so counted, but once
+        # The purge reports messages, so only this table is counted.
+        removed = _count(connection, name, sql.SQL("true")) if table == "message" else 0
         connection.execute(sql.SQL("drop table {}").format(name))
         return removed
-    stays = sql.SQL(_KEPT[table]).format(low=low, high=high)
-    removed = _count(connection, name, sql.SQL("({}) is not true").format(stays))
+    kept = sql.SQL(_KEPT[table]).format(low=low, high=high)
+    removed = _count(connection, name, sql.SQL("({}) is not true").format(kept))
     if removed:
         rest = _partition(table, day) + "_rest"
         _create(connection, rest, table)
-        connection.execute(
-            sql.SQL("insert into {} select * from {} where {}").format(sql.Identifier(rest), name, stays)
-        )
+        connection.execute(sql.SQL("insert into {} select * from {} where {}").format(sql.Identifier(rest), name, kept))
         connection.execute(sql.SQL("drop table {}").format(name))
         connection.execute(sql.SQL("alter table {} rename to {}").format(sql.Identifier(rest), name))
         _attach(connection, _partition(table, day), table, day)
@@ -196,7 +201,7 @@ def _reduce_once(connection: Connection, table: str, day: date) -> int:
 
 
 def _any_in_use(connection: Connection, day: date) -> bool:
-    """Whether a delivery of that day is requested or being released: two small indexes are asked, no row is read."""
+    """Return True if a delivery of that day is requested or releasing. Reads two small indexes and no rows."""
     low, high = bounds(day)
     query = "select from delivery where state = '{}' and message_id >= %s and message_id < %s limit 1"
     return any(connection.execute(query.format(state), [low, high]).rowcount for state in ("requested", "releasing"))
@@ -208,7 +213,7 @@ def _count(connection: Connection, name: sql.Identifier, which: sql.Composable) 
 
 
 def days_of(connection: Connection, table: str) -> set[date]:
-    """The days a table has partitions for."""
+    """Return the UTC days for which a table has partitions."""
     rows = connection.execute(
         "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = %s::regclass",
         [table],

@@ -40,6 +40,6 @@ class PostgresDeliveries(SqlDeliveries):
             )
         found: dict[str, list[str]] = {}
         for recipient, id in released:
-            if id in headers:  # else retention just took it
+            if id in headers:  # else it was just purged
                 found.setdefault(recipient, []).append(headers[id])
         return found

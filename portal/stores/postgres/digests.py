@@ -1,4 +1,4 @@
-"""How PostgreSQL claims and settles digests, and what it announced."""
+"""Digests in PostgreSQL: claiming and settling them, and recording which deliveries were announced to which readers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _UNANNOUNCED: LiteralString = (
     "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
 )
 _UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
-_UNTOLD_OF_U: LiteralString = (
+_UNANNOUNCED_TO_READER_OF_U: LiteralString = (
     "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists"
     " (select from announced_to t where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
     " order by d.message_id, d.number limit %s"
 )
 
-_TAKE = (
+_IMPORT = (
     "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers) values (:id, :recipient,"
     " :address, :issued_at, :sent_at, cast(:ids as uuid[]), cast(:numbers as int[])) on conflict (id) do update"
     " set address = excluded.address, issued_at = excluded.issued_at, sent_at = excluded.sent_at,"
@@ -64,21 +64,23 @@ class PostgresDigests(SqlDigests):
                     count=count,
                 )
             else:
-                of = {row[0]: row for row in _locked(session, CLAIMABLE, only[:count])}
+                row_of = {row[0]: row for row in _lock_recipients(session, CLAIMABLE, only[:count])}
                 refused = {
-                    who: why for who in only[:count] if (why := rules.unclaimable(of.get(who), now, ignore_schedule))
+                    recipient: why
+                    for recipient in only[:count]
+                    if (why := rules.unclaimable(row_of.get(recipient), now, ignore_schedule))
                 }
-                found = [of[who] for who in only[:count] if who not in refused]
-            people = [readers(row[0]) for row in found]
-            whole, news = _news(session, people, limit)
-            # The id outlives failures; the date does not: links count their age from the mail that is really sent.
+                found = [row_of[recipient] for recipient in only[:count] if recipient not in refused]
+            claimed = [readers(row[0]) for row in found]
+            complete, unannounced = _unannounced(session, claimed, limit)
+            # A retry has the same id, but a new date, since the age of links counts from the mail that is really sent.
             digests = tuple(
                 Digest(
                     digest_id or new_id(now), recipient, address, now.replace(microsecond=0),
-                    tuple(news.get(recipient, ())), Preferences.from_json(preferences), failures, lease, reader,
+                    tuple(unannounced.get(recipient, ())), Preferences.from_json(preferences), failures, lease, reader,
                 )
                 for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, _) in zip(
-                    people[:whole], found, strict=False
+                    claimed[:complete], found, strict=False
                 )
             )  # fmt: skip
             if digests:
@@ -87,7 +89,7 @@ class PostgresDigests(SqlDigests):
                     " from unnest(%s::text[], %s::uuid[]) u (recipient, id) where r.recipient = u.recipient",
                     [lease, now + rules.LEASE, [d.recipient for d in digests], [d.id for d in digests]],
                 )
-                # Known before the mail goes out: its recipient may unsubscribe before that is recorded.
+                # Recorded before the mail is sent, since its recipient may unsubscribe before the sending is recorded.
                 connection.execute(
                     "insert into digest (id, recipient, address, issued_at)"
                     " select *, %s::timestamptz from unnest(%s::uuid[], %s::text[], %s::text[]) on conflict (id)"
@@ -99,46 +101,46 @@ class PostgresDigests(SqlDigests):
                         [d.address for d in digests],
                     ],
                 )
-        if not all(reader.is_plain for reader in people):
-            # Now, since recording would fail after the mail was sent, which would then be sent again.
+        if not all(reader.is_plain for reader in claimed):
+            # Now, since a missing partition would fail the recording after sending, and the digest would be sent again.
             days.make_missing(
                 self._database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )
         return Claims(digests, refused)
 
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
-        told = [(digest, delivery) for digest in sent for delivery in digest.deliveries]
-        ids, numbers = [delivery.id for _, delivery in told], [delivery.number for _, delivery in told]
+        announced = [(digest, delivery) for digest in sent for delivery in digest.deliveries]
+        ids, numbers = [delivery.id for _, delivery in announced], [delivery.number for _, delivery in announced]
         with self._engine.writing() as session:
             connection = connection_of(session)
-            if told:
-                read = [(digest.effective_reader, delivery) for digest, delivery in told]
-                _announce(
+            if announced:
+                read = [(digest.effective_reader, delivery) for digest, delivery in announced]
+                _mark_announced(
                     connection, [delivery.key for reader, delivery in read if reader.is_own(delivery.recipient)], now
                 )
                 shared = [(reader, delivery) for reader, delivery in read if not reader.is_own(delivery.recipient)]
                 if shared:
-                    _announce_to(connection, shared, now)
+                    _record_announced_to(connection, shared, now)
                 connection.execute(
                     "update digest g set sent_at = %s, message_ids = u.ids, numbers = u.numbers from ("
                     " select digest, array_agg(id order by n) ids, array_agg(number order by n) numbers"
                     " from unnest(%s::uuid[], %s::uuid[], %s::int[]) with ordinality u (digest, id, number, n)"
                     " group by digest) u where g.id = u.digest",
-                    [now, [digest.id for digest, _ in told], ids, numbers],
+                    [now, [digest.id for digest, _ in announced], ids, numbers],
                 )
             if empty := [digest.id for digest in sent if not digest.deliveries]:
                 connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
-            people = [digest.recipient for digest in sent]
-            # Locked first: an `add` that waits for one of them comes after this and sees what is left.
-            _locked(session, "select from recipient ", people + [each.digest.recipient for each in unsent])
+            recipients = [digest.recipient for digest in sent]
+            # Locked first, so that an `add` that waits for one of these rows continues after this and sees the result.
+            _lock_recipients(session, "select from recipient ", recipients + [each.digest.recipient for each in unsent])
             if sent:
-                left = _left(connection, [digest.effective_reader for digest in sent])
+                oldest = _oldest_unannounced(connection, [digest.effective_reader for digest in sent])
                 connection.execute(
                     "update recipient r set news_since = u.news, next_digest_at = null, lease = null,"
                     " lease_until = null, digest_id = null, failures = 0, failure = '', failed_at = null"
                     " from unnest(%s::text[], %s::uuid[], %s::timestamptz[]) u (recipient, lease, news)"
                     " where r.recipient = u.recipient and r.lease = u.lease",
-                    [people, [digest.lease for digest in sent], [id and held_at(id) for id in left]],
+                    [recipients, [digest.lease for digest in sent], [id and held_at(id) for id in oldest]],
                 )
             for each in unsent:
                 settle_unsent(session, each, now)
@@ -148,15 +150,15 @@ class PostgresDigests(SqlDigests):
             if reader.is_plain:
                 found = rows.delivery_rows(connection_of(session), _UNANNOUNCED, [text(reader.identity), limit])
                 return rows.with_messages(session, found)
-            return _news(session, [reader], limit)[1].get(reader.identity, [])
+            return _unannounced(session, [reader], limit)[1].get(reader.identity, [])
 
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
         row = session.one("select message_ids, numbers from digest where id = :id", id=digest_id)
         ids, numbers = row or ([], [])
         found = rows.delivery_rows(
             connection_of(session),
-            "join unnest(%s::uuid[], %s::int[]) u (told_id, told_number)"
-            " on d.message_id = u.told_id and d.number = u.told_number"
+            "join unnest(%s::uuid[], %s::int[]) u (announced_id, announced_number)"
+            " on d.message_id = u.announced_id and d.number = u.announced_number"
             " where d.message_id = any(%s) order by d.message_id, d.number",
             [ids, numbers, ids],
         )
@@ -179,7 +181,7 @@ class PostgresDigests(SqlDigests):
         with self._engine.writing() as session:
             for digest in digests:
                 ids = [key.message_id for key in digest.deliveries]
-                session.execute(_TAKE, digest, ids=ids, numbers=[key.number for key in digest.deliveries])
+                session.execute(_IMPORT, digest, ids=ids, numbers=[key.number for key in digest.deliveries])
 
 
 def find_unmarked(session: Session, since: datetime, local: Collection[str] | None) -> list[tuple[str, str, UUID]]:
@@ -195,16 +197,16 @@ def find_unmarked(session: Session, since: datetime, local: Collection[str] | No
     return [(recipient, address, oldest) for recipient, address, oldest in found]
 
 
-def _locked(session: Session, select: str, recipients: Sequence[str]) -> list[Row]:
-    """Return the rows of these recipients, locked in the order in which `hold_mail` does it as well."""
+def _lock_recipients(session: Session, select: str, recipients: Sequence[str]) -> list[Row]:
+    """Return the rows of these recipients, locked in the same order as `hold_mail` locks them."""
     return session.many(
         select + 'where recipient in :recipients order by recipient collate "C" for update', recipients=list(recipients)
     )
 
 
-def _whose(readers: Sequence[Reader]) -> tuple[LiteralString, list[Any]]:
-    """Return a FROM clause and its parameters but the last one, a limit: ``u`` (reader number from 1, identity) joined
-    laterally to ``d``, its oldest unannounced deliveries."""
+def _from_unannounced(readers: Sequence[Reader]) -> tuple[LiteralString, list[Any]]:
+    """Return (FROM clause, parameters): ``u`` (reader number from 1, identity) joined laterally to ``d``, its oldest
+    unannounced deliveries. The caller must append one more parameter, the limit of ``d``."""
     if all(reader.is_plain for reader in readers):
         return (
             "unnest(%s::text[]) with ordinality u (recipient, n) cross join lateral ("
@@ -214,60 +216,67 @@ def _whose(readers: Sequence[Reader]) -> tuple[LiteralString, list[Any]]:
     read = [(n, identity, reader.identity) for n, reader in enumerate(readers, 1) for identity in reader.identities]
     return (
         "unnest(%s::int[], %s::text[], %s::text[]) u (n, recipient, reader) cross join lateral ("
-        f" select {rows.DELIVERY} from delivery d {_UNTOLD_OF_U}) d",
-        [[n for n, _, _ in read], [text(identity) for _, identity, _ in read], [who for _, _, who in read]],
+        f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_TO_READER_OF_U}) d",
+        [[n for n, _, _ in read], [text(identity) for _, identity, _ in read], [reader for _, _, reader in read]],
     )
 
 
-def _news(session: Session, readers: Sequence[Reader], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
+def _unannounced(session: Session, readers: Sequence[Reader], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
     """Return (n, deliveries by identity): unannounced deliveries of the first n readers, at least one reader, at most
     ``limit`` deliveries."""
-    whose, values = _whose(readers)
+    source, values = _from_unannounced(readers)
     found = rows_of(
         connection_of(session)
-        .execute(f"select u.n, d.* from {whose} order by u.n, d.message_id, d.number limit %s", [*values, limit, limit])
+        .execute(
+            f"select u.n, d.* from {source} order by u.n, d.message_id, d.number limit %s", [*values, limit, limit]
+        )
         .fetchall()
     )
-    # The last one may go on beyond the limit.
-    whole = max(1, found[-1][0] - 1) if len(found) >= limit else len(readers)
-    deliveries = rows.with_messages(session, list({tuple(row): None for n, *row in found if n <= whole}))
-    named = {delivery.key: delivery for delivery in deliveries}
-    news: dict[str, list[Delivery]] = {}
+    # The last reader of a full result may have more deliveries.
+    complete = max(1, found[-1][0] - 1) if len(found) >= limit else len(readers)
+    deliveries = rows.with_messages(session, list({tuple(row): None for n, *row in found if n <= complete}))
+    by_key = {delivery.key: delivery for delivery in deliveries}
+    unannounced: dict[str, list[Delivery]] = {}
     for n, id, number, *_ in found:
-        if n <= whole and DeliveryId(id, number) in named:  # else retention just took its message
-            news.setdefault(readers[n - 1].identity, []).append(named[DeliveryId(id, number)])
-    return whole, news
+        if n <= complete and DeliveryId(id, number) in by_key:  # else its message was just purged
+            unannounced.setdefault(readers[n - 1].identity, []).append(by_key[DeliveryId(id, number)])
+    return complete, unannounced
 
 
-def _left(connection: Connection, readers: Sequence[Reader]) -> list[UUID | None]:
-    """Return the oldest message that is not announced to each of them. Raises psycopg.Error."""
-    whose, values = _whose(readers)
-    left: dict[int, UUID] = dict(
+def _oldest_unannounced(connection: Connection, readers: Sequence[Reader]) -> list[UUID | None]:
+    """Return each reader's oldest message that was not announced to them, None if there is none.
+
+    Raises psycopg.Error.
+    """
+    source, values = _from_unannounced(readers)
+    oldest: dict[int, UUID] = dict(
         connection.execute(
-            f"select u.n, (array_agg(d.message_id order by d.message_id))[1] from {whose} group by u.n", [*values, 1]
+            f"select u.n, (array_agg(d.message_id order by d.message_id))[1] from {source} group by u.n", [*values, 1]
         ).fetchall()
     )
-    return [left.get(n) for n in range(1, len(readers) + 1)]
+    return [oldest.get(n) for n in range(1, len(readers) + 1)]
 
 
-def _announce(connection: Connection, names: Sequence[DeliveryId], now: datetime) -> None:
+def _mark_announced(connection: Connection, keys: Sequence[DeliveryId], now: datetime) -> None:
     """Mark deliveries as announced. Raises psycopg.Error."""
-    ids, numbers = [id for id, _ in names], [number for _, number in names]
-    if names:
+    ids, numbers = [id for id, _ in keys], [number for _, number in keys]
+    if keys:
         connection.execute(
             "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
-            # the array besides the join: it leaves out the days that are not concerned
+            # The array in addition to the join lets the planner skip the partitions of other days.
             " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
             " and d.announced_at is null",
             [now, ids, numbers, ids],
         )
 
 
-def _announce_to(connection: Connection, told: Sequence[tuple[Reader, Delivery]], now: datetime) -> None:
-    """Record which readers were notified of deliveries that are held under another name, or that others read as well.
-    Those of which all readers were notified are announced. Raises psycopg.Error."""
-    ids, numbers = [delivery.id for _, delivery in told], [delivery.number for _, delivery in told]
-    # Of two readers who are notified at the same time the second sees what the first one recorded.
+def _record_announced_to(connection: Connection, announced: Sequence[tuple[Reader, Delivery]], now: datetime) -> None:
+    """Record which readers were notified of deliveries for another identity than their own, or with several readers.
+
+    Mark a delivery as announced once all its readers were notified. Raises psycopg.Error.
+    """
+    ids, numbers = [delivery.id for _, delivery in announced], [delivery.number for _, delivery in announced]
+    # The locks serialize transactions that notify two readers of a delivery: the second one sees the first one's rows.
     connection.execute(
         "select from delivery d join unnest(%s::uuid[], %s::int[]) u (id, n) on d.message_id = u.id and d.number = u.n"
         " where d.message_id = any(%s) order by d.message_id, d.number for update of d",
@@ -276,14 +285,16 @@ def _announce_to(connection: Connection, told: Sequence[tuple[Reader, Delivery]]
     connection.execute(
         "insert into announced_to (message_id, number, reader) select * from unnest(%s::uuid[], %s::int[], %s::text[])"
         " on conflict do nothing",
-        [ids, numbers, [reader.identity for reader, _ in told]],
+        [ids, numbers, [reader.identity for reader, _ in announced]],
     )
-    were: dict[tuple[UUID, int], set[str]] = {}
+    notified: dict[tuple[UUID, int], set[str]] = {}
     for id, number, reader in connection.execute(
         "select message_id, number, reader from announced_to where message_id = any(%s)", [list(set(ids))]
     ):
-        were.setdefault((id, number), set()).add(reader)
-    all_told = {
-        delivery.key for who, delivery in told if were[delivery.key].issuperset(who.shared.get(delivery.recipient, ()))
+        notified.setdefault((id, number), set()).add(reader)
+    complete = {
+        delivery.key
+        for who, delivery in announced
+        if notified[delivery.key].issuperset(who.shared.get(delivery.recipient, ()))
     }
-    _announce(connection, sorted(all_told), now)
+    _mark_announced(connection, sorted(complete), now)

@@ -1,5 +1,5 @@
-"""How PostgreSQL holds a message: its dedup key, row, deliveries and (usual) body are one call of `hold_mail`, in one
-round trip, in which the row of `seen` decides which process was first."""
+"""Messages in PostgreSQL. One call of `hold_mail` holds a message in one round trip: its dedup key, row, deliveries and
+the first chunk of its body, which is usually all of it. The row of `seen` decides which process was first."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from portal.stores.shared.messages import SqlMessages, import_deliveries
 log = logging.getLogger("quarantine.store")
 
 _COPIES = b"select copies_of($1, $2, $3, $4, $5)"
-_ADD_SECONDS = 3.0  # in all, whatever happens
+_ADD_SECONDS = 3.0  # for all of `add`, retries included
 _CHUNK_BYTES = 1 << 20
 _ZSTD_LEVEL = 3
-_own = threading.local()  # each thread's compressor: making one takes longer than compressing 10 KB
+_of_thread = threading.local()  # each thread's compressor: creating one takes longer than compressing 10 KB
 
 
 class PostgresMessages(SqlMessages):
@@ -51,13 +51,13 @@ class PostgresMessages(SqlMessages):
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
         values = rows.hold_values(id, export, body, tier, announce)
-        while (left := deadline - monotonic()) > 0:
+        while (seconds_left := deadline - monotonic()) > 0:
             try:
                 with translated():
                     try:
                         held = self._hold(id, values, _pieces(body), deadline)
                     except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
-                        days.make_day(self._database, held_at(id).date(), min(left, INGEST_SECONDS))
+                        days.make_day(self._database, held_at(id).date(), min(seconds_left, INGEST_SECONDS))
                         continue
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
@@ -78,16 +78,19 @@ class PostgresMessages(SqlMessages):
             yield PostgresSession(connection)
 
     def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
-        """One try; the id under which the mail is held. Raises psycopg.Error, OSError."""
+        """Try once to hold the mail. Return the id under which it is held, None: try again.
+
+        Raises psycopg.Error, OSError.
+        """
         first, second = next(pieces), next(pieces, None)
         with self._database.connection() as connection:
-            left = max(0.001, deadline - monotonic())
-            seconds = min(left, INGEST_SECONDS)
+            seconds_left = max(0.001, deadline - monotonic())
+            seconds = min(seconds_left, INGEST_SECONDS)
             if second is not None:
                 begin(connection, seconds)
-            held, place = rows.hold(connection, values, first, left, seconds)
-            if second is not None and place is not None:
-                _add_chunks(connection, place, chain([second], pieces))
+            held, body_id = rows.hold(connection, values, first, seconds_left, seconds)
+            if second is not None and body_id is not None:
+                _add_chunks(connection, body_id, chain([second], pieces))
             return held
 
     def import_record(self, record: Record, body: Body | None) -> None:
@@ -95,14 +98,14 @@ class PostgresMessages(SqlMessages):
         try:
             with translated():
                 try:
-                    self._take(record, body)
+                    self._import(record, body)
                 except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
                     days.make_day(self._database, day)
-                    self._take(record, body)
+                    self._import(record, body)
         except OSError as error:
             raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
 
-    def _take(self, record: Record, body: Body | None) -> None:
+    def _import(self, record: Record, body: Body | None) -> None:
         id = record.message.id
         with self._database.connection() as connection:
             begin(connection, OTHER_SECONDS)
@@ -112,22 +115,25 @@ class PostgresMessages(SqlMessages):
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")
-                if not self._put(connection, record, body):
-                    # The same mail is held here under another id, by which it stays known.
+                if not self._hold_record(connection, record, body):
+                    # The same mail is held here under another id, to which the dedup key continues to belong.
                     record = replace(record, dedup_key=None)
-                    self._put(connection, record, body)
+                    self._hold_record(connection, record, body)
                 if record.dedup_key is None:
                     connection.execute("delete from seen where message_id = %s", [id])
             import_deliveries(PostgresSession(connection), self._rows, record)
 
     @staticmethod
-    def _put(connection: Connection, record: Record, body: Body) -> bool:
-        """Hold the record's mail unless the same is held. Raises psycopg.Error, OSError."""
+    def _hold_record(connection: Connection, record: Record, body: Body) -> bool:
+        """Hold the record's mail under the record's id. Return False if the same mail is held under another id.
+
+        Raises psycopg.Error, OSError.
+        """
         values = rows.hold_values(record.message.id, record.export(), body, record.message.tier, ())
         pieces = _pieces(body)
-        held, place = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
-        if place is not None:
-            _add_chunks(connection, place, pieces)
+        held, body_id = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
+        if body_id is not None:
+            _add_chunks(connection, body_id, pieces)
         return bool(held == record.message.id)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
@@ -144,7 +150,7 @@ class PostgresMessages(SqlMessages):
 
     def _unpacked(self, message_id: UUID, body_id: UUID, sha256: bytes, size_bytes: int) -> Iterator[bytes]:
         digest, size = hashlib.sha256(), 0
-        # A reader with a bounded output: a chunk of zeros unpacks to a thousand times its size.
+        # A stream reader, since its output is bounded: a chunk of zeros unpacks to a thousand times its size.
         unpacked = zstandard.ZstdDecompressor().stream_reader(
             cast(IO[bytes], _Chunks(self._database, body_id)), read_size=_CHUNK_BYTES, closefd=False
         )
@@ -163,7 +169,10 @@ class PostgresMessages(SqlMessages):
 
 
 class _Chunks:
-    """A body's compressed chunks as a zstd reader's source, each fetched by itself: a slow reader holds nothing."""
+    """A body's compressed chunks as the source of a zstd reader.
+
+    Each chunk is fetched in its own transaction, so that a slow reader holds neither a connection nor locks.
+    """
 
     def __init__(self, database: Database, body_id: UUID) -> None:
         self._database = database
@@ -185,25 +194,25 @@ def _damaged(message_id: UUID) -> BodyDamaged:
 
 
 def _pieces(body: Body) -> Iterator[bytes]:
-    """The mail as one zstd stream, at least one piece, each at most a chunk. Raises OSError."""
-    if not hasattr(_own, "compressor"):
-        _own.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
-    if body.size_bytes <= _CHUNK_BYTES // 2:  # what does not compress grows a little
-        yield _own.compressor.compress(b"".join(body.chunks()))
+    """Yield the mail as one zstd stream in one or more pieces of at most `_CHUNK_BYTES`. Raises OSError."""
+    if not hasattr(_of_thread, "compressor"):
+        _of_thread.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    if body.size_bytes <= _CHUNK_BYTES // 2:  # half, since incompressible data grows a little
+        yield _of_thread.compressor.compress(b"".join(body.chunks()))
         return
-    packer = _own.compressor.compressobj(size=body.size_bytes)
-    waiting = bytearray()
+    packer = _of_thread.compressor.compressobj(size=body.size_bytes)
+    packed = bytearray()
     for chunk in body.chunks():
-        waiting += packer.compress(chunk)
-        while len(waiting) > _CHUNK_BYTES:
-            yield bytes(waiting[:_CHUNK_BYTES])
-            del waiting[:_CHUNK_BYTES]
-    waiting += packer.flush()
-    for start in range(0, len(waiting), _CHUNK_BYTES):
-        yield bytes(waiting[start : start + _CHUNK_BYTES])
+        packed += packer.compress(chunk)
+        while len(packed) > _CHUNK_BYTES:
+            yield bytes(packed[:_CHUNK_BYTES])
+            del packed[:_CHUNK_BYTES]
+    packed += packer.flush()
+    for start in range(0, len(packed), _CHUNK_BYTES):
+        yield bytes(packed[start : start + _CHUNK_BYTES])
 
 
-def _add_chunks(connection: Connection, place: UUID, pieces: Iterable[bytes]) -> None:
-    """Put the pieces behind the first one. Raises psycopg.Error, OSError."""
+def _add_chunks(connection: Connection, body_id: UUID, pieces: Iterable[bytes]) -> None:
+    """Store the pieces after the first one. Raises psycopg.Error, OSError."""
     for n, piece in enumerate(pieces, 1):
-        connection.execute("insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [place, n, piece])
+        connection.execute("insert into body_chunk (body_id, n, data) values (%s, %s, %b)", [body_id, n, piece])

@@ -1,8 +1,8 @@
 """Migrations of the PostgreSQL store, by the schema version that they lead to.
 
-`quarantine init` runs those that a database lacks, then quarantine.sql, in one transaction, while the program of the
-version before goes on holding mail: it calls `hold_mail`, which quarantine.sql replaces. Its other statements may fail
-until it is restarted. A new version is a new entry here; entries never change after a release.
+`quarantine init` runs the missing migrations, then quarantine.sql, in one transaction. A running program of the
+previous version continues to hold mail: it calls `hold_mail`, which quarantine.sql replaces. Its other statements may
+fail until it is restarted. A new version is a new entry here; entries never change after a release.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import LiteralString
 OLDEST = 4  # the oldest version that can be upgraded
 
 MIGRATIONS: dict[int, LiteralString] = {
-    # New days get the index by themselves; `days.build_indexes` builds it for the others, one by one.
+    # New partitions get the index automatically; `days.build_indexes` builds it for the others, one by one.
     5: "create index if not exists message_body_idx on only message (body_sha256, tier)",
     6: """
         drop function if exists hold_message;
@@ -23,7 +23,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         alter table seen rename column sameness to dedup_key;
         alter table event rename column what to kind;
         alter table event rename column who to actor;
-        -- So that a release fails as it is claimed, and not when the mail was sent and its event cannot be recorded.
+        -- So that an older program fails when it claims a release, not after sending, when it cannot record the event.
         alter table delivery rename column lease to release_lease;
         insert into setting (name, value) values ('store.merge_spellings', '');
 

@@ -1,7 +1,8 @@
-"""Rows of PostgreSQL, and how a message is passed to `hold_mail`.
+"""Rows of PostgreSQL, and the parameters of `hold_mail`.
 
-Deliveries and their messages are read by two statements instead of a join: given the ids, the planner opens only the
-days these are in, while a join over all partitions is planned anew, and differently, with every change of statistics.
+Deliveries and their messages are read by two statements instead of a join. With the ids as parameters, the planner
+opens only the partitions of their days; a join over all partitions gets a new and different plan with every change of
+the statistics.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _DAY_MS = 86_400_000
 DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
 )
-# Rows made before version 4 have their symbols as JSON.
+# Rows written before schema version 4 have their symbols as JSON.
 _MESSAGE = ", ".join(rows.MESSAGE) + ", case when packed_symbols is null then symbols::text end"
 _SYMBOLS = rows.MESSAGE.index("packed_symbols")
 
@@ -68,7 +69,7 @@ ROWS = PostgresRows()
 
 
 def with_messages(session: Session, found: Sequence[Row]) -> list[Delivery]:
-    """Return the deliveries of rows of `DELIVERY`, in their order, but for those whose message was just purged."""
+    """Return the deliveries of rows of `DELIVERY`, in their order, without those whose message was just purged."""
     if not found:
         return []
     messages = ROWS.messages(session, "where id in :ids", ids=list({row[0] for row in found}))
@@ -89,8 +90,10 @@ def merged(
     order: LiteralString,
     limit: int,
 ) -> list[Row]:
-    """Return rows for `with_messages` of all that a reader reads and ``where`` selects, in order: of each identity its
-    own part of the index, at most ``limit``, then the first of all. Raises psycopg.Error."""
+    """Return rows for `with_messages`: the first ``limit`` of a reader's deliveries that ``where`` selects, in order.
+
+    Each identity has its own scan of the index, which ends after ``limit`` rows. Raises psycopg.Error.
+    """
     found = connection.execute(
         f"select {DELIVERY} from unnest(%s::text[]) r (identity) cross join lateral ("
         f"select * from delivery d where d.recipient = r.identity and {where} order by {order} limit %s"
@@ -110,18 +113,21 @@ def _message(row: Row) -> Message:
 def hold(
     connection: Connection, values: list[Raw], first_chunk: bytes, seconds: float, lock_seconds: float
 ) -> tuple[UUID | None, UUID | None]:
-    """Call hold_mail with `hold_values`; returns the id under which the mail is held, None: call again, and the place
-    to which the caller has to add the body's further chunks, None: they are there. Raises psycopg.Error."""
-    (said,) = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
-    held, _, place = (said or b"").decode().partition(" ")
+    """Call hold_mail with `hold_values` and return (message id, body id).
+
+    The mail is held under the message id; None means: call again. The caller must add the body's further chunks under
+    the body id; None means that they are stored already. Raises psycopg.Error.
+    """
+    (result,) = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
+    held, _, place = (result or b"").decode().partition(" ")
     return UUID(held) if held else None, UUID(place) if place else None
 
 
 def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> list[Raw]:
-    """An export as the parameters of hold_mail, but for the first and the last one."""
+    """Return an export as the parameters of hold_mail, without the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(each) for each in export.held_for or ("",)]
-    told = sorted(
+    notified = sorted(
         {who: address_of(who, at) for who, at in zip(recipients, addresses, strict=True) if who in announce}.items()
     )
     terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, recipients)
@@ -132,8 +138,8 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
         held_at(id).isoformat(),
         _array(recipients),
         _array(addresses),
-        _array(recipient for recipient, _ in told),
-        _array(address for _, address in told),
+        _array(recipient for recipient, _ in notified),
+        _array(address for _, address in notified),
         tier.value,
         text(export.envelope_sender),
         text(export.subject),
@@ -154,12 +160,14 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
 
 
 def _array(texts: Iterable[str]) -> str:
-    """An array as PostgreSQL reads it: in quotes only quotes and backslashes mean something (docs, 8.15.6)."""
+    """Return an array literal of PostgreSQL. In a quoted element only quotes and backslashes are special (docs,
+    8.15.6)."""
     quoted = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in texts]
     return "{" + ",".join(quoted) + "}"
 
 
 def _place(id: UUID, sha256: bytes) -> UUID:
-    """Where a body of the day of this quarantine id lies: a value between that day's bounds, by its SHA-256."""
+    """Return the id of a body that arrived on the day of this quarantine id: its SHA-256, mapped into the day's range
+    of ids."""
     day_ms = (id.int >> 80) // _DAY_MS * _DAY_MS
     return UUID(int=(day_ms << 80) + int.from_bytes(sha256) % (_DAY_MS << 80))

@@ -1,8 +1,8 @@
-"""Lists in PostgreSQL: a recipient's own, and what operators look for. See `search` for what is bounded how.
+"""Pages of deliveries in PostgreSQL, for a recipient's own list and for operators. `search` documents the limits.
 
-The index of terms is a GIN over a `tsvector` for each day, asked one day after the other: what a statement may read is
-a day's hits, or that day, whatever the planner thinks of it. Terms are written as a `tsquery` here; text search
-configurations, parsers and dictionaries have no part in it.
+The index of terms is a GIN over a `tsvector` in each day's partition. The days are queried one after the other, so that
+a statement reads a day's hits, or that day, whatever plan it gets. Terms are written as a `tsquery` here; the text
+search configurations, parsers and dictionaries are not used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from portal.stores.search import BATCH, Terms
 
 Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
 
-_CHAINED = 200  # terms of which one is wanted, one behind the other
+_CHAINED = 200  # alternatives in one chain of a tsquery
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
@@ -32,14 +32,16 @@ def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId
         return Page((), None)
     with database.transaction() as connection:
         if terms:
-            batches = _by_terms(connection, wanted, terms, before)
+            batches = _batches_by_terms(connection, wanted, terms, before)
         else:
-            batches = _walk(connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before)
+            batches = _batches_in_order(
+                connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before
+            )
         return search.gather(wanted, limit, batches)
 
 
-def _walk(connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None) -> Batches:
-    """Deliveries in order, without the index of terms."""
+def _batches_in_order(connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None) -> Batches:
+    """Yield deliveries in order, at most ``at_most`` in a batch, without the index of terms."""
     more = True
     while more:
         found, deliveries = _deliveries(connection, wanted, None, before, at_most)
@@ -49,20 +51,23 @@ def _walk(connection: Connection, wanted: Filter, at_most: int, before: Delivery
             yield deliveries, before, len(found)
 
 
-def _by_terms(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Batches:
-    """Deliveries of the messages that the index of terms names."""
-    for ids in _messages(connection, wanted, terms, before):
-        looked, more = len(ids), True
+def _batches_by_terms(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Batches:
+    """Yield the deliveries of the messages that the index of terms finds."""
+    for ids in _message_ids(connection, wanted, terms, before):
+        examined, more = len(ids), True
         while more:
             found, deliveries = _deliveries(connection, wanted, ids, before, BATCH)
             more = len(found) == BATCH
-            # All that is above the last row was looked at, or above the last message if there are no more rows.
+            # Examined so far: down to the last row, or down to the last message if there are no more rows.
             before = DeliveryId(*(found[-1][:2] if more else (ids[-1], 0)))
-            yield deliveries, before, looked
-            looked = 0
+            yield deliveries, before, examined
+            examined = 0
 
 
-def _messages(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Iterator[list[UUID]]:
+def _message_ids(
+    connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None
+) -> Iterator[list[UUID]]:
+    """Yield batches of the ids that have these terms, newest first."""
     query = " & ".join(_any(list(map(_quoted, group))) for group in terms)
     for day in sorted(days.days_of(connection, "message"), reverse=True):
         low, high = days.bounds(day)
@@ -71,7 +76,7 @@ def _messages(connection: Connection, wanted: Filter, terms: Terms, before: Deli
         if wanted.until is not None:
             high = min(high, first_id(wanted.until))
         if before is not None:
-            high = min(high, UUID(int=before[0].int + 1))  # its further deliveries may be wanted
+            high = min(high, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
         while low < high:
             found = connection.execute(
                 "select m.id from message m where m.terms @@ %s::tsquery and m.id >= %s and m.id < %s"
@@ -88,7 +93,10 @@ def _messages(connection: Connection, wanted: Filter, terms: Terms, before: Deli
 def _deliveries(
     connection: Connection, wanted: Filter, ids: list[UUID] | None, before: DeliveryId | None, at_most: int
 ) -> tuple[list[tuple[Any, ...]], list[Delivery]]:
-    """Rows in order, and the deliveries they are."""
+    """Return (rows, their deliveries), newest first, at most ``at_most``.
+
+    There are fewer deliveries than rows if a message was just purged.
+    """
     where: list[LiteralString] = []
     values: list[Any] = []
     if wanted.also and ids is not None:
@@ -101,7 +109,7 @@ def _deliveries(
         where.append("d.state = any(%s)")
         values.append(sorted(state.value for state in wanted.states))
         if State.HELD not in wanted.states:
-            where.append("d.state <> 'held'")  # so that the small partial index fits
+            where.append("d.state <> 'held'")  # so that the planner can use the small partial index
     if wanted.since is not None:
         where.append("d.message_id >= %s")
         values.append(first_id(wanted.since))
@@ -112,7 +120,7 @@ def _deliveries(
         where.append("d.message_id = any(%s)")
         values.append(ids)
     if before is not None:
-        # The first condition says nothing new, but it is the one by which newer days are left out.
+        # The second condition implies the first, but only the first lets the planner skip newer partitions.
         where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")
         values += [before[0], *before]
     conditions = " and ".join(where)
@@ -126,8 +134,10 @@ def _deliveries(
 
 
 def _any(terms: list[str]) -> str:
-    """A query for one of these, halved into brackets: the server goes as deep into a chain as that is long, and ends at
-    some thousands (max_stack_depth)."""
+    """Return a tsquery for any one of the terms, nested in halves.
+
+    The server recurses as deep as a chain is long, and fails at some thousands (max_stack_depth).
+    """
     if len(terms) <= _CHAINED:
         return f"({' | '.join(terms)})"
     half = len(terms) // 2
@@ -135,5 +145,5 @@ def _any(terms: list[str]) -> str:
 
 
 def _quoted(term: str) -> str:
-    # Terms hold letters, digits, marks and "=" alone; nothing of them can end the quotes.
+    # Terms consist of letters, digits, marks and "=", none of which can end the quotes.
     return f"'{term[:-1]}':*" if term.endswith("*") else f"'{term}'"

@@ -1,4 +1,4 @@
-"""The shared statements on PostgreSQL."""
+"""Sessions and engine for the shared statements on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from portal.stores.postgres.database import OTHER_SECONDS, Connection, Database
 from portal.stores.shared.session import Engine, Row, Session, parameters
 
 _NAMED = re.compile(r"(\bin )?(?<!:):(\w+)")
-_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class PostgresSession(Session):
@@ -25,10 +25,10 @@ class PostgresSession(Session):
         self.connection = connection
 
     def execute(self, sql: str, *fields: object, **values: Any) -> int:
-        return self.connection.execute(_translated(sql), parameters(fields, values, _kept)).rowcount
+        return self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).rowcount
 
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
-        return rows_of(self.connection.execute(_translated(sql), parameters(fields, values, _kept)).fetchall())
+        return rows_of(self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).fetchall())
 
     def one(
         self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
@@ -38,7 +38,7 @@ class PostgresSession(Session):
         return rows[0] if rows else None
 
     def lock(self, name: str) -> None:
-        # Far from the lock of the schema, which is a smaller number.
+        # Never the lock of the schema, whose number is below 2^32.
         self.connection.execute("select pg_advisory_xact_lock(%s)", [1 << 32 | zlib.crc32(name.encode())])
 
 
@@ -46,7 +46,7 @@ class PostgresEngine(Engine):
     """See `Engine`."""
 
     def __init__(self, database: Database, seconds: float = OTHER_SECONDS) -> None:
-        """``seconds`` is the time that each statement may take."""
+        """``seconds`` is the time limit of each statement."""
         self._database = database
         self._seconds = seconds
 
@@ -73,7 +73,7 @@ def connection_of(session: Session) -> Connection:
 
 
 def rows_of(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with times in UTC: psycopg has them in the session's time zone."""
+    """Return rows with their times in UTC: psycopg returns them in the session's time zone."""
     return [tuple(v.astimezone(UTC) if isinstance(v, datetime) else v for v in row) for row in rows]
 
 
@@ -82,17 +82,17 @@ def text(value: str) -> str: ...
 @overload
 def text(value: str | None) -> str | None: ...
 def text(value: str | None) -> str | None:
-    """Return text as PostgreSQL takes it: U+FFFD instead of NUL and lone surrogates.
+    """Return text that PostgreSQL can store: NUL and lone surrogates become U+FFFD.
 
-    The exporter promises valid text; should it ever fail, a replaced character is better than a mail that cannot be
-    held. Text of operators and mail servers promises nothing.
+    The exporter guarantees valid text. If that ever fails, a replaced character is better than mail that cannot be
+    held. Text from operators and mail servers has no such guarantee.
     """
-    return value if value is None or value.isprintable() else _IMPOSSIBLE.sub("\ufffd", value)
+    return value if value is None or value.isprintable() else _UNSTORABLE.sub("\ufffd", value)
 
 
 @lru_cache(maxsize=500)
-def _translated(sql: str) -> bytes:
-    """Return a statement with psycopg's parameters."""
+def _for_psycopg(sql: str) -> bytes:
+    """Return a statement with its named parameters in psycopg's format."""
 
     def parameter(match: re.Match[str]) -> str:
         return f"= any(%({match[2]})s)" if match[1] else f"%({match[2]})s"
@@ -100,7 +100,7 @@ def _translated(sql: str) -> bytes:
     return _NAMED.sub(parameter, sql.replace("%", "%%")).encode()
 
 
-def _kept(value: Any) -> Any:
+def _adapt(value: Any) -> Any:
     if isinstance(value, Preferences):
         return value.to_json()
     return text(value) if isinstance(value, str) else value

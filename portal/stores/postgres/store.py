@@ -20,7 +20,7 @@ from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
-_PING_SECONDS = 1.0  # with the pool's second: an answer within two
+_PING_SECONDS = 1.0  # at most two with the second of waiting for the pool
 
 
 class PostgresStore(Store):
@@ -41,18 +41,21 @@ class PostgresStore(Store):
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> PostgresStore:
-        """Connect; with ``create`` make or upgrade the schema first. Raises StoreUnavailable, StoreUnusable."""
+        """Connect to the database. With ``create``, make or upgrade the schema first.
+
+        Raises StoreUnavailable, StoreUnusable.
+        """
         store = cls(Database(url, create=create))
         if create:
             days.make_days(store.database, datetime.now(UTC))
             days.build_indexes(store.database)
-            # Each time: programs of version 5 that are still running go on writing the other spelling.
+            # Each time, since programs of version 5 that are still running keep writing the other spelling.
             engine = PostgresEngine(store.database, _UPGRADE_SECONDS)
             merge_spellings(engine, SqlRecipients(engine, find_unmarked))
         return store
 
     def ping(self) -> None:
-        # A write, since a full disk or a standby still answers questions.
+        # A write, since a server with a full disk and a standby still answer queries.
         with self.database.transaction(_PING_SECONDS) as connection:
             connection.execute(
                 "insert into setting values ('store.ping', now()::text)"
@@ -72,7 +75,7 @@ class PostgresStore(Store):
         return upkeep.repair_clock_skew(self.engine, now)
 
     def purge(self, before: datetime, now: datetime) -> Purged:
-        """See `Store.purge`. Removes whole UTC days only: the day of ``before`` stays until it is over."""
+        """See `Store.purge`. Removes whole UTC days only: the day of ``before`` is kept."""
         purged = days.purge_days(self.database, before)
         upkeep.remove_expired(self.engine, now)
         self.recipients.remove_unused()
