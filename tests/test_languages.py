@@ -272,8 +272,8 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
     assert site_problems(tmp_path) == [("locale/de/LC_MESSAGES/quarantine.po", "line 5: its markup differs")]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        "the site's translation is wrong, ours is used instead: locale/de/LC_MESSAGES/quarantine.po: line 5: "
-        "its markup differs"
+        "the site's translation is wrong, the shipped one is used instead: locale/de/LC_MESSAGES/quarantine.po: "
+        "line 5: its markup differs"
     ]
 
 

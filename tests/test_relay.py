@@ -168,7 +168,10 @@ def test_each_failure_at_each_step_is_told_as_deferred_or_refused(
 
 
 def test_a_server_that_stops_reading_is_left() -> None:
-    with SmtpServer(script={"INPUT": HANG}) as server, pytest.raises(RelayDeferred, match="sending the mail: time-out"):
+    with (
+        SmtpServer(script={"INPUT": HANG}) as server,
+        pytest.raises(RelayDeferred, match="sending the message: timed out"),
+    ):
         quick(server).send(SENDER, ALICE, itertools.repeat(b"x" * 76 + b"\r\n", 10**7), has_8bit=False)
 
 
@@ -177,7 +180,7 @@ def test_dripping_content_has_to_end_as_well() -> None:
         while True:
             yield b"x" * 998 + b"\r\n"
 
-    with SmtpServer() as server, pytest.raises(RelayDeferred, match="time-out"):
+    with SmtpServer() as server, pytest.raises(RelayDeferred, match="timed out"):
         quick(server).send(SENDER, ALICE, endless(), has_8bit=False)
     assert not server.unanswered
 
@@ -284,7 +287,7 @@ def test_when_the_mail_cannot_be_read_to_its_end_no_server_takes_it(server: Smtp
 def listening_long() -> Iterator[None]:
     """So that a busy machine cannot make the server late. What is heard ends the wait."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_LISTEN_SECONDS", "_LISTEN_LARGE_SECONDS"):
+        for name in ("_EARLY_REPLY_SECONDS", "_EARLY_REPLY_LARGE_SECONDS"):
             patch.setattr(relay_module, name, 5)
         yield
 
@@ -302,7 +305,7 @@ EARLY = [
 def test_an_answer_before_the_final_dot_is_none(server: SmtpServer, verb: str, early: str, lines: int) -> None:
     server.script[verb] = [early]
     with patient(server).connection() as connection:
-        with listening_long(), pytest.raises(RelayDeferred, match="the server answered before it was asked: 250"):
+        with listening_long(), pytest.raises(RelayDeferred, match="the server sent an unsolicited reply: 250"):
             connection.send(SENDER, ALICE, [MAIL * lines], has_8bit=False)
         assert not server.mails and not server.unanswered
         connection.send(SENDER, BOB, [MAIL * lines], has_8bit=False)
@@ -316,21 +319,21 @@ def test_an_answer_before_the_final_dot_is_none_under_tls(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     with SmtpServer(tls=tls(), implicit_tls=True, script={verb: early}) as server:
-        with listening_long(), pytest.raises(RelayDeferred, match="the server answered before it was asked: 250"):
+        with listening_long(), pytest.raises(RelayDeferred, match="the server sent an unsolicited reply: 250"):
             send(patient(server))
         assert not server.mails and not server.unanswered
 
 
 def test_what_a_server_says_while_it_is_sent_a_mail_is_told(server: SmtpServer) -> None:
     server.script["PART"] = "552 5.3.4 message too large"
-    with listening_long(), pytest.raises(RelayDeferred, match="before it was asked: 552 5.3.4 message too large"):
+    with listening_long(), pytest.raises(RelayDeferred, match="unsolicited reply: 552 5.3.4 message too large"):
         send(patient(server))
 
 
 def test_all_answers_in_the_greeting_are_none() -> None:
     banner = "220 hi\r\n250-x\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n354 go\r\n250 queued\r\n"
     with SmtpServer(script={"BANNER": banner}) as server:
-        with pytest.raises(RelayUnreachable, match="the server answered before it was asked: 250-x"):
+        with pytest.raises(RelayUnreachable, match="the server sent an unsolicited reply: 250-x"):
             send(patient(server))
         assert not server.mails and "MAIL" not in server.verbs
 
@@ -340,7 +343,7 @@ def test_lines_with_different_codes_are_no_answer(server: SmtpServer, verb: str)
     yes = {"BANNER": 220, "DATA": 354}.get(verb, 250)
     for reply in (f"550-no\r\n{yes} ok\r\n", f"{yes}-ok\r\n550 no\r\n", f"{yes}-ok\r\n{yes + 1} ok\r\n"):
         server.script[verb] = reply
-        with pytest.raises(RelayDeferred, match="the server's answer is no SMTP"):
+        with pytest.raises(RelayDeferred, match="the server's reply is not valid SMTP"):
             send(patient(server))
     assert verb == "BODY" or not server.mails
 
@@ -354,7 +357,7 @@ def unexpected() -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(("verb", "code"), list(unexpected()))
 def test_only_the_answers_that_fit_are_a_yes(server: SmtpServer, verb: str, code: int) -> None:
     server.script[verb] = f"{code} fine"
-    with pytest.raises(RelayDeferred, match=f"unexpected answer {code} fine"):
+    with pytest.raises(RelayDeferred, match=f"unexpected reply {code} fine"):
         send(patient(server))
     assert not server.mails
 
@@ -370,7 +373,9 @@ def test_a_recipient_that_is_forwarded_is_taken(server: SmtpServer) -> None:
 def test_two_answers_to_one_mail_are_none(server: SmtpServer, first: str, more: str) -> None:
     server.script["BODY"] = [f"{first}\r\n{more}\r\n"]
     with patient(server).connection() as connection:
-        with pytest.raises(RelayDeferred, match=r"final dot: (more than one answer|the server's answer is no SMTP)"):
+        with pytest.raises(
+            RelayDeferred, match=r"final dot: (more than one reply|the server's reply is not valid SMTP)"
+        ):
             connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
         connection.send(SENDER, BOB, [MAIL], has_8bit=False)
     assert server.mails[-1].recipients == [BOB]

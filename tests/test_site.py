@@ -196,14 +196,14 @@ def test_check_names_what_is_wrong_before_it_is_used(
     put(folder, "mail/signin/body.txt", "{{ nonsense }}")
     text = said(settings)
     assert "mail/digest/body.html: line 2: " in text
-    assert "mail/signin/body.txt: uses nonsense, which we do not hand it" in text
+    assert "mail/signin/body.txt: uses unknown values (nonsense)" in text
     assert text.count("False") == 2
 
 
 def test_check_names_a_folder_that_is_not_there(
     make_settings: Callable[..., Settings], files_url: str, tmp_path: Path
 ) -> None:
-    assert "is not there" in said(make_settings(files_url, site__folder=tmp_path / "nothing"))
+    assert "is missing" in said(make_settings(files_url, site__folder=tmp_path / "nothing"))
 
 
 def test_check_tells_what_failed_in_another_process_until_it_is_mended(

@@ -1,1 +1,1 @@
-"""Everything that is sent: SMTP, the wire format of a release, templates, languages."""
+"""Composing and sending mail: SMTP, its wire format, templates and languages."""

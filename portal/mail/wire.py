@@ -1,7 +1,7 @@
-"""How addresses and mail look on an SMTP wire. Pure functions, no I/O.
+"""Wire format of addresses and messages in SMTP. Pure functions, no I/O.
 
-What keeps a release from reaching a stranger stands here: an address is written so that no server can read another
-one in it, and a mail so that no server can find its end, or a command, before its end.
+These functions keep a release from reaching a stranger: an address is written so that no server can read another
+address in it, and a message so that no server can find its end, or a command, before its end.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _ADDRESS_LITERAL = re.compile(r"\[[A-Za-z0-9.:-]+\]")
 
 
 def path(address: str, *, is_sender: bool) -> str:
-    """The address between < and >, its local part quoted when it needs to be (RFC 5321, 4.1.2).
+    """Return the address between < and >, with its local part quoted if necessary (RFC 5321, 4.1.2).
 
-    Rspamd takes the quotes off: ``a b@example.org`` was ``"a b"@example.org``. A local part that is a whole
-    quoted-string stays. Senders without a domain do occur (``<root>``) and stay. Raises RelayRefused.
+    Rspamd removes the quotes: ``a b@example.org`` was ``"a b"@example.org``. A local part that is a quoted-string
+    already is kept. Senders without a domain (``<root>``) do occur and are kept. Raises RelayRefused.
     """
     if is_sender and not address:
         return "<>"
     what = "sender" if is_sender else "recipient"
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in address):
-        raise RelayRefused(f"the {what}'s address has characters that no address can have")
+        raise RelayRefused(f"the {what}'s address contains invalid characters")
     local, at, domain = address.rpartition("@")
     if is_sender and not at:
         local, domain = address, ""
     elif not _is_domain(domain):
-        raise RelayRefused(f"the {what}'s address has no domain that mail can be sent to")
+        raise RelayRefused(f"the {what}'s address has no valid domain")
     if not local or len(local.encode()) > 256 or len(address.encode()) > 320:
-        raise RelayRefused(f"the {what}'s address is too long or has nothing before the @")
+        raise RelayRefused(f"the {what}'s address is too long or has no local part")
     plain = _DOT_STRING.fullmatch(local) and not any(c.isspace() for c in local)
     if not plain and not _QUOTED_STRING.fullmatch(local):
         local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
@@ -49,17 +49,17 @@ def path(address: str, *, is_sender: bool) -> str:
 def _is_domain(domain: str) -> bool:
     if _ADDRESS_LITERAL.fullmatch(domain):
         return True
-    # Beyond ASCII letters, marks and numbers only: some punctuation is read as a dot by IDNA.
+    # Of the characters beyond ASCII only letters, marks and numbers, since IDNA reads some punctuation as a dot.
     return bool(domain) and all(
         c.isalnum() or c in "._-" if c.isascii() else unicodedata.category(c)[0] in "LMN" for c in domain
     )
 
 
 def wire(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The mail as it goes over the wire, final dot included; however the chunks are cut, the octets are the same.
+    """Yield the message as it is sent, including the final dot. The octets do not depend on the borders of the chunks.
 
-    The only line end is CRLF, so that no server between here and the mailbox can see the end of the mail, or a
-    command, in what another one takes for text ("SMTP smuggling", CVE-2023-51764).
+    The only line end is CRLF, so that no server between here and the mailbox can see the end of the message, or a
+    command, in octets that another server takes for text ("SMTP smuggling", CVE-2023-51764).
     """
     held_back, at_line_start = b"", True
     for chunk in chunks:
