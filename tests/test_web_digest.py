@@ -252,7 +252,7 @@ def test_a_slow_server_gets_as_many_as_there_is_time_for(site: Site, monkeypatch
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
     digest, browser = tell(site), site.browser()
     page = browser.get(several(site, digest)).text
-    monkeypatch.setattr(web_digest, "_SECONDS", 0)
+    monkeypatch.setattr(web_digest, "_MAX_SECONDS", 0)
     page = choose(browser, several(site, digest), "release", names(page), page)
     assert [site.state(held) for held in helds].count(State.HELD) >= 1
     assert "Not all could be done" in page
@@ -292,7 +292,7 @@ def test_a_mail_that_is_damaged_leaves_the_others(site: Site, store_url: str, re
 
 
 def test_a_digest_of_many_mails_shows_a_bounded_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_digest, "_MAILS", 3)
+    monkeypatch.setattr(web_digest, "_MAX_MESSAGES", 3)
     for name in ("one", "two", "three", "four", "five"):
         site.hold(subject=f"Mail {name}")
     digest, browser = tell(site), site.browser()

@@ -195,7 +195,7 @@ def test_without_the_right_login_nothing_is_read(guarded: Site, authorization: s
     answer = post(guarded, headers=headers, environ={"wsgi.input": body, "CONTENT_LENGTH": "100"}, peer="192.0.2.1")
     assert answer.status == 401
     assert answer.header("WWW-Authenticate").startswith("Basic ")  # type: ignore[union-attr]
-    assert answer.json == {"error": "login needed"}
+    assert answer.json == {"error": "user name and password are missing or wrong"}
     assert body.tell() == 0
     assert count(guarded) == 0
 

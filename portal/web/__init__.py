@@ -1,14 +1,14 @@
-"""The web application: `create_app` and its routes in one list. The modules of this package have what they lead to.
+"""The web application: `create_app` with the list of all routes. The modules of this package contain the handlers.
 
     exporter  Rspamd's POST              inbox        a signed-in recipient's list and messages
-    links     the links of a digest      preferences  when and how a recipient is told
-    digest    several mails of a digest  auth/        the session, and signing in: one module for each method
-    monitor   /healthz and /metrics      preview      the text of a held mail
-    request   one request                pages        answers, and the checks that every form passes
-    rows      view models                failures     pages for what goes wrong
+    links     the links of a digest      preferences  schedule, time zone and language of a recipient's digests
+    digest    bulk actions of a digest   auth/        the session, and one module for each sign-in method
+    monitor   /healthz and /metrics      preview      the text of a held message
+    request   one request                pages        responses, and the checks that every form passes
+    rows      view models                failures     error pages
 
-A handler takes a `Request` and the parts of the address that its route names, and returns or raises an HTTPResponse.
-This package is the only user of bottle.
+A handler takes a `Request` and the named parts of its route, and returns or raises an HTTPResponse. Only this package
+imports bottle.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from portal.web.preferences import PreferencePages
 from portal.web.request import Environ, Request
 
 StartResponse = Callable[..., Any]
-Handler = Callable[..., HTTPResponse]  # of a Request and, by name, what the route found in the address
+Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
 
-_TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # the shape is checked where it is verified
-_ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message, or one of its deliveries
+_TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # a pattern; the handler verifies the token
+_ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message id, or the id and number of a delivery
 
 
 class Application:
-    """The WSGI application (PEP 3333) below the path of ``public_url``: the exporter's endpoint, and the pages."""
+    """The WSGI application (PEP 3333) mounted at the path of ``public_url``: the exporter's endpoint, and the pages."""
 
     def __init__(self, pages: Pages, export: ExporterEndpoint, bottle: Bottle) -> None:
         self._pages = pages
@@ -49,25 +49,25 @@ class Application:
         self.routes = [("POST", "/"), *((route.method, route.rule) for route in bottle.routes)]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request: take the mount point off the path, add the headers that every answer has."""
+        """Answer one request. Strip the mount point from the path and add the default headers to the response."""
         mount, path = self._pages.site.mount, environ.get("PATH_INFO", "")
-        # Bottle ignores octets that are not UTF-8: it takes /%FF for /, and Nginx's rules do not.
+        # Bottle ignores octets that are not UTF-8 and treats /%FF as /. Nginx's rules do not match that path.
         if not _is_utf8(path) or (mount and path != mount and not path.startswith(mount + "/")):
             headers = [("Content-Type", "text/plain; charset=utf-8"), *self._pages.default_headers]
             start_response("404 Not Found", headers)
-            return [f"There is nothing here. The quarantine is at {self._pages.site.url}/\n".encode()]
+            return [f"Not found. The quarantine is at {self._pages.site.url}/\n".encode()]
         environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
         environ["PATH_INFO"] = path[len(mount) :] or "/"
 
         def with_headers(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            there = {name.lower() for name, _ in headers}
-            headers.extend(pair for pair in self._pages.default_headers if pair[0].lower() not in there)
+            present = {name.lower() for name, _ in headers}
+            headers.extend(pair for pair in self._pages.default_headers if pair[0].lower() not in present)
             return start_response(status, headers, *exc_info)
 
         if environ["PATH_INFO"] == "/" and is_export(environ):
             return self._export(environ, with_headers)
-        answer: Iterable[bytes] = self._bottle(environ, with_headers)
-        return answer
+        response: Iterable[bytes] = self._bottle(environ, with_headers)
+        return response
 
 
 def _is_utf8(path: str) -> bool:
@@ -79,7 +79,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def create_app(parts: Parts) -> Application:
-    """Return the WSGI application of these parts."""
+    """Return the WSGI application that uses these parts."""
     pages = Pages(parts)
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
@@ -88,17 +88,17 @@ def create_app(parts: Parts) -> Application:
 
     def file(_: Request, name: str) -> HTTPResponse:
         folders = [folder / "web" / "static" for folder in parts.render.folders]
-        ours, found = folders[-1], next((f for f in folders if (f / name).is_file()), folders[-1])
-        answer = static_file(name, root=found)
-        # Addresses of ours carry the version; a site may change its own at any time.
-        answer.set_header("Cache-Control", f"public, max-age={86400 if found is ours else 600}")
-        return answer
+        shipped, folder = folders[-1], next((f for f in folders if (f / name).is_file()), folders[-1])
+        response = static_file(name, root=folder)
+        # Pages add the version to the URLs of shipped files. A site's own files may change at any time.
+        response.set_header("Cache-Control", f"public, max-age={86400 if folder is shipped else 600}")
+        return response
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
 
     app = Bottle()
-    app.default_error_handler = lambda error: failures.refused(pages, _request(pages), error)
+    app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
     for method, rule, handler in (
         ("GET", "/", inbox.list),
         ("GET", f"/link/{_TOKEN}/", links.show),
@@ -114,35 +114,35 @@ def create_app(parts: Parts) -> Application:
         ("POST", f"/messages/{_ID}/<act:re:release|delete|restore|ask>", inbox.act),
         ("GET", "/preferences", preferences.show),
         ("POST", "/preferences", preferences.act),
-        # Mail programs cut the last slash off.
+        # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),
         ("GET", "/metrics", monitor.metrics),
         ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", file),
     ):
-        app.route(rule, method, _answering(pages, rule, handler))
+        app.route(rule, method, _page_handler(pages, rule, handler))
     return Application(pages, ExporterEndpoint(parts), app)
 
 
-def _answering(pages: Pages, rule: str, handler: Handler) -> Handler:
-    """Return the callback of a route: it calls the handler, and errors become pages."""
+def _page_handler(pages: Pages, rule: str, handler: Handler) -> Handler:
+    """Return Bottle's callback for a route. It calls the handler and turns errors into pages."""
 
     def callback(**named: str) -> HTTPResponse:
         request = _request(pages)
         try:
             return handler(request, **named)
         except HTTPError as error:
-            return failures.refused(pages, request, error)
-        except HTTPResponse as answer:
-            return answer
+            return failures.http_error_page(pages, request, error)
+        except HTTPResponse as response:
+            return response
         except Exception as error:
-            return failures.failed(pages, request, rule, error)
+            return failures.error_page(pages, request, rule, error)
 
     return callback
 
 
 def _request(pages: Pages) -> Request:
-    """Return the request that Bottle is answering in this thread. Only this function reads it from there."""
+    """Return the request of this thread. Only this function uses Bottle's thread-local request."""
     environ: Environ = current.environ
     parts = pages.parts
     tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), parts.settings.digest.language)

@@ -1,9 +1,9 @@
-"""The exporter's endpoint: Rspamd posts a message, and 200 means that it is durably held.
+"""The exporter's endpoint: Rspamd posts a message, and status 200 means that it is durably held.
 
-A WSGI application of its own (PEP 3333), without cookies, forms and templates: this path must be fast, and a web
-framework's request and response would be a tenth of the work of holding a mail. Peer, login and size are checked
-before a byte is read, and 200 is only answered once the store has the message. Answers are JSON; Rspamd looks at the
-status alone, people at the rest.
+A WSGI application of its own (PEP 3333), without cookies, forms and templates. This path must be fast, and the request
+and response objects of a web framework would be a tenth of the work of holding a message. Peer, login and size are
+checked before the body is read, and the status is only 200 once the store has the message. Responses are JSON; Rspamd
+evaluates the status alone, the rest is for administrators.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from portal.settings import Network
 
 log = logging.getLogger("quarantine.web")
 
-_MEMORY_BYTES = 1 << 20  # a larger request goes to a file
+_MEMORY_BYTES = 1 << 20  # a larger body is written to a temporary file
 _STEP_BYTES = 1 << 18
 _RETRY_SECONDS = "60"
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
 
-class _Refused(Exception):
-    """The request is answered without looking at the message."""
+class _Rejected(Exception):
+    """The request is rejected before its message is parsed."""
 
-    def __init__(self, status: int, sentence: str, **headers: str) -> None:
-        super().__init__(sentence)
-        self.answer = _error(status, sentence, **headers)
+    def __init__(self, status: int, text: str, **headers: str) -> None:
+        super().__init__(text)
+        self.response = _error(status, text, **headers)
 
 
 def is_export(environ: Mapping[str, Any]) -> bool:
-    """Return whether a request of the root is for this endpoint and not for the list of held mail.
+    """Return True if a request for ``/`` is for this endpoint, False if it is for the list of held messages.
 
-    Rspamd sends GET when the message is empty (metadata_exporter.lua). The prefix of the metadata headers is the
-    rule's.
+    Rspamd sends GET if the message is empty (metadata_exporter.lua). Only the ends of the header names are compared,
+    since the rule in Rspamd sets their prefix.
     """
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return True
@@ -63,15 +63,15 @@ def is_export(environ: Mapping[str, Any]) -> bool:
 
 
 def allowed_peer(peer: str, networks: tuple[Network, ...]) -> bool:
-    """Return whether the peer's address is in one of the networks.
+    """Return True if the peer's address is in one of the networks.
 
-    A peer without an address (Nginx without ``uwsgi_param REMOTE_ADDR``, a Unix socket) is in none: taking it for
-    this host would let in everybody where that line was forgotten.
+    A peer without an address (Nginx without ``uwsgi_param REMOTE_ADDR``, a Unix socket) is in no network. If it were
+    treated as this host, a site that forgot that line would accept every client.
     """
     return _is_in(peer, networks)
 
 
-@lru_cache(256)  # a handful of MTAs post thousands of times a second
+@lru_cache(256)  # few MTAs post thousands of times per second
 def _is_in(peer: str, networks: tuple[Network, ...]) -> bool:
     try:
         address = ip_address(peer)
@@ -89,33 +89,33 @@ class ExporterEndpoint:
         settings = parts.settings.exporter
         self._settings = settings
         self._ingest = Ingest(parts)
-        self._login: bytes | None = None
+        self._credentials: bytes | None = None
         if settings.user is not None and settings.password is not None:
-            self._login = f"{settings.user}:{settings.password.get_secret_value()}".encode()
+            self._credentials = f"{settings.user}:{settings.password.get_secret_value()}".encode()
 
     def __call__(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request (PEP 3333). Never raises."""
-        answer = self._answer(environ)
-        start_response(f"{answer.status} {responses[answer.status]}", answer.headers)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
+        response = self._handle(environ)
+        start_response(f"{response.status} {responses[response.status]}", response.headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [response.body]
 
-    def _answer(self, environ: Mapping[str, Any]) -> _Answer:
+    def _handle(self, environ: Mapping[str, Any]) -> _Response:
         try:
             if environ["REQUEST_METHOD"] not in ("POST", "GET", "HEAD"):
-                raise _Refused(405, "this address takes messages by POST", Allow="GET, HEAD, POST")
+                raise _Rejected(405, "only GET, HEAD and POST are allowed here", Allow="GET, HEAD, POST")
             self._check_peer(environ)
             size_bytes = self._size(environ)
             chunks = _read(environ["wsgi.input"], size_bytes)
             if size_bytes <= _MEMORY_BYTES:
-                return self._take(environ, Body(BytesIO(b"".join(chunks)), 0, size_bytes))
+                return self._hold(environ, Body(BytesIO(b"".join(chunks)), 0, size_bytes))
             with TemporaryFile() as file:
                 file.writelines(chunks)
-                return self._take(environ, Body(cast(BinaryIO, file), 0, size_bytes))
-        except _Refused as refused:
+                return self._hold(environ, Body(cast(BinaryIO, file), 0, size_bytes))
+        except _Rejected as rejected:
             log.warning(
-                "export refused status=%s peer=%s: %s", refused.answer.status, environ.get("REMOTE_ADDR"), refused
+                "export refused status=%s peer=%s: %s", rejected.response.status, environ.get("REMOTE_ADDR"), rejected
             )
-            return refused.answer
+            return rejected.response
         except TooLarge as error:
             log.error("export refused status=413 size=%s: %s", environ.get("CONTENT_LENGTH"), error)
             return _error(413, str(error))
@@ -125,66 +125,70 @@ class ExporterEndpoint:
         except QuarantineError as error:
             log.error("export failed status=503: %s", error)
         except Exception:
-            # Whatever it is, the sender must keep the mail: an unforeseen failure is no verdict on the message.
+            # 503, so that the sender keeps the message: an unexpected failure is no verdict on it.
             log.exception("export failed status=503")
-        return _error(503, "the mail could not be stored now: try again later", Retry_After=_RETRY_SECONDS)
+        return _error(503, "the message could not be stored: try again later", Retry_After=_RETRY_SECONDS)
 
     def _check_peer(self, environ: Mapping[str, Any]) -> None:
         if not allowed_peer(environ.get("REMOTE_ADDR", ""), self._settings.allowed_networks):
-            raise _Refused(403, "this address may not post here: see exporter.allowed_networks")
-        if self._login is None:
+            raise _Rejected(403, "this client is not in exporter.allowed_networks")
+        if self._credentials is None:
             return
         scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         try:
-            given = b64decode(credentials.strip(), validate=True) if scheme.lower() == "basic" else b""
+            sent_credentials = b64decode(credentials.strip(), validate=True) if scheme.lower() == "basic" else b""
         except (Base64Error, ValueError):
-            given = b""
-        if not hmac.compare_digest(given, self._login):
-            raise _Refused(401, "login needed", WWW_Authenticate='Basic realm="quarantine", charset="UTF-8"')
+            sent_credentials = b""
+        if not hmac.compare_digest(sent_credentials, self._credentials):
+            raise _Rejected(
+                401,
+                "user name and password are missing or wrong",
+                WWW_Authenticate='Basic realm="quarantine", charset="UTF-8"',
+            )
 
     def _size(self, environ: Mapping[str, Any]) -> int:
         text = environ.get("CONTENT_LENGTH") or ""
         if not text:
             if environ["REQUEST_METHOD"] == "POST":
-                raise _Refused(411, "Content-Length is needed")
+                raise _Rejected(411, "Content-Length is required")
             return 0
         if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise _Refused(400, "Content-Length is not a number")
+            raise _Rejected(400, "Content-Length is not a number")
         if int(text) > self._settings.max_body_bytes:
-            raise _Refused(
-                413, f"larger than exporter.max_body_bytes, {self._settings.max_body_bytes}: it will never be taken"
+            raise _Rejected(
+                413, f"larger than exporter.max_body_bytes ({self._settings.max_body_bytes}): retrying will not help"
             )
         return int(text)
 
-    def _take(self, environ: Mapping[str, Any], body: Body) -> _Answer:
+    def _hold(self, environ: Mapping[str, Any], body: Body) -> _Response:
         posted = exporter.parse(_headers(environ), body, self._settings.max_body_bytes)
         if posted is None:
             log.info("not selected: an empty message")
-            return _done(Outcome(Result.NOT_SELECTED))
+            return _success(Outcome(Result.NOT_SELECTED))
         with posted:
             export = posted.export
             if not exporter.wanted(export, self._settings.only_symbols, self._settings.hold_actions):
                 log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
-                return _done(Outcome(Result.NOT_SELECTED))
-            return _done(self._ingest.hold(posted))
+                return _success(Outcome(Result.NOT_SELECTED))
+            return _success(self._ingest.hold(posted))
 
 
 def _read(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """The request's body. One that is cut short (Rspamd ran into its time-out) must not be stored."""
+    """Yield the body in chunks. Raises _Rejected if it is truncated (Rspamd's time-out): it must not be stored then."""
     left = size_bytes
     while left:
         try:
             chunk = source.read(min(left, _STEP_BYTES))
-        except OSError as error:  # uWSGI: the client went away or was too slow
-            raise _Refused(400, "the body broke off before Content-Length") from error
+        except OSError as error:  # uWSGI: the client disconnected or was too slow
+            raise _Rejected(400, "the connection ended before Content-Length was reached") from error
         if not chunk:
-            raise _Refused(400, "the body is shorter than Content-Length")
+            raise _Rejected(400, "the body is shorter than Content-Length")
         yield chunk
         left -= len(chunk)
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The request's headers with lower-case names as HTTP spells them."""
+    """Return the request's headers. Names are in lower case, with hyphens."""
     headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
     for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         if environ.get(name):
@@ -192,16 +196,16 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _done(outcome: Outcome) -> _Answer:
+def _success(outcome: Outcome) -> _Response:
     id = None if outcome.id is None else str(outcome.id)
-    return _answer(200, {"status": outcome.result.value, "id": id})
+    return _json(200, {"status": outcome.result.value, "id": id})
 
 
-def _error(status: int, sentence: str, **headers: str) -> _Answer:
-    return _answer(status, {"error": sentence}, **headers)
+def _error(status: int, text: str, **headers: str) -> _Response:
+    return _json(status, {"error": text}, **headers)
 
 
-def _answer(status: int, value: Mapping[str, Any], **headers: str) -> _Answer:
+def _json(status: int, value: Mapping[str, Any], **headers: str) -> _Response:
     body = encode(value) + b"\n"
-    named = [(name.replace("_", "-"), said) for name, said in headers.items()]
-    return _Answer(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *named], body)
+    named = [(name.replace("_", "-"), header_value) for name, header_value in headers.items()]
+    return _Response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *named], body)

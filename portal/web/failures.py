@@ -1,4 +1,4 @@
-"""The pages for what goes wrong: errors with a meaning, errors that nobody foresaw, and what Bottle refuses."""
+"""Error pages for expected errors, for unexpected errors and for requests that Bottle rejects."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
-_OURS = N_("Something went wrong")
-_BOTTLE = {
+_INTERNAL_ERROR = N_("Something went wrong")
+_HTTP_ERRORS = {
     400: (N_("That did not arrive whole"), N_("The request could not be understood. Go back and try again.")),
     404: (N_("Nothing here"), N_("There is no such page. Your held mail is on the start page.")),
     405: (N_("Not like this"), N_("This address does not take such a request. Start again from the start page.")),
@@ -32,17 +32,17 @@ _BOTTLE = {
 }
 
 
-def failed(pages: Pages, request: Request, rule: str, error: Exception) -> HTTPResponse:
-    """Return the page for an error of a handler. Logs here, once, what an operator must know of.
+def error_page(pages: Pages, request: Request, rule: str, error: Exception) -> HTTPResponse:
+    """Return the page for an exception of a handler. Log it here, once, if an operator must know of it.
 
-    ``rule``: the handler's route, without the request's own tokens.
+    ``rule``: the handler's route, which is logged instead of the path, since the path contains tokens.
     """
-    answer = _with_a_meaning(pages, request, error)
-    if answer is None:
-        log.error("failed %s %s", request.method, rule, exc_info=error)
+    response = _expected_error_page(pages, request, error)
+    if response is None:
+        log.error("request failed %s %s", request.method, rule, exc_info=error)
         return pages.notice(
             request,
-            _OURS,
+            _INTERNAL_ERROR,
             N_(
                 "This is our fault, and it was noted. No mail is lost. Please try again; if it stays, tell "
                 "your administrator when it happened."
@@ -51,11 +51,11 @@ def failed(pages: Pages, request: Request, rule: str, error: Exception) -> HTTPR
         )
     if isinstance(error, StoreUnavailable | StoreUnusable):
         log.error("store unavailable at %s %s: %s", request.method, rule, error)
-    return answer
+    return response
 
 
-def _with_a_meaning(pages: Pages, request: Request, error: Exception) -> HTTPResponse | None:
-    """Return the page for an error that has a meaning; None if it is a fault of ours."""
+def _expected_error_page(pages: Pages, request: Request, error: Exception) -> HTTPResponse | None:
+    """Return the page for an expected error. None: the error is a bug."""
     match error:
         case LinkExpired():
             return pages.notice(
@@ -91,7 +91,7 @@ def _with_a_meaning(pages: Pages, request: Request, error: Exception) -> HTTPRes
                 N_("This mail may do harm. Its page has a button to ask your administrator for it."),
                 403,
             )
-        case StoreUnavailable() | StoreUnusable():  # the latter if the database was damaged while we run
+        case StoreUnavailable() | StoreUnusable():  # StoreUnusable: the database was damaged at run time
             return pages.notice(
                 request,
                 N_("Please try again soon"),
@@ -103,12 +103,14 @@ def _with_a_meaning(pages: Pages, request: Request, error: Exception) -> HTTPRes
             return None
 
 
-def refused(pages: Pages, request: Request, error: HTTPError) -> HTTPResponse:
-    """Return the page for a request that Bottle refuses, or that failed outside of a handler."""
-    if error.status_code not in _BOTTLE:
-        log.error("answered %s", error.status_line, exc_info=error.exception)
-    title, text = _BOTTLE.get(error.status_code, (_OURS, N_("This is our fault, and it was noted. Please try again.")))
-    answer = pages.notice(request, title, text, error.status_code)
+def http_error_page(pages: Pages, request: Request, error: HTTPError) -> HTTPResponse:
+    """Return the page for a request that Bottle rejects, or that failed outside of a handler."""
+    if error.status_code not in _HTTP_ERRORS:
+        log.error("request failed: %s", error.status_line, exc_info=error.exception)
+    title, text = _HTTP_ERRORS.get(
+        error.status_code, (_INTERNAL_ERROR, N_("This is our fault, and it was noted. Please try again."))
+    )
+    response = pages.notice(request, title, text, error.status_code)
     if "Allow" in error.headers:
-        answer.set_header("Allow", error.headers["Allow"])
-    return answer
+        response.set_header("Allow", error.headers["Allow"])
+    return response

@@ -1,7 +1,7 @@
-"""A signed-in recipient's pages: the list, and one message.
+"""A signed-in recipient's pages: the list of messages, and one message.
 
-Every query of the store begins with the recipient of the session. Another recipient's delivery is *not found*, as if
-it did not exist.
+Every query of the store names the recipient of the session. Another recipient's delivery is answered with 404, so that
+its existence is not disclosed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from portal.web.rows import findings, history
 
 _ROWS = 25
 _QUERY_CHARACTERS = 200
-_PLACE = ("state", "q", "before")  # in the list's address: what of it is shown
+_LIST_PARAMETERS = ("state", "q", "before")  # query parameters that select the part of the list
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 
-# What the links above the list show.
+# The links above the list, and the states that each of them shows.
 _VIEWS: dict[str, tuple[State, ...]] = {
     "held": (State.HELD,),
     "requested": (State.REQUESTED,),
@@ -45,7 +45,7 @@ class Inbox:
         self._store = pages.parts.store
 
     def list(self, request: Request) -> HTTPResponse:
-        """GET /: this recipient's mail in one state, newest first, or what of it has the words asked for."""
+        """GET /: list the recipient's messages in one state, newest first. A search narrows the list."""
         session = self._sessions.of(request)
         view = request.query("state") if request.query("state") in _VIEWS else "held"
         words = request.query("q").strip()[:_QUERY_CHARACTERS]
@@ -53,7 +53,7 @@ class Inbox:
         page = self._store.deliveries.list_for(
             self._reader(session.recipient), _VIEWS[view], _ROWS, before, words=words
         )
-        done = self._done(session.recipient, request.query("done"))
+        done = self._changed_delivery(session.recipient, request.query("done"))
         rows = self._pages.rows(request, [*page.deliveries, *done], session.recipient)
         return self._pages.page(
             request,
@@ -67,18 +67,18 @@ class Inbox:
             later=request.query("before") != "",
             next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
             done=rows[-1] if done else None,
-            here=_place((name, request.query(name)) for name in _PLACE),
+            here=_list_query((name, request.query(name)) for name in _LIST_PARAMETERS),
         )
 
-    def _done(self, recipient: str, name: str) -> Sequence[Delivery]:
-        """Return the delivery that a form of the list has just acted on, so that the list shows what came of it."""
+    def _changed_delivery(self, recipient: str, name: str) -> Sequence[Delivery]:
+        """Return the delivery that a form on the list has just changed, so that the list shows the result."""
         try:
             return (self._delivery(recipient, name),)
         except NotFound:
             return ()
 
     def message(self, request: Request, id: str) -> HTTPResponse:
-        """GET /messages/ID/: why it was held, and its text."""
+        """GET /messages/ID/: show the reasons, the text and the history of one message."""
         session = self._sessions.of(request)
         delivery = self._delivery(session.recipient, id)
         row = self._pages.row(request, delivery, session.recipient)
@@ -95,33 +95,33 @@ class Inbox:
         )
 
     def _preview(self, delivery: Delivery) -> preview.Preview | None:
-        """Return the text of the mail, None when the mail is gone or damaged."""
+        """Return the text of the message, None if its body is missing or damaged."""
         try:
             return preview.preview(self._store.messages.body(delivery.id))
         except (BodyDamaged, BodyMissing):
             return None
 
     def act(self, request: Request, id: str, act: str) -> HTTPResponse:
-        """POST /messages/ID/ACT, then 303 to the page of the form."""
+        """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
         recipient = self._sessions.of_form(request).recipient
         delivery = self._delivery(recipient, id)
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
-        does = {
+        method = {
             "release": actions.release,
             "delete": actions.delete,
             "restore": actions.restore,
             "ask": actions.request_release,
         }[act]
-        # Recorded in the delivery and logged by the act; the page shows it.
+        # The action records the error in the delivery and logs it. The page shows it.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
-            does(delivery.id, delivery.number, actor)
-        page, _, place = request.form("from").partition("?")
+            method(delivery.id, delivery.number, actor)
+        page, _, query = request.form("from").partition("?")
         if page == "list":
-            return self._pages.see_other(f"/?{_place([*parse_qsl(place), ('done', id)])}")
+            return self._pages.see_other(f"/?{_list_query([*parse_qsl(query), ('done', id)])}")
         return self._pages.see_other(f"/messages/{id}/")
 
     def _delivery(self, recipient: str, name: str) -> Delivery:
-        """Return what `Row.name` names: a message, or one of several deliveries of it. Raises NotFound."""
+        """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
         message_id, number = _cursor(name) or (parse_id(name), None)
         if message_id is None:
             raise NotFound("no such message")
@@ -131,9 +131,9 @@ class Inbox:
         return self._pages.parts.people.reader(recipient)
 
 
-def _place(values: Iterable[tuple[str, str]]) -> str:
-    """Return the query of a list's address from the values that belong there; of two of one name the last."""
-    known = {name: value[:_QUERY_CHARACTERS] for name, value in values if value and name in (*_PLACE, "done")}
+def _list_query(values: Iterable[tuple[str, str]]) -> str:
+    """Return the list's query string. Drops unknown and empty values; the last value of a name wins."""
+    known = {name: value[:_QUERY_CHARACTERS] for name, value in values if value and name in (*_LIST_PARAMETERS, "done")}
     return urlencode(known)
 
 

@@ -1,9 +1,9 @@
-"""The pages that the links of a digest lead to. docs/security.md describes the rules that this file implements.
+"""Pages of the links in a digest. docs/security.md describes the rules that this module implements.
 
-Opening a link changes nothing: mail scanners open links, run scripts and submit forms. The page holds one form for
-exactly one act on one delivery (`digest` has the pages about a whole digest). It may submit itself only when that
-is harmless and a person is likely; the conditions are looked at when the page is made and once more when the form
-arrives without its button.
+Opening a link changes nothing, since mail scanners open links, run scripts and submit forms. A page has one form for
+exactly one action on one delivery (`digest` has the pages for a whole digest). The form may submit itself only if that
+is harmless and the client is probably a person. These conditions are checked when the page is rendered and again when
+the form arrives without its button.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from portal.web.rows import findings
 log = logging.getLogger("quarantine.web")
 
 _BURST = timedelta(seconds=10)
-_BURST_MEMORY = timedelta(minutes=15)
+_OPENS_KEPT = timedelta(minutes=15)
 _BURST_DELIVERIES = 3  # different deliveries of one digest within _BURST
-_BURST_REPEATS = 2  # openings of one delivery within _BURST
-_OPENINGS_A_MINUTE = 60
+_BURST_OPENS = 2  # opens of one delivery within _BURST
+_MAX_OPENS_PER_MINUTE = 60
 _DEVICE_SECONDS = 365 * 24 * 3600
-_OF_A_DIGEST = (Action.SEVERAL, Action.FORWARDED)
-# A POST is noted too, so that it counts for the rate; under this name, so that it is not taken for an opening.
-_POSTED = UUID(int=0)
+_DIGEST_ACTIONS = (Action.SEVERAL, Action.FORWARDED)
+# A POST is recorded with this id: it counts for the rate limit, but is not mistaken for an open of the page.
+_POST_MARKER = UUID(int=0)
 
 
 class LinkPages:
@@ -50,88 +50,88 @@ class LinkPages:
         self._links = pages.parts.links
         settings = pages.parts.settings.links
         self._auto = settings.confirm == "auto"
-        self._settle = timedelta(minutes=settings.autosubmit_after_minutes)
+        self._autosubmit_after = timedelta(minutes=settings.autosubmit_after_minutes)
         self._digest = DigestPages(pages, preferences)
 
     def show(self, request: Request, token: str) -> HTTPResponse:
-        """GET and HEAD: what the link does, with the form for it. Only records that it was opened."""
+        """GET and HEAD: show the page with its form. The only change is the record that the link was opened."""
         link = self._links.verify(token, self._pages.now())
         if link.action is Action.PREFERENCES:
             return self._preferences.page(request, self._recipient(request, link))
-        opening = LinkOpen(link.key, self._pages.now())
-        if link.action in _OF_A_DIGEST:
+        link_open = LinkOpen(link.key, self._pages.now())
+        if link.action in _DIGEST_ACTIONS:
             recipient = self._recipient(request, link)
             if not request.query("since"):
-                self._note(request, link, recipient, opening)
+                self._record_open(request, link, recipient, link_open)
             return self._digest.show(request, link, recipient)
         delivery, reader = self._delivery(request, link)
-        # After a POST (`done`) the page neither counts as an opening nor submits itself, or it would loop.
+        # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
-            return self._page(request, link, delivery, reader, alone=False)
-        opens = self._note(request, link, reader, opening)
+            return self._page(request, link, delivery, reader, autosubmit=False)
+        opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
             return self._show_mail(request, link, delivery, reader)
-        alone = self._may_act_alone(request, link, delivery, reader, opens)
-        return self._page(request, link, delivery, reader, alone=alone)
+        autosubmit = self._may_autosubmit(request, link, delivery, reader, opens)
+        return self._page(request, link, delivery, reader, autosubmit=autosubmit)
 
     def act(self, request: Request, token: str) -> HTTPResponse:
-        """POST: do it, then 303 back to the page, which shows what happened."""
+        """POST: perform the action, then redirect (303) to the page, which shows the result."""
         link = self._links.verify(token, self._pages.now())
         if link.action is Action.PREFERENCES:
             return self._change_preferences(request, link)
-        self._pages.refuse_foreign(request)
-        posted = LinkOpen(DeliveryId(_POSTED, 0), self._pages.now())
-        if link.action in _OF_A_DIGEST:
+        self._pages.check_same_origin(request)
+        link_open = LinkOpen(DeliveryId(_POST_MARKER, 0), self._pages.now())
+        if link.action in _DIGEST_ACTIONS:
             recipient = self._recipient(request, link)
-            self._note(request, link, recipient, posted)
-            self._pages.refuse_robots(request)
-            answer = self._digest.act(request, link, recipient)
-            return self._remember(request, answer, recipient) if request.form("do") else answer
+            self._record_open(request, link, recipient, link_open)
+            self._pages.check_user_gesture(request)
+            response = self._digest.act(request, link, recipient)
+            return self._with_device_cookie(request, response, recipient) if request.form("do") else response
         delivery, reader = self._delivery(request, link)
-        opens = self._note(request, link, reader, posted)
+        opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
-            return self._pages.see_other("./")  # has no form, so nothing to do
+            return self._pages.see_other("./")  # that page has no form
         undo = link.action is Action.DELETE and request.form("undo") == "1"
         pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
-            self._pages.refuse_robots(request)
-        if pressed or self._may_act_alone(request, link, delivery, reader, opens):
-            self._do(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
-        answer = self._pages.see_other("./?done=1")
-        return self._remember(request, answer, reader) if pressed and request.is_by_a_person else answer
+            self._pages.check_user_gesture(request)
+        if pressed or self._may_autosubmit(request, link, delivery, reader, opens):
+            self._perform(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
+        response = self._pages.see_other("./?done=1")
+        return self._with_device_cookie(request, response, reader) if pressed and request.has_user_gesture else response
 
-    def _remember(self, request: Request, answer: HTTPResponse, recipient: str) -> HTTPResponse:
-        """Return the answer to a pressed button with the cookie that makes this device known."""
+    def _with_device_cookie(self, request: Request, response: HTTPResponse, recipient: str) -> HTTPResponse:
+        """Return the response to a pressed button, with the cookie that marks this device as known."""
         device = self._links.device(request.cookie("device"), recipient)
-        self._pages.set_cookie(answer, "device", device, _DEVICE_SECONDS)
-        return answer
+        self._pages.set_cookie(response, "device", device, _DEVICE_SECONDS)
+        return response
 
     def _delivery(self, request: Request, link: Link) -> tuple[Delivery, str]:
-        """Return what a link is for, and its recipient, who must still be a reader of that mail.
+        """Return the delivery and the recipient of a link.
 
-        Raises NotFound, LinkInvalid.
+        Raises NotFound, or LinkInvalid if the link was revoked or its recipient may no longer read that message.
         """
         delivery = self._store.deliveries.get(link.key)
         readers = self._pages.parts.people.readers(delivery.recipient)
-        reader = next((who for who in readers if self._links.is_for(link, who, delivery.recipient)), None)
+        reader = next((each for each in readers if self._links.is_for(link, each, delivery.recipient)), None)
         if reader is None:
-            raise LinkInvalid("the recipient of this link is no longer a reader of that mail")
+            raise LinkInvalid("the recipient of this link may no longer read that message")
         self._check_revoked(request, link, reader)
         return delivery, reader
 
     def _check_revoked(self, request: Request, link: Link, recipient: str) -> None:
-        """Raise LinkInvalid if the link was revoked. Pages are in the recipient's language from here on."""
+        """Raise LinkInvalid if the link was revoked. From now on the response uses the recipient's language."""
         person = self._store.recipients.get(recipient)
         self._pages.use_language_of(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
 
-    def _note(self, request: Request, link: Link, recipient: str, opening: LinkOpen) -> Sequence[LinkOpen]:
-        """Record an opening. Return the digest's openings of the last 15 minutes. Raises 429 if there are too many."""
-        since = opening.at - _BURST_MEMORY
-        opens = self._store.digests.record_link_open(recipient, link.issued_at, opening, since)
-        if sum(1 for o in opens if o.at > opening.at - timedelta(minutes=1)) > _OPENINGS_A_MINUTE:
+    def _record_open(self, request: Request, link: Link, recipient: str, link_open: LinkOpen) -> Sequence[LinkOpen]:
+        """Record an open. Return the digest's opens of the last 15 minutes. Raises 429 above the rate limit."""
+        since = link_open.at - _OPENS_KEPT
+        opens = self._store.digests.record_link_open(recipient, link.issued_at, link_open, since)
+        if sum(1 for o in opens if o.at > link_open.at - timedelta(minutes=1)) > _MAX_OPENS_PER_MINUTE:
             raise self._pages.notice(
                 request,
                 N_("Too many at once"),
@@ -141,24 +141,24 @@ class LinkPages:
             )
         return opens
 
-    def _may_act_alone(
+    def _may_autosubmit(
         self, request: Request, link: Link, delivery: Delivery, reader: str, opens: Sequence[LinkOpen]
     ) -> bool:
-        """Return whether the form may submit itself now, and be obeyed when it arrives without its button."""
+        """Return True if the form may submit itself now, or may be accepted without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
             return False
         if request.is_prefetch:
             return False
-        known = self._links.knows_device(request.cookie("device"), reader)
+        is_known_device = self._links.knows_device(request.cookie("device"), reader)
         if link.action is Action.DELETE:
-            return known
+            return is_known_device
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
             return False
-        settled = self._pages.now() - link.issued_at > self._settle
-        return known or (settled and not burst(opens))
+        is_old_enough = self._pages.now() - link.issued_at > self._autosubmit_after
+        return is_known_device or (is_old_enough and not is_burst(opens))
 
-    def _do(self, link: Link, actor: Actor, *, undo: bool) -> None:
-        """Do the act. An error is recorded in the delivery, where the page finds it."""
+    def _perform(self, link: Link, actor: Actor, *, undo: bool) -> None:
+        """Perform the action. An error is recorded in the delivery, and the page shows it."""
         actions = self._pages.parts.actions
         try:
             if undo:
@@ -172,23 +172,23 @@ class LinkPages:
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
-    def _page(self, request: Request, link: Link, delivery: Delivery, reader: str, *, alone: bool) -> HTTPResponse:
+    def _page(self, request: Request, link: Link, delivery: Delivery, reader: str, *, autosubmit: bool) -> HTTPResponse:
         return self._pages.page(
             request,
             "link",
             row=self._pages.row(request, delivery, reader),
             action=link.action.name.lower(),
-            alone=alone,
-            script=alone,
+            alone=autosubmit,
+            script=autosubmit,
             recipient=shown_address(delivery.recipient),
         )
 
     def _show_mail(self, request: Request, link: Link, delivery: Delivery, reader: str) -> HTTPResponse:
-        """Return the facts and reasons of one mail, with its links of the digest. Its text needs a session."""
+        """Return the page with the facts and reasons of one message, and its links. The text needs a session."""
 
-        def address(action: Action) -> str:
-            whose = reader if link.reader else ""
-            token = self._links.token(action, link.id, link.number, link.issued_at, whose)
+        def link_path(action: Action) -> str:
+            named_reader = reader if link.reader else ""
+            token = self._links.token(action, link.id, link.number, link.issued_at, named_reader)
             return f"{self._pages.site.root}/link/{token}/"
 
         return self._pages.page(
@@ -196,46 +196,48 @@ class LinkPages:
             "show",
             row=self._pages.row(request, delivery, reader),
             recipient=shown_address(delivery.recipient),
-            release=address(Action.RELEASE),
-            delete=address(Action.DELETE),
-            ask=address(Action.REQUEST),
+            release=link_path(Action.RELEASE),
+            delete=link_path(Action.DELETE),
+            ask=link_path(Action.REQUEST),
             **findings(delivery.message, request.language),
         )
 
-    # ---- preferences (the link at a digest's end, and RFC 8058)
+    # ---- preferences (the link at the end of a digest, and RFC 8058)
 
     def _recipient(self, request: Request, link: Link) -> str:
-        """Return the recipient of a digest. Raises NotFound, LinkInvalid."""
+        """Return the recipient of a digest. Raises NotFound, or LinkInvalid if the link may no longer be used."""
         recipient = identity(self._store.digests.recipient_of(link.id))
         if not self._pages.parts.people.is_person(recipient):
-            raise LinkInvalid("the recipient of this digest is an alias or a role mailbox by now")
+            raise LinkInvalid("the recipient of this digest is now an alias or a role mailbox")
         self._check_revoked(request, link, recipient)
         return recipient
 
     def _change_preferences(self, request: Request, link: Link) -> HTTPResponse:
         recipient = self._recipient(request, link)
         if request.form("List-Unsubscribe") == "One-Click":
-            # RFC 8058, 3.2: sent by the mail provider's servers, so without Origin and cookies; no redirect.
+            # RFC 8058, 3.2: the mail provider's servers send it without Origin and cookies. A redirect is not allowed.
             self._preferences.unsubscribe(recipient, link.id)
-            return HTTPResponse(b"You will get no more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"})
-        self._pages.refuse_foreign(request)
-        self._pages.refuse_robots(request)
+            return HTTPResponse(
+                b"You will not receive any more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"}
+            )
+        self._pages.check_same_origin(request)
+        self._pages.check_user_gesture(request)
         return self._preferences.change(request, recipient, back="./")
 
 
-def burst(opens: Sequence[LinkOpen]) -> bool:
-    """Return whether links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
+def is_burst(opens: Sequence[LinkOpen]) -> bool:
+    """Return True if links were opened as scanners do: several of a digest, or one repeatedly, within ten seconds.
 
-    ``openings`` oldest first.
+    ``opens``: oldest first.
     """
-    seen = [o for o in opens if o.delivery.message_id != _POSTED]
-    for position, first in enumerate(seen):
-        near: dict[DeliveryId, int] = {}
-        for other in seen[position:]:
+    page_opens = [o for o in opens if o.delivery.message_id != _POST_MARKER]
+    for position, first in enumerate(page_opens):
+        counts: dict[DeliveryId, int] = {}
+        for other in page_opens[position:]:
             if other.at - first.at > _BURST:
                 break
             key = other.delivery
-            near[key] = near.get(key, 0) + 1
-            if near[key] >= _BURST_REPEATS or len(near) >= _BURST_DELIVERIES:
+            counts[key] = counts.get(key, 0) + 1
+            if counts[key] >= _BURST_OPENS or len(counts) >= _BURST_DELIVERIES:
                 return True
     return False

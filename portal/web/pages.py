@@ -1,7 +1,7 @@
-"""How pages are answered: rendering, headers, redirects, cookies, and the checks that every form passes.
+"""Responses: rendering, headers, redirects, cookies, and the checks that every form passes.
 
-Redirects are 303 with a path, without scheme and host: Bottle's own build them from the request, and Chromium blocks
-a form's redirect to another scheme or host under ``form-action 'self'``.
+Redirects are 303 with a path, without scheme and host. Bottle's redirect() takes scheme and host from the request, and
+Chromium blocks the redirect of a form to another scheme or host under ``form-action 'self'``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
 
-# Pages load their own style, script and icon, send forms to themselves and are framed by nobody.
+# Pages load only their own style, script and icon, submit forms only to their own origin and must not be framed.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
@@ -33,7 +33,7 @@ _POLICY = (
 _DEFAULT_HEADERS = (
     ("Content-Security-Policy", _POLICY),
     ("X-Content-Type-Options", "nosniff"),
-    # no-referrer would make the Origin of our own forms "null", same-origin would put tokens into access logs.
+    # no-referrer would make the Origin of the portal's own forms "null", same-origin would put tokens into access logs.
     ("Referrer-Policy", "strict-origin"),
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -44,7 +44,7 @@ _HSTS = ("Strict-Transport-Security", "max-age=31536000")
 
 
 class Pages:
-    """The opened parts of the portal, and how its pages are answered. One object per process, used by many threads."""
+    """The opened parts of the portal, and methods to build responses. One object per process, used by many threads."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -53,13 +53,13 @@ class Pages:
         self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.site.https else [])]
 
     def now(self) -> datetime:
-        """Return the current time; tests turn this clock."""
+        """Return the current time. Tests replace this clock."""
         return self.parts.actions.now()
 
-    # ---- answers
+    # ---- responses
 
     def page(self, request: Request, name: str, status: int = 200, **values: Any) -> HTTPResponse:
-        """Return the page ``templates/web/NAME.html``."""
+        """Return the page ``templates/web/NAME.html``, rendered with these values."""
         values = {"signed_in": None, "form_token": "", "script": False, **values}
         html = self.parts.render.page(
             name, language=request.language.tag, root=self.site.root, version=__version__, **values
@@ -69,19 +69,19 @@ class Pages:
     def notice(
         self, request: Request, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str
     ) -> HTTPResponse:
-        """Return a page with one message and what to do about it, both translated here. May also be raised."""
-        answer = self.page(request, "notice", status, title=title, text=text, sign_in=sign_in)
+        """Return a page with a title and a text, which the template translates. The response may also be raised."""
+        response = self.page(request, "notice", status, title=title, text=text, sign_in=sign_in)
         for header, value in headers.items():
-            answer.set_header(header.replace("_", "-"), value)
-        return answer
+            response.set_header(header.replace("_", "-"), value)
+        return response
 
     def see_other(self, path: str) -> HTTPResponse:
         """Return a 303 to a path below the mount point or, with ``./``, relative to this page. May also be raised."""
         return HTTPResponse(b"", 303, {"Location": path if path.startswith("./") else self.site.root + path})
 
-    def set_cookie(self, answer: HTTPResponse, name: str, value: str, max_age_seconds: int) -> None:
-        """Set a cookie of ours; an age of 0 removes it."""
-        answer.set_cookie(
+    def set_cookie(self, response: HTTPResponse, name: str, value: str, max_age_seconds: int) -> None:
+        """Set one of the portal's cookies. An age of 0 removes it."""
+        response.set_cookie(
             self.site.cookie_name(name),
             value,
             path="/",
@@ -93,9 +93,9 @@ class Pages:
 
     # ---- checks of a form
 
-    def refuse_foreign(self, request: Request) -> None:
-        """Raise 403 when a page of another site made the browser send this form."""
-        if request.is_foreign:
+    def check_same_origin(self, request: Request) -> None:
+        """Raise 403 if a page of another site made the browser send this form."""
+        if request.is_cross_site:
             raise self.notice(
                 request,
                 N_("This came from another site"),
@@ -106,7 +106,7 @@ class Pages:
                 403,
             )
 
-    def refuse_old_form(self, request: Request, secret: str) -> None:
+    def check_form_token(self, request: Request, secret: str) -> None:
         """Raise 403 unless the form carries the anti-forgery token of the session with this secret."""
         if not self.parts.links.form_token_fits(secret, request.form("form_token")):
             raise self.notice(
@@ -116,9 +116,9 @@ class Pages:
                 403,
             )
 
-    def refuse_robots(self, request: Request) -> None:
-        """Raise 403 unless a person pressed the button. Pages behind a session do not need this."""
-        if not request.is_by_a_person:
+    def check_user_gesture(self, request: Request) -> None:
+        """Raise 403 unless a person pressed the button. Pages that need a session do not need this check."""
+        if not request.has_user_gesture:
             raise self.notice(
                 request,
                 N_("This needs a newer browser, or signing in"),
@@ -130,39 +130,39 @@ class Pages:
                 sign_in=True,
             )
 
-    # ---- the recipient whom a page is for
+    # ---- the recipient of a page
 
     def use_language_of(self, request: Request, recipient: str, preferences: Preferences) -> None:
-        """Answer this request in the recipient's language from here on."""
+        """Use the recipient's language for the response to this request from now on."""
         tag = plan_for(self.parts.settings.digest, recipient, preferences).language
         request.language = self.parts.render.language_for(tag)
 
     def viewer(self, request: Request, reader: str) -> Viewer:
-        """Return how a reader is shown times and numbers on the pages of this request."""
+        """Return the reader with the language and time zone for the pages of this request."""
         return Viewer(reader, request.language, self._zone)
 
     def rows(self, request: Request, deliveries: Sequence[Delivery], reader: str) -> list[Row]:
-        """Return deliveries as one of their readers sees them. Asks the store at most once."""
+        """Return the view models of deliveries for one of their readers. Queries the store at most once."""
         viewer, is_role = self.viewer(request, reader), self.parts.people.is_role
         keys = [d.key for d in deliveries if needs_events(d, role=is_role(d.recipient))]
         events = self.parts.store.deliveries.last_events(keys) if keys else {}
         return [row(each, viewer, role=is_role(each.recipient), events=events.get(each.key, ())) for each in deliveries]
 
     def row(self, request: Request, delivery: Delivery, reader: str) -> Row:
-        """Return one delivery as one of its readers sees it."""
+        """Return the view model of a delivery for one of its readers."""
         return self.rows(request, [delivery], reader)[0]
 
     def actor(self, request: Request, via: str, delivery: Delivery, reader: str) -> Actor:
-        """Return the reader at the other end, for the history: by name if others read that mailbox as well."""
+        """Return the reader as the actor of an audit event: with the name, unless the delivery is for the reader's own address."""
         own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)
         return Actor(ActorKind.RECIPIENT, "" if own else reader, via, request.peer)
 
 
-def json_answer(status: int, value: Mapping[str, Any]) -> HTTPResponse:
-    """Return an answer for machines."""
+def json_response(status: int, value: Mapping[str, Any]) -> HTTPResponse:
+    """Return a JSON response."""
     return HTTPResponse(json.dumps(value).encode() + b"\n", status, {"Content-Type": "application/json"})
 
 
 def sha256(*words: str) -> bytes:
-    """Return the hash of a secret, which is all that the store keeps of it."""
+    """Return the hash of a secret. The store keeps only this hash."""
     return hashlib.sha256(" ".join(words).encode()).digest()

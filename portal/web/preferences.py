@@ -1,7 +1,8 @@
-"""The preferences page, reached by a digest's link and by a signed-in recipient: when, how, and whether they are told.
+"""The preferences page of a recipient: schedule, time zone and language of digests, opt-out, and revoking links.
 
-Opening it changes nothing. Its forms carry a button each; what was entered wrongly comes back with a sentence at the
-field. Only a signed-in recipient can ask for a digest now: a link may be in many hands.
+It is reached by a digest's link or from a session. Opening it changes nothing. Each form has one button. Invalid fields
+are shown again, each with an error text. Only a signed-in recipient can request a digest now, since a link may have
+been forwarded to others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
-_ASKED_EVERY = timedelta(hours=1)
+_REQUEST_INTERVAL = timedelta(hours=1)
 _AREAS = (
     N_("Africa"),
     N_("America"),
@@ -56,8 +57,8 @@ _SCHEDULES = {
     Schedule.NEVER: N_("Never"),
 }
 
-# What the page says after a change, by the address it was sent on to. Stopping and resuming show in the page itself.
-_SAID = {
+# The text after a change, by the query parameter `done`: (success?, text). The page itself shows stopping and resuming.
+_RESULT_TEXTS = {
     "saved": (True, N_("Your choice was saved.")),
     "revoked": (True, N_("The links in all digests sent until now do nothing any more.")),
     "digest": (True, N_("A digest is on its way. It should be in your inbox within a minute or two.")),
@@ -73,15 +74,15 @@ _SAID = {
         ),
     ),
 }
-_ASKED = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-soon", DigestRequest.NOTHING: "nothing"}
+_REQUEST_RESULTS = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-soon", DigestRequest.NOTHING: "nothing"}
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What the form's fields hold: "" is the default. ``wrong`` names those that make no sense, with what they hold."""
+    """Values of the form's fields. "" means the site's default. ``wrong``: the invalid fields, with their values."""
 
     schedule: str
-    at: tuple[str, ...]  # `MAX_TIMES` of them
+    at: tuple[str, ...]  # `MAX_TIMES` values
     timezone: str
     language: str
     wrong: dict[str, str]
@@ -116,13 +117,13 @@ class PreferencePages:
     ) -> HTTPResponse:
         """Return the page of one recipient.
 
-        ``form_token`` is that of their session, "" when they came by a link; ``fields`` is what was entered wrongly.
+        ``form_token``: of the session, "" if the page was reached by a link. ``fields``: rejected input to show again.
         """
         person, site = self._store.recipients.get(recipient), self._pages.parts.settings.digest
         usual, plan = plan_for(site, recipient, Preferences()), plan_for(site, recipient, person.preferences)
         fields = fields or _fields_of(person)
         upcoming = plan.next_time(self._pages.now())
-        good, said = _SAID.get(request.query("done"), (True, ""))
+        good, result_text = _RESULT_TEXTS.get(request.query("done"), (True, ""))
         language, zone = request.language, plan.zone
         return self._pages.page(
             request,
@@ -132,51 +133,51 @@ class PreferencePages:
             form_token=form_token,
             recipient=shown_address(recipient),
             good=good,
-            said=said if status == 200 else "",
+            said=result_text if status == 200 else "",
             stopped=language.moment(person.stopped_at, zone) if person.stopped_at else "",
             upcoming=language.moment(upcoming, zone) if upcoming else "",
-            zone=_words(zone.key),
+            zone=_zone_label(zone.key),
             fields=fields,
             schedules=_SCHEDULES,
             usual_schedule=_SCHEDULES[usual.schedule],
             usual_at=", ".join(f"{at:%H:%M}" for at in usual.at),
-            usual_zone=_words(usual.zone.key),
+            usual_zone=_zone_label(usual.zone.key),
             usual_language=own_name(usual.language),
             zones=_zones(fields.timezone, language.tag),
             languages=[(tag, own_name(tag)) for tag in TAGS],
         )
 
     def change(self, request: Request, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
-        """Do what a posted form of the page asks, then 303 to ``back``, which shows what came of it."""
-        wanted, now, done, answer = request.form("change"), self._pages.now(), "", None
-        if wanted == "save":
-            fields, preferences = _entered(request)
+        """Apply a posted form of the page, then redirect (303) to ``back``, which shows the result."""
+        change, now, done, response = request.form("change"), self._pages.now(), "", None
+        if change == "save":
+            fields, preferences = _parse_form(request)
             if fields.wrong:
                 return self.page(request, recipient, form_token=form_token, fields=fields, status=400)
             self._save(recipient, preferences)
             done = "saved"
-        elif wanted == "stop":
+        elif change == "stop":
             self._store.recipients.set_digests_stopped(recipient, now)
-        elif wanted == "resume":
+        elif change == "resume":
             self._store.recipients.set_digests_stopped(recipient, None)
-        elif wanted == "revoke":
-            answer, done = self.revoke(request, recipient), "revoked"
-        elif wanted == "digest" and form_token:
+        elif change == "revoke":
+            response, done = self.revoke(request, recipient), "revoked"
+        elif change == "digest" and form_token:
             reader = self._pages.parts.people.reader(recipient)
-            done = _ASKED[self._store.digests.request(reader, now, now - _ASKED_EVERY)]
+            done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]
         else:
             raise self._pages.notice(
                 request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
             )
-        log.info("preferences recipient=%s change=%s %s", recipient, wanted, done)
-        if answer is not None and not form_token:
-            return answer
+        log.info("preferences recipient=%s change=%s %s", recipient, change, done)
+        if response is not None and not form_token:
+            return response
         return self._pages.see_other(f"{back}?done={done}" if done else back)
 
     def revoke(self, request: Request, recipient: str) -> HTTPResponse:
-        """Make all links sent to a recipient until now invalid.
+        """Revoke all links sent to a recipient until now.
 
-        Returns the page for somebody who came by one of them: the page that they came from is closed to them now.
+        Returns a page for a browser that used one of these links, since that link no longer opens the previous page.
         """
         self._store.recipients.revoke_links(recipient, self._pages.now())
         log.info("links revoked recipient=%s", recipient)
@@ -189,13 +190,16 @@ class PreferencePages:
         )
 
     def unsubscribe(self, recipient: str, digest_id: UUID) -> None:
-        """Stop a recipient's digests on their mail program's word (RFC 8058) and tell them once, with a way back:
-        programs that read mail have been seen to unsubscribe people who know nothing of it."""
+        """Stop a recipient's digests at the request of a mail program (RFC 8058).
+
+        The recipient is notified once, with a link to resume: mail programs have been seen to unsubscribe recipients
+        without their knowledge.
+        """
         person, parts, now = self._store.recipients.get(recipient), self._pages.parts, self._pages.now()
         sender, mail = parts.settings.mail.from_address, None
         if sender is not None and person.stopped_at is None and parts.settings.is_local(recipient):
             id = new_id(now)
-            made = parts.render.mail(
+            rendered = parts.render.mail(
                 "stopped",
                 sender=sender,
                 to=person.address,
@@ -209,12 +213,12 @@ class PreferencePages:
                 link_days=parts.links.lifetime.days,
                 retention_days=parts.settings.store.retention_days,
             )
-            mail = QueuedMail(person.address, made.as_bytes())
+            mail = QueuedMail(person.address, rendered.as_bytes())
         changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:
-        """Keep a choice. `never` is kept as stopped, so that resuming brings back the schedule there was."""
+        """Store preferences. `never` is stored as an opt-out, so that resuming restores the previous schedule."""
         if preferences.schedule == Schedule.NEVER:
             before = self._store.recipients.get(recipient).preferences
             kept = Preferences(before.schedule, preferences.at, preferences.timezone, preferences.language)
@@ -226,7 +230,7 @@ class PreferencePages:
 
 
 def _fields_of(person: Person) -> Fields:
-    """Return the form of what a recipient chose until now."""
+    """Return the form with the recipient's present preferences."""
     chosen = person.preferences
     at = [f"{each:%H:%M}" for each in chosen.at or ()][:MAX_TIMES]
     schedule = Schedule.NEVER if person.stopped_at else chosen.schedule or ""
@@ -234,42 +238,42 @@ def _fields_of(person: Person) -> Fields:
     return Fields(schedule, fields, chosen.timezone or "", chosen.language or "", {})
 
 
-def _entered(request: Request) -> tuple[Fields, Preferences]:
-    """Return what the posted form holds, and what it means."""
+def _parse_form(request: Request) -> tuple[Fields, Preferences]:
+    """Return the values of the posted form, and the preferences parsed from them."""
     schedule, timezone, language = (request.form(n).strip() for n in ("schedule", "timezone", "language"))
     at = {f"at-{number}": request.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
-    wrong, times = {}, set()
+    invalid, times = {}, set()
     for name, text in at.items():
         try:
-            times |= {_time(text)} if text else set()
+            times |= {_parse_time(text)} if text else set()
         except ValueError:
-            wrong[name] = shown(text, 20)
+            invalid[name] = shown(text, 20)
     for name, value, known in (
         ("schedule", schedule, tuple(Schedule)),
         ("timezone", timezone, zone_names()),
         ("language", language, TAGS),
     ):
         if value and value not in known:
-            wrong[name] = shown(value, 40)
-    fields = Fields(schedule, tuple(at.values()), timezone, language, wrong)
+            invalid[name] = shown(value, 40)
+    fields = Fields(schedule, tuple(at.values()), timezone, language, invalid)
     return fields, Preferences(schedule or None, tuple(sorted(times)) or None, timezone or None, language or None)
 
 
-def _time(text: str) -> time:
-    """An hour as `<input type="time">` sends it, or typed where that is a text field."""
+def _parse_time(text: str) -> time:
+    """Parse a time as `<input type="time">` sends it, or as typed into a text field. Raises ValueError."""
     hour, colon, minute = text.partition(":")
     if not colon or not (hour + minute).isascii() or not hour.isdigit() or not minute.isdigit() or len(minute) != 2:
         raise ValueError("not HH:MM")
     return time(int(hour), int(minute))
 
 
-def _words(zone: str) -> str:
+def _zone_label(zone: str) -> str:
     return zone.replace("_", " ")
 
 
 @cache
-def _offered(tag: str) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    """Time zones by area, with what is shown for each. What is left out are other names of the same."""
+def _zones_by_area(tag: str) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Return the time zones by area, each with its label. Names outside of the areas are aliases and left out."""
     by_area: dict[str, list[tuple[str, str]]] = {"UTC": [("UTC", "UTC")], **{area: [] for area in _AREAS}}
     for name in zone_names():
         area, _, place = name.partition("/")
@@ -279,7 +283,9 @@ def _offered(tag: str) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
 
 
 def _zones(chosen: str, tag: str) -> Iterable[tuple[str, tuple[tuple[str, str], ...]]]:
-    """The time zones to choose from; a chosen one that is not offered stays."""
-    offered = _offered(tag)
-    there = not chosen or chosen not in zone_names() or any(chosen == name for _, group in offered for name, _ in group)
-    return offered if there else ((chosen, ((chosen, _words(chosen)),)), *offered)
+    """Return the time zones to choose from. The chosen one is added if it is not among them."""
+    zones = _zones_by_area(tag)
+    is_offered = (
+        not chosen or chosen not in zone_names() or any(chosen == name for _, group in zones for name, _ in group)
+    )
+    return zones if is_offered else ((chosen, ((chosen, _zone_label(chosen)),)), *zones)

@@ -1,12 +1,12 @@
-"""The text of a held mail, for its page: read from hostile bytes by a process that may die.
+"""The text of a held message, for its page. A child process extracts it, since the message may be hostile.
 
-The standard library's parser meets its limits on hostile mail (RecursionError at 1,000 nested parts, minutes on long
-address lists under the newer policies), so a child of our own reads the mail: 2 s of CPU, 512 MB, 5 s in all. It
-begins with the old `compat32` policy, which leaves headers alone until asked, and has bounds of its own. When it
-fails the page shows the raw headers instead.
+The standard library's parser fails on some hostile messages (RecursionError at 1,000 nested parts, minutes on long
+address lists under the newer policies). The child process is therefore limited to 2 s of CPU, 512 MB and 5 s in all. It
+uses the old `compat32` policy, which parses a header only on access, and has limits of its own. If it fails, the page
+shows the raw headers instead.
 
-This file is both sides: imported, it offers `preview()`; run as a program, it is the child. The child uses the
-standard library alone, so that it starts in a few hundredths of a second.
+This file is both parent and child: the portal imports `preview()`, which runs the same file as a program. The child
+uses the standard library alone, so that it starts in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-INPUT_BYTES = 1 << 20  # more is not looked at
+INPUT_BYTES = 1 << 20  # the rest of the message is not read
 TEXT_CHARACTERS = 1 << 18
 _HEADER_BLOCK_BYTES = 1 << 18
 _HEADER_CHARACTERS = 1 << 14
@@ -38,12 +38,12 @@ _ATTACHMENTS = 50
 _CPU_SECONDS = 2
 _MEMORY_BYTES = 512 << 20
 _WALL_SECONDS = 5
-_SHOWN = ("Reply-To", "To", "Cc", "Date")  # sender and subject stand above, from the metadata
+_SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A part that is not shown, as it calls itself."""
+    """A part that is not shown. Name and type are the sender's claims."""
 
     name: str
     type: str
@@ -52,40 +52,40 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a mail says, cleaned; still to be escaped where it is shown."""
+    """The shown parts of a message, sanitized for display but not escaped for HTML."""
 
     headers: tuple[tuple[str, str], ...]
     text: str
     attachments: tuple[Attachment, ...]
-    cut: bool  # there is more than this
-    failed: bool  # the text could not be read; `text` holds the raw headers
+    cut: bool  # the message has more than is shown
+    failed: bool  # the message could not be parsed; `text` holds the raw headers
 
 
 def preview(chunks: Iterable[bytes]) -> Preview:
-    """Read the beginning of a mail. Raises what ``chunks`` raises; whatever the mail does, it answers within 5 s."""
-    data, whole = _beginning(chunks)
+    """Return the preview of a message, within 5 s for every message. Raises the errors of ``chunks``."""
+    data, complete = _beginning(chunks)
     try:
         child = subprocess.run(
             [_python(), "-I", "-S", __file__],
             input=data,
-            # Not this process's environment, which Nginx can change (UWSGI_SETENV): LD_PRELOAD would run code.
+            # Not the environment of this process: Nginx can change it (UWSGI_SETENV), and LD_PRELOAD would run code.
             env={},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_WALL_SECONDS,
             check=True,
         )
-        found: dict[str, Any] = json.loads(child.stdout)
+        parsed: dict[str, Any] = json.loads(child.stdout)
     except (subprocess.SubprocessError, OSError, ValueError, RecursionError):
-        # Death by limit is what the child is for; nothing was lost and the page says so.
+        # Expected for hostile messages: the child exceeded a limit. Nothing is lost, and the page shows what happened.
         return Preview((), _lines(_raw_headers(data)), (), cut=True, failed=True)
     from portal.model.text import shown
 
     return Preview(
-        headers=tuple((name, shown(value, 1000)) for name, value in found["headers"]),
-        text=_lines(found["text"]),
-        attachments=tuple(Attachment(shown(n, 120), shown(t, 80), s) for n, t, s in found["attachments"]),
-        cut=found["cut"] or not whole,
+        headers=tuple((name, shown(value, 1000)) for name, value in parsed["headers"]),
+        text=_lines(parsed["text"]),
+        attachments=tuple(Attachment(shown(n, 120), shown(t, 80), s) for n, t, s in parsed["attachments"]),
+        cut=parsed["cut"] or not complete,
         failed=False,
     )
 
@@ -100,7 +100,7 @@ def _beginning(chunks: Iterable[bytes]) -> tuple[bytes, bool]:
 
 
 def _python() -> str:
-    """The interpreter: under uWSGI `sys.executable` may be the server itself."""
+    """Return the path of the interpreter. Under uWSGI, `sys.executable` may be the server itself."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for folder in (sys.prefix, sys.base_prefix):
         path = Path(folder) / "bin" / name
@@ -118,7 +118,7 @@ def _header_end(data: bytes) -> int:
 
 
 def _lines(text: str) -> str:
-    """Text of several lines, each made harmless, without stretches of empty ones."""
+    """Return the text with each line sanitized and runs of empty lines reduced to one."""
     from portal.model.text import shown
 
     lines: list[str] = []
@@ -129,7 +129,7 @@ def _lines(text: str) -> str:
     return "\n".join(lines).strip("\n")
 
 
-# ---- the child
+# ---- the child process
 
 
 def _child() -> None:
@@ -156,7 +156,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 class _Reader:
-    """Walks the parts and keeps what can be shown."""
+    """Walks the parts of a message and collects texts and attachments."""
 
     def __init__(self) -> None:
         self._plain: list[str] = []
@@ -166,7 +166,7 @@ class _Reader:
         self._parts = 0
 
     def text(self) -> str:
-        """The plain text; the HTML's, reduced, when there is none worth showing."""
+        """Return the plain text or, if it is empty, the text of the HTML parts."""
         plain = "\n\n".join(self._plain)
         text = plain if plain.strip() else "\n\n".join(_html_text(html) for html in self._html)
         if len(text) > TEXT_CHARACTERS:
@@ -199,12 +199,12 @@ class _Reader:
 def _unicode(content: bytes, charset: str | None) -> str:
     try:
         return content.decode(charset or "utf-8", "replace")
-    except (LookupError, ValueError):  # no such charset, or not one for text
+    except (LookupError, ValueError):  # unknown charset, or a codec that is not for text
         return content.decode("latin-1")
 
 
 def _decoded(value: str) -> str:
-    """A header with its encoded words (RFC 2047) decoded; as it stands when they are broken."""
+    """Return a header with its encoded words (RFC 2047) decoded, or unchanged if they are malformed."""
     value = value[:_HEADER_CHARACTERS]
     try:
         pieces = decode_header(value)
@@ -227,7 +227,7 @@ _LINE_TAGS = frozenset({
 
 
 def _html_text(html: str) -> str:
-    """HTML reduced to its text."""
+    """Return the text of an HTML part."""
     reducer = _Reducer()
     reducer.feed(html)
     reducer.close()
@@ -235,12 +235,12 @@ def _html_text(html: str) -> str:
 
 
 class _Reducer(HTMLParser):
-    """Keeps the text, and the host of each link behind it: a forger's link shows one and leads to another."""
+    """Collects the text. Adds the host after each link: a forged link shows one host and leads to another."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self._host = ""  # of the link that is open
+        self._host = ""  # of the current link
         self._hidden = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -251,8 +251,8 @@ class _Reducer(HTMLParser):
         elif tag in ("td", "th"):
             self.pieces.append(" ")
         elif tag == "a":
-            self._end_link()  # a link within a link ends the outer one
-            # Of two attributes of one name browsers take the first.
+            self._end_link()  # a nested link ends the outer one
+            # Browsers use the first of several attributes with the same name.
             self._host = _host(next((value for name, value in attrs if name == "href"), "") or "")
 
     def handle_endtag(self, tag: str) -> None:
@@ -265,11 +265,11 @@ class _Reducer(HTMLParser):
 
     def close(self) -> None:
         super().close()
-        self._end_link()  # one that is never closed leads there all the same
+        self._end_link()  # a link without an end tag works in browsers as well
 
     def handle_data(self, data: str) -> None:
         if not self._hidden:
-            # Line ends of the source mean nothing in HTML.
+            # Line breaks in the source are white space in HTML.
             self.pieces.append(data.replace("\r", " ").replace("\n", " "))
 
     def _end_link(self) -> None:
@@ -277,16 +277,16 @@ class _Reducer(HTMLParser):
         self._host = ""
 
 
-# As browsers read it (WHATWG URL, 4.4), not RFC 3986: behind these schemes any number of slashes will do, of either
-# kind, or none.
+# As in browsers (WHATWG URL, 4.4), not RFC 3986: these schemes may be followed by any number of slashes or
+# backslashes, or none.
 _AUTHORITY = re.compile(r"(?:(?:https?|ftp|wss?):[/\\]*|(?:[a-z][a-z0-9+.-]*:)?[/\\]{2,})([^/\\?#]*)", re.I | re.A)
 _AROUND_A_URL = "".join(map(chr, range(0x21)))
 
 
 def _host(href: str) -> str:
-    """Where a link leads, "" when to no host: what stands before an @ is a name for logging in, not a host."""
-    found = _AUTHORITY.match(re.sub(r"[\t\r\n]", "", href.strip(_AROUND_A_URL)))
-    return found[1].rpartition("@")[2] if found else ""
+    """Return the host of a link, "" if it has none. The part before an @ is a user name, not a host."""
+    match = _AUTHORITY.match(re.sub(r"[\t\r\n]", "", href.strip(_AROUND_A_URL)))
+    return match[1].rpartition("@")[2] if match else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One HTTP request, as the dispatcher hands it to the handlers of pages."""
+"""The HTTP request that the dispatcher passes to the handlers of pages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Environ = dict[str, Any]
 
 
 class Request:
-    """What a handler may know of a request.
+    """The request data that handlers may use.
 
-    ``language`` is that of the pages that answer it: first what the browser asks for, and the recipient's own from the
-    moment they are known (`Pages.use_language_of`), so that pages about errors are in their language as well.
+    ``language`` is the language of the response: at first the one that the browser asks for, then the recipient's own
+    as soon as the recipient is known (`Pages.use_language_of`), so that error pages are in that language as well.
     """
 
     def __init__(self, environ: Environ, site: Site, language: Language) -> None:
@@ -26,18 +26,18 @@ class Request:
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown
         self._environ = environ
         self._site = site
-        bottles = environ.get("bottle.request")
+        bottle_request = environ.get("bottle.request")
         self._parsed = BaseRequest(environ)
-        # It puts itself there: a cycle, so that each request would stay in memory until the collector comes.
-        environ["bottle.request"] = bottles
+        # BaseRequest stores itself in environ. That cycle would keep each request in memory until garbage collection.
+        environ["bottle.request"] = bottle_request
 
     def query(self, name: str) -> str:
-        """Return a parameter of the address, ``""`` when it is missing."""
+        """Return a query parameter, ``""`` if it is missing."""
         value: str = self._parsed.query.getunicode(name) or ""
         return value
 
     def form(self, name: str) -> str:
-        """Return a field of the posted form, ``""`` when it is missing. Raises HTTPError 400 for a malformed form."""
+        """Return a field of the posted form, ``""`` if it is missing. Raises HTTPError 400 for a malformed form."""
         value: str = self._forms().getunicode(name) or ""
         return value
 
@@ -50,29 +50,29 @@ class Request:
         try:
             return self._parsed.forms
         except (ValueError, LookupError) as error:
-            # Bottle fails on a malformed Content-Type and on an unknown charset: the client's fault.
+            # Bottle raises on a malformed Content-Type and on an unknown charset: errors of the client.
             raise HTTPError(400) from error
 
     def cookie(self, name: str) -> str | None:
-        """Return a cookie of ours, unverified.
+        """Return the value of one of the portal's cookies, unverified.
 
-        Read by hand: the standard library stops at the first cookie it rejects, and a webmail on the same host may
-        have set one.
+        http.cookies is not used: it stops at the first cookie that it rejects, and a webmail on the same host may have
+        set one.
         """
-        wanted = self._site.cookie_name(name)
+        cookie_name = self._site.cookie_name(name)
         for pair in self._environ.get("HTTP_COOKIE", "").split(";"):
             key, _, value = pair.strip().partition("=")
-            if key == wanted:
+            if key == cookie_name:
                 text: str = value
                 return text
         return None
 
     @property
-    def is_foreign(self) -> bool:
-        """Whether a page of another site made the browser send this.
+    def is_cross_site(self) -> bool:
+        """True if a page of another site made the browser send this request.
 
-        Origin decides (Fetch standard, "origin header"). Old browsers that do not send it are judged by
-        Sec-Fetch-Site. A client that sends neither is left to the token or cookie that it presents.
+        Origin decides (Fetch standard, "origin header"). If an old browser does not send it, Sec-Fetch-Site decides.
+        A client that sends neither passes this check and needs a valid token or cookie.
         """
         origin = self._environ.get("HTTP_ORIGIN")
         site = self._environ.get("HTTP_SEC_FETCH_SITE")
@@ -80,19 +80,19 @@ class Request:
 
     @property
     def is_prefetch(self) -> bool:
-        """Whether the browser fetches the page in advance, before anybody opens it."""
+        """True if the browser prefetches the page, before anybody opens it."""
         return "prefetch" in self._environ.get("HTTP_SEC_PURPOSE", "")
 
     @property
-    def is_by_a_person(self) -> bool:
-        """Whether the browser vouches that a person pressed a button.
+    def has_user_gesture(self) -> bool:
+        """True if the browser states that a person pressed a button.
 
-        Chromium and Firefox send Sec-Fetch-User only for what a user gesture started (Fetch Metadata, 2.4). Safari may
-        leave it out, so for other browsers Sec-Fetch-Site is enough; programs that are not browsers do not send it.
-        Over plain http beyond loopback browsers send neither, and everybody counts as a person.
+        Chromium and Firefox send Sec-Fetch-User only for requests started by a user gesture (Fetch Metadata, 2.4).
+        Safari may omit it, so Sec-Fetch-Site is enough for other browsers; programs that are not browsers do not send
+        it. Over plain http beyond loopback, browsers send neither header and every client counts as a person.
         """
-        sent = self._environ
-        if not self._site.secure_cookies or sent.get("HTTP_SEC_FETCH_USER") == "?1":
+        environ = self._environ
+        if not self._site.secure_cookies or environ.get("HTTP_SEC_FETCH_USER") == "?1":
             return True
-        marks = "HTTP_SEC_CH_UA" in sent or "Firefox/" in sent.get("HTTP_USER_AGENT", "")
-        return "HTTP_SEC_FETCH_SITE" in sent and not marks
+        sends_user_gesture = "HTTP_SEC_CH_UA" in environ or "Firefox/" in environ.get("HTTP_USER_AGENT", "")
+        return "HTTP_SEC_FETCH_SITE" in environ and not sends_user_gesture

@@ -1,6 +1,6 @@
-"""View models: deliveries, findings and histories as templates show them, cleaned and in words.
+"""View models: deliveries, findings and histories for templates, sanitized and in words.
 
-Pure functions: whatever they need from the store was read before.
+All functions are pure. The caller reads the required data from the store.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, M
 from portal.model.reasons import Sender, explain, sender_shown, why
 from portal.model.text import N_, shown
 
-_SYMBOLS = 60  # shown of one mail
-_EVENTS = 50  # shown of one history
+_SYMBOLS = 60  # shown for one message
+_EVENTS = 50  # shown for one delivery
 
 EVENTS_IN_WORDS = {
     EventKind.HELD: N_("held"),
@@ -34,20 +34,28 @@ EVENTS_IN_WORDS = {
     EventKind.RAISED: N_("found more dangerous by a later check"),
     EventKind.STOPPED: N_("release stopped"),
 }
-# The event that brings a delivery into a state.
-_INTO = {
+# The kind of event that changes a delivery to a state.
+_KIND_OF_STATE = {
     State.REQUESTED: EventKind.REQUESTED,
     State.RELEASING: EventKind.RELEASING,
     State.RELEASED: EventKind.RELEASING,
     State.DELETED: EventKind.DELETED,
 }
-_ANSWERS = (EventKind.RELEASED, EventKind.DEFERRED, EventKind.FAILED)  # of the mail server
-_REASONS = (EventKind.REFUSED, EventKind.FAILED, EventKind.STOPPED)  # events that leave a reason in a held delivery
+_SERVER_REPLIES = (
+    EventKind.RELEASED,
+    EventKind.DEFERRED,
+    EventKind.FAILED,
+)  # events that record a reply of the mail server
+_REASON_KINDS = (
+    EventKind.REFUSED,
+    EventKind.FAILED,
+    EventKind.STOPPED,
+)  # events that set the reason of a held delivery
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """The reader who looks at a page, and how they are shown times and numbers."""
+    """The reader for whom a page is rendered, with the language and time zone of times and numbers."""
 
     reader: str  # identity
     language: Language
@@ -56,10 +64,10 @@ class Viewer:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A delivery as its reader sees it, without anyone else's data."""
+    """A delivery as its reader may see it, without data of other recipients."""
 
     id: UUID
-    name: str  # in addresses of pages
+    name: str  # in URLs of pages
     sender: Sender
     subject: str
     held: str
@@ -67,22 +75,22 @@ class Row:
     dangerous: bool
     state: State
     state_at: str
-    reason: str  # why it is held again
-    declined: bool  # whether that reason is an administrator's answer to a request
+    reason: str  # why it is held again, "" if it is not
+    declined: bool  # an administrator denied the release request and gave this reason
     size: str
-    mailbox: str = ""  # the alias or role mailbox it is for; "" when it is for the reader's own address
-    by: str = ""  # the reader of a role mailbox who brought it into this state
+    mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
+    by: str = ""  # the reader of a role mailbox who changed it to this state
 
 
 def needs_events(delivery: Delivery, *, role: bool) -> bool:
-    """Return whether `row` needs the events of this delivery. ``role``: it is for a role mailbox."""
+    """Return True if `row` needs the events of this delivery. ``role``: it is for a role mailbox."""
     return role or (delivery.state is State.HELD and delivery.reason != "")
 
 
 def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Event]) -> Row:
-    """Return a delivery as this viewer sees it.
+    """Return the view model of a delivery for this viewer.
 
-    ``role``: it is for a role mailbox. ``events``: the latest of each kind, oldest first, if `needs_events`.
+    ``role``: it is for a role mailbox. ``events``: the latest event of each kind, oldest first, if `needs_events`.
     """
     message, language = delivery.message, viewer.language
     other = role or viewer.reader != delivery.recipient
@@ -105,23 +113,23 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
 
 
 def _by(delivery: Delivery, events: Sequence[Event]) -> str:
-    """Return the reader who brought a role mailbox's delivery into its state, "" if no reader did."""
-    kind = _INTO.get(delivery.state)
-    return next((by_name(event.actor) for event in reversed(events) if event.kind is kind), "")
+    """Return the reader who changed a role mailbox's delivery to its state, "" if no reader did."""
+    kind = _KIND_OF_STATE.get(delivery.state)
+    return next((actor_name(event.actor) for event in reversed(events) if event.kind is kind), "")
 
 
 def _declined(events: Sequence[Event]) -> bool:
-    """Return whether the reason is an administrator's: after a request, an operator's release may have failed."""
-    return next((e.kind for e in reversed(events) if e.kind in _REASONS), None) is EventKind.REFUSED
+    """Return True if the reason is from a denied request, not from an operator's release that failed later."""
+    return next((e.kind for e in reversed(events) if e.kind in _REASON_KINDS), None) is EventKind.REFUSED
 
 
-def by_name(actor: Actor) -> str:
-    """Return the reader who acted if they are known by name, else ""."""
+def actor_name(actor: Actor) -> str:
+    """Return the name of the reader who acted, "" if it was not recorded or the actor is not a reader."""
     return shown_address(actor.name) if actor.kind is ActorKind.RECIPIENT else ""
 
 
 def findings(message: Message, language: Language) -> dict[str, Any]:
-    """Return what Rspamd found for the template's ``findings``: the score, and symbols in words, weightiest first."""
+    """Return Rspamd's findings as template values: score, and explained symbols, largest absolute score first."""
     symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
     return {
         "score": "" if message.score is None else language.score(message.score),
@@ -130,27 +138,27 @@ def findings(message: Message, language: Language) -> dict[str, Any]:
 
 
 def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[tuple[str, str, str, str]]:
-    """Return the last events of a delivery, oldest first: when, what, who in words, and who by name."""
+    """Return the last events of a delivery, oldest first: (time, event, actor in words, actor's name)."""
     return [
         (
             viewer.language.moment(event.at, viewer.zone),
             EVENTS_IN_WORDS[event.kind],
-            *_who(event, row),
+            *_actor_texts(event, row),
         )
         for event in events[-_EVENTS:]
     ]
 
 
-def _who(event: Event, row: Row) -> tuple[str, str]:
-    """Return who did something: in words, or by name where it is another reader of the same mailbox.
+def _actor_texts(event: Event, row: Row) -> tuple[str, str]:
+    """Return the actor in words, or the name if the actor is another reader of the same mailbox: one of both is "".
 
-    Operators' names and clients' addresses are shown to operators only. The mail server's answers have no actor.
+    Operators' names and clients' addresses are shown to operators only. The mail server's replies have no actor.
     """
-    if event.kind in _ANSWERS:
+    if event.kind in _SERVER_REPLIES:
         return "", ""
     is_own = event.actor.kind is ActorKind.RECIPIENT and not event.actor.name
     if is_own and row.mailbox:
-        return "", row.mailbox  # who that was before others read it, or nobody else did
+        return "", row.mailbox  # recorded when the mailbox had a single reader
     if is_own:
         return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
-    return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", by_name(event.actor)
+    return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", actor_name(event.actor)

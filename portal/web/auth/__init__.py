@@ -1,1 +1,1 @@
-"""Ways to sign in, one module each, and the session that they begin."""
+"""Sign-in methods, one module each, and the session that they start."""

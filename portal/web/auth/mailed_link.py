@@ -1,10 +1,11 @@
-"""Sign in with a mailed link or code. There are no passwords, so none can be stolen here.
+"""Sign in with a mailed link or code. The portal has no passwords, so none can be stolen from it.
 
-Whoever asks gets the same answer in the same time, whatever the address: a mail for an address that is not ours is
-composed, queued and dropped. The mail carries a link and, for mailboxes whose links scanners open, a code. The
-secrets are kept as SHA-256 alone; a pre-session cookie binds both to the browser that asked. The link works in
-another browser as well, after a press on a button that names the address: so nobody is signed in to a stranger's
-quarantine by following a link (login CSRF).
+The response and its time are the same for every address, so that they do not disclose which recipients exist: a sign-in
+mail for an address that may not sign in is composed, queued and dropped. The mail contains a link and, for mailboxes
+whose links are opened by scanners, a code. The store keeps only the SHA-256 of these secrets. A pre-session cookie
+binds both to the browser that requested them. The link also works in another browser, but only after a button that
+shows the address was pressed, so that following a link cannot sign somebody in to another recipient's quarantine
+(login CSRF).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
-_LIFETIME = timedelta(minutes=15)  # the texts have the plural form of 15 minutes, and sign-in-code.html has the number
+_LIFETIME = timedelta(minutes=15)  # templates: the plural form of 15 in texts, the number itself in sign-in-code.html
 _SECRET_OCTETS = 24
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _ADDRESS_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
-_NOBODY = "nobody@invalid"  # the From of mails that are dropped on sites that have none
+_PLACEHOLDER = "nobody@invalid"  # To of sign-in mails that are dropped, and their From without mail.from_address
 
 
 class MailedLinks:
@@ -45,86 +46,86 @@ class MailedLinks:
         self._store = pages.parts.store
 
     def form(self, request: Request) -> HTTPResponse:
-        """GET /sign-in. A digest's "open my quarantine" brings the address along."""
+        """GET /sign-in. The digest's link to the quarantine has the address as a query parameter."""
         return self._pages.page(request, "sign-in", address=shown(request.query("address"), _ADDRESS_LENGTH))
 
     def start(self, request: Request) -> HTTPResponse:
-        """POST /sign-in: send link and code to the address if it is ours; the answer never tells."""
-        self._pages.refuse_foreign(request)
+        """POST /sign-in: send a link and a code if the address may sign in. The response is always the same."""
+        self._pages.check_same_origin(request)
         address = request.form("address").strip()[:_ADDRESS_LENGTH]
-        browser, token = _browser(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
+        browser, token = _browser_secret(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**6):06d}"
-        asked, now = address if is_address(address) else _NOBODY, self._pages.now()
-        # An alias signs its person in; the mail goes to that person's own address.
-        recipient = self._pages.parts.people.person(asked) or identity(asked)
+        requested_address, now = address if is_address(address) else _PLACEHOLDER, self._pages.now()
+        # The address of an alias signs in its person. The mail is sent to that person's own address.
+        recipient = self._pages.parts.people.person(requested_address) or identity(requested_address)
         person = self._store.recipients.get(recipient)
         language = plan_for(self._pages.parts.settings.digest, recipient, person.preferences).language
         to = (person.address or address) if self._sessions.may_sign_in(recipient) else ""
         sign_in = SignIn(
             token_sha256=sha256(token),
-            # A code alone is soon guessed from its hash; together with the browser's secret it is not.
+            # Hashed with the browser's secret: the hash of a code alone could be reversed by trying all codes.
             code_sha256=sha256(browser, code),
             browser_sha256=sha256(browser),
             recipient=recipient,
-            client_ip=_client(request.peer),
+            client_ip=_client_key(request.peer),
             created_at=now,
             expires_at=now + _LIFETIME,
         )
         sent = self._store.sign_ins.start(
             sign_in, SignInLimits(), QueuedMail(to, self._mail(to, token, code, language))
         )
-        log.info("sign-in asked peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
-        answer = self._pages.see_other("/sign-in/code")
-        self._pages.set_cookie(answer, "browser", browser, int(_LIFETIME.total_seconds()))
-        return answer
+        log.info("sign-in requested peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
+        response = self._pages.see_other("/sign-in/code")
+        self._pages.set_cookie(response, "browser", browser, int(_LIFETIME.total_seconds()))
+        return response
 
     def code_form(self, request: Request) -> HTTPResponse:
         """GET /sign-in/code."""
         return self._pages.page(request, "sign-in-code", wrong=False)
 
     def use_code(self, request: Request) -> HTTPResponse:
-        """POST /sign-in/code: the code works only in the browser that asked for it."""
-        self._pages.refuse_foreign(request)
-        browser, code = _browser(request), re.sub(r"\s", "", request.form("code"))
+        """POST /sign-in/code: the code works only in the browser that requested it."""
+        self._pages.check_same_origin(request)
+        browser, code = _browser_secret(request), re.sub(r"\s", "", request.form("code"))
         try:
             if browser is None:
-                raise LinkInvalid("no sign-in was begun in this browser")
+                raise LinkInvalid("no sign-in was started in this browser")
             sign_in = self._store.sign_ins.use_code(sha256(browser), sha256(browser, code), self._pages.now())
         except LinkInvalid:
             log.warning("sign-in code refused peer=%s", request.peer)
             return self._pages.page(request, "sign-in-code", 403, wrong=True)
-        return self._begin(request, sign_in)
+        return self._start_session(request, sign_in)
 
     def show(self, request: Request, token: str) -> HTTPResponse:
-        """GET /sign-in/TOKEN/: changes nothing. Goes on by itself in the browser that asked."""
-        sign_in = self._store.sign_ins.get(sha256(_shaped(token)), self._pages.now())
-        alone = _is_browser_of(request, sign_in) and not request.query("done")
+        """GET /sign-in/TOKEN/: change nothing. The form submits itself in the browser that requested the link."""
+        sign_in = self._store.sign_ins.get(sha256(_checked_token(token)), self._pages.now())
+        autosubmit = _is_same_browser(request, sign_in) and not request.query("done")
         return self._pages.page(
-            request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=alone, script=alone
+            request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=autosubmit, script=autosubmit
         )
 
     def use(self, request: Request, token: str) -> HTTPResponse:
-        """POST /sign-in/TOKEN/: pressed by a person, or from the browser that asked."""
-        self._pages.refuse_foreign(request)
-        hashed, now = sha256(_shaped(token)), self._pages.now()
-        if not _is_browser_of(request, self._store.sign_ins.get(hashed, now)):
+        """POST /sign-in/TOKEN/: accept the form from the same browser, or a button pressed by a person."""
+        self._pages.check_same_origin(request)
+        token_sha256, now = sha256(_checked_token(token)), self._pages.now()
+        if not _is_same_browser(request, self._store.sign_ins.get(token_sha256, now)):
             if request.form("pressed") != "1":
                 return self._pages.see_other("./?done=1")
-            # A scanner that presses buttons would be signed in, and use up the code with the link.
-            self._pages.refuse_robots(request)
-        return self._begin(request, self._store.sign_ins.use(hashed, now))
+            # Otherwise a scanner that presses buttons would be signed in, and the link and its code would be used up.
+            self._pages.check_user_gesture(request)
+        return self._start_session(request, self._store.sign_ins.use(token_sha256, now))
 
-    def _begin(self, request: Request, sign_in: SignIn) -> HTTPResponse:
-        answer = self._sessions.begin(request, sign_in.recipient)
-        self._pages.set_cookie(answer, "browser", "", 0)
-        return answer
+    def _start_session(self, request: Request, sign_in: SignIn) -> HTTPResponse:
+        response = self._sessions.begin(request, sign_in.recipient)
+        self._pages.set_cookie(response, "browser", "", 0)
+        return response
 
     def _mail(self, to: str, token: str, code: str, language: str) -> bytes:
         parts, id, now = self._pages.parts, new_id(), self._pages.now()
         mail = parts.render.mail(
             "signin",
-            sender=parts.settings.mail.from_address or _NOBODY,
-            to=to or _NOBODY,
+            sender=parts.settings.mail.from_address or _PLACEHOLDER,
+            to=to or _PLACEHOLDER,
             id=id,
             mark=parts.links.mark("mail", id),
             now=now,
@@ -138,9 +139,11 @@ class MailedLinks:
         return data
 
 
-def _client(peer: str) -> str:
-    """Whom the limits take for one client. Of IPv6 the first 64 bits: a host makes up the others as it likes
-    (RFC 4862), so that a limit for each address would be none."""
+def _client_key(peer: str) -> str:
+    """Return the key by which rate limits identify a client: the IPv4 address, or the /64 network of an IPv6 address.
+
+    A host chooses the lower 64 bits of its IPv6 addresses itself (RFC 4862), so a limit per address would be useless.
+    """
     try:
         address = ip_address(peer)
     except ValueError:
@@ -152,18 +155,18 @@ def _client(peer: str) -> str:
     return str(IPv6Network((int(address), 64), strict=False))
 
 
-def _browser(request: Request) -> str | None:
-    """Return the secret of the browser that asked for a sign-in mail."""
+def _browser_secret(request: Request) -> str | None:
+    """Return the secret in the browser's pre-session cookie, None without a valid one."""
     cookie = request.cookie("browser")
     return cookie if cookie and _SECRET.fullmatch(cookie) else None
 
 
-def _is_browser_of(request: Request, sign_in: SignIn) -> bool:
-    browser = _browser(request)
+def _is_same_browser(request: Request, sign_in: SignIn) -> bool:
+    browser = _browser_secret(request)
     return browser is not None and secrets.compare_digest(sha256(browser), sign_in.browser_sha256)
 
 
-def _shaped(token: str) -> str:
+def _checked_token(token: str) -> str:
     if not _SECRET.fullmatch(token):
-        raise LinkInvalid("this is not a sign-in link of ours")
+        raise LinkInvalid("malformed sign-in token")
     return token
