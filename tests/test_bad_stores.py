@@ -229,7 +229,7 @@ def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, 
     url = f"files://{folder}"
     assert id in said(url, "print", id)
     assert "NOT COPIED" in said(url, "copy", url, f"files://{tmp_path}/new")
-    assert "CANNOT BE READ, left as they are" in said(url, "reindex")
+    assert "UNREADABLE (kept on disk, no longer in the quarantine)" in said(url, "reindex")
     assert os.path.lexists(path)
 
 

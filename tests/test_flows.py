@@ -127,8 +127,8 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     for path, page in shown.items():
         assert "rejected" not in page and "denied" not in page and "554" not in page, path
     assert "Client host rejected" in caplog.text
-    found = [finding.said for finding in checks.storage(site.parts.settings, site.store) if finding.what == "releases"]
-    assert found == [f"1 wait for the mail server; one of them failed last with: RCPT TO: {REJECTED}"]
+    found = [finding.text for finding in checks.storage(site.parts.settings, site.store) if finding.topic == "releases"]
+    assert found == [f"1 wait for the mail server; last error of one of them: RCPT TO: {REJECTED}"]
 
     smtp.mails.clear()
     del smtp.script["RCPT"]

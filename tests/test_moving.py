@@ -146,7 +146,7 @@ def test_everything_arrives_and_nothing_twice(urls: tuple[str, str], stores: tup
     assert "sessions" in first.output
     assert everything(target) == everything(source)
     again = run_copy(*urls)
-    assert f"copied 0 messages (0.0 MB), brought 0 up to date, {len(held)} were the same" in again.output
+    assert f"copied 0 messages (0.0 MB), updated 0, {len(held)} unchanged" in again.output
     assert everything(target) == everything(source)
 
 
@@ -446,8 +446,8 @@ def test_damaged_and_missing_mail_is_listed_and_the_rest_copied(
     for _ in range(2):
         result = run_copy(*urls)
         assert result.exit_code == 1
-        assert f"their mail is missing from FROM: 1\n  {missing.id}" in result.output
-        assert f"their mail is damaged: 1\n  {damaged.id}" in result.output
+        assert f"their body is missing in FROM: 1\n  {missing.id}" in result.output
+        assert f"their body is damaged in FROM: 1\n  {damaged.id}" in result.output
         assert set(target.messages.ids(None, 10)) == {good.id, last.id}
 
 

@@ -147,7 +147,7 @@ def test_output_that_finds_no_room_is_a_sentence(run: Run, store: Store, words: 
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode
-    assert done.stderr == b"it could not be written: No space left on device\n"
+    assert done.stderr == b"the output could not be written: No space left on device\n"
 
 
 def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_what_a_command_offers_for_several_recipients_it_takes(run: Run, store: 
     assert "--recipient ADDRESS or --all" in run("release", str(held.id)).output
     result = run("refuse", str(held.id), "--reason", "no")
     assert result.exit_code == 1
-    assert "say --recipient ADDRESS:" in result.output and ALICE in result.output
+    assert "use --recipient ADDRESS:" in result.output and ALICE in result.output
     assert "--all" not in result.output
 
 
@@ -401,7 +401,7 @@ def test_check_names_a_key_file_that_depends_on_the_current_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", "my.keys")
     run("init")
-    assert "set links.keys_file to a whole path" in run("check").output
+    assert "set links.keys_file to an absolute path" in run("check").output
 
 
 def test_a_store_that_cannot_be_reached_is_a_sentence_without_its_password(
@@ -459,7 +459,7 @@ def test_check_goes_on_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr("portal.cli.checks._RSPAMADM_SECONDS", 0.5)
     findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
-    assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so its rule is not tried"
+    assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so Rspamd's rule was not tested"
 
 
 def test_check_tells_that_the_merge_of_recipients_was_interrupted(run: Run, store_url: str) -> None:

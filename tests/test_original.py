@@ -83,7 +83,7 @@ def test_mail_from_files_is_held_as_it_came(run: Run, store: Store, folder: Path
     keep(folder, "4Abc1", data, RCPT=json.dumps([ALICE, "Bob@example.org"]), SUBJECT="Größe".encode().decode("latin-1"))
     result = run("import-original", "--dir", str(folder))
     assert result.exit_code == 0, result.output
-    assert "held 1 mails" in result.output
+    assert "imported 1 messages" in result.output
     message = one(store, "4Abc1")
     assert b"".join(store.messages.body(message.id)) == data
     assert message.held_at == YESTERDAY
@@ -133,7 +133,7 @@ def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: St
     keep(folder, "4Abc2", mail(), RCPT=json.dumps([ALICE]))
     result = run("import-original", "--dir", str(folder))
     assert result.exit_code == 0
-    assert "left alone: 1 digests and sign-in mails of this portal" in result.output
+    assert "skipped: 1 digests and sign-in mails of this portal" in result.output
     with store.outbox.sending(datetime.now(UTC)) as mail_queued:
         assert mail_queued is None, "an old file is no reason for an alarm"
     assert not store.messages.find("4Abc1")
@@ -145,7 +145,7 @@ def test_run_again_it_holds_nothing_twice(run: Run, store: Store, folder: Path) 
         keep(folder, f"4Again{n}", mail(), RCPT=json.dumps([ALICE]) if n else "")
     run("import-original", "--dir", str(folder))
     keep(folder, "4New", mail())
-    assert "held 1 mails, 3 were held before" in run("import-original", "--dir", str(folder)).output
+    assert "imported 1 messages, 3 were already held" in run("import-original", "--dir", str(folder)).output
     assert len(store.messages.ids(None, 100)) == 4
 
 
@@ -153,7 +153,7 @@ def test_what_the_next_purge_would_remove_is_left_alone(run: Run, store: Store, 
     keep(folder, "4Old", mail(), at=YESTERDAY - timedelta(days=40))
     keep(folder, "4Future", mail(), at=YESTERDAY + timedelta(days=40))
     result = run("import-original", "--dir", str(folder))
-    assert "left alone: 1 older than store.retention_days (30)" in result.output
+    assert "skipped: 1 older than store.retention_days (30)" in result.output
     assert len(store.messages.find("4Future")) == 1
     assert not store.messages.find("4Old")
 
@@ -173,8 +173,8 @@ def test_damaged_missing_and_foreign_files_are_listed_and_the_rest_is_held(
     before = sorted(path.name for path in folder.iterdir())
     result = run("import-original", "--dir", str(folder))
     assert result.exit_code == 1
-    assert "held 2 mails" in result.output
-    assert "NOT TAKEN OVER: 4" in result.output
+    assert "imported 2 messages" in result.output
+    assert "NOT IMPORTED: 4" in result.output
     assert "4File2: metadata without a message" in result.output
     assert "4Empty: the message has 0 bytes" in result.output
     assert one(store, "4File3").flags >= {Flag.RECIPIENTS, Flag.SYMBOLS, Flag.SENDER}
@@ -201,7 +201,7 @@ def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str)
         connection.execute("insert into msg values ('4Sql0', %s), ('4Sql1', %s)", [text, mail().decode()])
     result = run("import-original", "--dsn", postgres_dsn)
     assert result.exit_code == 1
-    assert "held 2 mails" in result.output
+    assert "imported 2 messages" in result.output
     assert "2 have no recipients" in result.output
     assert "DKIM" in result.output
     assert "4Sql2: metadata without a message" in result.output
@@ -212,7 +212,7 @@ def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str)
     assert message.held_at == YESTERDAY
     assert [s.name for s in message.symbols] == ["BAYES_SPAM", "R_SPF_FAIL"]
     assert Flag.SYMBOLS not in message.flags
-    assert "held 0 mails, 2 were held before" in run("import-original", "--dsn", postgres_dsn).output
+    assert "imported 0 messages, 2 were already held" in run("import-original", "--dsn", postgres_dsn).output
     assert len(store.deliveries.search(Filter(recipient=""), 10).deliveries) == 2
 
 

@@ -190,21 +190,21 @@ def test_web_workers_tell_when_there_is_no_digest_process(parts: Parts, server: 
 
 
 def test_check_tells_of_overdue_digests_and_of_what_the_mail_server_said(parts: Parts, server: SmtpServer) -> None:
-    people = [f"p{n:02}@example.org" for n in range(checks._NAMED + 2)]
+    people = [f"p{n:02}@example.org" for n in range(checks._MAX_LISTED + 2)]
     hold(parts.store, recipients=people)
     failing(server, "RCPT", "550 5.1.1 nobody here")
     yesterday = now() - 30 * HOUR
     run.send_all(parts, yesterday)
     hold(parts.store, recipients=[ALICE])
     parts.store.recipients.schedule(ALICE, yesterday)
-    found = [finding for finding in checks.storage(parts.settings, parts.store) if finding.what == "digests"]
+    found = [finding for finding in checks.storage(parts.settings, parts.store) if finding.topic == "digests"]
     overdue, *said, more = found
     assert overdue.ok is False
-    assert re.match(r"overdue: \d+ due, the oldest since .* UTC; last sent never", overdue.said)
-    assert len(said) == checks._NAMED
-    assert "@example.org: not taken at " in said[0].said
-    assert said[0].said.endswith("RCPT TO: 550 5.1.1 nobody here")
-    assert more.said == "and 2 more recipients like these"
+    assert re.match(r"overdue: \d+ due, the oldest since .* UTC; last sent never", overdue.text)
+    assert len(said) == checks._MAX_LISTED
+    assert "@example.org: not accepted at " in said[0].text
+    assert said[0].text.endswith("RCPT TO: 550 5.1.1 nobody here")
+    assert more.text == "and 2 more recipients"
 
 
 def test_a_run_that_cannot_be_counted_is_a_run(
@@ -224,6 +224,6 @@ def test_check_names_a_hostile_address_without_what_a_terminal_obeys(parts: Part
     hold(parts.store, recipients=["al\u202eice@example.org"])
     failing(server, "RCPT", "550 5.1.1 nobody here")
     run.send_all(parts, now())
-    [said] = [found.said for found in checks.storage(parts.settings, parts.store) if "not taken" in found.said]
-    assert said.startswith("alice@example.org: not taken at ")
+    [said] = [found.text for found in checks.storage(parts.settings, parts.store) if "not accepted" in found.text]
+    assert said.startswith("alice@example.org: not accepted at ")
     assert said.isprintable()

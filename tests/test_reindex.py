@@ -168,7 +168,7 @@ def test_cut_and_strange_lines_cost_only_themselves(
     release(store, two, 1)  # goes on after the cut line
     store.close()
     result = run()
-    assert "cannot be read: 6" in result.output
+    assert "unreadable lines in the journal: 6" in result.output
     store = open_store()
     assert store.deliveries.get(DeliveryId(one.id, 0)).state is State.RELEASED
     assert store.deliveries.get(DeliveryId(two.id, 1)).state is State.RELEASED
@@ -330,10 +330,10 @@ def test_damaged_and_foreign_files_are_listed_and_left(
     wrong.write_bytes(b"x")
     result = run()
     assert result.exit_code == 1
-    assert "CANNOT BE READ, left as they are, not held any more: 2" in result.output
+    assert "UNREADABLE (kept on disk, no longer in the quarantine): 2" in result.output
     assert str(damaged.id) in result.output
     assert str(cut.id) in result.output
-    assert "none of ours, left alone: 2" in result.output
+    assert "not mail files of the portal (left in place): 2" in result.output
     assert "\x1b" not in result.output
     assert all(path.exists() for path in (*path_of.values(), wrong))
     assert open_store().messages.ids(None, 10) == [good.id]

@@ -564,4 +564,4 @@ def test_a_date_that_is_none_is_named(store_url: str, tmp_path: Any, monkeypatch
     monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
     result = CliRunner().invoke(main, ["list", "--until", "tomorrow"])
     assert result.exit_code == 1
-    assert "--until: 'tomorrow' is no date" in result.output
+    assert "--until: 'tomorrow' is not a date" in result.output

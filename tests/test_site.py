@@ -180,7 +180,7 @@ def test_a_template_larger_than_a_digest_may_be_still_lists_the_mails(
 
 
 def said(settings: Settings) -> str:
-    return "\n".join(f"{finding.ok} {finding.said}" for finding in checks.site_files(settings))
+    return "\n".join(f"{finding.ok} {finding.text}" for finding in checks.site_files(settings))
 
 
 def test_check_names_what_is_wrong_before_it_is_used(
@@ -214,7 +214,7 @@ def test_check_tells_what_failed_in_another_process_until_it_is_mended(
     parts = make_parts(site__folder=folder)
     found = list(checks.site_failures(parts.settings, parts.store))
     assert [finding.ok for finding in found] == [False]
-    assert found[0].said.startswith("mail/digest/body.html: mail/digest/body.html line 2: ")
+    assert found[0].text.startswith("mail/digest/body.html: mail/digest/body.html line 2: ")
     put(folder, "mail/digest/body.html", "\n{% for row in rows %}{{ row.subject }}{% endfor %}")
     other = open_store(store_url)
     assert not list(checks.site_failures(parts.settings, other))

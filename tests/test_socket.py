@@ -151,7 +151,7 @@ def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
 
 
 def problems(findings: list[Finding]) -> str:
-    return "\n".join(f"{finding.what}: {finding.said}" for finding in findings if finding.ok is False)
+    return "\n".join(f"{finding.topic}: {finding.text}" for finding in findings if finding.ok is False)
 
 
 def test_check_finds_a_running_tcp_socket_and_leaves_http_alone(
@@ -228,8 +228,8 @@ def test_check_says_that_nginx_does_not_reach_the_portal(
         (tmp_path / "rspamadm").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         (finding,) = checks.exporter(load_from()[0])
-    assert finding.ok is False and f"answers {status}: Nginx does not reach the portal" in finding.said
-    assert "`server unix:/run/quarantine.sock;`" in finding.said
+    assert finding.ok is False and f"answers {status}: Nginx does not reach the portal" in finding.text
+    assert "`server unix:/run/quarantine.sock;`" in finding.text
 
 
 def test_check_has_nothing_against_other_lines_of_nginx(findings: Callable[[], list[Finding]], tmp_path: Path) -> None:

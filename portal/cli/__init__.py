@@ -1,8 +1,8 @@
-"""The operator's command line, ``quarantine``: the verbs of the original manage-quarantine.sh and what was missing.
+"""The operator's command line, ``quarantine``: the commands of the original manage-quarantine.sh, and more.
 
-An ID is a quarantine id or the MTA's queue id. Queue ids come round again: where several messages match, they are
-listed and nothing is done. Everything shown that came from a mail has been through `text.shown`, since terminals
-obey control characters. Exit status: 0 done, 1 not done (a sentence says why), 2 wrong call, settings or store.
+An ID is a quarantine id or the MTA's queue id. MTAs reuse queue ids: if several messages match, the command lists them
+and does nothing. All printed text from messages has passed `text.shown`, since terminals interpret control characters.
+Exit status: 0 done, 1 not done (the output says why), 2 wrong usage, settings or store.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from portal.settings import load, load_from, masked
 from portal.stores import notes, open_store
 
 LIST_LIMIT = 50
-_LIST_COLUMNS = 140  # a terminal's, from which on the list is a table
+_LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
-_AGO = re.compile(r"(\d{1,5})([dhm])")
+_RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quarantine")
 def main() -> None:
-    """Look after the quarantine. Settings come from QUARANTINE_CONFIG, ./quarantine.toml or
+    """Manage the quarantine. Settings are read from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of ISO 8859-1 cannot write every subject
-    # Python writes warnings that nobody takes to stderr, where `release` tells the same in its own words.
+            stream.reconfigure(errors="backslashreplace")  # an ISO 8859-1 terminal cannot print every subject
+    # Without a handler Python writes warnings to stderr, where `release` already prints the same error.
     logging.getLogger("quarantine.release").addHandler(logging.NullHandler())
 
 
 @contextmanager
-def _parts() -> Iterator[Parts]:
+def _open_parts() -> Iterator[Parts]:
     parts = assemble(load())
     try:
         yield parts
@@ -65,14 +65,14 @@ def _parts() -> Iterator[Parts]:
         parts.store.close()
 
 
-# ---- setting up
+# ---- setup
 
 
 @main.command()
-@click.option("--new-keys", is_flag=True, help="Accept the present link keys although the store knows others.")
+@click.option("--new-keys", is_flag=True, help="Accept the present link keys even if the store was used with others.")
 @guarded
 def init(new_keys: bool) -> None:
-    """Make or upgrade the store and the link keys. Safe to run again, also while mail comes in."""
+    """Create or upgrade the store, and create missing link keys. Safe to repeat, also while mail arrives."""
     settings = load()
     store = open_store(settings.store.place, create=True)
     try:
@@ -80,16 +80,16 @@ def init(new_keys: bool) -> None:
         links = make_links(settings, create=True)
         if new_keys:
             notes.LINK_KEY.set(store, links.fingerprints()[-1])
-        kept = notes.LINK_KEY.set_default(store, links.fingerprints()[-1])
+        known_key = notes.LINK_KEY.set_default(store, links.fingerprints()[-1])
     finally:
         store.close()
     click.echo(f"store: {masked(settings)['store.url']} is ready")
     where = "the settings" if settings.links.keys else keys_path(settings)
     click.echo(f"link keys: {where}")
-    if kept not in links.fingerprints():
+    if known_key not in links.fingerprints():
         raise NotDone(
-            "These are not the link keys this store was used with. Copy the key file of the other host, or – when "
-            "it is lost for good and digests already sent may stop working – run: quarantine init --new-keys"
+            "These are not the link keys that this store was used with. Copy the key file from the other host. If it "
+            "is lost, run: quarantine init --new-keys (links in digests already sent then stop working)"
         )
     click.echo("Next: quarantine check")
 
@@ -98,14 +98,14 @@ def init(new_keys: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @guarded
 def check(as_json: bool) -> None:
-    """Try everything that can be reached and say what is wrong and how to mend it."""
-    findings = checks.everything()
+    """Check settings, store, mail servers and Rspamd's rule. Print the problems and how to fix them."""
+    findings = checks.run_all()
     if as_json:
-        _print_json([{"ok": f.ok, "what": f.what, "said": f.said} for f in findings])
+        _print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
     else:
         for finding in findings:
             mark = {True: "ok      ", False: "PROBLEM ", None: "note    "}[finding.ok]
-            click.echo(f"{mark}{finding.what}: {finding.said}")
+            click.echo(f"{mark}{finding.topic}: {finding.text}")
     if any(finding.ok is False for finding in findings):
         raise SystemExit(1)
 
@@ -114,7 +114,7 @@ def check(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @guarded
 def settings(as_json: bool) -> None:
-    """Print the settings in effect and where each comes from; secrets are masked."""
+    """Print the settings in effect and the source of each. Secrets are masked."""
     values, path, sources = load_from()
     if as_json:
         _print_json({k: {"value": v, "source": sources.get(k, "default")} for k, v in masked(values).items()})
@@ -123,27 +123,30 @@ def settings(as_json: bool) -> None:
     table = _table("setting", "value", "from")
     for key, value in masked(values).items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-        _add(table, key, shown(text, 10_000), sources.get(key, "default"))
-    _print(table)
+        _add_row(table, key, shown(text, 10_000), sources.get(key, "default"))
+    _print_table(table)
 
 
-# ---- looking
+# ---- reading
 
 
 @main.command("list")
-@click.option("--recipient", help="Only mail for this address.")
-@click.option("--sender", help="Only mail whose envelope sender or From contains this.")
+@click.option("--recipient", help="Only messages for this address.")
+@click.option("--sender", help="Only messages whose envelope sender or From contains this text.")
 @click.option(
-    "--words", "--subject", default="", help="Only mail with these words, or beginnings of words, in subject or sender."
+    "--words",
+    "--subject",
+    default="",
+    help="Only messages with these words, or beginnings of words, in subject or sender.",
 )
-@click.option("--since", help="Only mail held since then: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
-@click.option("--until", help="Only mail held before then; a date alone means the end of that day (UTC).")
-@click.option("--score-min", type=float, help="Only mail with at least this score.")
-@click.option("--score-max", type=float, help="Only mail with at most this score.")
+@click.option("--since", help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
+@click.option("--until", help="Only messages held before this time. A date alone means the end of that day (UTC).")
+@click.option("--score-min", type=float, help="Only messages with at least this score.")
+@click.option("--score-max", type=float, help="Only messages with at most this score.")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([t.value for t in Tier]), help="May be repeated.")
 @click.option("--state", "states", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @guarded
 def list_(
     recipient: str | None,
@@ -158,19 +161,19 @@ def list_(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List deliveries, newest first. What is asked for must all be so."""
+    """List deliveries, newest first. Only those that match all options are listed."""
     wanted = Filter(
         recipient=identity(recipient) if recipient else None,
         sender=sender,
         words=words,
-        since=_moment("--since", since) if since else None,
-        until=_moment("--until", until, whole_day=True) if until else None,
+        since=_parse_time("--since", since) if since else None,
+        until=_parse_time("--until", until, whole_day=True) if until else None,
         score_min=score_min,
         score_max=score_max,
         tiers=frozenset(Tier(t) for t in tiers),
         states=frozenset(State(s) for s in states),
     )
-    with _parts() as parts:
+    with _open_parts() as parts:
         held_as = parts.people.held_as(recipient) if recipient else None
         if held_as is not None and held_as != wanted.recipient:
             wanted = replace(wanted, also=(held_as,))  # an address with an extension
@@ -190,7 +193,7 @@ def list_(
         if not as_json:
             _print_list(rows)
             if before is not None:
-                click.echo(f"There are more: --limit {limit * 10}", err=True)
+                click.echo(f"There are more deliveries. To list more, use --limit {limit * 10}", err=True)
 
 
 @main.command()
@@ -198,9 +201,9 @@ def list_(
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @guarded
 def meta(id: str, as_json: bool) -> None:
-    """Everything known about a message, its deliveries and their history."""
-    with _parts() as parts:
-        message = _one(parts, id)
+    """Show all data of a message, its deliveries and their history."""
+    with _open_parts() as parts:
+        message = _find_message(parts, id)
         deliveries = parts.store.deliveries.of_message(message.id)
         histories = {d.number: parts.store.deliveries.history(d.key) for d in deliveries}
         if as_json:
@@ -224,10 +227,10 @@ def meta(id: str, as_json: bool) -> None:
                 click.echo(f"{name + ':':18}{shown(text, 500)}")
         table = _table("symbol", "score", "options")
         for symbol in sorted(message.symbols, key=lambda s: -abs(s.score)):
-            _add(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
-        _print(table)
+            _add_row(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
+        _print_table(table)
         for delivery in deliveries:
-            click.echo(f"\n{_whose(delivery)}: {delivery.state}")
+            click.echo(f"\n{_recipient_label(delivery)}: {delivery.state}")
             if delivery.reason:
                 click.echo(f"  reason: {shown(delivery.reason, 500)}")
             for event in histories[delivery.number]:
@@ -241,38 +244,40 @@ def meta(id: str, as_json: bool) -> None:
 @guarded
 def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
-    with _parts() as parts:
-        message = _one(parts, id)
+    with _open_parts() as parts:
+        message = _find_message(parts, id)
         for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 
 
-# ---- acting
+# ---- actions
 
 
 @main.command()
 @click.argument("id")
-@click.option("--recipient", help="Whose delivery; needed when the message has several (or none that is known).")
-@click.option("--all", "everybody", is_flag=True, help="To every recipient of the message.")
-@click.option("--again", is_flag=True, help="Also when it was released before, and got lost since.")
+@click.option("--recipient", help="The recipient; required if the message has several recipients or no known one.")
+@click.option("--all", "to_all", is_flag=True, help="Release it to all recipients of the message.")
+@click.option(
+    "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
+)
 @guarded
-def release(id: str, recipient: str | None, everybody: bool, again: bool) -> None:
-    """Send a held message to its recipient, now."""
+def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
+    """Send a held message to its recipient now."""
     failed = False
-    with _parts() as parts:
-        message = _one(parts, id)
-        for delivery in _chosen(parts, message, recipient, everybody, may_assign=True):
+    with _open_parts() as parts:
+        message = _find_message(parts, id)
+        for delivery in _select_deliveries(parts, message, recipient, to_all, may_assign=True):
             try:
                 done = parts.actions.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
-                click.echo(f"{_whose(done)}: {done.state}")
+                click.echo(f"{_recipient_label(done)}: {done.state}")
             except QuarantineError as error:
                 failed = True
-                click.echo(f"{_whose(delivery)}: {error}", err=True)
+                click.echo(f"{_recipient_label(delivery)}: {error}", err=True)
                 if isinstance(error, RelayDeferred):
                     click.echo("  The digest process keeps trying.", err=True)
                 elif delivery.state is State.RELEASED:
-                    click.echo("  If it got lost, send it once more: --again", err=True)
+                    click.echo("  If the message was lost, send it once more with --again.", err=True)
     if failed:
         raise SystemExit(1)
 
@@ -282,8 +287,8 @@ def release(id: str, recipient: str | None, everybody: bool, again: bool) -> Non
 @click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
 @guarded
 def delete(ids: Sequence[str], recipient: str | None) -> None:
-    """Take messages out of sight; `restore` undoes it until retention."""
-    _each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, _operator()))
+    """Delete messages. Until they are purged, `restore` undoes it."""
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, _operator()))
 
 
 @main.command()
@@ -292,28 +297,30 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 @guarded
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
-    _each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, _operator()))
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, _operator()))
 
 
 @main.command()
 @click.argument("id")
-@click.option("--recipient", help="Whose request; needed when the message has several recipients.")
-@click.option("--reason", required=True, help="A word of reason; the recipient gets to read it.")
+@click.option("--recipient", help="The recipient; required if the message has several recipients.")
+@click.option("--reason", required=True, help="The reason, which the recipient can read.")
 @guarded
 def refuse(id: str, recipient: str | None, reason: str) -> None:
-    """Decline a recipient's request for a dangerous message."""
-    with _parts() as parts:
-        for delivery in _chosen(parts, _one(parts, id), recipient, None):
+    """Deny a recipient's release request for a dangerous message."""
+    with _open_parts() as parts:
+        for delivery in _select_deliveries(parts, _find_message(parts, id), recipient, None):
             parts.actions.refuse_request(delivery.id, delivery.number, _operator(), shown(reason, 500))
-            click.echo(f"{_whose(delivery)}: refused")
+            click.echo(f"{_recipient_label(delivery)}: refused")
 
 
 @main.command()
-@click.option("--older-than-days", type=click.IntRange(1, 3650), help="Instead of store.retention_days.")
+@click.option(
+    "--older-than-days", type=click.IntRange(1, 3650), help="Use this retention instead of store.retention_days."
+)
 @guarded
 def purge(older_than_days: int | None) -> None:
-    """Remove what is past its retention; what is requested or being released stays."""
-    with _parts() as parts:
+    """Remove messages past their retention, except requested ones and those being released."""
+    with _open_parts() as parts:
         now = datetime.now(UTC)
         days = older_than_days or parts.settings.store.retention_days
         done = parts.store.purge(now - timedelta(days=days), now)
@@ -326,10 +333,10 @@ for command in moving.COMMANDS:
     main.add_command(command)
 
 
-# ---- choosing
+# ---- selection of messages and deliveries
 
 
-def _one(parts: Parts, id: str) -> Message:
+def _find_message(parts: Parts, id: str) -> Message:
     found = parts.store.messages.find(id)
     if not found:
         raise NotDone(f"There is no message with the quarantine id or queue id {shown(id)!r}. Try: quarantine list")
@@ -338,23 +345,28 @@ def _one(parts: Parts, id: str) -> Message:
             f"  {m.id}  {m.held_at:%Y-%m-%d %H:%M}  {shown(m.header_from, 40)}  {shown(m.subject, 60)}" for m in found
         ]
         raise NotDone(
-            "\n".join([f"Queue id {shown(id)} fits several messages; nothing was done. Name one of:", *lines])
+            "\n".join(
+                [f"Queue id {shown(id)} matches several messages, so nothing was done. Use one of these ids:", *lines]
+            )
         )
     return found[0]
 
 
-def _chosen(
-    parts: Parts, message: Message, recipient: str | None, everybody: bool | None, *, may_assign: bool = False
+def _select_deliveries(
+    parts: Parts, message: Message, recipient: str | None, to_all: bool | None, *, may_assign: bool = False
 ) -> Sequence[Delivery]:
-    """The deliveries meant, or NotDone with their list. ``everybody`` None: the command has no --all; ``may_assign``:
-    a message whose export had lost its recipients is given this one."""
+    """Return the selected deliveries. Raises NotDone if the selection is ambiguous or matches no recipient.
+
+    ``to_all``: None if the command has no --all. ``may_assign``: assign this recipient to a message whose export came
+    without recipients.
+    """
     deliveries = parts.store.deliveries.of_message(message.id)
-    if recipient is not None and everybody:
+    if recipient is not None and to_all:
         raise NotDone("Use either --recipient or --all.")
     if recipient is not None:
-        mine = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
-        if may_assign and not mine and len(deliveries) == 1 and not deliveries[0].recipient:
-            # The operator knows who it was for. It is named once, so not wrongly.
+        matching = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
+        if may_assign and not matching and len(deliveries) == 1 and not deliveries[0].recipient:
+            # A recipient can be assigned only once, so reject an address that the message cannot be sent to.
             try:
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
@@ -362,30 +374,30 @@ def _chosen(
             return [
                 parts.store.deliveries.assign(DeliveryId(message.id, 0), recipient, _operator(), parts.actions.now())
             ]
-        if not mine:
-            raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipients(deliveries))
-        return mine
-    if len(deliveries) > 1 and not everybody:
-        options = "--recipient ADDRESS" if everybody is None else "--recipient ADDRESS or --all"
-        raise NotDone(f"The message has several recipients; say {options}:\n" + _recipients(deliveries))
+        if not matching:
+            raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipient_list(deliveries))
+        return matching
+    if len(deliveries) > 1 and not to_all:
+        options = "--recipient ADDRESS" if to_all is None else "--recipient ADDRESS or --all"
+        raise NotDone(f"The message has several recipients; use {options}:\n" + _recipient_list(deliveries))
     return deliveries
 
 
-def _whose(delivery: Delivery) -> str:
+def _recipient_label(delivery: Delivery) -> str:
     return shown_address(delivery.address) or "(recipient not known)"
 
 
-def _recipients(deliveries: Sequence[Delivery]) -> str:
-    return "\n".join(f"  {_whose(d)}: {d.state}" for d in deliveries)
+def _recipient_list(deliveries: Sequence[Delivery]) -> str:
+    return "\n".join(f"  {_recipient_label(d)}: {d.state}" for d in deliveries)
 
 
-def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
+def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
     failed = False
-    with _parts() as parts:
+    with _open_parts() as parts:
         for id in ids:
             try:
-                message = _one(parts, id)
-                chosen = _chosen(parts, message, recipient, recipient is None)
+                message = _find_message(parts, id)
+                chosen = _select_deliveries(parts, message, recipient, recipient is None)
             except NotDone as error:
                 failed = True
                 click.echo(str(error), err=True)
@@ -393,10 +405,10 @@ def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Deliv
             for delivery in chosen:
                 try:
                     done = act(parts, delivery)
-                    click.echo(f"{message.id} {_whose(done)}: {done.state}")
+                    click.echo(f"{message.id} {_recipient_label(done)}: {done.state}")
                 except QuarantineError as error:
                     failed = True
-                    click.echo(f"{message.id} {_whose(delivery)}: {error}", err=True)
+                    click.echo(f"{message.id} {_recipient_label(delivery)}: {error}", err=True)
     if failed:
         raise SystemExit(1)
 
@@ -404,30 +416,30 @@ def _each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Deliv
 def _operator() -> Actor:
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user that /etc/passwd does not know; OSError since Python 3.13
+    except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; OSError since Python 3.13
         name = str(os.getuid())
     return Actor(ActorKind.OPERATOR, shown(name), "cli")
 
 
-def _moment(option: str, text: str, *, whole_day: bool = False) -> datetime:
-    """The moment meant; ``whole_day``: a date alone is the end of that day. Raises NotDone."""
-    ago = _AGO.fullmatch(text)
-    if ago:
-        unit = {"d": "days", "h": "hours", "m": "minutes"}[ago[2]]
-        return datetime.now(UTC) - timedelta(**{unit: int(ago[1])})
+def _parse_time(option: str, text: str, *, whole_day: bool = False) -> datetime:
+    """Parse the value of an option. ``whole_day``: a date alone means the end of that day. Raises NotDone."""
+    relative = _RELATIVE_TIME.fullmatch(text)
+    if relative:
+        unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise NotDone(
-            f"{option}: {shown(text)!r} is no date: write 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
+            f"{option}: {shown(text)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    ends_day = whole_day and _DATE.fullmatch(text) and moment.year < MAXYEAR  # which has no next day, and no mail
+    ends_day = whole_day and _DATE.fullmatch(text) and moment.year < MAXYEAR  # adding a day would overflow
     return moment + timedelta(days=1) if ends_day else moment
 
 
-# ---- printing
+# ---- output
 
 
 def _table(*columns: str) -> Table:
@@ -437,26 +449,26 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # as Text: square brackets of a subject are no markup
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # as Text: square brackets in a subject are not markup
 
 
-def _print(table: Table) -> None:
-    # Into a pipe or file: wide enough that nothing is folded away from grep, also in letters of two columns.
+def _print_table(table: Table) -> None:
+    # A pipe or file gets lines so wide that no value is folded, also with double-width characters: grep must find it.
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
 
 
 def _print_list(rows: Sequence[Sequence[str]]) -> None:
     if rows and sys.stdout.isatty() and Console().width < _LIST_COLUMNS:
-        # Beside the id and the short facts there would be no column left for who and what.
+        # In a table, id, time and state would leave no width for recipient, sender and subject.
         for id, held_at, recipient, sender, subject, *facts in rows:
             click.echo(" ".join(filter(None, (id, held_at, *facts))))
             click.echo(f"    to {recipient} from {sender}\n    {subject}")
         return
     table = _table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
     for row in rows:
-        _add(table, *row)
-    _print(table)
+        _add_row(table, *row)
+    _print_table(table)
 
 
 def _row(delivery: Delivery) -> list[str]:
@@ -524,16 +536,19 @@ def _print_json(value: object) -> None:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    """JSON with letters as they are, for who reads or greps it; with escapes for what terminals obey, and for what
-    their alphabet lacks: those that Python would write are none of JSON's."""
+    """Return JSON in which non-ASCII letters are readable and can be found with grep.
+
+    Characters that terminals interpret, and those that the output's encoding lacks, are escaped as JSON requires. The
+    escapes of Python's error handler ``backslashreplace`` would not be valid JSON.
+    """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     encoding = sys.stdout.encoding or "utf-8"
 
-    def letter(character: str) -> str:
+    def escaped(character: str) -> str:
         try:
             character.encode(encoding)
         except UnicodeEncodeError:
             return json.dumps(character)[1:-1]
         return character if character.isprintable() else json.dumps(character)[1:-1]
 
-    return _BEYOND_ASCII.sub(lambda match: letter(match[0]), text)
+    return _BEYOND_ASCII.sub(lambda match: escaped(match[0]), text)

@@ -18,7 +18,7 @@ from portal.moving.copy import copy, opened
 from portal.settings import load
 from portal.stores.files.reindex import reindex as rebuild
 
-_LISTED = 50
+_MAX_LISTED = 50
 
 
 @click.command("copy")
@@ -28,24 +28,26 @@ _LISTED = 50
 def copy_(source: str, target: str) -> None:
     """Copy everything from one store to another.
 
-    FROM and TO are written as store.url is: files:PATH or postgresql://…. The programs may go on running on FROM; run
-    it again to carry what came meanwhile, also after it was interrupted. docs/operate.md tells how to switch over.
+    FROM and TO have the form of store.url: files:PATH or postgresql://…. The programs may keep running on FROM. Run the
+    command again to copy later changes, or after an interruption. docs/operate.md describes how to switch over.
     """
-    with opened(source, target) as (old, new), progress("messages") as told:
+    with opened(source, target) as (old, new), progress("messages") as report:
         try:
-            done = copy(old, new, told)
+            done = copy(old, new, report)
         except (StoreUnavailable, KeyboardInterrupt) as error:
-            said = str(error) or "interrupted"
-            raise NotDone(f"{said}\nThe copy is not complete. Run the same command again: it goes on.") from error
+            error_text = str(error) or "interrupted"
+            raise NotDone(
+                f"{error_text}\nThe copy is not complete. Run the same command again: it continues."
+            ) from error
     click.echo(
-        f"copied {done.messages} messages ({done.size_bytes / 1e6:.1f} MB), brought {done.changed} up to date, "
-        f"{done.same} were the same; {done.people} people, {done.digests} digests"
+        f"copied {done.messages} messages ({done.size_bytes / 1e6:.1f} MB), updated {done.changed}, "
+        f"{done.same} unchanged; {done.people} recipients, {done.digests} digests"
     )
-    click.echo("not copied: sessions, sign-ins, openings of links, mail of ours that waits to be sent")
+    click.echo("not copied: sessions, sign-ins, opens of links, the portal's own mail that waits to be sent")
     if done.mails_waiting:
-        click.echo(f"{done.mails_waiting} mails of ours wait in FROM: its digest process sends them")
-    click.echo("The link keys are a file of their own: keep it, or links in digests already sent will not open.")
-    for ids, why in ((done.missing, "their mail is missing from FROM"), (done.damaged, "their mail is damaged")):
+        click.echo(f"{done.mails_waiting} of the portal's own messages wait in FROM: its digest process sends them")
+    click.echo("The link keys are in a separate file. Keep it, or links in digests already sent stop working.")
+    for ids, why in ((done.missing, "their body is missing in FROM"), (done.damaged, "their body is damaged in FROM")):
         if ids:
             click.echo(f"NOT COPIED, {why}: {len(ids)}", err=True)
             for id in ids:
@@ -56,45 +58,50 @@ def copy_(source: str, target: str) -> None:
 
 @click.command("import-original")
 @click.option(
-    "--dir", "folder", type=click.Path(path_type=Path), help="The original's PREFIX: QID-meta.gz, QID-msg.gz."
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="The original's PREFIX folder, with QID-meta.gz and QID-msg.gz.",
 )
-@click.option("--dsn", help="The original's database: tables meta and msg.")
+@click.option("--dsn", help="The original's database, with the tables meta and msg.")
 @guarded
 def import_original(folder: Path | None, dsn: str | None) -> None:
-    """Take over what sys4's original quarantine.py stored, from its folder or its database.
+    """Import the messages that sys4's original quarantine.py stored, from its folder or its database.
 
-    Nothing is changed there. It can be run again: what is held already is not held twice.
+    The source is not changed. The command may be repeated: a message that is already held is not held twice.
     """
     if (folder is None) == (dsn is None):
-        raise NotDone("Say either --dir DIR or --dsn DSN. Where the original wrote to both, --dir: it knows more.")
+        raise NotDone(
+            "Use either --dir DIR or --dsn DSN. If the original wrote to both, use --dir: the files have more metadata."
+        )
     settings = load()
     oldest = datetime.now(UTC) - timedelta(days=settings.store.retention_days)
     parts = assemble(settings)
     try:
-        with original.opened(folder, dsn) as source, progress("mails") as told:
-            done = original.import_messages(source, Ingest(parts, alarms=False), oldest, told)
+        with original.opened(folder, dsn) as source, progress("messages") as report:
+            done = original.import_messages(source, Ingest(parts, alarms=False), oldest, report)
     finally:
         parts.store.close()
-    click.echo(f"held {done.held} mails, {done.known} were held before")
+    click.echo(f"imported {done.held} messages, {done.known} were already held")
     if done.too_old:
         click.echo(
-            f"left alone: {done.too_old} older than store.retention_days ({settings.store.retention_days}), which the "
+            f"skipped: {done.too_old} older than store.retention_days ({settings.store.retention_days}), which the "
             "next purge would remove"
         )
     if done.own:
-        click.echo(f"left alone: {done.own} digests and sign-in mails of this portal")
+        click.echo(f"skipped: {done.own} digests and sign-in mails of this portal")
     if done.without_recipients:
         click.echo(
-            f"{done.without_recipients} have no recipients: the original did not keep them. They are in nobody's "
-            "digest; release them with: quarantine release ID --recipient ADDRESS"
+            f"{done.without_recipients} have no recipients, since the original did not store them. No digest lists "
+            "them. Release them with: quarantine release ID --recipient ADDRESS"
         )
     if dsn is not None:
         click.echo(
-            "The original's tables hold no recipients, and no mail that is not valid UTF-8. The mail was kept as text, "
-            "which may differ from the bytes that came: signatures (DKIM) may not verify any more."
+            "The original's tables have no recipients, and no messages that are not valid UTF-8. They store messages "
+            "as text, which may differ from the received bytes, so DKIM signatures may no longer verify."
         )
     if done.problems:
-        click.echo(f"NOT TAKEN OVER: {len(done.problems)}", err=True)
+        click.echo(f"NOT IMPORTED: {len(done.problems)}", err=True)
         for name, why in done.problems:
             click.echo(f"  {shown(name)}: {shown(why, 300)}", err=True)
         raise SystemExit(1)
@@ -103,46 +110,48 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
 @click.command()
 @guarded
 def reindex() -> None:
-    """Make the file store's database anew from its mail files and its audit journal.
+    """Rebuild the file store's database from its mail files and its audit journal.
 
-    For when it is lost or damaged. Stop the programs before; mail that comes meanwhile is deferred. The old database is
-    kept beside the new one.
+    Use it if the database is lost or damaged. Stop the programs first. Mail that arrives in the meantime is deferred.
+    The old database is kept.
     """
     folder = load().store.place.folder
     if folder is None:
         click.echo(
-            "PostgreSQL keeps everything in the database: there is nothing to rebuild. Where it is lost, restore it "
-            "from a backup (docs/operate.md)."
+            "PostgreSQL keeps everything in the database: there is nothing to rebuild. If the database is lost, "
+            "restore it from a backup (docs/operate.md)."
         )
         return
-    with progress("mail files") as told:
-        done = rebuild(folder, told)
+    with progress("mail files") as report:
+        done = rebuild(folder, report)
     click.echo(f"read {done.messages} messages from their files")
     if done.journal_since is None:
         click.echo(
-            "There is no audit journal: all mail is held, as on the day it came; who stopped digests is not known."
+            "There is no audit journal: all messages are held, as when they arrived. Opt-outs from digests are lost."
         )
     else:
         click.echo(
-            f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.actions} acts, "
-            f"{done.people} wishes of recipients, {done.digests} digests"
+            f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.actions} actions, "
+            f"{done.people} preferences of recipients, {done.digests} digests"
         )
-    click.echo("Not rebuilt: sessions and sign-ins (people sign in again), mail of ours that waited to be sent.")
-    click.echo("The old database is kept in the folder before-reindex of the store: remove it once all is well.")
-    _list_paths("CANNOT BE READ, left as they are, not held any more", done.damaged)
-    _list_paths("none of ours, left alone", done.foreign)
+    click.echo(
+        "Not rebuilt: sessions and sign-ins (recipients sign in again), the portal's own mail that waited to be sent."
+    )
+    click.echo("The old database is in the folder before-reindex of the store. Remove it when everything works.")
+    _list_paths("UNREADABLE (kept on disk, no longer in the quarantine)", done.damaged)
+    _list_paths("not mail files of the portal (left in place)", done.foreign)
     if done.unreadable_lines:
-        click.echo(f"lines of the journal that cannot be read: {done.unreadable_lines}", err=True)
+        click.echo(f"unreadable lines in the journal: {done.unreadable_lines}", err=True)
     if done.damaged:
         raise SystemExit(1)
 
 
-def _list_paths(what: str, paths: Sequence[Path]) -> None:
+def _list_paths(heading: str, paths: Sequence[Path]) -> None:
     if paths:
-        click.echo(f"{what}: {len(paths)}", err=True)
-        for path in paths[:_LISTED]:
+        click.echo(f"{heading}: {len(paths)}", err=True)
+        for path in paths[:_MAX_LISTED]:
             click.echo(f"  {shown(str(path), 300)}", err=True)
-        if len(paths) > _LISTED:
+        if len(paths) > _MAX_LISTED:
             click.echo("  …", err=True)
 
 

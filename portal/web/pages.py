@@ -153,7 +153,7 @@ class Pages:
         return self.rows(request, [delivery], reader)[0]
 
     def actor(self, request: Request, via: str, delivery: Delivery, reader: str) -> Actor:
-        """Return the reader as the actor of an audit event: with the name, unless the delivery is for the reader's own address."""
+        """Return the reader as an event's actor: by name, unless the delivery is for the reader's own address."""
         own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)
         return Actor(ActorKind.RECIPIENT, "" if own else reader, via, request.peer)
 
