@@ -41,10 +41,10 @@ def links_of(mail: Mail) -> list[str]:
     return list(dict.fromkeys(re.findall(r"http://127\.0\.0\.1:8080/quarantine/[^\s\"<>]*", " ".join(found))))
 
 
-ReportProgress = tuple[str, dict[Tier, list[UUID]], list[str]]
+Announced = tuple[str, dict[Tier, list[UUID]], list[str]]
 
 
-def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> ReportProgress:
+def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> Announced:
     """A digest of that age for this person: two mails of each tier, by tier, and all its links."""
     held = {
         tier: [
@@ -57,7 +57,7 @@ def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> R
     return person, held, links_of(server.mails[-1])
 
 
-def changed(parts: Parts, told: ReportProgress) -> Counter[str]:
+def changed(parts: Parts, told: Announced) -> Counter[str]:
     """What is no longer as it was after the digest: mails by their tier, and wishes."""
     who, held, _ = told
     found = Counter(
