@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check test-system test-faults bench wheel clean
+.PHONY: help install demo test check check-english test-system test-faults bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
 	@echo "make test          all tests, on both stores"
 	@echo "make install       .venv with everything"
 	@echo "make check         format, lint, types, direction of imports"
+	@echo "make check-english words that the prose avoids"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make bench         the benchmarks"
@@ -33,6 +34,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-english: install
+	$(BIN)/python -m tools.english
 
 test-system: install
 	tests/system/install-packages
