@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check check-english test-system test-faults bench wheel clean
+.PHONY: help install demo test check check-english docs test-system test-faults bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
@@ -11,6 +11,7 @@ help:
 	@echo "make install       .venv with everything"
 	@echo "make check         format, lint, types, direction of imports"
 	@echo "make check-english words that the prose avoids"
+	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make bench         the benchmarks"
@@ -37,6 +38,9 @@ check: install
 
 check-english: install
 	$(BIN)/python -m tools.english
+
+docs: install
+	$(BIN)/python -m tools.docs
 
 test-system: install
 	tests/system/install-packages

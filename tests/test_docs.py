@@ -1,109 +1,27 @@
-"""docs/settings.md and quarantine.example.toml say what the models say.
-
-Both are written from the models: ``python -m tests.test_docs`` writes them again after a setting was changed.
-"""
+"""The documents say what the code says."""
 
 from __future__ import annotations
 
-import json
+import ast
 import re
-import textwrap
 import tomllib
-from collections.abc import Iterator
-from datetime import time
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
+import pytest
 
-from portal.settings import Section, Settings, keys, load
+from portal.ingest import Result
+from portal.model.message import State
+from portal.settings import load
+from tools.docs import GENERATED
 
 ROOT = Path(__file__).resolve().parents[1]
-
-PAGE_HEAD = """# Settings
-
-One TOML file: the one that `QUARANTINE_CONFIG` names, else `./quarantine.toml`, else
-`/etc/rspamd-quarantine/quarantine.toml`. Each key can also be given as an environment variable, which wins:
-`store.url` is `QUARANTINE_STORE__URL`, `public_url` is `QUARANTINE_PUBLIC_URL`; lists are written with commas there.
-Keys marked 🔑 can be read from a file: `store.url_file = "/run/credentials/store-url"` or
-`QUARANTINE_STORE__URL_FILE`; the file holds the value alone.
-
-An unknown key or a wrong value stops every program with a list of all problems and where each comes from.
-`quarantine settings` prints the values in effect, secrets masked. `QUARANTINE_SOCKET` is no setting: `uwsgi.ini` reads
-it, the path of the uwsgi socket where systemd does not make that (default `var/quarantine.sock`).
-"""
-
-EXAMPLE_HEAD = """# The quarantine portal's settings. Every key is shown with its default, commented out.
-# Where it is looked for: $QUARANTINE_CONFIG, ./quarantine.toml, /etc/rspamd-quarantine/quarantine.toml.
-# The full description is in docs/settings.md; `quarantine check` tells whether it fits.
-"""
+OPERATE = (ROOT / "docs" / "operate.md").read_text("utf-8")
 
 
-def fields() -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, field) for every setting, top level first."""
-    for name, field in Settings.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            yield name, field
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            for key, inner in field.annotation.model_fields.items():
-                yield f"{name}.{key}", inner
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, time):
-        return value.strftime("%H:%M")
-    if isinstance(value, tuple):
-        return [str(plain(v)) for v in value]
-    return value
-
-
-def settings_page() -> str:
-    out, section = [PAGE_HEAD], None
-    for key, field in fields():
-        prefix = key.rpartition(".")[0]
-        if prefix != section:
-            section = prefix
-            model = Settings.model_fields[prefix].annotation if prefix else None
-            out.append(f"\n## {prefix}\n\n{model.__doc__}\n" if model else "\n## Top level\n")
-            out.append("| key | default | meaning |\n| --- | --- | --- |")
-        default = plain(field.default)
-        shown = (
-            "–"
-            if default in (None, [], "", {})
-            else f"`{', '.join(default) if isinstance(default, list) else default}`"
-        )
-        mark = " 🔑" if "SecretStr" in str(field.annotation) and f"{key}_file" not in keys() else ""
-        out.append(f"| `{key}`{mark} | {shown} | {field.description} |")
-    return "\n".join(out) + "\n"
-
-
-def example() -> str:
-    out, section = [EXAMPLE_HEAD], ""
-    for key, field in fields():
-        prefix, _, name = key.rpartition(".")
-        if prefix != section:
-            section = prefix
-            out.append(f"\n[{prefix}]")
-        assert field.description is not None, key
-        out += textwrap.wrap(field.description.replace("`", ""), 100, initial_indent="# ", subsequent_indent="# ")
-        default = plain(field.default)
-        value = '""' if default is None else json.dumps(default)
-        out += [
-            f"#{line}" if i == 0 else f"#  {line}" for i, line in enumerate(textwrap.wrap(f"{name} = {value}", 110))
-        ]
-    return "\n".join(out) + "\n"
-
-
-def test_settings_page_says_what_the_models_say() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text("utf-8") == settings_page(), "run: python -m tests.test_docs"
-
-
-def test_example_file_says_what_the_models_say() -> None:
-    assert (ROOT / "quarantine.example.toml").read_text("utf-8") == example(), "run: python -m tests.test_docs"
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_pages_say_what_the_models_say(name: str) -> None:
+    assert (ROOT / name).read_text("utf-8") == GENERATED[name](), "run: make docs"
 
 
 def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: Path) -> None:
@@ -120,21 +38,102 @@ def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: 
     assert load({"QUARANTINE_CONFIG": str(path)}) == load({"QUARANTINE_CONFIG": "/dev/null"})
 
 
-def test_every_line_and_metric_that_the_operators_page_explains_is_written_somewhere() -> None:
-    page = (ROOT / "docs" / "operate.md").read_text("utf-8")
-    code = "".join(p.read_text("utf-8") for folder in ("portal", "digest") for p in (ROOT / folder).glob("**/*.py"))
-    explained = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    for text in re.findall(r"`([^`]+)`", " ".join(explained)):
-        for part in text.removeprefix("quarantine_").split("…"):
-            assert part.removesuffix("id=").strip(" :") in code, text
+# ---- docs/operate.md against the code: log lines, metrics, states and messages, in both directions
 
 
-def test_every_document_that_readme_links_to_exists() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]:
+@cache
+def sources() -> dict[str, ast.Module]:
+    paths = [path for folder in ("portal", "digest") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in paths}
+
+
+def strings() -> set[str]:
+    """Return the strings of the code, with … for each value that is put in."""
+    found = set()
+    for _, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def log_lines() -> dict[str, str]:
+    """Return the formats of all log lines, with … for each value, and their places in the code."""
+    levels = {"debug", "info", "warning", "error", "exception", "critical"}
+    found = {}
+    for name, tree in sources().items():
+        for node in ast.walk(tree) if not name.startswith("portal/moving/") else ():  # a command's messages
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in levels):
+                continue
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "log"):
+                continue
+            first = node.args[0]
+            assert isinstance(first, ast.Constant) and isinstance(first.value, str), f"{name}:{node.lineno}: a constant"
+            values = [ast.unparse(value) for value in node.args[1:]]
+            lines = [first.value]
+            if values and values[0] == "result.value":  # its first word is what happened
+                lines = [first.value.replace("%s", result.value, 1) for result in (Result.HELD, Result.KNOWN)]
+            for line in lines:
+                found[re.sub(r"%[-+ 0]*\d*(?:\.\d+)?[a-z]", "…", line)] = f"{name}:{node.lineno}"
+    return found
+
+
+def table(head: str) -> list[tuple[list[str], str]]:
+    """Return the rows of the table of docs/operate.md whose first column is called so: quotations, and the rest."""
+    lines = OPERATE.split(f"\n| {head} |")[1].splitlines()[2:]
+    rows = []
+    for line in lines[: lines.index("")]:
+        first, _, rest = line.strip("| ").partition(" | ")
+        rows.append((re.findall(r"`([^`]+)`", first), rest))
+    assert rows
+    return rows
+
+
+def explains(documented: str, line: str) -> bool:
+    """Return whether ``line`` begins with this text, in which ``=…`` is any value and another … a value put in."""
+    return re.match(re.escape(documented).replace("=…", "=.*") + r"(?!\w)", line) is not None
+
+
+def test_every_log_line_is_explained_and_every_explained_line_is_logged() -> None:
+    logged = log_lines()
+    explained = [text for texts, rest in table("line") if not rest.startswith("in ") for text in texts]
+    assert not [text for text in explained if not any(explains(text, line) for line in logged)]
+    assert not {line: at for line, at in logged.items() if not any(explains(text, line) for text in explained)}
+
+
+def test_every_text_within_a_log_line_or_message_that_is_explained_is_in_the_code() -> None:
+    texts = [text for texts, rest in table("line") if rest.startswith("in ") for text in texts]
+    texts += [text for said, _ in table("it says") for text in said]
+    code = strings()
+    for text in texts:
+        text = text.removeprefix("FROM: ").removeprefix("TO: ")  # `copy` puts these before the errors of a store
+        pattern = re.escape(text.strip("… ")).replace("…", ".*")
+        assert len(text) >= 10 and any(re.search(pattern, string) for string in code), text
+
+
+def test_every_state_is_explained() -> None:
+    assert {text for texts, _ in table("what `list` says") for text in texts} - {"meta"} == set(State)
+
+
+def test_every_metric_is_explained_and_every_explained_metric_exists() -> None:
+    tree = sources()["portal/web/monitor.py"]
+    suffixes = {"_gauge": "", "_counter": "_total"}
+    metrics = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in suffixes:
+            (name, *_) = node.args
+            assert isinstance(name, ast.Constant)
+            metrics.add(f"quarantine_{name.value!s}{suffixes[node.func.id]}")
+    assert len(metrics) > 10
+    pages = {path: path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
+    named = {path: set(re.findall(r"`(quarantine_\w+)`", text)) for path, text in pages.items()}
+    assert named[ROOT / "docs" / "operate.md"] >= metrics
+    assert not {path.name: names - metrics for path, names in named.items() if names - metrics}
+
+
+def test_every_document_that_another_one_links_to_exists() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-if __name__ == "__main__":
-    (ROOT / "docs" / "settings.md").write_text(settings_page(), "utf-8")
-    (ROOT / "quarantine.example.toml").write_text(example(), "utf-8")
