@@ -3,15 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check check-english docs test-system test-faults bench wheel clean
+.PHONY: help install demo test check check-english docs release test-system test-faults bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
 	@echo "make test          all tests, on both stores"
 	@echo "make install       .venv with everything"
-	@echo "make check         format, lint, types, direction of imports"
+	@echo "make check         format, lint, types, direction of imports, version"
 	@echo "make check-english words that the prose avoids"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
+	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make bench         the benchmarks"
@@ -35,9 +36,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.version
 
 check-english: install
 	$(BIN)/python -m tools.english
+
+release: install
+	$(BIN)/python -m tools.version release
 
 docs: install
 	$(BIN)/python -m tools.docs

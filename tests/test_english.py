@@ -96,6 +96,7 @@ def test_comments_of_other_files_are_prose(name: str, mark: str) -> None:
         "The two cannot be told apart.",
         "The letter Ø stands for a diameter.",
         "It is empty when there is none.",
+        "The date is None before the release.",
         "It cannot be sent.",
         "It means none of the messages.",
         "If it happens again, tell your administrator.",
