@@ -1,38 +1,89 @@
-"""The wheel, built and installed elsewhere, has everything it needs: the files that stand beside the code in a
-checkout must travel inside it."""
+"""The wheel, built and installed elsewhere, replaces an older one and has everything it needs: the files beside the
+code of a checkout are inside it."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from portal import __version__
 from tests.system.services import ROOT, Portal, http
+from tools.version import PRODUCT
 
 PO = "locale/de/LC_MESSAGES/quarantine.po"
+OLD_VERSION = "0.1.0"
+OLD_CODE = """
+WHO = "the old code"
+"""
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel and what it depends on; its bin folder."""
+    """The bin folder of a fresh environment: the wheel was installed there, after one of an older version."""
     home = tmp_path_factory.mktemp("wheel")
-    quiet: dict[str, Any] = {"check": True, "cwd": home, "env": {"PATH": "/usr/bin:/bin", **_pip_settings()}}
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", home, ROOT], **quiet)
-    (wheel,) = home.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", home / "venv"], **quiet)
-    subprocess.run([home / "venv/bin/pip", "install", "--quiet", wheel], **quiet)
+    run(home, sys.executable, "-m", "venv", home / "venv")
+    for wheel in (build(home, older(home)), build(home, ROOT)):
+        run(home, home / "venv/bin/pip", "install", "--quiet", wheel)
+        if OLD_VERSION in wheel.name:
+            assert (home / "venv/bin/quarantine").exists()
+            assert printed(home, "import portal.gone; print(portal.__version__, portal.WHO)") == "0.1.0 the old code"
     return home / "venv/bin"
 
 
-def _pip_settings() -> dict[str, str]:
-    import os
+def older(home: Path) -> Path:
+    """Make a checkout of an older version: another number, other code, and a module that was removed later."""
+    checkout = home / "older"
+    for name in (*PRODUCT, "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, checkout / name)
+    constant = checkout / "portal/__init__.py"
+    now = f'__version__ = "{__version__}"'
+    text = constant.read_text("utf-8")
+    assert now in text
+    constant.write_text(text.replace(now, f'__version__ = "{OLD_VERSION}"') + OLD_CODE, "utf-8")
+    (checkout / "portal/gone.py").touch()
+    return checkout
 
+
+def build(home: Path, checkout: Path) -> Path:
+    """Return the wheel that was built from a checkout."""
+    folder = home / f"from-{checkout.name}"
+    run(home, sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def run(home: Path, *command: str | Path) -> str:
+    """Run a command with no more of this environment than pip needs; its output."""
     names = ("PIP_", "SSL_", "REQUESTS_", "HTTP", "http", "HOME")
-    return {name: value for name, value in os.environ.items() if name.startswith(names)}
+    settings = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    environment = {"PATH": "/usr/bin:/bin", **settings}
+    done = subprocess.run(command, check=True, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+def printed(home: Path, code: str) -> str:
+    return run(home, home / "venv/bin/python", "-c", code).strip()
+
+
+def test_the_newer_wheel_replaced_the_older_one(venv: Path) -> None:
+    home = venv.parent.parent
+    assert printed(home, "import portal; print(portal.__version__, hasattr(portal, 'WHO'))") == f"{__version__} False"
+    assert run(home, venv / "quarantine", "--version").split()[-1] == __version__
+    assert run(home, venv / "quarantine-digest", "--version").split()[-1] == __version__
+    assert not list(venv.parent.glob("lib/python3*/site-packages/portal/gone.py"))
+    for package in ("portal", "digest"):
+        (installed,) = venv.parent.glob(f"lib/python3*/site-packages/{package}")
+        for path in (ROOT / package).rglob("*.py"):
+            assert (installed / path.relative_to(ROOT / package)).read_bytes() == path.read_bytes(), path
 
 
 def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) -> None:
