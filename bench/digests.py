@@ -24,7 +24,8 @@ import psycopg
 from bench import fill
 from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, say
 from bench.sink import Sink, sink
-from digest.run import AHEAD, digest_mail
+from digest.compose import digest_mail
+from digest.run import AHEAD
 from portal.assemble import Parts, assemble
 from portal.settings import load_from
 from portal.stores import open_store

@@ -1,1 +1,1 @@
-"""The digest process: tells recipients what was held, and sends what waits. Imports `portal`, never the reverse."""
+"""The digest process: sends digests, queued mail and deferred releases. Imports `portal`, never the reverse."""

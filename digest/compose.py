@@ -1,7 +1,7 @@
-"""One digest mail from one claimed digest. Depends on its arguments alone, time included.
+"""Compose a digest mail. `compose` depends on its arguments alone, also for the time.
 
-The likeliest mistakes stand first, since a recipient reads three rows and not fifty. The mail stays below the size at
-which Gmail clips, measured in octets as sent; what does not fit is named by number and can be seen in the portal.
+The likeliest false positives are the first rows, since a recipient reads three rows and not fifty. The mail stays below
+the size at which Gmail clips, measured in octets as sent. It shows how many messages do not fit; the portal lists them.
 """
 
 from __future__ import annotations
@@ -15,35 +15,40 @@ from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from portal.assemble import Parts
 from portal.mail.languages import Language
 from portal.mail.render import Render
 from portal.model.domains import shown_address
+from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
 from portal.model.message import State, Tier
 from portal.model.ranking import Group, is_forged, ranked
 from portal.model.reasons import Sender, from_address, sender_shown, why
+from portal.model.schedule import plan_for
 from portal.model.text import N_, shown
 from portal.stores.records import Digest
 
-MAIL_BYTES = 90_000  # Gmail clips from 102 KB on; whether it counts before or after decoding is disputed
-HEADER_BYTES = 8_192  # more than all headers ever have
+MAIL_BYTES = 90_000  # Gmail clips mail above 102 KB; sources disagree whether it counts before or after decoding
+HEADER_BYTES = 8_192  # an upper bound of the size of all headers
 SUBJECT_CHARACTERS = 120
-REASONS = 2  # of a row: with three, fifty rows are too large; the page behind Show has all
+REASONS = 2  # in a row: with three, fifty rows are too large; the page that Show opens lists all
 _LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
-# Held subjects and senders are quoted, so what makes scanners act on any mail that has it must not come through whole:
-# their test words (https://spamassassin.apache.org/gtube/, https://www.eicar.org/download-anti-malware-testfile/), and
-# addresses of Bitcoin (base58 and BIP 173), which beside the word "password" are a blackmail to Rspamd.
+# A digest quotes held subjects and senders. Text that makes scanners reject any mail containing it is therefore broken
+# up: their test strings (https://spamassassin.apache.org/gtube/, https://www.eicar.org/download-anti-malware-testfile/)
+# and Bitcoin addresses (base58 and BIP 173), which Rspamd takes for blackmail if the mail has the word "password" too.
 _TEST_WORD = re.compile(r"(?<=[GE])(?=TUBE|ICAR)", re.IGNORECASE)
 _WALLET = re.compile(r"\b((?:[13LM](?=[A-Za-z]*\d)|(?i:bc1))[0-9A-Za-z]{6})[0-9A-Za-z]{18,}")
-# The only words of a held mail in the subject: a domain's name, ASCII and short, says little that is hostile.
+# A domain name is the only text of held messages in the subject: short ASCII leaves little space for hostile text.
 _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
 _WANTED_BEFORE = N_("You had mail of this sender released before")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One held message, and those that are nearly the same, as both parts of the mail show it. All texts are harmless
-    lines, see `text.shown`."""
+    """A held message and its near duplicates, for the text part and the HTML part of the mail.
+
+    All texts are single lines without control characters, see `text.shown`.
+    """
 
     sender: Sender
     subject: str  # "" when there is none
@@ -52,10 +57,10 @@ class Row:
     reasons: tuple[str, ...]  # to be translated
     release: str  # link, "" for dangerous mail
     delete: str  # link, "" for dangerous mail
-    ask: str  # link, "" for all other mail
+    ask: str  # link to request a release, "" unless the mail is dangerous
     show: str  # link
-    others: int  # messages nearly the same; the links are for the newest
-    mailbox: str = ""  # which alias or role mailbox it is for; "" when it is for the recipient's own address
+    others: int  # near duplicates; the links are for the newest message
+    mailbox: str = ""  # alias or role mailbox that it was sent to; "" for the recipient's own address
 
 
 def compose(
@@ -72,12 +77,12 @@ def compose(
     mail_id: UUID | None = None,
     known: Collection[str] = (),
 ) -> EmailMessage:
-    """The mail for a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
+    """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
-    Deliveries that are no longer held are counted instead of offered. ``sender`` is the From address, ``zone`` is
-    what times are shown in, ``language`` what is spoken ("": as ``render`` does). ``mail_id`` makes another Message-ID
-    than the digest's own: mail programs drop a mail whose Message-ID they have seen, so one repeated on purpose needs
-    its own. ``known`` is for `ranking.ranked`.
+    Deliveries that are no longer held are counted and not listed. ``sender`` is the From address, ``zone`` the time
+    zone of all times shown, ``language`` a tag ("": the default of ``render``). ``mail_id`` replaces the digest's id in
+    the Message-ID: mail programs drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs
+    another. ``known`` are senders for `ranking.ranked`.
     """
     groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
     held = sum(1 + len(group.others) for group in groups)
@@ -88,8 +93,8 @@ def compose(
     headers = {}
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    spoken = render.language_for(language or render.language)
-    rows = [_row(group, digest, links, spoken, zone) for group in groups[:max_rows]]
+    locale = render.language_for(language or render.language)
+    rows = [_row(group, digest, links, locale, zone) for group in groups[:max_rows]]
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
         return render.mail(
@@ -99,12 +104,12 @@ def compose(
             id=mail_id or digest.id,
             mark=links.mark("digest", digest.id),
             now=now,
-            language=spoken.tag,
+            language=locale.tag,
             headers=headers,
             encoding=encoding,
             recipient=shown_address(digest.address),
             count=held,
-            telling=_most_telling(groups),
+            telling=_likeliest_domain(groups),
             gone=len(digest.deliveries) - held,
             rows=[row for row in rows[:count] if not row.ask],
             dangerous=[row for row in rows[:count] if row.ask],
@@ -119,40 +124,46 @@ def compose(
             retention_days=retention_days,
         )
 
-    whole = mail(len(rows))
-    if spoken.latin or _fits(whole):
-        return _fitting(whole, len(rows), mail)
-    # Quoted-printable makes six octets of an Arabic letter and nine of a Japanese one: fifty rows of them fit as 8bit
-    # alone. Otherwise it is the safer one: a server without 8BITMIME rewrites the mail, and so breaks its signature.
-    return _fitting(mail(len(rows), "8bit"), len(rows), lambda count: mail(count, "8bit"))
+    complete = mail(len(rows))
+    if locale.latin or _fits(complete):
+        return _shortened(complete, len(rows), mail)
+    # Quoted-printable takes six octets for an Arabic letter and nine for a Japanese one, so fifty rows of these fit as
+    # 8bit only. In all other cases quoted-printable is safer: a server without 8BITMIME rewrites 8bit mail and thereby
+    # breaks its DKIM signature.
+    return _shortened(mail(len(rows), "8bit"), len(rows), lambda count: mail(count, "8bit"))
 
 
-def _fitting(whole: EmailMessage, rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
-    """The ``whole`` mail, or the one with as many of its ``rows`` rows as fit, found by halving: a mail grows with
-    each row."""
-    if _fits(whole):
-        return whole
+def _shortened(complete: EmailMessage, rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
+    """Return the ``complete`` mail if it fits, otherwise the one with as many of its ``rows`` rows as fit.
+
+    The number of rows is found by bisection, since a mail grows with each row.
+    """
+    if _fits(complete):
+        return complete
     fits, best, too_many = 0, mail(0), rows
     while too_many - fits > 1:
         count = (fits + too_many) // 2
-        tried = mail(count)
-        if _fits(tried):
-            fits, best = count, tried
+        candidate = mail(count)
+        if _fits(candidate):
+            fits, best = count, candidate
         else:
             too_many = count
-    # Without rows it is the template that is too large, which is its site's wish: better clipped than empty.
-    return best if fits or _fits(best) else whole
+    # If a mail without rows is too large, the site's template is the cause. A clipped mail is better than an empty one.
+    return best if fits or _fits(best) else complete
 
 
 def _fits(mail: EmailMessage) -> bool:
-    # Parts are encoded already, so most mails need not be written out just to be measured.
+    # The parts are already encoded, so most mails need not be serialized to measure them.
     payloads = [str(part.get_payload()).encode() for part in mail.iter_parts()]
     bodies = sum(len(payload) + payload.count(b"\n") for payload in payloads)
     return bodies + HEADER_BYTES <= MAIL_BYTES or len(mail.as_bytes()) <= MAIL_BYTES
 
 
-def _most_telling(groups: Sequence[Group]) -> str:
-    """The domain of the likeliest mistake whose sender raises no doubt; "" when there is none that can be shown."""
+def _likeliest_domain(groups: Sequence[Group]) -> str:
+    """Return the sender domain of the likeliest false positive, leaving out suspect senders; "" if none can be shown.
+
+    A sender is suspect if the message is dangerous or forged, or if its From header gets a warning.
+    """
     for group in groups:
         message = group.newest.message
         if message.tier is not Tier.DANGEROUS and not is_forged(message) and not sender_shown(message).warning:
@@ -161,9 +172,8 @@ def _most_telling(groups: Sequence[Group]) -> str:
     return ""
 
 
-def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: ZoneInfo) -> Row:
+def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: ZoneInfo) -> Row:
     delivery, message = group.newest, group.newest.message
-
     reader = digest.recipient if delivery.recipient != digest.recipient else ""
     own = digest.effective_reader.is_own(delivery.recipient)
 
@@ -171,12 +181,12 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
         return links.url(action, delivery.id, delivery.number, digest.issued_at, reader)
 
     dangerous = message.tier is Tier.DANGEROUS
-    seen = sender_shown(message)
+    sender = sender_shown(message)
     return Row(
-        sender=replace(seen, name=_defused(seen.name), address=_defused(seen.address)),
-        subject=_defused(shown(message.subject, SUBJECT_CHARACTERS)),
-        when=spoken.short_moment(message.held_at, zone),
-        score="" if message.score is None else spoken.score(message.score),
+        sender=replace(sender, name=_defanged(sender.name), address=_defanged(sender.address)),
+        subject=_defanged(shown(message.subject, SUBJECT_CHARACTERS)),
+        when=locale.short_moment(message.held_at, zone),
+        score="" if message.score is None else locale.score(message.score),
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),
@@ -187,8 +197,31 @@ def _row(group: Group, digest: Digest, links: Links, spoken: Language, zone: Zon
     )
 
 
-def _defused(text: str) -> str:
-    """Text in which mail programs find no address to make a link of, and scanners nothing that was put there for them:
-    a spammer's link must not work in our mail, nor a spammer's word keep it from its reader."""
+def _defanged(text: str) -> str:
+    """Return the text with URLs, scanners' test strings and Bitcoin addresses broken up.
+
+    Mail programs must not turn a spammer's URL into a link, and a spammer must not be able to get the digest rejected.
+    """
     text = _LINK.sub(lambda found: found.group().replace("://", "[://]").replace(".", "[.]"), text)
     return _WALLET.sub(r"\1[…]", _TEST_WORD.sub("-", text))
+
+
+def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
+    """Return the mail of a digest by the settings. Raises SettingsError without mail.from_address."""
+    settings = parts.settings
+    if settings.mail.from_address is None:
+        raise SettingsError("mail.from_address is needed to send digests")
+    plan = plan_for(settings.digest, digest.recipient, digest.preferences)
+    return compose(
+        digest,
+        links=parts.links,
+        render=parts.render,
+        sender=settings.mail.from_address,
+        zone=plan.zone,
+        max_rows=settings.digest.max_rows,
+        retention_days=settings.store.retention_days,
+        now=now,
+        language=plan.language,
+        mail_id=mail_id,
+        known=known,
+    )

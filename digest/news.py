@@ -1,39 +1,53 @@
-"""Who has news, whose news it is, and when they are told: the marks and times that `digest.run` sends by."""
+"""Schedule digests: find recipients with news, resolve aliases, and record when each digest is due for `digest.run`.
+
+A recipient has news if messages are held for them that no digest has announced.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
 from portal.model.domains import shown_address
-from portal.model.message import Reader
+from portal.model.message import Delivery, Reader
 from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
 from portal.stores import notes
 from portal.stores.records import Person
 
 log = logging.getLogger("quarantine.digest")
 
-PAGE = 500  # recipients looked up at once
-RECHECK_AFTER = timedelta(days=1)  # those who are not told
-NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` looks
+PAGE = 500  # recipients in one query
+RECHECK_AFTER = timedelta(days=1)  # for recipients who get no digests
+NEWS_LOOKED_FOR = timedelta(days=2)  # how far back `find_news` searches
+
+
+@dataclass(slots=True)
+class AppliedAliases:
+    """The version of the alias file that this process applied last, "" for none. It lives as long as the process.
+
+    The store's note alone is not enough: hosts with different files would apply them in turn without end.
+    """
+
+    version: str = ""
 
 
 def plan_of(parts: Parts, recipient: str, preferences: Preferences) -> Plan:
-    """When and how this recipient is told."""
+    """Return the schedule, time zone and language of this recipient's digests."""
     return plan_for(parts.settings.digest, recipient, preferences)
 
 
-def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
-    """Give every recipient with news the time of their digest; returns how many got one.
+def schedule_news(parts: Parts, now: datetime, limit: int = PAGE, *, applied: AppliedAliases | None = None) -> int:
+    """Set the time of the next digest for up to ``limit`` recipients with news. Return how many were set.
 
-    It is the first of their plan after the oldest news, so one that was missed is due at once. Those who are not told
-    (not local, or `never` by the settings) are looked at again the next day: `send_due` does not mail them.
+    It is the first time of their plan after their oldest news, so a digest that was missed is due at once. Recipients
+    who get no digests (not local, or schedule `never`) are checked again the next day: `send_due` does not mail them.
     """
-    people = _with_aliases_passed_on(parts, now, limit)
+    people = _unscheduled(parts, now, limit, applied or AppliedAliases())
     for person in people:
-        # Never after now: what was held while a clock was ahead would wait until then.
+        # At most `now`: news recorded while a clock was ahead would otherwise wait until that time.
         since = min(person.news_since or now, now)
         planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
         local = parts.settings.is_local(person.recipient)
@@ -41,11 +55,11 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE) -> int:
     return len(people)
 
 
-def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Person]:
-    """Recipients without a time, once the news of addresses that others read are those others'."""
+def _unscheduled(parts: Parts, now: datetime, limit: int, applied: AppliedAliases) -> list[Person]:
+    """Return people with news whose digest has no time yet, after passing on the news of aliases and role mailboxes."""
     if parts.people.file is None:
         return list(parts.store.recipients.unscheduled(limit))
-    _apply_changed_file(parts, now)
+    _apply_changed_file(parts, now, applied)
     people, passed = parts.store.recipients.unscheduled(limit), False
     for person in people:
         passed = pass_news_on(parts, person.recipient) or passed
@@ -55,35 +69,34 @@ def _with_aliases_passed_on(parts: Parts, now: datetime, limit: int) -> list[Per
 
 
 def pass_news_on(parts: Parts, recipient: str) -> bool:
-    """Give the news of an alias or a role mailbox to those of its readers who were not told; whether it is one."""
+    """Pass the news of an alias or a role mailbox to its readers, except those to whom it was announced already.
+
+    Return whether the address is an alias or a role mailbox.
+    """
     readers = parts.people.readers(recipient)
     if readers == (recipient,):
         return False
     shared = {recipient: readers} if len(readers) > 1 else {}
-    told_of = () if shared else (recipient,)
+    aliases = () if shared else (recipient,)
     parts.store.recipients.pass_news_on(
         recipient,
         [
             who
             for who in readers
-            if who == recipient or parts.store.digests.unannounced(Reader(who, told_of, shared), 1)
+            if who == recipient or parts.store.digests.unannounced(Reader(who, aliases, shared), 1)
         ],
     )
     return True
 
 
-def _apply_changed_file(parts: Parts, now: datetime) -> None:
-    """Once for each change of the alias file, in whichever process: who reads instead shall hear of what nobody was
-    told. Digests that were stopped for an address go on as its readers', and are stopped again once it is a person
-    again. Raises StoreUnavailable.
+def _apply_changed_file(parts: Parts, now: datetime, applied: AppliedAliases) -> None:
+    """Apply a new version of the alias file, unless another process did: new readers get the unannounced messages.
+
+    If digests were stopped for an address that became an alias, its readers get its messages nevertheless. The opt-out
+    is restored when the address is a person again. Raises StoreUnavailable.
     """
     version = parts.people.names().version
-    # The process's own memory as well: hosts whose files differ would take turns for ever.
-    if (
-        not parts.people.text()
-        or version == parts.people.processed_version
-        or notes.ALIASES.get(parts.store) == version
-    ):
+    if not parts.people.text() or version == applied.version or notes.ALIASES.get(parts.store) == version:
         return
     _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
     stopped = _restore_opt_outs(parts)
@@ -96,7 +109,7 @@ def _apply_changed_file(parts: Parts, now: datetime) -> None:
             if person.stopped_at is not None and not parts.people.is_person(person.recipient)
         }
         if aliases:
-            # Before they go on: an interruption in between must not forget who had stopped.
+            # Recorded before digests resume: an interruption in between must not lose the opt-outs.
             stopped |= aliases
             notes.STOPPED_ALIASES.set(parts.store, stopped)
         for address in aliases:
@@ -106,28 +119,30 @@ def _apply_changed_file(parts: Parts, now: datetime) -> None:
                 pass_news_on(parts, person.recipient)
     notes.ALIASES_LAST_GOOD.set(parts.store, parts.people.text())
     notes.ALIASES.set(parts.store, version)
-    parts.people.processed_version = version
+    applied.version = version
 
 
 def _restore_opt_outs(parts: Parts) -> dict[str, datetime]:
-    """Stop the digests of those who had stopped them, became an alias, and are a person again; returns who is still an
-    alias, and since when their digests were stopped."""
+    """Stop digests again for addresses that had stopped them, became an alias, and are a person again.
+
+    Return the addresses that are still an alias, each with the time of its opt-out.
+    """
     stopped = dict(notes.STOPPED_ALIASES.get(parts.store) or {})
-    back = [address for address in stopped if parts.people.is_person(address)]
-    for address in back:
+    restored = [address for address in stopped if parts.people.is_person(address)]
+    for address in restored:
         parts.store.recipients.set_digests_stopped(address, stopped.pop(address))
-    if back:
+    if restored:
         notes.STOPPED_ALIASES.set(parts.store, stopped)
     return stopped
 
 
 def skip_reason(parts: Parts, recipient: str) -> str:
-    """Why this recipient is not told, in words; "" when they are. Those who stopped are the store's to know."""
+    """Return why this recipient gets no digests, "" if they get them. The store itself leaves out opt-outs."""
     if not parts.people.is_person(recipient):
         return f"read by {', '.join(map(shown_address, parts.people.readers(recipient)))}"
     if not parts.settings.is_local(recipient):
         return "not in local_domains"
-    # Who chose a schedule is asked for only where that matters: the defaults alone cost no question.
+    # A recipient's own schedule matters only if the default is `never`. This saves most recipients a query.
     if plan_of(parts, recipient, NO_PREFERENCES).schedule is not Schedule.NEVER:
         return ""
     chosen = plan_of(parts, recipient, parts.store.recipients.get(recipient).preferences).schedule
@@ -135,26 +150,41 @@ def skip_reason(parts: Parts, recipient: str) -> str:
 
 
 def recipients_with_news(parts: Parts) -> Iterator[str]:
-    """Identities of all recipients with news who did not stop digests, in order."""
+    """Yield the identities of all recipients with news who did not stop digests, sorted."""
     after = ""
     while page := parts.store.digests.due(None, PAGE, after):
         yield from page
         after = page[-1]
 
 
-def find_news(parts: Parts, now: datetime) -> int:
-    """Mark recipients with held mail that was never announced as having news; returns how many were.
+def preview(
+    parts: Parts, people: Sequence[str] | None, max_deliveries: int
+) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
+    """Yield recipients, and the deliveries that a digest sent now would announce. Claims nothing.
 
-    Heals what a race left out, and what a clock that was ahead did to times; tells those whose domain became local.
-    Raises StoreUnavailable.
+    ``people`` None: all recipients with news. Recipients who get no digests (`skip_reason`) have no deliveries.
     """
-    mended = parts.store.repair_clock_skew(now)
-    if mended:
-        log.warning("a clock was ahead: planned anew digests, releases or mails=%d", mended)
+    for who in recipients_with_news(parts) if people is None else people:
+        reason = skip_reason(parts, who)
+        yield (
+            who,
+            () if reason else tuple(parts.store.digests.unannounced(parts.people.reader(who), max_deliveries)),
+        )
+
+
+def find_news(parts: Parts, now: datetime, *, applied: AppliedAliases | None = None) -> int:
+    """Mark recipients of held and never announced messages as having news. Return how many were marked.
+
+    This repairs marks that a race prevented and times that were set while a clock was ahead. It also marks recipients
+    whose domain became local. Raises StoreUnavailable.
+    """
+    repaired = parts.store.repair_clock_skew(now)
+    if repaired:
+        log.warning("a clock was ahead: rescheduled digests, releases or mails=%d", repaired)
     found = _find_news(parts, now - NEWS_LOOKED_FOR)
     if parts.people.file is not None:
-        _apply_changed_file(parts, now)
-        # Their own mark may stand since before: new mail for such an address leaves none for the others.
+        _apply_changed_file(parts, now, applied or AppliedAliases())
+        # The address itself may have been marked earlier. New mail for it then does not mark its other readers.
         for recipient in [
             *parts.store.recipients.with_unannounced(parts.people.shared_mailboxes(), now - NEWS_LOOKED_FOR),
             *recipients_with_news(parts),

@@ -1,7 +1,8 @@
-"""Sending digests. Each function is safe to repeat at any moment, in any number of processes.
+"""Send digests. Each function is safe to repeat at any moment, in any number of processes.
 
-None trusts a timer: each asks the store what is due, claims it, does it, records it. ``now`` is the moment a call
-begins; within a call time goes on from there, so that a claim made late in a long run has its whole lease.
+No function relies on a timer: each asks the store what is due, claims it, sends it and records the outcome. ``now`` is
+the time at which a call begins. Within a call the time advances from there, so that a claim made late in a long run has
+its full lease.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from email.message import EmailMessage
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from digest.compose import compose
+from digest.compose import digest_mail
 from digest.news import RECHECK_AFTER, plan_of, recipients_with_news, skip_reason
 from portal.assemble import Parts
 from portal.mail.relay import Connection
@@ -29,10 +29,9 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
     RelayUnreachable,
-    SettingsError,
     StoreUnavailable,
 )
-from portal.model.message import Delivery, State, new_id
+from portal.model.message import State, new_id
 from portal.monitoring import count_run
 from portal.stores import LEASE
 from portal.stores.records import Digest, Unsent
@@ -40,18 +39,19 @@ from portal.stores.senders import known_senders
 
 log = logging.getLogger("quarantine.digest")
 
-DIGESTS = 5_000  # in one run, so that those who became due meanwhile get their times in between
-AHEAD = 4  # digests claimed for each connection at once
-DELIVERIES = 5_000  # in one digest, and in all that are claimed at once; the rest stays news and follows the next day
-# With less left of its claim a mail is not begun: it takes 30 s at most, and is recorded behind the next claim.
+DIGESTS = 5_000  # in one run, so that recipients who get news during a run are scheduled before the next one
+AHEAD = 4  # digests claimed at once for each connection
+DELIVERIES = 5_000  # in one digest, and in one claim; the rest stays unannounced until the next day's digest
+# A mail is not begun with less time left of its claim: it takes 30 s at most, and is recorded after the next claim.
 LEFT_OF_LEASE = timedelta(seconds=50)
-_TOGETHER_SECONDS = 0.05  # for which an outcome waits at most for others to be recorded with
-FAILURES_IN_A_ROW = 3  # then we look whether the mail server is there at all
-DEFERRALS_IN_A_ROW = 20  # then it is there and takes nothing; below, some mailboxes may be full
-TRIES = 10  # with back-off these take four hours and a half; then that recipient's next digest has its turn
+_BATCH_SECONDS = 0.05  # an outcome waits this long at most for others, to be recorded in one batch
+FAILURES_IN_A_ROW = 3  # after these the mail server is probed
+DEFERRALS_IN_A_ROW = 20  # after these the mail server accepts nothing; fewer may be some full mailboxes
+# With exponential backoff these take four and a half hours. The recipient's next digest is then the next try.
+TRIES = 10
 BACK_OFF_MAX = timedelta(hours=1)
 
-Stopped = Callable[[], bool]  # whether to leave off before the next mail
+Stopped = Callable[[], bool]  # True: stop before the next mail
 
 
 def never() -> bool:
@@ -62,14 +62,14 @@ def never() -> bool:
 class Summary:
     """The outcomes of one run, by recipient."""
 
-    sent: list[tuple[str, int]] = field(default_factory=list)  # recipient, deliveries told of
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; all is well
-    failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, why in words; tried again later
-    refused: int = 0  # of the failed, those whose next digest is the next try
-    stopped_early: bool = False  # left off early: several failed in a row
+    sent: list[tuple[str, int]] = field(default_factory=list)  # recipient, number of announced deliveries
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, reason; not an error
+    failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, error; tried again later
+    refused: int = 0  # number of failed digests that are not retried before the recipient's next digest is due
+    stopped_early: bool = False  # the run stopped because several digests failed in a row
 
     def add(self, other: Summary) -> None:
-        """Take in what another run did."""
+        """Add the outcomes of another run."""
         self.sent += other.sent
         self.skipped += other.skipped
         self.failed += other.failed
@@ -77,11 +77,11 @@ class Summary:
         self.stopped_early = self.stopped_early or other.stopped_early
 
 
-Progress = Callable[[int, int], None]  # told after each recipient: how many are done, of how many
+Progress = Callable[[int, int], None]  # called after each recipient: number done, total
 
 
 class Pace:
-    """At most so many mails a minute, over all runs of a process; 0: as fast as it goes. Thread-safe."""
+    """A limit of mails a minute over all runs of a process; 0: no limit. Thread-safe."""
 
     def __init__(self, per_minute: int = 0) -> None:
         self.per_minute = per_minute
@@ -105,9 +105,9 @@ class Pace:
 def send_due(
     parts: Parts, now: datetime, limit: int = DIGESTS, *, stopped: Stopped = never, pace: Pace | None = None
 ) -> Summary:
-    """Send the digests that are due, longest waiting first, at most ``limit``, over the connections of the settings.
+    """Send at most ``limit`` due digests, the longest waiting first, over `digest.connections` connections.
 
-    Each recipient stands alone: one whose digest fails leaves the others. Raises StoreUnavailable.
+    A failure of one recipient's digest does not affect the others. Raises StoreUnavailable.
     """
     run = Run(parts, now, stopped=stopped, pace=pace)
     run.send(run.due(limit))
@@ -122,7 +122,10 @@ def send_all(
     pace: Pace | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Send what is not announced yet whatever the hour, to everybody or to some. Raises StoreUnavailable."""
+    """Send digests of unannounced deliveries now, whatever the schedule, to all recipients or to some.
+
+    Raises StoreUnavailable.
+    """
     named = [recipient] if isinstance(recipient, str) else recipient
     people = list(recipients_with_news(parts) if named is None else named)
     run = Run(parts, now, pace=pace, progress=progress and (lambda done: progress(done, len(people))))
@@ -131,9 +134,9 @@ def send_all(
 
 
 def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
-    """Send a recipient's last digest once more: what of it is still held, with links dated now.
+    """Send a recipient's last digest once more, with the deliveries that are still held and links dated ``now``.
 
-    Claims and announces nothing. Raises StoreUnavailable.
+    Claims nothing and announces nothing. Raises StoreUnavailable.
     """
     run = Run(parts, now)
     digest = parts.store.digests.last(recipient)
@@ -141,12 +144,12 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
         return run.summary
     if digest is not None:
         reader = parts.people.reader(recipient)
-        theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
-        digest = replace(digest, reader=reader, deliveries=theirs)
+        readable = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
+        digest = replace(digest, reader=reader, deliveries=readable)
     if digest is None:
-        run.summary.skipped.append((recipient, "has had no digest yet"))
+        run.summary.skipped.append((recipient, "no earlier digest"))
     elif not any(delivery.state is State.HELD for delivery in digest.deliveries):
-        run.summary.skipped.append((recipient, "nothing of the last digest is still held"))
+        run.summary.skipped.append((recipient, "no message of the last digest is still held"))
     else:
         run.repeat(replace(digest, issued_at=now.replace(microsecond=0)))
     return run.summary
@@ -155,8 +158,8 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
 @dataclass(frozen=True, slots=True)
 class _Claimed:
     digest: Digest
-    known: Collection[str]  # senders whose mail this recipient got released
-    until: datetime  # the claim's end
+    known: Collection[str]  # senders whose messages this recipient had released
+    until: datetime  # end of the claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,25 +167,25 @@ class _Outcome:
     """The outcome of a claimed digest: sent, failed, or not begun."""
 
     digest: Digest
-    reply: str | None = None  # of the mail server, "" if there was nothing to tell
+    reply: str | None = None  # the mail server's; "" if the digest had no deliveries, so that no mail was sent
     error: BaseException | None = None
-    begun: bool = False  # the mail server may have it
+    begun: bool = False  # the mail server may have accepted it
 
     @property
     def is_sent(self) -> bool:
         return self.reply is not None
 
 
-Claim = Callable[[], Sequence[Digest]]  # claims the next digests, and returns none when there are none
+Claim = Callable[[], Sequence[Digest]]  # claims the next digests; returns an empty sequence if there are no more
 
 
 class Run:
     """One run, in three stages: claim digests; compose and send them over several connections; record the outcomes.
 
-    Claiming and recording happen in the thread that calls, which alone changes the state of the run. Each connection
-    has a thread, which gets its next digest once its last one is recorded: whenever the process dies, at most one
-    digest for each connection is sent a second time. Ctrl-C may interrupt the calling thread at any line: claims and
-    outcomes are therefore in attributes as soon as they exist, and `send` settles at its end whatever is in them.
+    The calling thread claims and records, and it alone changes the state of the run. Each connection has a thread,
+    which gets its next digest after its last one was recorded: whenever the process dies, at most one digest for each
+    connection is sent a second time. Ctrl-C may interrupt the calling thread at any line. Claims and outcomes are
+    therefore stored in attributes as soon as they exist, and `send` settles them at its end.
     """
 
     def __init__(
@@ -198,7 +201,7 @@ class Run:
         self.clock = clock(now)
         self.summary = Summary()
         self._stopped, self._pace, self._progress = stopped, pace or Pace(), progress
-        # Python runs one thread at a time anyway; those that wait here do not take turns with the one that composes.
+        # Python runs one thread at a time anyway. Threads that wait for this lock do not slow the composing one down.
         self._composing = threading.Lock()
         self._claim: Claim = tuple
         self._claimed: dict[UUID, Digest] = {}  # without an outcome yet
@@ -208,12 +211,12 @@ class Run:
         self._outcomes: deque[_Outcome] = deque()  # not recorded yet
         self._error: BaseException | None = None  # of a thread
         self._is_ending = False
-        self._in_a_row = 0
+        self._failures_in_a_row = 0
 
     # ---- stage 1: claim
 
     def due(self, limit: int) -> Claim:
-        """Return a function that claims digests that are due, longest waiting first, up to ``limit``."""
+        """Return a function that claims due digests, the longest waiting first, up to ``limit`` in total."""
         left = limit
 
         def claim() -> Sequence[Digest]:
@@ -221,7 +224,7 @@ class Run:
             if left <= 0:
                 return ()
             digests = self.parts.store.digests.claim(
-                self.clock(), min(self._ahead, left), DELIVERIES, readers=self.parts.people.reader
+                self.clock(), min(self._claim_size, left), DELIVERIES, readers=self.parts.people.reader
             ).digests
             left = left - len(digests) if digests else 0
             return digests
@@ -229,13 +232,13 @@ class Run:
         return claim
 
     def named(self, recipients: Sequence[str]) -> Claim:
-        """Return a function that claims digests of these recipients, whatever the hour."""
+        """Return a function that claims digests of these recipients, whatever the schedule."""
         self._claim_is_by_name = True
         self._named.extend(who for who in recipients if self.may_notify(who))
 
         def claim() -> Sequence[Digest]:
             while self._named:
-                some = [self._named.popleft() for _ in range(min(self._ahead, len(self._named)))]
+                some = [self._named.popleft() for _ in range(min(self._claim_size, len(self._named)))]
                 claims = self.parts.store.digests.claim(
                     self.clock(),
                     len(some),
@@ -244,8 +247,8 @@ class Run:
                     ignore_schedule=True,
                     readers=self.parts.people.reader,
                 )
-                answered = {digest.recipient for digest in claims.digests} | set(claims.refused)
-                self._named.extendleft(who for who in reversed(some) if who not in answered)
+                processed = {digest.recipient for digest in claims.digests} | set(claims.refused)
+                self._named.extendleft(who for who in reversed(some) if who not in processed)
                 self.summary.skipped += [(who, str(why)) for who, why in claims.refused.items()]
                 if claims.digests:
                     return claims.digests
@@ -254,13 +257,13 @@ class Run:
         return claim
 
     @property
-    def _ahead(self) -> int:
-        """How many are claimed at once: few enough for each to be sent long before its claim ends."""
+    def _claim_size(self) -> int:
+        """The number of digests claimed at once: few enough for each to be sent long before its claim ends."""
         count = AHEAD * self.parts.settings.digest.connections
         return min(count, max(1, self._pace.per_minute // 4)) if self._pace.per_minute else count
 
     def may_notify(self, recipient: str) -> bool:
-        """Return whether this recipient may be mailed; if not, note why."""
+        """Return whether this recipient may be mailed. If not, add the reason to the summary."""
         reason = skip_reason(self.parts, recipient)
         if reason:
             self.summary.skipped.append((recipient, reason))
@@ -276,41 +279,41 @@ class Run:
             claimed = self._waiting.popleft()
             if self.clock() <= claimed.until - LEFT_OF_LEASE:
                 return claimed
-            self._give_back(claimed.digest)
+            self._release_claim(claimed.digest)
         return None
 
     def _fill(self, least: int = 1) -> None:
-        """Claim until so many wait to be sent, or nothing is left to claim. Raises StoreUnavailable."""
+        """Claim until ``least`` digests wait to be sent, or nothing is left to claim. Raises StoreUnavailable."""
         while len(self._waiting) < least and not self._is_over():
-            # Before the claim: a moment later it would end earlier than we think.
+            # Read before the claim: a later time would be after the claim's true end.
             until = self.clock() + LEASE
-            with _interrupt_delayed():  # else it may come after the commit, and nobody knows what was claimed
+            with _interrupt_delayed():  # an interrupt after the commit would lose what was claimed
                 digests = self._claim()
                 self._claimed.update((digest.id, digest) for digest in digests)
             self._show_progress()
             if not digests:
                 return
-            told: list[Digest] = []
-            strangers: list[Digest] = []
+            allowed: list[Digest] = []
+            skipped: list[Digest] = []
             for digest in digests:
-                (told if self.may_notify(digest.recipient) else strangers).append(digest)
-            if strangers:
-                # Postponed, or the longest waiting would be the same strangers at every tick.
+                (allowed if self.may_notify(digest.recipient) else skipped).append(digest)
+            if skipped:
+                # Postponed, since otherwise every tick would claim the same recipients first.
                 later = self.clock() + RECHECK_AFTER
-                self._settle(unsent=[Unsent(digest, due_at=later) for digest in strangers])
-            # For a single mail as well: there is no order then, but its row shows it.
-            readers = [digest.effective_reader for digest in told if digest.deliveries]
+                self._settle(unsent=[Unsent(digest, due_at=later) for digest in skipped])
+            # Also needed for a digest with one message, which needs no order: its row shows a known sender.
+            readers = [digest.effective_reader for digest in allowed if digest.deliveries]
             known = known_senders(self.parts.store, readers)
-            self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in told]
+            self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in allowed]
 
-    def _give_back(self, digest: Digest) -> None:
-        """End a claim that is too old; the digest is claimed anew."""
+    def _release_claim(self, digest: Digest) -> None:
+        """End a claim that is too old, and claim the digest again later."""
         self._settle(unsent=[Unsent(digest)])
         self._claim_again(digest)
 
     def _claim_again(self, digest: Digest) -> None:
         if self._claim_is_by_name:
-            self._named.append(digest.recipient)  # one that was due still is
+            self._named.append(digest.recipient)  # a due digest stays due, so it is claimed again anyway
 
     def _is_over(self) -> bool:
         return self._is_ending or self.summary.stopped_early or self._error is not None or self._stopped()
@@ -322,19 +325,19 @@ class Run:
         self._claim = claim
         began = time.monotonic()
         try:
-            self._fill()  # before any thread is started, since most runs find nothing to do
+            self._fill()  # before any thread is started, since most runs find nothing due
             connections = min(self.parts.settings.digest.connections, len(self._waiting))
             if connections == 1:
                 self._send_alone()
             elif connections:
                 self._send_together(connections)
         finally:
-            with suppress(QuarantineError):  # else their claims run out
+            with suppress(QuarantineError):  # if this fails, the claims expire
                 self._settle(unsent=[Unsent(digest) for digest in self._claimed.values()])
             self._log_run(time.monotonic() - began)
 
     def _send_alone(self) -> None:
-        """Send one after the other in this thread, so that ctrl-C interrupts also a mail server that hangs."""
+        """Send digests one after the other in this thread, so that ctrl-C also interrupts a mail server that hangs."""
         with self.parts.mailer.connection() as connection:
             try:
                 while True:
@@ -348,11 +351,11 @@ class Run:
                 self._record()
 
     def _send_together(self, connections: int) -> None:
-        """Send over several connections, as many as there can be threads."""
+        """Send over ``connections`` connections, or over as many as threads can be started."""
         work: SimpleQueue[_Claimed | None] = SimpleQueue()
-        news: SimpleQueue[bool] = SimpleQueue()  # wake-ups of this thread; True: a thread has its turn
+        wake_ups: SimpleQueue[bool] = SimpleQueue()  # of this thread; True: the pace allows a thread its next mail
         paced = self._pace.per_minute > 0
-        enough = 1 if paced else 2  # outcomes for a batch: with 4 of 8 threads waiting the processor had nothing to do
+        batch = 1 if paced else 2  # outcomes to record at once: with 4 of 8 threads waiting the processor was idle
 
         def deliver() -> None:
             try:
@@ -360,15 +363,15 @@ class Run:
                     while True:
                         if paced:
                             self._pace.wait(self._is_over)
-                            news.put(True)
+                            wake_ups.put(True)
                         claimed = work.get()
                         if claimed is None:
                             work.put(None)  # for the other threads
                             return
                         self._outcomes.append(self._deliver(claimed, connection))
-                        # While others compose, the processor has work: then several are recorded together.
-                        if len(self._outcomes) >= enough or not self._composing.locked():
-                            news.put(False)
+                        # While another thread composes, the processor is busy: then several are recorded in a batch.
+                        if len(self._outcomes) >= batch or not self._composing.locked():
+                            wake_ups.put(False)
             except BaseException as error:
                 self._error = error
 
@@ -385,18 +388,18 @@ class Run:
                 if not sending and (free or self._is_over()):
                     break
                 if sending == len(threads) and not paced:
-                    self._fill(least=len(threads))  # now, and not when they have nothing to do
+                    self._fill(least=len(threads))  # while all threads are busy, so that none has to wait for a claim
                 with suppress(Empty):
-                    free += news.get(timeout=_TOGETHER_SECONDS)
+                    free += wake_ups.get(timeout=_BATCH_SECONDS)
                     while True:
-                        free += news.get_nowait()
+                        free += wake_ups.get_nowait()
                 recorded = self._record()
                 sending -= recorded
                 free += 0 if paced else recorded
         finally:
             self._is_ending = True
             work.put(None)
-            interrupt = _joined(threads)
+            interrupt = _join_all(threads)
             self._record()
             if interrupt is not None:
                 raise interrupt
@@ -404,7 +407,7 @@ class Run:
             raise self._error
 
     def _start(self, threads: list[threading.Thread], count: int, target: Callable[[], None]) -> None:
-        """Start up to so many threads; the system may refuse some of them (RLIMIT_NPROC, memory)."""
+        """Start up to ``count`` threads; the system may refuse some of them (RLIMIT_NPROC, memory)."""
         for number in range(count):
             thread = threading.Thread(target=target)
             threads.append(thread)
@@ -449,9 +452,10 @@ class Run:
     # ---- stage 3: record
 
     def _record(self) -> int:
-        """Record all outcomes in one batch and note them. Return how many there were.
+        """Record all outcomes in one batch, log them and add them to the summary. Return how many there were.
 
-        Raises what is no failure of a digest, like ctrl-C. Interrupted itself, it can be called again.
+        Raises errors that are not a failure of a digest, like KeyboardInterrupt. It can be called again after an
+        interrupt.
         """
         outcomes = list(self._outcomes)
         if not outcomes:
@@ -460,8 +464,8 @@ class Run:
         unrecorded: Exception | None = None
         try:
             self._settle([outcome.digest for outcome in outcomes if outcome.is_sent], list(unsent.values()))
-        except Exception as met:
-            unrecorded = met
+        except Exception as store_error:
+            unrecorded = store_error
         interrupt: BaseException | None = None
         failures: list[Exception | None] = []
         for outcome in outcomes:
@@ -485,14 +489,14 @@ class Run:
             elif not self._is_over():
                 self._claim_again(digest)
         self._show_progress()
-        self._judge(failures)
+        self._stop_if_outage(failures)
         if interrupt is not None:
             raise interrupt
         return len(outcomes)
 
     def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
-        """Call `Digests.settle`, twice if need be: after a lost connection there is a new one, and settling twice
-        does no harm."""
+        """Call `Digests.settle`, and once more if it fails: a lost connection is replaced, and settling is
+        idempotent."""
         if not sent and not unsent:
             return
         try:
@@ -503,19 +507,19 @@ class Run:
             self._claimed.pop(each.digest.id, None)
 
     def _unsent(self, outcome: _Outcome) -> Unsent:
-        """Return when a digest is tried again: at once, soon, later and later, or when the next one is due."""
+        """Return when a digest is tried again: at once, after a lease, with backoff, or when the next one is due."""
         digest, error, now = outcome.digest, outcome.error, self.clock()
         if error is None or not (outcome.begun or isinstance(error, Exception)):
             return Unsent(digest)
         if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
             return Unsent(digest, not_before=now + LEASE)
-        said = str(error) if isinstance(error, QuarantineError) else "internal error"
+        failure = _error_text(error)
         if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
             next_time = plan_of(self.parts, digest.recipient, digest.preferences).next_time(now)
-            return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=said)
-        return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=said)
+            return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=failure)
+        return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=failure)
 
-    # ---- what came of it
+    # ---- log, summary and metrics
 
     def _show_progress(self) -> None:
         if self._progress is not None:
@@ -531,26 +535,27 @@ class Run:
             log.warning("digest failed recipient=%s: %s", recipient, error)
         else:
             log.error("digest failed recipient=%s", recipient, exc_info=error)
-        self.summary.failed.append((recipient, str(error) if isinstance(error, QuarantineError) else "internal error"))
+        self.summary.failed.append((recipient, _error_text(error)))
         self.summary.refused += refused
 
-    def _judge(self, failures: Sequence[Exception | None]) -> None:
-        """Leave off if these outcomes, None for a digest that was sent, show that going on is useless."""
+    def _stop_if_outage(self, failures: Sequence[Exception | None]) -> None:
+        """Stop the run if the errors of these outcomes show an outage. None is a digest that was sent."""
         for error in failures:
-            self._in_a_row = self._in_a_row + 1 if isinstance(error, (RelayDeferred, StoreUnavailable)) else 0
-            if error is not None and not self._is_over() and self._is_pointless(error):
-                log.warning("digests: %d failed in a row, leaving off until the next tick", self._in_a_row)
+            is_temporary = isinstance(error, (RelayDeferred, StoreUnavailable))
+            self._failures_in_a_row = self._failures_in_a_row + 1 if is_temporary else 0
+            if error is not None and not self._is_over() and self._is_outage(error):
+                log.warning("digests: %d failed in a row, stopping until the next tick", self._failures_in_a_row)
                 self.summary.stopped_early = True
 
-    def _is_pointless(self, error: Exception) -> bool:
-        """Return whether this is about the mail server or the store, and not about single recipients."""
-        if self._in_a_row == FAILURES_IN_A_ROW:
+    def _is_outage(self, error: Exception) -> bool:
+        """Return whether the mail server or the store is the cause of the failures, and not single recipients."""
+        if self._failures_in_a_row == FAILURES_IN_A_ROW:
             try:
                 self.parts.mailer.probe()
             except RelayDeferred:
                 return True
             return isinstance(error, StoreUnavailable)
-        return self._in_a_row >= DEFERRALS_IN_A_ROW
+        return self._failures_in_a_row >= DEFERRALS_IN_A_ROW
 
     def _log_run(self, seconds: float) -> None:
         summary = self.summary
@@ -558,7 +563,7 @@ class Run:
             return
         deferred = len(summary.failed) - summary.refused
         log.info(
-            "digests: sent=%d deferred=%d refused=%d not told=%d in %.1f s",
+            "digests: sent=%d deferred=%d refused=%d skipped=%d in %.1f s",
             len(summary.sent), deferred, summary.refused, len(summary.skipped), seconds,
         )  # fmt: skip
         try:
@@ -574,9 +579,13 @@ class Run:
             log.error("digests: the run is not counted: %s", error)
 
 
+def _error_text(error: Exception) -> str:
+    return str(error) if isinstance(error, QuarantineError) else "internal error"
+
+
 @contextmanager
 def _interrupt_delayed() -> Iterator[None]:
-    """Delay ctrl-C until the block ends. Do nothing outside the main thread, which alone receives it."""
+    """Delay ctrl-C until the block ends. Do nothing outside the main thread, since only that one receives it."""
     if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield
         return
@@ -590,9 +599,11 @@ def _interrupt_delayed() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _joined(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:
-    """Wait until these threads have ended. Return ctrl-C pressed meanwhile, which cannot shorten the wait: a mail takes
-    30 s at most, and the interpreter would wait for them as well."""
+def _join_all(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:
+    """Wait until these threads have ended. Return the KeyboardInterrupt if ctrl-C was pressed during the wait.
+
+    Ctrl-C does not shorten the wait: a mail takes 30 s at most, and the interpreter would wait for the threads as well.
+    """
     interrupt = None
     for thread in threads:
         while thread.is_alive():
@@ -601,35 +612,3 @@ def _joined(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:
             except KeyboardInterrupt as pressed:
                 interrupt = pressed
     return interrupt
-
-
-def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
-    """The mail of a digest by the settings. Raises SettingsError without mail.from_address."""
-    settings = parts.settings
-    if settings.mail.from_address is None:
-        raise SettingsError("mail.from_address is needed to send digests")
-    plan = plan_of(parts, digest.recipient, digest.preferences)
-    return compose(
-        digest,
-        links=parts.links,
-        render=parts.render,
-        sender=settings.mail.from_address,
-        zone=plan.zone,
-        max_rows=settings.digest.max_rows,
-        retention_days=settings.store.retention_days,
-        now=now,
-        language=plan.language,
-        mail_id=mail_id,
-        known=known,
-    )
-
-
-def preview(parts: Parts, people: Sequence[str] | None) -> Iterator[tuple[str, tuple[Delivery, ...]]]:
-    """Who would be told of what, claiming nothing. Recipients that are not told (`skip_reason`) come with nothing."""
-    for who in recipients_with_news(parts) if people is None else people:
-        yield (
-            who,
-            ()
-            if skip_reason(parts, who)
-            else tuple(parts.store.digests.unannounced(parts.people.reader(who), DELIVERIES)),
-        )

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from digest import housekeeping, news, run
+from digest.compose import digest_mail
 from portal.assemble import Parts
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
@@ -576,7 +577,7 @@ def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
     news.schedule_news(parts, at)
     late = [run.LEFT_OF_LEASE, LEASE, LEASE, LEASE]
     monkeypatch.setattr(run, "LEFT_OF_LEASE", timedelta())
-    real = run.digest_mail
+    real = digest_mail
 
     def slow(*args: Any) -> EmailMessage:
         monkeypatch.setattr(run, "LEFT_OF_LEASE", late.pop(0) if late else timedelta())
@@ -983,7 +984,7 @@ def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
     assert re.search(rf"{BOB}\s+│\s+1\s", out)
     assert re.search(r"someone@example.com\s+│\s+0\s.*not in local_domains", out)
     assert server.connections == 0
-    assert done(program("once", "--dry-run", "--recipient", MALLORY))[1].count("nothing to tell") == 1
+    assert done(program("once", "--dry-run", "--recipient", MALLORY))[1].count("no unannounced messages") == 1
     assert sorted(run.send_all(mailing, now()).sent) == [(ALICE, 2), (BOB, 1)], "nothing was claimed"
 
 
@@ -1023,11 +1024,11 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
 
 
 def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: SmtpServer, program: Program) -> None:
-    assert "has had no digest yet" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    assert "no earlier digest" in done(program("once", "--resend", "--recipient", ALICE))[1]
     held = hold(mailing.store, recipients=[ALICE])
     run.send_all(mailing, now())
     mailing.actions.delete(held.id, 0, BY_LINK)
-    assert "nothing of the last digest is still held" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    assert "no message of the last digest is still held" in done(program("once", "--resend", "--recipient", ALICE))[1]
     assert len(server.mails) == 1
 
 
@@ -1048,7 +1049,7 @@ def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts,
     status, out, err = done(program("once", QUARANTINE_MAIL__URL=nobody_listens()))
     assert status == 1
     assert out.count("failed: ") == 2
-    assert "2 of the digests could not be sent; nothing in them counts as announced." in err
+    assert "2 digests could not be sent; their messages stay unannounced." in err
     assert mailing.store.digests.unannounced(Reader(ALICE), 10)
 
 
@@ -1056,12 +1057,12 @@ def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts,
     ("words", "sentence"),
     [
         (["once", "--resend"], "--resend needs --recipient ADDRESS"),
-        (["once", "--resend", "--dry-run", "--recipient", ALICE], "--resend and --dry-run do not go together"),
+        (["once", "--resend", "--dry-run", "--recipient", ALICE], "--resend and --dry-run cannot be combined"),
         (["once", "--recipient", "alice"], "is not a mail address"),
         (["once", "--now", "yesterday"], "'yesterday' is not a time like 2026-11-22T07:00:00+01:00"),
         (["once", "--now", "2026-11-22T07:00"], "has no offset: add Z for UTC"),
-        (["once", "--now", "0001-01-01T00:00+01:00"], "is too far away"),
-        (["once", "--now", "9999-12-31T23:59:59Z"], "is too far away"),
+        (["once", "--now", "0001-01-01T00:00+01:00"], "is too far from the present"),
+        (["once", "--now", "9999-12-31T23:59:59Z"], "is too far from the present"),
         (["once", "--recipient", "m\udcfcller@example.org"], "is not a mail address"),
     ],
 )

@@ -63,7 +63,6 @@ class Directory:
         self._file_state: tuple[int, int, int] | None = None  # time, inode and size of the file in use
         self._checked_at = float("-inf")
         self._problem = ""
-        self.processed_version = ""  # the last version that the digest process has applied
 
     # ---- readers
 
