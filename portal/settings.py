@@ -1,8 +1,8 @@
-"""Settings: one TOML file, ``QUARANTINE_SECTION__KEY`` variables above it, secrets also from files.
+"""Settings: one TOML file, ``QUARANTINE_SECTION__KEY`` variables that override it, secrets also from files.
 
 The only reader of the environment. `load()` either returns a frozen `Settings` or raises one `SettingsError` that
-lists *every* problem with its source, unknown names included, so that an administrator mends a file once. Names,
-defaults and help stand in the models; docs/settings.md and quarantine.example.toml are tested against them.
+lists *every* problem with its source, unknown names included, so that an administrator can fix all of them at once.
+The models have names, defaults and descriptions; docs/settings.md and quarantine.example.toml are tested against them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from portal.model.text import TAGS, Tag
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
-_TABLES = "digest.domains"  # the one setting that is a table of tables
+_TABLES = "digest.domains"  # the only setting that is a table of tables
 _OTHER_VARIABLES = {"QUARANTINE_CONFIG", "QUARANTINE_SOCKET"}  # the latter is read by uwsgi.ini
 
 
@@ -58,27 +58,27 @@ def _relay_url(url: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError("the host is wrong, or the port is not a number from 1 to 65535") from error
+        raise ValueError("the host is invalid, or the port is not a number from 1 to 65535") from error
     if parts.scheme not in ("smtp", "smtps", "lmtp") or not parts.hostname or any(c.isspace() for c in url):
         raise ValueError("expected smtp://host:port, smtps://user:password@host:port or lmtp://host:port")
     if port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("expected scheme://[user:password@]host[:port] and nothing behind it")
+        raise ValueError("expected scheme://[user:password@]host[:port] and nothing after it")
     if bool(parts.username) != bool(parts.password):
-        raise ValueError("a user needs a password and the other way round; write @ : / in them as %40 %3A %2F")
+        raise ValueError("give both a user and a password, or neither; write @ : / in them as %40 %3A %2F")
     return url
 
 
 def _address(address: str) -> str:
-    # What needs no quoting and no SMTPUTF8: it stands in the headers of our own mail.
+    # Only addresses that need no quoting and no SMTPUTF8, since they are in the headers of the portal's own mail.
     if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@([A-Za-z0-9.-]+|\[[A-Za-z0-9.:]+\])", address):
         raise ValueError(
-            "expected one mail address like quarantine@example.org, a domain beyond ASCII in its xn-- form"
+            "expected one mail address like quarantine@example.org; write an international domain in its xn-- form"
         )
     return address
 
 
 def _words(value: Any) -> Any:
-    """Lists may be written with commas in environment variables."""
+    """Split a string at commas: environment variables have no other form of lists."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
@@ -92,13 +92,15 @@ class Section(BaseModel):
 
 
 class StoreSettings(Section):
-    """Where mail is kept."""
+    """Storage of held messages."""
 
     url: SecretStr = Field(
         SecretStr("files:var/quarantine"),
         description="`files:PATH`, `files:///abs/path` or `postgresql://user:password@host/database`.",
     )
-    retention_days: int = Field(30, ge=1, le=3650, description="Mail is removed this many days after it was held.")
+    retention_days: int = Field(
+        30, ge=1, le=3650, description="Messages are removed this many days after they were held."
+    )
 
     @field_validator("url")
     @classmethod
@@ -108,40 +110,44 @@ class StoreSettings(Section):
 
     @property
     def place(self) -> StoreUrl:
-        """Where the store is."""
+        """The parsed URL."""
         return StoreUrl.parse(self.url.get_secret_value())
 
 
 class ExporterSettings(Section):
-    """What Rspamd may post and what of it is held."""
+    """Posts of Rspamd's metadata exporter: which are accepted, and which messages are held."""
 
-    user: str | None = Field(None, description="HTTP Basic user, as in Rspamd's rule.")
+    user: str | None = Field(None, description="User name for HTTP Basic authentication, as in Rspamd's rule.")
     password: SecretStr | None = Field(
-        None, description="HTTP Basic password. Without one only loopback networks are accepted."
+        None,
+        description="Password for HTTP Basic authentication. Without one, `allowed_networks` accepts loopback networks "
+        "only.",
     )
     allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(_words)] = Field(
         (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
-        description="Peers that may post, as CIDR networks.",
+        description="Networks of hosts that may post, in CIDR notation.",
     )
     max_body_bytes: int = Field(
         80 * 2**20,
         ge=2**16,
         le=2**31,
-        description="Larger posts are answered 413, also when only unpacked larger.",
+        description="Posts whose body is larger, before or after decompression, are answered with status 413.",
     )
     only_symbols: Words = Field(
-        (), description="Hold only mail with at least one of these symbols; empty: all. `*` and `?` work."
+        (),
+        description="Hold only messages with at least one of these symbols; empty: all messages. `*` and `?` are "
+        "wildcards.",
     )
     hold_actions: Words = Field(
         ("reject", "discard"),
-        description="Hold only mail that Rspamd withholds with one of these actions. `quarantine` mail also stays in "
-        "Postfix's hold queue; `add header` and `rewrite subject` mail is delivered as well.",
+        description="Hold only messages to which Rspamd applied one of these actions. Messages with `quarantine` also "
+        "stay in Postfix's hold queue; messages with `add header` and `rewrite subject` are also delivered.",
     )
 
     @field_validator("hold_actions")
     @classmethod
     def _as_exported(cls, actions: tuple[str, ...]) -> tuple[str, ...]:
-        # Rspamd's own configuration says add_header for what it calls "add header" in every answer.
+        # Rspamd's configuration has "add_header" for the action that its replies call "add header".
         return tuple(action.lower().replace("_", " ") for action in actions)
 
     @model_validator(mode="after")
@@ -151,33 +157,33 @@ class ExporterSettings(Section):
         if self.password is not None and not self.password.get_secret_value():
             raise ValueError("exporter.password is empty")
         if self.user is not None and (not self.user or ":" in self.user):
-            raise ValueError("exporter.user is empty or has a colon, which HTTP Basic cannot carry (RFC 7617, 2)")
+            raise ValueError("exporter.user is empty or has a colon, which HTTP Basic does not allow (RFC 7617, 2)")
         if self.password is None and not all(network.is_loopback for network in self.allowed_networks):
             raise ValueError(
-                "exporter.allowed_networks reaches beyond this host, so exporter.user and exporter.password are needed"
+                "exporter.allowed_networks includes other hosts, so exporter.user and exporter.password are needed"
             )
         return self
 
 
 class RelaySettings(Section):
-    """Where released mail goes."""
+    """The mail server for released messages."""
 
     url: SecretStr = Field(
         SecretStr("smtp://127.0.0.1:10025"),
-        description="`smtp://`, `smtps://` or `lmtp://`, with user and password in it where needed: a listener that "
-        "does not scan again.",
+        description="A listener that does not scan again: `smtp://HOST:PORT`, `smtps://…` or `lmtp://…`, with "
+        "`USER:PASSWORD@` before the host if it needs a login.",
     )
     _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(_relay_url(url.get_secret_value()))))
 
 
 class MailSettings(Section):
-    """How the portal sends mail of its own."""
+    """The portal's own mail: digests, sign-in mail, notifications and alarms."""
 
-    url: SecretStr = Field(SecretStr("smtp://127.0.0.1:25"), description="Digests and sign-in mail go here.")
-    from_address: MailAddress | None = Field(
-        None, description="The From of digests and sign-in mail. Needed once local_domains is set."
+    url: SecretStr = Field(SecretStr("smtp://127.0.0.1:25"), description="The mail server, written like `relay.url`.")
+    from_address: MailAddress | None = Field(None, description="The From address. Required if `local_domains` is set.")
+    admin_address: MailAddress | None = Field(
+        None, description="The administrator, who gets release requests for dangerous messages, and alarms."
     )
-    admin_address: MailAddress | None = Field(None, description="Gets the requests for dangerous mail, and alarms.")
     _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(_relay_url(url.get_secret_value()))))
 
 
@@ -198,13 +204,13 @@ def _hours(at: tuple[time, ...]) -> tuple[time, ...]:
     if any(each.tzinfo or each.second or each.microsecond for each in at):
         raise ValueError("expected HH:MM, without seconds and time zone")
     if not 1 <= len(at) <= MAX_TIMES:
-        raise ValueError(f"expected one to {MAX_TIMES} hours of the day")
+        raise ValueError(f"expected one to {MAX_TIMES} times of day")
     return tuple(sorted(set(at)))
 
 
 def _only_in_the_file(value: Any) -> Any:
     if isinstance(value, str):
-        raise ValueError('expected tables like [digest.domains."example.net"], which only the file can hold')
+        raise ValueError('expected tables like [digest.domains."example.net"], which only the file can have')
     return value
 
 
@@ -213,7 +219,7 @@ ZoneName = Annotated[str, AfterValidator(_zone)]
 
 
 class DomainDigest(Section):
-    """Defaults for the recipients of one domain; what is not set is as for all."""
+    """Defaults for the recipients of one domain. Values that are not set are those of `DigestSettings`."""
 
     at: Hours | None = None
     timezone: ZoneName | None = None
@@ -222,72 +228,75 @@ class DomainDigest(Section):
 
 
 class DigestSettings(Section):
-    """The mail that tells recipients what is held. These are defaults: each recipient may choose for themselves."""
+    """Digests, the mails that list held messages. Recipients can choose other times, days, time zones and languages."""
 
     at: Hours = Field(
-        (time(7, 0),), description=f"When digests go out, HH:MM in `timezone`; up to {MAX_TIMES} times a day."
+        (time(7, 0),), description=f"Times at which digests are sent, HH:MM in `timezone`, up to {MAX_TIMES} a day."
     )
-    timezone: ZoneName = Field("UTC", description="An IANA name, like `Europe/Berlin`.")
+    timezone: ZoneName = Field("UTC", description="An IANA time zone like `Europe/Berlin`.")
     schedule: Schedule = Field(
         Schedule.DAILY,
-        description="On which days: `daily`, `weekdays` (Monday to Friday), one day of the week like `monday`, or "
-        "`never`.",
+        description="Days on which digests are sent: `daily`, `weekdays` (Monday to Friday), a day of the week like "
+        "`monday`, or `never`.",
     )
     language: Tag = Field(
         "en",
-        description=f"Language of digests, mails and pages: {', '.join(f'`{tag}`' for tag in TAGS)}. Where nobody is "
-        "known yet, pages speak the browser's.",
+        description=f"Language of digests, other mail and pages: {', '.join(f'`{tag}`' for tag in TAGS)}. Before a "
+        "recipient has signed in or opened a link, pages use the browser's language.",
     )
     domains: Annotated[dict[str, DomainDigest], BeforeValidator(_only_in_the_file)] = Field(
         {},
         description="Other defaults for the recipients of one domain: `at`, `timezone`, `schedule`, `language` in a "
         'table `[digest.domains."example.net"]`, in the file only.',
     )
-    max_rows: int = Field(50, ge=1, le=500, description="Rows in one digest; the rest is named by number.")
+    max_rows: int = Field(
+        50, ge=1, le=500, description="Maximum number of rows in a digest. It shows how many messages are left out."
+    )
     connections: int = Field(
-        8, ge=1, le=32, description="Connections to the mail server over which a host sends digests at the same time."
+        8, ge=1, le=32, description="Number of connections over which a host sends digests concurrently."
     )
     per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="Digests that a host sends in a minute at most; 0: as fast as it goes."
+        0, ge=0, le=1_000_000, description="Maximum number of digests that a host sends in a minute; 0: no limit."
     )
     overdue_minutes: int = Field(
         60,
         ge=5,
         le=1440,
-        description="Digests that wait for longer are overdue: `/metrics`, `quarantine check` and one mail to "
-        "`mail.admin_address` say so.",
+        description="Digests that are due for longer are overdue: `/metrics` and `quarantine check` report it, and "
+        "`mail.admin_address` gets one mail.",
     )
 
     @field_validator("domains")
     @classmethod
     def _as_stored(cls, domains: dict[str, DomainDigest]) -> dict[str, DomainDigest]:
-        found: dict[str, DomainDigest] = {}
+        by_domain: dict[str, DomainDigest] = {}
         for name, values in domains.items():
-            if domain(name) in found:
+            if domain(name) in by_domain:
                 raise ValueError(f'"{name}" is the second table of one domain: write one table')
-            found[domain(name)] = values
-        return found
+            by_domain[domain(name)] = values
+        return by_domain
 
 
 class LinksSettings(Section):
     """Signed links."""
 
     keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
-        (), description="Signing keys, oldest to newest, at least 32 bytes each. Better: `keys_file`."
+        (), description="Signing keys, oldest to newest, at least 32 bytes each. Prefer `keys_file`."
     )
     keys_file: Path | None = Field(
         None,
-        description="A file with one key a line, oldest to newest, mode 0600; made on first start. Default: "
+        description="A file with one key a line, oldest to newest, mode 0600; created at the first start. Default: "
         "`links.keys` in the file store's folder, `var/quarantine/links.keys` with PostgreSQL.",
     )
     confirm: Literal["auto", "button"] = Field(
         "auto",
-        description="`auto`: pages may submit themselves by the rules in docs/security.md; `button`: never.",
+        description="`auto`: the page that a link opens may submit itself, by the rules in docs/security.md; `button`: "
+        "each action needs a press of a button.",
     )
     autosubmit_after_minutes: int = Field(
-        10, ge=1, le=1440, description="How old a digest must be before a link may submit itself."
+        10, ge=1, le=1440, description="Minimum age of a digest before pages opened from it may submit themselves."
     )
-    lifetime_days: int = Field(14, ge=1, le=90, description="Links are valid for this long.")
+    lifetime_days: int = Field(14, ge=1, le=90, description="Days for which a link is valid.")
 
     @model_validator(mode="after")
     def _usable(self) -> LinksSettings:
@@ -299,27 +308,28 @@ class LinksSettings(Section):
 
 
 class PeopleSettings(Section):
-    """Whose mail it is, beyond one mailbox for each address; docs/people.md tells how."""
+    """Aliases, role mailboxes and address extensions; see docs/people.md."""
 
     alias_file: Path | None = Field(
         None,
-        description="A Postfix virtual alias table in its text form, like `/etc/postfix/virtual`: whose mail aliases "
-        "and role mailboxes are. Read again when it changes.",
+        description="A Postfix virtual alias table in its text form, like `/etc/postfix/virtual`. It says who reads "
+        "the messages for aliases and role mailboxes, and is read again when it changes.",
     )
     recipient_delimiter: str = Field(
         "",
         max_length=8,
-        description="As Postfix has it: with `+` mail for alice+shop@example.org is alice@example.org's, from then on.",
+        description="Postfix's `recipient_delimiter`. With `+` messages for alice+shop@example.org belong to "
+        "alice@example.org. Messages that are already held keep their recipient.",
     )
     origin: str | None = Field(
-        None, description="Postfix's `myorigin`: the domain of names in `alias_file` that have none."
+        None, description="Postfix's `myorigin`: the domain of names in `alias_file` that have no domain."
     )
 
     @field_validator("recipient_delimiter")
     @classmethod
     def _splits(cls, delimiter: str) -> str:
         if any(c.isalnum() or c.isspace() or not c.isascii() or c in '@."\\' for c in delimiter):
-            raise ValueError("expected signs like + or -, as in Postfix's recipient_delimiter")
+            raise ValueError("expected characters like + or -, as in Postfix's recipient_delimiter")
         return delimiter
 
     @field_validator("origin")
@@ -331,33 +341,33 @@ class PeopleSettings(Section):
 
 
 class SiteSettings(Section):
-    """How the quarantine looks; docs/customise.md tells what can be replaced."""
+    """Name and templates of the site; see docs/customise.md."""
 
     name: str = Field(
         "",
         max_length=60,
-        description="What recipients know the quarantine by, in the From of its mail and on its pages. Default: Mail "
-        "quarantine, and a From without a name.",
+        description="Name of the quarantine on pages and in the From header of its mail. Default: Mail quarantine, and "
+        "a From header without a name.",
     )
     folder: Path | None = Field(
         None,
-        description="A folder of the site's own: what lies in its `templates` is used instead of the file of the same "
-        "name of ours.",
+        description="A folder with the site's own files. A file in its `templates` replaces the shipped template of "
+        "the same name.",
     )
 
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
         if any(not c.isprintable() or c in '"<>\\' for c in name):
-            raise ValueError('may not contain " < > \\ and line breaks: it stands in a mail header')
+            raise ValueError('must not contain " < > \\ or line breaks, since it is used in a mail header')
         return name.strip()
 
 
 class TiersSettings(Section):
-    """Which symbols make mail more than a nuisance. Names may hold `*` and `?`."""
+    """Symbols that make a message dangerous or suspicious. `*` and `?` are wildcards."""
 
     # Rspamd 3.4 to 4.1: plugins/antivirus.lua and lualib/lua_scanners (a scanner without `symbol` is named after its
-    # rule), plugins/phishing.lua, scores.d and composites.conf. No `*VIRUS*`: CLAM_VIRUS_FAIL says nothing of the mail.
+    # rule), plugins/phishing.lua, scores.d and composites.conf. Not `*VIRUS*`: CLAM_VIRUS_FAIL is a scanner's failure.
     dangerous_symbols: Words = Field(
         (
             "VIRUS", "*_VIRUS", "*_MALWARE", "CLAMAV", "ESET", "DRWEB", "SOPHOS", "AVAST", "FPROT", "SAVAPI",
@@ -366,10 +376,10 @@ class TiersSettings(Section):
             "PHISHED_GENERIC_SERVICE", "PHISH_EMOTION", "*_PHISH", "DBL_BOTNET", "DBL_ABUSE_BOTNET", "PH_SURBL_MULTI",
             "MW_SURBL_MULTI",
         ),
-        description="Their recipients may only ask an administrator for it.",
+        description="Dangerous: only an administrator can release the message; its recipients can request that.",
     )  # fmt: skip
     # plugins/mime_types.lua and antivirus.lua, rules/misc.lua, rules/headers_checks.lua, lualib/lua_content/pdf.lua,
-    # scores.d. FORGED_SENDER_MAILLIST and its like are excuses, not accusations, so no `FORGED_*`.
+    # scores.d. Not `FORGED_*`: FORGED_SENDER_MAILLIST and similar symbols explain a forged sender as harmless.
     suspicious_symbols: Words = Field(
         (
             "*_ENCRYPTED", "*_MACRO", "MIME_ENCRYPTED_ARCHIVE", "MIME_OBFUSCATED_ARCHIVE", "MIME_ARCHIVE_IN_ARCHIVE",
@@ -379,20 +389,20 @@ class TiersSettings(Section):
             "BLACKLIST_DMARC", "OMOGRAPH_URL", "R_SUSPICIOUS_URL", "HTTP_TO_IP", "ZERO_FONT", "DATA_URI_OBFU",
             "LEAKED_PASSWORD_SCAM", "VADE_SCAM", "VADE_SUSPECT", "CRACKED_SURBL", "ABUSE_SURBL",
         ),
-        description="Released by a pressed button only.",
+        description="Suspicious: the message is released only after a press of a button.",
     )  # fmt: skip
 
 
 class Settings(Section):
     public_url: str = Field(
         "http://127.0.0.1:8080/quarantine",
-        description="Where recipients reach the portal; its path is the mount point.",
+        description="The portal's URL for recipients. Its path is the mount point.",
     )
     local_domains: Words = Field(
         (),
-        description="Only recipients in these domains are mailed or may sign in; whole addresses are allowed too (a "
-        "pilot group). Mail for others is kept for operators. An international domain may be written with or without "
-        "`xn--`.",
+        description="Only recipients in these domains get mail from the portal and can sign in; addresses are allowed "
+        "too (for a pilot group). Messages for other recipients are held for operators. An international domain may be "
+        "written with or without `xn--`.",
     )
     store: StoreSettings = StoreSettings()
     exporter: ExporterSettings = ExporterSettings()
@@ -407,19 +417,22 @@ class Settings(Section):
     @field_validator("public_url")
     @classmethod
     def _absolute(cls, url: str) -> str:
-        # The path is also the cookies' and stands in every page, so it is kept to what needs no quoting anywhere.
+        # The path is also that of the cookies and part of every page, so no character may need quoting.
         if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?(/[\w.~-]+)*/?", url, re.I | re.A):
             raise ValueError(
-                "expected an address like https://mail.example.org/quarantine, a host beyond ASCII in its xn-- form"
+                "expected a URL like https://mail.example.org/quarantine; write an international host name in its xn-- "
+                "form"
             )
         try:
             parts = urlsplit(url)
-            parts.port  # noqa: B018 - it is looked at only when it is asked for
+            parts.port  # noqa: B018 - validated only on access
             host = parts.hostname or ""
             if ":" not in host and not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
                 raise ValueError("a label of the host name is empty or longer than 63 characters (RFC 1035, 2.3.4)")
         except ValueError as error:
-            raise ValueError("its host name or its port cannot be: expected https://mail.example.org:443/…") from error
+            raise ValueError(
+                "the host name or the port is invalid: expected a URL like https://mail.example.org:443/quarantine"
+            ) from error
         return url.rstrip("/")
 
     @field_validator("local_domains")
@@ -434,37 +447,40 @@ class Settings(Section):
     @model_validator(mode="after")
     def _sender_known(self) -> Settings:
         if self.local_domains and self.mail.from_address is None:
-            raise ValueError("mail.from_address is needed once local_domains is set: digests are sent from it")
+            raise ValueError("mail.from_address is required if local_domains is set: digests are sent from it")
         return self
 
     @model_validator(mode="after")
     def _domains_local(self) -> Settings:
-        ours = {domain(name) for name in self.local_domains}
+        local = {domain(name) for name in self.local_domains}
         for name in self.digest.domains:
-            if name not in ours:
-                raise ValueError(f'digest.domains."{shown_address(name)}": there is no such domain in local_domains')
+            if name not in local:
+                raise ValueError(f'digest.domains."{shown_address(name)}": this domain is not in local_domains')
         return self
 
     def is_local(self, address: str) -> bool:
-        """Whether the portal may mail this recipient and let them sign in."""
+        """Return whether the portal may mail this recipient and let them sign in."""
         recipient = identity(address)
         return "@" in recipient and (recipient in self.local_domains or domain(recipient) in self.local_domains)
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in effect. Raises SettingsError that lists every problem with its source."""
+    """Return the settings in effect. Raises one SettingsError that lists every problem with its source."""
     return load_from(environ)[0]
 
 
 def load_from(environ: Mapping[str, str] | None = None) -> tuple[Settings, Path | None, dict[str, str]]:
-    """Settings, the file they came from (None: there was none), and each set key's source in words."""
+    """Return the settings, their file (None without one), and the source of each key that is set, for people to read.
+
+    Raises SettingsError as `load`.
+    """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     path, values = _from_file(environ, problems)
     readable = not problems
-    sources = {key: str(path) for key in _leaves(values)}
+    sources = {key: str(path) for key in _dotted_keys(values)}
     for key, (name, value) in _from_environment(environ, problems).items():
-        _put(values, key, value)
+        _set_value(values, key, value)
         sources[key] = f"environment variable {name}"
     _read_secret_files(values, sources, problems)
     settings = _validated(values, sources, problems) if readable else None
@@ -477,25 +493,25 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str], problems: lis
     try:
         return Settings(**values)
     except ValidationError as error:
-        found = _in_words(error, sources)
+        found = _error_sentences(error, sources)
     problems += [text for _, text in found]
-    # Rules over several settings are not looked at while one of these is wrong. Look again without the wrong ones.
-    wrong = {key for key, _ in found if key}
+    # pydantic skips rules over several settings if one of these is invalid. Validate again without the invalid ones.
+    invalid = {key for key, _ in found if key}
     rest: dict[str, Any] = {
-        name: {k: v for k, v in value.items() if f"{name}.{k}" not in wrong} if isinstance(value, dict) else value
+        name: {k: v for k, v in value.items() if f"{name}.{k}" not in invalid} if isinstance(value, dict) else value
         for name, value in values.items()
-        if name not in wrong
+        if name not in invalid
     }
     try:
         Settings(**rest)
     except ValidationError as error:
-        problems += [text for _, text in _in_words(error, sources) if not any(key in text for key in wrong)]
+        problems += [text for _, text in _error_sentences(error, sources) if not any(key in text for key in invalid)]
     return None
 
 
 def _from_file(environ: Mapping[str, str], problems: list[str]) -> tuple[Path | None, dict[str, Any]]:
     named = environ.get("QUARANTINE_CONFIG")
-    path = Path(named) if named else next(filter(_is_there, SEARCHED), None)
+    path = Path(named) if named else next(filter(_may_exist, SEARCHED), None)
     if path is None:
         return None, {}
     try:
@@ -509,15 +525,15 @@ def _from_file(environ: Mapping[str, str], problems: list[str]) -> tuple[Path | 
     return path, {}
 
 
-def _is_there(path: Path) -> bool:
+def _may_exist(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        return True  # in a folder closed to us: say so instead of running with other settings
+        return True  # its folder cannot be read: report that when opening it, instead of using other settings
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, tuple[str, str]]:
-    """Dotted key → (variable, text). An unknown name is a problem here, since nothing else would look at it."""
+    """Return dotted key → (variable, text). Unknown names are reported here, since no other check would find them."""
     known = {PREFIX + key.upper().replace(".", "__"): key for key in keys(with_files=True)}
     found = {}
     for name, value in environ.items():
@@ -536,7 +552,7 @@ def _nearest(name: str, known: Mapping[str, str] | list[str]) -> str:
 
 
 def keys(*, with_files: bool = False) -> list[str]:
-    """All dotted setting names; ``with_files`` adds the `…_file` forms of the secret ones."""
+    """Return all dotted setting names. ``with_files`` adds the `…_file` forms of secrets."""
     names = []
     for name, info in Settings.model_fields.items():
         model = info.annotation
@@ -555,7 +571,7 @@ def _is_secret(annotation: Any) -> bool:
 
 
 def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems: list[str]) -> None:
-    """Replace ``section.key_file`` by ``section.key`` with what the file holds, without the line end."""
+    """Replace each ``section.key_file`` by ``section.key`` with the content of the file, without the line end."""
     for key in set(keys(with_files=True)) - set(keys()):
         section, name = key.split(".")
         table = values.get(section)
@@ -578,23 +594,26 @@ def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems
             problems.append(f"{key}: {path} is not UTF-8 ({source})")
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     out: list[str] = []
     for key, value in values.items():
         inner = isinstance(value, dict) and prefix + key != _TABLES
-        out += _leaves(value, f"{prefix}{key}.") if inner else [prefix + key]
+        out += _dotted_keys(value, f"{prefix}{key}.") if inner else [prefix + key]
     return out
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def _set_value(values: dict[str, Any], key: str, value: Any) -> None:
     section, _, name = key.rpartition(".")
     table = values.setdefault(section, {}) if section else values
-    if isinstance(table, dict):  # else the file has something else where a table should be: a problem of its own
+    if isinstance(table, dict):  # otherwise the file has another type in place of the table, which is reported later
         table[name] = value
 
 
-def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong: the key, or section for a rule over several of its settings, and a sentence with the source."""
+def _error_sentences(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return for each error its key and a sentence with the source.
+
+    For a rule over several settings of a section the key is that of the section.
+    """
     known = keys(with_files=True)
     out = []
     for item in error.errors(include_url=False, include_input=False):
@@ -611,7 +630,7 @@ def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[
             message = f"expected a table, written [{full}]"
         message = message.removeprefix("Value error, ")
         if kind == "value_error" and key not in known:
-            named = [name for name in sources if name in message]  # such a rule names its settings itself
+            named = [name for name in sources if name in message]  # the message of such a rule has the names
         else:
             named = [name for name in sources if f"{name}.".startswith(f"{key}.")]
             message = f"{full}: {message}"
@@ -621,7 +640,7 @@ def _in_words(error: ValidationError, sources: Mapping[str, str]) -> list[tuple[
 
 
 def masked(settings: Settings) -> dict[str, Any]:
-    """All settings by dotted key, printable: secrets as stars, passwords in addresses too."""
+    """Return all settings by dotted key, for printing. Secrets, and passwords in URLs, are replaced by stars."""
     out: dict[str, Any] = {}
     for key in keys():
         value: Any = settings
@@ -651,7 +670,7 @@ def _plain(value: Any) -> str:
 
 
 def _mask_url(url: str) -> str:
-    # Not by urlsplit: libpq takes passwords with # and ? in them, where that sees the host end, and with [, where it
-    # fails. It also takes passwords behind the question mark.
+    # Not with urlsplit: libpq accepts passwords that contain # and ?, at which urlsplit ends the host, and [, at which
+    # it fails. libpq also accepts passwords as a parameter after the question mark.
     url = re.sub(r"^([a-z]+://[^:/@]*:)[^/]*@", r"\1********@", url, flags=re.IGNORECASE)
     return re.sub(r"([?&][a-z]*password=)[^&]*", r"\1********", url)

@@ -219,30 +219,30 @@ def test_a_wrong_value_in_a_secret_file_names_that_file(tmp_path: Path) -> None:
 # ---- problems
 
 
-TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user and exporter.password are needed"
+TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and exporter.password are needed"
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("public_url = 'mail.example.org/quarantine'", "public_url: expected an address like https://"),
-        ("public_url = 'ftp://mail.example.org'", "public_url: expected an address like https://"),
-        ("public_url = 'https://mail.example.org/q?x=1'", "public_url: expected an address like https://"),
-        ("public_url = 'https://mail.example.org/q#x'", "public_url: expected an address like https://"),
-        ("public_url = 'https://mail.example.org/a b'", "public_url: expected an address like https://"),
-        ("public_url = 'https://käse.example.org/q'", "public_url: expected an address like https://"),
-        ("public_url = 'https://mail.example.org:99999/q'", "public_url: its host name or its port cannot be"),
-        ("public_url = 'https://mail..example.org/q'", "public_url: its host name or its port cannot be"),
-        ("public_url = 'https://[1]/q'", "public_url: its host name or its port cannot be"),
-        ("public_url = 'https://mail.example.org:port/q'", "public_url: expected an address like https://"),
-        ("public_url = 'https://u:p@mail.example.org/q'", "public_url: expected an address like https://"),
+        ("public_url = 'mail.example.org/quarantine'", "public_url: expected a URL like https://"),
+        ("public_url = 'ftp://mail.example.org'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://mail.example.org/q?x=1'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://mail.example.org/q#x'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://mail.example.org/a b'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://käse.example.org/q'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://mail.example.org:99999/q'", "public_url: the host name or the port is invalid"),
+        ("public_url = 'https://mail..example.org/q'", "public_url: the host name or the port is invalid"),
+        ("public_url = 'https://[1]/q'", "public_url: the host name or the port is invalid"),
+        ("public_url = 'https://mail.example.org:port/q'", "public_url: expected a URL like https://"),
+        ("public_url = 'https://u:p@mail.example.org/q'", "public_url: expected a URL like https://"),
         ("public_url = 7", "public_url: Input should be a valid string"),
         ("local_domains = ['@example.org']", "local_domains: '@example.org' is neither a domain like"),
         ("local_domains = ['*.example.org']", "local_domains: '*.example.org' is neither a domain like"),
         ("local_domains = ['me@']", "local_domains: 'me@' is neither a domain like"),
         ("local_domains = ['example org']", "local_domains: 'example org' is neither a domain like"),
         ("local_domains = [7]", "local_domains: Input should be a valid string"),
-        ("local_domains = ['example.org']", "mail.from_address is needed once local_domains is set"),
+        ("local_domains = ['example.org']", "mail.from_address is required if local_domains is set"),
         ("store.url = 'sqlite:x'", "store.url: expected files:PATH, files:///abs/path or postgresql://…"),
         ("store.url = 'files:'", "store.url: expected files:PATH"),
         ("store.url = 'postgresql://'", "store.url: expected files:PATH"),
@@ -267,14 +267,14 @@ TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user 
         ("relay.url = 'smtp://'", "relay.url: expected smtp://host:port, smtps://"),
         ("relay.url = 'smtp://mail host:25'", "relay.url: expected smtp://host:port, smtps://"),
         ("relay.url = 'smtp://host:0'", "relay.url: expected scheme://[user:password@]host[:port]"),
-        ("relay.url = 'smtp://host:70000'", "relay.url: the host is wrong, or the port is not a number"),
-        ("relay.url = 'smtp://host:smtp'", "relay.url: the host is wrong, or the port is not a number"),
-        ("relay.url = 'smtp://[::1'", "relay.url: the host is wrong, or the port is not a number"),
+        ("relay.url = 'smtp://host:70000'", "relay.url: the host is invalid, or the port is not a number"),
+        ("relay.url = 'smtp://host:smtp'", "relay.url: the host is invalid, or the port is not a number"),
+        ("relay.url = 'smtp://[::1'", "relay.url: the host is invalid, or the port is not a number"),
         ("relay.url = 'smtp://host/path'", "relay.url: expected scheme://[user:password@]host[:port]"),
         ("relay.url = 'smtp://host?tls=1'", "relay.url: expected scheme://[user:password@]host[:port]"),
-        ("relay.url = 'smtp://user@host'", "relay.url: a user needs a password and the other way round"),
-        ("relay.url = 'smtp://user:@host'", "relay.url: a user needs a password and the other way round"),
-        ("relay.url = 'smtp://:password@host'", "relay.url: a user needs a password and the other way round"),
+        ("relay.url = 'smtp://user@host'", "relay.url: give both a user and a password, or neither"),
+        ("relay.url = 'smtp://user:@host'", "relay.url: give both a user and a password, or neither"),
+        ("relay.url = 'smtp://:password@host'", "relay.url: give both a user and a password, or neither"),
         ("mail.url = 'imap://host'", "mail.url: expected smtp://host:port, smtps://"),
         ("mail.from_address = 'Quarantine <q@example.org>'", "mail.from_address: expected one mail address"),
         ("mail.from_address = 'quarantine'", "mail.from_address: expected one mail address"),
@@ -286,7 +286,7 @@ TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user 
         ("digest.at = 'seven'", "digest.at: Input should be in a valid time format"),
         ("digest.at = '07:00:30'", "digest.at: expected HH:MM, without seconds and time zone"),
         ("digest.at = '07:00Z'", "digest.at: expected HH:MM, without seconds and time zone"),
-        ("digest.at = []", "digest.at: expected one to 6 hours of the day"),
+        ("digest.at = []", "digest.at: expected one to 6 times of day"),
         ("digest.at = ['01:00', '02:00', '03:00', '04:00', '05:00', '06:00', '07:00']", "digest.at: expected one to 6"),
         ("digest.schedule = 'hourly'", "digest.schedule: Input should be 'never', 'daily', 'weekdays', 'monday'"),
         ("digest.domains = 'example.net'", 'digest.domains: expected tables like [digest.domains."example.net"]'),
@@ -295,7 +295,7 @@ TOO_FAR = "exporter.allowed_networks reaches beyond this host, so exporter.user 
         ("digest.domains.'a.example'.at = '25:00'", 'digest.domains."a.example".at: Input should be in a valid time'),
         ("digest.domains.'a.example'.timezone = 'Mars'", 'digest.domains."a.example".timezone: unknown time zone'),
         ("digest.domains.'a.example'.hour = 1", 'digest.domains."a.example".hour: there is no such setting'),
-        ("digest.domains.'a.example'.at = '07:00'", 'digest.domains."a.example": there is no such domain in local'),
+        ("digest.domains.'a.example'.at = '07:00'", 'digest.domains."a.example": this domain is not in local'),
         ("digest.timezone = 'Europe/Nowhere'", "digest.timezone: unknown time zone 'Europe/Nowhere'"),
         ("digest.timezone = '../etc/passwd'", "digest.timezone: unknown time zone '../etc/passwd'"),
         ("digest.timezone = ''", "digest.timezone: unknown time zone ''"),
@@ -384,7 +384,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "exporter.allowed_networks",
         "exporter.max_body_bytes",
         "links.keys",
-        "mail.from_address is needed once local_domains is set",
+        "mail.from_address is required if local_domains is set",
         "publik_url",
         "store.url",
     ]
@@ -511,7 +511,7 @@ def test_a_domain_has_one_table(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, text + tables)
     assert found.startswith('digest.domains: "xn--mnchen-3ya.example" is the second table of one domain')
     (found,) = problems(tmp_path, text + '[digest.domains."xn--bcher-kva.example"]\n')
-    assert found.startswith('digest.domains."bücher.example": there is no such domain in local_domains')
+    assert found.startswith('digest.domains."bücher.example": this domain is not in local_domains')
 
 
 # ---- showing
