@@ -1,8 +1,9 @@
-"""The acts: release, delete, restore, ask, refuse – each checked here, where it happens, whoever calls.
+"""Actions on deliveries: release, delete, restore, request a release, refuse a request.
 
-Links, signed-in pages and the command line all come through `Actions`. A release is: claim (a committed row with a
-lease), send the bytes as they came with two lines in front, record. A crash between the last two repeats the
-mail to the same recipient; nothing can lose it or send it to anyone else.
+`Actions` checks each of them, whether it comes from a link, a signed-in page or the command line. A release has three
+steps: claim (a committed row with a lease), send the original bytes with two header fields prepended, record. A crash
+between the last two steps sends the message to the same recipient again. No crash can lose it or send it to anyone
+else.
 """
 
 from __future__ import annotations
@@ -47,31 +48,33 @@ _SYMBOLS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What may be done to a delivery, by whom."""
+    """Actions on deliveries, with their permission checks, and mail to the administrator."""
 
     store: Store
     relay: Relay
     links: Links
     render: Render
-    from_address: str | None  # of our own mail; None: none can be sent
+    from_address: str | None  # of the portal's own mail; None: it cannot send mail
     admin_address: str | None
     is_local: Callable[[str], bool]
-    language_of: Callable[[str], str]  # whoever has an address
+    language_of: Callable[[str], str]  # address → language tag of its owner
     host: str = field(default_factory=socket.getfqdn)
     now: Callable[[], datetime] = utc_now
 
     def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False, again: bool = False) -> Delivery:
-        """Send one delivery to its recipient, now. Returns it as `released`. An operator may send ``again`` what was
-        released before: it can be lost behind the mail server, or be deleted by mistake.
+        """Send one delivery to its recipient now. Return it in its new state `released`.
 
-        Raises NotFound; NotAllowed when the mail is dangerous and the actor is no operator; AlreadyDone;
-        RelayDeferred (it stays `releasing` and is tried again by the digest process; the administrator is told where
-        it is ``portal_rejected``); RelayRefused, BodyMissing or BodyDamaged (`held` again with the reason). A mail that
-        becomes dangerous before it is sent is `held` again.
+        With ``again`` an operator may send a delivery that was released before: it may have been lost after the mail
+        server accepted it, or been deleted by mistake.
+
+        Raises NotFound; NotAllowed if the message is dangerous and the actor is not an operator; AlreadyDone;
+        RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
+        ``portal_rejected`` the administrator gets an alarm); RelayRefused, BodyMissing or BodyDamaged (it is `held`
+        again with the reason). A message that becomes dangerous before it is sent is `held` again.
         """
         delivery = self.store.deliveries.get(DeliveryId(id, number))
         if not delivery.recipient:
-            raise NotAllowed("the recipient of this message is not known: name one with --recipient")
+            raise NotAllowed("the recipient of this message is not known: give one with --recipient")
         if operator:
             allowed = {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
         elif delivery.message.tier is not Tier.DANGEROUS:
@@ -79,12 +82,12 @@ class Actions:
         elif delivery.state is State.HELD:
             raise NotAllowed(_DANGEROUS)
         else:
-            # Not from `held` either: a request may be refused between our look and the claim.
+            # No state is allowed, not even `held`: a request may be refused between this check and the claim.
             allowed = set()
         return self._send(id, number, allowed, actor)
 
     def retry(self, id: UUID, number: int) -> Delivery:
-        """Go on with a release whose time for another try has come. Raises as `release`."""
+        """Continue a release whose next try is due. Raises as `release`."""
         return self._send(id, number, set(), Actor(ActorKind.DIGEST))
 
     def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
@@ -95,14 +98,14 @@ class Actions:
             message = delivery.message
             self._check_tier(delivery)
             try:
-                # Opened before the server is asked for anything: a mail whose file is gone shall not begin to go.
+                # The body is opened before the SMTP session, so that a missing file does not interrupt a transaction.
                 body = self.store.messages.body(id)
                 first = next(body, b"")
                 reply = self.relay.send(
-                    # Not knowing the sender, the null sender is the one that cannot bounce to a stranger.
+                    # If the sender is unknown, use the null sender: no bounce can then reach a third party.
                     message.envelope_sender or "",
                     delivery.address,
-                    chain((self._front(message), first), body),
+                    chain((self._prepended_headers(message), first), body),
                     has_8bit=message.has_8bit,
                 )
             except (RelayDeferred, StoreUnavailable) as error:
@@ -116,12 +119,12 @@ class Actions:
                 portal_rejected = isinstance(error, RelayDeferred) and error.portal_rejected
                 if portal_rejected:
                     self._report_rejection(error)
-                if self._too_old(delivery):
-                    # Its recipient reads this reason. What is not about this message is the administrator's to know,
-                    # who finds it in the history.
+                if self._is_too_old(delivery):
+                    # The recipient reads this reason. It omits errors that are not about this message. The
+                    # administrator finds those in the history.
                     hidden = portal_rejected or isinstance(error, RelayUnreachable)
-                    why = "the mail server did not take it; please tell your administrator" if hidden else error
-                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {why}") from error
+                    reason = "the mail server did not accept it; please contact your administrator" if hidden else error
+                    raise RelayRefused(f"given up after {GIVE_UP_AFTER.days} days: {reason}") from error
                 raise
             except RelayRefused as error:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
@@ -130,17 +133,20 @@ class Actions:
         return self.store.deliveries.get(DeliveryId(id, number))
 
     def _check_tier(self, delivery: Delivery) -> None:
-        """Raise NotAllowed for dangerous mail unless an operator began this release.
+        """Raise NotAllowed if the message is dangerous, unless an operator began this release.
 
-        Checked under the claim: the verdict may have got worse since the release was allowed, and between two tries.
+        This is checked under the claim: the verdict may have got worse after the release was allowed, or between two
+        tries.
         """
         if delivery.message.tier is Tier.DANGEROUS:
-            begun = self._begun(delivery)
-            if begun is None or begun.actor.kind is not ActorKind.OPERATOR:
-                log.warning("not released id=%s recipient=%s: dangerous by now", delivery.id, delivery.recipient)
+            start = self._release_start(delivery)
+            if start is None or start.actor.kind is not ActorKind.OPERATOR:
+                log.warning(
+                    "not released id=%s recipient=%s: the message became dangerous", delivery.id, delivery.recipient
+                )
                 raise NotAllowed(_DANGEROUS)
 
-    def _begun(self, delivery: Delivery) -> Event | None:
+    def _release_start(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""
         history = self.store.deliveries.history(delivery.key)
         return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
@@ -148,18 +154,18 @@ class Actions:
     def _report_rejection(self, error: QuarantineError) -> None:
         self.alarm_hourly(
             "the mail server rejects releases",
-            f"The mail server of relay.url answered a release: {error}. That is about this portal, not about the "
-            "message. Check that relay.url leads to the listener of deploy/postfix/master.cf.part, that mynetworks "
-            "there has this host, and that the login in relay.url is right, if it has one. The messages are kept and "
-            f"tried again by themselves, for {GIVE_UP_AFTER.days} days.",
+            f"The mail server of relay.url answered a release: {error}. It rejects this portal, not the message. "
+            "Check that relay.url is the listener of deploy/postfix/master.cf.part, that mynetworks there includes "
+            "this host, and that the login in relay.url is right, if it has one. The messages are kept, and their "
+            f"releases are retried for {GIVE_UP_AFTER.days} days.",
         )
 
-    def _too_old(self, delivery: Delivery) -> bool:
-        begun = self._begun(delivery)
-        return begun is not None and self.now() - begun.at > GIVE_UP_AFTER
+    def _is_too_old(self, delivery: Delivery) -> bool:
+        start = self._release_start(delivery)
+        return start is not None and self.now() - start.at > GIVE_UP_AFTER
 
-    def _front(self, message: Message) -> bytes:
-        # In front only, never removed or rewritten: what DKIM and ARC signed stays as it was.
+    def _prepended_headers(self, message: Message) -> bytes:
+        # Header fields are only prepended, never removed or rewritten, so that DKIM and ARC signatures stay valid.
         came_from = f"unknown ([{message.client_ip}])" if message.client_ip else "unknown"
         return (
             f"Received: from {came_from}\r\n"
@@ -169,7 +175,7 @@ class Actions:
         ).encode("ascii", "replace")
 
     def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Put a delivery out of sight; `restore` undoes it until retention. Raises NotFound, AlreadyDone."""
+        """Hide a delivery. `restore` undoes this until the retention ends. Raises NotFound, AlreadyDone."""
         return self.store.deliveries.move(
             DeliveryId(id, number),
             State.DELETED,
@@ -186,18 +192,21 @@ class Actions:
         )
 
     def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Ask the administrator for a delivery and tell them by mail, both or neither. Raises NotFound, AlreadyDone."""
+        """Record a request to release a delivery and queue a mail to the administrator, in one transaction.
+
+        Raises NotFound, AlreadyDone.
+        """
         now = self.now()
-        asked = replace(
+        requested = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.REQUESTED, state_at=now, reason=""
         )
         mail = self._mail(
             self.admin_address,
             "request",
-            delivery=asked,
-            symbols=sorted(asked.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
-            # To be copied into a shell, and whoever wrote the address may have meant it to be.
-            recipient_argument=shlex.quote(shown(asked.recipient, 320)),
+            delivery=requested,
+            symbols=sorted(requested.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
+            # It is copied into a shell, and a sender may have chosen an address with shell code in it.
+            recipient_argument=shlex.quote(shown(requested.recipient, 320)),
         )
         delivery = self.store.deliveries.move(
             DeliveryId(id, number), State.REQUESTED, {State.HELD}, actor, now, kind=EventKind.REQUESTED, mail=mail
@@ -206,7 +215,7 @@ class Actions:
         return delivery
 
     def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
-        """Decline a request with a word of reason, which its recipient gets to see. Raises NotFound, AlreadyDone."""
+        """Deny a release request. The recipient sees ``reason``. Raises NotFound, AlreadyDone."""
         now = self.now()
         refused = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
@@ -227,10 +236,10 @@ class Actions:
         return delivery
 
     def alarm(self, subject: str, text: str, *, note: tuple[str, str | None, str] | None = None) -> None:
-        """Tell the administrator something they must look at. In English, like the log it goes with.
+        """Log a problem and mail it to the administrator, in English like the log.
 
-        ``note``: what `Notes.compare_and_set` takes. Only the process that sets it queues the mail. Raises
-        StoreUnavailable.
+        ``note``: arguments for `Notes.compare_and_set`: name, old text, new text. Only the process that sets the note
+        queues the mail. Raises StoreUnavailable.
         """
         mail = self._mail(self.admin_address, "alarm", language="en", subject=subject, text=text)
         if note is None:
@@ -241,19 +250,19 @@ class Actions:
             log.error("alarm: %s", subject)
 
     def alarm_hourly(self, subject: str, text: str) -> None:
-        """`alarm`, at most once an hour for each subject, over all processes. What hinders it is logged, not raised."""
+        """Call `alarm` at most once an hour for each subject, over all processes. Errors are logged and not raised."""
         now, note = self.now(), notes.alarm(subject)
         try:
             last = note.text(self.store)
-            # Either way, so that a clock that was a year ahead does not silence it for a year.
+            # The difference is absolute, so that a clock that was a year ahead does not silence alarms for a year.
             if last is None or abs(now - note.from_text(last)) >= _ALARM_EVERY:
                 self.alarm(subject, text, note=(note.name, last, note.to_text(now)))
         except QuarantineError as error:
             log.error("alarm %r could not be sent: %s", subject, error)
 
     def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> QueuedMail | None:
-        """A mail of ours in the language of its reader, to be queued; None when nobody is to be told or none can be
-        sent."""
+        """Return a mail in the language of its recipient, to be queued. Return None without ``to`` or
+        ``mail.from_address``."""
         if not to or self.from_address is None:
             return None
         id, now = new_id(), self.now()
@@ -272,13 +281,16 @@ class Actions:
 
 
 def retry_due(actions: Actions, limit: int = 100) -> int:
-    """Go on with every release whose next try is due; returns how many were tried. One failure leaves the others."""
+    """Continue up to ``limit`` releases whose next try is due. Return how many were tried.
+
+    A failure of one does not affect the others.
+    """
     due = actions.store.deliveries.due_releases(actions.now(), limit)
     for id, number in due:
         try:
             actions.retry(id, number)
         except (RelayDeferred, RelayRefused, AlreadyDone, NotAllowed):
-            pass  # recorded and logged where it happened
+            pass  # already recorded and logged
         except QuarantineError as error:
             log.error("release failed id=%s number=%d: %s", id, number, error)
         except Exception:

@@ -1,4 +1,4 @@
-"""Settings → opened parts. The one place that knows which part needs what."""
+"""Build all parts from the settings. The only module that knows which part depends on which."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything opened, ready to be used by a web worker, the digest process or a command."""
+    """All parts, opened and ready for a web worker, the digest process or a command."""
 
     settings: Settings
     store: Store
     links: Links
     render: Render
     relay: Relay  # releases
-    mailer: Relay  # our own mail
+    mailer: Relay  # the portal's own mail
     actions: Actions
     tiers: Tiers
     people: Directory
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
-    """Open everything. ``release_seconds`` is what one release may take: 30 while a person waits.
+    """Open all parts. ``release_seconds`` is the time limit of one release; the default is for a user who waits for it.
 
-    ``create``: make a file store and link keys that do not exist yet, for the service. Commands leave that to
-    `quarantine init`: run in the wrong folder or as the wrong user, they would make an empty store that the service
-    cannot use. Raises SettingsError, StoreUnavailable or StoreUnusable.
+    ``create``: create a file store and link keys that do not exist yet, for the service. Commands leave that to
+    `quarantine init`: in the wrong folder or as the wrong user they would create an empty store that the service cannot
+    use. Raises SettingsError, StoreUnavailable or StoreUnusable.
     """
     store = open_store(settings.store.place, must_exist=not create)
     try:
-        return _on_store(settings, store, release_seconds, create)
+        return _build_parts(settings, store, release_seconds, create)
     except BaseException:
-        store.close()  # a worker that waits for its store tries this again with each request
+        store.close()  # a worker whose store is unavailable calls this again for each request
         raise
 
 
-def _on_store(settings: Settings, store: Store, release_seconds: float, create: bool) -> Parts:
+def _build_parts(settings: Settings, store: Store, release_seconds: float, create: bool) -> Parts:
     links = make_links(settings, create=create)
     agree_on_keys(store, links, record=create)
     render = make_render(settings, store)
@@ -104,25 +104,28 @@ def log_to_stderr() -> None:
 
 
 def make_render(settings: Settings, store: Store) -> Render:
-    """The templates by the settings. The last failure of one of the site's own is noted in the store, since it may
-    happen in a process whose log nobody reads; `quarantine check` tells it until that file is changed."""
+    """Return the templates according to the settings.
 
-    def note(name: str, said: str) -> None:
-        with suppress(StoreUnavailable, OSError):  # it was logged, and the mail or page it was about matters more
+    The store records the last failure of a site's own template, since it may occur in a process whose log is not read.
+    `quarantine check` reports it until that file is changed.
+    """
+
+    def record_failure(name: str, error_text: str) -> None:
+        with suppress(StoreUnavailable, OSError):  # it is in the log, and sending the mail or page is more important
             path = settings.site.folder / "templates" / name if settings.site.folder else Path(name)
             changed = path.stat().st_mtime_ns if path.exists() else 0
-            notes.TEMPLATE_FAILED.set(store, notes.TemplateFailure(changed, f"{name}: {said}"))
+            notes.TEMPLATE_FAILED.set(store, notes.TemplateFailure(changed, f"{name}: {error_text}"))
 
     return Render(
         settings.digest.language,
         site_name=settings.site.name,
         site_folder=settings.site.folder,
-        on_failure=note,
+        on_failure=record_failure,
     )
 
 
 def make_people(settings: Settings, store: Store) -> Directory:
-    """Who reads what, by the settings. The store keeps what the alias file said when it could last be read."""
+    """Return the directory of readers according to the settings. The store keeps the alias file's last usable text."""
 
     def last_good() -> str | None:
         try:
@@ -140,7 +143,7 @@ def make_people(settings: Settings, store: Store) -> Directory:
 
 
 def make_links(settings: Settings, *, create: bool = False) -> Links:
-    """Return links signed with the keys of the settings or the key file, which ``create`` makes if it does not exist.
+    """Return links signed with the keys of the settings or of the key file. ``create``: create a missing key file.
 
     Raises SettingsError.
     """
@@ -160,18 +163,17 @@ def keys_path(settings: Settings) -> Path:
 
 
 def agree_on_keys(store: Store, links: Links, *, record: bool) -> None:
-    """Check that hosts on one store sign with the same keys: links of one would not open at the other.
+    """Check that all hosts of a store sign with the same keys: otherwise links of one host are invalid at another.
 
-    The store has the newest key's fingerprint; ``record`` keeps it up to date. After a rotation our keys have a newer
-    one, but they must still include that one. Raises StoreUnusable.
+    The store has the newest key's fingerprint; ``record`` keeps it up to date. After a rotation this host has a newer
+    key, but it must still have the recorded one. Raises StoreUnusable.
     """
     prints = links.fingerprints()
     kept = notes.LINK_KEY.set_default(store, prints[-1]) if record else notes.LINK_KEY.get(store)
     if kept is not None and kept not in prints:
         raise StoreUnusable(
             "links.keys_file: these link keys are not the ones this store was used with, so links in digests already "
-            "sent would not open: copy the key file from the other host (after losing it for good: "
-            "`quarantine init --new-keys`)"
+            "sent would be invalid: copy the key file from the other host (if it is lost: `quarantine init --new-keys`)"
         )
     if record and kept != prints[-1]:
         notes.LINK_KEY.set(store, prints[-1])

@@ -1,7 +1,7 @@
-"""Digests as operators see them: what runs did, and since when digests are overdue.
+"""Monitoring of digests: counters of runs, and alarms about overdue digests.
 
-The digest process counts in the store, since nobody can ask it; web workers and `quarantine check` read there, also
-when there is no digest process any more.
+The digest process has no interface of its own, so it counts in the store. Web workers and `quarantine check` read the
+counters there, also when the digest process does not run.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from portal.stores.records import Stats
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What all runs of all digest processes did together."""
+    """Totals of all runs of all digest processes, and facts about the last run."""
 
     count: int
     sent: int
-    deferred: int  # tries that the mail server put off
+    deferred: int  # tries, not digests
     refused: int
     seconds: float
-    last_sent_at: datetime | None  # when a run that sent something ended
-    last_seconds: float | None  # how long the last run took
+    last_sent_at: datetime | None  # end of the last run that sent a digest
+    last_seconds: float | None  # duration of the last run
 
 
 def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused: int, seconds: float) -> None:
-    """Add a run that ends now. Raises StoreUnavailable."""
+    """Add a run that ends at ``now`` to the totals. Raises StoreUnavailable."""
     store.notes.add_counters(
         {"digests.runs": 1, "digests.sent": sent, "digests.deferred": deferred, "digests.refused": refused}
         | {"digests.seconds": seconds}
@@ -39,64 +39,67 @@ def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused:
 
 
 def runs(store: Store) -> Runs:
-    """What was counted. Raises StoreUnavailable."""
-    tallies = store.notes.counters()
+    """Return the totals. Raises StoreUnavailable."""
+    counters = store.notes.counters()
     count, sent, deferred, refused = (
-        round(tallies.get(f"digests.{name}", 0)) for name in ("runs", "sent", "deferred", "refused")
+        round(counters.get(f"digests.{name}", 0)) for name in ("runs", "sent", "deferred", "refused")
     )
     return Runs(
         count,
         sent,
         deferred,
         refused,
-        tallies.get("digests.seconds", 0.0),
+        counters.get("digests.seconds", 0.0),
         notes.SENT_AT.get(store),
         notes.RUN_SECONDS.get(store),
     )
 
 
-def overdue_since(figures: Stats, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
-    """Since when the oldest digest that is overdue has been due; None when none is.
+def overdue_since(stats: Stats, last_sent_at: datetime | None, now: datetime, after: timedelta) -> datetime | None:
+    """Return the time at which the oldest overdue digest became due, None if no digest is overdue.
 
-    One that waits for a single mailbox, which the mail server does not take mail for, is not – unless nothing was sent
-    to anybody since it became due, which is how a mail server that takes nothing looks.
+    A digest that the mail server deferred for its recipient is not overdue, since the cause may be a single full
+    mailbox. It is if no digest at all was sent since it became due: then the mail server accepts nothing.
     """
-    untried = figures.oldest_untried_due_at
+    untried = stats.oldest_untried_due_at
     if untried is not None and now - untried > after:
-        return figures.oldest_digest_due_at
-    due = figures.oldest_digest_due_at
+        return stats.oldest_digest_due_at
+    due = stats.oldest_digest_due_at
     if due is not None and now - due > after and (last_sent_at is None or last_sent_at < due):
         return due
     return None
 
 
 def watch(parts: Parts, now: datetime) -> None:
-    """Tell the administrator by one mail that digests are overdue, and by one that they no longer are.
+    """Mail the administrator once when digests become overdue, and once when they are sent again.
 
     Any number of processes may call this at any time. Raises StoreUnavailable.
     """
     store, minutes = parts.store, parts.settings.digest.overdue_minutes
-    figures = store.stats(now)
+    stats = store.stats(now)
     last_sent_at = runs(store).last_sent_at
-    since = overdue_since(figures, last_sent_at, now, timedelta(minutes=minutes))
-    known = notes.OUTAGE.get(store)
-    if since is not None and known is None:
+    since = overdue_since(stats, last_sent_at, now, timedelta(minutes=minutes))
+    outage = notes.OUTAGE.get(store)
+    if since is not None and outage is None:
         parts.actions.alarm(
             "digests are overdue",
-            f"{figures.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server "
-            f"did not take the last one of {figures.digests_failing} recipients. What waits is sent by itself as "
-            "soon as it can be; there will be one more mail then.",
+            f"{stats.digests_due} digests are due, the oldest since {since:%Y-%m-%d %H:%M} UTC. The mail server did "
+            f"not accept the last digest of {stats.digests_failing} recipients. Run `quarantine check` for its "
+            "replies. Digests are retried automatically; you get another mail when they are sent again.",
             note=(notes.OUTAGE.name, notes.OUTAGE.text(store), notes.OUTAGE.to_text(since)),
         )
-    elif since is None and known is not None and _goes_on(figures, last_sent_at, known):
+    elif since is None and outage is not None and _has_recovered(stats, last_sent_at, outage):
         parts.actions.alarm(
-            "digests go out again",
-            f"No digest is overdue any more. They were since {known:%Y-%m-%d %H:%M} UTC.",
-            note=(notes.OUTAGE.name, notes.OUTAGE.to_text(known), ""),
+            "digests are sent again",
+            f"No digest is overdue any more. Digests had been overdue since {outage:%Y-%m-%d %H:%M} UTC.",
+            note=(notes.OUTAGE.name, notes.OUTAGE.to_text(outage), ""),
         )
 
 
-def _goes_on(figures: Stats, last_sent_at: datetime | None, known: datetime) -> bool:
-    """Whether digests went out since that outage began: those that failed too often are due the next day, not over."""
-    sent = last_sent_at is not None and last_sent_at >= known
-    return sent or not figures.digests_failing
+def _has_recovered(stats: Stats, last_sent_at: datetime | None, outage: datetime) -> bool:
+    """Return whether a digest was sent since the outage began, or none fails any more.
+
+    Without overdue digests an outage may still last: digests that failed too often are due the next day.
+    """
+    sent = last_sent_at is not None and last_sent_at >= outage
+    return sent or not stats.digests_failing

@@ -74,7 +74,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServ
     begun, over = alarms(parts, server)
     assert "digests are overdue" in begun
     assert f"30 digests are due, the oldest since {due:%Y-%m-%d %H:%M} UTC" in " ".join(begun.split())
-    assert "digests go out again" in over
+    assert "digests are sent again" in over
     hold(parts.store, recipients=[ALICE])
     tick(parts, due + 100 * HOUR - MINUTE)
     watch(parts, due + 100 * HOUR)
@@ -135,7 +135,7 @@ def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
     watched(at + 3 * HOUR)
     begun, over = alarms(parts, server)
     assert "digests are overdue" in begun
-    assert "digests go out again" in over
+    assert "digests are sent again" in over
 
 
 def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(

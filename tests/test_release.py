@@ -422,7 +422,9 @@ def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
     assert retry_due(actions) == 1
     delivery = store.deliveries.get(DeliveryId(id, 0))
     assert delivery.state is State.HELD
-    assert delivery.reason == ("given up after 5 days: the mail server did not take it; please tell your administrator")
+    assert delivery.reason == (
+        "given up after 5 days: the mail server did not accept it; please contact your administrator"
+    )
     assert REJECTED in " ".join(event.detail for event in store.deliveries.history(DeliveryId(id, 0))), (
         "the administrator finds the words"
     )
