@@ -3,17 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check check-english docs release test-system test-faults bench wheel clean
+.PHONY: help install demo quick test check check-english docs release test-system test-faults bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
-	@echo "make test          all tests, on both stores"
+	@echo "make quick         the tests that need neither PostgreSQL nor other programs"
+	@echo "make test          the tests on both stores"
 	@echo "make install       .venv with everything"
 	@echo "make check         format, lint, types, direction of imports, version"
 	@echo "make check-english words that the prose avoids"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
-	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium"
+	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium; short fault tests"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make bench         the benchmarks"
 
@@ -27,6 +28,9 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python deploy/demo.py
+
+quick: install
+	$(BIN)/pytest -n auto --quick -m "not system and not faults"
 
 test: install
 	$(BIN)/pytest -n auto -m "not system and not faults"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,8 +71,28 @@ def compiled_templates() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the file store only, and no test that starts a process")
     parser.addoption("--postgres-dsn", help="use this server instead of starting one; needs CREATEDB")
     parser.addoption("--postgres-through", help="HOST:PORT of a pooler in front of it, for the stores")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = {item for item in items if item.get_closest_marker("processes") or _uses_postgres(item)}
+        config.hook.pytest_deselected(items=[item for item in items if item in slow])
+        items[:] = [item for item in items if item not in slow]
+
+
+def _uses_postgres(item: pytest.Item) -> bool:
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return "postgres" in f"{[*params]} {getattr(item, 'fixturenames', ())}"
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --quick, skip a test as soon as it starts a process."""
+    if request.config.getoption("--quick"):
+        monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.skip("it starts a process"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -34,6 +34,8 @@ from portal.stores.shared.spellings import merge_spellings
 from tests.builders import ALICE, MALLORY, digesting, hold, now
 from tests.faults.serving import BIN, assert_whole, mail_of
 
+pytestmark = pytest.mark.processes
+
 DATA = Path(__file__).parent / "data"
 
 

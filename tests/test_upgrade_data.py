@@ -52,6 +52,8 @@ from tests.faults.serving import BIN, META, mail_of
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
+pytestmark = pytest.mark.processes
+
 DATA = Path(__file__).parent / "data" / "upgrade-4"
 CAROL, DAVE, ERIN, FRANK = (f"{name}@example.org" for name in ("carol", "dave", "erin", "frank"))
 UNICODE, ALABEL = "a@münchen.example", "a@xn--mnchen-3ya.example"  # two spellings of one address

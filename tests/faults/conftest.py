@@ -29,6 +29,13 @@ class _Row:
 _ROWS = pytest.StashKey[dict[str, _Row]]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the short forms with the system tests: they take minutes."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.system)
+
+
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
     """``report("1 kill -9 of workers", "9 mails, 3 kills", "files")``: a line of the table under `make test-faults`.
