@@ -50,7 +50,7 @@ class PostgresMessages(SqlMessages):
     ) -> Held:
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
-        values = rows.hold_values(id, export, body, tier, announce)
+        values = rows.hold_values(id, export, tier, announce)
         while (seconds_left := deadline - monotonic()) > 0:
             try:
                 with translated():
@@ -129,7 +129,7 @@ class PostgresMessages(SqlMessages):
 
         Raises psycopg.Error, OSError.
         """
-        values = rows.hold_values(record.message.id, record.export(), body, record.message.tier, ())
+        values = rows.hold_values(record.message.id, record.export(), record.message.tier, ())
         pieces = _pieces(body)
         held, body_id = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
         if body_id is not None:

@@ -7,11 +7,12 @@ the statistics.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import NoneType
 from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.model.message import Body, Delivery, Export, Message, Reader, Tier, held_at
+from portal.model.message import FACTS, Delivery, Export, Message, Reader, Tier, held_at
 from portal.stores import search, symbols
 from portal.stores.postgres.database import Connection, ask
 from portal.stores.postgres.session import rows_of, text
@@ -21,7 +22,7 @@ from portal.stores.shared.session import Row, Session
 
 Raw = str | bytes | None  # a parameter of `ask`
 
-_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, 27)) + b")"
+_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 13)) + b")"
 _DAY_MS = 86_400_000
 DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
@@ -123,14 +124,16 @@ def hold(
     return UUID(held) if held else None, UUID(place) if place else None
 
 
-def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> list[Raw]:
+def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> list[Raw]:
     """Return an export as the parameters of hold_mail, without the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(each) for each in export.held_for or ("",)]
     notified = sorted(
         {who: address_of(who, at) for who, at in zip(recipients, addresses, strict=True) if who in announce}.items()
     )
+    facts = [_RAW[type(value)](value) for value in (getattr(export, field) for field in FACTS)]
     terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, recipients)
+    facts.insert(FACTS.index("header_from") + 1, _array(terms))
     return [
         str(id),
         str(_place(id, export.body_sha256)),
@@ -141,21 +144,7 @@ def hold_values(id: UUID, export: Export, body: Body, tier: Tier, announce: Coll
         _array(recipient for recipient, _ in notified),
         _array(address for _, address in notified),
         tier.value,
-        text(export.envelope_sender),
-        text(export.subject),
-        text(export.header_from),
-        _array(terms),
-        text(export.queue_id),
-        text(export.message_id),
-        text(export.action),
-        None if export.score is None else repr(export.score),
-        text(export.client_ip),
-        text(export.user),
-        symbols.pack(export.symbols),
-        _array(flag.value for flag in export.flags),
-        export.body_sha256,
-        str(body.size_bytes),
-        "true" if export.has_8bit else "false",
+        *facts,
     ]
 
 
@@ -164,6 +153,19 @@ def _array(texts: Iterable[str]) -> str:
     8.15.6)."""
     quoted = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in texts]
     return "{" + ",".join(quoted) + "}"
+
+
+# How hold_mail takes the facts, by their type.
+_RAW: dict[type, Callable[[Any], Raw]] = {
+    NoneType: lambda _: None,
+    str: text,
+    bytes: bytes,
+    bool: lambda value: "true" if value else "false",
+    int: str,
+    float: repr,
+    tuple: symbols.pack,
+    frozenset: _array,
+}
 
 
 def _place(id: UUID, sha256: bytes) -> UUID:
