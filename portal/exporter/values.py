@@ -6,7 +6,6 @@ handles Rspamd's placeholders, encodings and truncation.
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, cast
 
+from portal.model.encoded_words import decode_words
 from portal.model.fast_json import reported_symbols
 from portal.model.message import Symbol, identity
 
@@ -30,9 +30,7 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UNDELIVERABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _LENIENT = json.JSONDecoder(strict=False)
 _SEPARATOR = re.compile(r"[\s,]*")
-_WORD = re.compile(r"=\?([^?\s]{1,60})\?([qQbB])\?([^?]*)\?=")
-_WORDS = re.compile(r"=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=(?:\s*=\?[^?\s]{1,60}\?[qQbB]\?[^?]*\?=)*")
-_RSPAMD_WORDS = re.compile(r"=\?UTF-8\?Q\?[^? ]*\?=(?: ?=\?UTF-8\?Q\?[^? ]*\?=)*")
+_RSPAMD_RUNS = re.compile(r"=\?UTF-8\?Q\?[^? ]*\?=(?: ?=\?UTF-8\?Q\?[^? ]*\?=)*")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _OWN_FIELD = re.compile(
     rb"^(from|subject|message-id|x-quarantine-mark)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
@@ -59,7 +57,8 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         if not value.isascii():
             with suppress(UnicodeEncodeError):  # some WSGI servers decode UTF-8 themselves
                 value = value.encode("latin-1").decode("utf-8", "replace")
-        best[field] = value if field in _LISTS else _decode_words(value, _RSPAMD_WORDS, ascii_too=False)
+        # Rspamd does not encode pure ASCII: a run that encodes such text is the sender's.
+        best[field] = value if field in _LISTS else decode_words(value, _RSPAMD_RUNS, ascii_too=False)
     return best
 
 
@@ -208,10 +207,7 @@ def _readable(value: bytes) -> str:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         text = value.decode("latin-1")
-    try:
-        return clean(_decode_words(text[:SUBJECT_CHARACTERS], _WORDS, ascii_too=True), SUBJECT_CHARACTERS).strip()
-    except Exception:  # codecs named by the sender may raise any exception; a subject never makes a message rejected
-        return ""
+    return clean(decode_words(text[:SUBJECT_CHARACTERS]), SUBJECT_CHARACTERS).strip()
 
 
 def clean(text: str, limit: int) -> str:
@@ -221,33 +217,3 @@ def clean(text: str, limit: int) -> str:
     """
     text = text[:limit]
     return text if text.isprintable() else _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
-
-
-def _decode_words(text: str, words: re.Pattern[str], *, ascii_too: bool) -> str:
-    """Decode RFC 2047 leniently. The octets of a run of words are joined before decoding.
-
-    Rspamd before 3.14.2 (and many mail programs) split one character into two words. ``ascii_too`` False leaves runs
-    of pure ASCII encoded: Rspamd does not encode ASCII, so such a run is the sender's text.
-    """
-    return words.sub(lambda run: _decode_run(run[0], ascii_too), text) if "=?" in text else text
-
-
-def _decode_run(run: str, ascii_too: bool) -> str:
-    pieces: list[tuple[str, bytearray]] = []
-    for charset, encoding, data in _WORD.findall(run):
-        octets = data.encode("utf-8", "replace")
-        try:
-            octets = binascii.a2b_base64(octets + b"==") if encoding in "bB" else binascii.a2b_qp(octets, header=True)
-        except binascii.Error:
-            return run
-        charset = charset.partition("*")[0].lower()  # RFC 2231, 5: a language may follow
-        if pieces and pieces[-1][0] == charset:
-            pieces[-1][1].extend(octets)
-        else:
-            pieces.append((charset, bytearray(octets)))
-    if not ascii_too and all(octets.isascii() for _, octets in pieces):
-        return run
-    try:
-        return "".join(octets.decode(charset, "replace") for charset, octets in pieces)
-    except (LookupError, ValueError):
-        return run

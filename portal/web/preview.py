@@ -6,7 +6,7 @@ uses the old `compat32` policy, which parses a header only on access, and has li
 shows the raw headers instead.
 
 This file is both parent and child: the portal imports `preview()`, which runs the same file as a program. The child
-uses the standard library alone, so that it starts in a few hundredths of a second.
+uses the standard library and `portal.model.encoded_words` alone, so that it starts in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from email.errors import HeaderParseError
-from email.header import decode_header
 from email.message import Message as Mail
 from email.parser import BytesParser
 from email.policy import compat32
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # The child runs without site-packages. The folder comes last, so that nothing in it hides a standard module.
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from portal.model.encoded_words import decode_words
 
 INPUT_BYTES = 1 << 20  # the rest of the message is not read
 TEXT_CHARACTERS = 1 << 18
@@ -38,6 +42,7 @@ _ATTACHMENTS = 50
 _CPU_SECONDS = 2
 _MEMORY_BYTES = 512 << 20
 _WALL_SECONDS = 5
+_FOLD = re.compile(r"\r?\n")
 _SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata
 
 
@@ -204,17 +209,8 @@ def _unicode(content: bytes, charset: str | None) -> str:
 
 
 def _decoded(value: str) -> str:
-    """Return a header with its encoded words (RFC 2047) decoded, or unchanged if they are malformed."""
-    value = value[:_HEADER_CHARACTERS]
-    try:
-        pieces = decode_header(value)
-    except (HeaderParseError, ValueError):
-        return value.encode("utf-8", "replace").decode()
-    words = [
-        _unicode(piece, None if charset == "unknown-8bit" else charset) if isinstance(piece, bytes) else piece
-        for piece, charset in pieces
-    ]
-    return "".join(words).encode("utf-8", "replace").decode()
+    """Return a header field unfolded, with its encoded words (RFC 2047) decoded."""
+    return decode_words(_FOLD.sub("", value[:_HEADER_CHARACTERS])).encode("utf-8", "replace").decode()
 
 
 _HIDDEN_TAGS = frozenset({"script", "style", "title", "template"})
