@@ -7,26 +7,16 @@ The form that is stored has A-labels (``xn--mnchen-3ya.example``), since DNS and
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import lru_cache
 
 import idna
 
+from portal.model.look_alikes import looks_alike
 from portal.model.text import shown
 
 _DOMAIN_CHARS = 255  # RFC 1035, 2.3.4; longer names are not converted
 _ADDRESS_CHARS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
 _DOTS = re.compile(r"[.\u3002\uff0e\uff61]")  # label separators (RFC 3490, 3.1)
-# Lower-case letters of other alphabets that pass for Latin ones (Unicode UTS 39, confusables.txt; Chromium's
-# idn_spoof_checker.cc looks at the same ones).
-_PASSES_FOR_LATIN = frozenset("аысԁеԍһіюјӏорԗԛѕԝхуъьҽпгѵѡαγεικνορτυχωηβσօոսցհզ")
-# Alphabets that are written together (UTS 39, 5.2, "highly restrictive"), by how `unicodedata.name` begins.
-_TOGETHER = (
-    {"LATIN", "CJK", "HIRAGANA", "KATAKANA"},
-    {"LATIN", "CJK", "BOPOMOFO"},
-    {"LATIN", "CJK", "HANGUL"},
-)
-_WORD = re.compile("[A-Z]+")
 
 
 def lower_case(text: str) -> str:
@@ -97,31 +87,3 @@ def punycode(host: str) -> str:
         except idna.IDNAError:  # an emoji, for example, which IDNA 2003 allowed and some resolvers still look up
             labels.append(f"xn--{label.encode('punycode').decode('ascii')}")
     return ".".join(labels)
-
-
-@lru_cache(maxsize=4096)
-def looks_alike(host: str) -> bool:
-    """Return whether a domain, in Unicode or punycode, has a label that mixes alphabets or only looks Latin.
-
-    The second is not checked under a top-level domain that is not Latin, where such letters are expected.
-    """
-    if host.isascii() and "xn--" not in host.lower():
-        return False
-    labels = [_unicode(label) for label in host.split(".")]
-    foreign_home = not labels[-1].isascii()
-    for label in labels:
-        letters = [c for c in label if unicodedata.category(c).startswith("L")]
-        scripts = {match.group() for c in letters if (match := _WORD.match(unicodedata.name(c, "?")))}
-        if len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER):
-            return True
-        if not foreign_home and letters and _PASSES_FOR_LATIN.issuperset(letters):
-            return True
-    return False
-
-
-def _unicode(label: str) -> str:
-    """Return the letters of an A-label, also if they are not valid: a mail program may show them."""
-    try:
-        return label[4:].encode("ascii").decode("punycode").lower() if label[:4].lower() == "xn--" else label.lower()
-    except UnicodeError:
-        return label.lower()  # punycode of nothing

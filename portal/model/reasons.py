@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from portal.model.domains import looks_alike, lower_case, punycode
+from portal.model.domains import lower_case, punycode
+from portal.model.look_alikes import looks_alike
 from portal.model.message import Message, Symbol, Tier
 from portal.model.text import N_, shown
 
@@ -257,7 +258,7 @@ def _pretends(address: str, written: str) -> bool:
     _, there, behind = written.rpartition(at + host)
     if at and (not there or not (behind == "" or behind[0].isspace() or behind[0] in _ENDS)):
         return True
-    return looks_alike(_host(seen))
+    return looks_alike(host)
 
 
 def _host(address: str) -> str:
