@@ -40,7 +40,7 @@ _TEST_WORD = re.compile(r"(?<=[GE])(?=TUBE|ICAR)", re.IGNORECASE)
 _WALLET = re.compile(r"\b((?:[13LM](?=[A-Za-z]*\d)|(?i:bc1))[0-9A-Za-z]{6})[0-9A-Za-z]{18,}")
 # A domain name is the only text of held messages in the subject: short ASCII leaves little space for hostile text.
 _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
-_WANTED_BEFORE = N_("You had mail of this sender released before")
+_WANTED_BEFORE = N_("You have released messages from this sender before")
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class LazyApplication:
             "503 Service Unavailable",
             [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"), ("Retry-After", "60")],
         )
-        return [b"The quarantine cannot be reached at the moment. No mail is lost: try again soon.\n"]
+        return [b"The quarantine is temporarily unavailable. No messages were lost. Wait a minute, then try again.\n"]
 
     def _open(self) -> Application | None:
         # Only one thread tries, the others answer at once: connecting to an unreachable server takes seconds, and

@@ -330,7 +330,7 @@ def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: Sm
     for name in ("one", "two", "three", "four", "five"):
         hold(parts.store, recipients=[ALICE], subject=f"Offer {name}")
     assert tick(parts, tomorrow()).sent == [(ALICE, 5)]
-    assert "and 3 more that are not listed here" in text(server.mails[0])
+    assert "3 more messages are not listed here." in text(server.mails[0])
     assert tick(parts, tomorrow() + DAY).sent == []
 
 
@@ -720,7 +720,7 @@ def test_whose_mail_was_released_before_is_said_of_a_single_mail_too(make_parts:
     parts.actions.release(hold(parts.store, recipients=[ALICE], symbols=proven).id, 0, BY_LINK)
     hold(parts.store, recipients=[ALICE], symbols=proven)
     assert tick(parts, tomorrow()).sent == [(ALICE, 1)]
-    assert "You had mail of this sender released before" in text(server.mails[-1])
+    assert "You have released messages from this sender before" in text(server.mails[-1])
 
 
 def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -913,7 +913,7 @@ def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: Mak
     parts = make_parts(mail__url=server.url, links__lifetime_days=90)
     hold(parts.store, recipients=[ALICE])
     run.send_all(parts, now())
-    assert "Its links work for 90 days" in text(server.mails[0]).replace("\n", " ")
+    assert "Its links are valid for 90 days" in text(server.mails[0]).replace("\n", " ")
     at = now() + 89 * DAY
     parts.store.purge(at - 30 * DAY, at)
     links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", text(server.mails[0]))]
@@ -1014,7 +1014,7 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     assert "Kept" in seen
     assert "Gone" not in seen
     assert "News since" not in seen
-    assert "1 that stood here was released or deleted since" in seen
+    assert "1 message listed earlier has been released or deleted." in seen
     links = [mailing.links.verify(token, later) for token in re.findall(r"/link/(\S+)/", seen)]
     assert {link.issued_at for link in links} == {later.replace(microsecond=0)}
     assert [link.id for link in links if link.action is Action.RELEASE] == [kept.id]

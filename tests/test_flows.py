@@ -88,7 +88,7 @@ def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> Non
     smtp.script["MAIL"] = "451 4.3.0 later"
     site.browser().post(links["Release"][0], {"pressed": "1"})
     assert smtp.mails == []
-    assert "on its way" in site.browser().get(links["Release"][0]).text
+    assert "Release in progress" in site.browser().get(links["Release"][0]).text
     assert site.store.deliveries.get(DeliveryId(site.store.messages.find(held["id"])[0].id, 0)).state is State.RELEASING
     del smtp.script["MAIL"]
     site.now += timedelta(minutes=2)
@@ -123,7 +123,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     assert answer.status == 303
     assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASING
     shown = pages()
-    assert sum("keep trying" in page for page in shown.values()) == 6
+    assert sum("retried automatically" in page for page in shown.values()) == 6
     for path, page in shown.items():
         assert "rejected" not in page and "denied" not in page and "554" not in page, path
     assert "Client host rejected" in caplog.text
@@ -143,7 +143,7 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
     assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     reader = site.signed_in(ALICE)
     shown = pages()
-    assert sum("The last release did not work" in page for page in shown.values()) == 7
+    assert sum("The last release failed" in page for page in shown.values()) == 7
     for path, page in shown.items():
         assert "rejected" not in page and "denied" not in page and "554" not in page, path
 
@@ -157,14 +157,14 @@ def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_oper
     tell(site)
     links = digest_links(smtp, ALICE)
     assert "Release" not in links
-    site.browser().post(links["Ask"][0], {"pressed": "1"})
+    site.browser().post(links["Request"][0], {"pressed": "1"})
     assert site.store.deliveries.get(DeliveryId(id, 0)).state is State.REQUESTED
     housekeeping.send_queued(site.parts, site.now)
     assert [m.recipients for m in smtp.mails] == [["postmaster@example.org"]]
     smtp.mails.clear()
     operator = site.parts.actions
     operator.refuse_request(id, 0, BY_OPERATOR, "It holds a virus.")
-    assert "It holds a virus." in site.browser().get(links["Ask"][0]).text
+    assert "It holds a virus." in site.browser().get(links["Request"][0]).text
     operator.release(id, 0, BY_OPERATOR, operator=True)
     assert [m.recipients for m in smtp.mails if m.data.endswith(MAIL + b"\r\n")] == [[ALICE]]
 

@@ -123,7 +123,7 @@ def test_a_role_mailbox_of_two(site: Site, smtp: SmtpServer) -> None:
     assert (act.actor.who, act.actor.via) == (f"recipient:{ALICE}", "link")
 
     page = site.browser().get(link(told[BOB], "Release")).text
-    assert "This mail was released" in page
+    assert "Message released" in page
     assert f"By {ALICE}" in page
     assert INFO in page
     assert SECRET not in page
@@ -167,7 +167,7 @@ def test_a_release_for_an_extension_goes_to_the_address_with_it(site: Site, smtp
 def test_several_of_a_digest_are_released_to_their_own_addresses_by_name(site: Site, smtp: SmtpServer) -> None:
     mails = [held(site, recipient, number=n) for n, recipient in enumerate((ALICE, SALES, INFO))]
     tell(site)
-    several = link(digests(smtp)[ALICE], "Release or delete several")
+    several = link(digests(smtp)[ALICE], "Release or delete several messages")
     browser = site.browser()
     names = re.findall(r'name="mail" value="([^"]+)"', browser.get(several).text)
     assert len(names) == 3
@@ -212,7 +212,7 @@ def test_a_page_of_many_mails_asks_few_questions(
             kind=EventKind.RESTORED,
         )
     tell(site)
-    several = link(digests(smtp)[ALICE], "Release or delete several")
+    several = link(digests(smtp)[ALICE], "Release or delete several messages")
     browser.get(several)
     with statements.of() as asked:
         page = browser.get(several).text
@@ -227,7 +227,7 @@ def test_who_leaves_a_role_can_do_nothing_any_more(site: Site, smtp: SmtpServer,
     mail, own = held(site, INFO), held(site, BOB, number=2)
     tell(site)
     told = digests(smtp)
-    several = link(told[BOB], "Release or delete several")
+    several = link(told[BOB], "Release or delete several messages")
     assert f"{mail.id}.0" in site.browser().get(several).text
     change(f"{INFO} {ALICE}, carol@example.org\n")
     links = re.findall(r"http\S+/link/\S+", told[BOB])
@@ -307,7 +307,7 @@ def test_revoking_ones_links_leaves_the_others(site: Site, smtp: SmtpServer) -> 
     tell(site)
     told = digests(smtp)
     site.pass_time(minutes=1)
-    assert site.browser().post(link(told[ALICE], "I forwarded"), {"pressed": "1"}).status == 200
+    assert site.browser().post(link(told[ALICE], "Revoke"), {"pressed": "1"}).status == 200
     assert site.browser().get(link(told[ALICE], "Release")).status == 404
     assert site.browser().get(link(told[BOB], "Release")).status == 200
 
@@ -323,7 +323,7 @@ def test_an_address_that_becomes_an_alias_is_nobody_any_more(
     site.store.recipients.set_digests_stopped(BOB, site.now)
     change(f"{BOB} {ALICE}\n")
     assert bob.get("/").status == 303
-    for word in ("Release", "Delete", "Show", "Release or delete several", "Change or stop"):
+    for word in ("Release", "Delete", "Show", "Release or delete several messages", "Change or stop"):
         assert site.browser().get(link(told[BOB], word)).status == 404
     page = site.signed_in(ALICE).get(f"/messages/{mail.id}/").text
     assert f"deleted (<bdi>{BOB}</bdi>)" in page

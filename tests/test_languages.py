@@ -136,8 +136,8 @@ def test_who_is_not_known_is_spoken_to_as_their_browser_asks(make_parts: Callabl
     browser = site.browser()
     for path, words in (
         ("/sign-in", "Geben Sie Ihre E-Mail-Adresse ein"),
-        ("/link/nonsense/", "Das geht nicht (mehr)"),
-        ("/nowhere", "Hier ist nichts"),
+        ("/link/nonsense/", "Link oder E-Mail nicht gefunden"),
+        ("/nowhere", "Seite nicht gefunden"),
     ):
         assert words in browser.get(path, headers={"Accept-Language": "de-CH, en;q=0.5"}).text
         assert words not in browser.get(path, headers={"Accept-Language": "tlh"}).text
@@ -173,7 +173,7 @@ def put(folder: Path, tag: str, text: str) -> None:
 
 
 BROKEN = {
-    "a placeholder is missing": ("All links here lead to %(host)s.", "Alle Links.", "placeholders differ: %(host)s"),
+    "a placeholder is missing": ("All links lead to %(host)s.", "Alle Links.", "placeholders differ: %(host)s"),
     "a placeholder too many": ("Save", "%(name)s", "placeholders differ: %(name)s"),
     "a placeholder of another name": ("Size: %(size)s", "Größe: %(groesse)s", "placeholders differ"),
     "a placeholder cut short": ("Size: %(size)s", "Größe: %(size)", "placeholders differ"),
@@ -248,7 +248,7 @@ def test_a_site_has_words_of_its_own(tmp_path: Path) -> None:
     values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
     assert "Hereinspaziert" in german and "Link senden" in german, "the rest is ours"
-    assert "Come in" in english and "Send me a link" in english
+    assert "Come in" in english and "Send link" in english
     assert site_problems(tmp_path) == []
 
 
@@ -266,7 +266,7 @@ def test_a_sites_word_for_the_quarantine_breaks_no_header(
 
 
 def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "<h1>Hinein"\n\nmsgid "Send me a link"\nmsgstr "Her damit"\n')
+    put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "<h1>Hinein"\n\nmsgid "Send link"\nmsgstr "Her damit"\n')
     values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
@@ -380,9 +380,9 @@ def test_dates_and_numbers_are_written_as_cldr_has_them(
 
 DAYS = {  # as the foot of a digest has 1, 3 and 30 days of links, and as many of held messages
     "en": [
-        "Its links work for 1 day; held messages are removed after 1 day.",
-        "Its links work for 3 days; held messages are removed after 3 days.",
-        "Its links work for 30 days; held messages are removed after 30 days.",
+        "Its links are valid for 1 day; held messages are removed after 1 day.",
+        "Its links are valid for 3 days; held messages are removed after 3 days.",
+        "Its links are valid for 30 days; held messages are removed after 30 days.",
     ],
     "de": [
         "Ihre Links gelten 1 Tag, zurückgehaltene E-Mails werden 1 Tag aufbewahrt.",
@@ -390,14 +390,14 @@ DAYS = {  # as the foot of a digest has 1, 3 and 30 days of links, and as many o
         "Ihre Links gelten 30 Tage, zurückgehaltene E-Mails werden 30 Tage aufbewahrt.",
     ],
     "cs": [
-        "Její odkazy platí 1 den; zadržené zprávy se uchovávají 1 den.",
-        "Její odkazy platí 3 dny; zadržené zprávy se uchovávají 3 dny.",
-        "Její odkazy platí 30 dní; zadržené zprávy se uchovávají 30 dní.",
+        "Jeho odkazy platí 1 den; zadržené zprávy se uchovávají 1 den.",
+        "Jeho odkazy platí 3 dny; zadržené zprávy se uchovávají 3 dny.",
+        "Jeho odkazy platí 30 dní; zadržené zprávy se uchovávají 30 dní.",
     ],
     "ar": [
-        "تعمل روابطها لمدة يوم واحد، وتُزال الرسائل المحتجزة بعد يوم واحد.",
-        "تعمل روابطها لمدة 3 أيام، وتُزال الرسائل المحتجزة بعد 3 أيام.",
-        "تعمل روابطها لمدة 30 يومًا، وتُزال الرسائل المحتجزة بعد 30 يومًا.",
+        "روابطه صالحة لمدة يوم واحد، وتُزال الرسائل المحتجزة بعد يوم واحد.",
+        "روابطه صالحة لمدة 3 أيام، وتُزال الرسائل المحتجزة بعد 3 أيام.",
+        "روابطه صالحة لمدة 30 يومًا، وتُزال الرسائل المحتجزة بعد 30 يومًا.",
     ],
 }
 

@@ -121,7 +121,7 @@ def test_ours_can_be_extended(make_parts: Callable[..., Parts], folder: Path) ->
     )
     page = Site(make_parts(site__folder=folder)).browser().get("/sign-in").text
     assert page.startswith("<!doctype html><title>X</title>")
-    assert "Your mail address" in page
+    assert "Email address" in page
 
 
 # ---- what fails
@@ -143,7 +143,7 @@ def test_a_broken_template_falls_back_to_ours_and_is_named_once(
 ) -> None:
     put(folder, "mail/digest/body.html", text)
     mail = digest_of(make_parts, site__folder=folder)
-    assert "was kept out of your inbox" in mail.partition("<!doctype html>")[2]
+    assert "1 message held for you" in mail.partition("<!doctype html>")[2]
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR and r.name == "quarantine.render"]
     assert len(errors) == 1
     assert "mail/digest/body.html" in errors[0]

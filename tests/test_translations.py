@@ -122,11 +122,11 @@ def test_extraction_sees_every_folder_that_speaks() -> None:
     """Were a folder of texts left out, all of the above would be green."""
     ids = {entry.id for entry in extracted()}
     assert {
-        "Its words are like those of earlier spam",  # portal/*.py
-        "You had mail of this sender released before",  # digest/*.py
-        "Your held mail",  # templates/web
+        "The text resembles known spam",  # portal/*.py
+        "You have released messages from this sender before",  # digest/*.py
+        "No held messages.",  # templates/web
         ("%(number)s message held for you", "%(number)s messages held for you"),  # templates/mail/…/*.txt
-        "All links here lead to %(host)s. No page behind them ever asks for a password.",  # …/*.html
+        "All links lead to %(host)s. These pages never ask for a password.",  # …/*.html
     } <= ids
 
 

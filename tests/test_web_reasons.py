@@ -25,9 +25,9 @@ def test_the_heaviest_findings_come_first_and_only_once(message: Message) -> Non
         Symbol("R_SPF_FAIL", 0.0),
     )
     assert why(replace(message, symbols=symbols)) == [
-        "The same mail was reported as spam elsewhere",
-        "Its words are like those of earlier spam",
-        "Its subject is all capitals",
+        "The same message was reported as spam elsewhere",
+        "The text resembles known spam",
+        "The subject is all capitals",
     ]
 
 
@@ -44,7 +44,7 @@ def test_there_is_always_a_reason(message: Message) -> None:
 
 def test_lost_findings_are_told(message: Message) -> None:
     told = why(replace(message, symbols=(), flags=frozenset({Flag.SYMBOLS})))
-    assert told[-1] == "The spam filter's report did not arrive complete"
+    assert told[-1] == "The spam filter's report is incomplete"
 
 
 @pytest.mark.parametrize(
@@ -52,38 +52,38 @@ def test_lost_findings_are_told(message: Message) -> None:
     [  # with what Rspamd says of each (scores.d/, composites.conf, rules/)
         ("RBL_VIRUSFREE_BOTNET", "a server known for spam"),  # From address is listed in virusfree.cz BL
         ("RBL_SPAMHAUS_XBL", "a server known for spam"),
-        ("BLACKLIST_DMARC", "somebody else"),  # comes from the whitelisted domain and has failed DMARC and DKIM
-        ("BLACKLIST_SPF_DKIM", "somebody else"),
-        ("BLACKLIST_DKIM", "somebody else"),
-        ("HFILTER_FROMHOST_NOT_FQDN", "breaks the rules"),  # FROM host
-        ("HFILTER_MID_NOT_FQDN", "breaks the rules"),  # Message-ID host
-        ("HFILTER_RCPT_BOUNCEMOREONE", "breaks the rules"),  # Message from bounce and over 1 recipient
+        ("BLACKLIST_DMARC", "someone else"),  # comes from the whitelisted domain and has failed DMARC and DKIM
+        ("BLACKLIST_SPF_DKIM", "someone else"),
+        ("BLACKLIST_DKIM", "someone else"),
+        ("HFILTER_FROMHOST_NOT_FQDN", "email standards"),  # FROM host
+        ("HFILTER_MID_NOT_FQDN", "email standards"),  # Message-ID host
+        ("HFILTER_RCPT_BOUNCEMOREONE", "email standards"),  # Message from bounce and over 1 recipient
         ("HFILTER_URL_ONLY", "A sign of spam"),  # URL only in body
         ("HFILTER_HELO_BADIP", "not set up like a mail server"),
         ("HFILTER_HOSTNAME_5", "not set up like a mail server"),
-        ("FORGED_GENERIC_RECEIVED3", "breaks the rules"),
+        ("FORGED_GENERIC_RECEIVED3", "email standards"),
         ("URL_IN_SUBJECT", "subject"),
-        ("REPLYTO_EXCESS_BASE64", "breaks the rules"),
-        ("REPLYTO_UNPARSEABLE", "breaks the rules"),
-        ("HEADER_REPLYTO_EMPTY_DELIMITER", "breaks the rules"),
-        ("REPLYTO_EQ_TO_ADDR", "An answer would go"),
-        ("SUBJECT_NEEDS_ENCODING", "breaks the rules"),
+        ("REPLYTO_EXCESS_BASE64", "email standards"),
+        ("REPLYTO_UNPARSEABLE", "email standards"),
+        ("HEADER_REPLYTO_EMPTY_DELIMITER", "email standards"),
+        ("REPLYTO_EQ_TO_ADDR", "Replies go to"),
+        ("SUBJECT_NEEDS_ENCODING", "email standards"),
         ("SUBJECT_HAS_CURRENCY", "subject looks like spam"),
-        ("BOGUS_ENCRYPTED_AND_TEXT", "breaks the rules"),
-        ("MIME_BAD_UNICODE", "pretends to be another kind of file"),  # Filename with obscured unicode characters
-        ("ZERO_WIDTH_SPACE_URL", "hides where it leads"),
-        ("R_SUSPICIOUS_URL", "hides where it leads"),
-        ("HTML_META_REFRESH_URL", "hides where it leads"),
+        ("BOGUS_ENCRYPTED_AND_TEXT", "email standards"),
+        ("MIME_BAD_UNICODE", "disguised as another file type"),  # Filename with obscured unicode characters
+        ("ZERO_WIDTH_SPACE_URL", "hides its destination"),
+        ("R_SUSPICIOUS_URL", "hides its destination"),
+        ("HTML_META_REFRESH_URL", "hides its destination"),
         ("OMOGRAPH_URL", "look-alike letters"),  # both latin and non-latin characters
         ("R_MIXED_CHARSET_URL", "look-alike letters"),
-        ("SUSPICIOUS_BOUNDARY2", "breaks the rules"),
-        ("CTYPE_MISSING_DISPOSITION", "breaks the rules"),
-        ("DATE_IN_FUTURE", "breaks the rules"),
-        ("RCVD_ILLEGAL_CHARS", "breaks the rules"),
+        ("SUSPICIOUS_BOUNDARY2", "email standards"),
+        ("CTYPE_MISSING_DISPOSITION", "email standards"),
+        ("DATE_IN_FUTURE", "email standards"),
+        ("RCVD_ILLEGAL_CHARS", "email standards"),
         ("FREEMAIL_AFF", "advance payment"),
-        ("VIOLATED_DIRECT_SPF", "a server the sender's domain does not use"),
-        ("R_UNDISC_RCPT", "not addressed to you"),
-        ("UNDISC_RCPTS_BULK", "bulk"),
+        ("VIOLATED_DIRECT_SPF", "not authorized by the sender's domain"),
+        ("R_UNDISC_RCPT", "Not addressed to you"),
+        ("UNDISC_RCPTS_BULK", "Bulk"),
     ],
 )
 def test_rspamds_own_symbols_are_said_as_rspamd_means_them(symbol: str, said: str) -> None:
@@ -107,7 +107,7 @@ def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
         ("<service@bank.example> <x@evil.example>", "", "<service@bank.example> <x@evil.example>", True),
         ("", "promo@example.net", "promo@example.net", False),
         ("Only a name", "promo@example.net", "Only a name <promo@example.net>", False),
-        ("", "", "no sender, as automatic replies have", False),
+        ("", "", "no sender address, as in automatic replies", False),
         ("", None, "unknown sender", False),
         ("K <x@käse.example>", "", "K <x@käse.example (xn--kse-qla.example)>", False),
         ("K <x@faß.de>", "", "K <x@faß.de (xn--fa-hia.de)>", False),  # not fass.de, as in IDNA 2003
@@ -171,9 +171,9 @@ def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
 def test_domains_of_letters_that_pass_for_others_are_warned_of(message: Message, host: str, warned: bool) -> None:
     for header, envelope in ((f"K <x@{host}>", "x@example.net"), ("", f"x@{host}")):
         sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
-        assert sender.warning.startswith("The sender's domain has letters") == warned
+        assert sender.warning.startswith("The sender's domain contains look-alike letters") == warned
 
 
 def test_an_address_in_the_name_is_the_graver_warning(message: Message) -> None:
     sender = sender_shown(replace(message, header_from='"service@bank.example" <x@аррӏе.com>'))  # noqa: RUF001
-    assert sender.warning.startswith("The name contains another address")
+    assert sender.warning.startswith("The display name shows a different address")

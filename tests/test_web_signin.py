@@ -172,7 +172,7 @@ def test_a_robot_that_presses_the_button_is_not_signed_in_and_uses_nothing_up(si
         assert (answer.status, answer.cookies()) == (403, {})
     answer = scanner.request("POST", mail.link, form={"pressed": "1"}, headers={"Origin": ORIGIN})
     assert answer.status == 403
-    assert "This needs a newer browser, or signing in" in answer.text
+    assert "Sign-in or newer browser required" in answer.text
     browser.post("/sign-in/code", {"code": mail.code})
     assert who(browser) == ALICE
 

@@ -23,117 +23,117 @@ REASONS = 3  # in a row
 # The first match wins; `*` as in fnmatch. The names are those of Rspamd's stock configuration
 # (rspamd conf/scores.d and rules/), grouped by their meaning to a recipient.
 _WORDS: tuple[tuple[str, str], ...] = (
-    ("*VIRUS*", N_("A virus scanner found malware in it")),
-    ("CLAM*", N_("A virus scanner found malware in it")),
-    ("*MALWARE*", N_("It contains or links to malware")),
-    ("URLHAUS*", N_("It links to a site that spreads malware")),
-    ("*PHISH*", N_("It looks like phishing: it wants your password or your money")),
-    ("PH_SURBL_MULTI", N_("It links to a known phishing site")),
-    ("MW_SURBL_MULTI", N_("It links to a site that spreads malware")),
-    ("CRACKED_SURBL", N_("It links to a site that was broken into")),
-    ("ABUSE_SURBL", N_("It links to a site known for spam")),
-    ("OLETOOLS*", N_("It has an office document with a suspicious macro")),
-    ("*MACRO*", N_("It has an office document with a macro")),
-    ("MIME_ENCRYPTED_ARCHIVE", N_("It has an encrypted archive that cannot be checked")),
-    ("MIME_ARCHIVE_IN_ARCHIVE", N_("It has an archive hidden in an archive")),
-    ("MIME_DOUBLE_BAD_EXTENSION", N_("It has an attachment that pretends to be another kind of file")),
-    ("MIME_BAD_EXTENSION", N_("It has an attachment of a dangerous kind")),
-    ("MIME_BAD_ATTACHMENT", N_("It has an attachment of a dangerous kind")),
-    ("MIME_OBFUSCATED_ARCHIVE", N_("It has an archive that hides what is in it")),
-    ("MIME_EXE_IN_GEN_SPLIT_RAR", N_("It has a program hidden in an archive")),
-    ("PDF_*", N_("It has a suspicious PDF document")),
-    ("SPOOF_DISPLAY_NAME", N_("The sender's name contains another address")),
-    ("*SPOOF*", N_("It pretends to come from somebody else")),
-    ("FORGED_SENDER*", N_("The sender shown is not the one who sent it")),
-    ("FORGED_RECIPIENTS*", N_("It is not addressed to you")),
-    ("FROM_NEQ_DISPLAY_NAME", N_("The sender's name contains another address")),
-    ("DISPLAY_NAME_*", N_("The sender's name contains another address")),
-    ("FORGED_*", N_("It claims to be written with a program that did not write it")),
-    ("DMARC_POLICY_*", N_("The sender's domain says that mail like this is forged")),
-    ("R_SPF_FAIL", N_("It came from a server the sender's domain does not use")),
-    ("R_SPF_SOFTFAIL", N_("It came from a server the sender's domain hardly uses")),
-    ("R_DKIM_REJECT", N_("Its signature does not fit: it may have been changed")),
-    ("ARC_REJECT", N_("Its signature does not fit: it may have been changed")),
-    ("FUZZY_DENIED", N_("The same mail was reported as spam elsewhere")),
-    ("FUZZY_PROB", N_("A mail very much like it was reported as spam elsewhere")),
-    ("*FUZZY*", N_("A mail very much like it was reported as spam elsewhere")),
-    ("RAZOR*", N_("The same mail was reported as spam elsewhere")),
-    ("PYZOR*", N_("The same mail was reported as spam elsewhere")),
-    ("DCC*", N_("The same mail was sent to very many people")),
-    ("BAYES_SPAM", N_("Its words are like those of earlier spam")),
-    ("NEURAL_SPAM*", N_("Taken together it looks like earlier spam")),
-    ("RBL_SPAMHAUS*", N_("It came from a server known for spam")),
-    ("DBL_*", N_("It links to a site known for spam")),
-    ("URIBL_*", N_("It links to a site known for spam")),
-    ("*_URIBL*", N_("It links to a site known for spam")),
-    ("*SURBL*", N_("It links to a site known for spam")),
-    ("RSPAMD_URIBL", N_("It links to a site known for spam")),
-    ("RSPAMD_EMAILBL", N_("It names a mail address known for spam")),
-    ("MSBL_EBL*", N_("It names a mail address known for spam")),
-    ("RBL_*", N_("It came from a server known for spam")),
-    ("*_RBL", N_("It came from a server known for spam")),
-    ("RECEIVED_*", N_("It passed through a server known for spam")),
-    ("IP_SCORE*", N_("Much spam came from the same network before")),
-    ("IP_REPUTATION_SPAM", N_("Much spam came from the same network before")),
-    ("URL_REPUTATION_SPAM", N_("Much spam linked to the same site before")),
+    ("*VIRUS*", N_("A virus scanner found malware")),
+    ("CLAM*", N_("A virus scanner found malware")),
+    ("*MALWARE*", N_("Contains malware or a link to malware")),
+    ("URLHAUS*", N_("Contains a link to a site that spreads malware")),
+    ("*PHISH*", N_("Looks like phishing: tries to get your password or money")),
+    ("PH_SURBL_MULTI", N_("Contains a link to a known phishing site")),
+    ("MW_SURBL_MULTI", N_("Contains a link to a site that spreads malware")),
+    ("CRACKED_SURBL", N_("Contains a link to a hacked site")),
+    ("ABUSE_SURBL", N_("Contains a link to a known spam site")),
+    ("OLETOOLS*", N_("Contains an Office document with a suspicious macro")),
+    ("*MACRO*", N_("Contains an Office document with a macro")),
+    ("MIME_ENCRYPTED_ARCHIVE", N_("Contains an encrypted archive that cannot be scanned")),
+    ("MIME_ARCHIVE_IN_ARCHIVE", N_("Contains an archive inside another archive")),
+    ("MIME_DOUBLE_BAD_EXTENSION", N_("An attachment is disguised as another file type")),
+    ("MIME_BAD_EXTENSION", N_("An attachment has a dangerous file type")),
+    ("MIME_BAD_ATTACHMENT", N_("An attachment has a dangerous file type")),
+    ("MIME_OBFUSCATED_ARCHIVE", N_("Contains an archive that hides its contents")),
+    ("MIME_EXE_IN_GEN_SPLIT_RAR", N_("Contains a program hidden in an archive")),
+    ("PDF_*", N_("Contains a suspicious PDF document")),
+    ("SPOOF_DISPLAY_NAME", N_("The display name shows a different address than the real sender")),
+    ("*SPOOF*", N_("Pretends to be from someone else")),
+    ("FORGED_SENDER*", N_("The From address differs from the sending address")),
+    ("FORGED_RECIPIENTS*", N_("Not addressed to you")),
+    ("FROM_NEQ_DISPLAY_NAME", N_("The display name shows a different address than the real sender")),
+    ("DISPLAY_NAME_*", N_("The display name shows a different address than the real sender")),
+    ("FORGED_*", N_("The named email program did not create this message")),
+    ("DMARC_POLICY_*", N_("The sender's domain rejects this message as forged (DMARC)")),
+    ("R_SPF_FAIL", N_("Sending server not authorized by the sender's domain (SPF)")),
+    ("R_SPF_SOFTFAIL", N_("Sending server probably not authorized by the sender's domain (SPF)")),
+    ("R_DKIM_REJECT", N_("Invalid signature: the message may have been altered")),
+    ("ARC_REJECT", N_("Invalid signature: the message may have been altered")),
+    ("FUZZY_DENIED", N_("The same message was reported as spam elsewhere")),
+    ("FUZZY_PROB", N_("A very similar message was reported as spam elsewhere")),
+    ("*FUZZY*", N_("A very similar message was reported as spam elsewhere")),
+    ("RAZOR*", N_("The same message was reported as spam elsewhere")),
+    ("PYZOR*", N_("The same message was reported as spam elsewhere")),
+    ("DCC*", N_("The same message was sent to many recipients")),
+    ("BAYES_SPAM", N_("The text resembles known spam")),
+    ("NEURAL_SPAM*", N_("The overall pattern resembles known spam")),
+    ("RBL_SPAMHAUS*", N_("Sent from a server known for spam")),
+    ("DBL_*", N_("Contains a link to a known spam site")),
+    ("URIBL_*", N_("Contains a link to a known spam site")),
+    ("*_URIBL*", N_("Contains a link to a known spam site")),
+    ("*SURBL*", N_("Contains a link to a known spam site")),
+    ("RSPAMD_URIBL", N_("Contains a link to a known spam site")),
+    ("RSPAMD_EMAILBL", N_("Contains an email address known for spam")),
+    ("MSBL_EBL*", N_("Contains an email address known for spam")),
+    ("RBL_*", N_("Sent from a server known for spam")),
+    ("*_RBL", N_("Sent from a server known for spam")),
+    ("RECEIVED_*", N_("Passed through a server known for spam")),
+    ("IP_SCORE*", N_("The sending network has sent a lot of spam")),
+    ("IP_REPUTATION_SPAM", N_("The sending network has sent a lot of spam")),
+    ("URL_REPUTATION_SPAM", N_("Contains a link to a site often found in spam")),
     ("*REPUTATION_SPAM", N_("The sender has a bad reputation")),
-    ("HFILTER_H*", N_("The server it came from is not set up like a mail server")),
-    ("RDNS_NONE", N_("The server it came from has no name")),
-    ("RDNS_DNSFAIL", N_("The server it came from has no name")),
-    ("ONCE_RECEIVED*", N_("It came straight from a computer, not from a mail server")),
-    ("DIRECT_TO_MX", N_("It came straight from a computer, not from a mail server")),
-    ("HTTP_TO_IP", N_("It links to a bare number instead of a named site")),
-    ("URL_*", N_("It has a link that hides where it leads")),
-    ("SUSPICIOUS_URL*", N_("It has a link that hides where it leads")),
-    ("*REDIRECTOR*", N_("It has a link that hides where it leads")),
-    ("ZERO_*FONT*", N_("It has text that is made invisible")),
-    ("R_WHITE_ON_WHITE", N_("It has text that is made invisible")),
-    ("MANY_INVISIBLE_PARTS", N_("It has text that is made invisible")),
-    ("R_MIXED_CHARSET*", N_("It mixes look-alike letters of several alphabets")),
-    ("R_SUSPICIOUS_IMAGES", N_("It is nearly all picture and no text")),
-    ("HTML_SHORT_LINK_IMG*", N_("It is nearly all picture and no text")),
-    ("R_PARTS_DIFFER", N_("Its plain text says something else than its formatted text")),
-    ("SUBJ_ALL_CAPS", N_("Its subject is all capitals")),
-    ("SUBJECT_*", N_("Its subject looks like spam")),
-    ("SUBJ_*", N_("Its subject looks like spam")),
-    ("LEAKED_PASSWORD_SCAM*", N_("It threatens you and asks for money")),
-    ("*SCAM*", N_("It looks like a fraud")),
-    ("*BITCOIN*", N_("It asks for money in a crypto-currency")),
-    ("ADVANCE_FEE*", N_("It promises money for an advance payment")),
-    ("FREEMAIL_REPLYTO*", N_("An answer would go to another, free mail address")),
-    ("*REPLYTO*", N_("An answer would go to another address")),
-    ("INVALID_*", N_("It breaks the rules that mail programs follow")),
-    ("MISSING_*", N_("It lacks what every proper mail has")),
-    ("BROKEN_*", N_("It breaks the rules that mail programs follow")),
-    ("MULTIPLE_*", N_("It breaks the rules that mail programs follow")),
-    ("GTUBE", N_("It is a test mail for spam filters")),
-    ("*BLACKLIST*", N_("Your mail server's list blocks this sender")),
-    ("*BLOCKLIST*", N_("Your mail server's list blocks this sender")),
-    ("BULK*", N_("It is bulk mail")),
-    ("GREYLIST", N_("It came from a sender never seen before")),
+    ("HFILTER_H*", N_("The sending server is not set up like a mail server")),
+    ("RDNS_NONE", N_("The sending server has no DNS name")),
+    ("RDNS_DNSFAIL", N_("The sending server has no DNS name")),
+    ("ONCE_RECEIVED*", N_("Sent directly from a computer, not through a mail server")),
+    ("DIRECT_TO_MX", N_("Sent directly from a computer, not through a mail server")),
+    ("HTTP_TO_IP", N_("Contains a link to an IP address instead of a site name")),
+    ("URL_*", N_("Contains a link that hides its destination")),
+    ("SUSPICIOUS_URL*", N_("Contains a link that hides its destination")),
+    ("*REDIRECTOR*", N_("Contains a link that hides its destination")),
+    ("ZERO_*FONT*", N_("Contains invisible text")),
+    ("R_WHITE_ON_WHITE", N_("Contains invisible text")),
+    ("MANY_INVISIBLE_PARTS", N_("Contains invisible text")),
+    ("R_MIXED_CHARSET*", N_("Mixes look-alike letters from different alphabets")),
+    ("R_SUSPICIOUS_IMAGES", N_("Mostly images, hardly any text")),
+    ("HTML_SHORT_LINK_IMG*", N_("Mostly images, hardly any text")),
+    ("R_PARTS_DIFFER", N_("The plain text differs from the formatted text")),
+    ("SUBJ_ALL_CAPS", N_("The subject is all capitals")),
+    ("SUBJECT_*", N_("The subject looks like spam")),
+    ("SUBJ_*", N_("The subject looks like spam")),
+    ("LEAKED_PASSWORD_SCAM*", N_("Contains threats and demands money")),
+    ("*SCAM*", N_("Looks like a scam")),
+    ("*BITCOIN*", N_("Asks for a payment in cryptocurrency")),
+    ("ADVANCE_FEE*", N_("Promises money in return for an advance payment")),
+    ("FREEMAIL_REPLYTO*", N_("Replies go to a different address at a free email provider")),
+    ("*REPLYTO*", N_("Replies go to a different address")),
+    ("INVALID_*", N_("Does not follow email standards")),
+    ("MISSING_*", N_("Required headers are missing")),
+    ("BROKEN_*", N_("Does not follow email standards")),
+    ("MULTIPLE_*", N_("Does not follow email standards")),
+    ("GTUBE", N_("Test message for spam filters")),
+    ("*BLACKLIST*", N_("The sender is on your mail server's blocklist")),
+    ("*BLOCKLIST*", N_("The sender is on your mail server's blocklist")),
+    ("BULK*", N_("Bulk email")),
+    ("GREYLIST", N_("First message from this sender")),
 )
 # These take precedence over `_WORDS`: stock symbols of Rspamd for which those patterns give a wrong text, and symbols
 # with a high score that no pattern matches. The texts are those above.
 _EXCEPTIONS: tuple[tuple[str, str], ...] = (
-    ("RBL_VIRUSFREE*", N_("It came from a server known for spam")),  # the name of a blocklist
+    ("RBL_VIRUSFREE*", N_("Sent from a server known for spam")),  # the name of a blocklist
     # Not a blocklist of the site: Rspamd's whitelist has the domain, and the message fails the domain's policies
     # (whitelist_group.conf).
-    ("BLACKLIST_DMARC", N_("It pretends to come from somebody else")),
-    ("BLACKLIST_SPF*", N_("It pretends to come from somebody else")),
-    ("BLACKLIST_DKIM", N_("It pretends to come from somebody else")),
-    ("VIOLATED_DIRECT_SPF", N_("It came from a server the sender's domain does not use")),
-    ("MIME_BAD_UNICODE", N_("It has an attachment that pretends to be another kind of file")),
-    ("R_UNDISC_RCPT", N_("It is not addressed to you")),
-    ("OMOGRAPH_URL", N_("It mixes look-alike letters of several alphabets")),
-    ("ZERO_WIDTH_SPACE_URL", N_("It has a link that hides where it leads")),
-    ("R_SUSPICIOUS_URL", N_("It has a link that hides where it leads")),
-    ("HTML_META_REFRESH_URL", N_("It has a link that hides where it leads")),
-    ("URL_IN_SUBJECT", N_("Its subject looks like spam")),
-    ("FREEMAIL_AFF", N_("It promises money for an advance payment")),
-    ("UNDISC_RCPTS_BULK", N_("It is bulk mail")),
-    ("EMPTY_SUBJECT", N_("It lacks what every proper mail has")),
+    ("BLACKLIST_DMARC", N_("Pretends to be from someone else")),
+    ("BLACKLIST_SPF*", N_("Pretends to be from someone else")),
+    ("BLACKLIST_DKIM", N_("Pretends to be from someone else")),
+    ("VIOLATED_DIRECT_SPF", N_("Sending server not authorized by the sender's domain (SPF)")),
+    ("MIME_BAD_UNICODE", N_("An attachment is disguised as another file type")),
+    ("R_UNDISC_RCPT", N_("Not addressed to you")),
+    ("OMOGRAPH_URL", N_("Mixes look-alike letters from different alphabets")),
+    ("ZERO_WIDTH_SPACE_URL", N_("Contains a link that hides its destination")),
+    ("R_SUSPICIOUS_URL", N_("Contains a link that hides its destination")),
+    ("HTML_META_REFRESH_URL", N_("Contains a link that hides its destination")),
+    ("URL_IN_SUBJECT", N_("The subject looks like spam")),
+    ("FREEMAIL_AFF", N_("Promises money in return for an advance payment")),
+    ("UNDISC_RCPTS_BULK", N_("Bulk email")),
+    ("EMPTY_SUBJECT", N_("Required headers are missing")),
     *(
-        (name, N_("It breaks the rules that mail programs follow"))
+        (name, N_("Does not follow email standards"))
         for name in (
             "*_EMPTY_DELIMITER", "*_EXCESS_BASE64", "*_EXCESS_QP", "*_NEEDS_ENCODING", "BOGUS_*", "CTYPE_*",
             "DATE_IN_*", "ENVFROM_INVALID", "FORGED_GENERIC_RECEIVED*", "FROM_INVALID", "HFILTER_FROMHOST_*",
@@ -154,7 +154,7 @@ def _text_of(name: str) -> str | None:
 def explain(symbol: Symbol) -> str:
     """Return one symbol as a text; for an unknown symbol, a text about its score."""
     if symbol.score < 0:
-        return N_("This speaks for the mail")
+        return N_("A sign that the message is legitimate")
     words = _text_of(symbol.name)
     if words is not None and symbol.score > 0:
         return words
@@ -162,7 +162,7 @@ def explain(symbol: Symbol) -> str:
         return N_("A strong sign of spam")
     if symbol.score > 0:
         return N_("A sign of spam")
-    return N_("A note, without weight")
+    return N_("Information only, no effect on the score")
 
 
 def why(message: Message) -> list[str]:
@@ -175,7 +175,7 @@ def why(message: Message) -> list[str]:
     if not found:
         found = [_by_score(message, against)]
     if message.flags:
-        found = [*found[: REASONS - 1], N_("The spam filter's report did not arrive complete")]
+        found = [*found[: REASONS - 1], N_("The spam filter's report is incomplete")]
     return found
 
 
@@ -184,12 +184,12 @@ _DANGEROUS = ("*VIRUS*", "CLAM*", "*MALWARE*", "URLHAUS*", "*PHISH*", "P?_SURBL_
 
 def _by_score(message: Message, against: list[Symbol]) -> str:
     if message.tier is Tier.DANGEROUS:
-        return N_("It was found to be dangerous")
+        return N_("Classified as dangerous")
     if against and against[0].score >= 4:
-        return N_("A strong sign of spam was found")
+        return N_("A strong sign of spam")
     if len(against) > 1:
-        return N_("Many small signs of spam came together")
-    return N_("The spam filter judged it to be spam")
+        return N_("Several signs of spam")
+    return N_("Classified as spam")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +219,14 @@ def sender_shown(message: Message) -> Sender:
     if not address:
         envelope = message.envelope_sender
         if not envelope:
-            instead = N_("unknown sender") if envelope is None else N_("no sender, as automatic replies have")
+            instead = N_("unknown sender") if envelope is None else N_("no sender address, as in automatic replies")
             return Sender(shown(name, 80), "", "", instead)
         warning = LOOKS_ALIKE if _pretends(envelope, envelope) else ""
         return Sender(shown(name, 80), _address_shown(envelope), warning)
     warning = ""
     others = [other for other in _addresses(name) if other.lower() != address.lower()]
     if others:
-        warning = N_("The name contains another address than the one this mail is from")
+        warning = N_("The display name shows a different address than the real sender")
     elif _pretends(address, message.header_from):
         warning = LOOKS_ALIKE
     return Sender(shown(name, 80), _address_shown(address), warning)
@@ -242,7 +242,7 @@ def address_in(header_from: str) -> str:
     return lower_case(_split(header_from)[1])
 
 
-LOOKS_ALIKE = N_("The sender's domain has letters that look like others, so it may pretend to be somebody else")
+LOOKS_ALIKE = N_("The sender's domain contains look-alike letters and may imitate another domain")
 
 _ENDS = "<>()[]\",;:'."  # characters that may follow an address, see `_ADDRESS` and `_addresses`
 

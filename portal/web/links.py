@@ -134,8 +134,8 @@ class LinkPages:
         if sum(1 for o in opens if o.at > link_open.at - timedelta(minutes=1)) > _MAX_OPENS_PER_MINUTE:
             raise self._pages.notice(
                 request,
-                N_("Too many at once"),
-                N_("The links of this mail are being opened very often. Wait a minute, then open this one again."),
+                N_("Too many requests"),
+                N_("The links in this message were opened too often. Wait a minute, then try again."),
                 429,
                 Retry_After="60",
             )

@@ -98,10 +98,10 @@ class Pages:
         if request.is_cross_site:
             raise self.notice(
                 request,
-                N_("This came from another site"),
+                N_("Request from another site"),
                 N_(
-                    "The form was not sent from our own page, so nothing was done. Open the link in your mail again, "
-                    "or open this portal by its usual address."
+                    "The form was not sent from this site, so nothing was changed. Open the link in your message "
+                    "again, or open this site at its usual address."
                 ),
                 403,
             )
@@ -112,7 +112,7 @@ class Pages:
             raise self.notice(
                 request,
                 N_("This form is from an earlier session"),
-                N_("Nothing was done. Go back, load the page again and press the button once more."),
+                N_("Nothing was changed. Go back, reload the page and try again."),
                 403,
             )
 
@@ -121,10 +121,10 @@ class Pages:
         if not request.has_user_gesture:
             raise self.notice(
                 request,
-                N_("This needs a newer browser, or signing in"),
+                N_("Sign-in or newer browser required"),
                 N_(
-                    "Your browser does not say whether a person pressed the button, so nothing was done. Sign in to do "
-                    "it there, or open the link in a newer browser."
+                    "Your browser cannot confirm that a person pressed the button, so nothing was changed. Sign in, or "
+                    "open the link in a newer browser."
                 ),
                 403,
                 sign_in=True,

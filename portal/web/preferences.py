@@ -59,18 +59,18 @@ _SCHEDULES = {
 
 # The text after a change, by the query parameter `done`: (success?, text). The page itself shows stopping and resuming.
 _RESULT_TEXTS = {
-    "saved": (True, N_("Your choice was saved.")),
-    "revoked": (True, N_("The links in all digests sent until now do nothing any more.")),
-    "digest": (True, N_("A digest is on its way. It should be in your inbox within a minute or two.")),
+    "saved": (True, N_("Preferences saved.")),
+    "revoked": (True, N_("The links in all earlier digests no longer work. Your next digest will contain new links.")),
+    "digest": (True, N_("A digest is on its way. It should be in your inbox within two minutes.")),
     "too-soon": (
         False,
-        N_("You asked for a digest less than an hour ago, so none was sent. Look for that one in your inbox."),
+        N_("No digest was sent: you requested one less than an hour ago. Check your inbox for it."),
     ),
     "nothing": (
         False,
         N_(
-            "No digest was sent: nothing new was held, and nothing of your last digest is left. What is held from "
-            "earlier is on the start page."
+            "No digest was sent: there are no new held messages, and none are left from your last digest. "
+            "Older held messages are on the start page."
         ),
     ),
 }
@@ -167,7 +167,7 @@ class PreferencePages:
             done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]
         else:
             raise self._pages.notice(
-                request, N_("That did not work"), N_("Nothing was chosen. Go back and press one of the buttons."), 400
+                request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
         log.info("preferences recipient=%s change=%s %s", recipient, change, done)
         if response is not None and not form_token:
@@ -184,7 +184,7 @@ class PreferencePages:
         return self._pages.notice(
             request,
             N_("Links revoked"),
-            N_("The links in all digests sent to you until now do nothing any more. Your next digest brings new ones."),
+            N_("The links in all earlier digests no longer work. Your next digest will contain new links."),
             200,
             sign_in=True,
         )

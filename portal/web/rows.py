@@ -22,16 +22,16 @@ _EVENTS = 50  # shown for one delivery
 
 EVENTS_IN_WORDS = {
     EventKind.HELD: N_("held"),
-    EventKind.ASSIGNED: N_("changed"),
-    EventKind.REQUESTED: N_("asked for"),
-    EventKind.REFUSED: N_("request refused"),
-    EventKind.RELEASING: N_("release begun"),
+    EventKind.ASSIGNED: N_("recipient assigned"),
+    EventKind.REQUESTED: N_("release requested"),
+    EventKind.REFUSED: N_("request denied"),
+    EventKind.RELEASING: N_("release started"),
     EventKind.RELEASED: N_("released"),
-    EventKind.DEFERRED: N_("the mail server could not take it yet"),
-    EventKind.FAILED: N_("the mail server refused it"),
+    EventKind.DEFERRED: N_("delivery deferred"),
+    EventKind.FAILED: N_("release failed"),
     EventKind.DELETED: N_("deleted"),
     EventKind.RESTORED: N_("deletion undone"),
-    EventKind.RAISED: N_("found more dangerous by a later check"),
+    EventKind.RAISED: N_("reclassified as more dangerous"),
     EventKind.STOPPED: N_("release stopped"),
 }
 # The kind of event that changes a delivery to a state.
@@ -160,5 +160,5 @@ def _actor_texts(event: Event, row: Row) -> tuple[str, str]:
     if is_own and row.mailbox:
         return "", row.mailbox  # recorded when the mailbox had a single reader
     if is_own:
-        return N_("with a link in a digest") if event.actor.via == "link" else N_("by you"), ""
+        return N_("through a link in a digest") if event.actor.via == "link" else N_("by you"), ""
     return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", actor_name(event.actor)

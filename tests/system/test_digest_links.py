@@ -116,10 +116,10 @@ def alice(request: pytest.FixtureRequest, site: LocalSite, browser: Browser) -> 
 
 def test_release_gives_the_mail_back_to_her_alone(alice: Reader) -> None:
     alice.link("Release", SHOP)
-    alice.reads("Release this mail?")
+    alice.reads("Release this message?")
     assert alice.state(SHOP) is State.HELD
-    alice.button("Release to the inbox")
-    alice.reads("This mail was released")
+    alice.button("Release to inbox")
+    alice.reads("Message released")
     assert alice.state(SHOP) is State.RELEASED
     assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
 
@@ -127,41 +127,41 @@ def test_release_gives_the_mail_back_to_her_alone(alice: Reader) -> None:
 def test_delete_and_undo(alice: Reader) -> None:
     alice.link("Delete", MINUTES)
     alice.button("Delete")
-    alice.reads("This mail was deleted")
+    alice.reads("Message deleted")
     assert alice.state(MINUTES) is State.DELETED
     alice.button("Undo")
-    alice.reads("Delete this mail?")
+    alice.reads("Delete this message?")
     assert alice.state(MINUTES) is State.HELD
     assert alice.given_back() == []
 
 
 def test_show_tells_why_and_leads_on(alice: Reader) -> None:
     alice.link("Show", SHOP)
-    alice.reads("Why this mail was held")
-    assert "It is nearly all picture and no text" in alice.page.inner_text("main")
+    alice.reads("Why this message was held")
+    assert "Mostly images, hardly any text" in alice.page.inner_text("main")
     assert "Buy" not in alice.page.inner_text("main"), "its text is for who signs in"
     alice.way.press(alice.page, alice.page.get_by_role("link", name="Release", exact=True))
-    alice.reads("Release this mail?")
-    alice.button("Release to the inbox")
-    alice.reads("This mail was released")
+    alice.reads("Release this message?")
+    alice.button("Release to inbox")
+    alice.reads("Message released")
     assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
 
 
 def test_dangerous_mail_is_asked_for(alice: Reader) -> None:
     row = alice.page.locator("tr").filter(has_text=BANK)
-    assert row.get_by_role("link").all_inner_texts() == ["Ask the administrator for it", "Show"]
-    alice.link("Ask the administrator for it", BANK)
-    alice.button("Ask the administrator")
-    alice.reads("This mail was asked for")
+    assert row.get_by_role("link").all_inner_texts() == ["Request release", "Show"]
+    alice.link("Request release", BANK)
+    alice.button("Request release")
+    alice.reads("Release requested")
     assert alice.state(BANK) is State.REQUESTED
     housekeeping.send_queued(alice.site.parts, alice.site.now)
     assert alice.site.mail.mails[-1].recipients == ["postmaster@example.org"]
     assert alice.given_back() == []
 
 
-@pytest.mark.parametrize(("name", "state"), [("Release chosen", State.RELEASED), ("Delete chosen", State.DELETED)])
+@pytest.mark.parametrize(("name", "state"), [("Release selected", State.RELEASED), ("Delete selected", State.DELETED)])
 def test_several_at_once(alice: Reader, name: str, state: State) -> None:
-    alice.link("Release or delete several")
+    alice.link("Release or delete several messages")
     ticks = alice.page.get_by_role("checkbox")
     assert ticks.count() == len(alice.helds) - 1, "all but the dangerous one"
     for subject in (SHOP, MINUTES):
@@ -172,7 +172,7 @@ def test_several_at_once(alice: Reader, name: str, state: State) -> None:
             alice.way.press(alice.page, tick)
         assert tick.is_checked()
     alice.button(name)
-    alice.reads("What happened")
+    alice.reads("Results")
     assert {alice.state(SHOP), alice.state(MINUTES)} == {state}
     assert sum(alice.site.state(held) is not State.HELD for held in alice.helds) == 2
     released = [([ALICE], alice.bytes_of(subject)) for subject in (SHOP, MINUTES)]
@@ -180,20 +180,20 @@ def test_several_at_once(alice: Reader, name: str, state: State) -> None:
 
 
 def test_preferences_stop_digests_and_send_them_again(alice: Reader) -> None:
-    alice.link("Change or stop these mails")
+    alice.link("Change or stop digests")
     assert alice.site.store.recipients.get(ALICE).stopped_at is None
-    alice.button("Stop sending digests")
-    alice.page.get_by_role("button", name="Send digests again").wait_for()
+    alice.button("Stop digests")
+    alice.page.get_by_role("button", name="Resume digests").wait_for()
     assert alice.site.store.recipients.get(ALICE).stopped_at is not None
-    alice.button("Send digests again")
-    alice.page.get_by_role("button", name="Stop sending digests").wait_for()
+    alice.button("Resume digests")
+    alice.page.get_by_role("button", name="Stop digests").wait_for()
     assert alice.site.store.recipients.get(ALICE).stopped_at is None
 
 
 def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:
     alice.site.pass_time(seconds=2)
-    alice.link("I forwarded this digest")
-    alice.button("Revoke all links sent until now")
+    alice.link("Revoke the links in this digest")
+    alice.button("Revoke all links")
     alice.reads("Links revoked")
     alice.link("Release", SHOP)
     assert alice.page.get_by_role("button").count() == 0
@@ -203,8 +203,8 @@ def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:
 def test_her_quarantine_opens_by_a_mailed_link_and_asks_for_no_password(alice: Reader) -> None:
     alice.link("Open my quarantine")
     assert alice.page.locator("input[type=password]").count() == 0
-    alice.page.get_by_label("Your mail address").fill(ALICE)
-    alice.button("Send me a link")
+    alice.page.get_by_label("Email address").fill(ALICE)
+    alice.button("Send link")
     alice.page.get_by_role("textbox").wait_for()
     housekeeping.send_queued(alice.site.parts, alice.site.now)
     assert alice.site.mail.mails[-1].recipients == [ALICE]

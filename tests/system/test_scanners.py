@@ -153,6 +153,6 @@ def test_a_script_cannot_claim_to_be_a_person(site: Site, browser: Browser) -> N
         ".then(answer => answer.status)"
     )
     assert (said, site.state(held)) == (403, State.HELD)
-    page.get_by_role("button", name="Release to the inbox").click()
-    page.get_by_role("heading", name="This mail was released").wait_for()
+    page.get_by_role("button", name="Release to inbox").click()
+    page.get_by_role("heading", name="Message released").wait_for()
     assert site.state(held) is State.RELEASED

@@ -98,7 +98,7 @@ def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) ->
     assert "retention_days" in other_portal.command("quarantine", "settings")
     with other_portal.running():
         german = http(other_portal.nginx.public_url + "/sign-in", headers={"Accept-Language": "de"}).body
-        assert "Ihre E-Mail-Adresse" in german.decode()
+        assert "Geben Sie Ihre E-Mail-Adresse ein" in german.decode()
         assert b"<form" in http(other_portal.nginx.public_url + "/sign-in").body
         assert http(other_portal.nginx.public_url + "/static/style.css").status == 200
         assert other_portal.pids("quarantine-digest")

@@ -1,9 +1,9 @@
 "use strict";
-// Presses the button of a page on behalf of a person who has already clicked in a mail. The server alone decides
-// which page may do so (data-submit) and checks once more when the form arrives without its button.
+// Submits the form of a page for a person who has already clicked a link in a message. The server decides which pages
+// may do so (data-submit), and checks again when the form arrives without its button.
 (function () {
   const form = document.querySelector("form[data-submit]");
-  // navigator.webdriver: a browser steered by a program. It may read the page, a person presses the button.
+  // navigator.webdriver: a browser controlled by a program. It may read the page, but must not submit the form.
   if (!form || navigator.webdriver) return;
   const working = form.querySelector(".working");
   let timer = 0;
@@ -17,7 +17,7 @@
   function begin() {
     if (timer || document.prerendering || document.visibilityState !== "visible") return;
     working.hidden = false;
-    // Time to see what is about to happen, and to close the page.
+    // Leave time to read the page and to close it.
     timer = setTimeout(function () { form.submit(); }, 1500);
   }
 
@@ -26,7 +26,7 @@
   document.addEventListener("visibilitychange", function () {
     if (document.visibilityState === "visible") begin(); else stop();
   });
-  // Shown again from the back/forward cache: what was begun then is not begun again.
+  // Restored from the back/forward cache: do not submit again.
   window.addEventListener("pageshow", function (event) {
     if (event.persisted) location.reload();
   });
