@@ -108,7 +108,9 @@ def test_a_token_for_one_action_opens_no_other() -> None:
             assert is_refused(payload + "." + TOKEN.partition(".")[2])
 
 
-@pytest.mark.parametrize("salt", ["quarantine.link.DELETE", "quarantine.device", "quarantine.mark"])
+@pytest.mark.parametrize(
+    "salt", ["quarantine.link.DELETE", "quarantine.link.ASK", "quarantine.device", "quarantine.mark"]
+)
 def test_what_the_same_key_signed_for_something_else_is_refused(salt: str) -> None:
     signer = Signer([NEW], salt=salt, sep=".", key_derivation="hmac", digest_method=hashlib.sha256)
     assert is_refused(signer.sign(TOKEN.partition(".")[0]).decode())
@@ -125,6 +127,42 @@ def test_keys_rotate() -> None:
     assert new.verify(after, NOW)
     assert is_refused(before, new)
     assert is_refused(after, old)
+
+
+@pytest.mark.parametrize(
+    ("action", "token"),
+    [
+        (Action.RELEASE, "AQGaqdJ8QHEjirwBI0VniasAA2sCkvA.bhaReh9KHZrEqZ_CfNH8M7dcIcxeejDaut2kTSLLuE0"),
+        (Action.DELETE, "AgGaqdJ8QHEjirwBI0VniasAA2sCkvA.o-L5hQhjQGVfN15nJBLE1k5WRdwx_y3g_KhnhrGdz_k"),
+        (Action.REQUEST, "AwGaqdJ8QHEjirwBI0VniasAA2sCkvA.XGw1PvXbxpsuU1oUtFKw4zyfqWEzEivQYUBwoIVqpXE"),
+        (Action.PREFERENCES, "BAGaqdJ8QHEjirwBI0VniasAA2sCkvA.f8albOvGQ-aLOKj1Y3FaNEPd8z2vtvV8Ev5O1mkgRuw"),
+        (Action.SHOW, "BQGaqdJ8QHEjirwBI0VniasAA2sCkvA.z3znW_IEo55-1A5TttFDdIR1eta0GvKX5rEmw_2F2ak"),
+        (Action.SEVERAL, "BgGaqdJ8QHEjirwBI0VniasAA2sCkvA.fAv2W2kpyle0Q4h2SOjSR9ZSrk_Y1wnp2QORkBKlZ5c"),
+        (Action.FORWARDED, "BwGaqdJ8QHEjirwBI0VniasAA2sCkvA.UbW-DJFML9UW2bRE92DMlgVCZhzpflvZYvDNQS550l4"),
+    ],
+)
+def test_a_link_that_version_0_1_0_signed_is_still_valid(action: Action, token: str) -> None:
+    assert make(OLD, NEW).verify(token, NOW) == Link(action, ID, 3, NOW)
+
+
+def test_what_version_0_1_0_signed_is_still_ours() -> None:
+    links = make(OLD, NEW)
+    of_reader = "BwGaqdJ8QHEjirwBI0VniasAAGsCkvCo_sBOkWwNlQ.xphQAN-HTzzxtPwBq-o49tE84DbqOjOEqwzuASnqu0w"
+    link = links.verify(of_reader, NOW)
+    assert links.is_for(link, ALICE, "info@example.org")
+    assert not links.is_for(link, BOB, "info@example.org")
+    assert links.knows_device("IvcPyaJ4ijVoj_SI.iM5NTaNOpAofN3klY4egD4Jae70ULhhbNVQGkMid6QE", ALICE)
+    assert links.form_token_fits("session one", "nwfp-7-YWLg6NoOty8FUNfSXgsMSEpbleejAIYGtWSs")
+    mark = f"release {ID}.YiL4eoQEzeFyJJzJbqbzyRYHAVG-zJNUtOQjIvA2vsE"
+    assert links.read_mark(mark) == ("release", ID)
+    assert links.fingerprints() == ["760e5f8e5e45b54b", "6c3adaaad0ba2109"]  # hosts of both versions have the same keys
+
+
+def test_a_key_may_be_longer_than_a_hash_takes() -> None:
+    links = make(b"long" * 30)
+    link = links.verify(links.token(Action.RELEASE, ID, 3, NOW, ALICE), NOW)
+    assert links.is_for(link, ALICE, "info@example.org")
+    assert links.knows_device(links.device(None, ALICE), ALICE)
 
 
 def test_a_token_expires() -> None:

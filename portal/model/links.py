@@ -39,7 +39,7 @@ _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
 
 
 class Action(Enum):
-    """The action that a link allows. The value is the byte in the token and never changes; the name is the salt."""
+    """The action that a link allows. The value is the byte in the token and never changes."""
 
     RELEASE = 1
     DELETE = 2
@@ -48,6 +48,11 @@ class Action(Enum):
     SHOW = 5
     SEVERAL = 6
     FORWARDED = 7
+
+    @property
+    def purpose(self) -> str:
+        """The purpose that is a part of the signature's salt. It never changes either: links outlive an upgrade."""
+        return "link.ASK" if self is Action.REQUEST else f"link.{self.name}"  # ASK: its name up to version 0.1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class Links:
         """Return the token of a link, without the URL."""
         packed = _PACKED.pack(action.value, id.bytes, number, int(issued_at.timestamp()))
         payload = _b64(packed + (_reader_hash(reader, self._keys[-1]) if reader else b""))
-        return self._signer(f"link.{action.name}").sign(payload).decode("ascii")
+        return self._signer(action.purpose).sign(payload).decode("ascii")
 
     def verify(self, token: str, now: datetime) -> Link:
         """Return the link of a token. Raises LinkInvalid or LinkExpired. The caller checks revocation."""
@@ -107,7 +112,7 @@ class Links:
         code, id_bytes, number, issued = _PACKED.unpack_from(packed)
         try:
             action = Action(code)
-            self._signer(f"link.{action.name}").unsign(token)
+            self._signer(action.purpose).unsign(token)
         except (ValueError, BadSignature) as error:
             raise LinkInvalid("this is not a link of this portal") from error
         issued_at = datetime.fromtimestamp(issued, UTC)
