@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import idna
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 
 from portal.model import domains
 from portal.model.domains import shown_address
-from portal.model.message import domain, first_id, held_at, identity, new_id, parse_id, spellings
+from portal.model.message import (
+    Actor,
+    ActorKind,
+    domain,
+    first_id,
+    held_at,
+    identity,
+    new_id,
+    parse_id,
+    random_token,
+    spellings,
+)
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2400, 1, 1), timezones=st.just(UTC)))
@@ -38,6 +50,55 @@ def test_ids_of_one_moment_differ() -> None:
 def test_an_id_beyond_the_last_year_is_none() -> None:
     assert parse_id(str(new_id(datetime(9999, 12, 31, tzinfo=UTC))))
     assert parse_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "019AA9D2-7C40-7123-8ABC-0123456789AB",
+        "019aa9d27c4071238abc0123456789ab",
+        "{019aa9d2-7c40-7123-8abc-0123456789ab}",
+        "urn:uuid:019aa9d2-7c40-7123-8abc-0123456789ab",
+        "019aa9d2-7c40-4123-8abc-0123456789ab",  # version 4
+        "019aa9d2-7c40-7123-8abc-0123456789a",
+        "",
+    ],
+)
+def test_an_id_has_one_spelling(text: str) -> None:
+    assert parse_id("019aa9d2-7c40-7123-8abc-0123456789ab")
+    assert parse_id(text) is None
+
+
+def test_the_bound_of_a_time_before_all_ids_is_the_lowest_id() -> None:
+    assert first_id(datetime(1969, 12, 31, tzinfo=UTC)) == first_id(datetime(1970, 1, 1, tzinfo=UTC)) == UUID(int=0)
+
+
+def test_a_random_token_has_128_bits_unless_told_otherwise() -> None:
+    assert len({random_token() for _ in range(100)}) == 100
+    assert {len(random_token()) for _ in range(100)} == {22}  # 16 octets in base64
+    assert {len(random_token(32)) for _ in range(100)} == {43}
+
+
+# ---- actors
+
+
+@pytest.mark.parametrize(
+    ("actor", "who"),
+    [
+        (Actor(ActorKind.RECIPIENT, "", "link", "192.0.2.7"), "recipient"),
+        (Actor(ActorKind.RECIPIENT, "bob@example.org", "portal", "2001:db8::7"), "recipient:bob@example.org"),
+        (Actor(ActorKind.OPERATOR, "site:root", "cli", ""), "operator:site:root"),
+        (Actor(ActorKind.DIGEST), "digest"),
+    ],
+)
+def test_an_actor_is_the_same_after_being_kept(actor: Actor, who: str) -> None:
+    assert actor.who == who
+    assert Actor.from_stored(who, actor.via, actor.address) == actor
+
+
+def test_an_unknown_actor_is_an_error() -> None:
+    with pytest.raises(ValueError, match="stranger"):
+        Actor.from_stored("stranger:x", "", "")
 
 
 # ---- identities
@@ -93,6 +154,7 @@ def test_a_domain_alone_has_the_same_form() -> None:
 def test_older_versions_made_identities_with_u_labels() -> None:
     assert spellings("a@xn--mnchen-3ya.example") == ("a@xn--mnchen-3ya.example", "a@münchen.example")
     assert spellings("a@xn--80ak6aa92e.com") == ("a@xn--80ak6aa92e.com", "a@аррӏе.com")  # also if it is not shown so
+    assert spellings('"a@b"@xn--mnchen-3ya.example') == ('"a@b"@xn--mnchen-3ya.example', '"a@b"@münchen.example')
     assert spellings("jürgen@example.org") == ("jürgen@example.org",)
     assert spellings("a@xn--zzzzzzzzzzzz.com") == ("a@xn--zzzzzzzzzzzz.com",)
 

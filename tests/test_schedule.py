@@ -204,6 +204,7 @@ def test_what_is_not_known_any_more_counts_as_not_chosen(caplog: pytest.LogCaptu
         st.none() | st.just("en"),
     )
 )
+@settings(deadline=None)
 def test_preferences_are_the_same_after_being_kept(chosen: Preferences) -> None:
     assert Preferences.from_json(chosen.to_json()) == chosen
     assert (chosen.to_json() is None) == (chosen == NO_PREFERENCES)

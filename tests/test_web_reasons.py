@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from portal.mail import languages
 from portal.model.message import DeliveryId, Flag, Message, Symbol, Tier
 from portal.model.reasons import explain, sender_shown, why
 from portal.stores import Store
@@ -93,6 +94,59 @@ def test_rspamds_own_symbols_are_said_as_rspamd_means_them(symbol: str, said: st
 def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
     told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
     assert len(set(told)) == 4
+    assert explain(Symbol("LOCAL_RULE_17", 4.0)) == told[0]
+    assert explain(Symbol("LOCAL_RULE_17", 3.99)) == explain(Symbol("LOCAL_RULE_17", 0.01)) == told[1]
+    assert explain(Symbol("BAYES_SPAM", 0.0)) == told[2]  # its own text would say that it counted
+
+
+def test_one_strong_finding_is_told_from_many_small_ones(message: Message) -> None:
+    def told(*scores: float) -> str:
+        [only] = why(replace(message, symbols=tuple(Symbol(f"LOCAL_{n}", score) for n, score in enumerate(scores))))
+        return only
+
+    strong, many, one = told(9.0), told(3.9, 0.1), told(3.9)
+    assert len({strong, many, one}) == 3
+    assert told(4.0) == told(0.1, 4.0) == strong
+    assert told() == told(-9.0, 1.0) == one
+
+
+def test_every_reason_is_translated(message: Message) -> None:
+    german = languages.get("de")
+    told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
+    for scores in ((), (9.0,), (1.0, 1.0)):
+        symbols = tuple(Symbol(f"LOCAL_{n}", score) for n, score in enumerate(scores))
+        for tier in Tier:
+            told += why(replace(message, symbols=symbols, tier=tier, flags=frozenset({Flag.SYMBOLS})))
+    for header, envelope in (("", ""), ("", None), ("a@x.example <b@y.example>", ""), ("", "x@аррӏе.com")):  # noqa: RUF001
+        sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
+        told += [text for text in (sender.warning, sender.instead) if text]
+    assert len(set(told)) > 10
+    assert [text for text in told if german.gettext(text) == text] == []
+
+
+def test_at_most_three_reasons_are_told_and_the_missing_report_is_one_of_them(message: Message) -> None:
+    names = ("BAYES_SPAM", "FUZZY_DENIED", "SUBJ_ALL_CAPS", "GTUBE")
+    symbols = tuple(Symbol(name, score) for name, score in zip(names, (9.0, 8.0, 7.0, 6.0), strict=True))
+    told = why(replace(message, symbols=symbols))
+    assert told == [explain(symbol) for symbol in symbols[:3]]
+    with_flag = why(replace(message, symbols=symbols, flags=frozenset({Flag.SCORE})))
+    assert with_flag[:2] == told[:2]
+    assert len(with_flag) == 3
+    assert with_flag[2] not in told
+
+
+def test_findings_of_one_weight_come_in_the_order_of_their_names(message: Message) -> None:
+    symbols = (Symbol("SUBJ_ALL_CAPS", 5.0), Symbol("BAYES_SPAM", 5.0), Symbol("GTUBE", 5.0))
+    told = [explain(symbol) for symbol in sorted(symbols)]
+    assert why(replace(message, symbols=symbols)) == told
+
+
+@pytest.mark.parametrize("name", ["clam_virus", "X_MALWARE", "URLHAUS_X", "PHISHING", "PH_SURBL_MULTI", "oletools"])
+def test_a_dangerous_symbol_comes_first_only_in_a_dangerous_mail(message: Message, name: str) -> None:
+    symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("GTUBE", 5.0), Symbol(name, 0.1))
+    told = [explain(symbol) for symbol in symbols]
+    assert why(replace(message, symbols=symbols, tier=Tier.DANGEROUS)) == [told[2], told[0], told[1]]
+    assert why(replace(message, symbols=symbols, tier=Tier.SUSPICIOUS)) == told
 
 
 @pytest.mark.parametrize(
