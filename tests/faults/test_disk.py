@@ -369,7 +369,7 @@ def test_on_a_full_disk_releases_and_digests_wait_and_nothing_is_lost_on_files(
 
     url = f"files://{small_disk.folder}/quarantine"
     refused = release_and_tell(url, 20, fill, small_disk.make_room, make_settings)
-    report("5 disk full while mail is released and told", f"20 times full, {refused} releases had to wait", "files")
+    report("5 disk full during releases and digests", f"20 times full, {refused} releases had to wait", "files")
     assert refused
 
 
@@ -396,7 +396,7 @@ def test_on_a_full_disk_releases_and_digests_wait_and_nothing_is_lost_on_postgre
         refused = release_and_tell(postgres.url, 3, fill, mend, make_settings)
     finally:
         postgres.stop()
-    report("5 disk full while mail is released and told", f"3 times full, {refused} releases had to wait", "postgres")
+    report("5 disk full during releases and digests", f"3 times full, {refused} releases had to wait", "postgres")
     assert refused
 
 

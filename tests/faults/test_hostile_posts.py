@@ -247,7 +247,7 @@ def test_bombs_through_uwsgi_leave_the_workers_small_and_others_are_answered(
         "19 bombs",
         f"{held} posts of {len(BOMBS)} bombs held, memory of a worker + {grown / 1e6:.0f} MB; text for the page in at "
         f"most {max(page[2] for page in pages):.1f} s of CPU and {max(page[3] for page in pages) / 1e6:.0f} MB; of "
-        f"{len(times):,} other requests meanwhile 99 % answered within {times[len(times) * 99 // 100] * 1000:.0f} ms",
+        f"{len(times):,} other requests 99 % answered within {times[len(times) * 99 // 100] * 1000:.0f} ms",
     )
     assert {status for status, _ in answered} == {200}
     assert portal.workers() == workers
