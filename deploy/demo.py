@@ -1,9 +1,9 @@
-"""``make demo``: the whole path on this machine, with nothing real outside it.
+"""``make demo``: the whole path on this machine, without any real mail server.
 
-Starts the portal under uWSGI on a file store in var/demo, with its digest process; a mail catcher that stands for
-the site's mail server, with a mailbox page to read what arrived; posts sample mail as Rspamd's metadata_exporter
-does; has the digests sent; prints what to open. Ctrl-C ends it. ``--once`` ends it after the printing and says by its
-exit status whether everything arrived.
+It starts the portal under uWSGI on a file store in var/demo, with its digest process, and a mail catcher that stands
+for the site's mail server, with a web page to read the mail. It posts sample messages like Rspamd's metadata_exporter,
+has the digests sent, and prints what to open. Ctrl-C ends it. With ``--once`` it ends after that; the exit status is 0
+if everything arrived.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ SAMPLES: list[Sample] = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--once", action="store_true", help="end after the digests have come")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was started is stopped
-    parser.add_argument("--port", type=int, default=8080, help="of the portal")
+    parser.add_argument("--once", action="store_true", help="end after the digests have arrived")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the finally block stops the child processes
+    parser.add_argument("--port", type=int, default=8080, help="the portal's port")
     once, port = (arguments := parser.parse_args()).once, free_port(arguments.port)
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir(parents=True)
@@ -80,7 +80,7 @@ def main() -> int:
         "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{catcher.port}",
         "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
         "QUARANTINE_MAIL__ADMIN_ADDRESS": "postmaster@example.org",
-        "QUARANTINE_SOCKET": "var/demo/quarantine.sock",  # below ROOT: a whole path may be too long for a socket
+        "QUARANTINE_SOCKET": "var/demo/quarantine.sock",  # an absolute path may be too long for a socket
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     log = (HERE / "portal.log").open("wb")
@@ -90,7 +90,7 @@ def main() -> int:
     )  # fmt: skip
     try:
         wait_for(f"{public}/healthz", portal)
-        print("Posting mail as Rspamd's metadata_exporter does:")
+        print("Posting messages like Rspamd's metadata_exporter:")
         for number, sample in enumerate(SAMPLES):
             answer = post(f"{public}/", sample, number)
             print(f"  {answer['status']}  {answer['id']}  {', '.join(sample[2])}: {sample[3]}")
@@ -101,7 +101,7 @@ def main() -> int:
                 break
             time.sleep(0.1)
         else:
-            print(f"The digests have not come; see {HERE / 'portal.log'}", file=sys.stderr)
+            print(f"The digests have not arrived; see {HERE / 'portal.log'}", file=sys.stderr)
             return 1
         for number, (to, mail) in enumerate(caught.mails):
             (HERE / f"digest-{number}.eml").write_bytes(mail)
@@ -126,7 +126,7 @@ def main() -> int:
 
 
 class Caught:
-    """An SMTP server's handler that keeps what it gets, and a page to read it."""
+    """A handler for an SMTP server that keeps the received mail, and a web page to read it."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, bytes]] = []
@@ -156,7 +156,7 @@ class Caught:
                         f"{html.escape(str(message_from_bytes(mail, policy=policy.default)['Subject']))}</a>"
                         for n, (to, mail) in enumerate(caught.mails)
                     )
-                    text = f"<title>Mailbox</title><h1>What the mail server got</h1><ol start=0>{rows}</ol>"
+                    text = f"<title>Mailbox</title><h1>Received mail</h1><ol start=0>{rows}</ol>"
                 body = f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">{text}'
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -170,7 +170,7 @@ class Caught:
 
 
 def post(url: str, sample: Sample, number: int) -> dict[str, Any]:
-    """One request as Rspamd's `multipart` formatter makes it (EXPORTER: two parts, metadata and message)."""
+    """Post one message like Rspamd's `multipart` formatter, in two parts: metadata and message. Return the answer."""
     sender, header_from, recipients, subject, score, symbols, text = sample
     mail = "\r\n".join(
         [
@@ -208,8 +208,8 @@ def post(url: str, sample: Sample, number: int) -> dict[str, Any]:
     ).encode() + mail + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
     headers = {"Content-Type": f'multipart/form-data; boundary="{boundary}"', "User-Agent": "rspamd-4.1.6"}
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
-        told: dict[str, Any] = json.load(answer)
-        return told
+        result: dict[str, Any] = json.load(answer)
+        return result
 
 
 def text_of(mail: bytes) -> str:
@@ -231,7 +231,7 @@ def wait_for(url: str, portal: subprocess.Popen[bytes]) -> None:
 
 
 def free_port(wanted: int) -> int:
-    """The port wanted if it is free, else any."""
+    """Return the wanted port if it is free, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
