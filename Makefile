@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo quick test check check-english docs release test-system test-faults bench wheel clean
+.PHONY: help install demo quick test check check-english catalogues docs release test-system test-faults bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
@@ -12,6 +12,7 @@ help:
 	@echo "make install       .venv with everything"
 	@echo "make check         format, lint, types, direction of imports, version"
 	@echo "make check-english words that the prose avoids"
+	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium; short fault tests"
@@ -47,6 +48,9 @@ check-english: install
 
 release: install
 	$(BIN)/python -m tools.version release
+
+catalogues: install
+	$(BIN)/python -W ignore -m tools.catalogues
 
 docs: install
 	$(BIN)/python -m tools.docs

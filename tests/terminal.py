@@ -6,8 +6,9 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+from tests.paths import ROOT
 
 
 def on_terminal(
@@ -20,7 +21,7 @@ def on_terminal(
     process: subprocess.Popen[bytes] = subprocess.Popen(
         command,
         env={**env, "TERM": "xterm", "COLUMNS": str(columns)},
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         **streams,
     )
     os.close(terminal)

@@ -6,8 +6,8 @@
     curl -O https://www.unicode.org/Public/17.0.0/ucd/Scripts.txt
     cd .. && python tools/confusables.py unicode && rm -r unicode
 
-Run it again when Unicode publishes a new version: replace the version in the addresses, run the script, then
-`pytest tests/test_look_alikes.py`. The tables below list the characters that are added or left out by hand; each entry
+Run it again when Unicode publishes a new version: replace the version in the addresses, run the script, then `pytest
+tests/model/test_look_alikes.py`. The tables below list the characters that are added or left out by hand; each entry
 needs a reason. The files and the generated module are under the Unicode License V3 (LICENSE-UNICODE).
 """
 

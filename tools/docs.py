@@ -1,6 +1,6 @@
 """Write docs/settings.md and quarantine.example.toml from the models in `portal.settings`: ``make docs``.
 
-Run it after a setting was added or its default or description was changed; tests/test_docs.py compares.
+Run it after a setting was added or its default or description was changed; tests/project/test_docs.py compares.
 """
 
 from __future__ import annotations

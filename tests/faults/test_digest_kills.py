@@ -32,12 +32,12 @@ from portal.stores import LEASE
 from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BY_LINK, hold, now
 from tests.conftest import MakeParts
+from tests.digest.test_process import environ
 from tests.faults import victim
 from tests.faults.conftest import Report
 from tests.faults.test_kills import full
 from tests.faults.victim import JOBS, Point
 from tests.smtp_server import Mail, SmtpServer
-from tests.test_digest_process import environ
 
 VERBS = ("BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY", "QUIT")
 DIGESTS = ("find-news", "schedule-news", "digests")

@@ -21,12 +21,12 @@ from portal.model.links import MARK_HEADER
 from portal.model.message import Reader
 from tests.builders import hold, now
 from tests.conftest import MakeParts
+from tests.digest.test_process import environ, wait_until
 from tests.faults.conftest import Report, Serve
 from tests.faults.serving import ROOT, all_deliveries
 from tests.faults.test_digest_kills import read
 from tests.faults.test_kills import full
 from tests.smtp_server import SmtpServer
-from tests.test_digest_process import environ, wait_until
 
 WORKERS = 8
 ZONES = ("UTC", "Asia/Kathmandu", "America/New_York", "Pacific/Apia")  # of the hosts, who need not agree

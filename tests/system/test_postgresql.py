@@ -56,14 +56,14 @@ def test_the_contract_holds_on_postgresql_15(server: str) -> None:
     with psycopg.connect(server) as connection:
         assert connection.info.server_version // 10_000 == 15
     suite(
-        "tests/test_stores.py", "tests/test_search.py", "tests/test_store_postgres.py", "-k", "postgres",
+        "tests/contract", "tests/contract/test_search.py", "tests/stores/test_postgres.py", "-k", "postgres",
         f"--postgres-dsn={server}",
     )  # fmt: skip
 
 
 def test_the_contract_holds_behind_pgbouncer(server: str, pooler: str) -> None:
     suite(
-        "tests/test_stores.py", "tests/test_search.py", "-k", "postgres and not postgresql",
+        "tests/contract", "tests/contract/test_search.py", "-k", "postgres and not postgresql",
         f"--postgres-dsn={server}", f"--postgres-through={pooler}",
     )  # fmt: skip
 

@@ -1,0 +1,40 @@
+"""`Notes` on every store: values, counters, compare and set."""
+
+from __future__ import annotations
+
+from portal.stores import Store
+from tests.builders import now
+from tests.contract.helpers import concurrently
+
+
+def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
+    assert store.notes.counters() == {}
+    concurrently(
+        10, lambda number: (store, second)[number % 2].notes.add_counters({"sent": 2, "seconds": 0.5, "failed": 0})
+    )
+    assert second.notes.counters() == {"sent": 20, "seconds": 5, "failed": 0}
+
+
+def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> None:
+    for old, new in ((None, "a"), ("a", "b"), ("b", "")):
+
+        def swap(number: int, old: str | None = old, new: str = new) -> bool:
+            return (store, second)[number % 2].notes.compare_and_set("outage", old, new, now())
+
+        swapped = concurrently(6, swap)
+        assert sorted(swapped) == [False] * 5 + [True]
+        assert store.notes.get("outage") == new
+    assert not store.notes.compare_and_set("outage", None, "c", now())
+
+
+def test_the_first_value_is_remembered(store: Store) -> None:
+    assert store.notes.set_default("links.key", "one") == "one"
+    assert store.notes.set_default("links.key", "two") == "one"
+    assert store.notes.set_default("other", "two") == "two"
+    store.notes.set("links.key", "three")
+    assert store.notes.set_default("links.key", "four") == "three"
+
+
+def test_of_20_who_remember_at_once_all_agree(store: Store, second: Store) -> None:
+    results = concurrently(20, lambda n: (store, second)[n % 2].notes.set_default("links.key", str(n)))
+    assert len(set(results)) == 1

@@ -1,0 +1,159 @@
+"""`Recipients` on every store: preferences, opt-outs, and who has news."""
+
+from __future__ import annotations
+
+from datetime import time, timedelta
+
+import pytest
+
+from portal.model.message import held_at
+from portal.model.schedule import Preferences
+from portal.stores import Store
+from portal.stores.records import Person, QueuedMail
+from tests.builders import ALICE, BOB, MALLORY, hold, now
+from tests.contract.helpers import CHOSEN, DAY, HOUR, SECOND, concurrently, delete, tell
+
+
+def test_an_unknown_person_is_empty(store: Store) -> None:
+    person = store.recipients.get(MALLORY)
+    assert person.recipient == MALLORY
+    assert (person.stopped_at, person.links_valid_from, person.news_since, person.next_digest_at) == (None,) * 4
+
+
+def test_a_person_has_the_address_last_written_and_the_time_of_their_oldest_news(store: Store) -> None:
+    first = hold(store, recipients=["alice@Example.org"])
+    hold(store, recipients=["Alice@example.org"])
+    assert store.recipients.get(ALICE) == Person(ALICE, "Alice@example.org", None, None, held_at(first.id), None)
+
+
+@pytest.mark.parametrize("chosen", [CHOSEN, Preferences(), Preferences(at=(time(0),)), Preferences(timezone="UTC")])
+def test_what_a_person_chose_is_kept(store: Store, chosen: Preferences) -> None:
+    hold(store, recipients=[ALICE])
+    store.recipients.set_preferences(ALICE, CHOSEN)
+    store.recipients.set_preferences(ALICE, chosen)
+    assert store.recipients.get(ALICE).preferences == chosen
+    assert [p.preferences for p in store.recipients.unscheduled(10)] == [chosen]
+    assert store.recipients.get(BOB).preferences == Preferences()
+
+
+def test_one_may_choose_before_any_mail_is_held(store: Store) -> None:
+    store.recipients.set_preferences(MALLORY, CHOSEN)
+    person = store.recipients.get(MALLORY)
+    assert (person.preferences, person.news_since, person.next_digest_at) == (CHOSEN, None, None)
+    hold(store, recipients=["Mallory@Example.org"])
+    assert store.recipients.get(MALLORY).preferences == CHOSEN
+    assert store.recipients.get(MALLORY).address == "Mallory@Example.org"
+
+
+def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
+    hold(store)
+    store.recipients.schedule(ALICE, now() + DAY)
+    store.recipients.schedule(BOB, now() + DAY)
+    store.recipients.set_preferences(ALICE, CHOSEN)
+    assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
+
+
+def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
+    at = now()
+    assert store.recipients.set_digests_stopped(ALICE, at, mail=QueuedMail("Alice@example.org", b"stopped"))
+    assert not store.recipients.set_digests_stopped(ALICE, at + HOUR, mail=QueuedMail("Alice@example.org", b"again"))
+    assert store.recipients.get(ALICE).stopped_at == at
+    with store.outbox.sending(at) as mail:
+        assert mail is not None
+        assert (mail.to, mail.mail) == ("Alice@example.org", b"stopped")
+    assert store.stats(at).mails_waiting == 0
+    assert store.recipients.set_digests_stopped(ALICE, None)
+    assert not store.recipients.set_digests_stopped(ALICE, None)
+    assert store.recipients.get(ALICE).stopped_at is None
+
+
+def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
+    at = now()
+    results = concurrently(
+        20,
+        lambda n: (second if n % 2 else store).recipients.set_digests_stopped(ALICE, at, mail=QueuedMail(ALICE, b"x")),
+    )
+    assert sorted(results) == [False] * 19 + [True]
+    assert store.stats(at).mails_waiting == 1
+
+
+def test_revoked_links_stay_revoked(store: Store) -> None:
+    at = now()
+    store.recipients.revoke_links(ALICE, at)
+    assert store.recipients.get(ALICE).links_valid_from == at
+    store.recipients.revoke_links(ALICE, at - DAY)
+    assert store.recipients.get(ALICE).links_valid_from == at
+    store.recipients.revoke_links(ALICE, at + DAY)
+    assert store.recipients.get(ALICE).links_valid_from == at + DAY
+    assert store.recipients.get(BOB).links_valid_from is None
+
+
+def test_news_are_scheduled_then_due(store: Store) -> None:
+    hold(store)
+    at = now()
+    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == [ALICE, BOB]
+    assert len(store.recipients.unscheduled(1)) == 1
+    assert store.recipients.unscheduled(10)[0].news_since is not None
+    assert not list(store.digests.due(at + DAY, 10))
+    store.recipients.schedule(ALICE, at + 2 * HOUR)
+    store.recipients.schedule(BOB, at + HOUR)
+    assert store.recipients.get(ALICE).next_digest_at == at + 2 * HOUR
+    assert not list(store.recipients.unscheduled(10))
+    assert not list(store.digests.due(at + HOUR - SECOND, 10))
+    assert list(store.digests.due(at + HOUR, 10)) == [BOB]
+    assert list(store.digests.due(at + 3 * HOUR, 10)) == [BOB, ALICE]
+    assert list(store.digests.due(at + 3 * HOUR, 1)) == [BOB]
+
+
+def test_a_time_decided_meanwhile_stays(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    at = now()
+    store.recipients.schedule(ALICE, at + HOUR)
+    store.recipients.schedule(ALICE, at + DAY)
+    assert store.recipients.get(ALICE).next_digest_at == at + HOUR
+
+
+def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store: Store) -> None:
+    people = sorted(f"p{n}@example.org" for n in range(7))
+    hold(store, recipients=people[::-1])
+    store.recipients.schedule(people[0], now() + DAY)
+    store.recipients.set_digests_stopped(people[1], now())
+    tell(store, people[2], now())
+    left = [people[0], *people[3:]]
+    assert list(store.digests.due(None, 10)) == left
+    assert list(store.digests.due(None, 3)) == left[:3]
+    assert list(store.digests.due(None, 3, left[2])) == left[3:]
+    assert not list(store.digests.due(None, 3, left[-1]))
+
+
+@pytest.mark.parametrize(
+    ("local", "told"),
+    [
+        ({"example.org"}, [ALICE, BOB]),
+        ({ALICE}, [ALICE]),
+        ({ALICE, "example.com"}, [ALICE, "carol@example.com"]),
+        ({"sub.example.org", "org"}, []),
+        (set(), []),
+        (None, [ALICE, BOB, "carol@example.com"]),
+    ],
+    ids=["domain", "address", "both", "other", "nobody", "everybody"],
+)
+def test_find_news_marks_those_who_were_not_told(store: Store, local: set[str] | None, told: list[str]) -> None:
+    hold(store, recipients=["Alice@Example.org", BOB, "carol@example.com"], announce=())
+    hold(store, recipients=(), announce=())
+    since = now() - HOUR
+    assert not list(store.recipients.unscheduled(10))
+    assert store.recipients.find_news(since, local) == len(told)
+    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == told
+    assert list(store.digests.due(None, 10)) == told
+
+
+def test_find_news_looks_at_held_and_unannounced_mail_of_that_time(store: Store) -> None:
+    told, at = hold(store, recipients=[ALICE]), now()
+    tell(store, ALICE, at)
+    delete(store, hold(store, recipients=[BOB], announce=()), at)
+    late = hold(store, recipients=["carol@example.org"], announce=())
+    assert store.recipients.find_news(held_at(late.id) + timedelta(milliseconds=1), None) == 0
+    assert store.recipients.find_news(held_at(told.id), None) == 1
+    assert list(store.digests.due(None, 10)) == ["carol@example.org"]
+    assert store.recipients.get("carol@example.org").news_since == held_at(late.id)

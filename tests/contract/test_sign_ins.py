@@ -1,0 +1,183 @@
+"""`SignIns` on every store: links, codes, rate limits and sessions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from portal.model.errors import LinkInvalid
+from portal.stores import Store
+from portal.stores.records import SignInLimits
+from tests.builders import ALICE, BOB, now
+from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurrently, sign_in, start
+
+
+def test_a_sign_in_is_mailed_and_used_once(store: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    assert start(store, asked)
+    with store.outbox.sending(at) as outgoing:
+        assert outgoing
+        assert (outgoing.to, outgoing.mail) == (ALICE, b"mail 1")
+    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.use(asked.token_sha256, at + MINUTE) == asked
+    for look in (store.sign_ins.get, store.sign_ins.use):
+        with pytest.raises(LinkInvalid):
+            look(asked.token_sha256, at + MINUTE)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at + MINUTE)
+
+
+def test_an_unknown_or_expired_sign_in_is_invalid(store: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    start(store, asked)
+    for look in (store.sign_ins.get, store.sign_ins.use):
+        with pytest.raises(LinkInvalid):
+            look(b"x" * 32, at)
+        with pytest.raises(LinkInvalid):
+            look(asked.token_sha256, asked.expires_at + SECOND)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, asked.expires_at + SECOND)
+
+
+def test_of_20_who_use_a_sign_in_exactly_one_gets_it(store: Store, second: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    start(store, asked)
+    results = concurrently(20, lambda n: (store, second)[n % 2].sign_ins.use(asked.token_sha256, at))
+    assert results.count(asked) == 1
+    assert sum(isinstance(r, LinkInvalid) for r in results) == 19
+
+
+def test_a_code_works_in_the_browser_that_asked(store: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    start(store, asked)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(b"other browser".ljust(32), asked.code_sha256, at)
+    for _ in range(4):
+        with pytest.raises(LinkInvalid):
+            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
+    assert store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at) == asked
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use(asked.token_sha256, at)
+
+
+def test_the_fifth_wrong_code_kills_the_sign_in(store: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    start(store, asked)
+    for _ in range(5):
+        with pytest.raises(LinkInvalid):
+            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.get(asked.token_sha256, at)
+
+
+def test_50_guesses_at_once_are_no_more_than_five(store: Store, second: Store) -> None:
+    at = now()
+    asked = sign_in(1, at)
+    start(store, asked)
+    concurrently(50, lambda n: (store, second)[n % 2].sign_ins.use_code(asked.browser_sha256, bytes([n]) * 32, at))
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+
+
+def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
+    at = now()
+    old = sign_in(1, at)
+    new = sign_in(2, at + 2 * MINUTE, browser_sha256=old.browser_sha256)
+    assert start(store, old)
+    assert start(store, new)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.use_code(old.browser_sha256, old.code_sha256, at + 3 * MINUTE)
+    assert store.sign_ins.use_code(old.browser_sha256, new.code_sha256, at + 3 * MINUTE) == new
+
+
+def test_one_sign_in_a_minute_and_five_an_hour_for_a_recipient(store: Store) -> None:
+    at = now()
+    assert start(store, sign_in(1, at))
+    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # a used one counts as well
+    refused = sign_in(2, at + 59 * SECOND)
+    assert not start(store, refused)
+    with pytest.raises(LinkInvalid):
+        store.sign_ins.get(refused.token_sha256, refused.created_at)
+    assert store.stats(at).mails_waiting == 1
+    assert start(store, sign_in(3, at + 59 * SECOND, recipient=BOB))
+    for number in (4, 5, 6, 7):
+        assert start(store, sign_in(number, at + (number - 3) * 10 * MINUTE))
+    assert not start(store, sign_in(8, at + 59 * MINUTE))
+    assert start(store, sign_in(9, at + 61 * MINUTE))
+
+
+def test_ten_sign_ins_a_minute_from_one_address(store: Store) -> None:
+    at = now()
+    for number in range(10):
+        assert start(store, sign_in(number, at + number * SECOND, recipient=f"p{number}@example.org"))
+    late = sign_in(11, at + 30 * SECOND, recipient="late@example.org")
+    assert not start(store, late)
+    assert start(store, replace(late, client_ip="192.0.2.2"))
+    assert start(store, sign_in(12, at + 71 * SECOND, recipient="later@example.org"))
+
+
+def test_one_address_may_not_ask_for_one_recipient_after_another_all_day(store: Store) -> None:
+    at, limits = now(), SignInLimits(per_ip_hour=3)
+    for number in range(3):
+        assert start(store, sign_in(number, at + number * 10 * MINUTE, recipient=f"p{number}@example.org"), limits)
+    late = sign_in(9, at + 59 * MINUTE, recipient="late@example.org")
+    assert not start(store, late, limits)
+    assert start(store, replace(late, client_ip="192.0.2.2"), limits)
+    assert start(store, sign_in(10, at + 61 * MINUTE, recipient="later@example.org"), limits)
+
+
+def test_sign_ins_of_all_are_limited_too(store: Store) -> None:
+    at, limits = now(), SignInLimits(all_minute=3)
+    results = [
+        start(store, sign_in(n, at, recipient=f"p{n}@example.org", client_ip=f"192.0.2.{n}"), limits) for n in range(5)
+    ]
+    assert results == [True, True, True, False, False]
+    assert start(store, sign_in(9, at + 61 * SECOND, recipient="p9@example.org", client_ip="192.0.2.9"), limits)
+
+
+def test_20_who_ask_at_once_get_one_sign_in(store: Store, second: Store) -> None:
+    at = now()
+    results = concurrently(20, lambda n: start((store, second)[n % 2], sign_in(n, at, client_ip=f"192.0.2.{n}")))
+    assert results.count(True) == 1
+    assert results.count(False) == 19
+    assert store.stats(at).mails_waiting == 1
+
+
+def test_a_session_ends_after_12_hours_without_use(store: Store) -> None:
+    at = now()
+    assert store.sign_ins.session(SESSION, at) is None
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    assert store.sign_ins.session(SESSION, at) == ALICE
+    assert store.sign_ins.session(SESSION, at + 11 * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 22 * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 35 * HOUR) is None
+    assert store.sign_ins.session(b"t" * 32, at) is None
+
+
+def test_a_session_ends_after_7_days_however_used(store: Store) -> None:
+    at = now()
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    for hours in range(10, 168, 10):
+        assert store.sign_ins.session(SESSION, at + hours * HOUR) == ALICE
+    assert store.sign_ins.session(SESSION, at + 7 * DAY + MINUTE) is None
+
+
+def test_signing_out_ends_that_session_only(store: Store) -> None:
+    at = now()
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    store.sign_ins.start_session(b"t" * 32, ALICE, at)
+    store.sign_ins.end_session(SESSION)
+    store.sign_ins.end_session(SESSION)
+    assert store.sign_ins.session(SESSION, at) is None
+    assert store.sign_ins.session(b"t" * 32, at) == ALICE

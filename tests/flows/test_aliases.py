@@ -1,0 +1,440 @@
+"""The whole way where an address is not a person: aliases, role mailboxes, who leaves them, and what nobody may see."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from digest import housekeeping, news, run
+from digest.__main__ import main as digest_main
+from portal.model.links import Action
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, State
+from portal.stores.records import Held
+from tests.builders import ALICE, BOB, MALLORY
+from tests.conftest import MakeParts
+from tests.smtp_server import SmtpServer
+from tests.statements import Statements
+from tests.web.test_exporter import post
+from tests.web_client import Browser, Site
+
+INFO, SALES, SECRET = "info@example.org", "sales@example.org", "bcc@example.org"
+VIRTUAL = f"{SALES} {ALICE}\n{INFO} {ALICE}, {BOB}\n"
+MAIL = b"From: Promo <promo@example.net>\r\nTo: info@example.org\r\nSubject: Offer\r\n\r\nBuy %d\r\n"
+
+
+@pytest.fixture
+def smtp() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture
+def virtual(tmp_path: Path) -> Path:
+    path = tmp_path / "virtual"
+    write(path, VIRTUAL)
+    return path
+
+
+@pytest.fixture
+def site(make_parts: MakeParts, smtp: SmtpServer, virtual: Path) -> Site:
+    return Site(
+        make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual, people__recipient_delimiter="+")
+    )
+
+
+@pytest.fixture
+def change(site: Site, virtual: Path) -> Callable[[str], None]:
+    """Write another alias file, and have it looked at."""
+
+    def change(text: str) -> None:
+        write(virtual, text)
+        site.parts.people._checked_at = float("-inf")
+
+    return change
+
+
+def write(path: Path, text: str) -> None:
+    """As it lies there for a while: a file of this moment may be half written."""
+    path.write_text(text, "utf-8")
+    moment = time.time() - 60
+    os.utime(path, (moment, moment))
+
+
+def held(site: Site, *recipients: str, number: int = 1) -> Held:
+    answer = post(site, MAIL % number, headers={"X-Rspamd-rcpt": json.dumps(recipients)}).json
+    assert answer["status"] == "held", answer
+    return Held(site.store.messages.find(answer["id"])[0].id, False)
+
+
+def tell(site: Site) -> run.Summary:
+    """The digest process's ticks until the next digests have gone out."""
+    news.schedule_news(site.parts, site.now)
+    site.now += timedelta(days=1)
+    summary = run.send_due(site.parts, site.now)
+    assert not summary.failed
+    return summary
+
+
+def digests(smtp: SmtpServer) -> dict[str, str]:
+    """The text parts by whom they were sent to, with none twice."""
+    found: dict[str, str] = {}
+    for mail in smtp.mails:
+        (to,) = mail.recipients
+        assert to not in found, f"{to} was told twice"
+        part = message_from_bytes(mail.data, policy=default).get_body(("plain",))
+        assert part is not None
+        found[to] = part.get_content().replace("\r\n", "\n")
+    smtp.mails.clear()
+    return found
+
+
+def link(text: str, word: str) -> str:
+    found = re.search(rf"^ *{word}.*\n *(http\S+) *$", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
+def test_a_role_mailbox_of_two(site: Site, smtp: SmtpServer) -> None:
+    mail = held(site, INFO, SECRET)
+    tell(site)
+    told = digests(smtp)
+    assert set(told) == {ALICE, BOB, SECRET}
+    assert f"For {INFO}" in told[ALICE]
+    assert f"For {INFO}" in told[BOB]
+    assert SECRET not in told[ALICE] + told[BOB]
+    assert not any(address in told[SECRET] for address in (ALICE, BOB, INFO))
+
+    browser = site.browser()
+    browser.post(link(told[ALICE], "Release"), {"pressed": "1"})
+    assert [sent.recipients for sent in smtp.mails] == [[INFO]]  # the role's own address, to nobody else
+    smtp.mails.clear()
+    (act, *_) = [event for event in site.history(mail, 0) if event.kind == "releasing"]
+    assert (act.actor.who, act.actor.via) == (f"recipient:{ALICE}", "link")
+
+    page = site.browser().get(link(told[BOB], "Release")).text
+    assert "Message released" in page
+    assert f"By {ALICE}" in page
+    assert INFO in page
+    assert SECRET not in page
+    site.browser().post(link(told[BOB], "Release"), {"pressed": "1"})
+    assert smtp.mails == []
+
+    (_, id) = ("", f"{mail.id}.0")
+    for person in (ALICE, BOB):
+        page = site.signed_in(person).get(f"/messages/{id}/").text
+        assert f"({'<bdi>'}{ALICE}</bdi>)" in page
+        assert f"By {ALICE}" in site.signed_in(person).get("/?state=released").text
+        assert SECRET not in page
+    page = site.signed_in(SECRET).get("/?state=held").text
+    assert "Offer" in page
+    assert not any(address in page for address in (ALICE, BOB, INFO))
+    assert site.state(mail, 1) is State.HELD
+    tell(site)
+    assert digests(smtp) == {}
+
+
+def test_one_digest_for_a_person_with_several_names(site: Site, smtp: SmtpServer) -> None:
+    for number, recipient in enumerate((ALICE, SALES, INFO, "Alice+shop@example.org"), 1):
+        held(site, recipient, number=number)
+    tell(site)
+    told = digests(smtp)
+    assert set(told) == {ALICE, BOB}
+    assert told[ALICE].startswith("Mail quarantine") or "4 messages" in told[ALICE]
+    assert f"For {SALES}" in told[ALICE]
+    assert f"For {INFO}" in told[ALICE]
+    rows = site.signed_in(ALICE).get("/").text
+    assert rows.count('class="mail"') == 4
+
+
+def test_a_release_for_an_extension_goes_to_the_address_with_it(site: Site, smtp: SmtpServer) -> None:
+    held(site, "Alice+shop@example.org")
+    tell(site)
+    site.browser().post(link(digests(smtp)[ALICE], "Release"), {"pressed": "1"})
+    assert [sent.recipients for sent in smtp.mails] == [["Alice+shop@example.org"]]
+
+
+def test_several_of_a_digest_are_released_to_their_own_addresses_by_name(site: Site, smtp: SmtpServer) -> None:
+    mails = [held(site, recipient, number=n) for n, recipient in enumerate((ALICE, SALES, INFO))]
+    tell(site)
+    several = link(digests(smtp)[ALICE], "Release or delete several messages")
+    browser = site.browser()
+    names = re.findall(r'name="mail" value="([^"]+)"', browser.get(several).text)
+    assert len(names) == 3
+    for name in names:
+        browser.post(several, {"do": "release", "mail": name})
+    assert sorted(sent.recipients[0] for sent in smtp.mails) == [ALICE, INFO, SALES]
+    who = [site.history(mail)[1].actor.who for mail in mails]
+    assert who == ["recipient", f"recipient:{ALICE}", f"recipient:{ALICE}"]
+
+
+@pytest.mark.parametrize("recipient", [ALICE, INFO])
+def test_a_page_of_many_mails_asks_few_questions(
+    make_parts: MakeParts, smtp: SmtpServer, virtual: Path, monkeypatch: pytest.MonkeyPatch, recipient: str
+) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
+    mails = [held(site, recipient, number=n) for n in range(30)]
+    for mail in mails[:27]:
+        site.store.deliveries.move(
+            DeliveryId(mail.id, 0),
+            State.DELETED,
+            {State.HELD},
+            Actor(ActorKind.RECIPIENT, BOB),
+            site.now,
+            kind=EventKind.DELETED,
+        )
+    browser = site.signed_in(ALICE)
+    for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
+        with statements.of() as asked:
+            page = browser.get(f"/?state=deleted{done}").text
+        assert page.count('class="mail"') == 25
+        assert page.count(f"By {BOB}") == (0 if recipient == ALICE else by_bob)
+        assert 4 <= len(asked) <= at_most, asked
+
+    for mail in mails:
+        site.store.deliveries.move(
+            DeliveryId(mail.id, 0),
+            State.HELD,
+            set(State),
+            Actor(ActorKind.OPERATOR, "root"),
+            site.now,
+            kind=EventKind.RESTORED,
+        )
+    tell(site)
+    several = link(digests(smtp)[ALICE], "Release or delete several messages")
+    browser.get(several)
+    with statements.of() as asked:
+        page = browser.get(several).text
+    assert page.count('name="mail"') == 30
+    assert 4 <= len(asked) <= 12, asked
+
+
+# ---- who may do what
+
+
+def test_who_leaves_a_role_can_do_nothing_any_more(site: Site, smtp: SmtpServer, change: Callable[[str], None]) -> None:
+    mail, own = held(site, INFO), held(site, BOB, number=2)
+    tell(site)
+    told = digests(smtp)
+    several = link(told[BOB], "Release or delete several messages")
+    assert f"{mail.id}.0" in site.browser().get(several).text
+    change(f"{INFO} {ALICE}, carol@example.org\n")
+    links = re.findall(r"http\S+/link/\S+", told[BOB])
+    gone = [url for url in links if len(url) > len(site.link(Action.RELEASE, own)) + 20 + len("http://")]
+    assert len(gone) == 3  # Release, Show, Delete
+    for url in gone:
+        assert site.browser().get(url).status == 404
+        assert site.browser().post(url, {"pressed": "1"}).status == 404
+    assert f"{mail.id}.0" not in site.browser().get(several).text
+    site.browser().post(several, {"do": "delete", "mail": f"{mail.id}.0"})
+    bob = site.signed_in(BOB)
+    for path in (f"/messages/{mail.id}/", f"/messages/{mail.id}.0/"):
+        assert bob.get(path).status == 404
+    for name in (str(mail.id), f"{mail.id}.0"):
+        form = {"form_token": bob.form_token()}
+        assert bob.post(f"/messages/{name}/release", form).status == 404
+    assert str(mail.id) not in bob.get("/").text
+    assert (site.state(mail), smtp.mails) == (State.HELD, [])
+    # Their own goes on, and so does the other reader's.
+    assert bob.get(f"/messages/{own.id}/").status == 200
+    assert site.browser().get(link(told[ALICE], "Release")).status == 200
+    # Whoever came is told of what not all were told of; nobody is told twice.
+    tell(site)
+    tell(site)
+    assert set(digests(smtp)) == set()
+
+
+def test_who_comes_to_a_role_is_told_of_what_is_still_open(
+    site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
+    site.store.recipients.set_digests_stopped(BOB, site.now)
+    held(site, INFO)
+    tell(site)
+    assert set(digests(smtp)) == {ALICE}
+    change(f"{INFO} {ALICE}, carol@example.org\n")
+    tell(site)
+    assert set(digests(smtp)) == {"carol@example.org"}
+    tell(site)
+    assert digests(smtp) == {}
+
+
+@pytest.mark.parametrize("stranger", [MALLORY, INFO, SALES, "alice+x@example.org", None])
+def test_strangers_and_other_names_see_nothing(site: Site, smtp: SmtpServer, stranger: str | None) -> None:
+    mail = held(site, INFO, SALES)
+    browser: Browser = site.signed_in(stranger) if stranger else site.browser()
+    for path in (f"/messages/{mail.id}/", f"/messages/{mail.id}.0/", f"/messages/{mail.id}.1/", "/"):
+        answer = browser.get(path)
+        assert answer.status in (303, 404) or "Offer" not in answer.text
+    for name in (mail.id, f"{mail.id}.0"):
+        assert browser.post(f"/messages/{name}/release").status in (303, 403, 404)
+    assert site.state(mail) is State.HELD
+    assert smtp.mails == []
+
+
+def test_a_link_names_its_reader_and_nobody_else(site: Site) -> None:
+    mail, own = held(site, INFO), held(site, ALICE, number=2)
+    links = site.parts.links
+
+    def status(token: str) -> int:
+        return site.browser().get(f"/link/{token}/").status
+
+    assert status(links.token(Action.RELEASE, mail.id, 0, site.now, ALICE)) == 200
+    assert status(links.token(Action.RELEASE, mail.id, 0, site.now, BOB)) == 200
+    for reader in ("", MALLORY, INFO):
+        assert status(links.token(Action.RELEASE, mail.id, 0, site.now, reader)) == 404
+    assert status(links.token(Action.RELEASE, own.id, 0, site.now)) == 200
+    for reader in (ALICE, BOB, MALLORY):
+        assert status(links.token(Action.RELEASE, own.id, 0, site.now, reader)) == 404
+    token = links.token(Action.RELEASE, mail.id, 0, site.now, ALICE)
+    for place in range(0, 42, 3):
+        changed = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+        assert status(changed) == 404
+
+
+def test_revoking_ones_links_leaves_the_others(site: Site, smtp: SmtpServer) -> None:
+    held(site, INFO)
+    tell(site)
+    told = digests(smtp)
+    site.pass_time(minutes=1)
+    assert site.browser().post(link(told[ALICE], "Revoke"), {"pressed": "1"}).status == 200
+    assert site.browser().get(link(told[ALICE], "Release")).status == 404
+    assert site.browser().get(link(told[BOB], "Release")).status == 200
+
+
+def test_an_address_that_becomes_an_alias_is_nobody_any_more(
+    site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
+    mail = held(site, BOB)
+    tell(site)
+    told = digests(smtp)
+    bob = site.signed_in(BOB)
+    bob.post(f"/messages/{mail.id}/delete", {"form_token": bob.form_token()})
+    site.store.recipients.set_digests_stopped(BOB, site.now)
+    change(f"{BOB} {ALICE}\n")
+    assert bob.get("/").status == 303
+    for word in ("Release", "Delete", "Show", "Release or delete several messages", "Change or stop"):
+        assert site.browser().get(link(told[BOB], word)).status == 404
+    page = site.signed_in(ALICE).get(f"/messages/{mail.id}/").text
+    assert f"deleted (<bdi>{BOB}</bdi>)" in page
+    assert "by you" not in page
+    held(site, BOB, number=2)
+    tell(site)
+    assert set(digests(smtp)) == {ALICE}
+
+
+def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwards(
+    site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
+    since = site.now
+    site.store.recipients.set_digests_stopped(BOB, since)
+    for number in (1, 3):
+        change(f"{BOB} {ALICE}\n")
+        held(site, BOB, number=number)
+        tell(site)
+        assert set(digests(smtp)) == {ALICE}
+        change(f"{SALES} {ALICE}\n")
+        held(site, BOB, number=number + 1)
+        tell(site)
+        assert not smtp.mails
+        assert site.store.recipients.get(BOB).stopped_at == since
+    site.store.recipients.set_digests_stopped(BOB, None)
+    change(f"{SALES} {ALICE}\n# another file\n")
+    tell(site)
+    assert set(digests(smtp)) == {BOB}
+    change(f"{BOB} {ALICE}\n")
+    tell(site)
+    change(f"{SALES} {ALICE}\n")
+    held(site, BOB, number=5)
+    tell(site)
+    assert set(digests(smtp)) == {BOB}
+
+
+def test_signing_in_as_an_alias_signs_its_person_in_and_as_a_role_nobody(site: Site, smtp: SmtpServer) -> None:
+    for address, to in ((SALES, [[ALICE]]), ("alice+x@example.org", [[ALICE]]), (INFO, [])):
+        assert site.browser().post("/sign-in", {"address": address}).status == 303
+        housekeeping.send_queued(site.parts, site.now)
+        assert [mail.recipients for mail in smtp.mails] == to
+        smtp.mails.clear()
+        site.pass_time(minutes=2)
+
+
+# ---- the process
+
+
+def test_a_mailbox_whose_mail_others_get_as_well(site: Site, smtp: SmtpServer, change: Callable[[str], None]) -> None:
+    change(f"{INFO} {INFO}, {BOB}\n")
+    held(site, INFO)
+    tell(site)
+    told = digests(smtp)
+    assert set(told) == {INFO, BOB}
+    site.browser().post(link(told[INFO], "Delete"), {"pressed": "1"})
+    assert f"By {INFO}" in site.browser().get(link(told[BOB], "Delete")).text
+    # Its own mark stands: later mail leaves none for the others, the hourly look finds it.
+    site.store.recipients.set_preferences(INFO, site.store.recipients.get(INFO).preferences)
+    held(site, INFO, number=2)
+    news.schedule_news(site.parts, site.now)
+    held(site, INFO, number=3)
+    news.find_news(site.parts, site.now)
+    tell(site)
+    told = digests(smtp)
+    assert set(told) == {INFO, BOB}
+    assert "2 messages" in told[BOB]
+
+
+def test_news_before_there_was_a_file_are_the_readers(
+    make_parts: MakeParts, site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
+    change("# nobody yet\n")
+    held(site, SALES)
+    news.schedule_news(site.parts, site.now)
+    assert site.store.recipients.get(SALES).next_digest_at is not None
+    change(VIRTUAL)
+    tell(site)
+    assert set(digests(smtp)) == {ALICE}
+
+
+def test_the_last_good_file_outlives_its_loss(
+    site: Site, make_parts: MakeParts, smtp: SmtpServer, virtual: Path
+) -> None:
+    held(site, INFO)
+    tell(site)
+    assert set(digests(smtp)) == {ALICE, BOB}
+    virtual.unlink()
+    later = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
+    later.now = site.now
+    held(later, INFO, number=2)
+    tell(later)
+    assert set(digests(smtp)) == {ALICE, BOB}
+    assert later.parts.people.problem()
+
+
+def test_once_says_whose_digest_it_is(
+    site: Site, smtp: SmtpServer, virtual: Path, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(site, INFO)
+    for name, value in {
+        "CONFIG": "/dev/null", "STORE__URL": store_url, "LOCAL_DOMAINS": "example.org", "MAIL__URL": smtp.url,
+        "MAIL__FROM_ADDRESS": "quarantine@example.org", "LINKS__KEYS_FILE": str(tmp_path / "links.keys"),
+        "PEOPLE__ALIAS_FILE": str(virtual),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"QUARANTINE_{name}", value)
+    dry = CliRunner().invoke(digest_main, ["once", "--recipient", INFO, "--dry-run"])
+    assert f"{INFO} is read by {ALICE}, {BOB}" in dry.output
+    assert smtp.mails == []
+    done = CliRunner().invoke(digest_main, ["once", "--recipient", INFO])
+    assert done.exit_code == 0, done.output
+    assert set(digests(smtp)) == {ALICE, BOB}
+    again = CliRunner().invoke(digest_main, ["once", "--recipient", SALES, "--resend"])
+    assert f"{SALES} is read by {ALICE}" in again.output
+    assert set(digests(smtp)) == {ALICE}

@@ -1,0 +1,456 @@
+"""Tokens, cookies, form tokens, marks and the key file: only what we signed opens anything, and only as written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import string
+import subprocess
+import sys
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from itsdangerous import Signer
+
+from portal.keys import read_keys
+from portal.model.errors import LinkExpired, LinkInvalid, SettingsError
+from portal.model.links import Action, Link, Links
+from portal.model.message import new_id
+from tests.builders import ALICE, BOB, MALLORY
+from tests.paths import ROOT
+
+OLD, NEW, OTHER = b"o" * 32, b"n" * 32, b"x" * 32
+NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
+A_LABEL, U_LABEL = "erika@xn--mnchen-3ya.example", "erika@münchen.example"  # one identity; the second up to 0.1.1
+ID = UUID("019aa9d2-7c40-7123-8abc-0123456789ab")
+ALPHABET = string.ascii_letters + string.digits + "-_"
+
+
+def make(*keys: bytes) -> Links:
+    return Links(keys or (NEW,), "https://mail.example.org/quarantine", timedelta(days=14))
+
+
+LINKS = make()
+TOKEN = LINKS.token(Action.RELEASE, ID, 3, NOW)
+
+
+def is_refused(token: str, links: Links = LINKS, now: datetime = NOW) -> bool:
+    try:
+        links.verify(token, now)
+    except LinkInvalid:
+        return True
+    return False
+
+
+# ---- tokens
+
+
+@pytest.mark.parametrize("action", Action)
+def test_a_token_says_what_was_signed(action: Action) -> None:
+    token = LINKS.token(action, ID, 65535, NOW)
+    assert LINKS.verify(token, NOW) == Link(action, ID, 65535, NOW)
+
+
+def test_a_link_ends_in_a_slash_below_the_public_address() -> None:
+    url = LINKS.url(Action.RELEASE, ID, 3, NOW)
+    assert url == f"https://mail.example.org/quarantine/link/{TOKEN}/"
+    assert len(TOKEN) == 75
+
+
+def test_the_moment_is_kept_in_whole_seconds() -> None:
+    token = LINKS.token(Action.DELETE, ID, 0, NOW + timedelta(milliseconds=999))
+    assert LINKS.verify(token, NOW).issued_at == NOW
+
+
+def test_every_change_of_one_character_is_refused() -> None:
+    accepted = [
+        changed
+        for place in range(len(TOKEN))
+        for other in ALPHABET + ".=%/+ "
+        if (changed := TOKEN[:place] + other + TOKEN[place + 1 :]) != TOKEN and not is_refused(changed)
+    ]
+    assert accepted == []
+
+
+def test_every_lost_or_doubled_character_is_refused() -> None:
+    for place in range(len(TOKEN)):
+        assert is_refused(TOKEN[:place] + TOKEN[place + 1 :])
+        assert is_refused(TOKEN[:place] + TOKEN[place] + TOKEN[place:])
+
+
+@pytest.mark.parametrize("tail", ["=", "==", "!!", "é", "\n", " ", "/", ".", "A", "\0", "%00", "\udce9", "ſ"])
+def test_anything_behind_or_before_a_token_is_refused(tail: str) -> None:
+    assert is_refused(TOKEN + tail)
+    assert is_refused(tail + TOKEN)
+
+
+@pytest.mark.parametrize("text", ["", ".", "A" * 31 + "." + "A" * 43, "é" * 75, "A" * 100_000, "." * 75, TOKEN.lower()])
+def test_what_is_no_token_is_refused(text: str) -> None:
+    assert is_refused(text)
+
+
+def test_halves_of_two_tokens_do_not_fit_together() -> None:
+    other = LINKS.token(Action.RELEASE, ID, 4, NOW)
+    assert is_refused(TOKEN.partition(".")[0] + "." + other.partition(".")[2])
+
+
+def test_a_token_for_one_action_opens_no_other() -> None:
+    """The action's byte is signed under a salt of its own: swapping the byte needs another signature."""
+    packed = urlsafe_b64decode(TOKEN.partition(".")[0] + "=")
+    for code in range(256):
+        if code != packed[0]:
+            payload = urlsafe_b64encode(bytes([code]) + packed[1:]).rstrip(b"=").decode()
+            assert is_refused(payload + "." + TOKEN.partition(".")[2])
+
+
+@pytest.mark.parametrize(
+    "salt", ["quarantine.link.DELETE", "quarantine.link.ASK", "quarantine.device", "quarantine.mark"]
+)
+def test_what_the_same_key_signed_for_something_else_is_refused(salt: str) -> None:
+    signer = Signer([NEW], salt=salt, sep=".", key_derivation="hmac", digest_method=hashlib.sha256)
+    assert is_refused(signer.sign(TOKEN.partition(".")[0]).decode())
+
+
+def test_another_key_is_refused() -> None:
+    assert is_refused(make(OTHER).token(Action.RELEASE, ID, 3, NOW))
+
+
+def test_keys_rotate() -> None:
+    old, both, new = make(OLD), make(OLD, NEW), make(NEW)
+    before, after = (links.token(Action.RELEASE, ID, 0, NOW) for links in (old, both))
+    assert both.verify(before, NOW) == both.verify(after, NOW)
+    assert new.verify(after, NOW)
+    assert is_refused(before, new)
+    assert is_refused(after, old)
+
+
+@pytest.mark.parametrize(
+    ("action", "token"),
+    [
+        (Action.RELEASE, "AQGaqdJ8QHEjirwBI0VniasAA2sCkvA.bhaReh9KHZrEqZ_CfNH8M7dcIcxeejDaut2kTSLLuE0"),
+        (Action.DELETE, "AgGaqdJ8QHEjirwBI0VniasAA2sCkvA.o-L5hQhjQGVfN15nJBLE1k5WRdwx_y3g_KhnhrGdz_k"),
+        (Action.REQUEST, "AwGaqdJ8QHEjirwBI0VniasAA2sCkvA.XGw1PvXbxpsuU1oUtFKw4zyfqWEzEivQYUBwoIVqpXE"),
+        (Action.PREFERENCES, "BAGaqdJ8QHEjirwBI0VniasAA2sCkvA.f8albOvGQ-aLOKj1Y3FaNEPd8z2vtvV8Ev5O1mkgRuw"),
+        (Action.SHOW, "BQGaqdJ8QHEjirwBI0VniasAA2sCkvA.z3znW_IEo55-1A5TttFDdIR1eta0GvKX5rEmw_2F2ak"),
+        (Action.SEVERAL, "BgGaqdJ8QHEjirwBI0VniasAA2sCkvA.fAv2W2kpyle0Q4h2SOjSR9ZSrk_Y1wnp2QORkBKlZ5c"),
+        (Action.FORWARDED, "BwGaqdJ8QHEjirwBI0VniasAA2sCkvA.UbW-DJFML9UW2bRE92DMlgVCZhzpflvZYvDNQS550l4"),
+    ],
+)
+def test_a_link_that_version_0_1_0_signed_is_still_valid(action: Action, token: str) -> None:
+    assert make(OLD, NEW).verify(token, NOW) == Link(action, ID, 3, NOW)
+
+
+def test_what_version_0_1_0_signed_is_still_ours() -> None:
+    links = make(OLD, NEW)
+    of_reader = "BwGaqdJ8QHEjirwBI0VniasAAGsCkvCo_sBOkWwNlQ.xphQAN-HTzzxtPwBq-o49tE84DbqOjOEqwzuASnqu0w"
+    link = links.verify(of_reader, NOW)
+    assert links.is_for(link, ALICE, "info@example.org")
+    assert not links.is_for(link, BOB, "info@example.org")
+    assert links.knows_device("IvcPyaJ4ijVoj_SI.iM5NTaNOpAofN3klY4egD4Jae70ULhhbNVQGkMid6QE", ALICE)
+    assert links.form_token_fits("session one", "nwfp-7-YWLg6NoOty8FUNfSXgsMSEpbleejAIYGtWSs")
+    mark = f"release {ID}.YiL4eoQEzeFyJJzJbqbzyRYHAVG-zJNUtOQjIvA2vsE"
+    assert links.read_mark(mark) == ("release", ID)
+    assert links.fingerprints() == ["760e5f8e5e45b54b", "6c3adaaad0ba2109"]  # hosts of both versions have the same keys
+
+
+def test_a_key_may_be_longer_than_a_hash_takes() -> None:
+    links = make(b"long" * 30)
+    link = links.verify(links.token(Action.RELEASE, ID, 3, NOW, ALICE), NOW)
+    assert links.is_for(link, ALICE, "info@example.org")
+    assert links.knows_device(links.device(None, ALICE), ALICE)
+
+
+def test_a_token_expires() -> None:
+    assert LINKS.verify(TOKEN, NOW + timedelta(days=14))
+    with pytest.raises(LinkExpired):
+        LINKS.verify(TOKEN, NOW + timedelta(days=14, seconds=1))
+
+
+def test_an_old_token_that_is_not_ours_is_invalid_not_expired() -> None:
+    forged = make(OTHER).token(Action.RELEASE, ID, 3, NOW)
+    with pytest.raises(LinkInvalid) as error:
+        LINKS.verify(forged, NOW + timedelta(days=400))
+    assert not isinstance(error.value, LinkExpired)
+
+
+def test_a_clock_that_steps_back_a_little_breaks_no_link() -> None:
+    assert LINKS.verify(TOKEN, NOW - timedelta(minutes=4))
+    with pytest.raises(LinkInvalid):
+        LINKS.verify(TOKEN, NOW - timedelta(minutes=5, seconds=1))
+
+
+@given(
+    st.sampled_from(Action),
+    st.uuids(),
+    st.integers(0, 65535),
+    st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1)),
+)
+@settings(max_examples=300, deadline=None)
+def test_every_token_comes_back(action: Action, id: UUID, number: int, at: datetime) -> None:
+    at = at.replace(microsecond=0, tzinfo=UTC)
+    assert LINKS.verify(LINKS.token(action, id, number, at), at) == Link(action, id, number, at)
+
+
+@given(st.text(ALPHABET, min_size=31, max_size=31), st.text(ALPHABET, min_size=43, max_size=43))
+@settings(max_examples=2000, deadline=None)
+def test_random_forgeries_are_refused(payload: str, signature: str) -> None:
+    assert is_refused(f"{payload}.{signature}")
+
+
+@given(st.binary(min_size=1, max_size=60), st.integers(0, 74))
+@settings(max_examples=1000, deadline=None)
+def test_garbage_within_a_token_is_refused(garbage: bytes, place: int) -> None:
+    text = garbage.decode("latin-1")
+    changed = TOKEN[:place] + text + TOKEN[place + len(text) :]
+    assert changed == TOKEN or is_refused(changed)
+
+
+def test_errors_never_repeat_the_token() -> None:
+    for wrong in (TOKEN + "=", make(OTHER).token(Action.RELEASE, ID, 3, NOW)):
+        with pytest.raises(LinkInvalid) as error:
+            LINKS.verify(wrong, NOW)
+        assert wrong[:10] not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("signed_for", "reader", "recipient", "theirs"),
+    [
+        ("", A_LABEL, A_LABEL, True),
+        (U_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
+        (A_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
+        (U_LABEL, A_LABEL, A_LABEL, True),  # of two people, who are one by now
+        (A_LABEL, A_LABEL, A_LABEL, True),
+        (U_LABEL, BOB, A_LABEL, False),
+        (U_LABEL, BOB, "info@xn--mnchen-3ya.example", False),
+        ("max@münchen.example", A_LABEL, "info@xn--mnchen-3ya.example", False),
+        ("erika@munchen.example", A_LABEL, "info@xn--mnchen-3ya.example", False),
+        (BOB, BOB, BOB, False),
+    ],
+)
+def test_a_link_of_an_older_version_names_its_reader_with_u_labels(
+    signed_for: str, reader: str, recipient: str, theirs: bool
+) -> None:
+    links = make(OLD, NEW)
+    for signer in (make(OLD), make(OLD, NEW)):
+        link = links.verify(signer.token(Action.RELEASE, ID, 3, NOW, signed_for), NOW)
+        assert links.is_for(link, reader, recipient) is theirs
+
+
+# ---- the device cookie
+
+
+def test_a_browser_is_known_for_those_whose_button_was_pressed() -> None:
+    cookie = LINKS.device(None, ALICE)
+    assert LINKS.knows_device(cookie, ALICE)
+    assert not LINKS.knows_device(cookie, BOB)
+    both = LINKS.device(cookie, BOB)
+    assert LINKS.knows_device(both, ALICE)
+    assert LINKS.knows_device(both, BOB)
+    assert not LINKS.knows_device(both, MALLORY)
+
+
+def test_a_browser_is_known_for_the_last_eight() -> None:
+    cookie = None
+    people = [f"p{n}@example.org" for n in range(9)]
+    for person in people:
+        cookie = LINKS.device(cookie, person)
+    assert not LINKS.knows_device(cookie, people[0])
+    assert all(LINKS.knows_device(cookie, person) for person in people[1:])
+    again = LINKS.device(cookie, people[1])
+    assert len(again) == len(cookie or "")
+    assert all(LINKS.knows_device(again, person) for person in people[1:])
+
+
+def test_the_device_cookie_names_nobody() -> None:
+    assert "alice" not in LINKS.device(None, ALICE)
+
+
+def test_a_newer_key_does_not_make_browsers_forget() -> None:
+    cookie = make(OLD).device(None, ALICE)
+    assert make(OLD, NEW).knows_device(cookie, ALICE)
+
+
+def test_a_device_cookie_of_an_older_version_names_people_with_u_labels() -> None:
+    for _ in range(2):
+        cookie = LINKS.device(LINKS.device(None, BOB), U_LABEL)
+        assert LINKS.knows_device(cookie, A_LABEL)
+        again = LINKS.device(cookie, A_LABEL)
+        assert LINKS.knows_device(again, A_LABEL)
+        assert len(again) == len(cookie)  # is not in it twice
+    assert not LINKS.knows_device(LINKS.device(None, BOB), A_LABEL)
+
+
+@pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "é", "\udce9", "\0", "x" * 5000, TOKEN])
+def test_a_strange_device_cookie_is_nobodys(cookie: str | None) -> None:
+    assert not LINKS.knows_device(cookie, ALICE)
+    assert LINKS.knows_device(LINKS.device(cookie, ALICE), ALICE)
+
+
+def test_a_forged_device_cookie_is_nobodys() -> None:
+    assert not LINKS.knows_device(make(OTHER).device(None, ALICE), ALICE)
+    cookie = LINKS.device(None, ALICE)
+    assert not LINKS.knows_device("A" + cookie[1:] if cookie[0] != "A" else "B" + cookie[1:], ALICE)
+
+
+# ---- form tokens
+
+
+def test_a_form_token_fits_its_session_only() -> None:
+    token = LINKS.form_token("session one")
+    assert LINKS.form_token_fits("session one", token)
+    assert not LINKS.form_token_fits("session two", token)
+    assert not make(OTHER).form_token_fits("session one", token)
+    assert make(NEW, OTHER).form_token_fits("session one", token)
+
+
+@pytest.mark.parametrize("token", ["", "é", "x", "=", "\udce9", "\0", "A" * 43, "A" * 100_000])
+def test_a_strange_form_token_fits_nothing(token: str) -> None:
+    assert not LINKS.form_token_fits("session one", token)
+    assert not LINKS.form_token_fits("", token)
+
+
+# ---- marks
+
+
+@pytest.mark.parametrize("kind", ["release", "digest", "mail"])
+def test_a_mark_says_what_our_mail_is(kind: str) -> None:
+    mark = LINKS.mark(kind, ID)
+    assert LINKS.read_mark(mark) == (kind, ID)
+    assert make(NEW, OTHER).read_mark(mark) == (kind, ID)
+    assert make(OTHER).read_mark(mark) is None
+
+
+def test_a_mark_is_one_printable_header_value() -> None:
+    mark = LINKS.mark("release", ID)
+    assert mark.isascii()
+    assert mark.isprintable()
+
+
+def test_a_mark_that_was_folded_on_the_way_is_still_ours() -> None:
+    mark = LINKS.mark("release", ID)
+    assert LINKS.read_mark(f" {mark}\r\n") == ("release", ID)
+    assert LINKS.read_mark(mark.replace(" ", "\r\n\t")) == ("release", ID)
+
+
+@pytest.mark.parametrize("value", [None, "", "release", f"release {ID}", f"release {ID}.x", "é", "\udce9", TOKEN])
+def test_a_strange_mark_is_not_ours(value: str | None) -> None:
+    assert LINKS.read_mark(value) is None
+
+
+def test_a_changed_mark_is_not_ours() -> None:
+    mark = LINKS.mark("release", ID)
+    assert LINKS.read_mark(mark.replace("release", "digest")) is None
+    assert LINKS.read_mark(mark.replace(str(ID), str(new_id()))) is None
+
+
+# ---- keys
+
+
+def test_short_or_no_keys_are_refused() -> None:
+    for keys in ([], [b""], [b"x" * 31], [NEW, b"short"]):
+        with pytest.raises(SettingsError, match="32 bytes"):
+            Links(keys, "https://mail.example.org", timedelta(days=1))
+
+
+def test_fingerprints_tell_keys_apart_and_hide_them() -> None:
+    old, new = make(OLD, NEW).fingerprints()
+    assert [old] == make(OLD).fingerprints()
+    assert old != new
+    assert NEW.decode()[:4] not in new
+
+
+def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "links.keys"
+    with pytest.raises(SettingsError, match="quarantine init"):
+        read_keys(path)
+    assert not path.parent.exists()
+    keys = read_keys(path, create=True)
+    assert len(keys) == 1
+    assert len(keys[0]) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_keys(path) == keys
+    assert os.listdir(path.parent) == ["links.keys"]
+    assert read_keys(tmp_path / "other", create=True) != keys
+
+
+def test_a_generous_umask_opens_no_key_file(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        read_keys(tmp_path / "links.keys", create=True)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "links.keys").stat().st_mode & 0o777 == 0o600
+
+
+def key_file(folder: Path, data: bytes, mode: int = 0o600) -> Path:
+    path = folder / "links.keys"
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def test_keys_stand_one_a_line_oldest_first(tmp_path: Path) -> None:
+    assert read_keys(key_file(tmp_path, OLD + b"\r\n\n  " + NEW + b" \n\n")) == [OLD, NEW]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o620])
+def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = key_file(tmp_path, NEW, mode)
+    with pytest.raises(SettingsError, match=f"chmod 600 {path}"):
+        read_keys(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (NEW + b"\nshort\n", "key 2 is shorter than 32 bytes"),
+        (b"x" * 31, "key 1 is shorter"),
+    ],
+)
+def test_an_empty_or_short_key_file_is_refused(tmp_path: Path, data: bytes, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence) as error:
+        read_keys(key_file(tmp_path, data))
+    assert "links.keys_file" in str(error.value)
+    assert "short\n" not in str(error.value)
+
+
+def test_a_key_file_that_cannot_be_read_or_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir(mode=0o700)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "links.keys")
+    for path in (tmp_path / "file" / "links.keys", tmp_path / "folder", tmp_path / "nowhere"):
+        with pytest.raises(SettingsError, match=f"links.keys_file: {path}"):
+            read_keys(path, create=True)
+
+
+def test_many_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib; from portal.keys import read_keys; sys.stdin.read(1);"
+        "print(read_keys(pathlib.Path(sys.argv[1]), create=True))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / "links.keys"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(6)
+    ]
+    answers = set()
+    for process in processes:  # all of them wait for this before they look
+        assert process.stdin
+        process.stdin.write(b"x")
+        process.stdin.flush()
+    for process in processes:
+        answers.add(process.communicate()[0])
+        assert process.returncode == 0
+    assert answers == {f"{read_keys(tmp_path / 'links.keys')}\n".encode()}
+    assert os.listdir(tmp_path) == ["links.keys"]

@@ -1,0 +1,62 @@
+"""docs/benchmarks.md has what `make bench` measured, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+
+import pytest
+
+from bench import page
+from bench.__main__ import MEASURES, PAGE, described
+from bench.rig import Row
+from tests.paths import ROOT
+
+BENCH = ROOT / "bench"
+FIRST = [Row("posts/s", "100", "200", 0.5, "≥ 0.8"), Row("size, MB", "3.0", "2.0 compressed", None, "–")]
+
+
+def test_a_run_replaces_its_rows_and_leaves_the_others() -> None:
+    first = page.measured(FIRST, "2026-11-26, `bench`: 2 cores")
+    again = page.measured([Row("posts/s", "150", "210", 0.71, "≥ 0.8"), Row("new", "1", "1", 1.0, "–")], "2026-11-27")
+    text = page.written(page.merged(first, again))
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| posts/s | 150 | 210 | 0.71 | ≥ 0.8 | 1 |",
+        "| size, MB | 3.0 | 2.0 compressed | – | – | 2 |",
+        "| new | 1 | 1 | 1.00 | – | 1 |",
+    ]
+    assert text.endswith("\n1. 2026-11-27\n2. 2026-11-26, `bench`: 2 cores\n")
+    assert page.written(page.merged(page.read(text), again)) == text
+
+
+def test_a_run_of_which_no_row_is_left_is_not_listed() -> None:
+    text = page.written(page.merged(page.measured(FIRST, "old"), page.measured(FIRST, "new")))
+    assert "old" not in text
+    assert text.endswith("\n1. new\n")
+
+
+def test_the_page_is_as_the_program_writes_it() -> None:
+    text = PAGE.read_text("utf-8")
+    assert page.written(page.read(text)) == text
+
+
+@pytest.mark.parametrize("damage", [("| 1 |\n", "|\n"), ("1. 2026", "7. 2026"), ("| --- |", "|  |")])
+def test_a_row_without_a_run_is_an_error(damage: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="docs/benchmarks.md"):
+        page.read(PAGE.read_text("utf-8").replace(*damage, 1))
+
+
+def test_the_fixed_texts_of_the_page_have_no_figures() -> None:
+    """Constants of the program cannot have been measured."""
+    tree = ast.parse((BENCH / "page.py").read_text("utf-8"))
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert any("# Benchmarks" in text for text in texts)
+    assert not [text for text in texts if re.search(r"\d", text)]
+
+
+def test_a_run_says_when_how_and_where() -> None:
+    run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, only=[next(iter(MEASURES))]))
+    assert re.match(r"\d{4}-\d\d-\d\d, `python -m bench --rounds 3 --seconds 2 ingest-files`: \d+ cores, load ", run)
+    assert re.search(r"Python 3\.\d+\.\d+; bottle \d.*; PostgreSQL \d+", run)

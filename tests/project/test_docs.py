@@ -1,0 +1,139 @@
+"""The documents say what the code says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from portal.ingest import Result
+from portal.model.message import State
+from portal.settings import load
+from tests.paths import ROOT
+from tools.docs import GENERATED
+
+OPERATE = (ROOT / "docs" / "operate.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_pages_say_what_the_models_say(name: str) -> None:
+    assert (ROOT / name).read_text("utf-8") == GENERATED[name](), "run: make docs"
+
+
+def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: Path) -> None:
+    text = (ROOT / "quarantine.example.toml").read_text("utf-8")
+    assert not any(isinstance(v, dict) and v for v in tomllib.loads(text).values()), "everything is commented out"
+    live: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#  ") and live:
+            live[-1] += " " + line[3:]  # a long list goes on
+        elif line.startswith("[") or (line.startswith("#") and not line.startswith("# ")):
+            live.append(line.removeprefix("#"))
+    path = tmp_path / "quarantine.toml"
+    path.write_text("\n".join(line for line in live if not line.endswith('= ""')), "utf-8")
+    assert load({"QUARANTINE_CONFIG": str(path)}) == load({"QUARANTINE_CONFIG": "/dev/null"})
+
+
+# ---- docs/operate.md against the code: log lines, metrics, states and messages, in both directions
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    paths = [path for folder in ("portal", "digest") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in paths}
+
+
+def strings() -> set[str]:
+    """Return the strings of the code, with … for each value that is put in."""
+    found = set()
+    for _, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def log_lines() -> dict[str, str]:
+    """Return the formats of all log lines, with … for each value, and their places in the code."""
+    levels = {"debug", "info", "warning", "error", "exception", "critical"}
+    found = {}
+    for name, tree in sources().items():
+        for node in ast.walk(tree) if not name.startswith("portal/moving/") else ():  # a command's messages
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in levels):
+                continue
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "log"):
+                continue
+            first = node.args[0]
+            assert isinstance(first, ast.Constant) and isinstance(first.value, str), f"{name}:{node.lineno}: a constant"
+            values = [ast.unparse(value) for value in node.args[1:]]
+            lines = [first.value]
+            if values and values[0] == "result.value":  # its first word is what happened
+                lines = [first.value.replace("%s", result.value, 1) for result in (Result.HELD, Result.KNOWN)]
+            for line in lines:
+                found[re.sub(r"%[-+ 0]*\d*(?:\.\d+)?[a-z]", "…", line)] = f"{name}:{node.lineno}"
+    return found
+
+
+def table(head: str) -> list[tuple[list[str], str]]:
+    """Return the rows of the table of docs/operate.md whose first column is called so: quotations, and the rest."""
+    lines = OPERATE.split(f"\n| {head} |")[1].splitlines()[2:]
+    rows = []
+    for line in lines[: lines.index("")]:
+        first, _, rest = line.strip("| ").partition(" | ")
+        rows.append((re.findall(r"`([^`]+)`", first), rest))
+    assert rows
+    return rows
+
+
+def explains(documented: str, line: str) -> bool:
+    """Return whether ``line`` begins with this text, in which ``=…`` is any value and another … a value put in."""
+    return re.match(re.escape(documented).replace("=…", "=.*") + r"(?!\w)", line) is not None
+
+
+def test_every_log_line_is_explained_and_every_explained_line_is_logged() -> None:
+    logged = log_lines()
+    explained = [text for texts, rest in table("line") if not rest.startswith("in ") for text in texts]
+    assert not [text for text in explained if not any(explains(text, line) for line in logged)]
+    assert not {line: at for line, at in logged.items() if not any(explains(text, line) for text in explained)}
+
+
+def test_every_text_within_a_log_line_or_message_that_is_explained_is_in_the_code() -> None:
+    texts = [text for texts, rest in table("line") if rest.startswith("in ") for text in texts]
+    texts += [text for said, _ in table("it says") for text in said]
+    code = strings()
+    for text in texts:
+        text = text.removeprefix("FROM: ").removeprefix("TO: ")  # `copy` puts these before the errors of a store
+        pattern = re.escape(text.strip("… ")).replace("…", ".*")
+        assert len(text) >= 10 and any(re.search(pattern, string) for string in code), text
+
+
+def test_every_state_is_explained() -> None:
+    assert {text for texts, _ in table("what `list` says") for text in texts} - {"meta"} == set(State)
+
+
+def test_every_metric_is_explained_and_every_explained_metric_exists() -> None:
+    tree = sources()["portal/web/monitor.py"]
+    suffixes = {"_gauge": "", "_counter": "_total"}
+    metrics = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in suffixes:
+            (name, *_) = node.args
+            assert isinstance(name, ast.Constant)
+            metrics.add(f"quarantine_{name.value!s}{suffixes[node.func.id]}")
+    assert len(metrics) > 10
+    pages = {path: path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
+    named = {path: set(re.findall(r"`(quarantine_\w+)`", text)) for path, text in pages.items()}
+    assert named[ROOT / "docs" / "operate.md"] >= metrics
+    assert not {path.name: names - metrics for path, names in named.items() if names - metrics}
+
+
+def test_every_document_that_another_one_links_to_exists() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

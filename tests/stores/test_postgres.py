@@ -1,0 +1,622 @@
+"""What only the PostgreSQL store has: plans, partitions, the schema's version, lost connections."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from threading import Event as Signal
+from threading import Thread
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import psycopg
+import pytest
+import zstandard
+from psycopg import sql
+
+from portal import shipped
+from portal.model.errors import StoreUnavailable, StoreUnusable
+from portal.model.message import (
+    Body,
+    DeliveryId,
+    EventKind,
+    Filter,
+    Reader,
+    State,
+    Symbol,
+    Tier,
+    first_id,
+    held_at,
+    new_id,
+)
+from portal.stores import SCHEMA_VERSION, Store
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import messages as postgres
+from portal.stores.postgres import rows as postgres_rows
+from portal.stores.postgres.store import PostgresStore
+from portal.stores.records import Held
+from tests.builders import ALICE, BOB, BY_LINK, SENDER, body, digesting, export, hold, mail, now
+from tests.paths import DATA
+
+DAY = timedelta(days=1)
+TABLES = ("body_chunk", "delivery", "event", "message")
+
+
+@pytest.fixture
+def store(postgres_dsn: str) -> Iterator[PostgresStore]:
+    opened = PostgresStore.open(postgres_dsn)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def admin(postgres_dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection beside the store's."""
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        yield connection
+
+
+def midnight(days: int = 0) -> datetime:
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + days * DAY
+
+
+def hold_at(monkeypatch: pytest.MonkeyPatch, store: Store, at: datetime, **arguments: Any) -> Held:
+    """Hold a mail as if it were another time."""
+    with monkeypatch.context() as clock:
+        clock.setattr(postgres, "new_id", lambda *_: new_id(at))
+        return hold(store, **arguments)
+
+
+def partitions(admin: psycopg.Connection[Any], table: str) -> list[str]:
+    return [
+        name
+        for (name,) in admin.execute(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = %s::regclass order by 1", [table]
+        )
+    ]
+
+
+# ---- plans
+
+
+@pytest.fixture
+def plans(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> Callable[[Callable[[], Any]], list[str]]:
+    """Run a call of the store and get the executed plan of each of its queries; six days are filled before."""
+    helds = [hold_at(monkeypatch, store, midnight(-day) + n * DAY / 40) for day in range(6) for n in range(30)]
+    for n, held in enumerate(helds[::5]):
+        if n % 2:
+            store.deliveries.move(
+                DeliveryId(held.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+            )
+    store.recipients.schedule(ALICE, now())
+    admin.execute("analyze")
+    admin.execute("set enable_seqscan = off")  # tables this small would be read whole, and rightly so
+
+    def explain(call: Callable[[], Any]) -> list[str]:
+        asked: list[tuple[Any, Any]] = []
+        execute = psycopg.Cursor.execute
+
+        def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+            statement = query.decode() if isinstance(query, bytes) else str(query)
+            if statement.startswith("select") and " from " in statement:
+                asked.append((statement, params))
+            return execute(cursor, query, params, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.Cursor, "execute", listen)
+            call()
+        assert asked
+        return [
+            "\n".join(line for (line,) in admin.execute("explain (analyze, costs off, timing off) " + query, params))
+            for query, params in asked
+        ]
+
+    return explain
+
+
+def assert_indexed(plan: str) -> None:
+    assert not re.search(r"Seq Scan on (message|delivery|event|body_chunk|recipient)", plan), plan
+
+
+def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: PostgresStore) -> None:
+    first = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20)
+    for before in (None, first.next):
+        deliveries, messages = plans(
+            lambda before=before: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20, before)
+        )
+        for plan in (deliveries, messages):
+            assert_indexed(plan)
+        assert "Sort" not in deliveries, deliveries
+        assert "Merge Append" not in deliveries, deliveries
+        assert deliveries.count("never executed") >= 3, deliveries
+        assert len(set(re.findall(r"on (message_\d+)", messages))) <= 2, messages
+
+
+def test_an_operators_list_is_read_in_order_too(plans: Any, store: PostgresStore) -> None:
+    (deliveries, _) = plans(lambda: store.deliveries.search(Filter(), 20))
+    assert_indexed(deliveries)
+    assert "Sort" not in deliveries, deliveries
+    assert deliveries.count("never executed") >= 3, deliveries
+
+
+def test_what_is_asked_by_id_touches_one_day(plans: Any, store: PostgresStore) -> None:
+    id = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries[0].id
+    for call in (
+        lambda: store.deliveries.get_for(Reader(ALICE), id),
+        lambda: store.deliveries.get(DeliveryId(id, 0)),
+        lambda: store.deliveries.of_message(id),
+        lambda: store.messages.find(str(id)),
+    ):
+        for plan in plans(call):
+            assert_indexed(plan)
+            if "queue_id" not in plan:
+                assert len(set(re.findall(r"on ((?:message|delivery)_\d+)", plan))) == 1, plan
+
+
+def test_what_processes_ask_again_and_again_uses_small_indexes(plans: Any, store: PostgresStore) -> None:
+    for call in (
+        lambda: store.digests.due(now(), 10),
+        lambda: store.digests.due(None, 10),
+        lambda: store.recipients.unscheduled(10),
+        lambda: store.digests.unannounced(Reader(ALICE), 10),
+        lambda: store.deliveries.due_releases(now(), 10),
+        lambda: store.messages.find("4XyZq1abc"),
+        lambda: store.stats(now()),
+    ):
+        for plan in plans(call):
+            assert_indexed(plan)
+
+
+@pytest.fixture
+def reader(store: PostgresStore) -> Reader:
+    """Alice with an alias of hers and a role mailbox; mail for both lies beside her own, some of it told."""
+    for n in range(90):  # in the evening they are the newest, and a second page still has 21 of each
+        hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
+    store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
+    whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
+    with digesting(store, whole, now(), 50, ignore_schedule=True):
+        pass
+    return whole
+
+
+def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
+    plans: Any, store: PostgresStore, reader: Reader
+) -> None:
+    first = store.deliveries.list_for(reader, {State.HELD}, 20)
+    for before in (None, first.next):
+        deliveries, messages = plans(lambda before=before: store.deliveries.list_for(reader, {State.HELD}, 20, before))
+        assert_indexed(deliveries)
+        assert_indexed(messages)
+        assert "Merge Append" not in deliveries, deliveries
+        assert deliveries.count("never executed") >= 3, deliveries
+        assert_read_at_most(deliveries, 21)
+
+
+def test_what_a_reader_was_never_told_is_read_by_index_day_by_day(
+    plans: Any, store: PostgresStore, reader: Reader
+) -> None:
+    deliveries, _ = plans(lambda: store.digests.unannounced(reader, 10))
+    assert_indexed(deliveries)
+    assert "Seq Scan on told" not in deliveries, deliveries
+    assert "never executed" in deliveries, deliveries
+
+
+def assert_read_at_most(plan: str, rows: int) -> None:
+    """No identity's index is read further than a page."""
+    read = re.findall(r"Scan (?:Backward )?using delivery_\d+_recipient\S* on \S+ \S+ \(actual rows=([\d.]+)", plan)
+    assert read, plan
+    assert max(map(float, read)) <= rows, plan
+
+
+def test_what_was_never_announced_is_read_in_order(plans: Any, store: PostgresStore) -> None:
+    deliveries, _ = plans(lambda: store.digests.unannounced(Reader(ALICE), 10))
+    assert "Sort" not in deliveries, deliveries
+    assert "never executed" in deliveries, deliveries
+
+
+# ---- holding
+
+
+def test_the_same_bytes_are_kept_once_a_day(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    data = os.urandom(2_500_000)
+    helds = [hold(store, data, recipients=[f"p{n}@example.org"]) for n in range(3)]
+    other_day = hold_at(monkeypatch, store, midnight(-1), data=data, recipients=[ALICE])
+    assert admin.execute("select count(distinct body_id), count(*) from body_chunk").fetchone() == (2, 6)
+    for held in (*helds, other_day):
+        assert b"".join(store.messages.body(held.id)) == data
+
+
+def test_a_day_nobody_prepared_is_made_by_those_who_need_it(
+    monkeypatch: pytest.MonkeyPatch, postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    far = midnight(40)
+    monkeypatch.setattr(postgres, "new_id", lambda *_: new_id(far))
+    second = PostgresStore.open(postgres_dsn)
+    mails = [mail() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        helds = list(pool.map(lambda n: hold((store, second)[n % 2], mails[n]), range(8)))
+    second.close()
+    assert [b"".join(store.messages.body(held.id)) for held in helds] == mails
+    for table in TABLES:
+        assert f"{table}_{far:%Y%m%d}" in partitions(admin, table)
+
+
+def test_today_and_a_week_are_prepared(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
+    store.prepare_days(midnight(20))
+    for table in TABLES:
+        assert set(partitions(admin, table)) >= {f"{table}_{midnight(20 + n):%Y%m%d}" for n in range(8)}
+
+
+def test_a_day_dropped_by_hand_does_not_make_its_mail_known(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    data = mail()
+    first = hold(store, data)
+    for table in TABLES:
+        admin.execute(f"drop table {table}_{held_at(first.id):%Y%m%d}")
+    again = hold(store, data)
+    assert not again.known
+    assert b"".join(store.messages.body(again.id)) == data
+
+
+def test_text_that_postgresql_cannot_hold_is_held_all_the_same(store: PostgresStore) -> None:
+    held = hold(store, subject="a\0b\ud800c", queue_id="x\0", recipients=["al\0ice@example.org"])
+    assert store.deliveries.get(DeliveryId(held.id, 0)).message.subject == "a\ufffdb\ufffdc"
+
+
+def test_a_mail_of_50_mb_is_never_in_memory(store: PostgresStore, tmp_path: Any) -> None:
+    path = tmp_path / "spooled"
+    with path.open("wb") as file:
+        for _ in range(50):
+            file.write(os.urandom(1 << 19) + bytes(1 << 19))
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    hold(store)  # what is imported and connected once does not count
+    tracemalloc.start()
+    with path.open("rb") as file:
+        said = export(b"", body_sha256=digest, size_bytes=50 << 20)
+        held = store.messages.add(said, Body(file, 0, 50 << 20), Tier.SPAM, ())
+    assert sum(map(len, store.messages.body(held.id))) == 50 << 20
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_a_mail_of_zeros_is_unpacked_piece_by_piece(store: PostgresStore) -> None:
+    data = bytes(30 << 20)
+    held = hold(store, data)
+    tracemalloc.start()
+    assert sum(map(len, store.messages.body(held.id))) == len(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "update body_chunk set data = overlay(data placing '\\xff'::bytea from 5000) where n = 1",
+        "delete from body_chunk where n = 2",
+        "update message set body_sha256 = sha256('')",
+        "update body_chunk set data = '\\x00' where n = 0",
+    ],
+)
+def test_damage_is_noticed(store: PostgresStore, admin: psycopg.Connection[Any], damage: str) -> None:
+    held = hold(store, os.urandom(2_500_000))
+    admin.execute(damage)
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        for _ in store.messages.body(held.id):
+            pass
+
+
+def test_a_slow_reader_holds_no_connection(store: PostgresStore) -> None:
+    data = os.urandom(2_500_000)
+    held = hold(store, data)
+    readers = [store.messages.body(held.id) for _ in range(12)]
+    begun = [next(reader) for reader in readers]
+    assert not hold(store).known
+    assert {first + b"".join(reader) for first, reader in zip(begun, readers, strict=True)} == {data}
+
+
+# ---- connections and the schema
+
+
+def test_lost_connections_cost_no_request(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(store.database.transaction())
+    ours = "from pg_stat_activity where datname = current_database() and application_name = 'quarantine'"
+    admin.execute(f"select pg_terminate_backend(pid) {ours}")
+    while admin.execute(f"select {ours}").rowcount:
+        pass
+    for _ in range(8):
+        assert not hold(store).known
+
+
+def test_a_connection_lost_inside_a_statement_is_unavailable(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    with pytest.raises(StoreUnavailable), store.database.transaction() as connection:
+        admin.execute("select pg_terminate_backend(%s)", [connection.info.backend_pid])
+        connection.execute("select 1")
+    store.ping()
+
+
+def test_a_used_up_pool_is_unavailable_soon(store: PostgresStore) -> None:
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(store.database.transaction())
+        begun = monotonic()
+        with pytest.raises(StoreUnavailable):
+            hold(store)
+        assert monotonic() - begun < 3
+    assert not hold(store).known
+
+
+def test_a_locked_table_makes_ingest_unavailable_within_its_deadline(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    with admin.transaction():
+        admin.execute("lock table seen in access exclusive mode")
+        begun = monotonic()
+        with pytest.raises(StoreUnavailable):
+            hold(store)
+        assert monotonic() - begun < 4
+    assert not hold(store).known
+
+
+def test_a_server_that_hangs_makes_ingest_unavailable_within_its_deadline(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    admin.execute(
+        "create function hang() returns trigger language plpgsql as 'begin perform pg_sleep(6); return new; end'"
+    )
+    admin.execute("create trigger hang before insert on seen for each row execute function hang()")
+    begun = monotonic()
+    with pytest.raises(StoreUnavailable):
+        hold(store)
+    assert monotonic() - begun < 4
+    admin.execute("drop trigger hang on seen")
+    assert not hold(store).known
+
+
+def test_an_error_at_commit_is_seen(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("create function fail() returns trigger language plpgsql as 'begin raise ''no''; end'")
+    admin.execute(
+        "create constraint trigger fail after insert on seen deferrable initially deferred for each row"
+        " execute function fail()"
+    )
+    with pytest.raises(StoreUnavailable):
+        hold(store)
+    admin.execute("drop trigger fail on seen")
+    assert not hold(store).known
+
+
+def test_a_database_without_our_tables_names_the_command(postgres_dsn: str, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("drop schema public cascade; create schema public")
+    with pytest.raises(StoreUnusable, match="quarantine init"):
+        PostgresStore.open(postgres_dsn)
+    PostgresStore.open(postgres_dsn, create=True).close()
+    PostgresStore.open(postgres_dsn).close()
+
+
+@pytest.mark.parametrize(("version", "advice"), [("0", "quarantine init"), ("99", "upgrade this program")])
+def test_another_schema_version_says_what_to_do(
+    postgres_dsn: str, admin: psycopg.Connection[Any], version: str, advice: str
+) -> None:
+    admin.execute("update setting set value = %s where name = 'schema_version'", [version])
+    with pytest.raises(StoreUnusable, match=advice):
+        PostgresStore.open(postgres_dsn)
+
+
+def test_mail_that_version_3_held_is_still_read(
+    postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """Its rows have the symbols as JSON."""
+    admin.execute("drop schema public cascade; create schema public")
+    admin.execute((DATA / "quarantine-4.sql").read_bytes())
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(
+            postgres_days,
+            "TABLES",
+            {"told" if t == "announced_to" else t: key for t, key in postgres_days.TABLES.items()},
+        )
+        postgres_days.make_day(store.database, now().date())
+    before = held_by_version_3(admin)
+    PostgresStore.open(postgres_dsn, create=True).close()
+    message = store.deliveries.get(DeliveryId(before, 0)).message
+    assert message.symbols == (Symbol("BAYES_SPAM", 5.0, ("99.99%",)),)
+    assert b"".join(store.messages.body(before)) == b"Hello"
+    assert [m.id for m in store.messages.find("4Old")] == [before]
+    assert [d.id for d in store.deliveries.search(Filter(words="offer"), 10).deliveries] == [before]
+
+
+def held_by_version_3(admin: psycopg.Connection[Any]) -> UUID:
+    """Return the id of a mail held as version 3 of the program held it."""
+    id, data = new_id(), b"Hello"
+    row = admin.execute(
+        "select * from hold_message(2000, %s, %b, now(), %s, %s, '{}', '{}', 'spam', %s, 'Offer', '', '{offer}',"
+        " '4Old', null, 'reject', 17.5, null, null, %s, '{}', %b, %s, false, %b)",
+        [
+            id,
+            os.urandom(32),
+            [ALICE],
+            [ALICE],
+            SENDER,
+            '[["BAYES_SPAM", 5, ["99.99%"]]]',
+            hashlib.sha256(data).digest(),
+            len(data),
+            zstandard.compress(data),
+        ],
+    ).fetchone()
+    assert row == (id, id)
+    return id
+
+
+def test_two_bodies_with_one_place_are_both_kept(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has made such mails yet; whoever does must not have one of them lost."""
+    monkeypatch.setattr(
+        postgres_rows, "_place", lambda id, sha256: first_id(held_at(id).replace(hour=0, minute=0, second=0))
+    )
+    mails = [os.urandom(size) for size in (2_000, 2_000, 2_500_000, 2_500_000)]
+    helds = [hold(store, data) for data in mails]
+    assert [b"".join(store.messages.body(held.id)) for held in helds] == mails
+
+
+def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> None:
+    with pytest.raises(StoreUnavailable) as error:
+        PostgresStore.open("postgresql://quarantine:s3cret@127.0.0.1:1/quarantine")
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://quarantine:s3/cret@127.0.0.1/quarantine",
+        "postgresql://quarantine:33/cret@127.0.0.1/quarantine",
+        "postgresql://quarantine:s3%cret@127.0.0.1/quarantine",
+        "postgresql://quarantine@[::1/cret",
+        "postgresql://127.0.0.1/quarantine?pasword=cret",
+    ],
+)
+def test_an_address_that_is_none_is_a_misfit_and_no_password_is_told(url: str) -> None:
+    with pytest.raises(StoreUnusable, match="store.url") as error:
+        PostgresStore.open(url)
+    assert not re.search("s3|cret|33", str(error.value))
+
+
+def test_a_database_that_takes_no_writes_is_unavailable(postgres_dsn: str, admin: psycopg.Connection[Any]) -> None:
+    admin.execute(f'alter database "{urlsplit(postgres_dsn).path[1:]}" set default_transaction_read_only = on')
+    with pytest.raises(StoreUnavailable, match="read-write"):
+        PostgresStore.open(postgres_dsn)
+
+
+def test_the_schema_can_be_made_again_while_mail_is_held(
+    postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    done, errors = Signal(), []
+
+    def keep_holding() -> None:
+        while not done.is_set():
+            try:
+                hold(store)
+            except Exception as error:
+                errors.append(error)
+
+    holder = Thread(target=keep_holding)
+    holder.start()
+    for _ in range(5):
+        admin.execute(shipped("quarantine.sql").read_bytes())
+        PostgresStore.open(postgres_dsn, create=True).close()
+    done.set()
+    holder.join()
+    assert errors == []
+    assert admin.execute("select value from setting where name = 'schema_version'").fetchone() == (str(SCHEMA_VERSION),)
+
+
+# ---- retention
+
+
+def test_retention_drops_days_and_keeps_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    old, older, recent = midnight(-31), midnight(-40), midnight(-2)
+    data = os.urandom(2_500_000)
+    gone = hold_at(monkeypatch, store, older)
+    owner = hold_at(monkeypatch, store, old, data=data, recipients=[BOB])
+    kept = hold_at(monkeypatch, store, old + timedelta(hours=1), data=data, recipients=[ALICE])
+    stays = hold_at(monkeypatch, store, recent)
+    store.deliveries.move(
+        DeliveryId(kept.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
+    purged = store.purge(now() - 30 * DAY, now())
+    assert (purged.messages, purged.kept) == (2, 1)
+    assert b"".join(store.messages.body(kept.id)) == data  # although the bytes were another message's
+    assert [m.id for m in store.messages.find("4XyZq1abc")] == [stays.id, kept.id]
+    for table in TABLES:
+        names = partitions(admin, table)
+        assert f"{table}_{older:%Y%m%d}" not in names
+        assert {f"{table}_{old:%Y%m%d}", f"{table}_{recent:%Y%m%d}"} <= set(names)
+    assert (
+        store.deliveries.move(
+            DeliveryId(kept.id, 0), State.HELD, {State.REQUESTED}, BY_LINK, now(), kind=EventKind.REFUSED
+        ).state
+        is State.HELD
+    )
+    assert store.purge(now() - 30 * DAY, now()).messages == 1
+    assert [d for (d,) in admin.execute("select message_id from seen")] == [stays.id]
+    for table in TABLES:
+        assert f"{table}_{old:%Y%m%d}" not in partitions(admin, table)
+    assert gone.id != owner.id
+
+
+def test_a_day_of_which_something_is_left_stays_whole(monkeypatch: pytest.MonkeyPatch, store: PostgresStore) -> None:
+    held = hold_at(monkeypatch, store, midnight(-31))
+    assert store.purge(midnight(-31) + timedelta(hours=23), now()).messages == 0
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
+    assert store.purge(midnight(-30), now()).messages == 1
+
+
+def test_a_purge_behind_a_long_reader_waits_and_mail_is_held_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    hold_at(monkeypatch, store, midnight(-31))
+    with ThreadPoolExecutor(1) as pool:
+        with admin.transaction():
+            admin.execute("select count(*) from delivery").fetchone()
+            purge = pool.submit(store.purge, midnight(-30), now())
+            longest = 0.0
+            for _ in range(60):
+                begun = monotonic()
+                hold(store)
+                longest = max(longest, monotonic() - begun)
+            assert not purge.done()
+        assert purge.result(timeout=30).messages == 1
+    assert longest < 1.5
+
+
+def test_a_purge_that_never_gets_its_lock_says_so(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    held = hold_at(monkeypatch, store, midnight(-31))
+    monkeypatch.setattr(postgres_days, "_DROP_TRIES", 2)
+    with admin.transaction():
+        admin.execute("select count(*) from delivery").fetchone()
+        with pytest.raises(StoreUnavailable, match="long transaction"):
+            store.purge(midnight(-30), now())
+        assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
+    assert store.purge(midnight(-30), now()).messages == 1
+
+
+def test_a_body_that_ends_too_early_leaves_no_part_of_a_large_mail(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    data = os.urandom(3_000_000)
+    with pytest.raises(StoreUnavailable):
+        store.messages.add(export(data), Body(io.BytesIO(data[:-1]), 0, len(data)), Tier.SPAM, ())
+    for table in (*TABLES, "seen", "recipient"):
+        assert admin.execute(f"select count(*) from {table}").fetchone() == (0,)
+    assert not store.messages.add(export(data), body(data), Tier.SPAM, ()).known
+
+
+def test_a_database_that_answers_before_mail_is_durable_is_refused(postgres_dsn: str) -> None:
+    name = urlsplit(postgres_dsn).path[1:]
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(name)))
+    with pytest.raises(StoreUnusable, match="synchronous_commit"):
+        PostgresStore.open(postgres_dsn)
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = local").format(sql.Identifier(name)))
+    PostgresStore.open(postgres_dsn).close()

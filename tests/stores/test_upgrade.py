@@ -1,0 +1,345 @@
+"""A store that an older program made is brought up while mail comes; versions that do not fit are said so.
+
+`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4, those with a 5 of version 5.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import threading
+import time
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from portal.model.errors import StoreUnavailable, StoreUnusable
+from portal.model.message import Reader, Tier
+from portal.stores import SCHEMA_VERSION, open_store
+from portal.stores.files import database as sqlite
+from portal.stores.files import messages as files_messages
+from portal.stores.files.store import FileStore
+from portal.stores.postgres import database as postgres_database
+from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared.spellings import merge_spellings
+from tests.builders import ALICE, MALLORY, digesting, hold, now
+from tests.faults.serving import BIN, assert_whole, mail_of
+from tests.paths import DATA
+
+pytestmark = pytest.mark.processes
+
+
+def ask(store_url: str, statement: str) -> Any:
+    """Execute something in the database behind our back; the first value of its answer."""
+    if store_url.startswith("files:"):
+        with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
+            row = connection.execute(statement).fetchone()
+    else:
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            row = cursor.fetchone() if cursor.description else None
+    return row and row[0]
+
+
+def version(store_url: str) -> int:
+    query = (
+        "PRAGMA user_version"
+        if store_url.startswith("files")
+        else ("select value from setting where name = 'schema_version'")
+    )
+    return int(ask(store_url, query))
+
+
+def set_version(store_url: str, number: int) -> None:
+    statement = (
+        f"PRAGMA user_version = {number}"
+        if store_url.startswith("files")
+        else (f"update setting set value = '{number}' where name = 'schema_version'")
+    )
+    ask(store_url, statement)
+
+
+def make_version(store_url: str, number: int) -> None:
+    if store_url.startswith("files:"):
+        folder = Path(store_url.removeprefix("files://"))
+        folder.mkdir()
+        with sqlite3.connect(folder / "quarantine.sqlite3") as connection:
+            connection.executescript((DATA / f"quarantine-{number}-sqlite.sql").read_text("utf-8"))
+    else:
+        ask(store_url, "drop schema public cascade")
+        ask(store_url, "create schema public")
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            connection.execute((DATA / f"quarantine-{number}.sql").read_bytes())
+
+
+def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "quarantine.toml").touch()
+    return subprocess.run(
+        [str(BIN / "quarantine"), *words],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("QUARANTINE_")},
+            "QUARANTINE_CONFIG": str(folder / "quarantine.toml"),
+            "QUARANTINE_STORE__URL": store_url,
+            "QUARANTINE_LINKS__KEYS_FILE": str(folder / "links.keys"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def mark_news_as_before(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
+    connection.execute(
+        "INSERT INTO person (recipient, address, news_since) VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET "
+        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since)",
+        (recipient, address, since_micros),
+    )
+
+
+class Posting:
+    """Threads that hold mail as a program of versions 4 and 5 does, again and again until it is taken."""
+
+    def __init__(self, store_url: str, number: int) -> None:
+        self._older = pytest.MonkeyPatch()
+        with self._older.context() as opening:
+            opening.setattr(postgres_database, "SCHEMA_VERSION", number)
+            opening.setattr(sqlite, "SCHEMA_VERSION", number)
+            self._store = open_store(store_url)
+        tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
+        self._older.setattr(postgres_days, "TABLES", tables)
+        self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
+        insert = files_messages._INSERT_MESSAGE
+        for name, before in (("dedup_key", "sameness"), ("username", "user"), ("packed_symbols", "symbols")):
+            insert = insert.replace(name, before)
+        self._older.setattr(files_messages, "_INSERT_MESSAGE", insert)
+        self._older.setattr(files_messages, "mark_news", mark_news_as_before)
+        self._numbers = count()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
+        self.held: dict[int, UUID] = {}
+        self.refused = 0
+
+    def __enter__(self) -> Posting:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._store.close()
+        self._older.undo()
+
+    def restart(self) -> None:
+        """Go on as the program of today."""
+        self._older.undo()
+
+    def wait_for(self, mails: int) -> None:
+        until = len(self.held) + mails
+        while len(self.held) < until:
+            assert any(thread.is_alive() for thread in self._threads)
+            time.sleep(0.005)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            number = next(self._numbers)
+            while number not in self.held:
+                try:
+                    self.held[number] = hold(self._store, mail_of(number)).id
+                except StoreUnavailable:
+                    self.refused += 1
+            time.sleep(0.02)  # all of it is compared in the end
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: Path, number: int) -> None:
+    make_version(store_url, number)
+    is_postgres = store_url.startswith("postgresql")
+    with Posting(store_url, number) as posting:
+        posting.wait_for(50)
+        done = quarantine(store_url, tmp_path, "init")
+        assert done.returncode == 0, done.stderr
+        assert version(store_url) == SCHEMA_VERSION
+        again = quarantine(store_url, tmp_path, "init")
+        assert again.returncode == 0, again.stderr
+        if is_postgres:
+            posting.wait_for(50)  # the old program goes on
+            assert posting.refused == 0
+        posting.restart()
+        posting.wait_for(50)
+    assert_whole(store_url, posting.held)
+    store = open_store(store_url)
+    before_the_upgrade = min(posting.held)
+    known = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
+    store.close()
+    assert known.raised == (posting.held[before_the_upgrade],)
+    if is_postgres:
+        assert ask(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+
+
+def test_an_index_whose_building_was_interrupted_is_built_anew(postgres_dsn: str, tmp_path: Path) -> None:
+    make_version(postgres_dsn, 4)
+    with psycopg.connect(postgres_dsn, autocommit=True) as admin:
+        admin.execute("create table message_20261101 (like message including all)")
+        admin.execute(
+            "alter table message attach partition message_20261101 for values from"
+            " ('019a3d00-0000-0000-0000-000000000000') to ('019a4300-0000-0000-0000-000000000000')"
+        )
+        admin.execute("create index message_20261101_body_idx on message_20261101 (tier)")
+        admin.execute("update pg_index set indisvalid = false where indexrelid = 'message_20261101_body_idx'::regclass")
+    for _ in range(2):
+        done = quarantine(postgres_dsn, tmp_path, "init")
+        assert done.returncode == 0, done.stderr
+    assert ask(postgres_dsn, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+    assert "(body_sha256, tier)" in ask(postgres_dsn, "select pg_get_indexdef('message_20261101_body_idx'::regclass)")
+
+
+def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    make_version(postgres_dsn, 4)
+    with Posting(postgres_dsn, 4) as posting, psycopg.connect(postgres_dsn) as dump:
+        dump.execute("select count(*) from recipient, message, delivery, body_chunk, seen")
+        upgrade = threading.Thread(target=quarantine, args=(postgres_dsn, tmp_path, "init"))
+        upgrade.start()
+        time.sleep(4)  # longer than mail may wait
+        assert upgrade.is_alive()
+        assert version(postgres_dsn) == 4
+        posting.wait_for(50)
+        dump.rollback()
+        upgrade.join()
+        assert version(postgres_dsn) == SCHEMA_VERSION
+    assert posting.refused == 0
+    assert_whole(postgres_dsn, posting.held)
+
+
+@pytest.mark.parametrize("words", [["check"], ["init"], ["list"], ["purge"]])
+def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path, words: list[str]) -> None:
+    open_store(store_url).close()
+    set_version(store_url, 99)
+    done = quarantine(store_url, tmp_path, *words)
+    assert done.returncode in (1, 2)
+    said = done.stdout + done.stderr
+    assert "version 99" in said
+    assert "upgrade this" in said
+    assert "Traceback" not in said
+    assert version(store_url) == 99
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_a_store_of_an_older_program_names_the_command_to_run(store_url: str, tmp_path: Path, number: int) -> None:
+    make_version(store_url, number)
+    if store_url.startswith("files"):
+        (Path(store_url.removeprefix("files://")) / "mail").mkdir()
+    for words in (["check"], ["list"], ["copy", store_url, f"files://{tmp_path}/new"]):
+        done = quarantine(store_url, tmp_path, *words)
+        assert done.returncode in (1, 2)
+        assert f"schema version {number}, this program needs {SCHEMA_VERSION}: run `quarantine init`" in (
+            done.stdout + done.stderr
+        )
+        assert version(store_url) == number
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_store_that_is_too_old_names_the_way(store_url: str, tmp_path: Path, number: int) -> None:
+    make_version(store_url, 4)
+    set_version(store_url, number)
+    if store_url.startswith("files"):
+        (Path(store_url.removeprefix("files://")) / "mail").mkdir()
+    for words in (["init"], ["check"], ["list"]):
+        done = quarantine(store_url, tmp_path, *words)
+        assert done.returncode in (1, 2)
+        said = done.stdout + done.stderr
+        assert f"schema version {number}" in said
+        assert "run `quarantine init` of version 0.1.1 first" in said
+        assert version(store_url) == number
+
+
+def test_an_old_digest_process_that_is_still_running_is_seen_alive(store_url: str) -> None:
+    store = open_store(store_url)
+    at = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    store.notes.set("store.heartbeat", str(int(at.timestamp() * 1e6)))
+    assert store.stats(at).heartbeat_at == at
+    store.close()
+
+
+def test_the_functions_of_a_newer_program_are_left_alone(postgres_dsn: str) -> None:
+    open_store(postgres_dsn, create=True).close()
+    ask(postgres_dsn, "drop function copies_of")
+    set_version(postgres_dsn, SCHEMA_VERSION + 1)
+    with pytest.raises(StoreUnusable, match="upgrade this program"):
+        open_store(postgres_dsn, create=True)
+    assert ask(postgres_dsn, "select count(*) from pg_proc where proname = 'copies_of'") == 0
+
+
+def test_merging_two_spellings_keeps_the_news_of_other_readers(store_url: str) -> None:
+    store = open_store(store_url)
+    assert isinstance(store, FileStore | PostgresStore)
+    old, new = "info@münchen.example", "info@xn--mnchen-3ya.example"
+    hold(store, recipients=["alice@example.org"])
+    with store.engine.writing() as session:
+        session.execute("update delivery set recipient = :old, address = :old", old=old)
+    both = {old: (old, ALICE)}
+    store.recipients.pass_news_on(ALICE, [old, ALICE])
+    with digesting(store, Reader(old, (), both), now(), 10, ignore_schedule=True) as digest:
+        assert len(digest.deliveries) == 1
+    merge_spellings(store.engine, store.recipients)
+    assert len(store.digests.unannounced(Reader(ALICE, (ALICE,), {new: (new, ALICE)}), 10)) == 1
+    assert store.digests.unannounced(Reader(new, (), {new: (new, ALICE)}), 10) == []
+    merge_spellings(store.engine, store.recipients)
+    assert [d.recipient for d in store.digests.get(digest.id).deliveries] == [new]
+    store.close()
+
+
+def columns_of(store_url: str) -> set[tuple[str, str]]:
+    """Return all tables and columns, partitions left out."""
+    if store_url.startswith("files:"):
+        with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
+            return set(
+                connection.execute(
+                    "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table' "
+                    "AND m.name NOT LIKE '%words%'"
+                )
+            )
+    with psycopg.connect(store_url) as connection:
+        return set(
+            connection.execute(
+                "select table_name, column_name from information_schema.columns where table_schema = 'public'"
+                " and table_name !~ '_[0-9]{8}$'"
+            )
+        )
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_an_upgraded_store_has_the_tables_of_a_new_one(store_url: str, tmp_path: Path, number: int) -> None:
+    open_store(store_url, create=True).close()
+    new = columns_of(store_url)
+    if store_url.startswith("files"):
+        shutil.rmtree(store_url.removeprefix("files://"))
+    make_version(store_url, number)
+    assert quarantine(store_url, tmp_path, "init").returncode == 0
+    assert columns_of(store_url) == new
+
+
+def test_both_stores_use_the_same_names(postgres_dsn: str, tmp_path: Path) -> None:
+    open_store(f"files://{tmp_path}/store").close()
+    files, postgres = columns_of(f"files://{tmp_path}/store"), columns_of(postgres_dsn)
+    of_one = {
+        *(("message", "terms"), ("message", "body_id"), ("message", "symbols"), ("message", "dedup_key")),
+        *(("body_chunk", column) for column in ("body_id", "n", "data")),
+        *(("seen", column) for column in ("dedup_key", "message_id")),
+        *(("unindexed", column) for column in ("key", "terms")),
+        *(("delivery", "digest_id"), ("announced_to", "digest_id")),
+        *(("digest", "message_ids"), ("digest", "numbers")),
+    }
+    assert files ^ postgres == of_one

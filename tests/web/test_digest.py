@@ -1,0 +1,378 @@
+"""The pages behind a digest's other links: one mail shown, several at once, and "Revoke the links in this digest"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.errors import StoreUnavailable
+from portal.model.links import Action
+from portal.model.message import State, Symbol, Tier
+from portal.stores.records import Digest, Held
+from portal.web import digest as web_digest
+from tests.builders import ALICE, BOB, MALLORY, digesting
+from tests.moving.test_copy import damage
+from tests.smtp_server import SmtpServer, nobody_listens
+from tests.web_client import ORIGIN, ROOT, Browser, Site
+
+PRESS = {"pressed": "1"}
+
+
+@pytest.fixture
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts], relay: SmtpServer) -> Site:
+    return Site(make_parts(relay__url=relay.url))
+
+
+@pytest.fixture
+def held(site: Site) -> Held:
+    return site.hold()
+
+
+def tell(site: Site, recipient: str = ALICE) -> Digest:
+    """A digest as sent to a recipient a moment ago."""
+    with digesting(site.store, recipient, site.now, 5000, ignore_schedule=True) as digest:
+        pass
+    site.pass_time(seconds=5)
+    return digest
+
+
+def foot(site: Site, action: Action, digest: Digest) -> str:
+    return site.parts.links.url(action, digest.id, 0, digest.issued_at).removeprefix(ORIGIN)
+
+
+def several(site: Site, digest: Digest) -> str:
+    return foot(site, Action.SEVERAL, digest)
+
+
+def names(page: str) -> list[str]:
+    return re.findall(r'name="mail" value="([^"]+)"', page)
+
+
+def choose(browser: Browser, path: str, do: str, mails: list[str], page: str) -> str:
+    """Tick mails, press a button; the page that follows. Browsers repeat a field for each tick."""
+    drawn = re.search(r'name="drawn" value="([0-9]+)"', page)
+    assert drawn
+    body = "&".join([f"drawn={drawn[1]}", *(f"mail={name}" for name in mails), f"do={do}"]).encode()
+    answer = browser.request(
+        "POST",
+        path,
+        body=body,
+        headers={
+            "Origin": ORIGIN,
+            "Sec-Fetch-Site": "same-origin",
+            "Content-Type": "application/x-www-form-urlencoded",
+        },
+    )
+    return browser.follow(answer, path).text
+
+
+# ---- Show
+
+
+def test_show_gives_facts_and_reasons_and_no_word_of_the_mail(site: Site, held: Held) -> None:
+    page = site.browser().get(site.link(Action.SHOW, held)).text
+    for words in ("promo@example.net", "Offer", "resembles known spam", "BAYES_SPAM", "17.5", "Sign in", ALICE):
+        assert words in page, words
+    assert "Buy " not in page
+    assert BOB not in page
+    assert "<form" not in page and "<script" not in page
+
+
+def test_show_leads_to_the_links_that_the_digest_has_for_the_mail(site: Site, held: Held, relay: SmtpServer) -> None:
+    browser, show = site.browser(), site.link(Action.SHOW, held, minutes_old=3)
+    issued_at = site.parts.links.verify(show.split("/")[-2], site.now).issued_at
+    links = re.findall(r'href="(/quarantine/link/[^"]+)"', browser.get(show).text)
+    found = [site.parts.links.verify(link.split("/")[-2], site.now) for link in links]
+    assert [(link.action, link.id, link.number) for link in found] == [
+        (Action.RELEASE, held.id, 0),
+        (Action.DELETE, held.id, 0),
+    ]
+    assert {link.issued_at for link in found} == {issued_at}, "no younger, so they expire and are revoked together"
+    browser.post(links[0], PRESS)
+    assert [mail.recipients for mail in relay.mails] == [[ALICE]]
+    assert "Message released" not in browser.get(show).text
+    assert "Released on" in browser.get(show).text
+    assert "/link/" not in browser.get(show).text, "nothing is left to do"
+
+
+def test_show_offers_to_ask_for_dangerous_mail(site: Site) -> None:
+    held = site.hold(Tier.DANGEROUS)
+    page = site.browser().get(site.link(Action.SHOW, held)).text
+    actions = [
+        site.parts.links.verify(link.split("/")[-2], site.now).action
+        for link in re.findall(r'href="(/quarantine/link/[^"]+)"', page)
+    ]
+    assert actions == [Action.REQUEST, Action.DELETE]
+
+
+@pytest.mark.parametrize("form", [PRESS, {"pressed": "1", "undo": "1"}, {}])
+def test_show_does_nothing_when_a_form_is_sent_to_it(
+    site: Site, held: Held, relay: SmtpServer, form: dict[str, str]
+) -> None:
+    before = site.delivery(held)
+    answer = site.browser().post(site.link(Action.SHOW, held), form)
+    assert answer.status == 303 and not answer.cookies()
+    assert site.delivery(held) == before
+    assert not relay.mails
+
+
+def test_the_text_is_for_who_signs_in_alone(site: Site, held: Held) -> None:
+    link = f"{ROOT}/messages/{held.id}/"
+    assert link in site.browser().get(site.link(Action.SHOW, held)).text
+    assert site.browser().get(link).header("Location") == f"{ROOT}/sign-in"
+    assert "Buy " in site.signed_in(ALICE).get(link).text
+    assert site.signed_in(MALLORY).get(link).status == 404
+
+
+def test_opening_show_counts_as_opening_a_link(site: Site, held: Held) -> None:
+    browser, link = site.browser(), site.link(Action.SHOW, held)
+    for _ in range(60):
+        assert browser.get(link).status == 200
+    assert browser.get(link).status == 429
+
+
+# ---- several
+
+
+def test_several_lists_what_of_this_digest_is_still_held(site: Site) -> None:
+    mine, gone = site.hold(subject="Mine"), site.hold(subject="Gone")
+    site.hold(Tier.DANGEROUS, subject="Virus")
+    digest = tell(site)
+    site.hold(subject="Later")
+    tell(site)
+    site.browser().post(site.link(Action.DELETE, gone), PRESS)
+    page = site.browser().get(several(site, digest)).text
+    assert names(page) == [f"{mine.id}.0"]
+    for absent in ("Virus", "Later", "Gone", BOB, "data-submit", "<script", "checked"):
+        assert absent not in page
+
+
+def test_chosen_mails_are_released_to_this_recipient_and_the_others_are_not(site: Site, relay: SmtpServer) -> None:
+    helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two", "three")]
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    assert len(names(page)) == 3
+    page = choose(browser, several(site, digest), "release", [f"{helds[0].id}.0", f"{helds[2].id}.0"], page)
+    assert [mail.recipients for mail in relay.mails] == [[ALICE]] * 2
+    assert [site.state(held) for held in helds] == [State.RELEASED, State.HELD, State.RELEASED]
+    assert [site.state(held, 1) for held in helds] == [State.HELD] * 3, "Bob's"
+    assert page.count("Released on") == 2
+    assert names(page) == [f"{helds[1].id}.0"]
+    assert "__Host-quarantine-device" in browser.cookies, "a press"
+
+
+def test_chosen_mails_are_deleted(site: Site) -> None:
+    helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    page = choose(browser, several(site, digest), "delete", names(page), page)
+    assert [site.state(held) for held in helds] == [State.DELETED] * 2
+    assert page.count("Deleted on") == 2
+    assert "No messages of this digest are left" in page
+    assert {event.actor.via for held in helds for event in site.history(held)[1:]} == {"link"}
+
+
+def test_near_identical_mails_stand_beside_each_other(site: Site) -> None:
+    for subject, score in (("Order 1", 15.0), ("Other", 16.0), ("Order 2", 17.0)):
+        site.hold(subject=subject, score=score)
+    page = site.browser().get(several(site, tell(site))).text
+    assert re.findall(r'class="subject"><bdi>([^<]+)', page) == ["Order 2", "Order 1", "Other"]
+
+
+@pytest.mark.parametrize("do", ["release", "delete"])
+def test_only_harmless_mail_of_this_digest_and_recipient_can_be_chosen(site: Site, relay: SmtpServer, do: str) -> None:
+    listed, virus, bobs = site.hold(), site.hold(Tier.DANGEROUS), site.hold(recipients=[BOB])
+    digest, browser = tell(site), site.browser()
+    later = site.hold()
+    tell(site)
+    page = browser.get(several(site, digest)).text
+    wanted = [f"{virus.id}.0", f"{bobs.id}.0", f"{later.id}.0", f"{listed.id}.1", "x", "", "../etc", f"{listed.id}.0"]
+    choose(browser, several(site, digest), do, wanted, page)
+    assert site.state(listed) is (State.RELEASED if do == "release" else State.DELETED)
+    assert [site.state(held) for held in (virus, bobs, later)] == [State.HELD] * 3
+    assert site.state(listed, 1) is State.HELD
+    assert len(relay.mails) == (do == "release")
+
+
+@pytest.mark.parametrize("do", ["", "restore", "purge"])
+def test_without_a_button_of_the_page_nothing_is_done(site: Site, held: Held, do: str) -> None:
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    page = choose(browser, several(site, digest), do, names(page), page)
+    assert site.state(held) is State.HELD
+    assert "No messages selected" in page
+
+
+def test_nothing_ticked_is_said(site: Site, held: Held) -> None:
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    assert "No messages selected" in choose(browser, several(site, digest), "release", [], page)
+    assert site.state(held) is State.HELD
+
+
+def test_a_form_of_another_site_does_nothing(site: Site, held: Held) -> None:
+    digest = tell(site)
+    answer = site.browser().post(
+        several(site, digest), {"mail": f"{held.id}.0", "do": "release"}, headers={"Origin": "https://evil.example"}
+    )
+    assert answer.status == 403
+    assert site.state(held) is State.HELD
+
+
+def test_what_the_mail_server_refuses_is_told_and_the_others_go(site: Site, relay: SmtpServer) -> None:
+    helds = [site.hold(subject=f"Mail {name}", envelope_sender=f"{name}@example.net") for name in ("one", "two")]
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    site.browser().post(site.link(Action.RELEASE, helds[0]), PRESS)
+    page = choose(browser, several(site, digest), "release", [f"{held.id}.0" for held in helds], page)
+    assert page.count("Released on") == 2, "who was quicker is told as well"
+    assert len(relay.mails) == 2
+
+
+def test_mail_that_the_server_cannot_take_now_is_on_its_way(make_parts: Callable[..., Parts]) -> None:
+    site = Site(make_parts(relay__url=nobody_listens()))
+    helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    page = choose(browser, several(site, digest), "release", names(page), page)
+    assert [site.state(held) for held in helds] == [State.RELEASING] * 2
+    assert page.count("retried automatically") == 2
+
+
+def test_a_slow_server_gets_as_many_as_there_is_time_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    monkeypatch.setattr(web_digest, "_MAX_SECONDS", 0)
+    page = choose(browser, several(site, digest), "release", names(page), page)
+    assert [site.state(held) for held in helds].count(State.HELD) >= 1
+    assert "Not all messages were processed" in page
+    assert names(page)
+
+
+def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two", "three"):
+        site.hold(subject=f"Mail {name}")
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    real, calls = type(site.store.deliveries).move, []
+
+    def move(*args: object, **more: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise StoreUnavailable("down")
+        return real(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(site.store.deliveries), "move", move)
+    page = choose(browser, several(site, digest), "delete", names(page), page)
+    assert len(calls) == 2
+    assert page.count("Deleted on") == 1
+    assert "Not all messages were processed" in page
+    assert len(names(page)) == 2
+
+
+def test_a_mail_that_is_damaged_leaves_the_others(site: Site, store_url: str, relay: SmtpServer) -> None:
+    helds = [site.hold(subject=f"Mail {name}", recipients=[ALICE]) for name in ("one", "two", "three")]
+    damage(store_url, helds[0].id)
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    page = choose(browser, several(site, digest), "release", [f"{held.id}.0" for held in helds], page)
+    assert [site.state(held) for held in helds] == [State.HELD, State.RELEASED, State.RELEASED]
+    assert "Not all messages were processed" not in page
+    assert len(relay.mails) == 2
+
+
+def test_a_digest_of_many_mails_shows_a_bounded_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_digest, "_MAX_MESSAGES", 3)
+    for name in ("one", "two", "three", "four", "five"):
+        site.hold(subject=f"Mail {name}")
+    digest, browser = tell(site), site.browser()
+    page = browser.get(several(site, digest)).text
+    assert len(names(page)) == 3
+    assert "2 more messages will appear here" in page
+    page = choose(browser, several(site, digest), "delete", names(page), page)
+    assert len(names(page)) == 2
+
+
+@pytest.mark.parametrize(
+    "query", ["?since=x", "?since=-1", "?since=99999999999", "?since=", "?since=1e9&rest=2&none=0"]
+)
+def test_odd_queries_are_harmless(site: Site, held: Held, query: str) -> None:
+    page = site.browser().get(several(site, tell(site)) + query)
+    assert page.status == 200
+    assert "Results" not in page.text
+
+
+def test_hostile_text_stays_text(site: Site) -> None:
+    site.hold(subject="</bdi><script>alert(1)</script>", header_from='"><img src=x> <x@example.com>')
+    page = site.browser().get(several(site, tell(site))).text
+    assert "<script" not in page and "<img" not in page
+    assert "&lt;script&gt;" in page
+
+
+# ---- whose
+
+
+@pytest.mark.parametrize("action", [Action.SEVERAL, Action.FORWARDED])
+def test_a_digest_link_opens_nothing_else(site: Site, held: Held, action: Action) -> None:
+    digest = tell(site)
+    for path in (
+        site.parts.links.url(action, held.id, 0, digest.issued_at),  # a mail's id is no digest
+        foot(site, action, digest).replace("/link/", "/link/A"),
+    ):
+        assert site.browser().get(path).status == 404
+        assert site.browser().post(path, {"pressed": "1", "do": "delete"}).status == 404
+    site.store.recipients.revoke_links(ALICE, site.now)
+    assert site.browser().get(foot(site, action, digest)).status == 404
+    site.pass_time(days=15)
+    assert site.browser().get(foot(site, action, digest)).status == 410
+
+
+@pytest.mark.parametrize("action", [Action.SHOW, Action.SEVERAL, Action.FORWARDED])
+def test_no_press_before_makes_these_pages_act_alone(site: Site, held: Held, action: Action) -> None:
+    digest, browser = tell(site), site.browser()
+    browser.post(site.link(Action.DELETE, site.hold()), PRESS)
+    site.pass_time(minutes=30)
+    path = site.link(Action.SHOW, held, minutes_old=30) if action is Action.SHOW else foot(site, action, digest)
+    page = browser.get(path).text
+    assert "data-submit" not in page and "<script" not in page
+    assert browser.post(path, {}).status == 303
+    assert site.state(held) is State.HELD
+    assert site.store.recipients.get(ALICE).links_valid_from is None
+
+
+# ---- forwarded
+
+
+def test_i_forwarded_this_digest_revokes_all_links_until_then(site: Site, held: Held) -> None:
+    digest, browser = tell(site), site.browser()
+    link, path = site.link(Action.RELEASE, held, minutes_old=1), foot(site, Action.FORWARDED, digest)
+    assert site.store.recipients.get(ALICE).links_valid_from is None
+    page = browser.get(path).text
+    assert page.count("<form") == 1 and ALICE in page
+    assert browser.get(link).status == 200, "opening revokes nothing"
+    answer = browser.post(path, PRESS)
+    assert answer.status == 200 and "revoked" in answer.text
+    for dead in (link, path, several(site, digest), site.link(Action.SHOW, held, minutes_old=1)):
+        assert browser.get(dead).status == 404
+    site.pass_time(seconds=2)
+    assert browser.get(site.link(Action.RELEASE, held)).status == 200, "the next digest's links work"
+
+
+def test_known_senders_come_first_on_the_page_too(site: Site) -> None:
+    proven = (Symbol("R_DKIM_ALLOW", -0.2), Symbol("BAYES_SPAM", 9))
+    before = site.hold(header_from="Ann <ann@friends.example.com>")
+    site.browser().post(site.link(Action.RELEASE, before), PRESS)
+    site.hold(subject="Near", score=15.0)
+    site.hold(subject="From Ann", score=25.0, header_from="Ann <ann@friends.example.com>", symbols=proven)
+    page = site.browser().get(several(site, tell(site))).text
+    assert re.findall(r'class="subject"><bdi>([^<]+)', page) == ["From Ann", "Near"]

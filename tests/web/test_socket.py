@@ -1,0 +1,241 @@
+"""The socket between Nginx and the portal, on the real uWSGI with the shipped uwsgi.ini: where it is, what a client of
+the uwsgi protocol cannot do, and what ``check`` says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from portal.cli import checks
+from portal.cli.checks import Finding
+from portal.settings import load_from
+from portal.stores import open_store
+from portal.web.preview import preview
+from tests.paths import ROOT
+from tests.uwsgi_client import HEALTH, ask, packet
+
+BIN = Path(sys.executable).parent
+Start = Callable[..., Path]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start(*options, NAME="value")``: the portal in a folder of its own, which is returned; stopped afterwards."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def run(*options: str, **environment: str) -> Path:
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / "uwsgi", "--ini", ROOT / "uwsgi.ini", "--processes", "1", *options],
+                cwd=tmp_path,
+                env={
+                    "PATH": f"{BIN}:{os.environ['PATH']}",
+                    "PYTHONPATH": f"{ROOT}:{tmp_path}",
+                    "QUARANTINE_CONFIG": os.devnull,
+                    "QUARANTINE_STORE__URL": f"files:{tmp_path}/store",
+                    "QUARANTINE_LOCAL_DOMAINS": "example.org",
+                    "QUARANTINE_MAIL__FROM_ADDRESS": "quarantine@example.org",
+                    **environment,
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        running.append(process)
+        deadline = time.monotonic() + 60
+        while "WSGI app 0" not in (said := (tmp_path / "log").read_text("utf-8", "replace")):
+            assert process.poll() is None and time.monotonic() < deadline, said
+            time.sleep(0.1)
+        return tmp_path
+
+    yield run
+    for process in running:
+        process.terminate()
+        process.wait(90)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def test_without_systemd_the_socket_is_for_owner_and_group_in_a_folder_made_for_it(start: Start) -> None:
+    folder = start() / "var"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert stat.S_IMODE((folder / "quarantine.sock").stat().st_mode) == 0o660
+    assert list(folder.iterdir()) == [folder / "quarantine.sock"]  # the store is elsewhere: none of its files beside
+    assert ask(str(folder / "quarantine.sock"), packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_another_path_makes_no_folder(start: Start) -> None:
+    home = start(QUARANTINE_SOCKET="here.sock")
+    assert stat.S_IMODE((home / "here.sock").stat().st_mode) == 0o660
+    assert not (home / "var").exists()
+
+
+def test_a_client_cannot_have_code_loaded(start: Start) -> None:
+    home = start(QUARANTINE_SOCKET="socket")
+    (home / "evil.py").write_text(
+        f"open({str(home / 'ran')!r}, 'w').close()\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'evil']\n"
+    )
+    for number, variables in enumerate(
+        (
+            {"UWSGI_FILE": str(home / "evil.py")},
+            {"UWSGI_MODULE": "evil"},
+            {"UWSGI_MODULE": "evil", "UWSGI_CALLABLE": "application"},
+            {"UWSGI_SCRIPT": "evil:application"},
+            {"UWSGI_SCRIPT": "evil:application", "UWSGI_CHDIR": str(home)},
+        )
+    ):
+        answer = ask(f"{home}/socket", packet(HEALTH | variables | {"UWSGI_APPID": f"other{number}"}))
+        assert answer.startswith(b"HTTP/1.1 400 "), (variables, answer)
+        assert not (home / "ran").exists(), variables
+    assert ask(f"{home}/socket", packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -> None:
+    home = start(QUARANTINE_SOCKET="socket")
+    keys = home / "store" / "links.keys"
+    post = HEALTH | {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/quarantine/",
+        "CONTENT_TYPE": "message/rfc822",
+        "CONTENT_LENGTH": str(keys.stat().st_size),
+        "HTTP_X_RSPAMD_RCPT": '["alice@example.org"]',
+    }
+    answer = ask(f"{home}/socket", packet(post | {"UWSGI_POSTFILE": str(keys)}))
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    store = open_store(f"files:{home}/store")
+    assert store.messages.ids(None, 10) == []
+    store.close()
+    assert b'"held"' in ask(f"{home}/socket", packet(post, b"x" * keys.stat().st_size))
+
+
+def test_the_environment_of_a_worker_does_not_reach_the_program_that_reads_mail() -> None:
+    # UWSGI_SETENV changes it below Python, as this does. With that variable every program ends before it begins.
+    os.putenv("LD_DEBUG", "help")
+    try:
+        assert "libs" in subprocess.run(["true"], capture_output=True, text=True, check=True).stdout
+        seen = preview([b"Subject: Offer\r\n\r\nBuy now\r\n"])
+    finally:
+        os.unsetenv("LD_DEBUG")
+    assert not seen.failed and seen.text.strip() == "Buy now"
+
+
+# ---- quarantine check
+
+
+@pytest.fixture
+def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Finding]]:
+    """What ``check`` says of the socket, with settings in a folder of their own and no Nginx."""
+    path = tmp_path / "etc" / "quarantine.toml"
+    path.parent.mkdir()
+    path.write_text(f'store.url = "files:{tmp_path}/store"\n')
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(path))
+    monkeypatch.setattr(checks, "_NGINX_FOLDERS", (tmp_path / "nginx",))
+    (tmp_path / "nginx").mkdir()
+    return lambda: list(checks.uwsgi_socket(*load_from()[:2]))
+
+
+def problems(findings: list[Finding]) -> str:
+    return "\n".join(f"{finding.topic}: {finding.text}" for finding in findings if finding.ok is False)
+
+
+def test_check_finds_a_running_tcp_socket_and_leaves_http_alone(
+    start: Start, findings: Callable[[], list[Finding]]
+) -> None:
+    tcp, web = free_port(), free_port()
+    start("--http-socket", f"127.0.0.1:{web}", QUARANTINE_SOCKET=f"127.0.0.1:{tcp}")
+    said = problems(findings())
+    assert f"uwsgi socket: uWSGI listens on 127.0.0.1:{tcp}: every process of this host can connect" in said
+    assert str(web) not in said
+
+
+def test_check_finds_a_running_tcp_socket_of_ipv6(start: Start, findings: Callable[[], list[Finding]]) -> None:
+    port = free_port()
+    start(QUARANTINE_SOCKET=f"[::1]:{port}")
+    assert f"uWSGI listens on ::1:{port}: " in problems(findings())
+
+
+def test_check_finds_an_address_in_the_environment(
+    findings: Callable[[], list[Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUARANTINE_SOCKET", "127.0.0.1:1")
+    assert "QUARANTINE_SOCKET is the TCP address 127.0.0.1:1: " in problems(findings())
+    monkeypatch.setenv("QUARANTINE_SOCKET", "/run/quarantine/socket")
+    assert "QUARANTINE_SOCKET" not in problems(findings())
+
+
+def test_check_finds_the_earlier_uwsgi_ini_beside_the_settings(
+    findings: Callable[[], list[Finding]], tmp_path: Path
+) -> None:
+    ini = tmp_path / "etc" / "uwsgi.ini"
+    ini.write_text(
+        "[uwsgi]\nif-env = QUARANTINE_SOCKET\nsocket = $(QUARANTINE_SOCKET)\nendif =\n"
+        "if-not-env = QUARANTINE_SOCKET\nsocket = 127.0.0.1:9000\nendif =\n"
+    )
+    said = problems(findings())
+    assert f"{ini} opens the TCP address 127.0.0.1:9000, unlike {ROOT / 'uwsgi.ini'}: " in said
+    ini.write_bytes((ROOT / "uwsgi.ini").read_bytes())
+    assert str(ini) not in problems(findings())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upstream quarantine {\n    server 127.0.0.1:9000;  # QUARANTINE_SOCKET in uwsgi.ini\n}\n",
+        "upstream quarantine { keepalive 2; server 127.0.0.1:9000 max_fails=0; }",
+        "location /quarantine/ { uwsgi_pass 127.0.0.1:9000; }",
+    ],
+)
+def test_check_finds_nginx_still_at_the_earlier_address(
+    findings: Callable[[], list[Finding]], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "nginx" / "quarantine.conf").write_text(text)
+    said = problems(findings())
+    assert "quarantine.conf passes requests to 127.0.0.1:9000: copy " in said
+    assert "`server unix:/run/quarantine.sock;`, then run: nginx -t && systemctl reload nginx" in said
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_check_says_that_nginx_does_not_reach_the_portal(
+    findings: Callable[[], list[Finding]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as nginx:
+        threading.Thread(target=nginx.handle_request).start()
+        rule = {"url": f"http://127.0.0.1:{nginx.server_port}/", "backend": "http", "defer": True}
+        (tmp_path / "rspamadm").write_text(f"#!/bin/sh\necho '{json.dumps({'rules': {'QUARANTINE': rule}})}'\n")
+        (tmp_path / "rspamadm").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        (finding,) = checks.exporter(load_from()[0])
+    assert finding.ok is False and f"answers {status}: Nginx does not reach the portal" in finding.text
+    assert "`server unix:/run/quarantine.sock;`" in finding.text
+
+
+def test_check_has_nothing_against_other_lines_of_nginx(findings: Callable[[], list[Finding]], tmp_path: Path) -> None:
+    (tmp_path / "nginx" / "other.conf").write_text(
+        "upstream php { server 127.0.0.1:9000; }\n# uwsgi_pass 127.0.0.1:9000;\n"
+        "upstream quarantine {\n    server unix:/run/quarantine.sock;  # was: server 127.0.0.1:9000;\n}\n"
+    )
+    (tmp_path / "nginx" / "quarantine.conf").write_bytes((ROOT / "deploy/nginx/quarantine.conf").read_bytes())
+    assert "nginx" not in problems(findings())
