@@ -49,7 +49,6 @@ log = logging.getLogger("quarantine.digest")
 RETRY_SECONDS = 5  # between two attempts to open a store that is unavailable at the start
 SHOWN = 100  # sent digests that the summary lists, each in a row; if there are more, it shows their number
 _YEARS = 1000  # --now must be this far from `datetime`'s limits, so that times computed from it are within them
-_RECIPIENT = Column("recipient", overflow="fold")  # an address is shown whole, on a narrow terminal as well
 GRACE_SECONDS = 2.0  # for the mail being sent at a stop signal; uWSGI kills after about three
 
 
@@ -281,8 +280,14 @@ def _progress() -> Iterator[work.Progress | None]:
         logging.root.handlers = previous
 
 
+def _recipient_column() -> Column:
+    return Column("recipient", overflow="fold")  # an address is shown whole, on a narrow terminal as well
+
+
 def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
-    table = Table(_RECIPIENT, "messages", "oldest", "", title="Digests that would be sent", title_justify="left")
+    table = Table(
+        _recipient_column(), "messages", "oldest", "", title="Digests that would be sent", title_justify="left"
+    )
     rows = 0
     for person, deliveries in news.preview(parts, people, work.DELIVERIES):
         rows += 1
@@ -300,7 +305,7 @@ def _show_summary(summary: work.Summary) -> None:
     if not (summary.sent or summary.skipped or summary.failed):
         _print("No digest was sent: there are no unannounced messages.")
         return
-    table = Table(_RECIPIENT, "messages", "")
+    table = Table(_recipient_column(), "messages", "")
     shortened = len(summary.sent) > SHOWN
     for recipient, count in summary.sent[: 0 if shortened else None]:
         table.add_row(Text(shown_address(recipient)), str(count), "sent")

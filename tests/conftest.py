@@ -78,7 +78,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--quick"):
-        slow = {item for item in items if item.get_closest_marker("processes") or _uses_postgres(item)}
+        slow = {item for item in items if item.get_closest_marker("slow") or _uses_postgres(item)}
         config.hook.pytest_deselected(items=[item for item in items if item in slow])
         items[:] = [item for item in items if item not in slow]
 

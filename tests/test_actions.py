@@ -570,6 +570,7 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.slow
 def test_what_was_held_arrives_octet_for_octet(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     corpus = sorted(path for path in CORPUS.glob("**/*") if path.suffix in (".eml", ".msg", ".txt"))
     assert corpus or not CORPUS.exists()

@@ -65,6 +65,7 @@ def test_openings_of_one_digest_come_back_oldest_first(store: Store) -> None:
     assert list(store.digests.record_link_open(BOB, issued, other, at)) == [other]
 
 
+@pytest.mark.slow
 def test_no_more_than_500_openings_come_back_and_this_one_is_among_them(store: Store) -> None:
     held, at = hold(store), now()
     for n in range(502):

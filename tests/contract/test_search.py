@@ -270,6 +270,7 @@ def test_more_recipients_than_a_batch_are_all_found(store: Store) -> None:
     assert found(store, recipient="p77@example.org", words="invoice") == [held.id]
 
 
+@pytest.mark.slow
 def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> None:
     # As with a folder of the original's files whose times are whole seconds; the file store has 256 keys for a moment.
     at, held = now() - DAY, []

@@ -379,6 +379,7 @@ def test_a_small_digest_is_quoted_printable_in_every_language() -> None:
         assert {part["Content-Transfer-Encoding"] for part in mail.iter_parts()} == {"quoted-printable"}
 
 
+@pytest.mark.slow
 def test_ten_thousand_mails_make_one_bounded_digest() -> None:
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     mail = mail_of(
@@ -394,6 +395,7 @@ def test_ten_thousand_mails_make_one_bounded_digest() -> None:
 
 
 @pytest.mark.parametrize("subject", ["请查收您的发票十一月份账单已经可以下载" * 8, "ä&<" * 60, "x" * 200])
+@pytest.mark.slow
 def test_500_rows_stay_below_90_000_octets_and_the_rest_is_named(subject: str) -> None:
     mail = mail_of(*(delivery(n, subject=subject) for n in range(500)), max_rows=500)
     size = len(mail.as_bytes())
@@ -549,6 +551,7 @@ def test_an_ordinary_address_is_shown_as_it_is() -> None:
 @given(subject=st.text(), sender=st.text(), symbol=st.text(), score=st.floats(-1e6, 1e6) | st.none())
 @example(subject="https://", sender="<>", symbol="", score=None)
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_whatever_a_mail_says_its_digest_can_be_made(
     subject: str, sender: str, symbol: str, score: float | None
 ) -> None:

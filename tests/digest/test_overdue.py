@@ -55,6 +55,7 @@ def metrics(parts: Parts) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
 
 
+@pytest.mark.slow
 def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServer) -> None:
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(30)])
     failing(server, "BANNER", "421 4.3.2 not now")

@@ -117,6 +117,7 @@ def test_a_utf8_address_is_refused_where_the_server_has_no_smtputf8() -> None:
         assert "MAIL" not in server.verbs
 
 
+@pytest.mark.slow
 def test_50_megabytes_go_through_without_being_kept() -> None:
     piece = (b"x" * 76 + b"\r\n") * 3360
     tracemalloc.start()

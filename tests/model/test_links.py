@@ -198,6 +198,7 @@ def test_every_token_comes_back(action: Action, id: UUID, number: int, at: datet
 
 @given(st.text(ALPHABET, min_size=31, max_size=31), st.text(ALPHABET, min_size=43, max_size=43))
 @settings(max_examples=2000, deadline=None)
+@pytest.mark.slow
 def test_random_forgeries_are_refused(payload: str, signature: str) -> None:
     assert is_refused(f"{payload}.{signature}")
 

@@ -75,6 +75,7 @@ def instants(wanted: Plan, day: date) -> set[datetime]:
 
 @given(zone=zones, at=hours, schedule=schedules, after=moments)
 @settings(max_examples=150, deadline=None)
+@pytest.mark.slow
 def test_no_moment_is_left_out_and_none_comes_twice(
     zone: str, at: tuple[time, ...], schedule: Schedule, after: datetime
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_clock_that_steps_back_and_forth_meets_the_same_moments(
 
 @given(zone=zones, at=hours, after=moments)
 @settings(max_examples=50, deadline=None)
+@pytest.mark.slow
 def test_a_year_has_as_many_moments_as_days_and_hours(zone: str, at: tuple[time, ...], after: datetime) -> None:
     wanted = plan(zone, *at)
     end, count, moment = after + 365 * DAY, 0, wanted.next_time(after)

@@ -479,6 +479,7 @@ def test_a_closed_store_says_so(folder: Path) -> None:
             use()
 
 
+@pytest.mark.slow
 def test_holding_and_raising_a_tier_share_one_time_limit(
     store: FileStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +503,7 @@ def test_holding_and_raising_a_tier_share_one_time_limit(
     assert hold(store, data, tier=Tier.DANGEROUS).raised == (held.id,), "the sender's retry goes on"
 
 
+@pytest.mark.slow
 def test_a_writer_that_holds_the_lock_stops_ingest_for_seconds_only_and_nothing_stays(
     store: FileStore, folder: Path
 ) -> None:

@@ -35,7 +35,7 @@ from tests.builders import ALICE, MALLORY, digesting, hold, now
 from tests.faults.serving import BIN, assert_whole, mail_of
 from tests.paths import DATA
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.slow
 
 
 def ask(store_url: str, statement: str) -> Any:

@@ -53,7 +53,7 @@ from tests.faults.serving import BIN, META, mail_of
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.slow
 
 DATA = paths.DATA / "upgrade-4"
 CAROL, DAVE, ERIN, FRANK = (f"{name}@example.org" for name in ("carol", "dave", "erin", "frank"))
