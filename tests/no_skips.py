@@ -1,5 +1,7 @@
-"""A pytest plugin for CI (``-p tests.no_skips``): a test that was skipped or is expected to fail was not run, and that
-is a failure. Where everything can be installed, nothing has a reason to be missing."""
+"""A pytest plugin for CI (``-p tests.no_skips``): a test that was skipped or is expected to fail counts as a failure.
+
+CI can install everything, so no test has a reason to be skipped.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say why."""
+    """List the tests that were not run."""
     for nodeid in _not_run(config):
         terminalreporter.write_line(f"NOT RUN, which counts as failed here: {nodeid}", red=True)

@@ -1,4 +1,4 @@
-"""Where tests find files."""
+"""Paths of files that tests use."""
 
 from __future__ import annotations
 

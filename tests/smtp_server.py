@@ -5,15 +5,15 @@
         server.mails[0].recipients, server.mails[0].data
 
 ``script`` maps a verb to its behaviour: a reply ("450 4.2.0 busy", several lines with \\n between; one with \\r\\n goes
-out as it is), `HANG` (never answer), `DROP` (close), `DRIP` (one octet of a reply at a time, for ever), or a callable
-that gets the command line and returns one of these, or None for the usual answer. A list is used up one occurrence
-after the other, then the usual answer comes back. Verbs: BANNER EHLO (LHLO too) STARTTLS AUTH MAIL RCPT DATA RSET
-NOOP QUIT, INPUT (right after the 354 was sent), PART (the first octets of the mail have arrived) and BODY (the final
-dot has arrived). The table may be changed while the server runs.
+out as it is), `HANG` (never answer), `DROP` (close), `DRIP` (one octet of a reply at a time, without end), or a
+callable that gets the command line and returns one of these, or None for the usual answer. A list has one behaviour
+for each occurrence; after its end the usual answer is given. Verbs: BANNER EHLO (LHLO too) STARTTLS AUTH MAIL RCPT DATA
+RSET NOOP QUIT, INPUT (right after the 354 was sent), PART (the first octets of the mail have arrived) and BODY (the
+final dot has arrived). The table may be changed while the server runs.
 
-It is strict where RFC 5321 is: only CRLF ends a line and only CRLF.CRLF ends a mail; a bare CR or LF, an octet above
-127 without BODY=8BITMIME, a non-ASCII address without SMTPUTF8, and whatever comes before the answer to a command that
-it must wait for, are noted in ``violations``.
+It is as strict as RFC 5321: only CRLF ends a line and only CRLF.CRLF ends a mail. A bare CR or LF, an octet above 127
+without BODY=8BITMIME, a non-ASCII address without SMTPUTF8, and input that comes before the answer to a command that
+must be waited for are recorded in ``violations``.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Mail:
 
 
 class _Gone(Exception):
-    """This connection is over."""
+    """The connection is closed."""
 
 
 @dataclass
 class SmtpServer:
-    """See the module. ``mails`` were answered 2xx, ``unanswered`` arrived whole but were not."""
+    """A server as the module describes it. ``mails`` were answered 2xx, ``unanswered`` arrived but were not."""
 
     script: dict[str, Behaviour] = field(default_factory=dict)
     lmtp: bool = False
@@ -71,7 +71,7 @@ class SmtpServer:
 
     mails: list[Mail] = field(default_factory=list, init=False)
     unanswered: list[Mail] = field(default_factory=list, init=False)
-    commands: list[bytes] = field(default_factory=list, init=False)  # all connections', without CRLF
+    commands: list[bytes] = field(default_factory=list, init=False)  # of all connections, without CRLF
     violations: list[str] = field(default_factory=list, init=False)
     connections: int = field(default=0, init=False)
 
@@ -96,7 +96,7 @@ class SmtpServer:
         with self._lock:
             for sock in self._sockets:
                 _shut(sock)
-        # Wakes accept() up: closing a listening socket does not on Linux.
+        # This wakes accept(). On Linux closing the listening socket does not.
         try:
             socket.create_connection((self.host, self.port), 0.1).close()
         except OSError:
@@ -110,15 +110,15 @@ class SmtpServer:
             for sock in self._sockets:
                 _shut(sock)
 
-    def say_unasked(self, text: str) -> None:
-        """Say something on every open connection, as a server does that ends idle ones."""
+    def send_unsolicited(self, text: str) -> None:
+        """Send a line on every open connection, as a server does that closes idle ones."""
         with self._lock:
             for sock in self._sockets:
                 sock.sendall(f"{text}\r\n".encode())
 
     @property
     def url(self) -> str:
-        """Where it listens, as `Relay` wants it."""
+        """The address of the server for `Relay`."""
         scheme = "lmtp" if self.lmtp else "smtps" if self.implicit_tls else "smtp"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
@@ -291,7 +291,7 @@ class _Session:
         self.answer("QUIT", line, "221 2.0.0 bye")
         raise _Gone
 
-    # ---- below
+    # ---- protocol
 
     def path(self, line: bytes, parameters: Mapping[str, str]) -> tuple[str, str] | None:
         match = _PATH.fullmatch(line)
@@ -308,7 +308,7 @@ class _Session:
         return match[1].decode("utf-8", "surrogateescape"), given
 
     def answer(self, verb: str, line: bytes, usual: str, *, wanted: str = "25", accepted: Mail | None = None) -> bool:
-        """Do what the script says at this verb; whether that was a yes."""
+        """Do what the script has for this verb. Return whether the answer was positive."""
         with self.server._lock:
             behaviour = self.server.script.get(verb)
             if isinstance(behaviour, list):
@@ -323,8 +323,8 @@ class _Session:
         if reply == DRIP:
             while not self.server._stop.wait(0.02):
                 self.sock.sendall(b"2")
-        yes = reply.startswith(wanted)
-        if accepted is not None and yes:
+        is_positive = reply.startswith(wanted)
+        if accepted is not None and is_positive:
             with self.server._lock:
                 self.server.unanswered.remove(accepted)
                 self.server.mails.append(accepted)
@@ -332,10 +332,10 @@ class _Session:
             self.reply(reply)
         if reply.startswith("421"):
             raise _Gone
-        return yes
+        return is_positive
 
     def hang(self, *, reading: bool) -> None:
-        """Say nothing until the other side goes away."""
+        """Send nothing until the client closes the connection."""
         if reading:
             while self.sock.recv(65536):
                 pass
@@ -392,6 +392,6 @@ class _Session:
 
 
 def nobody_listens(scheme: str = "smtp") -> str:
-    """An address where connections are refused."""
+    """Return an address where connections are refused."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Counts the statements that a page sends to the database, on both stores."""
+"""Record the statements that a page sends to the database, on both stores."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ class Statements:
     """The statements of stores that are opened from now on, without those that begin and end transactions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._heard: list[str] = []
+        self._recorded: list[str] = []
         connect, execute = sqlite3.connect, psycopg.Cursor.execute
 
         def connected(*args: Any, **options: Any) -> sqlite3.Connection:
             connection: sqlite3.Connection = connect(*args, **options)
-            connection.set_trace_callback(self._hear)
+            connection.set_trace_callback(self._record)
             return connection
 
         def executed(cursor: Any, query: Any, *args: Any, **options: Any) -> Any:
-            self._hear(query.decode() if isinstance(query, bytes) else str(query))
+            self._record(query.decode() if isinstance(query, bytes) else str(query))
             return execute(cursor, query, *args, **options)
 
         monkeypatch.setattr(sqlite3, "connect", connected)
         monkeypatch.setattr(psycopg.Cursor, "execute", executed)
 
-    def _hear(self, statement: str) -> None:
+    def _record(self, statement: str) -> None:
         if not _ABOUT_TRANSACTIONS.match(statement):
-            self._heard.append(statement)
+            self._recorded.append(statement)
 
     @contextmanager
     def of(self) -> Iterator[list[str]]:
-        """Collect those of a block."""
-        asked: list[str] = []
-        before = len(self._heard)
-        yield asked
-        asked += self._heard[before:]
+        """Collect the statements of a block."""
+        statements: list[str] = []
+        before = len(self._recorded)
+        yield statements
+        statements += self._recorded[before:]

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own."""
+"""Run a program in a new pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.paths import ROOT
 def on_terminal(
     command: Sequence[str], env: Mapping[str, str], columns: int, *, shown: str = "stdout"
 ) -> tuple[int, str, bytes]:
-    """Run it; returns its exit status, what the terminal got, and what went to the other of stdout and stderr."""
-    ours, terminal = os.openpty()
+    """Run a command; return its exit status, the output on the terminal and that of the other of stdout and stderr."""
+    controller, terminal = os.openpty()
     other = "stderr" if shown == "stdout" else "stdout"
     streams: dict[str, Any] = {shown: terminal, other: subprocess.PIPE}
     process: subprocess.Popen[bytes] = subprocess.Popen(
@@ -25,10 +25,10 @@ def on_terminal(
         **streams,
     )
     os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the terminal's other side is closed
-        while more := os.read(ours, 65_536):
-            seen += more
-    os.close(ours)
+    output = b""
+    with suppress(OSError):  # the program closed the terminal
+        while more := os.read(controller, 65_536):
+            output += more
+    os.close(controller)
     out, err = process.communicate(timeout=60)
-    return process.returncode, seen.decode(), (out if other == "stdout" else err) or b""
+    return process.returncode, output.decode(), (out if other == "stdout" else err) or b""

@@ -1,4 +1,4 @@
-"""The acts, on both stores and a real SMTP server: who gets what, and what is recorded when it goes wrong."""
+"""Actions on both stores and a real SMTP server: the mail that is sent, and the records of failures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 @dataclass
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that only moves when a test sets it."""
 
     at: datetime = field(default_factory=now)
 
@@ -103,7 +103,7 @@ def number_of(store: Store, id: UUID, recipient: str) -> int:
 
 
 def after_front(data: bytes) -> bytes:
-    """What follows the two lines of ours, which must be there."""
+    """Return the data after the two header fields of the portal. Fails if they are missing."""
     front = re.match(
         rb"Received: from [^\r\n]+\r\n\tby portal\.example\.org \(quarantine, held [0-9TZ:-]+\)\r\n"
         rb"\tid [0-9a-f-]{36}; [^\r\n]+\r\nX-Quarantine-Mark: release [^\r\n]+\r\n",
@@ -114,7 +114,7 @@ def after_front(data: bytes) -> bytes:
 
 
 def queued(store: Store, at: datetime) -> list[tuple[str, EmailMessage]]:
-    """All mail of ours that waits, which is then gone."""
+    """Remove all mail from the outbox and return it with its addresses."""
     mails: list[tuple[str, EmailMessage]] = []
     while True:
         with store.outbox.sending(at) as outgoing:
@@ -124,9 +124,9 @@ def queued(store: Store, at: datetime) -> list[tuple[str, EmailMessage]]:
             mails.append((outgoing.to, message_from_bytes(outgoing.mail, policy=policy.default)))
 
 
-def text_of(letter: EmailMessage) -> str:
-    """The text as a mail program shows it."""
-    text = letter.get_content()
+def text_of(message: EmailMessage) -> str:
+    """Return the text as a mail program shows it."""
+    text = message.get_content()
     assert isinstance(text, str)
     return text.replace("\r\n", "\n")
 
@@ -158,7 +158,7 @@ def test_the_mark_in_front_is_ours(store: Store, actions: Actions, smtp: SmtpSer
     assert actions.links.read_mark(received[MARK_HEADER]) == ("release", id)
 
 
-def test_releasing_twice_says_what_happened_before(store: Store, actions: Actions, smtp: SmtpServer) -> None:
+def test_releasing_twice_names_the_earlier_release(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store).id
     actions.release(id, 0, BY_LINK)
     for operator in (False, True):
@@ -176,7 +176,7 @@ def test_the_null_sender_and_the_unknown_one_cannot_bounce(
     assert b"MAIL FROM:<>" in smtp.commands
 
 
-def test_what_is_not_there_is_not_found(store: Store, actions: Actions) -> None:
+def test_an_unknown_delivery_is_not_found(store: Store, actions: Actions) -> None:
     with pytest.raises(NotFound):
         actions.release(new_id(), 0, BY_LINK)
     with pytest.raises(NotFound):
@@ -210,7 +210,7 @@ BEHAVIOURS = {
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "INPUT", "BODY"])
-def test_every_failure_is_recorded_as_what_it_was_and_heals(
+def test_every_failure_is_recorded_with_its_kind_and_a_retry_succeeds(
     store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     released = 0
@@ -221,9 +221,9 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
             state = State.RELEASING
         id = hold(store).id
         smtp.script[verb] = behaviour
-        impatient = Relay(smtp.url, reply_seconds=0.3, total_seconds=1)
+        short_timeouts = Relay(smtp.url, reply_seconds=0.3, total_seconds=1)
         with pytest.raises((RelayDeferred, RelayRefused)) as caught:
-            (replace(actions, relay=impatient) if behaviour == HANG else actions).release(id, 0, BY_LINK)
+            (replace(actions, relay=short_timeouts) if behaviour == HANG else actions).release(id, 0, BY_LINK)
         delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.attempts, delivery.reason) == (state, 1, str(caught.value)), behaviour
         assert delivery.next_try_at == (clock() + MINUTE if state is State.RELEASING else None)
@@ -245,13 +245,13 @@ def test_every_failure_is_recorded_as_what_it_was_and_heals(
         delivery = store.deliveries.get(DeliveryId(id, 0))
         assert (delivery.state, delivery.reason, delivery.next_try_at) == (State.RELEASED, "", None)
         assert len(smtp.mails) == released
-    # Whatever arrived, also twice after a lost answer to the final dot, was for alice.
+    # Every copy that arrived, also a second one after a lost answer to the final dot, was for alice.
     assert {tuple(received.recipients) for received in smtp.mails + smtp.unanswered} == {(ALICE,)}
     assert bool(smtp.unanswered) == (verb == "BODY")
 
 
 def turn_dangerous(store: Store, data: bytes) -> None:
-    """The same mail comes again, and now a virus scanner knows it."""
+    """Hold the same mail again, now with the finding of a virus scanner."""
     hold(store, data, tier=Tier.DANGEROUS, symbols=(Symbol("CLAM_VIRUS"),))
 
 
@@ -291,7 +291,7 @@ def test_an_operators_release_goes_on_when_the_mail_turns_out_dangerous(
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.RELEASED
 
 
-def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_released(
+def test_a_mail_that_turns_dangerous_between_check_and_claim_is_not_released(
     store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = mail()
@@ -309,7 +309,7 @@ def test_a_mail_that_turns_dangerous_between_the_look_and_the_claim_is_not_relea
     assert not smtp.mails
 
 
-def test_nobody_listening_is_tried_again(store: Store, make_actions: MakeActions) -> None:
+def test_a_refused_connection_is_retried(store: Store, make_actions: MakeActions) -> None:
     id = hold(store).id
     with pytest.raises(RelayDeferred, match="Connection refused"):
         make_actions(nobody_listens()).release(id, 0, BY_LINK)
@@ -327,7 +327,7 @@ def test_over_lmtp_the_mailbox_itself_answers(store: Store, make_actions: MakeAc
         assert len(server.mails) == 1
 
 
-def test_tries_become_rarer_and_end_after_five_days(
+def test_retries_become_rarer_and_end_after_five_days(
     store: Store, actions: Actions, smtp: SmtpServer, clock: Clock
 ) -> None:
     id, began = hold(store).id, clock()
@@ -362,7 +362,7 @@ def rejected(actions: Actions, store: Store) -> UUID:
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
-def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once_an_hour(
+def test_a_mail_server_that_rejects_the_portal_is_reported_once_an_hour(
     store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     smtp.script[verb] = REJECTED
@@ -385,7 +385,7 @@ def test_a_mail_server_that_rejects_the_portal_is_told_to_the_administrator_once
 
 
 @pytest.mark.parametrize("reply", ["450 4.2.0 greylisted", "550 5.1.1 no such user", "421 4.3.2 shutting down", DROP])
-def test_nobody_is_told_of_what_heals_by_itself_or_is_about_one_mail(
+def test_temporary_failures_and_those_of_one_mail_are_not_reported(
     store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, reply: str
 ) -> None:
     smtp.script["RCPT"] = reply
@@ -413,7 +413,7 @@ def test_an_alarm_that_cannot_be_queued_changes_nothing_else(
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "RCPT"])
-def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
+def test_a_release_given_up_because_the_portal_is_rejected_has_our_own_reason(
     store: Store, actions: Actions, smtp: SmtpServer, clock: Clock, verb: str
 ) -> None:
     smtp.script[verb] = REJECTED
@@ -426,7 +426,7 @@ def test_what_is_given_up_for_want_of_a_mail_server_says_so_in_our_words(
         "given up after 5 days: the mail server did not accept it; please contact your administrator"
     )
     assert REJECTED in " ".join(event.detail for event in store.deliveries.history(DeliveryId(id, 0))), (
-        "the administrator finds the words"
+        "the administrator finds the reply in the history"
     )
     smtp.script.clear()
     assert actions.release(id, 0, BY_LINK).state is State.RELEASED
@@ -447,7 +447,7 @@ def test_one_failing_release_leaves_the_others_alone(
     assert [store.deliveries.get(DeliveryId(id, 0)).state for id in ids] == [State.RELEASED, State.HELD, State.RELEASED]
 
 
-def test_a_mail_whose_bytes_are_gone_goes_back_and_nothing_is_sent(
+def test_a_mail_whose_bytes_are_missing_is_held_again_and_nothing_is_sent(
     store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store).id
@@ -514,7 +514,7 @@ assemble(load(), create=True).actions.release(uuid.UUID(sys.argv[1]), 0, Actor(A
 def test_a_release_killed_half_way_is_finished_after_the_lease(
     store: Store, store_url: str, actions: Actions, smtp: SmtpServer, clock: Clock, tmp_path: Path, verb: str
 ) -> None:
-    # So large that the server's not reading keeps the child from ever coming to the final dot.
+    # The mail is so large that the child cannot send the final dot while the server does not read.
     id = hold(store, mail(size_bytes=1 << 24 if verb == "INPUT" else 0)).id
     reached, killed = threading.Event(), threading.Event()
 
@@ -553,7 +553,7 @@ def test_a_release_killed_half_way_is_finished_after_the_lease(
 
 
 def canonical(data: bytes) -> bytes:
-    """What must arrive, said another way than the product says it."""
+    """Return the data that must arrive, computed in another way than the product does."""
     out = re.sub(rb"\r\n|\r|\n", lambda end: b" " if end[0] == b"\r" else b"\r\n", data)
     return out if out.endswith(b"\r\n") or not out else out + b"\r\n"
 
@@ -571,7 +571,7 @@ AWKWARD = [
 
 
 @pytest.mark.slow
-def test_what_was_held_arrives_octet_for_octet(store: Store, actions: Actions, smtp: SmtpServer) -> None:
+def test_held_mail_arrives_octet_for_octet(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     corpus = sorted(path for path in CORPUS.glob("**/*") if path.suffix in (".eml", ".msg", ".txt"))
     assert corpus or not CORPUS.exists()
     for data in {*AWKWARD, *(path.read_bytes() for path in corpus)}:
@@ -598,7 +598,7 @@ def test_signatures_survive(store: Store, actions: Actions, smtp: SmtpServer) ->
     ]
     for data in mails:
         signed = dkim.sign(data, b"test", b"example.net", key, canonicalize=(b"relaxed", b"relaxed")) + data
-        # As the milter hands it on: header folds with a bare LF.
+        # The milter passes header folds with a bare LF.
         head, _, text = signed.partition(b"\r\n\r\n")
         as_exported = re.sub(rb"\r\n(?=[ \t])", b"\n", head) + b"\r\n\r\n" + text
         assert as_exported != signed
@@ -659,10 +659,10 @@ def test_any_recipient_gets_exactly_its_own_or_nothing_goes_out(
     assert not smtp.violations
 
 
-# ---- who may
+# ---- permissions
 
 
-def test_dangerous_mail_is_an_administrators_to_release(store: Store, actions: Actions, smtp: SmtpServer) -> None:
+def test_only_an_administrator_releases_dangerous_mail(store: Store, actions: Actions, smtp: SmtpServer) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     with pytest.raises(NotAllowed):
         actions.release(id, 0, BY_LINK)
@@ -674,20 +674,20 @@ def test_dangerous_mail_is_an_administrators_to_release(store: Store, actions: A
     assert actions.release(id, 1, BY_OPERATOR, operator=True).state is State.RELEASED
 
 
-def test_a_refusal_between_look_and_claim_opens_no_door(
+def test_a_request_refused_between_check_and_claim_is_not_released(
     store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     actions.request_release(id, 0, BY_LINK)
-    look = store.deliveries.get
+    get = store.deliveries.get
 
-    def look_then_refused(key: DeliveryId) -> object:
-        seen = look(key)
-        monkeypatch.setattr(store.deliveries, "get", look)
+    def get_then_refuse(key: DeliveryId) -> object:
+        seen = get(key)
+        monkeypatch.setattr(store.deliveries, "get", get)
         actions.refuse_request(id, 0, BY_OPERATOR, "it is a trap")
         return seen
 
-    monkeypatch.setattr(store.deliveries, "get", look_then_refused)
+    monkeypatch.setattr(store.deliveries, "get", get_then_refuse)
     with pytest.raises(AlreadyDone):
         actions.release(id, 0, BY_LINK)
     assert not smtp.commands
@@ -716,10 +716,10 @@ def test_deleted_mail_comes_back_by_undo_or_by_an_operator(store: Store, actions
     assert store.deliveries.get_for(Reader(BOB), id).state is State.HELD
 
 
-# ---- requests and what is told
+# ---- requests and notifications
 
 
-def test_a_request_tells_the_administrator_what_and_how(store: Store, actions: Actions, clock: Clock) -> None:
+def test_a_request_notifies_the_administrator_with_the_commands(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(
         store,
         tier=Tier.DANGEROUS,
@@ -755,7 +755,7 @@ def test_an_address_cannot_become_a_command_of_the_administrators_shell(
     assert "From: (unknown)\nEnvelope sender: unknown\nSubject: (no subject)\n" in text_of(request)
 
 
-def test_a_refusal_tells_the_recipient_why(store: Store, actions: Actions, clock: Clock) -> None:
+def test_a_refusal_notifies_the_recipient_with_the_reason(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(store, tier=Tier.DANGEROUS, recipients=[ALICE, BOB, "eve@elsewhere.example"]).id
     for number in (0, 2):
         actions.request_release(id, number, BY_LINK)
@@ -765,9 +765,9 @@ def test_a_refusal_tells_the_recipient_why(store: Store, actions: Actions, clock
     refused = actions.refuse_request(id, 0, BY_OPERATOR, "The attachment is a virus, 100% sure.")
     actions.refuse_request(id, 2, BY_OPERATOR, "not one of ours, so not mailed")
     assert (refused.state, refused.reason) == (State.HELD, "The attachment is a virus, 100% sure.")
-    [(to, told)] = queued(store, clock())
-    assert (to, told["To"]) == (ALICE, ALICE)
-    text = text_of(told)
+    [(to, notice)] = queued(store, clock())
+    assert (to, notice["To"]) == (ALICE, ALICE)
+    text = text_of(notice)
     assert "Reason: The attachment is a virus, 100% sure.\n" in text
     assert "Subject: Offer\n" in text and "https://mail.example.org/quarantine\n" in text
     assert BOB not in text and MALLORY not in text
@@ -775,12 +775,12 @@ def test_a_refusal_tells_the_recipient_why(store: Store, actions: Actions, clock
         actions.release(id, 0, BY_LINK)
 
 
-def test_a_refused_request_can_be_asked_again(store: Store, actions: Actions) -> None:
+def test_a_refused_request_can_be_made_again(store: Store, actions: Actions) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     actions.request_release(id, 0, BY_LINK)
     actions.refuse_request(id, 0, BY_OPERATOR, "no")
-    asked = actions.request_release(id, 0, BY_LINK)
-    assert (asked.state, asked.reason) == (State.REQUESTED, "")
+    delivery = actions.request_release(id, 0, BY_LINK)
+    assert (delivery.state, delivery.reason) == (State.REQUESTED, "")
 
 
 def test_alarms_reach_the_administrator(store: Store, actions: Actions, clock: Clock) -> None:
@@ -791,17 +791,17 @@ def test_alarms_reach_the_administrator(store: Store, actions: Actions, clock: C
     assert "relay.url leads to a listener that scans.\n" in text_of(alarm)
 
 
-def test_of_many_processes_that_meet_the_same_at_once_one_raises_the_alarm(
+def test_of_many_processes_with_the_same_problem_one_raises_the_alarm(
     store: Store, actions: Actions, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, recall = threading.Barrier(4), store.notes.get
+    together, get = threading.Barrier(4), store.notes.get
 
-    def recalled(name: str) -> str | None:
-        found = recall(name)
-        together.wait(10)  # all have looked before anybody tells
+    def get_together(name: str) -> str | None:
+        found = get(name)
+        together.wait(10)  # all have read the note before one sends the alarm
         return found
 
-    monkeypatch.setattr(store.notes, "get", recalled)
+    monkeypatch.setattr(store.notes, "get", get_together)
     for _ in range(2):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: actions.alarm_hourly("something", "Look at it."), range(4)))
@@ -819,27 +819,27 @@ def test_a_clock_that_was_ahead_silences_no_alarm(store: Store, actions: Actions
     assert len(queued(store, clock() + HOUR)) == 1
 
 
-# ---- a request and its mail are one act
+# ---- a request and its mail are one transaction
 
 
 def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     id, at = hold(store).id, now()
-    asking: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
-    asking["kind"] = EventKind.REQUESTED
+    request: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
+    request["kind"] = EventKind.REQUESTED
     with pytest.raises(StoreUnavailable):
-        store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
+        store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))] == ["held"]
-    store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, b"Subject: please\r\n\r\n"))
+    store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, b"Subject: please\r\n\r\n"))
     assert [to for to, _ in queued(store, at)] == [ADMIN]
     with pytest.raises(AlreadyDone):
-        store.deliveries.move(DeliveryId(id, 0), **asking, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
     with pytest.raises(NotFound):
-        store.deliveries.move(DeliveryId(new_id(), 0), **asking, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(new_id(), 0), **request, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
     assert queued(store, at) == []
 
 
-def test_asking_twice_tells_the_administrator_once(store: Store, actions: Actions, clock: Clock) -> None:
+def test_requesting_twice_notifies_the_administrator_once(store: Store, actions: Actions, clock: Clock) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     actions.request_release(id, 0, BY_LINK)
     with pytest.raises(AlreadyDone):
@@ -849,6 +849,6 @@ def test_asking_twice_tells_the_administrator_once(store: Store, actions: Action
     assert (refused.state, refused.reason) == (State.HELD, "it is a virus")
     with pytest.raises(AlreadyDone):
         actions.refuse_request(id, 0, BY_OPERATOR, "it is a virus")
-    [(to, letter)] = queued(store, clock())
+    [(to, message)] = queued(store, clock())
     assert to == ALICE
-    assert "Reason: it is a virus" in text_of(letter)
+    assert "Reason: it is a virus" in text_of(message)

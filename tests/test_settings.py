@@ -1,4 +1,4 @@
-"""Settings: defaults, where values come from, and one list with every problem and its source."""
+"""Settings: defaults, where values come from, and a list of all problems with their sources."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_variable_goes_before_the_file(tmp_path: Path) -> None:
     assert settings.digest.at == (time(6, 30),)
 
 
-def test_each_value_is_told_with_its_source(tmp_path: Path) -> None:
+def test_each_value_is_shown_with_its_source(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.toml"
     path.write_text("[store]\nretention_days = 5\n[digest]\nmax_rows = 3")
     _, used, sources = load_from({"QUARANTINE_CONFIG": str(path), "QUARANTINE_DIGEST__MAX_ROWS": "4"})
@@ -102,7 +102,7 @@ def test_each_value_is_told_with_its_source(tmp_path: Path) -> None:
     }
 
 
-def test_without_a_file_the_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_named_file_the_current_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quarantine.toml").write_text("[store]\nretention_days = 5")
     settings, path, _ = load_from({})
@@ -166,7 +166,7 @@ def test_times_may_be_texts_or_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
+def test_a_secret_may_be_in_a_file(tmp_path: Path, end: str) -> None:
     secret = tmp_path / "password"
     secret.write_text("p@ss wörd" + end, "utf-8", newline="")
     text = f"[exporter]\nuser = 'rspamd'\npassword_file = '{secret}'"
@@ -176,7 +176,7 @@ def test_a_secret_may_stand_in_a_file(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["store.url", "relay.url", "mail.url"])
-def test_addresses_with_passwords_may_stand_in_files(tmp_path: Path, key: str) -> None:
+def test_urls_with_passwords_may_be_in_files(tmp_path: Path, key: str) -> None:
     url = "postgresql://u:p@db/q" if key == "store.url" else "smtps://u:p@relay:465"
     secret = tmp_path / "url"
     secret.write_text(url + "\n")
@@ -357,7 +357,7 @@ def test_an_unknown_variable_is_a_problem(tmp_path: Path, name: str, meant: str)
     ]
 
 
-def test_other_variables_are_none_of_our_business(tmp_path: Path) -> None:
+def test_other_variables_are_ignored(tmp_path: Path) -> None:
     load_toml(tmp_path, "", QUARANTINE_SOCKET="127.0.0.1:9001", QUARANTINEX="1", PATH="/bin", STORE__URL="x")
 
 
@@ -398,7 +398,7 @@ def test_one_wrong_value_makes_no_second_problem(tmp_path: Path) -> None:
     assert found.startswith("exporter.password: ")
 
 
-def test_a_file_that_is_not_there_or_not_toml_is_a_problem(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_that_is_not_toml_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="none.toml: cannot be read: No such file or directory"):
         load({"QUARANTINE_CONFIG": str(tmp_path / "none.toml")})
     (found,) = problems(tmp_path, "[store\n", QUARANTINE_LOCAL_DOMAINS="example.org")
@@ -444,7 +444,7 @@ DOMAIN = """
 """
 
 
-def test_a_domain_has_defaults_of_its_own_where_it_says_so(tmp_path: Path) -> None:
+def test_a_domain_may_have_its_own_defaults(tmp_path: Path) -> None:
     digest = load_toml(tmp_path, DOMAIN).digest
 
     def plan(recipient: str) -> tuple[Any, ...]:
@@ -457,7 +457,7 @@ def test_a_domain_has_defaults_of_its_own_where_it_says_so(tmp_path: Path) -> No
     assert plan("alice@sub.example.net") == plan("alice@example.org")
 
 
-def test_a_wrong_name_in_a_domains_table_is_told_with_the_right_one(tmp_path: Path) -> None:
+def test_a_wrong_name_in_the_table_of_a_domain_is_reported_with_the_right_one(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, DOMAIN + "timezon = 'UTC'")
     path = tmp_path / "quarantine.toml"
     assert (
@@ -514,7 +514,7 @@ def test_a_domain_has_one_table(tmp_path: Path) -> None:
     assert found.startswith('digest.domains."bücher.example": this domain is not in local_domains')
 
 
-# ---- showing
+# ---- output of settings
 
 
 def test_masked_shows_everything_but_secrets(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_masked_shows_the_defaults(tmp_path: Path) -> None:
     assert shown["links.keys_file"] == "/etc/links.keys"
 
 
-# ---- who is local
+# ---- local addresses
 
 
 @pytest.mark.parametrize(

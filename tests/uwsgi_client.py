@@ -1,4 +1,4 @@
-"""A client of the uwsgi protocol, as Nginx is one and as any process that can connect may be."""
+"""A client of the uwsgi protocol, such as Nginx or any other process that can connect."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ HEALTH = {
 
 
 def packet(variables: Mapping[str, str], body: bytes = b"") -> bytes:
-    """A request: modifiers 0, the variables, then the body."""
+    """Return a request: modifiers 0, the variables, then the body."""
     fields = b"".join(
         len(part).to_bytes(2, "little") + part for pair in variables.items() for part in map(str.encode, pair)
     )
     return b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields + body
 
 
-def ask(path: str, data: bytes) -> bytes:
-    """Send bytes to a unix socket; all that came back."""
+def exchange(path: str, data: bytes) -> bytes:
+    """Send bytes to a Unix socket and return the whole answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)
         connection.connect(path)

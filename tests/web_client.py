@@ -1,4 +1,4 @@
-"""The portal as tests see it: a site with a clock that can be turned, and browsers that keep cookies."""
+"""Test clients of the portal: a site with a clock that tests set, and browsers that keep cookies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORIGIN = "http://127.0.0.1:8080"
 
 @dataclass
 class Answer:
-    """What came back."""
+    """The answer to a request."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -47,14 +47,14 @@ class Answer:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     def cookies(self) -> dict[str, str]:
-        """The Set-Cookie lines by name."""
+        """Return the Set-Cookie lines by name."""
         lines = [value for key, value in self.headers if key.lower() == "set-cookie"]
         return {line.partition("=")[0]: line for line in lines}
 
 
 @dataclass
 class Browser:
-    """Asks the WSGI application itself and keeps its cookies."""
+    """A browser that calls the WSGI application directly and keeps cookies."""
 
     app: Any
     cookies: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Browser:
         headers: Mapping[str, str] | None = None,
         environ: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """One request. ``path`` is below the mount point unless it is a whole address of ours."""
+        """Send a request. ``path`` is below the mount point unless it is a whole URL of the portal."""
         path = path.removeprefix(ORIGIN)
         path = path if path.startswith(ROOT) else ROOT + path
         parts = urlsplit(path)
@@ -108,26 +108,26 @@ class Browser:
         return self.request("GET", path, **more)
 
     def post(self, path: str, form: Mapping[str, str] | None = None, **more: Any) -> Answer:
-        """A form posted from a page of ours."""
+        """Post a form from a page of the portal."""
         headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", **more.pop("headers", {})}
         return self.request("POST", path, form=form or {}, headers=headers, **more)
 
     def follow(self, answer: Answer, path: str) -> Answer:
-        """The page a 303 leads to."""
+        """Return the page that a 303 redirects to."""
         assert answer.status == 303, answer.text
         location = answer.header("Location")
         assert location and "//" not in location
         return self.get(path.partition("?")[0] + location[2:] if location.startswith("./") else location)
 
     def form_token(self) -> str:
-        """The anti-forgery token of the pages of this session."""
+        """Return the anti-forgery token of the pages of this session."""
         found = re.search(r'name="form_token" value="([^"]+)"', self.get("/preferences").text)
         assert found
         return found[1]
 
 
 class Site:
-    """Parts whose clock is ``now``, and the application on them."""
+    """Parts with the clock ``now``, and the application on them."""
 
     def __init__(self, parts: Parts) -> None:
         self.now: datetime = builders.now()
@@ -142,7 +142,7 @@ class Site:
         self.now += timedelta(**amount)
 
     def signed_in(self, recipient: str) -> Browser:
-        """A browser with a session of this recipient."""
+        """Return a browser with a session of this recipient."""
         browser = self.browser()
         session = hashlib.sha256(f"session of {recipient}".encode()).hexdigest()
         self.store.sign_ins.start_session(hashlib.sha256(session.encode()).digest(), recipient, self.now)
@@ -153,7 +153,7 @@ class Site:
         return builders.hold(self.store, tier=tier, **more)
 
     def link(self, action: Action, held: Held, number: int = 0, minutes_old: float = 0) -> str:
-        """The address of a link in a digest of that age."""
+        """Return the URL of a link in a digest of that age."""
         issued_at = self.now - timedelta(minutes=minutes_old)
         return self.parts.links.url(action, held.id, number, issued_at).removeprefix(ORIGIN)
 
@@ -168,5 +168,5 @@ class Site:
 
 
 def basic(user: str, password: str) -> str:
-    """An Authorization header."""
+    """Return the value of an Authorization header."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

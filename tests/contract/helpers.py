@@ -1,4 +1,4 @@
-"""What the tests of the contracts share."""
+"""Helpers of the contract tests."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ EVERY_STATE = frozenset(State)
 
 
 def concurrently(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """Run ``work(number)`` in ``count`` threads that begin together; their results, or the errors they met.
+    """Run ``work(number)`` in ``count`` threads that begin together; return their results or errors.
 
-    Who finds the store too busy tries again, as Rspamd's senders and people do.
+    If the store is too busy, a thread tries again, as senders and people do.
     """
     begin = Barrier(count)
 
@@ -55,7 +55,7 @@ def concurrently(count: int, work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(run, range(count)))
 
 
-_ELSEWHERE = """
+_CHILD = """
 import operator, os, pickle, sys
 from portal.stores import open_store
 url, name, arguments, options = pickle.load(sys.stdin.buffer)
@@ -67,9 +67,9 @@ os._exit(9)
 """
 
 
-def _begin_elsewhere(url: str, name: str, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+def start_child(url: str, name: str, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _ELSEWHERE],
+        [sys.executable, "-c", _CHILD],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -81,9 +81,9 @@ def _begin_elsewhere(url: str, name: str, *arguments: Any, **options: Any) -> su
     return process
 
 
-def dies_in(url: str, name: str, *arguments: Any, **options: Any) -> Any:
-    """Another process calls this method of the store, enters the block if it is one, and drops dead."""
-    process = _begin_elsewhere(url, name, *arguments, **options)
+def call_and_exit(url: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of the store in another process that exits at once, within the block if there is one."""
+    process = start_child(url, name, *arguments, **options)
     out, _ = process.communicate()
     assert process.returncode == 9
     return pickle.loads(out)
@@ -93,17 +93,17 @@ def held_bytes(store: Store, id: UUID) -> bytes:
     return b"".join(store.messages.body(id))
 
 
-def every_page(ask: Callable[[DeliveryId | None], Page]) -> list[Delivery]:
+def every_page(get_page: Callable[[DeliveryId | None], Page]) -> list[Delivery]:
     out: list[Delivery] = []
-    page = ask(None)
+    page = get_page(None)
     while True:
         out += page.deliveries
         if page.next is None:
             return out
-        page = ask(page.next)
+        page = get_page(page.next)
 
 
-def names(deliveries: Any) -> list[tuple[UUID, int]]:
+def keys(deliveries: Any) -> list[tuple[UUID, int]]:
     return [(d.id, d.number) for d in deliveries]
 
 
@@ -129,23 +129,23 @@ def delete(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
     )
 
 
-def ask(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
+def request_release(store: Store, held: Held, at: datetime, number: int = 0) -> Delivery:
     return store.deliveries.move(
         DeliveryId(held.id, number), State.REQUESTED, {State.HELD}, BY_LINK, at, kind=EventKind.REQUESTED
     )
 
 
-def tell(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
-    """Send a recipient's digest now; what was in it."""
+def send_digest(store: Store, recipient: str, at: datetime, limit: int = 100) -> list[tuple[UUID, int]]:
+    """Send the digest of a recipient now; return the keys of its deliveries."""
     with digesting(store, recipient, at, limit, ignore_schedule=True) as digest:
-        return names(digest.deliveries)
+        return keys(digest.deliveries)
 
 
 CHOSEN = Preferences("monday", (time(6, 30), time(18)), "Asia/Kathmandu", "en")
 
 
 def due(store: Store, count: int, at: datetime) -> list[str]:
-    """So many recipients with a digest that is due at ``at``, the longest due first."""
+    """Return ``count`` recipients with a digest that is due at ``at``, the longest due first."""
     people = [f"p{n:02}@example.org" for n in range(count)]
     for n, person in enumerate(people):
         hold(store, recipients=[person])
@@ -170,9 +170,9 @@ def sign_in(number: int, at: datetime, **overrides: Any) -> SignIn:
     return replace(made, **overrides)
 
 
-def start(store: Store, asked: SignIn, limits: SignInLimits | None = None) -> bool:
+def start(store: Store, pending: SignIn, limits: SignInLimits | None = None) -> bool:
     return store.sign_ins.start(
-        asked, limits or SignInLimits(), QueuedMail(asked.recipient, b"mail %d" % asked.token_sha256[0])
+        pending, limits or SignInLimits(), QueuedMail(pending.recipient, b"mail %d" % pending.token_sha256[0])
     )
 
 

@@ -19,14 +19,14 @@ from tests.contract.helpers import (
     MINUTE,
     SECOND,
     UNKNOWN,
-    ask,
     claim,
     concurrently,
     defer,
     delete,
     every_page,
-    names,
+    keys,
     release,
+    request_release,
 )
 
 
@@ -35,12 +35,12 @@ def test_mallory_sees_nothing(store: Store) -> None:
     assert store.deliveries.list_for(Reader(MALLORY), EVERY_STATE, 10) == Page((), None)
     assert not list(store.digests.unannounced(Reader(MALLORY), 10))
     assert store.digests.last(MALLORY) is None
-    with pytest.raises(NotFound) as somebody_elses:
+    with pytest.raises(NotFound) as forbidden:
         store.deliveries.get_for(Reader(MALLORY), held.id)
     with pytest.raises(NotFound) as unknown:
         store.deliveries.get_for(Reader(MALLORY), UNKNOWN)
-    assert type(somebody_elses.value) is type(unknown.value) is NotFound
-    assert str(somebody_elses.value).replace(str(held.id), "") == str(unknown.value).replace(str(UNKNOWN), "")
+    assert type(forbidden.value) is type(unknown.value) is NotFound
+    assert str(forbidden.value).replace(str(held.id), "") == str(unknown.value).replace(str(UNKNOWN), "")
 
 
 def test_each_recipient_gets_their_own_delivery(store: Store) -> None:
@@ -48,7 +48,7 @@ def test_each_recipient_gets_their_own_delivery(store: Store) -> None:
     assert store.deliveries.get_for(Reader(ALICE), held.id).number == 0
     assert store.deliveries.get_for(Reader(BOB), held.id).number == 1
     assert store.deliveries.get_for(Reader(BOB), held.id) == store.deliveries.get(DeliveryId(held.id, 1))
-    assert names(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == [(held.id, 1)]
+    assert keys(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == [(held.id, 1)]
 
 
 def test_a_list_is_newest_first_and_complete_over_its_pages(store: Store) -> None:
@@ -73,15 +73,15 @@ def test_a_page_holds_no_more_than_its_limit_and_the_last_says_so(store: Store) 
 def test_mail_that_comes_between_pages_makes_no_doubles(store: Store) -> None:
     ids = [hold(store).id for _ in range(6)]
 
-    def ask_then_hold(before: DeliveryId | None) -> Page:
+    def list_then_hold(before: DeliveryId | None) -> Page:
         page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 2, before)
         hold(store)
         return page
 
-    assert [d.id for d in every_page(ask_then_hold)] == sorted(ids, reverse=True)
+    assert [d.id for d in every_page(list_then_hold)] == sorted(ids, reverse=True)
 
 
-def test_mail_that_leaves_between_pages_hides_nothing(store: Store) -> None:
+def test_mail_that_is_deleted_between_pages_hides_nothing(store: Store) -> None:
     ids = sorted((hold(store) for _ in range(6)), key=lambda held: held.id, reverse=True)
     page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 3)
     for held in ids[:3]:
@@ -91,11 +91,11 @@ def test_mail_that_leaves_between_pages_hides_nothing(store: Store) -> None:
     ]
 
 
-def test_a_list_shows_the_states_asked_for(store: Store) -> None:
+def test_a_list_shows_the_requested_states(store: Store) -> None:
     held, deleted, released, requested, releasing = (hold(store) for _ in range(5))
     delete(store, deleted, now())
     release(store, released, now())
-    ask(store, requested, now())
+    request_release(store, requested, now())
     defer(store, releasing, now())
 
     def ids(*states: State) -> set[UUID]:
@@ -110,7 +110,7 @@ def test_a_list_shows_the_states_asked_for(store: Store) -> None:
     assert len(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == 5
 
 
-def test_what_is_not_there_is_not_found(store: Store) -> None:
+def test_an_unknown_delivery_is_not_found(store: Store) -> None:
     held = hold(store)
     with pytest.raises(NotFound):
         store.deliveries.get(DeliveryId(UNKNOWN, 0))
@@ -125,7 +125,7 @@ def test_what_is_not_there_is_not_found(store: Store) -> None:
     assert not isinstance(missing.value, BodyMissing)
 
 
-def test_a_day_long_past_or_far_ahead_is_not_found_either(store: Store) -> None:
+def test_a_delivery_of_a_day_long_past_or_far_ahead_is_not_found(store: Store) -> None:
     for year in (1971, 2400):
         id = new_id(datetime(year, 1, 1, tzinfo=UTC))
         with pytest.raises(NotFound):
@@ -143,20 +143,20 @@ def test_search_without_a_filter_shows_everything_newest_first(store: Store) -> 
     ids = [hold(store).id for _ in range(5)] + [hold(store, recipients=()).id]
     found = every_page(lambda before: store.deliveries.search(Filter(), 4, before))
     assert [d.id for d in found] == sorted((d.id for d in found), reverse=True)
-    assert sorted(names(found)) == sorted([(id, n) for id in ids[:5] for n in (0, 1)] + [(ids[5], 0)])
+    assert sorted(keys(found)) == sorted([(id, n) for id in ids[:5] for n in (0, 1)] + [(ids[5], 0)])
 
 
 def test_search_goes_on_within_a_message_with_many_recipients(store: Store) -> None:
     held = hold(store, recipients=[f"p{n}@example.org" for n in range(10)])
     hold(store)
     found = every_page(lambda before: store.deliveries.search(Filter(), 3, before))
-    assert len(found) == len(set(names(found))) == 12
+    assert len(found) == len(set(keys(found))) == 12
     assert sorted(d.number for d in found if d.id == held.id) == list(range(10))
 
 
 def test_search_by_recipient(store: Store) -> None:
     one, _ = hold(store), hold(store, recipients=[ALICE])
-    assert names(store.deliveries.search(Filter(recipient=BOB), 10).deliveries) == [(one.id, 1)]
+    assert keys(store.deliveries.search(Filter(recipient=BOB), 10).deliveries) == [(one.id, 1)]
     assert not store.deliveries.search(Filter(recipient=MALLORY), 10).deliveries
     assert not store.deliveries.search(Filter(recipient="bob"), 10).deliveries
 
@@ -165,7 +165,7 @@ def test_search_by_recipient(store: Store) -> None:
 def test_search_by_a_part_of_the_envelope_sender(store: Store, part: str) -> None:
     held = hold(store, recipients=[ALICE], header_from="")
     hold(store, recipients=[ALICE], envelope_sender="other@example.com", header_from="Other <x@example.com>")
-    assert names(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
 
 
 @pytest.mark.parametrize("part", ["Bank", "JÜRGEN", "jürgen", "en from the bank <J", "100%_"])
@@ -173,7 +173,7 @@ def test_search_by_a_part_of_the_from_header(store: Store, part: str) -> None:
     sent_as = "Jürgen from the Bank <j@bank.example> 100%_"
     held = hold(store, recipients=[ALICE], envelope_sender=None, header_from=sent_as)
     hold(store, recipients=[ALICE], envelope_sender="", header_from="Other <x@example.com> 1000_")
-    assert names(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.search(Filter(sender=part), 10).deliveries) == [(held.id, 0)]
 
 
 @pytest.mark.parametrize("part", ["%", "_", "\\", "'", "p%o", "*", "promo_example"])
@@ -184,7 +184,7 @@ def test_search_takes_a_sender_literally(store: Store, part: str) -> None:
 
 @pytest.mark.parametrize("text", ["\0", "a\0", "\udcff", "x" * 100_000])
 def test_strange_text_finds_nothing(store: Store, text: str) -> None:
-    """An operator's terminal may hand over whatever it has."""
+    """The terminal of an operator may pass any bytes."""
     hold(store)
     assert not list(store.messages.find(text))
     assert not store.deliveries.search(Filter(sender=text), 10).deliveries
@@ -205,8 +205,8 @@ def test_search_since(store: Store) -> None:
 def test_search_by_state(store: Store) -> None:
     held = hold(store)
     release(store, held, now(), 1)
-    assert names(store.deliveries.search(Filter(states=frozenset({State.HELD})), 10).deliveries) == [(held.id, 0)]
-    assert names(store.deliveries.search(Filter(states=frozenset({State.RELEASED})), 10).deliveries) == [(held.id, 1)]
+    assert keys(store.deliveries.search(Filter(states=frozenset({State.HELD})), 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.search(Filter(states=frozenset({State.RELEASED})), 10).deliveries) == [(held.id, 1)]
     assert len(store.deliveries.search(Filter(states=EVERY_STATE), 10).deliveries) == 2
 
 
@@ -219,10 +219,10 @@ def test_search_by_everything_at_once_over_pages(store: Store) -> None:
     delete(store, hold(store, envelope_sender="x@example.com", header_from=""), now())
     everything = Filter(recipient=ALICE, sender="PROMO", since=since, states=frozenset({State.DELETED}))
     found = every_page(lambda before: store.deliveries.search(everything, 2, before))
-    assert names(found) == [(id, 0) for id in sorted((h.id for h in wanted), reverse=True)]
+    assert keys(found) == [(id, 0) for id in sorted((h.id for h in wanted), reverse=True)]
 
 
-def test_history_tells_who_did_what_in_order(store: Store) -> None:
+def test_history_shows_who_did_what_in_order(store: Store) -> None:
     held, at = hold(store), now()
     delete(store, held, at)
     store.deliveries.move(
@@ -243,7 +243,7 @@ def test_history_tells_who_did_what_in_order(store: Store) -> None:
 def test_history_keeps_what_the_mail_server_answered_to_a_release(store: Store) -> None:
     held, answers = hold(store), [""]
     with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now(), lambda: answers[-1]):
-        answers.append("250 2.0.0 Ok: queued as 4XYZ")  # known inside of the block only
+        answers.append("250 2.0.0 Ok: queued as 4XYZ")  # known only inside of the block
     assert [(e.kind, e.detail) for e in store.deliveries.history(DeliveryId(held.id, 0))][-2:] == [
         ("releasing", ""),
         ("released", "250 2.0.0 Ok: queued as 4XYZ"),
@@ -269,32 +269,33 @@ def test_last_events_are_the_latest_of_each_kind_of_these_deliveries(store: Stor
     store.deliveries.move(
         DeliveryId(second.id, 1), State.DELETED, {State.HELD}, BY_OPERATOR, at, kind=EventKind.DELETED
     )
-    asked = [DeliveryId(id, 0) for id in (first.id, second.id, third.id, UNKNOWN)]
-    found = store.deliveries.last_events(asked)
+    requested_keys = [DeliveryId(id, 0) for id in (first.id, second.id, third.id, UNKNOWN)]
+    found = store.deliveries.last_events(requested_keys)
     assert set(found) == {(first.id, 0), (second.id, 0)}
-    assert [event.kind for event in found[asked[1]]] == ["releasing", "deferred", "released"]
-    deleted, restored = found[asked[0]]
+    assert [event.kind for event in found[requested_keys[1]]] == ["releasing", "deferred", "released"]
+    deleted, restored = found[requested_keys[0]]
     assert (deleted.kind, deleted.at, deleted.actor) == ("deleted", at + 4 * SECOND, BY_LINK)
     assert (restored.kind, restored.at, restored.actor) == ("restored", at + 5 * SECOND, BY_OPERATOR)
     delete(store, third, at + 10 * SECOND)
     store.deliveries.move(
         DeliveryId(third.id, 0), State.HELD, {State.DELETED}, BY_OPERATOR, at, kind=EventKind.RESTORED
     )  # after a clock was set back
-    assert [event.kind for event in store.deliveries.last_events([asked[2]])[asked[2]]] == [
+    assert [event.kind for event in store.deliveries.last_events([requested_keys[2]])[requested_keys[2]]] == [
         "deleted",
         "restored",
     ]
     assert store.deliveries.last_events([]) == {}
-    assert len(store.deliveries.last_events([asked[0]] * 2 + [DeliveryId(second.id, n) for n in range(998)])) == 3
+    thousand = [requested_keys[0]] * 2 + [DeliveryId(second.id, n) for n in range(998)]
+    assert len(store.deliveries.last_events(thousand)) == 3
 
 
-def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> None:
+def test_a_delivery_without_recipient_can_be_assigned_once(store: Store) -> None:
     held = hold(store, recipients=())
-    at = now() - HOUR  # by a clock that is behind
+    at = now() - HOUR  # by a clock that is an hour behind
     delivery = store.deliveries.assign(DeliveryId(held.id, 0), "Alice@Example.org", BY_OPERATOR, at)
     assert (delivery.recipient, delivery.address, delivery.state) == (ALICE, "Alice@Example.org", State.HELD)
     assert store.deliveries.get(DeliveryId(held.id, 0)) == delivery == store.deliveries.get_for(Reader(ALICE), held.id)
-    assert names(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
     event = store.deliveries.history(DeliveryId(held.id, 0))[-1]
     assert (event.kind, event.at, event.actor, event.detail) == ("assigned", at, BY_OPERATOR, "Alice@Example.org")
     with pytest.raises(AlreadyDone) as error:
@@ -303,7 +304,7 @@ def test_a_delivery_for_nobody_can_be_given_a_recipient_once(store: Store) -> No
     assert store.deliveries.get(DeliveryId(held.id, 0)).recipient == ALICE
 
 
-def test_a_delivery_of_somebody_cannot_be_given_away(store: Store) -> None:
+def test_a_delivery_with_a_recipient_cannot_be_assigned(store: Store) -> None:
     held = hold(store)
     with pytest.raises(AlreadyDone):
         store.deliveries.assign(DeliveryId(held.id, 1), MALLORY, BY_OPERATOR, now())
@@ -316,7 +317,7 @@ def test_a_delivery_of_somebody_cannot_be_given_away(store: Store) -> None:
 
 def test_a_move_is_recorded(store: Store) -> None:
     held, at = hold(store), now()
-    moved = ask(store, held, at)
+    moved = request_release(store, held, at)
     assert (moved.state, moved.state_at) == (State.REQUESTED, at)
     refused = store.deliveries.move(
         DeliveryId(held.id, 0),
@@ -330,7 +331,7 @@ def test_a_move_is_recorded(store: Store) -> None:
     assert (refused.state, refused.state_at, refused.reason) == (State.HELD, at + HOUR, "It is a virus.")
     assert refused == store.deliveries.get(DeliveryId(held.id, 0))
     assert store.deliveries.get(DeliveryId(held.id, 1)).state is State.HELD
-    again = ask(store, held, at + 2 * HOUR)
+    again = request_release(store, held, at + 2 * HOUR)
     assert again.reason == ""
 
 
@@ -361,7 +362,7 @@ def test_an_unknown_delivery_cannot_be_moved(store: Store) -> None:
         delete(store, held, now(), 2)
 
 
-def test_of_20_who_move_at_once_exactly_one_wins(store: Store, second: Store) -> None:
+def test_of_20_concurrent_moves_exactly_one_succeeds(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     results = concurrently(20, lambda n: delete((store, second)[n % 2], held, at + n * SECOND))
     winners = [r for r in results if isinstance(r, Delivery)]
@@ -371,7 +372,7 @@ def test_of_20_who_move_at_once_exactly_one_wins(store: Store, second: Store) ->
     assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == ["held", "deleted"]
 
 
-def test_whose_mail_a_recipient_got_released(store: Store) -> None:
+def test_senders_are_known_whose_mail_a_recipient_got_released(store: Store) -> None:
     at = now()
     first, second, third, fourth = (hold(store, header_from=f"P{n} <p{n}@example.net>") for n in range(4))
     assert store.deliveries.released_from([ALICE], 10) == {}

@@ -1,4 +1,4 @@
-"""`Digests` on every store: due, claimed, settled, asked for, and looked up."""
+"""`Digests` on every store: due, claimed, settled, requested, and looked up."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.contract.helpers import (
     MINUTE,
     SECOND,
     UNKNOWN,
-    ask,
+    call_and_exit,
     claimed,
     concurrently,
     defer,
     delete,
-    dies_in,
     due,
-    names,
+    keys,
     release,
-    tell,
+    request_release,
+    send_digest,
 )
 
 
-def test_a_digest_says_what_its_recipient_chose(store: Store) -> None:
+def test_a_digest_has_the_preferences_of_its_recipient(store: Store) -> None:
     hold(store, recipients=[ALICE])
     store.recipients.set_preferences(ALICE, CHOSEN)
     with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
@@ -75,46 +75,46 @@ def test_no_more_than_500_openings_come_back_and_this_one_is_among_them(store: S
     assert this in found
 
 
-def test_a_digest_asked_for_is_due_at_once_and_holds_the_news(store: Store) -> None:
+def test_a_requested_digest_is_due_at_once_and_has_the_news(store: Store) -> None:
     held, at = hold(store), now()
     store.recipients.schedule(ALICE, at + DAY)
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
     assert list(store.digests.due(at, 10)) == [ALICE]
     store.recipients.schedule(ALICE, at + DAY)
     with digesting(store, ALICE, at, 10) as digest:
-        assert names(digest.deliveries) == [(held.id, 0)]
+        assert keys(digest.deliveries) == [(held.id, 0)]
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [BOB]
 
 
-def test_a_digest_asked_for_without_news_repeats_what_is_still_held(store: Store) -> None:
+def test_a_requested_digest_without_news_repeats_what_is_still_held(store: Store) -> None:
     helds, at = [hold(store, recipients=[ALICE, BOB]) for _ in range(4)], now()
-    tell(store, ALICE, at)
-    tell(store, BOB, at)
+    send_digest(store, ALICE, at)
+    send_digest(store, BOB, at)
     delete(store, helds[0], at)
     release(store, helds[1], at)
     assert store.digests.request(Reader(ALICE), at + HOUR, at) is DigestRequest.DUE
     assert list(store.digests.due(at + HOUR, 10)) == [ALICE]
     expected = [(held.id, 0) for held in helds[2:]]
-    assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
+    assert keys(store.digests.unannounced(Reader(ALICE), 10)) == expected
     with digesting(store, ALICE, at + HOUR, 10) as digest:
-        assert names(digest.deliveries) == expected
+        assert keys(digest.deliveries) == expected
     last = store.digests.last(ALICE)
     assert last is not None
-    assert (last.id, names(last.deliveries)) == (digest.id, expected)
+    assert (last.id, keys(last.deliveries)) == (digest.id, expected)
     assert not list(store.digests.due(None, 10))
     assert not list(store.digests.unannounced(Reader(BOB), 10))
 
 
-def test_only_the_news_are_told_when_there_are_some(store: Store) -> None:
+def test_a_requested_digest_announces_only_news_when_there_are_any(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
-    tell(store, ALICE, at)
+    send_digest(store, ALICE, at)
     later = hold(store, recipients=[ALICE], announce=[])
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
-    assert tell(store, ALICE, at) == [(later.id, 0)]
+    assert send_digest(store, ALICE, at) == [(later.id, 0)]
 
 
-def test_a_digest_is_asked_for_once_an_hour(store: Store) -> None:
+def test_a_digest_can_be_requested_once_an_hour(store: Store) -> None:
     hold(store)
     at = now()
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE
@@ -127,26 +127,26 @@ def test_a_digest_is_asked_for_once_an_hour(store: Store) -> None:
     assert store.digests.request(Reader(ALICE), at + HOUR, at) is DigestRequest.DUE
 
 
-def test_of_20_who_ask_for_a_digest_at_once_one_gets_it(store: Store, second: Store) -> None:
+def test_of_20_concurrent_requests_for_a_digest_one_succeeds(store: Store, second: Store) -> None:
     hold(store)
     at = now()
-    asked = concurrently(20, lambda n: (second if n % 2 else store).digests.request(Reader(ALICE), at, at - HOUR))
-    assert sorted(a.name for a in asked) == ["DUE"] + ["TOO_SOON"] * 19
+    results = concurrently(20, lambda n: (second if n % 2 else store).digests.request(Reader(ALICE), at, at - HOUR))
+    assert sorted(a.name for a in results) == ["DUE"] + ["TOO_SOON"] * 19
 
 
-def test_whoever_has_nothing_or_stopped_gets_no_digest_by_asking(store: Store) -> None:
+def test_a_request_without_held_mail_or_with_stopped_digests_gets_nothing(store: Store) -> None:
     at = now()
     assert store.digests.request(Reader(MALLORY), at, at - HOUR) is DigestRequest.NOTHING
     held = hold(store, recipients=[ALICE])
     store.recipients.set_digests_stopped(ALICE, at)
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.NOTHING
     store.recipients.set_digests_stopped(ALICE, None)
-    tell(store, ALICE, at)
+    send_digest(store, ALICE, at)
     delete(store, held, at)
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.NOTHING
     hold(store, recipients=[ALICE])
     assert store.digests.request(Reader(ALICE), at, at - HOUR) is DigestRequest.DUE, (
-        "what came to nothing does not count"
+        "requests without a result do not count"
     )
 
 
@@ -155,21 +155,21 @@ def test_a_digest_yields_what_is_held_and_was_never_announced_oldest_first(store
     at = now()
     delete(store, helds[0], at)
     release(store, helds[1], at)
-    ask(store, helds[2], at)
+    request_release(store, helds[2], at)
     defer(store, helds[3], at)
     hold(store, recipients=[BOB])
     expected = [(id, 0) for id in sorted(held.id for held in helds[4:])]
-    assert names(store.digests.unannounced(Reader(ALICE), 10)) == expected
-    assert names(store.digests.unannounced(Reader(ALICE), 1)) == expected[:1]
+    assert keys(store.digests.unannounced(Reader(ALICE), 10)) == expected
+    assert keys(store.digests.unannounced(Reader(ALICE), 1)) == expected[:1]
     with digesting(store, ALICE, at, 100, ignore_schedule=True) as digest:
-        assert names(digest.deliveries) == expected
+        assert keys(digest.deliveries) == expected
         assert (digest.recipient, digest.address) == (ALICE, ALICE)
         assert abs(digest.issued_at - at) < SECOND
         assert digest.issued_at.microsecond == 0
     assert not list(store.digests.unannounced(Reader(ALICE), 10))
     assert all(store.deliveries.get(DeliveryId(*name)).announced_at for name in expected)
     assert store.deliveries.get(DeliveryId(helds[4].id, 1)).announced_at is None
-    assert names(store.digests.unannounced(Reader(BOB), 10)) != []
+    assert keys(store.digests.unannounced(Reader(BOB), 10)) != []
 
 
 def test_after_a_digest_there_are_no_news(store: Store) -> None:
@@ -188,13 +188,13 @@ def test_after_a_digest_there_are_no_news(store: Store) -> None:
             pytest.fail("entered")
 
 
-def test_what_was_announced_is_not_announced_again(store: Store) -> None:
+def test_announced_mail_is_not_announced_again(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
-    assert tell(store, ALICE, at) == [(held.id, 0)]
+    assert send_digest(store, ALICE, at) == [(held.id, 0)]
     delete(store, held, at)
     store.deliveries.move(DeliveryId(held.id, 0), State.HELD, {State.DELETED}, BY_LINK, at, kind=EventKind.RESTORED)
     later = hold(store, recipients=[ALICE])
-    assert tell(store, ALICE, at) == [(later.id, 0)]
+    assert send_digest(store, ALICE, at) == [(later.id, 0)]
 
 
 def test_a_digest_goes_to_the_address_as_last_written(store: Store) -> None:
@@ -233,7 +233,7 @@ def test_a_stopped_digest_waits_until_it_is_resumed(store: Store) -> None:
     store.recipients.set_digests_stopped(ALICE, None)
     assert store.recipients.get(ALICE).stopped_at is None
     assert list(store.digests.due(None, 10)) == [ALICE]
-    assert tell(store, ALICE, at + DAY) == [(held.id, 0)]
+    assert send_digest(store, ALICE, at + DAY) == [(held.id, 0)]
 
 
 def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
@@ -250,7 +250,7 @@ def test_a_digest_is_claimed_by_one(store: Store, second: Store) -> None:
                 pytest.fail("entered")
 
 
-def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store) -> None:
+def test_of_20_concurrent_digests_exactly_one_is_sent(store: Store, second: Store) -> None:
     hold(store, recipients=[ALICE])
     at, sent = now(), []
     store.recipients.schedule(ALICE, at)
@@ -267,8 +267,8 @@ def test_of_20_who_digest_at_once_exactly_one_sends(store: Store, second: Store)
 def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Store, store_url: str) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     store.recipients.schedule(ALICE, at)
-    [dead] = dies_in(store_url, "digests.claim", at, 1, 10, only=[ALICE]).digests
-    assert names(dead.deliveries) == [(held.id, 0)]
+    [dead] = call_and_exit(store_url, "digests.claim", at, 1, 10, only=[ALICE]).digests
+    assert keys(dead.deliveries) == [(held.id, 0)]
     assert store.digests.recipient_of(dead.id) == ALICE  # its mail may have gone out: the links in it work
     assert not list(store.digests.due(at + LEASE - SECOND, 10))
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at + LEASE - SECOND, 10):
@@ -277,7 +277,7 @@ def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Stor
     assert list(store.digests.due(later, 10)) == [ALICE]
     with digesting(store, ALICE, later, 10) as digest:
         assert digest.id == dead.id
-        assert names(digest.deliveries) == [(held.id, 0)]
+        assert keys(digest.deliveries) == [(held.id, 0)]
     hold(store, recipients=[ALICE])
     with digesting(store, ALICE, later, 10, ignore_schedule=True) as digest:
         assert digest.id != dead.id
@@ -304,36 +304,36 @@ def test_a_digest_that_failed_announces_nothing_and_is_due_again(
     assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is None
     assert store.digests.last(ALICE) is None
     assert store.recipients.get(ALICE).news_since == held_at(held.id)
-    assert names(store.digests.unannounced(Reader(ALICE), 10)) == [(held.id, 0)]
+    assert keys(store.digests.unannounced(Reader(ALICE), 10)) == [(held.id, 0)]
     assert not list(store.digests.due(at + not_before - SECOND, 10))
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at + not_before - SECOND, 10):
         pytest.fail("entered")
     assert list(store.digests.due(at + at_last + SECOND, 10)) == [ALICE]
     with digesting(store, ALICE, at + at_last + SECOND, 10) as digest:
-        assert names(digest.deliveries) == [(held.id, 0)]
+        assert keys(digest.deliveries) == [(held.id, 0)]
 
 
-def test_mail_that_arrives_while_a_digest_is_sent_is_told_next_time(store: Store, second: Store) -> None:
+def test_mail_that_arrives_while_a_digest_is_sent_is_announced_next_time(store: Store, second: Store) -> None:
     first, at = hold(store, recipients=[ALICE]), now()
     store.recipients.schedule(ALICE, at)
     with digesting(store, ALICE, at, 10) as digest:
         arrived = hold(second, recipients=[ALICE])
-        assert names(digest.deliveries) == [(first.id, 0)]
+        assert keys(digest.deliveries) == [(first.id, 0)]
     assert store.recipients.get(ALICE).news_since == held_at(arrived.id)
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
-    assert tell(store, ALICE, at) == [(arrived.id, 0)]
+    assert send_digest(store, ALICE, at) == [(arrived.id, 0)]
 
 
-def test_what_does_not_fit_a_digest_is_told_next_time(store: Store) -> None:
+def test_mail_that_does_not_fit_a_digest_is_announced_next_time(store: Store) -> None:
     ids = sorted(hold(store, recipients=[ALICE]).id for _ in range(3))
     at = now()
-    assert tell(store, ALICE, at, limit=2) == [(id, 0) for id in ids[:2]]
+    assert send_digest(store, ALICE, at, limit=2) == [(id, 0) for id in ids[:2]]
     assert store.recipients.get(ALICE).news_since == held_at(ids[2])
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
-    assert tell(store, ALICE, at, limit=2) == [(ids[2], 0)]
+    assert send_digest(store, ALICE, at, limit=2) == [(ids[2], 0)]
 
 
-def test_what_is_acted_on_while_a_digest_is_sent_counts_as_announced(store: Store) -> None:
+def test_mail_acted_on_while_a_digest_is_sent_counts_as_announced(store: Store) -> None:
     held, at = hold(store, recipients=[ALICE]), now()
     with digesting(store, ALICE, at, 10, ignore_schedule=True):
         delete(store, held, at)
@@ -376,12 +376,12 @@ def test_many_digests_are_claimed_and_settled_together(store: Store, second: Sto
     assert list(store.digests.due(at + HOUR, 10)) == []
     for digest in (*first.digests, *rest.digests):
         assert store.digests.last(digest.recipient) is not None
-        assert names(store.digests.get(digest.id).deliveries) == names(digest.deliveries)
+        assert keys(store.digests.get(digest.id).deliveries) == keys(digest.deliveries)
         assert list(store.digests.unannounced(Reader(digest.recipient), 10)) == []
         assert store.recipients.get(digest.recipient).news_since is None
 
 
-def test_those_asked_for_by_name_are_claimed_or_told_why_not(store: Store) -> None:
+def test_digests_requested_by_name_are_claimed_or_refused_with_a_reason(store: Store) -> None:
     at = now()
     people = due(store, 4, at)
     reschedule(store, people[1], at + DAY)
@@ -408,11 +408,11 @@ def test_many_digests_together_stay_below_the_limit(store: Store) -> None:
     second = store.digests.claim(at, 10, 2)
     assert [len(digest.deliveries) for digest in second.digests] in ([1], [1, 1])
     rest = few[len(second.digests) :]
-    assert claimed(store.digests.claim(at, 10, 100)) == rest, "what was too much is not claimed"
+    assert claimed(store.digests.claim(at, 10, 100)) == rest, "digests above the limit are not claimed"
     assert len(people) == 4
 
 
-def test_a_digest_that_was_not_tried_is_given_back(store: Store, second: Store) -> None:
+def test_an_unattempted_digest_can_be_claimed_again(store: Store, second: Store) -> None:
     at = now()
     people = due(store, 2, at)
     claims = store.digests.claim(at, 2, 10)
@@ -423,7 +423,7 @@ def test_a_digest_that_was_not_tried_is_given_back(store: Store, second: Store) 
     assert again.digests[0].failures == 0
 
 
-def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -> None:
+def test_the_reply_of_a_mail_server_is_kept_until_a_digest_is_sent(store: Store) -> None:
     at = now()
     people = due(store, 3, at)
     digests = store.digests.claim(at, 3, 10).digests
@@ -452,7 +452,7 @@ def test_what_a_mail_server_said_is_kept_until_a_digest_goes_out(store: Store) -
     assert store.recipients.get(people[0]).failure == ""
 
 
-def test_a_claim_that_ran_out_settles_what_was_sent_and_nothing_else(store: Store, second: Store) -> None:
+def test_an_expired_claim_settles_what_was_sent_and_nothing_else(store: Store, second: Store) -> None:
     at = now()
     [who] = due(store, 1, at)
     slow, failed = store.digests.claim(at, 1, 10).digests[0], at + LEASE + SECOND
@@ -461,12 +461,12 @@ def test_a_claim_that_ran_out_settles_what_was_sent_and_nothing_else(store: Stor
     assert store.recipients.get(who).next_digest_at == at - MINUTE
     store.digests.settle([slow], [], failed)
     assert list(store.digests.unannounced(Reader(who), 10)) == []
-    assert store.recipients.get(who).news_since is not None, "it is the other's to say"
+    assert store.recipients.get(who).news_since is not None, "only the current claim may clear the news"
     second.digests.settle([other], [], failed)
     assert store.recipients.get(who).news_since is None
 
 
-def test_what_is_wanted_at_once_does_not_wait_for_the_next_try_but_for_a_claim(store: Store) -> None:
+def test_ignoring_the_schedule_skips_the_wait_for_a_retry_but_not_a_claim(store: Store) -> None:
     at = now()
     people = due(store, 1, at)
     first = store.digests.claim(at, 1, 10).digests
@@ -482,7 +482,7 @@ def test_unannounced_claims_nothing(store: Store) -> None:
     store.recipients.schedule(ALICE, at)
     assert len(store.digests.unannounced(Reader(ALICE), 10)) == 1
     assert list(store.digests.due(at, 10)) == [ALICE]
-    assert len(tell(store, ALICE, at)) == 1
+    assert len(send_digest(store, ALICE, at)) == 1
 
 
 def test_the_last_digest_can_be_looked_up(store: Store) -> None:
@@ -493,7 +493,7 @@ def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     last = store.digests.last(ALICE)
     assert last
     assert replace(last, deliveries=()) == replace(first, deliveries=())
-    assert names(last.deliveries) == names(first.deliveries)
+    assert keys(last.deliveries) == keys(first.deliveries)
     assert all(d.announced_at for d in last.deliveries)
     release(store, Held(first.deliveries[0].id, known=True), at)
     last = store.digests.last(ALICE)
@@ -504,7 +504,7 @@ def test_the_last_digest_can_be_looked_up(store: Store) -> None:
     last = store.digests.last(ALICE)
     assert last
     assert last.id == second.id != first.id
-    assert names(last.deliveries) == [(max(h.id for h in helds), 0)]
+    assert keys(last.deliveries) == [(max(h.id for h in helds), 0)]
     with pytest.raises(RelayDeferred), digesting(store, BOB, at, 10, ignore_schedule=True):
         raise RelayDeferred("451")
     assert store.digests.last(BOB) is None
@@ -514,10 +514,10 @@ def test_the_last_of_two_digests_in_one_second_is_the_last(store: Store) -> None
     at = now().replace(microsecond=0)
     for n in range(5):
         held = hold(store, recipients=[ALICE])
-        assert tell(store, ALICE, at + n * timedelta(milliseconds=100)) == [(held.id, 0)]
+        assert send_digest(store, ALICE, at + n * timedelta(milliseconds=100)) == [(held.id, 0)]
         last = store.digests.last(ALICE)
         assert last
-        assert names(last.deliveries) == [(held.id, 0)]
+        assert keys(last.deliveries) == [(held.id, 0)]
 
 
 def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
@@ -525,16 +525,16 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
         hold(store)
     at = now()
     with digesting(store, ALICE, at, 2, ignore_schedule=True) as first:
-        assert names(store.digests.get(first.id).deliveries) == [], "not recorded yet"
+        assert keys(store.digests.get(first.id).deliveries) == [], "not recorded yet"
     release(store, Held(first.deliveries[0].id, known=True), at)
     with digesting(store, ALICE, at + HOUR, 10, ignore_schedule=True) as second:
         pass
     found = store.digests.get(first.id)
     assert replace(found, deliveries=()) == replace(first, deliveries=())
-    assert names(found.deliveries) == names(first.deliveries)
+    assert keys(found.deliveries) == keys(first.deliveries)
     assert [d.state for d in found.deliveries] == [State.RELEASED, State.HELD]
     assert {d.recipient for d in found.deliveries} == {ALICE}
-    assert names(store.digests.get(second.id).deliveries) == names(second.deliveries)
+    assert keys(store.digests.get(second.id).deliveries) == keys(second.deliveries)
     with pytest.raises(NotFound):
         store.digests.get(UNKNOWN)
 
@@ -548,9 +548,9 @@ def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
         store.digests.recipient_of(UNKNOWN)
 
 
-def test_mail_that_keeps_coming_while_digests_go_out_is_told_exactly_once(store: Store, second: Store) -> None:
+def test_mail_that_keeps_coming_while_digests_are_sent_is_announced_exactly_once(store: Store, second: Store) -> None:
     ids: list[UUID] = []
-    told: list[tuple[UUID, int]] = []
+    announced: list[tuple[UUID, int]] = []
 
     def keep_holding() -> None:
         for _ in range(40):
@@ -560,10 +560,10 @@ def test_mail_that_keeps_coming_while_digests_go_out_is_told_exactly_once(store:
     holder.start()
     while holder.is_alive():
         with suppress(AlreadyDone):
-            told += tell(store, ALICE, now(), limit=3)
+            announced += send_digest(store, ALICE, now(), limit=3)
     holder.join()
     store.recipients.find_news(now() - HOUR, None)
     with pytest.raises(AlreadyDone):
         while True:
-            told += tell(store, ALICE, now(), limit=50)
-    assert sorted(told) == sorted((id, 0) for id in ids)
+            announced += send_digest(store, ALICE, now(), limit=50)
+    assert sorted(announced) == sorted((id, 0) for id in ids)

@@ -19,15 +19,15 @@ from tests.builders import ALICE, BOB, body, export, hold, mail, now
 from tests.contract.helpers import (
     HOUR,
     UNKNOWN,
-    _begin_elsewhere,
+    call_and_exit,
     concurrently,
     delete,
-    dies_in,
     every_page,
     held_bytes,
-    names,
+    keys,
     release,
-    tell,
+    send_digest,
+    start_child,
 )
 from tests.paths import ROOT
 
@@ -80,8 +80,8 @@ def test_a_body_can_be_read_twice_at_the_same_time(store: Store) -> None:
     assert first + b"".join(one) == data
 
 
-def test_what_the_export_said_is_kept(store: Store) -> None:
-    said = export(
+def test_metadata_of_the_export_is_kept(store: Store) -> None:
+    exported = export(
         subject="Grüße 🎉 – 'quoted' \\ %s",
         header_from='"Łucja, X" <lucja@example.net>',
         queue_id="4f" * 40,
@@ -96,7 +96,7 @@ def test_what_the_export_said_is_kept(store: Store) -> None:
     )
     data = mail()
     before = datetime.now(UTC) - timedelta(milliseconds=1)
-    held = store.messages.add(replace(said, size_bytes=len(data)), body(data), Tier.SUSPICIOUS, ())
+    held = store.messages.add(replace(exported, size_bytes=len(data)), body(data), Tier.SUSPICIOUS, ())
     message = store.deliveries.get(DeliveryId(held.id, 1)).message
     assert message.id == held.id
     assert message.id.version == 7
@@ -104,10 +104,10 @@ def test_what_the_export_said_is_kept(store: Store) -> None:
     assert before <= message.held_at <= now()
     assert message.tier is Tier.SUSPICIOUS
     for name in {field.name for field in fields(Message)} - {"id", "held_at", "tier", "size_bytes"}:
-        assert getattr(message, name) == getattr(said, name), name
+        assert getattr(message, name) == getattr(exported, name), name
 
 
-def test_what_the_export_did_not_know_stays_unknown(store: Store) -> None:
+def test_unknown_metadata_stays_unknown(store: Store) -> None:
     held = hold(
         store,
         envelope_sender=None,
@@ -130,14 +130,14 @@ def test_what_the_export_did_not_know_stays_unknown(store: Store) -> None:
     assert message.flags == frozenset(Flag)
 
 
-def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
-    """Whatever a sender writes must not keep a mail from being held. Random text, since it does not compress."""
+def test_metadata_may_have_any_length(store: Store) -> None:
+    """No metadata may prevent a mail from being held. The text is random, so it cannot be compressed."""
 
     def long(octets: int) -> str:
         return os.urandom(octets // 2).hex()
 
-    recipient = f"{long(2_000)}@example.org"  # as much as Postfix takes in a line
-    said: dict[str, Any] = {
+    recipient = f"{long(2_000)}@example.org"  # about the limit of Postfix for a line
+    metadata: dict[str, Any] = {
         "envelope_sender": f"{long(8_000)}@example.net",
         "subject": long(100_000),
         "header_from": long(100_000),
@@ -147,11 +147,11 @@ def test_metadata_may_be_as_long_as_it_likes(store: Store) -> None:
         "user": long(8_000),
         "symbols": tuple(Symbol(f"SYMBOL_{n}", n / 7, (long(60), long(60))) for n in range(1000)),
     }
-    held = hold(store, recipients=[recipient, BOB], **said)
+    held = hold(store, recipients=[recipient, BOB], **metadata)
     message = store.deliveries.get_for(Reader(recipient), held.id).message
-    assert {name: getattr(message, name) for name in said} == said
-    assert [m.id for m in store.messages.find(said["queue_id"])] == [held.id]
-    assert tell(store, recipient, now()) == [(held.id, 0)]
+    assert {name: getattr(message, name) for name in metadata} == metadata
+    assert [m.id for m in store.messages.find(metadata["queue_id"])] == [held.id]
+    assert send_digest(store, recipient, now()) == [(held.id, 0)]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_addresses_are_taken_literally(store: Store, address: str) -> None:
     hold(store, recipients=["oxbrienxx@example.org"], announce=())
     assert store.recipients.find_news(now() - HOUR, {address}) == 1
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [address]
-    assert names(store.deliveries.list_for(Reader(address), {State.HELD}, 10).deliveries) == [(held.id, 0)]
-    assert names(store.deliveries.search(Filter(recipient=address), 10).deliveries) == [(held.id, 0)]
-    assert tell(store, address, now()) == [(held.id, 0)]
+    assert keys(store.deliveries.list_for(Reader(address), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.search(Filter(recipient=address), 10).deliveries) == [(held.id, 0)]
+    assert send_digest(store, address, now()) == [(held.id, 0)]
 
 
 def test_the_null_sender_is_not_an_unknown_sender(store: Store) -> None:
@@ -212,7 +212,7 @@ def test_letters_that_only_look_alike_in_lower_case_are_different_people(store: 
     assert store.recipients.get("mike@example.org").address == "mike@example.org"
 
 
-def test_a_message_without_recipients_has_one_delivery_for_nobody(store: Store) -> None:
+def test_a_message_without_recipients_has_one_delivery_without_recipient(store: Store) -> None:
     held = hold(store, recipients=())
     (delivery,) = store.deliveries.of_message(held.id)
     assert (delivery.number, delivery.recipient, delivery.address) == (0, "", "")
@@ -257,7 +257,7 @@ def test_the_same_mail_from_100_threads_is_one_message(store: Store, second: Sto
 
 def test_the_same_mail_from_several_processes_is_one_message(store: Store, store_url: str) -> None:
     data = mail()
-    processes = [_begin_elsewhere(store_url, "messages.add", export(data), body(data), Tier.SPAM, ()) for _ in range(4)]
+    processes = [start_child(store_url, "messages.add", export(data), body(data), Tier.SPAM, ()) for _ in range(4)]
     results = [pickle.loads(process.communicate()[0]) for process in processes]
     assert len({held.id for held in results}) == 1
     assert sum(not held.known for held in results) == 1
@@ -273,13 +273,13 @@ def test_different_mail_from_50_threads_is_all_held(store: Store) -> None:
 
 def test_a_held_message_survives_the_death_of_its_process(store: Store, store_url: str) -> None:
     data = mail(size_bytes=200_000)
-    held = dies_in(store_url, "messages.add", export(data), body(data), Tier.SPAM, (ALICE,))
+    held = call_and_exit(store_url, "messages.add", export(data), body(data), Tier.SPAM, (ALICE,))
     assert held_bytes(store, held.id) == data
-    assert names(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
+    assert keys(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10).deliveries) == [(held.id, 0)]
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
 
 
-def test_a_body_that_cannot_be_read_leaves_nothing_behind(store: Store) -> None:
+def test_a_body_that_cannot_be_read_leaves_nothing(store: Store) -> None:
     data = mail(size_bytes=5_000)
     with pytest.raises(StoreUnavailable):
         store.messages.add(export(data), Body(io.BytesIO(data[:-100]), 0, len(data)), Tier.SPAM, (ALICE,))
@@ -297,7 +297,7 @@ def test_a_message_is_found_by_its_id_and_by_its_queue_id(store: Store) -> None:
     assert list(store.messages.find("AAA")) == [store.deliveries.get(DeliveryId(one.id, 0)).message]
 
 
-def test_a_queue_id_that_came_round_again_finds_all_newest_first(store: Store) -> None:
+def test_a_reused_queue_id_finds_all_newest_first(store: Store) -> None:
     ids = [hold(store, queue_id="AAA").id for _ in range(3)]
     assert [m.id for m in store.messages.find("AAA")] == sorted(ids, reverse=True)
 

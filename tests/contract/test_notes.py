@@ -15,19 +15,19 @@ def test_totals_are_added_up_by_all(store: Store, second: Store) -> None:
     assert second.notes.counters() == {"sent": 20, "seconds": 5, "failed": 0}
 
 
-def test_of_many_who_swap_a_note_one_succeeds(store: Store, second: Store) -> None:
+def test_of_many_concurrent_compare_and_sets_one_succeeds(store: Store, second: Store) -> None:
     for old, new in ((None, "a"), ("a", "b"), ("b", "")):
 
-        def swap(number: int, old: str | None = old, new: str = new) -> bool:
+        def compare_and_set(number: int, old: str | None = old, new: str = new) -> bool:
             return (store, second)[number % 2].notes.compare_and_set("outage", old, new, now())
 
-        swapped = concurrently(6, swap)
-        assert sorted(swapped) == [False] * 5 + [True]
+        results = concurrently(6, compare_and_set)
+        assert sorted(results) == [False] * 5 + [True]
         assert store.notes.get("outage") == new
     assert not store.notes.compare_and_set("outage", None, "c", now())
 
 
-def test_the_first_value_is_remembered(store: Store) -> None:
+def test_the_first_default_is_kept(store: Store) -> None:
     assert store.notes.set_default("links.key", "one") == "one"
     assert store.notes.set_default("links.key", "two") == "one"
     assert store.notes.set_default("other", "two") == "two"
@@ -35,6 +35,6 @@ def test_the_first_value_is_remembered(store: Store) -> None:
     assert store.notes.set_default("links.key", "four") == "three"
 
 
-def test_of_20_who_remember_at_once_all_agree(store: Store, second: Store) -> None:
+def test_20_concurrent_defaults_all_get_the_same_value(store: Store, second: Store) -> None:
     results = concurrently(20, lambda n: (store, second)[n % 2].notes.set_default("links.key", str(n)))
     assert len(set(results)) == 1

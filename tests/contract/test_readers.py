@@ -1,4 +1,4 @@
-"""The storage contract where a person reads more than their own mail: aliases of theirs, and role mailboxes."""
+"""The storage contract where a person reads more than one mailbox: their aliases and role mailboxes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def second(store_url: str, store: Store) -> Iterator[Store]:
     opened.close()
 
 
-def told(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str, str]]:
-    """Tell somebody at once; returns for whom what they were told of was, and the subjects."""
+def announce(store: Store, reader: Reader | str, limit: int = 50) -> list[tuple[str, str]]:
+    """Send a digest now; return the recipients and subjects of its deliveries."""
     with digesting(store, reader, now(), limit, ignore_schedule=True) as digest:
         return [(delivery.recipient, delivery.message.subject) for delivery in digest.deliveries]
 
 
-def untold(store: Store, who: Reader | str) -> list[str]:
+def unannounced(store: Store, who: Reader | str) -> list[str]:
     reader = who if isinstance(who, Reader) else Reader(who)
     return [delivery.message.subject for delivery in store.digests.unannounced(reader, 50)]
 
@@ -71,7 +71,7 @@ def test_a_list_holds_all_that_a_reader_reads_newest_first_page_by_page(store: S
     assert store.deliveries.list_for(A, {State.RELEASED}, 9).deliveries == ()
 
 
-def test_who_reads_twenty_thousand_names_finds_their_mail_too(store: Store) -> None:
+def test_a_reader_of_twenty_thousand_addresses_finds_their_mail(store: Store) -> None:
     many = Reader(ALICE, (ALICE, *(f"a{n}@example.org" for n in range(20_000))))
     for n, recipient in enumerate((ALICE, "a19999@example.org", MALLORY)):
         hold(store, recipients=[recipient], subject=f"invoice {n}")
@@ -82,12 +82,12 @@ def test_who_reads_twenty_thousand_names_finds_their_mail_too(store: Store) -> N
         ]
 
 
-def test_who_reads_nothing_does_not_get_what_was_held_for_nobody_known(store: Store) -> None:
+def test_a_reader_of_nothing_does_not_get_mail_without_recipients(store: Store) -> None:
     hold(store, recipients=[], subject="for nobody")
     nobody = Reader(ALICE, ())
     for words in ("", "nobody"):
         assert store.deliveries.list_for(nobody, {State.HELD}, 9, words=words).deliveries == ()
-    assert untold(store, nobody) == []
+    assert unannounced(store, nobody) == []
 
 
 def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Store) -> None:
@@ -106,7 +106,7 @@ def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Sto
         store.deliveries.get_for(Reader(CAROL), held.id, 3)
 
 
-def test_words_are_looked_for_in_all_that_a_reader_reads_and_nowhere_else(store: Store) -> None:
+def test_words_are_searched_in_all_that_a_reader_reads_and_nothing_else(store: Store) -> None:
     for recipient in (ALICE, SALES, INFO, BOB, MALLORY):
         hold(store, recipients=[recipient], subject=f"Cheap watches {recipient.partition('@')[0]}")
     found = store.deliveries.list_for(A, {State.HELD}, 9, words="watch")
@@ -114,17 +114,17 @@ def test_words_are_looked_for_in_all_that_a_reader_reads_and_nowhere_else(store:
     assert store.deliveries.list_for(A, {State.HELD}, 9, words="mallory").deliveries == ()
 
 
-def test_who_reads_nothing_finds_nothing(store: Store) -> None:
+def test_a_reader_of_nothing_finds_nothing(store: Store) -> None:
     fill(store)
     nobody = Reader(SALES, ())
     assert store.deliveries.list_for(nobody, {State.HELD}, 9).deliveries == ()
     assert store.digests.unannounced(nobody, 9) == []
 
 
-# ---- telling
+# ---- announcements
 
 
-def test_news_are_passed_on_to_who_reads_them(store: Store) -> None:
+def test_news_are_passed_on_to_the_readers(store: Store) -> None:
     held = hold(store, recipients=[INFO])
     first = store.recipients.get(INFO).news_since
     assert first is not None
@@ -132,69 +132,69 @@ def test_news_are_passed_on_to_who_reads_them(store: Store) -> None:
     assert (store.recipients.get(ALICE).news_since, store.recipients.get(BOB).news_since) == (first, first)
     assert store.recipients.get(INFO).news_since is None
     assert store.recipients.get(ALICE).address == ALICE
-    store.recipients.pass_news_on(INFO, [CAROL])  # there are none any more
+    store.recipients.pass_news_on(INFO, [CAROL])  # no news is left
     assert store.recipients.get(CAROL).news_since is None
     hold(store, recipients=[INFO])
     store.recipients.pass_news_on(INFO, [INFO, BOB])
-    assert store.recipients.get(INFO).news_since is not None  # one of its readers
-    assert store.recipients.get(BOB).news_since == first  # as before
+    assert store.recipients.get(INFO).news_since is not None  # it is one of its own readers
+    assert store.recipients.get(BOB).news_since == first  # unchanged
     assert held.id
 
 
-def test_each_reader_is_told_once_of_all_they_read(store: Store) -> None:
+def test_each_reader_is_notified_once_of_all_they_read(store: Store) -> None:
     fill(store)
-    assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
-    assert untold(store, A) == []
+    assert announce(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
+    assert unannounced(store, A) == []
     assert store.recipients.get(ALICE).news_since is None
     hold(store, recipients=[INFO], subject="7")
     store.recipients.pass_news_on(INFO, [ALICE, BOB])
-    assert told(store, A) == [(INFO, "7")]
-    assert told(store, B) == [(INFO, "3"), (BOB, "4"), (INFO, "6"), (INFO, "7")]
-    assert untold(store, A) == untold(store, B) == []
+    assert announce(store, A) == [(INFO, "7")]
+    assert announce(store, B) == [(INFO, "3"), (BOB, "4"), (INFO, "6"), (INFO, "7")]
+    assert unannounced(store, A) == unannounced(store, B) == []
 
 
-def test_a_delivery_is_announced_once_all_its_readers_were_told(store: Store) -> None:
+def test_a_delivery_is_announced_once_all_its_readers_were_notified(store: Store) -> None:
     held, alias = hold(store, recipients=[INFO]), hold(store, recipients=[SALES])
     store.recipients.pass_news_on(INFO, [ALICE, BOB])
-    told(store, A)
+    announce(store, A)
     assert store.deliveries.get(DeliveryId(alias.id, 0)).announced_at is not None
     assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is None
     assert store.recipients.with_unannounced([SALES, INFO], now() - HOUR) == [INFO]
     assert store.recipients.with_unannounced([SALES, INFO], now()) == []
-    told(store, B)
+    announce(store, B)
     assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is not None
     assert store.recipients.with_unannounced([SALES, INFO], now() - HOUR) == []
 
 
-def test_whoever_reads_instead_is_told_of_what_the_others_were_not(store: Store) -> None:
+def test_a_new_reader_is_notified_of_mail_not_announced_to_former_ones(store: Store) -> None:
     fill(store)
-    told(store, A)
-    assert untold(store, Reader(CAROL, (CAROL,), {INFO: (ALICE, CAROL)})) == ["3", "6"]
-    assert untold(store, Reader(CAROL, (CAROL, SALES))) == []  # alice, who read it alone, was told
-    assert untold(store, Reader(ALICE, (ALICE, INFO))) == []  # and is not told again when bob left
+    announce(store, A)
+    assert unannounced(store, Reader(CAROL, (CAROL,), {INFO: (ALICE, CAROL)})) == ["3", "6"]
+    assert unannounced(store, Reader(CAROL, (CAROL, SALES))) == []  # it was announced to alice, its only reader
+    assert unannounced(store, Reader(ALICE, (ALICE, INFO))) == []  # it is not announced to her again when bob leaves
 
 
-def test_a_mailbox_whose_mail_others_get_as_well_is_told_as_they_are(store: Store) -> None:
+def test_a_mailbox_with_additional_readers_is_notified_as_they_are(store: Store) -> None:
     readers = {INFO: (INFO, BOB)}
     hold(store, recipients=[INFO], subject="1")
     store.recipients.pass_news_on(INFO, [INFO, BOB])
-    assert told(store, Reader(INFO, (), readers)) == [(INFO, "1")]
-    assert untold(store, Reader(INFO, (), readers)) == []
-    assert told(store, Reader(BOB, (BOB,), readers)) == [(INFO, "1")]
+    assert announce(store, Reader(INFO, (), readers)) == [(INFO, "1")]
+    assert unannounced(store, Reader(INFO, (), readers)) == []
+    assert announce(store, Reader(BOB, (BOB,), readers)) == [(INFO, "1")]
 
 
-def test_a_digest_that_fails_tells_nobody(store: Store) -> None:
+def test_a_failed_digest_announces_nothing(store: Store) -> None:
     fill(store)
     with pytest.raises(RelayDeferred), digesting(store, A, now(), 50, ignore_schedule=True):
         raise RelayDeferred("busy")
-    assert untold(store, A) == ["1", "2", "3", "6"]
+    assert unannounced(store, A) == ["1", "2", "3", "6"]
 
 
-def test_what_does_not_fit_stays_news(store: Store) -> None:
+def test_mail_that_does_not_fit_stays_news(store: Store) -> None:
     fill(store)
-    assert told(store, A, limit=3) == [(ALICE, "1"), (SALES, "2"), (INFO, "3")]
+    assert announce(store, A, limit=3) == [(ALICE, "1"), (SALES, "2"), (INFO, "3")]
     assert store.recipients.get(ALICE).news_since is not None
-    assert told(store, A, limit=3) == [(INFO, "6")]
+    assert announce(store, A, limit=3) == [(INFO, "6")]
     assert store.recipients.get(ALICE).news_since is None
 
 
@@ -212,29 +212,29 @@ def test_many_readers_are_claimed_together_each_with_all_they_read(store: Store)
     found = {digest.recipient: subjects(digest.deliveries) for digest in claims.digests}
     assert found == {ALICE: ["1", "2", "3", "6"], BOB: ["3", "4", "6"], MALLORY: ["5"]}
     store.digests.settle(claims.digests, [], now())
-    assert [untold(store, reader) for reader in (A, B, MALLORY)] == [[], [], []]
+    assert [unannounced(store, reader) for reader in (A, B, MALLORY)] == [[], [], []]
     assert store.recipients.with_unannounced([ALICE, SALES, INFO, BOB, MALLORY], now() - HOUR) == []
 
 
-def test_two_readers_told_at_the_same_moment_leave_nothing_open(store: Store, second: Store) -> None:
+def test_two_readers_notified_at_the_same_time_complete_an_announcement(store: Store, second: Store) -> None:
     for _ in range(5):
         held = hold(store, recipients=[INFO])
         store.recipients.pass_news_on(INFO, [ALICE, BOB])
         together = Barrier(2)
 
-        def tell(opened: Store, reader: Reader, together: Barrier = together) -> None:
+        def send(opened: Store, reader: Reader, together: Barrier = together) -> None:
             with digesting(opened, reader, now(), 50, ignore_schedule=True):
                 together.wait(10)
 
         with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(tell, store, A), pool.submit(tell, second, B)]:
+            for done in [pool.submit(send, store, A), pool.submit(send, second, B)]:
                 done.result()
         assert store.deliveries.get(DeliveryId(held.id, 0)).announced_at is not None
 
 
-def test_a_digest_is_looked_up_with_all_it_told(store: Store) -> None:
+def test_a_digest_is_looked_up_with_all_it_announced(store: Store) -> None:
     fill(store)
-    told(store, A)
+    announce(store, A)
     last = store.digests.last(ALICE)
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6"]
@@ -243,85 +243,85 @@ def test_a_digest_is_looked_up_with_all_it_told(store: Store) -> None:
     assert store.digests.last(BOB) is None
 
 
-def test_a_digest_asked_for_again_repeats_what_is_held_for_all_names_and_to_nobody_else(store: Store) -> None:
+def test_a_digest_requested_again_repeats_what_is_held_for_all_addresses_of_its_reader(store: Store) -> None:
     fill(store)
-    told(store, A)
-    told(store, B)
+    announce(store, A)
+    announce(store, B)
     assert store.digests.request(A, now(), now() - HOUR) is DigestRequest.DUE
     assert store.recipients.get(ALICE).address == ALICE
-    assert told(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
-    assert untold(store, B) == []
-    # What they do not read any more is not repeated.
+    assert announce(store, A) == [(ALICE, "1"), (SALES, "2"), (INFO, "3"), (INFO, "6")]
+    assert unannounced(store, B) == []
+    # Mail that they no longer read is not repeated.
     assert store.digests.request(Reader(ALICE, (ALICE,)), now(), now() + HOUR) is DigestRequest.DUE
-    assert told(store, ALICE) == [(ALICE, "1")]
+    assert announce(store, ALICE) == [(ALICE, "1")]
 
 
-def test_news_of_another_name_are_asked_for_at_ones_own_address(store: Store) -> None:
+def test_news_of_a_role_mailbox_are_requested_at_the_readers_own_address(store: Store) -> None:
     hold(store, recipients=["Info@Example.org"])
     assert store.digests.request(B, now(), now() - HOUR) is DigestRequest.DUE
     assert store.recipients.get(BOB).address == BOB
 
 
-# ---- age, and moving
+# ---- purge, copy and reindex
 
 
-def test_who_was_told_goes_with_the_mail(store: Store) -> None:
+def test_a_purge_removes_announcements_with_their_mail(store: Store) -> None:
     fill(store)
-    told(store, A)
+    announce(store, A)
     later = now() + timedelta(days=40)
     store.purge(later - timedelta(days=10), later)
-    assert untold(store, B) == []
+    assert unannounced(store, B) == []
     if isinstance(store, FileStore):
         with store.db.read() as connection:
             assert connection.execute("SELECT count(*) FROM announced_to").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("way", ["files-to-postgres", "postgres-to-files"])
-def test_a_copy_tells_nobody_twice_and_nobody_never(way: str, files_url: str, postgres_dsn: str) -> None:
+def test_a_copy_repeats_and_loses_no_announcement(way: str, files_url: str, postgres_dsn: str) -> None:
     urls = (files_url, postgres_dsn) if way == "files-to-postgres" else (postgres_dsn, files_url)
     store, target = map(open_store, urls)
     fill(store)
-    told(store, A)
+    announce(store, A)
     copy(store, target, lambda *_: None)
-    assert untold(target, A) == []
-    assert untold(target, B) == ["3", "4", "6"]
+    assert unannounced(target, A) == []
+    assert unannounced(target, B) == ["3", "4", "6"]
     last, there = store.digests.last(ALICE), target.digests.last(ALICE)
     assert last is not None
     assert there is not None
     assert subjects(there.deliveries) == subjects(last.deliveries)
-    told(store, B)
+    announce(store, B)
     copy(store, target, lambda *_: None)
-    assert untold(target, B) == []
+    assert unannounced(target, B) == []
     for opened in (store, target):
         opened.close()
 
 
-def test_a_rebuilt_database_tells_nobody_twice_and_nobody_never(files_url: str) -> None:
+def test_a_rebuilt_database_repeats_and_loses_no_announcement(files_url: str) -> None:
     store = open_store(files_url)
     fill(store)
     held = hold(store, recipients=[INFO], subject="7")
     store.recipients.pass_news_on(INFO, [INFO, ALICE, BOB])
-    told(store, A)
-    told(store, Reader(INFO, (), {INFO: (INFO, ALICE, BOB)}))
+    announce(store, A)
+    announce(store, Reader(INFO, (), {INFO: (INFO, ALICE, BOB)}))
     store.deliveries.move(DeliveryId(held.id, 0), State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     store.close()
     reindex(files_url.removeprefix("files://"), lambda *_: None)
     store = open_store(files_url)
-    assert untold(store, A) == []
-    assert untold(store, B) == ["3", "4", "6"]
+    assert unannounced(store, A) == []
+    assert unannounced(store, B) == ["3", "4", "6"]
     last = store.digests.last(ALICE)
     assert last is not None
     assert subjects(last.deliveries) == ["1", "2", "3", "6", "7"]
     store.close()
 
 
-def test_what_one_was_told_of_while_others_read_along_is_no_news_when_they_do_no_longer(store: Store) -> None:
+def test_mail_announced_while_others_read_it_too_is_no_news_after_they_leave(store: Store) -> None:
     hold(store, recipients=[ALICE], subject="during her leave")
-    assert told(store, Reader(ALICE, (), {ALICE: (ALICE, BOB)})) == [(ALICE, "during her leave")]
+    assert announce(store, Reader(ALICE, (), {ALICE: (ALICE, BOB)})) == [(ALICE, "during her leave")]
     hold(store, recipients=[ALICE], subject="after it")
     hold(store, recipients=[BOB], subject="his own")
     back, bob = Reader(ALICE, (ALICE,)), Reader(BOB, (BOB,))
-    assert untold(store, back) == ["after it"]
+    assert unannounced(store, back) == ["after it"]
     claims = store.digests.claim(
         now(), 5, 50, only=[ALICE, BOB], ignore_schedule=True, readers=lambda who: back if who == ALICE else bob
     )

@@ -11,7 +11,7 @@ from portal.model.schedule import Preferences
 from portal.stores import Store
 from portal.stores.records import Person, QueuedMail
 from tests.builders import ALICE, BOB, MALLORY, hold, now
-from tests.contract.helpers import CHOSEN, DAY, HOUR, SECOND, concurrently, delete, tell
+from tests.contract.helpers import CHOSEN, DAY, HOUR, SECOND, concurrently, delete, send_digest
 
 
 def test_an_unknown_person_is_empty(store: Store) -> None:
@@ -27,7 +27,7 @@ def test_a_person_has_the_address_last_written_and_the_time_of_their_oldest_news
 
 
 @pytest.mark.parametrize("chosen", [CHOSEN, Preferences(), Preferences(at=(time(0),)), Preferences(timezone="UTC")])
-def test_what_a_person_chose_is_kept(store: Store, chosen: Preferences) -> None:
+def test_preferences_are_kept(store: Store, chosen: Preferences) -> None:
     hold(store, recipients=[ALICE])
     store.recipients.set_preferences(ALICE, CHOSEN)
     store.recipients.set_preferences(ALICE, chosen)
@@ -36,7 +36,7 @@ def test_what_a_person_chose_is_kept(store: Store, chosen: Preferences) -> None:
     assert store.recipients.get(BOB).preferences == Preferences()
 
 
-def test_one_may_choose_before_any_mail_is_held(store: Store) -> None:
+def test_preferences_can_be_set_before_any_mail_is_held(store: Store) -> None:
     store.recipients.set_preferences(MALLORY, CHOSEN)
     person = store.recipients.get(MALLORY)
     assert (person.preferences, person.news_since, person.next_digest_at) == (CHOSEN, None, None)
@@ -45,7 +45,7 @@ def test_one_may_choose_before_any_mail_is_held(store: Store) -> None:
     assert store.recipients.get(MALLORY).address == "Mallory@Example.org"
 
 
-def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
+def test_setting_preferences_unschedules_the_next_digest(store: Store) -> None:
     hold(store)
     store.recipients.schedule(ALICE, now() + DAY)
     store.recipients.schedule(BOB, now() + DAY)
@@ -53,7 +53,7 @@ def test_choosing_makes_the_next_digest_undecided(store: Store) -> None:
     assert [p.recipient for p in store.recipients.unscheduled(10)] == [ALICE]
 
 
-def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
+def test_stopping_digests_succeeds_once_and_queues_its_mail(store: Store) -> None:
     at = now()
     assert store.recipients.set_digests_stopped(ALICE, at, mail=QueuedMail("Alice@example.org", b"stopped"))
     assert not store.recipients.set_digests_stopped(ALICE, at + HOUR, mail=QueuedMail("Alice@example.org", b"again"))
@@ -67,7 +67,7 @@ def test_stopping_is_told_once_and_mailed_with_it(store: Store) -> None:
     assert store.recipients.get(ALICE).stopped_at is None
 
 
-def test_of_20_who_stop_at_once_one_is_mailed(store: Store, second: Store) -> None:
+def test_of_20_concurrent_stops_one_queues_its_mail(store: Store, second: Store) -> None:
     at = now()
     results = concurrently(
         20,
@@ -105,7 +105,7 @@ def test_news_are_scheduled_then_due(store: Store) -> None:
     assert list(store.digests.due(at + 3 * HOUR, 1)) == [BOB]
 
 
-def test_a_time_decided_meanwhile_stays(store: Store) -> None:
+def test_a_time_scheduled_concurrently_is_kept(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
     store.recipients.schedule(ALICE, at + HOUR)
@@ -113,12 +113,12 @@ def test_a_time_decided_meanwhile_stays(store: Store) -> None:
     assert store.recipients.get(ALICE).next_digest_at == at + HOUR
 
 
-def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store: Store) -> None:
+def test_all_recipients_with_news_are_listed_in_pages_by_identity(store: Store) -> None:
     people = sorted(f"p{n}@example.org" for n in range(7))
     hold(store, recipients=people[::-1])
     store.recipients.schedule(people[0], now() + DAY)
     store.recipients.set_digests_stopped(people[1], now())
-    tell(store, people[2], now())
+    send_digest(store, people[2], now())
     left = [people[0], *people[3:]]
     assert list(store.digests.due(None, 10)) == left
     assert list(store.digests.due(None, 3)) == left[:3]
@@ -127,7 +127,7 @@ def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store:
 
 
 @pytest.mark.parametrize(
-    ("local", "told"),
+    ("local", "expected"),
     [
         ({"example.org"}, [ALICE, BOB]),
         ({ALICE}, [ALICE]),
@@ -138,22 +138,22 @@ def test_everybody_with_news_whatever_the_hour_comes_in_pages_by_identity(store:
     ],
     ids=["domain", "address", "both", "other", "nobody", "everybody"],
 )
-def test_find_news_marks_those_who_were_not_told(store: Store, local: set[str] | None, told: list[str]) -> None:
+def test_find_news_marks_unnotified_recipients(store: Store, local: set[str] | None, expected: list[str]) -> None:
     hold(store, recipients=["Alice@Example.org", BOB, "carol@example.com"], announce=())
     hold(store, recipients=(), announce=())
     since = now() - HOUR
     assert not list(store.recipients.unscheduled(10))
-    assert store.recipients.find_news(since, local) == len(told)
-    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == told
-    assert list(store.digests.due(None, 10)) == told
+    assert store.recipients.find_news(since, local) == len(expected)
+    assert sorted(p.recipient for p in store.recipients.unscheduled(10)) == expected
+    assert list(store.digests.due(None, 10)) == expected
 
 
 def test_find_news_looks_at_held_and_unannounced_mail_of_that_time(store: Store) -> None:
-    told, at = hold(store, recipients=[ALICE]), now()
-    tell(store, ALICE, at)
+    announced, at = hold(store, recipients=[ALICE]), now()
+    send_digest(store, ALICE, at)
     delete(store, hold(store, recipients=[BOB], announce=()), at)
     late = hold(store, recipients=["carol@example.org"], announce=())
     assert store.recipients.find_news(held_at(late.id) + timedelta(milliseconds=1), None) == 0
-    assert store.recipients.find_news(held_at(told.id), None) == 1
+    assert store.recipients.find_news(held_at(announced.id), None) == 1
     assert list(store.digests.due(None, 10)) == ["carol@example.org"]
     assert store.recipients.get("carol@example.org").news_since == held_at(late.id)

@@ -26,11 +26,11 @@ from tests.contract.helpers import (
     MINUTE,
     SECOND,
     UNKNOWN,
+    call_and_exit,
     claim,
     concurrently,
     defer,
     delete,
-    dies_in,
     release,
 )
 
@@ -60,7 +60,7 @@ def test_a_release_needs_an_allowed_state(store: Store) -> None:
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
-def test_what_was_released_is_not_released_again(store: Store) -> None:
+def test_released_mail_is_not_released_again(store: Store) -> None:
     held, at = hold(store), now()
     release(store, held, at)
     with pytest.raises(AlreadyDone) as error, claim(store, held, at + DAY):
@@ -76,7 +76,7 @@ def test_an_operator_may_release_again(store: Store) -> None:
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
-def test_a_release_of_nothing_is_not_found(store: Store) -> None:
+def test_a_release_of_an_unknown_delivery_is_not_found(store: Store) -> None:
     held = hold(store)
     for wrong, number in ((Held(UNKNOWN, known=False), 0), (held, 2)):
         with pytest.raises(NotFound), claim(store, wrong, now(), number):
@@ -93,7 +93,7 @@ def test_two_claims_at_once_make_one_release(store: Store, second: Store) -> Non
             assert error.value.delivery.state is State.RELEASING
 
 
-def test_of_20_who_claim_at_once_exactly_one_sends(store: Store, second: Store) -> None:
+def test_of_20_concurrent_claims_exactly_one_sends(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     sent = []
 
@@ -107,7 +107,7 @@ def test_of_20_who_claim_at_once_exactly_one_sends(store: Store, second: Store) 
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
-def test_a_deferred_release_is_tried_again_after_1_2_4_minutes_and_so_on_up_to_an_hour(store: Store) -> None:
+def test_a_deferred_release_is_retried_after_1_2_4_minutes_and_so_on_up_to_an_hour(store: Store) -> None:
     held, at = hold(store), now()
     for attempt, minutes in enumerate([1, 2, 4, 8, 16, 32, 60, 60], start=1):
         defer(store, held, at)
@@ -119,7 +119,7 @@ def test_a_deferred_release_is_tried_again_after_1_2_4_minutes_and_so_on_up_to_a
         assert not list(store.deliveries.due_releases(delivery.next_try_at - SECOND, 10))
         at = delivery.next_try_at + SECOND
         assert list(store.deliveries.due_releases(at, 10)) == [(held.id, 0)]
-    with claim(store, held, at, allowed=frozenset()):  # a retry: whatever `allowed` says
+    with claim(store, held, at, allowed=frozenset()):  # a retry ignores `allowed`
         pass
     released = store.deliveries.get(DeliveryId(held.id, 0))
     assert (released.state, released.reason, released.next_try_at) == (State.RELEASED, "", None)
@@ -147,7 +147,7 @@ def test_a_refused_release_is_held_again_with_the_reason(store: Store, error: Qu
         "failed",
     ]
     assert not list(store.deliveries.due_releases(at + DAY, 10))
-    with claim(store, held, at + DAY) as claimed:  # a new release counts its own tries
+    with claim(store, held, at + DAY) as claimed:  # a new release counts its own attempts
         assert claimed.attempts == 1
     assert store.deliveries.get(DeliveryId(held.id, 0)).reason == ""
 
@@ -155,7 +155,7 @@ def test_a_refused_release_is_held_again_with_the_reason(store: Store, error: Qu
 @pytest.mark.parametrize(
     "error", [RuntimeError("secret detail"), StoreUnavailable("secret detail"), KeyboardInterrupt()]
 )
-def test_any_other_error_keeps_the_release_for_another_try(store: Store, error: BaseException) -> None:
+def test_any_other_error_keeps_the_release_for_a_retry(store: Store, error: BaseException) -> None:
     held, at = hold(store), now()
     with pytest.raises(type(error)) as raised, claim(store, held, at):
         raise error
@@ -168,7 +168,7 @@ def test_any_other_error_keeps_the_release_for_another_try(store: Store, error: 
 
 def test_a_claim_whose_process_died_can_be_taken_over(store: Store, store_url: str) -> None:
     held, at = hold(store), now()
-    dead = dies_in(store_url, "deliveries.releasing", DeliveryId(held.id, 0), {State.HELD}, BY_LINK, at)
+    dead = call_and_exit(store_url, "deliveries.releasing", DeliveryId(held.id, 0), {State.HELD}, BY_LINK, at)
     assert dead.state is State.RELEASING
     with pytest.raises(AlreadyDone), claim(store, held, at + LEASE - SECOND):
         pytest.fail("entered")
@@ -212,7 +212,7 @@ def test_two_successes_after_a_takeover_are_both_fine(store: Store, second: Stor
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
-def test_a_late_failure_does_not_touch_what_others_did_since(store: Store, second: Store) -> None:
+def test_a_late_failure_does_not_change_later_acts(store: Store, second: Store) -> None:
     held, at = hold(store), now()
     with pytest.raises(RelayDeferred), claim(store, held, at):
         with pytest.raises(RelayRefused), claim(second, held, at + LEASE + SECOND):

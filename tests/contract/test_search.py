@@ -30,12 +30,12 @@ def ids(page: Page) -> list[UUID]:
     return [delivery.id for delivery in page.deliveries]
 
 
-def every_page(ask: Callable[[Any], Page]) -> list[Delivery]:
-    """All pages one after the other, which get no longer than their limit and come to an end."""
+def every_page(get_page: Callable[[Any], Page]) -> list[Delivery]:
+    """Return the deliveries of all pages; check that no page exceeds its limit and that the pages end."""
     found: list[Delivery] = []
     before = None
     for _ in range(1000):
-        page = ask(before)
+        page = get_page(before)
         found += page.deliveries
         if page.next is None:
             return found
@@ -45,7 +45,7 @@ def every_page(ask: Callable[[Any], Page]) -> list[Delivery]:
 
 
 def found(store: Store, **wanted: Any) -> list[UUID]:
-    """The messages found, each once, newest first."""
+    """Return the ids of the messages found, each once, newest first."""
     return list(dict.fromkeys(d.id for d in every_page(lambda b: store.deliveries.search(Filter(**wanted), 7, b))))
 
 
@@ -65,7 +65,7 @@ def found(store: Store, **wanted: Any) -> list[UUID]:
         "inv over",
         "2026-0815",
         "0815",
-        "invoice promo",  # the sender's words count as well
+        "invoice promo",  # words of the sender are searched too
         "promo@example.net",
         "example.net",
         "shop",
@@ -81,13 +81,13 @@ def test_words_and_beginnings_of_words_are_found(store: Store, words: str) -> No
 @pytest.mark.parametrize(
     "words", ["nvoice", "voice", "invoices", "invoice paid", "=spam", "spam", "s17", "alice", "'invoice'x", "in voice"]
 )
-def test_what_no_word_begins_with_is_not_found(store: Store, words: str) -> None:
+def test_text_that_no_word_begins_with_is_not_found(store: Store, words: str) -> None:
     hold(store, subject="Your invoice is overdue")
     assert found(store, words=words) == []
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n\u3000"])
-def test_no_words_do_not_restrict(store: Store, blank: str) -> None:
+def test_an_empty_search_does_not_restrict(store: Store, blank: str) -> None:
     held = hold(store)
     assert found(store, words=blank) == [held.id]
     assert len(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 9, words=blank).deliveries) == 1
@@ -217,7 +217,7 @@ def test_states_with_and_without_words(store: Store) -> None:
     ("sender", "finds"),
     [
         ("shop", True),
-        ("hop", True),  # a part of it, as ever
+        ("hop", True),  # a part of it
         ("THE SHÖP", True),
         ("e Shop <promo@ex", True),
         ("omo@example.net", True),
@@ -229,17 +229,17 @@ def test_states_with_and_without_words(store: Store) -> None:
     ],
 )
 def test_a_part_of_the_sender(store: Store, sender: str, finds: bool) -> None:
-    said: dict[str, Any] = {
+    senders: dict[str, Any] = {
         "envelope_sender": "bounce+7@lists.example.net",
         "header_from": "The Shöp <promo@example.net>",
     }
-    held = hold(store, subject="invoice", **said)
+    held = hold(store, subject="invoice", **senders)
     hold(store, subject="invoice", envelope_sender="", header_from="Other <o@example.com>")
     for more in ({}, {"words": "inv"}, {"recipient": ALICE}, {"score_min": 3}):
         assert found(store, sender=sender, **more) == ([held.id] if finds else [])
 
 
-def test_all_of_it_at_once_over_pages(store: Store) -> None:
+def test_all_filters_at_once_over_pages(store: Store) -> None:
     wanted = [hold(store, subject=f"Invoice {n}", tier=Tier.SUSPICIOUS, score=20 + n / 10).id for n in range(6)]
     for n in range(6):
         hold(store, subject=f"Offer {n}", tier=Tier.SUSPICIOUS, score=20)
@@ -255,7 +255,7 @@ def test_all_of_it_at_once_over_pages(store: Store) -> None:
         assert [d.id for d in every_page(lambda b: store.deliveries.search(everything, limit, b))] == wanted[::-1]
 
 
-def test_pages_go_on_within_a_message_with_many_recipients(store: Store) -> None:
+def test_pages_continue_within_a_message_with_many_recipients(store: Store) -> None:
     held = [hold(store, subject="invoice", recipients=[f"p{n}@example.org" for n in range(10)]).id for _ in range(2)]
     pages = every_page(lambda b: store.deliveries.search(Filter(words="invoice"), 3, b))
     assert [(d.id, d.number) for d in pages] == [(id, n) for id in held[::-1] for n in range(9, -1, -1)]
@@ -271,8 +271,8 @@ def test_more_recipients_than_a_batch_are_all_found(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> None:
-    # As with a folder of the original's files whose times are whole seconds; the file store has 256 keys for a moment.
+def test_pages_continue_within_a_millisecond_in_which_many_were_held(store: Store) -> None:
+    # Files of the original have times in whole seconds. The file store has 256 keys for a millisecond.
     at, held = now() - DAY, []
     for _ in range(300):
         data = mail()
@@ -284,10 +284,10 @@ def test_pages_go_on_within_a_moment_in_which_many_were_held(store: Store) -> No
         assert [(d.id, d.number) for d in pages] == [key for key in expected if recipient is None or key[1]]
 
 
-# ---- a recipient's own
+# ---- searches of recipients
 
 
-def test_a_recipient_finds_their_own_alone(store: Store) -> None:
+def test_a_recipient_finds_only_their_own_mail(store: Store) -> None:
     both = hold(store, subject="invoice one").id
     hold(store, subject="invoice two", recipients=[BOB])
     page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="inv")
@@ -299,7 +299,7 @@ def test_a_recipient_finds_their_own_alone(store: Store) -> None:
     assert not store.deliveries.list_for(Reader(ALICE), set(State), 10, words="bob").deliveries
 
 
-def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
+def test_a_recipient_assigned_later_finds_the_mail(store: Store) -> None:
     held = hold(store, subject="invoice", recipients=(), announce=())
     assert found(store, recipient="", words="invoice") == [held.id]
     assert found(store, recipient=ALICE, words="invoice") == []
@@ -307,7 +307,7 @@ def test_a_recipient_named_later_finds_it_too(store: Store) -> None:
     assert ids(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="invoice")) == [held.id]
 
 
-def test_what_was_purged_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purged_mail_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     module = type(store.messages).__module__
     with monkeypatch.context() as clock:
         clock.setattr(f"{module}.new_id", lambda at=None: new_id(now() - 40 * DAY))
@@ -344,8 +344,8 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_finds_something_or_nothing(store: Store, text: str) -> None:
     hold(store, subject="Offer")
-    asked: tuple[dict[str, Any], ...] = ({"words": text}, {"sender": text}, {"words": text, "recipient": text})
-    for wanted in asked:
+    filters: tuple[dict[str, Any], ...] = ({"words": text}, {"sender": text}, {"words": text, "recipient": text})
+    for wanted in filters:
         for page in (
             store.deliveries.search(Filter(**wanted), 5),
             store.deliveries.search(Filter(**wanted, score_min=1), 5),
@@ -356,7 +356,7 @@ def test_hostile_text_finds_something_or_nothing(store: Store, text: str) -> Non
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_subjects_are_held_and_found_by_their_words(store: Store, text: str) -> None:
-    text = text.replace("\0", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as exporters promise
+    text = text.replace("\0", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as exporters do
     held = hold(store, subject=f"needle {text}", header_from=text)
     assert found(store, words="needle") == [held.id]
 
@@ -370,16 +370,16 @@ def test_any_word_of_a_subject_finds_it(store: Store, subject: str, data: Any) -
     if data is not None and words:
         word = data.draw(st.sampled_from(words))
         word = word[: data.draw(st.integers(1, len(word)))]
-        if search.words(word, 9) == [word]:  # a word cut before its marks may be none
+        if search.words(word, 9) == [word]:  # a word that is cut before its marks may not be a word
             assert held.id in ids(store.deliveries.search(Filter(words=word), 1000))
     for text in (subject, subject[::-1]):
         store.deliveries.search(Filter(words=text, sender=text), 5)
 
 
-# ---- what is bounded
+# ---- limits
 
 
-def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_an_index_is_bounded_and_continues(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "EXAMINED_MAX", 10)
     for module in ("search", "files.search", "postgres.search"):
         monkeypatch.setattr(f"portal.stores.{module}.BATCH", 4)
@@ -396,7 +396,7 @@ def test_a_search_for_what_no_index_knows_stops_and_goes_on(store: Store, monkey
 # ---- plans
 
 
-def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str) -> None:
+def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(files_url: str) -> None:
     store = FileStore.open(files_url.removeprefix("files://"))
     for n in range(5):
         held = hold(store, subject=f"invoice {n}")
@@ -413,19 +413,19 @@ def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str)
         (Filter(since=now() - DAY, until=now()), "PRIMARY KEY"),
     ):
         store.deliveries.search(wanted, 3)  # the index is brought up to date
-        asked: list[str] = []
+        statements: list[str] = []
         with store.db.read() as connection:
-            connection.set_trace_callback(asked.append)
+            connection.set_trace_callback(statements.append)
         page = store.deliveries.search(wanted, 3)
         store.deliveries.search(wanted, 3, page.next)
         connection.set_trace_callback(None)
         plans = []
-        for statement in asked:
+        for statement in statements:
             if statement.startswith("SELECT") and "sqlite_master" not in statement:
                 steps = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
                 plans += steps
                 if any("TEMP B-TREE" in step for step in steps):
-                    assert "json_each" in statement, (statement, steps)  # a batch, not a table
+                    assert "json_each" in statement, (statement, steps)  # it reads a batch and not a table
         assert any(index in step for step in plans), plans
         assert not [step for step in plans if re.fullmatch(r"SCAN (m|d|message|delivery)", step)], plans
     store.close()
@@ -433,7 +433,7 @@ def test_the_file_store_asks_its_index_and_sorts_a_batch_at_most(files_url: str)
 
 @pytest.fixture
 def filled(postgres_dsn: str) -> Iterator[tuple[PostgresStore, psycopg.Connection[Any]]]:
-    """A store with 20,000 messages over five days, 100 of them with a rare word, and a connection beside it."""
+    """A store with 20,000 messages of five days, 100 of them with a rare word, and a second connection."""
     store = PostgresStore.open(postgres_dsn)
     with psycopg.connect(postgres_dsn, autocommit=True) as admin:
         ids = [new_id(now() - n % 5 * DAY) for n in range(20_000)]
@@ -467,46 +467,46 @@ def days_filled() -> list[str]:
     return [f"{now() - n * DAY:%Y%m%d}" for n in range(5)]
 
 
-def asked_day(plan: str) -> str:
-    """The one day of messages that a plan reads."""
+def day_read(plan: str) -> str:
+    """Return the only day of messages that a plan reads."""
     (day,) = set(re.findall(r"on message_(\d{8})\b", plan))
     return str(day)
 
 
 def plans_of(monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection[Any], call: Callable[[], Any]) -> list[str]:
-    asked: list[tuple[str, Any]] = []
+    queries: list[tuple[str, Any]] = []
     execute = psycopg.Cursor.execute
 
-    def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+    def record(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
         statement = query.decode() if isinstance(query, bytes) else str(query)
         if re.search("from (message|delivery)", statement):
-            asked.append((statement, params))
+            queries.append((statement, params))
         return execute(cursor, query, params, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(psycopg.Cursor, "execute", listen)
+        patch.setattr(psycopg.Cursor, "execute", record)
         call()
     return [
         "\n".join(line for (line,) in admin.execute("explain (analyze, costs off, timing off) " + query, params))
-        for query, params in asked
+        for query, params in queries
     ]
 
 
 @pytest.mark.parametrize(
     "wanted", [Filter(words="rare"), Filter(words="ra off"), Filter(words="rare", score_min=3, score_max=4)]
 )
-def test_postgresql_reads_a_rare_word_out_of_each_days_index(
+def test_postgresql_reads_a_rare_word_from_the_index_of_each_day(
     monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]], wanted: Filter
 ) -> None:
     store, admin = filled
     plans = plans_of(monkeypatch, admin, lambda: store.deliveries.search(wanted, 1000))
-    asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
-    assert asked == sorted(set(asked), reverse=True), plans  # each day by itself, newest first
-    assert set(days_filled()) <= set(asked)
+    days_read = [day_read(plan) for plan in plans if "terms @@" in plan]
+    assert days_read == sorted(set(days_read), reverse=True), plans  # one query for each day, newest first
+    assert set(days_filled()) <= set(days_read)
     for plan in plans:
         for day in days_filled():
             assert f"Seq Scan on message_{day}" not in plan and f"Seq Scan on delivery_{day}" not in plan, plan
-        if "terms @@" in plan and asked_day(plan) in days_filled():
+        if "terms @@" in plan and day_read(plan) in days_filled():
             assert "_terms_idx" in plan and "Bitmap Index Scan" in plan, plan
 
 
@@ -515,11 +515,11 @@ def test_postgresql_reads_no_older_day_than_fills_the_page(
 ) -> None:
     store, admin = filled
     plans = plans_of(monkeypatch, admin, lambda: store.deliveries.search(Filter(words="common"), 20))
-    asked = [asked_day(plan) for plan in plans if "terms @@" in plan]
-    assert set(days_filled()) & set(asked) == {days_filled()[0]}, plans
+    days_read = [day_read(plan) for plan in plans if "terms @@" in plan]
+    assert set(days_filled()) & set(days_read) == {days_filled()[0]}, plans
 
 
-def test_postgresql_walks_what_was_acted_on_by_an_index_of_its_own(
+def test_postgresql_reads_deliveries_that_were_acted_on_by_a_separate_index(
     monkeypatch: pytest.MonkeyPatch, filled: tuple[PostgresStore, psycopg.Connection[Any]]
 ) -> None:
     store, admin = filled
@@ -561,7 +561,7 @@ def test_the_operator_finds_it(
     assert (str(id) in result.output) == finds
 
 
-def test_a_date_that_is_none_is_named(store_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_date_is_named(store_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
     result = CliRunner().invoke(main, ["list", "--until", "tomorrow"])
     assert result.exit_code == 1

@@ -15,79 +15,79 @@ from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurren
 
 def test_a_sign_in_is_mailed_and_used_once(store: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    assert start(store, asked)
+    pending = sign_in(1, at)
+    assert start(store, pending)
     with store.outbox.sending(at) as outgoing:
         assert outgoing
         assert (outgoing.to, outgoing.mail) == (ALICE, b"mail 1")
-    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
-    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
-    assert store.sign_ins.use(asked.token_sha256, at + MINUTE) == asked
-    for look in (store.sign_ins.get, store.sign_ins.use):
+    assert store.sign_ins.get(pending.token_sha256, at + MINUTE) == pending
+    assert store.sign_ins.get(pending.token_sha256, at + MINUTE) == pending
+    assert store.sign_ins.use(pending.token_sha256, at + MINUTE) == pending
+    for call in (store.sign_ins.get, store.sign_ins.use):
         with pytest.raises(LinkInvalid):
-            look(asked.token_sha256, at + MINUTE)
+            call(pending.token_sha256, at + MINUTE)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at + MINUTE)
+        store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at + MINUTE)
 
 
 def test_an_unknown_or_expired_sign_in_is_invalid(store: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
-    for look in (store.sign_ins.get, store.sign_ins.use):
+    pending = sign_in(1, at)
+    start(store, pending)
+    for call in (store.sign_ins.get, store.sign_ins.use):
         with pytest.raises(LinkInvalid):
-            look(b"x" * 32, at)
+            call(b"x" * 32, at)
         with pytest.raises(LinkInvalid):
-            look(asked.token_sha256, asked.expires_at + SECOND)
+            call(pending.token_sha256, pending.expires_at + SECOND)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, asked.expires_at + SECOND)
+        store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, pending.expires_at + SECOND)
 
 
-def test_of_20_who_use_a_sign_in_exactly_one_gets_it(store: Store, second: Store) -> None:
+def test_of_20_concurrent_uses_of_a_sign_in_exactly_one_succeeds(store: Store, second: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
-    results = concurrently(20, lambda n: (store, second)[n % 2].sign_ins.use(asked.token_sha256, at))
-    assert results.count(asked) == 1
+    pending = sign_in(1, at)
+    start(store, pending)
+    results = concurrently(20, lambda n: (store, second)[n % 2].sign_ins.use(pending.token_sha256, at))
+    assert results.count(pending) == 1
     assert sum(isinstance(r, LinkInvalid) for r in results) == 19
 
 
-def test_a_code_works_in_the_browser_that_asked(store: Store) -> None:
+def test_a_code_works_in_the_browser_that_requested_it(store: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
+    pending = sign_in(1, at)
+    start(store, pending)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(b"other browser".ljust(32), asked.code_sha256, at)
+        store.sign_ins.use_code(b"other browser".ljust(32), pending.code_sha256, at)
     for _ in range(4):
         with pytest.raises(LinkInvalid):
-            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
-    assert store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at) == asked
+            store.sign_ins.use_code(pending.browser_sha256, b"wrong".ljust(32), at)
+    assert store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at) == pending
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use(asked.token_sha256, at)
+        store.sign_ins.use(pending.token_sha256, at)
 
 
-def test_the_fifth_wrong_code_kills_the_sign_in(store: Store) -> None:
+def test_the_fifth_wrong_code_invalidates_the_sign_in(store: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
+    pending = sign_in(1, at)
+    start(store, pending)
     for _ in range(5):
         with pytest.raises(LinkInvalid):
-            store.sign_ins.use_code(asked.browser_sha256, b"wrong".ljust(32), at)
+            store.sign_ins.use_code(pending.browser_sha256, b"wrong".ljust(32), at)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.get(asked.token_sha256, at)
+        store.sign_ins.get(pending.token_sha256, at)
 
 
 def test_50_guesses_at_once_are_no_more_than_five(store: Store, second: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
-    concurrently(50, lambda n: (store, second)[n % 2].sign_ins.use_code(asked.browser_sha256, bytes([n]) * 32, at))
+    pending = sign_in(1, at)
+    start(store, pending)
+    concurrently(50, lambda n: (store, second)[n % 2].sign_ins.use_code(pending.browser_sha256, bytes([n]) * 32, at))
     with pytest.raises(LinkInvalid):
-        store.sign_ins.use_code(asked.browser_sha256, asked.code_sha256, at)
+        store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at)
 
 
 def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
@@ -104,7 +104,7 @@ def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
 def test_one_sign_in_a_minute_and_five_an_hour_for_a_recipient(store: Store) -> None:
     at = now()
     assert start(store, sign_in(1, at))
-    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # a used one counts as well
+    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # used sign-ins count too
     refused = sign_in(2, at + 59 * SECOND)
     assert not start(store, refused)
     with pytest.raises(LinkInvalid):
@@ -127,7 +127,7 @@ def test_ten_sign_ins_a_minute_from_one_address(store: Store) -> None:
     assert start(store, sign_in(12, at + 71 * SECOND, recipient="later@example.org"))
 
 
-def test_one_address_may_not_ask_for_one_recipient_after_another_all_day(store: Store) -> None:
+def test_an_address_is_limited_over_an_hour_for_different_recipients(store: Store) -> None:
     at, limits = now(), SignInLimits(per_ip_hour=3)
     for number in range(3):
         assert start(store, sign_in(number, at + number * 10 * MINUTE, recipient=f"p{number}@example.org"), limits)
@@ -137,7 +137,7 @@ def test_one_address_may_not_ask_for_one_recipient_after_another_all_day(store: 
     assert start(store, sign_in(10, at + 61 * MINUTE, recipient="later@example.org"), limits)
 
 
-def test_sign_ins_of_all_are_limited_too(store: Store) -> None:
+def test_the_total_of_sign_ins_is_limited(store: Store) -> None:
     at, limits = now(), SignInLimits(all_minute=3)
     results = [
         start(store, sign_in(n, at, recipient=f"p{n}@example.org", client_ip=f"192.0.2.{n}"), limits) for n in range(5)
@@ -146,7 +146,7 @@ def test_sign_ins_of_all_are_limited_too(store: Store) -> None:
     assert start(store, sign_in(9, at + 61 * SECOND, recipient="p9@example.org", client_ip="192.0.2.9"), limits)
 
 
-def test_20_who_ask_at_once_get_one_sign_in(store: Store, second: Store) -> None:
+def test_20_concurrent_requests_get_one_sign_in(store: Store, second: Store) -> None:
     at = now()
     results = concurrently(20, lambda n: start((store, second)[n % 2], sign_in(n, at, client_ip=f"192.0.2.{n}")))
     assert results.count(True) == 1

@@ -1,4 +1,4 @@
-"""`Store` on every store: life, monitoring, purge."""
+"""`Store` on every store: clock repair, monitoring, opening and closing, purge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tests.contract.helpers import (
     MINUTE,
     SECOND,
     SESSION,
-    ask,
     claim,
     concurrently,
     defer,
@@ -28,13 +27,14 @@ from tests.contract.helpers import (
     due,
     held_bytes,
     release,
+    request_release,
+    send_digest,
     sign_in,
     start,
-    tell,
 )
 
 
-def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
+def test_times_from_a_clock_that_was_ahead_are_repaired(store: Store) -> None:
     people = [f"p{n}@example.org" for n in range(4)]
     hold(store, recipients=people)
     at = now()
@@ -47,12 +47,12 @@ def test_what_a_clock_that_was_ahead_left_is_mended(store: Store) -> None:
     assert store.repair_clock_skew(at) == 3
     assert {p.recipient for p in store.recipients.unscheduled(10)} == {people[0], people[2], people[3]}
     assert store.recipients.get(people[1]).next_digest_at == at + 8 * DAY
-    assert tell(store, people[2], at) != []
+    assert send_digest(store, people[2], at) != []
     assert store.digests.request(Reader(people[3]), at, at - HOUR) is DigestRequest.DUE
     assert store.repair_clock_skew(at) == 0
 
 
-def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(store: Store) -> None:
+def test_releases_and_mails_postponed_by_a_clock_that_was_ahead_are_due_now(store: Store) -> None:
     put_off, later = hold(store), hold(store)
     at = now()
     ahead = at + 365 * DAY
@@ -70,7 +70,7 @@ def test_releases_and_mails_that_a_clock_which_was_ahead_put_off_are_tried_now(s
     assert store.repair_clock_skew(at) == 0
 
 
-def test_claims_that_live_are_not_mended(store: Store) -> None:
+def test_live_claims_are_not_repaired(store: Store) -> None:
     hold(store, recipients=[ALICE])
     at = now()
     with digesting(store, ALICE, at, 10, ignore_schedule=True):
@@ -78,40 +78,40 @@ def test_claims_that_live_are_not_mended(store: Store) -> None:
         assert not list(store.digests.due(at, 10))
 
 
-def test_figures_tell_who_waits_without_the_mail_server_having_said_no(store: Store) -> None:
+def test_stats_show_the_oldest_due_digest_that_was_not_attempted(store: Store) -> None:
     at = now()
     due(store, 2, at)
     refused, _ = store.digests.claim(at, 2, 10).digests
     store.digests.settle([], [Unsent(refused, not_before=at + LEASE, failure="450 busy")], at)
-    figures = store.stats(at)
-    assert figures.digests_due == 2
-    assert figures.oldest_digest_due_at == at - 2 * MINUTE
-    assert figures.oldest_untried_due_at == at - MINUTE
+    stats = store.stats(at)
+    assert stats.digests_due == 2
+    assert stats.oldest_digest_due_at == at - 2 * MINUTE
+    assert stats.oldest_untried_due_at == at - MINUTE
 
 
-def test_figures_of_an_empty_store(store: Store) -> None:
-    figures = store.stats(now())
-    assert (figures.releases_waiting, figures.requests_waiting, figures.mails_waiting, figures.digests_due) == (0,) * 4
-    assert figures.oldest_digest_due_at is None
-    assert figures.heartbeat_at is None
+def test_stats_of_an_empty_store(store: Store) -> None:
+    stats = store.stats(now())
+    assert (stats.releases_waiting, stats.requests_waiting, stats.mails_waiting, stats.digests_due) == (0,) * 4
+    assert stats.oldest_digest_due_at is None
+    assert stats.heartbeat_at is None
 
 
-def test_figures_tell_what_waits(store: Store) -> None:
+def test_stats_count_waiting_work(store: Store) -> None:
     helds, at = [hold(store) for _ in range(4)], now()
     defer(store, helds[0], at)
-    ask(store, helds[1], at)
-    ask(store, helds[1], at, 1)
+    request_release(store, helds[1], at)
+    request_release(store, helds[1], at, 1)
     release(store, helds[2], at)
     store.outbox.add(QueuedMail(ALICE, b"x"), at)
     store.recipients.schedule(ALICE, at)
     store.recipients.schedule(BOB, at + DAY)
     store.heartbeat(at - SECOND)
     store.heartbeat(at)
-    figures = store.stats(at + HOUR)
-    assert (figures.releases_waiting, figures.requests_waiting, figures.mails_waiting) == (1, 2, 1)
-    assert (figures.digests_due, figures.oldest_digest_due_at, figures.heartbeat_at) == (1, at, at)
+    stats = store.stats(at + HOUR)
+    assert (stats.releases_waiting, stats.requests_waiting, stats.mails_waiting) == (1, 2, 1)
+    assert (stats.digests_due, stats.oldest_digest_due_at, stats.heartbeat_at) == (1, at, at)
     assert store.stats(at + 2 * DAY).digests_due == 2
-    tell(store, ALICE, at + HOUR)
+    send_digest(store, ALICE, at + HOUR)
     assert store.stats(at + HOUR).digests_due == 0
 
 
@@ -144,8 +144,8 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
     store.recipients.schedule(BOB, at)
     store.outbox.add(QueuedMail(BOB, b"one"), at)
     store.sign_ins.start_session(SESSION, BOB, at)
-    asked = sign_in(1, at)
-    start(store, asked)
+    pending = sign_in(1, at)
+    start(store, pending)
     store.notes.set_default("links.key", "one")
     store.heartbeat(at)
 
@@ -162,7 +162,7 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
             opened.digests.recipient_of(digest.id),
             opened.deliveries.due_releases(at + DAY, 10),
             opened.sign_ins.session(SESSION, at),
-            opened.sign_ins.get(asked.token_sha256, at),
+            opened.sign_ins.get(pending.token_sha256, at),
             opened.notes.set_default("links.key", "two"),
             opened.stats(at + HOUR),
             held_bytes(opened, held.id),
@@ -179,11 +179,11 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
 
 
 def day_after_tomorrow() -> datetime:
-    """Whole UTC days are what PostgreSQL drops: with this, all that is held now is old."""
+    """Return a time for which all mail held now is old: PostgreSQL drops whole UTC days."""
     return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + 2 * DAY
 
 
-def test_old_mail_is_gone_with_all_that_belongs_to_it(store: Store) -> None:
+def test_a_purge_removes_old_mail_with_all_that_belongs_to_it(store: Store) -> None:
     data, at = mail(), now()
     held, released = hold(store, data, queue_id="AAA"), hold(store)
     release(store, released, at)
@@ -191,7 +191,7 @@ def test_old_mail_is_gone_with_all_that_belongs_to_it(store: Store) -> None:
     store.digests.record_link_open(ALICE, at.replace(microsecond=0), LinkOpen(DeliveryId(held.id, 0), at), at)
     purged = store.purge(day_after_tomorrow(), day_after_tomorrow())
     assert (purged.messages, purged.kept) == (2, 0)
-    for look in (
+    for call in (
         lambda: store.deliveries.get(DeliveryId(held.id, 0)),
         lambda: store.deliveries.of_message(held.id),
         lambda: store.deliveries.get_for(Reader(ALICE), held.id),
@@ -201,7 +201,7 @@ def test_old_mail_is_gone_with_all_that_belongs_to_it(store: Store) -> None:
         lambda: release(store, held, at),
     ):
         with pytest.raises(NotFound):
-            look()
+            call()
     assert not list(store.messages.find("AAA"))
     assert not list(store.messages.find(str(held.id)))
     assert store.deliveries.search(Filter(), 10) == Page((), None)
@@ -213,7 +213,7 @@ def test_old_mail_is_gone_with_all_that_belongs_to_it(store: Store) -> None:
     assert held_bytes(store, again.id) == data
 
 
-def test_newer_mail_stays(store: Store) -> None:
+def test_a_purge_keeps_newer_mail(store: Store) -> None:
     data = mail()
     held = hold(store, data)
     purged = store.purge(day_after_tomorrow() - 2 * DAY, now())
@@ -222,10 +222,10 @@ def test_newer_mail_stays(store: Store) -> None:
     assert hold(store, data) == Held(held.id, known=True)
 
 
-def test_what_somebody_waits_for_outlives_retention(store: Store) -> None:
+def test_mail_that_somebody_waits_for_outlives_retention(store: Store) -> None:
     datas, at = [mail() for _ in range(3)], now()
     gone, requested, releasing = (hold(store, data, queue_id="AAA") for data in datas)
-    ask(store, requested, at)
+    request_release(store, requested, at)
     defer(store, releasing, at, 1)
     old = day_after_tomorrow()
     for removed in (1, 0):
@@ -262,7 +262,7 @@ def test_what_somebody_waits_for_outlives_retention(store: Store) -> None:
     assert not hold(store, datas[1]).known
 
 
-def test_what_is_being_released_survives_a_purge(store: Store) -> None:
+def test_mail_that_is_being_released_survives_a_purge(store: Store) -> None:
     data = mail(size_bytes=3_000_000)
     held, at, old = hold(store, data), now(), day_after_tomorrow()
     with claim(store, held, at):
@@ -284,7 +284,7 @@ def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store)
     assert last is None or (last.id, last.deliveries) == (digest.id, ())
 
 
-def test_a_purge_leaves_people_and_their_wishes(store: Store) -> None:
+def test_a_purge_keeps_people_and_their_preferences(store: Store) -> None:
     hold(store)
     at = now()
     store.recipients.set_digests_stopped(ALICE, at)
@@ -298,19 +298,19 @@ def test_a_purge_leaves_people_and_their_wishes(store: Store) -> None:
     assert store.notes.set_default("links.key", "two") == "one"
 
 
-def test_a_purge_ends_what_has_expired_and_leaves_the_rest(store: Store) -> None:
+def test_a_purge_removes_what_has_expired_and_keeps_the_rest(store: Store) -> None:
     at = now()
-    asked = sign_in(1, at)
-    start(store, asked)
+    pending = sign_in(1, at)
+    start(store, pending)
     store.sign_ins.start_session(SESSION, ALICE, at)
     store.outbox.add(QueuedMail(ALICE, b"one"), at)
     store.purge(at - DAY, at + MINUTE)
-    assert store.sign_ins.get(asked.token_sha256, at + MINUTE) == asked
+    assert store.sign_ins.get(pending.token_sha256, at + MINUTE) == pending
     assert store.sign_ins.session(SESSION, at + MINUTE) == ALICE
     assert store.stats(at).mails_waiting == 2
     store.purge(at - DAY, at + 30 * DAY)
     with pytest.raises(LinkInvalid):
-        store.sign_ins.get(asked.token_sha256, at)
+        store.sign_ins.get(pending.token_sha256, at)
     assert store.sign_ins.session(SESSION, at) is None
 
 
@@ -333,7 +333,7 @@ def test_preparing_days_changes_nothing_for_mail(store: Store) -> None:
 
 
 def test_errors_name_no_mail(store: Store) -> None:
-    """Error texts go to logs and pages: ids at most."""
+    """Errors are shown in logs and on pages, so they may contain ids only."""
     held = hold(store, subject="Secret plan")
     release(store, held, now())
     with pytest.raises(AlreadyDone) as error:

@@ -1,4 +1,4 @@
-"""A mail that comes again with a worse verdict is treated by that one; on both stores."""
+"""A mail that comes again with a worse verdict gets this verdict, on both stores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def first(store: Store, held: Held) -> Delivery:
     return store.deliveries.get(DeliveryId(held.id, 0))
 
 
-def whats(store: Store, held: Held, number: int = 0) -> list[str]:
+def event_kinds(store: Store, held: Held, number: int = 0) -> list[str]:
     return [event.kind for event in store.deliveries.history(DeliveryId(held.id, number))]
 
 
-def test_a_worse_verdict_is_taken_with_its_symbols(store: Store) -> None:
+def test_a_worse_verdict_is_stored_with_its_symbols(store: Store) -> None:
     data = mail()
     held = hold(store, data)
     again = hold(store, data, tier=Tier.DANGEROUS, symbols=VIRUS, score=3.5, action="discard")
@@ -45,7 +45,7 @@ def test_a_better_or_equal_verdict_changes_nothing(store: Store) -> None:
         assert hold(store, data, tier=tier, symbols=(Symbol("BAYES_HAM", -3),)).raised == ()
     message = first(store, held).message
     assert (message.tier, message.symbols) == (Tier.SUSPICIOUS, MACRO)
-    assert whats(store, held) == ["held"]
+    assert event_kinds(store, held) == ["held"]
 
 
 def test_a_tier_is_raised_step_by_step_and_never_lowered(store: Store) -> None:
@@ -55,7 +55,7 @@ def test_a_tier_is_raised_step_by_step_and_never_lowered(store: Store) -> None:
         hold(store, data, tier=tier, symbols=symbols)
     assert first(store, held).message.tier is Tier.DANGEROUS
     assert first(store, held).message.symbols == VIRUS
-    assert whats(store, held) == ["held", "raised", "raised"]
+    assert event_kinds(store, held) == ["held", "raised", "raised"]
 
 
 def test_copies_of_the_same_bytes_for_others_are_raised(store: Store) -> None:
@@ -70,7 +70,7 @@ def test_copies_of_the_same_bytes_for_others_are_raised(store: Store) -> None:
         assert first(store, held).message.tier is Tier.DANGEROUS
         assert first(store, held).message.symbols == VIRUS
     assert first(store, unlike).message.tier is Tier.SPAM
-    assert whats(store, worse) == ["held"]
+    assert event_kinds(store, worse) == ["held"]
 
 
 def test_a_known_mail_whose_trace_fields_differ_is_raised(store: Store) -> None:
@@ -94,7 +94,7 @@ def test_more_copies_than_fit_in_one_transaction_are_raised(store: Store) -> Non
 
 
 @pytest.mark.parametrize("state", [State.DELETED, State.REQUESTED, State.HELD])
-def test_what_can_still_be_released_is_raised(store: Store, state: State) -> None:
+def test_mail_that_can_still_be_released_is_raised(store: Store, state: State) -> None:
     data = mail()
     held = hold(store, data, [ALICE])
     if state is not State.HELD:
@@ -104,7 +104,7 @@ def test_what_can_still_be_released_is_raised(store: Store, state: State) -> Non
     assert first(store, held).state is state
 
 
-def test_what_is_released_keeps_its_verdict_unless_another_recipient_waits(store: Store) -> None:
+def test_released_mail_keeps_its_verdict_unless_another_recipient_waits(store: Store) -> None:
     alone, shared = mail(), mail()
     to_alice, to_both = hold(store, alone, [ALICE]), hold(store, shared, [ALICE, BOB])
     for held in (to_alice, to_both):
@@ -114,9 +114,9 @@ def test_what_is_released_keeps_its_verdict_unless_another_recipient_waits(store
     hold(store, shared, [ALICE, BOB], tier=Tier.DANGEROUS)
     assert first(store, to_alice).message.tier is Tier.SPAM
     assert first(store, to_both).message.tier is Tier.DANGEROUS
-    assert "raised" not in whats(store, to_alice)
-    assert "raised" not in whats(store, to_both, 0)
-    assert whats(store, to_both, 1) == ["held", "raised"]
+    assert "raised" not in event_kinds(store, to_alice)
+    assert "raised" not in event_kinds(store, to_both, 0)
+    assert event_kinds(store, to_both, 1) == ["held", "raised"]
 
 
 def test_an_export_without_symbols_keeps_those_known_before(store: Store) -> None:
@@ -131,7 +131,7 @@ def test_an_export_without_symbols_keeps_those_known_before(store: Store) -> Non
     assert first(store, held).message.flags == {Flag.SENDER}
 
 
-def test_it_is_found_by_its_new_tier_and_score_alone(store: Store) -> None:
+def test_raised_mail_is_found_by_its_new_tier_and_score_only(store: Store) -> None:
     data = mail()
     held = hold(store, data, [ALICE], score=17.5)
     hold(store, mail(), [ALICE], score=17.5)
@@ -173,7 +173,7 @@ def test_a_raised_mail_outlives_a_rebuild(files_url: str) -> None:
 
 
 def test_a_record_brings_a_worse_verdict_and_never_a_better_one(store: Store, tmp_path: Path) -> None:
-    """`copy` is run again after the verdict got worse at the source, then the other way round."""
+    """`copy` runs again after the verdict got worse in the source, then in the other direction."""
     source = open_store(f"files://{tmp_path}/source")
     data = mail()
     held = hold(source, data, symbols=MACRO)

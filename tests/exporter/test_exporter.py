@@ -1,4 +1,4 @@
-"""What `portal.exporter` makes of a POST: recorded ones, awkward ones, and ones that nobody would send."""
+"""`portal.exporter`: recorded posts, awkward posts, and posts that no program would send."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAIL = (
     b"From: Offers <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Buy now\r\n"
     b"Message-ID: <m1@example.net>\r\n\r\nHello,\r\n\r\nplease buy.\r\n"
 )
-TOLD: dict[str, Any] = {
+METADATA: dict[str, Any] = {
     "ip": "198.51.100.7",
     "user": "unknown",
     "qid": "4XqAbc1",
@@ -52,7 +52,7 @@ ALL_FLAGS = frozenset(Flag)
 
 
 def body_of(data: bytes) -> Body:
-    """``data`` as a window in the middle of a file: nothing may look beside it."""
+    """Return ``data`` as a window in the middle of a file. The rest of the file must not be read."""
     return Body(io.BytesIO(b'{"message":"' + data + b"\r\n--B--"), 12, len(data))
 
 
@@ -61,7 +61,7 @@ def post(headers: dict[str, str], data: bytes, limit: int = LIMIT) -> Posted | N
 
 
 def posting(headers: dict[str, str], data: bytes) -> Posted:
-    """What was posted, which is not nothing."""
+    """Return the result of a post that is not empty."""
     posted = post(headers, data)
     assert posted is not None
     return posted
@@ -78,19 +78,19 @@ def mail_of(posted: Posted | None) -> bytes:
         return message_of(posted)
 
 
-def as_headers(told: dict[str, Any], prefix: str = "x-rspamd-") -> dict[str, str]:
-    """Metadata as WSGI hands it on: lists as JSON in UTF-8, each octet a character."""
-    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in told.items()}
+def as_headers(fields: dict[str, Any], prefix: str = "x-rspamd-") -> dict[str, str]:
+    """Return metadata as WSGI passes it: lists as JSON in UTF-8, each octet a character."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in fields.items()}
     wsgi = {k: v.encode("utf-8", "surrogatepass").decode("latin-1") for k, v in texts.items()}
     return {"content-type": "text/plain"} | {prefix + name: value for name, value in wsgi.items()}
 
 
-def as_default(mail: bytes, told: dict[str, Any] = TOLD) -> tuple[dict[str, str], bytes]:
-    return as_headers(told), mail
+def as_default(mail: bytes, fields: dict[str, Any] = METADATA) -> tuple[dict[str, str], bytes]:
+    return as_headers(fields), mail
 
 
-def as_multipart(mail: bytes, told: Any = TOLD, *, metadata_first: bool = False) -> tuple[dict[str, str], bytes]:
-    metadata = told if isinstance(told, bytes) else json.dumps(told).encode()
+def as_multipart(mail: bytes, fields: Any = METADATA, *, metadata_first: bool = False) -> tuple[dict[str, str], bytes]:
+    metadata = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
     parts = [
         b'Content-Disposition: form-data; name="message"; filename="message.eml"\r\nContent-Type: message/rfc822\r\n'
         b"Content-Transfer-Encoding: binary\r\n\r\n" + mail,
@@ -102,15 +102,15 @@ def as_multipart(mail: bytes, told: Any = TOLD, *, metadata_first: bool = False)
     return {"content-type": 'multipart/form-data; boundary="cc511575ffb5bc48"'}, data
 
 
-def as_json(mail: bytes, told: dict[str, Any] = TOLD) -> tuple[dict[str, str], bytes]:
-    value = dict(told)
+def as_json(mail: bytes, fields: dict[str, Any] = METADATA) -> tuple[dict[str, str], bytes]:
+    value = dict(fields)
     value["message"] = base64.b64encode(mail).decode()
-    # Rspamd's own spelling has no blanks; the default type of its rules is wrong for JSON.
+    # JSON of Rspamd has no blanks. The default type of its rules is wrong for JSON.
     return {"content-type": "text/plain"}, json.dumps(value, separators=(",", ":")).encode()
 
 
 def packable(value: Any) -> Any:
-    """The nearest that msgpack can say: no lone surrogates, no integers over 64 bits."""
+    """Return the nearest value that msgpack can encode: no lone surrogates, no integers over 64 bits."""
     if isinstance(value, dict):
         return {packable(key): packable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -120,13 +120,13 @@ def packable(value: Any) -> Any:
     return max(-(2**63), min(value, 2**64 - 1)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def as_msgpack(mail: bytes, told: dict[str, Any] = TOLD) -> tuple[dict[str, str], bytes]:
-    value = dict(list(packable(told).items())[:4])
+def as_msgpack(mail: bytes, fields: dict[str, Any] = METADATA) -> tuple[dict[str, str], bytes]:
+    value = dict(list(packable(fields).items())[:4])
     try:
         value["message"] = mail.decode()
     except UnicodeDecodeError:
         value["message"] = mail
-    return {"content-type": "text/plain"}, msgpack.packb(value | packable(told))
+    return {"content-type": "text/plain"}, msgpack.packb(value | packable(fields))
 
 
 FORMATS = {"default": as_default, "multipart": as_multipart, "json_with_message": as_json, "msgpack": as_msgpack}
@@ -150,7 +150,7 @@ def recorded(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(("folder", "entry"), recorded(HERE) + recorded(SHARED / "exporter-posts"))
-def test_it_understands_what_rspamd_was_recorded_to_send(folder: Path, entry: dict[str, Any]) -> None:
+def test_recorded_posts_of_rspamd_are_understood(folder: Path, entry: dict[str, Any]) -> None:
     headers, data = read_http(folder / entry["file"])
     expected = entry["expected"]
     if entry["formatter"] in ("json", "structured", "email_alert"):
@@ -183,7 +183,7 @@ def test_it_understands_what_rspamd_was_recorded_to_send(folder: Path, entry: di
         assert (Flag.NO_METADATA in export.flags) == (entry["formatter"] == "default" and not entry["meta_headers"])
 
 
-# ---- every formatter gives the very bytes
+# ---- the bytes are the same with every formatter
 
 
 def corpus() -> list[Path]:
@@ -221,7 +221,7 @@ def test_awkward_bytes_come_out_as_they_went_in(form: Any, mail: bytes) -> None:
 
 @every_format
 def test_metadata_is_the_same_whatever_the_formatter(form: Any) -> None:
-    with posting(*form(MAIL, TOLD | {"subject": "Grüße – für Sie", "from": ""})) as posted:
+    with posting(*form(MAIL, METADATA | {"subject": "Grüße – für Sie", "from": ""})) as posted:
         export = posted.export
     assert export.subject == "Grüße – für Sie"
     assert export.envelope_sender == ""
@@ -237,7 +237,7 @@ def test_the_parts_of_a_multipart_post_may_come_in_any_order() -> None:
         assert mail_of(post(*as_multipart(MAIL, metadata_first=first))) == MAIL
 
 
-def test_a_message_with_the_base64_escaped_as_php_does_is_read() -> None:
+def test_a_message_with_base64_escaped_as_in_php_is_read() -> None:
     mail = b"\xff\xff\xff" * 100_000
     headers, data = as_json(mail)
     assert mail_of(post(headers, data.replace(b"/", b"\\/"))) == mail
@@ -249,26 +249,26 @@ def test_pretty_json_is_read_as_well() -> None:
 
 
 @every_format
-def test_an_empty_message_is_nothing_to_hold(form: Any) -> None:
+def test_an_empty_message_has_nothing_to_hold(form: Any) -> None:
     assert post(*form(b"")) is None
 
 
-def test_an_empty_post_is_nothing_to_hold() -> None:
+def test_an_empty_post_has_nothing_to_hold() -> None:
     assert post({}, b"") is None
     assert post({"content-type": "text/plain", "content-encoding": "gzip"}, gzip.compress(b"")) is None
 
 
-# ---- mail or packing: in doubt it is the mail
+# ---- a mail or an export: in doubt it is a mail
 
 
-@pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(TOLD).encode()])
+@pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(METADATA).encode()])
 def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_headers_say_otherwise(data: bytes) -> None:
-    with posting(as_headers(TOLD | {"qid": "OTHER", "rcpt": ["alice@example.org"]}), data) as posted:
+    with posting(as_headers(METADATA | {"qid": "OTHER", "rcpt": ["alice@example.org"]}), data) as posted:
         assert message_of(posted) == data
         assert posted.export.recipients == ("alice@example.org",)
 
 
-@pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(TOLD).encode()])
+@pytest.mark.parametrize("data", [as_json(MAIL)[1], as_msgpack(MAIL)[1], json.dumps(METADATA).encode()])
 def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_its_type_is_that_of_mail(data: bytes) -> None:
     with posting({"content-type": "message/rfc822"}, data) as posted:
         assert message_of(posted) == data
@@ -278,21 +278,21 @@ def test_a_mail_that_looks_like_an_export_is_held_as_it_is_when_its_type_is_that
 @pytest.mark.parametrize(
     "data", [b"{", b'{"a": 1}', b"{" * 100_000, b"\x81\xa1a\x01", b"\x81", b"\xdf\xff\xff\xff\xff", b"\x91"]
 )
-def test_what_has_not_the_keys_of_an_export_is_a_mail(data: bytes) -> None:
+def test_a_body_without_the_keys_of_an_export_is_a_mail(data: bytes) -> None:
     with posting({"content-type": "text/plain"}, data) as posted:
         assert message_of(posted) == data
         assert Flag.NO_METADATA in posted.export.flags
 
 
-def test_json_beside_metadata_headers_is_unpacked_when_both_tell_the_same() -> None:
+def test_json_with_metadata_headers_is_unpacked_when_both_agree() -> None:
     headers, data = as_json(MAIL)
-    assert mail_of(post(headers | as_headers(TOLD), data)) == MAIL
+    assert mail_of(post(headers | as_headers(METADATA), data)) == MAIL
 
 
 def test_json_without_the_message_names_the_formatter_to_use() -> None:
-    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json"}, as_headers(TOLD)):
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json"}, as_headers(METADATA)):
         with pytest.raises(BadExport, match='formatter = "multipart".*meta_headers = true'):
-            post(headers, json.dumps(TOLD).encode())
+            post(headers, json.dumps(METADATA).encode())
 
 
 # ---- metadata headers
@@ -300,7 +300,7 @@ def test_json_without_the_message_names_the_formatter_to_use() -> None:
 
 @pytest.mark.parametrize("prefix", ["x-rspamd-", "x-quarantine-", "x-site-a-rspamd-", "xq"])
 def test_any_prefix_of_metadata_headers_is_found(prefix: str) -> None:
-    headers = as_headers(TOLD, prefix) | {"x-real-ip": "203.0.113.9", "x-user": "x", "soapaction": "x", "host": "h"}
+    headers = as_headers(METADATA, prefix) | {"x-real-ip": "203.0.113.9", "x-user": "x", "soapaction": "x", "host": "h"}
     with posting(headers, MAIL) as posted:
         assert posted.export.queue_id == "4XqAbc1"
         assert posted.export.client_ip == "198.51.100.7"
@@ -333,21 +333,21 @@ def test_headers_of_proxies_are_no_metadata() -> None:
     ],
 )
 def test_header_values_are_decoded_in_every_shape_rspamd_gave_them(value: str, subject: str) -> None:
-    with posting(as_headers(TOLD) | {"x-rspamd-subject": value}, MAIL) as posted:
+    with posting(as_headers(METADATA) | {"x-rspamd-subject": value}, MAIL) as posted:
         assert posted.export.subject == subject
 
 
-def test_the_envelope_may_stand_in_angle_brackets_with_its_quotes() -> None:
-    told = TOLD | {"rcpt": ['<"quo ted"@example.org>', "<bob+news@example.org>"], "from": "<>"}
-    with posting(as_headers(told), MAIL) as posted:
+def test_envelope_addresses_may_have_angle_brackets_and_quotes() -> None:
+    fields = METADATA | {"rcpt": ['<"quo ted"@example.org>', "<bob+news@example.org>"], "from": "<>"}
+    with posting(as_headers(fields), MAIL) as posted:
         assert posted.export.recipients == ('"quo ted"@example.org', "bob+news@example.org")
         assert posted.export.envelope_sender == ""
         assert posted.export.flags == frozenset()
 
 
-def test_odd_local_parts_stay_as_written_and_repeated_recipients_come_once() -> None:
+def test_unusual_local_parts_stay_as_written_and_repeated_recipients_come_once() -> None:
     rcpt = ["Alice@Example.org", "a b@example.org", "at@sign@example.org", "alice@example.org", "jürgen@example.org"]
-    with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
+    with posting(*as_default(MAIL, METADATA | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == (*rcpt[:3], rcpt[4])
         assert posted.export.flags == frozenset()
 
@@ -355,7 +355,7 @@ def test_odd_local_parts_stay_as_written_and_repeated_recipients_come_once() -> 
 def test_recipients_in_both_spellings_of_a_domain_come_once() -> None:
     a_label, u_label = "Erika@XN--mnchen-3ya.example", "erika@münchen.example"
     for rcpt in ([a_label, u_label], [u_label, a_label]):
-        with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
+        with posting(*as_default(MAIL, METADATA | {"rcpt": rcpt})) as posted:
             assert posted.export.recipients == (a_label,)
             assert posted.export.held_for == ("erika@xn--mnchen-3ya.example",)
             assert posted.export.flags == frozenset()
@@ -363,7 +363,7 @@ def test_recipients_in_both_spellings_of_a_domain_come_once() -> None:
 
 def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people() -> None:
     rcpt = ["mike@example.org", "mi\u212ae@example.org"]  # KELVIN SIGN
-    with posting(*as_default(MAIL, TOLD | {"rcpt": rcpt})) as posted:
+    with posting(*as_default(MAIL, METADATA | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == tuple(rcpt)
 
 
@@ -387,27 +387,27 @@ def test_recipients_whose_letters_only_look_alike_in_lower_case_are_two_people()
     ],
 )
 def test_recipients_that_cannot_be_used_are_dropped_and_flagged(rcpt: str, kept: tuple[str, ...]) -> None:
-    with posting(as_headers(TOLD | {"rcpt": rcpt}), MAIL) as posted:
+    with posting(as_headers(METADATA | {"rcpt": rcpt}), MAIL) as posted:
         assert posted.export.recipients == kept
         assert posted.export.flags == {Flag.RECIPIENTS}
 
 
 def test_more_recipients_than_deliveries_have_numbers_are_flagged() -> None:
     rcpt = [f"r{n}@example.org" for n in range(100_000)]
-    with posting(*as_multipart(MAIL, TOLD | {"rcpt": rcpt})) as posted:
+    with posting(*as_multipart(MAIL, METADATA | {"rcpt": rcpt})) as posted:
         assert posted.export.recipients == tuple(rcpt[:65_536])
         assert posted.export.flags == {Flag.RECIPIENTS}
 
 
 def test_symbols_cut_anywhere_keep_what_can_be_read_and_are_flagged() -> None:
-    whole = json.dumps(TOLD["symbols"] + [{"name": "GRÜSSE", "score": -1.5}], ensure_ascii=False).encode()
+    whole = json.dumps(METADATA["symbols"] + [{"name": "GRÜSSE", "score": -1.5}], ensure_ascii=False).encode()
     for end in range(len(whole)):
-        headers = as_headers(TOLD) | {"x-rspamd-symbols": whole[:end].decode("latin-1")}
+        headers = as_headers(METADATA) | {"x-rspamd-symbols": whole[:end].decode("latin-1")}
         with posting(headers, MAIL) as posted:
             assert Flag.SYMBOLS in posted.export.flags
             names = [symbol.name for symbol in posted.export.symbols]
             assert names == ["TEST", "OTHER", "GRÜSSE"][: len(names)]
-    assert len(names) == 3  # only the bracket was missing
+    assert len(names) == 3  # only the bracket is missing
 
 
 @pytest.mark.parametrize(
@@ -431,29 +431,29 @@ def test_the_short_way_reads_symbols_as_the_long_one(text: str) -> None:
 
 def test_too_many_symbols_and_options_are_cut() -> None:
     symbols = [{"name": f"S{n}", "score": 1, "options": ["x" * 900] * 60} for n in range(1001)]
-    with posting(*as_msgpack(MAIL, TOLD | {"symbols": symbols[:70]})) as posted:
+    with posting(*as_msgpack(MAIL, METADATA | {"symbols": symbols[:70]})) as posted:
         assert posted.export.symbols[0].options == ("x" * 500,) * 50
         assert posted.export.flags == frozenset()
     for symbol in symbols:
         del symbol["options"]
-    with posting(*as_default(MAIL, TOLD | {"symbols": symbols})) as posted:
+    with posting(*as_default(MAIL, METADATA | {"symbols": symbols})) as posted:
         assert len(posted.export.symbols) == 1000
         assert posted.export.flags == {Flag.SYMBOLS}
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "-Infinity", "1e300", "", "x", True, None, [1], "9" * 5000])
-def test_absurd_scores_are_unknown(score: Any) -> None:
+def test_invalid_scores_are_unknown(score: Any) -> None:
     for form in FORMATS.values():
-        with posting(*form(MAIL, TOLD | {"score": score})) as posted:
+        with posting(*form(MAIL, METADATA | {"score": score})) as posted:
             assert posted.export.score is None
             assert Flag.SCORE in posted.export.flags
 
 
 def test_texts_are_clean_and_of_sane_length() -> None:
     wild = "\ud800\x00a\r\nb" * 200_000
-    told = TOLD | {"subject": wild, "qid": wild, "user": wild, "action": wild, "ip": wild, "message_id": wild}
+    fields = METADATA | {"subject": wild, "qid": wild, "user": wild, "action": wild, "ip": wild, "message_id": wild}
     headers, data = as_multipart(MAIL, b"{}")
-    for posted in (post(*as_default(MAIL, told)), post(headers | as_headers(told), data)):
+    for posted in (post(*as_default(MAIL, fields)), post(headers | as_headers(fields), data)):
         assert posted is not None
         export = posted.export
         assert len(export.subject) == 4000
@@ -466,13 +466,13 @@ def test_texts_are_clean_and_of_sane_length() -> None:
 @pytest.mark.parametrize("sender", ["unknown", "a\nb@example.net", "x" * 330, "\udc80@example.net"])
 def test_a_sender_that_cannot_be_used_is_not_known_rather_than_null(sender: str) -> None:
     for form in (as_multipart, as_json):
-        with posting(*form(MAIL, TOLD | {"from": sender})) as posted:
+        with posting(*form(MAIL, METADATA | {"from": sender})) as posted:
             assert posted.export.envelope_sender is None
             assert posted.export.flags == {Flag.SENDER}
 
 
 @pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000, b"7" * 5_000_000])
-def test_unreadable_metadata_beside_a_message_never_loses_the_message(metadata: bytes) -> None:
+def test_unreadable_metadata_never_loses_the_message(metadata: bytes) -> None:
     with posting(*as_multipart(MAIL, metadata)) as posted:
         assert message_of(posted) == MAIL
         assert posted.export.flags == ALL_FLAGS
@@ -513,11 +513,11 @@ def test_the_first_mark_is_handed_on() -> None:
         assert posted.export.mark is None
 
 
-# ---- sameness
+# ---- dedup keys
 
 
-def sameness_of(mail: bytes, **changed: Any) -> bytes:
-    with posting(*as_default(mail, TOLD | changed)) as posted:
+def dedup_key_of(mail: bytes, **changed: Any) -> bytes:
+    with posting(*as_default(mail, METADATA | changed)) as posted:
         return posted.export.dedup_key
 
 
@@ -531,31 +531,31 @@ RETRIES = [
 
 
 @pytest.mark.parametrize("mail", RETRIES)
-def test_a_retry_is_the_same_mail_though_other_trace_fields_stand_in_front(mail: bytes) -> None:
-    assert sameness_of(mail) == sameness_of(MAIL)
-    assert sameness_of(mail, qid="another", rcpt=["Bob@example.org", "alice@EXAMPLE.org"]) == sameness_of(MAIL)
+def test_a_retry_with_other_trace_fields_is_the_same_mail(mail: bytes) -> None:
+    assert dedup_key_of(mail) == dedup_key_of(MAIL)
+    assert dedup_key_of(mail, qid="another", rcpt=["Bob@example.org", "alice@EXAMPLE.org"]) == dedup_key_of(MAIL)
 
 
 def test_another_recipient_sender_or_body_is_another_mail() -> None:
     mails = [
-        sameness_of(MAIL),
-        sameness_of(MAIL, rcpt=["alice@example.org"]),
-        sameness_of(MAIL, rcpt=["alice@example.org", "mallory@example.org"]),
-        sameness_of(MAIL, **{"from": ""}),
-        sameness_of(MAIL, **{"from": "unknown"}),
-        sameness_of(MAIL, **{"from": "bob@example.org", "rcpt": ["promo@example.net", "alice@example.org"]}),
-        sameness_of(MAIL + b"x"),
-        sameness_of(MAIL.replace(b"To:", b"Received: from x\r\nTo:")),
-        sameness_of(MAIL.replace(b"\r\n\r\nHello", b"\r\n\r\nX-Greylist: x\r\nHello")),
+        dedup_key_of(MAIL),
+        dedup_key_of(MAIL, rcpt=["alice@example.org"]),
+        dedup_key_of(MAIL, rcpt=["alice@example.org", "mallory@example.org"]),
+        dedup_key_of(MAIL, **{"from": ""}),
+        dedup_key_of(MAIL, **{"from": "unknown"}),
+        dedup_key_of(MAIL, **{"from": "bob@example.org", "rcpt": ["promo@example.net", "alice@example.org"]}),
+        dedup_key_of(MAIL + b"x"),
+        dedup_key_of(MAIL.replace(b"To:", b"Received: from x\r\nTo:")),
+        dedup_key_of(MAIL.replace(b"\r\n\r\nHello", b"\r\n\r\nX-Greylist: x\r\nHello")),
     ]
     assert len(set(mails)) == len(mails)
 
 
-def test_mails_whose_recipients_were_lost_are_not_taken_for_each_other() -> None:
+def test_mails_whose_recipients_were_lost_are_different_mails() -> None:
     to_bob = MAIL.replace(b"\tid 1;", b"\tid 1 for <bob@example.org>;")
-    assert sameness_of(MAIL, rcpt="unknown") != sameness_of(to_bob, rcpt="unknown")
-    assert sameness_of(MAIL, rcpt="unknown") != sameness_of(MAIL, rcpt="unknown", qid="another")
-    assert sameness_of(MAIL, rcpt="unknown") == sameness_of(MAIL, rcpt="unknown")
+    assert dedup_key_of(MAIL, rcpt="unknown") != dedup_key_of(to_bob, rcpt="unknown")
+    assert dedup_key_of(MAIL, rcpt="unknown") != dedup_key_of(MAIL, rcpt="unknown", qid="another")
+    assert dedup_key_of(MAIL, rcpt="unknown") == dedup_key_of(MAIL, rcpt="unknown")
 
 
 def test_a_release_that_comes_back_has_the_digest_of_what_was_held() -> None:
@@ -577,7 +577,7 @@ def test_a_release_that_comes_back_has_the_digest_of_what_was_held() -> None:
 
 def test_only_what_is_known_says_that_mail_is_not_wanted() -> None:
     def is_wanted(only: tuple[str, ...], actions: tuple[str, ...], **changed: Any) -> bool:
-        with posting(*as_default(MAIL, TOLD | changed)) as posted:
+        with posting(*as_default(MAIL, METADATA | changed)) as posted:
             return wanted(posted.export, only, actions)
 
     assert is_wanted((), ())
@@ -616,7 +616,7 @@ def test_broken_packing_is_refused_with_a_sentence() -> None:
         (json_headers, b'{"a": 1}'),
         (json_headers, as_json(MAIL)[1].replace(b'"message":"UmV', b'"message":"!mV')),
         (json_headers, as_json(MAIL)[1].replace(b'"message":"UmV', b'"message":"Um=')),
-        (json_headers, as_json(MAIL, TOLD)[1].replace(b'"message":"', b'"message":"Q')),
+        (json_headers, as_json(MAIL, METADATA)[1].replace(b'"message":"', b'"message":"Q')),
         ({"content-type": "application/msgpack"}, as_msgpack(MAIL)[1][:-1]),
         ({"content-type": "application/msgpack"}, as_msgpack(MAIL)[1] + b"x"),
     ]
@@ -628,7 +628,7 @@ def test_broken_packing_is_refused_with_a_sentence() -> None:
             assert len(str(caught.value)) > 20
 
 
-def test_a_gzip_bomb_is_refused_before_it_has_gone_off() -> None:
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked_completely() -> None:
     bomb = gzip.compress(b"\0" * 30_000_000)
     headers = {"content-type": "message/rfc822", "content-encoding": "gzip"}
     with pytest.raises(TooLarge, match="max_body_bytes"):
@@ -670,7 +670,7 @@ def test_a_mail_of_50_mb_is_never_in_memory(form: Any) -> None:
     assert peak < 20_000_000
 
 
-def test_temporary_files_are_gone_after_close() -> None:
+def test_temporary_files_are_removed_by_close() -> None:
     posted = post(*as_multipart(MAIL * 10_000))
     assert posted is not None
     posted.close()
@@ -679,7 +679,7 @@ def test_temporary_files_are_gone_after_close() -> None:
         message_of(posted)
 
 
-# ---- fuzzing: nothing but BadExport and TooLarge, and never another byte
+# ---- fuzzing: no errors except BadExport and TooLarge, and no changed bytes
 
 QUIET = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 values = st.recursive(
@@ -687,7 +687,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "score", "options"]), inner),
     max_leaves=8,
 )
-metadata = st.dictionaries(st.sampled_from([*TOLD, "message_id", "uuid", "x"]), values)
+metadata = st.dictionaries(st.sampled_from([*METADATA, "message_id", "uuid", "x"]), values)
 latin1 = st.text(st.characters(max_codepoint=255))
 
 
@@ -707,12 +707,12 @@ def check(posted: Posted | None) -> None:
 
 @every_format
 @QUIET
-@given(mail=st.binary(min_size=1, max_size=300), told=metadata)
+@given(mail=st.binary(min_size=1, max_size=300), fields=metadata)
 def test_any_metadata_is_taken_and_any_message_comes_out_unchanged(
-    form: Any, mail: bytes, told: dict[str, Any]
+    form: Any, mail: bytes, fields: dict[str, Any]
 ) -> None:
-    sure = {field: told.get(field, TOLD[field]) for field in ("rcpt", "symbols", "qid", "action", "from")}
-    headers, data = form(mail, told | sure)
+    sure = {field: fields.get(field, METADATA[field]) for field in ("rcpt", "symbols", "qid", "action", "from")}
+    headers, data = form(mail, fields | sure)
     posted = post(headers, data)
     assert message_of(posted) == mail
     check(posted)
@@ -731,7 +731,7 @@ def test_any_metadata_is_taken_and_any_message_comes_out_unchanged(
     data=st.binary()
     | st.sampled_from([b"--B\r\n", b"{}", b"\x81\xa7message"]).flatmap(lambda b: st.binary().map(b.__add__)),
 )
-def test_no_request_whatsoever_makes_it_fail_otherwise(headers: dict[str, str], data: bytes) -> None:
+def test_no_request_raises_another_error(headers: dict[str, str], data: bytes) -> None:
     try:
         check(post(headers, data))
     except (BadExport, TooLarge) as error:
@@ -741,7 +741,7 @@ def test_no_request_whatsoever_makes_it_fail_otherwise(headers: dict[str, str], 
 @every_format
 @QUIET
 @given(st.data())
-def test_no_damaged_post_makes_it_fail_otherwise(form: Any, data: st.DataObject) -> None:
+def test_no_damaged_post_raises_another_error(form: Any, data: st.DataObject) -> None:
     headers, whole = form(MAIL)
     at = data.draw(st.integers(0, len(whole)))
     until = data.draw(st.integers(at, len(whole)))

@@ -396,7 +396,7 @@ def test_a_goodbye_behind_the_answer_leaves_it_a_yes(server: SmtpServer) -> None
 def test_what_is_said_between_two_mails_ends_the_connection(server: SmtpServer, said: str) -> None:
     with patient(server).connection() as connection:
         connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
-        server.say_unasked(said)
+        server.send_unsolicited(said)
         connection.send(SENDER, BOB, [MAIL], has_8bit=False)
     assert [mail.recipients for mail in server.mails] == [[ALICE], [BOB]]
     assert server.connections == 2

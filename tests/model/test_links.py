@@ -51,7 +51,7 @@ def is_refused(token: str, links: Links = LINKS, now: datetime = NOW) -> bool:
 
 
 @pytest.mark.parametrize("action", Action)
-def test_a_token_says_what_was_signed(action: Action) -> None:
+def test_a_token_contains_what_was_signed(action: Action) -> None:
     token = LINKS.token(action, ID, 65535, NOW)
     assert LINKS.verify(token, NOW) == Link(action, ID, 65535, NOW)
 
@@ -84,13 +84,13 @@ def test_every_lost_or_doubled_character_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tail", ["=", "==", "!!", "é", "\n", " ", "/", ".", "A", "\0", "%00", "\udce9", "ſ"])
-def test_anything_behind_or_before_a_token_is_refused(tail: str) -> None:
+def test_anything_before_or_after_a_token_is_refused(tail: str) -> None:
     assert is_refused(TOKEN + tail)
     assert is_refused(tail + TOKEN)
 
 
 @pytest.mark.parametrize("text", ["", ".", "A" * 31 + "." + "A" * 43, "é" * 75, "A" * 100_000, "." * 75, TOKEN.lower()])
-def test_what_is_no_token_is_refused(text: str) -> None:
+def test_text_that_is_no_token_is_refused(text: str) -> None:
     assert is_refused(text)
 
 
@@ -191,7 +191,7 @@ def test_a_clock_that_steps_back_a_little_breaks_no_link() -> None:
     st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1)),
 )
 @settings(max_examples=300, deadline=None)
-def test_every_token_comes_back(action: Action, id: UUID, number: int, at: datetime) -> None:
+def test_every_token_is_verified(action: Action, id: UUID, number: int, at: datetime) -> None:
     at = at.replace(microsecond=0, tzinfo=UTC)
     assert LINKS.verify(LINKS.token(action, id, number, at), at) == Link(action, id, number, at)
 
@@ -224,7 +224,7 @@ def test_errors_never_repeat_the_token() -> None:
         ("", A_LABEL, A_LABEL, True),
         (U_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
         (A_LABEL, A_LABEL, "info@xn--mnchen-3ya.example", True),
-        (U_LABEL, A_LABEL, A_LABEL, True),  # of two people, who are one by now
+        (U_LABEL, A_LABEL, A_LABEL, True),  # formerly two people, now one
         (A_LABEL, A_LABEL, A_LABEL, True),
         (U_LABEL, BOB, A_LABEL, False),
         (U_LABEL, BOB, "info@xn--mnchen-3ya.example", False),
@@ -245,7 +245,7 @@ def test_a_link_of_an_older_version_names_its_reader_with_u_labels(
 # ---- the device cookie
 
 
-def test_a_browser_is_known_for_those_whose_button_was_pressed() -> None:
+def test_a_browser_is_known_for_recipients_whose_button_was_pressed() -> None:
     cookie = LINKS.device(None, ALICE)
     assert LINKS.knows_device(cookie, ALICE)
     assert not LINKS.knows_device(cookie, BOB)
@@ -287,12 +287,12 @@ def test_a_device_cookie_of_an_older_version_names_people_with_u_labels() -> Non
 
 
 @pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "é", "\udce9", "\0", "x" * 5000, TOKEN])
-def test_a_strange_device_cookie_is_nobodys(cookie: str | None) -> None:
+def test_an_invalid_device_cookie_names_nobody(cookie: str | None) -> None:
     assert not LINKS.knows_device(cookie, ALICE)
     assert LINKS.knows_device(LINKS.device(cookie, ALICE), ALICE)
 
 
-def test_a_forged_device_cookie_is_nobodys() -> None:
+def test_a_forged_device_cookie_names_nobody() -> None:
     assert not LINKS.knows_device(make(OTHER).device(None, ALICE), ALICE)
     cookie = LINKS.device(None, ALICE)
     assert not LINKS.knows_device("A" + cookie[1:] if cookie[0] != "A" else "B" + cookie[1:], ALICE)
@@ -319,7 +319,7 @@ def test_a_strange_form_token_fits_nothing(token: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["release", "digest", "mail"])
-def test_a_mark_says_what_our_mail_is(kind: str) -> None:
+def test_a_mark_contains_the_kind_of_our_mail(kind: str) -> None:
     mark = LINKS.mark(kind, ID)
     assert LINKS.read_mark(mark) == (kind, ID)
     assert make(NEW, OTHER).read_mark(mark) == (kind, ID)
@@ -358,7 +358,7 @@ def test_short_or_no_keys_are_refused() -> None:
             Links(keys, "https://mail.example.org", timedelta(days=1))
 
 
-def test_fingerprints_tell_keys_apart_and_hide_them() -> None:
+def test_fingerprints_distinguish_keys_and_hide_them() -> None:
     old, new = make(OLD, NEW).fingerprints()
     assert [old] == make(OLD).fingerprints()
     assert old != new
@@ -379,7 +379,7 @@ def test_a_key_file_is_made_once_and_private(tmp_path: Path) -> None:
     assert read_keys(tmp_path / "other", create=True) != keys
 
 
-def test_a_generous_umask_opens_no_key_file(tmp_path: Path) -> None:
+def test_a_permissive_umask_does_not_open_a_key_file(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         read_keys(tmp_path / "links.keys", create=True)
@@ -395,7 +395,7 @@ def key_file(folder: Path, data: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_keys_stand_one_a_line_oldest_first(tmp_path: Path) -> None:
+def test_keys_are_one_a_line_oldest_first(tmp_path: Path) -> None:
     assert read_keys(key_file(tmp_path, OLD + b"\r\n\n  " + NEW + b" \n\n")) == [OLD, NEW]
 
 
@@ -422,7 +422,7 @@ def test_an_empty_or_short_key_file_is_refused(tmp_path: Path, data: bytes, sent
     assert "short\n" not in str(error.value)
 
 
-def test_a_key_file_that_cannot_be_read_or_made_is_a_sentence(tmp_path: Path) -> None:
+def test_a_key_file_that_cannot_be_read_or_created_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir(mode=0o700)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "links.keys")
@@ -446,7 +446,7 @@ def test_many_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> N
         for _ in range(6)
     ]
     answers = set()
-    for process in processes:  # all of them wait for this before they look
+    for process in processes:  # all processes wait for this before they read the file
         assert process.stdin
         process.stdin.write(b"x")
         process.stdin.flush()

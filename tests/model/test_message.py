@@ -27,7 +27,7 @@ from portal.model.message import (
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2400, 1, 1), timezones=st.just(UTC)))
-def test_an_id_tells_its_millisecond_and_lies_behind_its_days_bound(at: datetime) -> None:
+def test_an_id_has_its_millisecond_and_sorts_after_the_bound_of_its_day(at: datetime) -> None:
     id = new_id(at)
     assert timedelta(0) <= at - held_at(id) < timedelta(milliseconds=1)
     assert first_id(at) <= id < first_id(at + timedelta(milliseconds=1))
@@ -35,7 +35,7 @@ def test_an_id_tells_its_millisecond_and_lies_behind_its_days_bound(at: datetime
     assert parse_id(str(id)) == id
 
 
-def test_ids_of_one_millisecond_stand_in_the_order_of_their_moments() -> None:
+def test_ids_of_one_millisecond_are_in_the_order_of_their_moments() -> None:
     at = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
     ids = [new_id(at + timedelta(microseconds=n)) for n in range(0, 3000, 5)]
     assert ids == sorted(ids)
@@ -47,7 +47,7 @@ def test_ids_of_one_moment_differ() -> None:
     assert abs(held_at(new_id()) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_an_id_beyond_the_last_year_is_none() -> None:
+def test_there_is_no_id_beyond_the_last_year() -> None:
     assert parse_id(str(new_id(datetime(9999, 12, 31, tzinfo=UTC))))
     assert parse_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None
 
@@ -73,7 +73,7 @@ def test_the_bound_of_a_time_before_all_ids_is_the_lowest_id() -> None:
     assert first_id(datetime(1969, 12, 31, tzinfo=UTC)) == first_id(datetime(1970, 1, 1, tzinfo=UTC)) == UUID(int=0)
 
 
-def test_a_random_token_has_128_bits_unless_told_otherwise() -> None:
+def test_a_random_token_has_128_bits_by_default() -> None:
     assert len({random_token() for _ in range(100)}) == 100
     assert {len(random_token()) for _ in range(100)} == {22}  # 16 octets in base64
     assert {len(random_token(32)) for _ in range(100)} == {43}
@@ -121,7 +121,7 @@ def test_an_unknown_actor_is_an_error() -> None:
         ("JÜRGEN@bücher.example", "jürgen@xn--bcher-kva.example"),
         ("\u212a@example.org", "\u212a@example.org"),  # another mailbox than k
         ('"a@ü"@münchen.example', '"a@ü"@xn--mnchen-3ya.example'),
-        # What IDNA rejects is only written in lower case.
+        # Domains that IDNA rejects are only converted to lower case.
         ("a@[192.0.2.1]", "a@[192.0.2.1]"),
         ("a@[IPv6:2001:DB8::1]", "a@[ipv6:2001:db8::1]"),
         ("a@Mail_1.example", "a@mail_1.example"),
@@ -175,7 +175,7 @@ def test_an_identity_of_an_identity_is_the_same(local: str, host: str) -> None:
 
 
 def test_ascii_domains_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every recipient of every message is looked at."""
+    """The conversion would run for every recipient of every message."""
     monkeypatch.setattr(idna, "encode", None)
     for address in ("Alice@Example.org", "jürgen@example.org", "a@XN--MNCHEN-3YA.example"):
         assert identity(address) == address.lower()
@@ -206,5 +206,5 @@ def test_ascii_domains_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> Non
         ("", ""),
     ],
 )
-def test_an_address_is_shown_with_u_labels_that_give_back_its_a_labels(address: str, expected: str) -> None:
+def test_an_address_is_shown_with_u_labels_that_convert_to_its_a_labels(address: str, expected: str) -> None:
     assert shown_address(address) == expected

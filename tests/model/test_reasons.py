@@ -32,7 +32,7 @@ def test_the_heaviest_findings_come_first_and_only_once(message: Message) -> Non
     ]
 
 
-def test_what_makes_a_mail_dangerous_comes_before_all_else(message: Message) -> None:
+def test_dangerous_findings_come_first(message: Message) -> None:
     symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("CLAM_VIRUS", 0.1))
     assert "virus" in why(replace(message, symbols=symbols, tier=Tier.DANGEROUS))[0]
 
@@ -43,14 +43,14 @@ def test_there_is_always_a_reason(message: Message) -> None:
             assert len(why(replace(message, symbols=symbols, tier=tier))) == 1
 
 
-def test_lost_findings_are_told(message: Message) -> None:
-    told = why(replace(message, symbols=(), flags=frozenset({Flag.SYMBOLS})))
-    assert told[-1] == "The spam filter's report is incomplete"
+def test_lost_findings_are_shown(message: Message) -> None:
+    reasons = why(replace(message, symbols=(), flags=frozenset({Flag.SYMBOLS})))
+    assert reasons[-1] == "The spam filter's report is incomplete"
 
 
 @pytest.mark.parametrize(
-    ("symbol", "said"),
-    [  # with what Rspamd says of each (scores.d/, composites.conf, rules/)
+    ("symbol", "expected"),
+    [  # with the description by Rspamd (scores.d/, composites.conf, rules/)
         ("RBL_VIRUSFREE_BOTNET", "a server known for spam"),  # From address is listed in virusfree.cz BL
         ("RBL_SPAMHAUS_XBL", "a server known for spam"),
         ("BLACKLIST_DMARC", "someone else"),  # comes from the whitelisted domain and has failed DMARC and DKIM
@@ -87,66 +87,66 @@ def test_lost_findings_are_told(message: Message) -> None:
         ("UNDISC_RCPTS_BULK", "Bulk"),
     ],
 )
-def test_rspamds_own_symbols_are_said_as_rspamd_means_them(symbol: str, said: str) -> None:
-    assert said in explain(Symbol(symbol, 1.0))
+def test_symbols_of_rspamd_are_explained_as_rspamd_defines_them(symbol: str, expected: str) -> None:
+    assert expected in explain(Symbol(symbol, 1.0))
 
 
 def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
-    told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
-    assert len(set(told)) == 4
-    assert explain(Symbol("LOCAL_RULE_17", 4.0)) == told[0]
-    assert explain(Symbol("LOCAL_RULE_17", 3.99)) == explain(Symbol("LOCAL_RULE_17", 0.01)) == told[1]
-    assert explain(Symbol("BAYES_SPAM", 0.0)) == told[2]  # its own text would say that it counted
+    reasons = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
+    assert len(set(reasons)) == 4
+    assert explain(Symbol("LOCAL_RULE_17", 4.0)) == reasons[0]
+    assert explain(Symbol("LOCAL_RULE_17", 3.99)) == explain(Symbol("LOCAL_RULE_17", 0.01)) == reasons[1]
+    assert explain(Symbol("BAYES_SPAM", 0.0)) == reasons[2]  # its own text would say that it counted
 
 
-def test_one_strong_finding_is_told_from_many_small_ones(message: Message) -> None:
-    def told(*scores: float) -> str:
+def test_one_strong_finding_is_distinguished_from_many_small_ones(message: Message) -> None:
+    def reason_of(*scores: float) -> str:
         [only] = why(replace(message, symbols=tuple(Symbol(f"LOCAL_{n}", score) for n, score in enumerate(scores))))
         return only
 
-    strong, many, one = told(9.0), told(3.9, 0.1), told(3.9)
+    strong, many, one = reason_of(9.0), reason_of(3.9, 0.1), reason_of(3.9)
     assert len({strong, many, one}) == 3
-    assert told(4.0) == told(0.1, 4.0) == strong
-    assert told() == told(-9.0, 1.0) == one
+    assert reason_of(4.0) == reason_of(0.1, 4.0) == strong
+    assert reason_of() == reason_of(-9.0, 1.0) == one
 
 
 def test_every_reason_is_translated(message: Message) -> None:
     german = languages.get("de")
-    told = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
+    reasons = [explain(Symbol("LOCAL_RULE_17", score)) for score in (9.0, 1.0, 0.0, -1.0)]
     for scores in ((), (9.0,), (1.0, 1.0)):
         symbols = tuple(Symbol(f"LOCAL_{n}", score) for n, score in enumerate(scores))
         for tier in Tier:
-            told += why(replace(message, symbols=symbols, tier=tier, flags=frozenset({Flag.SYMBOLS})))
+            reasons += why(replace(message, symbols=symbols, tier=tier, flags=frozenset({Flag.SYMBOLS})))
     for header, envelope in (("", ""), ("", None), ("a@x.example <b@y.example>", ""), ("", "x@аррӏе.com")):  # noqa: RUF001
         sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
-        told += [text for text in (sender.warning, sender.instead) if text]
-    assert len(set(told)) > 10
-    assert [text for text in told if german.gettext(text) == text] == []
+        reasons += [text for text in (sender.warning, sender.instead) if text]
+    assert len(set(reasons)) > 10
+    assert [text for text in reasons if german.gettext(text) == text] == []
 
 
-def test_at_most_three_reasons_are_told_and_the_missing_report_is_one_of_them(message: Message) -> None:
+def test_at_most_three_reasons_are_shown_and_the_missing_report_is_one_of_them(message: Message) -> None:
     names = ("BAYES_SPAM", "FUZZY_DENIED", "SUBJ_ALL_CAPS", "GTUBE")
     symbols = tuple(Symbol(name, score) for name, score in zip(names, (9.0, 8.0, 7.0, 6.0), strict=True))
-    told = why(replace(message, symbols=symbols))
-    assert told == [explain(symbol) for symbol in symbols[:3]]
+    reasons = why(replace(message, symbols=symbols))
+    assert reasons == [explain(symbol) for symbol in symbols[:3]]
     with_flag = why(replace(message, symbols=symbols, flags=frozenset({Flag.SCORE})))
-    assert with_flag[:2] == told[:2]
+    assert with_flag[:2] == reasons[:2]
     assert len(with_flag) == 3
-    assert with_flag[2] not in told
+    assert with_flag[2] not in reasons
 
 
 def test_findings_of_one_weight_come_in_the_order_of_their_names(message: Message) -> None:
     symbols = (Symbol("SUBJ_ALL_CAPS", 5.0), Symbol("BAYES_SPAM", 5.0), Symbol("GTUBE", 5.0))
-    told = [explain(symbol) for symbol in sorted(symbols)]
-    assert why(replace(message, symbols=symbols)) == told
+    reasons = [explain(symbol) for symbol in sorted(symbols)]
+    assert why(replace(message, symbols=symbols)) == reasons
 
 
 @pytest.mark.parametrize("name", ["clam_virus", "X_MALWARE", "URLHAUS_X", "PHISHING", "PH_SURBL_MULTI", "oletools"])
 def test_a_dangerous_symbol_comes_first_only_in_a_dangerous_mail(message: Message, name: str) -> None:
     symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("GTUBE", 5.0), Symbol(name, 0.1))
-    told = [explain(symbol) for symbol in symbols]
-    assert why(replace(message, symbols=symbols, tier=Tier.DANGEROUS)) == [told[2], told[0], told[1]]
-    assert why(replace(message, symbols=symbols, tier=Tier.SUSPICIOUS)) == told
+    reasons = [explain(symbol) for symbol in symbols]
+    assert why(replace(message, symbols=symbols, tier=Tier.DANGEROUS)) == [reasons[2], reasons[0], reasons[1]]
+    assert why(replace(message, symbols=symbols, tier=Tier.SUSPICIOUS)) == reasons
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_sender_is_shown_with_name_and_address(
 
 
 def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
-    # Labels have 63 characters at most, so that a browser or a mail server would take it.
+    # Labels have at most 63 characters, so browsers and mail servers accept it.
     forged = "service@bank.example." + ".".join(letter * 60 for letter in "abc") + ".evil.test"
     for header_from, envelope_sender in ((f"Bank <{forged}>", ""), ("", forged)):
         address = sender_shown(replace(message, header_from=header_from, envelope_sender=envelope_sender)).address
@@ -222,12 +222,12 @@ def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
         ("", False),
     ],
 )
-def test_domains_of_letters_that_pass_for_others_are_warned_of(message: Message, host: str, warned: bool) -> None:
+def test_domains_with_look_alike_letters_get_a_warning(message: Message, host: str, warned: bool) -> None:
     for header, envelope in ((f"K <x@{host}>", "x@example.net"), ("", f"x@{host}")):
         sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
         assert sender.warning.startswith("The sender's domain contains look-alike letters") == warned
 
 
-def test_an_address_in_the_name_is_the_graver_warning(message: Message) -> None:
+def test_an_address_in_the_name_is_the_more_serious_warning(message: Message) -> None:
     sender = sender_shown(replace(message, header_from='"service@bank.example" <x@аррӏе.com>'))  # noqa: RUF001
     assert sender.warning.startswith("The display name shows a different address")

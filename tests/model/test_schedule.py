@@ -1,4 +1,4 @@
-"""When a recipient is told: moments in many zones and schedules, and what holds for whom. Pure functions."""
+"""Times of digests: moments in many zones and schedules, and which preferences apply. Pure functions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def days_of(schedule: Schedule) -> set[int]:
 
 
 def instants(wanted: Plan, day: date) -> set[datetime]:
-    """All moments of a local day that belong to the plan, found the slow way: by looking at each minute."""
+    """All moments of a local day that belong to the plan, found slowly, by checking each minute."""
     if day.weekday() not in days_of(wanted.schedule):
         return set()
     start = datetime.combine(day, time(), UTC) - timedelta(hours=15)  # zones lie between UTC-12 and UTC+14
@@ -92,7 +92,7 @@ def test_no_moment_is_left_out_and_none_comes_twice(
 
 @given(zone=zones, at=hours, schedule=schedules, after=moments)
 @settings(max_examples=150, deadline=None)
-def test_moments_go_on_in_order_on_the_right_days_at_the_right_hours(
+def test_moments_follow_in_order_on_the_right_days_at_the_right_hours(
     zone: str, at: tuple[time, ...], schedule: Schedule, after: datetime
 ) -> None:
     wanted = plan(zone, *at, schedule=schedule)
@@ -127,7 +127,7 @@ def test_a_year_has_as_many_moments_as_days_and_hours(zone: str, at: tuple[time,
     end, count, moment = after + 365 * DAY, 0, wanted.next_time(after)
     while moment is not None and moment <= end:
         count, moment = count + 1, wanted.next_time(moment)
-    # Two hours within one gap are one moment; a day may be left out; the year's end lies in a day.
+    # Two hours within one gap are one moment; a day may be left out; the end of the year is within a day.
     assert 365 * len(at) - 3 * len(at) <= count <= 365 * len(at) + len(at)
 
 
@@ -147,7 +147,7 @@ def test_a_year_has_as_many_moments_as_days_and_hours(zone: str, at: tuple[time,
         ("Europe/Berlin", "07:00 13:00 18:30", "2026-11-22T06:00:00", "2026-11-22T12:00 2026-11-22T17:30"),
     ],
 )
-def test_moments_in_nights_that_are_odd(zone: str, at: str, after: str, expected: str) -> None:
+def test_moments_in_nights_with_a_clock_change(zone: str, at: str, after: str, expected: str) -> None:
     wanted = plan(zone, *(time.fromisoformat(each) for each in at.split()))
     moments = [datetime.fromisoformat(each).replace(tzinfo=UTC) for each in expected.split()]
     assert following(wanted, datetime.fromisoformat(after).replace(tzinfo=UTC), len(moments)) == moments
@@ -172,7 +172,7 @@ def test_a_weekday_that_a_zone_left_out_waits_for_the_next_week() -> None:
     assert found.astimezone(friday.zone).date() == date(2012, 1, 6)
 
 
-# ---- what holds for whom
+# ---- which preferences apply
 
 SITE = DigestSettings(
     at=(time(6),),
@@ -181,7 +181,7 @@ SITE = DigestSettings(
 )
 
 
-def test_what_was_chosen_goes_before_the_domain_and_the_domain_before_all() -> None:
+def test_preferences_precede_the_domain_and_the_domain_precedes_the_site() -> None:
     assert plan_for(SITE, ALICE, NO_PREFERENCES) == plan("Europe/Berlin", time(6))
     assert plan_for(SITE, "bob@Example.NET", NO_PREFERENCES) == plan("Asia/Tokyo", time(6), schedule=Schedule.WEEKDAYS)
     chosen = Preferences("sunday", (time(9), time(21)), "America/New_York", "en")
@@ -190,7 +190,7 @@ def test_what_was_chosen_goes_before_the_domain_and_the_domain_before_all() -> N
     )
 
 
-def test_what_is_not_known_any_more_counts_as_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
+def test_preferences_that_are_no_longer_known_count_as_not_set(caplog: pytest.LogCaptureFixture) -> None:
     chosen = Preferences("fortnightly", (time(9),), "Mars/Olympus", "tlh")
     with caplog.at_level(logging.WARNING):
         assert plan_for(SITE, ALICE, chosen) == plan("Europe/Berlin", time(9))

@@ -1,4 +1,4 @@
-"""Which symbols make a message suspicious or dangerous: the rule, and the patterns that are shipped."""
+"""Symbols that make a message suspicious or dangerous: the rule, and the shipped patterns."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ SUSPICIOUS = [
 ]
 
 NOTES = [
-    "CLAM_VIRUS_FAIL",  # the scanner could not be asked: says nothing of the mail
+    "CLAM_VIRUS_FAIL",  # the scanner could not be reached: no finding about the mail
     "CLAMAV_FAIL",
     "VADE_FAIL",
     "OLETOOLS_FAIL",
     "VADE_CHECK",
-    "PHISHED_WHITELISTED",  # an excuse
+    "PHISHED_WHITELISTED",  # an exception
     "FORGED_SENDER_MAILLIST",
     "FORGED_SENDER_FORWARDING",
     "RBL_VIRUSFREE_BOTNET",  # a list of that name
-    "DBL_BLOCKED",  # the list declined to answer
+    "DBL_BLOCKED",  # the list refused to answer
     "BAYES_SPAM",
     "R_SPF_FAIL",
     "R_DKIM_REJECT",
@@ -93,7 +93,7 @@ def test_spoofing_and_strange_attachments_are_suspicious(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_what_says_nothing_bad_of_the_mail_leaves_it_spam(name: str) -> None:
+def test_symbols_without_a_bad_finding_leave_mail_spam(name: str) -> None:
     assert tier(Symbol("BAYES_SPAM", 5.0), Symbol(name, 4.0)) is Tier.SPAM
 
 
@@ -106,7 +106,7 @@ def test_a_scanner_whose_symbol_has_no_score_is_believed() -> None:
     assert tier(Symbol("CLAM_VIRUS", 0.0)) is Tier.DANGEROUS
 
 
-def test_a_negative_score_speaks_for_the_mail() -> None:
+def test_a_negative_score_is_in_favour_of_the_mail() -> None:
     assert tier(Symbol("PHISHING", -1.0), Symbol("PDF_ENCRYPTED", -0.1)) is Tier.SPAM
 
 
@@ -116,12 +116,12 @@ def test_metadata_that_was_lost_makes_mail_suspicious(flag: Flag) -> None:
     assert tier(Symbol("CLAM_VIRUS", 9.0), flags=frozenset({flag})) is Tier.DANGEROUS
 
 
-def test_the_worst_symbol_counts_wherever_it_stands() -> None:
+def test_the_worst_symbol_counts_at_any_position() -> None:
     virus, macro = Symbol("CLAM_VIRUS", 1.0), Symbol("X_MACRO", 1.0)
     assert tier(virus, macro) is tier(macro, virus) is Tier.DANGEROUS
 
 
-def test_patterns_are_the_sites_own_in_any_case() -> None:
+def test_a_site_sets_its_own_patterns_in_any_case() -> None:
     own = Tiers(("site_BAD_?",), ("Site_*",))
     assert tier(Symbol("SITE_bad_1", 1.0), tiers=own) is Tier.DANGEROUS
     assert tier(Symbol("site_bad_10", 1.0), tiers=own) is Tier.SUSPICIOUS

@@ -1,4 +1,4 @@
-"""`quarantine copy`: everything arrives in the other store, in every direction, also after a kill."""
+"""`quarantine copy`: everything arrives in the other store, in all directions, also after a kill."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewUrl]:
             if kind == "files":
                 return f"files://{tmp_path}/{secrets.token_hex(4)}"
             databases: Databases = request.getfixturevalue("postgres_databases")
-            name = databases.take()
-            stack.callback(databases.give_back, name)
+            name = databases.acquire()
+            stack.callback(databases.release, name)
             return databases.url(name)
 
         yield make
@@ -74,7 +74,7 @@ def run_copy(*words: str) -> Result:
 
 
 def everything(store: Store) -> dict[str, object]:
-    """All that a copy shall carry, as it can be asked for."""
+    """Return everything that a copy must contain, read through the methods of the store."""
     ids = store.messages.ids(None, 1000)
     return {
         "messages": {
@@ -103,7 +103,7 @@ def release(store: Store, held: Held, number: int, error: Exception | None = Non
 
 
 def fill(store: Store) -> list[Held]:
-    """Mail in every state, with every kind of history, told and untold, and people with wishes."""
+    """Add mail in every state, with every kind of history, announced or not, and people with preferences."""
     held = [hold(store) for _ in range(4)]
     release(store, held[0], 0)
     release(store, held[0], 1, RelayRefused("550 no such user"))
@@ -150,7 +150,7 @@ def test_everything_arrives_and_nothing_twice(urls: tuple[str, str], stores: tup
     assert everything(target) == everything(source)
 
 
-def test_what_came_and_changed_meanwhile_is_carried_by_the_next_run(
+def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     urls: tuple[str, str], stores: tuple[Store, Store]
 ) -> None:
     source, target = stores
@@ -183,19 +183,19 @@ def test_the_same_mail_is_known_in_the_new_store(urls: tuple[str, str], stores: 
     assert hold(target, data) == Held(held.id, known=True)
 
 
-def test_a_copied_digest_goes_on_where_the_old_store_stopped(
+def test_a_copied_digest_continues_where_the_old_store_stopped(
     urls: tuple[str, str], stores: tuple[Store, Store]
 ) -> None:
     source, target = stores
-    told, untold = hold(source, recipients=[ALICE]), None
+    announced, unannounced = hold(source, recipients=[ALICE]), None
     with digesting(source, ALICE, now(), 10, ignore_schedule=True) as digest:
         pass
-    untold = hold(source, recipients=[ALICE])
+    unannounced = hold(source, recipients=[ALICE])
     run_copy(*urls)
     assert target.digests.recipient_of(digest.id) == ALICE
     with digesting(target, ALICE, now(), 10, ignore_schedule=True) as next_digest:
-        assert [d.id for d in next_digest.deliveries] == [untold.id]
-    assert target.deliveries.get(DeliveryId(told.id, 0)).announced_at is not None
+        assert [d.id for d in next_digest.deliveries] == [unannounced.id]
+    assert target.deliveries.get(DeliveryId(announced.id, 0)).announced_at is not None
 
 
 def test_a_release_under_way_is_tried_again_from_the_new_store(
@@ -210,7 +210,7 @@ def test_a_release_under_way_is_tried_again_from_the_new_store(
     assert target.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASED
 
 
-def test_what_was_done_in_the_new_store_after_the_switch_is_not_undone(
+def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     urls: tuple[str, str], stores: tuple[Store, Store]
 ) -> None:
     source, target = stores
@@ -256,7 +256,7 @@ def test_a_copy_may_go_back(urls: tuple[str, str], stores: tuple[Store, Store]) 
     assert source.deliveries.of_message(came.id) == target.deliveries.of_message(came.id)
 
 
-def test_old_mail_finds_its_day(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+def test_old_mail_is_copied_to_its_day(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
     source, target = stores
     from tests.builders import body, export
 
@@ -269,7 +269,7 @@ def test_old_mail_finds_its_day(urls: tuple[str, str], stores: tuple[Store, Stor
 # ---- interrupted
 
 
-def test_a_copy_that_fails_in_the_middle_goes_on(
+def test_a_copy_that_fails_in_the_middle_can_be_continued(
     urls: tuple[str, str], stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = stores
@@ -296,16 +296,16 @@ def test_a_copy_that_fails_in_the_middle_goes_on(
     assert everything(target) == everything(source)
 
 
-def test_a_copy_killed_at_any_moment_goes_on(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+def test_a_copy_killed_at_any_time_can_be_continued(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
     source, target = stores
     for _ in range(120):
         hold(source)
     fill(source)
     program = (
         "import os, signal, sys; from portal.moving.copy import copy, opened\n"
-        "def told(done, total, size):\n"
+        "def progress(done, total, size):\n"
         "    print(done, flush=True)\n"
-        "with opened(sys.argv[1], sys.argv[2]) as (old, new): copy(old, new, told)\n"
+        "with opened(sys.argv[1], sys.argv[2]) as (old, new): copy(old, new, progress)\n"
     )
     for stop_at in (3, 40):
         child = subprocess.Popen(
@@ -327,13 +327,13 @@ def test_mail_may_come_and_be_released_while_it_runs(urls: tuple[str, str], stor
     source, target = stores
     held = [hold(source) for _ in range(10)]
 
-    def meanwhile(done: int, total: int, size_bytes: int) -> None:
+    def hold_and_release(done: int, total: int, size_bytes: int) -> None:
         if done % 3 == 0:
             hold(source)
             release(source, held[done % 10], done % 2)
 
     try:
-        moving.copy(source, target, meanwhile)
+        moving.copy(source, target, hold_and_release)
     except AlreadyDone:
         pytest.fail("a release met the copy")
     moving.copy(source, target, lambda *_: None)
@@ -374,7 +374,7 @@ def test_two_quarantines_are_not_mixed(urls: tuple[str, str], stores: tuple[Stor
     assert everything(target) == before
 
 
-def test_a_store_that_is_not_there_is_named_and_none_is_made(tmp_path: Path, store_url: str, store: Store) -> None:
+def test_a_missing_store_is_named_and_not_created(tmp_path: Path, store_url: str, store: Store) -> None:
     missing = tmp_path / "nowhere"
     result = run_copy(f"files://{missing}", store_url)
     assert result.exit_code == 2
@@ -390,7 +390,7 @@ def test_a_store_that_is_not_there_is_named_and_none_is_made(tmp_path: Path, sto
     assert "not mysql:…" in result.output
 
 
-def test_a_folder_with_other_things_becomes_no_store(tmp_path: Path, store_url: str, store: Store) -> None:
+def test_a_folder_with_other_files_does_not_become_a_store(tmp_path: Path, store_url: str, store: Store) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.txt").write_text("x")
@@ -400,7 +400,7 @@ def test_a_folder_with_other_things_becomes_no_store(tmp_path: Path, store_url: 
     assert [path.name for path in home.iterdir()] == ["thesis.txt"]
 
 
-def test_a_database_without_our_tables_or_of_another_version_is_said_so(postgres_dsn: str, files_url: str) -> None:
+def test_a_database_without_our_tables_or_of_another_version_is_reported(postgres_dsn: str, files_url: str) -> None:
     open_store(files_url).close()
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         for version, words in (("0", "quarantine init"), ("999", "upgrade this program")):
@@ -451,7 +451,7 @@ def test_damaged_and_missing_mail_is_listed_and_the_rest_copied(
         assert set(target.messages.ids(None, 10)) == {good.id, last.id}
 
 
-def test_nothing_of_a_mail_is_told_when_it_fails(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
+def test_errors_contain_nothing_of_a_mail(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
     held = hold(stores[0], subject="Hush hush")
     damage(urls[0], held.id)
     assert "Hush" not in run_copy(*urls).output
@@ -463,7 +463,7 @@ def test_what_a_killed_copy_had_not_read_back_the_next_one_reads(
     source, target = stores
     held = hold(source)
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_verify", lambda *_: sys.exit(9))  # between taking a mail and reading it back
+        patch.setattr(moving, "_verify", lambda *_: sys.exit(9))  # after a mail was written and before it is read back
         assert run_copy(*urls).exit_code == 9
     assert [record.message.id for record in target.messages.records([held.id]).values()] == [held.id]
     damage(urls[1], held.id)
@@ -476,7 +476,7 @@ def test_what_a_copy_had_not_read_back_is_not_forgotten_by_one_that_is_killed_be
 ) -> None:
     source, target = stores
     lost, held = hold(source), hold(source)
-    lose(urls[0], lost.id)  # so that its page is worked on each time
+    lose(urls[0], lost.id)  # its page is read each time
     monkeypatch.setattr(moving, "_MESSAGES", 1)
     for name in ("_verify", "_copy_or_update"):
         with monkeypatch.context() as patch:
@@ -492,11 +492,11 @@ def test_a_copy_is_not_read_back_again_once_it_was_complete(urls: tuple[str, str
     held = hold(stores[0])
     assert run_copy(*urls).exit_code == 0
     damage(urls[1], held.id)
-    assert run_copy(*urls).exit_code == 0, "what happens to a disk later is not the copy's to find"
+    assert run_copy(*urls).exit_code == 0, "a copy does not look for damage that happens later"
 
 
 @pytest.mark.parametrize("kind", ["files", "postgres"])
-def test_a_target_that_keeps_something_else_is_never_taken_for_a_copy(
+def test_a_target_that_keeps_other_bytes_is_never_taken_for_a_copy(
     new_url: NewUrl, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     source_url, target_url = new_url("files"), new_url(kind)

@@ -1,4 +1,4 @@
-"""`quarantine import-original`: what sys4's quarantine.py stored, in its files and in its tables."""
+"""`quarantine import-original`: mail from the files and tables of sys4's quarantine.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.smtp_server import SmtpServer
 SYMBOLS = [{"name": "BAYES_SPAM", "score": 5.1, "options": ["99%"], "groups": []}, {"name": "R_SPF_FAIL", "score": 1.0}]
 YESTERDAY = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
 
-# As the original's quarantine.sql has them.
+# The tables of quarantine.sql of the original.
 TABLES = """
 create table meta (qid char(30) constraint firstkey primary key, timestamp timestamp, score double precision, ip inet,
     action char(20), "from" bytea, symbols json);
@@ -61,11 +61,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def keep(folder: Path, qid: str, data: bytes, at: datetime = YESTERDAY, **fields: str) -> None:
-    """What the original writes: a line for each header, values as WSGI has them, encoded as UTF-8."""
-    told = {"QID": qid, "SCORE": "17.50", "IP": "198.51.100.9", "ACTION": "reject", "FROM": SENDER,
+    """Write files as the original does: a line for each header, values as WSGI has them, encoded as UTF-8."""
+    headers = {"QID": qid, "SCORE": "17.50", "IP": "198.51.100.9", "ACTION": "reject", "FROM": SENDER,
             "SYMBOLS": json.dumps(SYMBOLS), **fields}  # fmt: skip
     with gzip.open(folder / f"{qid}-meta.gz", "wb") as file:
-        for name, value in told.items():
+        for name, value in headers.items():
             file.write(f"{name}: {value}\n".encode())
     with gzip.open(folder / f"{qid}-msg.gz", "wb") as file:
         file.write(data)
@@ -125,7 +125,7 @@ def test_mail_for_an_address_extension_is_held_for_its_person(run: Run, store: S
     assert store.digests.due(None, 10) == [ALICE, BOB]
 
 
-def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: Store, folder: Path) -> None:
+def test_a_digest_of_the_portal_that_the_original_kept_is_not_held(run: Run, store: Store, folder: Path) -> None:
     run("init")
     links = Links(read_keys(Path(folder.parent, "links.keys")), "http://127.0.0.1:8080/quarantine", timedelta(days=30))
     mark = links.mark("digest", uuid4())
@@ -135,7 +135,7 @@ def test_a_digest_of_ours_that_the_original_kept_is_not_held(run: Run, store: St
     assert result.exit_code == 0
     assert "skipped: 1 digests and sign-in mails of this portal" in result.output
     with store.outbox.sending(datetime.now(UTC)) as mail_queued:
-        assert mail_queued is None, "an old file is no reason for an alarm"
+        assert mail_queued is None, "an old file must not raise an alarm"
     assert not store.messages.find("4Abc1")
     assert store.messages.find("4Abc2")
 
@@ -149,7 +149,7 @@ def test_run_again_it_holds_nothing_twice(run: Run, store: Store, folder: Path) 
     assert len(store.messages.ids(None, 100)) == 4
 
 
-def test_what_the_next_purge_would_remove_is_left_alone(run: Run, store: Store, folder: Path) -> None:
+def test_mail_that_the_next_purge_would_remove_is_skipped(run: Run, store: Store, folder: Path) -> None:
     keep(folder, "4Old", mail(), at=YESTERDAY - timedelta(days=40))
     keep(folder, "4Future", mail(), at=YESTERDAY + timedelta(days=40))
     result = run("import-original", "--dir", str(folder))
@@ -217,7 +217,7 @@ def test_mail_from_the_tables_is_held(run: Run, store: Store, postgres_dsn: str)
 
 
 @pytest.mark.parametrize("columns", ["qid text", "qid text, rcpt text, subject text, note int"])
-def test_tables_with_fewer_or_more_columns_are_put_up_with(
+def test_tables_with_fewer_or_more_columns_are_accepted(
     run: Run, store: Store, postgres_dsn: str, columns: str
 ) -> None:
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
@@ -234,7 +234,7 @@ def test_tables_with_fewer_or_more_columns_are_put_up_with(
 
 def test_bad_calls_are_explained(run: Run, folder: Path, postgres_dsn: str) -> None:
     run("init")
-    for words, said in (
+    for words, expected in (
         ([], "either --dir DIR or --dsn DSN"),
         (["--dir", str(folder), "--dsn", postgres_dsn], "either --dir DIR or --dsn DSN"),
         (["--dir", str(folder)], "has no files QID-meta.gz"),
@@ -245,5 +245,5 @@ def test_bad_calls_are_explained(run: Run, folder: Path, postgres_dsn: str) -> N
     ):
         result = run("import-original", *words)
         assert result.exit_code in (1, 2)
-        assert said in result.output
+        assert expected in result.output
         assert "hush" not in result.output

@@ -1,4 +1,4 @@
-"""Whose mail it is: Postfix's virtual alias tables, what of them is followed, and the file coming and going."""
+"""People and their addresses: virtual alias tables of Postfix, and changes of the file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def local(address: str) -> bool:
 
 
 class Site:
-    """A directory on a file that a test writes. Its clock goes on with each change, instead of a test waiting."""
+    """A directory on a file that a test writes. Each change advances its clock, so that no test has to wait."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **wishes: Any) -> None:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.path, self.moment = path, 0.0
         self.kept: str | None = None
         monkeypatch.setattr(time, "monotonic", lambda: self.moment)
-        self.wishes = wishes
+        self.options = options
 
     def open(self) -> Directory:
-        return Directory(self.path, is_local=local, last_good=lambda: self.kept, **self.wishes)
+        return Directory(self.path, is_local=local, last_good=lambda: self.kept, **self.options)
 
     def write(self, text: str | bytes, *, seconds_ago: float = 60) -> None:
         self.path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -46,8 +46,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path / "virtual", monkeypatch)
 
 
-def readers(text: str, address: str, **wishes: Any) -> tuple[str, ...]:
-    return parse(text, is_local=local, **wishes).readers.get(address, ())
+def readers(text: str, address: str, **options: Any) -> tuple[str, ...]:
+    return parse(text, is_local=local, **options).readers.get(address, ())
 
 
 # ---- the format
@@ -97,7 +97,7 @@ def readers(text: str, address: str, **wishes: Any) -> tuple[str, ...]:
         ),
         pytest.param(
             "x@example.org alice@example.org, freelancer@elsewhere.example", "x@example.org", (ALICE,),
-            id="nobody elsewhere is told",
+            id="nobody elsewhere is notified",
         ),
         pytest.param(
             "x@example.org me@elsewhere.example", "x@example.org", ("x@example.org",), id="forwarded elsewhere: its own"
@@ -118,7 +118,7 @@ def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses() 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("/^info@/ alice@example.org", "regular expressions"),
         ("postmaster: alice@example.org", "aliases(5)"),
@@ -134,15 +134,17 @@ def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses() 
         ("\n".join(f"@d{n}.example @example.org" for n in range(51)), "50 alias domains"),
     ],
 )
-def test_what_cannot_be_followed_is_told_and_leaves_those_addresses_to_their_owners(text: str, said: str) -> None:
+def test_lines_that_cannot_be_followed_are_reported_and_leave_addresses_to_their_owners(
+    text: str, expected: str
+) -> None:
     names = parse(text, is_local=local)
     assert names.problem_count >= 1
-    assert any(said in problem for problem in names.problems)
+    assert any(expected in problem for problem in names.problems)
     if "x@example.org" in names.readers:
         assert names.readers["x@example.org"] == ("x@example.org",)
 
 
-def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early() -> None:
+def test_a_list_of_lists_that_would_grow_without_limit_is_cut_early() -> None:
     width = 40
     lines = [
         f"l{level}x{n}@example.org " + " ".join(f"l{level + 1}x{m}@example.org" for m in range(width))
@@ -153,7 +155,7 @@ def test_a_list_of_lists_that_would_grow_beyond_measure_is_cut_off_early() -> No
     assert len(names.readers["l0x0@example.org"]) == width
 
 
-def test_whatever_stands_in_the_file_it_is_read() -> None:
+def test_any_content_of_the_file_is_read() -> None:
     wheel = random.Random(7)
     pieces = ['"', "@", "\\", "example.org", ",", " ", "\t", "\n", "#", "/", ":", "a", "b@example.org", "é", "|", "+"]
     for _ in range(3000):
@@ -183,16 +185,16 @@ def test_either_spelling_of_a_domain_names_the_same_people(host: str, other: str
     assert names.problems == ()
 
 
-@pytest.mark.parametrize("asked", [U_LABEL, A_LABEL])
-def test_either_spelling_may_be_asked_for(site: Site, asked: str) -> None:
-    site.wishes = {"delimiter": "+", "origin": U_LABEL}
+@pytest.mark.parametrize("host", [U_LABEL, A_LABEL])
+def test_either_spelling_can_be_looked_up(site: Site, host: str) -> None:
+    site.options = {"delimiter": "+", "origin": U_LABEL}
     site.write(f"sales@{U_LABEL} erika@{U_LABEL}\ninfo erika\n@old.example @{U_LABEL}\n")
-    directory = Directory(site.path, is_local=lambda address: address.endswith(f"@{A_LABEL}"), **site.wishes)
+    directory = Directory(site.path, is_local=lambda address: address.endswith(f"@{A_LABEL}"), **site.options)
     erika = f"erika@{A_LABEL}"
-    for address in (f"Sales@{asked}", f"erika@{asked}", f"erika+x@{asked}", f"info@{asked}", "erika@old.example"):
+    for address in (f"Sales@{host}", f"erika@{host}", f"erika+x@{host}", f"info@{host}", "erika@old.example"):
         assert directory.person(address) == erika, address
-    assert directory.held_as(f"Erika+x@{asked}") == erika
-    assert directory.is_notified(f"sales@{asked}")
+    assert directory.held_as(f"Erika+x@{host}") == erika
+    assert directory.is_notified(f"sales@{host}")
 
 
 def test_lines_that_joined_the_spellings_of_a_domain_are_not_needed_and_do_no_harm() -> None:
@@ -206,17 +208,17 @@ def test_lines_that_joined_the_spellings_of_a_domain_are_not_needed_and_do_no_ha
     assert names.problems == ()
 
 
-def test_problems_are_told_with_u_labels() -> None:
+def test_problems_are_reported_with_u_labels() -> None:
     text = f"@{U_LABEL} erika@{U_LABEL}\nx@{A_LABEL} y@{A_LABEL}\ny@{A_LABEL} x@{A_LABEL}\n"
     names = parse(text, is_local=lambda _: True)
     assert len(names.problems) == 3
     assert all(U_LABEL in problem and A_LABEL not in problem for problem in names.problems)
 
 
-# ---- asking
+# ---- lookups
 
 
-def test_without_a_file_everybody_reads_their_own() -> None:
+def test_without_a_file_everybody_reads_their_own_mail() -> None:
     directory = Directory(None, is_local=local)
     assert directory.readers(ALICE) == (ALICE,)
     assert directory.reader(ALICE).is_plain
@@ -225,7 +227,7 @@ def test_without_a_file_everybody_reads_their_own() -> None:
     assert directory.problem() == ""
 
 
-def test_a_person_reads_their_aliases_alone_and_roles_with_others(site: Site) -> None:
+def test_a_person_reads_their_aliases_and_shares_role_mailboxes(site: Site) -> None:
     site.write("sales@example.org alice@example.org\ninfo@example.org alice@example.org bob@example.org\n")
     directory = site.open()
     assert directory.reader(ALICE) == Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
@@ -255,7 +257,7 @@ def test_an_alias_domain_has_the_same_people(site: Site) -> None:
     directory = site.open()
     assert directory.readers("alice@old.example") == (ALICE,)
     assert directory.readers("sales@older.example") == (ALICE,)
-    assert directory.readers("bob@old.example") == (CAROL,)  # a line of its own comes first
+    assert directory.readers("bob@old.example") == (CAROL,)  # a line for this address comes first
     assert set(directory.reader(ALICE).identities) == {
         *(ALICE, "alice@old.example", "alice@older.example"),
         *("sales@example.org", "sales@old.example", "sales@older.example"),
@@ -266,7 +268,7 @@ def test_an_alias_domain_has_the_same_people(site: Site) -> None:
     assert set(directory.non_local_names()) == {"old.example", "older.example", "bob@old.example"}
 
 
-def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_another(site: Site) -> None:
+def test_a_line_between_two_alias_domains_decides_who_reads(site: Site) -> None:
     site.write(
         "@old.example @example.org\n@older.example @old.example\nbob@old.example carol@example.org\n"
         "info@example.org alice@example.org\ninfo@old.example bob@example.org carol@example.org\n"
@@ -277,7 +279,7 @@ def test_through_two_alias_domains_nobody_reads_what_a_line_in_between_gives_to_
         assert who == set(directory.readers(address)), address
 
 
-def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(site: Site) -> None:
+def test_readers_of_an_address_and_addresses_of_a_reader_agree(site: Site) -> None:
     wheel = random.Random(3)
     names = [f"n{n}@{host}" for n in range(12) for host in ("example.org", "old.example", "example.net")]
     for _ in range(300):
@@ -294,7 +296,7 @@ def test_who_reads_an_address_and_what_a_person_reads_are_two_sides_of_the_same(
 
 
 def test_an_extension_counts_only_where_the_file_names_it(site: Site) -> None:
-    site.wishes["delimiter"] = "+-"
+    site.options["delimiter"] = "+-"
     site.write("alice+shop@example.org bob@example.org\nx@example.org alice+x@example.org\n")
     directory = site.open()
     assert directory.held_as("Alice+Shop@example.org") == "alice+shop@example.org"
@@ -309,7 +311,7 @@ def test_an_extension_counts_only_where_the_file_names_it(site: Site) -> None:
 # ---- the file
 
 
-def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(
+def test_a_changed_file_is_used_at_once_and_an_unchanged_one_is_not_read_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.write("x@example.org alice@example.org\n")
@@ -326,7 +328,7 @@ def test_a_changed_file_counts_at_once_and_one_that_stays_is_not_read_again(
     assert directory.names().version != version
 
 
-def test_a_file_that_was_changed_this_moment_may_be_half_written(site: Site) -> None:
+def test_a_file_that_was_changed_just_now_may_be_incomplete(site: Site) -> None:
     site.write("x@example.org alice@example.org\n")
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -348,7 +350,7 @@ def test_a_file_that_was_changed_this_moment_may_be_half_written(site: Site) -> 
         pytest.param("fifo", id="a pipe"),
     ],
 )
-def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
+def test_a_file_that_cannot_be_used_is_reported_and_the_last_good_one_stays(
     site: Site, caplog: pytest.LogCaptureFixture, broken: str | bytes | None
 ) -> None:
     site.write("x@example.org alice@example.org\n")
@@ -368,7 +370,9 @@ def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
     assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1
     site.moment += 10
     assert directory.readers("x@example.org") == (ALICE,)
-    assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1  # not each second
+    assert [r.levelname for r in caplog.records if "alias file" in r.message].count(
+        "ERROR"
+    ) == 1  # it is not logged each second
     if site.path.is_dir():
         site.path.rmdir()
     site.path.unlink(missing_ok=True)
@@ -377,7 +381,7 @@ def test_a_file_that_cannot_be_used_leaves_the_last_good_one_and_says_so(
     assert directory.problem() == ""
 
 
-def test_the_last_good_one_outlives_a_restart(site: Site) -> None:
+def test_the_last_good_file_outlives_a_restart(site: Site) -> None:
     site.kept = "x@example.org alice@example.org\n"
     directory = site.open()
     assert directory.readers("x@example.org") == (ALICE,)
@@ -385,7 +389,7 @@ def test_the_last_good_one_outlives_a_restart(site: Site) -> None:
     assert directory.text() == site.kept
 
 
-def test_one_that_never_could_be_read_makes_nobody_a_reader(site: Site) -> None:
+def test_a_file_that_could_never_be_read_makes_nobody_a_reader(site: Site) -> None:
     directory = site.open()
     assert directory.readers("x@example.org") == ("x@example.org",)
     assert "no earlier content is known" in directory.problem()

@@ -1,4 +1,4 @@
-"""The direction of imports, as docs/decisions/architecture.md draws it."""
+"""The direction of imports, as drawn in docs/decisions/architecture.md."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from tests.paths import ROOT
 
-_NODES = 20  # more than that nobody takes in at a glance
+_NODES = 20  # a diagram with more nodes is hard to read
 
 
 @pytest.fixture(scope="module")
 def imports() -> dict[str, set[str]]:
-    """What each module or package directly below `portal` and `digest` imports of the others."""
+    """Return the imports between the modules and packages directly below `portal` and `digest`."""
     graph = grimp.build_graph("portal", "digest", cache_dir=None)
 
     def node(module: str) -> str:
@@ -44,7 +44,7 @@ def test_the_top_level_is_small_and_has_no_cycle(imports: dict[str, set[str]]) -
 
 
 def test_bottles_thread_local_objects_are_read_in_one_place() -> None:
-    """Handlers get a `Request`; what hangs on a thread cannot be seen in their signature."""
+    """Handlers get a `Request`: thread-local objects are not visible in their signature."""
     readers = []
     for path in (ROOT / "portal").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -56,6 +56,6 @@ def test_bottles_thread_local_objects_are_read_in_one_place() -> None:
     assert readers == ["portal/web/__init__.py"]
 
 
-def test_view_models_know_no_store(imports: dict[str, set[str]]) -> None:
+def test_view_models_import_no_store(imports: dict[str, set[str]]) -> None:
     graph = grimp.build_graph("portal", cache_dir=None)
     assert not [module for module in graph.find_upstream_modules("portal.web.rows") if "stores" in module]

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md has what `make bench` measured, and nothing else."""
+"""docs/benchmarks.md contains the results of `make bench` and nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_run_replaces_its_rows_and_leaves_the_others() -> None:
     assert page.written(page.merged(page.read(text), again)) == text
 
 
-def test_a_run_of_which_no_row_is_left_is_not_listed() -> None:
+def test_a_run_without_rows_is_not_listed() -> None:
     text = page.written(page.merged(page.measured(FIRST, "old"), page.measured(FIRST, "new")))
     assert "old" not in text
     assert text.endswith("\n1. new\n")
@@ -48,15 +48,15 @@ def test_a_row_without_a_run_is_an_error(damage: tuple[str, str]) -> None:
         page.read(PAGE.read_text("utf-8").replace(*damage, 1))
 
 
-def test_the_fixed_texts_of_the_page_have_no_figures() -> None:
-    """Constants of the program cannot have been measured."""
+def test_the_fixed_texts_of_the_page_have_no_numbers() -> None:
+    """Constants of the program are not measured."""
     tree = ast.parse((BENCH / "page.py").read_text("utf-8"))
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert any("# Benchmarks" in text for text in texts)
     assert not [text for text in texts if re.search(r"\d", text)]
 
 
-def test_a_run_says_when_how_and_where() -> None:
+def test_a_run_has_its_date_command_and_machine() -> None:
     run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, only=[next(iter(MEASURES))]))
     assert re.match(r"\d{4}-\d\d-\d\d, `python -m bench --rounds 3 --seconds 2 ingest-files`: \d+ cores, load ", run)
     assert re.search(r"Python 3\.\d+\.\d+; bottle \d.*; PostgreSQL \d+", run)

@@ -1,4 +1,4 @@
-"""The documents say what the code says."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATE = (ROOT / "docs" / "operate.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_generated_pages_say_what_the_models_say(name: str) -> None:
+def test_generated_pages_agree_with_the_models(name: str) -> None:
     assert (ROOT / name).read_text("utf-8") == GENERATED[name](), "run: make docs"
 
 
@@ -30,7 +30,7 @@ def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: 
     live: list[str] = []
     for line in text.splitlines():
         if line.startswith("#  ") and live:
-            live[-1] += " " + line[3:]  # a long list goes on
+            live[-1] += " " + line[3:]  # a long list continues
         elif line.startswith("[") or (line.startswith("#") and not line.startswith("# ")):
             live.append(line.removeprefix("#"))
     path = tmp_path / "quarantine.toml"
@@ -48,7 +48,7 @@ def sources() -> dict[str, ast.Module]:
 
 
 def strings() -> set[str]:
-    """Return the strings of the code, with … for each value that is put in."""
+    """Return the strings of the code, with … for each inserted value."""
     found = set()
     for _, tree in sources().items():
         for node in ast.walk(tree):
@@ -73,7 +73,7 @@ def log_lines() -> dict[str, str]:
             assert isinstance(first, ast.Constant) and isinstance(first.value, str), f"{name}:{node.lineno}: a constant"
             values = [ast.unparse(value) for value in node.args[1:]]
             lines = [first.value]
-            if values and values[0] == "result.value":  # its first word is what happened
+            if values and values[0] == "result.value":  # its first word is the result
                 lines = [first.value.replace("%s", result.value, 1) for result in (Result.HELD, Result.KNOWN)]
             for line in lines:
                 found[re.sub(r"%[-+ 0]*\d*(?:\.\d+)?[a-z]", "…", line)] = f"{name}:{node.lineno}"
@@ -81,7 +81,7 @@ def log_lines() -> dict[str, str]:
 
 
 def table(head: str) -> list[tuple[list[str], str]]:
-    """Return the rows of the table of docs/operate.md whose first column is called so: quotations, and the rest."""
+    """Return the rows of the table of docs/operate.md with this first column: its quotations, and the rest."""
     lines = OPERATE.split(f"\n| {head} |")[1].splitlines()[2:]
     rows = []
     for line in lines[: lines.index("")]:
@@ -92,7 +92,7 @@ def table(head: str) -> list[tuple[list[str], str]]:
 
 
 def explains(documented: str, line: str) -> bool:
-    """Return whether ``line`` begins with this text, in which ``=…`` is any value and another … a value put in."""
+    """Return whether ``line`` begins with this text, in which ``=…`` is any value and another … an inserted value."""
     return re.match(re.escape(documented).replace("=…", "=.*") + r"(?!\w)", line) is not None
 
 
@@ -105,7 +105,7 @@ def test_every_log_line_is_explained_and_every_explained_line_is_logged() -> Non
 
 def test_every_text_within_a_log_line_or_message_that_is_explained_is_in_the_code() -> None:
     texts = [text for texts, rest in table("line") if rest.startswith("in ") for text in texts]
-    texts += [text for said, _ in table("it says") for text in said]
+    texts += [text for messages, _ in table("it says") for text in messages]
     code = strings()
     for text in texts:
         text = text.removeprefix("FROM: ").removeprefix("TO: ")  # `copy` puts these before the errors of a store

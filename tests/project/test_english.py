@@ -1,4 +1,4 @@
-"""`make check-english` finds the words to avoid in prose, and in nothing else."""
+"""`make check-english` finds the words to avoid in prose and nowhere else."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_words_to_avoid_are_found(sentence: str, word: str) -> None:
     assert found("docs/a.md", sentence) == [(1, word)]
 
 
-def test_every_package_is_looked_at_and_translations_are_not() -> None:
+def test_every_package_is_checked_and_translations_are_not() -> None:
     names = {path.as_posix() for path in files()}
     assert {
         *("portal/__init__.py", "portal/stores/files/store.py", "digest/run.py", "tests/faults/victim.py"),

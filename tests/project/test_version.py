@@ -1,4 +1,4 @@
-"""`tools.version`: the version moves when the product does, in any clone and in a folder without Git."""
+"""`tools.version`: the version changes with the product, in any clone and in a folder without Git."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def test_after_a_release_a_change_of_the_product_needs_a_new_version(
     released: Path, change: Callable[[Path], object]
 ) -> None:
     change(released)
-    said = problem(released)
-    assert "changed after 0.3.0 was released" in said
-    assert 'set __version__ in portal/__init__.py to "0.3.1.dev0" (or higher)' in said
-    assert 'begin CHANGELOG.md with a section "## [0.3.1] - unreleased"' in said
+    message = problem(released)
+    assert "changed after 0.3.0 was released" in message
+    assert 'set __version__ in portal/__init__.py to "0.3.1.dev0" (or higher)' in message
+    assert 'begin CHANGELOG.md with a section "## [0.3.1] - unreleased"' in message
 
-    # What the message says is what helps.
+    # The message describes what helps.
     edit(released, "portal/__init__.py", "0.3.0", "0.3.1.dev0")
     edit(released, "CHANGELOG.md", "## [0.3.0]", "## [0.3.1] - unreleased\n\n- Newer.\n\n## [0.3.0]")
     check(released)
@@ -157,7 +157,7 @@ def test_a_version_is_released_once(released: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headings", "said"),
+    ("headings", "message"),
     [
         ([], "has no section"),
         (["Unreleased"], "must be like"),
@@ -167,8 +167,8 @@ def test_a_version_is_released_once(released: Path) -> None:
         (["[0.10.0] - 2026-11-26", "[0.9.0] - 2026-11-27"], "but not newer"),
     ],
 )
-def test_sections_are_in_order(headings: list[str], said: str) -> None:
-    with pytest.raises(VersionError, match=said):
+def test_sections_are_in_order(headings: list[str], message: str) -> None:
+    with pytest.raises(VersionError, match=message):
         sections_of("".join(f"## {heading}\n" for heading in headings))
 
 

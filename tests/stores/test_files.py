@@ -1,4 +1,4 @@
-"""What only the file store does: files one can read, crashes, power cuts, deleted files, full disks, other writers."""
+"""The file store: its files, crashes, power cuts, deleted files, full disks, other writers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sql(folder: Path, *statements: str) -> None:
 
 
 def forget_rows(folder: Path, *ids: UUID) -> None:
-    """What a power cut does to the last commits."""
+    """Delete rows of the last commits, as a power cut does."""
     for id in ids:
         sql(
             folder,
@@ -95,8 +95,8 @@ def test_zstdcat_prints_the_mail(store: FileStore, folder: Path) -> None:
     packed = file_of(folder, hold(store, data)).read_bytes()
     assert zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read() == data
     assert zstandard.ZstdDecompressor().decompress(packed) == data
-    _, _, behind = packed.rpartition(b"\x51\x2a\x4d\x18")  # a skippable frame, its length, and a zstd frame in it
-    facts = json.loads(zstandard.ZstdDecompressor().decompress(behind[4:]))
+    _, _, trailer = packed.rpartition(b"\x51\x2a\x4d\x18")  # a skippable frame, its length, and a zstd frame in it
+    facts = json.loads(zstandard.ZstdDecompressor().decompress(trailer[4:]))
     assert facts["recipients"] == ["alice@example.org", "bob@example.org"]
 
 
@@ -116,8 +116,8 @@ def test_a_mail_file_with_odd_metadata_stops_neither_a_start_nor_reindex(folder:
     held, other = hold(store), hold(store)
     store.close()
     packed = file_of(folder, held).read_bytes()
-    frame, _, behind = packed.rpartition(b"\x51\x2a\x4d\x18")
-    facts = json.dumps(json.loads(zstandard.ZstdDecompressor().decompress(behind[4:])) | odd).encode()
+    frame, _, trailer = packed.rpartition(b"\x51\x2a\x4d\x18")
+    facts = json.dumps(json.loads(zstandard.ZstdDecompressor().decompress(trailer[4:])) | odd).encode()
     file_of(folder, held).write_bytes(frame + b"\x50\x2a\x4d\x18" + len(facts).to_bytes(4, "little") + facts)
     reboot(folder, held.id, other.id)
     store = FileStore.open(str(folder))
@@ -132,8 +132,8 @@ def test_a_mail_file_with_plain_metadata_and_its_row_are_read_as_before(store: F
     held = hold(store, data)
     path, before = file_of(folder, held), store.deliveries.get(DeliveryId(held.id, 0)).message
     packed = path.read_bytes()
-    frame, magic, behind = packed.rpartition(b"\x51\x2a\x4d\x18")
-    plain = zstandard.ZstdDecompressor().decompress(behind[4:])
+    frame, magic, trailer = packed.rpartition(b"\x51\x2a\x4d\x18")
+    plain = zstandard.ZstdDecompressor().decompress(trailer[4:])
     path.write_bytes(frame + b"\x50\x2a\x4d\x18" + len(plain).to_bytes(4, "little") + plain)
     with store.db.write() as connection:
         connection.execute("UPDATE message SET packed_symbols = ?", (json.dumps(json.loads(plain)["symbols"]),))
@@ -172,7 +172,7 @@ def test_a_half_written_file_is_no_message_and_is_swept(store: FileStore, folder
     half.write_bytes(b"(\xb5/\xfd")
     assert len(store.deliveries.search(Filter(), 10).deliveries) == 2
     store.purge(now() - timedelta(days=30), now())
-    assert half.exists()  # perhaps being written now
+    assert half.exists()  # another process may be writing it
     age(half, 1)
     store.purge(now() - timedelta(days=30), now())
     assert not half.exists()
@@ -180,7 +180,7 @@ def test_a_half_written_file_is_no_message_and_is_swept(store: FileStore, folder
 
 @pytest.mark.parametrize("size_bytes", [2_000, 3_000_000])
 @pytest.mark.parametrize("damage", ["cut", "altered", "replaced"])
-def test_a_damaged_mail_is_never_given_out_as_whole(
+def test_a_damaged_mail_is_never_returned_as_complete(
     store: FileStore, folder: Path, damage: str, size_bytes: int
 ) -> None:
     held = hold(store, os.urandom(size_bytes))
@@ -240,7 +240,7 @@ def test_after_a_power_cut_acknowledged_mail_is_there_again(folder: Path) -> Non
     store.close()
 
 
-def test_without_a_reboot_files_are_not_looked_over(folder: Path) -> None:
+def test_without_a_reboot_files_are_not_scanned(folder: Path) -> None:
     store = FileStore.open(str(folder))
     held = hold(store)
     store.close()
@@ -251,7 +251,7 @@ def test_without_a_reboot_files_are_not_looked_over(folder: Path) -> None:
     store.close()
 
 
-def test_after_a_power_cut_only_what_came_since_the_last_durable_commit_is_looked_over(folder: Path) -> None:
+def test_after_a_power_cut_only_files_since_the_last_durable_commit_are_scanned(folder: Path) -> None:
     store = FileStore.open(str(folder))
     held = hold(store)
     store.close()
@@ -291,7 +291,7 @@ def test_a_damaged_file_does_not_keep_the_store_from_opening_and_stays(folder: P
     store.close()
 
 
-def test_a_lost_database_is_made_anew_from_the_files(folder: Path) -> None:
+def test_a_lost_database_is_rebuilt_from_the_files(folder: Path) -> None:
     store = FileStore.open(str(folder))
     datas = [mail() for _ in range(3)]
     held = [hold(store, data) for data in datas]
@@ -348,7 +348,7 @@ def test_a_killed_process_leaves_everything_it_acknowledged(folder: Path) -> Non
         store.close()
 
 
-# ---- files that come and go behind the store's back
+# ---- files that others delete or add
 
 
 def test_mail_deleted_by_cron_breaks_nothing(store: FileStore, folder: Path) -> None:
@@ -365,7 +365,7 @@ def test_mail_deleted_by_cron_breaks_nothing(store: FileStore, folder: Path) -> 
     assert last and [d.id for d in last.deliveries] == [kept.id]
 
 
-def test_mail_deleted_by_cron_is_held_anew_when_it_comes_again(store: FileStore, folder: Path) -> None:
+def test_mail_deleted_by_cron_is_held_again_when_it_comes_again(store: FileStore, folder: Path) -> None:
     data = mail()
     deleted = hold(store, data)
     file_of(folder, deleted).unlink()
@@ -376,18 +376,18 @@ def test_mail_deleted_by_cron_is_held_anew_when_it_comes_again(store: FileStore,
 
 
 def test_purge_forgets_deleted_mail_after_a_day_but_nothing_somebody_waits_for(store: FileStore, folder: Path) -> None:
-    deleted, asked, kept = hold(store), hold(store), hold(store)
+    deleted, requested, kept = hold(store), hold(store), hold(store)
     store.deliveries.move(
-        DeliveryId(asked.id, 0), State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.REQUESTED
+        DeliveryId(requested.id, 0), State.REQUESTED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.REQUESTED
     )
     file_of(folder, deleted).unlink()
-    file_of(folder, asked).unlink()
+    file_of(folder, requested).unlink()
     long_ago = now() - timedelta(days=30)
     assert store.purge(long_ago, now()).messages == 0
     assert store.purge(long_ago, now() + timedelta(days=1, minutes=1)).messages == 1
     with pytest.raises(NotFound):
         store.deliveries.get(DeliveryId(deleted.id, 0))
-    assert store.deliveries.get(DeliveryId(asked.id, 0)).state is State.REQUESTED
+    assert store.deliveries.get(DeliveryId(requested.id, 0)).state is State.REQUESTED
     assert store.deliveries.get(DeliveryId(kept.id, 0)).state is State.HELD
 
 
@@ -422,7 +422,7 @@ def test_purge_removes_a_file_without_rows_beyond_retention_and_empty_folders(st
     assert not hold(store).known
 
 
-def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -> None:
+def test_a_folder_in_the_place_of_a_mail_file_affects_that_mail_only(folder: Path) -> None:
     store = FileStore.open(str(folder))
     data = mail()
     lost, other = hold(store, data), hold(store)
@@ -430,7 +430,7 @@ def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -
     path.unlink()
     path.mkdir()
     (path / "thesis.txt").write_text("x")
-    assert not hold(store, data).known, "what is not there must not be said to be held"
+    assert not hold(store, data).known, "a mail without a file must not be reported as held"
     store.close()
     reboot(folder, lost.id, other.id)
     store = FileStore.open(str(folder))
@@ -441,7 +441,7 @@ def test_somebodys_folder_in_a_mails_place_costs_that_mail_alone(folder: Path) -
     store.close()
 
 
-# ---- when it cannot work
+# ---- errors when opening
 
 
 def test_a_newer_database_is_not_touched(folder: Path) -> None:
@@ -458,7 +458,7 @@ def test_a_damaged_database_says_what_to_do(folder: Path) -> None:
         FileStore.open(str(folder))
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(StoreUnusable, match="in the way of a folder"):
@@ -497,7 +497,7 @@ def test_holding_and_raising_a_tier_share_one_time_limit(
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             hold(store, data, tier=Tier.DANGEROUS)
-        assert time.monotonic() - began < 4  # 3 s for all of it, not 2.5 and then 2 for the lock
+        assert time.monotonic() - began < 4  # 3 s in total, not 2.5 s and then 2 s for the lock
     monkeypatch.undo()
     assert store.deliveries.get(DeliveryId(held.id, 0)).message.tier is Tier.SPAM
     assert hold(store, data, tier=Tier.DANGEROUS).raised == (held.id,), "the sender's retry goes on"
@@ -540,7 +540,7 @@ store.close()
 """
 
 
-def test_where_files_cannot_grow_mail_is_refused_and_what_was_acknowledged_stays(folder: Path) -> None:
+def test_if_files_cannot_grow_mail_is_refused_and_acknowledged_mail_stays(folder: Path) -> None:
     process = run(FULL, str(folder))
     lines = process.communicate()[0].splitlines()
     assert process.returncode == 0
@@ -556,11 +556,11 @@ def test_where_files_cannot_grow_mail_is_refused_and_what_was_acknowledged_stays
     store.close()
 
 
-# ---- speed
+# ---- query plans
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "query",
     [
         lambda store: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10),
         lambda store: store.deliveries.list_for(
@@ -579,15 +579,15 @@ def test_where_files_cannot_grow_mail_is_refused_and_what_was_acknowledged_stays
         lambda store: store.sign_ins.session(b"x" * 32, now()),
     ],
 )
-def test_questions_use_an_index_and_sort_nothing(store: FileStore, ask: Callable[[FileStore], object]) -> None:
+def test_queries_use_an_index_and_sort_nothing(store: FileStore, query: Callable[[FileStore], object]) -> None:
     hold(store)
-    asked: list[str] = []
+    statements: list[str] = []
     with store.db.read() as connection:
-        connection.set_trace_callback(asked.append)
-    ask(store)
+        connection.set_trace_callback(statements.append)
+    query(store)
     connection.set_trace_callback(None)
-    assert asked
-    for statement in asked:
+    assert statements
+    for statement in statements:
         for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}"):
             assert step.startswith(("SEARCH", "CORRELATED SCALAR SUBQUERY")), (statement, step)
             assert "TEMP B-TREE" not in step, (statement, step)
@@ -599,16 +599,16 @@ def test_a_digest_is_looked_up_by_indexes(store: FileStore) -> None:
     store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
     with digesting(store, reader, now(), 10, ignore_schedule=True) as digest:
         assert len(digest.deliveries) == 1
-    asked: list[str] = []
+    statements: list[str] = []
     with store.db.read() as connection:
-        connection.set_trace_callback(asked.append)
+        connection.set_trace_callback(statements.append)
     assert len(store.digests.get(digest.id).deliveries) == 1
     connection.set_trace_callback(None)
-    for statement in asked:
+    for statement in statements:
         for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}"):
             assert step.startswith(("SEARCH", "CORRELATED SCALAR SUBQUERY")), (statement, step)
 
 
-def test_the_bodys_window_alone_is_held(store: FileStore) -> None:
+def test_only_the_window_of_a_body_is_held(store: FileStore) -> None:
     data = mail()
     assert read(store, store.messages.add(export(data), body(data), Tier.SPAM, ()).id) == data

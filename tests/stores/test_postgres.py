@@ -1,4 +1,4 @@
-"""What only the PostgreSQL store has: plans, partitions, the schema's version, lost connections."""
+"""The PostgreSQL store: query plans, partitions, the schema version, lost connections."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def store(postgres_dsn: str) -> Iterator[PostgresStore]:
 
 @pytest.fixture
 def admin(postgres_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection beside the store's."""
+    """A connection in addition to those of the store."""
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         yield connection
 
@@ -70,7 +70,7 @@ def midnight(days: int = 0) -> datetime:
 
 
 def hold_at(monkeypatch: pytest.MonkeyPatch, store: Store, at: datetime, **arguments: Any) -> Held:
-    """Hold a mail as if it were another time."""
+    """Hold a mail at another time."""
     with monkeypatch.context() as clock:
         clock.setattr(postgres, "new_id", lambda *_: new_id(at))
         return hold(store, **arguments)
@@ -92,7 +92,7 @@ def partitions(admin: psycopg.Connection[Any], table: str) -> list[str]:
 def plans(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> Callable[[Callable[[], Any]], list[str]]:
-    """Run a call of the store and get the executed plan of each of its queries; six days are filled before."""
+    """Return a function that calls the store and returns the executed plan of each query. Six days have mail."""
     helds = [hold_at(monkeypatch, store, midnight(-day) + n * DAY / 40) for day in range(6) for n in range(30)]
     for n, held in enumerate(helds[::5]):
         if n % 2:
@@ -101,25 +101,25 @@ def plans(
             )
     store.recipients.schedule(ALICE, now())
     admin.execute("analyze")
-    admin.execute("set enable_seqscan = off")  # tables this small would be read whole, and rightly so
+    admin.execute("set enable_seqscan = off")  # the planner would rightly scan tables this small
 
     def explain(call: Callable[[], Any]) -> list[str]:
-        asked: list[tuple[Any, Any]] = []
+        queries: list[tuple[Any, Any]] = []
         execute = psycopg.Cursor.execute
 
-        def listen(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        def record(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
             statement = query.decode() if isinstance(query, bytes) else str(query)
             if statement.startswith("select") and " from " in statement:
-                asked.append((statement, params))
+                queries.append((statement, params))
             return execute(cursor, query, params, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(psycopg.Cursor, "execute", listen)
+            patch.setattr(psycopg.Cursor, "execute", record)
             call()
-        assert asked
+        assert queries
         return [
             "\n".join(line for (line,) in admin.execute("explain (analyze, costs off, timing off) " + query, params))
-            for query, params in asked
+            for query, params in queries
         ]
 
     return explain
@@ -143,14 +143,14 @@ def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: Postgr
         assert len(set(re.findall(r"on (message_\d+)", messages))) <= 2, messages
 
 
-def test_an_operators_list_is_read_in_order_too(plans: Any, store: PostgresStore) -> None:
+def test_the_list_of_an_operator_is_read_in_order_too(plans: Any, store: PostgresStore) -> None:
     (deliveries, _) = plans(lambda: store.deliveries.search(Filter(), 20))
     assert_indexed(deliveries)
     assert "Sort" not in deliveries, deliveries
     assert deliveries.count("never executed") >= 3, deliveries
 
 
-def test_what_is_asked_by_id_touches_one_day(plans: Any, store: PostgresStore) -> None:
+def test_a_lookup_by_id_reads_one_day(plans: Any, store: PostgresStore) -> None:
     id = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries[0].id
     for call in (
         lambda: store.deliveries.get_for(Reader(ALICE), id),
@@ -164,7 +164,7 @@ def test_what_is_asked_by_id_touches_one_day(plans: Any, store: PostgresStore) -
                 assert len(set(re.findall(r"on ((?:message|delivery)_\d+)", plan))) == 1, plan
 
 
-def test_what_processes_ask_again_and_again_uses_small_indexes(plans: Any, store: PostgresStore) -> None:
+def test_frequent_queries_of_processes_use_small_indexes(plans: Any, store: PostgresStore) -> None:
     for call in (
         lambda: store.digests.due(now(), 10),
         lambda: store.digests.due(None, 10),
@@ -180,8 +180,8 @@ def test_what_processes_ask_again_and_again_uses_small_indexes(plans: Any, store
 
 @pytest.fixture
 def reader(store: PostgresStore) -> Reader:
-    """Alice with an alias of hers and a role mailbox; mail for both lies beside her own, some of it told."""
-    for n in range(90):  # in the evening they are the newest, and a second page still has 21 of each
+    """Alice with an alias and a role mailbox. There is mail for both and for herself; some of it was announced."""
+    for n in range(90):  # late in the day they are the newest, and a second page still has 21 of each
         hold(store, recipients=["sales@example.org" if n % 2 else "info@example.org"])
     store.recipients.pass_news_on("info@example.org", [ALICE, BOB])
     whole = Reader(ALICE, (ALICE, "sales@example.org"), {"info@example.org": (ALICE, BOB)})
@@ -190,7 +190,7 @@ def reader(store: PostgresStore) -> Reader:
     return whole
 
 
-def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
+def test_a_list_of_several_identities_reads_a_range_of_the_index_of_each(
     plans: Any, store: PostgresStore, reader: Reader
 ) -> None:
     first = store.deliveries.list_for(reader, {State.HELD}, 20)
@@ -203,7 +203,7 @@ def test_a_list_of_several_identities_reads_a_stretch_of_each_ones_index(
         assert_read_at_most(deliveries, 21)
 
 
-def test_what_a_reader_was_never_told_is_read_by_index_day_by_day(
+def test_mail_not_announced_to_a_reader_is_read_by_index_day_by_day(
     plans: Any, store: PostgresStore, reader: Reader
 ) -> None:
     deliveries, _ = plans(lambda: store.digests.unannounced(reader, 10))
@@ -213,13 +213,13 @@ def test_what_a_reader_was_never_told_is_read_by_index_day_by_day(
 
 
 def assert_read_at_most(plan: str, rows: int) -> None:
-    """No identity's index is read further than a page."""
+    """Check that no index scan reads more rows than a page has."""
     read = re.findall(r"Scan (?:Backward )?using delivery_\d+_recipient\S* on \S+ \S+ \(actual rows=([\d.]+)", plan)
     assert read, plan
     assert max(map(float, read)) <= rows, plan
 
 
-def test_what_was_never_announced_is_read_in_order(plans: Any, store: PostgresStore) -> None:
+def test_unannounced_mail_is_read_in_order(plans: Any, store: PostgresStore) -> None:
     deliveries, _ = plans(lambda: store.digests.unannounced(Reader(ALICE), 10))
     assert "Sort" not in deliveries, deliveries
     assert "never executed" in deliveries, deliveries
@@ -239,7 +239,7 @@ def test_the_same_bytes_are_kept_once_a_day(
         assert b"".join(store.messages.body(held.id)) == data
 
 
-def test_a_day_nobody_prepared_is_made_by_those_who_need_it(
+def test_a_day_that_was_not_prepared_is_created_when_mail_needs_it(
     monkeypatch: pytest.MonkeyPatch, postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     far = midnight(40)
@@ -272,7 +272,7 @@ def test_a_day_dropped_by_hand_does_not_make_its_mail_known(
     assert b"".join(store.messages.body(again.id)) == data
 
 
-def test_text_that_postgresql_cannot_hold_is_held_all_the_same(store: PostgresStore) -> None:
+def test_text_that_postgresql_cannot_store_does_not_prevent_holding(store: PostgresStore) -> None:
     held = hold(store, subject="a\0b\ud800c", queue_id="x\0", recipients=["al\0ice@example.org"])
     assert store.deliveries.get(DeliveryId(held.id, 0)).message.subject == "a\ufffdb\ufffdc"
 
@@ -283,11 +283,11 @@ def test_a_mail_of_50_mb_is_never_in_memory(store: PostgresStore, tmp_path: Any)
         for _ in range(50):
             file.write(os.urandom(1 << 19) + bytes(1 << 19))
     digest = hashlib.sha256(path.read_bytes()).digest()
-    hold(store)  # what is imported and connected once does not count
+    hold(store)  # memory for imports and connections does not count
     tracemalloc.start()
     with path.open("rb") as file:
-        said = export(b"", body_sha256=digest, size_bytes=50 << 20)
-        held = store.messages.add(said, Body(file, 0, 50 << 20), Tier.SPAM, ())
+        exported = export(b"", body_sha256=digest, size_bytes=50 << 20)
+        held = store.messages.add(exported, Body(file, 0, 50 << 20), Tier.SPAM, ())
     assert sum(map(len, store.messages.body(held.id))) == 50 << 20
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -333,7 +333,7 @@ def test_a_slow_reader_holds_no_connection(store: PostgresStore) -> None:
 # ---- connections and the schema
 
 
-def test_lost_connections_cost_no_request(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
+def test_lost_connections_fail_no_request(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(store.database.transaction())
@@ -424,7 +424,7 @@ def test_another_schema_version_says_what_to_do(
 def test_mail_that_version_3_held_is_still_read(
     postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
-    """Its rows have the symbols as JSON."""
+    """Rows of version 3 have the symbols as JSON."""
     admin.execute("drop schema public cascade; create schema public")
     admin.execute((DATA / "quarantine-4.sql").read_bytes())
     with pytest.MonkeyPatch.context() as older:
@@ -466,7 +466,7 @@ def held_by_version_3(admin: psycopg.Connection[Any]) -> UUID:
 
 
 def test_two_bodies_with_one_place_are_both_kept(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has made such mails yet; whoever does must not have one of them lost."""
+    """No such mails are known, but if somebody makes them, both must be kept."""
     monkeypatch.setattr(
         postgres_rows, "_place", lambda id, sha256: first_id(held_at(id).replace(hour=0, minute=0, second=0))
     )
@@ -475,7 +475,7 @@ def test_two_bodies_with_one_place_are_both_kept(store: PostgresStore, monkeypat
     assert [b"".join(store.messages.body(held.id)) for held in helds] == mails
 
 
-def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> None:
+def test_a_missing_server_is_unavailable_and_no_password_is_shown() -> None:
     with pytest.raises(StoreUnavailable) as error:
         PostgresStore.open("postgresql://quarantine:s3cret@127.0.0.1:1/quarantine")
     assert "s3cret" not in str(error.value)
@@ -491,7 +491,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_told() -> 
         "postgresql://127.0.0.1/quarantine?pasword=cret",
     ],
 )
-def test_an_address_that_is_none_is_a_misfit_and_no_password_is_told(url: str) -> None:
+def test_an_invalid_url_is_a_misfit_and_no_password_is_shown(url: str) -> None:
     with pytest.raises(StoreUnusable, match="store.url") as error:
         PostgresStore.open(url)
     assert not re.search("s3|cret|33", str(error.value))
@@ -503,7 +503,7 @@ def test_a_database_that_takes_no_writes_is_unavailable(postgres_dsn: str, admin
         PostgresStore.open(postgres_dsn)
 
 
-def test_the_schema_can_be_made_again_while_mail_is_held(
+def test_the_schema_can_be_applied_again_while_mail_is_held(
     postgres_dsn: str, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     done, errors = Signal(), []
@@ -529,7 +529,7 @@ def test_the_schema_can_be_made_again_while_mail_is_held(
 # ---- retention
 
 
-def test_retention_drops_days_and_keeps_what_is_waited_for(
+def test_retention_drops_days_and_keeps_requested_mail(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     old, older, recent = midnight(-31), midnight(-40), midnight(-2)
@@ -543,7 +543,7 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
     )
     purged = store.purge(now() - 30 * DAY, now())
     assert (purged.messages, purged.kept) == (2, 1)
-    assert b"".join(store.messages.body(kept.id)) == data  # although the bytes were another message's
+    assert b"".join(store.messages.body(kept.id)) == data  # although the bytes were stored for another message
     assert [m.id for m in store.messages.find("4XyZq1abc")] == [stays.id, kept.id]
     for table in TABLES:
         names = partitions(admin, table)
@@ -562,14 +562,14 @@ def test_retention_drops_days_and_keeps_what_is_waited_for(
     assert gone.id != owner.id
 
 
-def test_a_day_of_which_something_is_left_stays_whole(monkeypatch: pytest.MonkeyPatch, store: PostgresStore) -> None:
+def test_a_day_with_remaining_mail_stays_complete(monkeypatch: pytest.MonkeyPatch, store: PostgresStore) -> None:
     held = hold_at(monkeypatch, store, midnight(-31))
     assert store.purge(midnight(-31) + timedelta(hours=23), now()).messages == 0
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
     assert store.purge(midnight(-30), now()).messages == 1
 
 
-def test_a_purge_behind_a_long_reader_waits_and_mail_is_held_meanwhile(
+def test_a_purge_waits_for_a_long_reader_while_mail_is_held(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     hold_at(monkeypatch, store, midnight(-31))
@@ -587,7 +587,7 @@ def test_a_purge_behind_a_long_reader_waits_and_mail_is_held_meanwhile(
     assert longest < 1.5
 
 
-def test_a_purge_that_never_gets_its_lock_says_so(
+def test_a_purge_that_never_gets_its_lock_fails_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     held = hold_at(monkeypatch, store, midnight(-31))

@@ -1,4 +1,4 @@
-"""`quarantine reindex` and the audit journal: what is known of mail is rebuilt from files alone."""
+"""`quarantine reindex` and the audit journal: the database is rebuilt from files only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def kept(store: Store) -> dict[str, object]:
-    """What the journal and the mail files know."""
+    """Return everything that the journal and the mail files contain."""
     return {name: value for name, value in everything(store).items() if name != "key"}
 
 
@@ -126,11 +126,11 @@ def test_a_copied_store_is_rebuilt_with_its_states(
     rebuilt = kept(store)
     assert rebuilt["messages"] == wanted["messages"]
     assert rebuilt["digests"] == wanted["digests"]
-    wishes = {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in store.recipients.records("", 100)}
-    assert {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in wanted["people"]} <= wishes  # type: ignore[attr-defined]
+    people = {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in store.recipients.records("", 100)}
+    assert {(p.recipient, p.stopped_at, p.links_valid_from, p.preferences) for p in wanted["people"]} <= people  # type: ignore[attr-defined]
 
 
-def test_without_a_journal_all_mail_is_held_and_that_is_said(
+def test_without_a_journal_all_mail_is_held_and_this_is_reported(
     folder: Path, open_store: Callable[[], FileStore], run: Run
 ) -> None:
     store = open_store()
@@ -141,7 +141,7 @@ def test_without_a_journal_all_mail_is_held_and_that_is_said(
     assert [d.state for d in open_store().deliveries.of_message(held.id)] == [State.HELD] * 2
 
 
-def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore], run: Run) -> None:
+def test_announced_mail_is_not_announced_again(open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     hold(store, recipients=[ALICE])
     with digesting(store, ALICE, now(), 10, ignore_schedule=True):
@@ -154,7 +154,7 @@ def test_what_was_announced_is_not_told_again(open_store: Callable[[], FileStore
     assert [d.id for d in store.digests.unannounced(Reader(ALICE), 10)] == [new.id]
 
 
-def test_cut_and_strange_lines_cost_only_themselves(
+def test_truncated_and_unknown_lines_affect_nothing_else(
     folder: Path, open_store: Callable[[], FileStore], run: Run
 ) -> None:
     store = open_store()
@@ -164,7 +164,7 @@ def test_cut_and_strange_lines_cost_only_themselves(
     with path.open("ab") as file:
         file.write(b'{"at": "2026-01-01T00:00:00+00:00", "kind": "delivery", "id": "nonsense"}\n[1]\n')
         file.write(b'{"at": "x"}\n{"at": "2026-01-01T00:00:00+00:00", "kind": "dance"}\n\xff\xfe\n{"at": "2026-01-')
-    release(store, two, 1)  # goes on after the cut line
+    release(store, two, 1)  # it is written after the truncated line
     store.close()
     result = run()
     assert "unreadable lines in the journal: 6" in result.output
@@ -221,17 +221,17 @@ def test_the_journal_says_who_did_what_and_holding_mail_writes_nothing(
     assert all(path.stat().st_mode & 0o077 == 0 for path in [folder / "journal", *(folder / "journal").iterdir()])
 
 
-# ---- the journal's age
+# ---- age of the journal
 
 
-def test_purge_shortens_the_journal_and_keeps_what_still_holds(
+def test_purge_shortens_the_journal_and_keeps_current_lines(
     folder: Path, open_store: Callable[[], FileStore], run: Run
 ) -> None:
     store = open_store()
-    held, asked = hold(store), hold(store)
+    held, requested = hold(store), hold(store)
     release(store, held, 0)
     store.deliveries.move(
-        DeliveryId(asked.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+        DeliveryId(requested.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
     )
     store.recipients.set_digests_stopped(ALICE, now())
     store.recipients.set_preferences(BOB, Preferences("monday"))
@@ -243,29 +243,29 @@ def test_purge_shortens_the_journal_and_keeps_what_still_holds(
     store.close()
     run()
     store = open_store()
-    assert store.deliveries.get(DeliveryId(asked.id, 0)).state is State.REQUESTED
-    assert store.deliveries.history(DeliveryId(asked.id, 0)) == before["messages"][asked.id][1][0][1]  # type: ignore[index]
+    assert store.deliveries.get(DeliveryId(requested.id, 0)).state is State.REQUESTED
+    assert store.deliveries.history(DeliveryId(requested.id, 0)) == before["messages"][requested.id][1][0][1]  # type: ignore[index]
     assert store.recipients.get(ALICE).stopped_at is not None
     assert store.recipients.get(BOB).preferences == Preferences("monday")
 
 
-def test_a_wish_that_comes_while_purge_shortens_the_journal_is_the_last_one(
+def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(
     folder: Path, open_store: Callable[[], FileStore], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_store(), open_store()
     store.recipients.set_preferences(ALICE, Preferences("monday"))
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
-    meanwhile = threading.Thread(target=other.recipients.set_digests_stopped, args=(ALICE, now()))
+    writer = threading.Thread(target=other.recipients.set_digests_stopped, args=(ALICE, now()))
 
     def slow_line(person: Person) -> dict[str, object]:
-        meanwhile.start()
-        meanwhile.join(0.3)
+        writer.start()
+        writer.join(0.3)
         return person_line(person)
 
     monkeypatch.setattr("portal.stores.files.store.person_line", slow_line)
     store.purge(now() - timedelta(days=30), now())
-    meanwhile.join()
+    writer.join()
     store.close()
     other.close()
     assert run().exit_code == 0
@@ -279,7 +279,7 @@ def test_purge_keeps_a_journal_that_is_still_needed(folder: Path, open_store: Ca
     assert len(lines(folder)) == 1
 
 
-def test_purge_keeps_the_journal_when_it_cannot_write_it_anew(
+def test_purge_keeps_the_journal_when_it_cannot_rewrite_it(
     folder: Path, open_store: Callable[[], FileStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -306,7 +306,7 @@ def test_it_refuses_while_a_program_uses_the_store(folder: Path, open_store: Cal
     hold(store)
 
 
-def test_programs_started_meanwhile_wait(folder: Path, open_store: Callable[[], FileStore]) -> None:
+def test_programs_started_during_reindex_wait(folder: Path, open_store: Callable[[], FileStore]) -> None:
     open_store().close()
     with unused(folder), pytest.raises(StoreUnavailable, match="quarantine reindex"):
         FileStore.open(str(folder))
@@ -338,7 +338,7 @@ def test_damaged_and_foreign_files_are_listed_and_left(
     assert open_store().messages.ids(None, 10) == [good.id]
 
 
-def test_a_file_that_is_named_like_a_mail_of_no_year_is_none_of_ours(
+def test_a_file_that_is_named_like_a_mail_of_an_invalid_year_is_foreign(
     folder: Path, open_store: Callable[[], FileStore], run: Run
 ) -> None:
     store = open_store()
@@ -352,7 +352,9 @@ def test_a_file_that_is_named_like_a_mail_of_no_year_is_none_of_ours(
     assert open_store().messages.ids(None, 10) == [held.id]
 
 
-def test_mail_deleted_by_cron_meanwhile_does_not_stop_it(folder: Path, open_store: Callable[[], FileStore]) -> None:
+def test_mail_deleted_by_cron_during_reindex_does_not_stop_it(
+    folder: Path, open_store: Callable[[], FileStore]
+) -> None:
     store = open_store()
     held = [hold(store).id for _ in range(3)]
     store.close()
@@ -381,7 +383,7 @@ def test_two_files_of_the_same_mail_are_both_kept(open_store: Callable[[], FileS
     assert kept(open_store())["messages"] == before["messages"]
 
 
-def test_a_store_that_is_not_there_is_not_made(folder: Path, run: Run) -> None:
+def test_a_missing_store_is_not_created(folder: Path, run: Run) -> None:
     result = run()
     assert result.exit_code == 2
     assert "is no quarantine store" in result.output
@@ -395,7 +397,7 @@ def test_postgresql_has_nothing_to_rebuild(postgres_dsn: str, run: Run, monkeypa
     assert "nothing to rebuild" in result.output
 
 
-def test_killed_before_its_end_it_changed_nothing(folder: Path, open_store: Callable[[], FileStore], run: Run) -> None:
+def test_killed_before_its_end_it_changes_nothing(folder: Path, open_store: Callable[[], FileStore], run: Run) -> None:
     store = open_store()
     fill(store)
     for _ in range(50):
@@ -424,13 +426,13 @@ def test_killed_before_its_end_it_changed_nothing(folder: Path, open_store: Call
 
 
 @pytest.mark.parametrize("step", range(1, 5))
-def test_cut_off_while_it_swaps_no_mail_is_lost_and_a_second_run_brings_the_rest(
+def test_interrupted_while_replacing_files_it_loses_no_mail_and_a_second_run_completes(
     folder: Path, open_store: Callable[[], FileStore], run: Run, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     store = open_store()
     fill(store)
     before = kept(store)
-    connection = store.db._connect("FULL")  # keeps the -wal and -shm files there, as a crash does
+    connection = store.db._connect("FULL")  # this keeps the -wal and -shm files, as a crash does
     store.close()
     calls = 0
     rename = Path.rename

@@ -1,4 +1,4 @@
-"""The rules that both stores follow, without a store."""
+"""The rules that both stores share, tested without a store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def delivery() -> Delivery:
 
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("allowed", [{State.HELD}, {State.HELD, State.REQUESTED, State.DELETED}, set(State)])
-def test_what_may_be_claimed(delivery: Delivery, state: State, allowed: set[State]) -> None:
+def test_claims_in_each_state(delivery: Delivery, state: State, allowed: set[State]) -> None:
     at = now()
     found = replace(delivery, state=state, next_try_at=at - MINUTE if state is State.RELEASING else None)
     if state is State.RELEASING:
@@ -65,7 +65,9 @@ def test_what_may_be_claimed(delivery: Delivery, state: State, allowed: set[Stat
         (NotAllowed("dangerous by now"), EventKind.STOPPED),
     ],
 )
-def test_a_failure_for_good_is_held_again(delivery: Delivery, error: Exception, kind: EventKind) -> None:
+def test_after_a_permanent_failure_a_delivery_is_held_again(
+    delivery: Delivery, error: Exception, kind: EventKind
+) -> None:
     at = now()
     failed = rules.failed_release(replace(delivery, state=State.RELEASING, attempts=3), error, at)
     assert failed == rules.FailedRelease(kind, State.HELD, at, str(error), None)
@@ -81,7 +83,7 @@ def test_a_failure_for_good_is_held_again(delivery: Delivery, error: Exception, 
         (lambda: KeyboardInterrupt(), "internal error"),
     ],
 )
-def test_any_other_failure_is_tried_later_and_later(
+def test_any_other_failure_is_retried_later_and_later(
     delivery: Delivery, error: Callable[[], BaseException], reason: str
 ) -> None:
     at, pauses = now(), []
@@ -166,7 +168,7 @@ def test_a_digest_that_is_due_can_be_claimed(ignore_schedule: bool) -> None:
         ),
     ],
 )
-def test_a_digest_is_not_sent_without_news_or_leave_or_lease(
+def test_a_digest_is_not_sent_without_news_or_if_stopped_or_leased(
     row: tuple[Any, ...] | None, why: str, ignore_schedule: bool
 ) -> None:
     refusal = rules.unclaimable(row, now(), ignore_schedule)
@@ -194,7 +196,7 @@ def test_only_an_operator_sends_a_digest_again_soon_after_it_failed() -> None:
     [
         (ALICE, "Alice@Example.ORG", "Alice@Example.ORG"),
         (ALICE, ALICE, ALICE),
-        (ALICE, "info@example.org", ALICE),  # an alias: the person is told, not the alias
+        (ALICE, "info@example.org", ALICE),  # an alias: the person is notified, not the alias
         (ALICE, "alice+shop@example.org", ALICE),
         ("erika@xn--mnchen-3ya.example", "Erika@münchen.example", "Erika@xn--mnchen-3ya.example"),
         ("jürgen@xn--mnchen-3ya.example", "JÜRGEN@MÜNCHEN.example", "JÜRGEN@xn--mnchen-3ya.example"),
@@ -203,5 +205,7 @@ def test_only_an_operator_sends_a_digest_again_soon_after_it_failed() -> None:
         ("erika@xn--mnchen-3ya.example", "info@münchen.example", "erika@xn--mnchen-3ya.example"),
     ],
 )
-def test_a_recipient_is_told_at_their_own_address_with_a_labels(recipient: str, address: str, expected: str) -> None:
+def test_a_recipient_is_notified_at_their_own_address_with_a_labels(
+    recipient: str, address: str, expected: str
+) -> None:
     assert rules.address_of(recipient, address) == expected

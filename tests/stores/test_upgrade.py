@@ -1,6 +1,7 @@
-"""A store that an older program made is brought up while mail comes; versions that do not fit are said so.
+"""Stores of older programs are upgraded while mail comes; versions that do not fit are reported.
 
-`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4, those with a 5 of version 5.
+`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4; files with a 5 are of version
+5.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from tests.paths import DATA
 pytestmark = pytest.mark.slow
 
 
-def ask(store_url: str, statement: str) -> Any:
-    """Execute something in the database behind our back; the first value of its answer."""
+def execute(store_url: str, statement: str) -> Any:
+    """Execute a statement in the database directly; return the first value of its result."""
     if store_url.startswith("files:"):
         with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
             row = connection.execute(statement).fetchone()
@@ -56,7 +57,7 @@ def version(store_url: str) -> int:
         if store_url.startswith("files")
         else ("select value from setting where name = 'schema_version'")
     )
-    return int(ask(store_url, query))
+    return int(execute(store_url, query))
 
 
 def set_version(store_url: str, number: int) -> None:
@@ -65,7 +66,7 @@ def set_version(store_url: str, number: int) -> None:
         if store_url.startswith("files")
         else (f"update setting set value = '{number}' where name = 'schema_version'")
     )
-    ask(store_url, statement)
+    execute(store_url, statement)
 
 
 def make_version(store_url: str, number: int) -> None:
@@ -75,8 +76,8 @@ def make_version(store_url: str, number: int) -> None:
         with sqlite3.connect(folder / "quarantine.sqlite3") as connection:
             connection.executescript((DATA / f"quarantine-{number}-sqlite.sql").read_text("utf-8"))
     else:
-        ask(store_url, "drop schema public cascade")
-        ask(store_url, "create schema public")
+        execute(store_url, "drop schema public cascade")
+        execute(store_url, "create schema public")
         with psycopg.connect(store_url, autocommit=True) as connection:
             connection.execute((DATA / f"quarantine-{number}.sql").read_bytes())
 
@@ -106,7 +107,7 @@ def mark_news_as_before(connection: sqlite3.Connection, recipient: str, address:
 
 
 class Posting:
-    """Threads that hold mail as a program of versions 4 and 5 does, again and again until it is taken."""
+    """Threads that hold mail as programs of versions 4 and 5 do, with retries until it is accepted."""
 
     def __init__(self, store_url: str, number: int) -> None:
         self._older = pytest.MonkeyPatch()
@@ -141,7 +142,7 @@ class Posting:
         self._older.undo()
 
     def restart(self) -> None:
-        """Go on as the program of today."""
+        """Continue as the current program."""
         self._older.undo()
 
     def wait_for(self, mails: int) -> None:
@@ -158,7 +159,7 @@ class Posting:
                     self.held[number] = hold(self._store, mail_of(number)).id
                 except StoreUnavailable:
                     self.refused += 1
-            time.sleep(0.02)  # all of it is compared in the end
+            time.sleep(0.02)  # all mail is compared at the end
 
 
 @pytest.mark.parametrize("number", [4, 5])
@@ -173,7 +174,7 @@ def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: P
         again = quarantine(store_url, tmp_path, "init")
         assert again.returncode == 0, again.stderr
         if is_postgres:
-            posting.wait_for(50)  # the old program goes on
+            posting.wait_for(50)  # the old program continues
             assert posting.refused == 0
         posting.restart()
         posting.wait_for(50)
@@ -184,10 +185,13 @@ def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: P
     store.close()
     assert known.raised == (posting.held[before_the_upgrade],)
     if is_postgres:
-        assert ask(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+        assert (
+            execute(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass")
+            is True
+        )
 
 
-def test_an_index_whose_building_was_interrupted_is_built_anew(postgres_dsn: str, tmp_path: Path) -> None:
+def test_an_index_whose_creation_was_interrupted_is_created_again(postgres_dsn: str, tmp_path: Path) -> None:
     make_version(postgres_dsn, 4)
     with psycopg.connect(postgres_dsn, autocommit=True) as admin:
         admin.execute("create table message_20261101 (like message including all)")
@@ -200,13 +204,15 @@ def test_an_index_whose_building_was_interrupted_is_built_anew(postgres_dsn: str
     for _ in range(2):
         done = quarantine(postgres_dsn, tmp_path, "init")
         assert done.returncode == 0, done.stderr
-    assert ask(postgres_dsn, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
-    assert "(body_sha256, tier)" in ask(postgres_dsn, "select pg_get_indexdef('message_20261101_body_idx'::regclass)")
+    assert (
+        execute(postgres_dsn, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass") is True
+    )
+    assert "(body_sha256, tier)" in execute(
+        postgres_dsn, "select pg_get_indexdef('message_20261101_body_idx'::regclass)"
+    )
 
 
-def test_an_upgrade_behind_a_long_transaction_waits_and_mail_is_held_meanwhile(
-    postgres_dsn: str, tmp_path: Path
-) -> None:
+def test_an_upgrade_waits_for_a_long_transaction_while_mail_is_held(postgres_dsn: str, tmp_path: Path) -> None:
     make_version(postgres_dsn, 4)
     with Posting(postgres_dsn, 4) as posting, psycopg.connect(postgres_dsn) as dump:
         dump.execute("select count(*) from recipient, message, delivery, body_chunk, seen")
@@ -229,10 +235,10 @@ def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path
     set_version(store_url, 99)
     done = quarantine(store_url, tmp_path, *words)
     assert done.returncode in (1, 2)
-    said = done.stdout + done.stderr
-    assert "version 99" in said
-    assert "upgrade this" in said
-    assert "Traceback" not in said
+    output = done.stdout + done.stderr
+    assert "version 99" in output
+    assert "upgrade this" in output
+    assert "Traceback" not in output
     assert version(store_url) == 99
 
 
@@ -251,7 +257,7 @@ def test_a_store_of_an_older_program_names_the_command_to_run(store_url: str, tm
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_store_that_is_too_old_names_the_way(store_url: str, tmp_path: Path, number: int) -> None:
+def test_a_store_that_is_too_old_names_the_version_to_run_first(store_url: str, tmp_path: Path, number: int) -> None:
     make_version(store_url, 4)
     set_version(store_url, number)
     if store_url.startswith("files"):
@@ -259,13 +265,13 @@ def test_a_store_that_is_too_old_names_the_way(store_url: str, tmp_path: Path, n
     for words in (["init"], ["check"], ["list"]):
         done = quarantine(store_url, tmp_path, *words)
         assert done.returncode in (1, 2)
-        said = done.stdout + done.stderr
-        assert f"schema version {number}" in said
-        assert "run `quarantine init` of version 0.1.1 first" in said
+        output = done.stdout + done.stderr
+        assert f"schema version {number}" in output
+        assert "run `quarantine init` of version 0.1.1 first" in output
         assert version(store_url) == number
 
 
-def test_an_old_digest_process_that_is_still_running_is_seen_alive(store_url: str) -> None:
+def test_the_heartbeat_of_an_old_digest_process_is_read(store_url: str) -> None:
     store = open_store(store_url)
     at = datetime(2026, 11, 27, 12, tzinfo=UTC)
     store.notes.set("store.heartbeat", str(int(at.timestamp() * 1e6)))
@@ -275,11 +281,11 @@ def test_an_old_digest_process_that_is_still_running_is_seen_alive(store_url: st
 
 def test_the_functions_of_a_newer_program_are_left_alone(postgres_dsn: str) -> None:
     open_store(postgres_dsn, create=True).close()
-    ask(postgres_dsn, "drop function copies_of")
+    execute(postgres_dsn, "drop function copies_of")
     set_version(postgres_dsn, SCHEMA_VERSION + 1)
     with pytest.raises(StoreUnusable, match="upgrade this program"):
         open_store(postgres_dsn, create=True)
-    assert ask(postgres_dsn, "select count(*) from pg_proc where proname = 'copies_of'") == 0
+    assert execute(postgres_dsn, "select count(*) from pg_proc where proname = 'copies_of'") == 0
 
 
 def test_merging_two_spellings_keeps_the_news_of_other_readers(store_url: str) -> None:
@@ -302,7 +308,7 @@ def test_merging_two_spellings_keeps_the_news_of_other_readers(store_url: str) -
 
 
 def columns_of(store_url: str) -> set[tuple[str, str]]:
-    """Return all tables and columns, partitions left out."""
+    """Return all tables and columns, without partitions."""
     if store_url.startswith("files:"):
         with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
             return set(

@@ -2,7 +2,7 @@
 
 The tests use HTTP and commands only, not the methods of a store, so they hold for every later schema.
 
-The data ends on 20 November 2026 at 12:00 UTC (`END`). Links, sessions and sign-ins expire, so most tests turn the
+The data ends on 20 November 2026 at 12:00 UTC (`END`). Links, sessions and sign-ins expire, so most tests set the
 clock to three minutes later (`NOW`), whatever the date of the host: `Site` in `web_client` replaces
 `Parts.actions.now`, from which pages and releases take the time; functions of the digest process get the time as an
 argument; and `quarantine-digest once` has `--now`. Commands of `quarantine` run with the clock of the host. Those that
@@ -111,7 +111,7 @@ class Old:
     """A site with the data of the old program: a store, its link keys and the alias file."""
 
     store_url: str
-    folder: Path  # has everything but the database
+    folder: Path  # it has everything except the database
     servers: dict[str, SmtpServer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -172,7 +172,7 @@ class Old:
 
     @contextmanager
     def site(self, now: datetime = NOW, **environ: str) -> Iterator[Site]:
-        """The web application on this store, with its clock turned."""
+        """The web application on this store, with its clock set to another time."""
         parts = assemble(load_from({**self.environ(), **environ})[0], create=True)
         try:
             site = Site(parts)
@@ -356,9 +356,9 @@ def test_other_commands_name_the_one_to_run(before: Old) -> None:
     ):
         done = before.program(name, *words)
         assert done.returncode in (1, 2), words
-        said = done.stdout + done.stderr
-        assert "schema version 4" in said, words
-        assert "run `quarantine init`" in said, words
+        output = done.stdout + done.stderr
+        assert "schema version 4" in output, words
+        assert "run `quarantine init`" in output, words
 
 
 def test_init_can_be_repeated(before: Old) -> None:
@@ -871,14 +871,14 @@ def test_preferences_are_kept(upgraded: Old, person: str) -> None:
         assert (chosen, hours) == ([], [])
 
 
-def test_a_digest_cannot_be_asked_for_twice_in_an_hour(upgraded: Old) -> None:
+def test_a_digest_cannot_be_requested_twice_in_an_hour(upgraded: Old) -> None:
     with upgraded.site() as site:
         carol = browser(site, CAROL)
-        for minutes, said in ((0, "too-soon"), (60, "digest")):
+        for minutes, done in ((0, "too-soon"), (60, "digest")):
             site.pass_time(minutes=minutes)
             post(site, b"Subject: new\r\n\r\n", headers_of("smith"))
             answer = carol.post("/preferences", {"change": "digest", "form_token": carol.form_token()})
-            assert answer.header("Location") == f"/quarantine/preferences?done={said}"
+            assert answer.header("Location") == f"/quarantine/preferences?done={done}"
 
 
 def test_aliases_and_role_mailboxes_are_read_without_the_alias_file(upgraded: Old) -> None:

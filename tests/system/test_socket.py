@@ -19,7 +19,7 @@ from tests.system.conftest import Mx
 from tests.system.mails import ALICE, REJECTED, SENDER, spam
 from tests.system.services import DEPLOY, ROOT, Nginx, Portal, folder, free_port, http, listening, send, unit, wait_for
 from tests.system.test_mail_path import held
-from tests.uwsgi_client import HEALTH, ask, packet
+from tests.uwsgi_client import HEALTH, exchange, packet
 
 pytestmark = pytest.mark.system
 
@@ -37,7 +37,7 @@ def command_as(user: str, code: str, *arguments: str) -> list[str]:
     """A Python program that becomes this user before ``code`` runs. It begins as root, for the interpreter's sake."""
     become = (
         "import os, pwd, socket, sys\n"
-        "from tests.uwsgi_client import HEALTH, ask, packet\n"
+        "from tests.uwsgi_client import HEALTH, exchange, packet\n"
         f"user = pwd.getpwnam({user!r})\n"
         "os.initgroups(user.pw_name, user.pw_gid)\n"
         "os.setgid(user.pw_gid)\n"
@@ -94,7 +94,7 @@ def test_only_nginxs_user_can_connect_and_it_reads_none_of_the_services_files(se
     uid = pwd.getpwnam(SERVICE).pw_uid
     assert {Path(f"/proc/{pid}").stat().st_uid for pid in service.pids("uwsgi")} == {uid}
 
-    healthy = "print(ask(sys.argv[1], packet(HEALTH))[:15].decode())"
+    healthy = "print(exchange(sys.argv[1], packet(HEALTH))[:15].decode())"
     assert said_as(NGINX, healthy, str(service.uwsgi)) == "HTTP/1.1 200 OK"
     for user in ("nobody", "daemon"):
         assert said_as(user, healthy, str(service.uwsgi)) == "PermissionError: [Errno 13] Permission denied"
@@ -123,9 +123,9 @@ def test_requests_wait_while_the_service_restarts(other_portal: Portal) -> None:
     path, answers = str(other_portal.uwsgi), []
     with listening(other_portal.uwsgi) as listener:
         with other_portal.serving(listener):
-            assert b" 200 OK" in ask(path, packet(HEALTH))
+            assert b" 200 OK" in exchange(path, packet(HEALTH))
         assert other_portal.uwsgi.is_socket()  # uWSGI removes only a socket that it made
-        waiting = threading.Thread(target=lambda: answers.append(ask(path, packet(HEALTH))))
+        waiting = threading.Thread(target=lambda: answers.append(exchange(path, packet(HEALTH))))
         waiting.start()
         time.sleep(1)
         assert not answers

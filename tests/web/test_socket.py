@@ -23,7 +23,7 @@ from portal.settings import load_from
 from portal.stores import open_store
 from portal.web.preview import preview
 from tests.paths import ROOT
-from tests.uwsgi_client import HEALTH, ask, packet
+from tests.uwsgi_client import HEALTH, exchange, packet
 
 BIN = Path(sys.executable).parent
 Start = Callable[..., Path]
@@ -74,7 +74,7 @@ def test_without_systemd_the_socket_is_for_owner_and_group_in_a_folder_made_for_
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     assert stat.S_IMODE((folder / "quarantine.sock").stat().st_mode) == 0o660
     assert list(folder.iterdir()) == [folder / "quarantine.sock"]  # the store is elsewhere: none of its files beside
-    assert ask(str(folder / "quarantine.sock"), packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
+    assert exchange(str(folder / "quarantine.sock"), packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
 
 
 def test_another_path_makes_no_folder(start: Start) -> None:
@@ -100,10 +100,10 @@ def test_a_client_cannot_have_code_loaded(start: Start) -> None:
             {"UWSGI_SCRIPT": "evil:application", "UWSGI_CHDIR": str(home)},
         )
     ):
-        answer = ask(f"{home}/socket", packet(HEALTH | variables | {"UWSGI_APPID": f"other{number}"}))
+        answer = exchange(f"{home}/socket", packet(HEALTH | variables | {"UWSGI_APPID": f"other{number}"}))
         assert answer.startswith(b"HTTP/1.1 400 "), (variables, answer)
         assert not (home / "ran").exists(), variables
-    assert ask(f"{home}/socket", packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
+    assert exchange(f"{home}/socket", packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -> None:
@@ -116,12 +116,12 @@ def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -
         "CONTENT_LENGTH": str(keys.stat().st_size),
         "HTTP_X_RSPAMD_RCPT": '["alice@example.org"]',
     }
-    answer = ask(f"{home}/socket", packet(post | {"UWSGI_POSTFILE": str(keys)}))
+    answer = exchange(f"{home}/socket", packet(post | {"UWSGI_POSTFILE": str(keys)}))
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     store = open_store(f"files:{home}/store")
     assert store.messages.ids(None, 10) == []
     store.close()
-    assert b'"held"' in ask(f"{home}/socket", packet(post, b"x" * keys.stat().st_size))
+    assert b'"held"' in exchange(f"{home}/socket", packet(post, b"x" * keys.stat().st_size))
 
 
 def test_the_environment_of_a_worker_does_not_reach_the_program_that_reads_mail() -> None:
