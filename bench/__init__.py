@@ -1,1 +1,1 @@
-"""The benchmarks, ``make bench``: each beside a bare ceiling doing the same durable work, in the same run."""
+"""The benchmarks, ``make bench``: each with a bare ceiling that does the same durable work in the same run."""

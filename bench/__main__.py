@@ -1,6 +1,6 @@
-"""``make bench``: each benchmark beside its ceiling in the same run; ``--write`` puts the rows into docs/benchmarks.md.
+"""``make bench``: each benchmark and its ceiling in the same run; ``--write`` puts the rows into docs/benchmarks.md.
 
-Ours and the ceiling take turns, since machines are noisy: read the ratios, not the rates. docs/benchmarks-notes.md
+The portal and the ceiling alternate, since machines are noisy: read the ratios, not the rates. docs/benchmarks-notes.md
 describes the rows.
 """
 
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from bench import digests, ingest, lists, memory, page, size
-from bench.rig import ROOT, Effort, postgres_version, say
+from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -50,7 +50,7 @@ def main() -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             for row in measure(effort):
                 rows.append(row)
-                say(str(row))
+                print_progress(str(row))
     new = page.measured(rows, run)
     print(page.written(new))
     if arguments.write:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def described(arguments: argparse.Namespace) -> str:
-    """Return when, with which command and on which machine this run measures."""
+    """Return the date, the command and the machine of this run."""
     share = [] if arguments.share == 1 else [f"--share {arguments.share:g}"]
     command = " ".join(
         [f"python -m bench --rounds {arguments.rounds} --seconds {arguments.seconds:g}", *share, *arguments.only]

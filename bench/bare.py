@@ -1,10 +1,10 @@
 """The ceilings: bare WSGI functions that do the same durable work as ingest and nothing else.
 
 uWSGI loads ``bench.bare:files`` or ``bench.bare:postgres``; QUARANTINE_BENCH_STORE names a store that `open_store` has
-made, so tables and indexes are its own. Every row that a mail leaves behind is written, its search terms included, by
-the shortest code: values are taken from the headers as they stand or were made before, nothing of the mail is looked
-at but its SHA-256, nobody asks whether the mail or its recipients are known. No login, no formats, no tiers, no
-logging, no limits, no errors.
+made, so tables and indexes are its own. All rows of a mail are written, its search terms included, by the shortest
+code: values are taken from the headers unchanged or were made before, nothing of the mail is read except for its
+SHA-256, and nothing checks whether the mail or its recipients are known. No login, no formats, no tiers, no logging, no
+limits, no errors.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def _compressed(environ: WSGIEnvironment) -> tuple[bytes, bytes, int]:
 
 
 def files(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """One compressed file written, fsynced, renamed, its folder fsynced; the rows of one message with its terms and of
-    two deliveries committed, the index of words written for 64 mails at a time."""
+    """Write one compressed file, fsync it, rename it and fsync its folder; commit the rows of one message, of its terms
+    and of two deliveries; write the index of words for 64 mails at a time."""
     folder = os.environ["QUARANTINE_BENCH_STORE"]
     id = new_id()
-    if environ["REQUEST_METHOD"] == "GET":  # is the server there?
+    if environ["REQUEST_METHOD"] == "GET":  # checks that the server runs
         return _answer(start_response, id)
     packed, digest, size = _compressed(environ)
     symbols = environ["HTTP_X_RSPAMD_SYMBOLS"]
@@ -114,7 +114,7 @@ def _open(folder: Path, day: str) -> None:
 _pool_guard = threading.Lock()
 _pool: ConnectionPool[Any] | None = None
 
-# What one mail leaves in the store's own tables, its indexes included, in one statement (faster than five).
+# All rows of one mail in the tables of the store, indexes included, in one statement (faster than five).
 _INSERTS = """
 with s as (insert into seen (dedup_key, message_id) values (%(sha)s, %(id)s)),
 m as (insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,
@@ -129,14 +129,14 @@ insert into body_chunk (body_id, n, data) values (%(id)s, 0, %(data)b)
 
 
 def postgres(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """The rows of one message and two deliveries in one transaction; prepared by psycopg, no limits, no look-ups."""
+    """Write one message and two deliveries in one transaction: prepared statements, no limits, no look-ups."""
     global _pool
     if _pool is None:
         with _pool_guard:
             if _pool is None:
                 _pool = ConnectionPool(os.environ["QUARANTINE_BENCH_STORE"], min_size=1, max_size=4, open=True)
     id = new_id()
-    if environ["REQUEST_METHOD"] == "GET":  # is the server there?
+    if environ["REQUEST_METHOD"] == "GET":  # checks that the server runs
         return _answer(start_response, id)
     packed, digest, size = _compressed(environ)
     with _pool.connection() as connection:

@@ -1,7 +1,7 @@
-"""A hundred thousand digests from a million held mails: how fast they go out, and whether it stays like that.
+"""A hundred thousand digests from a million held mails: their rate and whether it stays constant.
 
-Ours are real digest processes. The ceiling is a loop in one thread that has the rows already, composes the same mails
-and sends them over one connection: no store, no claims, no log.
+The portal runs real digest processes. The ceiling is a loop in one thread that has the rows already, composes the same
+mails and sends them over one connection: no store, no claims, no log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg
 
 from bench import fill
-from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, say
+from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, print_progress
 from bench.sink import Sink, sink
 from digest.compose import digest_mail
 from digest.run import AHEAD
@@ -32,15 +32,15 @@ from portal.stores import open_store
 from portal.stores.records import Digest
 
 PEOPLE, EACH = 100_000, 10
-SMALL = 10  # a store so many times smaller beside it
+SMALL = 10  # the second store is smaller by this factor
 READY = 500  # digests whose rows the ceiling has in memory
-QUERIES = 500  # of a kind
+QUERIES = 500  # of each kind
 PROCESSES = 2
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """A run of some processes until the last digest."""
+    """A run of several processes until the last digest."""
 
     seconds: float
     count: int
@@ -58,7 +58,7 @@ def digests_postgres(effort: Effort) -> list[Row]:
         environments = {}
         for people in (large, small):
             environments[people] = _environment(_filled(dsn, people), folder / str(people))
-            say(f"{people:,} recipients, {people * EACH:,} mails held")
+            print_progress(f"{people:,} recipients, {people * EACH:,} mails held")
         rows = _query(environments[small], small, environments[large], large, effort)
         pairs = _pairs(environments[large], effort)
         ours, bare = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
@@ -83,7 +83,7 @@ def digests_postgres(effort: Effort) -> list[Row]:
 
 
 def _filled(dsn: str, people: int) -> str:
-    """A database with ten different mails held for each, all of them due since this morning."""
+    """Return a database with ten different mails held for each recipient. All digests are due since this morning."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(f"create database digests_{people}")
     url = dsn.replace("/postgres?", f"/digests_{people}?")
@@ -114,7 +114,7 @@ def _environment(url: str, folder: Path) -> dict[str, str]:
 
 
 def _due_again(environment: dict[str, str]) -> None:
-    """As if nothing had been sent."""
+    """Reset the database to the state before anything was sent."""
     with psycopg.connect(environment["QUARANTINE_STORE__URL"], autocommit=True) as connection:
         connection.execute("update delivery set announced_at = null where announced_at is not null")
         connection.execute(
@@ -126,12 +126,12 @@ def _due_again(environment: dict[str, str]) -> None:
         connection.execute("checkpoint")
 
 
-# ---- what is due
+# ---- the query for due digests
 
 
 def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, effort: Effort) -> list[Row]:
-    """Which digests are due, of many against few; in turn, over new connections each round, since on two cores it
-    matters which of them a server process happens to be on."""
+    """Measure the query for due digests, of many and of few in turn. Each round has new connections, since on two cores
+    the time depends on the core that a server process runs on."""
     urls = [environment["QUARANTINE_STORE__URL"] for environment in (small, large)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(effort.rounds * 4):
@@ -143,7 +143,7 @@ def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, ef
                     began = time.perf_counter()
                     if len(store.digests.due(datetime.now(UTC), AHEAD)) != AHEAD:
                         raise RuntimeError("they are not due")
-                    if turn >= 0:  # what comes before warms up
+                    if turn >= 0:  # earlier turns warm up
                         taken.append(time.perf_counter() - began)
         finally:
             for store in stores:
@@ -151,7 +151,7 @@ def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, ef
     plan = _plan(large["QUARANTINE_STORE__URL"])
     if "Index Scan using recipient_next_digest_at_idx" not in plan or "Seq Scan" in plan:
         raise RuntimeError(f"no index range:\n{plan}")
-    say(plan)
+    print_progress(plan)
     median, slow = ([what(taken) * 1000 for taken in seconds] for what in (statistics.median, p99))
     return [
         Row(f"due query with {many:,} due, p50 in ms", f"{median[1]:.2f}", f"{median[0]:.2f} with {few:,}",
@@ -162,7 +162,7 @@ def _query(small: dict[str, str], few: int, large: dict[str, str], many: int, ef
 
 
 def _plan(url: str) -> str:
-    """How PostgreSQL finds those a claim takes."""
+    """Return the plan by which PostgreSQL finds the digests of a claim."""
     with psycopg.connect(url) as connection:
         found = connection.execute(
             "explain (analyze, costs off, timing off, summary off) select recipient from recipient"
@@ -172,11 +172,11 @@ def _plan(url: str) -> str:
         return "\n".join(line for (line,) in found)
 
 
-# ---- how fast
+# ---- rates
 
 
 def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, float]]:
-    """Digests a second of one process and of the ceiling, in turn."""
+    """Return digests per second of one process and of the ceiling, measured alternately."""
     with ExitStack() as stack:
         for name, value in environment.items():
             stack.callback(os.environ.pop, name, None)
@@ -189,7 +189,7 @@ def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, flo
             ours, bare = _one_process(environment, effort.seconds), _bare(parts, ready, effort.seconds)
             if number:  # the first round warms up
                 pairs.append((ours, bare))
-                say(f"{ours:.0f}/s / {bare:.0f}/s = {ours / bare:.2f}")
+                print_progress(f"{ours:.0f}/s / {bare:.0f}/s = {ours / bare:.2f}")
         return pairs
 
 
@@ -225,20 +225,22 @@ def _one_process(environment: dict[str, str], seconds: float) -> float:
 
 
 def _whole(environment: dict[str, str], people: int) -> _Whole:
-    """Several processes send all there is."""
+    """Send all digests with several processes."""
     with sink() as server, ExitStack() as stack:
         processes = [stack.enter_context(_process(environment, server)) for _ in range(PROCESSES)]
         memory = []
         for mails in (people // 10, people // 2, people):
             _wait_for(server, mails)
             memory.append(max(_resident(process.pid) for process in processes))
-        time.sleep(1)  # for one that comes twice
+        time.sleep(1)  # for digests that are sent twice
         got = server.got()
         if (got.mails, got.recipients) != (people, people):
             raise RuntimeError(f"{got.mails} mails to {got.recipients} of {people} recipients")
         whole = _Whole(got.last_at - got.first_at, people, (memory[0], memory[1], memory[2]))
-    say(f"{whole.count:,} digests of {got.octets / people / 1000:.0f} KB in {whole.seconds:.1f} s: {whole.rate:.0f}/s")
-    say("memory " + ", ".join(f"{each:.0f} MB" for each in memory))
+    print_progress(
+        f"{whole.count:,} digests of {got.octets / people / 1000:.0f} KB in {whole.seconds:.1f} s: {whole.rate:.0f}/s"
+    )
+    print_progress("memory " + ", ".join(f"{each:.0f} MB" for each in memory))
     return whole
 
 
@@ -254,7 +256,7 @@ def _wait_for(server: Sink, mails: int) -> None:
 
 @contextmanager
 def _process(environment: dict[str, str], server: Sink) -> Iterator[subprocess.Popen[bytes]]:
-    """``quarantine-digest run``, as it runs beside uWSGI."""
+    """Run ``quarantine-digest run``, as in a service of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "digest", "run"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Stores filled with a million mails in a minute: rows as `Messages.add` makes them, written past it."""
+"""Fill stores with a million mails in a minute: rows like those of `Messages.add`, written directly."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FROM = "promo@example.net"
 
 
 def person(number: int) -> str:
-    """The recipient of that number; mail number n goes to person n modulo their number."""
+    """Return the recipient with this number. Mail number n is for recipient n modulo the number of recipients."""
     return f"person{number}@example.org"
 
 
 def days_back(count: int) -> list[tuple[date, int, int]]:
-    """(day, first mail's number, mails) for the last 30 full days, together ``count`` mails."""
+    """Return (day, number of the first mail, mails) for the last 30 full days, ``count`` mails in total."""
     today = datetime.now(UTC).date()
     starts = [count * n // DAYS for n in range(DAYS + 1)]
     return [(today - timedelta(days=DAYS - n), starts[n], starts[n + 1] - starts[n]) for n in range(DAYS)]
@@ -43,8 +43,8 @@ def days_back(count: int) -> list[tuple[date, int, int]]:
 def postgres(
     dsn: str, days: list[tuple[date, int, int]], people: int, *, bodies: bool = False, alike: bool = True
 ) -> None:
-    """Make the schema and hold the mails of these ``days``, one delivery each; ``bodies`` with 800 bytes for each and
-    its row in `seen`. Not ``alike``: one person's mails come from different senders."""
+    """Make the schema and hold the mails of these ``days``, one delivery each. With ``bodies`` each mail has 800 bytes
+    and its row in `seen`. Unless ``alike``, the mails of a recipient have different senders."""
     open_store(dsn, create=True).close()
     database = Database(dsn, create=False)
     for day in {day for day, _, _ in days}:
@@ -57,7 +57,7 @@ def postgres(
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(fill_in, days))
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("vacuum analyze")  # as autovacuum does in time
+        connection.execute("vacuum analyze")  # as autovacuum does later
         connection.execute("checkpoint")
     os.sync()
 
@@ -125,7 +125,7 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
         )
         connection.commit()
     connection.close()
-    os.sync()  # or the disk is still busy with it while we measure
+    os.sync()  # otherwise the disk is still busy during the measurement
 
 
 def _mails(day: date, first: int, count: int) -> Iterator[tuple[int, UUID, bytes]]:

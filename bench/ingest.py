@@ -1,23 +1,23 @@
-"""How fast posts are held, through uWSGI and all, beside `bare`."""
+"""Rates of held posts through uWSGI, compared with `bare`."""
 
 from __future__ import annotations
 
 import statistics
 
 from bench import load
-from bench.rig import CLIENTS, Effort, Row, own_folder, postgres, say, served
+from bench.rig import CLIENTS, Effort, Row, own_folder, postgres, print_progress, served
 from portal.stores import open_store
 
 
 def ingest_files(effort: Effort) -> list[Row]:
-    """Posts of 19 KB held per second, file store against a bare write, fsync, rename, fsync and SQLite commit."""
+    """Measure posts of 19 KB held per second: file store and a bare write, fsync, rename, fsync and SQLite commit."""
     with own_folder() as path:
-        open_store(f"files://{path}/bare").close()  # its tables and indexes are the store's
+        open_store(f"files://{path}/bare").close()  # with the tables and indexes of the store
         return [_ingest("ingest into files, posts/s", f"files://{path}/store", f"{path}/bare", "files", effort)]
 
 
 def ingest_postgres(effort: Effort) -> list[Row]:
-    """Posts of 19 KB held per second, PostgreSQL against the bare INSERTs."""
+    """Measure posts of 19 KB held per second: PostgreSQL and the bare INSERTs."""
     with postgres() as dsn:
         open_store(dsn, create=True).close()
         return [_ingest("ingest into PostgreSQL, posts/s", dsn, dsn, "postgres", effort)]
@@ -38,6 +38,6 @@ def _ingest(what: str, url: str, bare_store: str, bare: str, effort: Effort) -> 
             if n:  # the first round warms up
                 ours.append(pair[0])
                 ceiling.append(pair[1])
-                say(f"{pair[0]:.0f} / {pair[1]:.0f} = {pair[0] / pair[1]:.2f}")
+                print_progress(f"{pair[0]:.0f} / {pair[1]:.0f} = {pair[0] / pair[1]:.2f}")
     ratio = statistics.median(a / b for a, b in zip(ours, ceiling, strict=True))
     return Row(what, f"{statistics.median(ours):.0f}", f"{statistics.median(ceiling):.0f}", ratio, "≥ 0.8")

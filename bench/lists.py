@@ -1,6 +1,6 @@
-"""A recipient's list with a million mails held against ten thousand: does it slow down as the store grows?
+"""The list of a recipient with a million and with ten thousand mails held: does it get slower as the store grows?
 
-Each recipient has a hundred mails in either, so that both show the same page of 25.
+Each recipient has a hundred mails in both stores, so both show the same page of 25.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from functools import partial
 from pathlib import Path
 
 from bench import fill
-from bench.rig import Effort, Row, own_folder, p99, postgres, say, served
+from bench.rig import Effort, Row, own_folder, p99, postgres, print_progress, served
 from portal.model.message import Reader, State, random_token
 from portal.stores import Store, open_store
 from portal.web.pages import sha256
 
 SMALL, LARGE, EACH, PAGE = 10_000, 1_000_000, 100, 25
-CALLS, PAGES, SESSIONS = 500, 200, 30  # of a round
+CALLS, PAGES, SESSIONS = 500, 200, 30  # in a round
 
 
 def list_postgres(effort: Effort) -> list[Row]:
-    """In one server, a database for either."""
+    """Measure two databases in one server."""
     with postgres() as dsn:
         urls = []
         for count in (SMALL, effort.of(LARGE)):
             urls.append(_database(dsn, f"held_{count}"))
             fill.postgres(urls[-1], fill.days_back(count), count // EACH)
-            say(f"{count} mails held")
+            print_progress(f"{count} mails held")
         return _rows("PostgreSQL", urls[0], urls[1], effort)
 
 
@@ -41,7 +41,7 @@ def list_files(effort: Effort) -> list[Row]:
         for count in (SMALL, effort.of(LARGE)):
             fill.files(path / f"held-{count}", fill.days_back(count), count // EACH)
             urls.append(f"files://{path}/held-{count}")
-            say(f"{count} mails held")
+            print_progress(f"{count} mails held")
         return _rows("files", urls[0], urls[1], effort)
 
 
@@ -85,14 +85,14 @@ def _environment(url: str, keys: Path) -> dict[str, str]:
 
 
 def _list(store: Store, people: int) -> None:
-    """The list of any of the first so many."""
+    """Read the list of a random recipient among the first ``people``."""
     deliveries = store.deliveries.list_for(Reader(fill.person(random.randrange(people))), [State.HELD], PAGE).deliveries
     if len(deliveries) != PAGE:
         raise RuntimeError(f"a page of {len(deliveries)} rows")
 
 
 def _page(port: int, sessions: list[str]) -> None:
-    """The page that any of these sessions gets."""
+    """Get the page of a random one of these sessions."""
     session = random.choice(sessions)
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/quarantine/", headers={"Cookie": f"__Host-quarantine-session={session}"}
@@ -103,7 +103,7 @@ def _page(port: int, sessions: list[str]) -> None:
 
 
 def _compared(what: str, calls: Sequence[Callable[[], None]], count: int, effort: Effort) -> Row:
-    """Both in turn, call by call."""
+    """Measure both calls alternately."""
     found: list[tuple[float, float]] = []
     for n in range(effort.rounds + 1):
         seconds: tuple[list[float], list[float]] = ([], [])
@@ -115,7 +115,7 @@ def _compared(what: str, calls: Sequence[Callable[[], None]], count: int, effort
         if n:  # the first round warms up
             found.append((p99(seconds[0]) * 1000, p99(seconds[1]) * 1000))
             (small, large), medians = found[-1], statistics.median(seconds[1]) / statistics.median(seconds[0])
-            say(f"{large:.2f} ms / {small:.2f} ms = {large / small:.2f}; of the medians {medians:.2f}")
+            print_progress(f"{large:.2f} ms / {small:.2f} ms = {large / small:.2f}; of the medians {medians:.2f}")
     small, large = (statistics.median(pair[which] for pair in found) for which in (0, 1))
     ratio = statistics.median(b / a for a, b in found)
     return Row(f"{what}, p99 in ms", f"{large:.2f}", f"{small:.2f} with {SMALL:,}", ratio, "≤ 1.3")

@@ -1,4 +1,4 @@
-"""Posts that look like Rspamd's, and processes that send them as fast as the server answers."""
+"""Posts like those of Rspamd, and processes that send them as fast as the server answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD = (
     b"From: Promo <promo@example.net>\r\nTo: alice@example.org\r\nSubject: Offer of the day\r\n"
     b"Message-ID: <" + _COUNTER + b"@example.net>\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
 )
-METADATA = {  # as Rspamd says it in headers, each behind a prefix
+METADATA = {  # as Rspamd sends it in headers with a prefix
     "qid": "4Bench",
     "action": "reject",
     "score": "21.5",
@@ -37,7 +37,7 @@ METADATA = {  # as Rspamd says it in headers, each behind a prefix
 
 
 def words(size_bytes: int, seed: int) -> bytes:
-    """Text that compresses as mail does: words by Zipf's law, lines of 70, some base64-like noise."""
+    """Return text that compresses like mail: words by Zipf's law, lines of 70, some noise like base64."""
     source = random.Random(seed)
     vocabulary = ["".join(source.choices("etaoinshrdlucmfwyp", k=source.randint(2, 9))) for _ in range(4000)]
     weights = [1 / (n + 1) for n in range(len(vocabulary))]
@@ -55,7 +55,7 @@ def words(size_bytes: int, seed: int) -> bytes:
 
 @dataclass(frozen=True)
 class Post:
-    """One request in pieces, so that a fresh counter makes each mail another one without composing it again."""
+    """One request in pieces: a new counter makes a different mail without composing it again."""
 
     pieces: list[bytes]
 
@@ -64,7 +64,7 @@ class Post:
 
 
 def rspamd_post(port: int, path: str = "/quarantine/", seed: int = 1) -> Post:
-    """A `default` post with metadata headers: 14 symbols, two recipients, a mail of 19 KB."""
+    """Return a `default` post with metadata headers: 14 symbols, two recipients, a mail of 19 KB."""
     mail = HEAD + words(MAIL_BYTES - len(HEAD), seed)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
@@ -76,12 +76,12 @@ def rspamd_post(port: int, path: str = "/quarantine/", seed: int = 1) -> Post:
 
 
 def mail_head(number: int) -> bytes:
-    """The header of one mail among many."""
+    """Return the header of the mail with this number."""
     return HEAD.replace(_COUNTER, b"%016d" % number)
 
 
 def run(port: int, seconds: float, clients: int, first: int, path: str = "/quarantine/") -> tuple[float, list[float]]:
-    """(answers 200 per second, their latencies in seconds) from ``clients`` processes. Anything else raises."""
+    """Return (answers 200 per second, their latencies in seconds) of ``clients`` processes. Other answers raise."""
     with multiprocessing.Pool(clients) as pool:
         results = pool.starmap(
             _client, [(port, seconds, first + n * 10_000_000, path) for n in range(clients)], chunksize=1

@@ -15,21 +15,21 @@ from pathlib import Path
 from uuid import UUID
 
 from bench import load
-from bench.rig import Effort, Row, Served, own_folder, postgres, say, served
+from bench.rig import Effort, Row, Served, own_folder, postgres, print_progress, served
 from portal.keys import read_keys
 from portal.model.links import Action, Links
 from portal.model.message import DeliveryId, State
 from portal.stores import Store, open_store
 
 MAIL_BYTES, MAILS = 50 << 20, 10
-ORIGIN = "http://127.0.0.1:8080"  # of public_url by default
+ORIGIN = "http://127.0.0.1:8080"  # the default of public_url
 BOUNDARY = "bench-boundary"
 END = b"\r\n.\r\n"
-Post = Callable[[bytes], tuple[dict[str, str], list[bytes]]]  # a mail to headers and the pieces of a body
+Post = Callable[[bytes], tuple[dict[str, str], list[bytes]]]  # from a mail to headers and the pieces of a body
 
 
 def memory(effort: Effort) -> list[Row]:
-    """RSS as the kernel's high-water mark, set back before each mail."""
+    """Measure RSS by the high-water mark of the kernel, which is reset before each mail."""
     with own_folder() as path:
         rows = _rows("files", f"files://{path}/store", path / "links.keys", effort)
     with own_folder() as path, postgres() as dsn:
@@ -57,13 +57,13 @@ def _rows(name: str, url: str, keys: Path, effort: Effort) -> list[Row]:
             peaks = []
             for _ in range(effort.of(MAILS)):
                 number += 1
-                Path(f"/proc/{worker}/clear_refs").write_text("5")  # proc(5): sets the high-water mark back
+                Path(f"/proc/{worker}/clear_refs").write_text("5")  # proc(5): resets the high-water mark
                 _hold_and_release(site, store, links, post, load.mail_head(number) + text)
                 peaks.append(_high_water(worker))
             if received.mails != number:
                 raise RuntimeError(f"{received.mails} of {number} mails arrived")
             kind, growth = post.__name__.lstrip("_"), peaks[-1] - peaks[0]
-            say(f"{kind}: {' '.join(f'{peak:.0f}' for peak in peaks)} MB")
+            print_progress(f"{kind}: {' '.join(f'{peak:.0f}' for peak in peaks)} MB")
             rows.append(
                 Row(
                     f"memory of a worker with mails of 50 MB, `{kind}`, {name}, MB",
@@ -80,11 +80,16 @@ def _default(mail: bytes) -> tuple[dict[str, str], list[bytes]]:
 
 
 def _multipart(mail: bytes) -> tuple[dict[str, str], list[bytes]]:
-    told = {**load.METADATA, "rcpt": json.loads(load.METADATA["rcpt"]), "symbols": json.loads(load.METADATA["symbols"])}
+    fields = {
+        **load.METADATA,
+        "rcpt": json.loads(load.METADATA["rcpt"]),
+        "symbols": json.loads(load.METADATA["symbols"]),
+    }
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="metadata"\r\nContent-Type: application/json\r\n\r\n'
-        f'{json.dumps(told)}\r\n--{BOUNDARY}\r\nContent-Disposition: form-data; name="message"; filename="message.eml"'
-        "\r\nContent-Type: message/rfc822\r\n\r\n"
+        f"{json.dumps(fields)}\r\n--{BOUNDARY}\r\n"
+        'Content-Disposition: form-data; name="message"; filename="message.eml"\r\n'
+        "Content-Type: message/rfc822\r\n\r\n"
     )
     pieces = [head.encode(), mail, f"\r\n--{BOUNDARY}--\r\n".encode()]
     return {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, pieces
@@ -92,17 +97,17 @@ def _multipart(mail: bytes) -> tuple[dict[str, str], list[bytes]]:
 
 def _hold_and_release(site: Served, store: Store, links: Links, post: Post, mail: bytes) -> None:
     headers, pieces = post(mail)
-    answer = _asked(site, "/quarantine/", headers | {"Content-Length": str(sum(map(len, pieces)))}, pieces, 200)
+    answer = _request(site, "/quarantine/", headers | {"Content-Length": str(sum(map(len, pieces)))}, pieces, 200)
     id = UUID(json.loads(answer)["id"])
     form = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded", "Content-Length": "9"}
     token = links.token(Action.RELEASE, id, 0, datetime.now(UTC))
-    _asked(site, f"/quarantine/link/{token}/", form, [b"pressed=1"], 303)
+    _request(site, f"/quarantine/link/{token}/", form, [b"pressed=1"], 303)
     delivery = store.deliveries.get(DeliveryId(id, 0))
     if delivery.state is not State.RELEASED or delivery.message.size_bytes != len(mail):
         raise RuntimeError(f"{delivery.state} {delivery.reason}")
 
 
-def _asked(site: Served, path: str, headers: dict[str, str], pieces: list[bytes], status: int) -> bytes:
+def _request(site: Served, path: str, headers: dict[str, str], pieces: list[bytes], status: int) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=60)
     connection.request("POST", path, iter(pieces), headers)
     answer = connection.getresponse()
@@ -121,13 +126,13 @@ def _worker(site: Served) -> int:
 
 
 def _high_water(process: int) -> float:
-    """MB (10^6 bytes), the most since the mark was set back; proc(5)."""
+    """Return the maximum of RSS since the mark was reset, in MB (10^6 bytes); proc(5)."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 class _Sink:
-    """Takes mail as fast as it comes and forgets it."""
+    """A server that accepts mail as fast as it comes and discards it."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.port = listener.getsockname()[1]
@@ -152,7 +157,7 @@ class _Sink:
                 elif verb == b"DATA":
                     connection.sendall(b"354 go on\r\n")
                     tail = b""
-                    while not tail.endswith(END):  # one mail at a time: nothing comes behind its end unasked
+                    while not tail.endswith(END):  # one mail at a time: the client sends nothing after its end
                         piece = commands.read1(1 << 20)
                         if not piece:
                             return
@@ -165,9 +170,9 @@ class _Sink:
 
 @contextmanager
 def sink() -> Iterator[_Sink]:
-    """An SMTP server in a thread."""
+    """Run an SMTP server in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taking = _Sink(listener)
         threading.Thread(target=taking.serve, daemon=True).start()
         yield taking
-        listener.shutdown(socket.SHUT_RDWR)  # wakes accept() up
+        listener.shutdown(socket.SHUT_RDWR)  # wakes accept()

@@ -1,7 +1,7 @@
 """docs/benchmarks.md: a table of rows, each with the run that measured it.
 
 A run replaces the rows that it measured again and leaves the others, so that the page is made of any number of runs.
-There are no figures in the texts of this module: what the page says was measured, or is about the run itself.
+The texts of this module contain no numbers: all numbers of the page were measured or describe the run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def merged(old: Sequence[Measured], new: Sequence[Measured]) -> list[Measured]:
 
 
 def written(rows: Sequence[Measured]) -> str:
-    """Return the page. Runs are numbered in the order of their rows; one of which no row is left is not listed."""
+    """Return the page. Runs are numbered in the order of their rows; runs without rows are not listed."""
     runs = list(dict.fromkeys(row.run for row in rows))
     table = "".join(f"{row.cells} | {runs.index(row.run) + 1} |\n" for row in rows)
     return _HEAD + _RULE + table + _RUNS + "".join(f"{number}. {run}\n" for number, run in enumerate(runs, 1))

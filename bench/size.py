@@ -1,4 +1,4 @@
-"""What held mail takes on the disk, and how fast a day of it goes."""
+"""The disk space of held mail, and the time to purge a day of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psycopg
 import zstandard
 
 from bench import fill, load
-from bench.rig import Effort, Row, own_folder, postgres, say
+from bench.rig import Effort, Row, own_folder, postgres, print_progress
 from portal import exporter
 from portal.model.message import Body, Tier
 from portal.stores import Store, open_store
@@ -27,7 +27,7 @@ PEOPLE = ("alice@example.org", "bob@example.org")
 
 
 def stored_files(effort: Effort) -> list[Row]:
-    """Blocks of all files and folders of the store, as ``du`` counts."""
+    """Measure the blocks of all files and folders of the store, as ``du`` does."""
     with own_folder() as path:
         store = open_store(f"files://{path}/store")
         held, packed = _hold_all(store, effort.of(MAILS))
@@ -37,8 +37,8 @@ def stored_files(effort: Effort) -> list[Row]:
 
 
 def stored_postgres(effort: Effort) -> list[Row]:
-    """All tables with their indexes and TOAST after a checkpoint, those of empty days included; apart from that what
-    went through the WAL, which base backups and standbys must carry."""
+    """Measure all tables with indexes and TOAST after a checkpoint, those of empty days included, and separately the
+    WAL, which backups and standbys have to transfer."""
     with postgres() as dsn:
         store = open_store(dsn, create=True)
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -65,7 +65,7 @@ def _stored(store: str, taken: int, held: int, packed: int) -> Row:
 
 
 def _hold_all(store: Store, count: int) -> tuple[int, int]:
-    """Hold that many mails; their bytes, and those of each compressed by zstd."""
+    """Hold this many mails; return their total size, and their total size if each is compressed by zstd."""
     held = packed = 0
     headers = {f"x-rspamd-{name}": value for name, value in load.METADATA.items()} | {"content-type": "text/plain"}
     for mail in mixed_mails(count):
@@ -77,12 +77,12 @@ def _hold_all(store: Store, count: int) -> tuple[int, int]:
             posted.close()
         held += len(mail)
         packed += len(zstandard.ZstdCompressor(level=3).compress(mail))
-    say(f"{count} mails of {held / count / 1000:.1f} KB held")
+    print_progress(f"{count} mails of {held / count / 1000:.1f} KB held")
     return held, packed
 
 
 def mixed_mails(count: int) -> Iterator[bytes]:
-    """Text-like mails of 4 to 60 KB, 19 KB in the mean: stretches of one long text."""
+    """Generate mails like text of 4 to 60 KB, 19 KB on average: parts of one long text."""
     source = random.Random(1)
     text = load.words(8_000_000, 1)
     for number in range(count):
@@ -93,14 +93,14 @@ def mixed_mails(count: int) -> Iterator[bytes]:
 
 
 def drop_postgres(effort: Effort) -> list[Row]:
-    """Purge of a day while one client goes on holding mail. The rows of `seen` go first, in batches: timed apart."""
+    """Measure the purge of a day while a client holds mail. Rows of `seen` go first, in batches, timed separately."""
     count = effort.of(DROPPED)
     now = datetime.now(UTC)
     day = (now - timedelta(days=DAYS_AGO)).date()
     with postgres() as dsn:
         starts = [count * n // PARTS for n in range(PARTS + 1)]
         fill.postgres(dsn, [(day, a, b - a) for a, b in pairwise(starts)], 1_000, bodies=True)
-        say(f"{count} mails of one day held, {_megabytes(dsn, day):.0f} MB")
+        print_progress(f"{count} mails of one day held, {_megabytes(dsn, day):.0f} MB")
         store, database, client = open_store(dsn), Database(dsn, create=False), _Client(dsn)
         try:
             before = now - timedelta(days=DAYS_AGO - 5)
@@ -112,7 +112,9 @@ def drop_postgres(effort: Effort) -> list[Row]:
             database.close()
             store.close()
         for what, (seconds, slowest, mails) in {"quiet": quiet, "seen": forgetting, "drop": dropping}.items():
-            say(f"{what}: {seconds:.2f} s, {mails} mails held meanwhile, the slowest in {slowest * 1000:.0f} ms")
+            print_progress(
+                f"{what}: {seconds:.2f} s, {mails} mails held concurrently, the slowest in {slowest * 1000:.0f} ms"
+            )
         if _megabytes(dsn, day):
             raise RuntimeError("the day is still there")
     slowest = max(forgetting[1], dropping[1])
@@ -139,11 +141,11 @@ def _megabytes(dsn: str, day: date) -> float:
 
 
 class _Client:
-    """Holds mail after mail in a thread of its own."""
+    """A thread that holds mail continuously."""
 
     def __init__(self, dsn: str) -> None:
         self._store = open_store(dsn)
-        self._taken: list[tuple[float, float]] = []  # begun at, seconds
+        self._taken: list[tuple[float, float]] = []  # (start, seconds)
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
@@ -166,11 +168,11 @@ class _Client:
             self._error = error
 
     def longest(self, act: Callable[[], object]) -> tuple[float, float, int]:
-        """Do ``act``; its seconds, the slowest mail's that was being held meanwhile, and how many there were."""
+        """Run ``act``; return its seconds, those of the slowest mail held concurrently, and the number of these."""
         began = time.perf_counter()
         act()
         ended = time.perf_counter()
-        time.sleep(0.5)  # for the one that began before the end
+        time.sleep(0.5)  # for the mail whose holding began before the end
         if self._error:
             raise self._error
         taken = [seconds for at, seconds in self._taken if at + seconds > began and at < ended]
