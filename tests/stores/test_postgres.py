@@ -208,7 +208,7 @@ def test_mail_not_announced_to_a_reader_is_read_by_index_day_by_day(
 ) -> None:
     deliveries, _ = plans(lambda: store.digests.unannounced(reader, 10))
     assert_indexed(deliveries)
-    assert "Seq Scan on told" not in deliveries, deliveries
+    assert "Seq Scan on announced_to" not in deliveries, deliveries
     assert "never executed" in deliveries, deliveries
 
 
