@@ -22,7 +22,6 @@ _CATALOGS = {
     "pg_statistic": "true",
     "pg_namespace": "nspname !~ '^pg_(temp|toast)'",
     "pg_db_role_setting": "setdatabase = (select oid from pg_database where datname = current_database())",
-    "setting": "true",
 }
 _FINGERPRINT = "select concat_ws(' ', {}), (select sum(pg_relation_size(oid)) from pg_class where {})".format(
     ", ".join(
@@ -43,6 +42,7 @@ class Databases:
         self._free: list[str] = []
         self._connections: dict[str, psycopg.Connection] = {}  # kept open: a new one reads the catalogs for 20 ms
         self._fresh: tuple[str, int] | None = None
+        self._settings: list[tuple[str, str]] = []
 
     def url(self, name: str) -> str:
         """Return the URL of a database."""
@@ -56,7 +56,9 @@ class Databases:
         self._execute("CREATE DATABASE {} TEMPLATE {}", name, self._template)
         connection = psycopg.connect(self.url(name), autocommit=True, options="-c lock_timeout=5s")
         self._connections[name] = connection
-        self._fresh = self._fresh or self._measure(name)
+        if self._fresh is None:
+            self._fresh = self._measure(name)
+            self._settings = connection.execute("select name, value from setting").fetchall()
         return name
 
     def release(self, name: str) -> None:
@@ -87,11 +89,13 @@ class Databases:
         fresh, now = self._fresh, self._measure(name)
         if fresh is None or now[0] != fresh[0] or now[1] > fresh[1] + _GROWTH_MAX_BYTES:
             return False
-        tables = [table for (table,) in connection.execute(f"{_TABLES} in ('r', 'p')") if table != "setting"]
+        tables = [table for (table,) in connection.execute(f"{_TABLES} in ('r', 'p')")]
         sequences = [sequence for (sequence,) in connection.execute(f"{_TABLES} = 'S'")]
         deletes = [f"delete from {table}" for table in tables]
         resets = [f"select setval('{sequence}', 1, false)" for sequence in sequences]
         connection.execute(";".join([*deletes, *resets]))
+        for setting in self._settings:
+            connection.execute("insert into setting (name, value) values (%s, %s)", setting)
         return True
 
     def _measure(self, name: str) -> tuple[str, int]:

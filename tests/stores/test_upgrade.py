@@ -36,7 +36,7 @@ from tests.builders import ALICE, MALLORY, digesting, hold, now
 from tests.faults.serving import BIN, assert_whole, mail_of
 from tests.paths import DATA
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system  # minutes: most tests start programs
 
 
 def execute(store_url: str, statement: str) -> Any:
