@@ -222,6 +222,17 @@ def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
     assert order(mail) == [3, 4, 6, 7, 1, 5, 2]
 
 
+def test_among_proven_senders_too_the_lower_score_comes_first() -> None:
+    proven = (Symbol("R_DKIM_ALLOW", -0.2),)
+    mail = mail_of(
+        delivery(1, score=18, symbols=proven),
+        delivery(2, score=12, symbols=proven),
+        delivery(3, score=0.5),
+        delivery(4, score=0.0),
+    )
+    assert order(mail) == [4, 3, 2, 1]
+
+
 def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> None:
     assert mail_of(delivery(1))["Subject"] == "1 message held for you, from example.net"
     mail = mail_of(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from portal.model import domains
 from portal.model.domains import shown_address
+from portal.model.fast_json import encode
 from portal.model.message import (
     Actor,
     ActorKind,
@@ -77,6 +78,11 @@ def test_a_random_token_has_128_bits_by_default() -> None:
     assert len({random_token() for _ in range(100)}) == 100
     assert {len(random_token()) for _ in range(100)} == {22}  # 16 octets in base64
     assert {len(random_token(32)) for _ in range(100)} == {43}
+
+
+def test_json_is_compact_and_never_fails_for_text_that_is_not_unicode() -> None:
+    assert encode({"subject": "Grüße", "symbols": [1, None]}) == '{"subject":"Grüße","symbols":[1,null]}'.encode()
+    assert encode({"subject": "ü\udcfc", "symbols": [1, None]}) == '{"subject":"ü?","symbols":[1,null]}'.encode()
 
 
 # ---- actors

@@ -6,7 +6,7 @@ import pytest
 
 from portal.mail import languages
 from portal.model.message import DeliveryId, Flag, Message, Symbol, Tier
-from portal.model.reasons import explain, sender_shown, why
+from portal.model.reasons import explain, from_address, sender_shown, why
 from portal.stores import Store
 from tests import builders
 
@@ -108,6 +108,7 @@ def test_one_strong_finding_is_distinguished_from_many_small_ones(message: Messa
     assert len({strong, many, one}) == 3
     assert reason_of(4.0) == reason_of(0.1, 4.0) == strong
     assert reason_of() == reason_of(-9.0, 1.0) == one
+    assert why(replace(message, symbols=(Symbol("R_SPF_FAIL", 0.0),))) == [one]
 
 
 def test_every_reason_is_translated(message: Message) -> None:
@@ -177,6 +178,7 @@ def test_a_dangerous_symbol_comes_first_only_in_a_dangerous_mail(message: Messag
         ("x@ba\u200bnk.example", "", "x@bank.example", True),
         ("K <x@bank.example\ufeff>", "", "K <x@bank.example>", True),
         ("", "x@\u2066bank.example", "x@bank.example", True),
+        ('K <"a@b"@käse.example>', "", 'K <"a@b"@käse.example (xn--kse-qla.example)>', False),
     ],
 )
 def test_a_sender_is_shown_with_name_and_address(
@@ -195,6 +197,10 @@ def test_a_long_address_shows_the_end_of_its_domain(message: Message) -> None:
         assert address.startswith("service@bank.example.aaa")
         assert address.endswith("ccc.evil.test")
         assert len(address) == 120
+        assert not sender_shown(replace(message, header_from=header_from, envelope_sender=envelope_sender)).warning
+    whole = "x" * (120 - len("@evil.test")) + "@evil.test"
+    assert sender_shown(replace(message, header_from=whole)).address == whole
+    assert "…" in sender_shown(replace(message, header_from=f"x{whole}")).address
     beyond = forged.replace("evil", "übel")
     assert sender_shown(replace(message, header_from=beyond)).address.endswith("ccc.xn--bel-goa.test)")
 
@@ -226,6 +232,23 @@ def test_domains_with_look_alike_letters_get_a_warning(message: Message, host: s
     for header, envelope in ((f"K <x@{host}>", "x@example.net"), ("", f"x@{host}")):
         sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
         assert sender.warning.startswith("The sender's domain contains look-alike letters") == warned
+
+
+@pytest.mark.parametrize(
+    ("header_from", "envelope_sender", "address"),
+    [
+        ("Promo <Promo@Example.net>", "x@y.example", "promo@example.net"),
+        ("PROMO@example.net", "x@y.example", "promo@example.net"),
+        ("Only a name", "Promo@Example.net", "promo@example.net"),
+        ("", "Promo@Example.net", "promo@example.net"),
+        ("", "", ""),
+        ("", None, ""),
+    ],
+)
+def test_a_sender_is_known_by_the_header_or_else_by_the_envelope(
+    message: Message, header_from: str, envelope_sender: str | None, address: str
+) -> None:
+    assert from_address(replace(message, header_from=header_from, envelope_sender=envelope_sender)) == address
 
 
 def test_an_address_in_the_name_is_the_more_serious_warning(message: Message) -> None:

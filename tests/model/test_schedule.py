@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from time import tzset
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -131,6 +133,17 @@ def test_a_year_has_as_many_moments_as_days_and_hours(zone: str, at: tuple[time,
     assert 365 * len(at) - 3 * len(at) <= count <= 365 * len(at) + len(at)
 
 
+@pytest.fixture(params=["UTC", "America/Los_Angeles", "Pacific/Apia"])
+def host_zone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The time zone of the host, which decides nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        tzset()
+        yield
+    tzset()
+
+
+@pytest.mark.usefixtures("host_zone")
 @pytest.mark.parametrize(
     ("zone", "at", "after", "expected"),
     [
