@@ -16,6 +16,7 @@ from portal.model.fast_json import encode
 from portal.model.message import (
     Actor,
     ActorKind,
+    Reader,
     domain,
     first_id,
     held_at,
@@ -25,6 +26,7 @@ from portal.model.message import (
     random_token,
     spellings,
 )
+from tests.builders import ALICE, BOB
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2400, 1, 1), timezones=st.just(UTC)))
@@ -105,6 +107,19 @@ def test_an_actor_is_the_same_after_being_kept(actor: Actor, who: str) -> None:
 def test_an_unknown_actor_is_an_error() -> None:
     with pytest.raises(ValueError, match="stranger"):
         Actor.from_stored("stranger:x", "", "")
+
+
+# ---- readers
+
+
+def test_only_a_mailbox_that_nobody_else_reads_is_a_persons_own() -> None:
+    info = "info@example.org"
+    assert Reader(ALICE).is_own(ALICE)
+    assert not Reader(ALICE).is_own(BOB)
+    assert Reader(ALICE, (ALICE, "sales@example.org")).is_own(ALICE)
+    assert not Reader(ALICE, (ALICE, "sales@example.org")).is_own("sales@example.org")
+    assert not Reader(ALICE, (ALICE,), {info: (ALICE, BOB)}).is_own(info)
+    assert not Reader(info, (), {info: (info, BOB)}).is_own(info)
 
 
 # ---- identities
