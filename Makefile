@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo quick test check check-english catalogues docs release test-system test-faults bench wheel clean
+.PHONY: help install demo quick test check check-english catalogues docs release test-system test-faults mutants bench wheel clean
 
 help:
 	@echo "make demo          the whole path on this machine, with sample mail"
@@ -17,6 +17,7 @@ help:
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
 	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium; short fault tests"
 	@echo "make test-faults   the long reliability tests"
+	@echo "make mutants       mutation tests of model, exporter, people and rules"
 	@echo "make bench         the benchmarks"
 
 install: .venv/installed
@@ -62,6 +63,11 @@ test-system: install
 test-faults: install
 	$(BIN)/pytest -m faults
 
+mutants: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt mutmut==3.8.1
+	nice -n 19 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
+
 bench: install
 	$(BIN)/python -m bench
 
@@ -69,4 +75,4 @@ wheel: install
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv var dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv var dist build mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

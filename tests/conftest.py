@@ -22,6 +22,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
 from jinja2 import BytecodeCache, Environment
 from jinja2.bccache import Bucket
 from psycopg import sql
@@ -38,6 +40,11 @@ MakeSettings = Callable[..., Settings]
 MakeParts = Callable[..., Parts]
 
 _MEMORY_BYTES = 4 << 30
+
+# For `make mutants`: the same examples each time, and no time spent on shrinking a failing example.
+hypothesis_settings.register_profile(
+    "mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None, deadline=None
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
