@@ -145,8 +145,7 @@ class Directory:
         return [address for address, who in self._current().readers.items() if len(who) > 1 and address in who]
 
     def _addresses(self, names: Names, person: str) -> Iterator[str]:
-        addresses = [*([person] if self.is_person(person) else []), *names.reads.get(person, ())]
-        for address in addresses:
+        for address in (person, *names.reads.get(person, ())):
             yield from spellings(address)
             local, _, host = address.rpartition("@")
             for alias in names.alias_domains.get(host, ()):

@@ -13,7 +13,7 @@ import pytest
 from portal import people
 from portal.model.message import Reader
 from portal.people import Directory
-from portal.people.virtual import DEPTH, parse
+from portal.people.virtual import DEPTH, Names, parse
 
 ALICE, BOB, CAROL = "alice@example.org", "bob@example.org", "carol@example.org"
 
@@ -221,7 +221,11 @@ def test_problems_are_reported_with_u_labels() -> None:
 def test_without_a_file_everybody_reads_their_own_mail() -> None:
     directory = Directory(None, is_local=local)
     assert directory.readers(ALICE) == (ALICE,)
+    assert directory.reader(ALICE) == Reader(ALICE)
     assert directory.reader(ALICE).is_plain
+    assert not directory.is_role(ALICE)
+    assert directory.shared_mailboxes() == directory.non_local_names() == []
+    assert directory.names() == Names()
     assert directory.person("Alice@Example.org") == ALICE
     assert directory.held_as("alice+shop@example.org") == "alice+shop@example.org"
     assert directory.problem() == ""
@@ -238,6 +242,10 @@ def test_a_person_reads_their_aliases_and_shares_role_mailboxes(site: Site) -> N
     assert directory.is_person(ALICE)
     assert not directory.is_person("sales@example.org")
     assert not directory.is_person("info@example.org")
+    assert directory.is_role("info@example.org")
+    assert not directory.is_role("sales@example.org")
+    assert not directory.is_role(ALICE)
+    assert directory.shared_mailboxes() == []
 
 
 def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site: Site) -> None:
@@ -247,6 +255,36 @@ def test_a_mailbox_with_a_copy_is_a_person_and_a_role(site: Site) -> None:
     assert directory.reader("info@example.org") == Reader(
         "info@example.org", (), {"info@example.org": ("info@example.org", BOB)}
     )
+    assert directory.is_role("info@example.org")
+    assert directory.shared_mailboxes() == ["info@example.org"]
+
+
+def test_who_reads_a_quoted_address_reads_it_without_its_quotes_too(site: Site) -> None:
+    """Rspamd has been seen to take the quotes off."""
+    site.write(f'@old.example @example.org\n"john doe"@example.org {ALICE}\n"a@\\"b"@example.org {ALICE}, {BOB}\n')
+    directory = site.open()
+    reader = directory.reader(ALICE)
+    assert reader.alone == (
+        ALICE, "alice@old.example", '"john doe"@example.org', "john doe@example.org", '"john doe"@old.example',
+        "john doe@old.example",
+    )  # fmt: skip
+    assert tuple(reader.shared) == (
+        '"a@\\"b"@example.org', 'a@"b@example.org', '"a@\\"b"@old.example', 'a@"b@old.example',
+    )  # fmt: skip
+    for address in reader.identities:
+        assert ALICE in directory.readers(address), address
+
+
+def test_a_file_has_a_greatest_size(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "FILE_BYTES", 2 << 20)
+    line = b"x@example.org alice@example.org\n"
+    site.write(line + b"#" * ((2 << 20) - len(line)))
+    directory = site.open()
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert directory.problem() == ""
+    site.write(line.replace(b"alice", b"bobby") + b"#" * ((2 << 20) - len(line) + 1))
+    assert directory.readers("x@example.org") == (ALICE,)
+    assert directory.problem() == f"{site.path}: is larger than 2 MiB; its previous content stays in use"
 
 
 def test_an_alias_domain_has_the_same_people(site: Site) -> None:
@@ -340,18 +378,22 @@ def test_a_file_that_was_changed_just_now_may_be_incomplete(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "said"),
     [
-        pytest.param(None, id="vanished"),
-        pytest.param(b"", id="empty"),
-        pytest.param(b"\x00\x13\x15\x61", id="a database of postmap"),
-        pytest.param(b"x@example.org b\xf6b@example.org\n", id="not UTF-8"),
-        pytest.param("folder", id="a folder"),
-        pytest.param("fifo", id="a pipe"),
+        pytest.param(None, "No such file or directory", id="vanished"),
+        pytest.param(b"", "is empty: write a comment into it if there are no aliases", id="empty"),
+        pytest.param(
+            b"\x00\x13\x15\x61",
+            "is not text: use the input file of postmap, not its output",
+            id="a database of postmap",
+        ),
+        pytest.param(b"x@example.org b\xf6b@example.org\n", "is not UTF-8", id="not UTF-8"),
+        pytest.param("folder", "is not a regular file", id="a folder"),
+        pytest.param("fifo", "is not a regular file", id="a pipe"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_reported_and_the_last_good_one_stays(
-    site: Site, caplog: pytest.LogCaptureFixture, broken: str | bytes | None
+    site: Site, caplog: pytest.LogCaptureFixture, broken: str | bytes | None, said: str
 ) -> None:
     site.write("x@example.org alice@example.org\n")
     directory = site.open()
@@ -366,7 +408,7 @@ def test_a_file_that_cannot_be_used_is_reported_and_the_last_good_one_stays(
     site.moment += 10
     os.utime(site.path, (1, 1)) if site.path.exists() else None
     assert directory.readers("x@example.org") == (ALICE,)
-    assert "stays in use" in directory.problem()
+    assert directory.problem() == f"{site.path}: {said}; its previous content stays in use"
     assert [r.levelname for r in caplog.records if "alias file" in r.message].count("ERROR") == 1
     site.moment += 10
     assert directory.readers("x@example.org") == (ALICE,)
