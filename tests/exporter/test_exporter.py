@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portal.exporter import Posted, content_digest, parse, wanted
+from portal.exporter import Posted, content_digest, dedup_key, parse, wanted
 from portal.exporter.values import symbols as read_symbols
 from portal.model.errors import BadExport, TooLarge
 from portal.model.message import Body, Flag
@@ -287,6 +287,21 @@ def test_a_body_without_the_keys_of_an_export_is_a_mail(data: bytes) -> None:
 def test_json_with_metadata_headers_is_unpacked_when_both_agree() -> None:
     headers, data = as_json(MAIL)
     assert mail_of(post(headers | as_headers(METADATA), data)) == MAIL
+
+
+@pytest.mark.parametrize(
+    ("field", "other"), [("qid", "4XqAbc2"), ("action", "discard"), ("scan_time", 23), ("score", 20.92), ("score", "x")]
+)
+def test_json_is_the_mail_itself_when_headers_tell_of_another_mail(field: str, other: Any) -> None:
+    headers, data = as_json(MAIL)
+    with posting(headers | as_headers(TOLD | {field: other}), data) as posted:
+        assert message_of(posted) == data
+
+
+def test_a_score_may_be_rounded_in_one_of_two_places() -> None:
+    headers, data = as_json(MAIL)
+    for score in ("20.9", "20.90", 20.905, 20.895):
+        assert mail_of(post(headers | as_headers(TOLD | {"score": score}), data)) == MAIL
 
 
 def test_json_without_the_message_names_the_formatter_to_use() -> None:
@@ -572,6 +587,27 @@ def test_a_release_that_comes_back_has_the_digest_of_what_was_held() -> None:
         assert content_digest([big[i : i + step] for i in range(0, len(big), step)]) == content_digest([big])
 
 
+@pytest.mark.parametrize(
+    ("sender", "recipients", "more", "key"),
+    [
+        ("promo@example.net", ("Bob@example.org", "alice@EXAMPLE.org"), (), "ca66d90136b0bd69a936632c684dcafe"),
+        (None, (), (), "8d5865fc74ae0eef8a3b9105b88d3dd5"),
+        ("", ("a@münchen.example",), (), "fedcf8ca8612ccb67c284a49b6e323c6"),
+        ("x@y.example", ("a@b.example",), (b"q" * 32, b"4XqAbc1"), "334a9e452b48ba707ce1b04885d475e6"),
+    ],
+)
+def test_dedup_keys_are_those_of_version_0_1_0(
+    sender: str | None, recipients: tuple[str, ...], more: tuple[bytes, ...], key: str
+) -> None:
+    """A retry that comes after an upgrade is compared with keys that were stored before it."""
+    assert dedup_key(bytes(range(32)), sender, recipients, *more).hex().startswith(key)
+
+
+def test_a_message_and_its_release_have_the_digests_of_version_0_1_0() -> None:
+    assert sameness_of(MAIL).hex().startswith("5389d10feca8624c3789a3a621fabb42")
+    assert content_digest([MAIL]).hex().startswith("ad9e8519d2b192b780dc1b88458a99b2")
+
+
 # ---- selection
 
 
@@ -640,6 +676,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked_completely() -> None:
     assert len(mail_of(post(headers, noise))) == 100_000
     with pytest.raises(TooLarge, match="max_body_bytes"):
         post({}, b"x" * 1001, limit=1000)
+    assert len(mail_of(post({}, b"x" * 1000, limit=1000))) == 1000
 
 
 @pytest.mark.parametrize("form", [as_default, as_multipart, as_json])
