@@ -292,16 +292,16 @@ def test_json_with_metadata_headers_is_unpacked_when_both_agree() -> None:
 @pytest.mark.parametrize(
     ("field", "other"), [("qid", "4XqAbc2"), ("action", "discard"), ("scan_time", 23), ("score", 20.92), ("score", "x")]
 )
-def test_json_is_the_mail_itself_when_headers_tell_of_another_mail(field: str, other: Any) -> None:
+def test_json_is_the_mail_itself_when_headers_describe_another_mail(field: str, other: Any) -> None:
     headers, data = as_json(MAIL)
-    with posting(headers | as_headers(TOLD | {field: other}), data) as posted:
+    with posting(headers | as_headers(METADATA | {field: other}), data) as posted:
         assert message_of(posted) == data
 
 
 def test_a_score_may_be_rounded_in_one_of_two_places() -> None:
     headers, data = as_json(MAIL)
     for score in ("20.9", "20.90", 20.905, 20.895):
-        assert mail_of(post(headers | as_headers(TOLD | {"score": score}), data)) == MAIL
+        assert mail_of(post(headers | as_headers(METADATA | {"score": score}), data)) == MAIL
 
 
 def test_json_without_the_message_names_the_formatter_to_use() -> None:
@@ -604,7 +604,7 @@ def test_dedup_keys_are_those_of_version_0_1_0(
 
 
 def test_a_message_and_its_release_have_the_digests_of_version_0_1_0() -> None:
-    assert sameness_of(MAIL).hex().startswith("5389d10feca8624c3789a3a621fabb42")
+    assert dedup_key_of(MAIL).hex().startswith("5389d10feca8624c3789a3a621fabb42")
     assert content_digest([MAIL]).hex().startswith("ad9e8519d2b192b780dc1b88458a99b2")
 
 

@@ -1,4 +1,4 @@
-"""Whose mail it is: Postfix's virtual alias tables, what of them is followed, and the file coming and going."""
+"""People and their addresses: virtual alias tables of Postfix, and changes of the file."""
 
 from __future__ import annotations
 
