@@ -1,5 +1,4 @@
-"""Stores that cannot be used, by the operator's commands and the service: each is one sentence with what to do, and
-nothing changes."""
+"""Unusable stores: commands and the service report each one in a sentence with what to do, and change nothing."""
 
 from __future__ import annotations
 
@@ -30,12 +29,12 @@ from tests.conftest import MakeSettings
 from tests.faults.serving import BIN, ROOT
 from tests.faults.standby import Server, free_port, prepare, program
 
-Said = Callable[..., str]
+Failing = Callable[..., str]
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
-    """``said(store_url, "list")``: what a command says that must fail."""
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failing:
+    """``failing(store_url, "list")`` runs a command that must fail and returns its output."""
     (tmp_path / "quarantine.toml").touch()
     monkeypatch.setenv("QUARANTINE_CONFIG", str(tmp_path / "quarantine.toml"))
     monkeypatch.setenv("QUARANTINE_LINKS__KEYS_FILE", str(tmp_path / "links.keys"))
@@ -55,7 +54,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
 
 @pytest.fixture(scope="module")
 def password_server() -> Iterator[str]:
-    """HOST:PORT of a server where only passwords count; that of postgres is hush-hush."""
+    """HOST:PORT of a server that requires passwords; the one of user postgres is hush-hush."""
     with tempfile.TemporaryDirectory(prefix="qpg-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         prepare(folder)
@@ -93,7 +92,7 @@ def password_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("who", "database", "sentences"),
+    ("user", "database", "sentences"),
     [
         ("postgres:wrong", "postgres", ["password authentication failed", "check store.url"]),
         ("postgres", "postgres", ["no password supplied", "check store.url"]),
@@ -102,29 +101,29 @@ def password_server() -> Iterator[str]:
         ("weak:hush-hush", "postgres", ["permission denied", "make it the database's owner"]),
     ],
 )
-def test_a_database_that_is_not_ours_to_use(
-    said: Said, password_server: str, tmp_path: Path, who: str, database: str, sentences: list[str]
+def test_a_database_that_cannot_be_used(
+    failing: Failing, password_server: str, tmp_path: Path, user: str, database: str, sentences: list[str]
 ) -> None:
-    url = f"postgresql://{who}@{password_server}/{database}"
+    url = f"postgresql://{user}@{password_server}/{database}"
     open_store(f"files://{tmp_path}/store").close()
     for words in (["check"], ["list"], ["init"], ["purge"], ["copy", f"files://{tmp_path}/store", url]):
-        output = said(url, *words)
+        output = failing(url, *words)
         for sentence in sentences:
             assert sentence in output, (words, output)
 
 
 @pytest.mark.parametrize("host", ["db..example.org", "d" * 64 + ".example.org"])
-def test_a_database_host_that_cannot_be(said: Said, tmp_path: Path, host: str) -> None:
+def test_an_invalid_database_host(failing: Failing, tmp_path: Path, host: str) -> None:
     url = f"postgresql://quarantine:hush-hush@{host}/q"
     open_store(f"files://{tmp_path}/store").close()
     for words in (["check"], ["list"], ["init"], ["copy", f"files://{tmp_path}/store", url]):
-        assert "store.url: invalid host name" in said(url, *words)
-    assert "--dsn: invalid host name" in said(f"files://{tmp_path}/store", "import-original", "--dsn", url)
+        assert "store.url: invalid host name" in failing(url, *words)
+    assert "--dsn: invalid host name" in failing(f"files://{tmp_path}/store", "import-original", "--dsn", url)
 
 
-def test_a_database_of_something_else_stays_as_it_was(said: Said, password_server: str) -> None:
+def test_a_database_of_something_else_stays_as_it_was(failing: Failing, password_server: str) -> None:
     url = f"postgresql://postgres:hush-hush@{password_server}/elsewhere"
-    said(url, "init")
+    failing(url, "init")
     with psycopg.connect(url) as connection:
         tables = connection.execute("select tablename from pg_tables where schemaname = 'public' order by 1").fetchall()
     assert tables == [("message",), ("setting",)]
@@ -145,7 +144,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def read_only(folder: Path) -> Iterator[Path]:
-    """The same, on a mount that cannot be written; whoever may not mount takes the permission away."""
+    """Make a folder read-only by a mount, or by its mode if this user may not mount."""
     if os.geteuid():
         folder.chmod(0o500)
         yield folder
@@ -159,37 +158,37 @@ def read_only(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_read_only_file_store(said: Said, read_only: Path, tmp_path: Path) -> None:
+def test_a_read_only_file_store(failing: Failing, read_only: Path, tmp_path: Path) -> None:
     url, before = f"files://{read_only}", contents(read_only)
     open_store(f"files://{tmp_path}/other").close()
     copies = (["copy", url, f"files://{tmp_path}/new"], ["copy", f"files://{tmp_path}/other", url])
     for words in (["check"], ["list"], ["init"], ["purge"], ["reindex"], *copies):
-        output = said(url, *words)
+        output = failing(url, *words)
         assert "check owner, permissions and mount" in output, (words, output)
     assert contents(read_only) == before
 
 
-def test_a_disk_that_runs_out_of_inodes_is_told_before(said: Said, tmp_path: Path) -> None:
-    """With small mail they are gone before the room is. Whoever may not mount sees that they are looked at."""
+def test_a_disk_low_on_inodes_is_reported(failing: Failing, tmp_path: Path) -> None:
+    """With small messages, inodes run out before space. Without permission to mount, only look for the finding."""
     if os.geteuid():
         open_store(f"files://{tmp_path}/store").close()
-        assert "inodes: " in said(f"files://{tmp_path}/store", "check")
+        assert "inodes: " in failing(f"files://{tmp_path}/store", "check")
         return
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=1000", "quarantine-test", disk], check=True)
     try:
         open_store(f"files://{disk}/store").close()
-        assert "ok      inodes: " in said(f"files://{disk}/store", "check")
+        assert "ok      inodes: " in failing(f"files://{disk}/store", "check")
         for number in range(950):
             (disk / str(number)).touch()
-        output = said(f"files://{disk}/store", "check")
+        output = failing(f"files://{disk}/store", "check")
         assert "PROBLEM inodes: " in output and "ok      disk: " in output
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, folder: Path) -> None:
+def test_a_file_store_with_other_things_in_the_place_of_its_own(failing: Failing, folder: Path) -> None:
     url = f"files://{folder}"
     for name, words in (
         ("quarantine.sqlite3", "move away files that do not belong to the store"),
@@ -204,7 +203,7 @@ def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, fold
         else:
             (folder / name).mkdir()
         for command in ("check", "list", "init", "purge"):
-            output = said(url, command)
+            output = failing(url, command)
             assert words in output, (name, command, output)
             assert name in output
         (folder / name).unlink() if aside.is_dir() else (folder / name).rmdir()
@@ -213,8 +212,10 @@ def test_a_file_store_with_other_things_in_the_place_of_its_own(said: Said, fold
 
 
 @pytest.mark.parametrize("instead", ["a folder", "a link to nowhere", "a link to a folder", "a pipe", "rubbish"])
-def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, instead: str, tmp_path: Path) -> None:
-    """Whatever lies there, the mail is said to be gone or damaged; it is neither followed nor removed."""
+def test_a_mail_file_with_something_else_in_its_place(
+    failing: Failing, folder: Path, instead: str, tmp_path: Path
+) -> None:
+    """The message is reported as missing or damaged; the other file is neither followed nor removed."""
     path = next(folder.rglob("*.eml.zst"))
     id = path.name.removesuffix(".eml.zst")
     path.rename(tmp_path / "aside")
@@ -227,27 +228,27 @@ def test_a_mail_file_with_something_else_in_its_place(said: Said, folder: Path, 
     else:
         path.symlink_to(tmp_path if instead == "a link to a folder" else tmp_path / "nowhere")
     url = f"files://{folder}"
-    assert id in said(url, "print", id)
-    assert "NOT COPIED" in said(url, "copy", url, f"files://{tmp_path}/new")
-    assert "UNREADABLE (kept on disk, no longer in the quarantine)" in said(url, "reindex")
+    assert id in failing(url, "print", id)
+    assert "NOT COPIED" in failing(url, "copy", url, f"files://{tmp_path}/new")
+    assert "UNREADABLE (kept on disk, no longer in the quarantine)" in failing(url, "reindex")
     assert os.path.lexists(path)
 
 
 @pytest.mark.parametrize("spelled", ["{0}/", "{0}/../store", "{0}/mail/..", "{1}/link"])
 def test_a_file_store_is_not_copied_onto_itself_however_it_is_spelled(
-    said: Said, folder: Path, tmp_path: Path, spelled: str
+    failing: Failing, folder: Path, tmp_path: Path, spelled: str
 ) -> None:
     (tmp_path / "link").symlink_to(folder)
     before = contents(folder / "mail")
     url = f"files://{folder}"
-    assert "same store" in said(url, "copy", url, "files://" + spelled.format(folder, tmp_path))
+    assert "same store" in failing(url, "copy", url, "files://" + spelled.format(folder, tmp_path))
     assert contents(folder / "mail") == before
     assert not (folder / "mail" / "mail").exists()
 
 
 @pytest.mark.parametrize("spelled", ["localhost", "the socket", "two hosts", "another user", "keywords"])
 def test_a_database_is_not_copied_onto_itself_however_it_is_spelled(
-    said: Said, password_server: str, spelled: str
+    failing: Failing, password_server: str, spelled: str
 ) -> None:
     port = int(password_server.partition(":")[2])
     server = next(Path(tempfile.gettempdir()).glob(f"qpg-*/.s.PGSQL.{port}")).parent
@@ -262,14 +263,14 @@ def test_a_database_is_not_copied_onto_itself_however_it_is_spelled(
     store = open_store(url)
     held = hold(store)
     for source, target in ((url, other), (other, url)):
-        output = said(url, "copy", source, target)
+        output = failing(url, "copy", source, target)
         assert "FROM and TO are the same store: nothing was copied; use another store as TO" in output
     assert held.id in store.messages.ids(None, 1000)
     store.close()
 
 
 class Started:
-    """``uwsgi --ini uwsgi.ini`` with one worker on a store, until it ends or is stopped."""
+    """``uwsgi --ini uwsgi.ini`` with one worker on a store, until it exits or is stopped."""
 
     def __init__(self, store_url: str, folder: Path) -> None:
         self.log, self.port = folder / "uwsgi.log", free_port()
@@ -290,21 +291,21 @@ class Started:
             )
 
     def wait_for(self, words: str) -> None:
-        """Return once it said that."""
+        """Return once these words are in the log."""
         deadline = time.monotonic() + 60
         while words not in self.log.read_text():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Return when it has ended."""
+        """Stop the service and return when it has ended."""
         self.process.terminate()
         self.process.wait(90)
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[[str], Started]]:
-    """``started(store_url)``: the service on it, stopped after the test."""
+    """``started(store_url)`` starts the service on a store and stops it after the test."""
     running = []
 
     def start(store_url: str) -> Started:
@@ -343,9 +344,9 @@ def test_the_service_ends_with_a_sentence_on_a_store_that_is_not_its_own(
         url = f"postgresql://postgres:hush-hush@{password_server}/{store}"
     service = started(url)
     assert service.process.wait(60) != 0
-    said = service.log.read_text()
-    assert sentence in said.partition("not started: ")[2].partition("\n")[0]
-    assert "Traceback" not in said and "hush-hush" not in said
+    log = service.log.read_text()
+    assert sentence in log.partition("not started: ")[2].partition("\n")[0]
+    assert "Traceback" not in log and "hush-hush" not in log
 
 
 @pytest.mark.parametrize(
@@ -357,10 +358,10 @@ def test_the_service_ends_with_a_sentence_on_a_store_that_is_not_its_own(
         ("files://{1}", "check owner, permissions and mount"),
     ],
 )
-def test_the_service_waits_with_a_sentence_for_a_store_that_may_come_right(
+def test_the_service_waits_with_a_sentence_for_a_store_that_may_recover(
     started: Callable[[str], Started], password_server: str, read_only: Path, store: str, sentence: str
 ) -> None:
-    """It goes on answering 503, so mail is deferred, and says what to do; also to whoever asks for its health."""
+    """It keeps answering 503, so mail is deferred. The log and the health check say what to do."""
     service = started(store.format(password_server, read_only))
     service.wait_for("WSGI app 0")
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
@@ -369,12 +370,12 @@ def test_the_service_waits_with_a_sentence_for_a_store_that_may_come_right(
     connection.close()
     service.wait_for("still without the store")
     assert service.process.poll() is None
-    said = service.log.read_text()
-    assert sentence in said.partition("started without the store: ")[2]
-    assert "Traceback" not in said and "hush-hush" not in said
+    log = service.log.read_text()
+    assert sentence in log.partition("started without the store: ")[2]
+    assert "Traceback" not in log and "hush-hush" not in log
 
 
-# What each command needs besides. None: it opens no store, or makes one since that is what it is for.
+# Further arguments of each command. None: it opens no store, or its purpose is to create one.
 WORDS: dict[str, tuple[str, ...] | None] = {
     "check": (),
     "copy": None,
@@ -416,24 +417,24 @@ def test_a_command_in_the_wrong_folder_makes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_command_makes_no_key(said: Said, tmp_path: Path) -> None:
+def test_a_command_makes_no_key(failing: Failing, tmp_path: Path) -> None:
     open_store(f"files://{tmp_path}/store").close()
     (tmp_path / "links.keys").unlink()
-    sentence = said(f"files://{tmp_path}/store", "list")
+    sentence = failing(f"files://{tmp_path}/store", "list")
     assert "links.keys does not exist" in sentence
     assert "quarantine init" in sentence
     assert not (tmp_path / "links.keys").exists()
 
 
 @pytest.mark.parametrize("command", ["check", "list", "purge"])
-def test_a_command_makes_no_database_and_upgrades_none(said: Said, tmp_path: Path, command: str) -> None:
+def test_a_command_makes_no_database_and_upgrades_none(failing: Failing, tmp_path: Path, command: str) -> None:
     url, database = f"files://{tmp_path}/store", tmp_path / "store" / "quarantine.sqlite3"
     store = open_store(url)
     hold(store)
     store.close()
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("pragma user_version = 4")
-    output = said(url, command)
+    output = failing(url, command)
     assert "schema version 4" in output
     assert "quarantine init" in output
     with closing(sqlite3.connect(database)) as connection:
@@ -441,14 +442,14 @@ def test_a_command_makes_no_database_and_upgrades_none(said: Said, tmp_path: Pat
     for path in database.parent.glob("quarantine.sqlite3*"):
         path.unlink()
     before = sorted(database.parent.rglob("*"))
-    output = said(url, command)
+    output = failing(url, command)
     assert "quarantine.sqlite3 is missing" in output
     assert "quarantine reindex" in output
     assert sorted(database.parent.rglob("*")) == before
 
 
 def notes(store_url: str) -> list[tuple[str, str]]:
-    """Return the notes of a store but its own about writing."""
+    """Return the notes of a store, without the note about write access."""
     statement = "select name, value from setting where name not like 'store.%' order by name"
     if store_url.startswith("files:"):
         with closing(sqlite3.connect(Path(store_url.removeprefix("files://"), "quarantine.sqlite3"))) as connection:
@@ -481,8 +482,8 @@ def test_check_changes_nothing(store_url: str, tmp_path: Path, monkeypatch: pyte
     assert notes(store_url) == kept
 
 
-def test_a_store_that_was_opened_in_vain_is_let_go(store_url: str, make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A worker that waits for its store opens it with each request, which may fail behind that as well."""
+def test_a_store_that_fails_to_open_is_closed(store_url: str, make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A worker that waits for its store opens it with each request; a later step may fail as well."""
     assemble(make_settings(store_url), create=True).store.close()
     (tmp_path / "links.keys").write_text("k" * 40 + "\n")
     settings, descriptors = make_settings(store_url), Path("/proc/self/fd")
@@ -493,7 +494,7 @@ def test_a_store_that_was_opened_in_vain_is_let_go(store_url: str, make_settings
     assert len(list(descriptors.iterdir())) <= before
 
 
-def test_the_service_leaves_what_lies_beside_a_file_store_alone(
+def test_the_service_leaves_other_files_beside_a_file_store_alone(
     started: Callable[[str], Started], folder: Path
 ) -> None:
     for path in (folder / "thesis.txt", folder / "mail" / "2026" / "notes.txt", folder / "mail" / "old" / "x.eml.zst"):

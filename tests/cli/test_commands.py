@@ -1,4 +1,4 @@
-"""The command line ``quarantine``, as an operator types it, on both stores with a real mail server."""
+"""The command line ``quarantine``, as typed by an operator, on both stores with a real mail server."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_list_says_when_there_is_more(run: Run, store: Store) -> None:
     assert "There are more" not in run("list", "--limit", "3").output
 
 
-def test_the_last_of_all_days_is_a_date_as_well(run: Run, store: Store) -> None:
+def test_the_last_possible_day_is_a_valid_date(run: Run, store: Store) -> None:
     held = hold(store)
     assert str(held.id) in run("list", "--until", "9999-12-31").output
     assert str(held.id) not in run("list", "--since", "9999-12-31").output
@@ -105,8 +105,8 @@ def test_list_shows_who_and_what_on_a_terminal_of_any_width(run: Run, store: Sto
     hold(store, subject="A subject of some words", recipients=[ALICE], tier=Tier.SUSPICIOUS)
     status, seen, _ = on_terminal([sys.executable, "-m", "portal", "list"], os.environ, columns)
     assert status == 0
-    for said in (ALICE, "promo@example.net", "subject of", "suspicious", "held"):
-        assert said in seen
+    for text in (ALICE, "promo@example.net", "subject of", "suspicious", "held"):
+        assert text in seen
 
 
 def test_piped_each_delivery_is_one_line_whatever_its_letters(run: Run, store: Store) -> None:
@@ -117,7 +117,7 @@ def test_piped_each_delivery_is_one_line_whatever_its_letters(run: Run, store: S
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
 @pytest.mark.parametrize("words", [["list", "--json"], ["meta", "ID", "--json"]])
-def test_json_is_json_on_every_terminal_and_holds_nothing_that_it_obeys(
+def test_json_is_json_on_every_terminal_and_has_no_control_characters(
     run: Run, store: Store, words: list[str], encoding: str
 ) -> None:
     subject = "\U0001f600 M\xfcller \u202etxt \x9b31m \x7f \u2028"
@@ -141,7 +141,7 @@ def test_a_terminal_that_cannot_write_every_letter_gets_codes(run: Run, store: S
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["print", "ID"]])
-def test_output_that_finds_no_room_is_a_sentence(run: Run, store: Store, words: list[str]) -> None:
+def test_output_to_a_full_disk_fails_with_a_sentence(run: Run, store: Store, words: list[str]) -> None:
     held = hold(store, mail(size_bytes=100_000), recipients=(ALICE,))
     command = [sys.executable, "-m", "portal", *(str(held.id) if word == "ID" else word for word in words)]
     with Path("/dev/full").open("wb") as full:
@@ -162,7 +162,7 @@ def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, m
     assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who.startswith("operator:m")
 
 
-def test_a_date_that_is_none_is_explained(run: Run) -> None:
+def test_an_invalid_date_is_explained(run: Run) -> None:
     result = run("list", "--since", "yesterdayish")
     assert result.exit_code == 1
     assert "2026-01-31" in result.output
@@ -176,25 +176,25 @@ def test_hostile_subjects_reach_no_terminal(run: Run, store: Store) -> None:
         assert "[bold]loud[/bold]" in output
 
 
-def test_meta_tells_everything_by_quarantine_id_and_by_queue_id(run: Run, store: Store) -> None:
+def test_meta_shows_everything_by_quarantine_id_and_by_queue_id(run: Run, store: Store) -> None:
     held = hold(store, subject="Offer of the day", queue_id="4Abc")
     for id in (str(held.id), "4Abc"):
         output = run("meta", id).output
         for fact in (str(held.id), "Offer of the day", "BAYES_SPAM", ALICE, BOB, "held"):
             assert fact in output
-    told = json.loads(run("meta", "4Abc", "--json").output)
-    assert [d["recipient"] for d in told["deliveries"]] == [ALICE, BOB]
-    assert told["deliveries"][0]["history"][0]["what"] == "held"
+    meta = json.loads(run("meta", "4Abc", "--json").output)
+    assert [d["recipient"] for d in meta["deliveries"]] == [ALICE, BOB]
+    assert meta["deliveries"][0]["history"][0]["what"] == "held"
 
 
-def test_print_writes_the_very_bytes(run: Run, store: Store) -> None:
+def test_print_writes_the_exact_bytes(run: Run, store: Store) -> None:
     data = b"Subject: x\nNUL\0 and 8 bit \xff\r\n.\r\n"
     held = hold(store, data)
     assert run("print", str(held.id)).stdout_bytes == data
 
 
 @pytest.mark.parametrize("verb", ["meta", "print", "release", "delete", "restore"])
-def test_unknown_ids_are_said_so(run: Run, verb: str) -> None:
+def test_unknown_ids_are_reported(run: Run, verb: str) -> None:
     assert run("init").exit_code == 0
     for id in ("nonsense", "01890000-0000-7000-8000-000000000000"):
         result = run(verb, id)
@@ -245,7 +245,7 @@ def test_operators_release_dangerous_and_deleted_mail(run: Run, store: Store, sm
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 
 
-def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, store: Store, smtp: SmtpServer) -> None:
+def test_a_released_mail_that_got_lost_is_sent_again_only_on_demand(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE])
     run("release", str(held.id))
     result = run("release", str(held.id))
@@ -256,7 +256,7 @@ def test_a_released_mail_that_got_lost_is_sent_again_on_demand_alone(run: Run, s
     assert [m.recipients for m in smtp.mails] == [[ALICE], [ALICE]]
 
 
-def test_what_a_command_offers_for_several_recipients_it_takes(run: Run, store: Store) -> None:
+def test_the_command_suggested_for_several_recipients_works(run: Run, store: Store) -> None:
     held = hold(store)
     assert "--recipient ADDRESS or --all" in run("release", str(held.id)).output
     result = run("refuse", str(held.id), "--reason", "no")
@@ -265,19 +265,19 @@ def test_what_a_command_offers_for_several_recipients_it_takes(run: Run, store: 
     assert "--all" not in result.output
 
 
-def test_why_a_release_failed_is_said_once(run: Run, store: Store, smtp: SmtpServer) -> None:
+def test_the_reason_of_a_failed_release_is_printed_once(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE])
     smtp.script["RCPT"] = "550 5.1.1 no such user"
-    command = [sys.executable, "-m", "portal", "release", str(held.id)]  # its logging is its own, not pytest's
+    command = [sys.executable, "-m", "portal", "release", str(held.id)]  # as a process, since pytest captures logging
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"{ALICE}: RCPT TO: 550 5.1.1 no such user\n")
 
 
-def test_meta_tells_what_the_mail_server_answered(run: Run, store: Store) -> None:
+def test_meta_shows_the_reply_of_the_mail_server(run: Run, store: Store) -> None:
     held = hold(store, recipients=[ALICE])
     run("release", str(held.id))
-    assert "released by operator:" in (told := run("meta", str(held.id)).output.splitlines()[-1])
-    assert told.endswith(" cli: 250 2.0.0 queued as 4Bx7")
+    assert "released by operator:" in (last_line := run("meta", str(held.id)).output.splitlines()[-1])
+    assert last_line.endswith(" cli: 250 2.0.0 queued as 4Bx7")
 
 
 def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
@@ -287,7 +287,7 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
     assert run("delete", str(held.id)).output == f"{held.id} (recipient not known): deleted\n"
     assert run("delete", str(held.id)).output.startswith(f"{held.id} (recipient not known): this delivery is")
     assert run("restore", str(held.id)).exit_code == 0
-    for verb in (["delete"], ["restore"], ["refuse", "--reason", "no"]):  # giving it one is what release is for
+    for verb in (["delete"], ["restore"], ["refuse", "--reason", "no"]):  # release adds the recipient
         result = run(*verb, str(held.id), "--recipient", "alise@example.org")
         assert "is not among its recipients" in result.output and "(recipient not known): held" in result.output
     assert store.deliveries.get(DeliveryId(held.id, 0)).address == ""
@@ -297,7 +297,7 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 
 
-def test_a_mail_server_that_refuses_or_defers_is_told_truly(run: Run, store: Store, smtp: SmtpServer) -> None:
+def test_rejected_and_deferred_releases_are_reported(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE])
     smtp.script["RCPT"] = "550 5.1.1 no such user"
     result = run("release", str(held.id))
@@ -313,7 +313,7 @@ def test_a_mail_server_that_refuses_or_defers_is_told_truly(run: Run, store: Sto
     assert "Client host rejected: Access denied" in run("meta", str(held.id)).output
 
 
-def test_a_mail_server_that_is_busy_is_waited_for(run: Run, store: Store, smtp: SmtpServer) -> None:
+def test_a_release_waits_for_a_busy_mail_server(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE])
     smtp.script["RCPT"] = "450 4.2.1 busy"
     result = run("release", str(held.id))
@@ -322,7 +322,7 @@ def test_a_mail_server_that_is_busy_is_waited_for(run: Run, store: Store, smtp: 
     assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.RELEASING
 
 
-def test_delete_and_restore_take_several_ids_and_go_on_after_a_wrong_one(run: Run, store: Store) -> None:
+def test_delete_and_restore_take_several_ids_and_continue_after_a_wrong_one(run: Run, store: Store) -> None:
     one, two = hold(store), hold(store, recipients=[ALICE])
     result = run("delete", str(one.id), "nonsense", str(two.id))
     assert result.exit_code == 1
@@ -376,12 +376,12 @@ def test_settings_are_printed_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "\u2026" not in output
 
 
-def test_check_names_each_problem_and_how_to_mend_it(
+def test_check_names_each_problem_and_how_to_repair_it(
     run: Run, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("init")
     result = run("check")
-    assert result.exit_code == 1  # no digest process runs here
+    assert result.exit_code == 1  # without a running digest process
     assert "quarantine-digest run" in result.output
     assert "ok      relay" in result.output
     assert "ok      link keys" in result.output
@@ -414,7 +414,7 @@ def test_a_store_that_cannot_be_reached_is_a_sentence_without_its_password(
         assert "hush-hush" not in result.output
 
 
-def test_check_tells_what_the_alias_file_says_and_what_of_it_is_not_followed(
+def test_check_reports_the_alias_file_and_its_ignored_lines(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("init")
@@ -428,7 +428,7 @@ def test_check_tells_what_the_alias_file_says_and_what_of_it_is_not_followed(
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "text"),
     [
         ("SMTP", "is not the portal's address: 220 "),
         ("http://127.0.0.1:port/", "is not the portal's address: nonnumeric port"),
@@ -437,22 +437,22 @@ def test_check_tells_what_the_alias_file_says_and_what_of_it_is_not_followed(
     ],
 )
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_check_tells_of_a_rule_that_leads_elsewhere(
-    run: Run, smtp: SmtpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, url: str, said: str
+def test_check_reports_a_rule_with_another_address(
+    run: Run, smtp: SmtpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, url: str, text: str
 ) -> None:
     run("init")
     rule = {"url": smtp.url.replace("smtp:", "http:") if url == "SMTP" else url, "backend": "http", "defer": True}
-    rules = [{f"RULE{n}": rule} for n in range(blocks)]  # two blocks of one name are a list, which UCL makes of them
+    rules = [{f"RULE{n}": rule} for n in range(blocks)]  # UCL makes a list of two blocks of one name
     (tmp_path / "dump.json").write_text(json.dumps({"rules": rules if blocks > 1 else rules[0]}))
     (tmp_path / "rspamadm").write_text(f"#!/bin/sh\ncat {tmp_path}/dump.json\n")
     (tmp_path / "rspamadm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
     for n in range(blocks):
-        assert said in findings[f"exporter rule RULE{n}"]
+        assert text in findings[f"exporter rule RULE{n}"]
 
 
-def test_check_goes_on_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_continues_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("init")
     (tmp_path / "rspamadm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rspamadm").chmod(0o755)
@@ -462,13 +462,13 @@ def test_check_goes_on_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch
     assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so Rspamd's rule was not tested"
 
 
-def test_check_tells_that_the_merge_of_recipients_was_interrupted(run: Run, store_url: str) -> None:
+def test_check_reports_that_the_merge_of_recipients_was_interrupted(run: Run, store_url: str) -> None:
     run("init")
     store = open_store(store_url)
     store.notes.set("store.merge_spellings", "")
     store.close()
-    said = "in international domains were merged: run `quarantine init`"
-    assert said in run("check").output
-    assert said in run("check").output, "it changes nothing"
+    warning = "in international domains were merged: run `quarantine init`"
+    assert warning in run("check").output
+    assert warning in run("check").output, "check changes nothing"
     run("init")
-    assert said not in run("check").output
+    assert warning not in run("check").output

@@ -1,4 +1,4 @@
-"""The digest mail itself, and when it is due: both depend on their arguments alone."""
+"""The digest mail, composed without store and network from its arguments alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ URL = re.compile(r"https://mail\.example\.org/quarantine/\S*")
 
 
 def delivery(number: int = 0, **fields: Any) -> Delivery:
-    """A delivery to Alice, held some minutes before NOW; ``fields`` replace those of the message or of the delivery."""
+    """Return a delivery to Alice, held some minutes before NOW; ``fields`` replace those of message or delivery."""
     held_at = NOW - timedelta(minutes=10 + number)
     message = Message(
         id=new_id(held_at),
@@ -76,14 +76,14 @@ def mail_of(*deliveries: Delivery, links: Links = LINKS, address: str = ALICE, *
 
 
 def parsed(mail: EmailMessage) -> EmailMessage:
-    """The mail as its reader's program gets it."""
+    """Return the mail as the reader's mail program parses it."""
     read = message_from_bytes(mail.as_bytes(), policy=SMTP.clone(utf8=True))
     assert isinstance(read, EmailMessage)
     return read
 
 
 class _Seen(HTMLParser):
-    """What a reader of HTML sees, the links, and every tag and attribute."""
+    """The visible text of HTML, its links, and every tag and attribute."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def squeezed(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-# ---- what it says
+# ---- content
 
 
 def test_text_and_html_carry_the_same_facts_and_links() -> None:
@@ -160,7 +160,7 @@ def test_text_and_html_carry_the_same_facts_and_links() -> None:
 def test_each_address_stands_alone_on_its_line() -> None:
     text = text_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
     lines = [line for line in text.splitlines() if "://" in line]
-    assert len(lines) == 9  # release, show, delete; ask, show; several, portal, preferences, forwarded
+    assert len(lines) == 9  # release, show, delete; request, show; several, portal, preferences, forwarded
     assert all(URL.fullmatch(line) for line in lines)
 
 
@@ -193,7 +193,7 @@ def test_a_command_in_a_mail_stays_one_line() -> None:
     assert wrapped(f"{command}\n{command[4:]}") == f"{command}\n{command[4:70]}\n{command[71:]}"
 
 
-def test_links_name_the_act_and_the_delivery_and_are_dated_with_the_digest() -> None:
+def test_links_name_the_action_and_the_delivery_and_are_dated_with_the_digest() -> None:
     spam, virus = delivery(3), delivery(7, tier=Tier.DANGEROUS)
     mail = mail_of(spam, virus)
     found = [LINKS.verify(url.split("/")[-2], NOW) for url in URL.findall(text_of(mail)) if url.count("/") > 4]
@@ -245,14 +245,14 @@ def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> 
     "header",
     [
         "Ann <ann@pay-now.example.com>click",
-        '"boss@example.org" <x@example.com>',  # a name that is another address
+        '"boss@example.org" <x@example.com>',  # a display name that is another address
         "Ann <ann@аррӏе.com>",  # noqa: RUF001 - looks like Latin
         "Ann <ann@xn--80ak6aa92e.com>",
         "Ann <ann@your-account-is-locked-call-the-help-desk-at-once.example>",
         "Ann <ann@evil.example/login>",
         "Ann <ann@10.0.0.1>",
         "Ann <ann@localhost>",
-        "Ann <ann@ｅｘａｍｐｌｅ.net>",  # IDNA reads it as example.net, Rspamd checked another domain
+        "Ann <ann@ｅｘａｍｐｌｅ.net>",  # IDNA maps it to example.net, but Rspamd checked another domain
         "Ann <ann@münchen.example>",
         "Ann <ann@exa mple.net>",
         "Ann",
@@ -287,7 +287,9 @@ def test_senders_whose_mail_was_released_before_come_first() -> None:
         known={"ann@friends.example.com", "bea@friends.example.com"},
     )
     assert order(mail) == [2, 3, 1, 4]
-    assert text_of(mail).count("You have released messages from this sender before") == 1, "only of who is proven"
+    assert text_of(mail).count("You have released messages from this sender before") == 1, (
+        "only for the authenticated sender"
+    )
 
 
 def test_a_sender_whose_domain_only_maps_to_a_known_one_is_not_that_sender() -> None:
@@ -310,7 +312,7 @@ def test_near_identical_mails_are_one_row_whose_links_act_on_the_newest() -> Non
     assert str(mail["Subject"]).startswith("4 messages"), "each is counted"
     linked = {LINKS.verify(url.split("/")[-2], NOW).id for url in URL.findall(text) if url.count("/") > 4}
     assert new.id in linked and old.id not in linked
-    assert text.index("ORDER 99") < text.index("Offer 5"), "where the likeliest of them would stand"
+    assert text.index("ORDER 99") < text.index("Offer 5"), "in the place of the likeliest of them"
 
 
 def test_mails_with_the_same_bytes_are_one_row() -> None:
@@ -321,7 +323,7 @@ def test_mails_with_the_same_bytes_are_one_row() -> None:
     assert "2 similar messages are listed under" in squeezed(text_of(mail))
 
 
-def test_what_is_proven_or_dangerous_never_hides_behind_what_is_not() -> None:
+def test_authenticated_or_dangerous_mail_is_never_grouped_under_other_mail() -> None:
     same = {"subject": "Invoice 1", "header_from": "Shop <shop@example.com>", "body_sha256": b"x" * 32}
     mail = mail_of(
         delivery(1, **same),
@@ -346,7 +348,7 @@ def test_max_rows_cuts_and_the_rest_is_named(max_rows: int, listed: int, more: s
     assert ("not listed here" in text) == bool(more)
 
 
-# ---- its size and shape
+# ---- size and format
 
 
 @pytest.mark.parametrize("language", TAGS)
@@ -368,7 +370,7 @@ def test_50_rows_with_three_links_each_fit_before_gmail_clips(language: str) -> 
     )
     assert len(mail.as_bytes()) <= 90_000
     assert len(set(html_of(mail).links)) == len(set(URL.findall(text_of(mail)))) == 50 * 3 + 4
-    # Latin letters fit the safer way; Arabic and Japanese ones do not.
+    # Latin letters fit into quoted-printable; Arabic and Japanese ones do not.
     eight_bit = language in ("ar", "ja")
     assert [part["Content-Transfer-Encoding"] for part in mail.iter_parts()] == [
         "8bit" if eight_bit else "quoted-printable"
@@ -377,7 +379,7 @@ def test_50_rows_with_three_links_each_fit_before_gmail_clips(language: str) -> 
 
 
 def test_a_line_too_long_for_8bit_is_sent_the_safer_way() -> None:
-    name = "💰" * 80  # as long as a name may be; with address and markup more than 998 octets
+    name = "💰" * 80  # a name of the maximum length; with address and markup more than 998 octets
     held = [delivery(n, header_from=f"{name} <{'ä' * 100}{n}@example.net>", subject="é" * 120) for n in range(60)]
     mail = mail_of(*held, max_rows=60, language="ja")
     assert len(mail.as_bytes()) <= MAIL_BYTES
@@ -431,7 +433,7 @@ def test_lines_are_quoted_printable_of_at_most_76_octets() -> None:
 
 def test_headers_say_that_a_machine_wrote_it_and_how_to_stop_it() -> None:
     mail = mail_of(delivery(1))
-    headers = message_from_bytes(mail.as_bytes())  # the old parser: undoes no encoding
+    headers = message_from_bytes(mail.as_bytes())  # the old parser, which decodes nothing
     assert headers["From"] == '"Mail quarantine" <quarantine@example.org>'
     assert headers["To"] == ALICE
     assert headers["Auto-Submitted"] == "auto-generated"
@@ -474,7 +476,7 @@ def test_the_to_header_carries_the_address_as_the_envelope_wrote_it(address: str
     assert raw.partition(b"\r\n\r\n")[2].isascii()
 
 
-def test_times_are_the_readers() -> None:
+def test_times_are_in_the_readers_time_zone() -> None:
     at = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
     assert "Sun 29 Mar, 03:30" in text_of(mail_of(delivery(1, held_at=at)))
     assert "Sat 28 Mar, 21:30" in text_of(mail_of(delivery(1, held_at=at), zone=ZoneInfo("America/New_York")))
@@ -530,11 +532,11 @@ def test_a_sender_that_is_an_address_of_the_web_gets_no_link(header: str) -> Non
         "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4",
     ],
 )
-def test_what_scanners_look_for_in_any_mail_does_not_come_through_whole(word: str) -> None:
+def test_patterns_that_scanners_look_for_are_broken_up(word: str) -> None:
     mail = mail_of(delivery(1, subject=f"Pay {word} now", header_from=f'"{word}" <{word}@example.net>'))
     for seen in (text_of(mail), html_of(mail).words):
         assert word not in seen and word[1:-1] not in seen
-        assert re.search(rf"Pay {re.escape(word[:7])}\S* now", squeezed(seen)), "what it begins with can be read"
+        assert re.search(rf"Pay {re.escape(word[:7])}\S* now", squeezed(seen)), "its beginning is readable"
 
 
 def test_long_words_are_no_wallets() -> None:
@@ -543,7 +545,7 @@ def test_long_words_are_no_wallets() -> None:
 
 
 @pytest.mark.parametrize("hidden", ["\u034f", "\u115f", "\u1160", "\u17b4", "\u180e", "\u206a", "\u3164", "\uffa0"])
-def test_what_nobody_sees_is_not_taken_for_a_text(hidden: str) -> None:
+def test_invisible_characters_do_not_count_as_text(hidden: str) -> None:
     mail = mail_of(delivery(1, subject=hidden * 3, header_from=f"{hidden} <promo@example.net>"))
     assert "(no subject)" in text_of(mail)
     assert hidden not in text_of(mail) + html_of(mail).words
@@ -563,9 +565,7 @@ def test_an_ordinary_address_is_shown_as_it_is() -> None:
 @example(subject="https://", sender="<>", symbol="", score=None)
 @settings(max_examples=60, deadline=None)
 @pytest.mark.slow
-def test_whatever_a_mail_says_its_digest_can_be_made(
-    subject: str, sender: str, symbol: str, score: float | None
-) -> None:
+def test_a_digest_can_be_composed_for_any_mail(subject: str, sender: str, symbol: str, score: float | None) -> None:
     mail = mail_of(delivery(1, subject=subject, header_from=sender, symbols=(Symbol(symbol, 3),), score=score))
     raw = mail.as_bytes()
     assert raw.isascii()
@@ -576,7 +576,7 @@ def test_whatever_a_mail_says_its_digest_can_be_made(
 def test_the_html_part_says_its_language_and_direction() -> None:
     part = parsed(mail_of(delivery(1))).get_body(("html",))
     assert part is not None
-    assert part.get_content().count('lang="en" dir="ltr"') == 2, "the outer table too: web mail drops <html>"
+    assert part.get_content().count('lang="en" dir="ltr"') == 2, "on the outer table too, since web mail drops <html>"
 
 
 def test_all_links_lead_to_one_host_and_the_mail_says_so() -> None:

@@ -1,4 +1,4 @@
-"""Digests that do not go out, as operators learn of it: metrics, `check`, and one mail to the administrator."""
+"""Overdue digests as operators see them: in metrics, `check`, and one mail to the administrator."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def parts(make_parts: MakeParts, server: SmtpServer) -> Parts:
 
 
 def alarms(parts: Parts, server: SmtpServer) -> list[str]:
-    """Subjects and texts of what the administrator got by now."""
+    """Return subjects and texts of the mails that the administrator got by now."""
     housekeeping.send_queued(parts, now() + 400 * HOUR)
     return [f"{read(mail)['Subject']}\n{text(mail)}" for mail in server.mails if mail.recipients == [POSTMASTER]]
 
 
-def asked(site: Site, path: str) -> Answer:
+def get(site: Site, path: str) -> Answer:
     browser = site.browser()
     browser.peer = "127.0.0.1"
     return browser.get(path)
@@ -51,12 +51,12 @@ def asked(site: Site, path: str) -> Answer:
 
 def metrics(parts: Parts) -> dict[str, float]:
     site = Site(parts)
-    lines = asked(site, "/metrics").text.splitlines()
+    lines = get(site, "/metrics").text.splitlines()
     return {name: float(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
 
 
 @pytest.mark.slow
-def test_an_outage_is_told_once_and_so_is_its_end(parts: Parts, server: SmtpServer) -> None:
+def test_an_outage_is_reported_once_and_so_is_its_end(parts: Parts, server: SmtpServer) -> None:
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(30)])
     failing(server, "BANNER", "421 4.3.2 not now")
     at = tomorrow()
@@ -96,14 +96,14 @@ def test_an_outage_is_not_over_while_digests_are_put_off_to_their_next_time(
         run.send_due(parts, later)
         later += run.BACK_OFF_MAX + MINUTE
     watch(parts, later)
-    assert parts.store.stats(at).mails_waiting == 1, "told that it began"
+    assert parts.store.stats(at).mails_waiting == 1, "the mail about the beginning"
     server.script.clear()
     assert len(run.send_due(parts, later + 24 * HOUR).sent) == 2
     watch(parts, later + 24 * HOUR)
     assert len(alarms(parts, server)) == 2
 
 
-def test_of_several_processes_that_watch_one_tells(make_parts: MakeParts, server: SmtpServer) -> None:
+def test_only_one_of_several_processes_reports_an_outage(make_parts: MakeParts, server: SmtpServer) -> None:
     hosts = [make_parts(mail__url=server.url, mail__admin_address=POSTMASTER) for _ in range(3)]
     hold(hosts[0].store, recipients=[ALICE])
     at = tomorrow()
@@ -113,7 +113,7 @@ def test_of_several_processes_that_watch_one_tells(make_parts: MakeParts, server
     assert len(alarms(hosts[1], server)) == 1
 
 
-def test_a_store_that_fails_while_an_outage_is_told_leaves_it_to_be_told(
+def test_an_outage_that_the_store_failed_to_record_is_reported_later(
     parts: Parts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -143,7 +143,7 @@ def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(
     parts: Parts, server: SmtpServer
 ) -> None:
     hold(parts.store, recipients=[ALICE, BOB])
-    failing(server, "RCPT", "452 4.2.2 full", who=ALICE)
+    failing(server, "RCPT", "452 4.2.2 full", recipient=ALICE)
     at = tomorrow()
     tick(parts, at)
     watch(parts, at + 2 * HOUR)
@@ -159,7 +159,7 @@ def test_a_single_mailbox_is_no_outage_but_a_mail_server_that_takes_nothing_is(
     assert parts.store.stats(at).mails_waiting == 1
 
 
-def test_metrics_tell_what_every_process_did(parts: Parts, make_parts: MakeParts, server: SmtpServer) -> None:
+def test_metrics_report_the_work_of_every_process(parts: Parts, make_parts: MakeParts, server: SmtpServer) -> None:
     assert metrics(parts)["quarantine_digests_sent_total"] == 0
     people = [f"p{n}@example.org" for n in range(5)]
     hold(parts.store, recipients=people)
@@ -169,28 +169,28 @@ def test_metrics_tell_what_every_process_did(parts: Parts, make_parts: MakeParts
     at = now()
     run.send_all(parts, at, recipient=people[4])
     run.send_all(make_parts(mail__url=server.url), at)
-    told = metrics(parts)
-    assert [told[f"quarantine_digests_{what}_total"] for what in ("sent", "deferred", "refused")] == [3, 1, 1]
-    assert told["quarantine_digest_runs_total"] == 2
-    assert told["quarantine_digest_run_seconds_total"] > told["quarantine_digest_last_run_seconds"] > 0
-    assert abs(told["quarantine_digest_last_sent_timestamp_seconds"] - at.timestamp()) < 60
-    assert told["quarantine_digests_failing"] == 2
-    assert told["quarantine_digests_overdue"] == 0
+    values = metrics(parts)
+    assert [values[f"quarantine_digests_{what}_total"] for what in ("sent", "deferred", "refused")] == [3, 1, 1]
+    assert values["quarantine_digest_runs_total"] == 2
+    assert values["quarantine_digest_run_seconds_total"] > values["quarantine_digest_last_run_seconds"] > 0
+    assert abs(values["quarantine_digest_last_sent_timestamp_seconds"] - at.timestamp()) < 60
+    assert values["quarantine_digests_failing"] == 2
+    assert values["quarantine_digests_overdue"] == 0
 
 
-def test_web_workers_tell_when_there_is_no_digest_process(parts: Parts, server: SmtpServer) -> None:
+def test_web_workers_report_a_missing_digest_process(parts: Parts, server: SmtpServer) -> None:
     hold(parts.store, recipients=[ALICE])
     news.schedule_news(parts, tomorrow())
     site = Site(parts)
     parts.store.heartbeat(site.now)
     site.pass_time(minutes=25 * 60)
-    assert "quarantine_digests_overdue 1.0" in asked(site, "/metrics").text
-    health = asked(site, "/healthz").json
+    assert "quarantine_digests_overdue 1.0" in get(site, "/metrics").text
+    health = get(site, "/healthz").json
     assert health["digests_overdue"] is True
     assert health["digest_heartbeat_age_seconds"] == 25 * 3600
 
 
-def test_check_tells_of_overdue_digests_and_of_what_the_mail_server_said(parts: Parts, server: SmtpServer) -> None:
+def test_check_reports_overdue_digests_and_the_reply_of_the_mail_server(parts: Parts, server: SmtpServer) -> None:
     people = [f"p{n:02}@example.org" for n in range(checks._MAX_LISTED + 2)]
     hold(parts.store, recipients=people)
     failing(server, "RCPT", "550 5.1.1 nobody here")
@@ -199,16 +199,16 @@ def test_check_tells_of_overdue_digests_and_of_what_the_mail_server_said(parts: 
     hold(parts.store, recipients=[ALICE])
     parts.store.recipients.schedule(ALICE, yesterday)
     found = [finding for finding in checks.storage(parts.settings, parts.store) if finding.topic == "digests"]
-    overdue, *said, more = found
+    overdue, *listed, more = found
     assert overdue.ok is False
     assert re.match(r"overdue: \d+ due, the oldest since .* UTC; last sent never", overdue.text)
-    assert len(said) == checks._MAX_LISTED
-    assert "@example.org: not accepted at " in said[0].text
-    assert said[0].text.endswith("RCPT TO: 550 5.1.1 nobody here")
+    assert len(listed) == checks._MAX_LISTED
+    assert "@example.org: not accepted at " in listed[0].text
+    assert listed[0].text.endswith("RCPT TO: 550 5.1.1 nobody here")
     assert more.text == "and 2 more recipients"
 
 
-def test_a_run_that_cannot_be_counted_is_a_run(
+def test_a_run_that_cannot_be_counted_still_succeeds(
     parts: Parts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -221,10 +221,10 @@ def test_a_run_that_cannot_be_counted_is_a_run(
     assert tick(parts, tomorrow() + LEASE).sent == []
 
 
-def test_check_names_a_hostile_address_without_what_a_terminal_obeys(parts: Parts, server: SmtpServer) -> None:
+def test_check_names_a_hostile_address_without_control_characters(parts: Parts, server: SmtpServer) -> None:
     hold(parts.store, recipients=["al\u202eice@example.org"])
     failing(server, "RCPT", "550 5.1.1 nobody here")
     run.send_all(parts, now())
-    [said] = [found.text for found in checks.storage(parts.settings, parts.store) if "not accepted" in found.text]
-    assert said.startswith("alice@example.org: not accepted at ")
-    assert said.isprintable()
+    [line] = [found.text for found in checks.storage(parts.settings, parts.store) if "not accepted" in found.text]
+    assert line.startswith("alice@example.org: not accepted at ")
+    assert line.isprintable()

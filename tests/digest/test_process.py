@@ -1,4 +1,4 @@
-"""The digest process on both stores, with a real mail server: who is told, when, how often, and what failures leave."""
+"""The digest process on both stores, with a real mail server: recipients, times, repetitions, and failures."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def server() -> Iterator[SmtpServer]:
 
 @pytest.fixture
 def mailing(make_parts: MakeParts, server: SmtpServer) -> Parts:
-    """Everything opened, digests going to `server`."""
+    """The parts of the portal, with `server` as the mail server for digests."""
     return make_parts(mail__url=server.url)
 
 
 def tick(parts: Parts, at: datetime) -> run.Summary:
-    """What the process does every ten seconds."""
+    """Do the work that the process does every ten seconds."""
     news.schedule_news(parts, at)
     return run.send_due(parts, at)
 
@@ -79,12 +79,12 @@ def text(mail: Mail) -> str:
     return str(part.get_content()).replace("\r\n", "\n")
 
 
-def told(server: SmtpServer) -> list[str]:
+def notified(server: SmtpServer) -> list[str]:
     return sorted(recipient for mail in server.mails for recipient in mail.recipients)
 
 
 def environ(store_url: str, folder: Path, server_url: str, **more: str) -> dict[str, str]:
-    """The environment of a program with this test's settings, as `make_settings` makes them."""
+    """Return the environment of a program with this test's settings, as `make_settings` makes them."""
     config = folder / "quarantine.toml"
     config.touch()
     return {
@@ -104,7 +104,7 @@ Program = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def program(store_url: str, tmp_path: Path, server: SmtpServer) -> Iterator[Program]:
-    """``program("once", "--dry-run", QUARANTINE_…="…")``: quarantine-digest as a process of its own."""
+    """``program("once", "--dry-run", QUARANTINE_…="…")`` starts quarantine-digest as a process."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str, **more: str) -> subprocess.Popen[str]:
@@ -125,8 +125,8 @@ def program(store_url: str, tmp_path: Path, server: SmtpServer) -> Iterator[Prog
         process.communicate()
 
 
-def done(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr; never with a traceback."""
+def result_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for the process and return exit status, stdout and stderr, which must have no traceback."""
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
     return process.returncode, out, err
@@ -139,10 +139,10 @@ def wait_until(reached: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-# ---- who is told of what, and when
+# ---- recipients, deliveries and times
 
 
-def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, server: SmtpServer) -> None:
+def test_each_recipient_is_notified_once_of_each_held_delivery(mailing: Parts, server: SmtpServer) -> None:
     shared = hold(mailing.store, subject="Shared offer").id
     hold(mailing.store, recipients=[BOB], subject="For Bob alone")
     summary = tick(mailing, tomorrow())
@@ -168,7 +168,7 @@ def test_each_recipient_is_told_once_of_what_is_held_for_them(mailing: Parts, se
     assert server.connections == 2
 
 
-def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
+def test_nobody_is_notified_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
     hold(parts.store)
     at = news.plan_of(parts, ALICE, NO_PREFERENCES).next_time(now())
@@ -177,11 +177,11 @@ def test_nobody_is_told_before_their_hour(make_parts: MakeParts, server: SmtpSer
     tick(parts, at - timedelta(seconds=1))
     assert server.mails == []
     tick(parts, at + timedelta(seconds=1))
-    assert told(server) == [ALICE, BOB]
+    assert notified(server) == [ALICE, BOB]
 
 
 def sunday(hour: int, minute: int = 0) -> datetime:
-    """On a Sunday soon, UTC; the summer's or winter's time as it may be."""
+    """Return a time of a coming Sunday in UTC, in summer or winter time."""
     later = now().replace(hour=hour, minute=minute, second=0, microsecond=0) + DAY
     return later + (6 - later.weekday()) % 7 * DAY
 
@@ -194,7 +194,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
     )
     mailing.store.recipients.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
     mailing.store.recipients.set_digests_stopped("carol@example.org", now())
-    for person in mailing.store.recipients.unscheduled(10):  # as if all of it were new on that day
+    for person in mailing.store.recipients.unscheduled(10):  # as if all news were from that day
         at = news.plan_of(mailing, person.recipient, person.preferences).next_time(day)
         assert at is not None
         mailing.store.recipients.schedule(person.recipient, at)
@@ -203,7 +203,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
         at = day + quarter * timedelta(minutes=15)
         seen += [(quarter / 4, recipient) for recipient, _ in tick(mailing, at).sent]
     assert seen == [(5.25, ALICE), (30, BOB)]
-    assert told(server) == [ALICE, BOB]
+    assert notified(server) == [ALICE, BOB]
 
 
 def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -217,7 +217,7 @@ def test_the_digest_shows_the_times_of_its_reader(make_parts: MakeParts, server:
     assert "Times are in Asia/Kathmandu." in text(server.mails[-1])
 
 
-def test_a_change_of_mind_moves_the_digest_that_is_planned(mailing: Parts, server: SmtpServer) -> None:
+def test_changing_the_schedule_moves_the_planned_digest(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE])
     news.schedule_news(mailing, now())
     planned = mailing.store.recipients.get(ALICE).next_digest_at
@@ -230,7 +230,7 @@ def test_a_change_of_mind_moves_the_digest_that_is_planned(mailing: Parts, serve
     assert moved != planned
 
 
-def test_whoever_has_never_by_the_settings_is_told_after_choosing(
+def test_recipients_without_digests_by_the_settings_are_notified_after_choosing(
     make_parts: MakeParts, server: SmtpServer, program: Program
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__schedule="never")
@@ -240,13 +240,13 @@ def test_whoever_has_never_by_the_settings_is_told_after_choosing(
     assert news.schedule_news(parts, now()) == 0, "out of the way"
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == [(ALICE, "digest.schedule is never")]
     assert run.send_due(parts, tomorrow() + 3 * DAY).skipped == []
-    status, out, _ = done(program("once", "--dry-run", QUARANTINE_DIGEST__SCHEDULE="never"))
+    status, out, _ = result_of(program("once", "--dry-run", QUARANTINE_DIGEST__SCHEDULE="never"))
     assert status == 0
     assert "digest.schedule is never" in out
     assert tick(make_parts(mail__url=server.url), tomorrow() + 5 * DAY).sent == [(ALICE, 1)]
 
 
-def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: SmtpServer) -> None:
+def test_a_requested_digest_is_sent_at_the_next_tick(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE], subject="First")
     at = now()
     news.schedule_news(mailing, at)
@@ -261,7 +261,7 @@ def test_a_digest_asked_for_goes_out_at_the_next_tick(mailing: Parts, server: Sm
 
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=366)])
-def test_a_clock_that_was_ahead_delays_nobody_and_tells_nobody_twice(
+def test_a_clock_that_was_ahead_delays_nobody_and_notifies_nobody_twice(
     mailing: Parts, server: SmtpServer, ahead: timedelta
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
@@ -270,10 +270,10 @@ def test_a_clock_that_was_ahead_delays_nobody_and_tells_nobody_twice(
     at = tomorrow()
     for minutes in range(0, 48 * 60, 30):
         tick(mailing, at - DAY + timedelta(minutes=minutes))
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
     for step in (timedelta(hours=1), timedelta(hours=-1), ahead, -ahead):
         tick(mailing, at + DAY + step)
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
 
 
 def test_missed_nights_become_one_digest(mailing: Parts, server: SmtpServer) -> None:
@@ -292,33 +292,35 @@ def test_nobody_outside_local_domains_is_mailed(make_parts: MakeParts, server: S
     news.schedule_news(wider, now())
     mailing = make_parts(mail__url=server.url)
     summary = run.send_due(mailing, tomorrow())
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
     assert summary.skipped == [(stranger, "not in local_domains")]
     assert tick(mailing, tomorrow()).skipped == [], "out of the way until the next day"
     assert [d.announced_at for d in mailing.store.digests.unannounced(Reader(stranger), 10)] == [None]
     assert run.send_all(mailing, tomorrow()).sent == []
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
 
 
-def test_whoever_becomes_local_is_told_after_all(make_parts: MakeParts, server: SmtpServer) -> None:
+def test_recipients_who_become_local_are_notified(make_parts: MakeParts, server: SmtpServer) -> None:
     hold(make_parts(mail__url=server.url).store, recipients=["zoe@example.com"], announce=[])
     wider = make_parts(mail__url=server.url, local_domains="example.org,example.com")
     assert news.find_news(wider, now()) == 1
     tick(wider, tomorrow())
-    assert told(server) == ["zoe@example.com"]
+    assert notified(server) == ["zoe@example.com"]
 
 
-def test_whoever_stopped_digests_gets_none_and_hears_all_after_resuming(mailing: Parts, server: SmtpServer) -> None:
+def test_recipients_who_stopped_digests_get_none_and_all_news_after_resuming(
+    mailing: Parts, server: SmtpServer
+) -> None:
     mailing.store.recipients.set_digests_stopped(ALICE, now())
     hold(mailing.store, recipients=[ALICE])
     tick(mailing, tomorrow())
     assert server.mails == []
     mailing.store.recipients.set_digests_stopped(ALICE, None)
     tick(mailing, tomorrow())
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
 
 
-def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server: SmtpServer) -> None:
+def test_nothing_is_sent_when_no_delivery_is_held_any_more(mailing: Parts, server: SmtpServer) -> None:
     held = hold(mailing.store, recipients=[ALICE])
     mailing.actions.delete(held.id, 0, BY_LINK)
     summary = tick(mailing, tomorrow())
@@ -326,7 +328,7 @@ def test_nothing_is_sent_when_all_was_acted_on_meanwhile(mailing: Parts, server:
     assert mailing.store.recipients.get(ALICE).news_since is None
 
 
-def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: SmtpServer) -> None:
+def test_deliveries_that_do_not_fit_count_as_announced(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__max_rows=2)
     for name in ("one", "two", "three", "four", "five"):
         hold(parts.store, recipients=[ALICE], subject=f"Offer {name}")
@@ -339,16 +341,16 @@ def test_what_does_not_fit_counts_as_announced(make_parts: MakeParts, server: Sm
 def test_digests_go_to_the_address_as_written(mailing: Parts, server: SmtpServer, address: str) -> None:
     hold(mailing.store, recipients=[address])
     assert tick(mailing, tomorrow()).sent == [(identity(address), 1)]
-    assert told(server) == [address]
+    assert notified(server) == [address]
     assert ("SMTPUTF8" in server.mails[0].sender_parameters) != address.isascii()
 
 
 # ---- failures
 
 
-def failing(server: SmtpServer, verb: str, behaviour: str, who: str = "") -> None:
-    """Let the server do this at a verb, for the recipient ``who`` or for everybody."""
-    server.script[verb] = lambda line: behaviour if who.encode() in line else None
+def failing(server: SmtpServer, verb: str, behaviour: str, recipient: str = "") -> None:
+    """Make the server fail like this at a verb, for one recipient or for all."""
+    server.script[verb] = lambda line: behaviour if recipient.encode() in line else None
 
 
 @pytest.mark.parametrize(
@@ -373,13 +375,13 @@ def failing(server: SmtpServer, verb: str, behaviour: str, who: str = "") -> Non
         ("RCPT", "550 5.1.1 nobody"),
     ],
 )
-def test_what_the_mail_server_does_not_take_is_told_later(
+def test_digests_that_the_mail_server_does_not_accept_are_sent_later(
     mailing: Parts, server: SmtpServer, verb: str, behaviour: str
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
     failing(server, verb, behaviour)
     impatient = replace(mailing, mailer=Relay(server.url, reply_seconds=0.3))
-    at = tomorrow().replace(hour=8)  # two hours later the next digest, at seven, must not be due
+    at = tomorrow().replace(hour=8)  # the next digest, at seven, must not be due two hours later
     summary = tick(impatient, at)
     assert [recipient for recipient, _ in summary.failed] == [ALICE]
     assert summary.sent == []
@@ -390,7 +392,7 @@ def test_what_the_mail_server_does_not_take_is_told_later(
     assert summary.refused == refused
     assert (tick(mailing, at + timedelta(hours=2)).sent == []) == refused
     assert (tick(mailing, at + DAY).sent == [(ALICE, 1)]) == refused, "a refusal waits for the next digest's turn"
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
     assert mailing.store.recipients.failing(10) == []
 
 
@@ -411,14 +413,14 @@ def test_one_recipients_failure_leaves_the_others(mailing: Parts, server: SmtpSe
     [failing] = mailing.store.recipients.failing(10)
     assert (failing.recipient, failing.failure) == (people[6], "RCPT TO: 550 5.1.1 nobody")
     assert [r for r, _ in tick(mailing, at + DAY).sent] == [people[6]]
-    assert told(server) == people
+    assert notified(server) == people
 
 
 @pytest.mark.parametrize(
     ("verb", "behaviour", "tried"),
     [("BANNER", DROP, 3), ("BANNER", REJECTED, 3), ("MAIL", "452 4.3.1 full", 20), ("MAIL", REJECTED, 20)],
 )
-def test_a_mail_server_that_is_down_is_not_hammered(
+def test_a_mail_server_that_is_down_gets_few_connections(
     mailing: Parts, server: SmtpServer, verb: str, behaviour: str, tried: int
 ) -> None:
     people = [f"p{n:02}@example.org" for n in range(30)]
@@ -428,11 +430,11 @@ def test_a_mail_server_that_is_down_is_not_hammered(
     summary = tick(mailing, at)
     assert summary.stopped_early
     connections = mailing.settings.digest.connections
-    assert tried <= len(summary.failed) < tried + connections, "what was on its way when it was enough"
+    assert tried <= len(summary.failed) < tried + connections, "the connections that were open when the run gave up"
     server.script.clear()
     assert len(tick(mailing, at + timedelta(seconds=1)).sent) == 30 - len(summary.failed)
     assert len(tick(mailing, at + 2 * LEASE).sent) == len(summary.failed)
-    assert told(server) == people
+    assert notified(server) == people
 
 
 def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_message_id(
@@ -444,14 +446,14 @@ def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_mes
     server.script["BODY"] = [lambda _line: first.store.close()]
     with pytest.raises(StoreUnavailable):
         tick(first, at)
-    assert tick(second, at + timedelta(seconds=5)).sent == [], "the claim still lives"
+    assert tick(second, at + timedelta(seconds=5)).sent == [], "the claim is still valid"
     assert tick(second, at + 2 * LEASE).sent == [(ALICE, 1)]
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == 1
     assert len(server.mails) == 2
 
 
 @pytest.mark.parametrize("verb", ["MAIL", "DATA", "INPUT", "BODY"])
-def test_a_process_killed_while_sending_leaves_nobody_untold(
+def test_a_process_killed_while_sending_leaves_nobody_without_a_digest(
     mailing: Parts, server: SmtpServer, program: Program, verb: str
 ) -> None:
     people = [f"p{n}@example.org" for n in range(3)]
@@ -466,17 +468,17 @@ def test_a_process_killed_while_sending_leaves_nobody_untold(
     processes.append(program("once", QUARANTINE_DIGEST__CONNECTIONS="1"))
     assert processes[0].wait(60) == -signal.SIGKILL
     run.send_all(mailing, now() + 2 * LEASE)
-    assert sorted(set(told(server))) == people
+    assert sorted(set(notified(server))) == people
     ids: dict[str, set[str]] = {}
     for mail in server.mails:
         ids.setdefault(mail.recipients[0], set()).add(read(mail)["Message-ID"])
     assert all(len(same) == 1 for same in ids.values()), "repeated with the same Message-ID"
-    # Only after the final dot can a mail go out twice; at INPUT it may be on its way when the process is killed.
+    # A mail can be sent twice only after the final dot; at INPUT it may have been sent when the process is killed.
     assert len(server.mails) in {"BODY": {4}, "INPUT": {3, 4}}.get(verb, {3})
 
 
 @pytest.mark.faults
-def test_processes_killed_at_any_moment_leave_nobody_untold(
+def test_processes_killed_at_any_moment_leave_nobody_without_a_digest(
     mailing: Parts, server: SmtpServer, program: Program
 ) -> None:
     people = [f"p{n:03}@example.org" for n in range(200)]
@@ -493,7 +495,7 @@ def test_processes_killed_at_any_moment_leave_nobody_untold(
         process.communicate()
     assert run.send_all(mailing, at + 2 * LEASE).failed == []
     assert kills > 20
-    assert set(told(server)) == set(people)
+    assert set(notified(server)) == set(people)
     assert len(server.mails) <= len(people) + kills
     assert {d.announced_at is None for h in held for d in mailing.store.deliveries.of_message(h.id)} == {False}
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == len(people)
@@ -511,7 +513,7 @@ def test_processes_killed_at_any_moment_leave_nobody_untold(
         ),
     ],
 )
-def test_nothing_is_lost_whatever_one_of_several_connections_meets(
+def test_no_failure_of_one_of_several_connections_loses_a_digest(
     make_parts: MakeParts, server: SmtpServer, verb: str, behaviour: str, pipelining: bool
 ) -> None:
     if not pipelining:
@@ -523,15 +525,17 @@ def test_nothing_is_lost_whatever_one_of_several_connections_meets(
     at = tomorrow()
     summary = tick(replace(parts, mailer=Relay(server.url, reply_seconds=0.5)), at)
     assert len(summary.sent) + len(summary.failed) == len(people)
-    assert len(summary.failed) <= 1, "what a used connection meets before the mail is tried once over a new one"
+    assert len(summary.failed) <= 1, "after a failure of a used connection the mail is retried once over a new one"
     announced = {d.recipient for d in parts.store.deliveries.of_message(held.id) if d.announced_at}
-    assert announced == {who for who, _ in summary.sent}
-    assert told(server) == sorted(announced), "what was not answered does not count as sent"
-    assert [who for who, _ in tick(parts, at + 2 * LEASE).sent] == [who for who, _ in summary.failed]
-    assert told(server) == people
+    assert announced == {recipient for recipient, _ in summary.sent}
+    assert notified(server) == sorted(announced), "mails without a reply do not count as sent"
+    assert [recipient for recipient, _ in tick(parts, at + 2 * LEASE).sent] == [
+        recipient for recipient, _ in summary.failed
+    ]
+    assert notified(server) == people
 
 
-def test_a_mailbox_that_takes_nothing_is_tried_later_and_later_and_then_at_its_next_turn(
+def test_a_mailbox_that_rejects_everything_is_retried_with_backoff_and_then_at_its_next_turn(
     mailing: Parts, server: SmtpServer
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
@@ -551,7 +555,7 @@ def test_a_mailbox_that_takes_nothing_is_tried_later_and_later_and_then_at_its_n
     assert mailing.store.recipients.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
 
 
-def test_a_mail_server_that_rejects_the_portal_is_tried_later_and_later(mailing: Parts, server: SmtpServer) -> None:
+def test_a_mail_server_that_rejects_the_portal_is_retried_with_backoff(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE])
     failing(server, "RCPT", REJECTED)
     start = at = tomorrow().replace(hour=7, minute=0, second=0, microsecond=0)
@@ -569,7 +573,7 @@ def test_a_mail_server_that_rejects_the_portal_is_tried_later_and_later(mailing:
     assert tick(mailing, start + DAY).sent == [(ALICE, 1)]
 
 
-def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
+def test_digests_that_cannot_be_started_within_their_lease_are_unclaimed(
     make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__connections=1)
@@ -590,8 +594,8 @@ def test_digests_that_cannot_be_begun_within_their_claim_are_given_back(
     assert summary.failed == []
     late.clear()
     monkeypatch.setattr(run, "LEFT_OF_LEASE", timedelta())
-    assert len(run.send_due(parts, at).sent) == 3, "at once: nobody has them"
-    assert len(told(server)) == 4
+    assert len(run.send_due(parts, at).sent) == 3, "at once, since nobody has claimed them"
+    assert len(notified(server)) == 4
 
 
 def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts, server: SmtpServer) -> None:
@@ -609,7 +613,7 @@ def test_a_run_that_is_interrupted_counts_each_digest_once(make_parts: MakeParts
 
 
 @pytest.mark.parametrize("mails", [0, 1, 5, 9])
-def test_ctrl_c_over_several_connections_loses_and_doubles_nothing(
+def test_ctrl_c_over_several_connections_loses_and_duplicates_nothing(
     make_parts: MakeParts, server: SmtpServer, mails: int
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__connections=4)
@@ -619,15 +623,17 @@ def test_ctrl_c_over_several_connections_loses_and_doubles_nothing(
     server.script["BODY"] = [*[None] * mails, lambda _line: os.kill(os.getpid(), signal.SIGINT)]
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
-    sent = told(server)
+    sent = notified(server)
     assert mails < len(sent) < len(people)
-    assert [who for who in people if parts.store.digests.last(who)] == sent
-    assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
-    assert told(server) == people
+    assert [recipient for recipient in people if parts.store.digests.last(recipient)] == sent
+    assert sorted(recipient for recipient, _ in run.send_due(parts, tomorrow()).sent) == sorted(
+        set(people) - set(sent)
+    ), "at once"
+    assert notified(server) == people
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_ctrl_c_right_after_a_claim_gives_it_back(
+def test_ctrl_c_right_after_a_claim_undoes_it(
     make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch, connections: int
 ) -> None:
     parts = make_parts(mail__url=server.url, digest__connections=connections)
@@ -638,7 +644,7 @@ def test_ctrl_c_right_after_a_claim_gives_it_back(
 
     def interrupted(*args: Any, **named: Any) -> Claims:
         claims = claim(*args, **named)
-        if told(server):
+        if notified(server):
             os.kill(os.getpid(), signal.SIGINT)
         return claims
 
@@ -646,12 +652,14 @@ def test_ctrl_c_right_after_a_claim_gives_it_back(
     with pytest.raises(KeyboardInterrupt):
         run.send_due(parts, tomorrow())
     monkeypatch.undo()
-    sent = told(server)
+    sent = notified(server)
     assert 0 < len(sent) < len(people)
-    assert sorted(who for who, _ in run.send_due(parts, tomorrow()).sent) == sorted(set(people) - set(sent)), "at once"
+    assert sorted(recipient for recipient, _ in run.send_due(parts, tomorrow()).sent) == sorted(
+        set(people) - set(sent)
+    ), "at once"
 
 
-def test_a_store_that_cannot_postpone_strangers_is_told(
+def test_a_store_that_cannot_postpone_strangers_is_reported(
     parts: Parts, make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -659,13 +667,13 @@ def test_a_store_that_cannot_postpone_strangers_is_told(
 
     hold(parts.store, recipients=[ALICE])
     news.schedule_news(parts, tomorrow())
-    parts = make_parts(mail__url=server.url, local_domains="elsewhere.example")  # by now
+    parts = make_parts(mail__url=server.url, local_domains="elsewhere.example")  # Alice is no longer local
     monkeypatch.setattr(parts.store.digests, "settle", fail)
     with pytest.raises(StoreUnavailable):
         run.send_due(parts, tomorrow())
 
 
-def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
+def test_a_digest_whose_record_is_interrupted_is_still_recorded(
     make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -680,7 +688,7 @@ def test_a_digest_whose_record_is_interrupted_is_recorded_all_the_same(
         run.send_due(parts, tomorrow())
     assert parts.store.digests.last(ALICE) is not None
     assert run.send_due(parts, tomorrow() + 2 * LEASE).sent == []
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])
@@ -691,7 +699,7 @@ def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
     caplog: pytest.LogCaptureFixture,
     startable: int,
 ) -> None:
-    """RLIMIT_NPROC, a cgroup's pids.max, or memory."""
+    """The limit may be RLIMIT_NPROC, a cgroup's pids.max, or memory."""
     started: list[threading.Thread] = []
     start = threading.Thread.start
 
@@ -709,13 +717,13 @@ def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refused)
         summary = run.send_due(parts, tomorrow())
-    assert sorted(who for who, _ in summary.sent) == people
-    assert told(server) == people
+    assert sorted(recipient for recipient, _ in summary.sent) == people
+    assert notified(server) == people
     assert len(started) == startable
     assert f"{max(startable, 1)} of 5 connections are used: can't start new thread" in caplog.text
 
 
-def test_whose_mail_was_released_before_is_said_of_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
+def test_an_earlier_release_is_mentioned_for_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, relay__url=server.url)
     proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
     parts.actions.release(hold(parts.store, recipients=[ALICE], symbols=proven).id, 0, BY_LINK)
@@ -739,7 +747,7 @@ def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server:
 def test_a_slow_rate_sends_each_digest_at_its_turn(
     make_parts: MakeParts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch, per_minute: int, named: bool
 ) -> None:
-    """A turn may come later than a claim may be old."""
+    """A digest's turn may come after its lease would have expired."""
     at, passed, turns = tomorrow(), [timedelta()], []
     monkeypatch.setattr(run, "clock", lambda _: lambda: at + passed[0])
 
@@ -757,9 +765,9 @@ def test_a_slow_rate_sends_each_digest_at_its_turn(
         summary = run.send_all(parts, at, recipient=people, pace=FastPace(per_minute))
     else:
         summary = run.send_due(parts, at, pace=FastPace(per_minute))
-    assert sorted(who for who, _ in summary.sent) == people
+    assert sorted(recipient for recipient, _ in summary.sent) == people
     assert (summary.failed, summary.skipped) == ([], [])
-    assert told(server) == people
+    assert notified(server) == people
     assert len(turns) <= len(people) + 4, "one for each digest, and one for each connection that finds none left"
 
 
@@ -776,14 +784,14 @@ def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn
     )
     running.start()
     try:
-        wait_until(lambda: len([who for who in people if parts.store.digests.last(who)]) == 1)
-        assert len(told(server)) == 1
+        wait_until(lambda: len([recipient for recipient in people if parts.store.digests.last(recipient)]) == 1)
+        assert len(notified(server)) == 1
     finally:
         stop.set()
         running.join()
 
 
-def test_a_run_that_is_told_to_stop_leaves_the_rest_to_others_at_once(mailing: Parts, server: SmtpServer) -> None:
+def test_a_run_that_is_stopped_leaves_the_rest_to_others_at_once(mailing: Parts, server: SmtpServer) -> None:
     people = [f"p{n:02}@example.org" for n in range(20)]
     hold(mailing.store, recipients=people)
     at = tomorrow()
@@ -792,35 +800,35 @@ def test_a_run_that_is_told_to_stop_leaves_the_rest_to_others_at_once(mailing: P
     assert 0 < len(first.sent) < 20
     assert first.failed == []
     assert len(run.send_due(mailing, at).sent) == 20 - len(first.sent)
-    assert told(server) == people
+    assert notified(server) == people
 
 
-def test_a_recipient_beyond_ascii_waits_for_a_mail_server_that_can(mailing: Parts, server: SmtpServer) -> None:
+def test_a_recipient_beyond_ascii_waits_for_a_mail_server_with_smtputf8(mailing: Parts, server: SmtpServer) -> None:
     people = [ALICE, "jürgen@example.org"]
     hold(mailing.store, recipients=people)
     offered, server.extensions = server.extensions, ("8BITMIME", "PIPELINING")
     at = tomorrow()
     summary = tick(mailing, at)
-    assert (told(server), summary.refused) == ([ALICE], 1)
+    assert (notified(server), summary.refused) == ([ALICE], 1)
     [failing_one] = mailing.store.recipients.failing(10)
     assert failing_one.recipient == people[1]
     assert "the server offers no SMTPUTF8" in failing_one.failure
     server.extensions = offered
-    assert [who for who, _ in tick(mailing, at + DAY).sent] == people[1:]
+    assert [recipient for recipient, _ in tick(mailing, at + DAY).sent] == people[1:]
     assert server.mails[-1].sender_parameters.endswith("SMTPUTF8")
 
 
-def test_a_mail_server_that_comes_back_gets_what_waited_and_nothing_twice(mailing: Parts, server: SmtpServer) -> None:
+def test_a_mail_server_that_recovers_gets_each_waiting_digest_once(mailing: Parts, server: SmtpServer) -> None:
     people = [f"p{n:02}@example.org" for n in range(40)]
     hold(mailing.store, recipients=people)
     at = tomorrow()
     away = replace(mailing, mailer=Relay(nobody_listens()))
     for minute in range(3):
         assert tick(away, at + timedelta(minutes=minute)).sent == []
-    assert mailing.store.recipients.failing(50) == [], "it says nothing about recipients"
+    assert mailing.store.recipients.failing(50) == [], "the failure is not about recipients"
     tick(mailing, at + timedelta(minutes=3))
     tick(mailing, at + timedelta(minutes=6))
-    assert told(server) == people
+    assert notified(server) == people
 
 
 # ---- many at once
@@ -845,18 +853,18 @@ def test_8_threads_send_each_digest_once(mailing: Parts, server: SmtpServer) -> 
         thread.join()
     assert len(summaries) == 8
     assert [failure for summary in summaries for failure in summary.failed] == []
-    assert told(server) == people
+    assert notified(server) == people
 
 
 def test_4_processes_send_each_digest_once(mailing: Parts, server: SmtpServer, program: Program) -> None:
     people = [f"p{n:02}@example.org" for n in range(24)]
     hold(mailing.store, recipients=people)
     processes = [program("once") for _ in range(4)]
-    assert [done(process)[0] for process in processes] == [0, 0, 0, 0]
-    assert told(server) == people
+    assert [result_of(process)[0] for process in processes] == [0, 0, 0, 0]
+    assert notified(server) == people
 
 
-# ---- our own mail
+# ---- the portal's own mail
 
 
 def test_waiting_mail_is_sent_and_blind_mail_is_dropped(mailing: Parts, server: SmtpServer) -> None:
@@ -889,12 +897,12 @@ def test_waiting_mail_outlives_a_mail_server_that_rejects_the_portal(
     assert housekeeping.send_queued(mailing, now() + timedelta(minutes=1)) == 5
 
 
-def test_refused_mail_is_dropped_and_the_rest_goes_on(mailing: Parts, server: SmtpServer) -> None:
-    for who in (MALLORY, ALICE):
-        mailing.store.outbox.add(QueuedMail(who, b"Subject: sign in\r\n\r\n"), now())
+def test_refused_mail_is_dropped_and_the_rest_is_sent(mailing: Parts, server: SmtpServer) -> None:
+    for recipient in (MALLORY, ALICE):
+        mailing.store.outbox.add(QueuedMail(recipient, b"Subject: sign in\r\n\r\n"), now())
     failing(server, "RCPT", "550 5.1.1 nobody", MALLORY)
     assert housekeeping.send_queued(mailing, now()) == 1
-    assert told(server) == [ALICE]
+    assert notified(server) == [ALICE]
     assert mailing.store.stats(now()).mails_waiting == 0
 
 
@@ -929,7 +937,7 @@ def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts)
         housekeeping.daily(mailing, at + jumped)
         housekeeping.daily(mailing, at + jumped + timedelta(minutes=1))  # started again
     assert mailing.store.deliveries.of_message(held.id)
-    for days in (40, 41):  # nothing ran for long, and then it did
+    for days in (40, 41):  # the process did not run for long, and then it did
         assert mailing.store.messages.find(str(held.id))
         housekeeping.daily(mailing, at + days * DAY)
     assert mailing.store.messages.find(str(held.id)) == []
@@ -938,22 +946,22 @@ def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts)
 # ---- the command line
 
 
-def test_once_tells_everybody_now_and_says_so(mailing: Parts, server: SmtpServer, program: Program) -> None:
+def test_once_notifies_everybody_now_and_reports_it(mailing: Parts, server: SmtpServer, program: Program) -> None:
     hold(mailing.store, subject="A secret subject")
     hold(mailing.store, recipients=["someone@example.com"])
-    status, out, err = done(program("once"))
+    status, out, err = result_of(program("once"))
     assert status == 0
-    assert told(server) == [ALICE, BOB]
+    assert notified(server) == [ALICE, BOB]
     assert re.search(rf"{ALICE}\s+│\s+1\s+│\s+sent", out)
     assert "someone@example.com" in out
     assert "not in local_domains" in out
     assert "secret" not in out + err
-    status, out, _ = done(program("once", "--recipient", ALICE))
+    status, out, _ = result_of(program("once", "--recipient", ALICE))
     assert status == 0
     assert len(server.mails) == 2
 
 
-def test_once_shows_on_a_terminal_how_far_it_is(
+def test_once_shows_its_progress_on_a_terminal(
     mailing: Parts, server: SmtpServer, store_url: str, tmp_path: Path
 ) -> None:
     hold(mailing.store, recipients=[f"p{n}@example.org" for n in range(7)])
@@ -969,24 +977,24 @@ def test_once_shows_on_a_terminal_how_far_it_is(
 
 def test_once_for_one_recipient_leaves_the_others(mailing: Parts, server: SmtpServer, program: Program) -> None:
     hold(mailing.store)
-    assert done(program("once", "--recipient", "BOB@example.org"))[0] == 0
-    assert told(server) == [BOB]
+    assert result_of(program("once", "--recipient", "BOB@example.org"))[0] == 0
+    assert notified(server) == [BOB]
     assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1
 
 
-def test_a_dry_run_shows_who_would_be_told_and_does_nothing(
+def test_a_dry_run_shows_who_would_be_notified_and_does_nothing(
     mailing: Parts, server: SmtpServer, program: Program
 ) -> None:
     hold(mailing.store)
     hold(mailing.store, recipients=[ALICE, "someone@example.com"])
-    status, out, _ = done(program("once", "--dry-run"))
+    status, out, _ = result_of(program("once", "--dry-run"))
     assert status == 0
     assert re.search(rf"{ALICE}\s+│\s+2\s", out)
     assert re.search(rf"{BOB}\s+│\s+1\s", out)
     assert re.search(r"someone@example.com\s+│\s+0\s.*not in local_domains", out)
     assert server.connections == 0
-    assert done(program("once", "--dry-run", "--recipient", MALLORY))[1].count("no unannounced messages") == 1
-    assert sorted(run.send_all(mailing, now()).sent) == [(ALICE, 2), (BOB, 1)], "nothing was claimed"
+    assert result_of(program("once", "--dry-run", "--recipient", MALLORY))[1].count("no unannounced messages") == 1
+    assert sorted(run.send_all(mailing, now()).sent) == [(ALICE, 2), (BOB, 1)], "a dry run claims nothing"
 
 
 def test_a_narrow_terminal_shows_whole_addresses(mailing: Parts, store_url: str, tmp_path: Path) -> None:
@@ -1006,11 +1014,11 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     mailing.actions.delete(gone.id, 0, BY_LINK)
     hold(mailing.store, subject="News since")
     later = first_at + timedelta(hours=3)
-    status, out, _ = done(program("once", "--resend", "--recipient", ALICE, "--now", later.isoformat()))
+    status, out, _ = result_of(program("once", "--resend", "--recipient", ALICE, "--now", later.isoformat()))
     assert status == 0
     assert re.search(rf"{ALICE}\s+│\s+1\s+│\s+sent", out)
     first, again = server.mails
-    assert read(first)["Message-ID"] != read(again)["Message-ID"], "else mail programs hide it"
+    assert read(first)["Message-ID"] != read(again)["Message-ID"], "otherwise mail programs hide it"
     seen = text(again)
     assert "Kept" in seen
     assert "Gone" not in seen
@@ -1025,15 +1033,17 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
 
 
 def test_resend_says_when_there_is_nothing_to_repeat(mailing: Parts, server: SmtpServer, program: Program) -> None:
-    assert "no earlier digest" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    assert "no earlier digest" in result_of(program("once", "--resend", "--recipient", ALICE))[1]
     held = hold(mailing.store, recipients=[ALICE])
     run.send_all(mailing, now())
     mailing.actions.delete(held.id, 0, BY_LINK)
-    assert "no message of the last digest is still held" in done(program("once", "--resend", "--recipient", ALICE))[1]
+    assert (
+        "no message of the last digest is still held" in result_of(program("once", "--resend", "--recipient", ALICE))[1]
+    )
     assert len(server.mails) == 1
 
 
-def test_dangerous_mail_can_only_be_asked_for(mailing: Parts, server: SmtpServer) -> None:
+def test_dangerous_mail_can_only_be_requested(mailing: Parts, server: SmtpServer) -> None:
     hold(mailing.store, recipients=[ALICE], tier=Tier.DANGEROUS)
     tick(mailing, tomorrow())
     tokens = re.findall(r"/link/(\S+)/", text(server.mails[0]))
@@ -1047,7 +1057,7 @@ def test_dangerous_mail_can_only_be_asked_for(mailing: Parts, server: SmtpServer
 
 def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts, program: Program) -> None:
     hold(mailing.store)
-    status, out, err = done(program("once", QUARANTINE_MAIL__URL=nobody_listens()))
+    status, out, err = result_of(program("once", QUARANTINE_MAIL__URL=nobody_listens()))
     assert status == 1
     assert out.count("failed: ") == 2
     assert "2 digests could not be sent; their messages stay unannounced." in err
@@ -1104,19 +1114,19 @@ def test_once_says_when_the_store_cannot_be_reached(tmp_path: Path) -> None:
 # ---- the process
 
 
-def test_the_process_sends_waiting_mail_within_seconds_and_stops_when_told(
+def test_the_process_sends_waiting_mail_within_seconds_and_stops_on_sigterm(
     mailing: Parts, server: SmtpServer, program: Program
 ) -> None:
     hold(mailing.store, recipients=[ALICE])
     mailing.store.recipients.schedule(ALICE, now() - timedelta(minutes=1))
     process = program("run")
     mailing.store.outbox.add(QueuedMail(BOB, b"Subject: sign in\r\n\r\n"), now())
-    wait_until(lambda: told(server) == [ALICE, BOB])
+    wait_until(lambda: notified(server) == [ALICE, BOB])
     wait_until(lambda: mailing.store.stats(now()).heartbeat_at)
     held = hold(mailing.store, recipients=[MALLORY])
     assert mailing.store.deliveries.of_message(held.id)[0].state is State.HELD
     process.send_signal(signal.SIGTERM)
-    status, _, err = done(process)
+    status, _, err = result_of(process)
     assert status == 0
     assert "stopped" in err
     assert "ERROR" not in err
@@ -1144,20 +1154,20 @@ def test_the_process_waits_for_a_store_that_is_down(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stderr is not None
-    said = ""
-    while "trying again in" not in said:
+    log = ""
+    while "trying again in" not in log:
         line = process.stderr.readline()
-        assert line, said
-        said += line
+        assert line, log
+        log += line
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "Traceback" not in rest
-    assert "hidden" not in said + rest
+    assert "hidden" not in log + rest
 
 
-def test_a_process_that_ends_with_a_sentence_and_is_told_to_stop_meanwhile_says_no_more(tmp_path: Path) -> None:
-    """uWSGI does so when its workers end with the same sentence."""
+def test_a_process_stopped_while_it_ends_with_an_error_prints_nothing_more(tmp_path: Path) -> None:
+    """uWSGI sends SIGTERM when its workers exit with the same sentence."""
     (tmp_path / "store").write_text("in the way")
     process = subprocess.Popen(
         [sys.executable, "-m", "digest", "run"],
@@ -1170,5 +1180,5 @@ def test_a_process_that_ends_with_a_sentence_and_is_told_to_stop_meanwhile_says_
     assert "is in the way of a folder" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=30)
-    assert process.returncode in (2, -signal.SIGTERM), "it did not stop because it was told to"
+    assert process.returncode in (2, -signal.SIGTERM), "the exit status is not that of a stopped process"
     assert rest == ""

@@ -134,7 +134,7 @@ names = (f"p{number}@example.org" for number in itertools.count())
 @pytest.mark.parametrize(
     ("step", "retention_days"), [(HOUR, 30), (-HOUR, 30), (YEAR, 30), (-YEAR, 400), (10 * YEAR, 30)]
 )
-def test_a_clock_that_is_wrong_for_hours_loses_and_doubles_nothing(
+def test_a_clock_that_is_wrong_for_hours_loses_and_duplicates_nothing(
     make_parts: MakeParts, server: SmtpServer, step: timedelta, retention_days: int
 ) -> None:
     world = World(make_parts(mail__url=server.url, store__retention_days=retention_days), server)
@@ -171,7 +171,7 @@ moves = st.tuples(
 
 
 @pytest.mark.parametrize("walks", [8, full(300, seconds=1_200)])
-def test_whatever_the_clock_does_each_mail_is_told_once(
+def test_whatever_the_clock_does_each_mail_is_announced_once(
     make_parts: MakeParts, server: SmtpServer, walks: int, report: Report
 ) -> None:
     parts = make_parts(mail__url=server.url, store__retention_days=800)
@@ -271,7 +271,7 @@ AT_NIGHT = [(time(0),), (time(0, 30),), (time(2),), (time(2, 15),), (time(3),), 
         ),
     ],
 )
-def test_nights_when_clocks_change_skip_and_double_nobody(
+def test_nights_with_a_clock_change_skip_and_duplicate_nothing(
     make_parts: MakeParts, server: SmtpServer, zones: list[str], wanted: list[tuple[time, ...]], report: Report
 ) -> None:
     parts = make_parts(mail__url=server.url, store__retention_days=3650)
@@ -311,7 +311,7 @@ def test_nights_when_clocks_change_skip_and_double_nobody(
 # ---- links
 
 
-def test_links_of_the_last_five_minutes_outlive_a_clock_that_steps_back(
+def test_links_of_the_last_five_minutes_stay_valid_when_the_clock_steps_back(
     make_parts: MakeParts, server: SmtpServer
 ) -> None:
     site = Site(make_parts(mail__url=server.url, relay__url=server.url))

@@ -102,7 +102,7 @@ HARAKIRI_SECONDS = 60  # uwsgi.ini; a worker that waits as long is killed with a
 
 
 @pytest.mark.parametrize("cuts", [1, full(10, seconds=900)])
-def test_a_network_that_swallows_everything_holds_up_no_worker(
+def test_a_network_that_drops_all_packets_blocks_no_worker(
     serve: Serve, own_postgres: OwnPostgres, gate: Gate, cuts: int, report: Report
 ) -> None:
     portal = serve(through(gate))
@@ -152,7 +152,7 @@ def test_a_network_that_swallows_everything_holds_up_no_worker(
     assert_whole(own_postgres.url, senders.acknowledged, maybe=waited["503"])
 
 
-def test_a_server_that_takes_no_writes_is_named_with_what_to_do(pair: Pair, tmp_path: Path) -> None:
+def test_a_read_only_server_is_reported_with_what_to_do(pair: Pair, tmp_path: Path) -> None:
     alone = f"postgresql://postgres@127.0.0.1:{pair.standby.port}/postgres"
     for url in (alone, f"{alone}?target_session_attrs=read-write"):
         for command in (["check"], ["init"], ["list"]):

@@ -153,7 +153,7 @@ def quiet(server: SmtpServer) -> None:
 @pytest.mark.parametrize(
     ("runs", "connections"), [(len(POINTS), 1), full(1_000, 1, seconds=1_200), full(300, 4, seconds=600)]
 )
-def test_a_digest_process_killed_at_any_point_tells_everybody_of_everything(
+def test_a_digest_process_killed_at_any_point_notifies_everybody_of_everything(
     make_parts: MakeParts, server: SmtpServer, kill_at: Kill, runs: int, connections: int, report: Report
 ) -> None:
     parts, dice = make_parts(mail__url=server.url), random.Random(9)

@@ -175,7 +175,7 @@ def run_adder(folder: Path, log: Path, mails: int, inject: str = "") -> tuple[li
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_power_cut_anywhere_loses_no_acknowledged_mail_and_no_act(
+def test_a_power_cut_anywhere_loses_no_acknowledged_mail_and_no_action(
     tmp_path: Path, boots: None, report: Report
 ) -> None:
     ops, _ = run_adder(tmp_path / "quarantine", tmp_path / "log", 40)
@@ -190,7 +190,7 @@ def test_a_power_cut_anywhere_loses_no_acknowledged_mail_and_no_act(
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "mkdir"])
-def test_a_call_that_fails_never_leads_to_a_yes_without_the_mail(tmp_path: Path, boots: None, call: str) -> None:
+def test_a_call_that_fails_never_acknowledges_mail_that_is_not_stored(tmp_path: Path, boots: None, call: str) -> None:
     counting = Shim(tmp_path / "counting")
     add_with(counting, tmp_path / "counting")
     calls = counting.counts[call]
@@ -256,7 +256,9 @@ def chosen(numbers: list[int], most: int, source: random.Random) -> list[int]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_no_system_call_that_fails_leads_to_a_yes_without_the_mail(tmp_path: Path, boots: None, report: Report) -> None:
+def test_no_system_call_that_fails_acknowledges_mail_that_is_not_stored(
+    tmp_path: Path, boots: None, report: Report
+) -> None:
     _, calls = run_adder(tmp_path / "counting", tmp_path / "log", 6)
     source, injected, refused = random.Random(6), Counter[str](), 0
     for name, errors in INJECTED.items():

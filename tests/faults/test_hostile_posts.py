@@ -203,7 +203,9 @@ def previewed(data: bytes, folder: Path) -> tuple[bool, int, float, int]:
 
 
 @pytest.mark.parametrize("make", BOMBS)
-def test_a_bomb_is_held_and_its_page_says_what_it_can(parts: Parts, tmp_path: Path, make: Callable[[], bytes]) -> None:
+def test_a_bomb_is_held_and_its_page_shows_what_can_be_read(
+    parts: Parts, tmp_path: Path, make: Callable[[], bytes]
+) -> None:
     site, data = Site(parts), make()
     rspamd = site.browser()
     rspamd.peer = "127.0.0.1"

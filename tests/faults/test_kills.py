@@ -35,7 +35,7 @@ def in_words(answers: Counter[str]) -> str:
 
 
 @pytest.mark.parametrize("posts", [300, full(10_000, seconds=600)])
-def test_killed_workers_lose_nothing_and_double_nothing(
+def test_killed_workers_lose_nothing_and_duplicate_nothing(
     serve: Serve, store_url: str, posts: int, report: Report
 ) -> None:
     portal = serve(store_url)
@@ -82,7 +82,7 @@ def test_a_killed_postgresql_loses_nothing_and_the_portal_serves_again(
     assert_whole(own_postgres.url, senders.acknowledged)
 
 
-def test_workers_that_start_while_postgresql_is_away_serve_once_it_is_back(
+def test_workers_that_start_while_postgresql_is_down_serve_once_it_is_up(
     serve: Serve, own_postgres: OwnPostgres
 ) -> None:
     portal = serve(own_postgres.url)
@@ -209,7 +209,7 @@ def test_the_same_mail_a_hundred_times_at_once_and_after_lost_answers_is_one_mes
     assert_whole(store_url, acknowledged)
 
 
-def test_what_the_checks_look_for_is_seen(store_url: str) -> None:
+def test_the_checks_notice_lost_and_duplicated_mail(store_url: str) -> None:
     """The checks of this folder notice a lost and a doubled mail."""
     from tests.builders import hold
 

@@ -96,7 +96,7 @@ def ended(process: subprocess.Popen[str]) -> int:
         *(full(number, pace, 120, 4, seconds=600) for number in (2, 4, 8) for pace in ("fast", "slow and fast")),
     ],
 )
-def test_many_schedulers_tell_everybody_once(
+def test_many_schedulers_notify_everybody_once(
     make_parts: MakeParts,
     store_url: str,
     tmp_path: Path,

@@ -104,7 +104,7 @@ def actions(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "swap a note", lambda: store.notes.compare_and_set("a swapped note", None, "x", now())
 
 
-def test_a_wait_for_the_standby_that_is_cancelled_is_no_success(serve: Serve, pair: Pair) -> None:
+def test_a_cancelled_wait_for_the_standby_is_not_a_success(serve: Serve, pair: Pair) -> None:
     portal = serve(pair.url, workers=1)
     store = open_store(pair.url)
     ready = list(actions(store))

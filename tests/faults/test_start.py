@@ -136,7 +136,7 @@ def counts(folder: Path, mails: int, days: int, count: Callable[[Path], int]) ->
         pytest.param(1_000_000, 30, by_strace, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(3600)]),
     ],
 )
-def test_a_start_reads_no_more_of_a_large_store(
+def test_startup_reads_no_more_of_a_large_store(
     tmp_path: Path, report: Report, mails: int, days: int, count: Callable[[Path], int]
 ) -> None:
     small = counts(tmp_path / "small", 200, 2, count)

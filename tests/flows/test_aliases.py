@@ -1,4 +1,4 @@
-"""The whole way where an address is not a person: aliases, role mailboxes, who leaves them, and what nobody may see."""
+"""The whole path where an address is not a person: aliases, role mailboxes, changes of their readers, permissions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def site(make_parts: MakeParts, smtp: SmtpServer, virtual: Path) -> Site:
 
 @pytest.fixture
 def change(site: Site, virtual: Path) -> Callable[[str], None]:
-    """Write another alias file, and have it looked at."""
+    """``change(text)`` writes another alias file and makes the site read it."""
 
     def change(text: str) -> None:
         write(virtual, text)
@@ -65,7 +65,7 @@ def change(site: Site, virtual: Path) -> Callable[[str], None]:
 
 
 def write(path: Path, text: str) -> None:
-    """As it lies there for a while: a file of this moment may be half written."""
+    """Write a file with an older mtime: a file written just now might be incomplete, so it is not read yet."""
     path.write_text(text, "utf-8")
     moment = time.time() - 60
     os.utime(path, (moment, moment))
@@ -77,8 +77,8 @@ def held(site: Site, *recipients: str, number: int = 1) -> Held:
     return Held(site.store.messages.find(answer["id"])[0].id, False)
 
 
-def tell(site: Site) -> run.Summary:
-    """The digest process's ticks until the next digests have gone out."""
+def send_digests(site: Site) -> run.Summary:
+    """Do the work of the digest process until the next digests are sent."""
     news.schedule_news(site.parts, site.now)
     site.now += timedelta(days=1)
     summary = run.send_due(site.parts, site.now)
@@ -87,11 +87,11 @@ def tell(site: Site) -> run.Summary:
 
 
 def digests(smtp: SmtpServer) -> dict[str, str]:
-    """The text parts by whom they were sent to, with none twice."""
+    """Return the text parts of the digests by recipient, who must have got one each."""
     found: dict[str, str] = {}
     for mail in smtp.mails:
         (to,) = mail.recipients
-        assert to not in found, f"{to} was told twice"
+        assert to not in found, f"{to} got two digests"
         part = message_from_bytes(mail.data, policy=default).get_body(("plain",))
         assert part is not None
         found[to] = part.get_content().replace("\r\n", "\n")
@@ -107,27 +107,27 @@ def link(text: str, word: str) -> str:
 
 def test_a_role_mailbox_of_two(site: Site, smtp: SmtpServer) -> None:
     mail = held(site, INFO, SECRET)
-    tell(site)
-    told = digests(smtp)
-    assert set(told) == {ALICE, BOB, SECRET}
-    assert f"For {INFO}" in told[ALICE]
-    assert f"For {INFO}" in told[BOB]
-    assert SECRET not in told[ALICE] + told[BOB]
-    assert not any(address in told[SECRET] for address in (ALICE, BOB, INFO))
+    send_digests(site)
+    texts = digests(smtp)
+    assert set(texts) == {ALICE, BOB, SECRET}
+    assert f"For {INFO}" in texts[ALICE]
+    assert f"For {INFO}" in texts[BOB]
+    assert SECRET not in texts[ALICE] + texts[BOB]
+    assert not any(address in texts[SECRET] for address in (ALICE, BOB, INFO))
 
     browser = site.browser()
-    browser.post(link(told[ALICE], "Release"), {"pressed": "1"})
-    assert [sent.recipients for sent in smtp.mails] == [[INFO]]  # the role's own address, to nobody else
+    browser.post(link(texts[ALICE], "Release"), {"pressed": "1"})
+    assert [sent.recipients for sent in smtp.mails] == [[INFO]]  # to the role's own address alone
     smtp.mails.clear()
     (act, *_) = [event for event in site.history(mail, 0) if event.kind == "releasing"]
     assert (act.actor.who, act.actor.via) == (f"recipient:{ALICE}", "link")
 
-    page = site.browser().get(link(told[BOB], "Release")).text
+    page = site.browser().get(link(texts[BOB], "Release")).text
     assert "Message released" in page
     assert f"By {ALICE}" in page
     assert INFO in page
     assert SECRET not in page
-    site.browser().post(link(told[BOB], "Release"), {"pressed": "1"})
+    site.browser().post(link(texts[BOB], "Release"), {"pressed": "1"})
     assert smtp.mails == []
 
     (_, id) = ("", f"{mail.id}.0")
@@ -140,33 +140,33 @@ def test_a_role_mailbox_of_two(site: Site, smtp: SmtpServer) -> None:
     assert "Offer" in page
     assert not any(address in page for address in (ALICE, BOB, INFO))
     assert site.state(mail, 1) is State.HELD
-    tell(site)
+    send_digests(site)
     assert digests(smtp) == {}
 
 
 def test_one_digest_for_a_person_with_several_names(site: Site, smtp: SmtpServer) -> None:
     for number, recipient in enumerate((ALICE, SALES, INFO, "Alice+shop@example.org"), 1):
         held(site, recipient, number=number)
-    tell(site)
-    told = digests(smtp)
-    assert set(told) == {ALICE, BOB}
-    assert told[ALICE].startswith("Mail quarantine") or "4 messages" in told[ALICE]
-    assert f"For {SALES}" in told[ALICE]
-    assert f"For {INFO}" in told[ALICE]
+    send_digests(site)
+    texts = digests(smtp)
+    assert set(texts) == {ALICE, BOB}
+    assert texts[ALICE].startswith("Mail quarantine") or "4 messages" in texts[ALICE]
+    assert f"For {SALES}" in texts[ALICE]
+    assert f"For {INFO}" in texts[ALICE]
     rows = site.signed_in(ALICE).get("/").text
     assert rows.count('class="mail"') == 4
 
 
 def test_a_release_for_an_extension_goes_to_the_address_with_it(site: Site, smtp: SmtpServer) -> None:
     held(site, "Alice+shop@example.org")
-    tell(site)
+    send_digests(site)
     site.browser().post(link(digests(smtp)[ALICE], "Release"), {"pressed": "1"})
     assert [sent.recipients for sent in smtp.mails] == [["Alice+shop@example.org"]]
 
 
 def test_several_of_a_digest_are_released_to_their_own_addresses_by_name(site: Site, smtp: SmtpServer) -> None:
     mails = [held(site, recipient, number=n) for n, recipient in enumerate((ALICE, SALES, INFO))]
-    tell(site)
+    send_digests(site)
     several = link(digests(smtp)[ALICE], "Release or delete several messages")
     browser = site.browser()
     names = re.findall(r'name="mail" value="([^"]+)"', browser.get(several).text)
@@ -174,12 +174,12 @@ def test_several_of_a_digest_are_released_to_their_own_addresses_by_name(site: S
     for name in names:
         browser.post(several, {"do": "release", "mail": name})
     assert sorted(sent.recipients[0] for sent in smtp.mails) == [ALICE, INFO, SALES]
-    who = [site.history(mail)[1].actor.who for mail in mails]
-    assert who == ["recipient", f"recipient:{ALICE}", f"recipient:{ALICE}"]
+    actors = [site.history(mail)[1].actor.who for mail in mails]
+    assert actors == ["recipient", f"recipient:{ALICE}", f"recipient:{ALICE}"]
 
 
 @pytest.mark.parametrize("recipient", [ALICE, INFO])
-def test_a_page_of_many_mails_asks_few_questions(
+def test_a_page_of_many_mails_takes_few_queries(
     make_parts: MakeParts, smtp: SmtpServer, virtual: Path, monkeypatch: pytest.MonkeyPatch, recipient: str
 ) -> None:
     statements = Statements(monkeypatch)
@@ -196,11 +196,11 @@ def test_a_page_of_many_mails_asks_few_questions(
         )
     browser = site.signed_in(ALICE)
     for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
-        with statements.of() as asked:
+        with statements.of() as queries:
             page = browser.get(f"/?state=deleted{done}").text
         assert page.count('class="mail"') == 25
         assert page.count(f"By {BOB}") == (0 if recipient == ALICE else by_bob)
-        assert 4 <= len(asked) <= at_most, asked
+        assert 4 <= len(queries) <= at_most, queries
 
     for mail in mails:
         site.store.deliveries.move(
@@ -211,26 +211,28 @@ def test_a_page_of_many_mails_asks_few_questions(
             site.now,
             kind=EventKind.RESTORED,
         )
-    tell(site)
+    send_digests(site)
     several = link(digests(smtp)[ALICE], "Release or delete several messages")
     browser.get(several)
-    with statements.of() as asked:
+    with statements.of() as queries:
         page = browser.get(several).text
     assert page.count('name="mail"') == 30
-    assert 4 <= len(asked) <= 12, asked
+    assert 4 <= len(queries) <= 12, queries
 
 
-# ---- who may do what
+# ---- permissions
 
 
-def test_who_leaves_a_role_can_do_nothing_any_more(site: Site, smtp: SmtpServer, change: Callable[[str], None]) -> None:
+def test_a_person_who_leaves_a_role_can_do_nothing_any_more(
+    site: Site, smtp: SmtpServer, change: Callable[[str], None]
+) -> None:
     mail, own = held(site, INFO), held(site, BOB, number=2)
-    tell(site)
-    told = digests(smtp)
-    several = link(told[BOB], "Release or delete several messages")
+    send_digests(site)
+    texts = digests(smtp)
+    several = link(texts[BOB], "Release or delete several messages")
     assert f"{mail.id}.0" in site.browser().get(several).text
     change(f"{INFO} {ALICE}, carol@example.org\n")
-    links = re.findall(r"http\S+/link/\S+", told[BOB])
+    links = re.findall(r"http\S+/link/\S+", texts[BOB])
     gone = [url for url in links if len(url) > len(site.link(Action.RELEASE, own)) + 20 + len("http://")]
     assert len(gone) == 3  # Release, Show, Delete
     for url in gone:
@@ -246,26 +248,26 @@ def test_who_leaves_a_role_can_do_nothing_any_more(site: Site, smtp: SmtpServer,
         assert bob.post(f"/messages/{name}/release", form).status == 404
     assert str(mail.id) not in bob.get("/").text
     assert (site.state(mail), smtp.mails) == (State.HELD, [])
-    # Their own goes on, and so does the other reader's.
+    # Their own links still work, and so do the other reader's.
     assert bob.get(f"/messages/{own.id}/").status == 200
-    assert site.browser().get(link(told[ALICE], "Release")).status == 200
-    # Whoever came is told of what not all were told of; nobody is told twice.
-    tell(site)
-    tell(site)
+    assert site.browser().get(link(texts[ALICE], "Release")).status == 200
+    # A new reader is notified of deliveries that were not announced to all readers; nobody is notified twice.
+    send_digests(site)
+    send_digests(site)
     assert set(digests(smtp)) == set()
 
 
-def test_who_comes_to_a_role_is_told_of_what_is_still_open(
+def test_a_person_who_joins_a_role_is_notified_of_its_held_deliveries(
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
     site.store.recipients.set_digests_stopped(BOB, site.now)
     held(site, INFO)
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {ALICE}
     change(f"{INFO} {ALICE}, carol@example.org\n")
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {"carol@example.org"}
-    tell(site)
+    send_digests(site)
     assert digests(smtp) == {}
 
 
@@ -304,36 +306,36 @@ def test_a_link_names_its_reader_and_nobody_else(site: Site) -> None:
 
 def test_revoking_ones_links_leaves_the_others(site: Site, smtp: SmtpServer) -> None:
     held(site, INFO)
-    tell(site)
-    told = digests(smtp)
+    send_digests(site)
+    texts = digests(smtp)
     site.pass_time(minutes=1)
-    assert site.browser().post(link(told[ALICE], "Revoke"), {"pressed": "1"}).status == 200
-    assert site.browser().get(link(told[ALICE], "Release")).status == 404
-    assert site.browser().get(link(told[BOB], "Release")).status == 200
+    assert site.browser().post(link(texts[ALICE], "Revoke"), {"pressed": "1"}).status == 200
+    assert site.browser().get(link(texts[ALICE], "Release")).status == 404
+    assert site.browser().get(link(texts[BOB], "Release")).status == 200
 
 
-def test_an_address_that_becomes_an_alias_is_nobody_any_more(
+def test_an_address_that_becomes_an_alias_is_no_longer_a_person(
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
     mail = held(site, BOB)
-    tell(site)
-    told = digests(smtp)
+    send_digests(site)
+    texts = digests(smtp)
     bob = site.signed_in(BOB)
     bob.post(f"/messages/{mail.id}/delete", {"form_token": bob.form_token()})
     site.store.recipients.set_digests_stopped(BOB, site.now)
     change(f"{BOB} {ALICE}\n")
     assert bob.get("/").status == 303
     for word in ("Release", "Delete", "Show", "Release or delete several messages", "Change or stop"):
-        assert site.browser().get(link(told[BOB], word)).status == 404
+        assert site.browser().get(link(texts[BOB], word)).status == 404
     page = site.signed_in(ALICE).get(f"/messages/{mail.id}/").text
     assert f"deleted (<bdi>{BOB}</bdi>)" in page
     assert "by you" not in page
     held(site, BOB, number=2)
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {ALICE}
 
 
-def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwards(
+def test_an_opt_out_survives_being_an_alias_for_a_while(
     site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
     since = site.now
@@ -341,22 +343,22 @@ def test_who_had_stopped_digests_and_was_an_alias_for_a_while_gets_none_afterwar
     for number in (1, 3):
         change(f"{BOB} {ALICE}\n")
         held(site, BOB, number=number)
-        tell(site)
+        send_digests(site)
         assert set(digests(smtp)) == {ALICE}
         change(f"{SALES} {ALICE}\n")
         held(site, BOB, number=number + 1)
-        tell(site)
+        send_digests(site)
         assert not smtp.mails
         assert site.store.recipients.get(BOB).stopped_at == since
     site.store.recipients.set_digests_stopped(BOB, None)
     change(f"{SALES} {ALICE}\n# another file\n")
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {BOB}
     change(f"{BOB} {ALICE}\n")
-    tell(site)
+    send_digests(site)
     change(f"{SALES} {ALICE}\n")
     held(site, BOB, number=5)
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {BOB}
 
 
@@ -372,27 +374,27 @@ def test_signing_in_as_an_alias_signs_its_person_in_and_as_a_role_nobody(site: S
 # ---- the process
 
 
-def test_a_mailbox_whose_mail_others_get_as_well(site: Site, smtp: SmtpServer, change: Callable[[str], None]) -> None:
+def test_a_mailbox_whose_mail_others_also_read(site: Site, smtp: SmtpServer, change: Callable[[str], None]) -> None:
     change(f"{INFO} {INFO}, {BOB}\n")
     held(site, INFO)
-    tell(site)
-    told = digests(smtp)
-    assert set(told) == {INFO, BOB}
-    site.browser().post(link(told[INFO], "Delete"), {"pressed": "1"})
-    assert f"By {INFO}" in site.browser().get(link(told[BOB], "Delete")).text
-    # Its own mark stands: later mail leaves none for the others, the hourly look finds it.
+    send_digests(site)
+    texts = digests(smtp)
+    assert set(texts) == {INFO, BOB}
+    site.browser().post(link(texts[INFO], "Delete"), {"pressed": "1"})
+    assert f"By {INFO}" in site.browser().get(link(texts[BOB], "Delete")).text
+    # Its own news mark is already set, so later mail sets none for the others; the hourly search finds that mail.
     site.store.recipients.set_preferences(INFO, site.store.recipients.get(INFO).preferences)
     held(site, INFO, number=2)
     news.schedule_news(site.parts, site.now)
     held(site, INFO, number=3)
     news.find_news(site.parts, site.now)
-    tell(site)
-    told = digests(smtp)
-    assert set(told) == {INFO, BOB}
-    assert "2 messages" in told[BOB]
+    send_digests(site)
+    texts = digests(smtp)
+    assert set(texts) == {INFO, BOB}
+    assert "2 messages" in texts[BOB]
 
 
-def test_news_before_there_was_a_file_are_the_readers(
+def test_news_from_before_the_alias_file_go_to_the_readers(
     make_parts: MakeParts, site: Site, smtp: SmtpServer, change: Callable[[str], None]
 ) -> None:
     change("# nobody yet\n")
@@ -400,26 +402,26 @@ def test_news_before_there_was_a_file_are_the_readers(
     news.schedule_news(site.parts, site.now)
     assert site.store.recipients.get(SALES).next_digest_at is not None
     change(VIRTUAL)
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {ALICE}
 
 
-def test_the_last_good_file_outlives_its_loss(
+def test_the_last_valid_alias_file_is_used_after_it_is_lost(
     site: Site, make_parts: MakeParts, smtp: SmtpServer, virtual: Path
 ) -> None:
     held(site, INFO)
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {ALICE, BOB}
     virtual.unlink()
     later = Site(make_parts(relay__url=smtp.url, mail__url=smtp.url, people__alias_file=virtual))
     later.now = site.now
     held(later, INFO, number=2)
-    tell(later)
+    send_digests(later)
     assert set(digests(smtp)) == {ALICE, BOB}
     assert later.parts.people.problem()
 
 
-def test_once_says_whose_digest_it_is(
+def test_once_names_the_reader_of_each_digest(
     site: Site, smtp: SmtpServer, virtual: Path, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held(site, INFO)

@@ -1,4 +1,4 @@
-"""The whole way of mail for an international domain: both spellings of it are one person, on both stores."""
+"""The whole path of mail for an international domain: both spellings are one person, on both stores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from portal.model.links import Action
 from portal.model.message import DeliveryId, State, Tier, identity, new_id
 from portal.stores.records import DigestRecord, QueuedMail, SignIn, SignInLimits
 from tests.conftest import MakeParts
-from tests.flows.test_aliases import MAIL, digests, held, link, tell, write
+from tests.flows.test_aliases import MAIL, digests, held, link, send_digests, write
 from tests.smtp_server import SmtpServer
 from tests.web.test_exporter import post
-from tests.web.test_sign_in import ask, who
+from tests.web.test_sign_in import request_sign_in, session_recipient
 from tests.web_client import Browser, Site
 
 A_LABEL, U_LABEL = "xn--mnchen-3ya.example", "münchen.example"
-ERIKA, ERIKA_AS_READ = f"erika@{A_LABEL}", f"erika@{U_LABEL}"  # the identity, and what people see
+ERIKA, ERIKA_AS_READ = f"erika@{A_LABEL}", f"erika@{U_LABEL}"  # the identity, and the address as people see it
 WRITTEN = [f"Erika@{U_LABEL}", f"Erika@{A_LABEL.upper()}"]  # as envelopes write it
 INFO = f"info@{U_LABEL}"
 
@@ -42,7 +42,7 @@ def smtp() -> Iterator[SmtpServer]:
 
 @pytest.fixture(params=[U_LABEL, A_LABEL])
 def local_domain(request: pytest.FixtureRequest) -> str:
-    """How the settings spell it."""
+    """The domain as spelled in the settings."""
     return str(request.param)
 
 
@@ -67,7 +67,7 @@ def role(make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path) -> Site:
 
 
 def session_of(site: Site, recipient: str) -> Browser:
-    """A browser whose session has this recipient in the store, as older versions wrote it."""
+    """Return a browser whose session has this recipient in the store, as older versions wrote it."""
     browser, secret = site.browser(), hashlib.sha256(f"{recipient} {site.now}".encode()).hexdigest()
     site.store.sign_ins.start_session(hashlib.sha256(secret.encode()).digest(), recipient, site.now)
     browser.cookies["__Host-quarantine-session"] = secret
@@ -83,7 +83,7 @@ def test_both_spellings_get_one_digest_and_release_to_their_own_envelopes(site: 
     mails = [site.hold(recipients=[address], subject=word) for address, word in zip(WRITTEN, ("One", "Two"))]
     assert [site.delivery(mail).recipient for mail in mails] == [ERIKA] * 2
     assert [site.delivery(mail).address for mail in mails] == WRITTEN
-    tell(site)
+    send_digests(site)
     (sent,) = smtp.mails
     header = message_from_bytes(sent.data, policy=default)["To"]
     ((to, text),) = digests(smtp).items()
@@ -101,7 +101,7 @@ def test_both_spellings_get_one_digest_and_release_to_their_own_envelopes(site: 
     assert sorted(sent.recipients for sent in smtp.mails) == sorted([address] for address in WRITTEN)
     assert {site.state(mail) for mail in mails} == {State.RELEASED}
     smtp.mails.clear()
-    tell(site)
+    send_digests(site)
     assert digests(smtp) == {}
 
 
@@ -112,7 +112,7 @@ def test_mail_of_ours_has_a_labels_and_a_release_the_envelopes_spelling(
     every = smtp.extensions
     smtp.extensions = tuple(name for name in every if name != "SMTPUTF8")
     mail = held(site, envelope)
-    tell(site)
+    send_digests(site)
     (to,) = digests(smtp)
     assert to.isascii()
     assert identity(to) == ERIKA
@@ -127,11 +127,11 @@ def test_mail_of_ours_has_a_labels_and_a_release_the_envelopes_spelling(
 def test_signing_in_with_either_spelling_leads_to_one_list(site: Site, typed: str) -> None:
     mails = [held(site, address, number=number) for number, address in enumerate(WRITTEN)]
     browser = site.browser()
-    asked = ask(site, browser, typed)
-    assert asked.to == WRITTEN[1]
-    assert ERIKA_AS_READ in browser.get(asked.link).text
-    browser.post("/sign-in/code", {"code": asked.code})
-    assert who(browser) == ERIKA_AS_READ
+    sign_in = request_sign_in(site, browser, typed)
+    assert sign_in.to == WRITTEN[1]
+    assert ERIKA_AS_READ in browser.get(sign_in.link).text
+    browser.post("/sign-in/code", {"code": sign_in.code})
+    assert session_recipient(browser) == ERIKA_AS_READ
     page = browser.get("/").text
     assert all(str(mail.id) in page for mail in mails)
     assert A_LABEL not in page.lower()
@@ -145,23 +145,23 @@ def test_an_alias_in_either_spelling_signs_its_person_in(
     write(tmp_path / "virtual", f"sales@{A_LABEL} {ERIKA_AS_READ}\n")
     for typed in (f"sales@{A_LABEL}", f"Sales@{U_LABEL}"):
         browser = role.browser()
-        asked = ask(role, browser, typed)
+        mail = request_sign_in(role, browser, typed)
         with caplog.at_level("INFO", "quarantine.web"):
-            browser.post("/sign-in/code", {"code": asked.code})
-        assert who(browser) == ERIKA_AS_READ
+            browser.post("/sign-in/code", {"code": mail.code})
+        assert session_recipient(browser) == ERIKA_AS_READ
         assert f"signed in recipient={ERIKA} " in caplog.text
         role.pass_time(minutes=2)
 
 
-def test_who_was_never_written_to_signs_in_without_smtputf8(site: Site) -> None:
+def test_a_person_without_mail_signs_in_without_smtputf8(site: Site) -> None:
     for typed in (ERIKA, ERIKA_AS_READ):
-        assert ask(site, site.browser(), typed).to == ERIKA
+        assert request_sign_in(site, site.browser(), typed).to == ERIKA
         site.pass_time(minutes=2)
 
 
 def test_preferences_and_links_are_one_persons(site: Site, smtp: SmtpServer) -> None:
     held(site, WRITTEN[0])
-    tell(site)
+    send_digests(site)
     (text,) = digests(smtp).values()
     by_link = site.browser()
     by_link.post(link(text, "Change or stop"), {"change": "save", "language": "de", "schedule": "", "timezone": ""})
@@ -171,11 +171,11 @@ def test_preferences_and_links_are_one_persons(site: Site, smtp: SmtpServer) -> 
     assert 'lang="de"' in page
     assert ERIKA_AS_READ in page
     held(site, WRITTEN[1], number=2)
-    tell(site)
+    send_digests(site)
     assert digests(smtp) == {}
     browser = session_of(site, ERIKA)
     browser.post("/preferences", {"change": "resume", "form_token": browser.form_token()})
-    tell(site)
+    send_digests(site)
     assert set(digests(smtp)) == {WRITTEN[1]}
     site.pass_time(minutes=1)
     browser = session_of(site, ERIKA)
@@ -184,7 +184,7 @@ def test_preferences_and_links_are_one_persons(site: Site, smtp: SmtpServer) -> 
 
 
 def test_a_retry_is_known_by_the_spelling_of_its_envelope(site: Site) -> None:
-    """As in stores of schema version 5, whose messages are still recognized."""
+    """Its dedup key is that of schema version 5, so the messages of older stores are still recognized."""
     first = held(site, WRITTEN[0])
     for written, status in ((WRITTEN[0], "known"), (WRITTEN[1], "held")):
         again = post(site, MAIL % 1, headers={"X-Rspamd-rcpt": json.dumps([written])}).json
@@ -204,7 +204,7 @@ def test_a_request_names_the_recipient_with_u_labels(site: Site, smtp: SmtpServe
     assert body is not None
     assert f"Release requested by {ERIKA_AS_READ}" == read["Subject"]
     assert f"To: Erika@{U_LABEL}" in body.get_content()
-    assert f"--recipient {ERIKA}" in body.get_content()  # to be copied into any shell
+    assert f"--recipient {ERIKA}" in body.get_content()  # quoted for any shell
 
 
 # ---- the alias file
@@ -212,19 +212,19 @@ def test_a_request_names_the_recipient_with_u_labels(site: Site, smtp: SmtpServe
 
 def test_the_alias_file_names_people_in_either_spelling(role: Site, smtp: SmtpServer) -> None:
     mail = held(role, f"Info@{A_LABEL}")
-    tell(role)
-    told = digests(smtp)
-    assert set(told) == {ERIKA, f"max@{A_LABEL}"}  # no envelope has named them yet
-    assert all(f"For Info@{U_LABEL}" in text for text in told.values())
-    role.browser().post(link(told[ERIKA], "Release"), {"pressed": "1"})
+    send_digests(role)
+    texts = digests(smtp)
+    assert set(texts) == {ERIKA, f"max@{A_LABEL}"}  # no envelope has named them yet
+    assert all(f"For Info@{U_LABEL}" in text for text in texts.values())
+    role.browser().post(link(texts[ERIKA], "Release"), {"pressed": "1"})
     assert [sent.recipients for sent in smtp.mails] == [[f"Info@{A_LABEL}"]]
-    assert f"By {ERIKA_AS_READ}" in role.browser().get(link(told[f"max@{A_LABEL}"], "Release")).text
+    assert f"By {ERIKA_AS_READ}" in role.browser().get(link(texts[f"max@{A_LABEL}"], "Release")).text
     page = role.signed_in(f"max@{A_LABEL}").get(f"/messages/{mail.id}.0/").text
     assert f"<bdi>{ERIKA_AS_READ}</bdi>" in page
     assert f"<bdi>Info@{U_LABEL}</bdi>" in page
 
 
-# ---- what older versions signed and stored: the U-labels
+# ---- links, cookies and rows of older versions, with U-labels
 
 
 def test_a_link_of_an_older_version_opens(role: Site, smtp: SmtpServer) -> None:
@@ -242,7 +242,7 @@ def test_a_device_cookie_of_an_older_version_is_known(site: Site) -> None:
     mail = held(site, WRITTEN[0])
     browser = site.browser()
     url = site.link(Action.DELETE, mail)
-    browser.post(url)  # without its button
+    browser.post(url)  # without the form field of the button
     assert site.state(mail) is State.HELD
     old = site.parts.links.device(None, ERIKA_AS_READ)
     browser.cookies["__Host-quarantine-device"] = old
@@ -250,10 +250,10 @@ def test_a_device_cookie_of_an_older_version_is_known(site: Site) -> None:
     assert site.state(mail) is State.DELETED
 
 
-def test_a_session_of_an_older_version_goes_on(site: Site) -> None:
+def test_a_session_of_an_older_version_stays_valid(site: Site) -> None:
     mail = held(site, WRITTEN[1])
     browser = session_of(site, ERIKA_AS_READ)
-    assert who(browser) == ERIKA_AS_READ
+    assert session_recipient(browser) == ERIKA_AS_READ
     browser.post(f"/messages/{mail.id}/delete", {"form_token": browser.form_token()})
     assert site.state(mail) is State.DELETED
 
@@ -268,7 +268,7 @@ def test_a_sign_in_of_an_older_version_can_be_used(site: Site) -> None:
     browser = site.browser()
     assert ERIKA_AS_READ in browser.get(f"/sign-in/{token}/").text
     browser.post(f"/sign-in/{token}/", {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
-    assert who(browser) == ERIKA_AS_READ
+    assert session_recipient(browser) == ERIKA_AS_READ
     assert 'class="mail"' in browser.get("/").text
 
 
@@ -282,7 +282,7 @@ def test_the_foot_of_a_digest_of_an_older_version_stops_digests(site: Site) -> N
     assert site.store.recipients.get(ERIKA).stopped_at == site.now
 
 
-def test_who_had_stopped_digests_before_an_upgrade_and_was_an_alias_gets_none_afterwards(role: Site) -> None:
+def test_an_opt_out_from_before_an_upgrade_survives_being_an_alias(role: Site) -> None:
     since = datetime(2026, 11, 22, 7, 0, tzinfo=role.now.tzinfo)
     role.store.notes.set_default("people.stopped", json.dumps({f"max@{U_LABEL}": since.isoformat()}))
     news.find_news(role.parts, role.now)
@@ -324,7 +324,7 @@ def test_operators_name_recipients_in_either_spelling(
         assert all(str(mail.id) in listed for mail in mails)
         assert A_LABEL not in listed.lower()
     found = [json.loads(line) for line in call("list", "--recipient", named, "--json").output.splitlines()]
-    assert sorted(delivery["recipient"] for delivery in found) == sorted(WRITTEN)  # for machines: as in the envelope
+    assert sorted(delivery["recipient"] for delivery in found) == sorted(WRITTEN)  # for machines, as in the envelope
     for mail in mails:
         done = call("release", str(mail.id), "--recipient", named)
         assert done.exit_code == 0, done.output

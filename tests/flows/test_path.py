@@ -1,4 +1,4 @@
-"""The whole way, on both stores: what Rspamd posted is told by digest and given back on a link, byte for byte."""
+"""The whole path, on both stores: mail that Rspamd posts is announced and released by a link, byte for byte."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def site(make_parts: MakeParts, smtp: SmtpServer) -> Site:
 
 
 def digest_links(smtp: SmtpServer, recipient: str) -> dict[str, list[str]]:
-    """The addresses in a recipient's last digest by the word on the line before them, from its text part."""
+    """Return the addresses in the text part of a recipient's last digest by the label on the line before each."""
     (mail,) = [m for m in smtp.mails if m.recipients == [recipient]]
     text = message_from_bytes(mail.data, policy=default).get_body(("plain",)).get_content()  # type: ignore[union-attr]
     text = text.replace("\r\n", "\n")
@@ -52,18 +52,18 @@ def digest_links(smtp: SmtpServer, recipient: str) -> dict[str, list[str]]:
     return links
 
 
-def tell(site: Site) -> None:
-    """The digest process's ticks until the next digest has gone out."""
+def send_digests(site: Site) -> None:
+    """Do the work of the digest process until the next digest is sent."""
     news.schedule_news(site.parts, site.now)
     site.now += timedelta(days=1)
     summary = run.send_due(site.parts, site.now)
     assert not summary.failed
 
 
-def test_held_told_and_given_back_to_one_recipient_alone(site: Site, smtp: SmtpServer) -> None:
+def test_mail_is_held_announced_and_released_to_one_recipient_alone(site: Site, smtp: SmtpServer) -> None:
     held = post(site, MAIL).json
     assert held["status"] == "held"
-    tell(site)
+    send_digests(site)
     links = digest_links(smtp, ALICE)
     browser = site.browser()
     assert browser.get(links["Release"][0]).status == 200
@@ -81,9 +81,9 @@ def test_held_told_and_given_back_to_one_recipient_alone(site: Site, smtp: SmtpS
     assert smtp.violations == []
 
 
-def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> None:
+def test_a_release_waits_for_a_relay_that_is_down(site: Site, smtp: SmtpServer) -> None:
     held = post(site, MAIL).json
-    tell(site)
+    send_digests(site)
     links = digest_links(smtp, ALICE)
     smtp.script["MAIL"] = "451 4.3.0 later"
     site.browser().post(links["Release"][0], {"pressed": "1"})
@@ -99,12 +99,12 @@ def test_a_relay_that_is_down_is_waited_for(site: Site, smtp: SmtpServer) -> Non
 REJECTED = "554 5.7.1 <host>: Client host rejected: Access denied"
 
 
-def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alone(
+def test_replies_about_the_portal_are_shown_to_its_administrator_alone(
     site: Site, smtp: SmtpServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = post(site, MAIL).json
     id = site.store.messages.find(held["id"])[0].id
-    tell(site)
+    send_digests(site)
     links = digest_links(smtp, ALICE)
     several = site.parts.links.url(Action.SEVERAL, site.store.digests.last(ALICE).id, 0, site.now)  # type: ignore[union-attr]
     show = site.parts.links.url(Action.SHOW, id, 0, site.now)
@@ -148,13 +148,13 @@ def test_what_a_mail_server_says_of_the_portal_is_read_by_its_administrator_alon
         assert "rejected" not in page and "denied" not in page and "554" not in page, path
 
 
-def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_operator(
+def test_dangerous_mail_is_requested_denied_with_a_reason_and_released_by_an_operator(
     site: Site, smtp: SmtpServer
 ) -> None:
     symbols = '[{"name":"CLAM_VIRUS","score":8.0,"options":["Eicar"]}]'
     held = post(site, MAIL, headers={"X-Rspamd-symbols": symbols}).json
     id = site.store.messages.find(held["id"])[0].id
-    tell(site)
+    send_digests(site)
     links = digest_links(smtp, ALICE)
     assert "Release" not in links
     site.browser().post(links["Request"][0], {"pressed": "1"})
@@ -169,9 +169,9 @@ def test_dangerous_mail_is_asked_for_refused_with_a_word_and_released_by_an_oper
     assert [m.recipients for m in smtp.mails if m.data.endswith(MAIL + b"\r\n")] == [[ALICE]]
 
 
-def test_nobody_outside_local_domains_is_told_or_let_in(site: Site, smtp: SmtpServer) -> None:
+def test_nobody_outside_local_domains_is_notified_or_signed_in(site: Site, smtp: SmtpServer) -> None:
     post(site, MAIL, headers={"X-Rspamd-rcpt": '["someone@elsewhere.example", "alice@example.org"]'})
-    tell(site)
+    send_digests(site)
     assert {m.recipients[0] for m in smtp.mails} == {ALICE}
     site.browser().post("/sign-in", {"address": "someone@elsewhere.example"})
     smtp.mails.clear()
@@ -209,13 +209,13 @@ def test_mail_files_deleted_by_cron_leave_pages_digests_and_commands_working(
     token = browser.form_token()
     assert browser.post(f"/messages/{id}/release", {"form_token": token, "pressed": "1"}).status in (303, 410)
     assert smtp.mails == []
-    tell(site)
+    send_digests(site)
     assert smtp.mails == []
     for days in (1, 2):
         housekeeping.daily(site.parts, site.now + timedelta(days=days))
 
 
-def test_time_of_the_digest_is_the_settings(site: Site) -> None:
+def test_the_digest_is_sent_at_the_configured_time(site: Site) -> None:
     post(site, MAIL)
     news.schedule_news(site.parts, site.now)
     due = site.store.recipients.get(ALICE).next_digest_at

@@ -1,4 +1,4 @@
-"""Languages: which one is spoken to whom, what a translation may not do, dates and numbers."""
+"""Languages: their choice for each person, the checks of translations, dates and numbers."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tests.web_client import Site
 AT = datetime(2026, 11, 21, 13, 5, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 
-# ---- which language
+# ---- the choice of a language
 
 
 @pytest.mark.parametrize(
-    ("asked", "spoken"),
+    ("accepted", "language"),
     [
         ("de", "de"),
         ("de-AT,de;q=0.9,en;q=0.8", "de"),
@@ -54,16 +54,16 @@ BERLIN = ZoneInfo("Europe/Berlin")
         ("de;q=0.5;x=y, " * 500, "en"),
     ],
 )
-def test_a_browser_gets_the_language_it_asks_for(asked: str, spoken: str) -> None:
-    assert negotiated(asked, "en") == spoken
+def test_a_browser_gets_the_language_it_prefers(accepted: str, language: str) -> None:
+    assert negotiated(accepted, "en") == language
 
 
-def test_a_browser_that_asks_for_none_of_ours_gets_the_sites() -> None:
+def test_a_browser_that_prefers_an_unknown_language_gets_the_sites() -> None:
     assert negotiated("tlh", "de") == negotiated("", "de") == "de"
 
 
 _DOMAIN = '[digest.domains."example.org"]\nlanguage = "de"'
-PLACES = {  # who is known where: `lang` of what is shown
+PLACES = {  # settings, preferences, and the expected `lang`
     "a person's own": ("", Preferences(language="de"), "de"),
     "their domain's": (_DOMAIN, Preferences(), "de"),
     "their own before their domain's": (_DOMAIN, Preferences(language="en"), "en"),
@@ -72,12 +72,12 @@ PLACES = {  # who is known where: `lang` of what is shown
 }
 
 
-@pytest.mark.parametrize(("settings", "chosen", "spoken"), PLACES.values(), ids=PLACES)
-def test_a_person_is_spoken_to_in_their_language_everywhere(
-    make_parts: Callable[..., Parts], tmp_path: Path, settings: str, chosen: Preferences, spoken: str
+@pytest.mark.parametrize(("settings", "chosen", "language"), PLACES.values(), ids=PLACES)
+def test_a_person_is_addressed_in_their_language_everywhere(
+    make_parts: Callable[..., Parts], tmp_path: Path, settings: str, chosen: Preferences, language: str
 ) -> None:
-    """Whatever their browser asks for: it may be another's."""
-    make_parts()  # leaves an empty file there
+    """The browser's languages do not matter: it may be another person's browser."""
+    make_parts()  # creates an empty quarantine.toml
     (tmp_path / "quarantine.toml").write_text(settings)
     with SmtpServer() as server:
         site = Site(make_parts(mail__url=server.url, mail__admin_address="admin@example.com"))
@@ -85,7 +85,7 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
         site.store.recipients.set_preferences(ALICE, chosen)
         send_all(site.parts, site.now, recipient=ALICE)
         digest = bytes(server.mails[0].data)
-    other = {"Accept-Language": "en" if spoken == "de" else "de"}
+    other = {"Accept-Language": "en" if language == "de" else "de"}
     pages = [
         site.browser().get(site.link(Action.RELEASE, held), headers=other),
         site.browser().get(site.link(Action.SHOW, held), headers=other),
@@ -94,14 +94,14 @@ def test_a_person_is_spoken_to_in_their_language_everywhere(
         site.signed_in(ALICE).get("/messages/00000000-0000-7000-8000-000000000000/", headers=other),
         site.signed_in(ALICE).get("/preferences", headers=other),
     ]
-    assert [first(r'<html lang="([\w-]+)" dir="ltr">', page.text) for page in pages] == [spoken] * len(pages)
-    assert languages_of(digest) == [spoken] * 3
+    assert [first(r'<html lang="([\w-]+)" dir="ltr">', page.text) for page in pages] == [language] * len(pages)
+    assert languages_of(digest) == [language] * 3
     site.browser().post("/sign-in", {"address": ALICE}, headers=other)
     site.parts.actions.request_release(grave.id, 0, Actor(ActorKind.RECIPIENT))
     site.parts.actions.refuse_request(grave.id, 0, Actor(ActorKind.OPERATOR), "no")
-    # The administrator has no domain of their own here, so the site's; whoever was refused has theirs.
+    # The administrator has no local domain here and gets the site's language; the recipient who was denied gets theirs.
     site_language = site.parts.settings.digest.language
-    assert [set(languages_of(mail)) for _, mail in queued(site)] == [{spoken}, {site_language}, {spoken}]
+    assert [set(languages_of(mail)) for _, mail in queued(site)] == [{language}, {site_language}, {language}]
 
 
 def first(pattern: str, text: str) -> str:
@@ -111,7 +111,7 @@ def first(pattern: str, text: str) -> str:
 
 
 def languages_of(data: bytes) -> list[str]:
-    """What each part of a mail, and each HTML page in it, say that they speak."""
+    """Return the declared language of each part of a mail and of each HTML page in it."""
     mail = message_from_bytes(data, policy=SMTP)
     parts = [part for part in mail.walk() if not part.is_multipart()]
     html = [str(part.get_content()) for part in parts if part.get_content_type() == "text/html"]
@@ -122,7 +122,7 @@ def languages_of(data: bytes) -> list[str]:
 
 
 def queued(site: Site) -> list[tuple[str, bytes]]:
-    """Our own mail that waits, in order."""
+    """Return the portal's own queued mail, in order."""
     found: list[tuple[str, bytes]] = []
     while True:
         with site.store.outbox.sending(site.now) as mail:
@@ -131,7 +131,7 @@ def queued(site: Site) -> list[tuple[str, bytes]]:
             found.append((mail.to, mail.mail))
 
 
-def test_who_is_not_known_is_spoken_to_as_their_browser_asks(make_parts: Callable[..., Parts]) -> None:
+def test_an_unknown_person_gets_the_language_of_their_browser(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts(digest__language="en"))
     browser = site.browser()
     for path, words in (
@@ -141,12 +141,12 @@ def test_who_is_not_known_is_spoken_to_as_their_browser_asks(make_parts: Callabl
     ):
         assert words in browser.get(path, headers={"Accept-Language": "de-CH, en;q=0.5"}).text
         assert words not in browser.get(path, headers={"Accept-Language": "tlh"}).text
-    # What a machine reads stays English.
+    # Texts for machines stay English.
     answer = browser.post("/", headers={"Accept-Language": "de"}, body=b"x")
     assert "ä" not in answer.text and answer.status in (400, 401, 403)
 
 
-def test_a_strangers_sign_in_says_nothing_by_its_language(make_parts: Callable[..., Parts]) -> None:
+def test_a_strangers_sign_in_discloses_nothing_by_its_language(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts())
     site.hold()
     site.store.recipients.set_preferences(ALICE, Preferences(language="de"))
@@ -157,7 +157,7 @@ def test_a_strangers_sign_in_says_nothing_by_its_language(make_parts: Callable[.
     assert pages[0] == pages[1]
 
 
-# ---- what a translation may do
+# ---- checks of translations
 
 _PO = """msgid ""
 msgstr ""
@@ -189,10 +189,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("english", "said", "fault"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_translation_is_found(english: str, said: str, fault: str) -> None:
+@pytest.mark.parametrize(("english", "translation", "fault"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_translation_is_found(english: str, translation: str, fault: str) -> None:
     catalogue = Catalog("de")
-    catalogue.add(english, said)
+    catalogue.add(english, translation)
     found = [text for _, text in faults(catalogue)]
     assert len(found) == 1 and found[0].startswith(fault)
 
@@ -204,7 +204,7 @@ def test_a_broken_translation_is_found(english: str, said: str, fault: str) -> N
         ("nplurals=2; plural=(n != 1);", ("%(number)s E-Mail", "E-Mails"), "placeholders differ: %(number)s"),
         ("nplurals=2; plural=(n != 1);", ("%(number)s E-Mails",), "it has 1 plural forms, not 2"),
         ("nplurals=2; plural=(n != 1);", ("eine E-Mail", ""), "plural form 1 is missing"),
-        # French says one form for 0 and for 1, so it needs the number.
+        # French uses one form for 0 and for 1, so it needs the number.
         ("nplurals=2; plural=(n > 1);", ("un message", "%(number)s messages"), "placeholders differ: %(number)s"),
         (
             "nplurals=3; plural=(n==1 ? 0 : n%10>=2 && n%10<=4 && (n%100<10 || n%100>=20) ? 1 : 2);",
@@ -215,7 +215,7 @@ def test_a_broken_translation_is_found(english: str, said: str, fault: str) -> N
     ],
 )
 def test_plural_forms_are_counted_and_need_their_number(rule: str, forms: tuple[str, ...], fault: str) -> None:
-    # As a file says it: what Babel says of a language by itself changes with CLDR.
+    # The plural rule of a file: Babel's own rule of a language changes with CLDR.
     catalogue = read_po(StringIO(f'msgid ""\nmsgstr ""\n"Plural-Forms: {rule}\\n"\n'))
     catalogue.add(("%(number)s mail", "%(number)s mails"), forms)
     assert [text for _, text in faults(catalogue)] == ([fault] if fault else [])
@@ -226,7 +226,7 @@ NASTY = '"><script>alert(1)</script> 100% %s %(count)s {{ 7*7 }} &amp; Release'
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
-    """A value in a translated text, one beside it, and one that is itself a text of ours."""
+    """The text has a value in a translation, one next to it, and one that is a translation itself."""
     page = Render(tag).page(
         "sign-in-link", recipient=NASTY, alone=False, script=False, signed_in=NASTY, form_token="", root="", version="1"
     )
@@ -241,13 +241,13 @@ def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
     ), "not translated"
 
 
-def test_a_site_has_words_of_its_own(tmp_path: Path) -> None:
+def test_a_site_can_replace_texts(tmp_path: Path) -> None:
     put(tmp_path, "de", 'msgid "Sign in"\nmsgstr "Hereinspaziert"\n')
     put(tmp_path, "en", 'msgid "Sign in"\nmsgstr "Come in"\n')
     render = Render("de", site_folder=tmp_path)
     values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
-    assert "Hereinspaziert" in german and "Link senden" in german, "the rest is ours"
+    assert "Hereinspaziert" in german and "Link senden" in german, "the rest is the shipped text"
     assert "Come in" in english and "Send link" in english
     assert site_problems(tmp_path) == []
 
@@ -278,7 +278,7 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"nonsense\n"])
-def test_a_file_of_a_site_that_is_none_stops_nothing(tmp_path: Path, text: bytes) -> None:
+def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, text: bytes) -> None:
     put(tmp_path, "de", "")
     languages.po_file(tmp_path / "locale", "de").write_bytes(text)
     values: dict[str, Any] = {"address": "", "root": "", "version": "1", "signed_in": None, "script": False}
@@ -290,7 +290,7 @@ def test_a_file_of_a_site_that_is_none_stops_nothing(tmp_path: Path, text: bytes
 
 
 def shown_of(html: str) -> list[str]:
-    """What a page says, without what stands in <bdi>: that is the mail's."""
+    """Return the texts of a page without those in <bdi>, which quote messages."""
     html = re.sub(r"<(style|script|title)\b.*?</\1>|<bdi[^>]*>.*?</bdi>|<select.*?</select>", " ", html, flags=re.S)
     return [" ".join(line.split()) for line in re.sub(r"<[^>]+>", "\n", html).splitlines() if line.strip()]
 
@@ -305,7 +305,7 @@ ENGLISH = re.compile(r"\b(the|this|your|you|and|held|from|released|deleted|nothi
 
 
 @pytest.mark.parametrize("tag", [tag for tag in TAGS if tag != "en"])
-def test_pages_and_mails_speak_one_language(make_parts: Callable[..., Parts], tag: str) -> None:
+def test_pages_and_mails_are_in_one_language(make_parts: Callable[..., Parts], tag: str) -> None:
     with SmtpServer() as server:
         site = Site(make_parts(mail__url=server.url, mail__admin_address=ALICE, digest__language=tag))
         held, grave, gone = site.hold(score=17.5), site.hold(tier=Tier.DANGEROUS), site.hold()
@@ -327,12 +327,12 @@ def test_pages_and_mails_speak_one_language(make_parts: Callable[..., Parts], ta
     ]
     assert {page.status for page in pages} == {200, 403, 404}
     mails = [message_from_bytes(data, policy=SMTP) for data in (digest, *(mail for _, mail in queued(site)))]
-    said = {line for page in pages for line in shown_of(page.text)}
+    lines = {line for page in pages for line in shown_of(page.text)}
     for mail in mails:
-        said |= set(shown_of(content(mail, "html", "plain"))) | {str(mail["Subject"])}
-        said |= set(content(mail, "plain").splitlines())
-    assert len(said) > 150
-    left = {line for line in said if ENGLISH.search(re.sub(r"\S*[@/]\S*|quarantine (release|refuse) .*", "", line))}
+        lines |= set(shown_of(content(mail, "html", "plain"))) | {str(mail["Subject"])}
+        lines |= set(content(mail, "plain").splitlines())
+    assert len(lines) > 150
+    left = {line for line in lines if ENGLISH.search(re.sub(r"\S*[@/]\S*|quarantine (release|refuse) .*", "", line))}
     assert left == set()
 
 
@@ -371,14 +371,16 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
 def test_dates_and_numbers_are_written_as_cldr_has_them(
     tag: str, moment: str, short: str, number: str, score: str, size: str
 ) -> None:
-    spoken = languages.get(tag)
-    assert spoken.moment(AT, BERLIN) == moment
-    assert spoken.short_moment(AT, BERLIN) == short
-    said = [spoken.number(12345), spoken.score(17.5), spoken.size(12_300)]
-    assert [" ".join(each.split()) for each in said] == [number, score, size], "some blanks are narrow, or do not break"
+    language = languages.get(tag)
+    assert language.moment(AT, BERLIN) == moment
+    assert language.short_moment(AT, BERLIN) == short
+    numbers = [language.number(12345), language.score(17.5), language.size(12_300)]
+    assert [" ".join(each.split()) for each in numbers] == [number, score, size], (
+        "some spaces are narrow or no-break spaces"
+    )
 
 
-DAYS = {  # as the foot of a digest has 1, 3 and 30 days of links, and as many of held messages
+DAYS = {  # as in the foot of a digest: links and held messages for 1, 3 and 30 days
     "en": [
         "Its links are valid for 1 day; held messages are removed after 1 day.",
         "Its links are valid for 3 days; held messages are removed after 3 days.",

@@ -40,7 +40,7 @@ def patient(server: SmtpServer | str) -> Relay:
 
 
 def quick(server: SmtpServer) -> Relay:
-    """For servers that never answer; anywhere else a busy machine would look like one."""
+    """Return a relay with short time-outs, for servers that never reply; a busy machine would look like one too."""
     return Relay(server.url, reply_seconds=0.3, total_seconds=1)
 
 
@@ -56,18 +56,18 @@ def tls() -> ssl.SSLContext:
 
 @pytest.fixture(params=["smtp", "smtp one by one", "lmtp"])
 def server(request: pytest.FixtureRequest) -> Iterator[SmtpServer]:
-    """Over SMTP with and without PIPELINING, and over LMTP."""
+    """A server for SMTP with and without PIPELINING, and for LMTP."""
     with SmtpServer(lmtp=request.param == "lmtp", extensions=ONE_BY_ONE if "one" in request.param else ALL) as server:
         yield server
 
 
 @pytest.fixture
 def beyond_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test machines have no other address that is sure to work: treat 127.0.0.1 as a host elsewhere."""
+    """Treat 127.0.0.1 as another host: test machines have no other address that is certain to work."""
     monkeypatch.setattr(relay_module, "_is_loopback", lambda sock: False)
 
 
-# ---- what arrives
+# ---- delivered mail
 
 
 def test_the_mail_arrives_as_it_was_at_its_recipient_alone(server: SmtpServer) -> None:
@@ -93,7 +93,7 @@ def test_8bit_mail_says_so_where_that_is_offered(server: SmtpServer) -> None:
     assert not server.violations
 
 
-def test_nothing_is_asked_for_that_was_not_offered() -> None:
+def test_only_offered_extensions_are_used() -> None:
     with SmtpServer(extensions=()) as server:
         send(patient(server), b"Subject: x\r\n\r\nGr\xfc\xdfe\r\n")
         assert server.mails[0].data == b"Subject: x\r\n\r\nGr\xfc\xdfe\r\n"
@@ -151,7 +151,7 @@ def verb_cases() -> Iterator[tuple[str, str, type[Exception]]]:
 
 
 @pytest.mark.parametrize(("verb", "behaviour", "error"), list(verb_cases()))
-def test_each_failure_at_each_step_is_told_as_deferred_or_refused(
+def test_each_failure_at_each_step_is_reported_as_deferred_or_refused(
     server: SmtpServer, verb: str, behaviour: str, error: type[Exception]
 ) -> None:
     server.script[verb] = behaviour
@@ -168,7 +168,7 @@ def test_each_failure_at_each_step_is_told_as_deferred_or_refused(
         assert not server.unanswered
 
 
-def test_a_server_that_stops_reading_is_left() -> None:
+def test_a_server_that_stops_reading_is_given_up() -> None:
     with (
         SmtpServer(script={"INPUT": HANG}) as server,
         pytest.raises(RelayDeferred, match="sending the message: timed out"),
@@ -176,7 +176,7 @@ def test_a_server_that_stops_reading_is_left() -> None:
         quick(server).send(SENDER, ALICE, itertools.repeat(b"x" * 76 + b"\r\n", 10**7), has_8bit=False)
 
 
-def test_dripping_content_has_to_end_as_well() -> None:
+def test_slow_content_is_given_up_as_well() -> None:
     def endless() -> Iterator[bytes]:
         while True:
             yield b"x" * 998 + b"\r\n"
@@ -194,12 +194,12 @@ def test_nobody_listening_and_unknown_hosts_are_deferred() -> None:
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
-    """Every host has these addresses."""
+    """``resolves_to(addresses)`` makes every host name resolve to these addresses."""
     found = [(AF_INET6 if ":" in host else AF_INET, SOCK_STREAM, 0, "", (host, port)) for host, port in addresses]
     monkeypatch.setattr("portal.mail.relay.socket.getaddrinfo", lambda *_, **__: found)
 
 
-def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_this_machine_cannot_reach_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_ipv6(family: int, *more: int) -> socket.socket:
         if family == AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
@@ -216,10 +216,10 @@ def test_an_address_that_this_machine_cannot_speak_to_leaves_the_others(monkeypa
             send(patient(f"smtp://localhost:{server.port}"))
 
 
-def test_an_address_that_swallows_everything_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_drops_packets_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with SmtpServer() as server, socket.create_server(("127.0.0.2", 0), backlog=0) as silent, ExitStack() as stack:
         port = silent.getsockname()[1]
-        for _ in range(2):  # fill its queue: the kernel drops what comes after
+        for _ in range(2):  # fill its queue: the kernel drops later connections
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
             sock.connect_ex(("127.0.0.2", port))
@@ -228,11 +228,13 @@ def test_an_address_that_swallows_everything_leaves_time_for_the_others(monkeypa
         assert len(server.mails) == 1
 
 
-def test_a_connection_reset_right_behind_an_answer_is_deferred() -> None:
+def test_a_connection_reset_right_after_a_reply_is_deferred() -> None:
     def reset() -> None:
         for _ in range(tries):
             sock, _ = listener.accept()
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no goodbye, as in a crash
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # close with RST, as after a crash
             sock.sendall(b"220 mx.example.org ready\r\n")
             sock.recv(100)
             sock.sendall(b"250 mx.example.org\r\n")
@@ -248,7 +250,7 @@ def test_a_connection_reset_right_behind_an_answer_is_deferred() -> None:
         thread.join()
 
 
-def test_a_failing_goodbye_does_not_undo_a_delivery(server: SmtpServer) -> None:
+def test_a_failing_quit_does_not_undo_a_delivery(server: SmtpServer) -> None:
     for behaviour in (DROP, "500 what", "421 bye"):
         server.script["QUIT"] = behaviour
         assert send(patient(server)).startswith("250")
@@ -281,12 +283,12 @@ def test_when_the_mail_cannot_be_read_to_its_end_no_server_takes_it(server: Smtp
     assert not server.unanswered
 
 
-# ---- a reply counts for what was sent before it
+# ---- a reply counts only for commands that were sent before it
 
 
 @contextmanager
 def listening_long() -> Iterator[None]:
-    """So that a busy machine cannot make the server late. What is heard ends the wait."""
+    """Wait longer for early replies, so that a busy machine cannot make the server late. A reply ends the wait."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_EARLY_REPLY_SECONDS", "_EARLY_REPLY_LARGE_SECONDS"):
             patch.setattr(relay_module, name, 5)
@@ -303,7 +305,7 @@ EARLY = [
 
 @pytest.mark.parametrize("lines", [1, 20_000])
 @pytest.mark.parametrize(("verb", "early"), EARLY)
-def test_an_answer_before_the_final_dot_is_none(server: SmtpServer, verb: str, early: str, lines: int) -> None:
+def test_a_reply_before_the_final_dot_does_not_count(server: SmtpServer, verb: str, early: str, lines: int) -> None:
     server.script[verb] = [early]
     with patient(server).connection() as connection:
         with listening_long(), pytest.raises(RelayDeferred, match="the server sent an unsolicited reply: 250"):
@@ -315,7 +317,7 @@ def test_an_answer_before_the_final_dot_is_none(server: SmtpServer, verb: str, e
 
 
 @pytest.mark.parametrize(("verb", "early"), EARLY)
-def test_an_answer_before_the_final_dot_is_none_under_tls(
+def test_a_reply_before_the_final_dot_does_not_count_under_tls(
     verb: str, early: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
@@ -325,13 +327,13 @@ def test_an_answer_before_the_final_dot_is_none_under_tls(
         assert not server.mails and not server.unanswered
 
 
-def test_what_a_server_says_while_it_is_sent_a_mail_is_told(server: SmtpServer) -> None:
+def test_a_reply_during_the_content_is_reported(server: SmtpServer) -> None:
     server.script["PART"] = "552 5.3.4 message too large"
     with listening_long(), pytest.raises(RelayDeferred, match="unsolicited reply: 552 5.3.4 message too large"):
         send(patient(server))
 
 
-def test_all_answers_in_the_greeting_are_none() -> None:
+def test_replies_sent_with_the_greeting_do_not_count() -> None:
     banner = "220 hi\r\n250-x\r\n250 PIPELINING\r\n250 ok\r\n250 ok\r\n354 go\r\n250 queued\r\n"
     with SmtpServer(script={"BANNER": banner}) as server:
         with pytest.raises(RelayUnreachable, match="the server sent an unsolicited reply: 250-x"):
@@ -340,7 +342,7 @@ def test_all_answers_in_the_greeting_are_none() -> None:
 
 
 @pytest.mark.parametrize("verb", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"])
-def test_lines_with_different_codes_are_no_answer(server: SmtpServer, verb: str) -> None:
+def test_lines_with_different_codes_are_an_invalid_reply(server: SmtpServer, verb: str) -> None:
     yes = {"BANNER": 220, "DATA": 354}.get(verb, 250)
     for reply in (f"550-no\r\n{yes} ok\r\n", f"{yes}-ok\r\n550 no\r\n", f"{yes}-ok\r\n{yes + 1} ok\r\n"):
         server.script[verb] = reply
@@ -356,14 +358,14 @@ def unexpected() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("verb", "code"), list(unexpected()))
-def test_only_the_answers_that_fit_are_a_yes(server: SmtpServer, verb: str, code: int) -> None:
+def test_only_expected_replies_mean_success(server: SmtpServer, verb: str, code: int) -> None:
     server.script[verb] = f"{code} fine"
     with pytest.raises(RelayDeferred, match=f"unexpected reply {code} fine"):
         send(patient(server))
     assert not server.mails
 
 
-def test_a_recipient_that_is_forwarded_is_taken(server: SmtpServer) -> None:
+def test_a_recipient_that_is_forwarded_is_accepted(server: SmtpServer) -> None:
     for code in (251, 252):
         server.script["RCPT"] = f"{code} user not local; will forward"
         assert send(patient(server)).startswith("250")
@@ -371,7 +373,7 @@ def test_a_recipient_that_is_forwarded_is_taken(server: SmtpServer) -> None:
 
 @pytest.mark.parametrize("more", ["250 2.0.0 queued", "550 5.7.1 rejected", "451 4.3.0 later", "what"])
 @pytest.mark.parametrize("first", ["250 2.0.0 queued", "550 5.7.1 rejected"])
-def test_two_answers_to_one_mail_are_none(server: SmtpServer, first: str, more: str) -> None:
+def test_two_replies_to_one_mail_do_not_count(server: SmtpServer, first: str, more: str) -> None:
     server.script["BODY"] = [f"{first}\r\n{more}\r\n"]
     with patient(server).connection() as connection:
         with pytest.raises(
@@ -383,7 +385,7 @@ def test_two_answers_to_one_mail_are_none(server: SmtpServer, first: str, more: 
     assert server.connections == 2
 
 
-def test_a_goodbye_behind_the_answer_leaves_it_a_yes(server: SmtpServer) -> None:
+def test_a_goodbye_after_the_reply_leaves_it_a_success(server: SmtpServer) -> None:
     server.script["BODY"] = ["250 2.0.0 queued\r\n421 4.7.0 enough for now\r\n"]
     with patient(server).connection() as connection:
         assert connection.send(SENDER, ALICE, [MAIL], has_8bit=False) == "250 2.0.0 queued"
@@ -392,17 +394,17 @@ def test_a_goodbye_behind_the_answer_leaves_it_a_yes(server: SmtpServer) -> None
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("said", ["421 4.4.2 idle for too long", "250 2.0.0 queued", "354 go on", "x" * 9000])
-def test_what_is_said_between_two_mails_ends_the_connection(server: SmtpServer, said: str) -> None:
+@pytest.mark.parametrize("reply", ["421 4.4.2 idle for too long", "250 2.0.0 queued", "354 go on", "x" * 9000])
+def test_an_unexpected_reply_between_two_mails_ends_the_connection(server: SmtpServer, reply: str) -> None:
     with patient(server).connection() as connection:
         connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
-        server.send_unsolicited(said)
+        server.send_unsolicited(reply)
         connection.send(SENDER, BOB, [MAIL], has_8bit=False)
     assert [mail.recipients for mail in server.mails] == [[ALICE], [BOB]]
     assert server.connections == 2
 
 
-# ---- who a rejection is about
+# ---- rejections of the portal and of the mail
 
 
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
@@ -424,7 +426,7 @@ def test_a_server_that_rejects_this_portal_is_deferred(server: SmtpServer, verb:
 
 
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "BODY"])
-def test_a_server_that_rejects_the_mail_is_believed(server: SmtpServer, verb: str) -> None:
+def test_a_server_that_rejects_the_mail_is_refused(server: SmtpServer, verb: str) -> None:
     with patient(server).connection() as connection:
         for reply in REJECTS_THE_MAIL:
             server.script[verb] = [reply]
@@ -479,7 +481,7 @@ def test_a_failed_mail_leaves_the_next_one_alone(server: SmtpServer) -> None:
     assert not server.violations
 
 
-def test_a_connection_closed_between_two_mails_is_made_anew(server: SmtpServer) -> None:
+def test_a_connection_closed_between_two_mails_is_opened_again(server: SmtpServer) -> None:
     with patient(server).connection() as connection:
         connection.send(SENDER, ALICE, [MAIL], has_8bit=False)
         server.drop_connections()
@@ -526,7 +528,7 @@ def test_smtps_needs_a_certificate_that_is_valid(monkeypatch: pytest.MonkeyPatch
             send(patient(server))
 
 
-def test_starttls_is_taken_when_offered_but_not_on_loopback(request: pytest.FixtureRequest) -> None:
+def test_starttls_is_used_when_offered_but_not_on_loopback(request: pytest.FixtureRequest) -> None:
     with SmtpServer(tls=tls()) as server:
         send(Relay(server.url))
         assert "STARTTLS" not in server.verbs
@@ -537,7 +539,7 @@ def test_starttls_is_taken_when_offered_but_not_on_loopback(request: pytest.Fixt
 
 
 @pytest.mark.usefixtures("beyond_loopback")
-def test_a_password_travels_only_under_verified_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_sent_only_under_verified_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     with SmtpServer(users={"portal": "geheim"}) as server:
         url = server.url.replace("//", "//portal:geheim@")
         with pytest.raises(RelayDeferred, match="offers no STARTTLS"):
@@ -552,7 +554,7 @@ def test_a_password_travels_only_under_verified_tls(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("beyond_loopback")
-def test_what_came_before_tls_is_not_believed() -> None:
+def test_replies_sent_before_tls_are_not_trusted() -> None:
     with SmtpServer(tls=tls(), script={"STARTTLS": "220 go\r\n250-mx\r\n250 AUTH PLAIN\r\n"}) as server:
         with pytest.raises(RelayDeferred, match="STARTTLS: the server sent more"):
             send(patient(server))
@@ -581,7 +583,7 @@ def test_a_wrong_password_is_the_sites_mistake_and_is_never_shown() -> None:
 # ---- probe, addresses of servers
 
 
-def test_the_probe_says_what_it_found(server: SmtpServer) -> None:
+def test_the_probe_reports_what_it_found(server: SmtpServer) -> None:
     found = patient(server).probe()
     assert f"127.0.0.1:{server.port} answers as mx.example.org by {'LMTP' if server.lmtp else 'SMTP'}" in found
     assert "without TLS" in found and "8BITMIME, DSN" in found
@@ -601,14 +603,14 @@ def test_the_probe_fails_as_a_release_would() -> None:
             patient(server).probe()
 
 
-def test_ipv6_addresses_stand_in_brackets() -> None:
+def test_ipv6_addresses_are_in_brackets() -> None:
     with SmtpServer(host="::1") as server:
         send(patient(server))
         assert len(server.mails) == 1
 
 
 @pytest.mark.parametrize("url", ["http://h", "smtp://", "smtp:h", "lmtps://h", "smtp://h:99999"])
-def test_other_addresses_are_no_relay(url: str) -> None:
+def test_other_urls_are_not_a_relay(url: str) -> None:
     with pytest.raises(ValueError):
         Relay(url)
 
@@ -683,7 +685,7 @@ def test_a_sender_without_a_domain_stays_and_other_odd_ones_are_refused() -> Non
 
 
 def unquoted(written: str) -> str:
-    """What a server understands: the quoted-string's content (RFC 5321, 4.1.2)."""
+    """Return the local part as a server reads it: the content of the quoted-string (RFC 5321, 4.1.2)."""
     local, _, domain = written.rpartition("@")
     if local.startswith('"'):
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
@@ -703,11 +705,11 @@ def test_any_address_is_written_as_itself_or_not_at_all(address: str) -> None:
         written = path(address, is_sender=False)
     except RelayRefused:
         return
-    # As a strict server reads it: one path, nothing behind it.
+    # As a strict server reads it: one path and nothing after it.
     assert re.fullmatch(r'<((?:"(?:[^"\\\r\n]|\\[ -~])*"|[^\s<>",;:()\\@]+)@[^\s<>"@]+)>', written)
     local = address.rpartition("@")[0]
     if re.fullmatch(r'"(?:[^"\\]|\\.)*"', local):
-        assert written == f"<{address}>"  # was quoted already
+        assert written == f"<{address}>"  # it was quoted already
     else:
         assert unquoted(written[1:-1]) == address
 

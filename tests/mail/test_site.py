@@ -1,4 +1,4 @@
-"""A site's own name, templates and files: used instead of ours, and never a reason to send nothing."""
+"""A site's own name, templates and files: they replace the shipped ones, and never stop mail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.web_client import Site
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A site's folder without anything in it yet."""
+    """An empty folder for a site's files."""
     (tmp_path / "site" / "templates").mkdir(parents=True)
     return tmp_path / "site"
 
@@ -38,7 +38,7 @@ def put(folder: Path, name: str, text: str) -> None:
 
 
 def digest_of(make_parts: Callable[..., Parts], **settings: Any) -> str:
-    """The digest Alice gets: headers as sent, then text and HTML."""
+    """Return Alice's digest: headers as sent, then text and HTML."""
     with SmtpServer() as server:
         parts = make_parts(mail__url=server.url, **settings)
         hold(parts.store, subject="Held subject")
@@ -50,10 +50,10 @@ def digest_of(make_parts: Callable[..., Parts], **settings: Any) -> str:
     return "\n".join([raw.partition(b"\r\n\r\n")[0].decode(), *bodies])
 
 
-# ---- what can be replaced
+# ---- replacements
 
 
-def test_a_name_stands_in_mails_and_on_pages(make_parts: Callable[..., Parts]) -> None:
+def test_a_name_is_shown_in_mails_and_on_pages(make_parts: Callable[..., Parts]) -> None:
     mail = digest_of(make_parts, site__name="Post of Müller & Co")
     assert "From: Post of =?utf-8?q?M=C3=BCller?= & Co <" in mail
     assert "<quarantine@example.org>" in mail
@@ -80,7 +80,7 @@ def test_files_of_the_site_replace_ours_one_by_one(make_parts: Callable[..., Par
     assert "Subject: 1 kept back" in mail
     assert mail.count("Help desk: room 7") == 2
     assert "background:#060" in mail
-    assert "Held subject" in mail, "the rest is ours"
+    assert "Held subject" in mail, "the rest is shipped"
 
 
 def test_all_mails_have_the_sites_colours(make_parts: Callable[..., Parts], folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_pages_and_their_files_can_be_replaced(make_parts: Callable[..., Parts],
     assert browser.get("/static/nothing.css").status == 404
 
 
-def test_ours_can_be_extended(make_parts: Callable[..., Parts], folder: Path) -> None:
+def test_shipped_templates_can_be_extended(make_parts: Callable[..., Parts], folder: Path) -> None:
     put(
         folder,
         "web/base.html",
@@ -124,7 +124,7 @@ def test_ours_can_be_extended(make_parts: Callable[..., Parts], folder: Path) ->
     assert "Email address" in page
 
 
-# ---- what fails
+# ---- failures
 
 BROKEN = {
     "syntax": "{% if %}",
@@ -176,10 +176,10 @@ def test_a_template_larger_than_a_digest_may_be_still_lists_the_mails(
     assert "Held subject" in digest_of(make_parts, site__folder=folder)
 
 
-# ---- what quarantine check says
+# ---- quarantine check
 
 
-def said(settings: Settings) -> str:
+def findings(settings: Settings) -> str:
     return "\n".join(f"{finding.ok} {finding.text}" for finding in checks.site_files(settings))
 
 
@@ -187,14 +187,14 @@ def test_check_names_what_is_wrong_before_it_is_used(
     make_settings: Callable[..., Settings], files_url: str, folder: Path
 ) -> None:
     settings = make_settings(files_url, site__folder=folder)
-    assert said(settings).startswith("True")
+    assert findings(settings).startswith("True")
     put(folder, "mail/digest/subject.txt", "{{ count }} kept, {{ telling }}")
     put(folder, "web/header.html", "{{ site_name }} {{ root }} {{ _('Help') }}")
     put(folder, "web/included.html", "{{ whatever }}")
-    assert said(settings).startswith("True"), said(settings)
+    assert findings(settings).startswith("True"), findings(settings)
     put(folder, "mail/digest/body.html", "<p>\n{% endfor %}")
     put(folder, "mail/signin/body.txt", "{{ nonsense }}")
-    text = said(settings)
+    text = findings(settings)
     assert "mail/digest/body.html: line 2: " in text
     assert "mail/signin/body.txt: uses unknown values (nonsense)" in text
     assert text.count("False") == 2
@@ -203,10 +203,10 @@ def test_check_names_what_is_wrong_before_it_is_used(
 def test_check_names_a_folder_that_is_not_there(
     make_settings: Callable[..., Settings], files_url: str, tmp_path: Path
 ) -> None:
-    assert "is missing" in said(make_settings(files_url, site__folder=tmp_path / "nothing"))
+    assert "is missing" in findings(make_settings(files_url, site__folder=tmp_path / "nothing"))
 
 
-def test_check_tells_what_failed_in_another_process_until_it_is_mended(
+def test_check_reports_a_failure_in_another_process_until_it_is_repaired(
     make_parts: Callable[..., Parts], store_url: str, folder: Path
 ) -> None:
     put(folder, "mail/digest/body.html", "\n{% for row in rows %}{{ row.nonsense }}{% endfor %}")
@@ -221,7 +221,7 @@ def test_check_tells_what_failed_in_another_process_until_it_is_mended(
     other.close()
 
 
-def test_our_own_templates_have_no_problems() -> None:
+def test_shipped_templates_have_no_problems() -> None:
     from portal import shipped
 
     assert site_problems(shipped("templates").parent) == []

@@ -1,4 +1,4 @@
-"""Rejections as real mail servers word them, and whom each is about."""
+"""Rejections in the words of real mail servers: of the portal, or of a recipient or message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from portal.mail.smtp_replies import rejects_portal
 from tests.builders import ALICE, SENDER
 
-# Postfix unless said otherwise. At MAIL, RCPT, DATA and the final dot alike.
+# Postfix, unless another server is named. Valid at MAIL, RCPT, DATA and the final dot.
 ABOUT_US = [
     "554 5.7.1 <host>: Client host rejected: Access denied",
     "554 5.7.1 <unknown[192.0.2.7]>: Client host rejected: Access denied",
@@ -105,7 +105,7 @@ ABOUT_US = [
     "550 5.7.10 Encryption needed",
     "550 5.7.1 Not authenticated",
     "550 5.7.1 Log in first",
-    # 4xx: by their defaults these are what Postfix says to a portal it was not told of
+    # 4xx: Postfix's default replies to a client that is not configured as allowed
     "454 4.7.1 <alice@example.org>: Relay access denied",
     "450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.7]",
     "450 4.7.1 <quarantine>: Helo command rejected: Host not found",
@@ -204,28 +204,28 @@ ABOUT_THE_MAIL = [
 ]
 
 
-def judged(reply: str, *addresses: str, at_final_dot: bool = False) -> bool:
-    """What is made of a reply in the form in which a server sends it."""
+def is_about_portal(reply: str, *addresses: str, at_final_dot: bool = False) -> bool:
+    """Return whether a reply, in the form in which a server sends it, rejects the portal."""
     lines = [line[4:] for line in reply.split("\n")]
     return rejects_portal(int(reply[:3]), "\n".join(lines), addresses, at_final_dot=at_final_dot)
 
 
 @pytest.mark.parametrize("reply", ABOUT_US)
 def test_replies_that_turn_this_portal_away_are_about_us(reply: str) -> None:
-    assert judged(reply, SENDER, ALICE)
-    assert judged(reply.upper(), SENDER, ALICE)
+    assert is_about_portal(reply, SENDER, ALICE)
+    assert is_about_portal(reply.upper(), SENDER, ALICE)
 
 
 @pytest.mark.parametrize("reply", ABOUT_THE_MAIL)
 def test_replies_about_a_recipient_or_a_message_are_not_about_us(reply: str) -> None:
-    assert not judged(reply, SENDER, ALICE)
-    assert not judged(reply, SENDER, ALICE, at_final_dot=True)
+    assert not is_about_portal(reply, SENDER, ALICE)
+    assert not is_about_portal(reply, SENDER, ALICE, at_final_dot=True)
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 555])
 def test_commands_that_are_not_understood_are_about_us_but_not_at_the_final_dot(code: int) -> None:
-    assert judged(f"{code} 5.5.2 line too long")
-    assert not judged(f"{code} 5.5.2 line too long", at_final_dot=True)
+    assert is_about_portal(f"{code} 5.5.2 line too long")
+    assert not is_about_portal(f"{code} 5.5.2 line too long", at_final_dot=True)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ def test_commands_that_are_not_understood_are_about_us_but_not_at_the_final_dot(
 def test_no_address_can_make_its_rejection_look_like_one_of_us(recipient: str, reply: str) -> None:
     for form in (recipient, recipient.replace('"', "")):
         local = form.rpartition("@")[0]
-        assert not judged(reply.format(form, local=local), recipient)
+        assert not is_about_portal(reply.format(form, local=local), recipient)
 
 
-def test_a_huge_reply_is_judged_quickly() -> None:
+def test_a_huge_reply_is_classified_quickly() -> None:
     for piece in ("your ip ", "not to an any mail ", '<"', "1:", "sending host ", "@", "client host "):
-        assert judged(f"550 {piece * 10000}") in (True, False)
+        assert is_about_portal(f"550 {piece * 10000}") in (True, False)

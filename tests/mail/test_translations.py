@@ -11,7 +11,7 @@ from portal.mail.languages import LOCALE, faults, po_file, read_catalogue
 from tools.catalogues import TEMPLATE, TRANSLATED, extracted, written
 
 
-def test_the_pot_file_has_the_texts_that_there_are() -> None:
+def test_the_pot_file_has_the_current_texts() -> None:
     assert TEMPLATE.read_text("utf-8") == written(extracted()), "run: make catalogues"
 
 
@@ -28,12 +28,12 @@ def test_every_text_is_translated(tag: str) -> None:
 
 @pytest.mark.parametrize("tag", TRANSLATED)
 def test_no_translation_is_broken(tag: str) -> None:
-    assert [(entry.id, said) for entry, said in faults(read_catalogue(po_file(LOCALE, tag), tag))] == []
+    assert [(entry.id, fault) for entry, fault in faults(read_catalogue(po_file(LOCALE, tag), tag))] == []
 
 
 @pytest.mark.parametrize("tag", TRANSLATED)
 def test_plural_forms_are_those_of_cldr(tag: str) -> None:
-    """Each form stands for one category of CLDR and the other way round, for as many mails as there may be.
+    """Each form is one category of CLDR and the other way round, for every possible number of messages.
 
     French, Italian, Spanish and Portuguese have one more, for whole millions."""
     catalogue = read_catalogue(po_file(LOCALE, tag), tag)
@@ -42,8 +42,8 @@ def test_plural_forms_are_those_of_cldr(tag: str) -> None:
     assert len(pairs) == len(dict(pairs)) == len({name for _, name in pairs}) == catalogue.num_plurals
 
 
-def test_extraction_sees_every_folder_that_speaks() -> None:
-    """Were a folder of texts left out, all of the above would be green."""
+def test_extraction_covers_every_folder_with_texts() -> None:
+    """If a folder of texts were left out, all other tests would still pass."""
     ids = {entry.id for entry in extracted()}
     assert {
         "The text resembles known spam",  # portal/*.py

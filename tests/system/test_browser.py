@@ -204,7 +204,7 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_what_is_tabbed_to_lies_above_the_bar(site: Site, steered: Browser, width: int) -> None:
+def test_focused_elements_are_not_covered_by_the_bar(site: Site, steered: Browser, width: int) -> None:
     for _ in range(15):
         site.hold()
     with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:

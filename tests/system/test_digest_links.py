@@ -114,7 +114,7 @@ def alice(request: pytest.FixtureRequest, site: LocalSite, browser: Browser) -> 
     context.close()
 
 
-def test_release_gives_the_mail_back_to_her_alone(alice: Reader) -> None:
+def test_release_delivers_the_mail_to_her_alone(alice: Reader) -> None:
     alice.link("Release", SHOP)
     alice.reads("Release this message?")
     assert alice.state(SHOP) is State.HELD
@@ -135,7 +135,7 @@ def test_delete_and_undo(alice: Reader) -> None:
     assert alice.given_back() == []
 
 
-def test_show_tells_why_and_leads_on(alice: Reader) -> None:
+def test_show_names_the_reasons_and_leads_on(alice: Reader) -> None:
     alice.link("Show", SHOP)
     alice.reads("Why this message was held")
     assert "Mostly images, hardly any text" in alice.page.inner_text("main")
@@ -147,7 +147,7 @@ def test_show_tells_why_and_leads_on(alice: Reader) -> None:
     assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
 
 
-def test_dangerous_mail_is_asked_for(alice: Reader) -> None:
+def test_dangerous_mail_is_requested(alice: Reader) -> None:
     row = alice.page.locator("tr").filter(has_text=BANK)
     assert row.get_by_role("link").all_inner_texts() == ["Request release", "Show"]
     alice.link("Request release", BANK)
@@ -190,7 +190,7 @@ def test_preferences_stop_digests_and_send_them_again(alice: Reader) -> None:
     assert alice.site.store.recipients.get(ALICE).stopped_at is None
 
 
-def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:
+def test_the_links_of_a_forwarded_digest_are_revoked(alice: Reader) -> None:
     alice.site.pass_time(seconds=2)
     alice.link("Revoke the links in this digest")
     alice.button("Revoke all links")
@@ -200,7 +200,7 @@ def test_a_forwarded_digest_becomes_useless(alice: Reader) -> None:
     assert alice.state(SHOP) is State.HELD
 
 
-def test_her_quarantine_opens_by_a_mailed_link_and_asks_for_no_password(alice: Reader) -> None:
+def test_her_quarantine_opens_by_a_mailed_link_and_needs_no_password(alice: Reader) -> None:
     alice.link("Open my quarantine")
     assert alice.page.locator("input[type=password]").count() == 0
     alice.page.get_by_label("Email address").fill(ALICE)

@@ -231,7 +231,7 @@ def test_a_recipient_beyond_ascii_gets_a_digest_where_the_mail_server_speaks_smt
     assert verifies(arrived)
 
 
-def test_where_it_does_not_that_recipient_is_left_and_the_others_are_told(
+def test_without_smtputf8_that_recipient_waits_and_the_others_are_notified(
     site: Site, make_parts: Callable[..., Parts]
 ) -> None:
     old = make_parts(mail__url=f"smtp://127.0.0.1:{site.postfix.smtp_old}", public_url=site.parts.settings.public_url)

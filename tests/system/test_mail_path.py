@@ -68,7 +68,7 @@ def link(text: str, label: str, word: str) -> str:
 
 
 @pytest.mark.parametrize("discarding", [False, True], ids=["rejected", "discarded"])
-def test_a_rejected_mail_is_held_told_and_given_back_to_one_of_its_recipients(
+def test_a_rejected_mail_is_held_announced_and_released_to_one_of_its_recipients(
     mx: Mx, portal: Portal, page: Page, needle: str, discarding: bool
 ) -> None:
     mail = spam(needle, REJECTED, body="Kauf! Grüße\r\n.\r\n..zwei\r\n".encode())

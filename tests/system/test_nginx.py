@@ -73,7 +73,7 @@ def test_too_many_recipients_are_left_out_rather_than_cut(portal: Portal, needle
     assert told["flags"] == ["recipients"] and told["tier"] == "suspicious"
 
 
-def test_the_null_sender_is_told_from_an_unknown_one(portal: Portal, needle: str) -> None:
+def test_the_null_sender_is_distinguished_from_an_unknown_one(portal: Portal, needle: str) -> None:
     metadata = {"rcpt": f'["{ALICE}"]', "symbols": symbols(2), "action": "reject", "score": "20"}
     assert post(portal, spam(needle, {}), **metadata | {"from": ""}).status == 200
     assert meta(portal, needle)["envelope_sender"] == "" and meta(portal, needle)["flags"] == []
@@ -124,7 +124,7 @@ def test_people_are_led_to_https_and_to_the_mount_point(portal: Portal) -> None:
     assert http(portal.nginx.public_url + "/sign-in").status == 200
 
 
-def test_no_token_stands_in_the_access_log(portal: Portal, needle: str) -> None:
+def test_no_token_is_written_to_the_access_log(portal: Portal, needle: str) -> None:
     for path in (
         f"/link/{needle}/",
         f"/link/{needle}",

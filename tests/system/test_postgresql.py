@@ -68,7 +68,7 @@ def test_the_contract_holds_behind_pgbouncer(server: str, pooler: str) -> None:
     )  # fmt: skip
 
 
-def test_nothing_of_a_session_stays_with_the_pooler(server: str, pooler: str) -> None:
+def test_no_session_state_stays_with_the_pooler(server: str, pooler: str) -> None:
     url = f"postgresql://postgres@{pooler}/quarantine"
     store = open_store(url, create=True)
     store.prepare_days(now())

@@ -26,7 +26,7 @@ VERDICTS = {"scored": REJECTED} | {
 @pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
 @pytest.mark.parametrize("verdict", VERDICTS)
 @pytest.mark.parametrize("trouble", ["refuse", "500", "break"])
-def test_with_the_portal_away_the_sender_is_asked_to_try_again(
+def test_mail_is_deferred_while_the_portal_is_down(
     mx: Mx, needle: str, trouble: str, verdict: str, discarding: bool
 ) -> None:
     mx.switch.set("refuse")
@@ -38,7 +38,7 @@ def test_with_the_portal_away_the_sender_is_asked_to_try_again(
 
 @pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
 @pytest.mark.parametrize("verdict", ["scored", "forced discard"])
-def test_with_the_portal_hanging_too(mx: Mx, needle: str, verdict: str, discarding: bool) -> None:
+def test_mail_is_deferred_while_the_portal_hangs(mx: Mx, needle: str, verdict: str, discarding: bool) -> None:
     mx.switch.set("hang")
     port = mx.postfix.smtp_discarding if discarding else mx.postfix.smtp
     mx.switch.set("refuse")
@@ -61,7 +61,7 @@ def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: s
     assert meta(portal, needle)["flags"] == []
 
 
-def test_the_rule_tells_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:
+def test_the_rule_exports_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:
     send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, REJECTED | {"X-Test-Options": "1"}))
     told = meta(portal, needle)
     assert told["flags"] == [] and told["tier"] == "spam"

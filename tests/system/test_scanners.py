@@ -120,7 +120,7 @@ def test_a_page_that_fetches_all_links_at_once_changes_nothing(
     [("form.submit()", set()), ("form.querySelector('button').click()", {"spam"}), ("", {*map(str, Tier)})],
     ids=["submitted", "clicked by a script", "pressed with a mouse"],
 )
-def test_what_a_scanner_does_in_a_browser_reaches_no_further_than_it_may(
+def test_a_scanner_in_a_browser_can_do_only_what_is_allowed(
     site: Site, browser: Browser, minutes: int, script: str, may_change: set[str]
 ) -> None:
     held = {link: site.hold(link[0]) for link in WITH_FORM}

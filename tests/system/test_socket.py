@@ -105,7 +105,7 @@ def test_only_nginxs_user_can_connect_and_it_reads_none_of_the_services_files(se
         assert said_as(NGINX, "open(sys.argv[1])", str(path)).startswith("PermissionError: "), path
 
 
-def test_a_post_behind_200_silent_connections_waits_at_most_5_seconds(service: Portal) -> None:
+def test_a_post_after_200_silent_connections_waits_at_most_5_seconds(service: Portal) -> None:
     workers = service.pids("uwsgi")
     headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
     with silent(service.uwsgi, 200):

@@ -89,14 +89,14 @@ def test_a_stop_stops_everything(started: Portal) -> None:
     wait_for(lambda: not started.pids("uwsgi") and not started.pids("quarantine-digest"), 10)
 
 
-def test_a_killed_digest_process_comes_back_and_health_tells_of_it(started: Portal) -> None:
+def test_a_killed_digest_process_is_restarted_and_health_reports_it(started: Portal) -> None:
     (first,) = wait_for(lambda: started.pids("quarantine-digest"))
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: started.pids("quarantine-digest") not in ([], [first]))
     assert b'"digest_heartbeat_age_seconds": ' in http(started.nginx.exporter_url + "healthz").body
 
 
-def test_a_killed_worker_comes_back_and_what_was_held_stays(started: Portal) -> None:
+def test_a_killed_worker_is_restarted_and_held_mail_stays(started: Portal) -> None:
     headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
     assert http(started.nginx.exporter_url, spam("kept", {}), headers).status == 200
     assert started.process is not None

@@ -1,4 +1,4 @@
-"""The pages behind a digest's other links: one mail shown, several at once, and "Revoke the links in this digest"."""
+"""The pages that a digest's other links open: "Show", several at once, and "Revoke the links in this digest"."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def held(site: Site) -> Held:
     return site.hold()
 
 
-def tell(site: Site, recipient: str = ALICE) -> Digest:
-    """A digest as sent to a recipient a moment ago."""
+def send_digest(site: Site, recipient: str = ALICE) -> Digest:
+    """Send a recipient's digest, as a moment ago, and return it."""
     with digesting(site.store, recipient, site.now, 5000, ignore_schedule=True) as digest:
         pass
     site.pass_time(seconds=5)
@@ -58,7 +58,7 @@ def names(page: str) -> list[str]:
 
 
 def choose(browser: Browser, path: str, do: str, mails: list[str], page: str) -> str:
-    """Tick mails, press a button; the page that follows. Browsers repeat a field for each tick."""
+    """Tick mails, press a button and return the next page. Browsers repeat a field for each ticked box."""
     drawn = re.search(r'name="drawn" value="([0-9]+)"', page)
     assert drawn
     body = "&".join([f"drawn={drawn[1]}", *(f"mail={name}" for name in mails), f"do={do}"]).encode()
@@ -78,7 +78,7 @@ def choose(browser: Browser, path: str, do: str, mails: list[str], page: str) ->
 # ---- Show
 
 
-def test_show_gives_facts_and_reasons_and_no_word_of_the_mail(site: Site, held: Held) -> None:
+def test_show_gives_facts_and_reasons_and_no_text_of_the_mail(site: Site, held: Held) -> None:
     page = site.browser().get(site.link(Action.SHOW, held)).text
     for words in ("promo@example.net", "Offer", "resembles known spam", "BAYES_SPAM", "17.5", "Sign in", ALICE):
         assert words in page, words
@@ -96,7 +96,9 @@ def test_show_leads_to_the_links_that_the_digest_has_for_the_mail(site: Site, he
         (Action.RELEASE, held.id, 0),
         (Action.DELETE, held.id, 0),
     ]
-    assert {link.issued_at for link in found} == {issued_at}, "no younger, so they expire and are revoked together"
+    assert {link.issued_at for link in found} == {issued_at}, (
+        "dated like the digest, so they expire and are revoked together"
+    )
     browser.post(links[0], PRESS)
     assert [mail.recipients for mail in relay.mails] == [[ALICE]]
     assert "Message released" not in browser.get(show).text
@@ -104,7 +106,7 @@ def test_show_leads_to_the_links_that_the_digest_has_for_the_mail(site: Site, he
     assert "/link/" not in browser.get(show).text, "nothing is left to do"
 
 
-def test_show_offers_to_ask_for_dangerous_mail(site: Site) -> None:
+def test_show_offers_to_request_dangerous_mail(site: Site) -> None:
     held = site.hold(Tier.DANGEROUS)
     page = site.browser().get(site.link(Action.SHOW, held)).text
     actions = [
@@ -125,7 +127,7 @@ def test_show_does_nothing_when_a_form_is_sent_to_it(
     assert not relay.mails
 
 
-def test_the_text_is_for_who_signs_in_alone(site: Site, held: Held) -> None:
+def test_the_text_is_shown_only_after_signing_in(site: Site, held: Held) -> None:
     link = f"{ROOT}/messages/{held.id}/"
     assert link in site.browser().get(site.link(Action.SHOW, held)).text
     assert site.browser().get(link).header("Location") == f"{ROOT}/sign-in"
@@ -146,9 +148,9 @@ def test_opening_show_counts_as_opening_a_link(site: Site, held: Held) -> None:
 def test_several_lists_what_of_this_digest_is_still_held(site: Site) -> None:
     mine, gone = site.hold(subject="Mine"), site.hold(subject="Gone")
     site.hold(Tier.DANGEROUS, subject="Virus")
-    digest = tell(site)
+    digest = send_digest(site)
     site.hold(subject="Later")
-    tell(site)
+    send_digest(site)
     site.browser().post(site.link(Action.DELETE, gone), PRESS)
     page = site.browser().get(several(site, digest)).text
     assert names(page) == [f"{mine.id}.0"]
@@ -158,7 +160,7 @@ def test_several_lists_what_of_this_digest_is_still_held(site: Site) -> None:
 
 def test_chosen_mails_are_released_to_this_recipient_and_the_others_are_not(site: Site, relay: SmtpServer) -> None:
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two", "three")]
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     assert len(names(page)) == 3
     page = choose(browser, several(site, digest), "release", [f"{helds[0].id}.0", f"{helds[2].id}.0"], page)
@@ -167,12 +169,12 @@ def test_chosen_mails_are_released_to_this_recipient_and_the_others_are_not(site
     assert [site.state(held, 1) for held in helds] == [State.HELD] * 3, "Bob's"
     assert page.count("Released on") == 2
     assert names(page) == [f"{helds[1].id}.0"]
-    assert "__Host-quarantine-device" in browser.cookies, "a press"
+    assert "__Host-quarantine-device" in browser.cookies, "a press sets the device cookie"
 
 
 def test_chosen_mails_are_deleted(site: Site) -> None:
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     page = choose(browser, several(site, digest), "delete", names(page), page)
     assert [site.state(held) for held in helds] == [State.DELETED] * 2
@@ -181,19 +183,19 @@ def test_chosen_mails_are_deleted(site: Site) -> None:
     assert {event.actor.via for held in helds for event in site.history(held)[1:]} == {"link"}
 
 
-def test_near_identical_mails_stand_beside_each_other(site: Site) -> None:
+def test_near_identical_mails_are_listed_together(site: Site) -> None:
     for subject, score in (("Order 1", 15.0), ("Other", 16.0), ("Order 2", 17.0)):
         site.hold(subject=subject, score=score)
-    page = site.browser().get(several(site, tell(site))).text
+    page = site.browser().get(several(site, send_digest(site))).text
     assert re.findall(r'class="subject"><bdi>([^<]+)', page) == ["Order 2", "Order 1", "Other"]
 
 
 @pytest.mark.parametrize("do", ["release", "delete"])
 def test_only_harmless_mail_of_this_digest_and_recipient_can_be_chosen(site: Site, relay: SmtpServer, do: str) -> None:
     listed, virus, bobs = site.hold(), site.hold(Tier.DANGEROUS), site.hold(recipients=[BOB])
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     later = site.hold()
-    tell(site)
+    send_digest(site)
     page = browser.get(several(site, digest)).text
     wanted = [f"{virus.id}.0", f"{bobs.id}.0", f"{later.id}.0", f"{listed.id}.1", "x", "", "../etc", f"{listed.id}.0"]
     choose(browser, several(site, digest), do, wanted, page)
@@ -205,22 +207,22 @@ def test_only_harmless_mail_of_this_digest_and_recipient_can_be_chosen(site: Sit
 
 @pytest.mark.parametrize("do", ["", "restore", "purge"])
 def test_without_a_button_of_the_page_nothing_is_done(site: Site, held: Held, do: str) -> None:
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     page = choose(browser, several(site, digest), do, names(page), page)
     assert site.state(held) is State.HELD
     assert "No messages selected" in page
 
 
-def test_nothing_ticked_is_said(site: Site, held: Held) -> None:
-    digest, browser = tell(site), site.browser()
+def test_a_press_with_nothing_ticked_gets_a_message(site: Site, held: Held) -> None:
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     assert "No messages selected" in choose(browser, several(site, digest), "release", [], page)
     assert site.state(held) is State.HELD
 
 
 def test_a_form_of_another_site_does_nothing(site: Site, held: Held) -> None:
-    digest = tell(site)
+    digest = send_digest(site)
     answer = site.browser().post(
         several(site, digest), {"mail": f"{held.id}.0", "do": "release"}, headers={"Origin": "https://evil.example"}
     )
@@ -228,20 +230,20 @@ def test_a_form_of_another_site_does_nothing(site: Site, held: Held) -> None:
     assert site.state(held) is State.HELD
 
 
-def test_what_the_mail_server_refuses_is_told_and_the_others_go(site: Site, relay: SmtpServer) -> None:
+def test_rejected_mail_is_reported_and_the_others_are_released(site: Site, relay: SmtpServer) -> None:
     helds = [site.hold(subject=f"Mail {name}", envelope_sender=f"{name}@example.net") for name in ("one", "two")]
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     site.browser().post(site.link(Action.RELEASE, helds[0]), PRESS)
     page = choose(browser, several(site, digest), "release", [f"{held.id}.0" for held in helds], page)
-    assert page.count("Released on") == 2, "who was quicker is told as well"
+    assert page.count("Released on") == 2, "the mail that was released earlier is reported as well"
     assert len(relay.mails) == 2
 
 
-def test_mail_that_the_server_cannot_take_now_is_on_its_way(make_parts: Callable[..., Parts]) -> None:
+def test_mail_that_the_server_defers_is_on_its_way(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts(relay__url=nobody_listens()))
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     page = choose(browser, several(site, digest), "release", names(page), page)
     assert [site.state(held) for held in helds] == [State.RELEASING] * 2
@@ -250,7 +252,7 @@ def test_mail_that_the_server_cannot_take_now_is_on_its_way(make_parts: Callable
 
 def test_a_slow_server_gets_as_many_as_there_is_time_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     monkeypatch.setattr(web_digest, "_MAX_SECONDS", 0)
     page = choose(browser, several(site, digest), "release", names(page), page)
@@ -259,10 +261,10 @@ def test_a_slow_server_gets_as_many_as_there_is_time_for(site: Site, monkeypatch
     assert names(page)
 
 
-def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_midway_leaves_the_rest_and_reports_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         site.hold(subject=f"Mail {name}")
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     real, calls = type(site.store.deliveries).move, []
 
@@ -283,7 +285,7 @@ def test_a_store_that_fails_on_the_way_leaves_the_rest_and_says_so(site: Site, m
 def test_a_mail_that_is_damaged_leaves_the_others(site: Site, store_url: str, relay: SmtpServer) -> None:
     helds = [site.hold(subject=f"Mail {name}", recipients=[ALICE]) for name in ("one", "two", "three")]
     damage(store_url, helds[0].id)
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     page = choose(browser, several(site, digest), "release", [f"{held.id}.0" for held in helds], page)
     assert [site.state(held) for held in helds] == [State.HELD, State.RELEASED, State.RELEASED]
@@ -295,7 +297,7 @@ def test_a_digest_of_many_mails_shows_a_bounded_page(site: Site, monkeypatch: py
     monkeypatch.setattr(web_digest, "_MAX_MESSAGES", 3)
     for name in ("one", "two", "three", "four", "five"):
         site.hold(subject=f"Mail {name}")
-    digest, browser = tell(site), site.browser()
+    digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
     assert len(names(page)) == 3
     assert "2 more messages will appear here" in page
@@ -307,26 +309,26 @@ def test_a_digest_of_many_mails_shows_a_bounded_page(site: Site, monkeypatch: py
     "query", ["?since=x", "?since=-1", "?since=99999999999", "?since=", "?since=1e9&rest=2&none=0"]
 )
 def test_odd_queries_are_harmless(site: Site, held: Held, query: str) -> None:
-    page = site.browser().get(several(site, tell(site)) + query)
+    page = site.browser().get(several(site, send_digest(site)) + query)
     assert page.status == 200
     assert "Results" not in page.text
 
 
 def test_hostile_text_stays_text(site: Site) -> None:
     site.hold(subject="</bdi><script>alert(1)</script>", header_from='"><img src=x> <x@example.com>')
-    page = site.browser().get(several(site, tell(site))).text
+    page = site.browser().get(several(site, send_digest(site))).text
     assert "<script" not in page and "<img" not in page
     assert "&lt;script&gt;" in page
 
 
-# ---- whose
+# ---- access
 
 
 @pytest.mark.parametrize("action", [Action.SEVERAL, Action.FORWARDED])
 def test_a_digest_link_opens_nothing_else(site: Site, held: Held, action: Action) -> None:
-    digest = tell(site)
+    digest = send_digest(site)
     for path in (
-        site.parts.links.url(action, held.id, 0, digest.issued_at),  # a mail's id is no digest
+        site.parts.links.url(action, held.id, 0, digest.issued_at),  # a message id is not a digest id
         foot(site, action, digest).replace("/link/", "/link/A"),
     ):
         assert site.browser().get(path).status == 404
@@ -338,8 +340,8 @@ def test_a_digest_link_opens_nothing_else(site: Site, held: Held, action: Action
 
 
 @pytest.mark.parametrize("action", [Action.SHOW, Action.SEVERAL, Action.FORWARDED])
-def test_no_press_before_makes_these_pages_act_alone(site: Site, held: Held, action: Action) -> None:
-    digest, browser = tell(site), site.browser()
+def test_no_earlier_press_makes_these_pages_submit_themselves(site: Site, held: Held, action: Action) -> None:
+    digest, browser = send_digest(site), site.browser()
     browser.post(site.link(Action.DELETE, site.hold()), PRESS)
     site.pass_time(minutes=30)
     path = site.link(Action.SHOW, held, minutes_old=30) if action is Action.SHOW else foot(site, action, digest)
@@ -353,8 +355,8 @@ def test_no_press_before_makes_these_pages_act_alone(site: Site, held: Held, act
 # ---- forwarded
 
 
-def test_i_forwarded_this_digest_revokes_all_links_until_then(site: Site, held: Held) -> None:
-    digest, browser = tell(site), site.browser()
+def test_revoking_the_links_of_a_digest_revokes_all_earlier_links(site: Site, held: Held) -> None:
+    digest, browser = send_digest(site), site.browser()
     link, path = site.link(Action.RELEASE, held, minutes_old=1), foot(site, Action.FORWARDED, digest)
     assert site.store.recipients.get(ALICE).links_valid_from is None
     page = browser.get(path).text
@@ -374,5 +376,5 @@ def test_known_senders_come_first_on_the_page_too(site: Site) -> None:
     site.browser().post(site.link(Action.RELEASE, before), PRESS)
     site.hold(subject="Near", score=15.0)
     site.hold(subject="From Ann", score=25.0, header_from="Ann <ann@friends.example.com>", symbols=proven)
-    page = site.browser().get(several(site, tell(site))).text
+    page = site.browser().get(several(site, send_digest(site))).text
     assert re.findall(r'class="subject"><bdi>([^<]+)', page) == ["From Ann", "Near"]

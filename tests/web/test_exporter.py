@@ -1,4 +1,4 @@
-"""The exporter's POST: what is held, what is refused before a byte is read, and that 200 means durable."""
+"""The exporter's POST: what is held, what is rejected before the body is read, and that 200 means durable."""
 
 import gzip
 import io
@@ -61,7 +61,7 @@ def count(site: Site) -> int:
     return len(site.store.deliveries.list_for(Reader(ALICE), list(State), 50).deliveries)
 
 
-def test_it_holds_a_mail_byte_for_byte_and_says_its_id(site: Site) -> None:
+def test_it_holds_a_mail_byte_for_byte_and_returns_its_id(site: Site) -> None:
     data = mail() + b"\x00\xff bare\nlf"
     answer = post(site, data)
     assert answer.status == 200
@@ -146,7 +146,7 @@ def test_an_empty_message_from_a_stranger_is_refused(site: Site) -> None:
     assert rspamd(site, "192.0.2.1").get("/", headers=META).status == 403
 
 
-# ---- who may post
+# ---- access
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "", "unix:", "nonsense", "::ffff:192.0.2.1"])
@@ -158,7 +158,7 @@ def test_peers_outside_the_networks_are_refused(site: Site, peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
-def test_peers_in_the_networks_are_taken(site: Site, peer: str) -> None:
+def test_peers_in_the_networks_are_accepted(site: Site, peer: str) -> None:
     assert post(site, peer=peer).status == 200
 
 
@@ -247,7 +247,7 @@ def test_a_gzip_bomb_is_refused(make_parts: Callable[..., Parts]) -> None:
     assert count(site) == 0
 
 
-# ---- broken packing: the answer says what to do, in JSON, and nothing is stored
+# ---- malformed bodies: a JSON reply says what to do, and nothing is stored
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_when_the_store_fails_the_sender_keeps_the_mail(
     assert "again" in answer.json["error"]
 
 
-# ---- mail of our own that comes back
+# ---- the portal's own mail, exported by Rspamd
 
 
 def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..., Parts]) -> None:
@@ -301,10 +301,10 @@ def test_our_own_mail_is_never_held_and_raises_one_alarm(make_parts: Callable[..
     post(site, marked)
     with pytest.raises(RelayDeferred), site.store.outbox.sending(site.now) as alarm:
         assert alarm is not None
-        told = " ".join(message_from_bytes(alarm.mail, policy=SMTP).get_content().split())
+        alarm_text = " ".join(message_from_bytes(alarm.mail, policy=SMTP).get_content().split())
         raise RelayDeferred("451 later")
-    assert "Rspamd exported a digest or sign-in message of this portal" in told
-    assert "see docs/install.md" in told
+    assert "Rspamd exported a digest or sign-in message of this portal" in alarm_text
+    assert "see docs/install.md" in alarm_text
     site.pass_time(seconds=30)
     assert sent_mails(site) == ["postmaster@example.org"]
     site.pass_time(minutes=2)

@@ -1,4 +1,4 @@
-"""The links of a digest: opening changes nothing, a press acts, and a page submits itself by the rules alone."""
+"""The links of a digest: opening changes nothing, a press acts, and only some pages submit themselves."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -41,8 +41,8 @@ def submits_itself(page: str) -> bool:
     return "data-submit" in page
 
 
-def presser(site: Site) -> Browser:
-    """A browser in which a button was pressed for Alice before."""
+def known_browser(site: Site) -> Browser:
+    """Return a browser in which a button was pressed for Alice before."""
     browser = site.browser()
     browser.post(site.link(Action.DELETE, site.hold()), PRESS)
     assert "__Host-quarantine-device" in browser.cookies
@@ -98,7 +98,7 @@ def test_only_a_press_sets_the_device_cookie(site: Site) -> None:
     assert "domain" not in line.lower()
 
 
-def test_releasing_twice_tells_what_happened_before(site: Site, held: Held, relay: SmtpServer) -> None:
+def test_releasing_twice_shows_what_happened_before(site: Site, held: Held, relay: SmtpServer) -> None:
     browser, link = site.browser(), site.link(Action.RELEASE, held)
     browser.post(link, PRESS)
     again = browser.follow(browser.post(link, PRESS), link)
@@ -126,14 +126,14 @@ def test_a_release_link_does_not_undo_a_deletion(site: Site, held: Held, relay: 
     assert not relay.mails
 
 
-def test_dangerous_mail_can_only_be_asked_for(site: Site, relay: SmtpServer) -> None:
+def test_dangerous_mail_can_only_be_requested(site: Site, relay: SmtpServer) -> None:
     held = site.hold(Tier.DANGEROUS)
-    browser, release, ask = presser(site), site.link(Action.RELEASE, held), site.link(Action.REQUEST, held)
+    browser, release, request = known_browser(site), site.link(Action.RELEASE, held), site.link(Action.REQUEST, held)
     assert "<form" not in browser.get(release).text
     page = browser.follow(browser.post(release, PRESS), release).text
     assert "administrator" in page
     assert site.state(held) is State.HELD
-    assert "Release requested on" in browser.follow(browser.post(ask, PRESS), ask).text
+    assert "Release requested on" in browser.follow(browser.post(request, PRESS), request).text
     assert site.state(held) is State.REQUESTED
     browser.post(release, PRESS)
     assert not relay.mails
@@ -174,7 +174,7 @@ def test_a_busy_mail_server_means_on_its_way(make_parts: Callable[..., Parts]) -
 
 def test_a_refusing_mail_server_is_quoted_and_nothing_loops(site: Site, held: Held, relay: SmtpServer) -> None:
     relay.script["RCPT"] = "550 5.1.1 no such <b>user</b>"
-    browser, link = presser(site), site.link(Action.RELEASE, held, minutes_old=OLD)
+    browser, link = known_browser(site), site.link(Action.RELEASE, held, minutes_old=OLD)
     page = browser.follow(browser.post(link, {}), link).text
     assert "no such &lt;b&gt;user" in page
     assert site.state(held) is State.HELD
@@ -182,7 +182,7 @@ def test_a_refusing_mail_server_is_quoted_and_nothing_loops(site: Site, held: He
     assert not submits_itself(browser.get(link).text)
 
 
-# ---- submitting itself
+# ---- pages that submit themselves
 
 
 def test_a_fresh_digest_waits_for_a_press(site: Site, held: Held, relay: SmtpServer) -> None:
@@ -206,34 +206,34 @@ def test_an_older_digest_acts_on_one_click(site: Site, held: Held, relay: SmtpSe
 
 
 def test_a_known_browser_acts_on_one_click_at_once(site: Site, held: Held) -> None:
-    link, browser = site.link(Action.RELEASE, held), presser(site)
+    link, browser = site.link(Action.RELEASE, held), known_browser(site)
     assert submits_itself(browser.get(link).text)
     browser.post(link, {})
     assert site.state(held) is State.RELEASED
 
 
 def test_a_browser_known_for_somebody_else_is_not_known(site: Site, held: Held) -> None:
-    link, browser = site.link(Action.RELEASE, held, number=1), presser(site)
+    link, browser = site.link(Action.RELEASE, held, number=1), known_browser(site)
     assert not submits_itself(browser.get(link).text)
     browser.post(link, {})
     assert site.state(held, 1) is State.HELD
 
 
-def test_a_forged_device_cookie_is_worth_nothing(site: Site, held: Held) -> None:
-    browser = presser(site)
+def test_a_forged_device_cookie_is_ignored(site: Site, held: Held) -> None:
+    browser = known_browser(site)
     value = browser.cookies["__Host-quarantine-device"]
     for forged in (value[:-2] + "AA", value.split(".")[0], "", "é"):
         browser.cookies["__Host-quarantine-device"] = forged
         assert not submits_itself(browser.get(site.link(Action.RELEASE, held)).text)
 
 
-def test_deleting_by_itself_needs_a_known_browser(site: Site, held: Held) -> None:
+def test_automatic_deletion_needs_a_known_browser(site: Site, held: Held) -> None:
     link = site.link(Action.DELETE, held, minutes_old=OLD)
     stranger = site.browser()
     assert not submits_itself(stranger.get(link).text)
     stranger.post(link, {})
     assert site.state(held) is State.HELD
-    known = presser(site)
+    known = known_browser(site)
     assert submits_itself(known.get(link).text)
     known.post(link, {})
     assert site.state(held) is State.DELETED
@@ -250,7 +250,7 @@ def test_deleting_by_itself_needs_a_known_browser(site: Site, held: Held) -> Non
 )
 def test_these_never_submit_themselves(site: Site, action: Action, tier: Tier) -> None:
     held = site.hold(tier)
-    link, browser = site.link(action, held, minutes_old=OLD), presser(site)
+    link, browser = site.link(action, held, minutes_old=OLD), known_browser(site)
     assert not submits_itself(browser.get(link).text)
     browser.post(link, {})
     assert site.state(held) is State.HELD
@@ -262,10 +262,10 @@ def test_a_prefetched_page_does_not_submit_itself(site: Site, held: Held) -> Non
     assert not submits_itself(page.text)
 
 
-def test_a_site_may_want_buttons_always(make_parts: Callable[..., Parts]) -> None:
+def test_a_site_may_always_require_buttons(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts(links__confirm="button"))
     held = site.hold()
-    browser, link = presser(site), site.link(Action.RELEASE, held, minutes_old=OLD)
+    browser, link = known_browser(site), site.link(Action.RELEASE, held, minutes_old=OLD)
     assert not submits_itself(browser.get(link).text)
     browser.post(link, {})
     assert site.state(held) is State.HELD
@@ -277,7 +277,7 @@ def test_only_held_mail_can_submit_itself(site: Site, held: Held, state: State) 
         DeliveryId(held.id, 0), state, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind(state.value)
     )
     for action in (Action.RELEASE, Action.DELETE, Action.REQUEST):
-        assert not submits_itself(presser(site).get(site.link(action, held, minutes_old=OLD)).text)
+        assert not submits_itself(known_browser(site).get(site.link(action, held, minutes_old=OLD)).text)
 
 
 # ---- bursts, as scanners make them
@@ -293,7 +293,7 @@ def test_three_links_of_a_digest_within_ten_seconds_need_buttons_for_a_quarter_o
         pages.append(submits_itself(scanner.get(link).text))
         site.pass_time(seconds=3)
     assert pages == [True, True, False]
-    # What the first pages were allowed is taken back before their scripts can use it.
+    # The permission of the first pages is withdrawn before their scripts can use it.
     for held, link in zip(mails, links, strict=True):
         scanner.post(link, {})
         assert site.state(held) is State.HELD
@@ -329,7 +329,7 @@ def test_a_person_who_releases_one_mail_after_the_other_needs_no_buttons(site: S
 
 
 def test_a_burst_does_not_stop_a_known_browser(site: Site, held: Held) -> None:
-    link, browser = site.link(Action.RELEASE, held, minutes_old=OLD), presser(site)
+    link, browser = site.link(Action.RELEASE, held, minutes_old=OLD), known_browser(site)
     assert [submits_itself(browser.get(link).text) for _ in range(3)] == [True] * 3
 
 
@@ -344,7 +344,7 @@ def test_too_many_openings_are_slowed_down(site: Site, held: Held) -> None:
     assert browser.get(link).status == 200
 
 
-# ---- where the form comes from
+# ---- the origin of a form
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_too_many_openings_are_slowed_down(site: Site, held: Held) -> None:
     ],
 )
 def test_forms_of_other_sites_are_refused(site: Site, held: Held, headers: dict[str, str]) -> None:
-    browser = presser(site)
+    browser = known_browser(site)
     answer = browser.request("POST", site.link(Action.RELEASE, held), form=PRESS, headers=headers)
     assert answer.status == 403
     assert "another site" in answer.text
@@ -380,7 +380,7 @@ def test_forms_of_old_browsers_work(site: Site, held: Held, headers: dict[str, s
     assert site.state(held) is State.RELEASED
 
 
-# ---- who presses
+# ---- presses of persons and of scripts
 
 SCRIPT = {"Sec-Fetch-Site": "same-origin", "Sec-CH-UA": '"Chromium";v="140"'}
 NO_PERSON = [SCRIPT, {"Sec-Fetch-Site": "same-origin", "User-Agent": "Mozilla/5.0 Firefox/143.0"}, {"Origin": ORIGIN}]
@@ -396,7 +396,7 @@ NO_PERSON = [SCRIPT, {"Sec-Fetch-Site": "same-origin", "User-Agent": "Mozilla/5.
         (Action.DELETE, Tier.DANGEROUS),
     ],
 )
-def test_what_may_do_harm_wants_a_persons_press(
+def test_actions_that_may_do_harm_need_a_persons_press(
     site: Site, headers: dict[str, str], action: Action, tier: Tier
 ) -> None:
     held = site.hold(tier)
@@ -417,7 +417,7 @@ def test_a_scripts_press_may_release_spam_and_makes_no_browser_known(
     assert not answer.cookies()
 
 
-def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
+def test_on_plain_http_without_fetch_metadata_everybody_counts_as_a_person(
     make_parts: Callable[..., Parts], relay: SmtpServer
 ) -> None:
     site = Site(make_parts(relay__url=relay.url, public_url="http://portal.example.org/quarantine"))
@@ -428,7 +428,7 @@ def test_on_plain_http_where_browsers_say_nothing_everybody_counts_as_a_person(
 
 
 @pytest.mark.parametrize("headers", NO_PERSON)
-def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
+def test_preferences_need_a_persons_press(site: Site, held: Held, headers: dict[str, str]) -> None:
     with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
         pass
     before = site.store.recipients.get(ALICE)
@@ -443,7 +443,7 @@ def test_wishes_want_a_persons_press(site: Site, held: Held, headers: dict[str, 
     assert site.state(held) is State.HELD
 
 
-# ---- tokens that are no good
+# ---- invalid tokens
 
 
 def refused(site: Site, link: str) -> list[tuple[int, str]]:
@@ -480,7 +480,7 @@ def test_an_expired_link_says_so(site: Site, held: Held) -> None:
     assert site.state(held) is State.HELD
 
 
-def test_a_revoked_link_looks_like_one_that_never_was(site: Site, held: Held) -> None:
+def test_a_revoked_link_looks_like_one_that_never_existed(site: Site, held: Held) -> None:
     link = site.link(Action.RELEASE, held, minutes_old=1)
     site.store.recipients.revoke_links(ALICE, site.now)
     gone = site.parts.links.url(Action.RELEASE, type(held.id)(int=held.id.int ^ 1), 0, site.now)
@@ -497,7 +497,7 @@ def test_a_mail_whose_bytes_are_gone_or_damaged_is_no_longer_here(
     answer = site.browser().post(site.link(Action.RELEASE, held), PRESS)
     assert answer.status == 410
     assert "no longer available" in answer.text
-    assert site.state(held) is State.HELD, "it will be no better in an hour"
+    assert site.state(held) is State.HELD, "a retry in an hour would not help"
     assert site.store.deliveries.get(DeliveryId(held.id, 0)).reason
     assert relay.mails == []
 
@@ -542,7 +542,7 @@ def test_a_person_stops_and_resumes_digests(site: Site, digest_link: str) -> Non
     assert not stopped(site)
 
 
-def test_a_forwarded_digest_can_be_made_useless(site: Site, held: Held, digest_link: str) -> None:
+def test_the_links_of_a_forwarded_digest_can_be_revoked(site: Site, held: Held, digest_link: str) -> None:
     link = site.link(Action.RELEASE, held, minutes_old=1)
     answer = site.browser().post(digest_link, {"change": "revoke"})
     assert answer.status == 200
@@ -560,13 +560,13 @@ def test_preferences_need_one_of_the_buttons(site: Site, digest_link: str) -> No
     assert not stopped(site)
 
 
-def test_a_digest_link_says_nothing_about_mail(site: Site, digest_link: str) -> None:
+def test_a_digest_link_discloses_nothing_about_mail(site: Site, digest_link: str) -> None:
     page = site.browser().get(digest_link).text
     assert "Offer" not in page
     assert MALLORY not in page
 
 
-def test_doubt_about_the_sender_is_told_before_the_button(site: Site) -> None:
+def test_doubt_about_the_sender_is_shown_before_the_button(site: Site) -> None:
     held = site.hold(header_from='"boss@example.org" <x@example.net>')
     for action, before in ((Action.RELEASE, True), (Action.DELETE, False)):
         above, _, below = site.browser().get(site.link(action, held)).text.partition("<button")

@@ -1,4 +1,4 @@
-"""The pages of a signed-in recipient, who may see what on every route, and hostile mail on every page."""
+"""The pages of a signed-in recipient, the permissions on every route, and hostile mail on every page."""
 
 import html
 import re
@@ -78,7 +78,7 @@ def test_a_button_of_the_list_leads_back_to_the_same_place_of_it(site: Site) -> 
 @pytest.mark.parametrize(
     "place", ["//evil.example", "a=b&done=x", "q=%0d%0aX: y&state=held", "state=//evil", "\x00&&=&"]
 )
-def test_where_a_button_leads_back_to_is_a_page_of_ours(site: Site, held: Held, place: str) -> None:
+def test_a_button_leads_back_only_to_a_page_of_the_portal(site: Site, held: Held, place: str) -> None:
     browser = site.signed_in(ALICE)
     answer = act(browser, held.id, "delete", **{"from": f"list?{place}"})
     location = answer.header("Location") or ""
@@ -87,12 +87,14 @@ def test_where_a_button_leads_back_to_is_a_page_of_ours(site: Site, held: Held, 
     assert browser.get(location).status == 200
 
 
-def test_every_button_of_the_list_is_told_which_mail_it_is_for(site: Site) -> None:
+def test_every_button_of_the_list_names_its_mail(site: Site) -> None:
     site.hold(subject="Offer <1>")
     site.hold(subject="")
     page = site.signed_in(ALICE).get("/").text
-    told = re.findall(r'<button class="(?:main)?">(\w+)<span class="for-readers">: (.*?)</span>', page)
-    assert sorted(told) == [(do, what) for do in ("Delete", "Release") for what in ("(no subject)", "Offer &lt;1&gt;")]
+    labels = re.findall(r'<button class="(?:main)?">(\w+)<span class="for-readers">: (.*?)</span>', page)
+    assert sorted(labels) == [
+        (do, what) for do in ("Delete", "Release") for what in ("(no subject)", "Offer &lt;1&gt;")
+    ]
 
 
 def test_the_list_shows_ones_own_mail_newest_first(site: Site) -> None:
@@ -105,7 +107,7 @@ def test_the_list_shows_ones_own_mail_newest_first(site: Site) -> None:
     assert BOB not in page
 
 
-def test_the_list_goes_on_page_by_page(site: Site) -> None:
+def test_the_list_is_shown_page_by_page(site: Site) -> None:
     held = {site.hold(subject=f"number {number:02d}.").id: f"{number:02d}" for number in range(60)}
     browser, path, seen = site.signed_in(ALICE), "/", []
     while path:
@@ -159,7 +161,7 @@ def test_odd_words_are_shown_as_text(site: Site, held: Held, query: str) -> None
     assert f'value="{html.escape(query[:200])}"'.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page.text
 
 
-def test_every_event_has_words() -> None:
+def test_every_event_has_a_text() -> None:
     assert set(EVENTS_IN_WORDS) == set(EventKind)
 
 
@@ -175,10 +177,10 @@ def test_mail_is_found_under_its_state(site: Site) -> None:
         assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={name}").text) == [name]
 
 
-# ---- acts
+# ---- actions
 
 
-def test_releasing_from_the_list_tells_so_there(site: Site, held: Held, relay: SmtpServer) -> None:
+def test_releasing_from_the_list_is_confirmed_there(site: Site, held: Held, relay: SmtpServer) -> None:
     browser = site.signed_in(ALICE)
     page = browser.follow(act(browser, held.id, "release", **{"from": "list"}), "/").text
     assert "Released on" in page
@@ -195,7 +197,7 @@ def test_deleting_can_be_undone(site: Site, held: Held) -> None:
     assert site.state(held) is State.HELD
 
 
-def test_dangerous_mail_is_asked_for(site: Site, relay: SmtpServer) -> None:
+def test_dangerous_mail_is_requested(site: Site, relay: SmtpServer) -> None:
     held, browser = site.hold(Tier.DANGEROUS), site.signed_in(ALICE)
     assert f"/messages/{held.id}/release" not in browser.get("/").text
     act(browser, held.id, "release")
@@ -208,7 +210,7 @@ def test_dangerous_mail_is_asked_for(site: Site, relay: SmtpServer) -> None:
     assert not relay.mails
 
 
-def test_acting_twice_tells_what_happened(site: Site, held: Held, relay: SmtpServer) -> None:
+def test_acting_twice_shows_what_happened(site: Site, held: Held, relay: SmtpServer) -> None:
     browser = site.signed_in(ALICE)
     act(browser, held.id, "release")
     for again in ("release", "delete", "restore", "ask"):
@@ -308,7 +310,7 @@ def test_mail_that_no_parser_survives_shows_its_headers(site: Site, data: bytes)
 
 
 def test_html_at_the_edge_of_what_can_be_read_in_time_has_a_page(site: Site) -> None:
-    # About 2 s of CPU, the child's limit: whether it gets through is the machine's affair, the page is ours.
+    # This takes about 2 s of CPU, the child's limit. The child may or may not finish; there must be a page.
     held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + b"<!--" * 65_536)
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/")
     assert page.status == 200
@@ -327,7 +329,7 @@ def test_a_mail_whose_bytes_are_gone_keeps_its_page(site: Site, held: Held, monk
     assert "no longer available" in page.text
 
 
-def test_the_page_of_a_damaged_mail_tells_its_facts(site: Site, store_url: str, held: Held) -> None:
+def test_the_page_of_a_damaged_mail_shows_its_facts(site: Site, store_url: str, held: Held) -> None:
     damage(store_url, held.id)
     browser = site.signed_in(ALICE)
     page = browser.get(f"/messages/{held.id}/")
@@ -355,26 +357,25 @@ def test_links_are_revoked(site: Site, held: Held) -> None:
     assert site.browser().get(link).status == 404
 
 
-# ---- who may do what: every route of the application, every kind of person
+# ---- permissions: every route of the application, every kind of person
 
-# Everyone, signed in or not, gets these statuses; "own": the recipients of the message (and, where it says so, what
-# strangers get instead). A new route is not in here, so it fails until somebody has thought about it.
+# The statuses that each kind of person gets. A route that is missing here fails, so a new route has to be added.
 OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     # (method, rule): (nobody, the recipient, a stranger with a session)
-    ("POST", "/"): (403, 403, 403),  # the exporter's; browsers are not in its networks
+    ("POST", "/"): (403, 403, 403),  # for the exporter only; browsers are not in its networks
     ("GET", "/"): (303, 200, 200),
-    ("GET", "/link/TOKEN/"): (200, 200, 200),  # whoever holds the link
+    ("GET", "/link/TOKEN/"): (200, 200, 200),  # everybody who has the link
     ("POST", "/link/TOKEN/"): (303, 303, 303),
     ("GET", "/sign-in"): (200, 200, 200),
     ("POST", "/sign-in"): (303, 303, 303),
     ("GET", "/sign-in/code"): (200, 200, 200),
     ("POST", "/sign-in/code"): (403, 403, 403),
-    ("GET", "/sign-in/TOKEN/"): (404, 404, 404),  # without a mail
+    ("GET", "/sign-in/TOKEN/"): (404, 404, 404),  # without a message
     ("POST", "/sign-in/TOKEN/"): (404, 404, 404),
     ("POST", "/sign-out"): (303, 303, 303),
     ("GET", "/messages/ID/"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
-    ("GET", "/PATH"): (303, 303, 303),  # to the same with a slash
+    ("GET", "/PATH"): (303, 303, 303),  # to the same path with a slash
     ("GET", "/preferences"): (303, 200, 200),
     ("POST", "/preferences"): (303, 303, 303),
     ("GET", "/healthz"): (200, 200, 200),
@@ -427,7 +428,7 @@ def test_a_link_whose_last_slash_was_cut_off_works(site: Site, held: Held) -> No
 @pytest.mark.parametrize(
     "id", ["01900000-0000-7000-8000-000000000001", "00000000-0000-0000-0000-000000000000", "A" * 36, "x"]
 )
-def test_a_strangers_mail_is_as_absent_as_one_that_never_was(site: Site, held: Held, id: str) -> None:
+def test_a_strangers_mail_is_answered_like_one_that_never_existed(site: Site, held: Held, id: str) -> None:
     browser = site.signed_in(MALLORY)
     theirs, absent = browser.get(f"/messages/{held.id}/"), browser.get(f"/messages/{id}/")
     assert theirs.status == absent.status == 404
@@ -493,8 +494,8 @@ def test_outside_of_the_mount_point_there_is_nothing(site: Site) -> None:
         assert answer.status == 404
 
 
-def test_no_path_is_another_one_in_disguise(site: Site) -> None:
-    # Nginx keeps POSTs on the root and /metrics from the public by their paths.
+def test_no_path_is_an_alias_of_another(site: Site) -> None:
+    # Nginx blocks public POSTs to the root and public requests of /metrics by their paths.
     local = Browser(site.app, peer="127.0.0.1")
     for method, path in (("POST", "/quarantine/\xff"), ("GET", "/quarantine/m\xfeetrics"), ("GET", "/quarantine/\xc3")):
         assert local.request(method, "/", body=b"x", environ={"PATH_INFO": path}).status == 404
@@ -506,7 +507,7 @@ def test_a_site_may_live_at_the_root(make_parts: Callable[..., Parts]) -> None:
     assert (answer.status, answer.header("Location")) == (303, "/sign-in")
 
 
-def test_the_host_header_is_not_believed(site: Site, held: Held) -> None:
+def test_the_host_header_is_not_trusted(site: Site, held: Held) -> None:
     headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example"}
     browser = site.signed_in(ALICE)
     for path in ("/", "/sign-in", f"/messages/{held.id}/"):
@@ -537,7 +538,7 @@ def test_a_form_too_large_is_refused(site: Site) -> None:
     [";", "multipart/form-data; boundary=x; charset=nope", "multipart/form-data; boundary=x; charset=utf-16"],
 )
 @pytest.mark.parametrize("action", [None, Action.RELEASE])
-def test_what_is_no_form_is_refused_and_is_no_fault_of_ours(
+def test_a_body_that_is_not_a_form_is_a_client_error(
     site: Site, held: Held, content_type: str, action: Action | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="pressed"; filename="a"\r\n\r\n1\r\n--x--\r\n'
@@ -549,16 +550,16 @@ def test_what_is_no_form_is_refused_and_is_no_fault_of_ours(
     assert site.state(held) is State.HELD
 
 
-# Bottle leaves the file that it opened to the garbage collector.
+# Bottle leaves closing its file to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_range_that_there_is_not_is_no_fault_of_ours(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unsatisfiable_range_is_a_client_error(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     answer = site.browser().get("/static/style.css", headers={"Range": "bytes=99999999-"})
     assert answer.status == 416
     assert "error was logged" not in answer.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_a_store_that_is_down_is_a_503_that_calms(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_down_is_a_reassuring_503(site: Site, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     browser, link = site.signed_in(ALICE), site.link(Action.RELEASE, held)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -648,7 +649,7 @@ def test_a_senders_address_is_neither_html_nor_a_format(site: Site, address: str
         assert html.escape(address).replace("&#x27;", "&#39;") in answer.text
 
 
-def test_a_name_with_another_address_is_warned_of(site: Site) -> None:
+def test_a_name_with_another_address_gets_a_warning(site: Site) -> None:
     held = site.hold(header_from='"service@paypal.com" <x@evil.example>')
     browser = site.signed_in(ALICE)
     for path in ("/", f"/messages/{held.id}/", site.link(Action.RELEASE, held)):
@@ -665,7 +666,7 @@ def test_look_alike_domains_show_their_punycode(site: Site) -> None:
 # ---- monitoring
 
 
-def test_health_tells_figures(site: Site) -> None:
+def test_health_reports_stats(site: Site) -> None:
     answer = site.browser().get("/healthz")
     assert (answer.status, answer.json["status"]) == (200, "ok")
     assert answer.json["digest_heartbeat_age_seconds"] is None
@@ -674,7 +675,7 @@ def test_health_tells_figures(site: Site) -> None:
     assert site.browser().get("/healthz").json["digest_heartbeat_age_seconds"] == 90
 
 
-def test_a_database_that_was_damaged_meanwhile_is_told_as_a_store_that_cannot_be_used(
+def test_a_database_damaged_while_running_is_reported_as_an_unusable_store(
     files_url: str, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     site = Site(assemble(make_settings(files_url), create=True))
@@ -685,7 +686,7 @@ def test_a_database_that_was_damaged_meanwhile_is_told_as_a_store_that_cannot_be
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     with path.open("r+b") as file:
-        file.seek(4096)  # the first page stays: it is a database still
+        file.seek(4096)  # the first page stays, so it is still a database
         file.write(b"\xff" * (path.stat().st_size - 4096))
     assert browser.get("/healthz").status == 503
     assert "quarantine_store_up 0.0" in browser.get("/metrics").text
@@ -694,7 +695,7 @@ def test_a_database_that_was_damaged_meanwhile_is_told_as_a_store_that_cannot_be
     site.store.close()
 
 
-def test_an_alias_file_that_cannot_be_used_is_told(site: Site, tmp_path: Path) -> None:
+def test_an_unusable_alias_file_is_reported(site: Site, tmp_path: Path) -> None:
     browser = site.browser()
     browser.peer = "127.0.0.1"
     assert "alias_file" not in browser.get("/healthz").text + browser.get("/metrics").text

@@ -1,4 +1,4 @@
-"""The preferences page, by a digest's link and signed in: choices, wrong input, stopping, and a digest asked for."""
+"""The preferences page, by a digest's link and signed in: choices, wrong input, stopping, requested digests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def held(site: Site) -> Held:
 
 
 def link_to(site: Site, recipient: str = ALICE) -> str:
-    """The preferences link of a digest that was just sent."""
+    """Return the preferences link of a digest that was just sent."""
     with digesting(site.store, recipient, site.now, 50, ignore_schedule=True) as digest:
         pass
     site.pass_time(seconds=5)
@@ -52,7 +52,7 @@ def link_to(site: Site, recipient: str = ALICE) -> str:
 
 
 class Page:
-    """The page as one person reaches it."""
+    """The page as reached in one way: by a link or signed in."""
 
     def __init__(self, browser: Browser, path: str, token: str = "") -> None:
         self.browser, self.path = browser, path
@@ -66,13 +66,13 @@ class Page:
         return self.browser.post(self.path, {**self._token, "change": change, **form})
 
     def after(self, change: str, **fields: str) -> str:
-        """The page that a change leads to."""
+        """Make a change and return the page that it leads to."""
         return self.browser.follow(self.post(change, **fields), self.path).text
 
 
 @pytest.fixture(params=["link", "portal"])
 def page(request: pytest.FixtureRequest, site: Site, held: Held) -> Page:
-    """Alice's, both ways."""
+    """Alice's page, reached in both ways."""
     if request.param == "link":
         return Page(site.browser(), link_to(site))
     browser = site.signed_in(ALICE)
@@ -81,7 +81,7 @@ def page(request: pytest.FixtureRequest, site: Site, held: Held) -> Page:
 
 @pytest.fixture
 def portal(site: Site, held: Held) -> Page:
-    """Alice's, signed in."""
+    """Alice's page when she is signed in."""
     browser = site.signed_in(ALICE)
     return Page(browser, "/preferences", browser.form_token())
 
@@ -103,7 +103,7 @@ def hours(html: str) -> list[str]:
 
 
 def described(html: str, name: str) -> str:
-    """The sentence at a field, as a screen reader finds it."""
+    """Return the sentence at a field, as a screen reader finds it."""
     field = re.search(rf'<(?:select|input)[^>]* name="{name}"[^>]*>', html)
     assert field
     assert 'aria-invalid="true"' in field[0]
@@ -127,7 +127,7 @@ def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
     assert re.search(r"Next digest: Monday, \d+ \w+ \d+, 07:30 \(Asia/Kathmandu\)\.", html)
 
 
-def test_what_is_left_empty_is_as_usual_here(site: Site, page: Page) -> None:
+def test_empty_fields_mean_the_default(site: Site, page: Page) -> None:
     page.post("save", schedule="monday", at_1="18:00", timezone="Asia/Kathmandu", language="en")
     html = page.after("save", schedule="", at_1="", timezone="", language="")
     assert chosen(site) == NO_PREFERENCES
@@ -138,8 +138,8 @@ def test_what_is_left_empty_is_as_usual_here(site: Site, page: Page) -> None:
     assert re.search(r", 06:30 \(Europe/Berlin\)", html)
 
 
-def test_the_usual_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
-    parts = make_parts()  # leaves an empty file there
+def test_the_default_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
+    parts = make_parts()  # creates an empty quarantine.toml
     (tmp_path / "quarantine.toml").write_text('[digest.domains."example.org"]\nat = "11:00"\nschedule = "sunday"')
     site = Site(make_parts())
     html = site.signed_in(ALICE).get("/preferences").text
@@ -175,7 +175,7 @@ def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> Non
     assert site.store.recipients.get(ALICE).stopped_at is not None
     assert chosen(site) == Preferences("weekdays", (time(9),))
     html = page.after("resume")
-    assert selected(html, "schedule") == "weekdays", "as it was before"
+    assert selected(html, "schedule") == "weekdays", "the schedule from before stopping"
     page.post("stop")
     page.post("save", schedule="daily")
     assert site.store.recipients.get(ALICE).stopped_at is None
@@ -192,7 +192,9 @@ def test_choosing_moves_the_next_digest(site: Site, held: Held, portal: Page) ->
     assert (planned.hour, planned.minute) == (23, 59)
 
 
-def test_where_digests_are_off_they_are_sent_only_to_who_chooses(make_parts: Callable[..., Parts]) -> None:
+def test_where_digests_are_off_they_are_sent_only_to_recipients_who_choose_them(
+    make_parts: Callable[..., Parts],
+) -> None:
     site = Site(make_parts(digest__schedule="never"))
     site.hold()
     browser = site.signed_in(ALICE)
@@ -231,30 +233,30 @@ def test_wrong_input_comes_back_with_a_sentence_at_the_field(
     assert sentence in described(answer.text, field)
     assert 'role="alert"' in answer.text
     assert "<script>" not in answer.text
-    assert chosen(site) == Preferences(at=(time(5),)), "nothing of it was saved"
+    assert chosen(site) == Preferences(at=(time(5),)), "nothing was saved"
     if field != "schedule":
-        assert selected(answer.text, "schedule") == "weekdays", "what was right stays entered"
+        assert selected(answer.text, "schedule") == "weekdays", "valid input stays in the form"
 
 
-def test_all_wrong_fields_are_told_at_once(page: Page) -> None:
+def test_all_wrong_fields_are_reported_at_once(page: Page) -> None:
     html = page.post("save", schedule="x", at_1="x", at_2="07:00", at_3="y", timezone="x", language="x").text
     assert all(described(html, name) for name in ("schedule", "at-1", "at-3", "timezone", "language"))
     assert html.count("aria-invalid") == 5
 
 
-def test_a_short_hour_and_doubles_are_understood(site: Site, portal: Page) -> None:
+def test_a_short_hour_and_duplicates_are_accepted(site: Site, portal: Page) -> None:
     portal.post("save", at_1="7:05", at_2=" 07:05 ", at_3="0:00")
     assert chosen(site).at == (time(0), time(7, 5))
 
 
-def test_a_choice_that_went_with_the_time_zone_data_shows_the_usual(site: Site, portal: Page) -> None:
+def test_a_time_zone_that_no_longer_exists_shows_the_default(site: Site, portal: Page) -> None:
     site.store.recipients.set_preferences(ALICE, Preferences(timezone="Mars/Olympus", language="tlh", schedule="lunar"))
     html = portal.open()
     assert "(Europe/Berlin)" in html
     assert "Preferences saved." in portal.after("save", schedule="daily")
 
 
-# ---- opening, and who may
+# ---- opening, and permissions
 
 
 def test_opening_changes_nothing(site: Site, page: Page) -> None:
@@ -284,10 +286,10 @@ def test_a_revoked_or_foreign_link_opens_nothing(site: Site, held: Held) -> None
     assert chosen(site) == NO_PREFERENCES
 
 
-# ---- a digest now
+# ---- requested digests
 
 
-def test_a_digest_asked_for_is_sent_at_the_next_tick(site: Site, portal: Page, server: SmtpServer) -> None:
+def test_a_requested_digest_is_sent_at_the_next_tick(site: Site, portal: Page, server: SmtpServer) -> None:
     assert "Send a digest now" in portal.open()
     assert "A digest is on its way." in portal.after("digest")
     news.schedule_news(site.parts, site.now)
@@ -295,7 +297,7 @@ def test_a_digest_asked_for_is_sent_at_the_next_tick(site: Site, portal: Page, s
     assert [mail.recipients for mail in server.mails] == [[ALICE]]
 
 
-def test_a_digest_can_be_asked_for_once_an_hour(site: Site, portal: Page) -> None:
+def test_a_digest_can_be_requested_once_an_hour(site: Site, portal: Page) -> None:
     portal.post("digest")
     assert "less than an hour ago" in portal.after("digest")
     site.pass_time(minutes=59)
@@ -331,7 +333,7 @@ def test_nobody_gets_a_digest_by_a_link_or_while_stopped(site: Site, held: Held,
 
 
 def waiting(site: Site, server: SmtpServer) -> list[EmailMessage]:
-    """Our own mail, sent now."""
+    """Send the queued mail and return all mail that the server got."""
     housekeeping.send_queued(site.parts, site.now)
     read = [message_from_bytes(mail.data, policy=SMTP) for mail in server.mails]
     assert all(isinstance(mail, EmailMessage) for mail in read)
@@ -341,7 +343,7 @@ def waiting(site: Site, server: SmtpServer) -> list[EmailMessage]:
 def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, server: SmtpServer) -> None:
     site.hold(recipients=["Alice@Example.org"])
     path = link_to(site)
-    for _ in range(3):  # providers repeat it
+    for _ in range(3):  # mail providers repeat the request
         answer = site.browser().request("POST", path, form=ONE_CLICK)
         assert (answer.status, answer.cookies()) == (200, {})
     (mail,) = waiting(site, server)
@@ -357,16 +359,16 @@ def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, se
     Page(site.browser(), back).post("resume")
     assert site.store.recipients.get(ALICE).stopped_at is None
     site.browser().request("POST", path, form=ONE_CLICK)
-    assert len(waiting(site, server)) == 2, "stopped anew"
+    assert len(waiting(site, server)) == 2, "stopped again, so confirmed again"
 
 
-def test_whoever_stops_on_the_page_is_not_mailed(site: Site, page: Page, server: SmtpServer) -> None:
+def test_stopping_on_the_page_sends_no_mail(site: Site, page: Page, server: SmtpServer) -> None:
     page.post("stop")
     page.browser.request("POST", page.path, form=ONE_CLICK)
     assert waiting(site, server) == []
 
 
-def test_a_site_that_cannot_mail_is_obeyed_all_the_same(make_parts: Callable[..., Parts], server: SmtpServer) -> None:
+def test_one_click_works_on_a_site_that_cannot_send_mail(make_parts: Callable[..., Parts], server: SmtpServer) -> None:
     local = Site(make_parts())
     local.hold()
     path = link_to(local)

@@ -1,4 +1,4 @@
-"""Signing in by mail: the same answer for everybody, a link and a code that work once, sessions that cannot be set."""
+"""Signing in by mail: one reply for all addresses, links and codes that work once, no session fixation."""
 
 import email
 import email.policy
@@ -27,7 +27,7 @@ def site(parts: Parts) -> Site:
 
 
 def sent(site: Site) -> list[SignInMail]:
-    """The mails that wait to be sent, blinds left out."""
+    """Return the queued mails without the dummy ones."""
     found: list[SignInMail] = []
     while True:
         with site.store.outbox.sending(site.now) as waiting:
@@ -45,19 +45,19 @@ def sent(site: Site) -> list[SignInMail]:
             found.append(SignInMail(waiting.to, link[0], code[1]))
 
 
-def ask(site: Site, browser: Browser, address: str = ALICE) -> SignInMail:
+def request_sign_in(site: Site, browser: Browser, address: str = ALICE) -> SignInMail:
     browser.post("/sign-in", {"address": address})
     return sent(site)[-1]
 
 
-def who(browser: Browser) -> str | None:
+def session_recipient(browser: Browser) -> str | None:
     page = browser.get("/")
     if page.status == 303:
         return None
     return re.search(r"Signed in as <bdi>(.*?)</bdi>", page.text)[1]  # type: ignore[index]
 
 
-# ---- asking
+# ---- requesting a mail
 
 
 def test_every_address_gets_the_same_answer(site: Site) -> None:
@@ -88,7 +88,7 @@ def test_only_local_addresses_are_mailed(site: Site) -> None:
 
 def test_the_mail_goes_to_the_address_as_the_envelope_wrote_it(site: Site) -> None:
     site.hold(recipients=("Alice@Example.ORG",))
-    assert ask(site, site.browser(), " ALICE@example.org ").to == "Alice@Example.ORG"
+    assert request_sign_in(site, site.browser(), " ALICE@example.org ").to == "Alice@Example.ORG"
 
 
 def test_requests_beyond_the_limits_are_dropped_in_silence(site: Site) -> None:
@@ -103,12 +103,12 @@ def test_requests_beyond_the_limits_are_dropped_in_silence(site: Site) -> None:
 @pytest.mark.parametrize(
     ("peers", "mails"),
     [
-        ([f"2001:db8:1:2:{n:x}::1" for n in range(12)], 10),  # one network, which one host may have alone
+        ([f"2001:db8:1:2:{n:x}::1" for n in range(12)], 10),  # one IPv6 network, which may belong to a single host
         ([f"2001:db8:1:{n:x}::1" for n in range(12)], 12),
         ([f"{start}192.0.2.1" for start in ("", "::ffff:") for _ in range(6)], 10),
         ([f"192.0.2.{n}" for n in range(12)], 12),
         (["fe80::1%eth0"] * 12, 10),
-        ([""] * 12, 10),  # behind a socket that tells no address
+        ([""] * 12, 10),  # a socket without a client address
     ],
     ids=["one-ipv6", "many-ipv6", "one-ipv4", "many-ipv4", "zone", "none"],
 )
@@ -132,41 +132,41 @@ def test_the_address_of_a_digests_link_is_filled_in_and_escaped(site: Site) -> N
 
 def test_the_link_signs_in(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     page = browser.get(mail.link)
     assert "data-submit" in page.text
     assert ALICE in page.text
-    assert who(browser) is None
+    assert session_recipient(browser) is None
     answer = browser.post(mail.link, {})
     assert answer.header("Location") == "/quarantine/"
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
 
 
 def test_opening_the_link_uses_nothing_up(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     for method in ("GET", "HEAD", "GET"):
         answer = site.browser().request(method, mail.link)
         assert answer.status == 200
         assert not answer.cookies()
     browser.post(mail.link, {})
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
 
 
 def test_another_browser_needs_a_press_on_a_button_that_names_the_address(site: Site) -> None:
-    mail, other = ask(site, site.browser()), site.browser()
+    mail, other = request_sign_in(site, site.browser()), site.browser()
     page = other.get(mail.link).text
     assert "data-submit" not in page
     assert f"Sign in as <bdi>{ALICE}" in page
     other.post(mail.link, {})
-    assert who(other) is None
+    assert session_recipient(other) is None
     other.post(mail.link, {"pressed": "1"})
-    assert who(other) == ALICE
+    assert session_recipient(other) == ALICE
 
 
 def test_a_robot_that_presses_the_button_is_not_signed_in_and_uses_nothing_up(site: Site) -> None:
     browser, scanner = site.browser(), site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     for marks in ({"Sec-CH-UA": '"Chromium";v="150"'}, {"User-Agent": "Mozilla/5.0 … Firefox/150.0"}):
         answer = scanner.post(mail.link, {"pressed": "1"}, headers=marks)
         assert (answer.status, answer.cookies()) == (403, {})
@@ -174,39 +174,39 @@ def test_a_robot_that_presses_the_button_is_not_signed_in_and_uses_nothing_up(si
     assert answer.status == 403
     assert "Sign-in or newer browser required" in answer.text
     browser.post("/sign-in/code", {"code": mail.code})
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
 
 
 def test_a_person_with_another_browser_is_signed_in_by_a_press(site: Site) -> None:
-    mail, other = ask(site, site.browser()), site.browser()
+    mail, other = request_sign_in(site, site.browser()), site.browser()
     other.post(mail.link, {"pressed": "1"}, headers={"Sec-CH-UA": '"Chromium";v="150"', "Sec-Fetch-User": "?1"})
-    assert who(other) == ALICE
+    assert session_recipient(other) == ALICE
 
 
 def test_another_site_cannot_sign_anybody_in(site: Site) -> None:
-    mail, victim = ask(site, site.browser(), MALLORY), site.browser()
+    mail, victim = request_sign_in(site, site.browser(), MALLORY), site.browser()
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
         assert victim.request("POST", mail.link, form={"pressed": "1"}, headers=headers).status == 403
         assert victim.request("POST", "/sign-in", form={"address": ALICE}, headers=headers).status == 403
         assert victim.request("POST", "/sign-in/code", form={"code": mail.code}, headers=headers).status == 403
-    assert who(victim) is None
+    assert session_recipient(victim) is None
 
 
 def test_the_link_works_once(site: Site) -> None:
     browser, late = site.browser(), site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     browser.post(mail.link, {"pressed": "1"})
     assert late.post(mail.link, {"pressed": "1"}).status == 404
     assert late.get(mail.link).status == 404
-    assert who(late) is None
+    assert session_recipient(late) is None
 
 
 def test_the_link_works_for_a_quarter_of_an_hour(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     site.pass_time(minutes=16)
     assert browser.post(mail.link, {"pressed": "1"}).status == 404
-    assert who(browser) is None
+    assert session_recipient(browser) is None
 
 
 @pytest.mark.parametrize("token", ["A" * 32, "A" * 31, "..", "A" * 33])
@@ -220,37 +220,37 @@ def test_invented_links_are_refused(site: Site, token: str) -> None:
 
 def test_the_code_signs_in(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     browser.post("/sign-in/code", {"code": mail.code})
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
     assert BROWSER not in browser.cookies
 
 
-def test_the_code_is_worth_nothing_in_another_browser(site: Site) -> None:
-    mail, other = ask(site, site.browser()), site.browser()
+def test_the_code_does_not_work_in_another_browser(site: Site) -> None:
+    mail, other = request_sign_in(site, site.browser()), site.browser()
     assert other.post("/sign-in/code", {"code": mail.code}).status == 403
     other.peer = "192.0.2.99"
     other.post("/sign-in", {"address": MALLORY})
     assert other.post("/sign-in/code", {"code": mail.code}).status == 403
-    assert who(other) is None
+    assert session_recipient(other) is None
 
 
 def test_five_wrong_codes_end_it(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     wrong = "000 000" if mail.code != "000 000" else "111 111"
     for _ in range(5):
         assert browser.post("/sign-in/code", {"code": wrong}).status == 403
     assert browser.post("/sign-in/code", {"code": mail.code}).status == 403
-    assert who(browser) is None
+    assert session_recipient(browser) is None
 
 
-def test_asking_again_in_the_same_browser_keeps_the_first_mail_useful(site: Site) -> None:
+def test_requesting_again_in_the_same_browser_keeps_the_first_mail_valid(site: Site) -> None:
     browser = site.browser()
-    mail = ask(site, browser)
-    browser.post("/sign-in", {"address": ALICE})  # within the minute: dropped
+    mail = request_sign_in(site, browser)
+    browser.post("/sign-in", {"address": ALICE})  # dropped, since it comes within a minute
     browser.post("/sign-in/code", {"code": mail.code})
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
 
 
 # ---- sessions
@@ -259,22 +259,22 @@ def test_asking_again_in_the_same_browser_keeps_the_first_mail_useful(site: Site
 def test_a_session_gets_a_new_name_whatever_the_browser_brought(site: Site) -> None:
     browser = site.browser()
     browser.cookies[SESSION] = "planted"
-    mail = ask(site, browser)
+    mail = request_sign_in(site, browser)
     line = browser.post(mail.link, {}).cookies()[SESSION]
     assert browser.cookies[SESSION] != "planted"
     for attribute in ("path=/", "secure", "httponly", "samesite=lax"):
         assert attribute in line.lower()
     thief = site.browser()
     thief.cookies[SESSION] = "planted"
-    assert who(thief) is None
+    assert session_recipient(thief) is None
 
 
 def test_signing_in_again_ends_the_session_before(site: Site) -> None:
     browser, old = site.signed_in(MALLORY), site.browser()
     old.cookies = dict(browser.cookies)
-    browser.post(ask(site, browser).link, {"pressed": "1"})
-    assert who(browser) == ALICE
-    assert who(old) is None
+    browser.post(request_sign_in(site, browser).link, {"pressed": "1"})
+    assert session_recipient(browser) == ALICE
+    assert session_recipient(old) is None
 
 
 def test_signing_out_ends_the_session(site: Site) -> None:
@@ -282,7 +282,7 @@ def test_signing_out_ends_the_session(site: Site) -> None:
     copy.cookies = dict(browser.cookies)
     browser.post("/sign-out", {"form_token": browser.form_token()})
     assert SESSION not in browser.cookies
-    assert who(copy) is None
+    assert session_recipient(copy) is None
 
 
 def test_another_site_cannot_sign_out(site: Site) -> None:
@@ -295,29 +295,29 @@ def test_another_site_cannot_sign_out(site: Site) -> None:
         == 403
     )
     assert browser.post("/sign-out", {"form_token": "wrong"}).status == 403
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
 
 
 def test_a_page_of_an_earlier_session_does_not_pretend_to_sign_out(site: Site) -> None:
     browser = site.signed_in(ALICE)
-    token = browser.form_token()  # of a page in another tab
-    browser.post(ask(site, browser).link)
+    token = browser.form_token()  # from a page in another tab
+    browser.post(request_sign_in(site, browser).link)
     copy = site.browser()
     copy.cookies = dict(browser.cookies)
     answer = browser.post("/sign-out", {"form_token": token})
     assert (answer.status, answer.cookies()) == (403, {})
     assert "from an earlier session" in answer.text
     browser.post("/sign-out", {"form_token": browser.form_token()})
-    assert who(copy) is None
+    assert session_recipient(copy) is None
     assert browser.post("/sign-out", {"form_token": token}).header("Location") == "/quarantine/sign-in"
 
 
 def test_a_session_ends_unused(site: Site) -> None:
     browser = site.signed_in(ALICE)
     site.pass_time(hours=11)
-    assert who(browser) == ALICE
+    assert session_recipient(browser) == ALICE
     site.pass_time(hours=13)
-    assert who(browser) is None
+    assert session_recipient(browser) is None
 
 
 def test_cookies_are_plain_where_browsers_drop_secure_ones(make_parts: object) -> None:

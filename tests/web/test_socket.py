@@ -1,5 +1,5 @@
-"""The socket between Nginx and the portal, on the real uWSGI with the shipped uwsgi.ini: where it is, what a client of
-the uwsgi protocol cannot do, and what ``check`` says of it."""
+"""The socket between Nginx and the portal, on the real uWSGI with the shipped uwsgi.ini: its path and mode, what a
+client of the uwsgi protocol cannot do, and what ``check`` reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Start = Callable[..., Path]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(*options, NAME="value")``: the portal in a folder of its own, which is returned; stopped afterwards."""
+    """``start(*options, NAME="value")`` runs the portal in a new folder and returns the folder; stopped afterwards."""
     running: list[subprocess.Popen[bytes]] = []
 
     def run(*options: str, **environment: str) -> Path:
@@ -53,8 +53,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             )
         running.append(process)
         deadline = time.monotonic() + 60
-        while "WSGI app 0" not in (said := (tmp_path / "log").read_text("utf-8", "replace")):
-            assert process.poll() is None and time.monotonic() < deadline, said
+        while "WSGI app 0" not in (output := (tmp_path / "log").read_text("utf-8", "replace")):
+            assert process.poll() is None and time.monotonic() < deadline, output
             time.sleep(0.1)
         return tmp_path
 
@@ -73,7 +73,7 @@ def test_without_systemd_the_socket_is_for_owner_and_group_in_a_folder_made_for_
     folder = start() / "var"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     assert stat.S_IMODE((folder / "quarantine.sock").stat().st_mode) == 0o660
-    assert list(folder.iterdir()) == [folder / "quarantine.sock"]  # the store is elsewhere: none of its files beside
+    assert list(folder.iterdir()) == [folder / "quarantine.sock"]  # the store and its files are elsewhere
     assert exchange(str(folder / "quarantine.sock"), packet(HEALTH)).startswith(b"HTTP/1.1 200 ")
 
 
@@ -125,7 +125,7 @@ def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -
 
 
 def test_the_environment_of_a_worker_does_not_reach_the_program_that_reads_mail() -> None:
-    # UWSGI_SETENV changes it below Python, as this does. With that variable every program ends before it begins.
+    # UWSGI_SETENV changes the environment below Python, as this does. This variable ends every program at its start.
     os.putenv("LD_DEBUG", "help")
     try:
         assert "libs" in subprocess.run(["true"], capture_output=True, text=True, check=True).stdout
@@ -140,7 +140,7 @@ def test_the_environment_of_a_worker_does_not_reach_the_program_that_reads_mail(
 
 @pytest.fixture
 def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Finding]]:
-    """What ``check`` says of the socket, with settings in a folder of their own and no Nginx."""
+    """A function that returns the findings of ``check`` on the socket, with its own settings folder and no Nginx."""
     path = tmp_path / "etc" / "quarantine.toml"
     path.parent.mkdir()
     path.write_text(f'store.url = "files:{tmp_path}/store"\n')
@@ -159,9 +159,9 @@ def test_check_finds_a_running_tcp_socket_and_leaves_http_alone(
 ) -> None:
     tcp, web = free_port(), free_port()
     start("--http-socket", f"127.0.0.1:{web}", QUARANTINE_SOCKET=f"127.0.0.1:{tcp}")
-    said = problems(findings())
-    assert f"uwsgi socket: uWSGI listens on 127.0.0.1:{tcp}: every process of this host can connect" in said
-    assert str(web) not in said
+    output = problems(findings())
+    assert f"uwsgi socket: uWSGI listens on 127.0.0.1:{tcp}: every process of this host can connect" in output
+    assert str(web) not in output
 
 
 def test_check_finds_a_running_tcp_socket_of_ipv6(start: Start, findings: Callable[[], list[Finding]]) -> None:
@@ -187,8 +187,8 @@ def test_check_finds_the_earlier_uwsgi_ini_beside_the_settings(
         "[uwsgi]\nif-env = QUARANTINE_SOCKET\nsocket = $(QUARANTINE_SOCKET)\nendif =\n"
         "if-not-env = QUARANTINE_SOCKET\nsocket = 127.0.0.1:9000\nendif =\n"
     )
-    said = problems(findings())
-    assert f"{ini} opens the TCP address 127.0.0.1:9000, unlike {ROOT / 'uwsgi.ini'}: " in said
+    output = problems(findings())
+    assert f"{ini} opens the TCP address 127.0.0.1:9000, unlike {ROOT / 'uwsgi.ini'}: " in output
     ini.write_bytes((ROOT / "uwsgi.ini").read_bytes())
     assert str(ini) not in problems(findings())
 
@@ -205,9 +205,9 @@ def test_check_finds_nginx_still_at_the_earlier_address(
     findings: Callable[[], list[Finding]], tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "nginx" / "quarantine.conf").write_text(text)
-    said = problems(findings())
-    assert "quarantine.conf passes requests to 127.0.0.1:9000: copy " in said
-    assert "`server unix:/run/quarantine.sock;`, then run: nginx -t && systemctl reload nginx" in said
+    output = problems(findings())
+    assert "quarantine.conf passes requests to 127.0.0.1:9000: copy " in output
+    assert "`server unix:/run/quarantine.sock;`, then run: nginx -t && systemctl reload nginx" in output
 
 
 @pytest.mark.parametrize("status", [502, 504])
@@ -232,7 +232,7 @@ def test_check_says_that_nginx_does_not_reach_the_portal(
     assert "`server unix:/run/quarantine.sock;`" in finding.text
 
 
-def test_check_has_nothing_against_other_lines_of_nginx(findings: Callable[[], list[Finding]], tmp_path: Path) -> None:
+def test_check_accepts_other_lines_of_nginx(findings: Callable[[], list[Finding]], tmp_path: Path) -> None:
     (tmp_path / "nginx" / "other.conf").write_text(
         "upstream php { server 127.0.0.1:9000; }\n# uwsgi_pass 127.0.0.1:9000;\n"
         "upstream quarantine {\n    server unix:/run/quarantine.sock;  # was: server 127.0.0.1:9000;\n}\n"
