@@ -1,4 +1,4 @@
-"""A program that holds mail in a file store and says what it was told: run under strace by test_disk.py."""
+"""Hold mail in a file store and print each result: run under strace by test_disk.py."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from tests.builders import BY_OPERATOR, hold, now
 from tests.faults.serving import mail_of
 
 
-def say(line: str) -> None:
-    """One write, so that the log of system calls shows when it was said."""
+def write_line(line: str) -> None:
+    """Print with one system call, so that strace's log shows when the line was written."""
     os.write(1, f"{line}\n".encode())
 
 
 def main(folder: str, first: int, mails: int) -> None:
-    say("begin")
+    write_line("begin")
     try:
         store = FileStore.open(folder)
     except QuarantineError as error:
-        say(f"not-opened {error}")
+        write_line(f"not-opened {error}")
         return
-    say("open")
+    write_line("open")
     for number in range(first, first + mails):
         try:
             held = hold(store, mail_of(number))
-            say(f"held {number} {held.id}")
+            write_line(f"held {number} {held.id}")
             if number % 4 == 3:
                 store.deliveries.move(
                     DeliveryId(held.id, 1), State.DELETED, {State.HELD}, BY_OPERATOR, now(), kind=EventKind.DELETED
                 )
-                say(f"deleted {number} {held.id}")
+                write_line(f"deleted {number} {held.id}")
             if number % 6 == 5:
                 store.ping()
         except QuarantineError as error:
-            say(f"refused {number} {error}")
+            write_line(f"refused {number} {error}")
     store.close()
-    say("end")
+    write_line("end")
 
 
 if __name__ == "__main__":

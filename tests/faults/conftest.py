@@ -1,4 +1,4 @@
-"""What the fault tests share: a table of what was done, a PostgreSQL that may be killed, a disk that can be filled."""
+"""Fixtures of the fault tests: a table of results, a PostgreSQL that may be killed, a disk that can be filled."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """``report("1 kill -9 of workers", "9 mails, 3 kills", "files")``: a line of the table under `make test-faults`.
+    """``report("1 kill -9 of workers", "9 messages, 3 kills", "files")`` adds a row to the table of `make test-faults`.
 
-    Only the full forms stand in it. Call it before the assertions that may fail: what was done is told either way.
+    Only the long forms add rows. Call it before assertions that may fail: the row is printed in both cases.
     """
     node = request.node
     rows = node.config.stash.setdefault(_ROWS, {})
     words = node.callspec.params.values() if hasattr(node, "callspec") else ()
     of_this_test = next((word for word in words if word in ("files", "postgres")), "")
 
-    def say(what: str, done: str, store: str = of_this_test) -> None:
+    def add_row(what: str, done: str, store: str = of_this_test) -> None:
         if node.get_closest_marker("faults"):
             rows[node.nodeid] = _Row(what, store, done)
 
-    return say
+    return add_row
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -77,7 +77,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """``serve(store_url, workers=8, QUARANTINE_…="…")``: the portal under uWSGI with the shipped uwsgi.ini."""
+    """``serve(store_url, workers=8, QUARANTINE_…="…")`` runs the portal under uWSGI with the shipped uwsgi.ini."""
     running: list[Portal] = []
 
     def start(store_url: str, workers: int = 4, **environ: str) -> Portal:

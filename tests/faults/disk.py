@@ -1,11 +1,11 @@
-"""What a power cut may leave of a folder: its system calls recorded, a disk that obeys fsync alone, and its remains.
+"""A model of power cuts: recorded system calls on a folder, and the files that a cut may leave.
 
-The disk is as unkind as POSIX allows. What was written to a file is durable once that file was synced, an entry of a
-folder (a name made, moved or removed) once that folder was. Of the rest nothing may survive, or everything, or any
-part: each 4 KB block and each entry by itself.
+The disk guarantees no more than POSIX. Data of a file is durable once that file was synced, and an entry of a folder (a
+name that was made, moved or removed) once that folder was synced. Everything else may survive in any part: each 4 KB
+block and each entry on its own.
 
-Two recorders make the same list of operations: `from_strace` out of strace's log (SQLite's calls included), and `Shim`
-out of Python's own calls, which needs nothing installed and can also let any one call fail.
+Two recorders make the same list of operations: `from_strace` from strace's log, which has SQLite's calls too, and
+`Shim` from Python's own calls, which needs no installed program and can make any single call fail.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BLOCK_BYTES = 4096
 
 @dataclass(frozen=True)
 class Op:
-    """One operation. Paths are relative to the folder's parent, so that making the folder is one as well."""
+    """An operation. Paths are relative to the folder's parent, so that making the folder is an operation too."""
 
-    kind: str  # create, mkdir, write, truncate, sync, rename, unlink, rmdir, say
+    kind: str  # create, mkdir, write, truncate, sync, rename, unlink, rmdir, output
     path: str = ""
     to: str = ""
     offset: int = 0
@@ -39,7 +39,7 @@ class Op:
 
 @dataclass
 class _Node:
-    """A file (``entries`` None) or a folder. ``unsynced`` are its changes since the last sync, oldest first."""
+    """A file (``entries`` None) or a folder. ``unsynced``: its changes since the last sync, oldest first."""
 
     entries: dict[str, _Node] | None = None
     durable_entries: dict[str, _Node] = field(default_factory=dict)
@@ -52,13 +52,13 @@ class _Node:
 
 
 class Disk:
-    """Applies operations one by one; `remains` makes real files of what a power cut now would leave."""
+    """Applies operations one by one; `remains` writes the files that a power cut would leave now."""
 
     def __init__(self) -> None:
         self._root = _Node(entries={})
 
     def apply(self, op: Op) -> None:
-        if op.kind == "say":
+        if op.kind == "output":
             return
         if op.kind in ("create", "mkdir"):
             self._enter(op.path, _Node(entries={} if op.kind == "mkdir" else None))
@@ -76,7 +76,7 @@ class Disk:
             self._enter(op.path, None)
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file or folder now."""
+        """Return whether this file or folder exists now."""
         try:
             self._node(path)
         except KeyError:
@@ -84,7 +84,7 @@ class Disk:
         return True
 
     def size_bytes(self, path: str) -> int:
-        """How long a file is now."""
+        """Return the current size of a file."""
         node = self._node(path)
         data = bytearray(node.durable)
         for write in node.unsynced:
@@ -114,14 +114,14 @@ class Disk:
                 node.durable_entries = dict(node.entries or {})
                 node.unsynced.clear()
             return
-        # After a failed fsync Linux takes the pages for written: a later one that succeeds says nothing about them.
+        # After a failed fsync Linux marks the pages as clean: a later fsync that succeeds does not cover them.
         if not failed:
             for write in node.unsynced:
                 _write(node.durable, *write)
         node.unsynced.clear()
 
     def remains(self, folder: Path, source: random.Random, keep: float) -> None:
-        """Make what is left below ``folder``; each unsynced block and entry survives with probability ``keep``."""
+        """Write the remains below ``folder``; each unsynced block and entry survives with probability ``keep``."""
         self._remains(self._root, folder, source, keep)
 
     def _remains(self, node: _Node, path: Path, source: random.Random, keep: float) -> None:
@@ -155,7 +155,7 @@ def _write(data: bytearray, offset: int, written: bytes | None) -> None:
 
 
 def _blocks(offset: int, written: bytes | None) -> Iterator[tuple[int, bytes | None]]:
-    """A write in pieces that lie in one block each."""
+    """Yield the pieces of a write, each within one block."""
     if written is None:
         yield offset, None
         return
@@ -180,29 +180,29 @@ _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 @dataclass(frozen=True)
 class Call:
-    """One system call on the folder. ``number`` counts the process's calls of that name, from 1, as strace does.
-    ``said`` is how many lines the program had written to its standard output by then."""
+    """A system call on the folder. ``number`` counts the process's calls of that name, from 1, as strace does.
+    ``lines_written``: the number of lines on the program's standard output before the call."""
 
     name: str
     number: int
     injected: bool
-    said: int
+    lines_written: int
 
 
 def strace_command(log: Path, inject: str = "") -> list[str]:
-    """The command in front of the program's own."""
+    """Return the arguments that go before the program's command."""
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "100000000", "-o", str(log), "-e", f"trace={CALLS}"]
     return [*command, "-e", f"inject={inject}"] if inject else command
 
 
 def from_strace(log: Path, folder: Path) -> tuple[list[Op], list[Call]]:
-    """What a single-threaded program did to ``folder`` and said on its standard output, and its calls there."""
+    """Return the operations of a single-threaded program on ``folder`` with its output, and its calls there."""
     ops: list[Op] = []
     calls: list[Call] = []
-    disk = Disk()  # knows which files are there
+    disk = Disk()  # knows which files exist
     counts: dict[str, int] = {}
     positions: dict[str, int] = {}
-    said = 0
+    lines_written = 0
 
     def inside(path: bytes) -> str | None:
         text = os.fsdecode(path)
@@ -227,12 +227,12 @@ def from_strace(log: Path, folder: Path) -> tuple[list[Op], list[Call]]:
         file = _FILE.match(arguments)
         path = inside(_octets(file[2]) if file else texts[0] if texts else b"")
         if name == "write" and file and file[1] == "1":
-            done(Op("say", data=texts[0].rstrip(b"\n")))
-            said += 1
+            done(Op("output", data=texts[0].rstrip(b"\n")))
+            lines_written += 1
         # SQLite rebuilds its shared memory after every crash.
         if path is None or path.endswith("-shm"):
             continue
-        calls.append(Call(name, counts[name], "(INJECTED)" in line, said))
+        calls.append(Call(name, counts[name], "(INJECTED)" in line, lines_written))
         if result < 0 and name not in ("fsync", "fdatasync"):
             continue
         if name == "openat":
@@ -262,7 +262,7 @@ def from_strace(log: Path, folder: Path) -> tuple[list[Op], list[Call]]:
         elif name == "ftruncate":
             done(Op("truncate", path, offset=int(arguments.rpartition(", ")[2])))
         else:
-            assert name == "lseek" and "SEEK_CUR" in arguments, f"not yet understood: {line[:200]}"
+            assert name == "lseek" and "SEEK_CUR" in arguments, f"unknown call: {line[:200]}"
     return ops, calls
 
 
@@ -274,9 +274,9 @@ def _octets(text: str) -> bytes:
 
 
 class Shim:
-    """Records what Python code does below ``folder``; the call ``fail`` (a name and a number from 0) raises an error.
+    """Records Python's calls below ``folder``; the call ``fail`` (a name and a number from 0) raises an error.
 
-    SQLite's calls are not seen: `said` notes how long its log was, so that a test may cut it there.
+    SQLite's calls are not seen: `write_line` notes the length of its log, so that a test can cut it there.
     """
 
     def __init__(self, folder: Path, fail: tuple[str, int] | None = None, error: int = errno.EIO) -> None:
@@ -289,9 +289,9 @@ class Shim:
         self._paths: dict[int, str] = {}
         self._disk = Disk()
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         log = self._folder / "quarantine.sqlite3-wal"
-        self._done(Op("say", data=text.encode(), offset=log.stat().st_size if log.exists() else 0))
+        self._done(Op("output", data=text.encode(), offset=log.stat().st_size if log.exists() else 0))
 
     def _inside(self, path: Any) -> str | None:
         text = os.fspath(path)
@@ -315,7 +315,7 @@ class Shim:
 
     @contextmanager
     def recording(self) -> Iterator[Shim]:
-        """Within the block Python's calls are recorded."""
+        """Record Python's calls until the block ends."""
         real = {name: getattr(os, name) for name in ("open", "fsync", "rename", "mkdir", "unlink", "rmdir")}
 
         def with_path(name: str, recorded: Callable[..., Op]) -> Callable[..., Any]:
@@ -369,7 +369,7 @@ class Shim:
             return written
 
         def close(descriptor: int) -> None:
-            self._paths.pop(descriptor, None)  # its number comes round again
+            self._paths.pop(descriptor, None)  # the number will be used again
             os_close(descriptor)
 
         os_write, os_close = os.write, os.close

@@ -1,4 +1,4 @@
-"""A network between the portal and PostgreSQL that can be cut: packets go nowhere, and nobody is told."""
+"""A network between the portal and PostgreSQL that can be cut: packets are dropped without an error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 
 class Gate:
-    """Forwards TCP connections to a server until it is shut. Shut, connections stay and new ones are even taken, but
-    no octet passes: keepalives are answered, so only a deadline of one's own helps. Opened again, all of it arrives.
+    """Forwards TCP connections to a server until it is shut. While it is shut, connections stay open and new ones are
+    accepted, but no octet passes. Keepalives are answered, so only a deadline of the client helps. When it is opened
+    again, all data arrives.
     """
 
     def __init__(self, family: socket.AddressFamily, server: Any) -> None:
-        """``server``: its address, a path for AF_UNIX."""
+        """``server``: the server's address, or a path for AF_UNIX."""
         self._family, self._server = family, server
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -26,7 +27,7 @@ class Gate:
 
     def close(self) -> None:
         self.open.set()
-        # Closing a socket wakes nobody who waits for it; a shutdown does.
+        # Closing a socket does not wake a thread that waits for it; a shutdown does.
         for end in [self._listener, *self._ends]:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,5 @@
-"""Posts that no Rspamd ever sent: recorded ones, altered at random. Run as a program it feeds them to the WSGI
-application of a store and says what came of it as JSON, so that the memory measured is the portal's alone."""
+"""Fuzzed posts: recorded posts of Rspamd, altered at random. Run as a program, it passes them to the WSGI application
+of a store and prints the results as JSON, so that only the portal's memory is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-WARM_UP = 0.2  # of the posts come before memory is first measured
+WARM_UP = 0.2  # part of the posts before memory is first measured
 JUNK = (
     b"", b"\0", b"\xff\xfe", b"\r\n", b"\r\n\r\n", b"\n", b"\x80", b"\xed\xa0\x80", b"{", b"}", b"[" * 3000,
     b'{"a":' * 2000,
@@ -51,7 +51,7 @@ class Post:
 
 
 def seeds() -> list[Post]:
-    """Recorded posts: the larger set beside the checkout when it is there, else the tests' own."""
+    """Return recorded posts: the larger set next to the checkout if it exists, else the one of the tests."""
     recorded = ROOT.parent / "shared" / "exporter-posts"
     folder = recorded if recorded.is_dir() else ROOT / "tests" / "data" / "exporter"
     found = [read_post(path.read_bytes()) for path in sorted(folder.glob("*.http"))]
@@ -65,7 +65,7 @@ def read_post(data: bytes) -> Post:
 
 
 def mutated(seed: Post, source: random.Random) -> Post:
-    """The post with one to four things wrong."""
+    """Return the post with one to four errors."""
     post = Post(list(seed.headers), seed.body)
     packed = "gzip" in post.value("Content-Encoding") and source.random() < 0.7
     if packed:
@@ -79,7 +79,7 @@ def mutated(seed: Post, source: random.Random) -> Post:
 
 
 def _octets(data: bytes, source: random.Random) -> bytes:
-    """Some octets of it flipped, cut, doubled, moved or replaced."""
+    """Return the data with some octets flipped, cut, repeated, moved or replaced."""
     at = source.randint(0, len(data))
     to = min(len(data), at + source.choice([1, 2, 7, 100, 5000]))
     kind = source.randrange(6)
@@ -130,7 +130,7 @@ def _boundary(post: Post, source: random.Random) -> None:
 
 
 def _text(value: bytes) -> str:
-    # What cannot stand in a header never reaches the portal: servers refuse it.
+    # Servers reject characters that are invalid in a header, so these never reach the portal.
     return value.replace(b"\r", b"").replace(b"\n", b"").replace(b"\0", b"").decode("latin-1")[:12_000]
 
 
@@ -140,7 +140,7 @@ MUTATIONS: tuple[Callable[[Post, random.Random], None], ...] = (
 
 
 def environ(post: Post, source: random.Random) -> dict[str, Any]:
-    """The post as a WSGI server hands it over; now and then its length is a lie."""
+    """Return the WSGI environment of a post; in 2 % of cases its length is wrong."""
     length = str(len(post.body))
     if source.random() < 0.02:
         length = source.choice(["", "-1", "abc", "9" * 30, str(len(post.body) + 5), str(len(post.body) // 2), "1e3"])
@@ -163,13 +163,13 @@ def environ(post: Post, source: random.Random) -> dict[str, Any]:
         if key == "CONTENT_TYPE":
             made[key] = value
         elif key != "CONTENT_LENGTH":
-            # Servers join a field that comes twice.
+            # Servers join repeated fields.
             made[f"HTTP_{key}"] = f"{made[f'HTTP_{key}']}, {value}" if f"HTTP_{key}" in made else value
     return made
 
 
 class _Faults(logging.Handler):
-    """Counts what no post may cause: tracebacks in the log."""
+    """Collects tracebacks in the log, which no post may cause."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def rss_bytes() -> int:
 
 
 def main(posts: int, seed: int) -> None:
-    """Feed ``posts`` posts to the application whose settings stand in the environment."""
+    """Pass ``posts`` posts to the application whose settings are in the environment."""
     from portal.assemble import assemble
     from portal.settings import load
     from portal.web import create_app
@@ -199,7 +199,7 @@ def main(posts: int, seed: int) -> None:
     statuses: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     before = 0
-    seconds = array("f", bytes(4 * posts))  # all of it now: memory is measured
+    seconds = array("f", bytes(4 * posts))  # allocated now, since memory is measured
     for number in range(posts):
         if number == int(posts * WARM_UP):
             before = rss_bytes()

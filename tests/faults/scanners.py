@@ -1,4 +1,4 @@
-"""What opens the links of a digest before its reader does: scanners of mail, as they come over HTTP."""
+"""Mail scanners, which open the links of a digest before its reader does, as HTTP clients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import urlencode, urlsplit
 
-ORIGIN = "http://127.0.0.1:8080"  # of public_url; the portal listens elsewhere
-# As Chromium marks what a person did and what a script did.
+ORIGIN = "http://127.0.0.1:8080"  # of public_url; the portal listens on another port
+# Chromium's headers for a press of a person and of a script.
 BY_A_PERSON = {
     "Sec-Fetch-Site": "same-origin",
     "Sec-Fetch-Mode": "navigate",
@@ -43,13 +43,13 @@ class Forms(HTMLParser):
 
 
 class Client:
-    """Asks the portal; counts what it was answered."""
+    """Sends requests to the portal and counts the replies."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.answers: Counter[str] = Counter()
 
-    def ask(self, method: str, url: str, form: Sequence[tuple[str, str]] = (), **headers: str) -> tuple[int, str]:
+    def request(self, method: str, url: str, form: Sequence[tuple[str, str]] = (), **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -64,7 +64,7 @@ class Client:
         return answer.status, text
 
     def post(self, url: str, form: Sequence[tuple[str, str]], headers: dict[str, str]) -> None:
-        self.ask("POST", url, form, **headers)
+        self.request("POST", url, form, **headers)
 
 
 Scanner = Callable[[Client, Sequence[str]], None]
@@ -72,62 +72,62 @@ Scanner = Callable[[Client, Sequence[str]], None]
 
 def heads(client: Client, links: Sequence[str]) -> None:
     for link in links:
-        client.ask("HEAD", link)
+        client.request("HEAD", link)
 
 
 def curl(client: Client, links: Sequence[str]) -> None:
     for link in links:
-        client.ask("GET", link, User_Agent="curl/8.9.1")
+        client.request("GET", link, User_Agent="curl/8.9.1")
 
 
 def prefetch(client: Client, links: Sequence[str]) -> None:
     for link in links:
-        client.ask("GET", link, Sec_Purpose="prefetch")
+        client.request("GET", link, Sec_Purpose="prefetch")
 
 
 def prerender(client: Client, links: Sequence[str]) -> None:
     for link in links:
-        client.ask("GET", link, Sec_Purpose="prefetch;prerender")
+        client.request("GET", link, Sec_Purpose="prefetch;prerender")
         client.post(link, [], {**BY_A_SCRIPT, "Sec-Purpose": "prefetch;prerender"})
 
 
 def burst(client: Client, links: Sequence[str]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda link: client.ask("GET", link), [*links, *links]))
+        list(pool.map(lambda link: client.request("GET", link), [*links, *links]))
 
 
 def crawler(client: Client, links: Sequence[str]) -> None:
-    """Follows what it finds, once."""
+    """Follow the links on each page, once."""
     for link in links:
-        _, page = client.ask("GET", link)
+        _, page = client.request("GET", link)
         for found in re.findall(r'href="(/quarantine/[^"]*)"', page):
-            client.ask("GET", found)
+            client.request("GET", found)
 
 
 def forms(client: Client, links: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, str]], list[tuple[str, str]]]]:
-    """Link, fields with every box ticked, and buttons of each form there is."""
+    """Yield for each form its link, its fields with every box ticked, and its buttons."""
     for link in links:
         parser = Forms()
-        parser.feed(client.ask("GET", link)[1])
+        parser.feed(client.request("GET", link)[1])
         for fields, boxes, buttons in parser.found:
             yield link, fields + boxes, buttons
 
 
 def submitter(client: Client, links: Sequence[str]) -> None:
-    """A script's form.submit(): without a button's name."""
+    """Call form.submit() by script, which sends no button's name."""
     for link, fields, _ in forms(client, links):
         client.post(link, fields, BY_A_SCRIPT)
 
 
 def script_clicker(client: Client, links: Sequence[str]) -> None:
-    """A script's button.click() in a browser."""
+    """Call button.click() by script in a browser."""
     for link, fields, buttons in forms(client, links):
         for button in buttons:
             client.post(link, [*fields, button], BY_A_SCRIPT)
 
 
 def plain_clicker(client: Client, links: Sequence[str]) -> None:
-    """Fills in and sends every form with every button, without a browser."""
+    """Fill in and send every form with every button, without a browser."""
     for link, fields, buttons in forms(client, links):
         for button in buttons:
             client.post(link, [*fields, button], {})

@@ -1,5 +1,5 @@
-"""The portal as it runs at a site – uWSGI, the shipped uwsgi.ini – with clients that retry as senders do, and the one
-question after every fault: is what was answered 200 there, whole, and once?"""
+"""The portal under uWSGI with the shipped uwsgi.ini, clients that retry as senders do, and the check after every fault:
+each message that was answered 200 is in the store, whole, and once."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ META = {
     "X-Rspamd-ip": "198.51.100.9",
     "Content-Type": "text/plain",
 }
-PATIENCE_SECONDS = 60  # for one mail, through all faults
+PATIENCE_SECONDS = 60  # for one message, in spite of all faults
 
 
 def mail_of(number: int) -> bytes:
-    """The mail with this number, always the same: mostly small, some 150 KB, few above what a store does at once."""
+    """Return the mail with this number, always the same: most are small, some have 150 KB, few need several statements."""
     source = random.Random(number)
     head = (
         f"From: Promo <{SENDER}>\r\nTo: {ALICE}, {BOB}\r\nSubject: Offer {number}\r\n"
@@ -60,7 +60,7 @@ def mail_of(number: int) -> bytes:
 
 
 class Portal:
-    """uWSGI with the shipped uwsgi.ini: four workers or as many as said, its threads, and the digest process."""
+    """uWSGI with the shipped uwsgi.ini: ``workers`` workers, their threads, and the digest process."""
 
     def __init__(self, store_url: str, folder: Path, environ: dict[str, str], workers: int = 4) -> None:
         folder.mkdir()
@@ -102,23 +102,23 @@ class Portal:
                 if self.request("GET", "/quarantine/healthz")[0] == 200:
                     return
             time.sleep(0.1)
-        said = self.log.read_text("utf-8", "replace")
+        log = self.log.read_text("utf-8", "replace")
         self.stop()
-        raise AssertionError(f"the portal did not start:\n{said}")
+        raise AssertionError(f"the portal did not start:\n{log}")
 
     def stop(self) -> None:
         self.process.terminate()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            # A worker that is just loading the application misses the signal; uWSGI waits a minute for it.
+            # A worker that is loading the application misses the signal; uWSGI waits a minute for it.
             for pid in [*children(self.process.pid), self.process.pid]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
 
     def wait_for_all_workers(self) -> None:
-        """Return when each has loaded the application; the first answers while the others still load."""
+        """Return when all have loaded the application; the first one answers before."""
         for _ in range(300):
             if self.log.read_bytes().count(b" ready in ") >= self._workers:
                 return
@@ -126,23 +126,23 @@ class Portal:
         raise AssertionError("not all workers came up")
 
     def workers(self) -> list[int]:
-        """The pids of the workers that live now."""
+        """Return the pids of the running workers."""
         return [pid for pid in children(self.process.pid) if "uwsgi.ini" in command(pid)]
 
     def rss_bytes(self) -> int:
-        """The memory of all workers."""
+        """Return the memory of all workers."""
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.workers()) * 4096
 
     def tracebacks(self) -> int:
-        """How many the portal logged. A full pipe to uWSGI's master, which sleeps when workers die too fast, costs
-        log lines and says so with one as well."""
+        """Return the number of tracebacks that the portal logged. uWSGI's master sleeps when workers die too fast. If
+        its pipe is full by then, log lines are lost, and that causes a traceback which is not counted."""
         log = self.log.read_bytes()
         return log.count(b"Traceback (most recent call last)") - log.count(b"BlockingIOError: [Errno 11] write could")
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """One request: status and body. Raises OSError and HTTPException."""
+        """Send a request and return status and body. Raises OSError and HTTPException."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request(method, path, body, headers or {})
@@ -154,7 +154,7 @@ class Portal:
     def post(self, number: int) -> tuple[int, dict[str, Any]]:
         """Post the mail with this number once."""
         status, body = self.request("POST", "/quarantine/", mail_of(number), META)
-        # A worker that has no store yet says so in words.
+        # A worker that has no store yet answers in plain text.
         return status, json.loads(body) if status == 200 else {}
 
 
@@ -171,7 +171,7 @@ def command(pid: int) -> str:
 
 
 class Senders:
-    """Threads that post numbered mails and, like a sender that was told to try later, again until it is taken."""
+    """Threads that post numbered mails and retry each until it is accepted, like a sender after a deferral."""
 
     def __init__(self, portal: Portal, threads: int = 8) -> None:
         self._portal = portal
@@ -181,12 +181,12 @@ class Senders:
         self._lock = threading.Lock()
         self.acknowledged: dict[int, UUID] = {}
         self.answers: Counter[str] = Counter()  # "200 held", "503", "broken"
-        self.failed_at: list[float] = []  # when posts began that were not answered 200
+        self.failed_at: list[float] = []  # the start times of posts that were not answered 200
         self.failure: BaseException | None = None
 
     @contextmanager
     def sending(self, posts: int | None = None) -> Iterator[None]:
-        """Send beside the block; leaving it waits until ``posts`` mails are taken, or ends the sending."""
+        """Send during the block. At its end, wait until ``posts`` mails are accepted, or stop sending if None."""
         self._stop.clear()
         running = [threading.Thread(target=self._run, args=(posts,)) for _ in range(self._threads)]
         for thread in running:
@@ -220,29 +220,29 @@ class Senders:
             self.failure = error
 
     def deliver(self, number: int) -> None:
-        """Post one mail until it is taken."""
+        """Post one mail until it is accepted."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             began = time.monotonic()
             try:
                 status, body = self._portal.post(number)
-                said = f"{status} {body.get('status', '')}".strip()
+                outcome = f"{status} {body.get('status', '')}".strip()
             except (OSError, http.client.HTTPException, ValueError):
-                status, body, said = 0, {}, "broken"
+                status, body, outcome = 0, {}, "broken"
             with self._lock:
-                self.answers[said] += 1
+                self.answers[outcome] += 1
                 if status == 200:
                     assert body["status"] in ("held", "known")
                     self.acknowledged[number] = UUID(body["id"])
                     return
                 self.failed_at.append(began)
             assert status in (0, 502, 503), f"mail {number} answered {status} {body}"
-            assert time.monotonic() < deadline, f"mail {number} was not taken for {PATIENCE_SECONDS} s"
+            assert time.monotonic() < deadline, f"mail {number} was not accepted for {PATIENCE_SECONDS} s"
             time.sleep(0.02)
 
 
 def all_deliveries(store: Store) -> Iterator[Delivery]:
-    """Everything in a store."""
+    """Yield all deliveries of a store."""
     before = None
     while True:
         page = store.deliveries.search(Filter(), 500, before)
@@ -259,14 +259,14 @@ def read(store: Store, id: UUID) -> bytes:
 def assert_whole(
     store_url: str, acknowledged: dict[int, UUID], *, maybe: int = 0, states: Collection[State] = (State.HELD,)
 ) -> None:
-    """Whether a store holds exactly what was acknowledged: byte-identical, once, for both recipients, nothing half.
+    """Assert that a store holds exactly the acknowledged mails, byte-identical, once, for both recipients.
 
-    ``maybe``: so many mails more may be there, whole, whose answer never came.
+    ``maybe``: the number of further mails, whole ones, that may be there because their replies were lost.
     """
-    assert len(set(acknowledged.values())) == len(acknowledged), "two mails were given one id"
+    assert len(set(acknowledged.values())) == len(acknowledged), "two mails have the same id"
     store = open_store(store_url)
     try:
-        # Files without rows, left by a kill between the two, are settled by purge once they are an hour old.
+        # A kill may leave files without rows; purge repairs them once they are an hour old.
         store.purge(now() - timedelta(days=30), now() + timedelta(hours=2))
         there: dict[UUID, list[Delivery]] = {}
         for delivery in all_deliveries(store):
@@ -311,7 +311,7 @@ def _assert_only_whole_rows(url: str) -> None:
 
 
 class OwnPostgres:
-    """A PostgreSQL that may be killed and comes back."""
+    """A PostgreSQL that may be killed and started again."""
 
     def __init__(self, data: Path) -> None:
         with warnings.catch_warnings():
@@ -328,16 +328,16 @@ class OwnPostgres:
         self._server.cleanup()
 
     def start(self) -> None:
-        """Start it if it does not run, and wait until it takes connections."""
+        """Start the server if it is not running, and wait until it accepts connections."""
         deadline = time.monotonic() + 60
         while True:
             try:
                 with psycopg.connect(self.url, connect_timeout=2):
                     return
             except psycopg.OperationalError:
-                assert time.monotonic() < deadline, "PostgreSQL did not come back"
+                assert time.monotonic() < deadline, "PostgreSQL did not start again"
             if not self._is_running():
-                # Fails while processes of the killed one are still there.
+                # This fails while processes of the killed server still exist.
                 with suppress(subprocess.SubprocessError):
                     self._server.ensure_postgres_running()
             time.sleep(0.02)
@@ -347,7 +347,7 @@ class OwnPostgres:
         self.start()
 
     def kill(self, source: random.Random, postmaster: bool) -> None:
-        """kill -9 of the postmaster, or of one of its processes: a session of the portal where there is one."""
+        """Kill -9 the postmaster, or one of its processes: a session of the portal if there is one."""
         pid = self._server.get_pid()
         if not postmaster:
             below = children(pid)
@@ -355,13 +355,13 @@ class OwnPostgres:
             pid = source.choice(sessions or below or [pid])
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        # A postmaster that recovers takes no notice of another death (HandleChildCrash in its postmaster.c), and waits
-        # for ever for a startup process that is killed then: the next kill must not come before it saw this one.
+        # A postmaster that recovers ignores the death of another process (HandleChildCrash in postmaster.c). If that
+        # was the startup process, it waits for it without a limit. So it must notice this kill before the next one.
         while not postmaster and Path(f"/proc/{pid}").exists():
             time.sleep(0.001)
 
     def terminate_sessions(self) -> int:
-        """pg_terminate_backend for every connection of the portal; returns how many there were."""
+        """Call pg_terminate_backend for every connection of the portal and return their number."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'quarantine'"
@@ -378,7 +378,7 @@ class SmallDisk:
         self.folder = folder
 
     def fill(self, leave_bytes: int = 0) -> None:
-        """Use up all room but ``leave_bytes``."""
+        """Fill the disk but for ``leave_bytes``."""
         with (self.folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while True:
                 filler.write(bytes(1 << 16))

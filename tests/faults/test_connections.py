@@ -1,4 +1,4 @@
-"""The way to PostgreSQL is lost: its machine fails over to a standby, or the network swallows all packets."""
+"""The connection to PostgreSQL is lost: a failover to a standby, or a network that drops all packets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_failover_to_a_synchronous_standby_costs_one_request_a_connection_at_m
             failed += after
     report(
         "6 failover to a synchronous standby",
-        f"{failovers} × primary killed and standby promoted, {senders.done:,} mails: {in_words(senders.answers)}; "
+        f"{failovers} × primary killed and standby promoted, {senders.done:,} messages: {in_words(senders.answers)}; "
         f"{connections} connections lost, {failed} requests failed after a promotion; serving again after at most "
         f"{slowest_seconds:.1f} s",
         "postgres",
@@ -60,7 +60,7 @@ def test_a_failover_to_a_synchronous_standby_costs_one_request_a_connection_at_m
 
 
 def wait_for(senders: Senders, mails: int) -> None:
-    """Return when so many more mails were taken."""
+    """Return when this many more mails were accepted."""
     until = senders.done + mails
     while senders.done < until and not senders.failure:
         time.sleep(0.005)
@@ -78,13 +78,13 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def sessions(postgres: OwnPostgres) -> int:
-    """How many connections the portal has."""
+    """Return the number of the portal's connections."""
     with psycopg.connect(postgres.url) as connection:
         return connection.execute("select from pg_stat_activity where application_name = 'quarantine'").rowcount
 
 
 def together(calls: Sequence[Callable[[], int]]) -> list[tuple[int, float]]:
-    """What each returned and after how many seconds, all begun at once."""
+    """Start all calls at once and return the result of each and its seconds."""
 
     def timed(call: Callable[[], int]) -> tuple[int, float]:
         began = time.monotonic()
@@ -98,7 +98,7 @@ def through(gate: Gate) -> str:
     return f"postgresql://postgres@127.0.0.1:{gate.port}/postgres"
 
 
-HARAKIRI_SECONDS = 60  # uwsgi.ini; a worker that waits as long is killed with all it does
+HARAKIRI_SECONDS = 60  # from uwsgi.ini; a worker that waits this long is killed with all its requests
 
 
 @pytest.mark.parametrize("cuts", [1, full(10, seconds=900)])
@@ -120,7 +120,7 @@ def test_a_network_that_drops_all_packets_blocks_no_worker(
             wait_for(senders, 100)
         before = sessions(own_postgres)
         gate.open.clear()
-        # First what is done in several statements: a mail above what a store does at once, and what pages ask.
+        # First requests with several statements: mails that are stored in several statements, and pages.
         large = [1_000_050 + 1000 * cut + 100 * n for n in range(4)]
         answers = together(
             [partial(posted, number) for number in large]
@@ -140,9 +140,9 @@ def test_a_network_that_drops_all_packets_blocks_no_worker(
         failed += after
         assert after <= before
     report(
-        "6 network cut, packets swallowed",
+        "6 network cut, packets dropped",
         f"{cuts} × cut: {in_words(waited)} answered after at most {slowest_seconds:.1f} s; {connections} connections "
-        f"hung, {failed} requests failed once it was mended",
+        f"hung, {failed} requests failed after it was restored",
         "postgres",
     )
     assert set(waited) == {"503"}
@@ -156,14 +156,14 @@ def test_a_read_only_server_is_reported_with_what_to_do(pair: Pair, tmp_path: Pa
     alone = f"postgresql://postgres@127.0.0.1:{pair.standby.port}/postgres"
     for url in (alone, f"{alone}?target_session_attrs=read-write"):
         for command in (["check"], ["init"], ["list"]):
-            said = quarantine(tmp_path, url, *command)
-            assert "takes no writes" in said and "target_session_attrs=read-write" in said, (url, command, said)
-    pair.primary.kill()  # and nobody has promoted the standby yet
+            output = quarantine(tmp_path, url, *command)
+            assert "takes no writes" in output and "target_session_attrs=read-write" in output, (url, command, output)
+    pair.primary.kill()  # and the standby is not promoted yet
     assert "promote one" in quarantine(tmp_path, pair.url, "check")
 
 
 def quarantine(folder: Path, store_url: str, *words: str) -> str:
-    """What the operator's program says of a store, which it must refuse."""
+    """Return the output of a command for operators, which must refuse the store."""
     (folder / "quarantine.toml").touch()
     done = subprocess.run(
         [str(BIN / "quarantine"), *words],

@@ -1,6 +1,6 @@
-"""Disks that fail, fill up or lose power: what was answered is there; what is half is never seen.
+"""Disks that fail, fill up or lose power: acknowledged mail is in the store, and incomplete mail is never shown.
 
-The long forms use strace, which sees SQLite's calls too (`apt-get install strace`); the short ones watch Python's.
+The long forms use strace, which sees SQLite's calls too (`apt-get install strace`); the short ones record Python's.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from tests.faults.test_kills import in_words
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
-KEEP = (0.0, 0.5, 1.0, 0.1, 0.9)  # how much of what was not synced survives, by turns
+KEEP = (0.0, 0.5, 1.0, 0.1, 0.9)  # the share of unsynced data that survives, by turns
 
 
-def said(op: Op) -> list[str]:
+def words_of(op: Op) -> list[str]:
     return op.data.decode().split()
 
 
 def acknowledged(ops: Sequence[Op], what: str = "held") -> dict[int, UUID]:
-    lines = [said(op) for op in ops if op.kind == "say"]
+    lines = [words_of(op) for op in ops if op.kind == "output"]
     return {int(line[1]): UUID(line[2]) for line in lines if line and line[0] == what}
 
 
 @pytest.fixture
 def boots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine may be started anew, and no clock is set back: stores look over only what they must."""
+    """A machine that can be restarted and whose clock is never set back, so that stores check only recent files."""
     monkeypatch.setattr(files, "_BOOT_ID", tmp_path / "boot_id")
-    monkeypatch.setattr(files, "_CLOCK_MARGIN", timedelta(milliseconds=1))  # ids are cut to it
+    monkeypatch.setattr(files, "_CLOCK_MARGIN", timedelta(milliseconds=1))  # the precision of ids
     boot()
 
 
@@ -66,7 +66,7 @@ def boot() -> None:
 
 
 def assert_survived(folder: Path, ops: Sequence[Op], *, actions: bool) -> None:
-    """Open what a power cut left after ``ops`` and compare it with what had been said by then."""
+    """Open the store that a power cut left after ``ops`` and compare it with the results that were printed before."""
     held, deleted = acknowledged(ops), acknowledged(ops, "deleted")
     boot()
     store = FileStore.open(str(folder))
@@ -78,7 +78,7 @@ def assert_survived(folder: Path, ops: Sequence[Op], *, actions: bool) -> None:
             for id in deleted.values():
                 assert store.deliveries.get(DeliveryId(id, 1)).state is State.DELETED
         there = {delivery.id for delivery in all_deliveries(store)}
-        # The one being written, and what was refused after it had been written, may be there as well, but whole.
+        # The mail being written, and mails that were refused after they were written, may exist too, but whole.
         mails = {mail_of(number) for number in range(max(held, default=0) + 7)} if len(there) > len(held) else set()
         for id in there - set(held.values()):
             assert read(store, id) in mails
@@ -90,9 +90,9 @@ def assert_survived(folder: Path, ops: Sequence[Op], *, actions: bool) -> None:
 
 
 def cut_power(ops: list[Op], cuts: int, folder: Path, source: random.Random, wal: Path | None = None) -> int:
-    """Cut the power ``cuts`` times at random operations; returns how many there were.
+    """Cut the power ``cuts`` times at random operations and return the number of cuts.
 
-    ``wal``: a database and its log, copied beside what is left, the log cut in what had not been synced.
+    ``wal``: a folder with a database and its log, which are copied to the remains; the log is cut in its unsynced part.
     """
     done = 0
     wanted = sorted(source.choices(range(len(ops) + 1), k=cuts))
@@ -115,7 +115,7 @@ def cut_power(ops: list[Op], cuts: int, folder: Path, source: random.Random, wal
 
 
 def _cut_database(wal: Path, folder: Path, ops: Sequence[Op], source: random.Random) -> None:
-    lengths = [op.offset for op in ops if op.kind == "say"]
+    lengths = [op.offset for op in ops if op.kind == "output"]
     if not lengths:
         return
     folder.mkdir(exist_ok=True)
@@ -133,25 +133,25 @@ def test_a_power_cut_loses_no_acknowledged_mail(tmp_path: Path, boots: None) -> 
     shim = Shim(folder)
     with shim.recording():
         store = FileStore.open(str(folder))
-        shim.say("begin")
+        shim.write_line("begin")
         for number in range(12):
             held = hold(store, mail_of(number))
-            shim.say(f"held {number} {held.id}")
+            shim.write_line(f"held {number} {held.id}")
     wal = tmp_path / "wal"
     wal.mkdir()
     for name in ("quarantine.sqlite3", "quarantine.sqlite3-wal"):
         shutil.copy(folder / name, wal)
     store.close()
-    begun = next(at for at, op in enumerate(shim.ops) if op.kind == "say")
+    begun = next(at for at, op in enumerate(shim.ops) if op.kind == "output")
     assert len(shim.ops) - begun > 12 * 5
     assert cut_power(shim.ops, 30, tmp_path, random.Random(3), wal) == 30
 
 
 def run_adder(folder: Path, log: Path, mails: int, inject: str = "") -> tuple[list[Op], list[Call]]:
-    """Hold mails in a new store in a program under strace."""
+    """Run a program under strace that holds mails in a new store."""
     if shutil.which("strace") is None:
         pytest.fail("this test needs strace: apt-get install strace")
-    with (log.parent / "said").open("wb") as said:
+    with (log.parent / "output").open("wb") as output:
         process = subprocess.run(
             [
                 *disk.strace_command(log, inject),
@@ -164,7 +164,7 @@ def run_adder(folder: Path, log: Path, mails: int, inject: str = "") -> tuple[li
             ],
             cwd=ROOT,
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"},
-            stdout=said,
+            stdout=output,
             stderr=subprocess.PIPE,
             text=True,
             timeout=100,
@@ -182,8 +182,8 @@ def test_a_power_cut_anywhere_loses_no_acknowledged_mail_and_no_action(
     assert len(acknowledged(ops)) == 40
     done = cut_power(ops, 1000, tmp_path, random.Random(4))
     report(
-        "4 power cut, all that was not synced lost, kept or torn",
-        f"{done:,} cuts in {len(ops):,} operations of 40 mails and {len(acknowledged(ops, 'deleted'))} acts",
+        "4 power cut, unsynced data lost, kept or torn",
+        f"{done:,} cuts in {len(ops):,} operations of 40 messages and {len(acknowledged(ops, 'deleted'))} actions",
         "files",
     )
     assert done == 1000
@@ -210,18 +210,18 @@ def add_with(shim: Shim, folder: Path) -> None:
         try:
             store = FileStore.open(str(folder))
         except StoreUnavailable as error:
-            shim.say(f"not-opened {error}")
+            shim.write_line(f"not-opened {error}")
             return
         for number in range(5):
             try:
-                shim.say(f"held {number} {hold(store, mail_of(number)).id}")
+                shim.write_line(f"held {number} {hold(store, mail_of(number)).id}")
             except StoreUnavailable as error:
-                shim.say(f"refused {number} {error}")
+                shim.write_line(f"refused {number} {error}")
         store.close()
 
 
 def assert_synced(folder: Path, ops: Sequence[Op], left: Path) -> None:
-    """Everything acknowledged is in the folder, once, and would be there if the power failed now."""
+    """Assert that all acknowledged mail is in the folder, once, and would survive a power cut now."""
     if folder.exists():
         assert_whole(f"files://{folder}", acknowledged(ops), states=(State.HELD, State.DELETED))
     power = Disk()
@@ -229,7 +229,7 @@ def assert_synced(folder: Path, ops: Sequence[Op], left: Path) -> None:
         power.apply(op)
     power.remains(left, random.Random(5), keep=0.0)
     for database in left.rglob("quarantine.sqlite3*"):
-        database.unlink()  # the mail files alone must do
+        database.unlink()  # the mail files alone must be enough
     if (left / folder.name).exists():
         assert_survived(left / folder.name, ops, actions=False)
     else:
@@ -247,7 +247,7 @@ INJECTED = {
     "ftruncate": ("EIO",),
     "unlink": ("EIO",),
 }
-OPENING, HOLDING = 5, 16  # so many calls of each name at most, while a new store is opened and afterwards
+OPENING, HOLDING = 5, 16  # the most calls of each name, while a new store is opened and afterwards
 
 
 def chosen(numbers: list[int], most: int, source: random.Random) -> list[int]:
@@ -262,15 +262,15 @@ def test_no_system_call_that_fails_acknowledges_mail_that_is_not_stored(
     _, calls = run_adder(tmp_path / "counting", tmp_path / "log", 6)
     source, injected, refused = random.Random(6), Counter[str](), 0
     for name, errors in INJECTED.items():
-        opening = [call.number for call in calls if call.name == name and call.said < 2]
-        holding = [call.number for call in calls if call.name == name and call.said >= 2]
+        opening = [call.number for call in calls if call.name == name and call.lines_written < 2]
+        holding = [call.number for call in calls if call.name == name and call.lines_written >= 2]
         for number in chosen(opening, OPENING, source) + chosen(holding, HOLDING, source):
             for error in errors:
                 folder = tmp_path / f"{name}-{error}-{number}"
                 log = tmp_path / "log"
                 ops, done = run_adder(folder, log, 6, f"{name}:error={error}:when={number}")
                 assert sum(call.injected for call in done) == 1, (name, error, number)
-                lines = [said(op)[0] for op in ops if op.kind == "say"]
+                lines = [words_of(op)[0] for op in ops if op.kind == "output"]
                 assert lines.count("refused") + lines.count("not-opened") <= 1, (name, error, number)
                 refused += lines.count("refused") + lines.count("not-opened")
                 assert_synced(folder, ops, tmp_path / f"left-{name}-{error}-{number}")
@@ -286,7 +286,7 @@ def test_no_system_call_that_fails_acknowledges_mail_that_is_not_stored(
 
 
 def post_until(portal: Portal, numbers: range, status: int, held: dict[int, UUID]) -> Counter[str]:
-    """Post mails until one is answered ``status``; notes what was acknowledged."""
+    """Post mails until one is answered ``status``; add the acknowledged ones to ``held``."""
     answers = Counter[str]()
     for number in numbers:
         got = 0
@@ -313,7 +313,8 @@ def test_a_full_disk_refuses_mail_and_recovers_alone_on_files(
     portal = serve(url)
     held: dict[int, UUID] = {}
     answers = Counter[str]()
-    for round in range(10):
+    rounds = 10
+    for round in range(rounds):
         first = round * 100_000
         answers += post_until(portal, range(first, first + 1000), 200, held)
         small_disk.fill(leave_bytes=round * 150_000)
@@ -328,7 +329,7 @@ def test_a_full_disk_refuses_mail_and_recovers_alone_on_files(
         status, body = portal.post(first + 30_000)
         assert status == 200  # at once, without a restart
         held[first + 30_000] = UUID(body["id"])
-    report("5 disk full while mail comes", f"3 times full: {in_words(answers)}", "files")
+    report("5 disk full while mail arrives", f"{rounds} times full: {in_words(answers)}", "files")
     assert answers["503"] >= 10
     assert_whole(url, held)
 
@@ -352,7 +353,7 @@ def test_a_full_disk_refuses_mail_and_recovers_alone_on_postgres(
             postgres.start()  # it stops itself when its log cannot grow; the service manager starts it again
             answers += post_until(portal, range(first + 60_000, first + 61_000), 200, held)
         report(
-            "5 disk full while mail comes",
+            "5 disk full while mail arrives",
             f"3 times full: {in_words(answers)}",
             "postgres",
         )
@@ -370,7 +371,7 @@ def test_on_a_full_disk_releases_and_digests_wait_and_nothing_is_lost_on_files(
         small_disk.fill(leave_bytes=round * 4096)
 
     url = f"files://{small_disk.folder}/quarantine"
-    refused = release_and_tell(url, 20, fill, small_disk.make_room, make_settings)
+    refused = release_and_send_digests(url, 20, fill, small_disk.make_room, make_settings)
     report("5 disk full during releases and digests", f"20 times full, {refused} releases had to wait", "files")
     assert refused
 
@@ -384,28 +385,28 @@ def test_on_a_full_disk_releases_and_digests_wait_and_nothing_is_lost_on_postgre
 
     def fill(round: int) -> None:
         small_disk.fill(leave_bytes=round * 4096)
-        # The log has room of its own: files made ahead, which are used up here.
+        # The log has reserved space, files that were made in advance; this uses it up.
         with suppress(psycopg.Error), psycopg.connect(postgres.url, autocommit=True) as connection:
             for number in range(20):
                 connection.execute("select pg_logical_emit_message(true, 'x', %s)", [str(number)])
                 connection.execute("select pg_switch_wal()")
 
-    def mend() -> None:
+    def repair() -> None:
         small_disk.make_room()
         postgres.start()  # it stops itself when its log cannot grow; the service manager starts it again
 
     try:
-        refused = release_and_tell(postgres.url, 3, fill, mend, make_settings)
+        refused = release_and_send_digests(postgres.url, 3, fill, repair, make_settings)
     finally:
         postgres.stop()
     report("5 disk full during releases and digests", f"3 times full, {refused} releases had to wait", "postgres")
     assert refused
 
 
-def release_and_tell(
-    url: str, rounds: int, fill: Callable[[int], None], mend: Callable[[], None], make_settings: MakeSettings
+def release_and_send_digests(
+    url: str, rounds: int, fill: Callable[[int], None], repair: Callable[[], None], make_settings: MakeSettings
 ) -> int:
-    """Release mail and send digests while the disk is full, and again when it is not; returns how many had to wait."""
+    """Release mail and send digests while the disk is full and afterwards. Return the number of waiting releases."""
     refused = 0
     with SmtpServer() as server:
         site = Site(assemble(make_settings(url, relay__url=server.url, mail__url=server.url), create=True))
@@ -418,12 +419,12 @@ def release_and_tell(
             delivered = len(server.mails)
             with suppress(QuarantineError):
                 run.send_due(site.parts, site.now + timedelta(days=1))
-            mend()
+            repair()
             wait_until_healthy(site)
             state = site.state(held)
             assert (state is State.RELEASED) <= (delivered == 1)
             refused += state is not State.RELEASED
-            site.pass_time(hours=2)  # beyond every lease
+            site.pass_time(hours=2)  # after every lease
             if state is not State.RELEASED:
                 site.parts.actions.release(held.id, 0, BY_LINK)
             assert site.state(held) is State.RELEASED
@@ -449,5 +450,5 @@ def wait_until_healthy(site: Site) -> None:
             site.store.ping()
             return
         except StoreUnavailable:
-            assert time.monotonic() < deadline, "the store does not come back"
+            assert time.monotonic() < deadline, "the store does not recover"
             time.sleep(0.1)

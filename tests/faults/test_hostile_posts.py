@@ -1,4 +1,4 @@
-"""Posts and mails made to break the portal: fuzzed exports, and bombs. Nothing fails, nothing grows, all is held."""
+"""Posts and mails made to break the portal: fuzzed exports, and bombs. They cause no failure and no memory growth."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.faults.serving import META, ROOT, Portal, read
 from tests.faults.test_kills import full, in_words
 from tests.web_client import Site
 
-GROWTH = 1.2  # of memory, at most
+GROWTH = 1.2  # of memory, the largest allowed
 
 
 def fed(store_url: str, folder: Path, posts: int, processes: int) -> list[dict[str, Any]]:
-    """What each program saw that feeds its share of fuzzed posts to the application, all at the same time."""
+    """Run programs at the same time that pass fuzzed posts to the application, and return the results of each."""
     (folder / "quarantine.toml").touch()
     running = [
         subprocess.Popen(
@@ -57,22 +57,21 @@ def fed(store_url: str, folder: Path, posts: int, processes: int) -> list[dict[s
         for number in range(processes)
     ]
     with ThreadPoolExecutor(processes) as threads:
-        said = list(threads.map(lambda process: process.communicate(), running))
-    for process, (_, errors) in zip(running, said, strict=True):
+        outputs = list(threads.map(lambda process: process.communicate(), running))
+    for process, (_, errors) in zip(running, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out) for out, _ in said]
+    return [json.loads(out) for out, _ in outputs]
 
 
 @pytest.fixture(params=["files", "postgres"])
 def store_name(request: pytest.FixtureRequest) -> str:
-    """Which store a test is about."""
+    """The kind of store: files or postgres."""
     return str(request.param)
 
 
 @pytest.fixture
 def memory_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: of a million fuzzed posts half the time would go into fsync, which is
-    tested elsewhere."""
+    """A folder in memory if possible: fsync, which is tested elsewhere, would take half of the time."""
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
     with tempfile.TemporaryDirectory(prefix="quarantine-fuzz-", dir=memory if roomy else tmp_path) as folder:
@@ -102,7 +101,7 @@ def test_fuzzed_posts_are_held_or_refused_and_never_break_anything(
 
 
 def send(portal: Portal, post: Post) -> str:
-    """The first line of the answer to a post sent as it is; "" when there is none."""
+    """Send a post unchanged and return the first line of the reply, or "" if there is none."""
     lines = ["POST /quarantine/ HTTP/1.1", f"Content-Length: {len(post.body)}"]
     lines += [
         f"{name}: {value}" for name, value in post.headers if name.lower() not in ("content-length", "connection")
@@ -113,7 +112,7 @@ def send(portal: Portal, post: Post) -> str:
             connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + post.body)
             while chunk := connection.recv(4096):
                 answer += chunk
-        except ConnectionError:  # refused before the body was read
+        except ConnectionError:  # rejected before the body was read
             pass
     return answer.partition(b"\r\n")[0].decode("latin-1")
 
@@ -133,7 +132,7 @@ def test_fuzzed_posts_kill_no_worker(serve: Serve, store_url: str, posts: int, r
     assert not [status for status in statuses if status.startswith("5")]
     assert portal.tracebacks() == 0
     assert portal.workers() == workers
-    if posts > 1000:  # before, each worker is still filling its caches
+    if posts > 1000:  # earlier, each worker is still filling its caches
         assert growth <= GROWTH
 
 
@@ -191,13 +190,13 @@ print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, seen.fai
 
 
 def previewed(data: bytes, folder: Path) -> tuple[bool, int, float, int]:
-    """Make the text for a mail's page in a process of its own: failed, characters, CPU seconds, bytes of memory."""
+    """Make the text of a mail's page in a separate process: failed, characters, CPU seconds, bytes of memory."""
     (folder / "mail").write_bytes(data)
     measured = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder / "mail")], cwd=ROOT, capture_output=True, check=True
     )
     cpu_seconds, memory_bytes, failed, characters = json.loads(measured.stdout)
-    assert cpu_seconds <= 2.5  # the limit is 2 s; the kernel looks at it now and then
+    assert cpu_seconds <= 2.5  # the limit is 2 s; the kernel checks it from time to time
     assert memory_bytes <= 512 << 20
     return failed, characters, cpu_seconds, memory_bytes
 
@@ -220,7 +219,7 @@ def test_a_bomb_is_held_and_its_page_shows_what_can_be_read(
     assert page.status == 200
     assert len(page.body) < 2_000_000
     failed, characters, _, _ = previewed(data, tmp_path)
-    # Of these nothing but tags, or nothing, lies within what is looked at; newer parsers take the cut tag for text.
+    # The part of these that is parsed has nothing but tags, or nothing; newer parsers treat the cut tag as text.
     assert failed or characters or make in (zeros, nested_html)
     assert not failed or "cannot be shown" in page.text
 
@@ -259,11 +258,11 @@ def test_bombs_through_uwsgi_leave_the_workers_small_and_others_are_answered(
 
 @contextmanager
 def others(portal: Portal) -> Iterator[list[tuple[int, float]]]:
-    """Small mails and pages asked for beside the block, by two at a time: status and seconds of each."""
+    """Request small mails and pages during the block, two at a time; yield the list of their status and seconds."""
     answered: list[tuple[int, float]] = []
     done = threading.Event()
 
-    def ask(first: int) -> None:
+    def request(first: int) -> None:
         for number in count(first, 2):
             if done.is_set():
                 return
@@ -275,10 +274,10 @@ def others(portal: Portal) -> Iterator[list[tuple[int, float]]]:
             answered.append((status, time.monotonic() - began))
 
     with ThreadPoolExecutor(2) as threads:
-        asking = [threads.submit(ask, first) for first in range(2)]
+        requesting = [threads.submit(request, first) for first in range(2)]
         try:
             yield answered
         finally:
             done.set()
-        for each in asking:
+        for each in requesting:
             each.result()

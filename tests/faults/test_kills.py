@@ -1,6 +1,6 @@
-"""kill -9 of workers and databases, restarts, and everybody at once: what was answered 200 is there, once.
+"""kill -9 of workers and databases, restarts, and many senders at once: mail that was answered 200 is held, once.
 
-Numbers in the reports are those of the list of promises in docs/reliability.md.
+The numbers in the reports are those of the list of promises in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from portal.stores import open_store
 from tests.faults.conftest import Report, Serve
 from tests.faults.serving import META, OwnPostgres, Portal, Senders, all_deliveries, assert_whole, mail_of, read
 
-BACK_SECONDS = 10  # serving again after PostgreSQL takes connections
+BACK_SECONDS = 10  # to serve again after PostgreSQL accepts connections
 
 
 def full(*values: object, seconds: int) -> object:
@@ -31,7 +31,7 @@ def full(*values: object, seconds: int) -> object:
 
 
 def in_words(answers: Counter[str]) -> str:
-    return ", ".join(f"{number:,} × {said}" for said, number in sorted(answers.items()))
+    return ", ".join(f"{number:,} × {answer}" for answer, number in sorted(answers.items()))
 
 
 @pytest.mark.parametrize("posts", [300, full(10_000, seconds=600)])
@@ -48,7 +48,7 @@ def test_killed_workers_lose_nothing_and_duplicate_nothing(
                 with suppress(ProcessLookupError):
                     os.kill(source.choice(workers), signal.SIGKILL)
                     kills += 1
-    report("1 kill -9 of a uWSGI worker at random", f"{posts:,} mails, {kills} kills: {in_words(senders.answers)}")
+    report("1 kill -9 of a uWSGI worker at random", f"{posts:,} messages, {kills} kills: {in_words(senders.answers)}")
     assert kills
     assert portal.tracebacks() == 0
     assert_whole(store_url, senders.acknowledged)
@@ -74,7 +74,7 @@ def test_a_killed_postgresql_loses_nothing_and_the_portal_serves_again(
                 break
     report(
         "2 kill -9 of PostgreSQL",
-        f"{kills} kills ({len(range(2, kills, 4))} of the postmaster), {senders.done:,} mails: "
+        f"{kills} kills ({len(range(2, kills, 4))} of the postmaster), {senders.done:,} messages: "
         f"{in_words(senders.answers)}; serving again after at most {slowest_seconds:.1f} s",
         "postgres",
     )
@@ -157,7 +157,7 @@ def test_lost_connections_cost_one_request_each_at_most(
 
 
 def post_and_hang_up(portal: Portal, data: bytes) -> None:
-    """A client that does not wait for the answer, as Rspamd after its time-out."""
+    """Post without waiting for the reply, as Rspamd does after its time-out."""
     lines = [f"POST /quarantine/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in META.items()]
     with socket.create_connection(("127.0.0.1", portal.port)) as connection:
@@ -181,9 +181,9 @@ def test_the_same_mail_a_hundred_times_at_once_and_after_lost_answers_is_one_mes
                 with suppress(OSError, http.client.HTTPException):
                     status, body = portal.request("POST", "/quarantine/", mail_of(number), META)
                     if status == 200:
-                        said = json.loads(body)
-                        answers[said["status"]] += 1
-                        ids.add(said["id"])
+                        reply = json.loads(body)
+                        answers[reply["status"]] += 1
+                        ids.add(reply["id"])
                         return
                     assert status == 503
                 answers["tried again"] += 1
@@ -197,20 +197,20 @@ def test_the_same_mail_a_hundred_times_at_once_and_after_lost_answers_is_one_mes
         post_and_hang_up(portal, mail_of(number))
         assert portal.post(number) == (200, {"status": "known", "id": id})
         acknowledged[number] = UUID(id)
-        # A new mail whose first answer nobody heard.
+        # A new mail whose first reply was lost.
         post_and_hang_up(portal, mail_of(-1 - number))
         status, body = portal.post(-1 - number)
         assert status == 200
         acknowledged[-1 - number] = UUID(body["id"])
-    report("8 the same mail 100 times at once", f"{rounds} mails: {in_words(answers)}; and after lost answers")
+    report("8 the same message 100 times at once", f"{rounds} messages: {in_words(answers)}; and after lost replies")
     assert answers["held"] + answers["known"] == 100 * rounds
     assert answers["held"] <= rounds
-    time.sleep(1)  # what hung up may still be on its way
+    time.sleep(1)  # posts without a waiting client may still be processed
     assert_whole(store_url, acknowledged)
 
 
 def test_the_checks_notice_lost_and_duplicated_mail(store_url: str) -> None:
-    """The checks of this folder notice a lost and a doubled mail."""
+    """The checks of this folder notice a lost and a duplicated mail."""
     from tests.builders import hold
 
     store = open_store(store_url)

@@ -1,4 +1,4 @@
-"""Scanners at the links of a real digest, over HTTP: nothing happens before a person presses."""
+"""Scanners on the links of a real digest, over HTTP: nothing is changed before a person presses a button."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def server() -> Iterator[SmtpServer]:
 
 
 def links_of(mail: Mail) -> list[str]:
-    """Every address in a digest: text, HTML and header, each once."""
+    """Return the addresses in a digest, in text, HTML and header, each once."""
     parsed = read(mail)
     found = [str(parsed["List-Unsubscribe"] or "")]
     for kind in ("plain", "html"):
@@ -41,11 +41,11 @@ def links_of(mail: Mail) -> list[str]:
     return list(dict.fromkeys(re.findall(r"http://127\.0\.0\.1:8080/quarantine/[^\s\"<>]*", " ".join(found))))
 
 
-Announced = tuple[str, dict[Tier, list[UUID]], list[str]]
+SentDigest = tuple[str, dict[Tier, list[UUID]], list[str]]
 
 
-def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> Announced:
-    """A digest of that age for this person: two mails of each tier, by tier, and all its links."""
+def send_digest(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> SentDigest:
+    """Send a digest of that age to a person: return them, two messages of each tier by tier, and all links."""
     held = {
         tier: [
             hold(parts.store, recipients=[person], tier=tier, header_from=f"{tier}{n}@example.net").id for n in (0, 1)
@@ -57,17 +57,17 @@ def tell(parts: Parts, server: SmtpServer, person: str, minutes_old: float) -> A
     return person, held, links_of(server.mails[-1])
 
 
-def changed(parts: Parts, told: Announced) -> Counter[str]:
-    """What is no longer as it was after the digest: mails by their tier, and wishes."""
-    who, held, _ = told
+def changed(parts: Parts, digest: SentDigest) -> Counter[str]:
+    """Return the changes since the digest: the number of messages by their tier, and of preferences."""
+    recipient, held, _ = digest
     found = Counter(
         str(tier)
         for tier, ids in held.items()
         for id in ids
         if parts.store.deliveries.get(DeliveryId(id, 0)).state is not State.HELD
     )
-    person = parts.store.recipients.get(who)
-    found["wishes"] += bool(person.stopped_at or person.links_valid_from or person.preferences.to_json())
+    person = parts.store.recipients.get(recipient)
+    found["preferences"] += bool(person.stopped_at or person.links_valid_from or person.preferences.to_json())
     return +found
 
 
@@ -86,35 +86,35 @@ def test_scanners_change_nothing_and_clickers_only_what_is_harmless(
     report: Report,
 ) -> None:
     parts = make_parts(mail__url=server.url, relay__url=server.url)
-    of_site = {"QUARANTINE_RELAY__URL": server.url, "QUARANTINE_LINKS__KEYS_FILE": f"{tmp_path}/links.keys"}
-    portal = serve(store_url, QUARANTINE_MAIL__URL=server.url, **of_site)
+    settings = {"QUARANTINE_RELAY__URL": server.url, "QUARANTINE_LINKS__KEYS_FILE": f"{tmp_path}/links.keys"}
+    portal = serve(store_url, QUARANTINE_MAIL__URL=server.url, **settings)
     done: dict[str, Counter[str]] = {}
     requests = 0
     for scanner in (*READERS, *CLICKERS):
         for age in ages:
-            told = tell(parts, server, f"{scanner.__name__}-{age}@example.org", age)
+            digest = send_digest(parts, server, f"{scanner.__name__}-{age}@example.org", age)
             client = Client(portal.port)
-            scanner(client, told[2])
-            assert client.answers.total() >= len(told[2]) > 18
+            scanner(client, digest[2])
+            assert client.answers.total() >= len(digest[2]) > 18
             requests += client.answers.total()
-            done[f"{scanner.__name__} at {age} min"] = changed(parts, told)
+            done[f"{scanner.__name__} at {age} min"] = changed(parts, digest)
     report(
         "24 scanners over HTTP",
         f"{requests:,} requests to the links of {len(done)} digests, each of 2 spam, 2 suspicious and 2 dangerous "
-        f"mails; changed: {', '.join(f'{name}: {in_words(what)}' for name, what in done.items())}",
+        f"messages; changed: {', '.join(f'{name}: {in_words(what)}' for name, what in done.items())}",
     )
     harmless = {scanner.__name__ for scanner in CLICKERS}
     for name, what in done.items():
         assert set(what) <= ({"spam"} if name.split()[0] in harmless else set()), name
-    assert any(done.values()), "the clickers reach nothing"
+    assert any(done.values()), "the clickers changed nothing"
     assert portal.tracebacks() == 0
-    # And whoever is no scanner gets what they want by one press, fresh as the digest may be.
-    told = tell(parts, server, "person@example.org", 0)
+    # A person who presses one button succeeds, even with a new digest.
+    digest = send_digest(parts, server, "person@example.org", 0)
     client = Client(portal.port)
-    for link in told[2]:
+    for link in digest[2]:
         action = parts.links.verify(link.split("/")[-2], now()).action if "/link/" in link else None
         if action in (Action.RELEASE, Action.REQUEST):
-            client.ask("GET", link)
+            client.request("GET", link)
             client.post(link, [("pressed", "1")], BY_A_PERSON)
-    assert changed(parts, told) == {"spam": 2, "suspicious": 2, "dangerous": 2}
+    assert changed(parts, digest) == {"spam": 2, "suspicious": 2, "dangerous": 2}
     assert sorted(mail.recipients for mail in server.mails).count(["person@example.org"]) == 1 + 4

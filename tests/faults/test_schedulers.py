@@ -1,4 +1,4 @@
-"""Many digest processes at once, beside the web workers, with `once` by hand among them: each digest goes out once."""
+"""Many digest processes and `once` commands at the same time as the web workers: each digest is sent once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.faults.test_kills import full
 from tests.smtp_server import SmtpServer
 
 WORKERS = 8
-ZONES = ("UTC", "Asia/Kathmandu", "America/New_York", "Pacific/Apia")  # of the hosts, who need not agree
-SLOW_SECONDS = (0.0, 0.3, 0.05, 1.5)  # for a reply to the final dot; one after the other
+ZONES = ("UTC", "Asia/Kathmandu", "America/New_York", "Pacific/Apia")  # of the hosts, which may differ
+SLOW_SECONDS = (0.0, 0.3, 0.05, 1.5)  # delays of replies to the final dot, one after the other
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(store_url: str, tmp_path: Path, server: SmtpServer) -> Iterator[Start]:
-    """``start("run", host=2)``: a digest process with that host's folder, copy of the keys, and time zone."""
+    """``start("run", host=2)`` starts a digest process with that host's folder, copy of the keys, and time zone."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*words: str, host: int) -> subprocess.Popen[str]:
@@ -70,20 +70,20 @@ def start(store_url: str, tmp_path: Path, server: SmtpServer) -> Iterator[Start]
         process.communicate()
 
 
-def told(server: SmtpServer, names: Collection[str]) -> Counter[str]:
-    """How many digests each of them got."""
+def digest_counts(server: SmtpServer, names: Collection[str]) -> Counter[str]:
+    """Return the number of digests that each of them got."""
     return Counter(mail.recipients[0] for mail in list(server.mails) if mail.recipients[0] in names)
 
 
 def in_digest(parts: Parts, mark: str) -> list[tuple[UUID, int]]:
-    """The deliveries of the digest with this mark."""
+    """Return the deliveries of the digest with this mark."""
     marked = parts.links.read_mark(mark)
     assert marked is not None
     return [(delivery.id, delivery.number) for delivery in parts.store.digests.get(marked[1]).deliveries]
 
 
 def ended(process: subprocess.Popen[str]) -> int:
-    """Its exit status; with no error on the way."""
+    """Wait for a process without errors and return its exit status."""
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err and "ERROR" not in err, err
     return process.returncode
@@ -113,9 +113,9 @@ def test_many_schedulers_notify_everybody_once(
     paces = iter(SLOW_SECONDS * 10_000)
     if pace != "fast":
         server.script["BODY"] = lambda _line: time.sleep(next(paces))
-    of_site = {"QUARANTINE_MAIL__URL": server.url, "QUARANTINE_LINKS__KEYS_FILE": f"{tmp_path}/links.keys"}
-    portal = serve(store_url, workers=WORKERS, **of_site)
-    # Beside it all mail comes in for Alice and Bob, whom only `once` tells before tomorrow.
+    settings = {"QUARANTINE_MAIL__URL": server.url, "QUARANTINE_LINKS__KEYS_FILE": f"{tmp_path}/links.keys"}
+    portal = serve(store_url, workers=WORKERS, **settings)
+    # In the meantime mail for Alice and Bob is posted; only `once` notifies them before tomorrow.
     over = threading.Event()
     posted: list[int] = []
 
@@ -133,17 +133,17 @@ def test_many_schedulers_notify_everybody_once(
         for wave in range(1, waves + 1):
             for name in names:
                 hold(parts.store, recipients=[name])
-                # As the button does it; the others' plans would be for tomorrow.
+                # As the button does it; other digests would be planned for tomorrow.
                 parts.store.digests.request(Reader(name), now(), now())
             if wave == 1:
                 running = [start("run", host=host) for host in range(schedulers)]
             if wave == waves:
                 by_hand = [start("once", host=host) for host in range(2)]
 
-            def all_told(mails: int = wave * people) -> bool:
-                return told(server, names).total() >= mails
+            def all_notified(mails: int = wave * people) -> bool:
+                return digest_counts(server, names).total() >= mails
 
-            wait_until(all_told)
+            wait_until(all_notified)
         assert [ended(process) for process in by_hand] == [0, 0]
         assert len(portal.workers()) == WORKERS
     finally:
@@ -158,11 +158,11 @@ def test_many_schedulers_notify_everybody_once(
     ids = [read(mail)[MARK_HEADER] for mail in server.mails]
     report(
         f"10 {schedulers + 1} schedulers, {pace} mail server",
-        f"{WORKERS} web workers, 2 × `once` beside; {people} recipients {waves} times, {len(posted)} mails posted: "
-        f"{len(ids)} digests, {len(ids) - len(set(ids))} of them double",
+        f"{WORKERS} web workers, 2 × `once` at the same time; {people} recipients {waves} times, "
+        f"{len(posted)} messages posted: {len(ids)} digests, {len(ids) - len(set(ids))} of them duplicates",
     )
     assert portal.tracebacks() == 0
     assert len(set(ids)) == len(ids)
-    assert told(server, names) == dict.fromkeys(names, waves)
+    assert digest_counts(server, names) == dict.fromkeys(names, waves)
     announced = [one for id in ids for one in in_digest(parts, id)]
     assert Counter(announced) == dict.fromkeys(((d.id, d.number) for d in all_deliveries(parts.store)), 1)

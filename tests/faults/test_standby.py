@@ -1,6 +1,6 @@
-"""The synchronous standby is away: what waits for it is not acknowledged, however that wait ends.
+"""The synchronous standby is down: changes that wait for it are not acknowledged, however the wait ends.
 
-The primary has the commit by then, so a failover would lose what a 200 had promised.
+The primary has committed by then, so a failover would lose mail that was answered 200.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ WAITING = "select pid from pg_stat_activity where application_name = 'quarantine
 
 
 def end_waits(pair: Pair, how: str) -> None:
-    """Call pg_cancel_backend or pg_terminate_backend for what waits for the standby, once something does."""
+    """Wait for sessions that wait for the standby, and call pg_cancel_backend or pg_terminate_backend for them."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not pair.primary.ask(f"select pg_{how}_backend(pid) from ({WAITING}) w"):
+    while not pair.primary.query(f"select pg_{how}_backend(pid) from ({WAITING}) w"):
         assert time.monotonic() < deadline, "nothing waits for the standby"
         time.sleep(0.02)
 
 
 def restart(pair: Pair) -> None:
-    """Kill the primary and start it again, as after the kernel ran out of memory."""
+    """Kill the primary and start it again, as when the kernel runs out of memory."""
     pair.primary.kill()
     for _ in range(20):
         with suppress(subprocess.CalledProcessError):
@@ -56,7 +56,7 @@ def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: 
     else:
         end_waits(pair, how)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while pair.primary.ask("select count(*) from message") != [(2,)]:
+    while pair.primary.query("select count(*) from message") != [(2,)]:
         assert time.monotonic() < deadline, "the primary alone does not have the mail"
         time.sleep(0.02)
     retry = portal.post(2)[0]
@@ -70,12 +70,12 @@ def test_a_retry_waits_for_the_standby_as_the_first_try_did(serve: Serve, pair: 
 
 
 def large() -> bytes:
-    """A mail that is stored in several statements."""
+    """Return a mail that is stored in several statements."""
     return mail() + os.urandom(1_500_000).hex().encode()
 
 
 def actions(store: Store) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every kind of change, ready to be made."""
+    """Yield every kind of change, prepared, with a name."""
     held, released, raised = hold(store), hold(store), mail()
     hold(store, raised)
     claim = store.deliveries.releasing(DeliveryId(released.id, 0), {State.HELD}, BY_LINK, now())
@@ -128,6 +128,6 @@ def test_a_cancelled_wait_for_the_standby_is_not_a_success(serve: Serve, pair: P
     assert outcomes.pop("post") == "503"
     for name, outcome in outcomes.items():
         assert outcome.startswith("the database cannot be used now: "), name
-    # On a busy machine our own time limit may end some of them before they are cancelled.
+    # On a busy machine the store's own time limit may end some of them before they are cancelled.
     assert sum("canceling wait for synchronous replication" in outcome for outcome in outcomes.values()) >= 3
     assert portal.tracebacks() == 0

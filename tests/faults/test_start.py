@@ -1,6 +1,6 @@
-"""Starting: what the file store reads when it is opened does not grow with what it held before its last checkpoint.
+"""Startup: opening a file store reads no more when it held more messages before its last checkpoint.
 
-The short form counts the files and folders that Python opens, the long one all of the program's calls, by strace.
+The short form counts the files and folders that Python opens, the long one all calls of the program, by strace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.builders import hold
 from tests.faults.conftest import Report
 from tests.faults.serving import ROOT
 
-AFTER = 3  # mails that came since the last checkpoint
+AFTER = 3  # mails since the last checkpoint
 SLACK = 40  # calls: months and years are folders too
 
 OPEN = """
@@ -56,7 +56,7 @@ os._exit(9)
 
 
 def program(text: str, *words: str | Path, before: tuple[str, ...] = ()) -> str:
-    """What a program prints; it may die."""
+    """Run a program, which may die, and return its output."""
     command = [*before, sys.executable, "-c", text, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 9), done.stderr
@@ -64,12 +64,12 @@ def program(text: str, *words: str | Path, before: tuple[str, ...] = ()) -> str:
 
 
 def by_python(folder: Path) -> int:
-    """Files and folders of the store that opening it opens."""
+    """Return how many files and folders of the store are opened when the store is opened."""
     return int(program(OPEN, folder).split()[0])
 
 
 def by_strace(folder: Path) -> int:
-    """All looks at files and folders of the store while it is opened."""
+    """Return the number of accesses to files and folders of the store while it is opened."""
     if shutil.which("strace") is None:
         pytest.fail("this test needs strace: apt-get install strace")
     log = folder.parent / "strace.log"
@@ -79,7 +79,7 @@ def by_strace(folder: Path) -> int:
 
 
 def fill_days(folder: Path, mails: int, days: int) -> None:
-    """A store with that many mails in the last full days, each with its rows and an (empty) file, at a checkpoint."""
+    """Make a store with that many mails in the last full days, each with rows and an empty file, at a checkpoint."""
     today = datetime.now(UTC).date()
     starts = [mails * n // days for n in range(days + 1)]
     fill.files(
@@ -100,7 +100,7 @@ def fill_days(folder: Path, mails: int, days: int) -> None:
 
 
 def power_cut(folder: Path) -> None:
-    """The machine was started anew, and the rows of the last mails are gone."""
+    """Simulate a restart of the machine that lost the rows of the last mails."""
     with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
         connection.execute("update setting set value = 'another' where name = 'store.boot_id'")
         last = [id for (id,) in connection.execute(f"select id from message order by id desc limit {AFTER}")]
@@ -110,7 +110,7 @@ def power_cut(folder: Path) -> None:
 
 
 def counts(folder: Path, mails: int, days: int, count: Callable[[Path], int]) -> dict[str, int]:
-    """What starting costs after a stop, a crash and a power cut."""
+    """Return the accesses of a startup after a stop, a crash and a power cut."""
     fill_days(folder, mails, days)
     found = {}
     store = open_store(f"files://{folder}")
@@ -142,8 +142,8 @@ def test_startup_reads_no_more_of_a_large_store(
     small = counts(tmp_path / "small", 200, 2, count)
     large = counts(tmp_path / "large", mails, days, count)
     report(
-        "4 a start reads what came since the last checkpoint",
-        f"looks at files and folders with {mails:,} mails (with 200): "
+        "4 startup reads only messages since the last checkpoint",
+        f"file and folder accesses with {mails:,} messages (with 200): "
         + ", ".join(f"after a {what} {large[what]:,} ({small[what]:,})" for what in large),
         "files",
     )

@@ -1,7 +1,7 @@
 """A digest process that dies at a named point: the real code, forked from a prepared process, killed by SIGKILL.
 
-Points outside of the process (what the mail server sees) are the test's; those inside are struck by what is put round
-the boundaries here, in the child alone: a store's claims and statements, the making of a mail, the socket.
+Points outside of the process, at the mail server, are in the test. Points inside are reached through wrappers, in the
+child alone, of a store's claims and statements, the composing of a mail, and the socket.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ JOBS: Mapping[str, Callable[[Parts, datetime], object]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """Where a process dies."""
+    """A point at which a process dies."""
 
     name: str
-    jobs: tuple[str, ...]  # what the process does, in order
-    where: str  # a verb of the mail server, or what `_Striker` calls the moment
-    repeats: bool = False  # whether the mail may have arrived, so that it may come again
+    jobs: tuple[str, ...]  # the work of the process, in order
+    where: str  # a verb of the mail server, or a name of `_Striker`
+    repeats: bool = False  # whether the mail may have arrived and may be repeated
 
     @property
     def of_each(self) -> bool:
-        """Whether it comes with every mail, and not once."""
+        """True if the point is reached for every mail, and not once."""
         return not any(word in self.where for word in ("BANNER", "EHLO", "QUIT", "find_news", "purge", "days"))
 
 
 def work(environ: Mapping[str, str], point: Point, at: datetime, nth: int, statement: int) -> None:
     """Do the point's jobs as of ``at`` and die at its ``nth`` occurrence; within a transaction at that statement."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the test's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is handled by the test
     _Striker(point.where, nth, statement).surround()
     parts = assemble(load_from(dict(environ))[0], create=True)
     if point.where == "any moment":
@@ -79,11 +79,11 @@ def _die_later(seconds: float) -> None:
 
 
 class _Striker:
-    """Counts how often the moment ``where`` came, and dies when it is time."""
+    """Counts how often ``where`` is reached, and kills the process the ``nth`` time."""
 
     def __init__(self, where: str, nth: int, statement: int) -> None:
         self.where, self.left, self.statement = where, nth, statement
-        self.statements = 0  # left to do until we die, while we are in the right transaction; 0: we are not
+        self.statements = 0  # left until the process dies, while it is in the chosen transaction, else 0
 
     def reach(self, moment: str) -> None:
         if moment == self.where:
@@ -93,14 +93,14 @@ class _Striker:
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
-        """Begin, statements and end of something the store does."""
+        """Mark the begin and end of an operation of the store, whose statements are counted."""
         self.reach(f"before {name}")
         if self.where in (f"in {name}", f"commit of {name}"):
             self.left -= 1
             self.statements = self.statement if self.left == 0 else 0
         yield
         if self.statements:
-            _die()  # it had fewer statements than that
+            _die()  # the transaction had fewer statements
         self.reach(f"after {name}")
 
     def execute(self, statement: object) -> None:
@@ -181,7 +181,7 @@ class _Striker:
 
         def committed(connection: Any) -> None:
             if self.commits():
-                # The server has the word; whether it still acts on it nobody heard.
+                # The server has got the command; no reply says whether it committed.
                 connection.pgconn.send_query(b"COMMIT")
                 connection.pgconn.flush()
                 _die()
