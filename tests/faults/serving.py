@@ -46,7 +46,7 @@ PATIENCE_SECONDS = 60  # for one message, in spite of all faults
 
 
 def mail_of(number: int) -> bytes:
-    """Return the mail with this number, always the same: most are small, some have 150 KB, few need several statements."""
+    """Return the mail with this number, always the same: most are small, some 150 KB, few need several statements."""
     source = random.Random(number)
     head = (
         f"From: Promo <{SENDER}>\r\nTo: {ALICE}, {BOB}\r\nSubject: Offer {number}\r\n"

@@ -24,7 +24,7 @@ CHROMIUM = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """More time than other tests: the first one waits until all servers are up."""
+    """Allow more time than for other tests: the first one waits until all servers are up."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(300))
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
-    """A folder for everything."""
+    """A folder for all files of the session."""
     assert os.geteuid() == 0, "the system tests start Postfix and Rspamd as their own users: run them as root"
     with folder() as path:
         yield path
@@ -40,7 +40,7 @@ def place() -> Iterator[Path]:
 
 @dataclass
 class Mx:
-    """A mail server: Postfix with two Rspamds, which export to a switch."""
+    """A mail server: Postfix with two Rspamds, which export over a switch."""
 
     postfix: Postfix
     rspamd: Rspamd
@@ -61,7 +61,7 @@ def running_mx(place: Path) -> Iterator[Mx]:
 
 @pytest.fixture
 def mx(running_mx: Mx) -> Mx:
-    """The mail server with the way to the portal open and an empty queue."""
+    """The mail server with the switch to the portal open and an empty queue."""
     running_mx.switch.set("refuse")
     running_mx.switch.set("pass")
     running_mx.postfix.empty_queue()
@@ -70,7 +70,7 @@ def mx(running_mx: Mx) -> Mx:
 
 @pytest.fixture(scope="session", params=["files", "postgresql"])
 def store_of_portal(request: pytest.FixtureRequest, place: Path) -> Iterator[str]:
-    """The address of an empty store."""
+    """The URL of an empty store."""
     if request.param == "files":
         yield f"files://{place}/store"
     else:
@@ -80,9 +80,9 @@ def store_of_portal(request: pytest.FixtureRequest, place: Path) -> Iterator[str
 
 @pytest.fixture(scope="session")
 def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal]:
-    """The whole product on one of the stores; Rspamd's switch leads to it."""
+    """The whole product on one of the stores, connected to Rspamd's switch."""
     home = place / f"portal-{store_of_portal.partition(':')[0]}"
-    mail = {  # releases go to the listener that does not scan, our own mail to the one that does
+    mail = {  # releases are sent to the listener that does not scan, the portal's own mail to the one that does
         "QUARANTINE_RELAY__URL": f"smtp://127.0.0.1:{running_mx.postfix.release}",
         "QUARANTINE_MAIL__URL": f"smtp://127.0.0.1:{running_mx.postfix.smtp}",
     }
@@ -94,7 +94,7 @@ def portal(store_of_portal: str, place: Path, running_mx: Mx) -> Iterator[Portal
 
 @pytest.fixture
 def other_portal() -> Iterator[Portal]:
-    """A portal of a test's own on the file store, without a mail server and not started yet."""
+    """A separate portal on the file store, without a mail server and not started yet."""
     with folder() as home:
         yield Portal(home, f"files://{home}/store", {})
 
@@ -113,5 +113,5 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def needle() -> str:
-    """A word no other mail of this session has."""
+    """A word that no other mail of this session has."""
     return f"needle{next(_numbers):04}x"

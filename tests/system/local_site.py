@@ -1,5 +1,5 @@
-"""The portal in this process on a real port, with a mail server that keeps what it gets: for browsers that shall see
-a digest and press what is in it."""
+"""The portal in this process on a real port, with a mail server that keeps its mail: for browsers that open a digest
+and its links."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.builders import ALICE
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
-INBOX = "http://webmail.test/"  # where a browser reads mail: another site than ours, as in life
+INBOX = "http://webmail.test/"  # the site of the web mail, another one than the portal's, as in practice
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -34,16 +34,16 @@ class _Silent(WSGIRequestHandler):
 
 
 class LocalSite(Site):
-    """A site that listens, and the mail server it sends to: ``mail.mails`` are its digests and releases."""
+    """A listening site and its mail server: ``mail.mails`` are its digests and releases."""
 
     def __init__(self, parts: Parts, mail: SmtpServer) -> None:
         super().__init__(parts)
         self.mail = mail
 
     def digest(self, recipient: str = ALICE) -> EmailMessage:
-        """Send a recipient's digest now; the mail as it came."""
+        """Send a recipient's digest now and return the mail as it arrived."""
         summary = run.send_all(self.parts, self.now, recipient=recipient)
-        assert [told for told, _ in summary.sent] == [recipient], summary
+        assert [reader for reader, _ in summary.sent] == [recipient], summary
         read = message_from_bytes(self.mail.mails[-1].data, policy=SMTP.clone(utf8=True))
         assert isinstance(read, EmailMessage)
         return read
@@ -51,14 +51,14 @@ class LocalSite(Site):
 
 @contextmanager
 def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[LocalSite]:
-    """Serve until the block ends. ``make_parts`` is the fixture, or whatever takes settings as it does."""
+    """Serve until the block ends. ``make_parts`` is the fixture, or a function with the same parameters."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with SmtpServer() as mail:
         urls = {"relay__url": mail.url, "mail__url": mail.url, "public_url": f"http://127.0.0.1:{port}/quarantine"}
         made = LocalSite(make_parts(**urls | settings), mail)
-        # Looked up each time: a test may put something before it.
-        with make_server("127.0.0.1", port, lambda *asked: made.app(*asked), _Server, _Silent) as server:
+        # Look up the app for each request: a test may replace it by a wrapper.
+        with make_server("127.0.0.1", port, lambda *arguments: made.app(*arguments), _Server, _Silent) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             try:
@@ -69,7 +69,7 @@ def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[Lo
 
 
 def part(mail: EmailMessage, kind: str) -> str:
-    """The ``plain`` or ``html`` part of a mail."""
+    """Return the ``plain`` or ``html`` part of a mail."""
     body = mail.get_body((kind,))
     assert body is not None
     return str(body.get_content()).replace("\r\n", "\n")

@@ -1,4 +1,4 @@
-"""Held mail as it is in life: a few mistakes, much spam, and what tries to trick its reader."""
+"""Held mail as in practice: a few false positives, much spam, and mail that tries to deceive its reader."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ HOSTILE: list[tuple[str, str, float, tuple[Symbol, ...], Tier]] = [
 
 
 def hold_samples(site: Site, language: str = "en", recipient: str = ALICE) -> list[Held]:
-    """Hold two mistakes in a language, what is hostile, and a mailing that came three times."""
+    """Hold two false positives in a language, hostile mail, and a mailing that came three times."""
 
     def hold(subject: str, header_from: str, score: float, symbols: tuple[Symbol, ...], tier: Tier) -> Held:
         more: dict[str, Any] = {"subject": subject, "header_from": header_from, "score": score, "symbols": symbols}

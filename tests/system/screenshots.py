@@ -1,10 +1,10 @@
-"""Makes the pictures in docs/images: the digest and the pages in Debian's Chromium, with mail that tries its worst.
+"""Make the pictures in docs/images: the digest and the pages in Debian's Chromium, with hostile mail.
 
     python -m tests.system.screenshots [FOLDER]
 
 Needs `tests/system/install-packages` and, for all scripts and small files, `apt-get install fonts-noto-core
-fonts-noto-cjk fonts-noto-color-emoji pngquant`. What is seen is what a mail server got and what the portal serves;
-nothing is drawn for the picture.
+fonts-noto-cjk fonts-noto-color-emoji pngquant`. They show a mail as a mail server got it and pages as the
+portal serves them; nothing is drawn for the picture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.system.samples import hold_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL, PHONE, DESKTOP = 320, 390, 1000  # pixels wide
-# Of the digest by language: names, widths, colour schemes.
+# Pictures of the digest by language: names, widths, colour schemes.
 DIGESTS = {
     "en": [
         ("320", SMALL, "light"),
@@ -87,7 +87,7 @@ def site_in(language: str, **more: str) -> Iterator[LocalSite]:
 
 
 def pages(folder: Path, browser: Browser, site: LocalSite) -> None:
-    """The pages in English. All of them where a folder was asked for, else those that docs/images shows."""
+    """Make the pictures of the pages in English: all of them if a folder was given, else those in docs/images."""
     held = hold_samples(site)
     site.digest()
     digest = site.store.digests.last(ALICE)
@@ -127,10 +127,10 @@ def page_of(browser: Browser, width: int, scheme: Any) -> Iterator[Page]:
 
 
 def save(page: Page, path: Path) -> None:
-    """The whole page, with few colours: the pictures stay small."""
+    """Save a picture of the whole page with few colours, so that the file is small."""
     box = page.locator("html").bounding_box()
     assert box is not None
-    # As high as the page, or what sticks to the window's lower edge would lie in its middle.
+    # As high as the page, or elements at the window's lower edge would appear in the middle of the page.
     page.set_viewport_size({"width": int(box["width"]), "height": int(box["height"]) + 1})
     page.screenshot(path=path)
     subprocess.run(["pngquant", "--force", "--ext", ".png", "--speed", "1", "48", path], check=True)

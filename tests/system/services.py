@@ -1,7 +1,7 @@
-"""Real servers on loopback for the system tests: each with a configuration, ports and files of its own in one folder.
+"""Real servers on loopback for the system tests: each with its own configuration, ports and files in one folder.
 
-Nothing below /etc is touched, and what is tested is the shipped text: the files of deploy/ are used as they are but
-for addresses, paths and Debian's chroot.
+Nothing below /etc is changed. The shipped files are tested: the files of deploy/ are used unchanged, except for
+addresses, paths and Debian's chroot.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 nobody listens on, below those that outgoing connections get."""
+    """Return a free port of 127.0.0.1, below the ports of outgoing connections."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as listener, suppress(OSError):
@@ -51,8 +51,8 @@ def free_port() -> int:
                 return port
 
 
-def wait_for(what: Callable[[], T], seconds: float = 60, *, saying: Callable[[], str] = str) -> T:
-    """The first true answer of ``what``, asked again until then. Errors of a server not yet there count as no."""
+def wait_for(what: Callable[[], T], seconds: float = 60, *, details: Callable[[], str] = str) -> T:
+    """Call ``what`` until its result is true and return it. Connection errors of a starting server count as false."""
     deadline, error = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
         try:
@@ -61,11 +61,11 @@ def wait_for(what: Callable[[], T], seconds: float = 60, *, saying: Callable[[],
         except (OSError, smtplib.SMTPException) as caught:
             error = caught
         time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {error or ''} {saying()}")
+    raise AssertionError(f"not within {seconds} s: {error or ''} {details()}")
 
 
 def connects(port: int) -> bool:
-    """Whether something listens there."""
+    """Return True if the port accepts connections. Raises OSError if not."""
     with socket.create_connection(("127.0.0.1", port), 2):
         return True
 
@@ -80,7 +80,7 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def process(command: list[str], log: Path, stop: int = signal.SIGTERM, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that runs until the block ends; its output goes to ``log``."""
+    """Run a program until the block ends, with its output appended to ``log``."""
     with log.open("ab") as out:
         running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, **how)
     try:
@@ -114,7 +114,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def http(
     url: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None
 ) -> Reply:
-    """One request, redirects not followed, any certificate taken."""
+    """Send a request without following redirects or checking certificates."""
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(
@@ -133,7 +133,7 @@ def http(
 
 
 def send(port: int, sender: str, recipients: list[str], data: bytes) -> tuple[int, str]:
-    """Hand a mail to an SMTP server as it is; the last reply's code and text. Addresses are written as given."""
+    """Send an unchanged mail by SMTP and return the last reply's code and text. Addresses are written as given."""
     with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
         client.ehlo()
         for line in (f"MAIL FROM:<{sender}>", *(f"RCPT TO:<{recipient}>" for recipient in recipients)):
@@ -144,11 +144,11 @@ def send(port: int, sender: str, recipients: list[str], data: bytes) -> tuple[in
         return code, text.decode("utf-8", "replace")
 
 
-# ---- what stands between Rspamd and the portal
+# ---- between Rspamd and the portal
 
 
 class Switch:
-    """A port whose far end can be pulled: passes connections on, or refuses, hangs, answers 500 or breaks off."""
+    """A port that forwards connections, or refuses, hangs, answers 500 or breaks off."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -159,7 +159,7 @@ class Switch:
         self._open: list[socket.socket] = []
 
     def set(self, state: str) -> None:
-        """``pass``, ``refuse``, ``hang``, ``500`` or ``break``."""
+        """Set the state: ``pass``, ``refuse``, ``hang``, ``500`` or ``break``."""
         self._state = state
         if state == "refuse":
             self.close()
@@ -168,7 +168,7 @@ class Switch:
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening and let go of what is open."""
+        """Stop listening and close all connections."""
         listener, self._listener = self._listener, None
         for thing in [listener, *self._open]:
             if thing is not None:
@@ -217,7 +217,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 # ---- Rspamd
 
-# Whatever wants DNS, the network or Redis is off, so that only test-rules.lua gives a score.
+# Modules that need DNS, the network or Redis are off, so that only test-rules.lua sets a score.
 _OFF = """arc asn dcc dkim_signing dmarc fuzzy_check greylist history_redis mx_check neural phishing ratelimit rbl
 replies reputation surbl spf url_redirector rspamd_update bayes_expiry dkim clickhouse elastic antivirus
 whitelist""".split()
@@ -233,7 +233,7 @@ class Rspamd:
 
 
 def exporter_conf(name: str, url: str) -> str:
-    """A shipped rule with another address."""
+    """Return a shipped rule with another address."""
     text = (DEPLOY / "rspamd" / name).read_text()
     assert text.count('"http://127.0.0.1:8081/"') == 1
     return text.replace("http://127.0.0.1:8081/", url)
@@ -247,9 +247,9 @@ def write_rspamd(
     discard_on_reject: bool = False,
     modules: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Write a whole configuration below ``home``; the arguments that make rspamd and rspamadm use it.
+    """Write a configuration below ``home`` and return the arguments that make rspamd and rspamadm use it.
 
-    ``modules`` that are off otherwise are on, with these lines of their own.
+    ``modules``: further modules to switch on, with their configuration.
     """
     milter, scan, controller = ports
     (home.parent / "hyperscan").mkdir(exist_ok=True)
@@ -259,12 +259,12 @@ def write_rspamd(
     for module in _OFF:
         (home / f"local.d/{module}.conf").write_text(modules.get(module, "enabled = false;\n"))
     (home / "local.d/metadata_exporter.conf").write_text(conf)
-    # Debian's actions.conf does not name these two.
+    # These two are missing in Debian's actions.conf.
     (home / "local.d/actions.conf").write_text(
         'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'
     )
     override = {
-        # Compiling takes Rspamd 15 s, so all of a session share what was compiled.
+        # Compiling takes Rspamd 15 s, so all Rspamds of a session share the compiled files.
         "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";
 hs_cache_dir = "{home.parent}/hyperscan";
 dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; retransmits = 1; }}
@@ -298,7 +298,9 @@ def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
             assert running.poll() is None, (home / "stdout.log").read_text() + log.read_text()
             return http(f"http://127.0.0.1:{ports[1]}/ping").status == 200 and connects(ports[0])
 
-        wait_for(up, 180, saying=lambda: log.read_text()[-3000:])  # it compiles a lot, on a busy machine for minutes
+        wait_for(
+            up, 180, details=lambda: log.read_text()[-3000:]
+        )  # it compiles for long, on a busy machine for minutes
         yield Rspamd(ports[0], ports[1], log)
 
 
@@ -306,8 +308,8 @@ def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
 
 
 class Postfix:
-    """A whole Postfix: a scanning listener, one whose Rspamd discards rejects, one that offers no extension of SMTP as
-    old relays do, and the shipped release listener."""
+    """A Postfix with a scanning listener, one whose Rspamd discards rejected mail, one without SMTP extensions as old
+    relays are, and the shipped release listener."""
 
     def __init__(self, home: Path, milter: int, discarding_milter: int) -> None:
         self.home = home
@@ -315,7 +317,7 @@ class Postfix:
         self._milters = milter, discarding_milter
 
     def maildir(self, recipient: str) -> list[bytes]:
-        """The mails delivered to a recipient, oldest first, with CRLF; without the lines Postfix puts on top."""
+        """Return the mails of a recipient, oldest first, with CRLF, without the header lines that Postfix adds."""
         box = self.home / "mail" / recipient.partition("@")[0] / "new"
         mails = sorted(box.iterdir(), key=lambda path: path.stat().st_mtime_ns) if box.exists() else []
         return [
@@ -324,17 +326,17 @@ class Postfix:
         ]
 
     def log(self) -> str:
-        """What Postfix wrote so far."""
+        """Return Postfix's log."""
         path = self.home / "mail.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def queue(self) -> str:
-        """The queue as ``postqueue -p`` shows it, or "" when it is empty."""
+        """Return the queue as ``postqueue -p`` shows it, or "" when it is empty."""
         done = subprocess.run(["postqueue", "-c", self.home, "-p"], capture_output=True, text=True, check=True)
         return "" if "Mail queue is empty" in done.stdout else done.stdout
 
     def empty_queue(self) -> None:
-        """Remove everything in it."""
+        """Remove all mail from the queue."""
         subprocess.run(["postsuper", "-c", self.home, "-d", "ALL"], capture_output=True, check=True)
 
     def write(self) -> None:
@@ -424,7 +426,7 @@ postlog   unix-dgram n - n - 1 postlogd
         subprocess.run(["postfix", "-c", self.home, "start"], check=True, capture_output=True)
         try:
             for port in (self.smtp, self.smtp_discarding, self.smtp_old, self.release):
-                wait_for(partial(connects, port), saying=self.log)
+                wait_for(partial(connects, port), details=self.log)
             yield self
         finally:
             subprocess.run(["postfix", "-c", self.home, "stop"], check=True, capture_output=True)
@@ -447,16 +449,16 @@ class Nginx:
 
     @property
     def public_url(self) -> str:
-        """Where recipients reach the portal."""
+        """The portal's URL for recipients."""
         return f"https://127.0.0.1:{self.https}/quarantine"
 
     @property
     def exporter_url(self) -> str:
-        """Where Rspamd posts."""
+        """The portal's URL for Rspamd."""
         return f"http://127.0.0.1:{self.exporter}/"
 
     def write(self) -> list[str]:
-        """Write everything; the command without -g or -t."""
+        """Write all files and return the command without -g or -t."""
         home = self.home
         home.mkdir(parents=True, exist_ok=True)
         make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
@@ -494,7 +496,7 @@ class Nginx:
         """Run it until the block ends."""
         command = self.write()
         with process([*command, "-g", "daemon off;"], self.home / "out.log", stop=signal.SIGTERM):
-            wait_for(lambda: connects(self.exporter), saying=lambda: (self.home / "out.log").read_text())
+            wait_for(lambda: connects(self.exporter), details=lambda: (self.home / "out.log").read_text())
             yield self
 
 
@@ -503,7 +505,7 @@ class Nginx:
 
 @contextmanager
 def postgres(home: Path) -> Iterator[str]:
-    """Run Debian's PostgreSQL 15 with an empty database; its address."""
+    """Run Debian's PostgreSQL 15 with an empty database and yield its URL."""
     home.mkdir()
     shutil.chown(home, "postgres")
     port, data = free_port(), home / "data"
@@ -516,14 +518,14 @@ def postgres(home: Path) -> Iterator[str]:
     with process([*command, "-c", "listen_addresses=127.0.0.1"], log, stop=signal.SIGINT, **as_postgres):
         sql = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-qc", "CREATE DATABASE quarantine"]
         wait_for(
-            lambda: subprocess.run(sql, capture_output=True, cwd=home).returncode == 0, saying=lambda: log.read_text()
+            lambda: subprocess.run(sql, capture_output=True, cwd=home).returncode == 0, details=lambda: log.read_text()
         )
         yield f"postgresql://postgres@127.0.0.1:{port}/quarantine"
 
 
 @contextmanager
 def pgbouncer(home: Path, server: str) -> Iterator[str]:
-    """Run Debian's PgBouncer in transaction mode in front of a server of `postgres`; its host and port."""
+    """Run Debian's PgBouncer in transaction mode in front of a server of `postgres`; yield its host and port."""
     home.mkdir()
     shutil.chown(home, "postgres")
     port, log = free_port(), home / "pgbouncer.log"
@@ -544,13 +546,13 @@ max_client_conn = 500
     )
     command = ["pgbouncer", str(home / "pgbouncer.ini")]
     with process(command, log, user="postgres", group="postgres", extra_groups=[], cwd=home):
-        wait_for(lambda: connects(port), saying=lambda: log.read_text())
+        wait_for(lambda: connects(port), details=lambda: log.read_text())
         yield f"127.0.0.1:{port}"
 
 
 # ---- the portal
 
-# Runs a command with a socket as systemd hands one over: descriptor 3, and the pid of who may take it.
+# Runs a command with a socket as systemd passes one: descriptor 3, and the pid of the process that may use it.
 HANDED_OVER = [
     sys.executable,
     "-c",
@@ -562,14 +564,14 @@ HANDED_OVER = [
 
 
 def unit(name: str) -> dict[str, str]:
-    """The settings of a shipped systemd unit, by name; of those that stand there twice the last one."""
+    """Return the settings of a shipped systemd unit by name; the last one if a name is repeated."""
     lines = (DEPLOY / "systemd" / name).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
 @contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """A socket at ``path`` as the shipped quarantine.socket has systemd make one, removed when the block ends."""
+    """Make a socket at ``path`` as systemd does for the shipped quarantine.socket; remove it when the block ends."""
     values = unit("quarantine.socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -594,7 +596,7 @@ class Portal:
         self.log = home / "portal.log"
         self.bin = BIN
         self.ini = ROOT / "uwsgi.ini"
-        self.run_as: list[str] = []  # a command before each of ours
+        self.run_as: list[str] = []  # a command in front of each of the portal's commands
         self.environment = {
             "PATH": f"{BIN}:/usr/bin:/bin",
             "HOME": str(home),
@@ -609,7 +611,7 @@ class Portal:
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, *words: str, check: bool = True) -> str:
-        """Run ``quarantine`` or ``quarantine-digest`` with the portal's settings; what it printed."""
+        """Run ``quarantine`` or ``quarantine-digest`` with the portal's settings and return its output."""
         done = subprocess.run(
             [*self.run_as, self.bin / words[0], *words[1:]],
             env=self.environment,
@@ -624,7 +626,7 @@ class Portal:
 
     @contextmanager
     def running(self) -> Iterator[Portal]:
-        """Initialise the store and run everything until the block ends."""
+        """Initialise the store and run all servers until the block ends."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.command("quarantine", "init")
         with listening(self.uwsgi) as listener, self.serving(listener), self.nginx.running():
@@ -633,7 +635,7 @@ class Portal:
                 assert self.process is not None and self.process.poll() is None, self.log.read_text()
                 return http(self.nginx.exporter_url + "healthz").status == 200
 
-            wait_for(up, saying=lambda: self.log.read_text()[-5000:])
+            wait_for(up, details=lambda: self.log.read_text()[-5000:])
             yield self
 
     @contextmanager
@@ -645,7 +647,7 @@ class Portal:
             yield
 
     def pids(self, name: str) -> list[int]:
-        """Processes of this portal whose command line holds ``name``."""
+        """Return the pids of this portal's processes whose command line contains ``name``."""
         found = []
         for path in Path("/proc").iterdir():
             if path.name.isdigit():

@@ -1,4 +1,4 @@
-"""axe-core on everything a recipient sees: digest and pages, light and dark, wide and on a small phone."""
+"""axe-core on the digest and the pages, light and dark, on a wide screen and a small phone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def store_url(files_url: str) -> str:
-    """What browsers see is the same on every store."""
+    """A single store: browsers see the same on all stores."""
     return files_url
 
 
@@ -42,7 +42,7 @@ def page(browser: Browser, size: dict[str, int], scheme: Any) -> Iterator[Page]:
 
 
 def findings(page: Page) -> list[str]:
-    """What axe finds that is serious or critical."""
+    """Return axe's serious and critical findings."""
     return [
         f"{page.title()}: {one['id']} ({one['impact']}): {node['html'][:150]} {node['failureSummary']}"
         for one in Axe().run(page).response["violations"]
@@ -95,7 +95,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
         f"{base}/link/nonsense/",
     ]:
-        site.pass_time(seconds=5)  # else it is a burst
+        site.pass_time(seconds=5)  # otherwise the openings count as a burst
         page.goto(address)
         page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         found += findings(page)

@@ -1,5 +1,5 @@
-"""Link pages and the portal in a real Chromium: who is a person, what a scanner gets, and that pages work without
-JavaScript, at 320 pixels and without an error in the console."""
+"""Link pages and the portal in a real Chromium: persons and scanners, and pages without JavaScript, at 320 pixels and
+without an error in the console."""
 
 import os
 import re
@@ -27,7 +27,7 @@ FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-backgrou
 
 @pytest.fixture
 def store_url(files_url: str) -> str:
-    """What browsers do is the same on every store."""
+    """A single store: browsers do the same on all stores."""
     return files_url
 
 
@@ -51,12 +51,12 @@ def steered(browser: Browser) -> Browser:
 
 
 def command(chromium: str, folder: Path) -> list[str]:
-    """A browser that is not steered, as a person's."""
+    """Return the command of a browser that is not steered, like a person's."""
     return [chromium, "--headless", "--disable-gpu", *FLAGS, f"--user-data-dir={folder}"]
 
 
 def open_once(chromium: str, folder: Path, url: str) -> str:
-    """Open an address, let eight seconds of the page's time pass, return what it shows then."""
+    """Open an address, let eight seconds of the page's time pass, and return the page as shown then."""
     more = ["--virtual-time-budget=8000", "--dump-dom", url]
     done = subprocess.run([*command(chromium, folder), *more], capture_output=True, timeout=60, check=True)
     return done.stdout.decode()
@@ -75,7 +75,7 @@ def url(site: Site, action: Action, held: Any, minutes_old: float = 0) -> str:
 
 def test_one_click_on_an_older_digest_releases(site: Site, chromium: str, tmp_path: Path) -> None:
     held = site.hold()
-    # Left open: --dump-dom never ends on a page that goes on to another one; a debugging port would be steering.
+    # The browser stays open: --dump-dom never ends on a page that opens another one, and a debugging port is steering.
     more = [url(site, Action.RELEASE, held, minutes_old=11)]
     with subprocess.Popen(
         [*command(chromium, tmp_path), *more],
@@ -188,9 +188,9 @@ def test_a_key_counts_as_a_persons_press(
 def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, scheme: Any) -> None:
     held = site.hold(subject="W" * 150, header_from=f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>')
     page = signed_in(site, steered, viewport={"width": 320, "height": 640}, color_scheme=scheme).new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     base = site.parts.settings.public_url
     link = url(site, Action.RELEASE, held, minutes_old=11)
     for address in ("/", f"/messages/{held.id}/", "/preferences", "/sign-in", "/sign-in/code", link):
@@ -200,7 +200,7 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
             "all => all.map(one => one.getBoundingClientRect().height)"
         )
         assert all(height >= 44 for height in heights), address
-    assert said == []
+    assert messages == []
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

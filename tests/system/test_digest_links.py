@@ -1,5 +1,5 @@
-"""What is pressed in the digest's own HTML does what it says: by thumb on a small phone without JavaScript, and with
-nothing but a keyboard. Told by the store and by what the mail server got."""
+"""The links in the digest's HTML: by thumb on a small phone without JavaScript, and with a keyboard alone. The results
+are checked in the store and at the mail server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOP, MINUTES, BANK = "Your order 4711", "Minutes of Thursday", "Your account wi
 
 @pytest.fixture
 def store_url(files_url: str) -> str:
-    """What browsers do is the same on every store."""
+    """A single store: browsers do the same on all stores."""
     return files_url
 
 
@@ -47,7 +47,7 @@ class Thumb:
 
 
 class Keyboard:
-    """No mouse and no touch: what is wanted is reached by the Tab key and can be seen to be there."""
+    """No mouse and no touch: elements are reached by the Tab key, and the focus must be visible."""
 
     context = {"viewport": {"width": 1000, "height": 700}}
 
@@ -65,7 +65,7 @@ class Keyboard:
 
 @dataclass
 class Reader:
-    """Alice with her digest, and a browser that she presses in one of these ways."""
+    """Alice with her digest and a browser, which she uses in one of these ways."""
 
     site: LocalSite
     page: Page
@@ -79,7 +79,7 @@ class Reader:
         return self.site.state(self.held(subject))
 
     def link(self, name: str, row: str = "") -> None:
-        """Follow a link of the digest: of a mail's row, or at its foot."""
+        """Follow a link of the digest, in a message's row or at the foot."""
         self.page.goto(INBOX)
         where = self.page.locator("tr").filter(has_text=row) if row else self.page
         self.way.press(self.page, where.get_by_role("link", name=name, exact=True))
@@ -91,8 +91,8 @@ class Reader:
     def reads(self, heading: str) -> None:
         self.page.get_by_role("heading", name=heading).wait_for()
 
-    def given_back(self) -> list[tuple[list[str], bytes]]:
-        """Recipients and bytes of the mails that were released, without our own lines on top."""
+    def released_mails(self) -> list[tuple[list[str], bytes]]:
+        """Return recipients and bytes of the released mails, without the header lines of the portal."""
         return [
             (mail.recipients, mail.data[mail.data.index(b"From: ") :])
             for mail in self.site.mail.mails
@@ -121,7 +121,7 @@ def test_release_delivers_the_mail_to_her_alone(alice: Reader) -> None:
     alice.button("Release to inbox")
     alice.reads("Message released")
     assert alice.state(SHOP) is State.RELEASED
-    assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
+    assert alice.released_mails() == [([ALICE], alice.bytes_of(SHOP))]
 
 
 def test_delete_and_undo(alice: Reader) -> None:
@@ -132,19 +132,19 @@ def test_delete_and_undo(alice: Reader) -> None:
     alice.button("Undo")
     alice.reads("Delete this message?")
     assert alice.state(MINUTES) is State.HELD
-    assert alice.given_back() == []
+    assert alice.released_mails() == []
 
 
 def test_show_names_the_reasons_and_leads_on(alice: Reader) -> None:
     alice.link("Show", SHOP)
     alice.reads("Why this message was held")
     assert "Mostly images, hardly any text" in alice.page.inner_text("main")
-    assert "Buy" not in alice.page.inner_text("main"), "its text is for who signs in"
+    assert "Buy" not in alice.page.inner_text("main"), "the text is shown only after signing in"
     alice.way.press(alice.page, alice.page.get_by_role("link", name="Release", exact=True))
     alice.reads("Release this message?")
     alice.button("Release to inbox")
     alice.reads("Message released")
-    assert alice.given_back() == [([ALICE], alice.bytes_of(SHOP))]
+    assert alice.released_mails() == [([ALICE], alice.bytes_of(SHOP))]
 
 
 def test_dangerous_mail_is_requested(alice: Reader) -> None:
@@ -156,7 +156,7 @@ def test_dangerous_mail_is_requested(alice: Reader) -> None:
     assert alice.state(BANK) is State.REQUESTED
     housekeeping.send_queued(alice.site.parts, alice.site.now)
     assert alice.site.mail.mails[-1].recipients == ["postmaster@example.org"]
-    assert alice.given_back() == []
+    assert alice.released_mails() == []
 
 
 @pytest.mark.parametrize(("name", "state"), [("Release selected", State.RELEASED), ("Delete selected", State.DELETED)])
@@ -167,7 +167,7 @@ def test_several_at_once(alice: Reader, name: str, state: State) -> None:
     for subject in (SHOP, MINUTES):
         tick = alice.page.get_by_role("listitem").filter(has_text=subject).get_by_role("checkbox")
         if isinstance(alice.way, Thumb):
-            tick.locator("xpath=..").tap()  # anywhere on the row
+            tick.locator("xpath=..").tap()  # at any place of the row
         else:
             alice.way.press(alice.page, tick)
         assert tick.is_checked()
@@ -176,7 +176,7 @@ def test_several_at_once(alice: Reader, name: str, state: State) -> None:
     assert {alice.state(SHOP), alice.state(MINUTES)} == {state}
     assert sum(alice.site.state(held) is not State.HELD for held in alice.helds) == 2
     released = [([ALICE], alice.bytes_of(subject)) for subject in (SHOP, MINUTES)]
-    assert sorted(alice.given_back()) == (sorted(released) if state is State.RELEASED else [])
+    assert sorted(alice.released_mails()) == (sorted(released) if state is State.RELEASED else [])
 
 
 def test_preferences_stop_digests_and_send_them_again(alice: Reader) -> None:
@@ -217,7 +217,7 @@ def test_every_link_of_the_digest_can_be_hit_with_a_thumb(site: LocalSite, brows
         page = browser.new_context(viewport={"width": width, "height": 640}).new_page()
         read_mail(page, mail)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # What counts is where a finger lands: padding belongs to a link, though it moves no line.
+        # The area for a finger counts: padding belongs to a link, though it moves no line.
         boxes = page.locator("a").evaluate_all(
             "all => all.map(one => { const b = one.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })"
         )
@@ -226,5 +226,5 @@ def test_every_link_of_the_digest_can_be_hit_with_a_thumb(site: LocalSite, brows
         for one, (x, y, w, h) in enumerate(boxes):
             for ax, ay, aw, ah in boxes[one + 1 :]:
                 across, down = min(x + w, ax + aw) - max(x, ax), min(y + h, ay + ah) - max(y, ay)
-                assert across <= 0 or down <= 4, "two links lie over each other"
+                assert across <= 0 or down <= 4, "two links overlap"
         page.context.close()

@@ -1,5 +1,5 @@
-"""The digest as a mail: through Debian's Postfix, signed by the site's Rspamd on the way, and judged by it as any mail.
-Its rows quote what spammers write to get at such mails."""
+"""The digest as a mail: sent through Debian's Postfix, signed by the site's Rspamd, and scanned by it like any mail.
+Its rows quote texts of spammers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.system.test_mail_path import DATA, _inner
 pytestmark = pytest.mark.system
 
 JUERGEN = "jürgen@example.org"
-# What spammers write, and what makes scanners act wherever it stands.
+# Texts of spammers, and texts that scanners detect at any place.
 WORDS = [
     "Confirm your password: https://evil.example/login.php?a=1 or www.evil.example/x",
     "FREE Viagra and Cialis!!! 100% GUARANTEED, act now",
@@ -54,21 +54,21 @@ SENDERS = [
 
 @dataclass
 class Site:
-    """The portal's parts with the mail server of the site, which scans and signs."""
+    """The portal's parts with the site's mail server, which scans and signs."""
 
     parts: Parts
     postfix: Postfix
     rspamd: Rspamd
-    before: int = 0  # mails in all boxes when `tell` was called
+    before: int = 0  # mails in all mailboxes when `send_digests` was called
 
-    def tell(self) -> list[tuple[str, int]]:
-        """Send what is due; who got how much."""
+    def send_digests(self) -> list[tuple[str, int]]:
+        """Send all digests now and return recipients and numbers of messages."""
         self.before = self.mails()
         return run.send_all(self.parts, now()).sent
 
     def arrived(self, box: str) -> bytes:
-        """The mail that came into this box since."""
-        wait_for(lambda: self.mails() > self.before, saying=self.postfix.log)
+        """Return the mail that arrived in this mailbox since then."""
+        wait_for(lambda: self.mails() > self.before, details=self.postfix.log)
         return self.postfix.maildir(box)[-1]
 
     def mails(self) -> int:
@@ -93,13 +93,13 @@ def servers(place: Path) -> Iterator[tuple[Postfix, Rspamd]]:
 
 @pytest.fixture
 def store_url(files_url: str) -> str:
-    """What is sent is the same from every store."""
+    """A single store: the digests of all stores are the same."""
     return files_url
 
 
 @pytest.fixture
 def language() -> str:
-    """What the digest is written in."""
+    """The language of the digest."""
     return "en"
 
 
@@ -112,7 +112,7 @@ def site(make_parts: Callable[..., Parts], servers: tuple[Postfix, Rspamd], lang
 
 
 def hold_fifty(site: Site, recipient: str = ALICE) -> None:
-    """Fifty mails that no two of are alike."""
+    """Hold fifty messages, no two of which are near-identical."""
     for number in range(50):
         word = "".join(chr(97 + int(digit)) * 2 for digit in str(number))
         hold(
@@ -127,9 +127,9 @@ def hold_fifty(site: Site, recipient: str = ALICE) -> None:
         )
 
 
-def verdict(site: Site, data: bytes, **asked: str) -> dict[str, Any]:
-    """What Rspamd says to a mail."""
-    answer = http(f"http://127.0.0.1:{site.rspamd.scan}/checkv2", data, asked)
+def verdict(site: Site, data: bytes, **headers: str) -> dict[str, Any]:
+    """Return Rspamd's verdict on a mail."""
+    answer = http(f"http://127.0.0.1:{site.rspamd.scan}/checkv2", data, headers)
     assert answer.status == 200, answer.body
     return dict(json.loads(answer.body))
 
@@ -147,12 +147,12 @@ def read(data: bytes) -> EmailMessage:
 
 
 def check_shape(data: bytes) -> None:
-    """As RFC 5322 and 2045 have it, with a margin."""
+    """Check line lengths and headers by RFC 5322 and 2045, with a margin."""
     head, _, body = data.partition(b"\r\n\r\n")
-    # Where quoted-printable would be too large it is 8bit, whose lines may have 998 octets (RFC 5322, 2.1.1).
+    # If quoted-printable is too large, the digest is 8bit, with lines of up to 998 octets (RFC 5322, 2.1.1).
     assert max(map(len, body.split(b"\r\n"))) <= (76 if body.isascii() else 998)
     assert head.isascii()
-    # 78 is a wish of RFC 5322, 2.1.1; addresses for machines cannot be folded.
+    # 78 is a SHOULD of RFC 5322, 2.1.1; addresses for machines cannot be folded.
     exact = (b"list-unsubscribe:", b"x-quarantine-mark:", b"message-id:")
     for line in head.split(b"\r\n"):
         assert len(line) <= (250 if line.lower().startswith(exact) else 78), line
@@ -165,10 +165,10 @@ def check_shape(data: bytes) -> None:
 @pytest.mark.parametrize("language", ["en", "ar", "ja"])
 def test_a_digest_of_50_hostile_rows_arrives_whole_and_signed(site: Site) -> None:
     hold_fifty(site)
-    assert site.tell() == [(ALICE, 50)]
+    assert site.send_digests() == [(ALICE, 50)]
     arrived = site.arrived(ALICE)
     check_shape(arrived)
-    assert "from=<>, size=" in site.postfix.log(), "the null sender: nobody's mail server answers a digest"
+    assert "from=<>, size=" in site.postfix.log(), "the null sender, so that no mail server replies to a digest"
     (signature,) = read(arrived).get_all("DKIM-Signature", [])
     (signed,) = re.findall(r"\bh=([^;]+)", str(signature))
     names = set(re.sub(r"\s", "", signed).lower().split(":"))
@@ -182,7 +182,7 @@ def test_a_digest_of_50_hostile_rows_arrives_whole_and_signed(site: Site) -> Non
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "headers",
     [
         {"IP": "127.0.0.1", "Helo": "localhost", "From": "", "Rcpt": ALICE},
         {"IP": "203.0.113.9", "Helo": "mx.example.org", "Hostname": "mx.example.org", "From": "", "Rcpt": ALICE},
@@ -190,30 +190,30 @@ def test_a_digest_of_50_hostile_rows_arrives_whole_and_signed(site: Site) -> Non
     ids=["at home", "elsewhere"],
 )
 @pytest.mark.parametrize("hostile", [True, False], ids=["50 hostile rows", "samples"])
-def test_rspamd_does_not_call_a_digest_spam(site: Site, asked: dict[str, str], hostile: bool) -> None:
+def test_rspamd_does_not_call_a_digest_spam(site: Site, headers: dict[str, str], hostile: bool) -> None:
     if hostile:
         hold_fifty(site)
     else:
         for subject, header_from, score, symbols, tier in HOSTILE:
             more: dict[str, Any] = {"subject": subject, "header_from": header_from, "score": score, "symbols": symbols}
             hold(site.parts.store, data=mail(), recipients=(ALICE,), tier=tier, **more)
-    assert len(site.tell()) == 1
-    found = verdict(site, site.arrived(ALICE), **asked)
+    assert len(site.send_digests()) == 1
+    found = verdict(site, site.arrived(ALICE), **headers)
     scores = {name: one["score"] for name, one in found["symbols"].items()}
-    told = ", ".join(f"{name} {score:g}" for name, score in sorted(scores.items(), key=lambda one: -one[1]))
-    print(f"\nRspamd on a digest: {found['action']}, score {found['score']:g} of {found['required_score']:g}: {told}")
-    assert found["action"] == "no action", told
-    assert found["score"] < 2, told
-    # Nothing that the words in it, its links or its shape are blamed for. What is left comes from the test's own
-    # network: no name server, no TLS.
+    scored = ", ".join(f"{name} {score:g}" for name, score in sorted(scores.items(), key=lambda one: -one[1]))
+    print(f"\nRspamd on a digest: {found['action']}, score {found['score']:g} of {found['required_score']:g}: {scored}")
+    assert found["action"] == "no action", scored
+    assert found["score"] < 2, scored
+    # No symbol for the text, the links or the format. The others come from the network of the test: no name server,
+    # no TLS.
     blamed = {
         name for name, score in scores.items() if score > 0 and not name.startswith(("HFILTER_", "RDNS_", "RCVD_"))
     }
-    assert blamed == set(), told
+    assert blamed == set(), scored
 
 
 def test_rspamd_would_have_called_its_words_spam(site: Site) -> None:
-    """Else the test above proves nothing: the same words without our care."""
+    """The test above would prove nothing if Rspamd accepted the same words in a plain mail."""
     text = "\r\n".join([*WORDS[:8], *(sender.format("a") for sender in SENDERS), "No page asks for a password."])
     head = f"From: quarantine@example.org\r\nTo: {ALICE}\r\nSubject: x\r\nMessage-ID: <1@example.org>\r\n"
     head += "Date: Sun, 22 Nov 2026 08:00:00 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -224,7 +224,7 @@ def test_rspamd_would_have_called_its_words_spam(site: Site) -> None:
 
 def test_a_recipient_beyond_ascii_gets_a_digest_where_the_mail_server_speaks_smtputf8(site: Site) -> None:
     hold(site.parts.store, recipients=(JUERGEN,))
-    assert site.tell() == [(JUERGEN, 1)]
+    assert site.send_digests() == [(JUERGEN, 1)]
     arrived = site.arrived("juergen@example.org")
     assert f"\r\nTo: {JUERGEN}\r\n".encode() in arrived
     assert read(arrived).get_body(("plain",)).get_content().count(JUERGEN) == 2  # type: ignore[union-attr]
@@ -244,4 +244,4 @@ def test_without_smtputf8_that_recipient_waits_and_the_others_are_notified(
     check_shape(site.arrived(BOB))
     assert site.mails() == site.before + 1
     later = now() + timedelta(hours=1)
-    assert run.send_all(site.parts, later).sent == [(JUERGEN, 1)], "nothing is lost: a server that takes it gets it"
+    assert run.send_all(site.parts, later).sent == [(JUERGEN, 1)], "nothing is lost: a server that accepts it gets it"

@@ -1,5 +1,5 @@
-"""The product's promise on real servers: Postfix and Rspamd hold, the digest tells, a browser releases, Postfix
-delivers the same bytes to exactly one recipient."""
+"""The whole path on real servers: Postfix and Rspamd hold a message, the digest announces it, a browser releases it,
+and Postfix delivers the same bytes to exactly one recipient."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def held(portal: Portal, word: str) -> list[dict[str, Any]]:
-    """The deliveries of the mail whose subject holds ``word``."""
+    """Return the deliveries of the mail whose subject contains ``word``."""
     lines = portal.command("quarantine", "list", "--json").splitlines()
     return [delivery for delivery in map(json.loads, lines) if word in delivery["subject"]]
 
 
 def meta(portal: Portal, word: str) -> dict[str, Any]:
-    """Everything about that mail."""
+    """Return the metadata of that mail."""
     return dict(json.loads(portal.command("quarantine", "meta", "--json", held(portal, word)[0]["id"])))
 
 
 def arrived(mx: Mx, recipient: str, word: str) -> list[bytes]:
-    """The mails with that subject in a recipient's inbox."""
+    """Return the mails with that subject in a recipient's inbox."""
     return [mail for mail in mx.postfix.maildir(recipient) if f"Subject: {word} ".encode() in mail]
 
 
 def digests(mx: Mx, recipient: str, portal: Portal) -> list[str]:
-    """The plain text of this portal's digests in an inbox."""
+    """Return the plain text of this portal's digests in an inbox."""
     texts = []
     for mail in mx.postfix.maildir(recipient):
         parsed = email.message_from_bytes(mail, policy=email.policy.default)
@@ -60,7 +60,7 @@ def digests(mx: Mx, recipient: str, portal: Portal) -> list[str]:
 
 
 def link(text: str, label: str, word: str) -> str:
-    """The address below ``label`` in the row of the mail with that subject."""
+    """Return the address below ``label`` in the row of the mail with that subject."""
     row = text[text.index(word) :]
     found = re.search(rf"^{label}.*\n(https://\S+)$", row, re.MULTILINE)
     assert found, row
@@ -98,7 +98,7 @@ def test_a_rejected_mail_is_held_announced_and_released_to_one_of_its_recipients
     assert not arrived(mx, BOB, needle) and not arrived(mx, MALLORY, needle)
     page.reload()
     page.goto(link(digest, "Release", needle))
-    assert "released" in page.inner_text("h1")  # a second click says what happened before
+    assert "released" in page.inner_text("h1")  # a second click shows the earlier release
     assert len(arrived(mx, ALICE, needle)) == 1
 
 
@@ -109,7 +109,7 @@ def test_a_person_signs_in_by_mail_and_sees_only_their_own(mx: Mx, portal: Porta
     page.goto(portal.nginx.public_url + "/")
     page.get_by_role("textbox").fill(BOB)
     page.get_by_role("button").first.click()
-    # The digest process that uWSGI runs sends what is queued.
+    # uWSGI's digest process sends the queued mail.
     url = portal.nginx.public_url + "/sign-in/"
     text = wait_for(lambda: [text for text in digests(mx, BOB, portal) if url in text])[-1]
     address = re.search(rf"^{re.escape(url)}\S+$", text, re.MULTILINE)
@@ -173,7 +173,7 @@ def _inner(pem: bytes) -> bytes:
 def test_an_unknown_user_is_refused_at_the_release_and_the_reason_is_kept(mx: Mx, portal: Portal, needle: str) -> None:
     headers = {"X-Rspamd-rcpt": '["gone@example.org"]', "X-Rspamd-from": SENDER, "X-Rspamd-action": "reject"}
     assert http(portal.nginx.exporter_url, spam(needle, {}), headers | {"Content-Type": "message/rfc822"}).status == 200
-    said = portal.command("quarantine", "release", held(portal, needle)[0]["id"], check=False)
-    assert "550" in said
+    output = portal.command("quarantine", "release", held(portal, needle)[0]["id"], check=False)
+    assert "550" in output
     (delivery,) = held(portal, needle)
     assert delivery["state"] == "held" and "550" in delivery["reason"]

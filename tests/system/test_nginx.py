@@ -15,7 +15,7 @@ pytestmark = pytest.mark.system
 
 
 def post(portal: Portal, mail: bytes, **metadata: str) -> Reply:
-    """An export as an old Rspamd makes it, over Nginx."""
+    """Post an export like an old Rspamd, over Nginx."""
     headers = {"Content-Type": "text/plain", "User-Agent": "rspamd-3.4"}
     return http(
         portal.nginx.exporter_url, mail, headers | {f"X-Rspamd-{name}": value for name, value in metadata.items()}
@@ -23,7 +23,7 @@ def post(portal: Portal, mail: bytes, **metadata: str) -> Reply:
 
 
 def symbols(number: int) -> str:
-    """As many symbols as JSON, about 130 bytes each; one that weighs comes first."""
+    """Return this number of symbols as JSON, about 130 bytes each; the first one has a high score."""
     many = [{"name": "BAYES_SPAM", "score": 5.1, "options": ["100.00%"]}]
     many += [
         {"name": f"TEST_MANY_SYMBOL_WITH_A_LONG_NAME_{n:03}", "score": 0.0, "options": [f"option-{n}.example.net"],
@@ -57,20 +57,20 @@ def test_600_symbols_200_recipients_and_an_absurd_subject_get_through(portal: Po
     assert sum(map(len, metadata.values())) > 120_000
     answer = post(portal, spam(needle, {}), **metadata)
     assert answer.status == 200 and json.loads(answer.body)["status"] == "held"
-    told = meta(portal, needle)
-    assert [delivery["recipient"] for delivery in told["deliveries"]] == recipients
-    assert told["flags"] == ["symbols"] and told["tier"] == "suspicious"
-    assert "BAYES_SPAM" in [symbol["name"] for symbol in told["symbols"]]
-    assert told["queue_id"] == "4XyZq1abc" and told["envelope_sender"] == SENDER
+    message = meta(portal, needle)
+    assert [delivery["recipient"] for delivery in message["deliveries"]] == recipients
+    assert message["flags"] == ["symbols"] and message["tier"] == "suspicious"
+    assert "BAYES_SPAM" in [symbol["name"] for symbol in message["symbols"]]
+    assert message["queue_id"] == "4XyZq1abc" and message["envelope_sender"] == SENDER
 
 
 def test_too_many_recipients_are_left_out_rather_than_cut(portal: Portal, needle: str) -> None:
     recipients = json.dumps([f"somebody-{number:04}@example.org" for number in range(1500)])
     metadata = {"rcpt": recipients, "symbols": symbols(2), "from": SENDER, "action": "reject", "score": "20"}
     assert post(portal, spam(needle, {}), **metadata).status == 200
-    told = meta(portal, needle)
-    assert [delivery["recipient"] for delivery in told["deliveries"]] == [""]
-    assert told["flags"] == ["recipients"] and told["tier"] == "suspicious"
+    message = meta(portal, needle)
+    assert [delivery["recipient"] for delivery in message["deliveries"]] == [""]
+    assert message["flags"] == ["recipients"] and message["tier"] == "suspicious"
 
 
 def test_the_null_sender_is_distinguished_from_an_unknown_one(portal: Portal, needle: str) -> None:
@@ -146,7 +146,7 @@ def test_guessing_links_and_sign_ins_is_slowed_down(portal: Portal) -> None:
     with (
         folder() as home,
         Nginx(home, portal.nginx.upstream).running() as nginx,
-    ):  # one of its own: the others shall not wait
+    ):  # a separate Nginx, so that other tests are not slowed down
         answers = [http(f"{nginx.public_url}/link/guess{number}/").status for number in range(80)]
         assert set(answers) == {404, 429}
         answers = [http(f"{nginx.public_url}/sign-in", b"address=x").status for _ in range(40)]

@@ -1,4 +1,4 @@
-"""Other PostgreSQL servers than the one of `make test`: Debian's 15, by itself and behind PgBouncer."""
+"""Other PostgreSQL servers than the one of `make test`: Debian's 15, directly and behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[str]:
-    """PostgreSQL 15."""
+    """A PostgreSQL 15."""
     with postgres(home / "postgresql") as url:
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("alter system set fsync = off")  # nobody pulls the plug here
+            connection.execute("alter system set fsync = off")  # no crashes here
             connection.execute("select pg_reload_conf()")
         yield url
 
 
 @pytest.fixture(scope="module")
 def pooler(home: Path, server: str) -> Iterator[str]:
-    """PgBouncer in front of it: host and port."""
+    """Host and port of a PgBouncer in front of the server."""
     with pgbouncer(home / "pgbouncer", server) as address:
         yield address
 
@@ -93,7 +93,7 @@ def test_no_session_state_stays_with_the_pooler(server: str, pooler: str) -> Non
 def test_news_are_found_in_the_order_in_which_mail_is_held_whatever_the_databases_language(
     server: str,
 ) -> None:
-    first, second = "bob1@example.org", "bob@example.org"  # in English the other way round
+    first, second = "bob1@example.org", "bob@example.org"  # the opposite of the order in English
     with psycopg.connect(server, autocommit=True) as admin, ExitStack() as stack:
         admin.execute("create database english template template0 locale_provider icu icu_locale 'en'")
         stack.callback(admin.execute, "drop database english with (force)")

@@ -1,5 +1,5 @@
-"""The shipped Rspamd rules on a real Rspamd: what they export, and that no verdict loses mail while the portal is
-away. EXPERIMENTS and EXPORTER notes in docs/exporter.md."""
+"""The shipped Rspamd rules on a real Rspamd: their exports, and that no verdict loses mail while the portal is down.
+See docs/exporter.md."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ VERDICTS = {"scored": REJECTED} | {
 
 @pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
 @pytest.mark.parametrize("verdict", VERDICTS)
-@pytest.mark.parametrize("trouble", ["refuse", "500", "break"])
+@pytest.mark.parametrize("failure", ["refuse", "500", "break"])
 def test_mail_is_deferred_while_the_portal_is_down(
-    mx: Mx, needle: str, trouble: str, verdict: str, discarding: bool
+    mx: Mx, needle: str, failure: str, verdict: str, discarding: bool
 ) -> None:
     mx.switch.set("refuse")
-    mx.switch.set(trouble)
+    mx.switch.set(failure)
     port = mx.postfix.smtp_discarding if discarding else mx.postfix.smtp
     assert send(port, SENDER, [ALICE, BOB], spam(needle, VERDICTS[verdict])) == (451, "4.7.1 Try again later")
     assert mx.postfix.queue() == ""
@@ -63,20 +63,20 @@ def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: s
 
 def test_the_rule_exports_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:
     send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, REJECTED | {"X-Test-Options": "1"}))
-    told = meta(portal, needle)
-    assert told["flags"] == [] and told["tier"] == "spam"
-    assert told["subject"] == f"{needle} Grüße" and told["client_ip"] == "127.0.0.1" and told["score"] >= 20
-    assert told["queue_id"] and told["action"] == "reject"
-    options = next(symbol["options"] for symbol in told["symbols"] if symbol["name"] == "TEST_OPTIONS")
+    message = meta(portal, needle)
+    assert message["flags"] == [] and message["tier"] == "spam"
+    assert message["subject"] == f"{needle} Grüße" and message["client_ip"] == "127.0.0.1" and message["score"] >= 20
+    assert message["queue_id"] and message["action"] == "reject"
+    options = next(symbol["options"] for symbol in message["symbols"] if symbol["name"] == "TEST_OPTIONS")
     assert 'with "quotes", a comma' in options and "Grüße 漢字" in options
 
 
 def test_hundreds_of_symbols_are_cut_at_a_whole_one_and_that_is_noticed(mx: Mx, portal: Portal, needle: str) -> None:
     send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, REJECTED | {"X-Test-Symbols": "600"}))
-    told = meta(portal, needle)
-    names = [symbol["name"] for symbol in told["symbols"]]
-    assert told["flags"] == ["symbols"] and told["tier"] == "suspicious"
-    assert "TEST_SCORE" in names and len(names) > 100  # what weighs most comes first and stays
+    message = meta(portal, needle)
+    names = [symbol["name"] for symbol in message["symbols"]]
+    assert message["flags"] == ["symbols"] and message["tier"] == "suspicious"
+    assert "TEST_SCORE" in names and len(names) > 100  # symbols with the highest score come first and are kept
 
 
 def test_a_subject_cannot_add_a_header_to_the_export(mx: Mx, portal: Portal, needle: str) -> None:
@@ -103,10 +103,10 @@ def test_the_stock_exporter_of_debians_rspamd_works_too(
         with postfix.running():
             mail = spam(needle, REJECTED | {"X-Test-Symbols": "300"})
             assert send(postfix.smtp, SENDER, [ALICE, BOB], mail)[0] == 554
-            told = meta(portal, needle)
-            assert [d["recipient"] for d in told["deliveries"]] == [ALICE, BOB]
-            assert told["flags"] == ["symbols"]  # 40 KB of them, cut by Nginx
-            assert told["tier"] == "suspicious" and told["envelope_sender"] == SENDER
+            message = meta(portal, needle)
+            assert [d["recipient"] for d in message["deliveries"]] == [ALICE, BOB]
+            assert message["flags"] == ["symbols"]  # 40 KB of symbols, cut by Nginx
+            assert message["tier"] == "suspicious" and message["envelope_sender"] == SENDER
             mx.switch.set("refuse")
             assert send(postfix.smtp, SENDER, [ALICE], mail)[0] == 451
 
@@ -118,11 +118,11 @@ def test_rspamd_itself_accepts_the_rule(place: Path, name: str) -> None:
     variables = write_rspamd(home, (DEPLOY / "rspamd" / name).read_text(), ports, discard_on_reject=False)
     command = ["rspamadm", *variables, "configtest", "-c", "/etc/rspamd/rspamd.conf"]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0 and "syntax OK" in said, said
-    # Debian's 3.4 has no formatter "multipart"; nothing else may be wrong with that rule.
-    wrong = [line for line in said.splitlines() if "metadata_exporter" in line and "rror" in line]
-    assert all("multipart" in line for line in wrong) and (not wrong or "3.14" in name), said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and "syntax OK" in output, output
+    # Debian's 3.4 has no formatter "multipart"; that rule must have no other error.
+    wrong = [line for line in output.splitlines() if "metadata_exporter" in line and "rror" in line]
+    assert all("multipart" in line for line in wrong) and (not wrong or "3.14" in name), output
 
 
 def test_the_rules_differ_only_where_they_say_so() -> None:

@@ -1,6 +1,6 @@
-"""Scanners that are browsers: Chromium at the links of a digest, looking, fetching, submitting and pressing.
+"""Scanners that are browsers: Chromium opens, fetches, submits and presses the links of a digest.
 
-`tests/faults/test_scanners.py` has those that are not, with every link of a real digest."""
+`tests/faults/test_scanners.py` has those that are no browsers, with every link of a real digest."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ LINKS = [*WITH_FORM, *((tier, Action.SHOW) for tier in Tier), (Tier.DANGEROUS, A
 
 
 class Inbox:
-    """A page of web mail in front of the site, on its own origin: what is nearest to our pages and may do most."""
+    """A page of web mail in front of the site, on the site's own origin, where scripts may do most."""
 
     def __init__(self, site: Site) -> None:
-        self.asked: Counter[tuple[str, str]] = Counter()  # method and Sec-Purpose, of links
+        self.requests: Counter[tuple[str, str]] = Counter()  # by method and Sec-Purpose, of links
         self.page = ""
         self.url = "http://" + urlsplit(site.parts.settings.public_url).netloc + "/inbox"
         self._app = site.app
@@ -47,7 +47,7 @@ class Inbox:
             start("200 OK", [("Content-Type", "text/html; charset=utf-8")])
             return [f"<!doctype html><html><title>Inbox</title>{self.page}</html>".encode()]
         if "/link/" in environ["PATH_INFO"]:
-            self.asked[environ["REQUEST_METHOD"], environ.get("HTTP_SEC_PURPOSE", "")] += 1
+            self.requests[environ["REQUEST_METHOD"], environ.get("HTTP_SEC_PURPOSE", "")] += 1
         return self._app(environ, start)
 
 
@@ -57,9 +57,9 @@ def inbox(site: Site) -> Inbox:
 
 
 def rules(links: list[str], what: str) -> str:
-    """Speculation rules: what browsers prefetch and prerender."""
-    told = json.dumps({what: [{"source": "list", "urls": links, "eagerness": "immediate"}]})
-    return f'<script type="speculationrules">{told}</script>'
+    """Return speculation rules: links that browsers prefetch and prerender."""
+    text = json.dumps({what: [{"source": "list", "urls": links, "eagerness": "immediate"}]})
+    return f'<script type="speculationrules">{text}</script>'
 
 
 def frames(links: list[str], _: str) -> str:
@@ -78,8 +78,8 @@ def linked(links: list[str], what: str) -> str:
 def test_a_browser_that_is_not_steered_changes_nothing_by_looking(
     site: Site, chromium: str, tmp_path: Path, minutes: int
 ) -> None:
-    """Scripts run, eight seconds of the page's time pass, nobody presses."""
-    held = site.hold()  # of other tiers no page submits itself at any age: see test_browser
+    """Scripts run, eight seconds of the page's time pass, and no button is pressed."""
+    held = site.hold()  # for other tiers no page submits itself at any age: see test_browser
     for action in (Action.RELEASE, Action.DELETE):
         assert "<html" in open_once(chromium, tmp_path / action.name, url(site, action, held, minutes))
     assert site.state(held) is State.HELD
@@ -87,7 +87,7 @@ def test_a_browser_that_is_not_steered_changes_nothing_by_looking(
 
 @pytest.mark.parametrize(
     ("way", "what", "purpose", "least"),
-    [  # by speculation rules Chromium asks for a few at a time
+    [  # by speculation rules Chromium requests only a few at a time
         (rules, "prefetch", "prefetch", 1),
         (rules, "prerender", "prefetch;prerender", 1),
         (linked, "prefetch", "prefetch", len(LINKS)),
@@ -106,11 +106,11 @@ def test_a_page_that_fetches_all_links_at_once_changes_nothing(
     purpose: str,
     least: int,
 ) -> None:
-    """However old the digest is."""
+    """The digest may have any age."""
     held = {tier: site.hold(tier) for tier in Tier}
     inbox.page = way([url(site, action, held[tier], 11) for tier, action in LINKS], what)
     open_once(chromium, tmp_path, inbox.url)
-    assert inbox.asked["GET", purpose] >= least, inbox.asked
+    assert inbox.requests["GET", purpose] >= least, inbox.requests
     assert {site.state(one) for one in held.values()} == {State.HELD}
 
 
@@ -126,12 +126,12 @@ def test_a_scanner_in_a_browser_can_do_only_what_is_allowed(
     held = {link: site.hold(link[0]) for link in WITH_FORM}
     context = browser.new_context()
     if script:
-        # In the page itself: what a debugger evaluates counts as a person's doing in Chromium.
+        # Run it in the page itself: for Chromium, an action by a debugger is an action of a person.
         once = f"if (!location.search) document.querySelectorAll('form').forEach(form => {script})"
         context.add_init_script(f"addEventListener('load', () => {{ {once} }})")
     page = context.new_page()
     for (_, action), one in held.items():
-        # Until the answer is there too: Chromium may never close a page that is just going on to another one.
+        # Wait for the reply too: Chromium may never close a page that is opening another one.
         loads = itertools.count(1)
         with page.expect_event("load", lambda _, loads=loads: next(loads) == 2):
             page.goto(url(site, action, one, minutes), wait_until="commit" if script else "load")
@@ -140,7 +140,7 @@ def test_a_scanner_in_a_browser_can_do_only_what_is_allowed(
     context.close()
     states = {link: site.state(one) for link, one in held.items()}
     assert {str(tier) for (tier, _), state in states.items() if state is not State.HELD} == may_change
-    # What may do harm is an administrator's to release, whoever presses.
+    # An administrator must release dangerous mail, whether a person or a script presses.
     assert states[Tier.DANGEROUS, Action.REQUEST] in (State.HELD, State.REQUESTED)
 
 
@@ -148,11 +148,11 @@ def test_a_script_cannot_claim_to_be_a_person(site: Site, browser: Browser) -> N
     held = site.hold(Tier.SUSPICIOUS)
     page = browser.new_page()
     page.goto(url(site, Action.RELEASE, held))
-    said = page.evaluate(
+    status = page.evaluate(
         "fetch('./', {method: 'POST', headers: {'Sec-Fetch-User': '?1'}, body: new URLSearchParams({pressed: '1'})})"
         ".then(answer => answer.status)"
     )
-    assert (said, site.state(held)) == (403, State.HELD)
+    assert (status, site.state(held)) == (403, State.HELD)
     page.get_by_role("button", name="Release to inbox").click()
     page.get_by_role("heading", name="Message released").wait_for()
     assert site.state(held) is State.RELEASED

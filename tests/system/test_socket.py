@@ -1,5 +1,5 @@
-"""The socket between Nginx and the portal as systemd's unit has it: who can connect, what Nginx's user can do besides,
-what connections that say nothing cost, and what an Nginx file of an earlier version does to mail."""
+"""The socket between Nginx and the portal as in systemd's unit: permissions to connect, other permissions of Nginx's
+user, the cost of silent connections, and mail with an Nginx file of an earlier version."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.uwsgi_client import HEALTH, exchange, packet
 pytestmark = pytest.mark.system
 
 NGINX = unit("quarantine.socket")["SocketUser"]
-SERVICE = "games"  # a user of every Debian that is neither root nor Nginx's nor nobody
-# The interpreter of the tests may lie in root's home, so the service may read everything here. It cannot write more
-# than its user, and what it makes belongs to that user.
+SERVICE = "games"  # a user of every Debian, other than root, Nginx's user and "nobody"
+# The interpreter of the tests may be in root's home, so the service may read all files here. It cannot write more
+# than its user, who owns the files that it makes.
 AS_SERVICE = [
     "setpriv", f"--reuid={SERVICE}", f"--regid={SERVICE}", "--clear-groups",
     "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
@@ -34,7 +34,7 @@ AS_SERVICE = [
 
 
 def command_as(user: str, code: str, *arguments: str) -> list[str]:
-    """A Python program that becomes this user before ``code`` runs. It begins as root, for the interpreter's sake."""
+    """Return a Python command that changes to this user before it runs ``code``. Root must start the interpreter."""
     become = (
         "import os, pwd, socket, sys\n"
         "from tests.uwsgi_client import HEALTH, exchange, packet\n"
@@ -46,15 +46,15 @@ def command_as(user: str, code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", become + code, *arguments]
 
 
-def said_as(user: str, code: str, *arguments: str) -> str:
-    """What such a program prints, or the exception it ends with."""
+def output_as(user: str, code: str, *arguments: str) -> str:
+    """Run such a program and return its output, or the exception that ended it."""
     done = subprocess.run(command_as(user, code, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60)
     return (done.stdout or done.stderr).strip().rpartition("\n")[2]
 
 
 @contextmanager
 def silent(path: Path, connections: int) -> Iterator[None]:
-    """So many connections of Nginx's user to which nothing is written."""
+    """Open this number of connections as Nginx's user and write nothing to them."""
     code = (
         "connections = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]\n"
         "for connection in connections:\n"
@@ -71,7 +71,7 @@ def silent(path: Path, connections: int) -> Iterator[None]:
 
 @pytest.fixture
 def service() -> Iterator[Portal]:
-    """A portal with a user of its own and its settings in a file, as docs/install.md has it."""
+    """A portal with its own user and its settings in a file, as in docs/install.md."""
     with folder() as home:
         made = Portal(home, "", {})
         made.run_as = AS_SERVICE
@@ -86,7 +86,7 @@ def service() -> Iterator[Portal]:
         del made.environment["QUARANTINE_STORE__URL"]
         made.environment["QUARANTINE_CONFIG"] = str(settings)
         with made.running():
-            wait_for(lambda: made.log.read_text().count("WSGI app 0") == 4, saying=made.log.read_text)
+            wait_for(lambda: made.log.read_text().count("WSGI app 0") == 4, details=made.log.read_text)
             yield made
 
 
@@ -95,14 +95,14 @@ def test_only_nginxs_user_can_connect_and_it_reads_none_of_the_services_files(se
     assert {Path(f"/proc/{pid}").stat().st_uid for pid in service.pids("uwsgi")} == {uid}
 
     healthy = "print(exchange(sys.argv[1], packet(HEALTH))[:15].decode())"
-    assert said_as(NGINX, healthy, str(service.uwsgi)) == "HTTP/1.1 200 OK"
+    assert output_as(NGINX, healthy, str(service.uwsgi)) == "HTTP/1.1 200 OK"
     for user in ("nobody", "daemon"):
-        assert said_as(user, healthy, str(service.uwsgi)) == "PermissionError: [Errno 13] Permission denied"
+        assert output_as(user, healthy, str(service.uwsgi)) == "PermissionError: [Errno 13] Permission denied"
 
     state = service.home / "state"
     for path in (state / "store" / "quarantine.sqlite3", state / "links.keys", service.home / "etc/quarantine.toml"):
         assert path.stat().st_size
-        assert said_as(NGINX, "open(sys.argv[1])", str(path)).startswith("PermissionError: "), path
+        assert output_as(NGINX, "open(sys.argv[1])", str(path)).startswith("PermissionError: "), path
 
 
 def test_a_post_after_200_silent_connections_waits_at_most_5_seconds(service: Portal) -> None:
@@ -124,7 +124,7 @@ def test_requests_wait_while_the_service_restarts(other_portal: Portal) -> None:
     with listening(other_portal.uwsgi) as listener:
         with other_portal.serving(listener):
             assert b" 200 OK" in exchange(path, packet(HEALTH))
-        assert other_portal.uwsgi.is_socket()  # uWSGI removes only a socket that it made
+        assert other_portal.uwsgi.is_socket()  # uWSGI removes only sockets that it created
         waiting = threading.Thread(target=lambda: answers.append(exchange(path, packet(HEALTH))))
         waiting.start()
         time.sleep(1)
@@ -139,7 +139,7 @@ def test_behind_an_earlier_nginx_file_mail_is_deferred_and_comes_in_once_that_is
 ) -> None:
     mail = spam(needle, REJECTED)
     with folder() as home:
-        # The earlier file names 127.0.0.1:9000, where nobody listens any more.
+        # The earlier file names 127.0.0.1:9000, which is not served any more.
         nginx = Nginx(home / "nginx", f"127.0.0.1:{free_port()}")
         with nginx.running():
             mx.switch.target = nginx.exporter
@@ -150,7 +150,7 @@ def test_behind_an_earlier_nginx_file_mail_is_deferred_and_comes_in_once_that_is
                 nginx.upstream = portal.nginx.upstream
                 subprocess.run([*nginx.write(), "-s", "reload"], check=True, capture_output=True)
                 wait_for(lambda: http(nginx.exporter_url + "healthz").status == 200)
-                # The worker with the earlier file may still answer for a moment: the sender tries again, as senders do.
+                # The worker with the earlier file may still answer for a moment; senders retry.
                 wait_for(lambda: send(mx.postfix.smtp, SENDER, [ALICE], mail)[0] == 554)
             finally:
                 mx.switch.target = portal.nginx.exporter

@@ -22,14 +22,14 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def started(other_portal: Portal) -> Iterator[Portal]:
-    """A portal of this test's own."""
+    """A separate portal for this test."""
     with other_portal.running():
         wait_for(lambda: "WSGI app 0" in other_portal.log.read_text())
         yield other_portal
 
 
 def raw(where: int | Path, data: bytes) -> bytes:
-    """Send bytes to a port or a unix socket, then nothing more; what came back."""
+    """Send bytes to a port or a unix socket, close the sending side and return the reply."""
     family, address = (socket.AF_INET, ("127.0.0.1", where)) if isinstance(where, int) else (socket.AF_UNIX, str(where))
     with socket.socket(family) as connection, suppress(OSError):
         connection.settimeout(10)
@@ -45,7 +45,7 @@ def test_workers_survive_garbage(started: Portal) -> None:
     cut_off = packet({"REQUEST_METHOD": "POST", "PATH_INFO": "/quarantine/", "CONTENT_LENGTH": "99999999"})
     for data in (
         os.urandom(4096),
-        b"\0\xff\xff\0" + b"\xff" * 70_000,  # a uwsgi packet that claims more than it has
+        b"\0\xff\xff\0" + b"\xff" * 70_000,  # a uwsgi packet that declares more data than it has
         cut_off,
         b"\0" + (8).to_bytes(2, "little") + b"\0" + b"\xff\xff\xff\xff\0\0\0\0",
         b"GET / HTTP/1.1\r\n\r\n",
@@ -112,12 +112,12 @@ def test_each_mail_leaves_a_line_in_the_log_without_its_subject(started: Portal)
     headers = {"Content-Type": "message/rfc822", "X-Rspamd-rcpt": f'["{ALICE}"]', "X-Rspamd-from": SENDER}
     answer = http(started.nginx.exporter_url, spam("secretword", {}), headers)
     id = answer.body.decode().partition('"id": "')[2][:36]
-    wait_for(lambda: f"held id={id}" in started.log.read_text(), 5, saying=started.log.read_text)
+    wait_for(lambda: f"held id={id}" in started.log.read_text(), 5, details=started.log.read_text)
     assert "secretword" not in started.log.read_text()
 
 
 def test_neither_a_client_that_goes_away_nor_a_hang_puts_a_token_into_the_log(tmp_path: Path) -> None:
-    # With an application that can be made to hang; all else is the shipped file.
+    # Use an application that can hang; the rest is the shipped file.
     (tmp_path / "stub.py").write_text(
         "import time\n"
         "def application(environ, start_response):\n"
@@ -139,7 +139,7 @@ def test_neither_a_client_that_goes_away_nor_a_hang_puts_a_token_into_the_log(tm
         wait_for(lambda: "WSGI app 0" in log.read_text())
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /link/secrettoken-gone/ HTTP/1.0\r\n\r\n")
-        time.sleep(2)  # it writes to nobody meanwhile
+        time.sleep(2)  # in this time it writes to the closed connection
         assert raw(port, b"GET /link/secrettoken-hanging/ HTTP/1.0\r\n\r\n") == b""
         wait_for(lambda: "WSGI app 0" in log.read_text().partition("Respawned")[2])
     assert "secrettoken" not in log.read_text()

@@ -1,5 +1,5 @@
-"""The wheel, built and installed elsewhere, replaces an older one and has everything it needs: the files beside the
-code of a checkout are inside it."""
+"""The wheel, built and installed in another environment, replaces an older one and contains the files that are next to
+the code in a checkout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a fresh environment: the wheel was installed there, after one of an older version."""
+    """The bin folder of a new environment with the wheel, which was installed over one of an older version."""
     home = tmp_path_factory.mktemp("wheel")
     run(home, sys.executable, "-m", "venv", home / "venv")
     for wheel in (build(home, older(home)), build(home, ROOT)):
@@ -62,7 +62,7 @@ def build(home: Path, checkout: Path) -> Path:
 
 
 def run(home: Path, *command: str | Path) -> str:
-    """Run a command with no more of this environment than pip needs; its output."""
+    """Run a command with only the environment variables that pip needs, and return its output."""
     names = ("PIP_", "SSL_", "REQUESTS_", "HTTP", "http", "HOME")
     settings = {name: value for name, value in os.environ.items() if name.startswith(names)}
     environment = {"PATH": "/usr/bin:/bin", **settings}
