@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from portal.model.store_url import StoreUrl
 from portal.stores.contracts import Store
+from portal.stores.postgres.migrations import SCHEMA_VERSION
 from portal.stores.rules import DIGESTS_KEPT, LEASE
 
 __all__ = ["DIGESTS_KEPT", "LEASE", "SCHEMA_VERSION", "Store", "open_store"]
-
-SCHEMA_VERSION = 6
 
 
 def open_store(

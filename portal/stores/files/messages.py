@@ -221,7 +221,7 @@ class _Metadata:
     def from_json(cls, value: dict[str, Any]) -> _Metadata:
         """Return the metadata that `to_json` encoded. Raises KeyError, ValueError, TypeError or AttributeError for
         other values."""
-        facts = {field: value[field] for field in FACTS}
+        facts = {field: value[field] for field in FACTS if field in value}  # older files lack newer fields
         facts["symbols"] = symbols.from_json(value["symbols"])
         facts["flags"] = frozenset(map(Flag, value["flags"]))
         facts["body_sha256"] = bytes.fromhex(value["body_sha256"])

@@ -42,3 +42,5 @@ MIGRATIONS: dict[int, LiteralString] = {
         $$;
     """,
 }
+
+SCHEMA_VERSION = max(MIGRATIONS)  # of both engines
