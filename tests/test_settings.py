@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from portal.model.errors import SettingsError
 from portal.model.schedule import Preferences, plan_for
+from portal.model.store_url import StoreUrl
 from portal.settings import Settings, keys, load, load_from, masked
 
 
@@ -583,3 +584,43 @@ def test_masked_shows_the_defaults(tmp_path: Path) -> None:
 def test_only_listed_domains_and_addresses_are_local(tmp_path: Path, address: str, local: bool) -> None:
     text = "local_domains = ['example.org', 'Pilot@example.com']\n[mail]\nfrom_address = 'q@example.org'"
     assert load_toml(tmp_path, text).is_local(address) is local
+
+
+# ---- the value of store.url
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("files:var/quarantine", StoreUrl(Path("var/quarantine"))),
+        ("files:///srv/quarantine", StoreUrl(Path("/srv/quarantine"))),
+        ("files:/srv/quarantine", StoreUrl(Path("/srv/quarantine"))),
+        ("files:c:/quarantine", StoreUrl(Path("c:/quarantine"))),
+        ("postgresql://u:secret@db:5432/q", StoreUrl(None, "postgresql://u:secret@db:5432/q")),
+        ("postgres://u:secret@db/q", StoreUrl(None, "postgres://u:secret@db/q")),
+    ],
+)
+def test_a_store_is_a_folder_or_a_database(text: str, expected: StoreUrl) -> None:
+    assert StoreUrl.parse(text) == expected
+    assert "secret" not in repr(StoreUrl.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "unlike"),
+    [
+        ("sqlite:x", ", not sqlite:…"),
+        ("mysql://u:secret@db/q", ", not mysql:…"),
+        ("sqlite:", ""),
+        ("sqlite://", ""),
+        ("files:", ""),
+        ("postgresql://", ""),
+        ("var/quarantine", ""),
+        ("host=db password=secret:x", ""),  # is not a scheme, and may be a password
+        (":x", ""),
+        ("", ""),
+    ],
+)
+def test_any_other_store_is_an_error_that_shows_no_password(text: str, unlike: str) -> None:
+    with pytest.raises(ValueError, match="^expected") as error:
+        StoreUrl.parse(text)
+    assert str(error.value) == f"expected files:PATH, files:///abs/path or postgresql://…{unlike}"

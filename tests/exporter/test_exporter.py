@@ -232,6 +232,33 @@ def test_metadata_is_the_same_whatever_the_formatter(form: Any) -> None:
     assert export.flags == frozenset()
 
 
+@every_format
+@pytest.mark.parametrize(
+    ("mail", "has_8bit"),
+    [
+        (MAIL, False),
+        ("Subject: ü\r\n\r\n".encode(), True),
+        (MAIL + b"x" * 300_000 + b"\xff", True),
+        (MAIL + b"x" * 300_000, False),
+        (b"\x80" + MAIL + b"x" * 300_000, True),
+        (b"\x7f", False),
+    ],
+    ids=range(6),
+)
+def test_any_octet_above_127_is_noticed(form: Any, mail: bytes, has_8bit: bool) -> None:
+    with posting(*form(mail)) as posted:
+        assert posted.export.has_8bit is has_8bit
+        assert posted.export.size_bytes == len(mail)
+
+
+@every_format
+def test_rspamds_message_id_goes_before_the_messages_own(form: Any) -> None:
+    with posting(*form(MAIL, METADATA | {"message_id": "told@example.net"})) as posted:
+        assert posted.export.message_id == ("m1@example.net" if form is as_default else "told@example.net")
+    with posting(*form(MAIL, METADATA | {"message_id": "unknown"})) as posted:
+        assert posted.export.message_id == "m1@example.net"
+
+
 def test_the_parts_of_a_multipart_post_may_come_in_any_order() -> None:
     for first in (True, False):
         assert mail_of(post(*as_multipart(MAIL, metadata_first=first))) == MAIL
@@ -246,6 +273,44 @@ def test_a_message_with_base64_escaped_as_in_php_is_read() -> None:
 def test_pretty_json_is_read_as_well() -> None:
     headers, data = as_json(MAIL)
     assert mail_of(post(headers, json.dumps(json.loads(data), indent=2).encode())) == MAIL
+
+
+def test_of_two_parts_with_one_name_the_first_counts() -> None:
+    headers, data = as_multipart(MAIL)
+    end = b"--cc511575ffb5bc48--\r\n"
+    other = as_multipart(b"Subject: another\r\n\r\n", METADATA | {"rcpt": ["mallory@example.org"]})[1]
+    with posting(headers, data.removesuffix(end) + other) as posted:
+        assert message_of(posted) == MAIL
+        assert posted.export.recipients == ("alice@example.org", "bob@example.org")
+        assert posted.export.flags == frozenset()
+
+
+def test_metadata_may_have_control_characters_and_broken_utf_8() -> None:
+    raw = json.dumps(METADATA).encode().replace(b"Buy now", b"Buy\x01\tnow \xff!")
+    with posting(*as_multipart(MAIL, raw)) as posted:
+        assert (posted.export.subject, posted.export.flags) == ("Buy  now \ufffd!", frozenset())
+    headers, data = as_msgpack(MAIL.replace(b"Buy now", b""))
+    with posting(headers, data.replace(b"Buy now", b"B\x01y \xff\xfe!")) as posted:
+        assert (posted.export.subject, posted.export.flags) == ("B y \ufffd\ufffd!", frozenset())
+
+
+@pytest.mark.parametrize("form", [as_json, as_msgpack], ids=["json", "msgpack"])
+def test_metadata_over_four_megabytes_is_not_rspamds(form: Any) -> None:
+    for size, is_metadata in ((4_190_000, True), (4_200_000, False)):
+        headers, data = form(MAIL, METADATA | {"x": "y" * size})
+        with posting(headers, data) as posted:
+            assert message_of(posted) == (MAIL if is_metadata else data)
+
+
+def test_the_key_of_the_message_may_lie_across_two_reads() -> None:
+    mail = b"Subject: x\r\n\r\n" + b"y" * 4_500_000
+    at = as_json(mail)[1].index(b'"message":"') + len(',"x":""')
+    for before in range(13):
+        headers, data = as_json(mail, METADATA | {"x": "y" * ((1 << 18) - at - before)})
+        assert data.index(b'"message":"') == (1 << 18) - before
+        with posting(headers, data) as posted:
+            assert posted.export.size_bytes == len(mail), before
+            assert posted.export.body_sha256 == sha256(mail).digest()
 
 
 @every_format
@@ -323,7 +388,8 @@ def test_any_prefix_of_metadata_headers_is_found(prefix: str) -> None:
 
 
 def test_headers_of_proxies_are_no_metadata() -> None:
-    with posting({"x-real-ip": "203.0.113.9", "x-forwarded-user": "x", "soapaction": "x"}, MAIL) as posted:
+    headers = {"x-real-ip": "203.0.113.9", "x-forwarded-user": "x", "soapaction": "x", "soapuser": "x"}
+    with posting(headers, MAIL) as posted:
         assert posted.export.flags == ALL_FLAGS
         assert posted.export.subject == "Buy now"
         assert posted.export.client_ip is None
@@ -434,6 +500,11 @@ def test_symbols_cut_anywhere_keep_what_can_be_read_and_are_flagged() -> None:
         '[{"name":""},{"name":7},{"score":1},7,[],{"name":"B","options":["x",7]},{"name":"C","options":"x"}]',
         '[{"name":"A\\u0001\\ud800","options":["\\n"]},{"name":"\x7f","options":["\x80"]}]',
         '[{"name":"' + "N" * 1500 + '","options":["' + "o" * 600 + '"]}]',
+        '[{"name":"A\\u0001","options":["\\n"]}]',
+        '[{"name":"A\x7f"}]',
+        '[{"name":"A\x80","options":["\u2028"]}]',
+        '[{"name":"A","score":1000000},{"name":"B","score":-1000000}]',
+        '[{"name":"A","score":1000000.5},{"name":"B","score":-1000000.5}]',
         '[{"name":"A","options":null}]',
         '[{"name":"A","name":"B","score":1}]',
         '[{"name":"A","groups":' + "[" * 500 + "]" * 500 + "}]",
@@ -451,9 +522,13 @@ def test_too_many_symbols_and_options_are_cut() -> None:
         assert posted.export.flags == frozenset()
     for symbol in symbols:
         del symbol["options"]
-    with posting(*as_default(MAIL, METADATA | {"symbols": symbols})) as posted:
-        assert len(posted.export.symbols) == 1000
-        assert posted.export.flags == {Flag.SYMBOLS}
+    for form in (as_default, as_msgpack):  # text and list
+        with posting(*form(MAIL, METADATA | {"symbols": symbols})) as posted:
+            assert len(posted.export.symbols) == 1000
+            assert posted.export.flags == {Flag.SYMBOLS}
+        with posting(*form(MAIL, METADATA | {"symbols": symbols[:1000]})) as posted:
+            assert len(posted.export.symbols) == 1000
+            assert posted.export.flags == frozenset()
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "-Infinity", "1e300", "", "x", True, None, [1], "9" * 5000])
@@ -654,6 +729,10 @@ def test_broken_packing_is_refused_with_a_sentence() -> None:
         (json_headers, as_json(MAIL)[1].replace(b'"message":"UmV', b'"message":"Um=')),
         (json_headers, as_json(MAIL, METADATA)[1].replace(b'"message":"', b'"message":"Q')),
         ({"content-type": "application/msgpack"}, as_msgpack(MAIL)[1][:-1]),
+        *(
+            ({"content-type": "application/msgpack"}, as_msgpack(mail)[1][: as_msgpack(mail)[1].index(mail) + 10])
+            for mail in (MAIL, MAIL * 500, b"\xff" * 20)
+        ),
         ({"content-type": "application/msgpack"}, as_msgpack(MAIL)[1] + b"x"),
     ]
     for number, (headers, data) in enumerate(cases):
@@ -667,8 +746,13 @@ def test_broken_packing_is_refused_with_a_sentence() -> None:
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked_completely() -> None:
     bomb = gzip.compress(b"\0" * 30_000_000)
     headers = {"content-type": "message/rfc822", "content-encoding": "gzip"}
-    with pytest.raises(TooLarge, match="max_body_bytes"):
-        post(headers, bomb, limit=20_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="max_body_bytes"):
+            post(headers, bomb, limit=20_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000, "it is unpacked in pieces"
+    finally:
+        tracemalloc.stop()
     assert len(mail_of(post(headers, bomb, limit=30_000_000))) == 30_000_000
     noise = gzip.compress(random.Random(1).randbytes(100_000), 1)
     with pytest.raises(TooLarge, match="max_body_bytes"):

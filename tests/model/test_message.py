@@ -50,6 +50,14 @@ def test_ids_of_one_moment_differ() -> None:
     assert abs(held_at(new_id()) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+def test_the_last_nanosecond_of_a_millisecond_belongs_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
+    monkeypatch.setattr("time.time_ns", lambda: int(at.timestamp()) * 1_000_000_000 + 999_999)
+    id = new_id()
+    assert (held_at(id), id.version, id.variant) == (at, 7, "specified in RFC 4122")
+    assert id > new_id(at + timedelta(microseconds=999))
+
+
 def test_there_is_no_id_beyond_the_last_year() -> None:
     assert parse_id(str(new_id(datetime(9999, 12, 31, tzinfo=UTC))))
     assert parse_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None

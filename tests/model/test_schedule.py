@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from portal.model.clock import clock, utc_now
 from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
 from portal.settings import DigestSettings, DomainDigest
 from tests.builders import ALICE
@@ -50,6 +51,7 @@ def following(wanted: Plan, after: datetime, count: int) -> list[datetime]:
     for _ in range(count):
         moment = wanted.next_time(after)
         assert moment is not None
+        assert moment.tzinfo is UTC
         assert moment > after
         found.append(moment)
         after = moment
@@ -133,7 +135,7 @@ def test_a_year_has_as_many_moments_as_days_and_hours(zone: str, at: tuple[time,
     assert 365 * len(at) - 3 * len(at) <= count <= 365 * len(at) + len(at)
 
 
-@pytest.fixture(params=["UTC", "America/Los_Angeles", "Pacific/Apia"])
+@pytest.fixture(params=["UTC", "America/Los_Angeles", "Pacific/Kiritimati"])
 def host_zone(request: pytest.FixtureRequest) -> Iterator[None]:
     """The time zone of the host, which decides nothing."""
     with pytest.MonkeyPatch.context() as patch:
@@ -157,6 +159,8 @@ def host_zone(request: pytest.FixtureRequest) -> Iterator[None]:
         ("America/Nuuk", "23:30", "2026-03-28T12:00:00", "2026-03-29T01:00 2026-03-30T00:30"),  # 23:00-24:00
         ("Australia/Lord_Howe", "02:15", "2026-10-03T12:00:00", "2026-10-03T15:30"),  # 02:00-02:30 is left out
         ("Pacific/Apia", "07:00", "2011-12-29T18:00:00", "2011-12-30T17:00"),  # no 30 December there
+        # 25 hours behind Kiritimati
+        ("Pacific/Pago_Pago", "23:45", "2026-11-22T10:30:00", "2026-11-22T10:45"),
         ("Europe/Berlin", "07:00 13:00 18:30", "2026-11-22T06:00:00", "2026-11-22T12:00 2026-11-22T17:30"),
     ],
 )
@@ -183,6 +187,18 @@ def test_a_weekday_that_a_zone_left_out_waits_for_the_next_week() -> None:
     friday = plan("Pacific/Apia", time(7), schedule=Schedule.FRIDAY)
     (found,) = following(friday, datetime(2011, 12, 29, 18, tzinfo=UTC), 1)
     assert found.astimezone(friday.zone).date() == date(2012, 1, 6)
+
+
+def test_a_clock_goes_on_from_the_moment_it_was_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+    start = datetime(2026, 11, 22, 7, tzinfo=UTC)
+    now = clock(start)
+    assert now() == start
+    seconds[0] += 1.5
+    assert now() == start + timedelta(seconds=1.5)
+    assert utc_now().tzinfo is UTC
+    assert abs(utc_now() - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 # ---- which preferences apply

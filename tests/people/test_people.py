@@ -93,6 +93,19 @@ def readers(text: str, address: str, **options: Any) -> tuple[str, ...]:
             id="by a catch-all",
         ),
         pytest.param(
+            'x@example.org "a@b"@old.example\n@old.example @example.org\n', "x@example.org", ('"a@b"@example.org',),
+            id="a quoted name by an alias domain",
+        ),
+        pytest.param(
+            '"a@b"@example.org @example.net\n', '"a@b"@example.org', ('"a@b"@example.net',),
+            id="the same quoted name in another domain",
+        ),
+        pytest.param('x@example.org "j, d"@example.org', "x@example.org", ('"j, d"@example.org',), id="quoted target"),
+        pytest.param("x@example.org a/b@example.org", "x@example.org", ("a/b@example.org",), id="a slash in a name"),
+        pytest.param(
+            "x@example.org alice@example.org\n  # bob@example.org\n", "x@example.org", (ALICE,), id="indented comment"
+        ),
+        pytest.param(
             "x@example.org @example.net\n", "x@example.org", ("x@example.net",), id="the same name in another domain"
         ),
         pytest.param(
@@ -129,6 +142,8 @@ def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses() 
         ("x@example.org :include:/etc/list", "line 1: has the syntax of aliases(5), not of virtual(5)"),
         ("# a comment\n\nx@example.org", "line 3: has no target address"),
         ('x@example.org |"/bin/false"', 'line 1: |"/bin/false" is not an address'),
+        ('x@example.org "|false"', 'line 1: "|false" is not an address'),
+        ("x@example.org /var/mail/x", "line 1: /var/mail/x is not an address"),
         ("x@example.org alice", "line 1: alice has no domain: set people.origin to Postfix's myorigin"),
         ("alice x@example.org", "line 1: alice has no domain: set people.origin to Postfix's myorigin"),
         (
@@ -149,9 +164,14 @@ def test_names_without_a_domain_are_in_origin_and_count_after_whole_addresses() 
         ),
         ("@ alice@example.org", "line 1: is ignored, since an earlier line has @ too"),
         ("x@example.org y@example.org\ny@example.org x@example.org", "x@example.org: is in a loop"),
+        ("x@example.org y@example.org\ny@example.org x@example.org", "y@example.org: is in a loop"),
         (
             "@a.example @b.example\n@b.example @c.example\n@c.example @a.example",
             "@a.example: is in a loop, or longer than 50 steps",
+        ),
+        (
+            "\n".join(f"@d{n}.example @d{n + 1}.example" for n in range(DEPTH + 1)),
+            "@d0.example: is in a loop, or longer than 50 steps",
         ),
         (
             "\n".join(f"x{n}@example.org x{n + 1}@example.org" for n in range(DEPTH + 5)),
@@ -207,9 +227,16 @@ def test_the_limits_are_the_most_that_is_followed() -> None:
         "x@example.org " + " ".join(f"p{n}@example.org" for n in range(1000)),
         "\n".join(f"x{n}@example.org alice@example.org" for n in range(1000)),
         "\n".join(f"@d{n}.example @example.org" for n in range(50)),
-        "\n".join(f"@d{n}.example @d{n + 1}.example" for n in range(DEPTH - 1)),
+        "\n".join(f"x{n}@example.org x{n + 1}@example.org" for n in range(DEPTH)),
+        "\n".join(f"@d{n}.example @d{n + 1}.example" for n in range(DEPTH)),
     ):
         assert parse(text, is_local=local).problems == ()
+
+
+def test_a_loop_of_domains_does_not_hide_the_alias_domains_after_it() -> None:
+    names = parse("@a.example @b.example\n@b.example @a.example\n@old.example @example.org", is_local=local)
+    assert names.alias_domains["example.org"] == ["old.example"]
+    assert names.problem_count == 1
 
 
 def test_twenty_problems_are_told_and_all_are_counted() -> None:
@@ -418,6 +445,9 @@ def test_an_extension_counts_only_where_the_file_names_it(site: Site) -> None:
     assert directory.held_as("+alice@example.org") == "+alice@example.org"
     assert directory.person("alice+news@example.org") == ALICE
     assert directory.readers("x@example.org") == (ALICE,)
+    assert directory.held_as('"a+b"@example.org') == '"a+b"@example.org'  # a quoted name has no extension
+    site.write("x@example.org sales+x@example.org\nsales@example.org bob@example.org\n")
+    assert directory.readers("x@example.org") == (BOB,)
 
 
 @pytest.mark.parametrize("address", ["sales@elsewhere.example", "john doe@example.org", "Dora@example.org"])
