@@ -10,7 +10,7 @@ help:
 	@echo "make quick         the tests that need neither PostgreSQL nor other programs"
 	@echo "make test          the tests on both stores"
 	@echo "make install       .venv with everything"
-	@echo "make check         format, lint, types, direction of imports, version"
+	@echo "make check         format, lint, types, direction of imports, version, words to avoid"
 	@echo "make check-english words that the prose avoids"
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
@@ -43,6 +43,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.version
+	$(BIN)/python -m tools.english
 
 check-english: install
 	$(BIN)/python -m tools.english

@@ -92,11 +92,11 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
 
 
 def log_to_stderr() -> None:
-    """One line per event on stderr, which uWSGI and the service manager keep.
+    """Log one line for each event to stderr, which uWSGI and the service manager keep.
 
-    From libraries warnings only: psycopg's pool tells of each connection it lends, several lines for every mail.
+    Libraries log warnings only: psycopg's pool logs each connection that it lends, several lines for every message.
     """
-    # What no line of ours tells need not be looked up (https://docs.python.org/3/howto/logging.html#optimization).
+    # The format needs none of these (https://docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)

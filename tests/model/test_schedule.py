@@ -159,7 +159,7 @@ def host_zone(request: pytest.FixtureRequest) -> Iterator[None]:
         ("America/Nuuk", "23:30", "2026-03-28T12:00:00", "2026-03-29T01:00 2026-03-30T00:30"),  # 23:00-24:00
         ("Australia/Lord_Howe", "02:15", "2026-10-03T12:00:00", "2026-10-03T15:30"),  # 02:00-02:30 is left out
         ("Pacific/Apia", "07:00", "2011-12-29T18:00:00", "2011-12-30T17:00"),  # no 30 December there
-        # 25 hours behind Kiritimati
+        # 25 hours west of Kiritimati
         ("Pacific/Pago_Pago", "23:45", "2026-11-22T10:30:00", "2026-11-22T10:45"),
         ("Europe/Berlin", "07:00 13:00 18:30", "2026-11-22T06:00:00", "2026-11-22T12:00 2026-11-22T17:30"),
     ],
