@@ -595,6 +595,7 @@ def test_only_listed_domains_and_addresses_are_local(tmp_path: Path, address: st
         ("files:var/quarantine", StoreUrl(Path("var/quarantine"))),
         ("files:///srv/quarantine", StoreUrl(Path("/srv/quarantine"))),
         ("files:/srv/quarantine", StoreUrl(Path("/srv/quarantine"))),
+        ("files://var/quarantine", StoreUrl(Path("var/quarantine"))),
         ("files:c:/quarantine", StoreUrl(Path("c:/quarantine"))),
         ("postgresql://u:secret@db:5432/q", StoreUrl(None, "postgresql://u:secret@db:5432/q")),
         ("postgres://u:secret@db/q", StoreUrl(None, "postgres://u:secret@db/q")),

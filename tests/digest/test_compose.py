@@ -193,6 +193,21 @@ def test_a_command_in_a_mail_stays_one_line() -> None:
     assert wrapped(f"{command}\n{command[4:]}") == f"{command}\n{command[4:70]}\n{command[71:]}"
 
 
+def test_a_line_with_a_link_is_not_wrapped() -> None:
+    words = " ".join(["word"] * 20)
+    assert wrapped(f"{words} https://mail.example.org/quarantine/") == f"{words} https://mail.example.org/quarantine/"
+    assert wrapped(words) == f"{words[:74]}\n{words[75:]}"
+
+
+def test_text_is_wrapped_at_76_columns() -> None:
+    line = f"{'x' * 37} {'y' * 38}"
+    assert wrapped(line) == line
+    assert wrapped(f"{line} z") == f"{line}\nz"
+    assert wrapped(f"{line}y") == f"{'x' * 37}\n{'y' * 39}"
+    assert wrapped(f"a {line}") == f"a {'x' * 37}\n{'y' * 38}"
+    assert wrapped(f"- {line}") == f"- {'x' * 37}\n  {'y' * 38}", "items of a list are indented"
+
+
 def test_links_name_the_action_and_the_delivery_and_are_dated_with_the_digest() -> None:
     spam, virus = delivery(3), delivery(7, tier=Tier.DANGEROUS)
     mail = mail_of(spam, virus)
