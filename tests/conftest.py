@@ -41,6 +41,9 @@ MakeParts = Callable[..., Parts]
 
 _MEMORY_BYTES = 4 << 30
 
+# Tests never assert speed: on a busy machine an example may take longer than the 200 ms that hypothesis allows.
+hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.load_profile("tests")
 # For `make mutants`: the same examples each time, and no time spent on shrinking a failing example.
 hypothesis_settings.register_profile(
     "mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None, deadline=None
