@@ -80,6 +80,11 @@ def compiled_templates() -> Iterator[None]:
         yield
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Start two workers for each core: tests wait for disks, mail servers and time limits about half of the time."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="the file store only, and no test that starts a process")
     parser.addoption("--postgres-dsn", help="use this server instead of starting one; needs CREATEDB")

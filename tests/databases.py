@@ -6,6 +6,7 @@ Creating and dropping a database takes 100 ms, which is longer than most tests; 
 from __future__ import annotations
 
 import itertools
+import time
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -30,6 +31,11 @@ _FINGERPRINT = "select concat_ws(' ', {}), (select sum(pg_relation_size(oid)) fr
     _CATALOGS["pg_class"],
 )
 _TABLES = f"select oid::regclass::text from pg_class where {_CATALOGS['pg_class']} and not relispartition and relkind"
+
+_END_OTHER_SESSIONS = (
+    "select pg_terminate_backend(pid) from pg_stat_activity"
+    " where datname = current_database() and pid <> pg_backend_pid()"
+)
 
 
 class Databases:
@@ -81,11 +87,10 @@ class Databases:
 
     def _empty(self, name: str) -> bool:
         connection = self._connections[name]
-        # Connections that a test left open end here, as they would if the database were dropped.
-        connection.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-            " where datname = current_database() and pid <> pg_backend_pid()"
-        )
+        # Connections that a test left open end here, as they would if the database were dropped. Given a time-out,
+        # pg_terminate_backend would look for the end only every 100 ms.
+        while connection.execute(_END_OTHER_SESSIONS).rowcount:
+            time.sleep(0.001)
         fresh, now = self._fresh, self._measure(name)
         if fresh is None or now[0] != fresh[0] or now[1] > fresh[1] + _GROWTH_MAX_BYTES:
             return False

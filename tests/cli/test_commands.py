@@ -22,6 +22,9 @@ from tests.terminal import on_terminal
 
 Run = Callable[..., Result]
 
+# For what does not depend on the store, in tests that start a process.
+ON_FILES = pytest.mark.parametrize("store_url", ["files"], indirect=True)
+
 
 @pytest.fixture
 def smtp() -> Iterator[SmtpServer]:
@@ -100,6 +103,7 @@ def test_the_last_possible_day_is_a_valid_date(run: Run, store: Store) -> None:
     assert str(held.id) not in run("list", "--since", "9999-12-31").output
 
 
+@ON_FILES
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_list_shows_who_and_what_on_a_terminal_of_any_width(run: Run, store: Store, columns: int) -> None:
     hold(store, subject="A subject of some words", recipients=[ALICE], tier=Tier.SUSPICIOUS)
@@ -115,6 +119,7 @@ def test_piped_each_delivery_is_one_line_whatever_its_letters(run: Run, store: S
     assert len(run("list").output.splitlines()) == 2
 
 
+@ON_FILES
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
 @pytest.mark.parametrize("words", [["list", "--json"], ["meta", "ID", "--json"]])
 def test_json_is_json_on_every_terminal_and_has_no_control_characters(
@@ -130,6 +135,7 @@ def test_json_is_json_on_every_terminal_and_has_no_control_characters(
     assert ("M\xfcller" in text) == (encoding != "ascii")
 
 
+@ON_FILES
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["meta", "ID"], ["settings"]])
 def test_a_terminal_that_cannot_write_every_letter_gets_codes(run: Run, store: Store, words: list[str]) -> None:
     held = hold(store, subject="\u65e5\u672c", recipients=(ALICE,))
@@ -140,6 +146,7 @@ def test_a_terminal_that_cannot_write_every_letter_gets_codes(run: Run, store: S
     assert b"\\u65e5\\u672c" in done.stdout or words == ["settings"]
 
 
+@ON_FILES
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["print", "ID"]])
 def test_output_to_a_full_disk_fails_with_a_sentence(run: Run, store: Store, words: list[str]) -> None:
     held = hold(store, mail(size_bytes=100_000), recipients=(ALICE,))

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from digest import housekeeping, news, run
+from digest.__main__ import main
 from digest.compose import digest_mail
 from portal.assemble import Parts
 from portal.mail.relay import Relay
@@ -501,7 +503,10 @@ def test_processes_killed_at_any_moment_leave_nobody_without_a_digest(
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == len(people)
 
 
-@pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "one by one"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pipelining", [pytest.param(True, id="pipelined"), pytest.param(False, id="one by one", marks=pytest.mark.system)]
+)
 @pytest.mark.parametrize(
     ("verb", "behaviour"),
     [
@@ -1078,9 +1083,9 @@ def test_once_fails_with_a_sentence_when_the_mail_server_is_down(mailing: Parts,
     ],
 )
 def test_a_wrong_call_is_answered_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
-    process = _plain(tmp_path, words, "files:unused")
-    assert process.returncode == 2
-    assert sentence in process.stderr
+    result = CliRunner().invoke(main, words, env=environ("files:unused", tmp_path, "smtp://127.0.0.1:1"))
+    assert result.exit_code == 2
+    assert sentence in result.stderr
 
 
 def _plain(folder: Path, words: list[str], store_url: str, **more: str) -> subprocess.CompletedProcess[str]:

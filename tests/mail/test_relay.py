@@ -16,6 +16,7 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM
 from types import SimpleNamespace
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,7 +135,7 @@ def test_50_megabytes_go_through_without_being_kept() -> None:
 # ---- the state table
 
 
-def verb_cases() -> Iterator[tuple[str, str, type[Exception]]]:
+def verb_cases() -> Iterator[ParameterSet | tuple[str, str, type[Exception]]]:
     for verb in ("BANNER", "EHLO", "MAIL", "RCPT", "DATA", "BODY"):
         early = verb in ("BANNER", "EHLO")
         yield verb, "450 4.2.0 come back later", RelayDeferred
@@ -144,9 +145,9 @@ def verb_cases() -> Iterator[tuple[str, str, type[Exception]]]:
         yield verb, "530 5.7.0 log in first", RelayDeferred
         yield verb, "450 what\n" * 300 + "450 is this", RelayDeferred
         yield verb, "what is this", RelayDeferred
-        yield verb, HANG, RelayDeferred
         yield verb, DROP, RelayDeferred
-        yield verb, DRIP, RelayDeferred
+        yield pytest.param(verb, HANG, RelayDeferred, marks=pytest.mark.slow)
+        yield pytest.param(verb, DRIP, RelayDeferred, marks=pytest.mark.slow)
     yield "INPUT", DROP, RelayDeferred
 
 

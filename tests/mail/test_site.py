@@ -221,6 +221,7 @@ def test_check_reports_a_failure_in_another_process_until_it_is_repaired(
     other.close()
 
 
+@pytest.mark.slow
 def test_shipped_templates_have_no_problems() -> None:
     from portal import shipped
 

@@ -31,6 +31,7 @@ def test_no_translation_is_broken(tag: str) -> None:
     assert [(entry.id, fault) for entry, fault in faults(read_catalogue(po_file(LOCALE, tag), tag))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", TRANSLATED)
 def test_plural_forms_are_those_of_cldr(tag: str) -> None:
     """Each form is one category of CLDR and the other way round, for every possible number of messages.
