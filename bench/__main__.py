@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import digests, ingest, lists, memory, page, size
+from bench import digests, ingest, lists, memory, page, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -29,6 +29,9 @@ MEASURES = {
     "memory": memory.memory,
     "drop-postgres": size.drop_postgres,
     "digests-postgres": digests.digests_postgres,
+    "shortcuts-files": shortcuts.shortcuts_files,
+    "shortcuts-postgres": shortcuts.shortcuts_postgres,
+    "shortcuts-digest": shortcuts.shortcuts_digest,
 }
 
 

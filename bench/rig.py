@@ -113,10 +113,12 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @contextmanager
-def own_folder() -> Iterator[Path]:
-    """Create a temporary folder on the disk of the portal's data."""
+def own_folder(*, in_memory: bool = False) -> Iterator[Path]:
+    """Create a temporary folder on the disk of the portal's data, or in memory if the system has a folder for that."""
     (ROOT / "var").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="quarantine-bench-", dir=ROOT / "var") as path:
+    shared_memory = Path("/dev/shm")
+    where = shared_memory if in_memory and shared_memory.is_dir() else ROOT / "var"
+    with tempfile.TemporaryDirectory(prefix="quarantine-bench-", dir=where) as path:
         yield Path(path)
 
 

@@ -58,9 +58,6 @@ def main() -> None:
     """Send recipients digests of the messages held for them. Settings come from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
     log_to_stderr()
-    # Most threads wait for the network and need the interpreter for a moment after each answer; while another composes
-    # they would wait 5 ms for each.
-    sys.setswitchinterval(0.0003)
     # It warns "skipped: maximum number of running instances reached" during each long run, which is intended.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
 

@@ -96,9 +96,6 @@ def log_to_stderr() -> None:
 
     Libraries log warnings only: psycopg's pool logs each connection that it lends, several lines for every message.
     """
-    # The format needs none of these (https://docs.python.org/3/howto/logging.html#optimization).
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("quarantine").setLevel(logging.INFO)
 

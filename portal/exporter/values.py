@@ -216,4 +216,4 @@ def clean(text: str, limit: int) -> str:
     ``limit``: the most characters.
     """
     text = text[:limit]
-    return text if text.isprintable() else _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
+    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))

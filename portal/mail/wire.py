@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator
 
 from portal.model.errors import RelayRefused
 
-_STRAY_CR = re.compile(rb"\r(?!\n)")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-
 _BEYOND_ASCII = "\u0080-\U0010ffff"
 _ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_BEYOND_ASCII}-]+"
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -69,11 +66,7 @@ def wire(chunks: Iterable[bytes]) -> Iterator[bytes]:
             data = data[:-1]
         if not data:
             continue
-        ends = data.count(b"\r\n")
-        if data.count(b"\r") != ends:
-            data = _STRAY_CR.sub(b" ", data)
-        if data.count(b"\n") != ends:
-            data = _BARE_LF.sub(b"\r\n", data)
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
         if at_line_start and data.startswith(b"."):
             yield b"."
         at_line_start = data.endswith(b"\n")

@@ -35,7 +35,7 @@ def to_ascii(host: str) -> str:
 
     A name that IDNA 2008 rejects is only converted to lower case. Never raises.
     """
-    # ASCII needs no conversion: IDNA leaves it as it is. Every held message takes this path.
+    # ASCII needs no conversion: IDNA leaves it as it is.
     return host.lower() if host.isascii() else _encoded(lower_case(host))
 
 

@@ -78,7 +78,6 @@ class Links:
         if not keys or any(len(key) < KEY_BYTES for key in keys):
             raise SettingsError(f"links.keys: each signing key needs at least {KEY_BYTES} bytes")
         self._keys = list(keys)
-        self._signers: dict[str, Signer] = {}  # by purpose
         self.base_url = base_url
         self.lifetime = lifetime
 
@@ -186,16 +185,10 @@ class Links:
             return None
 
     def _signer(self, purpose: str) -> Signer:
-        if purpose not in self._signers:
-            # itsdangerous takes keys oldest to newest, signs with the last and verifies with all.
-            self._signers[purpose] = Signer(
-                list(self._keys),
-                salt=f"quarantine.{purpose}",
-                sep=".",
-                key_derivation="hmac",
-                digest_method=hashlib.sha256,
-            )
-        return self._signers[purpose]
+        # itsdangerous takes keys oldest to newest, signs with the last and verifies with all.
+        return Signer(
+            self._keys, salt=f"quarantine.{purpose}", sep=".", key_derivation="hmac", digest_method=hashlib.sha256
+        )
 
 
 def _reader_hash(identity: str, key: bytes) -> bytes:

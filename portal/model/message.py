@@ -56,7 +56,7 @@ class Flag(StrEnum):
 
 
 class Symbol(NamedTuple):
-    """One rule of Rspamd that fired. A tuple, since a message has dozens: fast to create and to write as JSON."""
+    """One rule of Rspamd that fired. A tuple, since its stored form is a JSON list."""
 
     name: str
     score: float = 0.0

@@ -48,23 +48,18 @@ def wrapped(text: str) -> str:
 
 
 def _wrap(line: str) -> list[str]:
-    # Most lines are short or a link, which needs no look at each character.
-    if len(line) <= _COLUMNS // 2 or "://" in line or line[0] == " " or _columns(line) <= _COLUMNS:
+    if "://" in line or line.startswith(" ") or cell_len(line) <= _COLUMNS:
         return [line]
     lines, indent, left = [""], "  " if line.startswith("- ") else "", _COLUMNS
     for unit in _UNIT.findall(line):
-        width = _columns(unit)
+        width = cell_len(unit)
         if width > left and lines[-1]:
             unit = indent + unit.lstrip()
             lines.append("")
-            width, left = _columns(unit), _COLUMNS
+            width, left = cell_len(unit), _COLUMNS
         lines[-1] += unit
         left -= width
     return lines
-
-
-def _columns(text: str) -> int:
-    return len(text) if text.isascii() else cell_len(text)  # most lines are ASCII
 
 
 def shown(text: str | None, limit: int = 200) -> str:

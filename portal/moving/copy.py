@@ -32,7 +32,7 @@ log = logging.getLogger("quarantine.moving")
 _MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # in a batch
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
-_THREADS = 4  # disks make several messages durable in the time of one: three times as fast as one thread
+_THREADS = 4  # a disk makes several messages durable in the time of one, see docs/decisions/speed.md
 
 Outcome = Literal["copied", "changed", "same", "missing", "damaged", "gone"]
 Progress = Callable[[int, int, int], None]  # messages checked, all messages, bytes of bodies copied

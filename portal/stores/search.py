@@ -54,7 +54,7 @@ def words(text: str, limit: int) -> list[str]:
     character, so that every part of it is found. False matches are rare.
     """
     folded = fold(text[:FOLDED_CHARS])
-    if folded.isascii():
+    if folded.isascii():  # row of the bench: "a post without code for ASCII words"
         return list(dict.fromkeys(word[:WORD_CHARS] for word in _ASCII_WORD.findall(folded)))[:limit]
     blanks = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
     found: list[str] = []

@@ -5,12 +5,22 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+from dataclasses import replace
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from bench import page
+from bench import page, shortcuts
 from bench.__main__ import MEASURES, PAGE, described
 from bench.rig import Row
+from bench.turns import posts
+from digest.compose import compose
+from portal.model.message import new_id
+from portal.stores import open_store
+from portal.stores.records import Digest
+from tests.builders import ALICE, SENDER
+from tests.digest.test_compose import LINKS, NOW, RENDER, delivery
 from tests.paths import ROOT
 
 BENCH = ROOT / "bench"
@@ -60,3 +70,40 @@ def test_a_run_has_its_date_command_and_machine() -> None:
     run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, only=[next(iter(MEASURES))]))
     assert re.match(r"\d{4}-\d\d-\d\d, `python -m bench --rounds 3 --seconds 2 ingest-files`: \d+ cores, load ", run)
     assert re.search(r"Python 3\.\d+\.\d+; bottle \d.*; PostgreSQL \d+", run)
+
+
+def test_plain_code_in_place_of_a_shortcut_holds_the_same(store_url: str, tmp_path: Path) -> None:
+    ways = shortcuts.POST | (shortcuts.FILES if store_url.startswith("files:") else shortcuts.POSTGRES)
+    with posts(store_url, tmp_path) as post:
+        for way in ways.values():
+            post(1)
+            with way():
+                post(1)
+    store = open_store(store_url)
+    records = store.messages.records(store.messages.ids(None, 100)).values()
+    store.close()
+    assert len(records) == 2 * len(ways)
+    assert len({replace(record.export(), message_id="", body_sha256=b"", dedup_key=b"") for record in records}) == 1
+
+
+@pytest.mark.parametrize("name", shortcuts.DIGEST)
+def test_plain_code_in_place_of_a_shortcut_composes_the_same(name: str) -> None:
+    digest = Digest(new_id(NOW), ALICE, ALICE, NOW, tuple(delivery(number) for number in range(3)))
+
+    def mail() -> bytes:
+        made = compose(
+            digest,
+            links=LINKS,
+            render=RENDER,
+            sender=SENDER,
+            zone=ZoneInfo("UTC"),
+            max_rows=50,
+            retention_days=30,
+            now=NOW,
+        )
+        text = made.as_bytes()  # which also makes the boundary if there is none
+        return text.replace(str(made.get_boundary()).encode(), b"boundary")
+
+    with shortcuts.DIGEST[name]():
+        plain = mail()
+    assert mail() == plain

@@ -16,7 +16,6 @@ import json
 import os
 import stat
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,12 +28,12 @@ import zstandard
 
 from portal.model.fast_json import encode
 from portal.model.message import Body, held_at, parse_id
+from portal.stores import compressors
 
 _SUFFIX = ".eml.zst"
 # Two of the sixteen magic numbers of skippable frames: the first for plain JSON, as in older files.
 _PLAIN_MAGIC, _PACKED_MAGIC = 0x184D2A50, 0x184D2A51
 _HEADER = struct.Struct("<II")  # magic number, length of the content
-_LEVEL = 3
 _IN_MEMORY_BYTES = 1 << 20  # larger bodies are handled in pieces
 _PIECE_BYTES = 1 << 18
 _METADATA_MAX_BYTES = 64 << 20
@@ -51,8 +50,6 @@ class MailFiles:
         self.root = folder / "mail"
         self._tmp = folder / "tmp"
         self._durable_days: set[date] = set()
-        self._day_folders: dict[date, Path] = {}
-        self._thread = threading.local()  # the thread's compressor: creating one costs as much as compressing 2 KB
         for each in (self.root, self._tmp):
             _make_folder(each)
         _sync_folder(folder)
@@ -67,9 +64,9 @@ class MailFiles:
         return Path(self._path(message_id))
 
     def _path(self, message_id: UUID) -> str:
-        # A string, since this runs for each mail: a Path costs more than the system call it is used for.
+        # A string, since this runs for each mail. Row of the bench: "a post without paths as strings".
         name = str(message_id)
-        return f"{self._folder(held_at(message_id).date())}/{name[-2:]}/{name}{_SUFFIX}"
+        return f"{self.root}/{_relative(held_at(message_id).date())}/{name[-2:]}/{name}{_SUFFIX}"
 
     def has(self, message_id: UUID) -> bool:
         """Return whether the message's file exists and is a regular file. Raises OSError for other errors."""
@@ -98,11 +95,10 @@ class MailFiles:
                 Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _encoded(self, body: Body, metadata: dict[str, Any]) -> Iterator[bytes]:
+    @staticmethod
+    def _encoded(body: Body, metadata: dict[str, Any]) -> Iterator[bytes]:
         """Yield the content of a message's file in pieces."""
-        if not hasattr(self._thread, "compressor"):
-            self._thread.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-        compressor = self._thread.compressor
+        compressor = compressors.own.with_checksum
         packed = compressor.compress(encode(metadata))
         tail = _HEADER.pack(_PACKED_MAGIC, len(packed)) + packed
         if body.size_bytes <= _IN_MEMORY_BYTES:
@@ -147,9 +143,7 @@ class MailFiles:
         self._durable_days.add(day)
 
     def _folder(self, day: date) -> Path:
-        if day not in self._day_folders:
-            self._day_folders[day] = self.root / f"{day.year:04}" / f"{day.month:02}" / f"{day.day:02}"
-        return self._day_folders[day]
+        return self.root / _relative(day)
 
     def remove(self, message_id: UUID) -> None:
         """Remove a message's file if it exists."""
@@ -270,6 +264,11 @@ class MailFiles:
             path.write_bytes(bytes(4096))
         finally:
             path.unlink(missing_ok=True)
+
+
+def _relative(day: date) -> str:
+    """Return YYYY/MM/DD."""
+    return day.isoformat().replace("-", "/")
 
 
 def _make_folder(folder: Path) -> None:

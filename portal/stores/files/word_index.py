@@ -6,8 +6,8 @@ Until then it may refer to rows that no longer exist.
 
 The rowid of a message is computed from its id and grows with it, so that FTS5, which reads its lists by rowid, returns
 the newest first without sorting. The terms of a message first go to a plain table, in the transaction that adds the
-message, and from there to FTS5, 64 messages at a time. FTS5 writes several pages for each transaction, so this makes an
-`add` take 5 % more processor time instead of 16 % (measured). Each search indexes the waiting messages first.
+message, and from there to FTS5, 64 messages at a time, since FTS5 writes several pages for each transaction. Row of the
+bench: "a post without batches for the word index". Each search indexes the waiting messages first.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,8 +19,18 @@ import zstandard
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
 from portal.model.message import Body, Export, Tier, held_at, new_id
+from portal.stores import compressors
 from portal.stores.postgres import days, rows
-from portal.stores.postgres.database import INGEST_SECONDS, OTHER_SECONDS, Connection, Database, ask, begin, translated
+from portal.stores.postgres.database import (
+    INGEST_SECONDS,
+    OTHER_SECONDS,
+    Connection,
+    Database,
+    Raw,
+    ask,
+    begin,
+    translated,
+)
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
 from portal.stores.rules import RAISED_TOGETHER
@@ -32,8 +41,6 @@ log = logging.getLogger("quarantine.store")
 _COPIES = b"select copies_of($1, $2, $3, $4, $5)"
 _ADD_SECONDS = 3.0  # for all of `add`, retries included
 _CHUNK_BYTES = 1 << 20
-_ZSTD_LEVEL = 3
-_of_thread = threading.local()  # each thread's compressor: creating one takes longer than compressing 10 KB
 
 
 class PostgresMessages(SqlMessages):
@@ -67,17 +74,17 @@ class PostgresMessages(SqlMessages):
 
     def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
         less_harmful = "{" + ",".join(tier.less_harmful) + "}"
-        values: list[rows.Raw] = [str(held), export.body_sha256, less_harmful, str(after), str(RAISED_TOGETHER)]
+        values: list[Raw] = [str(held), export.body_sha256, less_harmful, str(after), str(RAISED_TOGETHER)]
         with translated(), self._database.connection() as connection:
             (ids,) = ask(connection, _COPIES, values, max(0.001, deadline - monotonic()))
-        return [UUID(id) for id in ids.decode().split()]
+        return [UUID(id) for id in (ids or b"").decode().split()]
 
     @contextmanager
     def _writing_until(self, deadline: float) -> Iterator[PostgresSession]:
         with self._database.transaction(min(max(0.001, deadline - monotonic()), INGEST_SECONDS)) as connection:
             yield PostgresSession(connection)
 
-    def _hold(self, id: UUID, values: list[rows.Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
+    def _hold(self, id: UUID, values: list[Raw], pieces: Iterator[bytes], deadline: float) -> UUID | None:
         """Try once to hold the mail. Return the id under which it is held, None: try again.
 
         Raises psycopg.Error, OSError.
@@ -195,12 +202,10 @@ def _damaged(message_id: UUID) -> BodyDamaged:
 
 def _pieces(body: Body) -> Iterator[bytes]:
     """Yield the mail as one zstd stream in one or more pieces of at most `_CHUNK_BYTES`. Raises OSError."""
-    if not hasattr(_of_thread, "compressor"):
-        _of_thread.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
     if body.size_bytes <= _CHUNK_BYTES // 2:  # half, since incompressible data grows a little
-        yield _of_thread.compressor.compress(b"".join(body.chunks()))
+        yield compressors.own.plain.compress(b"".join(body.chunks()))
         return
-    packer = _of_thread.compressor.compressobj(size=body.size_bytes)
+    packer = compressors.own.plain.compressobj(size=body.size_bytes)
     packed = bytearray()
     for chunk in body.chunks():
         packed += packer.compress(chunk)

@@ -14,13 +14,11 @@ from uuid import UUID
 
 from portal.model.message import FACTS, Delivery, Export, Message, Reader, Tier, held_at
 from portal.stores import search, symbols
-from portal.stores.postgres.database import Connection, ask
+from portal.stores.postgres.database import Connection, Raw, ask
 from portal.stores.postgres.session import rows_of, text
 from portal.stores.rules import address_of
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
-
-Raw = str | bytes | None  # a parameter of `ask`
 
 _HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 13)) + b")"
 _DAY_MS = 86_400_000

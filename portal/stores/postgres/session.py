@@ -87,7 +87,7 @@ def text(value: str | None) -> str | None:
     The exporter guarantees valid text. If that ever fails, a replaced character is better than mail that cannot be
     held. Text from operators and mail servers has no such guarantee.
     """
-    return value if value is None or value.isprintable() else _UNSTORABLE.sub("\ufffd", value)
+    return None if value is None else _UNSTORABLE.sub("\ufffd", value)
 
 
 @lru_cache(maxsize=500)
