@@ -101,7 +101,7 @@ class _Parser:
         tokens = _TOKEN.findall(line) if '"' in line else line.replace(",", " ").split()
         pattern = tokens[0] if tokens else ""
         targets = tokens[1:]
-        if line.startswith("/") or pattern.startswith("/"):
+        if pattern.startswith("/"):
             return self._add_problem(f"line {number}: regular expressions are not followed")
         if pattern.endswith(":") or ":include:" in line:
             return self._add_problem(f"line {number}: has the syntax of aliases(5), not of virtual(5)")
