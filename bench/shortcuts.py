@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from email.headerregistry import HeaderRegistry
-from email.message import EmailMessage
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -93,11 +92,6 @@ def _new_class(name: str) -> Any:
     return HeaderRegistry.__getitem__(render._HEADERS, name)
 
 
-def _searched_boundary() -> AbstractContextManager[object]:
-    make = EmailMessage.make_alternative
-    return patch.object(EmailMessage, "make_alternative", lambda self, boundary: make(self))
-
-
 POST: dict[str, Way] = {
     "msgspec": _standard_json,
     "the thread's compressors": lambda: patch.object(compressors, "own", _NewCompressors()),
@@ -111,7 +105,6 @@ FILES: dict[str, Way] = {
 POSTGRES: dict[str, Way] = {"parameters as text": _adapters}
 DIGEST: dict[str, Way] = {
     "cached header classes": lambda: patch.object(render._HEADERS, "_class_of", _new_class),
-    "a given boundary": _searched_boundary,
     "sizes of parts": lambda: patch.object(compose, "_fits", lambda mail: len(mail.as_bytes()) <= compose.MAIL_BYTES),
     "cached reasons": lambda: patch.object(reasons, "_text_of", reasons._text_of.__wrapped__),
 }

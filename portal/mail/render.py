@@ -235,9 +235,7 @@ class Render:
         mail.set_content(text, cte=_fitting(encoding, text), headers=spoken)
         if f"mail/{name}/body.html" in self._names:
             html = self._render(language, f"mail/{name}/body.html", values)
-            # Without a boundary, the package searches both texts for one that does not occur in them. Row of the bench:
-            # "a digest without a given boundary".
-            mail.make_alternative(boundary=f"=_{id.hex}")  # quoted-printable has no "=_"
+            mail.make_alternative()
             mail.add_alternative(html, subtype="html", cte=_fitting(encoding, html), headers=spoken)
         return mail
 
