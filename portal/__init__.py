@@ -6,7 +6,7 @@ they are inside this package; in a checkout (and an editable install) they are o
 
 from pathlib import Path
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 
 def shipped(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Monitoring of digests: counters of runs, and alarms about overdue digests.
+"""Monitoring: counters of digest runs and of messages that were not held, and alarms about overdue digests.
 
 The digest process has no interface of its own, so it counts in the store. Web workers and `quarantine check` read the
 counters there, also when the digest process does not run.
@@ -6,12 +6,16 @@ counters there, also when the digest process does not run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
+from portal.model.message import ACTIONS
 from portal.stores import Store, notes
 from portal.stores.records import Stats
+
+_NOT_SELECTED = "not_selected."  # followed by Rspamd's action, or "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,21 @@ def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused:
     notes.RUN_SECONDS.set(store, seconds)
     if sent:
         notes.SENT_AT.set(store, now)
+
+
+def count_not_selected(store: Store, action: str | None) -> None:
+    """Count a message that Rspamd posted and the portal did not hold, by Rspamd's action. Raises StoreUnavailable."""
+    name = (action or "").casefold()
+    store.notes.add_counters({_NOT_SELECTED + (name if name in ACTIONS else "other"): 1})
+
+
+def not_selected(store: Store) -> Mapping[str, int]:
+    """Return the number of messages that were not held, by Rspamd's action. Raises StoreUnavailable."""
+    return {
+        name.removeprefix(_NOT_SELECTED): round(number)
+        for name, number in store.notes.counters().items()
+        if name.startswith(_NOT_SELECTED)
+    }
 
 
 def runs(store: Store) -> Runs:

@@ -35,7 +35,7 @@ from pydantic import (
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import KEY_BYTES
-from portal.model.message import domain, identity
+from portal.model.message import ACTIONS, domain, identity
 from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
@@ -148,7 +148,11 @@ class ExporterSettings(Section):
     @classmethod
     def _as_exported(cls, actions: tuple[str, ...]) -> tuple[str, ...]:
         # Rspamd's configuration has "add_header" for the action that its replies call "add header".
-        return tuple(action.lower().replace("_", " ") for action in actions)
+        names = tuple(action.lower().replace("_", " ") for action in actions)
+        for name in names:
+            if name not in ACTIONS:
+                raise ValueError(f"{name!r} is not an action of Rspamd; these are: {', '.join(ACTIONS)}")
+        return names
 
     @model_validator(mode="after")
     def _guarded(self) -> ExporterSettings:
@@ -387,7 +391,8 @@ class TiersSettings(Section):
             "MIME_BAD_UNICODE", "PDF_JAVASCRIPT", "PDF_SUSPICIOUS", "SPOOF_DISPLAY_NAME", "SPOOF_REPLYTO",
             "FROM_NEQ_DISPLAY_NAME", "FREEMAIL_REPLYTO_NEQ_FROM_DOM", "DMARC_POLICY_REJECT", "DMARC_POLICY_QUARANTINE",
             "BLACKLIST_DMARC", "OMOGRAPH_URL", "R_SUSPICIOUS_URL", "HTTP_TO_IP", "ZERO_FONT", "DATA_URI_OBFU",
-            "LEAKED_PASSWORD_SCAM", "VADE_SCAM", "VADE_SUSPECT", "CRACKED_SURBL", "ABUSE_SURBL",
+            "EXE_*", "SINGLE_FILE_*", "UDF_*", "MIME_BAD_EXT_*", "MISIDENTIFIED_RAR", "HAS_FILE_URL",
+            "HAS_IPFS_GATEWAY_URL", "LEAKED_PASSWORD_SCAM", "VADE_SCAM", "VADE_SUSPECT", "CRACKED_SURBL", "ABUSE_SURBL",
         ),
         description="Suspicious: the message is released only after a press of a button.",
     )  # fmt: skip

@@ -308,6 +308,7 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
         ("links.confirm = 'never'", "links.confirm: Input should be 'auto' or 'button'"),
         ("links.lifetime_days = 91", "links.lifetime_days: Input should be less than or equal to 90"),
         ("links.autosubmit_after_minutes = 0", "links.autosubmit_after_minutes: Input should be greater than"),
+        ("exporter.hold_actions = ['rejct']", "exporter.hold_actions: 'rejct' is not an action of Rspamd; these"),
         ("tiers.dangerous_symbols = {a = 1}", "tiers.dangerous_symbols: Input should be a valid tuple"),
     ],
 )  # fmt: skip

@@ -5,28 +5,23 @@ Each function checks one subject and yields findings. None of them changes anyth
 
 from __future__ import annotations
 
-import base64
 import ipaddress
-import json
 import os
 import re
 import shutil
 import socket
 import struct
-import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from portal import shipped
 from portal.assemble import agree_on_keys, keys_path, make_links, make_people
+from portal.cli import rspamd_checks
+from portal.cli.finding import SOCKET, Finding
 from portal.mail.relay import Relay
 from portal.mail.render import site_problems
 from portal.model.domains import shown_address
@@ -39,29 +34,15 @@ from portal.stores import Store, notes, open_store
 from portal.stores.shared.spellings import PENDING
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_RSPAMADM_SECONDS = 30
 _MAX_LISTED = 20  # recipients whose digest the mail server did not accept
 _HEARTBEAT = timedelta(minutes=2)
-_SOCKET = "/run/quarantine.sock"  # deploy/systemd/quarantine.socket
+
 _NGINX_FOLDERS = (Path("/etc/nginx/conf.d"), Path("/etc/nginx/sites-enabled"))
 _NGINX_TO_TCP = re.compile(
     r"\bupstream\s+quarantine\s*\{[^}]*\bserver\s+(?!unix:)([^\s;]+)|\buwsgi_pass\s+(127\.0\.0\.1:9000)\s*;"
 )
 _UWSGI_SOCKET = re.compile(r"^\s*(?:uwsgi-)?socket\s*=\s*(\S+)", re.MULTILINE)
-_NGINX_HINT = (
-    "Nginx does not reach the portal. Check that the service is running and that quarantine.conf names its socket, "
-    f"`server unix:{_SOCKET};`"
-)
 _PING, _PONG = b"\x64\0\0\0", b"\x64\0\0\x01"  # a uwsgi packet with modifier1 100, and its reply
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A result of a check. ``ok``: True if it passed, False for a problem, None for a note."""
-
-    ok: bool | None
-    topic: str
-    text: str
 
 
 def run_all() -> list[Finding]:
@@ -96,7 +77,8 @@ def run_all() -> list[Finding]:
             "used for digests and all other mail of the portal",
             settings.mail.url.get_secret_value(),
         )
-    findings += _collect(exporter, settings)
+    for check in (rspamd_checks.exporter, rspamd_checks.discarding, rspamd_checks.filters):
+        findings += _collect(check, settings)
     if store is not None:
         store.close()
     return findings
@@ -187,7 +169,7 @@ def uwsgi_socket(settings: Settings, path: Path | None) -> Iterator[Finding]:
                 False,
                 "nginx",
                 f"{file} passes requests to {match[1] or match[2]}: copy {shipped('deploy')}/nginx/quarantine.conf "
-                f"again, or change that line to `server unix:{_SOCKET};`, then run: nginx -t && systemctl reload nginx",
+                f"again, or change that line to `server unix:{SOCKET};`, then run: nginx -t && systemctl reload nginx",
             )
 
 
@@ -375,83 +357,3 @@ def mail_server(topic: str, use: str, url: str) -> Iterator[Finding]:
         yield Finding(True, topic, f"{Relay(url).probe()} ({use})")
     except (RelayDeferred, RelayRefused) as error:
         yield Finding(False, topic, f"{error} ({use})")
-
-
-def exporter(settings: Settings) -> Iterator[Finding]:
-    """Check Rspamd's rules, as rspamadm prints them, by posting an empty message, which is never held."""
-    rspamadm = shutil.which("rspamadm")
-    if rspamadm is None:
-        yield Finding(None, "exporter", "rspamadm is not on this host, so Rspamd's rule was not tested")
-        return
-    try:
-        dump = subprocess.run(
-            [rspamadm, "configdump", "--json", "metadata_exporter"],
-            capture_output=True,
-            timeout=_RSPAMADM_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        text = f"rspamadm did not answer within {_RSPAMADM_SECONDS} s, so Rspamd's rule was not tested"
-        yield Finding(None, "exporter", text)
-        return
-    try:
-        found = json.loads(dump.stdout)["rules"]
-    except (ValueError, KeyError, TypeError):
-        found = {}
-    blocks = found if isinstance(found, list) else [found]  # UCL makes a list of several blocks with the same name
-    rules = {
-        name: rule
-        for block in blocks
-        if isinstance(block, dict)
-        for name, rule in block.items()
-        if isinstance(rule, dict) and "url" in rule
-    }
-    if not rules:
-        yield Finding(
-            False,
-            "exporter",
-            "Rspamd has no metadata_exporter rule: copy deploy/rspamd/metadata_exporter.conf to "
-            "/etc/rspamd/local.d/ and restart Rspamd",
-        )
-    for name, rule in rules.items():
-        yield from _exporter_rule(name, rule)
-
-
-def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
-    topic, url = f"exporter rule {name}", str(rule["url"])
-    if rule.get("backend") == "http" and rule.get("defer") is not True:
-        yield Finding(False, topic, "defer = true is missing: mail is lost whenever the portal cannot be reached")
-    if rule.get("formatter", "default") in ("json", "structured", "email_alert"):
-        yield Finding(
-            False,
-            topic,
-            f'formatter = "{rule["formatter"]}" does not send the message: use "multipart", or "default" before 3.14.2',
-        )
-    if not url.startswith(("http://", "https://")):
-        yield Finding(False, topic, f"url {url!r} is not an http or https URL")
-        return
-    headers = {"Content-Type": "text/plain", "X-Rspamd-action": "reject", "X-Rspamd-qid": "check"}
-    if rule.get("user"):
-        login = base64.b64encode(f"{rule['user']}:{rule.get('password', '')}".encode())
-        headers["Authorization"] = f"Basic {login.decode()}"
-    try:
-        request = urllib.request.Request(url, b"", headers, method="POST")  # noqa: S310 - checked above
-        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
-            status = response.status
-    except urllib.error.HTTPError as error:
-        status = error.code
-    except OSError as error:
-        yield Finding(False, topic, f"{url} cannot be reached: {getattr(error, 'reason', error)}")
-        return
-    except (HTTPException, ValueError) as error:  # the port of a mail server, a malformed URL
-        yield Finding(False, topic, f"{shown(url, 300)} is not the portal's address: {shown(str(error), 300)}")
-        return
-    text = {
-        200: "answers",
-        401: "answers 401: user or password differ from exporter.user and exporter.password",
-        403: "answers 403: this host is not in exporter.allowed_networks",
-        404: "answers 404: the path of the url is not the path of public_url",
-        502: f"answers 502: {_NGINX_HINT}",
-        504: f"answers 504: {_NGINX_HINT}",
-    }.get(status, f"answers {status}")
-    yield Finding(status == 200, topic, f"{url} {text}")

@@ -162,6 +162,10 @@ def _export(metadata: Mapping[str, Any], message: Body) -> Export:
     symbols, all_symbols = values.symbols(metadata.get("symbols"))
     complete = ((Flag.RECIPIENTS, all_recipients), (Flag.SYMBOLS, all_symbols))
     flags |= {flag for flag, is_complete in complete if not is_complete}
+    # A prefilter's verdict stops all filters, and Rspamd then reports no symbols (lua_task.c, task:set_pre_result).
+    # Rules without the field "forced" are recognised by that.
+    if known("forced") == "1" or (all_symbols and not symbols):
+        flags.add(Flag.FORCED)
     sender = checked(values.sender(metadata.get("from")), Flag.SENDER)
     queue_id, subject = known("qid"), known("subject", values.SUBJECT_CHARACTERS)
     return Export(

@@ -34,6 +34,12 @@ class Tier(StrEnum):
         return tiers[: tiers.index(self)]
 
 
+# Rspamd's actions (src/libmime/scan_result.h), as its replies spell them.
+ACTIONS = (
+    "reject", "discard", "quarantine", "soft reject", "rewrite subject", "add header", "greylist", "no action",
+)  # fmt: skip
+
+
 class State(StrEnum):
     """The state of a delivery."""
 
@@ -53,6 +59,8 @@ class Flag(StrEnum):
     SENDER = "sender"  # missing or unreadable: unknown, which is not the null sender
     ACTION = "action"
     SCORE = "score"
+    # The verdict was forced before any filter ran, or no symbol was reported: virus scanners may not have been asked.
+    FORCED = "forced"
 
 
 class Symbol(NamedTuple):

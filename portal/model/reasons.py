@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from portal.model.domains import lower_case, punycode
 from portal.model.look_alikes import looks_alike
-from portal.model.message import Message, Symbol, Tier
+from portal.model.message import Flag, Message, Symbol, Tier
 from portal.model.text import N_, shown
 
 REASONS = 3  # in a row
@@ -175,7 +175,9 @@ def why(message: Message) -> list[str]:
     if not found:
         found = [_by_score(message, against)]
     if message.flags:
-        found = [*found[: REASONS - 1], N_("The spam filter's report is incomplete")]
+        unchecked = message.flags == {Flag.FORCED}
+        problem = N_("Some checks were skipped") if unchecked else N_("The spam filter's report is incomplete")
+        found = [*found[: REASONS - 1], problem]
     return found
 
 

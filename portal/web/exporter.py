@@ -13,6 +13,7 @@ import logging
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from http.client import responses
 from io import BytesIO
 from ipaddress import IPv6Address, ip_address
@@ -22,9 +23,10 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from portal import exporter
 from portal.assemble import Parts
 from portal.ingest import Ingest, Outcome, Result
-from portal.model.errors import BadExport, QuarantineError, TooLarge
+from portal.model.errors import BadExport, QuarantineError, StoreUnavailable, TooLarge
 from portal.model.fast_json import encode
 from portal.model.message import Body
+from portal.monitoring import count_not_selected
 from portal.settings import Network
 
 log = logging.getLogger("quarantine.web")
@@ -83,6 +85,7 @@ class ExporterEndpoint:
         settings = parts.settings.exporter
         self._settings = settings
         self._ingest = Ingest(parts)
+        self._store = parts.store
         self._credentials: bytes | None = None
         if settings.user is not None and settings.password is not None:
             self._credentials = f"{settings.user}:{settings.password.get_secret_value()}".encode()
@@ -161,10 +164,15 @@ class ExporterEndpoint:
             return _success(Outcome(Result.NOT_SELECTED))
         with posted:
             export = posted.export
-            if not exporter.wanted(export, self._settings.only_symbols, self._settings.hold_actions):
+            if exporter.wanted(export, self._settings.only_symbols, self._settings.hold_actions):
+                outcome = self._ingest.hold(posted)
+            else:
                 log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
-                return _success(Outcome(Result.NOT_SELECTED))
-            return _success(self._ingest.hold(posted))
+                outcome = Outcome(Result.NOT_SELECTED)
+            if outcome.result is Result.NOT_SELECTED:
+                with suppress(StoreUnavailable):  # the store has logged it, and the answer is right without the count
+                    count_not_selected(self._store, export.action)
+            return _success(outcome)
 
 
 def _read(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:

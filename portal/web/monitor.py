@@ -6,7 +6,7 @@ Both read the store only: numbers kept in memory would differ from worker to wor
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from bottle import HTTPResponse
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import Runs, overdue_since, runs
+from portal.monitoring import Runs, not_selected, overdue_since, runs
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_response
@@ -48,6 +48,7 @@ class Monitor(Collector):
             self._parts.store.ping()
             stats = self._parts.store.stats(now)
             done = runs(self._parts.store)
+            skipped = not_selected(self._parts.store)
         except (StoreUnavailable, StoreUnusable):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
@@ -68,6 +69,7 @@ class Monitor(Collector):
         yield _counter("digests_refused", "Digests that the mail server rejected.", done.refused)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
+        yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", skipped)
         if done.last_seconds is not None:
             yield _gauge("digest_last_run_seconds", "Duration of the last digest run.", done.last_seconds)
         if done.last_sent_at is not None:
@@ -130,3 +132,10 @@ def _gauge(name: str, help: str, value: float) -> Metric:
 
 def _counter(name: str, help: str, value: float) -> Metric:
     return CounterMetricFamily(f"quarantine_{name}", help, value=value)
+
+
+def _counters(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
+    found = CounterMetricFamily(f"quarantine_{name}", help, labels=[label])
+    for value, number in sorted(values.items()):
+        found.add_metric([value], number)
+    return found

@@ -459,12 +459,76 @@ def test_check_reports_a_rule_with_another_address(
         assert text in findings[f"exporter rule RULE{n}"]
 
 
+@pytest.fixture
+def rspamadm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``rspamadm(worker='{"rspamd_proxy": {…}}')`` makes it print these texts for these sections."""
+    folder = tmp_path / "dumps"
+    folder.mkdir()
+    (tmp_path / "rspamadm").write_text(f'#!/bin/sh\ncat "{folder}/$3" 2>&1\n')
+    (tmp_path / "rspamadm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def prints(**sections: str) -> None:
+        for name, text in sections.items():
+            (folder / name).write_text(text)
+
+    return prints
+
+
+# As rspamadm prints workers: one object after the other.
+DISCARDING = '{"normal": {"mime": true}}\n{"rspamd_proxy": {"discard_on_reject": true, "milter": true}}\n'
+
+
+@ON_FILES
+@pytest.mark.parametrize(
+    ("variables", "worker", "lost"),
+    [
+        ({}, DISCARDING, ""),
+        ({"HOLD_ACTIONS": ""}, DISCARDING, ""),
+        ({"HOLD_ACTIONS": "discard"}, DISCARDING, "exporter.hold_actions does not contain reject: add it"),
+        ({"ONLY_SYMBOLS": "BAYES_SPAM"}, DISCARDING, "exporter.only_symbols holds only some of the rejected messages"),
+        ({"HOLD_ACTIONS": "discard"}, DISCARDING.replace('reject": true', 'reject": false'), ""),
+        ({"HOLD_ACTIONS": "discard"}, "no JSON", ""),
+    ],
+)
+def test_check_reports_that_mail_is_discarded_without_being_held(
+    run: Run,
+    rspamadm: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    worker: str,
+    lost: str,
+) -> None:
+    run("init")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"QUARANTINE_EXPORTER__{name}", value)
+    rspamadm(worker=worker)
+    said = [f["said"] for f in json.loads(run("check", "--json").output) if f["what"] == "discard_on_reject"]
+    assert len(said) == bool(lost)
+    for text in said:
+        assert text.startswith(lost) and "those that are not held are lost" in text
+
+
+@ON_FILES
+@pytest.mark.parametrize(
+    ("options", "ok"),
+    [('{"filters": "dkim"}', False), ('{"check_all_filters": false}', False), ('{"check_all_filters": true}', None)],
+)
+def test_check_reports_that_scanners_are_not_always_asked(
+    run: Run, rspamadm: Callable[..., None], options: str, ok: bool | None
+) -> None:
+    run("init")
+    rspamadm(options=options)
+    found = [f for f in json.loads(run("check", "--json").output) if f["what"] == "check_all_filters"]
+    assert [f["ok"] for f in found] == ([] if ok is None else [ok])
+
+
 def test_check_continues_when_rspamadm_hangs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("init")
     (tmp_path / "rspamadm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rspamadm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("portal.cli.checks._RSPAMADM_SECONDS", 0.5)
+    monkeypatch.setattr("portal.cli.rspamd_checks._RSPAMADM_SECONDS", 0.5)
     findings = {f["what"]: f["said"] for f in json.loads(run("check", "--json").output)}
     assert findings["exporter"] == "rspamadm did not answer within 0.5 s, so Rspamd's rule was not tested"
 

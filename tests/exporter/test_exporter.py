@@ -48,7 +48,7 @@ METADATA: dict[str, Any] = {
     "scan_time": 22,
     "size": len(MAIL),
 }
-ALL_FLAGS = frozenset(Flag)
+ALL_FLAGS = frozenset(Flag) - {Flag.FORCED}  # of metadata that are missing
 
 
 def body_of(data: bytes) -> Body:
@@ -514,6 +514,22 @@ def test_symbols_cut_anywhere_keep_what_can_be_read_and_are_flagged() -> None:
 )
 def test_the_short_way_reads_symbols_as_the_long_one(text: str) -> None:
     assert repr(read_symbols(text)) == repr(read_symbols(json.loads(text)))
+
+
+@pytest.mark.parametrize("form", [as_default, as_msgpack, as_multipart])
+@pytest.mark.parametrize(
+    ("metadata", "flags"),
+    [
+        ({"forced": "1"}, {Flag.FORCED}),
+        ({"symbols": []}, {Flag.FORCED}),
+        ({"symbols": [], "forced": "1"}, {Flag.FORCED}),
+        ({"forced": "0"}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_verdict_without_filters_is_flagged(form: Any, metadata: dict[str, Any], flags: set[Flag]) -> None:
+    with posting(*form(MAIL, METADATA | metadata)) as posted:
+        assert posted.export.flags == flags
 
 
 def test_too_many_symbols_and_options_are_cut() -> None:

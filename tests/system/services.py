@@ -147,8 +147,16 @@ def send(port: int, sender: str, recipients: list[str], data: bytes) -> tuple[in
 # ---- between Rspamd and the portal
 
 
+_ANSWERS = {
+    "500": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "not-selected": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 38\r\n"
+    b"Connection: close\r\n\r\n"
+    b'{"status": "not-selected", "id": null}',
+}
+
+
 class Switch:
-    """A port that forwards connections, or refuses, hangs, answers 500 or breaks off."""
+    """A port that forwards connections, or refuses, hangs, breaks off, or answers 500 or ``not-selected``."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -159,7 +167,7 @@ class Switch:
         self._open: list[socket.socket] = []
 
     def set(self, state: str) -> None:
-        """Set the state: ``pass``, ``refuse``, ``hang``, ``500`` or ``break``."""
+        """Set the state: ``pass``, ``refuse``, ``hang``, ``500``, ``not-selected`` or ``break``."""
         self._state = state
         if state == "refuse":
             self.close()
@@ -192,9 +200,9 @@ class Switch:
             self._open.append(near)
             return
         with near, suppress(OSError):
-            if state == "500":
+            if state in _ANSWERS:
                 near.recv(1 << 20)
-                near.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                near.sendall(_ANSWERS[state])
                 while near.recv(1 << 20):
                     pass
             elif state == "break":

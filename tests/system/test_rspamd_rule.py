@@ -4,6 +4,7 @@ See docs/exporter.md."""
 from __future__ import annotations
 
 import json
+import smtplib
 import subprocess
 from pathlib import Path
 
@@ -54,11 +55,31 @@ def test_mail_that_is_delivered_needs_no_portal(mx: Mx, needle: str) -> None:
     assert mx.switch.taken == taken
 
 
+@pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
+@pytest.mark.parametrize("verdict", ["scored", "forced reject", "forced discard"])
+def test_mail_that_is_not_selected_is_rejected_and_the_next_one_is_not(
+    mx: Mx, portal: Portal, needle: str, verdict: str, discarding: bool
+) -> None:
+    """Rspamd keeps `set_milter_reply{reject=…}` for the later messages of an SMTP connection."""
+    port = mx.postfix.smtp_discarding if discarding else mx.postfix.smtp
+    with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+        client.ehlo()
+        for state, code in (("not-selected", 554), ("pass", 250 if discarding else 554), ("not-selected", 554)):
+            mx.switch.set(state)
+            client.mail(SENDER)
+            client.rcpt(ALICE)
+            assert client.data(spam(needle, VERDICTS[verdict if state != "pass" else "scored"]))[0] == code, state
+    mx.switch.set("pass")
+    assert [d["recipient"] for d in held(portal, needle)] == [ALICE]
+    assert mx.postfix.queue() == ""
+
+
 @pytest.mark.parametrize("action", ["reject", "discard"])
 def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: str) -> None:
     send(mx.postfix.smtp_discarding, SENDER, [ALICE], spam(needle, {"X-Test-Force": action}))
-    assert meta(portal, needle)["action"] == action
-    assert meta(portal, needle)["flags"] == []
+    message = meta(portal, needle)
+    assert message["action"] == action
+    assert message["flags"] == ["forced"] and message["tier"] == "suspicious"  # no filter ran, so no virus scanner
 
 
 def test_the_rule_exports_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:

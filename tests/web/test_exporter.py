@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from email import message_from_bytes
 from email.policy import SMTP
@@ -119,6 +120,19 @@ def test_mail_that_is_not_withheld_is_not_selected(site: Site) -> None:
     answer = post(site, headers={"X-Rspamd-action": "no action"})
     assert (answer.status, answer.json) == (200, {"status": "not-selected", "id": None})
     assert count(site) == 0
+
+
+def test_mail_that_is_not_selected_is_counted_by_action(site: Site) -> None:
+    def counted() -> dict[str, float]:
+        text = rspamd(site).get("/metrics").text
+        found = re.findall(r'^quarantine_not_selected_total\{action="([^"]*)"\} (\S+)$', text, re.MULTILINE)
+        return {action: float(number) for action, number in found}
+
+    assert counted() == {}
+    for action in ("no action", "No Action", "greylist", 'made up"\\'):
+        assert post(site, headers={"X-Rspamd-action": action}).json["status"] == "not-selected"
+    post(site)  # held
+    assert counted() == {"no action": 2, "greylist": 1, "other": 1}
 
 
 def test_a_mail_without_metadata_is_held_and_suspicious(site: Site) -> None:

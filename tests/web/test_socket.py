@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from portal.cli import checks
-from portal.cli.checks import Finding
+from portal.cli import checks, rspamd_checks
+from portal.cli.finding import Finding
 from portal.settings import load_from
 from portal.stores import open_store
 from portal.web.preview import preview
@@ -227,7 +227,7 @@ def test_check_says_that_nginx_does_not_reach_the_portal(
         (tmp_path / "rspamadm").write_text(f"#!/bin/sh\necho '{json.dumps({'rules': {'QUARANTINE': rule}})}'\n")
         (tmp_path / "rspamadm").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        (finding,) = checks.exporter(load_from()[0])
+        (finding,) = rspamd_checks.exporter(load_from()[0])
     assert finding.ok is False and f"answers {status}: Nginx does not reach the portal" in finding.text
     assert "`server unix:/run/quarantine.sock;`" in finding.text
 

@@ -1,0 +1,163 @@
+"""The checks of ``quarantine check`` that read Rspamd's configuration, as rspamadm prints it. None changes anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
+from typing import Any
+
+from portal.cli.finding import SOCKET, Finding
+from portal.model.text import shown
+from portal.settings import Settings
+
+_RSPAMADM_SECONDS = 30
+_NGINX_HINT = (
+    "Nginx does not reach the portal. Check that the service is running and that quarantine.conf names its socket, "
+    f"`server unix:{SOCKET};`"
+)
+
+
+class _NotTested(Exception):
+    """rspamadm is missing, or did not answer in time."""
+
+
+def exporter(settings: Settings) -> Iterator[Finding]:
+    """Check Rspamd's rules by posting an empty message, which is never held."""
+    try:
+        dumps = _dumps("metadata_exporter")
+    except _NotTested as problem:
+        yield Finding(None, "exporter", f"{problem}, so Rspamd's rule was not tested")
+        return
+    # UCL makes a list of several blocks with the same name.
+    found = [dump.get("rules") for dump in dumps]
+    blocks = [block for each in found for block in (each if isinstance(each, list) else [each])]
+    rules = {
+        name: rule
+        for block in blocks
+        if isinstance(block, dict)
+        for name, rule in block.items()
+        if isinstance(rule, dict) and "url" in rule
+    }
+    if not rules:
+        yield Finding(
+            False,
+            "exporter",
+            "Rspamd has no metadata_exporter rule: copy deploy/rspamd/metadata_exporter.conf to "
+            "/etc/rspamd/local.d/ and restart Rspamd",
+        )
+    for name, rule in rules.items():
+        yield from _exporter_rule(name, rule)
+
+
+def discarding(settings: Settings) -> Iterator[Finding]:
+    """Check that no message is discarded without being held.
+
+    With discard_on_reject, Rspamd's proxy answers 250 for a rejected message (src/libserver/milter.c). What the portal
+    does not select is then lost.
+    """
+    for dump in _quiet_dumps("worker"):
+        for name, worker in dump.items():
+            if not isinstance(worker, dict) or worker.get("discard_on_reject") is not True:
+                continue
+            actions, symbols = settings.exporter.hold_actions, settings.exporter.only_symbols
+            lost = []
+            if actions and "reject" not in actions:
+                lost.append("exporter.hold_actions does not contain reject: add it")
+            if symbols:
+                lost.append("exporter.only_symbols holds only some of the rejected messages: empty it")
+            for text in lost:
+                yield Finding(
+                    False,
+                    "discard_on_reject",
+                    f"{text}, or remove discard_on_reject from Rspamd's worker {name}: it answers 250 to rejected "
+                    "messages, and those that are not held are lost",
+                )
+
+
+def filters(settings: Settings) -> Iterator[Finding]:
+    """Check that Rspamd asks virus scanners also about messages that have reached the reject score."""
+    dumps = _quiet_dumps("options")
+    if dumps and not any(dump.get("check_all_filters") is True for dump in dumps):
+        yield Finding(
+            False,
+            "check_all_filters",
+            "not set: Rspamd 3.10 and later do not ask virus scanners about messages whose score is high enough, so "
+            "viruses are held as spam. Add `check_all_filters = true;` to /etc/rspamd/local.d/options.inc and restart "
+            "Rspamd",
+        )
+
+
+def _quiet_dumps(section: str) -> list[dict[str, Any]]:
+    """Like `_dumps`, but empty if rspamadm cannot be used: `exporter` reports that."""
+    try:
+        return _dumps(section)
+    except _NotTested:
+        return []
+
+
+def _dumps(section: str) -> list[dict[str, Any]]:
+    """Return a section of Rspamd's configuration, as one object for each of its blocks. Raises _NotTested."""
+    rspamadm = shutil.which("rspamadm")
+    if rspamadm is None:
+        raise _NotTested("rspamadm is not on this host")
+    try:
+        command = [rspamadm, "configdump", "--json", section]
+        done = subprocess.run(command, capture_output=True, timeout=_RSPAMADM_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise _NotTested(f"rspamadm did not answer within {_RSPAMADM_SECONDS} s") from None
+    text, found = done.stdout.decode("utf-8", "replace").lstrip(), []
+    decoder = json.JSONDecoder()
+    while text:
+        try:
+            value, end = decoder.raw_decode(text)
+        except ValueError:
+            break
+        found.append(value)
+        text = text[end:].lstrip()
+    return [value for value in found if isinstance(value, dict)]
+
+
+def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
+    topic, url = f"exporter rule {name}", str(rule["url"])
+    if rule.get("backend") == "http" and rule.get("defer") is not True:
+        yield Finding(False, topic, "defer = true is missing: mail is lost whenever the portal cannot be reached")
+    if rule.get("formatter", "default") in ("json", "structured", "email_alert"):
+        yield Finding(
+            False,
+            topic,
+            f'formatter = "{rule["formatter"]}" does not send the message: use "multipart", or "default" before 3.14.2',
+        )
+    if not url.startswith(("http://", "https://")):
+        yield Finding(False, topic, f"url {url!r} is not an http or https URL")
+        return
+    headers = {"Content-Type": "text/plain", "X-Rspamd-action": "reject", "X-Rspamd-qid": "check"}
+    if rule.get("user"):
+        login = base64.b64encode(f"{rule['user']}:{rule.get('password', '')}".encode())
+        headers["Authorization"] = f"Basic {login.decode()}"
+    try:
+        request = urllib.request.Request(url, b"", headers, method="POST")  # noqa: S310 - checked above
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+            status = response.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError as error:
+        yield Finding(False, topic, f"{url} cannot be reached: {getattr(error, 'reason', error)}")
+        return
+    except (HTTPException, ValueError) as error:  # the port of a mail server, a malformed URL
+        yield Finding(False, topic, f"{shown(url, 300)} is not the portal's address: {shown(str(error), 300)}")
+        return
+    text = {
+        200: "answers",
+        401: "answers 401: user or password differ from exporter.user and exporter.password",
+        403: "answers 403: this host is not in exporter.allowed_networks",
+        404: "answers 404: the path of the url is not the path of public_url",
+        502: f"answers 502: {_NGINX_HINT}",
+        504: f"answers 504: {_NGINX_HINT}",
+    }.get(status, f"answers {status}")
+    yield Finding(status == 200, topic, f"{url} {text}")
