@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from bottle import HTTPResponse
 from prometheus_client import CollectorRegistry, generate_latest
@@ -82,11 +83,18 @@ class Monitor(Collector):
             usable = not self._parts.people.problem()
             yield _gauge("alias_file_usable", "Whether the present people.alias_file can be used.", usable)
 
-    def health(self, _: Request) -> HTTPResponse:
+    def health(self, request: Request) -> HTTPResponse:
         """GET /healthz: 503 if the store cannot be used, else 200.
 
-        Other problems are only reported, since restarting the portal would not fix them.
+        Other problems are only reported, since restarting the portal would not fix them, and only to peers in
+        ``exporter.allowed_networks``.
         """
+        status, found = self._health()
+        if not allowed_peer(request.peer, self._parts.settings.exporter.allowed_networks):
+            found = {"status": found["status"]}
+        return json_response(status, found)
+
+    def _health(self) -> tuple[int, dict[str, Any]]:
         now = self._parts.actions.now()
         try:
             self._parts.store.ping()
@@ -94,10 +102,10 @@ class Monitor(Collector):
             done = runs(self._parts.store)
         except (StoreUnavailable, StoreUnusable) as error:
             log.error("unhealthy: %s", error)
-            return json_response(503, {"status": "store unavailable", "version": __version__})
+            return 503, {"status": "store unavailable", "version": __version__}
         age = None if stats.heartbeat_at is None else round((now - stats.heartbeat_at).total_seconds())
         due, people = stats.oldest_digest_due_at, self._parts.people
-        return json_response(
+        return (
             200,
             {
                 "status": "ok",
@@ -110,7 +118,6 @@ class Monitor(Collector):
                 "digests_failing": stats.digests_failing,
                 "digests_overdue": self._overdue(stats, done, now) is not None,
                 "digest_heartbeat_age_seconds": age,
-                # Add no paths and no names: this page is public.
                 **({} if people.file is None else {"alias_file_usable": not people.problem()}),
             },
         )

@@ -117,9 +117,23 @@ def test_the_exporters_server_has_nothing_else(portal: Portal) -> None:
         assert http(portal.nginx.exporter_url + path).status == 404
 
 
+def test_a_proof_for_a_certificate_is_served_without_tls(portal: Portal) -> None:
+    folder = portal.nginx.home / "www" / ".well-known" / "acme-challenge"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "token").write_text("proof")
+    for path in (portal.nginx.home, portal.nginx.home / "www", folder.parent, folder):
+        path.chmod(0o755)
+    address = f"http://127.0.0.1:{portal.nginx.http}/.well-known/acme-challenge/"
+    answer = http(f"{address}token", headers={"Host": "quarantine.example.org"})
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"proof", "text/plain")
+    assert http(f"{address}none").status == 404
+    assert http(f"{address}../../secret").status in (301, 404)
+
+
 def test_people_are_led_to_https_and_to_the_mount_point(portal: Portal) -> None:
-    answer = http(f"http://127.0.0.1:{portal.nginx.http}/quarantine/")
-    assert answer.status == 301 and answer.headers["Location"].startswith("https://")
+    for headers in ({}, {"Host": "evil.example.net"}, {"Host": "evil.example.net:81"}):
+        answer = http(f"http://127.0.0.1:{portal.nginx.http}/quarantine/?a=b", headers=headers)
+        assert answer.status == 301 and answer.headers["Location"] == "https://quarantine.example.org/quarantine/?a=b"
     assert http(f"https://127.0.0.1:{portal.nginx.https}/").headers["Location"].endswith("/quarantine/")
     assert http(portal.nginx.public_url + "/sign-in").status == 200
 
