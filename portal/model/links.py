@@ -7,8 +7,9 @@ token then names the reader. A token contains nothing about the message, is a pa
 nothing else.
 
 itsdangerous ignores the spare bits of base64's last character and junk after it, so one token has many spellings. They
-would evade counters, so only the canonical spelling is accepted. Its max_age is not used either: it rejects a token as
-expired if its timestamp is one second in the future (``timed.py``), which happens when the system clock is set back.
+would evade counters, so only the canonical spelling is accepted, of links, cookies, form tokens and marks. Its max_age
+is not used either: it rejects a token as expired if its timestamp is one second in the future (``timed.py``), which
+happens when the system clock is set back.
 """
 
 from __future__ import annotations
@@ -71,6 +72,19 @@ class Link:
         return DeliveryId(self.id, self.number)
 
 
+class _StrictSigner(Signer):
+    """A signer that accepts only the canonical spelling of a signature."""
+
+    def verify_signature(self, value: str | bytes, sig: str | bytes) -> bool:
+        try:
+            text = sig if isinstance(sig, str) else sig.decode("ascii")
+            if _b64(urlsafe_b64decode(text + "=" * (-len(text) % 4))) != text:
+                return False
+        except ValueError:
+            return False
+        return super().verify_signature(value, sig)
+
+
 class Links:
     """Signer (with the newest key) and verifier (with all keys). ``base_url``: the public URL without a final slash."""
 
@@ -104,9 +118,9 @@ class Links:
         """Return the link of a token. Raises LinkInvalid or LinkExpired. The caller checks revocation."""
         if not _TOKEN.fullmatch(token):
             raise LinkInvalid("this is not a link of this portal")
-        payload, _, signature = token.partition(".")
+        payload, _, _ = token.partition(".")
         packed = urlsafe_b64decode(payload + "==")
-        if _b64(packed) != payload or _b64(urlsafe_b64decode(signature + "=")) != signature:
+        if _b64(packed) != payload:
             raise LinkInvalid("this is not a link of this portal")
         code, id_bytes, number, issued = _PACKED.unpack_from(packed)
         try:
@@ -186,7 +200,7 @@ class Links:
 
     def _signer(self, purpose: str) -> Signer:
         # itsdangerous takes keys oldest to newest, signs with the last and verifies with all.
-        return Signer(
+        return _StrictSigner(
             self._keys, salt=f"quarantine.{purpose}", sep=".", key_derivation="hmac", digest_method=hashlib.sha256
         )
 

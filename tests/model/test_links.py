@@ -306,6 +306,31 @@ def test_a_forged_device_cookie_names_nobody() -> None:
     assert not LINKS.knows_device("A" + cookie[1:] if cookie[0] != "A" else "B" + cookie[1:], ALICE)
 
 
+def respelled(signed: str) -> list[str]:
+    """Return other spellings of the signature at the end of a text: spare bits, padding, and ignored junk."""
+    digits = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    last = digits.index(signed[-1])
+    bits = [digits[other] for other in range(64) if other // 4 == last // 4 and other != last]
+    return [*(signed[:-1] + letter for letter in bits), signed + "=", signed + "==", signed + "!", signed + "\n"]
+
+
+def test_a_device_cookie_has_one_spelling() -> None:
+    cookie = LINKS.device(None, ALICE)
+    assert LINKS.knows_device(cookie, ALICE)
+    for other in respelled(cookie):
+        assert not LINKS.knows_device(other, ALICE), other
+
+
+def test_a_form_token_has_one_spelling() -> None:
+    for other in respelled(LINKS.form_token("session one")):
+        assert not LINKS.form_token_fits("session one", other), other
+
+
+def test_a_mark_has_one_spelling_but_for_white_space() -> None:
+    for other in respelled(LINKS.mark("digest", ID)):
+        assert (LINKS.read_mark(other) is None) is not other.endswith("\n"), other
+
+
 # ---- form tokens
 
 
