@@ -516,6 +516,37 @@ def test_the_short_way_reads_symbols_as_the_long_one(text: str) -> None:
     assert repr(read_symbols(text)) == repr(read_symbols(json.loads(text)))
 
 
+@pytest.mark.parametrize(
+    ("symbols", "names"),
+    [
+        ('[{"name":""},{"score":1},7,{"name":"B","score":1}]', ["B"]),
+        ('[{"name":"A"},{"name":null},{"name":"B"}]', ["A", "B"]),
+        ("{}", []),
+        ('"A"', []),
+    ],
+)
+def test_symbols_without_a_name_are_left_out_and_noticed(symbols: str, names: list[str]) -> None:
+    with posting(*as_default(MAIL, METADATA | {"symbols": symbols})) as posted:
+        assert [symbol.name for symbol in posted.export.symbols] == names
+        assert posted.export.flags == {Flag.SYMBOLS}
+
+
+@pytest.mark.parametrize("ip", ["", "unknown", "fe80::1%eth0", "1.2.3", "198.51.100.7:25", "x" * 1000])
+def test_text_that_is_no_ip_address_is_not_shown_as_one(ip: str) -> None:
+    with posting(*as_default(MAIL, METADATA | {"ip": ip})) as posted:
+        assert posted.export.client_ip is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"), [("identity", False), ("Identity", False), ("x-gzip", True), ("X-GZIP", True)]
+)
+def test_both_names_of_gzip_and_identity_are_known(encoding: str, packed: bool) -> None:
+    headers, data = as_default(MAIL)
+    body = gzip.compress(data) if packed else data
+    with posting(headers | {"content-encoding": encoding}, body) as posted:
+        assert message_of(posted) == MAIL
+
+
 @pytest.mark.parametrize("form", [as_default, as_msgpack, as_multipart])
 @pytest.mark.parametrize(
     ("metadata", "flags"),

@@ -28,6 +28,7 @@ from portal.web import preview
         ('"=?utf-8?q?J=C3=BCrgen?=" <j@example.org>', '"Jürgen" <j@example.org>'),
         ("=?utf-8?q?J=C3=BCrgen?= <j@example.org>", "Jürgen <j@example.org>"),
         ("=?utf-8*de?q?J=C3=BCrgen?=", "Jürgen"),  # RFC 2231, 5
+        ("=?iso-8859-15*de?q?=A4?=", "€"),
         ("=?iso-8859-1?q?=FC?= =?utf-8?q?=C3=BC?=", "üü"),
         ("=?utf-8?q?Noch_Fragen??= Ja", "Noch Fragen? Ja"),
         ("=?utf-8?q?1+1==2_=3d_=?=", "1+1==2 = ="),
