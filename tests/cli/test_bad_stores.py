@@ -327,7 +327,7 @@ def started(tmp_path: Path) -> Iterator[Callable[[str], Started]]:
 @pytest.mark.parametrize(
     ("store", "sentence"),
     [
-        ("empty", "the database has no quarantine tables yet: run `quarantine init`"),
+        param("empty", "the database has no quarantine tables yet: run `quarantine init`", marks=mark.system),
         param("newer", "the database has schema version 999, this program knows", marks=mark.system),
         param("elsewhere", "the database has tables of another program with the same names", marks=mark.system),
         param("a newer folder", "it was used by a newer program, upgrade this one", marks=mark.system),

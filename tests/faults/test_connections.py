@@ -53,7 +53,8 @@ def test_a_failover_to_a_synchronous_standby_costs_one_request_a_connection_at_m
         f"{slowest_seconds:.1f} s",
         "postgres",
     )
-    assert senders.answers["503"] + senders.answers["broken"]
+    assert connections  # one quick promotion may cost no request at all
+    assert failovers == 1 or senders.answers["503"] + senders.answers["broken"]
     assert portal.workers() == workers
     assert portal.tracebacks() == 0
     assert_whole(pair.url, senders.acknowledged)

@@ -296,6 +296,7 @@ def test_a_copy_that_fails_in_the_middle_can_be_continued(
     assert everything(target) == everything(source)
 
 
+@pytest.mark.system
 def test_a_copy_killed_at_any_time_can_be_continued(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
     source, target = stores
     for _ in range(120):

@@ -347,6 +347,7 @@ def test_the_data_has_everything() -> None:
     assert len(links()) > 60
 
 
+@pytest.mark.system
 def test_other_commands_name_the_one_to_run(before: Old) -> None:
     for name, words in (
         ("quarantine", ["list"]),
