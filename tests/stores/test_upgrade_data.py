@@ -53,7 +53,7 @@ from tests.faults.serving import BIN, META, mail_of
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.system]
 
 DATA = paths.DATA / "upgrade-4"
 CAROL, DAVE, ERIN, FRANK = (f"{name}@example.org" for name in ("carol", "dave", "erin", "frank"))
@@ -347,7 +347,6 @@ def test_the_data_has_everything() -> None:
     assert len(links()) > 60
 
 
-@pytest.mark.system
 def test_other_commands_name_the_one_to_run(before: Old) -> None:
     for name, words in (
         ("quarantine", ["list"]),
