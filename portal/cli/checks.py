@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from portal import shipped
 from portal.assemble import agree_on_keys, keys_path, make_links, make_people
 from portal.cli import rspamd_checks
-from portal.cli.finding import SOCKET, Finding
+from portal.cli.common import SOCKET
+from portal.cli.finding import Finding
 from portal.mail.relay import Relay
 from portal.mail.render import site_problems
 from portal.model.domains import shown_address
@@ -77,8 +78,7 @@ def run_all() -> list[Finding]:
             "used for digests and all other mail of the portal",
             settings.mail.url.get_secret_value(),
         )
-    for check in (rspamd_checks.exporter, rspamd_checks.discarding, rspamd_checks.filters):
-        findings += _collect(check, settings)
+    findings += _collect(rspamd_checks.rspamd, settings)
     if store is not None:
         store.close()
     return findings

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError, RelayDeferred, SettingsError
 
+SOCKET = "/run/quarantine.sock"  # between Nginx and the portal: deploy/systemd/quarantine.socket
 _PROGRESS_SECONDS = 30
 
 ReportProgress = Callable[[int, int, int], None]  # items done, all items, bytes done

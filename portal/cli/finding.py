@@ -1,10 +1,8 @@
-"""The result of one check of ``quarantine check``, and the name of the socket that several checks mention."""
+"""The result of one check of ``quarantine check``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-SOCKET = "/run/quarantine.sock"  # deploy/systemd/quarantine.socket
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from typing import Any
 
-from portal.cli.finding import SOCKET, Finding
+from portal.cli.common import SOCKET
+from portal.cli.finding import Finding
 from portal.model.text import shown
-from portal.settings import Settings
+from portal.settings import ExporterSettings, Settings
 
 _RSPAMADM_SECONDS = 30
 _NGINX_HINT = (
@@ -27,13 +29,20 @@ class _NotTested(Exception):
     """rspamadm is missing, or did not answer in time."""
 
 
-def exporter(settings: Settings) -> Iterator[Finding]:
-    """Check Rspamd's rules by posting an empty message, which is never held."""
+def rspamd(settings: Settings) -> Iterator[Finding]:
+    """Check Rspamd's rules, its treatment of rejected messages, and that it always asks virus scanners."""
     try:
-        dumps = _dumps("metadata_exporter")
+        rules, workers, options = map(_dumps, ("metadata_exporter", "worker", "options"))
     except _NotTested as problem:
         yield Finding(None, "exporter", f"{problem}, so Rspamd's rule was not tested")
         return
+    yield from _exporter(rules)
+    yield from _discarding(workers, settings.exporter)
+    yield from _filters(options)
+
+
+def _exporter(dumps: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Check the rules by posting an empty message, which is never held."""
     # UCL makes a list of several blocks with the same name.
     found = [dump.get("rules") for dump in dumps]
     blocks = [block for each in found for block in (each if isinstance(each, list) else [each])]
@@ -55,35 +64,37 @@ def exporter(settings: Settings) -> Iterator[Finding]:
         yield from _exporter_rule(name, rule)
 
 
-def discarding(settings: Settings) -> Iterator[Finding]:
+def _discarding(dumps: Sequence[dict[str, Any]], settings: ExporterSettings) -> Iterator[Finding]:
     """Check that no message is discarded without being held.
 
-    With discard_on_reject, Rspamd's proxy answers 250 for a rejected message (src/libserver/milter.c). What the portal
-    does not select is then lost.
+    With discard_on_reject, Rspamd's proxy answers 250 to a rejected message (src/libserver/milter.c), which is lost if
+    the portal does not select it.
     """
-    for dump in _quiet_dumps("worker"):
-        for name, worker in dump.items():
-            if not isinstance(worker, dict) or worker.get("discard_on_reject") is not True:
-                continue
-            actions, symbols = settings.exporter.hold_actions, settings.exporter.only_symbols
-            lost = []
-            if actions and "reject" not in actions:
-                lost.append("exporter.hold_actions does not contain reject: add it")
-            if symbols:
-                lost.append("exporter.only_symbols holds only some of the rejected messages: empty it")
-            for text in lost:
-                yield Finding(
-                    False,
-                    "discard_on_reject",
-                    f"{text}, or remove discard_on_reject from Rspamd's worker {name}: it answers 250 to rejected "
-                    "messages, and those that are not held are lost",
-                )
+    names = [name for dump in dumps for name, worker in dump.items() if _discards(worker)]
+    lost = []
+    if settings.hold_actions and "reject" not in settings.hold_actions:
+        lost.append("exporter.hold_actions does not contain reject: add it")
+    if settings.only_symbols:
+        lost.append("exporter.only_symbols holds only some of the rejected messages: empty it")
+    for name, text in itertools.product(names, lost):
+        yield Finding(
+            False,
+            "discard_on_reject",
+            f"{text}, or remove discard_on_reject from Rspamd's worker {name}: it answers 250 to rejected messages, "
+            "and unless Rspamd has this version's exporter rule, those that are not held are lost",
+        )
 
 
-def filters(settings: Settings) -> Iterator[Finding]:
+def _discards(worker: Any) -> bool:
+    """Return whether a worker, or one of several of its type, discards rejected messages."""
+    if isinstance(worker, list):
+        return any(map(_discards, worker))
+    return isinstance(worker, dict) and bool(worker.get("discard_on_reject"))  # true, or a number
+
+
+def _filters(dumps: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     """Check that Rspamd asks virus scanners also about messages that have reached the reject score."""
-    dumps = _quiet_dumps("options")
-    if dumps and not any(dump.get("check_all_filters") is True for dump in dumps):
+    if dumps and not any(dump.get("check_all_filters") for dump in dumps):
         yield Finding(
             False,
             "check_all_filters",
@@ -91,14 +102,6 @@ def filters(settings: Settings) -> Iterator[Finding]:
             "viruses are held as spam. Add `check_all_filters = true;` to /etc/rspamd/local.d/options.inc and restart "
             "Rspamd",
         )
-
-
-def _quiet_dumps(section: str) -> list[dict[str, Any]]:
-    """Like `_dumps`, but empty if rspamadm cannot be used: `exporter` reports that."""
-    try:
-        return _dumps(section)
-    except _NotTested:
-        return []
 
 
 def _dumps(section: str) -> list[dict[str, Any]]:

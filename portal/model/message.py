@@ -59,7 +59,8 @@ class Flag(StrEnum):
     SENDER = "sender"  # missing or unreadable: unknown, which is not the null sender
     ACTION = "action"
     SCORE = "score"
-    # The verdict was forced before any filter ran, or no symbol was reported: virus scanners may not have been asked.
+    # The verdict was forced, perhaps before any filter ran, or no symbol was reported: virus scanners may not have been
+    # asked.
     FORCED = "forced"
 
 

@@ -176,7 +176,7 @@ def why(message: Message) -> list[str]:
         found = [_by_score(message, against)]
     if message.flags:
         unchecked = message.flags == {Flag.FORCED}
-        problem = N_("Some checks were skipped") if unchecked else N_("The spam filter's report is incomplete")
+        problem = N_("Some checks may have been skipped") if unchecked else N_("The spam filter's report is incomplete")
         found = [*found[: REASONS - 1], problem]
     return found
 

@@ -488,6 +488,12 @@ DISCARDING = '{"normal": {"mime": true}}\n{"rspamd_proxy": {"discard_on_reject":
         ({"HOLD_ACTIONS": "discard"}, DISCARDING, "exporter.hold_actions does not contain reject: add it"),
         ({"ONLY_SYMBOLS": "BAYES_SPAM"}, DISCARDING, "exporter.only_symbols holds only some of the rejected messages"),
         ({"HOLD_ACTIONS": "discard"}, DISCARDING.replace('reject": true', 'reject": false'), ""),
+        ({"HOLD_ACTIONS": "discard"}, DISCARDING.replace("true, ", "1, "), "exporter.hold_actions does not contain"),
+        (
+            {"HOLD_ACTIONS": "discard"},
+            '{"rspamd_proxy": [{"milter": true}, {"discard_on_reject": true}]}',
+            "exporter.hold_actions does not contain",
+        ),
         ({"HOLD_ACTIONS": "discard"}, "no JSON", ""),
     ],
 )

@@ -48,6 +48,15 @@ def test_lost_findings_are_shown(message: Message) -> None:
     assert reasons[-1] == "The spam filter's report is incomplete"
 
 
+def test_a_forced_verdict_is_shown(message: Message) -> None:
+    symbols = (Symbol("BAYES_SPAM", 5.0),)
+    for flags in ({Flag.FORCED}, {Flag.FORCED, Flag.SYMBOLS}):
+        *_, last = why(replace(message, symbols=symbols, flags=frozenset(flags)))
+        assert last == (
+            "Some checks may have been skipped" if len(flags) == 1 else "The spam filter's report is incomplete"
+        )
+
+
 @pytest.mark.parametrize(
     ("symbol", "expected"),
     [  # with the description by Rspamd (scores.d/, composites.conf, rules/)

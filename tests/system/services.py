@@ -254,10 +254,11 @@ def write_rspamd(
     *,
     discard_on_reject: bool = False,
     modules: Mapping[str, str] = MappingProxyType({}),
+    workers: str = "",
 ) -> list[str]:
     """Write a configuration below ``home`` and return the arguments that make rspamd and rspamadm use it.
 
-    ``modules``: further modules to switch on, with their configuration.
+    ``modules``: further modules to switch on, with their configuration. ``workers``: the configuration of more workers.
     """
     milter, scan, controller = ports
     (home.parent / "hyperscan").mkdir(exist_ok=True)
@@ -267,6 +268,7 @@ def write_rspamd(
     for module in _OFF:
         (home / f"local.d/{module}.conf").write_text(modules.get(module, "enabled = false;\n"))
     (home / "local.d/metadata_exporter.conf").write_text(conf)
+    (home / "rspamd.conf.local").write_text(workers)
     # These two are missing in Debian's actions.conf.
     (home / "local.d/actions.conf").write_text(
         'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'

@@ -74,6 +74,32 @@ def test_mail_that_is_not_selected_is_rejected_and_the_next_one_is_not(
     assert mx.postfix.queue() == ""
 
 
+def test_no_mail_is_discarded_by_a_proxy_that_rejects_beside_one_that_discards(
+    mx: Mx, portal: Portal, place: Path, needle: str
+) -> None:
+    discarding = free_port()
+    worker = (
+        f'worker "rspamd_proxy" {{ bind_socket = "127.0.0.1:{discarding}"; count = 1; milter = yes; '
+        'discard_on_reject = true; upstream "local" { default = yes; self_scan = yes; } }\n'
+    )
+    conf = exporter_conf("metadata_exporter.conf", f"http://127.0.0.1:{mx.switch.port}/")
+    with rspamd(place / f"rspamd-two-{needle}", conf, workers=worker) as both:
+        postfix = Postfix(place / f"postfix-two-{needle}", both.milter, discarding)
+        with postfix.running():
+            # Lua sees the rejecting proxy only, so what follows a rejected message in a connection is rejected, too.
+            for port, codes in ((postfix.smtp, (554, 554, 554)), (postfix.smtp_discarding, (250, 554, 554))):
+                with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+                    client.ehlo()
+                    for state, code in zip(("pass", "not-selected", "pass"), codes, strict=True):
+                        mx.switch.set(state)
+                        client.mail(SENDER)
+                        client.rcpt(ALICE)
+                        mail = spam(f"{needle}{port}{len(held(portal, needle))}", REJECTED)
+                        assert client.data(mail)[0] == code, (state, codes)
+    mx.switch.set("pass")
+    assert len(held(portal, needle)) == 4
+
+
 @pytest.mark.parametrize("action", ["reject", "discard"])
 def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: str) -> None:
     send(mx.postfix.smtp_discarding, SENDER, [ALICE], spam(needle, {"X-Test-Force": action}))

@@ -16,7 +16,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayDeferred, StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import DeliveryId, Reader, State, Tier
+from portal.model.message import DeliveryId, Flag, Reader, State, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
@@ -139,6 +139,14 @@ def test_a_mail_without_metadata_is_held_and_suspicious(site: Site) -> None:
     answer = rspamd(site).request("POST", "/", body=mail(), headers={"Content-Type": "message/rfc822"})
     assert answer.json["status"] == "held"
     assert site.store.deliveries.of_message(UUID(answer.json["id"]))[0].message.tier is Tier.SUSPICIOUS
+
+
+@pytest.mark.parametrize("header", [{"X-Rspamd-forced": "1"}, {"X-Rspamd-symbols": "[]"}])
+def test_mail_with_a_forced_verdict_is_suspicious(site: Site, header: dict[str, str]) -> None:
+    answer = post(site, headers=header)
+    delivery, *_ = site.store.deliveries.of_message(UUID(answer.json["id"]))
+    assert delivery.message.tier is Tier.SUSPICIOUS
+    assert delivery.message.flags == {Flag.FORCED}
 
 
 def test_an_empty_message_comes_as_get_and_is_not_selected(site: Site) -> None:
