@@ -1,7 +1,8 @@
-"""Parsers for values from Rspamd and senders: text, addresses, symbols, header fields. They never raise.
+"""Parsers for values from Rspamd and senders: text, addresses, symbols, header fields.
 
-An unreadable value becomes None or is left out, and the result shows that something is missing. Only this module
-handles Rspamd's placeholders, encodings and truncation.
+They never raise, except for more recipients than one message can have. An unreadable value becomes None or is left
+out, and the result shows that something is missing. Only this module handles Rspamd's placeholders, encodings and
+truncation.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from ipaddress import ip_address
 from typing import Any, cast
 
 from portal.model.encoded_words import decode_words
+from portal.model.errors import BadExport
 from portal.model.fast_json import reported_symbols
 from portal.model.message import Symbol, identity
 
 SUBJECT_CHARACTERS = 4_000  # longer subjects are truncated
 TEXT_CHARACTERS = 1_000  # the same for all other texts
 ADDRESS_OCTETS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
-_RECIPIENTS = 1 << 16  # deliveries are numbered 0 … 65535
+_RECIPIENTS = 1 << 16  # the most recipients of one message: deliveries are numbered 0 … 65535
 _SYMBOLS, _OPTIONS, _OPTION_CHARACTERS = 1_000, 50, 500
 _FIELDS = ("ip", "user", "qid", "subject", "action", "score", "rcpt", "from", "symbols", "forced", "scan-time")
 _DISTINCTIVE = ("rcpt", "symbols", "qid", "action", "scan-time")  # no other header's name ends with one of these
@@ -66,19 +68,24 @@ def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
     """Return (deliverable addresses, complete?).
 
     Of an address in several spellings, the result has the first ASCII one, which every mail server accepts, else the
-    first.
+    first. Raises BadExport for more than 65,536 recipients: the message could not be held for all of them.
     """
     items, complete = _list(value)
     found: dict[str, str] = {}
     for item in items:
         address = _address(item)
         local, _, host = (address or "").rpartition("@")
-        if address is None or not local or not host or len(found) >= _RECIPIENTS:
+        if address is None or not local or not host:
             complete = False
         else:
             known = found.setdefault(identity(address), address)
             if address.isascii() and not known.isascii():
                 found[identity(address)] = address
+    if len(found) > _RECIPIENTS:
+        raise BadExport(
+            f"the message has {len(found)} recipients, and {_RECIPIENTS} are the most that it can be held for: lower "
+            "the limit of the mail server (Postfix: smtpd_recipient_limit)"
+        )
     return tuple(found.values()), complete and bool(found)
 
 
