@@ -54,8 +54,11 @@ def is_export(environ: Mapping[str, Any]) -> bool:
     """Return True if a request for ``/`` is for this endpoint, False if it is for the list of held messages.
 
     Rspamd sends GET if the message is empty (metadata_exporter.lua). Only the ends of the header names are compared,
-    since the rule in Rspamd sets their prefix.
+    since the rule in Rspamd sets their prefix. Everybody can send such headers, so Nginx names requests to its server
+    for recipients (``uwsgi_param QUARANTINE_PUBLIC``), and none of these is an export.
     """
+    if environ.get("QUARANTINE_PUBLIC"):
+        return False
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return True
     return environ.get("CONTENT_LENGTH") in ("0", "") and any(

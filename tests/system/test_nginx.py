@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
+import ssl
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 
 from tests.system.mails import ALICE, SENDER, spam
-from tests.system.services import Nginx, Portal, Reply, folder, http
+from tests.system.services import Nginx, Portal, Reply, folder
+from tests.system.services import http as fetch
 from tests.system.test_mail_path import held, meta
 
 pytestmark = pytest.mark.system
@@ -17,7 +22,7 @@ pytestmark = pytest.mark.system
 def post(portal: Portal, mail: bytes, **metadata: str) -> Reply:
     """Post an export like an old Rspamd, over Nginx."""
     headers = {"Content-Type": "text/plain", "User-Agent": "rspamd-3.4"}
-    return http(
+    return fetch(
         portal.nginx.exporter_url, mail, headers | {f"X-Rspamd-{name}": value for name, value in metadata.items()}
     )
 
@@ -98,23 +103,124 @@ def test_an_oversize_post_is_413(portal: Portal) -> None:
 @pytest.mark.parametrize("path", ["", "/", "//", "/./", "/%2e/", "?a=b", "/%2F"])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_the_public_server_takes_no_export(portal: Portal, method: str, path: str) -> None:
-    answer = http(portal.nginx.public_url + path, b"x", {"Content-Type": "message/rfc822"}, method)
+    answer = fetch(portal.nginx.public_url + path, b"x", {"Content-Type": "message/rfc822"}, method)
     assert answer.status == 405
+
+
+def test_an_empty_message_is_reported_to_the_server_for_rspamd_only(portal: Portal) -> None:
+    headers = {"X-Rspamd-Rcpt": f'["{ALICE}"]', "X-Rspamd-Action": "reject", "Content-Length": "0"}
+    internal = fetch(portal.nginx.exporter_url, headers=headers)
+    assert (internal.status, json.loads(internal.body)["status"]) == (200, "not-selected")
+    for path in ("", "/", "/?a=b"):
+        public = fetch(portal.nginx.public_url + path, headers=headers)
+        assert (public.status, public.headers["Location"]) == (303, "/quarantine/sign-in")
+
+
+# The headers of every response to a recipient, and those that only https responses have.
+PROTECTING = (
+    "Content-Security-Policy",
+    "X-Content-Type-Options",
+    "Referrer-Policy",
+    "Cross-Origin-Opener-Policy",
+    "Cross-Origin-Resource-Policy",
+    "X-Robots-Tag",
+    "Cache-Control",
+)
+
+
+def raw(port: int, request: bytes, *, tls: bool) -> Reply:
+    """Send octets that no HTTP client sends, and return the answer."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port), 10) as plain:
+        with trusting.wrap_socket(plain) if tls else plain as connection:
+            connection.sendall(request)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            return Reply(answer.status, answer.headers, answer.read())
+
+
+def check_headers(answer: Reply, *, https: bool = True) -> None:
+    for name in (*PROTECTING, *(["Strict-Transport-Security"] if https else [])):
+        assert len(answer.headers.get_all(name, [])) == 1, (answer.status, name)
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_errors_and_redirects_of_nginx_itself_carry_the_security_headers(portal: Portal) -> None:
+    public, https = portal.nginx.public_url, portal.nginx.https
+    answers = {
+        "root": (302, fetch(f"https://127.0.0.1:{https}/")),
+        "elsewhere": (404, fetch(f"https://127.0.0.1:{https}/other")),
+        "metrics": (404, fetch(public + "/metrics")),
+        "export": (405, fetch(public + "/", b"x")),
+        "large form": (413, fetch(public + "/sign-in", b"x" * 70_000)),
+        "long line": (414, raw(https, b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", tls=True)),
+        "not HTTP": (400, raw(https, b"GET / HTTP/1.1\r\n\r\n", tls=True)),
+        "not TLS": (400, raw(https, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", tls=False)),
+        "portal's page": (200, fetch(public + "/sign-in")),
+        "portal's error": (404, fetch(public + "/nothing")),
+    }
+    for name, (status, answer) in answers.items():
+        assert answer.status == status, name
+        check_headers(answer)
+    plain = fetch(f"http://127.0.0.1:{portal.nginx.http}/quarantine/")
+    assert plain.status == 301
+    check_headers(plain, https=False)
+    style = fetch(public + "/static/style.css")
+    assert style.status == 200
+    assert style.headers.get_all("Cache-Control") == ["public, max-age=86400"]
+
+
+def test_a_portal_that_is_down_gets_an_error_with_the_security_headers() -> None:
+    with folder() as home, Nginx(home, f"unix:{home}/nobody.sock").running() as nginx:
+        answer = fetch(nginx.public_url + "/sign-in")
+        assert answer.status == 502
+        check_headers(answer)
+
+
+def test_one_client_cannot_have_more_than_32_requests_at_once() -> None:
+    with folder() as home:
+        path = home / "silent.sock"
+        with socket.socket(socket.AF_UNIX) as silent, ExitStack() as stack:
+            silent.bind(str(path))
+            path.chmod(0o777)
+            silent.listen(100)  # it never answers, so each request occupies a connection
+            nginx = stack.enter_context(Nginx(home / "nginx", f"unix:{path}").running())
+            trusting = ssl.create_default_context()
+            trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+
+            def ask(source: str) -> http.client.HTTPSConnection:
+                connection = http.client.HTTPSConnection(
+                    "127.0.0.1", nginx.https, timeout=10, context=trusting, source_address=(source, 0)
+                )
+                stack.callback(connection.close)
+                connection.request("GET", "/quarantine/preferences")
+                return connection
+
+            for _ in range(32):
+                ask("127.0.0.1")
+                stack.enter_context(silent.accept()[0])
+            one_more = ask("127.0.0.1").getresponse()
+            assert one_more.status == 429
+            ask("127.0.0.2")
+            stack.enter_context(silent.accept()[0])  # another client is served
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "//metrics", "/%6Detrics", "/x/../metrics"])
 def test_the_public_server_hides_the_metrics(portal: Portal, path: str) -> None:
-    assert http(portal.nginx.public_url + path).status == 404
+    assert fetch(portal.nginx.public_url + path).status == 404
 
 
 def test_monitoring_on_this_host_sees_health_and_metrics(portal: Portal) -> None:
-    assert json.loads(http(portal.nginx.exporter_url + "healthz").body)["status"] == "ok"
-    assert b"quarantine_store_up 1" in http(portal.nginx.exporter_url + "metrics").body
+    assert json.loads(fetch(portal.nginx.exporter_url + "healthz").body)["status"] == "ok"
+    assert b"quarantine_store_up 1" in fetch(portal.nginx.exporter_url + "metrics").body
 
 
 def test_the_exporters_server_has_nothing_else(portal: Portal) -> None:
     for path in ("quarantine/sign-in", "sign-in", "quarantine/messages/", "static/style.css"):
-        assert http(portal.nginx.exporter_url + path).status == 404
+        assert fetch(portal.nginx.exporter_url + path).status == 404
 
 
 def test_a_proof_for_a_certificate_is_served_without_tls(portal: Portal) -> None:
@@ -124,18 +230,18 @@ def test_a_proof_for_a_certificate_is_served_without_tls(portal: Portal) -> None
     for path in (portal.nginx.home, portal.nginx.home / "www", folder.parent, folder):
         path.chmod(0o755)
     address = f"http://127.0.0.1:{portal.nginx.http}/.well-known/acme-challenge/"
-    answer = http(f"{address}token", headers={"Host": "quarantine.example.org"})
+    answer = fetch(f"{address}token", headers={"Host": "quarantine.example.org"})
     assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"proof", "text/plain")
-    assert http(f"{address}none").status == 404
-    assert http(f"{address}../../secret").status == 301
+    assert fetch(f"{address}none").status == 404
+    assert fetch(f"{address}../../secret").status == 301
 
 
 def test_people_are_led_to_https_and_to_the_mount_point(portal: Portal) -> None:
     for headers in ({}, {"Host": "evil.example.net"}, {"Host": "evil.example.net:81"}):
-        answer = http(f"http://127.0.0.1:{portal.nginx.http}/quarantine/?a=b", headers=headers)
+        answer = fetch(f"http://127.0.0.1:{portal.nginx.http}/quarantine/?a=b", headers=headers)
         assert answer.status == 301 and answer.headers["Location"] == "https://quarantine.example.org/quarantine/?a=b"
-    assert http(f"https://127.0.0.1:{portal.nginx.https}/").headers["Location"].endswith("/quarantine/")
-    assert http(portal.nginx.public_url + "/sign-in").status == 200
+    assert fetch(f"https://127.0.0.1:{portal.nginx.https}/").headers["Location"].endswith("/quarantine/")
+    assert fetch(portal.nginx.public_url + "/sign-in").status == 200
 
 
 def test_no_token_is_written_to_the_access_log(portal: Portal, needle: str) -> None:
@@ -148,7 +254,7 @@ def test_no_token_is_written_to_the_access_log(portal: Portal, needle: str) -> N
         f"/sign-in/{needle}/?from={needle}",
         f"/sign-in?address={needle}",
     ):
-        http(portal.nginx.public_url + path, headers={"Referer": f"https://example.org/{needle}"})
+        fetch(portal.nginx.public_url + path, headers={"Referer": f"https://example.org/{needle}"})
     log = portal.nginx.access_log.read_text()
     assert "/quarantine/link/- " in log and "/quarantine/sign-in/- " in log
     assert needle not in log
@@ -161,8 +267,8 @@ def test_guessing_links_and_sign_ins_is_slowed_down(portal: Portal) -> None:
         folder() as home,
         Nginx(home, portal.nginx.upstream).running() as nginx,
     ):  # a separate Nginx, so that other tests are not slowed down
-        answers = [http(f"{nginx.public_url}/link/guess{number}/").status for number in range(80)]
+        answers = [fetch(f"{nginx.public_url}/link/guess{number}/").status for number in range(80)]
         assert set(answers) == {404, 429}
-        answers = [http(f"{nginx.public_url}/sign-in", b"address=x").status for _ in range(40)]
+        answers = [fetch(f"{nginx.public_url}/sign-in", b"address=x").status for _ in range(40)]
         assert 429 in answers
         assert "guess" not in nginx.error_log.read_text()

@@ -160,6 +160,30 @@ def test_an_empty_message_is_not_selected_whatever_the_prefix_of_its_headers(sit
         assert rspamd(site).get("/", headers=headers).json == {"status": "not-selected", "id": None}
 
 
+@pytest.mark.parametrize("peer", ["127.0.0.1", "192.0.2.7"])
+def test_nothing_that_comes_through_the_public_server_is_an_export(
+    site: Site, caplog: pytest.LogCaptureFixture, peer: str
+) -> None:
+    public = {"QUARANTINE_PUBLIC": "1"}
+    assert rspamd(site, peer).request("GET", "/", headers=META, environ=public).status == 303
+    assert post(site, peer=peer, environ=public).status == 405
+    assert count(site) == 0
+    assert "export" not in caplog.text
+
+
+def test_a_message_with_too_many_recipients_is_refused_and_not_held_for_some(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    rcpt = [ALICE, *(f"r{n}@example.org" for n in range(65_536))]
+    export = {"rcpt": rcpt, "from": SENDER, "action": "reject", "score": 17.5, "qid": "4XyZq1abc", "symbols": []}
+    body = msgpack.packb(export | {"message": mail()})
+    answer = post(site, body, headers={"Content-Type": "application/msgpack", "X-Rspamd-rcpt": json.dumps([ALICE])})
+    assert answer.status == 400
+    assert "65537 recipients" in answer.json["error"]
+    assert "export refused status=400: the message has 65537 recipients" in caplog.text
+    assert count(site) == 0
+
+
 def test_a_browsers_get_is_not_taken_for_an_export(site: Site) -> None:
     assert rspamd(site).get("/").header("Location") == "/quarantine/sign-in"
 
