@@ -1,4 +1,4 @@
--- The PostgreSQL store's tables, at schema version 6. `quarantine init` runs this file under an advisory lock, in one
+-- The PostgreSQL store's tables, at schema version 7. `quarantine init` runs this file under an advisory lock, in one
 -- transaction, after the migrations of portal/stores/postgres/migrations.py. Running it again, also while the portal
 -- runs, only replaces the functions.
 --
@@ -38,7 +38,8 @@ begin
         flags text[] not null,
         body_sha256 bytea not null,
         size_bytes bigint not null,
-        has_8bit boolean not null
+        has_8bit boolean not null,
+        scan text  -- JSON of the last virus scan (portal/stores/scans.py); null: none was asked for
     ) partition by range (id);
     -- Finds the copies of a mail that arrives again with a worse verdict.
     create index message_body_idx on message (body_sha256, tier);
@@ -182,7 +183,25 @@ begin
         primary key (message_id, number, reader)
     ) partition by range (message_id);
 
-    insert into setting (name, value) values ('schema_version', '6');
+    create table job (  -- background jobs, see portal/stores/shared/jobs.py
+        id uuid primary key,
+        kind text not null,
+        arguments text not null,  -- JSON
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        created_at timestamptz not null,
+        not_before timestamptz not null,  -- of the next claim; while the job is claimed: the end of its lease
+        lease uuid,
+        tries int not null default 0,
+        progress text not null default '',  -- JSON
+        outcome text,
+        finished_at timestamptz  -- null: waiting or running
+    );
+    create index on job (kind, not_before) where finished_at is null;
+    create index on job (finished_at) where finished_at is not null;
+
+    insert into setting (name, value) values ('schema_version', '7');
 end
 $$;
 
@@ -195,7 +214,7 @@ create or replace function hold_mail(
     addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
     header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
     client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
-    first_chunk bytea
+    scan_job uuid, first_chunk bytea
 ) returns text language plpgsql as $hold$
 declare
     held uuid;
@@ -228,11 +247,16 @@ begin
     end if;
     insert into message (
         id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
-        client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit
+        client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit, scan
     ) values (
         new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
-        action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit
+        action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit,
+        case when scan_job is not null then '{"outcome": "waiting"}' end
     );
+    if scan_job is not null then
+        insert into job (id, kind, arguments, actor, via, address, created_at, not_before)
+        values (scan_job, 'scan', json_build_object('message', new_id)::text, 'system', '', '', held_at, held_at);
+    end if;
     insert into delivery (message_id, number, recipient, address, state, state_at)
     select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
     from unnest(recipients, addresses) with ordinality d (recipient, address, number);
@@ -249,6 +273,23 @@ begin
         end if;
     end loop;
     return case when shared then new_id::text else new_id || ' ' || place end;
+end
+$hold$;
+
+-- The same as programs of schema versions up to 6 call it: they hold mail until they are restarted after an upgrade.
+create or replace function hold_mail(
+    wait_ms int, new_id uuid, new_place uuid, new_dedup_key bytea, held_at timestamptz, recipients text[],
+    addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
+    header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
+    client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
+    first_chunk bytea
+) returns text language plpgsql as $hold$
+begin
+    return hold_mail(
+        wait_ms, new_id, new_place, new_dedup_key, held_at, recipients, addresses, notified,
+        notified_addresses, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action,
+        score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit, null, first_chunk
+    );
 end
 $hold$;
 

@@ -33,6 +33,12 @@ class Tier(StrEnum):
         tiers = tuple(Tier)
         return tiers[: tiers.index(self)]
 
+    @property
+    def more_harmful(self) -> tuple[Tier, ...]:
+        """The tiers that are more harmful than this one."""
+        tiers = tuple(Tier)
+        return tiers[tiers.index(self) + 1 :]
+
 
 # Rspamd's actions (src/libmime/scan_result.h), as its replies spell them.
 ACTIONS = (
@@ -70,6 +76,33 @@ class Symbol(NamedTuple):
     name: str
     score: float = 0.0
     options: tuple[str, ...] = ()
+
+
+class ScanOutcome(StrEnum):
+    """The outcome of a virus scan. The values are kept in stores and journals."""
+
+    WAITING = "waiting"  # none was done yet; a background job is queued
+    CLEAN = "clean"
+    FOUND = "found"  # a scanner reported a symbol
+    FAILED = "failed"  # not scanned: no answer, no scanner, or the message is too large
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The last virus scan of a message."""
+
+    outcome: ScanOutcome
+    at: datetime | None = None  # aware UTC; None: waiting
+    symbols: tuple[Symbol, ...] = ()  # those that the scanners reported
+    detail: str = ""  # why it failed, in English, for administrators
+
+    @property
+    def is_done(self) -> bool:
+        """True if a virus scanner read the message."""
+        return self.outcome in (ScanOutcome.CLEAN, ScanOutcome.FOUND)
+
+
+WAITING = Scan(ScanOutcome.WAITING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +151,24 @@ class Message(Facts):
     """A held message."""
 
     id: UUID
-    tier: Tier
+    verdict_tier: Tier  # the worst tier of all verdicts and virus scans
+    scan: Scan | None = None  # None: no scan was asked for
+
+    @property
+    def tier(self) -> Tier:
+        """The tier that counts: at least *suspicious* as long as a scan is asked for and not done."""
+        return scanned_tier(self.verdict_tier, self.scan)
 
     @property
     def held_at(self) -> datetime:
         """The time at which it was held, aware UTC: the id's millisecond."""
         return held_at(self.id)
+
+
+def scanned_tier(verdict_tier: Tier, scan: Scan | None) -> Tier:
+    """Return the tier of a message with this verdict and this virus scan."""
+    not_scanned = scan is not None and not scan.is_done
+    return Tier.SUSPICIOUS if not_scanned and verdict_tier is Tier.SPAM else verdict_tier
 
 
 class DeliveryId(NamedTuple):

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from portal.model.message import (
@@ -35,6 +36,7 @@ from portal.model.message import (
     Filter,
     Message,
     Reader,
+    Scan,
     State,
     Tier,
 )
@@ -45,6 +47,7 @@ from portal.stores.records import (
     DigestRecord,
     DigestRequest,
     Held,
+    Job,
     LinkOpen,
     OutgoingMail,
     Page,
@@ -64,7 +67,14 @@ class Messages(ABC):
 
     @abstractmethod
     def add(
-        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+        self,
+        export: Export,
+        body: Body,
+        tier: Tier,
+        announce: Collection[str],
+        *,
+        at: datetime | None = None,
+        scan: bool = False,
     ) -> Held:
         """Hold a message and return once it is durable: a power cut right after does not lose it.
 
@@ -72,7 +82,8 @@ class Messages(ABC):
         true, also when many processes add it at once. ``announce`` has the identities of the recipients who are
         notified by digest. Deliveries are numbered in the order of ``export.recipients``; a message without recipients
         gets one delivery whose recipient and address are "" (see `Deliveries.assign`). ``at`` is when the message was
-        held, for mail imported from elsewhere; None: now.
+        held, for mail imported from elsewhere; None: now. ``scan``: the message waits for a virus scan, and a
+        background job `SCAN` for it is queued in the same transaction.
 
         A ``tier`` worse than that of the known message, or of messages with the same bytes, replaces theirs as long
         as one of their deliveries is not released; tiers never get better. The export's symbols, score, action and
@@ -90,6 +101,16 @@ class Messages(ABC):
         Raises NotFound, or BodyMissing when the mail is gone, both before the first piece; BodyDamaged or
         StoreUnavailable when a later piece cannot be read or the SHA-256 differs: then the caller must discard the
         pieces that it received.
+        """
+
+    @abstractmethod
+    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
+        """Record a virus scan that was done or failed. Return whether it made the message more dangerous.
+
+        ``tier`` is the tier of the message with the scan's symbols. If it is worse than that of the message, it
+        replaces it, the scan's symbols are added to the message's, and each delivery that is not released gets an
+        event `raised`. Tiers never get better; a scan that found something is kept whatever later ones say. Durable on
+        return. Raises NotFound.
         """
 
     @abstractmethod
@@ -438,6 +459,47 @@ class Outbox(ABC):
         """
 
 
+class Jobs(ABC):
+    """Background jobs: work that outlives the request that began it. The digest process of any host runs them.
+
+    A job that its process did not finish, because it died or lost the store, is claimed again once its lease expired:
+    each step must be safe to repeat. ``kind`` names the function that runs it, ``arguments`` are a JSON object.
+    """
+
+    @abstractmethod
+    def add(
+        self, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, not_before: datetime | None = None
+    ) -> UUID:
+        """Queue a job and return its id. Durable on return."""
+
+    @abstractmethod
+    def get(self, job_id: UUID) -> Job:
+        """Return a job. Kept for `JOBS_KEPT` after its end. Raises NotFound."""
+
+    @abstractmethod
+    def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
+        """Claim up to ``count`` jobs of this kind, the longest due first, until ``now`` + LEASE. Counts a try."""
+
+    @abstractmethod
+    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> None:
+        """Record how far a claimed job is, and extend its claim to ``now`` + LEASE.
+
+        Raises AlreadyDone if another process claimed it in the meantime: the caller must stop.
+        """
+
+    @abstractmethod
+    def retry(self, job: Job, not_before: datetime, *, tried: bool = True) -> None:
+        """End a claim; the job is due again at ``not_before``. ``tried`` False: it was not begun, the try is not
+        counted. Does nothing if another process claimed it in the meantime."""
+
+    @abstractmethod
+    def finish(self, job: Job, outcome: str | None, now: datetime) -> None:
+        """End a job with its outcome, a text for people; None removes it, if its outcome is recorded elsewhere.
+
+        Does nothing if another process claimed it in the meantime.
+        """
+
+
 class Notes(ABC):
     """Named texts and counters, for the processes that share the store."""
 
@@ -481,6 +543,7 @@ class Store(ABC):
     recipients: Recipients
     sign_ins: SignIns
     outbox: Outbox
+    jobs: Jobs
     notes: Notes
 
     @abstractmethod

@@ -9,6 +9,7 @@ with the state of the last line.
      "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
     {"at": …, "kind": "verdict", "id": …, "tier": "dangerous", "symbols": [[name, score, [option, …]], …], "score": …,
      "action": "reject", "flags": []}
+    {"at": …, "kind": "scan", "id": …, "scan": {"outcome": "clean", "at": …, "symbols": [], "detail": ""}}
     {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
      "preferences": null}
     {"at": …, "kind": "told", "reader": …, "deliveries": [[id, number], …]}
@@ -24,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier
-from portal.stores import symbols
+from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
 
 
@@ -61,7 +62,7 @@ def verdict_line(message: Message) -> dict[str, Any]:
     return {
         "kind": "verdict",
         "id": str(message.id),
-        "tier": message.tier.value,
+        "tier": message.verdict_tier.value,
         "symbols": message.symbols,  # JSON has each as a list
         "score": message.score,
         "action": message.action,
@@ -76,12 +77,17 @@ def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
     """
     return replace(
         message,
-        tier=Tier(line["tier"]),
+        verdict_tier=Tier(line["tier"]),
         symbols=symbols.from_json(line["symbols"]),
         score=None if line["score"] is None else float(line["score"]),
         action=None if line["action"] is None else str(line["action"]),
         flags=frozenset(map(Flag, line["flags"])),
     )
+
+
+def scan_line(message: Message) -> dict[str, Any]:
+    """Return the line with a message's last virus scan."""
+    return {"kind": "scan", "id": str(message.id), "scan": message.scan and scans.to_json(message.scan)}
 
 
 def events_of(line: dict[str, Any]) -> list[Event]:

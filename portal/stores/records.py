@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone
-from portal.model.message import FACTS, Delivery, DeliveryId, Event, Export, Message, Reader, identity
+from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, Export, Message, Reader, identity
 from portal.model.schedule import NO_PREFERENCES, Preferences
 
 
@@ -187,6 +188,23 @@ class OutgoingMail:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """A background job, see `Jobs`."""
+
+    id: UUID
+    kind: str
+    arguments: Mapping[str, Any]
+    actor: Actor  # who began it
+    created_at: datetime
+    not_before: datetime  # of the next claim; while it is claimed: the end of its lease
+    tries: int
+    progress: Mapping[str, Any]  # as `Jobs.keep` recorded it; empty at first
+    outcome: str | None = None
+    finished_at: datetime | None = None  # None: waiting or running
+    lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
+
+
+@dataclass(frozen=True, slots=True)
 class Purged:
     """Result of `Store.purge`. ``kept`` counts old messages that stay because a delivery is requested or releasing."""
 
@@ -201,6 +219,7 @@ class Stats:
     releases_waiting: int
     requests_waiting: int
     mails_waiting: int
+    jobs_waiting: int
     digests_due: int
     digests_failing: int  # recipients whose last digest failed
     oldest_digest_due_at: datetime | None

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, EventKind, Export, Flag, Message, State, Tier, identity
+from portal.model.message import Delivery, EventKind, Export, Flag, Message, Scan, ScanOutcome, State, Tier, identity
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 FOUND_MAX = 100  # messages that `Messages.find` returns
@@ -27,6 +27,7 @@ SESSION_MAX = timedelta(days=7)
 SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
 
 MAIL_KEPT = timedelta(days=1)
+JOBS_KEPT = timedelta(days=30)  # after their end
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
 _RELEASE_BACK_OFF_MAX = timedelta(hours=1)
 
@@ -37,6 +38,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("session", "session_sha256", "used_at", SESSION_IDLE),
     ("session", "session_sha256", "started_at", SESSION_MAX),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),
+    ("job", "id", "finished_at", JOBS_KEPT),
 )
 
 
@@ -136,10 +138,10 @@ def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
     """
     flags = export.flags & _VERDICT_FLAGS
     if not export.symbols:
-        return replace(message, tier=tier, flags=message.flags | flags)
+        return replace(message, verdict_tier=tier, flags=message.flags | flags)
     return replace(
         message,
-        tier=tier,
+        verdict_tier=tier,
         symbols=export.symbols,
         score=export.score,
         action=export.action,
@@ -147,6 +149,18 @@ def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
     )
 
 
+def with_scan(message: Message, scan: Scan, tier: Tier) -> Message:
+    """Return the message with this virus scan, and with the tier and symbols that follow from it, see
+    `Messages.record_scan`."""
+    found_before = message.scan is not None and message.scan.outcome is ScanOutcome.FOUND
+    kept = message.scan if found_before and scan.outcome is not ScanOutcome.FOUND else scan
+    if tier not in message.verdict_tier.more_harmful:
+        return replace(message, scan=kept)
+    names = {symbol.name for symbol in scan.symbols}
+    others = tuple(symbol for symbol in message.symbols if symbol.name not in names)
+    return replace(message, scan=kept, verdict_tier=tier, symbols=(*others, *scan.symbols))
+
+
 def verdict_change(message: Message, tier: Tier) -> str:
     """Return the detail of the event `raised`."""
-    return f"{message.tier} -> {tier}"
+    return f"{message.verdict_tier} -> {tier}"

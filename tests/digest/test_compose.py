@@ -37,7 +37,7 @@ def delivery(number: int = 0, **fields: Any) -> Delivery:
     held_at = NOW - timedelta(minutes=10 + number)
     message = Message(
         id=new_id(held_at),
-        tier=Tier.SPAM,
+        verdict_tier=Tier.SPAM,
         envelope_sender=SENDER,
         subject=f"Offer {number}",
         header_from=f"Promo {number} <promo{number}@example.net>",
@@ -130,9 +130,9 @@ def test_text_and_html_carry_the_same_facts_and_links() -> None:
         delivery(1, subject="Your order", header_from="Kontor <shop@example.com>", score=15.25),
         delivery(2, subject="", header_from="", envelope_sender="", score=None, flags=frozenset({Flag.SCORE})),
         delivery(3, header_from='"boss@example.org" <x@example.com>', symbols=(Symbol("SPOOF_DISPLAY_NAME", 8),)),
-        delivery(4, tier=Tier.DANGEROUS, subject="Invoice.zip", symbols=(Symbol("CLAM_VIRUS", 20),)),
+        delivery(4, verdict_tier=Tier.DANGEROUS, subject="Invoice.zip", symbols=(Symbol("CLAM_VIRUS", 20),)),
         delivery(5, state=State.RELEASED),
-        *(delivery(n, score=60, tier=Tier.DANGEROUS) for n in (6, 7)),
+        *(delivery(n, score=60, verdict_tier=Tier.DANGEROUS) for n in (6, 7)),
         max_rows=4,
     )
     text, html = text_of(mail), html_of(mail)
@@ -158,7 +158,7 @@ def test_text_and_html_carry_the_same_facts_and_links() -> None:
 
 
 def test_each_address_stands_alone_on_its_line() -> None:
-    text = text_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
+    text = text_of(mail_of(delivery(1), delivery(2, verdict_tier=Tier.DANGEROUS)))
     lines = [line for line in text.splitlines() if "://" in line]
     assert len(lines) == 9  # release, show, delete; request, show; several, portal, preferences, forwarded
     assert all(URL.fullmatch(line) for line in lines)
@@ -177,7 +177,7 @@ def test_the_text_part_fits_a_terminal_and_its_links_stay_whole() -> None:
                 )
             )
         ),
-        delivery(9, tier=Tier.DANGEROUS),
+        delivery(9, verdict_tier=Tier.DANGEROUS),
     )
     lines = text_of(mail).splitlines()
     wide = [line for line in lines if sum(1 + (east_asian_width(c) in "WF") for c in line) > 76]
@@ -209,7 +209,7 @@ def test_text_is_wrapped_at_76_columns() -> None:
 
 
 def test_links_name_the_action_and_the_delivery_and_are_dated_with_the_digest() -> None:
-    spam, virus = delivery(3), delivery(7, tier=Tier.DANGEROUS)
+    spam, virus = delivery(3), delivery(7, verdict_tier=Tier.DANGEROUS)
     mail = mail_of(spam, virus)
     found = [LINKS.verify(url.split("/")[-2], NOW) for url in URL.findall(text_of(mail)) if url.count("/") > 4]
     assert [(link.action, link.id, link.number) for link in found[:5]] == [
@@ -227,7 +227,7 @@ def test_links_name_the_action_and_the_delivery_and_are_dated_with_the_digest() 
 def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
     mail = mail_of(
         delivery(1, score=30),
-        delivery(2, score=15, tier=Tier.DANGEROUS),
+        delivery(2, score=15, verdict_tier=Tier.DANGEROUS),
         delivery(3, score=19, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
         delivery(4, score=15),
         delivery(5, score=None),
@@ -287,9 +287,11 @@ def test_a_forged_sender_is_not_named_in_the_subject() -> None:
 
 
 def test_dangerous_mail_names_no_sender_in_the_subject() -> None:
-    mail = mail_of(delivery(1, tier=Tier.DANGEROUS), delivery(2, score=30, header_from="Ann <a@friends.example.com>"))
+    mail = mail_of(
+        delivery(1, verdict_tier=Tier.DANGEROUS), delivery(2, score=30, header_from="Ann <a@friends.example.com>")
+    )
     assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
-    assert mail_of(delivery(1, tier=Tier.DANGEROUS))["Subject"] == "1 message held for you"
+    assert mail_of(delivery(1, verdict_tier=Tier.DANGEROUS))["Subject"] == "1 message held for you"
 
 
 def test_senders_whose_mail_was_released_before_come_first() -> None:
@@ -343,9 +345,9 @@ def test_authenticated_or_dangerous_mail_is_never_grouped_under_other_mail() -> 
     mail = mail_of(
         delivery(1, **same),
         delivery(2, **same, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
-        delivery(3, **same, tier=Tier.SUSPICIOUS),
-        delivery(4, **same, tier=Tier.DANGEROUS),
-        delivery(5, **same, tier=Tier.DANGEROUS),
+        delivery(3, **same, verdict_tier=Tier.SUSPICIOUS),
+        delivery(4, **same, verdict_tier=Tier.DANGEROUS),
+        delivery(5, **same, verdict_tier=Tier.DANGEROUS),
     )
     assert "similar message" in text_of(mail)
     assert text_of(mail).count("Release to my inbox:") == 3
@@ -595,7 +597,7 @@ def test_the_html_part_says_its_language_and_direction() -> None:
 
 
 def test_all_links_lead_to_one_host_and_the_mail_says_so() -> None:
-    mail = mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS))
+    mail = mail_of(delivery(1), delivery(2, verdict_tier=Tier.DANGEROUS))
     assert all(link.startswith("https://mail.example.org/quarantine/") for link in html_of(mail).links)
     for words in ("All links lead to mail.example.org.", "These pages never ask for a password."):
         assert words in squeezed(text_of(mail))
@@ -603,7 +605,7 @@ def test_all_links_lead_to_one_host_and_the_mail_says_so() -> None:
 
 
 def test_the_html_part_loads_nothing_and_runs_nothing() -> None:
-    html = html_of(mail_of(delivery(1), delivery(2, tier=Tier.DANGEROUS)))
+    html = html_of(mail_of(delivery(1), delivery(2, verdict_tier=Tier.DANGEROUS)))
     assert not html.tags & {"script", "img", "link", "iframe", "form", "object"}
     assert not html.attributes & {"src", "background", "onclick", "onload"}
     assert "url(" not in html.words

@@ -34,13 +34,13 @@ def test_the_heaviest_findings_come_first_and_only_once(message: Message) -> Non
 
 def test_dangerous_findings_come_first(message: Message) -> None:
     symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("CLAM_VIRUS", 0.1))
-    assert "virus" in why(replace(message, symbols=symbols, tier=Tier.DANGEROUS))[0]
+    assert "virus" in why(replace(message, symbols=symbols, verdict_tier=Tier.DANGEROUS))[0]
 
 
 def test_there_is_always_a_reason(message: Message) -> None:
     for symbols in ((), (Symbol("X1", 1.0),), (Symbol("X1", 9.0),), (Symbol("X1", 1.0), Symbol("X2", 1.0))):
         for tier in Tier:
-            assert len(why(replace(message, symbols=symbols, tier=tier))) == 1
+            assert len(why(replace(message, symbols=symbols, verdict_tier=tier))) == 1
 
 
 def test_lost_findings_are_shown(message: Message) -> None:
@@ -126,7 +126,7 @@ def test_every_reason_is_translated(message: Message) -> None:
     for scores in ((), (9.0,), (1.0, 1.0)):
         symbols = tuple(Symbol(f"LOCAL_{n}", score) for n, score in enumerate(scores))
         for tier in Tier:
-            reasons += why(replace(message, symbols=symbols, tier=tier, flags=frozenset({Flag.SYMBOLS})))
+            reasons += why(replace(message, symbols=symbols, verdict_tier=tier, flags=frozenset({Flag.SYMBOLS})))
     for header, envelope in (("", ""), ("", None), ("a@x.example <b@y.example>", ""), ("", "x@аррӏе.com")):  # noqa: RUF001
         sender = sender_shown(replace(message, header_from=header, envelope_sender=envelope))
         reasons += [text for text in (sender.warning, sender.instead) if text]
@@ -155,8 +155,8 @@ def test_findings_of_one_weight_come_in_the_order_of_their_names(message: Messag
 def test_a_dangerous_symbol_comes_first_only_in_a_dangerous_mail(message: Message, name: str) -> None:
     symbols = (Symbol("BAYES_SPAM", 9.0), Symbol("GTUBE", 5.0), Symbol(name, 0.1))
     reasons = [explain(symbol) for symbol in symbols]
-    assert why(replace(message, symbols=symbols, tier=Tier.DANGEROUS)) == [reasons[2], reasons[0], reasons[1]]
-    assert why(replace(message, symbols=symbols, tier=Tier.SUSPICIOUS)) == reasons
+    assert why(replace(message, symbols=symbols, verdict_tier=Tier.DANGEROUS)) == [reasons[2], reasons[0], reasons[1]]
+    assert why(replace(message, symbols=symbols, verdict_tier=Tier.SUSPICIOUS)) == reasons
 
 
 @pytest.mark.parametrize(

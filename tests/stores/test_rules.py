@@ -32,7 +32,7 @@ _OF_THE_EXPORT = {field.name for field in fields(Message)} & {field.name for fie
 def delivery() -> Delivery:
     export, id = builders.export(b"Subject: x\r\n\r\n"), new_id()
     known = {name: getattr(export, name) for name in _OF_THE_EXPORT}
-    message = Message(id=id, tier=Tier.SPAM, **known)
+    message = Message(id=id, verdict_tier=Tier.SPAM, **known)
     return Delivery(message, 0, ALICE, ALICE, State.HELD, message.held_at, "", 0, None, None)
 
 

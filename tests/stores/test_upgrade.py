@@ -1,7 +1,7 @@
 """Stores of older programs are upgraded while mail comes; versions that do not fit are reported.
 
-`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4; files with a 5 are of version
-5.
+`data/quarantine-4.sql` and `data/quarantine-4-sqlite.sql` are the schemas of version 4; files with a 5 or 6 are of
+these versions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ import psycopg
 import pytest
 
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.model.message import Reader, Tier
+from portal.model.message import FACTS, Reader, Tier
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
 from portal.stores.files import messages as files_messages
 from portal.stores.files.store import FileStore
 from portal.stores.postgres import database as postgres_database
 from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import rows as postgres_rows
 from portal.stores.postgres.store import PostgresStore
+from portal.stores.shared import rows as shared_rows
 from portal.stores.shared.spellings import merge_spellings
 from tests.builders import ALICE, MALLORY, digesting, hold, now
 from tests.faults.serving import BIN, assert_whole, mail_of
@@ -106,8 +108,16 @@ def mark_news_as_before(connection: sqlite3.Connection, recipient: str, address:
     )
 
 
+# The facts of a message that programs of version 6 store.
+_FACTS_OF_6 = (
+    "envelope_sender", "subject", "header_from", "queue_id", "message_id", "action", "score", "client_ip", "user",
+    "symbols", "flags", "body_sha256", "size_bytes", "has_8bit",
+)  # fmt: skip
+_NAMES_BEFORE_6 = {"dedup_key": "sameness", "username": "user", "packed_symbols": "symbols"}
+
+
 class Posting:
-    """Threads that hold mail as programs of versions 4 and 5 do, with retries until it is accepted."""
+    """Threads that hold mail as programs of versions 4 to 6 do, with retries until it is accepted."""
 
     def __init__(self, store_url: str, number: int) -> None:
         self._older = pytest.MonkeyPatch()
@@ -115,14 +125,26 @@ class Posting:
             opening.setattr(postgres_database, "SCHEMA_VERSION", number)
             opening.setattr(sqlite, "SCHEMA_VERSION", number)
             self._store = open_store(store_url)
-        tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
-        self._older.setattr(postgres_days, "TABLES", tables)
-        self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
-        insert = files_messages._INSERT_MESSAGE
-        for name, before in (("dedup_key", "sameness"), ("username", "user"), ("packed_symbols", "symbols")):
-            insert = insert.replace(name, before)
-        self._older.setattr(files_messages, "_INSERT_MESSAGE", insert)
-        self._older.setattr(files_messages, "mark_news", mark_news_as_before)
+        if number < 6:
+            tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
+            self._older.setattr(postgres_days, "TABLES", tables)
+            self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
+        facts = tuple(fact for fact in FACTS if fact in _FACTS_OF_6)
+        columns = ["rowid", "id", "dedup_key", "tier", *(shared_rows.COLUMN_OF.get(fact, fact) for fact in facts)]
+        names = _NAMES_BEFORE_6 if number < 6 else {}
+        self._older.setattr(
+            files_messages,
+            "_INSERT_MESSAGE",
+            f"INSERT INTO message ({', '.join(names.get(column, column) for column in columns)})"
+            f" VALUES (:{', :'.join(columns)}) ON CONFLICT DO NOTHING",
+        )
+        self._older.setattr(postgres_rows, "FACTS", facts)
+        parameters = ",".join(f"${n}" for n in range(1, len(facts) + 13))
+        self._older.setattr(postgres_rows, "_HOLD", f"select hold_mail({parameters})".encode())
+        hold_values = postgres_rows.hold_values
+        self._older.setattr(postgres_rows, "hold_values", lambda *values: hold_values(*values)[:-1])  # no scan_job
+        if number < 6:
+            self._older.setattr(files_messages, "mark_news", mark_news_as_before)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]
@@ -162,7 +184,7 @@ class Posting:
             time.sleep(0.02)  # all mail is compared at the end
 
 
-@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("number", [4, 5, 6])
 def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: Path, number: int) -> None:
     make_version(store_url, number)
     is_postgres = store_url.startswith("postgresql")
@@ -242,7 +264,7 @@ def test_a_store_of_a_newer_program_is_left_alone(store_url: str, tmp_path: Path
     assert version(store_url) == 99
 
 
-@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("number", [4, 5, 6])
 def test_a_store_of_an_older_program_names_the_command_to_run(store_url: str, tmp_path: Path, number: int) -> None:
     make_version(store_url, number)
     if store_url.startswith("files"):
@@ -326,7 +348,7 @@ def columns_of(store_url: str) -> set[tuple[str, str]]:
         )
 
 
-@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("number", [4, 5, 6])
 def test_an_upgraded_store_has_the_tables_of_a_new_one(store_url: str, tmp_path: Path, number: int) -> None:
     open_store(store_url, create=True).close()
     new = columns_of(store_url)

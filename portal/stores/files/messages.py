@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError
-from portal.model.message import FACTS, Body, Export, Flag, Tier, held_at, identity, new_id
-from portal.stores import search, symbols
+from portal.model.message import FACTS, WAITING, Body, Export, Flag, Tier, held_at, identity, new_id, scanned_tier
+from portal.stores import scans, search, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
 from portal.stores.files.mail import DamagedFile, MailFiles
@@ -24,7 +24,8 @@ from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
 from portal.stores.records import Held, Record
 from portal.stores.rules import RAISED_TOGETHER, address_of
-from portal.stores.shared.messages import SqlMessages, import_deliveries
+from portal.stores.shared.jobs import add_scan
+from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 from portal.stores.shared.rows import MESSAGE, columns
 
 log = logging.getLogger("quarantine.store")
@@ -42,13 +43,20 @@ class FileMessages(SqlMessages):
         self._mail = mail
 
     def add(
-        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+        self,
+        export: Export,
+        body: Body,
+        tier: Tier,
+        announce: Collection[str],
+        *,
+        at: datetime | None = None,
+        scan: bool = False,
     ) -> Held:
         deadline = time.monotonic() + _ADD_SECONDS
         id = new_id(at)
         first = self._find_known(export) if body.size_bytes > _LOOK_UP_BYTES else None
         if first is None:
-            first = self._write(id, export, body, tier, announce)
+            first = self._write(id, body, _Metadata(export, tier, frozenset(announce), scan))
         return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
 
     def _find_known(self, export: Export) -> UUID | None:
@@ -56,9 +64,8 @@ class FileMessages(SqlMessages):
             known = _find_by_dedup_key(connection, export.dedup_key)
         return known if known is not None and self._mail.has(known) else None
 
-    def _write(self, id: UUID, export: Export, body: Body, tier: Tier, announce: Collection[str]) -> UUID:
+    def _write(self, id: UUID, body: Body, metadata: _Metadata) -> UUID:
         """Write the file and the rows of a message. Return its id, or that of the message that has the same mail."""
-        metadata = _Metadata(export, tier, frozenset(announce))
         with self._database.translated():
             self._mail.write(id, body, metadata.to_json(id))
         try:
@@ -94,7 +101,7 @@ class FileMessages(SqlMessages):
         mail."""
         dedup_key = metadata.export.dedup_key
         with self._database.write(durable=False) as connection:
-            while not _insert_rows(connection, id, dedup_key, metadata):
+            while not _insert_rows(SqliteSession(connection, self._database), id, dedup_key, metadata):
                 known = _find_by_dedup_key(connection, dedup_key)
                 if known is not None:
                     if self._mail.has(known):
@@ -105,7 +112,8 @@ class FileMessages(SqlMessages):
     def import_record(self, record: Record, body: Body | None) -> None:
         """See `Messages.import_record`. Unlike in `add` the rows are durable at once, since the recovery after a power
         cut only reads files of recently held messages."""
-        id, metadata = record.message.id, _Metadata(record.export(), record.message.tier, frozenset())
+        id, scan = record.message.id, record.message.scan
+        metadata = _Metadata(record.export(), record.message.verdict_tier, frozenset(), scan == WAITING)
         if body is not None:
             with self._database.translated():
                 self._mail.remove_unfinished(id)  # of a copy that was killed
@@ -117,10 +125,11 @@ class FileMessages(SqlMessages):
                 if body is None:
                     raise NotFound("there is no such message")
                 taken = record.dedup_key is None or _find_by_dedup_key(connection, record.dedup_key) is not None
-                _insert_rows(connection, id, None if taken else record.dedup_key, metadata)
-            elif row[0] in record.message.tier.less_harmful:
+                _insert_rows(session, id, None if taken else record.dedup_key, metadata)
+            elif row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
                 session.journal(partial(verdict_line, record.message))
+            import_scan(session, self._rows, record)
             import_deliveries(session, self._rows, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
@@ -164,7 +173,8 @@ class FileMessages(SqlMessages):
             metadata = self._metadata(message_id)
             with self._database.write(durable=False) as connection:
                 is_first = _find_by_dedup_key(connection, metadata.export.dedup_key) is None
-                _insert_rows(connection, message_id, metadata.export.dedup_key if is_first else None, metadata)
+                session = SqliteSession(connection, self._database)
+                _insert_rows(session, message_id, metadata.export.dedup_key if is_first else None, metadata)
 
     def _metadata(self, message_id: UUID) -> _Metadata:
         return _Metadata.from_json(self._mail.metadata(message_id))
@@ -201,6 +211,7 @@ class _Metadata:
     export: Export
     tier: Tier
     announce: frozenset[str]  # identities of recipients who are notified by digest
+    scan: bool = False  # a virus scan is asked for
 
     def to_json(self, id: UUID) -> dict[str, Any]:
         export = self.export
@@ -211,6 +222,7 @@ class _Metadata:
             "announce": sorted(self.announce),
             **({"identities": export.identities} if export.identities else {}),
             "tier": self.tier.value,
+            **({"scan": True} if self.scan else {}),
             **{field: getattr(export, field) for field in FACTS},  # JSON has each symbol as a list
             "flags": sorted(flag.value for flag in export.flags),
             "sameness": export.dedup_key.hex(),
@@ -231,7 +243,7 @@ class _Metadata:
             identities=tuple(map(identity, value.get("identities") or ())),  # with U-labels up to version 0.1.1
             dedup_key=bytes.fromhex(value["sameness"]),
         )
-        return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])))
+        return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])), value.get("scan") is True)
 
 
 @contextmanager
@@ -243,10 +255,8 @@ def _metadata_errors() -> Iterator[None]:
         raise DamagedFile("its metadata cannot be read") from error
 
 
-_COLUMNS = ("rowid", "id", "dedup_key", "tier", *MESSAGE[2:])
-_INSERT_MESSAGE = (
-    f"INSERT INTO message ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO NOTHING"
-)
+_COLUMNS = ("rowid", "dedup_key", *MESSAGE)
+_INSERT_MESSAGE = f"INSERT INTO message ({', '.join(_COLUMNS)}) VALUES (:{', :'.join(_COLUMNS)}) ON CONFLICT DO NOTHING"
 
 
 def _find_by_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID | None:
@@ -254,21 +264,25 @@ def _find_by_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID
     return UUID(bytes=row[0]) if row else None
 
 
-def _insert_rows(connection: sqlite3.Connection, id: UUID, dedup_key: bytes | None, metadata: _Metadata) -> bool:
+def _insert_rows(session: SqliteSession, id: UUID, dedup_key: bytes | None, metadata: _Metadata) -> bool:
     """Insert the rows of a message. Return False, without any change, if a message has this dedup key already."""
-    export, tier, rowid = metadata.export, metadata.tier, word_index.key(id)
-    row = (id.bytes, dedup_key, tier.value, *columns(export).values())
+    connection, export, tier, rowid = session.connection, metadata.export, metadata.tier, word_index.key(id)
+    scan = WAITING if metadata.scan else None
+    row = columns(export) | {"id": id.bytes, "dedup_key": dedup_key, "tier": tier.value, "scan": scans.pack(scan)}
     # Insert first and look for the conflict if that fails: a query costs as much as inserting a row.
-    while not connection.execute(_INSERT_MESSAGE, (rowid, *row)).rowcount:
+    while not connection.execute(_INSERT_MESSAGE, row | {"rowid": rowid}).rowcount:
         if dedup_key is not None and _find_by_dedup_key(connection, dedup_key) is not None:
             return False
         if connection.execute("SELECT 1 FROM message WHERE rowid = ?", (rowid,)).fetchone() is None:
             raise sqlite3.IntegrityError(f"message {id} exists already")
         rowid += 1
     held_for = export.held_for or ("",)
-    terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, held_for)
+    shown_tier = scanned_tier(tier, scan)
+    terms = search.terms(export.subject, export.envelope_sender, export.header_from, shown_tier, export.score, held_for)
     word_index.put(connection, rowid, terms)
     at = to_micros(held_at(id))
+    if metadata.scan:
+        add_scan(session, id, held_at(id))
     people = list(zip(held_for, export.recipients or ("",), strict=True))
     connection.executemany(
         "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",

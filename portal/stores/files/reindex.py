@@ -21,6 +21,7 @@ from uuid import UUID
 from portal.model.errors import NotFound, StoreUnavailable
 from portal.model.message import Delivery, DeliveryId, Reader, State, identity
 from portal.model.schedule import Preferences
+from portal.stores import scans
 from portal.stores.files.database import DATABASE, Database, unused
 from portal.stores.files.digests import import_digest, oldest_news
 from portal.stores.files.journal import Journal
@@ -119,6 +120,8 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
             result.actions += _replay_delivery(store, line)
         case "verdict":
             _replay_verdict(store, line)
+        case "scan":
+            _replay_scan(store, line)
         case "person":
             store.recipients.import_preferences(_person(line))
             result.people += 1
@@ -160,8 +163,17 @@ def _replay_verdict(store: FileStore, line: dict[str, Any]) -> None:
         messages = _ROWS.messages(session, "WHERE id = :id", id=UUID(line["id"]))
         if messages:
             updated = with_verdict_of(line, messages[0])
-            if messages[0].tier in updated.tier.less_harmful:
+            if messages[0].verdict_tier in updated.verdict_tier.less_harmful:
                 _ROWS.put_verdict(session, updated)
+
+
+def _replay_scan(store: FileStore, line: dict[str, Any]) -> None:
+    """Set the virus scan of a message, if the store has the message."""
+    scan = scans.from_json(line["scan"])
+    with store.engine.writing(durable=False) as session:
+        messages = _ROWS.messages(session, "WHERE id = :id", id=UUID(line["id"]))
+        if messages:
+            _ROWS.put_scan(session, replace(messages[0], scan=scan))
 
 
 def _recompute_news(store: FileStore) -> None:

@@ -39,8 +39,8 @@ class SqliteRows(rows.Rows):
 
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(
-            "UPDATE message SET tier = :tier, packed_symbols = :packed_symbols, score = :score, action = :action, "
-            "flags = :flags WHERE id = :id",
+            "UPDATE message SET tier = :verdict_tier, packed_symbols = :packed_symbols, score = :score, "
+            "action = :action, flags = :flags WHERE id = :id",
             message,
             **rows.columns(message),
         )

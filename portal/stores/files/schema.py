@@ -30,7 +30,8 @@ CREATE TABLE message (
     flags TEXT NOT NULL,                -- Flag values, separated by spaces
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
-    has_8bit INTEGER NOT NULL
+    has_8bit INTEGER NOT NULL,
+    scan TEXT                           -- JSON of the last virus scan, see scans; NULL: none was asked for
 );
 CREATE TABLE unindexed (                -- terms to be indexed, see word_index
     key INTEGER PRIMARY KEY,
@@ -137,7 +138,17 @@ CREATE INDEX sign_in_created_at ON sign_in (created_at);
 CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX session_used_at ON session (used_at)
+CREATE INDEX session_used_at ON session (used_at);
+
+CREATE TABLE job (                      -- background jobs, see shared.jobs
+    id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
+    address TEXT NOT NULL, created_at INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,        -- of the next claim; while the job is claimed: the end of its lease
+    lease BLOB, tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', outcome TEXT,
+    finished_at INTEGER                 -- NULL: waiting or running
+) WITHOUT ROWID;
+CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
+CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -191,6 +202,16 @@ ALTER TABLE outbox RENAME COLUMN recipient TO address;
 ALTER TABLE outbox RENAME COLUMN claim TO lease;
 DROP INDEX outgoing_due;
 CREATE INDEX outbox_due ON outbox (next_try_at)
+""",
+    7: """
+ALTER TABLE message ADD COLUMN scan TEXT;
+CREATE TABLE job (
+    id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
+    address TEXT NOT NULL, created_at INTEGER NOT NULL, not_before INTEGER NOT NULL, lease BLOB,
+    tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', outcome TEXT, finished_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
+CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL
 """,
 }
 

@@ -16,7 +16,7 @@ from portal.model.schedule import Preferences
 from portal.stores.files.database import Database, from_micros, to_micros
 from portal.stores.shared.session import Engine, Row, Session, parameters
 
-_TIMES = re.compile(r"(^|_)(at|until|since|from)$")  # also matches header_from, whose text is not converted
+_TIMES = re.compile(r"(^|_)(at|until|since|from|before)$")  # also matches header_from, whose text is not converted
 _IDS = re.compile(r"(^|_)(id|lease)$")  # also matches the header message.message_id, whose text is not converted
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _IN = re.compile(r"\bin :(\w+)")

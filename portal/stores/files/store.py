@@ -44,6 +44,7 @@ from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import delivery_line, person_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
 from portal.stores.shared import recipients, upkeep
+from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
@@ -79,6 +80,7 @@ class FileStore(Store):
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
+        self.jobs = SqlJobs(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

@@ -18,7 +18,7 @@ import psycopg
 import zstandard
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
-from portal.model.message import Body, Export, Tier, held_at, new_id
+from portal.model.message import WAITING, Body, Export, Tier, held_at, new_id
 from portal.stores import compressors
 from portal.stores.postgres import days, rows
 from portal.stores.postgres.database import (
@@ -34,7 +34,7 @@ from portal.stores.postgres.database import (
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
 from portal.stores.rules import RAISED_TOGETHER
-from portal.stores.shared.messages import SqlMessages, import_deliveries
+from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 
 log = logging.getLogger("quarantine.store")
 
@@ -53,11 +53,18 @@ class PostgresMessages(SqlMessages):
         self._database = database
 
     def add(
-        self, export: Export, body: Body, tier: Tier, announce: Collection[str], *, at: datetime | None = None
+        self,
+        export: Export,
+        body: Body,
+        tier: Tier,
+        announce: Collection[str],
+        *,
+        at: datetime | None = None,
+        scan: bool = False,
     ) -> Held:
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
-        values = rows.hold_values(id, export, tier, announce)
+        values = rows.hold_values(id, export, tier, announce, WAITING if scan else None)
         while (seconds_left := deadline - monotonic()) > 0:
             try:
                 with translated():
@@ -117,7 +124,7 @@ class PostgresMessages(SqlMessages):
         with self._database.connection() as connection:
             begin(connection, OTHER_SECONDS)
             row = connection.execute("select tier from message where id = %s", [id]).fetchone()
-            if row is not None and row[0] in record.message.tier.less_harmful:
+            if row is not None and row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(PostgresSession(connection), record.message)
             if row is None:
                 if body is None:
@@ -128,6 +135,7 @@ class PostgresMessages(SqlMessages):
                     self._hold_record(connection, record, body)
                 if record.dedup_key is None:
                     connection.execute("delete from seen where message_id = %s", [id])
+            import_scan(PostgresSession(connection), self._rows, record)
             import_deliveries(PostgresSession(connection), self._rows, record)
 
     @staticmethod
@@ -136,12 +144,13 @@ class PostgresMessages(SqlMessages):
 
         Raises psycopg.Error, OSError.
         """
-        values = rows.hold_values(record.message.id, record.export(), record.message.tier, ())
+        message = record.message
+        values = rows.hold_values(message.id, record.export(), message.verdict_tier, (), message.scan)
         pieces = _pieces(body)
         held, body_id = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
         if body_id is not None:
             _add_chunks(connection, body_id, pieces)
-        return bool(held == record.message.id)
+        return bool(held == message.id)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self._database.transaction() as connection:

@@ -41,6 +41,26 @@ MIGRATIONS: dict[int, LiteralString] = {
         end
         $$;
     """,
+    7: """
+        alter table message add column scan text;
+        create table job (
+            id uuid primary key,
+            kind text not null,
+            arguments text not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            created_at timestamptz not null,
+            not_before timestamptz not null,
+            lease uuid,
+            tries int not null default 0,
+            progress text not null default '',
+            outcome text,
+            finished_at timestamptz
+        );
+        create index on job (kind, not_before) where finished_at is null;
+        create index on job (finished_at) where finished_at is not null;
+    """,
 }
 
 SCHEMA_VERSION = max(MIGRATIONS)  # of both engines

@@ -12,7 +12,19 @@ from types import NoneType
 from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.model.message import FACTS, Delivery, Export, Message, Reader, Tier, held_at
+from portal.model.message import (
+    FACTS,
+    WAITING,
+    Delivery,
+    Export,
+    Message,
+    Reader,
+    Scan,
+    Tier,
+    held_at,
+    new_id,
+    scanned_tier,
+)
 from portal.stores import search, symbols
 from portal.stores.postgres.database import Connection, Raw, ask
 from portal.stores.postgres.session import rows_of, text
@@ -20,7 +32,7 @@ from portal.stores.rules import address_of
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 
-_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 13)) + b")"
+_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 14)) + b")"
 _DAY_MS = 86_400_000
 DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
@@ -52,8 +64,8 @@ class PostgresRows(rows.Rows):
 
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(
-            "update message set tier = :tier, score = :score, action = :action, flags = :flag_array, symbols = null,"
-            " packed_symbols = :packed_symbols where id = :id",
+            "update message set tier = :verdict_tier, score = :score, action = :action, flags = :flag_array,"
+            " symbols = null, packed_symbols = :packed_symbols where id = :id",
             message,
             **rows.columns(message) | {"flag_array": [flag.value for flag in message.flags]},
         )
@@ -122,7 +134,7 @@ def hold(
     return UUID(held) if held else None, UUID(place) if place else None
 
 
-def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str]) -> list[Raw]:
+def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str], scan: Scan | None = None) -> list[Raw]:
     """Return an export as the parameters of hold_mail, without the first and the last one."""
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(each) for each in export.held_for or ("",)]
@@ -130,7 +142,14 @@ def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str])
         {who: address_of(who, at) for who, at in zip(recipients, addresses, strict=True) if who in announce}.items()
     )
     facts = [_RAW[type(value)](value) for value in (getattr(export, field) for field in FACTS)]
-    terms = search.terms(export.subject, export.envelope_sender, export.header_from, tier, export.score, recipients)
+    terms = search.terms(
+        export.subject,
+        export.envelope_sender,
+        export.header_from,
+        scanned_tier(tier, scan),
+        export.score,
+        recipients,
+    )
     facts.insert(FACTS.index("header_from") + 1, _array(terms))
     return [
         str(id),
@@ -143,6 +162,7 @@ def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str])
         _array(address for _, address in notified),
         tier.value,
         *facts,
+        str(new_id()) if scan == WAITING else None,
     ]
 
 

@@ -13,6 +13,7 @@ from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine
 from portal.stores.records import Purged, Stats
 from portal.stores.shared import upkeep
+from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
@@ -37,6 +38,7 @@ class PostgresStore(Store):
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
+        self.jobs = SqlJobs(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

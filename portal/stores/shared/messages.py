@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
-from portal.model.message import Delivery, DeliveryId, Export, Message, State, Tier, parse_id
+from portal.model.message import WAITING, Delivery, DeliveryId, Export, Message, Scan, State, Tier, parse_id
 from portal.stores import rules
 from portal.stores.contracts import Messages
-from portal.stores.journal import announced_line, delivery_line
+from portal.stores.journal import announced_line, delivery_line, scan_line
 from portal.stores.records import Record
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
-from portal.stores.shared.verdicts import raise_tier
+from portal.stores.shared.verdicts import put_scan, raise_tier
 
 FIRST = UUID(int=0)
 
@@ -56,6 +56,10 @@ class SqlMessages(Messages):
     @abstractmethod
     def _writing_until(self, deadline: float) -> AbstractContextManager[Session]:
         """Begin a transaction that waits no longer than the deadline."""
+
+    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
+        with self._engine.writing() as session:
+            return put_scan(session, self._rows, message_id, scan, tier, now)
 
     def find(self, text: str) -> Sequence[Message]:
         id = parse_id(text)
@@ -104,6 +108,13 @@ class SqlMessages(Messages):
             )
             for id, found in deliveries.items()
         }
+
+
+def import_scan(session: Session, rows: Rows, record: Record) -> None:
+    """Write the record's virus scan, if it was done or failed; a waiting one was queued with the message."""
+    if record.message.scan not in (None, WAITING):
+        rows.put_scan(session, record.message)
+        session.journal(partial(scan_line, record.message))
 
 
 def import_deliveries(session: Session, rows: Rows, record: Record) -> None:

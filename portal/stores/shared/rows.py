@@ -10,13 +10,14 @@ from uuid import UUID
 
 from portal.model.errors import NotFound
 from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, EventKind, Facts, Flag, Message, State, Tier
-from portal.stores import symbols
+from portal.stores import scans, symbols
 from portal.stores.journal import delivery_line
-from portal.stores.search import recipient_term
+from portal.stores.search import recipient_term, verdict_terms
 from portal.stores.shared.session import Row, Session
 
-_COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
-MESSAGE = ("id", "tier", *(_COLUMN_OF.get(field, field) for field in FACTS))  # the columns that `message_from` takes
+COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
+# The columns that `message_from` takes.
+MESSAGE = ("id", "tier", "scan", *(COLUMN_OF.get(field, field) for field in FACTS))
 # The columns that `delivery_from` takes, after the message.
 DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at")
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
@@ -47,6 +48,12 @@ class Rows(ABC):
 
         The earlier terms stay: `search.matches` checks the tier and the score themselves.
         """
+
+    def put_scan(self, session: Session, message: Message) -> None:
+        """Write a message's last virus scan into its row, and index the message under the tier that follows from it."""
+        update = "update message set scan = :packed_scan where id = :message_id"
+        session.execute(update, packed_scan=scans.pack(message.scan), message_id=message.id)
+        self.add_terms(session, message.id, verdict_terms(message.tier, message.score))
 
     @abstractmethod
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
@@ -132,19 +139,19 @@ def add_announced_to(session: Session, reader: str, keys: Sequence[DeliveryId]) 
 
 def columns(facts: Facts) -> dict[str, Any]:
     """Return the values of a message's columns, except for its id and tier."""
-    values = {_COLUMN_OF.get(field, field): getattr(facts, field) for field in FACTS}
+    values = {COLUMN_OF.get(field, field): getattr(facts, field) for field in FACTS}
     return values | {"packed_symbols": symbols.pack(facts.symbols), "flags": " ".join(sorted(facts.flags))}
 
 
 def message_from(row: Row) -> Message:
     """Return the message of a row of the columns `MESSAGE`."""
-    id, tier, *values = row
+    id, tier, scan, *values = row
     facts = dict(zip(FACTS, values, strict=True))
     flags = facts["flags"]
     facts["symbols"] = symbols.unpack(facts["symbols"])
     facts["flags"] = frozenset(map(Flag, flags.split() if isinstance(flags, str) else flags))
     facts["has_8bit"] = bool(facts["has_8bit"])
-    return Message(id=id, tier=Tier(tier), **facts)
+    return Message(id=id, verdict_tier=Tier(tier), scan=scans.unpack(scan), **facts)
 
 
 def delivery_from(row: Sequence[Any], message: Message) -> Delivery:

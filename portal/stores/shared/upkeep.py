@@ -20,6 +20,7 @@ def stats(engine: Engine, now: datetime) -> Stats:
     with engine.reading() as session:
         row = session.one(
             f"select {waiting.format('releasing')}, {waiting.format('requested')}, (select count(*) from outbox),"
+            " (select count(*) from job where finished_at is null),"
             " (select count(*) from recipient where failed_at is not null),"
             " count(*), min(next_digest_at) as due_at,"
             " min(next_digest_at) filter (where failed_at is null) as untried_at,"
@@ -29,11 +30,12 @@ def stats(engine: Engine, now: datetime) -> Stats:
             now=now,
         )
     assert row is not None  # noqa: S101 - an aggregate always has a row
-    releases, requests, mails, failing, due, oldest, untried, heartbeat = row
+    releases, requests, mails, jobs, failing, due, oldest, untried, heartbeat = row
     return Stats(
         releases_waiting=releases,
         requests_waiting=requests,
         mails_waiting=mails,
+        jobs_waiting=jobs,
         digests_due=due,
         digests_failing=failing,
         oldest_digest_due_at=oldest,
@@ -68,6 +70,11 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
         repaired += session.execute(
             "update outbox set next_try_at = :now,"
             " queued_at = case when queued_at > :now then :now else queued_at end where next_try_at > :claimed",
+            now=now,
+            claimed=claimed,
+        )
+        repaired += session.execute(
+            "update job set not_before = :now where lease is not null and not_before > :claimed",
             now=now,
             claimed=claimed,
         )

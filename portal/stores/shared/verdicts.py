@@ -1,4 +1,4 @@
-"""Messages that were received again with a worse verdict."""
+"""Verdicts that came after a message was held: it was received again, or a virus scanner read it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID
 
-from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Export, Tier
+from portal.model.errors import NotFound
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Export, Message, Scan, Tier
 from portal.stores import rules
-from portal.stores.journal import delivery_line, verdict_line
+from portal.stores.journal import delivery_line, scan_line, verdict_line
 from portal.stores.shared.rows import Rows, add_event
 from portal.stores.shared.session import Session
 
@@ -29,13 +30,36 @@ def raise_tier(
             unreleased.setdefault(delivery.id, []).append(delivery)
     # All transactions lock messages in the order of ids, so that two calls never wait for each other.
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
-    raised = [message for message in messages if message.tier in tier.less_harmful]
+    raised = [message for message in messages if message.verdict_tier in tier.less_harmful]
     for message in raised:
-        updated = rules.with_verdict(message, export, tier)
-        rows.put_verdict(session, updated)
-        session.journal(partial(verdict_line, updated))
-        event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(message, tier))
-        for delivery in unreleased[message.id]:
-            add_event(session, delivery.key, event)
-            session.journal(partial(delivery_line, delivery, [event]))
+        _put(session, rows, message, rules.with_verdict(message, export, tier), unreleased[message.id], now)
     return [message.id for message in raised]
+
+
+def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
+    """See `Messages.record_scan`."""
+    # As in `raise_tier`: deliveries are read before the message is locked.
+    deliveries = rows.deliveries(session, "where d.message_id = :id order by d.number", id=message_id)
+    found = rows.messages(session, "where id = :id", for_update=True, id=message_id)
+    if not found:
+        raise NotFound("there is no such message")
+    [message] = found
+    updated = rules.with_scan(message, scan, tier)
+    rows.put_scan(session, updated)
+    session.journal(partial(scan_line, updated))
+    raised = updated.verdict_tier is not message.verdict_tier
+    if raised:
+        _put(session, rows, message, updated, [d for d in deliveries if d.state in rules.OPEN_STATES], now)
+    return raised
+
+
+def _put(
+    session: Session, rows: Rows, before: Message, after: Message, unreleased: Sequence[Delivery], now: datetime
+) -> None:
+    """Write a worse verdict, and an event into the history of each unreleased delivery."""
+    rows.put_verdict(session, after)
+    session.journal(partial(verdict_line, after))
+    event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(before, after.verdict_tier))
+    for delivery in unreleased:
+        add_event(session, delivery.key, event)
+        session.journal(partial(delivery_line, delivery, [event]))

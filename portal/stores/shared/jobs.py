@@ -1,0 +1,132 @@
+"""Background jobs, in table `job`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from portal.model.errors import AlreadyDone, NotFound
+from portal.model.message import Actor, ActorKind, new_id
+from portal.stores import rules
+from portal.stores.contracts import Jobs
+from portal.stores.records import Job
+from portal.stores.shared.session import Engine, Row, Session
+
+SCAN = "scan"  # scans the message named by argument "message"; hold_mail of quarantine.sql queues it as well
+_COLUMNS = (
+    "id, kind, arguments, actor, via, address, created_at, not_before, tries, progress, outcome, finished_at, lease"
+)
+_CLAIMED = "where id = :id and lease = :lease and finished_at is null"
+
+
+class SqlJobs(Jobs):
+    """See `Jobs`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(
+        self, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, not_before: datetime | None = None
+    ) -> UUID:
+        with self._engine.writing() as session:
+            return add_job(session, kind, arguments, actor, now, not_before)
+
+    def get(self, job_id: UUID) -> Job:
+        with self._engine.reading() as session:
+            row = session.one(f"select {_COLUMNS} from job where id = :id", id=job_id)
+        if row is None:
+            raise NotFound("there is no such job")
+        return _job(row)
+
+    def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
+        claimed: list[Job] = []
+        until = now + rules.LEASE
+        with self._engine.writing() as session:
+            while len(claimed) < count:
+                row = session.one(
+                    f"select {_COLUMNS} from job where kind = :kind and not_before <= :now and finished_at is null"
+                    " order by not_before limit 1",
+                    for_update=True,
+                    skip_locked=True,
+                    kind=kind,
+                    now=now,
+                )
+                if row is None:
+                    break
+                due = _job(row)
+                job = replace(due, tries=due.tries + 1, not_before=until, lease=uuid4())
+                update = "update job set tries = :tries, not_before = :not_before, lease = :lease where id = :id"
+                session.execute(update, tries=job.tries, not_before=until, lease=job.lease, id=job.id)
+                claimed.append(job)
+        return claimed
+
+    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> None:
+        update = f"update job set progress = :text, not_before = :until {_CLAIMED}"
+        with self._engine.writing() as session:
+            kept = session.execute(
+                update, text=json.dumps(progress), until=now + rules.LEASE, id=job.id, lease=job.lease
+            )
+        if not kept:
+            raise AlreadyDone("another process claimed this job")
+
+    def retry(self, job: Job, not_before: datetime, *, tried: bool = True) -> None:
+        update = f"update job set not_before = :not_before, tries = :tries, lease = null {_CLAIMED}"
+        with self._engine.writing() as session:
+            session.execute(update, not_before=not_before, tries=job.tries - (not tried), id=job.id, lease=job.lease)
+
+    def finish(self, job: Job, outcome: str | None, now: datetime) -> None:
+        statement = f"delete from job {_CLAIMED}"
+        if outcome is not None:
+            statement = f"update job set outcome = :outcome, finished_at = :now, lease = null {_CLAIMED}"
+        with self._engine.writing() as session:
+            session.execute(statement, outcome=outcome, now=now, id=job.id, lease=job.lease)
+
+
+def add_job(
+    session: Session,
+    kind: str,
+    arguments: Mapping[str, Any],
+    actor: Actor,
+    now: datetime,
+    not_before: datetime | None = None,
+) -> UUID:
+    """Queue a job in this transaction, and return its id."""
+    id = new_id(now)
+    session.execute(
+        "insert into job (id, kind, arguments, actor, via, address, created_at, not_before)"
+        " values (:id, :kind, :text, :who, :via, :address, :now, :not_before)",
+        actor,
+        id=id,
+        kind=kind,
+        text=json.dumps(arguments),
+        who=actor.who,
+        now=now,
+        not_before=not_before or now,
+    )
+    return id
+
+
+def add_scan(session: Session, message_id: UUID, now: datetime) -> None:
+    """Queue the virus scan of a message in this transaction."""
+    add_job(session, SCAN, {"message": str(message_id)}, Actor(ActorKind.SYSTEM), now)
+
+
+def _job(row: Row) -> Job:
+    id, kind, arguments, who, via, address, created_at, not_before, tries, progress, outcome, finished_at, lease = row
+    return Job(
+        id,
+        kind,
+        json.loads(arguments),
+        Actor.from_stored(who, via, address),
+        created_at,
+        not_before,
+        tries,
+        json.loads(progress or "{}"),
+        outcome,
+        finished_at,
+        lease,
+    )

@@ -1,0 +1,119 @@
+"""Background jobs, in both stores."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from portal.model.errors import AlreadyDone, NotFound
+from portal.stores import LEASE, Store
+from portal.stores.rules import JOBS_KEPT
+from tests.builders import BY_OPERATOR, now
+from tests.contract.helpers import HOUR, MINUTE, SECOND, UNKNOWN, concurrently
+
+KIND = "mass-release"
+
+
+def test_a_job_keeps_what_it_was_given(store: Store) -> None:
+    at = now()
+    id = store.jobs.add(KIND, {"words": "Grüße", "ids": [1, 2]}, BY_OPERATOR, at)
+    job = store.jobs.get(id)
+    assert (job.kind, job.arguments, job.actor) == (KIND, {"words": "Grüße", "ids": [1, 2]}, BY_OPERATOR)
+    assert (job.created_at, job.not_before, job.tries) == (at, at, 0)
+    assert (job.progress, job.outcome, job.finished_at) == ({}, None, None)
+    with pytest.raises(NotFound):
+        store.jobs.get(UNKNOWN)
+
+
+def test_jobs_are_claimed_by_kind_and_the_longest_due_first(store: Store) -> None:
+    at = now()
+    later = store.jobs.add(KIND, {}, BY_OPERATOR, at, at + MINUTE)
+    second = store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    first = store.jobs.add(KIND, {}, BY_OPERATOR, at - MINUTE)
+    other = store.jobs.add("learn", {}, BY_OPERATOR, at - HOUR)
+    assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [first, second]
+    assert store.jobs.claim(KIND, 5, at) == []
+    assert [job.id for job in store.jobs.claim(KIND, 5, at + MINUTE)] == [later]
+    assert [job.id for job in store.jobs.claim("learn", 1, at)] == [other]
+
+
+def test_each_job_is_claimed_once(store: Store) -> None:
+    at = now()
+    ids = [store.jobs.add(KIND, {}, BY_OPERATOR, at) for _ in range(12)]
+    claims = concurrently(4, lambda _: store.jobs.claim(KIND, 3, at + SECOND))
+    assert sorted(job.id for claim in claims for job in claim) == sorted(ids)
+
+
+def test_a_job_whose_process_died_is_claimed_again_with_its_progress(store: Store) -> None:
+    at = now()
+    id = store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    [job] = store.jobs.claim(KIND, 1, at)
+    store.jobs.keep(job, {"done": 3}, at + MINUTE)
+    assert store.jobs.claim(KIND, 1, at + LEASE) == []
+    [again] = store.jobs.claim(KIND, 1, at + MINUTE + LEASE)
+    assert (again.id, again.tries, again.progress) == (id, 2, {"done": 3})
+
+
+def test_a_process_that_lost_its_claim_changes_nothing(store: Store) -> None:
+    at = now()
+    store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    [lost] = store.jobs.claim(KIND, 1, at)
+    [job] = store.jobs.claim(KIND, 1, at + LEASE)
+    with pytest.raises(AlreadyDone):
+        store.jobs.keep(lost, {"done": 1}, at + LEASE)
+    store.jobs.retry(lost, at)
+    store.jobs.finish(lost, "released", at)
+    store.jobs.finish(lost, None, at)
+    assert store.jobs.get(job.id) == job
+    store.jobs.keep(job, {"done": 2}, at + LEASE)
+    assert store.jobs.get(job.id).progress == {"done": 2}
+
+
+def test_a_job_is_retried_at_the_time_given(store: Store) -> None:
+    at = now()
+    store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    [job] = store.jobs.claim(KIND, 1, at)
+    store.jobs.retry(job, at + HOUR)
+    assert store.jobs.claim(KIND, 1, at + HOUR - SECOND) == []
+    [job] = store.jobs.claim(KIND, 1, at + HOUR)
+    assert job.tries == 2
+    store.jobs.retry(job, at, tried=False)
+    assert store.jobs.get(job.id).tries == 1
+
+
+def test_a_finished_job_is_kept_and_not_claimed(store: Store) -> None:
+    at = now()
+    store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    [job] = store.jobs.claim(KIND, 1, at)
+    store.jobs.finish(job, "214 released", at + MINUTE)
+    finished = store.jobs.get(job.id)
+    assert (finished.outcome, finished.finished_at) == ("214 released", at + MINUTE)
+    assert store.jobs.claim(KIND, 1, at + HOUR) == []
+    assert store.stats(at).jobs_waiting == 0
+    store.purge(at - HOUR, at + JOBS_KEPT)
+    assert store.jobs.get(job.id) == finished
+    store.purge(at - HOUR, at + MINUTE + JOBS_KEPT + SECOND)
+    with pytest.raises(NotFound):
+        store.jobs.get(job.id)
+
+
+def test_a_job_without_an_outcome_is_removed_at_its_end(store: Store) -> None:
+    at = now()
+    id: UUID = store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    assert store.stats(at).jobs_waiting == 1
+    [job] = store.jobs.claim(KIND, 1, at)
+    store.jobs.finish(job, None, at)
+    with pytest.raises(NotFound):
+        store.jobs.get(id)
+    assert store.stats(at).jobs_waiting == 0
+
+
+def test_a_claim_by_a_clock_that_was_ahead_ends(store: Store) -> None:
+    at = now()
+    claimed = store.jobs.add(KIND, {}, BY_OPERATOR, at)
+    planned = store.jobs.add(KIND, {}, BY_OPERATOR, at, at + 1000 * HOUR)
+    store.jobs.claim(KIND, 1, at + 999 * HOUR)
+    assert store.repair_clock_skew(at) == 1
+    assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [claimed]
+    assert store.jobs.get(planned).not_before == at + 1000 * HOUR

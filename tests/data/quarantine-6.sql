@@ -1,0 +1,268 @@
+-- The PostgreSQL store's tables, at schema version 6. `quarantine init` runs this file under an advisory lock, in one
+-- transaction, after the migrations of portal/stores/postgres/migrations.py. Running it again, also while the portal
+-- runs, only replaces the functions.
+--
+-- message, delivery, event, body_chunk and announced_to are partitioned by UTC day. The key is the quarantine id
+-- itself, a UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights, and
+-- queries by id read one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
+-- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; portal/stores/postgres/days.py creates them.
+-- Tables and columns have the same names in the file store (portal/stores/files/schema.py).
+
+create table if not exists setting (
+    name text primary key,
+    value text not null
+);
+
+do $$
+begin
+    if exists (select from setting where name = 'schema_version' and value::int >= 1) then
+        return;
+    end if;
+
+    create table message (
+        id uuid primary key,
+        body_id uuid not null,  -- of the body's chunks: derived from the day and the body's SHA-256
+        tier text not null,
+        envelope_sender text,  -- '': the null sender, null: not known
+        subject text not null,
+        header_from text not null,
+        terms tsvector not null,  -- for searches, see portal/stores/search.py
+        queue_id text,
+        message_id text,
+        action text,
+        score double precision,
+        client_ip text,
+        username text,
+        symbols jsonb,  -- of rows written before version 4: [[name, score, [option, …]], …]
+        packed_symbols bytea,  -- of all other rows, see portal/stores/symbols.py
+        flags text[] not null,
+        body_sha256 bytea not null,
+        size_bytes bigint not null,
+        has_8bit boolean not null
+    ) partition by range (id);
+    -- Finds the copies of a mail that arrives again with a worse verdict.
+    create index message_body_idx on message (body_sha256, tier);
+    create index on message (left(queue_id, 100));  -- a btree rejects values above 2,704 octets
+    -- New entries wait in a list of at most 1 MB, which each search reads, so that holding a mail does not wait for the
+    -- tree.
+    create index on message using gin (terms) with (gin_pending_list_limit = 1024);
+
+    create table delivery (
+        message_id uuid not null,
+        number int not null,
+        recipient text not null,  -- identity: lower case
+        address text not null,  -- as in the envelope
+        state text not null,
+        state_at timestamptz not null,
+        reason text not null default '',
+        attempts int not null default 0,
+        next_try_at timestamptz,
+        release_lease uuid,  -- the claim's token while releasing
+        announced_at timestamptz,
+        primary key (message_id, number)
+    ) partition by range (message_id);
+    create index on delivery (recipient, message_id, number);
+    create index on delivery (next_try_at) where state = 'releasing';
+    create index on delivery (message_id) where state = 'requested';
+    create index on delivery (message_id, number) where state <> 'held';
+    create index on delivery (recipient, message_id, number) where state = 'held' and announced_at is null;
+    create index on delivery (recipient, message_id) where state = 'released';
+
+    create sequence event_seq;
+    create table event (  -- the event of being held has no row: its time is the id's millisecond
+        message_id uuid not null,
+        number int not null,
+        seq bigint not null default nextval('event_seq'),
+        at timestamptz not null,
+        kind text not null,  -- EventKind
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        detail text not null,
+        primary key (message_id, number, seq)
+    ) partition by range (message_id);
+
+    create table body_chunk (  -- pieces of one zstd stream
+        body_id uuid not null,
+        n int not null,
+        data bytea not null,
+        primary key (body_id, n)
+    ) partition by range (body_id);
+    alter table body_chunk alter column data set storage external;
+
+    create table seen (  -- the mail that is held; not partitioned, since a repeated mail's first day is not known
+        dedup_key bytea primary key,
+        message_id uuid not null
+    );
+    create index on seen (message_id);
+
+    create table recipient (
+        recipient text primary key,  -- identity
+        address text not null default '',
+        stopped_at timestamptz,
+        links_valid_from timestamptz,
+        news_since timestamptz,
+        next_digest_at timestamptz,
+        preferences text,  -- JSON of the recipient's preferences (portal/model/schedule.py); null: all defaults
+        asked_at timestamptz,  -- when the recipient last requested a digest outside the schedule
+        digest_id uuid,  -- of the digest that was begun and not yet sent; survives a crash
+        lease uuid,
+        lease_until timestamptz,
+        failures int not null default 0,  -- failed tries to send digests since the last one that was sent
+        failure text not null default '',  -- the mail server's reply to the last failed try
+        failed_at timestamptz
+    );
+    create index on recipient (news_since)
+        where news_since is not null and stopped_at is null and next_digest_at is null;
+    create index on recipient (next_digest_at) where news_since is not null and stopped_at is null;
+    create index on recipient (failed_at) where failed_at is not null;
+
+    create table digest (
+        id uuid primary key,
+        recipient text not null,
+        address text not null,
+        issued_at timestamptz not null,
+        sent_at timestamptz,
+        message_ids uuid[] not null default '{}',
+        numbers int[] not null default '{}'
+    );
+    create index on digest (recipient, issued_at, id) where sent_at is not null;
+    create index on digest (issued_at);
+
+    create table link_open (
+        id bigint generated always as identity primary key,
+        recipient text not null,
+        issued_at timestamptz not null,
+        message_id uuid not null,
+        number int not null,
+        at timestamptz not null
+    );
+    create index on link_open (recipient, issued_at, at);
+    create index on link_open (at);
+
+    create table outbox (
+        id uuid primary key,
+        address text not null,  -- '': a decoy, which is never sent
+        mail bytea not null,
+        attempts int not null default 0,
+        queued_at timestamptz not null,
+        next_try_at timestamptz not null,
+        lease uuid
+    );
+    create index on outbox (next_try_at);
+
+    create table sign_in (  -- used rows are kept for a day: the rate limits count them for an hour
+        token_sha256 bytea primary key,
+        code_sha256 bytea not null,
+        browser_sha256 bytea not null,
+        recipient text not null,
+        client_ip text not null,
+        created_at timestamptz not null,
+        expires_at timestamptz not null,
+        used_at timestamptz,
+        wrong_codes int not null default 0
+    );
+    create index on sign_in (recipient, created_at);
+    create index on sign_in (client_ip, created_at);
+    create index on sign_in (browser_sha256, created_at);
+    create index on sign_in (created_at);
+
+    create table session (
+        session_sha256 bytea primary key,
+        recipient text not null,
+        started_at timestamptz not null,
+        used_at timestamptz not null
+    );
+    create index on session (used_at);
+
+    create table announced_to (  -- readers notified of a delivery for another identity, or for one with several readers
+        message_id uuid not null,
+        number int not null,
+        reader text not null,
+        primary key (message_id, number, reader)
+    ) partition by range (message_id);
+
+    insert into setting (name, value) values ('schema_version', '6');
+end
+$$;
+
+-- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null while that one
+-- is being removed (call again). If the caller has to add the body's further chunks, their body_id follows after a
+-- space. A function, since its plans are cached: planning the same as one statement cost more than executing it, and
+-- behind PgBouncer nothing can be prepared. The result is one text, since a row costs the server 11 µs more.
+create or replace function hold_mail(
+    wait_ms int, new_id uuid, new_place uuid, new_dedup_key bytea, held_at timestamptz, recipients text[],
+    addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
+    header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
+    client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
+    first_chunk bytea
+) returns text language plpgsql as $hold$
+declare
+    held uuid;
+    place uuid := new_place;
+    shared boolean := false;
+begin
+    -- Set here, since the call is a transaction by itself. statement_timeout could no longer be set for it.
+    perform set_config('lock_timeout', wait_ms::text, true);
+    -- Waits for another transaction that inserts the same key, so that one of the two is first.
+    insert into seen values (new_dedup_key, new_id) on conflict do nothing;
+    if not found then
+        -- A row lock is a write, so this commit waits for a synchronous standby, and with it for the commit that held
+        -- the mail: that commit may have ended its wait without the standby (a crash, pg_terminate_backend).
+        select s.message_id into held from seen s where s.dedup_key = new_dedup_key for update;
+        if held is not null and not exists (select from message m where m.id = held) then
+            -- That day was dropped by hand: answering "known" would lose this mail.
+            delete from seen s where s.dedup_key = new_dedup_key and s.message_id = held;
+            held := null;
+        end if;
+        return held;
+    end if;
+    insert into body_chunk values (place, 0, first_chunk) on conflict do nothing;
+    if not found then
+        -- A body_id has 106 bits of a SHA-256. A different body with the same body_id gets a body_id of its own.
+        shared := exists (select from body_chunk b where b.body_id = place and b.n = 0 and b.data = first_chunk);
+        if not shared then
+            place := new_id;
+            insert into body_chunk values (place, 0, first_chunk);
+        end if;
+    end if;
+    insert into message (
+        id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
+        client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit
+    ) values (
+        new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
+        action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit
+    );
+    insert into delivery (message_id, number, recipient, address, state, state_at)
+    select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+    from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+    -- The row of a recipient with unannounced messages is only read, so that ingest does not wait for the row lock of a
+    -- recipient with much mail. `notified` is sorted, so that two calls cannot deadlock.
+    for i in 1 .. cardinality(notified) loop
+        if not exists (
+            select from recipient r
+            where r.recipient = notified[i] and r.address = notified_addresses[i] and r.news_since is not null
+        ) then
+            insert into recipient (recipient, address, news_since) values (notified[i], notified_addresses[i], held_at)
+            on conflict on constraint recipient_pkey do update
+            set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+        end if;
+    end loop;
+    return case when shared then new_id::text else new_id || ' ' || place end;
+end
+$hold$;
+
+-- Returns the ids of the next messages that are `held` or have these bytes, and have one of these tiers, in order and
+-- separated by spaces. A function, since its plan is cached: planning over the partitions of a month takes longer than
+-- the search.
+create or replace function copies_of(held uuid, sha256 bytea, tiers text[], after_id uuid, at_most int) returns text
+language plpgsql stable as $copies$
+begin
+    return array_to_string(array(
+        select m.id from message m where m.id = held and m.tier = any(tiers) and m.id > after_id
+        union
+        select m.id from message m where m.body_sha256 = sha256 and m.tier = any(tiers) and m.id > after_id
+        order by id limit at_most
+    ), ' ');
+end
+$copies$;
