@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, cast
 
-from portal.model.encoded_words import decode_words
+from portal.model.encoded_words import decode_field, decode_words
 from portal.model.errors import BadExport
 from portal.model.fast_json import reported_symbols
 from portal.model.message import Symbol, identity
@@ -210,11 +210,7 @@ def own_fields(head: bytes) -> dict[str, str]:
 
 def _readable(value: bytes) -> str:
     value = value.replace(b"\r", b"").replace(b"\n", b"")
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        text = value.decode("latin-1")
-    return clean(decode_words(text[:SUBJECT_CHARACTERS]), SUBJECT_CHARACTERS).strip()
+    return clean(decode_field(value[:SUBJECT_CHARACTERS]), SUBJECT_CHARACTERS).strip()
 
 
 def clean(text: str, limit: int) -> str:

@@ -1,7 +1,4 @@
-"""Encoded words in header fields (RFC 2047), decoded leniently.
-
-This module uses the standard library alone, since the child process of the message page imports it too.
-"""
+"""Header fields as text: encoded words (RFC 2047) and raw octets, decoded leniently as mail programs do."""
 
 from __future__ import annotations
 
@@ -9,42 +6,86 @@ import binascii
 import re
 from contextlib import suppress
 
+from portal.model.charsets import codec_of, decode
+
 # A word may be anywhere, also without spaces around it, and its text may contain spaces and question marks: RFC 2047, 2
-# forbids both, but mail programs write them. An unfinished word ends where another one begins. The possessive
-# quantifiers keep the time linear.
+# forbids both, but mail programs write them. A word that is not ended goes on as far as its encoding can: base64 to the
+# first other character, "Q" to the quote or bracket that ends a display name. Both end where another word begins. The
+# possessive quantifiers keep the time linear.
 _DATA = r"[^?]*+(?:(?<!=)\?(?!=)[^?]*+)*+"
-_WORD = re.compile(rf"=\?([^?\s]{{0,60}})\?([qQbB])\?({_DATA})\?=")
-_ANY_WORD = rf"=\?[^?\s]{{0,60}}\?[qQbB]\?{_DATA}\?="
+_OPEN_DATA = r"(?:(?<=[bB]\?)[A-Za-z0-9+/]++=*+\??|(?<=[qQ]\?)(?:[^?<\"=]++|=(?!\?)|\?)*+)"
+_WORD = re.compile(rf"=\?([^?\s]{{0,60}})\?([qQbB])\?(?:({_DATA})\?=|({_OPEN_DATA}))")
+_ANY_WORD = rf"=\?[^?\s]{{0,60}}\?[qQbB]\?(?:{_DATA}\?=|{_OPEN_DATA})"
 RUNS = re.compile(rf"{_ANY_WORD}(?:\s*{_ANY_WORD})*")
 _STRAY = re.compile(rb"=(?![0-9A-Fa-f]{2})")
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]+")
+_RAW_OCTET = re.compile("[\udc80-\udcff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def decode_field(body: bytes) -> str:
+    """Return the body of an unfolded header field as text. Never raises."""
+    return decode_words(body.decode("ascii", "surrogateescape"))
 
 
 def decode_words(text: str, runs: re.Pattern[str] = RUNS, *, ascii_too: bool = True) -> str:
     """Return an unfolded header field with its encoded words decoded. Never raises.
 
-    Each match of ``runs`` is one or more adjacent words. Their octets are joined before decoding, since Rspamd before
-    3.14.2 and many mail programs divide one character between two words. A run with invalid base64 stays as it is, and
-    so does one that encodes pure ASCII if ``ascii_too`` is False. The result can have control characters.
+    ``text`` may have raw octets, as the codec error handler `surrogateescape` writes them; these are UTF-8, otherwise
+    windows-1252, and in a word they are of its charset. Each match of ``runs`` is one or more adjacent words. Their
+    octets are joined before decoding, since Rspamd before 3.14.2 and many mail programs divide one character between
+    two words. A run without any base64 stays as it is, and so does one that encodes pure ASCII if ``ascii_too`` is
+    False. The result can have control characters.
     """
-    return runs.sub(lambda run: _decoded(run[0], ascii_too), text) if "=?" in text else text
+    if "=?" not in text:
+        return _raw(text)
+    pieces, start = [], 0
+    for run in runs.finditer(text):
+        pieces += [_raw(text[start : run.start()]), _decoded(run[0], ascii_too)]
+        start = run.end()
+    return "".join([*pieces, _raw(text[start:])])
+
+
+def from_base64(data: bytes) -> bytes:
+    """Return the octets of base64, whatever else is in it. Padding may be missing, or be followed by more base64."""
+    return b"".join(map(_block, _NOT_BASE64.sub(b"", data).split(b"=")))
+
+
+def _block(data: bytes) -> bytes:
+    surplus = len(data) % 4
+    if surplus == 1:  # six bits, which are no octet
+        data, surplus = data[:-1], 0
+    return binascii.a2b_base64(data + b"=" * (-surplus % 4))
 
 
 def _decoded(run: str, ascii_too: bool) -> str:
     pieces: list[tuple[str, bytearray]] = []
-    for charset, encoding, data in _WORD.findall(run):
-        octets = data.encode("utf-8", "replace")
-        try:
-            octets = binascii.a2b_base64(octets + b"==") if encoding in "bB" else _quoted(octets)
-        except binascii.Error:
-            return run
-        charset = charset.partition("*")[0].lower()  # RFC 2231, 5: a language may follow
+    end, is_word = 0, True
+    for word in _WORD.finditer(run):
+        charset, encoding, ended, opened = word.groups(default="")
+        data = _octets(ended or opened, charset)
+        octets = from_base64(data) if encoding in "bB" else _quoted(data)
+        was_word, is_word = is_word, bool(octets) or (not data and word[3] is not None)
+        if not is_word:
+            charset, octets = "", _octets(word[0], "")
+        if not (is_word and was_word):  # only blanks between two words do not count
+            octets = run[end : word.start()].encode() + octets
+        end, charset = word.end(), charset.lower()
         if pieces and pieces[-1][0] == charset:
             pieces[-1][1].extend(octets)
         else:
             pieces.append((charset, bytearray(octets)))
     if not ascii_too and all(octets.isascii() for _, octets in pieces):
         return run
-    return "".join(_text(octets, charset) for charset, octets in pieces)
+    return "".join(decode(bytes(octets), charset) for charset, octets in pieces)
+
+
+def _octets(text: str, charset: str) -> bytes:
+    """Return the octets of text, its characters beyond ASCII as they are in the charset, otherwise in UTF-8."""
+    if not text.isascii() and (codec := codec_of(charset)):
+        with suppress(UnicodeError):  # the charset lacks the character
+            return text.encode(codec, "surrogateescape")
+    return _LONE_SURROGATE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
 def _quoted(data: bytes) -> bytes:
@@ -52,10 +93,8 @@ def _quoted(data: bytes) -> bytes:
     return binascii.a2b_qp(_STRAY.sub(b"=3D", data), header=True)
 
 
-def _text(octets: bytearray, charset: str) -> str:
-    with suppress(Exception):  # the sender chose the codec, and codecs raise what they like
-        return octets.decode(charset, "replace")
-    try:
-        return octets.decode("utf-8")
-    except UnicodeDecodeError:
-        return octets.decode("latin-1")
+def _raw(text: str) -> str:
+    """Return text that is no word, with its raw octets decoded."""
+    if not _RAW_OCTET.search(text):
+        return text
+    return decode(_octets(text, ""))
