@@ -1,12 +1,14 @@
 """Rspamd's findings in words, and senders as they may be shown."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from portal.mail import languages
 from portal.model.message import DeliveryId, Flag, Message, Symbol, Tier
 from portal.model.reasons import explain, from_address, sender_shown, why
+from portal.settings import TiersSettings
 from portal.stores import Store
 from tests import builders
 
@@ -57,47 +59,134 @@ def test_a_forced_verdict_is_shown(message: Message) -> None:
         )
 
 
+_STOCK = [
+    line.split("\t")
+    for line in (Path(__file__).parents[1] / "data/rspamd-symbols.tsv").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("version", ["3.4", "4.1.6"])
+def test_every_stock_symbol_with_a_score_of_one_or_more_has_words(version: str) -> None:
+    scores = {fields[0]: fields[1 + (version == "4.1.6")] for fields in _STOCK}
+    symbols = [Symbol(name, float(score)) for name, score in scores.items() if score]
+    assert len(symbols) > 250
+    assert [s.name for s in symbols if explain(s) in ("A sign of spam", "A strong sign of spam")] == []
+
+
+_VIRUS = "virus scanner found malware"
+_SUBJECT = "The subject looks like spam"
+
+
 @pytest.mark.parametrize(
     ("symbol", "expected"),
-    [  # with the description by Rspamd (scores.d/, composites.conf, rules/)
+    [  # with the description by Rspamd (scores.d/, composites.conf, rules/) where the name misleads
         ("RBL_VIRUSFREE_BOTNET", "a server known for spam"),  # From address is listed in virusfree.cz BL
         ("RBL_SPAMHAUS_XBL", "a server known for spam"),
+        ("RBL_SPAMHAUS_PBL", "directly from a computer"),  # addresses of home connections
         ("BLACKLIST_DMARC", "someone else"),  # comes from the whitelisted domain and has failed DMARC and DKIM
         ("BLACKLIST_SPF_DKIM", "someone else"),
         ("BLACKLIST_DKIM", "someone else"),
-        ("HFILTER_FROMHOST_NOT_FQDN", "email standards"),  # FROM host
+        ("FROM_BLACKLIST", "your mail server's blocklist"),  # as in the documentation of multimap
+        ("HFILTER_FROMHOST_NOT_FQDN", "domain cannot receive email"),  # FROM host
         ("HFILTER_MID_NOT_FQDN", "email standards"),  # Message-ID host
         ("HFILTER_RCPT_BOUNCEMOREONE", "email standards"),  # Message from bounce and over 1 recipient
-        ("HFILTER_URL_ONLY", "A sign of spam"),  # URL only in body
+        ("HFILTER_URL_ONLY", "a link and hardly any text"),  # URL only in body
         ("HFILTER_HELO_BADIP", "not set up like a mail server"),
         ("HFILTER_HOSTNAME_5", "not set up like a mail server"),
-        ("FORGED_GENERIC_RECEIVED3", "email standards"),
-        ("URL_IN_SUBJECT", "subject"),
-        ("REPLYTO_EXCESS_BASE64", "email standards"),
+        ("FORGED_GENERIC_RECEIVED3", "delivery path"),
+        ("INVALID_POSTFIX_RECEIVED", "delivery path"),
+        ("FORGED_MSGID_YAHOO", "another email provider"),
+        ("FORGED_SENDER", "differs from the sending address"),
+        ("FORGED_RECIPIENTS", "Not addressed to you"),
+        ("FORGED_MUA_OUTLOOK", "email program did not create"),
+        ("MISSING_MIMEOLE", "email program did not create"),  # fake Outlook or fake Exchange
+        ("URL_IN_SUBJECT", _SUBJECT),
+        ("REPLYTO_EXCESS_BASE64", "unlike those of normal email programs"),
         ("REPLYTO_UNPARSEABLE", "email standards"),
+        ("REPLYTO_INVALID", "email standards"),
+        ("REPLYTO_LOCALPART_LONG", "email standards"),
+        ("REPLYTO_DOMAIN_LONG", "email standards"),
+        ("REPLYTO_EMAIL_HAS_TITLE", "name is unusual"),
         ("HEADER_REPLYTO_EMPTY_DELIMITER", "email standards"),
-        ("REPLYTO_EQ_TO_ADDR", "Replies go to"),
+        ("REPLYTO_EQ_TO_ADDR", "Replies go back to the recipient"),  # Reply-To is the same as the To address
+        ("REPLYTO_DOM_NEQ_FROM_DOM", "Replies go to a different address"),
+        ("REPLYTO_DOM_EQ_FROM_DOM", "A sign of spam"),  # not a different address
+        ("FREEMAIL_REPLYTO_NEQ_FROM_DOM", "a different address at a free email provider"),
+        ("REPLYTO_MX_NONE", "domain cannot receive email"),
+        ("MX_BAD", "your mail server's blocklist"),  # operator-defined
         ("SUBJECT_NEEDS_ENCODING", "email standards"),
-        ("SUBJECT_HAS_CURRENCY", "subject looks like spam"),
+        ("SUBJ_EXCESS_QP", "unlike those of normal email programs"),
+        ("SUBJECT_HAS_CURRENCY", _SUBJECT),
         ("BOGUS_ENCRYPTED_AND_TEXT", "email standards"),
+        ("DMARC_POLICY_SOFTFAIL", "could not be verified"),  # the policy is p=none
+        ("DMARC_POLICY_REJECT", "rejects this message as forged"),
+        ("R_SPF_PLUSALL", "allows every server"),
+        ("MULTIPLE_FROM", "more than one sender"),
+        ("MULTIPLE_UNIQUE_HEADERS", "email standards"),
         ("MIME_BAD_UNICODE", "disguised as another file type"),  # Filename with obscured unicode characters
+        ("EXE_IN_MISIDENTIFIED_RAR", "a program hidden in an archive"),
         ("ZERO_WIDTH_SPACE_URL", "hides its destination"),
         ("R_SUSPICIOUS_URL", "hides its destination"),
         ("HTML_META_REFRESH_URL", "hides its destination"),
+        ("DBL_ABUSE_REDIR", "hides its destination"),  # spammed redirector domain
+        ("URL_HOMOGRAPH_ATTACK", "look-alike letters"),
+        ("URL_NUMERIC_IP_USER", "an IP address"),
+        ("URL_SUSPICIOUS_TLD", "a suspicious link"),
+        ("URIBL_GREY", "often found in spam"),
+        ("SEM_URIBL_FRESH15", "newly registered"),  # registered in the past 15 days
+        ("SEM_URIBL", "known spam site"),
+        ("DBL_SPAM", "known spam site"),
+        ("DBL_PHISH", "known phishing site"),
+        ("DBL_MALWARE", "site that spreads malware"),
+        ("DBL_BOTNET", "malware"),  # botnet C&C
         ("OMOGRAPH_URL", "look-alike letters"),  # both latin and non-latin characters
         ("R_MIXED_CHARSET_URL", "look-alike letters"),
-        ("SUSPICIOUS_BOUNDARY2", "email standards"),
+        ("SUSPICIOUS_BOUNDARY2", "unlike those of normal email programs"),
         ("CTYPE_MISSING_DISPOSITION", "email standards"),
-        ("DATE_IN_FUTURE", "email standards"),
+        ("DATE_IN_FUTURE", "The date"),
+        ("INVALID_DATE", "The date"),
         ("RCVD_ILLEGAL_CHARS", "email standards"),
         ("FREEMAIL_AFF", "advance payment"),
         ("VIOLATED_DIRECT_SPF", "not authorized by the sender's domain"),
         ("R_UNDISC_RCPT", "Not addressed to you"),
         ("UNDISC_RCPTS_BULK", "Bulk"),
+        ("MICROSOFT_SPAM", "Another spam filter"),
+        ("HACKED_WP_PHISHING", "phishing"),
+        # plugins/antivirus.lua and lualib/lua_scanners: SYMBOL_ENCRYPTED, SYMBOL_MACRO, SYMBOL_FAIL
+        ("CLAM_VIRUS", _VIRUS),
+        ("VIRUSTOTAL_HIGH", _VIRUS),
+        ("METADEFENDER_LOW", _VIRUS),
+        ("CLAM_VIRUS_ENCRYPTED", "encrypted archive"),
+        ("CLAM_VIRUS_MACRO", "document with a macro"),
+        ("CLAM_VIRUS_FAIL", "A sign of spam"),
+        ("OLETOOLS_FAIL", "A sign of spam"),
+        ("VIRUSTOTAL_CLEAN", "A sign of spam"),
+        ("PHISHED_EXCLUDED", "A sign of spam"),
+        ("PHISHED_WHITELISTED", "A sign of spam"),
     ],
 )
 def test_symbols_of_rspamd_are_explained_as_rspamd_defines_them(symbol: str, expected: str) -> None:
     assert expected in explain(Symbol(symbol, 1.0))
+
+
+def test_a_virus_without_a_score_is_a_reason(message: Message) -> None:
+    # Its rule forces the action; Rspamd then gives it no score.
+    symbols = (Symbol("BAYES_SPAM", 5.0), Symbol("CLAM_VIRUS_FAIL", 0.0), Symbol("CLAM_VIRUS", 0.0))
+    assert why(replace(message, symbols=symbols, verdict_tier=Tier.DANGEROUS)) == [
+        "A virus scanner found malware",
+        "The text resembles known spam",
+    ]
+    assert explain(symbols[2]) == "A virus scanner found malware"
+    assert explain(symbols[1]) == "Information only, no effect on the score"
+
+
+def test_every_symbol_that_makes_a_message_dangerous_has_words_for_that(message: Message) -> None:
+    for pattern in TiersSettings().dangerous_symbols:
+        symbols = (Symbol("BAYES_SPAM", 5.0), Symbol(pattern.replace("*", "X"), 0.0))
+        assert why(replace(message, symbols=symbols, verdict_tier=Tier.DANGEROUS))[1:] == [
+            "The text resembles known spam"
+        ]
 
 
 def test_an_unknown_symbol_is_explained_by_its_weight() -> None:
