@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import digests, ingest, lists, memory, page, shortcuts, size
+from bench import beside, digests, ingest, lists, memory, page, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -22,6 +22,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MEASURES = {
     "ingest-files": ingest.ingest_files,
     "ingest-postgres": ingest.ingest_postgres,
+    "beside-files": beside.beside_files,
+    "beside-postgres": beside.beside_postgres,
     "list-files": lists.list_files,
     "list-postgres": lists.list_postgres,
     "stored-files": size.stored_files,

@@ -68,7 +68,7 @@ def p99(seconds: Sequence[float]) -> float:
 
 
 @contextmanager
-def served(module: str, *, workers: int = WORKERS, **environment: str) -> Iterator[Served]:
+def served(module: str, threads: int = THREADS, /, *, workers: int = WORKERS, **environment: str) -> Iterator[Served]:
     """Run a WSGI callable under uWSGI, as with uwsgi.ini but without the digest process."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="quarantine-bench-") as folder:
@@ -76,7 +76,7 @@ def served(module: str, *, workers: int = WORKERS, **environment: str) -> Iterat
         process = subprocess.Popen(
             [
                 "uwsgi", "--strict", "--master", "--need-app", "--lazy-apps", "--enable-threads", "--die-on-term",
-                "--processes", str(workers), "--threads", str(THREADS), "--buffer-size", "65535", "--listen", "100",
+                "--processes", str(workers), "--threads", str(threads), "--buffer-size", "65535", "--listen", "100",
                 "--disable-logging", "--http-socket", f"127.0.0.1:{port}", "--module", module, "--logto", str(log),
             ],
             cwd=ROOT,

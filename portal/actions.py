@@ -29,13 +29,11 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
     RelayUnreachable,
-    RspamdUnavailable,
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
-from portal.model.text import N_, shown
-from portal.scanning import RELEASE_SECONDS, Scanning
+from portal.model.text import shown
 from portal.stores import Store, notes
 from portal.stores.records import QueuedMail
 from portal.stores.rules import address_of
@@ -44,7 +42,6 @@ log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _DANGEROUS = "only an administrator can release this message"
-_THREAT_FOUND = N_("the virus check found a threat")
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
 
@@ -55,7 +52,6 @@ class Actions:
 
     store: Store
     relay: Relay
-    scanning: Scanning
     links: Links
     render: Render
     from_address: str | None  # of the portal's own mail; None: it cannot send mail
@@ -74,22 +70,36 @@ class Actions:
         Raises NotFound; NotAllowed if the message is dangerous and the actor is not an operator; AlreadyDone;
         RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
         ``portal_rejected`` the administrator gets an alarm); RelayRefused, BodyMissing or BodyDamaged (it is `held`
-        again with the reason). A message that becomes dangerous before it is sent is `held` again, also if a virus scan
-        right before it made it so; the release waits (RelayDeferred) if the scanner does not answer.
+        again with the reason). A message that becomes dangerous before it is sent is `held` again.
         """
+        return self._send(id, number, self._states_to_release(id, number, operator=operator, again=again), actor)
+
+    def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Record that one delivery is to be released. The digest process sends it within seconds.
+
+        Returns the delivery in its new state `releasing`. Raises NotFound; NotAllowed if the message is dangerous;
+        AlreadyDone.
+        """
+        allowed, now = self._states_to_release(id, number), self.now()
+        delivery = self.store.deliveries.move(
+            DeliveryId(id, number), State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now
+        )
+        log.info("release queued id=%s recipient=%s", id, delivery.recipient)
+        return delivery
+
+    def _states_to_release(self, id: UUID, number: int, *, operator: bool = False, again: bool = False) -> set[State]:
+        """Return the states in which this delivery may be released. Raises NotFound, NotAllowed."""
         delivery = self.store.deliveries.get(DeliveryId(id, number))
         if not delivery.recipient:
             raise NotAllowed("the recipient of this message is not known: give one with --recipient")
         if operator:
-            allowed = {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
-        elif delivery.message.tier is not Tier.DANGEROUS:
-            allowed = {State.HELD}
-        elif delivery.state is State.HELD:
+            return {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
+        if delivery.message.tier is not Tier.DANGEROUS:
+            return {State.HELD}
+        if delivery.state is State.HELD:
             raise NotAllowed(_DANGEROUS)
-        else:
-            # No state is allowed, not even `held`: a request may be refused between this check and the claim.
-            allowed = set()
-        return self._send(id, number, allowed, actor)
+        # No state is allowed, not even `held`: a request may be refused between this check and the claim.
+        return set()
 
     def retry(self, id: UUID, number: int) -> Delivery:
         """Continue a release whose next try is due. Raises as `release`."""
@@ -103,7 +113,6 @@ class Actions:
             message = delivery.message
             self._check_tier(delivery)
             try:
-                self._scan(delivery)
                 # The body is opened before the SMTP session, so that a missing file does not interrupt a transaction.
                 body = self.store.messages.body(id)
                 first = next(body, b"")
@@ -151,34 +160,6 @@ class Actions:
                     "not released id=%s recipient=%s: the message became dangerous", delivery.id, delivery.recipient
                 )
                 raise NotAllowed(_DANGEROUS)
-
-    def _scan(self, delivery: Delivery) -> None:
-        """Scan the message for viruses, unless that was done a short while ago.
-
-        Raises NotAllowed if the scan made it more dangerous; RelayDeferred if the release must wait for the scanner.
-        """
-        message, now = delivery.message, self.now()
-        if not self.scanning.is_due(message, now):
-            return
-        try:
-            raised = self.scanning.scan(message, now, RELEASE_SECONDS)
-        except RspamdUnavailable as error:
-            if not self.scanning.release_unscanned:
-                raise RelayDeferred(f"the release waits for the virus scanner: {error}") from error
-            return
-        if raised:
-            log.warning("not released id=%s recipient=%s: a virus scan raised its tier", message.id, delivery.recipient)
-            self.report_finding(message.id)
-            raise NotAllowed(_THREAT_FOUND)
-
-    def report_finding(self, id: UUID) -> None:
-        """Tell the administrator, at most once an hour, that a virus scan made held messages more dangerous."""
-        self.alarm_hourly(
-            "a virus was found in a held message",
-            f"A virus scan found something in the held message {id}. Only an administrator can release it if it is "
-            f"dangerous now: run `quarantine show {id}`. There may be more such messages: the log has a line "
-            "`scanned … outcome=found` for each.",
-        )
 
     def _release_start(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""

@@ -23,6 +23,13 @@ log = logging.getLogger("quarantine.web")
 _NO_APP = 22  # uWSGI's own exit status of a worker that could not load its application: with need-app the master exits
 
 
+def _threads() -> int:
+    """Return the number of threads of this worker."""
+    import uwsgi  # exists only in programs that uWSGI runs
+
+    return int(uwsgi.opt.get("threads", b"1"))
+
+
 class LazyApplication:
     """The application, opened now or, if the store is unavailable, by the first request after it is available."""
 
@@ -32,7 +39,7 @@ class LazyApplication:
         self._app: Application | None = None
         self._opening = threading.Lock()
         try:
-            self._app = create_app(assemble(settings, create=True))
+            self._app = create_app(assemble(settings, create=True), _threads())
         except StoreUnavailable as error:
             log.error("started without the store: %s", error)
 
@@ -60,7 +67,7 @@ class LazyApplication:
             return None
         try:
             if self._app is None:
-                self._app = create_app(assemble(self._settings, create=True))
+                self._app = create_app(assemble(self._settings, create=True), _threads())
                 log.info("the store is available")
         except QuarantineError as error:
             log.error("still without the store: %s", error)

@@ -206,11 +206,14 @@ class Deliveries(ABC):
         kind: EventKind,
         reason: str = "",
         mail: QueuedMail | None = None,
+        next_try_at: datetime | None = None,
     ) -> Delivery:
         """Change a delivery's state to ``to`` if it is in one of ``allowed``; record an event of this kind.
 
-        ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction. Durable on return. Raises
-        NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is queued.
+        ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction. ``next_try_at`` is for the
+        state `releasing`: nobody has claimed the release, and its first try may begin at this time. Durable on return.
+        Raises NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is
+        queued.
         """
 
     @abstractmethod

@@ -78,9 +78,12 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def create_app(parts: Parts) -> Application:
-    """Return the WSGI application that uses these parts."""
-    pages = Pages(parts)
+def create_app(parts: Parts, threads: int = 16) -> Application:
+    """Return the WSGI application that uses these parts.
+
+    ``threads``: the number of requests that the server answers at the same time in this process.
+    """
+    pages = Pages(parts, threads)
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
     links, inbox, monitor = LinkPages(pages, preferences), Inbox(pages, sessions), Monitor(parts)

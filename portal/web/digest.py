@@ -77,7 +77,7 @@ class DigestPages:
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient)
         actions, actor = self._pages.parts.actions, self._pages.actor
-        method = {"release": actions.release, "delete": actions.delete}.get(request.form("do"))
+        method = {"release": self._pages.release, "delete": actions.delete}.get(request.form("do"))
         selected = self._selected(self._digest_of(link), request.all_of_form("mail"))
         if method is None or not selected:
             return self._pages.see_other("./?none=1")

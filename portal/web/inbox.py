@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from bottle import HTTPResponse
@@ -90,16 +91,24 @@ class Inbox:
             form_token=session.form_token,
             row=row,
             **findings(delivery.message, request.language),
-            preview=self._preview(delivery),
+            **self._preview(delivery),
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
 
-    def _preview(self, delivery: Delivery) -> preview.Preview | None:
-        """Return the text of the message, None if its body is missing or damaged."""
+    def _preview(self, delivery: Delivery) -> dict[str, Any]:
+        """Return the text of the message as template values.
+
+        The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
+        not.
+        """
+        if not self._pages.previews.acquire(blocking=False):
+            return {"preview": None, "busy": True}
         try:
-            return preview.preview(self._store.messages.body(delivery.id))
+            return {"preview": preview.preview(self._store.messages.body(delivery.id)), "busy": False}
         except (BodyDamaged, BodyMissing):
-            return None
+            return {"preview": None, "busy": False}
+        finally:
+            self._pages.previews.release()
 
     def act(self, request: Request, id: str, act: str) -> HTTPResponse:
         """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
@@ -107,7 +116,7 @@ class Inbox:
         delivery = self._delivery(recipient, id)
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
         method = {
-            "release": actions.release,
+            "release": self._pages.release,
             "delete": actions.delete,
             "restore": actions.restore,
             "ask": actions.request_release,

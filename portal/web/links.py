@@ -164,7 +164,7 @@ class LinkPages:
             if undo:
                 actions.restore(link.id, link.number, actor)
             elif link.action is Action.RELEASE:
-                actions.release(link.id, link.number, actor)
+                self._pages.release(link.id, link.number, actor)
             elif link.action is Action.DELETE:
                 actions.delete(link.id, link.number, actor)
             else:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from bottle import HTTPResponse
@@ -46,8 +48,13 @@ _HSTS = ("Strict-Transport-Security", "max-age=31536000")
 class Pages:
     """The opened parts of the portal, and methods to build responses. One object per process, used by many threads."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, threads: int) -> None:
+        """``threads``: the number of requests that this process answers at the same time."""
         self.parts = parts
+        # Rspamd waits five seconds for an answer, a mail server or the reader of messages may take longer. So releases
+        # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
+        self._releases = threading.Semaphore(max(1, threads // 4))
+        self.previews = threading.Semaphore(max(1, threads // 2))
         self.site = Site.of(parts.settings.public_url)
         self._zone = ZoneInfo(parts.settings.digest.timezone)
         self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.site.https else [])]
@@ -129,6 +136,20 @@ class Pages:
                 403,
                 sign_in=True,
             )
+
+    # ---- releases
+
+    def release(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Release a delivery now or, while as many releases as allowed wait for the mail server, queue it.
+
+        Raises as `Actions.release`. A queued delivery is `releasing`, and the digest process sends it.
+        """
+        if not self._releases.acquire(blocking=False):
+            return self.parts.actions.queue_release(id, number, actor)
+        try:
+            return self.parts.actions.release(id, number, actor)
+        finally:
+            self._releases.release()
 
     # ---- the recipient of a page
 

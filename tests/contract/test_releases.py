@@ -15,7 +15,7 @@ from portal.model.errors import (
     RelayRefused,
     StoreUnavailable,
 )
-from portal.model.message import DeliveryId, State
+from portal.model.message import DeliveryId, EventKind, State
 from portal.stores import LEASE, Store
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK, hold, now
@@ -47,6 +47,27 @@ def test_a_release_is_claimed_then_recorded(store: Store, second: Store) -> None
     assert (released.state, released.attempts, released.next_try_at) == (State.RELEASED, 1, None)
     assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == ["held", "releasing", "released"]
     assert not list(store.deliveries.due_releases(at + DAY, 10))
+
+
+def test_a_release_that_is_only_recorded_is_due_at_once_and_known_to_all_processes(store: Store, second: Store) -> None:
+    held, at = hold(store), now()
+    key = DeliveryId(held.id, 0)
+    defer(store, held, at)
+    with pytest.raises(RelayRefused), claim(store, held, at + HOUR):
+        raise RelayRefused("550 no")
+    at += 2 * HOUR
+    queued = store.deliveries.move(
+        key, State.RELEASING, {State.HELD}, BY_LINK, at, kind=EventKind.RELEASING, next_try_at=at
+    )
+    assert (queued.state, queued.attempts, queued.next_try_at, queued.reason) == (State.RELEASING, 0, at, "")
+    assert second.deliveries.get(key) == queued
+    assert list(second.deliveries.due_releases(at - SECOND, 10)) == []
+    assert list(second.deliveries.due_releases(at, 10)) == [key]
+    with claim(second, held, at, allowed=frozenset()) as claimed:
+        assert claimed.attempts == 1
+        assert list(store.deliveries.due_releases(at, 10)) == []
+    kinds = [event.kind for event in store.deliveries.history(key)]
+    assert kinds == ["held", "releasing", "deferred", "failed", "releasing", "released"]
 
 
 def test_a_release_needs_an_allowed_state(store: Store) -> None:

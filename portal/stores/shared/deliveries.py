@@ -123,12 +123,16 @@ class SqlDeliveries(Deliveries):
         kind: EventKind,
         reason: str = "",
         mail: QueuedMail | None = None,
+        next_try_at: datetime | None = None,
     ) -> Delivery:
         with self._engine.writing() as session:
             rules.check_state(self._rows.delivery(session, key, for_update=True), allowed)
-            moved = "state = :state, state_at = :now, reason = :reason, next_try_at = null, release_lease = null"
+            moved = (
+                "state = :state, state_at = :now, reason = :reason, next_try_at = :next_try_at, release_lease = null"
+            )
+            moved += ", attempts = 0" if to is State.RELEASING else ""
             update = f"update delivery set {moved} {WHERE_KEY}"
-            session.execute(update, key, state=to.value, now=now, reason=reason)
+            session.execute(update, key, state=to.value, now=now, reason=reason, next_try_at=next_try_at)
             if mail is not None:
                 queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason))
