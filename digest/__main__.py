@@ -137,6 +137,12 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
     jobs: list[tuple[str, Callable[[], object], Any, datetime]] = [  # name, function, trigger, first run
         ("heartbeat", lambda: parts.store.heartbeat(utc_now()), IntervalTrigger(seconds=10), now),
         ("mails", lambda: housekeeping.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
+        (
+            "scans",
+            lambda: housekeeping.scan_waiting(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=2),
+            now,
+        ),
         ("releases", lambda: retry_due(parts.actions), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),

@@ -1,4 +1,4 @@
-"""Background jobs of the digest process in addition to digests: queued mail of the portal, and daily maintenance.
+"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, daily maintenance.
 
 Each function is safe to repeat at any moment, in any number of processes.
 """
@@ -6,16 +6,25 @@ Each function is safe to repeat at any moment, in any number of processes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
-from portal.model.errors import RelayDeferred, RelayRefused
+from portal.model.errors import BodyDamaged, NotFound, RelayDeferred, RelayRefused, RspamdUnavailable
+from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
+from portal.stores.records import Job
+from portal.stores.shared.jobs import SCAN
 
 log = logging.getLogger("quarantine.digest")
 
+_SCANS_AT_ONCE = 4
+_SCANS_RETRIED = timedelta(days=1)
+_SCAN_BACK_OFF_MIN, _SCAN_BACK_OFF_MAX = timedelta(seconds=10), timedelta(minutes=15)
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
 
@@ -43,6 +52,44 @@ def send_queued(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
                 log.warning("mail deferred id=%s: %s", mail and mail.id, error)
                 failures += 1
     return sent
+
+
+def scan_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Run the queued virus scans. Return how many messages were scanned.
+
+    A scan that fails since Rspamd or the scanner does not answer is retried with exponential backoff for a day, and
+    ends the call. Raises StoreUnavailable.
+    """
+    time, scanned = clock(now), 0
+    with ThreadPoolExecutor(_SCANS_AT_ONCE) as pool:
+        while not stopped():
+            jobs = parts.store.jobs.claim(SCAN, _SCANS_AT_ONCE, time())
+            results = list(pool.map(lambda job: _scan(parts, job, time), jobs))
+            scanned += sum(results)
+            if not jobs or not all(results):
+                break
+    return scanned
+
+
+def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
+    """Run one scan. Return False if the scanner does not answer."""
+    id = UUID(job.arguments["message"])
+    try:
+        # A scan that is done is not repeated: the job may be an old one, of a process that died after the scan.
+        waiting = [m for m in parts.store.messages.find(str(id)) if m.scan is None or not m.scan.is_done]
+        for message in waiting:
+            if parts.scanning.scan(message, time(), BACKGROUND_SECONDS):
+                parts.actions.report_finding(id)
+    except RspamdUnavailable:
+        now = time()
+        if now - job.created_at < _SCANS_RETRIED:
+            pause = min(_SCAN_BACK_OFF_MIN * 2 ** min(job.tries - 1, 10), _SCAN_BACK_OFF_MAX)
+            parts.store.jobs.retry(job, now + pause)
+            return False
+    except (NotFound, BodyDamaged) as error:
+        log.error("not scanned id=%s: %s", id, error)
+    parts.store.jobs.finish(job, None, time())
+    return True
 
 
 def daily(parts: Parts, now: datetime) -> None:

@@ -29,11 +29,13 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
     RelayUnreachable,
+    RspamdUnavailable,
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
-from portal.model.text import shown
+from portal.model.text import N_, shown
+from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
 from portal.stores.records import QueuedMail
 from portal.stores.rules import address_of
@@ -42,6 +44,7 @@ log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _DANGEROUS = "only an administrator can release this message"
+_THREAT_FOUND = N_("the virus check found a threat")
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
 
@@ -52,6 +55,7 @@ class Actions:
 
     store: Store
     relay: Relay
+    scanning: Scanning
     links: Links
     render: Render
     from_address: str | None  # of the portal's own mail; None: it cannot send mail
@@ -70,7 +74,8 @@ class Actions:
         Raises NotFound; NotAllowed if the message is dangerous and the actor is not an operator; AlreadyDone;
         RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
         ``portal_rejected`` the administrator gets an alarm); RelayRefused, BodyMissing or BodyDamaged (it is `held`
-        again with the reason). A message that becomes dangerous before it is sent is `held` again.
+        again with the reason). A message that becomes dangerous before it is sent is `held` again, also if a virus scan
+        right before it made it so; the release waits (RelayDeferred) if the scanner does not answer.
         """
         return self._send(id, number, self._states_to_release(id, number, operator=operator, again=again), actor)
 
@@ -113,6 +118,7 @@ class Actions:
             message = delivery.message
             self._check_tier(delivery)
             try:
+                self._scan(delivery)
                 # The body is opened before the SMTP session, so that a missing file does not interrupt a transaction.
                 body = self.store.messages.body(id)
                 first = next(body, b"")
@@ -160,6 +166,34 @@ class Actions:
                     "not released id=%s recipient=%s: the message became dangerous", delivery.id, delivery.recipient
                 )
                 raise NotAllowed(_DANGEROUS)
+
+    def _scan(self, delivery: Delivery) -> None:
+        """Scan the message for viruses, unless that was done a short while ago.
+
+        Raises NotAllowed if the scan made it more dangerous; RelayDeferred if the release must wait for the scanner.
+        """
+        message, now = delivery.message, self.now()
+        if not self.scanning.is_due(message, now):
+            return
+        try:
+            raised = self.scanning.scan(message, now, RELEASE_SECONDS)
+        except RspamdUnavailable as error:
+            if not self.scanning.release_unscanned:
+                raise RelayDeferred(f"the release waits for the virus scanner: {error}") from error
+            return
+        if raised:
+            log.warning("not released id=%s recipient=%s: a virus scan raised its tier", message.id, delivery.recipient)
+            self.report_finding(message.id)
+            raise NotAllowed(_THREAT_FOUND)
+
+    def report_finding(self, id: UUID) -> None:
+        """Tell the administrator, at most once an hour, that a virus scan made held messages more dangerous."""
+        self.alarm_hourly(
+            "a virus was found in a held message",
+            f"A virus scan found something in the held message {id}. Only an administrator can release it if it is "
+            f"dangerous now: run `quarantine show {id}`. There may be more such messages: the log has a line "
+            "`scanned … outcome=found` for each.",
+        )
 
     def _release_start(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""

@@ -19,6 +19,8 @@ from portal.model.message import identity
 from portal.model.schedule import plan_for
 from portal.model.tiers import Tiers
 from portal.people import Directory
+from portal.rspamd import Rspamd
+from portal.scanning import Scanning
 from portal.settings import Settings
 from portal.stores import Store, notes, open_store
 
@@ -36,6 +38,7 @@ class Parts:
     relay: Relay  # releases
     mailer: Relay  # the portal's own mail
     actions: Actions
+    scanning: Scanning
     tiers: Tiers
     people: Directory
 
@@ -61,6 +64,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
     render = make_render(settings, store)
     relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
+    scanning = make_scanning(settings, store, tiers)
     people = make_people(settings, store)
 
     def language_of(address: str) -> str:
@@ -71,6 +75,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
     actions = Actions(
         store=store,
         relay=relay,
+        scanning=scanning,
         links=links,
         render=render,
         from_address=settings.mail.from_address,
@@ -86,6 +91,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         relay=relay,
         mailer=Relay(settings.mail.url.get_secret_value()),
         actions=actions,
+        scanning=scanning,
         tiers=tiers,
         people=people,
     )
@@ -118,6 +124,21 @@ def make_render(settings: Settings, store: Store) -> Render:
         site_name=settings.site.name,
         site_folder=settings.site.folder,
         on_failure=record_failure,
+    )
+
+
+def make_scanning(settings: Settings, store: Store, tiers: Tiers) -> Scanning:
+    """Return the virus scans according to the settings."""
+    chosen = settings.rspamd
+    password = chosen.password.get_secret_value() if chosen.password else ""
+    return Scanning(
+        store,
+        tiers,
+        Rspamd(chosen.url, password) if chosen.url and chosen.scan_groups else None,
+        chosen.scan_groups,
+        chosen.scan_max_bytes,
+        timedelta(minutes=chosen.scan_valid_minutes),
+        chosen.release_unscanned,
     )
 
 

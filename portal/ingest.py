@@ -75,7 +75,7 @@ class Ingest:
         if people.delimiter:
             export = replace(export, identities=tuple(map(people.held_as, export.recipients)))
         notified = {who for who, a in zip(export.held_for, export.recipients, strict=True) if people.is_notified(a)}
-        held = parts.store.messages.add(export, posted.body, tier, notified, at=at)
+        held = parts.store.messages.add(export, posted.body, tier, notified, at=at, scan=parts.scanning.is_on)
         result = Result.KNOWN if held.known else Result.HELD
         log.info(
             "%s id=%s queue_id=%s size=%d recipients=%d tier=%s flags=%s",

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from portal.assemble import Parts
 from portal.model.message import ACTIONS
+from portal.scanning import COUNTER
 from portal.stores import Store, notes
 from portal.stores.records import Stats
 
@@ -50,10 +51,19 @@ def count_not_selected(store: Store, action: str | None) -> None:
 
 def not_selected(store: Store) -> Mapping[str, int]:
     """Return the number of messages that were not held, by Rspamd's action. Raises StoreUnavailable."""
+    return _by_label(store, _NOT_SELECTED)
+
+
+def scans(store: Store) -> Mapping[str, int]:
+    """Return the number of virus scans, by `ScanOutcome`. Raises StoreUnavailable."""
+    return _by_label(store, COUNTER)
+
+
+def _by_label(store: Store, prefix: str) -> Mapping[str, int]:
     return {
-        name.removeprefix(_NOT_SELECTED): round(number)
+        name.removeprefix(prefix): round(number)
         for name, number in store.notes.counters().items()
-        if name.startswith(_NOT_SELECTED)
+        if name.startswith(prefix)
     }
 
 

@@ -403,6 +403,48 @@ class TiersSettings(Section):
     )  # fmt: skip
 
 
+class RspamdSettings(Section):
+    """Rspamd's controller, which scans held messages for viruses: after holding, and again before a release."""
+
+    url: str | None = Field(
+        None,
+        description="URL of the controller, as `http://127.0.0.1:11334`. Without it, messages are not scanned.",
+    )
+    password: SecretStr | None = Field(
+        None, description="The controller's password. Not needed if `secure_ip` of its worker includes this host."
+    )
+    scan_groups: Words = Field(
+        ("antivirus",),
+        description="Groups of symbols whose modules scan; empty: messages are not scanned.",
+    )
+    scan_max_bytes: int = Field(
+        20_000_000,
+        ge=2**16,
+        le=2**31,
+        description="Larger messages are not scanned, and thus at least suspicious. At most the limit of the scanner "
+        "(`max_size` in Rspamd's antivirus.conf, `StreamMaxLength` of clamd): it ignores larger ones without notice.",
+    )
+    scan_valid_minutes: int = Field(
+        60, ge=0, le=10_080, description="A release within this time after a scan is not scanned once more."
+    )
+    release_unscanned: bool = Field(
+        False,
+        description="If the scanner does not answer: `false` lets releases wait, `true` releases without a scan.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _controller(cls, url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or "http://localhost")
+            parts.port  # noqa: B018 - validated only on access
+        except ValueError as error:
+            raise ValueError("expected a URL like http://127.0.0.1:11334") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("expected a URL like http://127.0.0.1:11334, without a path")
+        return url or None
+
+
 class Settings(Section):
     public_url: str = Field(
         "http://127.0.0.1:8080/quarantine",
@@ -420,6 +462,7 @@ class Settings(Section):
     mail: MailSettings = MailSettings()
     digest: DigestSettings = DigestSettings()
     links: LinksSettings = LinksSettings()
+    rspamd: RspamdSettings = RspamdSettings()
     tiers: TiersSettings = TiersSettings()
     people: PeopleSettings = PeopleSettings()
     site: SiteSettings = SiteSettings()

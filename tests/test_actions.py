@@ -36,6 +36,8 @@ from portal.model.errors import (
 )
 from portal.model.links import MARK_HEADER, Links
 from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Symbol, Tier, new_id
+from portal.model.tiers import Tiers
+from portal.scanning import Scanning
 from portal.stores import LEASE, Store
 from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, mail, now
@@ -80,6 +82,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
         return Actions(
             store=store,
             relay=Relay(url),
+            scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False),
             links=links,
             render=Render(),
             from_address="quarantine@example.org",

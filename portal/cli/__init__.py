@@ -35,7 +35,7 @@ from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, State, Tier, identity
 from portal.model.text import shown
 from portal.settings import load, load_from, masked
-from portal.stores import notes, open_store
+from portal.stores import notes, open_store, scans
 
 LIST_LIMIT = 50
 _LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
@@ -506,6 +506,7 @@ def _message_json(message: Message) -> dict[str, Any]:
         "size_bytes": message.size_bytes,
         "sha256": message.body_sha256.hex(),
         "flags": sorted(flag.value for flag in message.flags),
+        "scan": message.scan and scans.to_json(message.scan),
         "symbols": [{"name": s.name, "score": s.score, "options": list(s.options)} for s in message.symbols],
     }
 

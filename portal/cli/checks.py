@@ -79,6 +79,7 @@ def run_all() -> list[Finding]:
             settings.mail.url.get_secret_value(),
         )
     findings += _collect(rspamd_checks.rspamd, settings)
+    findings += _collect(rspamd_checks.scanner, settings)
     if store is not None:
         store.close()
     return findings

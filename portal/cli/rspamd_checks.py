@@ -1,4 +1,7 @@
-"""The checks of ``quarantine check`` that read Rspamd's configuration, as rspamadm prints it. None changes anything."""
+"""The checks of ``quarantine check`` about Rspamd: its configuration, as rspamadm prints it, and its virus scanner.
+
+None changes anything.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,15 @@ from typing import Any
 
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
+from portal.model.errors import RspamdUnavailable
 from portal.model.text import shown
+from portal.rspamd import Rspamd
+from portal.scanning import is_failure, scanners
 from portal.settings import ExporterSettings, Settings
 
 _RSPAMADM_SECONDS = 30
+_SCAN_SECONDS = 10.0
+_HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the virus scanner.\r\n"
 _NGINX_HINT = (
     "Nginx does not reach the portal. Check that the service is running and that quarantine.conf names its socket, "
     f"`server unix:{SOCKET};`"
@@ -39,6 +47,47 @@ def rspamd(settings: Settings) -> Iterator[Finding]:
     yield from _exporter(rules)
     yield from _discarding(workers, settings.exporter)
     yield from _filters(options)
+
+
+def scanner(settings: Settings) -> Iterator[Finding]:
+    """Check that Rspamd scans held messages for viruses, with a harmless message. It is held and exported nowhere."""
+    chosen = settings.rspamd
+    if not chosen.scan_groups:
+        return
+    if chosen.url is None:
+        yield Finding(
+            None,
+            "virus scanner",
+            "rspamd.url is not set: messages are not scanned after they were held, nor before a release. If Rspamd "
+            "has a virus scanner, set it to the controller's URL",
+        )
+        return
+    password = chosen.password.get_secret_value() if chosen.password else ""
+    controller = Rspamd(chosen.url, password)
+    try:
+        names = scanners(controller, chosen.scan_groups, _SCAN_SECONDS)
+        if not names:
+            yield Finding(
+                False,
+                "virus scanner",
+                f"Rspamd at {chosen.url} has none in the groups {', '.join(chosen.scan_groups)}, so all messages count "
+                "as not scanned and are suspicious. Configure one in Rspamd's antivirus.conf, or remove rspamd.url",
+            )
+            return
+        reported = controller.scan([_HARMLESS], len(_HARMLESS), chosen.scan_groups, _SCAN_SECONDS)
+    except RspamdUnavailable as error:
+        yield Finding(False, "virus scanner", f"{chosen.url}: {error}. {_consequence(chosen.release_unscanned)}")
+        return
+    failed = [f"{symbol.name} {' '.join(symbol.options)}" for symbol in reported if is_failure(symbol.name)]
+    if failed:
+        text = f"Rspamd's scanner failed: {'; '.join(failed)}. {_consequence(chosen.release_unscanned)}"
+        yield Finding(False, "virus scanner", text)
+    else:
+        yield Finding(True, "virus scanner", f"Rspamd at {chosen.url} scans ({', '.join(sorted(names))})")
+
+
+def _consequence(release_unscanned: bool) -> str:
+    return "Messages are released without a scan" if release_unscanned else "Releases wait for it"
 
 
 def _exporter(dumps: Sequence[dict[str, Any]]) -> Iterator[Finding]:

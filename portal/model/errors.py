@@ -68,6 +68,10 @@ class NotAllowed(QuarantineError):
     """This person may not do this (for example, a recipient who releases a dangerous message)."""
 
 
+class RspamdUnavailable(QuarantineError):
+    """Rspamd or its virus scanner did not answer as expected: try again later."""
+
+
 class RelayDeferred(QuarantineError):
     """The mail server defers the message (4xx, no connection, time-out) or rejects this portal: try again later.
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from portal.model.domains import lower_case, punycode
 from portal.model.look_alikes import looks_alike
-from portal.model.message import Flag, Message, Symbol, Tier
+from portal.model.message import Flag, Message, ScanOutcome, Symbol, Tier
 from portal.model.text import N_, shown
 
 REASONS = 3  # in a row
@@ -257,7 +257,17 @@ def why(message: Message) -> list[str]:
         unchecked = message.flags == {Flag.FORCED}
         problem = N_("Some checks may have been skipped") if unchecked else N_("The spam filter's report is incomplete")
         found = [*found[: REASONS - 1], problem]
+    if message.scan is not None and not message.scan.is_done:
+        found = [*found[: REASONS - 1], SCANS_IN_WORDS[message.scan.outcome]]
     return found
+
+
+SCANS_IN_WORDS = {
+    ScanOutcome.WAITING: N_("Not checked for viruses yet"),
+    ScanOutcome.CLEAN: N_("No virus found"),
+    ScanOutcome.FOUND: N_("Threat found"),
+    ScanOutcome.FAILED: N_("The virus check could not be completed"),
+}
 
 
 def _by_score(message: Message, against: list[Symbol]) -> str:

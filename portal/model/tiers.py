@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import translate
 
-from portal.model.message import Export, Tier
+from portal.model.message import Export, Scan, Tier
 
 
 class Tiers:
@@ -31,6 +31,23 @@ class Tiers:
                 if self._suspicious.match(name):
                     worst = Tier.SUSPICIOUS
         return worst
+
+    def knows(self, symbol: str) -> bool:
+        """Return whether one of the patterns matches the name."""
+        return bool(self._dangerous.match(symbol.upper()) or self._suspicious.match(symbol.upper()))
+
+    def with_scan(self, tier: Tier, scan: Scan) -> Tier:
+        """Return the tier of a message with this tier and this virus scan.
+
+        A scanner's symbol that only the suspicious patterns match is suspicious (an encrypted archive, a macro). Any
+        other is dangerous, also under a name that a site chose itself.
+        """
+        found = [self._of_scanner(symbol.name.upper()) for symbol in scan.symbols]
+        return max((tier, *found), key=tuple(Tier).index)
+
+    def _of_scanner(self, name: str) -> Tier:
+        is_suspicious = self._suspicious.match(name) and not self._dangerous.match(name)
+        return Tier.SUSPICIOUS if is_suspicious else Tier.DANGEROUS
 
 
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
-from portal.model.reasons import Sender, explain, sender_shown, why
+from portal.model.reasons import SCANS_IN_WORDS, Sender, explain, sender_shown, why
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
@@ -80,6 +80,8 @@ class Row:
     size: str
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
+    scan: str = ""  # the result of the last virus scan
+    scanned: str = ""  # its time, "" if there was none
 
 
 def needs_events(delivery: Delivery, *, role: bool) -> bool:
@@ -109,6 +111,8 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         size=language.size(message.size_bytes),
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
+        scan=SCANS_IN_WORDS[message.scan.outcome] if message.scan else "",
+        scanned=language.moment(message.scan.at, viewer.zone) if message.scan and message.scan.at else "",
     )
 
 

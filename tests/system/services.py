@@ -237,6 +237,7 @@ class Rspamd:
 
     milter: int
     scan: int  # HTTP
+    controller: int
     log: Path
 
 
@@ -311,7 +312,47 @@ def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
         wait_for(
             up, 180, details=lambda: log.read_text()[-3000:]
         )  # it compiles for long, on a busy machine for minutes
-        yield Rspamd(ports[0], ports[1], log)
+        yield Rspamd(ports[0], ports[1], ports[2], log)
+
+
+# ---- ClamAV
+
+
+VIRUS = b"X-TINY-VIRUS-OF-THE-TESTS"
+
+
+class Clamd:
+    """Debian's clamd with a few signatures of its own, so that no database is downloaded."""
+
+    def __init__(self, home: Path) -> None:
+        self.port = free_port()
+        self._home = home
+        self._conf = home / "clamd.conf"
+        (home / "database").mkdir(parents=True)
+        self._conf.write_text(
+            f"DatabaseDirectory {home}/database\nTCPSocket {self.port}\nTCPAddr 127.0.0.1\nForeground yes\n"
+            "User clamav\n"
+        )
+        self.knows(VIRUS)
+
+    def knows(self, *needles: bytes) -> None:
+        """Make these the signatures, from the next start on (clamav.net, "Body-based signatures", .ndb)."""
+        lines = [f"Quarantine.Test.{n}:0:*:{needle.hex()}\n" for n, needle in enumerate(needles)]
+        (self._home / "database/test.ndb").write_text("".join(lines))
+
+    @contextmanager
+    def running(self) -> Iterator[Clamd]:
+        log = self._home / "clamd.log"
+        with process(["clamd", "-c", str(self._conf)], log):
+            wait_for(lambda: connects(self.port), details=lambda: log.read_text()[-2000:])
+            yield self
+
+    def rspamd_conf(self) -> str:
+        """Return local.d/antivirus.conf for this scanner."""
+        return (
+            f'clamav {{ type = "clamav"; servers = "127.0.0.1:{self.port}"; symbol = "CLAM_VIRUS"; timeout = 1s;'
+            " retransmits = 1; scan_mime_parts = false; }\n"
+        )
 
 
 # ---- Postfix

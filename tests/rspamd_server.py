@@ -1,0 +1,78 @@
+"""A controller of Rspamd with a virus scanner. The answers are those of Rspamd 3.4 with ClamAV."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+VIRUS = b"X-TINY-VIRUS-OF-THE-TESTS"
+ARCHIVE = b"X-ENCRYPTED-ARCHIVE-OF-THE-TESTS"
+FOUND = {"CLAM_VIRUS": ["Quarantine.Test.Signature.UNOFFICIAL"]}
+SCANNERS = ("CLAM_VIRUS", "CLAM_VIRUS_FAIL", "CLAM_VIRUS_ENCRYPTED", "CLAM_VIRUS_MACRO")
+
+
+class RspamdServer:
+    """Answers until the block ends. Tests change its attributes; ``scans`` has the requests, oldest first."""
+
+    def __init__(self) -> None:
+        self.scanners: tuple[str, ...] = SCANNERS
+        self.symbols: Mapping[str, list[str]] | None = None  # of every scan; None: what the message contains
+        self.status = 200
+        self.password = ""
+        self.reply: bytes | None = None  # instead of JSON
+        self.hang = threading.Event()
+        self.hang.set()  # cleared: requests wait until it is set again
+        self.scans: list[tuple[dict[str, str], bytes]] = []
+        self.listed = 0  # requests for /symbols
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> RspamdServer:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.hang.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        rspamd = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+                rspamd.listed += 1
+                rules = [{"symbol": name, "weight": 0.0, "description": ""} for name in rspamd.scanners]
+                others = [{"symbol": "BAYES_SPAM", "weight": 5.1, "description": "Message probably spam"}]
+                groups = [{"group": "antivirus", "rules": rules}, {"group": "statistics", "rules": others}]
+                self._answer(groups if self.path == "/symbols" else {"error": "unknown"})
+
+            def do_POST(self) -> None:  # noqa: N802
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                rspamd.hang.wait(30)
+                if self.path == "/checkv2":
+                    rspamd.scans.append((dict(self.headers), body))
+                symbols = rspamd.symbols
+                if symbols is None:
+                    symbols = {**(FOUND if VIRUS in body else {}), **({SCANNERS[2]: []} if ARCHIVE in body else {})}
+                found = {n: {"name": n, "score": 0.0, "metric_score": 0.0, "options": o} for n, o in symbols.items()}
+                self._answer({"is_skipped": False, "score": 0.0, "required_score": 15.0, "symbols": found})
+
+            def _answer(self, value: Any) -> None:
+                status = rspamd.status
+                if rspamd.password and self.headers.get("Password") != rspamd.password:
+                    status, value = 401, {"error": "Unauthorized"}
+                body = json.dumps(value).encode() if rspamd.reply is None else rspamd.reply
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
