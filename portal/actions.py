@@ -191,7 +191,7 @@ class Actions:
         self.alarm_hourly(
             "a virus was found in a held message",
             f"A virus scan found something in the held message {id}. Only an administrator can release it if it is "
-            f"dangerous now: run `quarantine show {id}`. There may be more such messages: the log has a line "
+            f"dangerous now: run `quarantine meta {id}`. There may be more such messages: the log has a line "
             "`scanned … outcome=found` for each.",
         )
 

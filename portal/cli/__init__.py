@@ -32,7 +32,7 @@ from portal.cli.common import NotDone, guarded
 from portal.mail import wire
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, State, Tier, identity
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.text import shown
 from portal.settings import load, load_from, masked
 from portal.stores import notes, open_store, scans
@@ -221,7 +221,7 @@ def meta(id: str, as_json: bool) -> None:
             ]  # fmt: skip
             _print_json(out)
             return
-        for name, value in _message_json(message).items():
+        for name, value in {**_message_json(message), "scan": _scan_text(message.scan)}.items():
             if name != "symbols":
                 text = ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
                 click.echo(f"{name + ':':18}{shown(text, 500)}")
@@ -487,6 +487,13 @@ def _row(delivery: Delivery) -> list[str]:
 
 def _sender(message: Message) -> str:
     return "(not known)" if message.envelope_sender is None else message.envelope_sender or "<>"
+
+
+def _scan_text(scan: Scan | None) -> str:
+    if scan is None or scan.at is None:
+        return "" if scan is None else scan.outcome.value
+    names = ", ".join(symbol.name for symbol in scan.symbols)
+    return " ".join(filter(None, [f"{scan.outcome.value} at {scan.at:%Y-%m-%d %H:%M:%S} UTC", names, scan.detail]))
 
 
 def _message_json(message: Message) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Row:
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
     scan: str = ""  # the result of the last virus scan
-    scanned: str = ""  # its time, "" if there was none
+    scanned: str = ""  # its time, "" if it was not done
 
 
 def needs_events(delivery: Delivery, *, role: bool) -> bool:
@@ -94,7 +94,7 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
 
     ``role``: it is for a role mailbox. ``events``: the latest event of each kind, oldest first, if `needs_events`.
     """
-    message, language = delivery.message, viewer.language
+    message, language, scan = delivery.message, viewer.language, delivery.message.scan
     other = role or viewer.reader != delivery.recipient
     return Row(
         id=message.id,
@@ -111,8 +111,8 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         size=language.size(message.size_bytes),
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
-        scan=SCANS_IN_WORDS[message.scan.outcome] if message.scan else "",
-        scanned=language.moment(message.scan.at, viewer.zone) if message.scan and message.scan.at else "",
+        scan=SCANS_IN_WORDS[scan.outcome] if scan else "",
+        scanned=language.moment(scan.at, viewer.zone) if scan and scan.at and scan.is_done else "",
     )
 
 

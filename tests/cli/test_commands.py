@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from portal.assemble import Parts
 from portal.cli import main
-from portal.model.message import DeliveryId, Flag, State, Tier
+from portal.model.message import DeliveryId, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
 from tests.smtp_server import SmtpServer
@@ -192,6 +193,19 @@ def test_meta_shows_everything_by_quarantine_id_and_by_queue_id(run: Run, store:
     meta = json.loads(run("meta", "4Abc", "--json").output)
     assert [d["recipient"] for d in meta["deliveries"]] == [ALICE, BOB]
     assert meta["deliveries"][0]["history"][0]["what"] == "held"
+
+
+def test_meta_shows_the_virus_scan(run: Run, store: Store) -> None:
+    held, at = hold(store), datetime(2026, 11, 27, 9, 30, tzinfo=UTC)
+    scan = Scan(ScanOutcome.FOUND, at, (Symbol("CLAM_VIRUS", 0.0, ("Eicar",)),))
+    store.messages.record_scan(held.id, scan, Tier.DANGEROUS, at)
+    assert "found at 2026-11-27 09:30:00 UTC CLAM_VIRUS\n" in run("meta", str(held.id)).output
+    shown = json.loads(run("meta", str(held.id), "--json").output)["scan"]
+    assert (shown["outcome"], shown["symbols"]) == ("found", [["CLAM_VIRUS", 0.0, ["Eicar"]]])
+    store.messages.record_scan(
+        hold(store, queue_id="4Def").id, Scan(ScanOutcome.FAILED, at, detail="no"), Tier.SPAM, at
+    )
+    assert "failed at 2026-11-27 09:30:00 UTC no\n" in run("meta", "4Def").output
 
 
 def test_print_writes_the_exact_bytes(run: Run, store: Store) -> None:
