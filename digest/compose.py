@@ -54,6 +54,7 @@ class Row:
     subject: str  # "" when there is none
     when: str
     score: str  # "" when not known
+    threshold: str  # the score at which Rspamd withholds messages, "" when not known
     reasons: tuple[str, ...]  # to be translated
     release: str  # link, "" for dangerous mail
     delete: str  # link, "" for dangerous mail
@@ -188,6 +189,7 @@ def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: Zon
         subject=_defanged(shown(message.subject, SUBJECT_CHARACTERS)),
         when=locale.short_moment(message.held_at, zone),
         score="" if message.score is None else locale.score(message.score),
+        threshold="" if message.threshold is None else locale.threshold(message.threshold),
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),

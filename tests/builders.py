@@ -66,7 +66,11 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
         score=17.5,
         client_ip="198.51.100.9",
         user=None,
-        symbols=(Symbol("BAYES_SPAM", 5.1, ("99.99%",)), Symbol("R_SPF_FAIL", 1.0)),
+        symbols=(
+            Symbol("BAYES_SPAM", 5.1, ("99.99%",), "Message probably spam, probability: "),
+            Symbol("R_SPF_FAIL", 1.0),
+        ),
+        threshold=15.0,
         flags=frozenset(),
         dedup_key=dedup_key.digest(),
         body_sha256=hashlib.sha256(data).digest(),

@@ -727,7 +727,7 @@ def test_a_request_notifies_the_administrator_with_the_commands(store: Store, ac
         store,
         tier=Tier.DANGEROUS,
         subject="Rechnung\u202e \r\nBcc: mallory@example.org",
-        symbols=(Symbol("R_SPF_FAIL", 1.0), Symbol("CLAM_VIRUS", 25.0, ("Eicar",))),
+        symbols=(Symbol("R_SPF_FAIL", 1.0), Symbol("CLAM_VIRUS", 25.0, ("Eicar",), "Found\r\nby \u202eClamAV")),
     ).id
     assert actions.request_release(id, 0, BY_LINK).state is State.REQUESTED
     with pytest.raises(AlreadyDone):
@@ -743,7 +743,8 @@ def test_a_request_notifies_the_administrator_with_the_commands(store: Store, ac
     assert f'quarantine refuse {id} --recipient {ALICE} --reason "…"\n' in text
     assert "Subject: Rechnung Bcc: mallory@example.org\n" in text
     assert f"From: Promo <{SENDER}>\n" in text and f"Envelope sender: <{SENDER}>\n" in text
-    assert text.index("- CLAM_VIRUS (25.0)\n") < text.index("- R_SPF_FAIL (1.0)\n")
+    assert "\nScore: 17.5, limit 15\n\nRspamd symbols" in text
+    assert text.index("- CLAM_VIRUS (25.0): Found by ClamAV\n") < text.index("- R_SPF_FAIL (1.0)\n")
     assert BOB not in text
 
 
@@ -756,6 +757,18 @@ def test_an_address_cannot_become_a_command_of_the_administrators_shell(
     [(_, request)] = queued(store, clock())
     assert f"quarantine release {id} --recipient '{address}'\n" in text_of(request)
     assert "From: (unknown)\nEnvelope sender: unknown\nSubject: (no subject)\n" in text_of(request)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "expected"), [(17.5, None, "\nScore: 17.5\n\nRspamd"), (None, None, "UTC\n\nRspamd")]
+)
+def test_a_request_shows_the_score_if_it_is_known(
+    store: Store, actions: Actions, clock: Clock, score: float | None, threshold: float | None, expected: str
+) -> None:
+    id = hold(store, tier=Tier.DANGEROUS, score=score, threshold=threshold).id
+    actions.request_release(id, 0, BY_LINK)
+    [(_, request)] = queued(store, clock())
+    assert expected in text_of(request)
 
 
 def test_a_refusal_notifies_the_recipient_with_the_reason(store: Store, actions: Actions, clock: Clock) -> None:

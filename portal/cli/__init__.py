@@ -507,6 +507,7 @@ def _message_json(message: Message) -> dict[str, Any]:
         "subject": message.subject,
         "action": message.action,
         "score": message.score,
+        "threshold": message.threshold,
         "tier": message.tier.value,
         "client_ip": message.client_ip,
         "user": message.user,
@@ -514,7 +515,10 @@ def _message_json(message: Message) -> dict[str, Any]:
         "sha256": message.body_sha256.hex(),
         "flags": sorted(flag.value for flag in message.flags),
         "scan": message.scan and scans.to_json(message.scan),
-        "symbols": [{"name": s.name, "score": s.score, "options": list(s.options)} for s in message.symbols],
+        "symbols": [
+            {"name": s.name, "score": s.score, "options": list(s.options), "description": s.description}
+            for s in message.symbols
+        ],
     }
 
 

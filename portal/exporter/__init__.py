@@ -190,6 +190,7 @@ def _export(metadata: Mapping[str, Any], message: Body) -> Export:
         body_sha256=body_sha256,
         size_bytes=message.size_bytes,
         has_8bit=has_8bit,
+        threshold=values.number(metadata.get("threshold")),
         mark=own.get("x-quarantine-mark", "")[: values.TEXT_CHARACTERS] or None,
     )
 

@@ -23,8 +23,21 @@ SUBJECT_CHARACTERS = 4_000  # longer subjects are truncated
 TEXT_CHARACTERS = 1_000  # the same for all other texts
 ADDRESS_OCTETS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
 _RECIPIENTS = 1 << 16  # the most recipients of one message: deliveries are numbered 0 … 65535
-_SYMBOLS, _OPTIONS, _OPTION_CHARACTERS = 1_000, 50, 500
-_FIELDS = ("ip", "user", "qid", "subject", "action", "score", "rcpt", "from", "symbols", "forced", "scan-time")
+_SYMBOLS, _OPTIONS, _OPTION_CHARACTERS, _DESCRIPTION_CHARACTERS = 1_000, 50, 500, 300
+_FIELDS = (
+    "ip",
+    "user",
+    "qid",
+    "subject",
+    "action",
+    "score",
+    "rcpt",
+    "from",
+    "symbols",
+    "forced",
+    "threshold",
+    "scan-time",
+)
 _DISTINCTIVE = ("rcpt", "symbols", "qid", "action", "scan-time")  # no other header's name ends with one of these
 _LISTS = ("rcpt", "symbols")  # JSON, never RFC 2047
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -119,13 +132,14 @@ def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
         if not isinstance(name, str) or not name:
             complete = False
             continue
-        options = item.get("options")
+        options, description = item.get("options"), item.get("description")
         texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
         found.append(
             Symbol(
                 clean(name, TEXT_CHARACTERS),
                 number(item.get("score")) or 0.0,
                 tuple(clean(text, _OPTION_CHARACTERS) for text in texts),
+                clean(description, _DESCRIPTION_CHARACTERS) if isinstance(description, str) else "",
             )
         )
     return tuple(found), complete
@@ -146,7 +160,12 @@ def _simple_symbols(value: Any) -> tuple[Symbol, ...] | None:
             return None
     return tuple(
         [
-            Symbol(s.name[:TEXT_CHARACTERS], s.score, tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]))
+            Symbol(
+                s.name[:TEXT_CHARACTERS],
+                s.score,
+                tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]),
+                s.description[:_DESCRIPTION_CHARACTERS],
+            )
             for s in reported
         ]
     )

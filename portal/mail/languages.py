@@ -85,6 +85,10 @@ class Language:
             return f"{score:.1f}".replace(".", self._decimal_point)
         return format_decimal(score, "#,##0.0", locale=self._locale)
 
+    def threshold(self, score: float) -> str:
+        """Return a threshold of scores like "15" or "7.5"."""
+        return self.number(int(score)) if score.is_integer() else self.score(score)
+
     def place(self, zone: str) -> str:
         """Return the name of a time zone's city, like "Wien" for Europe/Vienna."""
         city: str | None = self._locale.time_zones.get(zone, {}).get("city")

@@ -155,6 +155,8 @@ class Render:
         environment.filters["number"] = language.number
         environment.filters["days"] = language.days
         environment.filters["size"] = language.size
+        environment.filters["score"] = language.score
+        environment.filters["threshold"] = language.threshold
         environment.filters["utc"] = lambda at: f"{language.moment(at, _UTC)} UTC"
         environment.globals["language"] = language.tag
         environment.globals["direction"] = language.direction

@@ -19,6 +19,7 @@ class ReportedSymbol(msgspec.Struct):
     name: str
     score: float = 0.0
     options: list[str] = []
+    description: str = ""
 
 
 _reported_symbols = msgspec.json.Decoder(list[ReportedSymbol]).decode

@@ -76,6 +76,7 @@ class Symbol(NamedTuple):
     name: str
     score: float = 0.0
     options: tuple[str, ...] = ()
+    description: str = ""  # Rspamd's own, in English; the shipped rule sends it for the symbols with the highest scores
 
 
 class ScanOutcome(StrEnum):
@@ -126,6 +127,7 @@ class Facts:
     body_sha256: bytes  # 32 bytes, over the bytes as received
     size_bytes: int
     has_8bit: bool  # any octet above 127
+    threshold: float | None = None  # the score at which the action begins; None: unknown, or the action was forced
 
 
 FACTS = tuple(field.name for field in fields(Facts))

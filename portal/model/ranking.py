@@ -1,8 +1,8 @@
 """Order and grouping of held messages in digests and on their pages: likely false positives first, near-duplicates in
 one row.
 
-Rspamd does not export the threshold that a message crossed, so the score alone shows how close it was: within one site
-the threshold is the same for nearly all messages.
+Only the shipped rule exports the threshold that a message crossed, so the score alone shows how close it was: within
+one site the threshold is the same for nearly all messages.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from portal.model.message import Flag, Message, ScanOutcome, Symbol, Tier
 from portal.model.text import N_, shown
 
 REASONS = 3  # in a row
+_DESCRIPTION_CHARACTERS = 200
 
 
 # Rspamd's stock symbols by what they mean to a recipient: conf/scores.d, composites.conf, rules/, plugins/antivirus.lua
@@ -241,6 +242,11 @@ def explain(symbol: Symbol) -> str:
     if symbol.score > 0:
         return N_("A sign of spam")
     return N_("Information only, no effect on the score")
+
+
+def description(symbol: Symbol) -> str:
+    """Return Rspamd's own description of a symbol that `explain` has no words for, in English, "" if unknown."""
+    return "" if _against(symbol) else shown(symbol.description, _DESCRIPTION_CHARACTERS)
 
 
 def why(message: Message) -> list[str]:

@@ -7,8 +7,8 @@ with the state of the last line.
     {"at": …, "kind": "delivery", "id": …, "number": 0, "recipient": …, "address": …, "state": "released",
      "state_at": …, "reason": "", "attempts": 1, "next_try_at": null, "announced_at": null,
      "events": [{"at": …, "what": "released", "who": "recipient", "via": "link", "address": "192.0.2.7", "detail": ""}]}
-    {"at": …, "kind": "verdict", "id": …, "tier": "dangerous", "symbols": [[name, score, [option, …]], …], "score": …,
-     "action": "reject", "flags": []}
+    {"at": …, "kind": "verdict", "id": …, "tier": "dangerous", "symbols": [[name, score, [option, …], description], …],
+     "score": …, "threshold": …, "action": "reject", "flags": []}
     {"at": …, "kind": "scan", "id": …, "scan": {"outcome": "clean", "at": …, "symbols": [], "detail": ""}}
     {"at": …, "kind": "person", "recipient": …, "address": …, "stopped_at": null, "links_valid_from": …,
      "preferences": null}
@@ -63,8 +63,9 @@ def verdict_line(message: Message) -> dict[str, Any]:
         "kind": "verdict",
         "id": str(message.id),
         "tier": message.verdict_tier.value,
-        "symbols": message.symbols,  # JSON has each as a list
+        "symbols": symbols.to_json(message.symbols),
         "score": message.score,
+        "threshold": message.threshold,
         "action": message.action,
         "flags": sorted(message.flags),
     }
@@ -80,6 +81,7 @@ def with_verdict_of(line: dict[str, Any], message: Message) -> Message:
         verdict_tier=Tier(line["tier"]),
         symbols=symbols.from_json(line["symbols"]),
         score=None if line["score"] is None else float(line["score"]),
+        threshold=None if line.get("threshold") is None else float(line["threshold"]),  # missing before 0.3.0
         action=None if line["action"] is None else str(line["action"]),
         flags=frozenset(map(Flag, line["flags"])),
     )

@@ -131,10 +131,10 @@ def address_of(recipient: str, address: str) -> str:
 
 
 def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
-    """Return the message with the tier and the symbols, score, action and flags of a later export of the same mail.
+    """Return the message with the tier and the symbols, score, threshold, action and flags of a later export of it.
 
-    If the export has no symbols, the message keeps its symbols, score and action: the export says less, even if its
-    tier is worse.
+    If the export has no symbols, the message keeps its symbols, score, threshold and action: the export says less, even
+    if its tier is worse.
     """
     flags = export.flags & _VERDICT_FLAGS
     if not export.symbols:
@@ -144,6 +144,7 @@ def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
         verdict_tier=tier,
         symbols=export.symbols,
         score=export.score,
+        threshold=export.threshold,
         action=export.action,
         flags=message.flags - _VERDICT_FLAGS | flags,
     )

@@ -14,7 +14,7 @@ def to_json(scan: Scan) -> dict[str, Any]:
     """Return the scan as a JSON object."""
     value: dict[str, Any] = {"outcome": scan.outcome.value}
     if scan.at is not None:
-        value |= {"at": scan.at.isoformat(), "symbols": scan.symbols, "detail": scan.detail}
+        value |= {"at": scan.at.isoformat(), "symbols": symbols.to_json(scan.symbols), "detail": scan.detail}
     return value
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import zstandard
 
@@ -16,8 +17,8 @@ from portal.stores import compressors
 
 
 def pack(symbols: Sequence[Symbol]) -> bytes:
-    """Return a zstd frame with the JSON ``[[name, score, [option, …]], …]``."""
-    return compressors.own.plain.compress(encode(symbols))
+    """Return a zstd frame with the JSON of `to_json`."""
+    return compressors.own.plain.compress(encode(to_json(symbols)))
 
 
 def unpack(packed: bytes | str) -> tuple[Symbol, ...]:
@@ -25,6 +26,16 @@ def unpack(packed: bytes | str) -> tuple[Symbol, ...]:
     return from_json(json.loads(packed if isinstance(packed, str) else zstandard.decompress(packed)))
 
 
-def from_json(value: list[tuple[str, float, list[str]]]) -> tuple[Symbol, ...]:
-    """Return the symbols of the parsed JSON."""
-    return tuple(Symbol(name, float(points), tuple(options)) for name, points, options in value)
+def to_json(symbols: Sequence[Symbol]) -> list[Any]:
+    """Return the symbols for a JSON encoder: ``[[name, score, [option, …], description], …]``.
+
+    Empty descriptions are left out, as in versions before 0.3.0, which may still run on another host during an upgrade.
+    """
+    return [symbol if symbol.description else symbol[:3] for symbol in symbols]
+
+
+def from_json(value: list[Any]) -> tuple[Symbol, ...]:
+    """Return the symbols of the parsed JSON. Raises ValueError, TypeError for other values."""
+    return tuple(
+        Symbol(name, float(points), tuple(options), *description) for name, points, options, *description in value
+    )

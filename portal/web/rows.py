@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
-from portal.model.reasons import SCANS_IN_WORDS, Sender, explain, sender_shown, why
+from portal.model.reasons import SCANS_IN_WORDS, Sender, description, explain, sender_shown, why
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
@@ -133,11 +133,17 @@ def actor_name(actor: Actor) -> str:
 
 
 def findings(message: Message, language: Language) -> dict[str, Any]:
-    """Return Rspamd's findings as template values: score, and explained symbols, largest absolute score first."""
+    """Return Rspamd's findings as template values: score, threshold and explained symbols.
+
+    Each symbol is (name, score, text to be translated, Rspamd's own description), largest absolute score first.
+    """
     symbols = sorted(message.symbols, key=lambda symbol: (-abs(symbol.score), symbol.name))
     return {
         "score": "" if message.score is None else language.score(message.score),
-        "symbols": [(shown(s.name, 80), language.score(s.score), explain(s)) for s in symbols[:_SYMBOLS]],
+        "threshold": "" if message.threshold is None else language.threshold(message.threshold),
+        "symbols": [
+            (shown(s.name, 80), language.score(s.score), explain(s), description(s)) for s in symbols[:_SYMBOLS]
+        ],
     }
 
 

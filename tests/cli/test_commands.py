@@ -193,6 +193,8 @@ def test_meta_shows_everything_by_quarantine_id_and_by_queue_id(run: Run, store:
     meta = json.loads(run("meta", "4Abc", "--json").output)
     assert [d["recipient"] for d in meta["deliveries"]] == [ALICE, BOB]
     assert meta["deliveries"][0]["history"][0]["what"] == "held"
+    assert (meta["score"], meta["threshold"]) == (17.5, 15.0)
+    assert [s["description"] for s in meta["symbols"]] == ["Message probably spam, probability: ", ""]
 
 
 def test_meta_shows_the_virus_scan(run: Run, store: Store) -> None:

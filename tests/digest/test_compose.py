@@ -127,7 +127,7 @@ def squeezed(text: str) -> str:
 
 def test_text_and_html_carry_the_same_facts_and_links() -> None:
     mail = mail_of(
-        delivery(1, subject="Your order", header_from="Kontor <shop@example.com>", score=15.25),
+        delivery(1, subject="Your order", header_from="Kontor <shop@example.com>", score=15.25, threshold=7.5),
         delivery(2, subject="", header_from="", envelope_sender="", score=None, flags=frozenset({Flag.SCORE})),
         delivery(3, header_from='"boss@example.org" <x@example.com>', symbols=(Symbol("SPOOF_DISPLAY_NAME", 8),)),
         delivery(4, verdict_tier=Tier.DANGEROUS, subject="Invoice.zip", symbols=(Symbol("CLAM_VIRUS", 20),)),
@@ -142,7 +142,8 @@ def test_text_and_html_carry_the_same_facts_and_links() -> None:
         "Kontor <shop@example.com>",
         "Your order",
         "Sun 22 Nov, 06:49",
-        "spam score 15.2",
+        "spam score 15.2, limit 7.5",
+        "spam score 17.5",
         "(no subject)",
         "Caution: The display name shows a different address than the real sender",
         "The text resembles known spam",

@@ -591,6 +591,38 @@ def test_invalid_scores_are_unknown(score: Any) -> None:
             assert Flag.SCORE in posted.export.flags
 
 
+@pytest.mark.parametrize(
+    ("threshold", "expected"), [("15", 15.0), ("7.5", 7.5), (15, 15.0), ("nan", None), ("", None), ("x", None)]
+)
+def test_the_threshold_is_read_and_never_missed(threshold: Any, expected: float | None) -> None:
+    for form in FORMATS.values():
+        with posting(*form(MAIL, METADATA | {"threshold": threshold})) as posted:
+            assert posted.export.threshold == expected
+            assert posted.export.flags == frozenset()
+        with posting(*form(MAIL)) as posted:
+            assert posted.export.threshold is None
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        ("EXE file in archive", "EXE file in archive"),
+        ("Grüße\r\n\x00 X", "Grüße    X"),
+        ("x" * 900, "x" * 300),
+        ("", ""),
+        (None, ""),
+        ([1], ""),
+        ({"a": 1}, ""),
+    ],
+)
+def test_descriptions_of_symbols_are_clean_and_of_sane_length(description: Any, expected: str) -> None:
+    symbols = [{"name": "LOCAL_RULE", "score": 9.0, "description": description}, {"name": "OTHER", "score": 0.9}]
+    for form in FORMATS.values():
+        with posting(*form(MAIL, METADATA | {"symbols": symbols})) as posted:
+            assert [symbol.description for symbol in posted.export.symbols] == [expected, ""]
+            assert posted.export.flags == frozenset()
+
+
 def test_texts_are_clean_and_of_sane_length() -> None:
     wild = "\ud800\x00a\r\nb" * 200_000
     fields = METADATA | {"subject": wild, "qid": wild, "user": wild, "action": wild, "ip": wild, "message_id": wild}

@@ -374,6 +374,7 @@ def test_dates_and_numbers_are_written_as_cldr_has_them(
     language = languages.get(tag)
     assert language.moment(AT, BERLIN) == moment
     assert language.short_moment(AT, BERLIN) == short
+    assert [language.threshold(15.0), language.threshold(17.5)] == ["15", score]
     numbers = [language.number(12345), language.score(17.5), language.size(12_300)]
     assert [" ".join(each.split()) for each in numbers] == [number, score, size], (
         "some spaces are narrow or no-break spaces"

@@ -5,6 +5,7 @@
 --   X-Test-Force: discard    forces that action, as force_actions and multimap do
 local reg = rspamd_config
 reg:register_symbol{ name = 'TEST_SCORE', score = 1.0, group = 'test',
+  description = 'The "score"\r\nof a header, ' .. string.rep('ü', 200),
   callback = function(task)
     local h = task:get_header('X-Test-Score')
     if h and tonumber(h) then return true, tonumber(h) end

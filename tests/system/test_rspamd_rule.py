@@ -106,6 +106,7 @@ def test_forced_verdicts_are_held(mx: Mx, portal: Portal, needle: str, action: s
     message = meta(portal, needle)
     assert message["action"] == action
     assert message["flags"] == ["forced"] and message["tier"] == "suspicious"  # no filter ran, so no virus scanner
+    assert message["threshold"] is None  # the score is not the reason
 
 
 def test_the_rule_exports_everything_and_nothing_is_flagged(mx: Mx, portal: Portal, needle: str) -> None:
@@ -113,7 +114,11 @@ def test_the_rule_exports_everything_and_nothing_is_flagged(mx: Mx, portal: Port
     message = meta(portal, needle)
     assert message["flags"] == [] and message["tier"] == "spam"
     assert message["subject"] == f"{needle} Grüße" and message["client_ip"] == "127.0.0.1" and message["score"] >= 20
-    assert message["queue_id"] and message["action"] == "reject"
+    assert message["queue_id"] and message["action"] == "reject" and message["threshold"] == 15
+    descriptions = {symbol["name"]: symbol["description"] for symbol in message["symbols"]}
+    scored = descriptions.pop("TEST_SCORE")
+    assert scored.startswith('The "score"  of a header, üüü') and scored.endswith("ü") and len(scored.encode()) < 201
+    assert len(descriptions) > 6 and 3 <= sum(map(bool, descriptions.values())) <= 5
     options = next(symbol["options"] for symbol in message["symbols"] if symbol["name"] == "TEST_OPTIONS")
     assert 'with "quotes", a comma' in options and "Grüße 漢字" in options
 

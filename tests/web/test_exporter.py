@@ -16,7 +16,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import RelayDeferred, StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import DeliveryId, Flag, Reader, State, Tier
+from portal.model.message import DeliveryId, Flag, Reader, State, Symbol, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
@@ -108,6 +108,39 @@ def test_a_mail_that_comes_again_as_a_virus_cannot_be_released_by_its_old_link(
     assert "CLAM_VIRUS" in shown
     assert "BAYES_SPAM" not in shown
     assert "score 0.5" in shown
+
+
+def test_the_page_shows_the_limit_of_the_score_and_a_description_of_an_unknown_symbol(site: Site) -> None:
+    symbols = [
+        {"name": "BAYES_SPAM", "score": 5.1, "description": "Message probably spam, probability: "},
+        {"name": "LOCAL_RULE_17", "score": 9.0, "description": "<b>Seen</b> at\u202e the\r\nfirewall " + "x" * 300},
+        {"name": "LOCAL_RULE_18", "score": 1.0},
+    ]
+    headers = {"X-Rspamd-symbols": json.dumps(symbols), "X-Rspamd-threshold": "15"}
+    held = Held(UUID(post(site, headers=headers).json["id"]), False)
+    for page in (site.browser().get(site.link(Action.SHOW, held)), site.signed_in(ALICE).get(f"/messages/{held.id}/")):
+        assert "score 17.5, limit 15)" in page.text
+        assert page.text.count("Technical description:") == 1  # other symbols have words, or no description
+        assert '<bdi lang="en">&lt;b&gt;Seen&lt;/b&gt; at the firewall xxx' in page.text
+        assert "x" * 201 not in page.text
+
+
+def test_the_page_of_a_rule_that_sends_neither_shows_the_score_alone(site: Site) -> None:
+    held = Held(UUID(post(site).json["id"]), False)
+    page = site.browser().get(site.link(Action.SHOW, held)).text
+    assert "(score 17.5)" in page
+    assert "limit" not in page
+    assert "Technical description" not in page
+
+
+def test_a_worse_verdict_brings_its_threshold_and_descriptions(site: Site) -> None:
+    data = mail()
+    held = Held(UUID(post(site, data, headers={"X-Rspamd-threshold": "15"}).json["id"]), False)
+    virus = json.dumps([{"name": "LOCAL_VIRUS", "score": 9.0, "description": "seen"}])
+    post(site, data, headers={"X-Rspamd-symbols": virus, "X-Rspamd-score": "9", "X-Rspamd-threshold": "7.5"})
+    message = site.delivery(held).message
+    assert (message.tier, message.score, message.threshold) == (Tier.DANGEROUS, 9.0, 7.5)
+    assert message.symbols == (Symbol("LOCAL_VIRUS", 9.0, (), "seen"),)
 
 
 def test_only_local_recipients_are_announced(site: Site) -> None:

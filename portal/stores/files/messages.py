@@ -223,7 +223,8 @@ class _Metadata:
             **({"identities": export.identities} if export.identities else {}),
             "tier": self.tier.value,
             **({"scan": True} if self.scan else {}),
-            **{field: getattr(export, field) for field in FACTS},  # JSON has each symbol as a list
+            **{field: getattr(export, field) for field in FACTS},
+            "symbols": symbols.to_json(export.symbols),
             "flags": sorted(flag.value for flag in export.flags),
             "sameness": export.dedup_key.hex(),
             "body_sha256": export.body_sha256.hex(),

@@ -40,7 +40,7 @@ class SqliteRows(rows.Rows):
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(
             "UPDATE message SET tier = :verdict_tier, packed_symbols = :packed_symbols, score = :score, "
-            "action = :action, flags = :flags WHERE id = :id",
+            "threshold = :threshold, action = :action, flags = :flags WHERE id = :id",
             message,
             **rows.columns(message),
         )

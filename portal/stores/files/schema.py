@@ -31,6 +31,7 @@ CREATE TABLE message (
     body_sha256 BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
     has_8bit INTEGER NOT NULL,
+    threshold REAL,                     -- the score at which the action begins
     scan TEXT                           -- JSON of the last virus scan, see scans; NULL: none was asked for
 );
 CREATE TABLE unindexed (                -- terms to be indexed, see word_index
@@ -205,6 +206,7 @@ CREATE INDEX outbox_due ON outbox (next_try_at)
 """,
     7: """
 ALTER TABLE message ADD COLUMN scan TEXT;
+ALTER TABLE message ADD COLUMN threshold REAL;
 CREATE TABLE job (
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL, not_before INTEGER NOT NULL, lease BLOB,

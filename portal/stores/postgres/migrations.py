@@ -42,7 +42,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         $$;
     """,
     7: """
-        alter table message add column scan text;
+        alter table message add column scan text, add column threshold double precision;
         create table job (
             id uuid primary key,
             kind text not null,

@@ -64,8 +64,8 @@ class PostgresRows(rows.Rows):
 
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(
-            "update message set tier = :verdict_tier, score = :score, action = :action, flags = :flag_array,"
-            " symbols = null, packed_symbols = :packed_symbols where id = :id",
+            "update message set tier = :verdict_tier, score = :score, threshold = :threshold, action = :action,"
+            " flags = :flag_array, symbols = null, packed_symbols = :packed_symbols where id = :id",
             message,
             **rows.columns(message) | {"flag_array": [flag.value for flag in message.flags]},
         )
