@@ -87,10 +87,8 @@ _SENDER_RIGHTS = _any(
     r"\bverified sender\b",
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|denied)\b",
 )
-# Postfix's prefixes that name the subject of the restriction, whatever follows; Exchange's restrictions of a recipient;
-# mailing lists.
+# Exchange's restrictions of a recipient; mailing lists.
 _MESSAGE = _any(
-    r"\b(?:recipient|sender) address rejected:",
     r"\bresolver\.",
     r"\b(?:no such|unknown) (?:user|recipient|mailbox)\b",
     r"\b(?:user|recipient|mailbox) unknown\b",
@@ -99,6 +97,8 @@ _MESSAGE = _any(
     r"(?! (?:source|sender|host|server))",
     r"\b(?:url|uri|surbl|uribl|attachment|sender domain|domain of sender)\b",
 )
+# Postfix writes it before the reply of a policy server, which may nevertheless be about the client.
+_POSTFIX_PREFIX = re.compile(r"\b(?:recipient|sender) address rejected:")
 _CLIENT = _any(
     # login
     r"\b(?:authentication|authori[sz]ation|auth|login|log-?in)\b.{0,20}\b(?:required|needed|mandatory|necessary)\b",
@@ -126,6 +126,7 @@ _CLIENT = _any(
     # IP address
     r"\bmynetworks\b",
     r"\bunauthori[sz]ed (?:client|host)\b",
+    r"\bhost (?:is |was )?not (?:allowed|permitted|authori[sz]ed|in|on)\b",
     rf"(?:{_CLIENT_HOST}|\bip\b){_BETWEEN}{_BLOCKED}",
     rf"{_BLOCKED}{_BETWEEN}{_CLIENT_HOST}",
     rf"{_NEGATION}.{{0,40}}?\bfrom (?:you|your|this (?:ip|host|server|network|client)|ip)\b",
@@ -145,7 +146,7 @@ _LIMIT = _any(
 )
 # Replies about an address or a message name it. These are about the client if they name neither.
 _CLIENT_IF_UNNAMED = _any(
-    r"^(?:data command rejected: )?access (?:is |was )?(?:denied|forbidden)\b(?! (?:for|to) @)",
+    r"^(?:data command rejected: )?access (?:is |was )?(?:denied|forbidden|refused)\b(?! (?:for|to) @)",
     r"^(?:service|server) (?:is )?(?:currently )?(?:unavailable|not available|refused)\b",
     rf"^(?:connection|client|host) (?:is |was )?{_BLOCKED}",
     r"^blocked\W*(?:see)?$",
@@ -186,7 +187,7 @@ def rejects_portal(code: int, text: str, addresses: Collection[str] = (), *, at_
         return False
     if _rejects_client(words):
         return True
-    if _SENDER_DOMAIN.search(words) or _MESSAGE.search(words):
+    if _SENDER_DOMAIN.search(words) or _MESSAGE.search(words) or _POSTFIX_PREFIX.search(words):
         return False
     if _SERVER.search(words) or (_LIMIT.search(words) and not _RECIPIENT.search(words)):
         return True

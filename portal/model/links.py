@@ -34,7 +34,8 @@ MARK_HEADER = "X-Quarantine-Mark"
 KEY_BYTES = 32  # minimum; shorter keys are rejected
 _PACKED = struct.Struct(">B16sHI")  # action, UUID, delivery number, issued at (Unix seconds)
 _READER_OCTETS = 8  # after these, if the delivery's recipient is not the reader's own identity
-_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}", re.ASCII)
+TOKEN_PATTERN = r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}"  # noqa: S105
+_TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
 _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
 

@@ -6,6 +6,7 @@
     monitor   /healthz and /metrics      preview      the text of a held message
     request   one request                pages        responses, and the checks that every form passes
     rows      view models                failures     error pages
+    repair    addresses followed by more characters, which are redirected
 
 A handler takes a `Request` and the named parts of its route, and returns or raises an HTTPResponse. Only this package
 imports bottle.
@@ -30,6 +31,7 @@ from portal.web.links import LinkPages
 from portal.web.monitor import Monitor
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
+from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 
 StartResponse = Callable[..., Any]
@@ -52,7 +54,14 @@ class Application:
         """Answer one request. Strip the mount point from the path and add the default headers to the response."""
         mount, path = self._pages.site.mount, environ.get("PATH_INFO", "")
         # Bottle ignores octets that are not UTF-8 and treats /%FF as /. Nginx's rules do not match that path.
-        if not _is_utf8(path) or (mount and path != mount and not path.startswith(mount + "/")):
+        known = _is_utf8(path)
+        if known and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            meant = repaired(path, mount)
+            if meant is not None:
+                location = ("Location", self._pages.site.root + meant)
+                start_response("303 See Other", [location, ("Content-Length", "0"), *self._pages.default_headers])
+                return []
+        if not known or (mount and path != mount and not path.startswith(mount + "/")):
             headers = [("Content-Type", "text/plain; charset=utf-8"), *self._pages.default_headers]
             start_response("404 Not Found", headers)
             return [f"Not found. The quarantine is at {self._pages.site.url}/\n".encode()]

@@ -244,6 +244,13 @@ def test_people_are_led_to_https_and_to_the_mount_point(portal: Portal) -> None:
     assert fetch(portal.nginx.public_url + "/sign-in").status == 200
 
 
+def test_a_link_followed_by_more_is_redirected_to_the_page(portal: Portal) -> None:
+    token = "A" * 31 + "." + "B" * 43
+    for path in (f"link/{token}/%3E", f"link/{token})", f"/link//{token}/%0D%0A", f"link/{token}/>"):
+        answer = fetch(f"{portal.nginx.public_url}/{path}")
+        assert (answer.status, answer.headers["Location"]) == (303, f"/quarantine/link/{token}/"), path
+
+
 def test_no_token_is_written_to_the_access_log(portal: Portal, needle: str) -> None:
     for path in (
         f"/link/{needle}/",

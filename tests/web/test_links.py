@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from urllib.parse import unquote
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, digesting
 from tests.moving.test_copy import damage, lose
 from tests.smtp_server import SmtpServer, nobody_listens
-from tests.web_client import ORIGIN, Browser, Site
+from tests.web_client import ORIGIN, Answer, Browser, Site
 
 OLD = 11  # minutes: beyond links.autosubmit_after_minutes
 PRESS = {"pressed": "1"}
@@ -441,6 +442,87 @@ def test_preferences_need_a_persons_press(site: Site, held: Held, headers: dict[
         assert site.browser().request("POST", link, form=form, headers=headers).status == 403
     assert site.store.recipients.get(ALICE) == before
     assert site.state(held) is State.HELD
+
+
+# ---- addresses that a mail program or a person changed
+
+TAILS = (
+    ".", ",", ";", ":", "!", ")", "]", "}", ">", "<", "'", '"', "*", "_", "-", "|", "\\", "=", "&", "%3E", "%29", "%22",
+    "%0D%0A", "%20", "%20Thanks!", "%E2%80%9D", "%C2%BB", "%E3%80%82", "&gt;", "</a>", ">,", ").", ";jsessionid=1", "/",
+    "//", "/.", "/%2F", "/index.html", "%253E", "[1]", "(https:/example.net/)",
+)  # fmt: skip
+
+
+def open_path(browser: Browser, path: str, method: str = "GET") -> Answer:
+    """Request a path as a web server passes it on: decoded."""
+    return browser.request(method, "/", environ={"PATH_INFO": unquote(path).encode().decode("latin-1")})
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_link_opens_followed_by_more(site: Site, held: Held, method: str) -> None:
+    browser = site.browser()
+    for link in (site.link(Action.RELEASE, held), site.link(Action.SHOW, held)):
+        for tail in TAILS:
+            for changed in {link + tail, link[:-1] + tail, link[:-1] + tail + "/"} - {link}:
+                answer = open_path(browser, changed, method)
+                assert (answer.status, answer.header("Location"), answer.body) == (303, link, b""), changed
+                assert answer.header("Referrer-Policy") == "strict-origin"
+    assert site.state(held) is State.HELD
+
+
+def test_a_link_opens_with_doubled_slashes_or_broken_by_a_line_end(site: Site, held: Held) -> None:
+    link = site.link(Action.RELEASE, held)
+    token = link.split("/")[3]
+    for path in (
+        f"//quarantine/link/{token}/",
+        f"/quarantine//link/{token}/",
+        f"/quarantine/link//{token}/",
+        f"///quarantine///link///{token}///",
+        f"/quarantine/link/<{token}>/",
+        f"/quarantine/link/{token[:40]}\r\n{token[40:]}/",
+        f"/quarantine/link/{token[:40]} {token[40:]}",
+    ):
+        answer = open_path(site.browser(), path)
+        assert (answer.status, answer.header("Location")) == (303, link), path
+    assert site.browser().get(link).status == 200
+
+
+def test_an_address_followed_by_more_acts_on_nothing(site: Site, held: Held) -> None:
+    link = site.link(Action.RELEASE, held, minutes_old=OLD)
+    for tail in TAILS:
+        assert site.browser().post(link + tail, PRESS).status in (404, 405), tail
+    assert site.state(held) is State.HELD
+
+
+def test_the_pages_without_a_token_open_followed_by_more(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    for page in ("/", "/sign-in", "/sign-in/code", "/preferences", f"/messages/{held.id}/"):
+        assert browser.get(page).status == 200
+        for tail in (".", ")", ">", "%3E", "/.", "//", "%22,"):
+            path = f"/quarantine{page}" if page == "/" else f"/quarantine{page.rstrip('/')}"
+            assert open_path(browser, path + tail).header("Location") == f"/quarantine{page}", tail
+    form = site.browser().get(f"/sign-in?address={ALICE}%3E).").text
+    assert f'value="{ALICE}"' in form
+
+
+def test_sign_in_links_open_followed_by_more(site: Site) -> None:
+    secret = "Ab_-" * 8
+    for tail in (".", ")", ">", "%3E", "/>", "//", ""):
+        answer = open_path(site.browser(), f"/quarantine/sign-in/{secret}{tail}")
+        assert answer.header("Location") == f"/quarantine/sign-in/{secret}/"
+
+
+def test_an_address_that_is_no_page_is_not_redirected(site: Site, held: Held) -> None:
+    for path in (
+        "/link/x.",
+        f"/messages/{held.id}/more",
+        "/preferences/more",
+        "/metrics.",
+        "/static/style.css.",
+        "/x//",
+    ):
+        answer = site.browser().get(path)
+        assert answer.status in (404, 405) or answer.header("Location") == f"/quarantine{path}/", path
 
 
 # ---- invalid tokens

@@ -47,7 +47,9 @@ class MailedLinks:
 
     def form(self, request: Request) -> HTTPResponse:
         """GET /sign-in. The digest's link to the quarantine has the address as a query parameter."""
-        return self._pages.page(request, "sign-in", address=shown(request.query("address"), _ADDRESS_LENGTH))
+        address = shown(request.query("address"), _ADDRESS_LENGTH)
+        address = re.sub(r"(@[\w.-]*\w)\W+\Z", r"\1", address)  # as in portal/web/repair.py
+        return self._pages.page(request, "sign-in", address=address)
 
     def start(self, request: Request) -> HTTPResponse:
         """POST /sign-in: send a link and a code if the address may sign in. The response is always the same."""
