@@ -173,9 +173,11 @@ begin
         session_sha256 bytea primary key,
         recipient text not null,
         started_at timestamptz not null,
-        used_at timestamptz not null
+        used_at timestamptz not null,
+        client text not null default ''  -- StartedSession.client
     );
     create index on session (used_at);
+    create index on session (recipient);
 
     create table announced_to (  -- readers notified of a delivery for another identity, or for one with several readers
         message_id uuid not null,

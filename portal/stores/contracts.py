@@ -57,6 +57,7 @@ from portal.stores.records import (
     Record,
     SignIn,
     SignInLimits,
+    StartedSession,
     Stats,
     Unsent,
 )
@@ -433,8 +434,8 @@ class SignIns(ABC):
         code invalidates that sign-in."""
 
     @abstractmethod
-    def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
-        """Begin a session. It ends after 12 h without use, or after 7 days."""
+    def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
+        """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`."""
 
     @abstractmethod
     def session(self, session_sha256: bytes, now: datetime) -> str | None:
@@ -442,8 +443,19 @@ class SignIns(ABC):
         minute."""
 
     @abstractmethod
+    def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
+        """Return the sessions of a recipient that have not ended, the last used first."""
+
+    @abstractmethod
     def end_session(self, session_sha256: bytes) -> None:
         """End a session."""
+
+    @abstractmethod
+    def end_sessions(self, recipient: str, only: bytes | None = None) -> int:
+        """End all sessions of a recipient, or the one with the hash ``only`` if it is theirs. Return how many ended.
+
+        Durable on return, and at once: every request looks its session up.
+        """
 
 
 class Outbox(ABC):

@@ -166,6 +166,16 @@ class SignInLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class StartedSession:
+    """A session as its recipient sees it."""
+
+    session_sha256: bytes
+    client: str  # the browser and its system, "" if unknown
+    started_at: datetime
+    used_at: datetime  # recorded at most once a minute
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedMail:
     """A mail of the portal itself, to be put into the outbox.
 

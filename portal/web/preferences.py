@@ -1,8 +1,8 @@
 """The preferences page of a recipient: schedule, time zone and language of digests, opt-out, and revoking links.
 
 It is reached by a digest's link or from a session. Opening it changes nothing. Each form has one button. Invalid fields
-are shown again, each with an error text. Only a signed-in recipient can request a digest now, since a link may have
-been forwarded to others.
+are shown again, each with an error text. Only a signed-in recipient can request a digest now, and see and end their
+sessions, since a link may have been forwarded to others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from portal.model.message import new_id
 from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
 from portal.model.text import N_, TAGS, shown
 from portal.stores.records import DigestRequest, Person, QueuedMail
-from portal.web.auth.session import Sessions
+from portal.web.auth.session import Session, Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -61,6 +61,7 @@ _SCHEDULES = {
 _RESULT_TEXTS = {
     "saved": (True, N_("Preferences saved.")),
     "revoked": (True, N_("The links in all earlier digests no longer work. Your next digest will contain new links.")),
+    "signed-out": (True, N_("That browser is signed out.")),
     "digest": (True, N_("A digest is on its way. It should be in your inbox within two minutes.")),
     "too-soon": (
         False,
@@ -88,6 +89,17 @@ class Fields:
     wrong: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session as the page lists it."""
+
+    name: str
+    client: str  # "" if unknown
+    started: str
+    used: str
+    is_this: bool  # it shows the page
+
+
 class PreferencePages:
     """`/preferences`, and `/link/TOKEN/` for the links at a digest's end."""
 
@@ -99,25 +111,25 @@ class PreferencePages:
     def show(self, request: Request) -> HTTPResponse:
         """GET /preferences."""
         session = self._sessions.of(request)
-        return self.page(request, session.recipient, form_token=session.form_token)
+        return self.page(request, session.recipient, session=session)
 
     def act(self, request: Request) -> HTTPResponse:
         """POST /preferences."""
         session = self._sessions.of_form(request)
-        return self.change(request, session.recipient, back="/preferences", form_token=session.form_token)
+        return self.change(request, session.recipient, back="/preferences", session=session)
 
     def page(
         self,
         request: Request,
         recipient: str,
         *,
-        form_token: str = "",
+        session: Session | None = None,
         fields: Fields | None = None,
         status: int = 200,
     ) -> HTTPResponse:
         """Return the page of one recipient.
 
-        ``form_token``: of the session, "" if the page was reached by a link. ``fields``: rejected input to show again.
+        ``session``: None if the page was reached by a link. ``fields``: rejected input to show again.
         """
         person, site = self._store.recipients.get(recipient), self._pages.parts.settings.digest
         usual, plan = plan_for(site, recipient, Preferences()), plan_for(site, recipient, person.preferences)
@@ -129,8 +141,8 @@ class PreferencePages:
             request,
             "preferences",
             status,
-            signed_in=shown_address(recipient) if form_token else None,
-            form_token=form_token,
+            signed_in=shown_address(recipient) if session else None,
+            form_token=session.form_token if session else "",
             recipient=shown_address(recipient),
             good=good,
             said=result_text if status == 200 else "",
@@ -145,15 +157,27 @@ class PreferencePages:
             usual_language=own_name(usual.language),
             zones=_zones(fields.timezone, language.tag),
             languages=[(tag, own_name(tag)) for tag in TAGS],
+            sessions=[
+                SessionRow(
+                    name=each.session_sha256.hex(),
+                    client=each.client,
+                    started=language.moment(each.started_at, zone),
+                    used=language.moment(each.used_at, zone),
+                    is_this=each.session_sha256 == session.sha256,
+                )
+                for each in self._sessions.all_of(session)
+            ]
+            if session
+            else [],
         )
 
-    def change(self, request: Request, recipient: str, *, back: str, form_token: str = "") -> HTTPResponse:
+    def change(self, request: Request, recipient: str, *, back: str, session: Session | None = None) -> HTTPResponse:
         """Apply a posted form of the page, then redirect (303) to ``back``, which shows the result."""
         change, now, done, response = request.form("change"), self._pages.now(), "", None
         if change == "save":
             fields, preferences = _parse_form(request)
             if fields.wrong:
-                return self.page(request, recipient, form_token=form_token, fields=fields, status=400)
+                return self.page(request, recipient, session=session, fields=fields, status=400)
             self._save(recipient, preferences)
             done = "saved"
         elif change == "stop":
@@ -162,7 +186,17 @@ class PreferencePages:
             self._store.recipients.set_digests_stopped(recipient, None)
         elif change == "revoke":
             response, done = self.revoke(request, recipient), "revoked"
-        elif change == "digest" and form_token:
+            if session and request.form("sign-out"):
+                self._sessions.end_all(recipient)
+                return self._sessions.without_cookie(response)
+        elif change == "sign-out" and session:
+            if self._sessions.end(session, request.form("session")):
+                return self._sessions.without_cookie(self._pages.see_other("/sign-in"))
+            done = "signed-out"
+        elif change == "sign-out-everywhere" and session:
+            self._sessions.end_all(recipient)
+            return self._sessions.without_cookie(self._pages.see_other("/sign-in"))
+        elif change == "digest" and session:
             reader = self._pages.parts.people.reader(recipient)
             done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]
         else:
@@ -170,7 +204,7 @@ class PreferencePages:
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
         log.info("preferences recipient=%s change=%s %s", recipient, change, done)
-        if response is not None and not form_token:
+        if response is not None and not session:
             return response
         return self._pages.see_other(f"{back}?done={done}" if done else back)
 

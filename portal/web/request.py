@@ -68,6 +68,12 @@ class Request:
         return None
 
     @property
+    def user_agent(self) -> str:
+        """The User-Agent header, "" if there is none."""
+        text: str = self._environ.get("HTTP_USER_AGENT", "")
+        return text
+
+    @property
     def is_cross_site(self) -> bool:
         """True if a page of another site made the browser send this request.
 

@@ -8,7 +8,7 @@ import pytest
 
 from portal.model.errors import LinkInvalid
 from portal.stores import Store
-from portal.stores.records import SignInLimits
+from portal.stores.records import SignInLimits, StartedSession
 from tests.builders import ALICE, BOB, now
 from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurrently, sign_in, start
 
@@ -181,3 +181,52 @@ def test_signing_out_ends_that_session_only(store: Store) -> None:
     store.sign_ins.end_session(SESSION)
     assert store.sign_ins.session(SESSION, at) is None
     assert store.sign_ins.session(b"t" * 32, at) == ALICE
+
+
+def test_a_recipient_sees_their_sessions_until_these_end(store: Store) -> None:
+    at = now()
+    store.sign_ins.start_session(SESSION, ALICE, at, "Firefox · Windows")
+    store.sign_ins.start_session(b"t" * 32, ALICE, at + HOUR)
+    store.sign_ins.start_session(b"b" * 32, BOB, at, "Safari · iPhone")
+    assert store.sign_ins.session(SESSION, at + 2 * HOUR) == ALICE
+    assert store.sign_ins.sessions(ALICE, 20, at + 3 * HOUR) == [
+        StartedSession(SESSION, "Firefox · Windows", at, at + 2 * HOUR),
+        StartedSession(b"t" * 32, "", at + HOUR, at + HOUR),
+    ]
+    assert [each.client for each in store.sign_ins.sessions(ALICE, 1, at + 3 * HOUR)] == ["Firefox · Windows"]
+    assert [each.session_sha256 for each in store.sign_ins.sessions(ALICE, 20, at + 13 * HOUR + MINUTE)] == [SESSION]
+    assert store.sign_ins.sessions(ALICE, 20, at + 15 * HOUR) == []
+    assert store.sign_ins.sessions("nobody@example.org", 20, at) == []
+
+
+def test_a_use_is_recorded_at_most_once_a_minute(store: Store) -> None:
+    at = now()
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    for seconds in (1, 30, 59):
+        store.sign_ins.session(SESSION, at + seconds * SECOND)
+        assert store.sign_ins.sessions(ALICE, 20, at + MINUTE)[0].used_at == at
+    store.sign_ins.session(SESSION, at + MINUTE)
+    assert store.sign_ins.sessions(ALICE, 20, at + MINUTE)[0].used_at == at + MINUTE
+
+
+def test_a_recipients_sessions_end_at_once_on_all_hosts(store: Store, second: Store) -> None:
+    at = now()
+    for number in range(4):
+        store.sign_ins.start_session(bytes([number]) * 32, ALICE, at)
+    store.sign_ins.start_session(b"b" * 32, BOB, at)
+    assert store.sign_ins.end_sessions(ALICE, bytes([2]) * 32) == 1
+    assert store.sign_ins.end_sessions(ALICE, bytes([2]) * 32) == 0
+    assert second.sign_ins.session(bytes([2]) * 32, at) is None
+    assert second.sign_ins.session(bytes([3]) * 32, at) == ALICE
+    assert store.sign_ins.end_sessions(ALICE, b"b" * 32) == 0  # another recipient's
+    assert store.sign_ins.end_sessions(ALICE) == 3
+    assert [second.sign_ins.session(bytes([number]) * 32, at) for number in range(4)] == [None] * 4
+    assert second.sign_ins.session(b"b" * 32, at) == BOB
+
+
+def test_the_daily_purge_removes_ended_sessions(store: Store) -> None:
+    at = now()
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    store.sign_ins.start_session(b"t" * 32, ALICE, at + 6 * HOUR)
+    store.purge(at - DAY, at + 13 * HOUR)
+    assert [each.session_sha256 for each in store.sign_ins.sessions(ALICE, 20, at)] == [b"t" * 32]

@@ -2,14 +2,20 @@
 
 import email
 import email.policy
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from portal.assemble import Parts
-from tests.builders import ALICE, MALLORY
-from tests.web_client import ORIGIN, Browser, Site
+from portal.model.errors import StoreUnavailable
+from portal.model.links import Action
+from portal.web.auth.client import client_name
+from tests.builders import ALICE, MALLORY, digesting
+from tests.statements import Statements
+from tests.web_client import ORIGIN, Answer, Browser, Site
 
 SESSION, BROWSER = "__Host-quarantine-session", "__Host-quarantine-browser"
 
@@ -318,6 +324,168 @@ def test_a_session_ends_unused(site: Site) -> None:
     assert session_recipient(browser) == ALICE
     site.pass_time(hours=13)
     assert session_recipient(browser) is None
+
+
+FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:145.0) Gecko/20100101 Firefox/145.0"
+IPHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 "
+    "Mobile/15E148 Safari/604.1"
+)
+
+
+def sign_in(site: Site, user_agent: str) -> Browser:
+    """Sign Alice in with another browser."""
+    browser = site.browser()
+    site.pass_time(minutes=2)
+    mail = request_sign_in(site, browser)
+    browser.post(mail.link, {}, headers={"User-Agent": user_agent})
+    assert session_recipient(browser) == ALICE
+    return browser
+
+
+def session_names(page: str) -> list[str]:
+    return re.findall(r'name="session" value="([0-9a-f]{64})"', page)
+
+
+def end(browser: Browser, change: str, **more: str) -> Answer:
+    return browser.post("/preferences", {"change": change, "form_token": browser.form_token(), **more})
+
+
+def test_the_preferences_list_the_browsers_that_are_signed_in(site: Site) -> None:
+    here, phone = sign_in(site, FIREFOX), sign_in(site, IPHONE)
+    site.signed_in(MALLORY)
+    site.pass_time(minutes=5)
+    page = here.get("/preferences").text
+    assert page.index("Firefox · Windows</bdi> (this browser)") < page.index("Safari · iPhone")  # the last used first
+    assert len(session_names(page)) == 2
+    assert "Safari · iPhone</bdi> (this browser)" in phone.get("/preferences").text
+    assert "Unknown browser</bdi> (this browser)" in sign_in(site, "<script>").get("/preferences").text
+
+
+def test_a_browser_is_signed_out_from_another_one(site: Site) -> None:
+    here, phone, other = sign_in(site, FIREFOX), sign_in(site, IPHONE), site.signed_in(MALLORY)
+    site.pass_time(minutes=5)
+    name = session_names(phone.get("/preferences").text)[0]  # the last used one
+    answer = end(here, "sign-out", session=name)
+    assert "That browser is signed out." in here.follow(answer, "/preferences").text
+    assert session_recipient(phone) is None
+    assert session_recipient(here) == ALICE
+    theirs = session_names(other.get("/preferences").text)[0]
+    for wrong in (theirs, name, "", "x", "0" * 64, "é"):
+        assert end(here, "sign-out", session=wrong).status == 303
+    assert session_recipient(other) == MALLORY
+    assert session_recipient(here) == ALICE
+
+
+def test_ending_this_browsers_own_session_leads_to_the_sign_in_page(site: Site) -> None:
+    here = sign_in(site, FIREFOX)
+    answer = end(here, "sign-out", session=session_names(here.get("/preferences").text)[0])
+    assert answer.header("Location") == "/quarantine/sign-in"
+    assert SESSION not in here.cookies
+
+
+def test_signing_out_everywhere_ends_all_sessions_of_this_recipient(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quarantine")
+    here, phone, other = sign_in(site, FIREFOX), sign_in(site, IPHONE), site.signed_in(MALLORY)
+    stolen = site.browser()
+    stolen.cookies = dict(here.cookies)
+    answer = end(here, "sign-out-everywhere")
+    assert (answer.status, answer.header("Location")) == (303, "/quarantine/sign-in")
+    assert SESSION not in here.cookies
+    assert [session_recipient(each) for each in (here, phone, stolen, other)] == [None, None, None, MALLORY]
+    assert f"sessions ended recipient={ALICE} count=2" in caplog.text
+
+
+def test_revoking_the_links_ends_the_sessions_if_asked(site: Site) -> None:
+    here, phone = sign_in(site, FIREFOX), sign_in(site, IPHONE)
+    link = site.link(Action.RELEASE, site.hold(), minutes_old=1)
+    end(here, "revoke")
+    assert [session_recipient(each) for each in (here, phone)] == [ALICE, ALICE]
+    answer = end(here, "revoke", **{"sign-out": "1"})
+    assert answer.status == 200
+    assert "Links revoked" in answer.text
+    assert "Signed in as" not in answer.text
+    assert [session_recipient(each) for each in (here, phone)] == [None, None]
+    assert site.browser().get(link).status == 404
+
+
+def test_sessions_cannot_be_ended_from_another_site_or_by_a_digests_link(site: Site) -> None:
+    here = sign_in(site, FIREFOX)
+    name, token = session_names(here.get("/preferences").text)[0], here.form_token()
+    site.hold()
+    with digesting(site.store, ALICE, site.now, 10, ignore_schedule=True) as digest:
+        pass
+    link = site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)
+    page = site.browser().get(link).text
+    assert "signed out" not in page
+    assert not re.search("sign out|signed-in", page, re.IGNORECASE)
+    for change in ("sign-out", "sign-out-everywhere"):
+        form = {"change": change, "session": name}
+        evil = {"Origin": "https://evil.example"}
+        assert here.request("POST", "/preferences", form={**form, "form_token": token}, headers=evil).status == 403
+        assert here.post("/preferences", form).status == 403
+        assert site.browser().post(link, form).status == 400
+    assert site.browser().post(link, {"change": "revoke", "sign-out": "1"}).status == 200
+    assert session_recipient(here) == ALICE
+
+
+def test_without_its_store_the_page_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = sign_in(site, FIREFOX)
+    token = here.form_token()
+
+    def unavailable(*_: object) -> None:
+        raise StoreUnavailable("the database is down")
+
+    monkeypatch.setattr(site.store.sign_ins, "sessions", unavailable)
+    monkeypatch.setattr(site.store.sign_ins, "end_sessions", unavailable)
+    answers = (
+        here.get("/preferences"),
+        here.post("/preferences", {"change": "sign-out-everywhere", "form_token": token}),
+    )
+    for answer in answers:
+        assert answer.status == 503
+        assert "temporarily unavailable" in answer.text
+    assert SESSION in here.cookies
+
+
+def test_a_page_reads_the_session_once_and_writes_nothing(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    here = sign_in(site, FIREFOX)
+    with statements.of() as queries:
+        here.get("/")
+    assert sum("from session where session_sha256" in each for each in queries) == 1
+    assert not [each for each in queries if re.match(r"\s*(insert|update|delete)\b", each, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "name"),
+    [
+        (FIREFOX, "Firefox · Windows"),
+        (IPHONE, "Safari · iPhone"),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 "
+         "Safari/605.1.15", "Safari · macOS"),
+        ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+         "Chrome · Linux"),
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 "
+         "Safari/537.36 Edg/142.0.0.0", "Edge · Windows"),
+        ("Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) SamsungBrowser/28.0 "
+         "Chrome/130.0.0.0 Mobile Safari/537.36", "Samsung Internet · Android"),
+        ("Mozilla/5.0 (X11; CrOS x86_64 14541.0.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 "
+         "Safari/537.36 OPR/120.0.0.0", "Opera · ChromeOS"),
+        ("Mozilla/5.0 (iPad; CPU OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) CriOS/142.0.0.0 "
+         "Mobile/15E148 Safari/604.1", "Chrome · iPad"),
+        ("Mozilla/5.0 (Windows NT 10.0) Something/1.0", "Windows"),
+        ("curl/8.5.0", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_browser(user_agent: str, name: str) -> None:
+    assert client_name(user_agent) == name
 
 
 def test_cookies_are_plain_where_browsers_drop_secure_ones(make_parts: object) -> None:

@@ -137,9 +137,11 @@ CREATE INDEX sign_in_browser ON sign_in (browser_sha256, created_at);
 CREATE INDEX sign_in_created_at ON sign_in (created_at);
 
 CREATE TABLE session (
-    session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL
+    session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
+    client TEXT NOT NULL DEFAULT ''     -- StartedSession.client
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
+CREATE INDEX session_recipient ON session (recipient);
 
 CREATE TABLE job (                      -- background jobs, see shared.jobs
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
@@ -213,7 +215,9 @@ CREATE TABLE job (
     tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', outcome TEXT, finished_at INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
-CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL
+CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
+ALTER TABLE session ADD COLUMN client TEXT NOT NULL DEFAULT '';
+CREATE INDEX session_recipient ON session (recipient)
 """,
 }
 

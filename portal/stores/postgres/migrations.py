@@ -60,6 +60,8 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create index on job (kind, not_before) where finished_at is null;
         create index on job (finished_at) where finished_at is not null;
+        alter table session add column client text not null default '';
+        create index on session (recipient);
     """,
 }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import astuple
 from datetime import datetime, timedelta
+from typing import Any
 
 from portal.model.errors import LinkInvalid
 from portal.stores import rules
 from portal.stores.contracts import SignIns
-from portal.stores.records import QueuedMail, SignIn, SignInLimits
+from portal.stores.records import QueuedMail, SignIn, SignInLimits, StartedSession
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
 
@@ -20,6 +22,8 @@ _COUNTS = (  # in the order of `SignInLimits`
     " (select count(*) from sign_in where client_ip = :client_ip and created_at > :hour),"
     " (select count(*) from sign_in where created_at > :minute)"
 )
+
+_GOES_ON = "used_at > :used and started_at > :started"
 
 _SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
 _INSERT = f"insert into sign_in ({_SIGN_IN}) values (:{_SIGN_IN.replace(', ', ', :')})"
@@ -67,23 +71,20 @@ class SqlSignIns(SignIns):
             raise LinkInvalid("this code is wrong")
         return found
 
-    def start_session(self, session_sha256: bytes, recipient: str, now: datetime) -> None:
+    def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
         insert = (
-            "insert into session (session_sha256, recipient, started_at, used_at)"
-            " values (:sha256, :recipient, :now, :now) on conflict (session_sha256) do update"
-            " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at"
+            "insert into session (session_sha256, recipient, started_at, used_at, client)"
+            " values (:sha256, :recipient, :now, :now, :client) on conflict (session_sha256) do update"
+            " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at,"
+            " client = excluded.client"
         )
         with self._engine.writing() as session:
-            session.execute(insert, sha256=session_sha256, recipient=recipient, now=now)
+            session.execute(insert, sha256=session_sha256, recipient=recipient, now=now, client=client)
 
     def session(self, session_sha256: bytes, now: datetime) -> str | None:
-        select = (
-            "select recipient, used_at from session"
-            " where session_sha256 = :sha256 and used_at > :used and started_at > :started"
-        )
+        select = f"select recipient, used_at from session where session_sha256 = :sha256 and {_GOES_ON}"
         with self._engine.reading() as session:
-            used, started = now - rules.SESSION_IDLE, now - rules.SESSION_MAX
-            row = session.one(select, sha256=session_sha256, used=used, started=started)
+            row = session.one(select, sha256=session_sha256, **_limits(now))
         if row is None:
             return None
         recipient, used_at = row
@@ -93,9 +94,29 @@ class SqlSignIns(SignIns):
                 session.execute(update, now=now, sha256=session_sha256)
         return str(recipient)
 
+    def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
+        select = (
+            "select session_sha256, client, started_at, used_at from session"
+            f" where recipient = :recipient and {_GOES_ON} order by used_at desc, session_sha256 limit :limit"
+        )
+        with self._engine.reading() as session:
+            rows = session.many(select, recipient=recipient, limit=limit, **_limits(now))
+        return [StartedSession(*row) for row in rows]
+
     def end_session(self, session_sha256: bytes) -> None:
         with self._engine.writing() as session:
             session.execute("delete from session where session_sha256 = :sha256", sha256=session_sha256)
+
+    def end_sessions(self, recipient: str, only: bytes | None = None) -> int:
+        delete = "delete from session where recipient = :recipient"
+        with self._engine.writing() as session:
+            if only is None:
+                return session.execute(delete, recipient=recipient)
+            return session.execute(f"{delete} and session_sha256 = :only", recipient=recipient, only=only)
+
+
+def _limits(now: datetime) -> dict[str, Any]:
+    return {"used": now - rules.SESSION_IDLE, "started": now - rules.SESSION_MAX}
 
 
 def _valid(session: Session, column: str, value: bytes, now: datetime, *, for_update: bool = False) -> SignIn:

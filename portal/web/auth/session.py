@@ -1,4 +1,4 @@
-"""The session of a signed-in recipient: start it, read it, end it. It does not depend on the sign-in method.
+"""The session of a signed-in recipient: start it, read it, list and end it. It does not depend on the sign-in method.
 
 The browser has a random secret in a cookie. The store has its SHA-256 and ends the session by age and idleness.
 """
@@ -6,12 +6,15 @@ The browser has a random secret in a cookie. The store has its SHA-256 and ends 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bottle import HTTPResponse
 
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, random_token
+from portal.stores.records import StartedSession
+from portal.web.auth.client import client_name
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
 
@@ -20,6 +23,7 @@ log = logging.getLogger("quarantine.web")
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
+_MAX_LISTED = 20  # all of them can be ended together
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Session:
 
     recipient: str  # identity
     form_token: str  # anti-forgery token of the forms on their pages
+    sha256: bytes  # of its secret, by which the store knows it
 
 
 class Sessions:
@@ -59,7 +64,7 @@ class Sessions:
         if secret is None or recipient is None or not self.may_sign_in(recipient):
             raise self._pages.see_other("/sign-in")
         self._pages.use_language_of(request, recipient, self._store.recipients.get(recipient).preferences)
-        return Session(recipient, self._pages.parts.links.form_token(secret)), secret
+        return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
 
     def may_sign_in(self, recipient: str) -> bool:
         """Return True if this identity is a person in a local domain."""
@@ -77,7 +82,8 @@ class Sessions:
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
         if old:
             self._store.sign_ins.end_session(sha256(old))
-        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now())
+        client = client_name(request.user_agent)
+        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client)
         log.info("signed in recipient=%s peer=%s", recipient, request.peer)
         response = self._pages.see_other("/")
         self._pages.set_cookie(response, _COOKIE, secret, _COOKIE_SECONDS)
@@ -91,7 +97,31 @@ class Sessions:
             # With a wrong token the session continues, and the response must not suggest that it has ended.
             self._pages.check_form_token(request, secret)
             self._store.sign_ins.end_session(sha256(secret))
-        response = self._pages.see_other("/sign-in")
+        return self.without_cookie(self._pages.see_other("/sign-in"))
+
+    def all_of(self, session: Session) -> Sequence[StartedSession]:
+        """Return the sessions of this session's recipient, the last used first."""
+        return self._store.sign_ins.sessions(session.recipient, _MAX_LISTED, self._pages.now())
+
+    def end(self, session: Session, name: str) -> bool:
+        """End the recipient's session of this name, the hexadecimal hash of its secret. Return whether it was this one.
+
+        Other names, also of other recipients' sessions, are ignored.
+        """
+        try:
+            only = bytes.fromhex(name)
+        except ValueError:
+            return False
+        ended = self._store.sign_ins.end_sessions(session.recipient, only)
+        log.info("sessions ended recipient=%s count=%d", session.recipient, ended)
+        return only == session.sha256
+
+    def end_all(self, recipient: str) -> None:
+        """End all sessions of a recipient."""
+        log.info("sessions ended recipient=%s count=%d", recipient, self._store.sign_ins.end_sessions(recipient))
+
+    def without_cookie(self, response: HTTPResponse) -> HTTPResponse:
+        """Return a response that removes the session's cookie."""
         self._pages.set_cookie(response, _COOKIE, "", 0)
         return response
 
