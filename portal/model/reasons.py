@@ -45,6 +45,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     # A virus scanner's CLAM_VIRUS_ENCRYPTED and CLAM_VIRUS_MACRO are not viruses.
     (N_("Contains an encrypted archive that cannot be scanned"), "MIME_ENCRYPTED_ARCHIVE *_ENCRYPTED"),
     (N_("Contains an Office document with a macro"), "*_MACRO"),
+    (N_("Sent from a server known for spam"), "RBL_* *_RBL"),  # before *VIRUS*: virusfree.cz is a blocklist
     *_DANGERS,
     (N_("Contains a link to a hacked site"), "CRACKED_SURBL"),
     (N_("Contains an archive inside another archive"), "MIME_ARCHIVE_IN_ARCHIVE"),
@@ -123,13 +124,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
     # PBL: addresses of home connections, which are not known for spam.
     (
         N_("Sent directly from a computer, not through a mail server"),
-        "ONCE_RECEIVED* DIRECT_TO_MX RBL_SPAMHAUS_PBL RCVD_UNAUTH_PBL",
+        "ONCE_RECEIVED* DIRECT_TO_MX RBL_SPAMHAUS_PBL RECEIVED_SPAMHAUS_PBL RCVD_UNAUTH_PBL",
     ),
     (N_("Contains a link to a site often found in spam"), "URL_REPUTATION_SPAM URIBL_GREY"),
     (N_("Contains a link to a newly registered site"), "SEM_URIBL_FRESH*"),
     (N_("Contains an email address known for spam"), "RSPAMD_EMAILBL MSBL_EBL*"),
-    (N_("Sent from a server known for spam"), "RBL_VIRUSFREE_BOTNET RBL_* *_RBL"),
-    (N_("Passed through a server known for spam"), "RECEIVED_*"),
+    (N_("Passed through a server known for spam"), "RECEIVED_SPAMHAUS* RECEIVED_BLOCKLISTDE"),
     (N_("The sending network has sent a lot of spam"), "IP_SCORE* IP_REPUTATION_SPAM"),
     (N_("The sender has a bad reputation"), "*REPUTATION_SPAM"),
     (N_("The sending server is not set up like a mail server"), "HFILTER_HELO_* HFILTER_HOSTNAME_* RCVD_HELO_USER"),
@@ -137,16 +137,17 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (N_("Contains a link to an IP address instead of a site name"), "HTTP_TO_IP URL_NUMERIC_IP URL_NUMERIC_IP_USER"),
     (
         N_("Contains a link that hides its destination"),
-        "DBL_ABUSE_REDIR R_SUSPICIOUS_URL SUSPICIOUS_URL* *REDIRECTOR* HTML_META_REFRESH_URL ZERO_WIDTH_SPACE_URL "
-        "HAS_GOOGLE_REDIR HAS_GUC_PROXY_URI HTTP_TO_HTTPS URL_BACKSLASH_PATH URL_BAD_UNICODE URL_MULTIPLE_AT_SIGNS "
-        "URL_OBFUSCATED_TEXT URL_QUERY_MULTIPLE_URLS URL_RTL_OVERRIDE URL_USER_* URL_ZERO_WIDTH_SPACES",
+        "DBL_ABUSE_REDIR R_SUSPICIOUS_URL SUSPICIOUS_URL* REDIRECTOR_URL* URL_REDIRECTOR_* HTML_META_REFRESH_URL "
+        "ZERO_WIDTH_SPACE_URL HAS_GOOGLE_REDIR HAS_GUC_PROXY_URI HTTP_TO_HTTPS URL_BACKSLASH_PATH URL_BAD_UNICODE "
+        "URL_MULTIPLE_AT_SIGNS URL_OBFUSCATED_TEXT URL_QUERY_MULTIPLE_URLS URL_RTL_OVERRIDE URL_USER_* "
+        "URL_ZERO_WIDTH_SPACES",
     ),
     (
         N_("Contains a suspicious link"),
         "HAS_FILE_URL HAS_GOOGLE_FIREBASE_URL HAS_IPFS_GATEWAY_URL URI_HIDDEN_PATH URL_EXCESSIVE_DOTS URL_NO_TLD "
-        "URL_SUSPICIOUS_TLD URL_VERY_LONG",
+        "URL_SUSPICIOUS_TLD URL_VERY_LONG URIBL_PBL URIBL_RED",
     ),
-    (N_("Contains a link to a known spam site"), "DBL_* URIBL_* *_URIBL* *SURBL*"),
+    (N_("Contains a link to a known spam site"), "DBL_* URIBL_* *_URIBL* ABUSE_SURBL *_SURBL_MULTI"),
     (N_("Contains a link and hardly any text"), "HFILTER_URL_ONLY HFILTER_URL_ONELINE"),
     (N_("Contains invisible text"), "ZERO_*FONT* R_WHITE_ON_WHITE MANY_INVISIBLE_PARTS"),
     (N_("Mixes look-alike letters from different alphabets"), "R_MIXED_CHARSET* OMOGRAPH_URL URL_HOMOGRAPH_ATTACK"),
@@ -207,8 +208,12 @@ _WORDS: tuple[tuple[str, str], ...] = (
 _BY_PATTERN = tuple((pattern, words) for words, patterns in _WORDS for pattern in patterns.split())
 _BY_NAME = {name: words for name, words in _BY_PATTERN if "*" not in name}
 _DANGEROUS = frozenset(words for words, _ in _DANGERS)
-# Endings of names that say that nothing was found: CLAM_VIRUS_FAIL, VIRUSTOTAL_CLEAN, PHISHED_EXCLUDED.
-_NOTHING_FOUND = ("_FAIL", "_CLEAN", "_EXCLUDED", "_WHITELISTED")
+# Endings of names that say that nothing was found: CLAM_VIRUS_FAIL, VIRUSTOTAL_CLEAN, PHISHED_EXCLUDED, DBL_BLOCKED
+# (the blocklist does not answer), FORGED_SENDER_MAILLIST (a mailing list explains it).
+_NOTHING_FOUND = (
+    "_FAIL", "_CLEAN", "_EXCLUDED", "_WHITELISTED", "_BLOCKED", "_OPENRESOLVER", "_PROHIBIT", "_CALLBACK", "_CHECK",
+    "_MAILLIST", "_FORWARDING", "_VERP_SRS", "_ALLOWED",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=4096)  # a site has some hundred symbols; row of the bench: "a digest without cached reasons"

@@ -163,6 +163,15 @@ _SUBJECT = "The subject looks like spam"
         ("OLETOOLS_FAIL", "A sign of spam"),
         ("VIRUSTOTAL_CLEAN", "A sign of spam"),
         ("PHISHED_EXCLUDED", "A sign of spam"),
+        ("DBL_BLOCKED", "A sign of spam"),  # exceeding the query limit
+        ("RBL_SPAMHAUS_BLOCKED_OPENRESOLVER", "A sign of spam"),
+        ("FUZZY_CALLBACK", "A sign of spam"),
+        ("FORGED_SENDER_MAILLIST", "A sign of spam"),  # a mailing list explains it
+        ("CT_SURBL", "A sign of spam"),  # clicktracker
+        ("REDIRECTOR_FALSE", "A sign of spam"),  # exclusion for known redirectors
+        ("RECEIVED_HELO_LOCALHOST", "A sign of spam"),
+        ("RECEIVED_SPAMHAUS_PBL", "directly from a computer"),
+        ("URIBL_RED", "a suspicious link"),
         ("PHISHED_WHITELISTED", "A sign of spam"),
     ],
 )
@@ -178,7 +187,8 @@ def test_a_virus_without_a_score_is_a_reason(message: Message) -> None:
         "The text resembles known spam",
     ]
     assert explain(symbols[2]) == "A virus scanner found malware"
-    assert explain(symbols[1]) == "Information only, no effect on the score"
+    for name in ("CLAM_VIRUS_FAIL", "RBL_VIRUSFREE_UNKNOWN", "RBL_VIRUSFREE_BOTNET", "PHISHED_EXCLUDED"):
+        assert explain(Symbol(name, 0.0)) == "Information only, no effect on the score"
 
 
 def test_every_symbol_that_makes_a_message_dangerous_has_words_for_that(message: Message) -> None:

@@ -131,6 +131,16 @@ def test_hundreds_of_symbols_are_cut_at_a_whole_one_and_that_is_noticed(mx: Mx, 
     assert "TEST_SCORE" in names and len(names) > 100  # symbols with the highest score come first and are kept
 
 
+def test_descriptions_give_way_to_symbols(mx: Mx, portal: Portal, needle: str) -> None:
+    seen = set()
+    for count in range(136, 160, 4):  # around 15,000 bytes
+        word = f"{needle}{count}"
+        send(mx.postfix.smtp, SENDER, [ALICE], spam(word, REJECTED | {"X-Test-Symbols": str(count)}))
+        message = meta(portal, word)
+        seen.add((message["flags"] == [], any(symbol["description"] for symbol in message["symbols"])))
+    assert seen == {(True, True), (True, False), (False, False)}
+
+
 def test_a_subject_cannot_add_a_header_to_the_export(mx: Mx, portal: Portal, needle: str) -> None:
     evil = "=?utf-8?q?a=0D=0AX-Rspamd-action:_no_action=0D=0AX-Rspamd-rcpt:_[]?="
     mail = spam(needle, REJECTED).replace(b"Subject: ", f"Subject: {evil} ".encode())
