@@ -40,6 +40,7 @@ begin
         size_bytes bigint not null,
         has_8bit boolean not null,
         threshold double precision,  -- the score at which the action begins
+        from_count int,  -- mailboxes of all From fields; null: held before schema version 7
         scan text  -- JSON of the last virus scan (portal/stores/scans.py); null: none was asked for
     ) partition by range (id);
     -- Finds the copies of a mail that arrives again with a worse verdict.
@@ -217,7 +218,7 @@ create or replace function hold_mail(
     addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
     header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
     client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
-    threshold double precision, scan_job uuid, first_chunk bytea
+    threshold double precision, from_count int, scan_job uuid, first_chunk bytea
 ) returns text language plpgsql as $hold$
 declare
     held uuid;
@@ -251,11 +252,11 @@ begin
     insert into message (
         id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action, score,
         client_ip, username, packed_symbols, flags, body_sha256, size_bytes, has_8bit, threshold,
-        scan
+        from_count, scan
     ) values (
         new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
         action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit,
-        threshold, case when scan_job is not null then '{"outcome": "waiting"}' end
+        threshold, from_count, case when scan_job is not null then '{"outcome": "waiting"}' end
     );
     if scan_job is not null then
         insert into job (id, kind, arguments, actor, via, address, created_at, not_before)
@@ -292,7 +293,8 @@ begin
     return hold_mail(
         wait_ms, new_id, new_place, new_dedup_key, held_at, recipients, addresses, notified,
         notified_addresses, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action,
-        score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit, null, null, first_chunk
+        score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit, null, null, null,
+        first_chunk
     );
 end
 $hold$;

@@ -24,7 +24,7 @@ from bench.turns import Way, in_turn, needed, posts, sending
 from digest import compose
 from portal.exporter import values
 from portal.mail import render
-from portal.model import fast_json, reasons
+from portal.model import fast_json, from_header, reasons
 from portal.model.message import held_at
 from portal.stores import compressors, open_store, search
 from portal.stores.files import mail, word_index
@@ -106,6 +106,7 @@ POSTGRES: dict[str, Way] = {"parameters as text": _adapters}
 DIGEST: dict[str, Way] = {
     "cached header classes": lambda: patch.object(render._HEADERS, "_class_of", _new_class),
     "sizes of parts": lambda: patch.object(compose, "_fits", lambda mail: len(mail.as_bytes()) <= compose.MAIL_BYTES),
+    "cached senders": lambda: patch.object(from_header, "parse", from_header.parse.__wrapped__),
     "cached reasons": lambda: patch.object(reasons, "_text_of", reasons._text_of.__wrapped__),
 }
 

@@ -22,9 +22,10 @@ from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
 from portal.model.message import State, Tier
-from portal.model.ranking import Group, is_forged, ranked
-from portal.model.reasons import Sender, from_address, sender_shown, why
+from portal.model.ranking import Group, ranked
+from portal.model.reasons import why
 from portal.model.schedule import plan_for
+from portal.model.sender import Sender, from_address, sender_shown
 from portal.model.text import N_, shown
 from portal.stores.records import Digest
 
@@ -162,13 +163,10 @@ def _fits(mail: EmailMessage) -> bool:
 
 
 def _likeliest_domain(groups: Sequence[Group]) -> str:
-    """Return the sender domain of the likeliest false positive, leaving out suspect senders; "" if none can be shown.
-
-    A sender is suspect if the message is dangerous or forged, or if its From header gets a warning.
-    """
+    """Return the sender's domain of the likeliest false positive that is trusted, "" if there is none to show."""
     for group in groups:
         message = group.newest.message
-        if message.tier is not Tier.DANGEROUS and not is_forged(message) and not sender_shown(message).warning:
+        if group.trusted and message.tier is not Tier.DANGEROUS:
             host = from_address(message).rpartition("@")[2]
             return host if _DOMAIN.fullmatch(host) else ""
     return ""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from portal.model.errors import RelayRefused
+from portal.model.from_header import parse
 from portal.model.message import Actor, ActorKind, Body, Export, Reader, Symbol, Tier, identity
 from portal.stores import LEASE, Store
 from portal.stores.records import Digest, Held, Unsent
@@ -53,13 +54,15 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
     recipients = tuple(overrides.pop("recipients", (ALICE, BOB)))
     sender = overrides.pop("envelope_sender", SENDER)
     dedup_key = hashlib.sha256(data)
+    header_from = overrides.pop("header_from", f"Promo <{SENDER}>")
     for part in (repr(sender), *sorted(identity(r) for r in recipients)):
         dedup_key.update(b"\0" + part.encode())
     made = Export(
         recipients=recipients,
         envelope_sender=sender,
         subject="Offer",
-        header_from=f"Promo <{SENDER}>",
+        header_from=header_from,
+        from_count=len(parse(header_from)),
         queue_id="4XyZq1abc",
         message_id="1@example.net",
         action="reject",

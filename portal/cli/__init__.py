@@ -33,6 +33,7 @@ from portal.mail import wire
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
+from portal.model.sender import authentic
 from portal.model.text import shown
 from portal.settings import load, load_from, masked
 from portal.stores import notes, open_store, scans
@@ -504,6 +505,8 @@ def _message_json(message: Message) -> dict[str, Any]:
         "message_id": message.message_id,
         "envelope_sender": message.envelope_sender,
         "header_from": message.header_from,
+        "from_count": message.from_count,
+        "authentic": authentic(message),
         "subject": message.subject,
         "action": message.action,
         "score": message.score,

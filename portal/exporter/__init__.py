@@ -19,11 +19,13 @@ from hashlib import sha256
 from typing import Any, cast
 
 from portal.exporter import formats, values
+from portal.model import from_header
 from portal.model.domains import lower_case
 from portal.model.errors import BadExport, TooLarge
 from portal.model.message import Body, Export, Flag
 
-_HEAD_BYTES = 1 << 16  # the message's own header fields are searched in this much of it
+_HEAD_BYTES = 1 << 16  # trace fields are searched in this much of a message
+_HEADER_BYTES = 1 << 20  # the message's own header fields in this much of it
 _PACKED_TYPES = re.compile(r"application/(?:json|(?:x-|vnd\.)?msgpack)")
 # Fields that a hop adds at the top. They differ when the sender tries again or a released message comes back.
 _TRACE_FIELDS = re.compile(
@@ -146,8 +148,8 @@ def _is_metadata(fields: Mapping[str, Any], from_headers: Mapping[str, Any]) -> 
 
 
 def _export(metadata: Mapping[str, Any], message: Body) -> Export:
-    head, content, body_sha256, has_8bit = _digests(message.chunks())
-    own = values.own_fields(head)
+    header, content, body_sha256, has_8bit = _digests(message.chunks())
+    own = values.own_fields(header)
     flags = set() if metadata else {Flag.NO_METADATA}
 
     def known(field: str, limit: int = values.TEXT_CHARACTERS) -> str | None:
@@ -169,13 +171,15 @@ def _export(metadata: Mapping[str, Any], message: Body) -> Export:
         flags.add(Flag.FORCED)
     sender = checked(values.sender(metadata.get("from")), Flag.SENDER)
     queue_id, subject = known("qid"), known("subject", values.SUBJECT_CHARACTERS)
+    if subject is None or (own.subject and values.is_damaged(subject)):
+        subject = own.subject
     return Export(
         recipients=recipients,
         envelope_sender=sender,
-        subject=own.get("subject", "") if subject is None else subject,
-        header_from=own.get("from", "")[: values.TEXT_CHARACTERS],
+        subject=subject,
+        header_from=from_header.written(own.mailboxes),
         queue_id=queue_id or None,
-        message_id=known("message-id") or values.message_id(own.get("message-id", "")),
+        message_id=known("message-id") or values.message_id(own.message_id),
         action=checked(known("action") or None, Flag.ACTION),
         score=checked(values.number(metadata.get("score")), Flag.SCORE),
         client_ip=values.client_ip(known("ip")),
@@ -191,7 +195,8 @@ def _export(metadata: Mapping[str, Any], message: Body) -> Export:
         size_bytes=message.size_bytes,
         has_8bit=has_8bit,
         threshold=values.number(metadata.get("threshold")),
-        mark=own.get("x-quarantine-mark", "")[: values.TEXT_CHARACTERS] or None,
+        from_count=len(own.mailboxes),
+        mark=own.mark[: values.TEXT_CHARACTERS] or None,
     )
 
 
@@ -229,18 +234,22 @@ def dedup_key(content: bytes, envelope_sender: str | None, recipients: Iterable[
 
 
 def _digests(chunks: Iterable[bytes]) -> tuple[bytes, bytes, bytes, bool]:
-    """Return (the first 64 KB, SHA-256 after the trace fields, SHA-256 of all, is any octet above 127?) in one pass.
+    """Return (header, SHA-256 after the trace fields, SHA-256 of all, is any octet above 127?) in one pass.
 
     Line endings are not normalized: this took longer than both hashes, and each try of a sender has the same ones.
     """
-    first, rest = _head(chunks)
-    whole, content = sha256(first), sha256(memoryview(first)[_trace_end(first) :])
-    has_8bit = not first.isascii()
+    head, rest = _head(chunks)
+    whole, content = sha256(head), sha256(memoryview(head)[_trace_end(head) :])
+    has_8bit = not head.isascii()
+    header = values.header_of(head)
     for chunk in rest:
         whole.update(chunk)
         content.update(chunk)
         has_8bit = has_8bit or not chunk.isascii()
-    return first[:_HEAD_BYTES], content.digest(), whole.digest(), has_8bit
+        if header is None and len(head) < _HEADER_BYTES:
+            head += chunk
+            header = values.header_of(head)
+    return head[:_HEADER_BYTES] if header is None else header, content.digest(), whole.digest(), has_8bit
 
 
 def _head(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:

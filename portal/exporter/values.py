@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 import re
+from binascii import a2b_qp
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, cast
 
+from portal.model import from_header
 from portal.model.encoded_words import decode_field, decode_words
 from portal.model.errors import BadExport
 from portal.model.fast_json import reported_symbols
+from portal.model.from_header import Mailbox
 from portal.model.message import Symbol, identity
+from portal.model.text import cleaned
 
 SUBJECT_CHARACTERS = 4_000  # longer subjects are truncated
 TEXT_CHARACTERS = 1_000  # the same for all other texts
@@ -40,11 +46,10 @@ _FIELDS = (
 )
 _DISTINCTIVE = ("rcpt", "symbols", "qid", "action", "scan-time")  # no other header's name ends with one of these
 _LISTS = ("rcpt", "symbols")  # JSON, never RFC 2047
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _UNDELIVERABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _LENIENT = json.JSONDecoder(strict=False)
 _SEPARATOR = re.compile(r"[\s,]*")
+_RSPAMD_WORD = re.compile(r"=\?UTF-8\?Q\?([^? ]*)\?=")
 _RSPAMD_RUNS = re.compile(r"=\?UTF-8\?Q\?[^? ]*\?=(?: ?=\?UTF-8\?Q\?[^? ]*\?=)*")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _OWN_FIELD = re.compile(
@@ -72,9 +77,17 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         if not value.isascii():
             with suppress(UnicodeEncodeError):  # some WSGI servers decode UTF-8 themselves
                 value = value.encode("latin-1").decode("utf-8", "replace")
-        # Rspamd does not encode pure ASCII: a run that encodes such text is the sender's.
-        best[field] = value if field in _LISTS else decode_words(value, _RSPAMD_RUNS, ascii_too=False)
+        best[field] = value if field in _LISTS else _RSPAMD_RUNS.sub(_rspamd_run, value)
     return best
+
+
+def _rspamd_run(run: re.Match[str]) -> str:
+    """Return the text of adjacent words that Rspamd encoded. Before 3.14.2 it divided characters between two words.
+
+    It always encodes UTF-8, and never pure ASCII: a run that encodes such text is the sender's.
+    """
+    octets = b"".join(a2b_qp(data.encode(), header=True) for data in _RSPAMD_WORD.findall(run[0]))
+    return run[0] if octets.isascii() else octets.decode("utf-8", "replace")
 
 
 def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
@@ -217,25 +230,52 @@ def message_id(text: str) -> str | None:
     return inside.strip()[:TEXT_CHARACTERS] or None
 
 
-def own_fields(head: bytes) -> dict[str, str]:
-    """Return the message's own From, Subject, Message-ID and mark, the first of each, decoded for people to read."""
+@dataclass(frozen=True, slots=True)
+class OwnFields:
+    """The fields that a message has itself, decoded for people to read; "" if missing."""
+
+    mailboxes: tuple[Mailbox, ...]  # of all From fields; empty without any
+    subject: str
+    message_id: str
+    mark: str
+
+
+def header_of(head: bytes) -> bytes | None:
+    """Return the header of the message that begins with ``head``, None if it does not end there."""
+    if head.startswith((b"\n", b"\r\n")):
+        return b""
     end = _HEADER_END.search(head)
-    block = b"" if head.startswith((b"\n", b"\r\n")) else head[: end.start()] if end else head
-    found: dict[str, bytes] = {}
-    for match in _OWN_FIELD.finditer(block):
-        found.setdefault(match[1].decode("ascii").lower(), match[2])
-    return {name: _readable(value) for name, value in found.items()}
+    return head[: end.start()] if end else None
 
 
-def _readable(value: bytes) -> str:
-    value = value.replace(b"\r", b"").replace(b"\n", b"")
-    return clean(decode_field(value[:SUBJECT_CHARACTERS]), SUBJECT_CHARACTERS).strip()
+def own_fields(header: bytes) -> OwnFields:
+    """Return the message's own fields: all From fields, and the first of each other name.
+
+    Lines that are no field are skipped. A byte order mark may precede the first field, and blanks the colon (RFC 5322,
+    4.5).
+    """
+    found: dict[str, list[bytes]] = {}
+    for match in _OWN_FIELD.finditer(header.removeprefix(BOM_UTF8)):
+        value = match[2].replace(b"\r\n", b"").replace(b"\n", b"").strip()
+        found.setdefault(match[1].decode("ascii").lower(), []).append(value)
+
+    def first(name: str) -> str:
+        value = found.get(name, [b""])[0][:SUBJECT_CHARACTERS]
+        return clean(decode_field(value), SUBJECT_CHARACTERS).strip()
+
+    return OwnFields(
+        mailboxes=from_header.read(value.decode("ascii", "surrogateescape") for value in found.get("from", ())),
+        subject=first("subject"),
+        message_id=first("message-id"),
+        mark=first("x-quarantine-mark"),
+    )
+
+
+def is_damaged(subject: str) -> bool:
+    """Return whether a subject that Rspamd reported has lost octets, or words that Rspamd could not decode."""
+    return "\ufffd" in subject or decode_words(subject) != subject
 
 
 def clean(text: str, limit: int) -> str:
-    """Return text as `Export` requires it: spaces for control characters, U+FFFD for lone surrogates.
-
-    ``limit``: the most characters.
-    """
-    text = text[:limit]
-    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
+    """Return the first ``limit`` characters of a text, as `Export` requires it."""
+    return cleaned(text[:limit])

@@ -16,7 +16,7 @@ _DATA = r"[^?]*+(?:(?<!=)\?(?!=)[^?]*+)*+"
 _OPEN_DATA = r"(?:(?<=[bB]\?)[A-Za-z0-9+/]++=*+\??|(?<=[qQ]\?)(?:[^?<\"=]++|=(?!\?)|\?)*+)"
 _WORD = re.compile(rf"=\?([^?\s]{{0,60}})\?([qQbB])\?(?:({_DATA})\?=|({_OPEN_DATA}))")
 _ANY_WORD = rf"=\?[^?\s]{{0,60}}\?[qQbB]\?(?:{_DATA}\?=|{_OPEN_DATA})"
-RUNS = re.compile(rf"{_ANY_WORD}(?:\s*{_ANY_WORD})*")
+_RUNS = re.compile(rf"{_ANY_WORD}(?:\s*{_ANY_WORD})*")
 _STRAY = re.compile(rb"=(?![0-9A-Fa-f]{2})")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]+")
 _RAW_OCTET = re.compile("[\udc80-\udcff]")
@@ -28,20 +28,19 @@ def decode_field(body: bytes) -> str:
     return decode_words(body.decode("ascii", "surrogateescape"))
 
 
-def decode_words(text: str, runs: re.Pattern[str] = RUNS, *, ascii_too: bool = True) -> str:
+def decode_words(text: str) -> str:
     """Return an unfolded header field with its encoded words decoded. Never raises.
 
     ``text`` may have raw octets, as the codec error handler `surrogateescape` writes them; these are UTF-8, otherwise
-    windows-1252, and in a word they are of its charset. Each match of ``runs`` is one or more adjacent words. Their
-    octets are joined before decoding, since Rspamd before 3.14.2 and many mail programs divide one character between
-    two words. A run without any base64 stays as it is, and so does one that encodes pure ASCII if ``ascii_too`` is
-    False. The result can have control characters.
+    windows-1252, and in a word they are of its charset. The octets of adjacent words are joined before decoding, since
+    many mail programs divide one character between two words. A run without any base64 stays as it is. The result can
+    have control characters.
     """
     if "=?" not in text:
         return _raw(text)
     pieces, start = [], 0
-    for run in runs.finditer(text):
-        pieces += [_raw(text[start : run.start()]), _decoded(run[0], ascii_too)]
+    for run in _RUNS.finditer(text):
+        pieces += [_raw(text[start : run.start()]), _decoded(run[0])]
         start = run.end()
     return "".join([*pieces, _raw(text[start:])])
 
@@ -58,7 +57,7 @@ def _block(data: bytes) -> bytes:
     return binascii.a2b_base64(data + b"=" * (-surplus % 4))
 
 
-def _decoded(run: str, ascii_too: bool) -> str:
+def _decoded(run: str) -> str:
     pieces: list[tuple[str, bytearray]] = []
     end, is_word = 0, True
     for word in _WORD.finditer(run):
@@ -75,8 +74,6 @@ def _decoded(run: str, ascii_too: bool) -> str:
             pieces[-1][1].extend(octets)
         else:
             pieces.append((charset, bytearray(octets)))
-    if not ascii_too and all(octets.isascii() for _, octets in pieces):
-        return run
     return "".join(decode(bytes(octets), charset) for charset, octets in pieces)
 
 

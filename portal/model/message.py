@@ -115,7 +115,7 @@ class Facts:
 
     envelope_sender: str | None  # "": the null sender; None: unknown
     subject: str
-    header_from: str  # decoded From header, display name and address; "" if missing
+    header_from: str  # the mailboxes of all From fields, decoded, see `from_header.written`; "" if missing
     queue_id: str | None  # the MTA's; the MTA may reuse it
     message_id: str | None  # the header, without < >
     action: str | None  # Rspamd's name: "reject", "add header", …
@@ -128,6 +128,7 @@ class Facts:
     size_bytes: int
     has_8bit: bool  # any octet above 127
     threshold: float | None = None  # the score at which the action begins; None: unknown, or the action was forced
+    from_count: int | None = None  # mailboxes of all From fields, at least one for each; None: held before version 7
 
 
 FACTS = tuple(field.name for field in fields(Facts))

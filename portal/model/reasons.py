@@ -1,4 +1,4 @@
-"""Rspamd's verdict in plain language, and senders cleaned for showing, both for pages and digests.
+"""Rspamd's verdict in plain language, for pages and digests.
 
 Depends on the message alone. Texts are marked with `N_` for catalogues; templates translate them with ``_()``.
 `text.shown` cleans all text from the message; templates must still escape it.
@@ -6,14 +6,9 @@ Depends on the message alone. Texts are marked with `N_` for catalogues; templat
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from portal.model.domains import lower_case, punycode
-from portal.model.look_alikes import looks_alike
 from portal.model.message import Flag, Message, ScanOutcome, Symbol, Tier
 from portal.model.text import N_, shown
 
@@ -289,118 +284,3 @@ def _by_score(message: Message, against: list[Symbol]) -> str:
     if len(against) > 1:
         return N_("Several signs of spam")
     return N_("Classified as spam")
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """A sender, cleaned for showing: never show the name without the address. ``str()`` returns both in one line."""
-
-    name: str  # "" if missing
-    address: str  # "" if missing
-    warning: str  # "" or a sentence to show next to it, to be translated
-    instead: str = ""  # a text to show if the address is missing, to be translated
-
-    def __str__(self) -> str:
-        address = self.address or self.instead
-        return f"{self.name} <{address}>" if self.name else address
-
-
-_ADDRESS = re.compile(r"[^\s<>()\[\]\",;:]{1,64}@[^\s<>()\[\]\",;:@]{1,255}")
-
-
-def sender_shown(message: Message) -> Sender:
-    """Return the sender of a message for recipients: from the From header, else from the envelope.
-
-    It has a warning if the display name contains another address, which mail programs that hide the real address would
-    show, or if the domain has letters that look like others. A domain that is not ASCII is followed by its punycode.
-    """
-    name, address = _split(message.header_from)
-    if not address:
-        envelope = message.envelope_sender
-        if not envelope:
-            instead = N_("unknown sender") if envelope is None else N_("no sender address, as in automatic replies")
-            return Sender(shown(name, 80), "", "", instead)
-        warning = LOOKS_ALIKE if _pretends(envelope, envelope) else ""
-        return Sender(shown(name, 80), _address_shown(envelope), warning)
-    warning = ""
-    others = [other for other in _addresses(name) if other.lower() != address.lower()]
-    if others:
-        warning = N_("The display name shows a different address than the real sender")
-    elif _pretends(address, message.header_from):
-        warning = LOOKS_ALIKE
-    return Sender(shown(name, 80), _address_shown(address), warning)
-
-
-def from_address(message: Message) -> str:
-    """Return the address in the From header in lower case, else the envelope sender's, "" if both are missing."""
-    return address_in(message.header_from) or lower_case(message.envelope_sender or "")
-
-
-def address_in(header_from: str) -> str:
-    """Return the address in a decoded From header in lower case, "" if missing."""
-    return lower_case(_split(header_from)[1])
-
-
-LOOKS_ALIKE = N_("The sender's domain contains look-alike letters and may imitate another domain")
-
-_ENDS = "<>()[]\",;:'."  # characters that may follow an address, see `_ADDRESS` and `_addresses`
-
-
-def _pretends(address: str, written: str) -> bool:
-    """Return whether an address's domain looks like another one, also after `shown` removed characters from it.
-
-    ``written``: the address or header before cleaning. A domain with an invisible character is another domain than the
-    one that is shown, and Rspamd did not check the DMARC policy of the latter.
-    """
-    seen = shown(address, 320)
-    _, at, host = seen.rpartition("@")
-    _, there, behind = written.rpartition(at + host)
-    if at and (not there or not (behind == "" or behind[0].isspace() or behind[0] in _ENDS)):
-        return True
-    return looks_alike(host)
-
-
-def _host(address: str) -> str:
-    """Return the domain of a sender in lower case, otherwise as written.
-
-    The mapping of UTS 46 would make a domain that only looks like a known sender's equal to it, although Rspamd checked
-    another domain.
-    """
-    return address.rpartition("@")[2].lower()
-
-
-def _addresses(text: str) -> Iterator[str]:
-    # Invisible characters must not prevent an address from being found.
-    return (match.group().strip(".'") for match in _ADDRESS.finditer(shown(text, 1000)))
-
-
-def _split(header: str) -> tuple[str, str]:
-    """Return display name and address of a decoded From header. The *last* angle brackets count (RFC 5322, 3.4)."""
-    header = header.strip()[:2000]
-    before, bracket, rest = header.rpartition("<")
-    if bracket:
-        address = rest.partition(">")[0].strip()
-        if "@" in address:
-            return before.strip().strip('"').replace('\\"', '"').strip(), address
-    if "@" in header and not re.search(r"\s", header):
-        return "", header.strip("<>")
-    found = list(_addresses(header))
-    return (header, "") if not found else (header.replace(found[-1], "").strip(' ()<>"'), found[-1])
-
-
-_ADDRESS_CHARACTERS = 120
-
-
-def _address_shown(address: str) -> str:
-    """Return an address cleaned for showing. If its domain is not ASCII, the name that DNS knows follows."""
-    clean = shown(address, 1000)
-    host = _host(clean)
-    return _cut(clean) if host.isascii() else f"{_cut(clean)} ({_cut(punycode(host))})"
-
-
-def _cut(address: str) -> str:
-    """Shorten an address in the middle: the end shows who owns a domain, while a forged address may begin with a
-    complete other address."""
-    if len(address) <= _ADDRESS_CHARACTERS:
-        return address
-    return f"{address[: _ADDRESS_CHARACTERS // 2 - 1]}…{address[-_ADDRESS_CHARACTERS // 2 :]}"

@@ -26,6 +26,8 @@ _STACKED_MARKS = re.compile(
     "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{3})"
     "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
 )
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _COLUMNS = 76
 _WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
 # An unbreakable unit: a word, or one wide character with the punctuation that must not begin a line. A no-break space
@@ -60,6 +62,11 @@ def _wrap(line: str) -> list[str]:
         lines[-1] += unit
         left -= width
     return lines
+
+
+def cleaned(text: str) -> str:
+    """Return text as `Facts` requires it: spaces for control characters, U+FFFD for lone surrogates."""
+    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
 
 
 def shown(text: str | None, limit: int = 200) -> str:

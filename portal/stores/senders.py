@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from portal.model.message import Reader
-from portal.model.reasons import address_in
+from portal.model.sender import address_in
 from portal.stores.contracts import Store
 
 _KNOWN_MAX = 100

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
-from portal.model.reasons import SCANS_IN_WORDS, Sender, description, explain, sender_shown, why
+from portal.model.reasons import SCANS_IN_WORDS, description, explain, why
+from portal.model.sender import Sender, sender_shown
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message

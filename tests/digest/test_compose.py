@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from digest.compose import MAIL_BYTES, compose
 from portal.mail.render import Render
+from portal.model.from_header import parse
 from portal.model.links import MARK_HEADER, Action, Links
 from portal.model.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
 from portal.model.text import TAGS, wrapped
@@ -53,11 +54,17 @@ def delivery(number: int = 0, **fields: Any) -> Delivery:
         size_bytes=100,
         has_8bit=False,
     )
+    message = replace(message, from_count=len(parse(fields.get("header_from", message.header_from))))
     if "held_at" in fields:
         fields["id"] = new_id(fields.pop("held_at"))
     mine = {key: fields.pop(key) for key in ("state", "address") if key in fields}
     made = Delivery(replace(message, **fields), number, ALICE, ALICE, State.HELD, held_at, "", 0, None, None)
     return replace(made, **mine)
+
+
+def signed(domain: str = "example.net", score: float = -0.2) -> tuple[Symbol, ...]:
+    """Return symbols of a message with a DKIM signature of this domain, which has no DMARC record."""
+    return Symbol("R_DKIM_ALLOW", score, (f"{domain}:s=key",)), Symbol("DMARC_NA", 0), Symbol("BAYES_SPAM", 5.1)
 
 
 def mail_of(*deliveries: Delivery, links: Links = LINKS, address: str = ALICE, **values: Any) -> EmailMessage:
@@ -229,7 +236,7 @@ def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
     mail = mail_of(
         delivery(1, score=30),
         delivery(2, score=15, verdict_tier=Tier.DANGEROUS),
-        delivery(3, score=19, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
+        delivery(3, score=19, symbols=signed()),
         delivery(4, score=15),
         delivery(5, score=None),
         delivery(6, score=15),
@@ -239,10 +246,9 @@ def test_the_likeliest_mistakes_come_first_and_dangerous_mail_last() -> None:
 
 
 def test_among_proven_senders_too_the_lower_score_comes_first() -> None:
-    proven = (Symbol("R_DKIM_ALLOW", -0.2),)
     mail = mail_of(
-        delivery(1, score=18, symbols=proven),
-        delivery(2, score=12, symbols=proven),
+        delivery(1, score=18, symbols=signed()),
+        delivery(2, score=12, symbols=signed()),
         delivery(3, score=0.5),
         delivery(4, score=0.0),
     )
@@ -250,9 +256,12 @@ def test_among_proven_senders_too_the_lower_score_comes_first() -> None:
 
 
 def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> None:
-    assert mail_of(delivery(1))["Subject"] == "1 message held for you, from example.net"
+    assert mail_of(delivery(1, symbols=signed()))["Subject"] == "1 message held for you, from example.net"
+    assert mail_of(delivery(1))["Subject"] == "1 message held for you", "only authentic senders are named"
     mail = mail_of(
-        delivery(1, score=40), delivery(2, header_from="Ann <ann@Friends.example.com>"), delivery(3, score=50)
+        delivery(1, score=40, symbols=signed()),
+        delivery(2, header_from="Ann <ann@Friends.example.com>", symbols=signed("example.com")),
+        delivery(3, score=10),
     )
     assert mail["Subject"] == "3 messages held for you, one from friends.example.com"
 
@@ -275,7 +284,9 @@ def test_the_subject_says_how_many_and_where_the_likeliest_mistake_is_from() -> 
     ],
 )
 def test_the_subject_names_no_sender_that_raises_doubt(header: str) -> None:
-    subject = mail_of(delivery(1, header_from=header, envelope_sender=""))["Subject"]
+    host = header.rpartition("@")[2].partition(">")[0]
+    passed = (Symbol("DMARC_POLICY_ALLOW", -0.5, (host, "reject")), *signed(host))
+    subject = mail_of(delivery(1, header_from=header, envelope_sender="", symbols=passed))["Subject"]
     assert subject in ("1 message held for you", "1 message held for you, from pay-now.example.com")
     assert ("pay-now" in subject) == ("pay-now" in header)
 
@@ -283,28 +294,29 @@ def test_the_subject_names_no_sender_that_raises_doubt(header: str) -> None:
 def test_a_forged_sender_is_not_named_in_the_subject() -> None:
     forged = delivery(1, header_from="PayPal <a@paypal.com>", symbols=(Symbol("DMARC_POLICY_REJECT", 2),))
     assert mail_of(forged)["Subject"] == "1 message held for you"
-    mail = mail_of(forged, delivery(2, score=30, header_from="Ann <a@friends.example.com>"))
+    ann = delivery(2, score=30, header_from="Ann <a@friends.example.com>", symbols=signed("friends.example.com"))
+    mail = mail_of(forged, ann)
     assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
 
 
 def test_dangerous_mail_names_no_sender_in_the_subject() -> None:
-    mail = mail_of(
-        delivery(1, verdict_tier=Tier.DANGEROUS), delivery(2, score=30, header_from="Ann <a@friends.example.com>")
-    )
+    dangerous = delivery(1, verdict_tier=Tier.DANGEROUS, symbols=signed())
+    ann = delivery(2, score=30, header_from="Ann <a@friends.example.com>", symbols=signed("friends.example.com"))
+    mail = mail_of(dangerous, ann)
     assert mail["Subject"] == "2 messages held for you, one from friends.example.com"
-    assert mail_of(delivery(1, verdict_tier=Tier.DANGEROUS))["Subject"] == "1 message held for you"
+    assert mail_of(dangerous)["Subject"] == "1 message held for you"
 
 
 def test_senders_whose_mail_was_released_before_come_first() -> None:
-    proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))
+    passed = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("FORGED_SENDER", 0.3), Symbol("BAYES_SPAM", 5.1))
     mail = mail_of(
         delivery(1, score=15),
-        delivery(2, score=28, header_from="Ann <Ann@Friends.example.com>", symbols=proven),
+        delivery(2, score=28, header_from="Ann <Ann@Friends.example.com>", symbols=passed),
         delivery(3, score=28, header_from="Bea <bea@friends.example.com>"),
         delivery(4, score=28, header_from="Ann <ann@friends.example.com>", symbols=(Symbol("R_SPF_FAIL", 1),)),
         known={"ann@friends.example.com", "bea@friends.example.com"},
     )
-    assert order(mail) == [2, 3, 1, 4]
+    assert order(mail) == [2, 1, 3, 4]
     assert text_of(mail).count("You have released messages from this sender before") == 1, (
         "only for the authenticated sender"
     )
@@ -312,9 +324,8 @@ def test_senders_whose_mail_was_released_before_come_first() -> None:
 
 def test_a_sender_whose_domain_only_maps_to_a_known_one_is_not_that_sender() -> None:
     known = {"ann@example.net"}
-    proven = (Symbol("R_DKIM_ALLOW", 0.0),)
     for host, first in (("example.net", True), ("ｅｘａｍｐｌｅ.net", False), ("exam\u00adple.net", False)):
-        mail = mail_of(delivery(1, header_from=f"Ann <ann@{host}>", symbols=proven), known=known)
+        mail = mail_of(delivery(1, header_from=f"Ann <ann@{host}>", symbols=signed(score=0)), known=known)
         assert ("You have released messages from this sender before" in text_of(mail)) is first
 
 
@@ -345,7 +356,7 @@ def test_authenticated_or_dangerous_mail_is_never_grouped_under_other_mail() -> 
     same = {"subject": "Invoice 1", "header_from": "Shop <shop@example.com>", "body_sha256": b"x" * 32}
     mail = mail_of(
         delivery(1, **same),
-        delivery(2, **same, symbols=(Symbol("R_DKIM_ALLOW", -0.2),)),
+        delivery(2, **same, symbols=signed("example.com")),
         delivery(3, **same, verdict_tier=Tier.SUSPICIOUS),
         delivery(4, **same, verdict_tier=Tier.DANGEROUS),
         delivery(5, **same, verdict_tier=Tier.DANGEROUS),

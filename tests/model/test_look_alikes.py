@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from portal.model import confusables
 from portal.model.domains import shown_address, to_ascii
 from portal.model.look_alikes import looks_alike
-from portal.model.reasons import LOOKS_ALIKE, sender_shown
+from portal.model.sender import LOOKS_ALIKE, sender_shown
 from tests.digest.test_compose import delivery
 from tests.paths import ROOT
 

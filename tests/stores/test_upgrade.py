@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -23,7 +24,8 @@ import psycopg
 import pytest
 
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.model.message import FACTS, Reader, Tier
+from portal.model.message import FACTS, DeliveryId, Reader, Symbol, Tier
+from portal.model.sender import authentic, sender_shown
 from portal.stores import SCHEMA_VERSION, open_store
 from portal.stores.files import database as sqlite
 from portal.stores.files import messages as files_messages
@@ -204,8 +206,15 @@ def test_an_older_store_is_upgraded_while_mail_comes(store_url: str, tmp_path: P
     store = open_store(store_url)
     before_the_upgrade = min(posting.held)
     known = hold(store, mail_of(before_the_upgrade), [MALLORY], tier=Tier.DANGEROUS)
+    passed = (Symbol("DMARC_POLICY_ALLOW", -0.5, ("example.net", "reject")),)
+    before, after = (
+        replace(store.deliveries.get(DeliveryId(id, 0)).message, symbols=passed)
+        for id in (posting.held[before_the_upgrade], posting.held[max(posting.held)])
+    )
     store.close()
     assert known.raised == (posting.held[before_the_upgrade],)
+    assert str(sender_shown(before)) == str(sender_shown(after)) == "Promo <promo@example.net>"
+    assert (authentic(before), authentic(after)) == (False, True), "nothing is known about the other From fields"
     if is_postgres:
         assert (
             execute(store_url, "select indisvalid from pg_index where indexrelid = 'message_body_idx'::regclass")

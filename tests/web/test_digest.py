@@ -371,7 +371,7 @@ def test_revoking_the_links_of_a_digest_revokes_all_earlier_links(site: Site, he
 
 
 def test_known_senders_come_first_on_the_page_too(site: Site) -> None:
-    proven = (Symbol("R_DKIM_ALLOW", -0.2), Symbol("BAYES_SPAM", 9))
+    proven = (Symbol("R_DKIM_ALLOW", -0.2, ("example.com:s=key",)), Symbol("BAYES_SPAM", 9))
     before = site.hold(header_from="Ann <ann@friends.example.com>")
     site.browser().post(site.link(Action.RELEASE, before), PRESS)
     site.hold(subject="Near", score=15.0)

@@ -32,6 +32,7 @@ CREATE TABLE message (
     size_bytes INTEGER NOT NULL,
     has_8bit INTEGER NOT NULL,
     threshold REAL,                     -- the score at which the action begins
+    from_count INTEGER,                 -- mailboxes of all From fields; NULL: held before version 7
     scan TEXT                           -- JSON of the last virus scan, see scans; NULL: none was asked for
 );
 CREATE TABLE unindexed (                -- terms to be indexed, see word_index
@@ -209,6 +210,7 @@ CREATE INDEX outbox_due ON outbox (next_try_at)
     7: """
 ALTER TABLE message ADD COLUMN scan TEXT;
 ALTER TABLE message ADD COLUMN threshold REAL;
+ALTER TABLE message ADD COLUMN from_count INTEGER;
 CREATE TABLE job (
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL, not_before INTEGER NOT NULL, lease BLOB,

@@ -42,7 +42,8 @@ MIGRATIONS: dict[int, LiteralString] = {
         $$;
     """,
     7: """
-        alter table message add column scan text, add column threshold double precision;
+        alter table message
+            add column scan text, add column threshold double precision, add column from_count int;
         create table job (
             id uuid primary key,
             kind text not null,
