@@ -541,6 +541,7 @@ def _delivery_json(delivery: Delivery) -> dict[str, Any]:
         "header_from": message.header_from,
         "subject": message.subject,
         "score": message.score,
+        "threshold": message.threshold,
         "tier": message.tier.value,
         "queue_id": message.queue_id,
     }

@@ -86,6 +86,7 @@ def test_list_shows_deliveries_newest_first_and_filters(run: Run, store: Store) 
     assert "First" in run("list", "--since", "1h").output
     assert "First" not in run("list", "--since", "2999-01-01").output
     lines = [json.loads(line) for line in run("list", "--json").output.splitlines()]
+    assert {(line["score"], line["threshold"]) for line in lines} == {(17.5, 15.0)}
     assert [line["subject"] for line in lines] == ["Second one", "First one"]
 
 
