@@ -113,7 +113,8 @@ begin
         lease_until timestamptz,
         failures int not null default 0,  -- failed tries to send digests since the last one that was sent
         failure text not null default '',  -- the mail server's reply to the last failed try
-        failed_at timestamptz
+        failed_at timestamptz,
+        stop_mailed_at timestamptz  -- when a one-click unsubscription was last confirmed by mail
     );
     create index on recipient (news_since)
         where news_since is not null and stopped_at is null and next_digest_at is null;
@@ -163,10 +164,16 @@ begin
         created_at timestamptz not null,
         expires_at timestamptz not null,
         used_at timestamptz,
-        wrong_codes int not null default 0
+        wrong_codes int not null default 0,
+        mailbox text not null default '',  -- the recipient without an address extension, for the rate limits
+        client_56 text not null default '',  -- networks of client_ip, or client_ip itself
+        client_48 text not null default '',
+        requested_for text not null default ''  -- 'known', 'local' or 'foreign'
     );
-    create index on sign_in (recipient, created_at);
+    create index on sign_in (mailbox, created_at);
     create index on sign_in (client_ip, created_at);
+    create index on sign_in (client_56, created_at);
+    create index on sign_in (client_48, created_at);
     create index on sign_in (browser_sha256, created_at);
     create index on sign_in (created_at);
 

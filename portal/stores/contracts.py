@@ -211,7 +211,8 @@ class Deliveries(ABC):
     ) -> Delivery:
         """Change a delivery's state to ``to`` if it is in one of ``allowed``; record an event of this kind.
 
-        ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction. ``next_try_at`` is for the
+        ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction, but that of an event
+        `requested` only once a day for each delivery, and again after a denial. ``next_try_at`` is for the
         state `releasing`: nobody has claimed the release, and its first try may begin at this time. Durable on return.
         Raises NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is
         queued.
@@ -355,7 +356,7 @@ class Recipients(ABC):
         """Stop (a time) or resume (None) a recipient's digests. Mail held while stopped is announced after resuming.
 
         Returns whether this call changed anything; stopping twice keeps the first time. ``mail`` is queued in the same
-        transaction if this call stopped the digests.
+        transaction if this call stopped the digests, at most once an hour for each recipient.
         """
 
     @abstractmethod
@@ -417,8 +418,12 @@ class SignIns(ABC):
 
     @abstractmethod
     def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail) -> bool:
-        """Record a sign-in and queue its mail in one transaction. Return False, and store nothing, if a rate limit is
-        exceeded."""
+        """Record a sign-in and queue its mail in one transaction. Return False if a rate limit is exceeded.
+
+        Then no mail is sent. A mail without an address ``to`` is for a foreign recipient, who cannot sign in; such
+        requests are counted apart. The limit ``unknown_minute`` is for all recipients who have neither messages nor
+        preferences.
+        """
 
     @abstractmethod
     def get(self, token_sha256: bytes, now: datetime) -> SignIn:
@@ -430,8 +435,11 @@ class SignIns(ABC):
 
     @abstractmethod
     def use_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
-        """Use up the newest valid sign-in of this browser if the code is right. Raises LinkInvalid; the fifth wrong
-        code invalidates that sign-in."""
+        """Use up the newest valid sign-in of this browser if the code is right.
+
+        Raises LinkInvalid. After the fifth wrong code the sign-in's code is invalid, its link is not. Raises
+        CodesSuspended while `rules.WRONG_CODES_OF_ALL_MAX` wrong codes were entered for the sign-ins of the last hour.
+        """
 
     @abstractmethod
     def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:

@@ -156,13 +156,21 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class SignInLimits:
-    """Rate limits of sign-in mails. Requests that exceed them are dropped silently."""
+    """Rate limits of sign-in mails. Requests that exceed them are dropped silently.
 
-    per_recipient_minute: int = 1
-    per_recipient_hour: int = 5
+    A sign-in is valid for 15 minutes, so with the limit for ten minutes a request is dropped only while the link of an
+    earlier mail is valid for five minutes or longer: others' requests cannot keep a recipient out.
+    """
+
+    per_mailbox_minute: int = 1
+    per_mailbox_ten_minutes: int = 2  # that were not used
     per_ip_minute: int = 10
-    per_ip_hour: int = 60  # five guesses at a code of six digits each: one host guesses 300 of a million an hour
-    all_minute: int = 120
+    per_ip_hour: int = 60
+    per_56_minute: int = 15
+    per_56_hour: int = 90
+    per_48_minute: int = 20
+    per_48_hour: int = 120
+    unknown_minute: int = 120
 
 
 @dataclass(frozen=True, slots=True)

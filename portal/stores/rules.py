@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from ipaddress import IPv6Network
 from typing import Any
 
 from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, EventKind, Export, Flag, Message, Scan, ScanOutcome, State, Tier, identity
+from portal.model.message import (
+    Delivery,
+    Event,
+    EventKind,
+    Export,
+    Flag,
+    Message,
+    Scan,
+    ScanOutcome,
+    State,
+    Tier,
+    identity,
+)
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
 FOUND_MAX = 100  # messages that `Messages.find` returns
@@ -21,10 +34,16 @@ LINK_OPENS_MAX = 500
 LINK_OPENS_KEPT = timedelta(days=1)  # a burst of opened links takes seconds
 
 WRONG_CODES_MAX = 5
+# For the sign-ins of one hour, of all recipients. With codes of eight digits somebody who uses this up each hour enters
+# one mailbox in 11 years on average.
+WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
 SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
+
+REQUEST_MAIL_INTERVAL = timedelta(days=1)  # of a delivery
+STOP_MAIL_INTERVAL = timedelta(hours=1)  # of a recipient
 
 MAIL_KEPT = timedelta(days=1)
 JOBS_KEPT = timedelta(days=30)  # after their end
@@ -75,6 +94,43 @@ def check_state(delivery: Delivery, allowed: Collection[State]) -> None:
     """Raise AlreadyDone if the delivery's state is not ``allowed``."""
     if delivery.state not in allowed:
         raise AlreadyDone(f"this delivery is {delivery.state.value}", delivery)
+
+
+def request_is_mailed(history: Iterable[Event], now: datetime) -> bool:
+    """Return whether a release request at ``now`` is mailed to the administrator: once a day for each delivery, and
+    again after a denial. ``history``: the delivery's events, oldest first."""
+    mailed_at: datetime | None = None
+    for event in history:
+        if event.kind is EventKind.REFUSED:
+            mailed_at = None
+        elif event.kind is EventKind.REQUESTED and is_past(mailed_at, REQUEST_MAIL_INTERVAL, event.at):
+            mailed_at = event.at
+    return is_past(mailed_at, REQUEST_MAIL_INTERVAL, now)
+
+
+def is_past(since: datetime | None, interval: timedelta, now: datetime) -> bool:
+    """Return whether ``now`` is an interval or more away from ``since``. None: it never happened.
+
+    The difference is absolute, so that a clock that was a year ahead has no effect for a year.
+    """
+    return since is None or abs(now - since) >= interval
+
+
+def mailbox(recipient: str) -> str:
+    """Return the mailbox that the rate limits of sign-ins count: the identity without the part from "+" on.
+
+    Whatever `people.recipient_delimiter` is, the mail server may deliver all these addresses to one mailbox.
+    """
+    local, _, domain = recipient.rpartition("@")
+    return f"{local.partition('+')[0] or local}@{domain}"
+
+
+def wider_network(network: str, prefix_length: int) -> str:
+    """Return the IPv6 network with this prefix length that contains a network. Other texts are returned unchanged."""
+    try:
+        return str(IPv6Network(network).supernet(new_prefix=prefix_length))
+    except ValueError:
+        return network
 
 
 def failed_release(delivery: Delivery, error: BaseException, now: datetime) -> FailedRelease:

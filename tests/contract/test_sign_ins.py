@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from portal.model.errors import LinkInvalid
-from portal.stores import Store
-from portal.stores.records import SignInLimits, StartedSession
-from tests.builders import ALICE, BOB, now
+from portal.model.errors import CodesSuspended, LinkInvalid
+from portal.stores import Store, rules
+from portal.stores.records import QueuedMail, SignInLimits, StartedSession
+from tests.builders import ALICE, BOB, hold, now
 from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurrently, sign_in, start
 
 
@@ -68,7 +68,7 @@ def test_a_code_works_in_the_browser_that_requested_it(store: Store) -> None:
         store.sign_ins.use(pending.token_sha256, at)
 
 
-def test_the_fifth_wrong_code_invalidates_the_sign_in(store: Store) -> None:
+def test_the_fifth_wrong_code_invalidates_the_code_and_not_the_link(store: Store) -> None:
     at = now()
     pending = sign_in(1, at)
     start(store, pending)
@@ -77,8 +77,37 @@ def test_the_fifth_wrong_code_invalidates_the_sign_in(store: Store) -> None:
             store.sign_ins.use_code(pending.browser_sha256, b"wrong".ljust(32), at)
     with pytest.raises(LinkInvalid):
         store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at)
-    with pytest.raises(LinkInvalid):
-        store.sign_ins.get(pending.token_sha256, at)
+    assert store.sign_ins.get(pending.token_sha256, at) == pending
+    assert store.sign_ins.use(pending.token_sha256, at) == pending
+
+
+def test_an_earlier_code_does_not_become_valid_again_after_five_wrong_ones(store: Store) -> None:
+    at = now()
+    old = sign_in(1, at)
+    new = sign_in(2, at + 2 * MINUTE, browser_sha256=old.browser_sha256)
+    assert start(store, old) and start(store, new)
+    for code in (*[b"wrong".ljust(32)] * 5, old.code_sha256, new.code_sha256):
+        with pytest.raises(LinkInvalid):
+            store.sign_ins.use_code(old.browser_sha256, code, at + 3 * MINUTE)
+
+
+def test_wrong_codes_of_all_recipients_are_limited_and_links_still_work(
+    store: Store, second: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "WRONG_CODES_OF_ALL_MAX", 12)
+    at = now()
+    pending = [sign_in(n, at, recipient=f"p{n}@example.org") for n in range(4)]
+    assert all(start(store, each) for each in pending)
+    results = concurrently(
+        20, lambda n: (store, second)[n % 2].sign_ins.use_code(pending[n % 4].browser_sha256, b"w" * 32, at)
+    )
+    assert sum(isinstance(result, CodesSuspended) for result in results) == 8
+    with pytest.raises(CodesSuspended):
+        store.sign_ins.use_code(pending[0].browser_sha256, pending[0].code_sha256, at + 14 * MINUTE)
+    assert store.sign_ins.use(pending[0].token_sha256, at + 14 * MINUTE) == pending[0]
+    late = sign_in(9, at + 59 * MINUTE)
+    assert start(store, late)
+    assert store.sign_ins.use_code(late.browser_sha256, late.code_sha256, at + 61 * MINUTE) == late
 
 
 def test_50_guesses_at_once_are_no_more_than_five(store: Store, second: Store) -> None:
@@ -101,20 +130,77 @@ def test_only_the_newest_code_of_a_browser_works(store: Store) -> None:
     assert store.sign_ins.use_code(old.browser_sha256, new.code_sha256, at + 3 * MINUTE) == new
 
 
-def test_one_sign_in_a_minute_and_five_an_hour_for_a_recipient(store: Store) -> None:
+def test_one_sign_in_a_minute_and_two_in_ten_for_a_mailbox(store: Store) -> None:
     at = now()
     assert start(store, sign_in(1, at))
-    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # used sign-ins count too
+    store.sign_ins.use(sign_in(1, at).token_sha256, at)  # for the minute used ones count too, not for the ten minutes
     refused = sign_in(2, at + 59 * SECOND)
     assert not start(store, refused)
     with pytest.raises(LinkInvalid):
         store.sign_ins.get(refused.token_sha256, refused.created_at)
     assert store.stats(at).mails_waiting == 1
     assert start(store, sign_in(3, at + 59 * SECOND, recipient=BOB))
-    for number in (4, 5, 6, 7):
-        assert start(store, sign_in(number, at + (number - 3) * 10 * MINUTE))
-    assert not start(store, sign_in(8, at + 59 * MINUTE))
-    assert start(store, sign_in(9, at + 61 * MINUTE))
+    assert start(store, sign_in(4, at + 2 * MINUTE))
+    assert start(store, sign_in(5, at + 4 * MINUTE))
+    assert not start(store, sign_in(6, at + 11 * MINUTE))
+    assert start(store, sign_in(7, at + 13 * MINUTE))
+    assert not start(store, sign_in(8, at + 13 * MINUTE + 30 * SECOND))
+
+
+@pytest.mark.parametrize("recipient", ["alice+1@example.org", "alice+@example.org", "alice+a+b@example.org", ALICE])
+def test_limits_count_a_mailbox_without_its_plus_part(store: Store, recipient: str) -> None:
+    at = now()
+    assert start(store, sign_in(1, at, recipient="alice+x@example.org"))
+    assert not start(store, sign_in(2, at + SECOND, recipient=recipient))
+    others = ("alice+x@example.net", "alicia@example.org", "+x@example.org", "+y@example.org")
+    for number, other in enumerate(others, 3):
+        assert start(store, sign_in(number, at + SECOND, recipient=other))
+
+
+def test_whoever_requests_sign_ins_for_somebody_cannot_keep_them_out(store: Store) -> None:
+    at, mailed = now(), []
+    for number in range(240):  # every 20 seconds, always from another client
+        moment = at + number * 20 * SECOND
+        pending = sign_in(number, moment, client_ip=f"192.0.2.{number}")
+        if start(store, pending):
+            mailed.append(pending)
+        usable = store.sign_ins.get(mailed[-1].token_sha256, moment)
+        assert usable.expires_at >= moment + 5 * MINUTE
+    assert len(mailed) <= 2 * 8
+
+
+def test_requests_for_foreign_addresses_do_not_use_up_the_limits_of_ours(store: Store) -> None:
+    at, limits = now(), SignInLimits(unknown_minute=5)
+
+    def foreign(number: int, client: str) -> bool:
+        pending = sign_in(number, at, recipient=f"p{number}@example.net", client_ip=client)
+        return store.sign_ins.start(pending, limits, QueuedMail("", b"decoy"))
+
+    assert [foreign(n, "192.0.2.1") for n in range(3)] == [True] * 3
+    assert [foreign(n, f"192.0.2.{n}") for n in range(3, 8)] == [True, True, False, False, False]
+    assert not foreign(0, "192.0.2.9")  # a repeated one is dropped, like one for ours
+    assert start(store, sign_in(20, at), limits)
+
+
+def test_a_wider_network_has_a_limit_of_its_own(store: Store) -> None:
+    at = now()
+
+    def several(count: int, network: str, minutes: int = 0) -> int:
+        results = []
+        for n in range(count):
+            moment = at + minutes * MINUTE
+            token = f"{network} {minutes} {n}".encode().ljust(32)
+            pending = sign_in(1, moment, client_ip=network.format(n), recipient=f"p{token.hex()}@example.org")
+            results.append(start(store, replace(pending, token_sha256=token)))
+        return results.count(True)
+
+    assert several(30, "2001:db8:1:ab{:02x}::/64") == 15  # a /56
+    assert several(30, "2001:db8:1:{:x}00::/64") == 20 - 15  # the rest of that /48
+    assert several(30, "2001:db8:{:x}:1::/64") == 29  # other /48s; one of them is the first
+    assert several(30, "192.0.2.{}") == 30
+    assert several(30, "192.0.2.1") == 9
+    total = 20 + sum(several(15, "2001:db8:1:ab{:02x}::/64", minutes) for minutes in range(2, 50, 4))
+    assert total == 90 + 5
 
 
 def test_ten_sign_ins_a_minute_from_one_address(store: Store) -> None:
@@ -137,12 +223,21 @@ def test_an_address_is_limited_over_an_hour_for_different_recipients(store: Stor
     assert start(store, sign_in(10, at + 61 * MINUTE, recipient="later@example.org"), limits)
 
 
-def test_the_total_of_sign_ins_is_limited(store: Store) -> None:
-    at, limits = now(), SignInLimits(all_minute=3)
+def test_the_total_of_sign_ins_for_unknown_recipients_is_limited(store: Store) -> None:
+    at, limits = now(), SignInLimits(unknown_minute=3)
+    hold(store, recipients=[ALICE])
     results = [
         start(store, sign_in(n, at, recipient=f"p{n}@example.org", client_ip=f"192.0.2.{n}"), limits) for n in range(5)
     ]
     assert results == [True, True, True, False, False]
+    assert start(store, sign_in(8, at), limits)  # it is not for those whose messages are held
+    addresses: list[str] = []
+    while store.stats(at).mails_waiting or not addresses:
+        with store.outbox.sending(at) as outgoing:
+            assert outgoing
+            addresses.append(outgoing.to)
+    # The mails beyond the limit are decoys: as much work, so that the answers take the same time.
+    assert sorted(addresses) == ["", "", ALICE, "p0@example.org", "p1@example.org", "p2@example.org"]
     assert start(store, sign_in(9, at + 61 * SECOND, recipient="p9@example.org", client_ip="192.0.2.9"), limits)
 
 

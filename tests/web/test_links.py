@@ -654,3 +654,42 @@ def test_doubt_about_the_sender_is_shown_before_the_button(site: Site) -> None:
         above, _, below = site.browser().get(site.link(action, held)).text.partition("<button")
         assert ("The display name shows a different address" in above) is before
         assert ("The display name shows a different address" in below) is not before, "once"
+
+
+def test_a_release_request_is_mailed_once_a_day_and_again_after_a_denial(site: Site) -> None:
+    held, other = site.hold(Tier.DANGEROUS), site.hold(Tier.DANGEROUS)
+    browser = site.browser()
+
+    def mails() -> int:
+        found = 0
+        while site.store.stats(site.now).mails_waiting:
+            with site.store.outbox.sending(site.now) as mail:
+                found += mail is not None and mail.to == "postmaster@example.org"
+        return found
+
+    def request_and_undo(count: int, held: Held = held) -> None:
+        request, delete = site.link(Action.REQUEST, held), site.link(Action.DELETE, held)
+        for _ in range(count):
+            browser.post(request, PRESS)
+            assert site.state(held) is State.REQUESTED
+            browser.post(delete, PRESS)
+            browser.post(delete, {"undo": "1"})
+            assert site.state(held) is State.HELD
+
+    request_and_undo(15)
+    assert mails() == 1
+    kinds = [event.kind for event in site.history(held)]
+    assert kinds.count(EventKind.REQUESTED) == 15
+    request_and_undo(1, other)
+    assert mails() == 1
+    site.pass_time(hours=23)  # also if it is requested each day
+    request_and_undo(1)
+    assert mails() == 0
+    site.pass_time(hours=2)
+    request_and_undo(2)
+    assert mails() == 1
+    browser.post(site.link(Action.REQUEST, held), PRESS)
+    site.parts.actions.refuse_request(held.id, 0, BY_OPERATOR, "No.")
+    mails()
+    request_and_undo(3)
+    assert mails() == 1

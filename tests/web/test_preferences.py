@@ -358,6 +358,7 @@ def test_one_click_stops_and_confirms_by_one_mail_with_a_way_back(site: Site, se
     assert "Resume digests" in site.browser().get(back).text
     Page(site.browser(), back).post("resume")
     assert site.store.recipients.get(ALICE).stopped_at is None
+    site.pass_time(hours=1)
     site.browser().request("POST", path, form=ONE_CLICK)
     assert len(waiting(site, server)) == 2, "stopped again, so confirmed again"
 
@@ -376,3 +377,22 @@ def test_one_click_works_on_a_site_that_cannot_send_mail(make_parts: Callable[..
     assert elsewhere.browser().request("POST", path, form=ONE_CLICK).status == 200
     assert elsewhere.store.recipients.get(ALICE).stopped_at is not None
     assert waiting(elsewhere, server) == []
+
+
+def test_a_one_click_unsubscription_is_confirmed_at_most_once_an_hour(site: Site, held: Held) -> None:
+    browser, link = site.browser(), link_to(site)
+    for _ in range(15):
+        assert browser.request("POST", link, form=ONE_CLICK).status == 200
+        assert browser.post(link, {"change": "resume"}).status == 303
+    assert site.store.stats(site.now).mails_waiting == 1
+    site.pass_time(minutes=59)
+    browser.request("POST", link, form=ONE_CLICK)
+    assert site.store.recipients.get(ALICE).stopped_at == site.now
+    browser.post(link, {"change": "resume"})
+    assert site.store.stats(site.now).mails_waiting == 1
+    site.pass_time(minutes=2)
+    browser.request("POST", link, form=ONE_CLICK)
+    assert site.store.stats(site.now).mails_waiting == 2
+    bobs = link_to(site, BOB)
+    browser.request("POST", bobs, form=ONE_CLICK)
+    assert site.store.stats(site.now).mails_waiting == 3

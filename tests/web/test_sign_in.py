@@ -12,6 +12,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
+from portal.stores import rules
 from portal.web.auth.client import client_name
 from tests.builders import ALICE, MALLORY, digesting
 from tests.statements import Statements
@@ -46,7 +47,7 @@ def sent(site: Site) -> list[SignInMail]:
             assert body is not None
             text = body.get_content().replace("\r\n", "\n")
             link = re.search(r"^http\S+/sign-in/\S+/$", text, re.MULTILINE)
-            code = re.search(r"^(\d{3} \d{3})$", text, re.MULTILINE)
+            code = re.search(r"^(\d{4} \d{4})$", text, re.MULTILINE)
             assert link and code
             found.append(SignInMail(waiting.to, link[0], code[1]))
 
@@ -126,6 +127,42 @@ def test_a_client_is_counted_as_one_whichever_of_its_addresses_it_uses(
         browser.peer = peer
         browser.post("/sign-in", {"address": f"person{number}@example.org"})
     assert len(sent(site)) == mails
+
+
+def test_requests_for_foreign_addresses_do_not_use_up_the_limits_of_ours(site: Site) -> None:
+    for number in range(130):
+        browser = site.browser()
+        browser.peer = f"2001:db8:1:{number % 30:x}::1" if number % 2 else f"192.0.2.{number}"
+        browser.post("/sign-in", {"address": f"person{number}@elsewhere.example"})
+    browser = site.browser()
+    browser.peer = "2001:db8:1:1::1"
+    assert request_sign_in(site, browser).to == ALICE
+
+
+def test_invented_addresses_do_not_keep_recipients_out(site: Site) -> None:
+    site.hold(recipients=[ALICE])
+    for number in range(130):
+        browser = site.browser()
+        browser.peer = f"192.0.2.{number}"
+        browser.post("/sign-in", {"address": f"person{number}@example.org"})
+    assert len(sent(site)) == 120
+    assert request_sign_in(site, site.browser()).to == ALICE
+
+
+def test_whoever_requests_sign_ins_for_somebody_cannot_keep_them_out(site: Site) -> None:
+    newest: list[SignInMail] = []
+    for number in range(90):  # each half minute, always from another client
+        attacker = site.browser()
+        attacker.peer = f"198.51.100.{number}"
+        attacker.post("/sign-in", {"address": f"alice+{number % 3}@example.org" if number % 5 == 1 else ALICE})
+        newest = [mail for mail in sent(site) if mail.to == ALICE] or newest
+        site.pass_time(seconds=30)
+        if number % 15 == 14:
+            alice = site.browser()
+            alice.post("/sign-in", {"address": ALICE})
+            newest = sent(site) or newest
+            alice.post(newest[-1].link, {"pressed": "1"})
+            assert session_recipient(alice) == ALICE
 
 
 def test_the_address_of_a_digests_link_is_filled_in_and_escaped(site: Site) -> None:
@@ -241,14 +278,40 @@ def test_the_code_does_not_work_in_another_browser(site: Site) -> None:
     assert session_recipient(other) is None
 
 
-def test_five_wrong_codes_end_it(site: Site) -> None:
+def test_five_wrong_codes_end_the_code_and_not_the_link(site: Site) -> None:
     browser = site.browser()
     mail = request_sign_in(site, browser)
-    wrong = "000 000" if mail.code != "000 000" else "111 111"
+    wrong = "0000 0000" if mail.code != "0000 0000" else "1111 1111"
     for _ in range(5):
         assert browser.post("/sign-in/code", {"code": wrong}).status == 403
-    assert browser.post("/sign-in/code", {"code": mail.code}).status == 403
+    page = browser.post("/sign-in/code", {"code": mail.code})
+    assert page.status == 403
+    assert "This code is not valid. Open the link in the message, or request a new code." in page.text
     assert session_recipient(browser) is None
+    browser.post(mail.link)
+    assert session_recipient(browser) == ALICE
+
+
+def test_many_wrong_codes_suspend_codes_and_alarm_the_administrator_once(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "WRONG_CODES_OF_ALL_MAX", 8)
+    site = Site(make_parts(mail__admin_address="postmaster@example.org"))
+    alice, mallory = site.browser(), site.browser()
+    mail = request_sign_in(site, alice)
+    for _ in range(2):
+        request_sign_in(site, mallory, MALLORY)
+        for _ in range(5):
+            assert mallory.post("/sign-in/code", {"code": "wrong"}).status == 403
+        site.pass_time(minutes=2)
+    for _ in range(3):
+        assert alice.post("/sign-in/code", {"code": mail.code}).status == 403
+    with site.store.outbox.sending(site.now) as alarm:
+        assert alarm and alarm.to == "postmaster@example.org"
+        assert b"guessing sign-in codes" in alarm.mail
+    assert site.store.stats(site.now).mails_waiting == 0
+    alice.post(mail.link)
+    assert session_recipient(alice) == ALICE
 
 
 def test_requesting_again_in_the_same_browser_keeps_the_first_mail_valid(site: Site) -> None:

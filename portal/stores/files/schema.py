@@ -98,7 +98,8 @@ CREATE TABLE recipient (
     failed_at INTEGER,
     lease BLOB,
     lease_until INTEGER,
-    digest_id BLOB                      -- of the digest claimed and not yet sent; kept after a crash
+    digest_id BLOB,                     -- of the digest claimed and not yet sent; kept after a crash
+    stop_mailed_at INTEGER              -- when a one-click unsubscription was last confirmed by mail
 ) WITHOUT ROWID;
 CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
     WHERE news_since IS NOT NULL AND stopped_at IS NULL;
@@ -130,10 +131,16 @@ CREATE INDEX outbox_due ON outbox (next_try_at);
 CREATE TABLE sign_in (
     token_sha256 BLOB PRIMARY KEY, code_sha256 BLOB NOT NULL, browser_sha256 BLOB NOT NULL, recipient TEXT NOT NULL,
     client_ip TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL,
-    wrong_codes INTEGER NOT NULL DEFAULT 0, used_at INTEGER
+    wrong_codes INTEGER NOT NULL DEFAULT 0, used_at INTEGER,
+    mailbox TEXT NOT NULL DEFAULT '',   -- the recipient without an address extension, for the rate limits
+    client_56 TEXT NOT NULL DEFAULT '', -- networks of client_ip, or client_ip itself
+    client_48 TEXT NOT NULL DEFAULT '',
+    requested_for TEXT NOT NULL DEFAULT '' -- 'known', 'local' or 'foreign'
 ) WITHOUT ROWID;
-CREATE INDEX sign_in_recipient ON sign_in (recipient, created_at);
+CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
 CREATE INDEX sign_in_client_ip ON sign_in (client_ip, created_at);
+CREATE INDEX sign_in_client_56 ON sign_in (client_56, created_at);
+CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at);
 CREATE INDEX sign_in_browser ON sign_in (browser_sha256, created_at);
 CREATE INDEX sign_in_created_at ON sign_in (created_at);
 
@@ -219,7 +226,16 @@ CREATE TABLE job (
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
 CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
 ALTER TABLE session ADD COLUMN client TEXT NOT NULL DEFAULT '';
-CREATE INDEX session_recipient ON session (recipient)
+CREATE INDEX session_recipient ON session (recipient);
+ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
+ALTER TABLE sign_in ADD COLUMN mailbox TEXT NOT NULL DEFAULT '';
+ALTER TABLE sign_in ADD COLUMN client_56 TEXT NOT NULL DEFAULT '';
+ALTER TABLE sign_in ADD COLUMN client_48 TEXT NOT NULL DEFAULT '';
+ALTER TABLE sign_in ADD COLUMN requested_for TEXT NOT NULL DEFAULT '';
+DROP INDEX sign_in_recipient;
+CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
+CREATE INDEX sign_in_client_56 ON sign_in (client_56, created_at);
+CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at)
 """,
 }
 

@@ -63,6 +63,15 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on job (finished_at) where finished_at is not null;
         alter table session add column client text not null default '';
         create index on session (recipient);
+        alter table recipient add column stop_mailed_at timestamptz;
+        alter table sign_in add column mailbox text not null default '';
+        alter table sign_in add column client_56 text not null default '';
+        alter table sign_in add column client_48 text not null default '';
+        alter table sign_in add column requested_for text not null default '';
+        drop index if exists sign_in_recipient_created_at_idx;
+        create index on sign_in (mailbox, created_at);
+        create index on sign_in (client_56, created_at);
+        create index on sign_in (client_48, created_at);
     """,
 }
 

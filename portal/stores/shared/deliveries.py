@@ -27,7 +27,7 @@ from portal.stores.contracts import Deliveries
 from portal.stores.records import Page, QueuedMail
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.rows import WHERE_KEY, Rows, events
-from portal.stores.shared.session import Engine
+from portal.stores.shared.session import Engine, Session
 
 log = logging.getLogger("quarantine.store")
 
@@ -133,9 +133,14 @@ class SqlDeliveries(Deliveries):
             moved += ", attempts = 0" if to is State.RELEASING else ""
             update = f"update delivery set {moved} {WHERE_KEY}"
             session.execute(update, key, state=to.value, now=now, reason=reason, next_try_at=next_try_at)
-            if mail is not None:
+            if mail is not None and (kind is not EventKind.REQUESTED or self._request_is_mailed(session, key, now)):
                 queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason))
+
+    @staticmethod
+    def _request_is_mailed(session: Session, key: DeliveryId, now: datetime) -> bool:
+        history = events(session, [key.message_id], [key.number]).get(key, [])
+        return rules.request_is_mailed(history, now)
 
     @contextmanager
     def releasing(

@@ -13,7 +13,7 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
 from portal.stores.records import Person, QueuedMail
-from portal.stores.rules import address_of
+from portal.stores.rules import STOP_MAIL_INTERVAL, address_of, is_past
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -54,10 +54,18 @@ class SqlRecipients(Recipients):
         with self._engine.writing() as session:
             changed = session.execute(upsert, recipient=recipient, stopped_at=stopped_at)
             if changed and mail is not None and stopped_at is not None:
-                queue(session, mail, stopped_at)
+                self._queue_stop_mail(session, recipient, mail, stopped_at)
             if changed:
                 session.journal(lambda: person_line(person(session, recipient)))
         return bool(changed)
+
+    @staticmethod
+    def _queue_stop_mail(session: Session, recipient: str, mail: QueuedMail, now: datetime) -> None:
+        row = session.one("select stop_mailed_at from recipient where recipient = :recipient", recipient=recipient)
+        if row is None or is_past(row[0], STOP_MAIL_INTERVAL, now):
+            queue(session, mail, now)
+            update = "update recipient set stop_mailed_at = :now where recipient = :recipient"
+            session.execute(update, now=now, recipient=recipient)
 
     def set_preferences(self, recipient: str, preferences: Preferences) -> None:
         changes = " set preferences = excluded.preferences, next_digest_at = null"

@@ -4,29 +4,58 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from portal.model.errors import LinkInvalid
+from portal.model.errors import CodesSuspended, LinkInvalid
 from portal.stores import rules
 from portal.stores.contracts import SignIns
 from portal.stores.records import QueuedMail, SignIn, SignInLimits, StartedSession
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
 
-_COUNTS = (  # in the order of `SignInLimits`
-    "select (select count(*) from sign_in where recipient = :recipient and created_at > :minute),"
-    " (select count(*) from sign_in where recipient = :recipient and created_at > :hour),"
-    " (select count(*) from sign_in where client_ip = :client_ip and created_at > :minute),"
-    " (select count(*) from sign_in where client_ip = :client_ip and created_at > :hour),"
-    " (select count(*) from sign_in where created_at > :minute)"
+_MINUTE = timedelta(minutes=1)
+
+
+class _Counted(NamedTuple):
+    """Values by which the rate limits count a request, in addition to `SignIn.client_ip`."""
+
+    mailbox: str
+    client_56: str
+    client_48: str
+    requested_for: str
+
+
+# Requests for foreign addresses are counted apart: they must not use up the limits of requests for ours.
+_ALIKE = {"known": ["known", "local"], "local": ["known", "local"], "foreign": ["foreign"]}
+
+
+def _count(column: str, since: str, condition: str = "") -> str:
+    same = f"{column} = :{column} and requested_for in :alike{condition}"
+    return f"(select count(*) from sign_in where {same} and created_at > :{since})"
+
+
+_COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
+    (
+        _count("mailbox", "minute"),
+        _count("mailbox", "ten_minutes", " and used_at is null"),
+        *(_count(column, since) for column in ("client_ip", "client_56", "client_48") for since in ("minute", "hour")),
+        "(select count(*) from sign_in where requested_for = :requested_for and created_at > :minute)",
+    )
 )
 
 _GOES_ON = "used_at > :used and started_at > :started"
 
 _SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
-_INSERT = f"insert into sign_in ({_SIGN_IN}) values (:{_SIGN_IN.replace(', ', ', :')})"
+_COUNTED = ", ".join(_Counted._fields)
+_INSERT = (
+    f"insert into sign_in ({_SIGN_IN}, {_COUNTED})"
+    f" values (:{_SIGN_IN.replace(', ', ', :')}, :{_COUNTED.replace(', ', ', :')})"
+)
+
+
+_WRONG_CODES_OF_ALL = "select coalesce(sum(wrong_codes), 0) from sign_in where created_at > :since"
 
 
 class SqlSignIns(SignIns):
@@ -39,13 +68,30 @@ class SqlSignIns(SignIns):
         now = sign_in.created_at
         with self._engine.writing() as session:
             session.lock("sign-in")  # no other sign-in is added between counting and adding
-            counts = session.one(_COUNTS, sign_in, minute=now - timedelta(minutes=1), hour=now - timedelta(hours=1))
+            counted = _Counted(
+                rules.mailbox(sign_in.recipient),
+                rules.wider_network(sign_in.client_ip, 56),
+                rules.wider_network(sign_in.client_ip, 48),
+                _requested_for(session, sign_in.recipient) if mail.to else "foreign",
+            )
+            counts = session.one(
+                _COUNTS,
+                sign_in,
+                counted,
+                alike=_ALIKE[counted.requested_for],
+                minute=now - _MINUTE,
+                ten_minutes=now - 10 * _MINUTE,
+                hour=now - 60 * _MINUTE,
+            )
             assert counts is not None  # noqa: S101 - counts are always one row
-            if any(count >= limit for count, limit in zip(counts, astuple(limits), strict=True)):
+            *requests, unknown = counts
+            if any(count >= limit for count, limit in zip(requests, astuple(limits)[:-1], strict=True)):
                 return False
-            session.execute(_INSERT, sign_in)
-            queue(session, mail, now)
-        return True
+            is_mailed = counted.requested_for == "known" or unknown < limits.unknown_minute
+            session.execute(_INSERT, sign_in, counted)
+            # A decoy is as much work as a mail, so the time of the answer does not disclose who is known.
+            queue(session, mail if is_mailed else replace(mail, to=""), now)
+        return is_mailed
 
     def get(self, token_sha256: bytes, now: datetime) -> SignIn:
         with self._engine.reading() as session:
@@ -59,7 +105,15 @@ class SqlSignIns(SignIns):
 
     def use_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:
         with self._engine.writing() as session:
+            session.lock("sign-in")  # no other code is counted in between
+            row = session.one(_WRONG_CODES_OF_ALL, since=now - 60 * _MINUTE)
+            if row is not None and row[0] >= rules.WRONG_CODES_OF_ALL_MAX:
+                raise CodesSuspended("too many wrong sign-in codes were entered")
             found = _valid(session, "browser_sha256", browser_sha256, now, for_update=True)
+            select = "select wrong_codes from sign_in where token_sha256 = :token_sha256"
+            wrong_codes = session.one(select, found)
+            if wrong_codes is None or wrong_codes[0] >= rules.WRONG_CODES_MAX:
+                raise LinkInvalid("too many wrong codes were entered for this sign-in")
             is_right = hmac.compare_digest(found.code_sha256, code_sha256)
             if is_right:
                 _use_up(session, found, now)
@@ -119,11 +173,17 @@ def _limits(now: datetime) -> dict[str, Any]:
     return {"used": now - rules.SESSION_IDLE, "started": now - rules.SESSION_MAX}
 
 
+def _requested_for(session: Session, recipient: str) -> str:
+    """Return "known" if messages were held for a recipient or they have preferences, else "local"."""
+    row = session.one("select 1 from recipient where recipient = :recipient", recipient=recipient)
+    return "known" if row else "local"
+
+
 def _valid(session: Session, column: str, value: bytes, now: datetime, *, for_update: bool = False) -> SignIn:
     # With the row locked, only one of several concurrent uses succeeds; the others see that it is used.
     select = (
         f"select {_SIGN_IN} from sign_in"
-        f" where {column} = :value and used_at is null and expires_at > :now and wrong_codes < {rules.WRONG_CODES_MAX}"
+        f" where {column} = :value and used_at is null and expires_at > :now"
         " order by created_at desc limit 1"
     )
     row = session.one(select, for_update=for_update, value=value, now=now)

@@ -19,7 +19,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import LinkInvalid
+from portal.model.errors import CodesSuspended, LinkInvalid
 from portal.model.message import identity, new_id, random_token
 from portal.model.schedule import plan_for
 from portal.model.text import shown
@@ -32,9 +32,15 @@ log = logging.getLogger("quarantine.web")
 
 _LIFETIME = timedelta(minutes=15)  # templates: the plural form of 15 in texts, the number itself in sign-in-code.html
 _SECRET_OCTETS = 24
+_CODE_DIGITS = 8  # sign-in-code.html has the number, too
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _ADDRESS_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
 _PLACEHOLDER = "nobody@invalid"  # To of sign-in mails that are dropped, and their From without mail.from_address
+_GUESSING = (
+    "A thousand wrong sign-in codes were entered within an hour, for all recipients together. Until an hour has fewer, "
+    "no code is accepted; the links in sign-in mails work. The log lines 'sign-in code refused peer=…' name the "
+    "clients: block their networks."
+)
 
 
 class MailedLinks:
@@ -56,7 +62,7 @@ class MailedLinks:
         self._pages.check_same_origin(request)
         address = request.form("address").strip()[:_ADDRESS_LENGTH]
         browser, token = _browser_secret(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
-        code = f"{secrets.randbelow(10**6):06d}"
+        code = f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}d}"
         requested_address, now = address if is_address(address) else _PLACEHOLDER, self._pages.now()
         # The address of an alias signs in its person. The mail is sent to that person's own address.
         recipient = self._pages.parts.people.person(requested_address) or identity(requested_address)
@@ -93,8 +99,10 @@ class MailedLinks:
             if browser is None:
                 raise LinkInvalid("no sign-in was started in this browser")
             sign_in = self._store.sign_ins.use_code(sha256(browser), sha256(browser, code), self._pages.now())
-        except LinkInvalid:
-            log.warning("sign-in code refused peer=%s", request.peer)
+        except LinkInvalid as error:
+            log.warning("sign-in code refused peer=%s: %s", request.peer, error)
+            if isinstance(error, CodesSuspended):
+                self._pages.parts.actions.alarm_hourly("somebody is guessing sign-in codes", _GUESSING)
             return self._pages.page(request, "sign-in-code", 403, wrong=True)
         return self._start_session(request, sign_in)
 
@@ -133,7 +141,7 @@ class MailedLinks:
             now=now,
             language=language,
             url=f"{parts.settings.public_url}/sign-in/{token}/",
-            code=f"{code[:3]} {code[3:]}",
+            code=f"{code[: _CODE_DIGITS // 2]} {code[_CODE_DIGITS // 2 :]}",
             public_url=parts.settings.public_url,
             minutes=int(_LIFETIME.total_seconds()) // 60,
         )
