@@ -1,4 +1,4 @@
-"""Rspamd's controller over HTTP: the symbols it knows, and scans of messages by some of its modules.
+"""Rspamd's controller over HTTP: the symbols it knows, scans of messages by some of its modules, and test messages.
 
 Source: Rspamd's src/controller.c (``/symbols``), src/libserver/protocol.c (``/checkv2``, headers Settings and Pass). A
 scan with ``groups_enabled`` runs the modules of these groups and nothing else, whatever the score and forced verdicts
@@ -21,6 +21,8 @@ from portal.model.text import shown
 _SYMBOLS_SECONDS = 2.0
 _SYMBOLS_VALID_SECONDS = 600.0  # new scanners need a restart of Rspamd, removed ones as well
 _REPLY_BYTES = 8 << 20  # /symbols has about 200 KB
+# The verdict is the action with the highest threshold that the score reaches. `null` does not remove an action.
+_REJECT_ALWAYS = {"reject": -9999, "greylist": 9999, "add header": 9999, "rewrite subject": 9999}
 _OPTIONS, _OPTION_CHARACTERS = 10, 200
 
 
@@ -79,12 +81,32 @@ class Rspamd:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise RspamdUnavailable("Rspamd's answer to a scan has an unknown form") from error
 
+    def submit(self, message: bytes, sender: str, recipient: str, queue_id: str, seconds: float) -> str:
+        """Have Rspamd treat a message as received from a mail server, with the verdict `reject`. Return its verdict.
+
+        The verdict comes from thresholds for this message alone, so that Rspamd's exporter posts it like any rejected
+        message. It is `soft reject` if the exporter's rule could not post it. Rspamd learns nothing from the message.
+        """
+        headers: dict[str, str | bytes] = {
+            "Content-Length": str(len(message)),
+            "From": sender.encode(),
+            "Rcpt": recipient.encode(),
+            "Queue-Id": queue_id,
+            "Flags": "no_stat",
+            "Settings": json.dumps({"actions": _REJECT_ALWAYS}),
+        }
+        reply = self._ask("POST", "/checkv2", seconds, headers, [message])
+        try:
+            return str(reply["action"])
+        except (TypeError, KeyError) as error:
+            raise RspamdUnavailable("Rspamd's answer to a scan has an unknown form") from error
+
     def _ask(
         self,
         method: str,
         path: str,
         seconds: float,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
         chunks: Iterable[bytes] = (),
     ) -> Any:
         deadline = time.monotonic() + seconds

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from io import TextIOWrapper
+from itertools import chain
 from typing import Any
 
 import click
@@ -27,7 +28,7 @@ from rich.text import Text
 
 from portal import __version__
 from portal.assemble import Parts, assemble, keys_path, make_links
-from portal.cli import checks, moving
+from portal.cli import checks, moving, sending
 from portal.cli.common import NotDone, guarded
 from portal.mail import wire
 from portal.model.domains import shown_address
@@ -97,16 +98,25 @@ def init(new_keys: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option(
+    "--send",
+    "address",
+    metavar="ADDRESS",
+    help="Also send a test message from Rspamd over the portal to this local address, with a digest. Takes up to two "
+    "minutes.",
+)
 @guarded
-def check(as_json: bool) -> None:
+def check(as_json: bool, address: str | None) -> None:
     """Check settings, store, mail servers and Rspamd's rule. Print the problems and how to fix them."""
-    findings = checks.run_all()
-    if as_json:
-        _print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
-    else:
-        for finding in findings:
+    findings = []
+    tests = sending.prove(load(), address, _operator()) if address is not None else ()
+    for finding in chain(checks.run_all(), tests):
+        findings.append(finding)
+        if not as_json:
             mark = {True: "ok      ", False: "PROBLEM ", None: "note    "}[finding.ok]
             click.echo(f"{mark}{finding.topic}: {finding.text}")
+    if as_json:
+        _print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
     if any(finding.ok is False for finding in findings):
         raise SystemExit(1)
 

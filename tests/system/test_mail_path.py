@@ -102,6 +102,31 @@ def test_a_rejected_mail_is_held_announced_and_released_to_one_of_its_recipients
     assert len(arrived(mx, ALICE, needle)) == 1
 
 
+def test_the_administrators_test_message_takes_the_whole_way(
+    mx: Mx, portal: Portal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(portal.environment, "QUARANTINE_RSPAMD__URL", f"http://127.0.0.1:{mx.rspamd.scan}")
+    monkeypatch.setitem(portal.environment, "QUARANTINE_RSPAMD__SCAN_GROUPS", "")
+    output = portal.command("quarantine", "check", "--send", ALICE, check=False)
+    said = [line for line in output.splitlines() if "test: " in line]
+    assert [line.split(":")[1].split()[0] for line in said] == ["Rspamd", "portal", "digest", "relay"], output
+    assert all(line.startswith("ok ") for line in said), output
+    assert ", tier spam" in said[1] and "250 2.0.0 Ok" in said[3]
+    word = re.findall(r"check-[0-9a-f]{16}", output)[0]
+
+    def in_inbox() -> list[bytes]:
+        return [
+            mail for mail in mx.postfix.maildir(ALICE) if f"Subject: Test of the quarantine: {word}".encode() in mail
+        ]
+
+    assert len(wait_for(in_inbox)) == 1
+    assert wait_for(lambda: [text for text in digests(mx, ALICE, portal) if word in text])
+    assert {d["recipient"]: d["state"] for d in held(portal, word)} == {ALICE: "released"}
+    mx.switch.set("refuse")  # the portal is down
+    output = portal.command("quarantine", "check", "--send", ALICE, check=False)
+    assert "PROBLEM test: Rspamd: " in output and "could not post the message to the portal" in output, output
+
+
 def test_a_person_signs_in_by_mail_and_sees_only_their_own(mx: Mx, portal: Portal, page: Page, needle: str) -> None:
     send(mx.postfix.smtp, SENDER, [BOB], spam(needle, REJECTED))
     others = needle.replace("needle", "others")
