@@ -66,6 +66,13 @@ def codec_of(label: str) -> str | None:
     return _CODECS.get(plain) or _CODE_PAGES.get(number) or _CODECS.get(f"cp{number}")
 
 
+def codec_names() -> set[str]:
+    """Return the names of Python's codecs that `decode` may use."""
+    return (set(_CODECS.values()) | set(_CODE_PAGES.values()) | {"utf-16", "utf-8", _FALLBACK, "cp932"}) - {
+        _ISO_2022_JP
+    }
+
+
 def decode(octets: bytes, label: str = "") -> str:
     """Return the text of octets. Never raises; needs linear time.
 

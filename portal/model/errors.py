@@ -76,6 +76,10 @@ class RspamdUnavailable(QuarantineError):
     """Rspamd or its virus scanner did not answer as expected: try again later."""
 
 
+class Busy(QuarantineError):
+    """As much is being done at once as this host or recipient may: try again in some seconds."""
+
+
 class RelayDeferred(QuarantineError):
     """The mail server defers the message (4xx, no connection, time-out) or rejects this portal: try again later.
 

@@ -3,8 +3,8 @@
     exporter  Rspamd's POST              inbox        a signed-in recipient's list and messages
     links     the links of a digest      preferences  schedule, time zone and language of a recipient's digests
     digest    bulk actions of a digest   auth/        the session, and one module for each sign-in method
-    monitor   /healthz and /metrics      preview      the text of a held message
-    request   one request                pages        responses, and the checks that every form passes
+    monitor   /healthz and /metrics      request      one request
+    pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     repair    addresses followed by more characters, which are redirected
 

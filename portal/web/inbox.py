@@ -15,9 +15,18 @@ from urllib.parse import parse_qsl, urlencode
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import AlreadyDone, BodyDamaged, BodyMissing, NotAllowed, NotFound, RelayDeferred, RelayRefused
+from portal.model.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    BodyMissing,
+    Busy,
+    NotAllowed,
+    NotFound,
+    RelayDeferred,
+    RelayRefused,
+)
 from portal.model.message import Delivery, DeliveryId, Reader, State, parse_id
-from portal.web import preview
+from portal.reading import read
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -91,11 +100,11 @@ class Inbox:
             form_token=session.form_token,
             row=row,
             **findings(delivery.message, request.language),
-            **self._preview(delivery),
+            **self._preview(delivery, session.recipient),
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
 
-    def _preview(self, delivery: Delivery) -> dict[str, Any]:
+    def _preview(self, delivery: Delivery, recipient: str) -> dict[str, Any]:
         """Return the text of the message as template values.
 
         The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
@@ -104,7 +113,9 @@ class Inbox:
         if not self._pages.previews.acquire(blocking=False):
             return {"preview": None, "busy": True}
         try:
-            return {"preview": preview.preview(self._store.messages.body(delivery.id)), "busy": False}
+            return {"preview": read(self._store.messages.body(delivery.id), recipient), "busy": False}
+        except Busy:
+            return {"preview": None, "busy": True}
         except (BodyDamaged, BodyMissing):
             return {"preview": None, "busy": False}
         finally:

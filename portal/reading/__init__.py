@@ -1,0 +1,237 @@
+"""The text of a held message, its header and its attachments, for the page of the message.
+
+`read` passes the message to a process of its own, which may do nothing but read it (`child`). That process is forked
+from one that has everything loaded (`warm`), and which the first page view starts; without it a new Python is started.
+
+    source  the octets, in order       fields  header fields and their parameters
+    mime    the parts of a message     html, styles  HTML as the text that is visible
+    words   text and attachments       child, warm  the processes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portal.model.errors import Busy
+from portal.model.text import shown
+from portal.reading.warm import KEY_BYTES, LIFELINE, READERS_OF_ONE, WAIT_SECONDS, peer_uid
+
+_RAW_HEADER_BYTES = 1 << 14
+_SECONDS = 5.0  # for one message
+_START_SECONDS = 2.0  # until the warm process listens
+_RETRY_SECONDS = 60.0  # after it could not be started
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A part that is not shown. Name and type are the sender's claims."""
+
+    name: str
+    type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The shown parts of a message, sanitized for display but not escaped for HTML."""
+
+    headers: tuple[tuple[str, str], ...]
+    text: str
+    attachments: tuple[Attachment, ...]
+    cut: bool  # the message has more than is shown
+    failed: bool  # the message could not be read; `text` holds the raw headers
+
+
+def read(chunks: Iterable[bytes], recipient: str) -> Preview:
+    """Return what is shown of a message, within 8 s for every message.
+
+    ``recipient``: identity; two messages are read at once for each. Raises Busy, and the errors of ``chunks``.
+    """
+    beginning = bytearray()
+    with _reader(recipient) as connection:
+        try:
+            parsed = _exchange(connection, chunks, beginning)
+            return Preview(
+                headers=tuple((name, shown(value, 1000)) for name, value in parsed["headers"]),
+                text=_lines(parsed["text"]),
+                attachments=tuple(Attachment(shown(n, 200), shown(t, 80), s) for n, t, s in parsed["attachments"]),
+                cut=parsed["cut"],
+                failed=False,
+            )
+        except (TimeoutError, ConnectionError, ValueError):
+            # Expected for hostile messages: the child exceeded a limit. Nothing is lost, and the page shows that.
+            return Preview((), _lines(_raw_header(bytes(beginning))), (), cut=True, failed=True)
+
+
+def _exchange(connection: socket.socket, chunks: Iterable[bytes], beginning: bytearray) -> Any:
+    """Send a message and return the answer. Keep its beginning. Raises TimeoutError, ConnectionError, ValueError."""
+    until = time.monotonic() + _SECONDS
+    for chunk in chunks:
+        if len(beginning) < _RAW_HEADER_BYTES:
+            beginning += chunk[:_RAW_HEADER_BYTES]
+        connection.settimeout(max(0.01, until - time.monotonic()))
+        try:
+            connection.sendall(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            break  # the child has read enough
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+    answer = bytearray()
+    with suppress(ConnectionResetError):  # likewise
+        while piece := connection.recv(1 << 16):
+            answer += piece
+            connection.settimeout(max(0.01, until - time.monotonic()))
+    return json.loads(answer)
+
+
+def _raw_header(data: bytes) -> str:
+    end = min((at for at in (data.find(b"\r\n\r\n"), data.find(b"\n\n")) if at >= 0), default=len(data))
+    return data[: min(end, _RAW_HEADER_BYTES)].decode("ascii", "replace")
+
+
+def _lines(text: str) -> str:
+    """Return the text with each line sanitized and runs of empty lines reduced to one."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        clean = shown(line, len(line) + 1)
+        if clean or (lines and lines[-1]):
+            lines.append(clean)
+    return "\n".join(lines).strip("\n")
+
+
+# ---- processes
+
+
+@contextmanager
+def _reader(recipient: str) -> Iterator[socket.socket]:
+    """Yield a connection to a process that reads one message. Raises Busy."""
+    connection = _warm.connect()
+    if connection is not None:
+        with connection:
+            connection.settimeout(WAIT_SECONDS + _SECONDS)
+            try:
+                connection.sendall(hashlib.sha256(recipient.encode()).digest()[:KEY_BYTES])
+                answer = connection.recv(1)
+            except OSError:
+                answer = b""
+            if answer == b"-":
+                raise Busy("too many messages are being read")
+            if answer:
+                yield connection
+                return
+    if not _own_children.acquire(timeout=WAIT_SECONDS):
+        raise Busy("too many messages are being read")
+    try:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = _start("from portal.reading.child import main; main()", theirs.fileno())
+            theirs.close()
+            try:
+                ours.settimeout(_SECONDS)
+                with suppress(OSError):
+                    ours.recv(1)
+                yield ours
+            finally:
+                ours.close()
+                process.kill()
+                process.wait()
+    finally:
+        _own_children.release()
+
+
+def _start(code: str, stdin: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # The folder comes last, so that nothing in it hides a standard module.
+        [_python(), "-I", "-c", f"import sys; sys.path.append({str(_ROOT)!r}); {code}"],
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Not the environment of this process: it has passwords, and Nginx can change it (UWSGI_SETENV), so that
+        # LD_PRELOAD would run code.
+        env={},
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _python() -> str:
+    """Return the path of the interpreter. Under uWSGI, `sys.executable` may be the server itself."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in (sys.prefix, sys.base_prefix):
+        path = Path(folder) / "bin" / name
+        if path.exists():
+            return str(path)
+    return sys.executable
+
+
+class _Warm:
+    """The way from this process to the warm one of this host and user, which any process of the portal starts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifeline: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._not_before = 0.0
+        # Another version, or changed files, have another process.
+        files = sorted([*_ROOT.glob("portal/reading/*.py"), *_ROOT.glob("portal/model/*.py")])
+        text = repr([os.getuid(), _python(), str(_ROOT), [each.stat().st_mtime_ns for each in files]])
+        self._name = f"quarantine-reader-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    def connect(self) -> socket.socket | None:
+        """Return a connection, None if there is no such process and none can be started."""
+        with self._lock:
+            connection = self._connected()
+            if connection is None and time.monotonic() >= self._not_before:
+                connection = self._started()
+            if connection is not None and self._lifeline is None:
+                self._lifeline = self._connected()
+                if self._lifeline is not None:
+                    with suppress(OSError):
+                        self._lifeline.sendall(LIFELINE)
+            return connection
+
+    def _started(self) -> socket.socket | None:
+        self._lifeline = None  # to one that ended
+        if self._process is not None:
+            self._process.poll()
+        try:
+            self._process = _start(f"from portal.reading.warm import main; main({self._name!r})", subprocess.DEVNULL)
+        except OSError:
+            self._process = None
+        until = time.monotonic() + _START_SECONDS
+        while self._process is not None and time.monotonic() < until:
+            connection = self._connected()
+            if connection is not None:
+                return connection
+            time.sleep(0.02)
+        self._not_before = time.monotonic() + _RETRY_SECONDS
+        return None
+
+    def _connected(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect("\0" + self._name)
+            # Every process of the host may use a name in this namespace.
+            if peer_uid(connection) == os.getuid():
+                return connection
+        except OSError:
+            pass
+        connection.close()
+        return None
+
+
+_warm = _Warm()
+_own_children = threading.BoundedSemaphore(READERS_OF_ONE)

@@ -1,0 +1,122 @@
+"""Header fields of a message or part, and the parameters of Content-Type and Content-Disposition. Nothing raises."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from portal.model.charsets import decode
+from portal.model.encoded_words import decode_field
+
+VALUE_BYTES = 1 << 14  # of a field that is kept
+_FIELD = re.compile(rb"([^\s:\x00-\x1f]+)[ \t]*:")
+_KNOWN = frozenset(
+    b"from to cc reply-to date subject content-type content-transfer-encoding content-disposition".split()
+)
+_FOLD = re.compile(rb"[\r\n]+")
+_TYPE = re.compile(rb"[ \t]*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
+_TOKEN = re.compile(rb"[A-Za-z0-9!#$&^_.+-]+")
+_PARAMETER = re.compile(rb";[\s;]*+([^\s=;\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL)
+_QUOTED_PAIR = re.compile(rb"\\([\"\\])")
+_EXTENDED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
+_COMMENT = re.compile(rb"\([^()]*\)")
+_PARAMETERS = 100
+
+
+def field_name(line: bytes) -> bytes | None:
+    """Return the name of the field that a line begins, in lower case, None if the line is not the first of a field."""
+    match = _FIELD.match(line)
+    return match[1].lower() if match else None
+
+
+@dataclass(slots=True)
+class Fields:
+    """The first field of each name that the reader needs, as octets without line breaks."""
+
+    values: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, line: bytes) -> None:
+        """Add a whole field."""
+        name = field_name(line)
+        if name in _KNOWN:
+            value = _FOLD.sub(b"", line[line.index(b":") + 1 :][:VALUE_BYTES])
+            self.values.setdefault(name.decode(), value.strip(b" \t"))
+
+    def text(self, name: str) -> str:
+        """Return a field decoded for people, "" if it is missing."""
+        return decode_field(self.values.get(name, b"")).strip()
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, "" if it is missing or not one (RFC 2045, 5.2: then it is text/plain)."""
+        match = _TYPE.match(self.values.get("content-type", b""))
+        return match[1].decode().lower() if match else ""
+
+    @property
+    def encoding(self) -> str:
+        """The first token of Content-Transfer-Encoding: programs write quotes, comments and blanks around it."""
+        match = _TOKEN.search(self.values.get("content-transfer-encoding", b""))
+        return match[0].decode().lower() if match else ""
+
+    @property
+    def disposition(self) -> str:
+        """Return `inline`, `attachment` or another disposition, "" if it is missing."""
+        match = _TOKEN.search(self.values.get("content-disposition", b"").partition(b";")[0])
+        return match[0].decode().lower() if match else ""
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file, "" if it has none."""
+        for name, parameter in (("content-disposition", "filename"), ("content-type", "name")):
+            if text := _parameters(self.values.get(name, b"")).get(parameter, "").strip():
+                return text
+        return ""
+
+    @property
+    def charset(self) -> str:
+        """The label of the charset, "" if it is missing."""
+        return _without_comment(self._type_parameter("charset"))
+
+    @property
+    def boundary(self) -> str:
+        """The boundary of a multipart, "" if it is missing."""
+        return self._type_parameter("boundary")
+
+    def _type_parameter(self, name: str) -> str:
+        return _parameters(self.values.get("content-type", b"")).get(name, "")
+
+
+def _without_comment(value: str) -> str:
+    return re.sub(r"\(.*", "", value, flags=re.DOTALL).strip(" \t\"'")
+
+
+def _parameters(value: bytes) -> dict[str, str]:
+    """Return the parameters by name in lower case: RFC 2045, RFC 2231, and what programs write instead."""
+    plain: dict[str, str] = {}
+    pieces: dict[str, dict[int, tuple[bytes, bool]]] = {}
+    for count, match in enumerate(_PARAMETER.finditer(value)):
+        if count >= _PARAMETERS:
+            break
+        octets = _QUOTED_PAIR.sub(rb"\1", match[2]) if match[2] is not None else (match[3] or b"").strip()
+        extended = _EXTENDED.fullmatch(match[1].decode("latin-1").lower())
+        if extended is None:
+            continue
+        name, number, is_encoded = extended[1], extended[2], extended[3] is not None
+        if number is None and not is_encoded:
+            plain.setdefault(name, decode_field(octets))
+        else:
+            pieces.setdefault(name, {}).setdefault(int(number or 0), (octets, is_encoded))
+    return plain | {name: _joined(numbered) for name, numbered in pieces.items()}
+
+
+def _joined(numbered: dict[int, tuple[bytes, bool]]) -> str:
+    """Return a value of RFC 2231: percent-encoded, in a charset that its first piece names, or divided into pieces."""
+    charset, octets = "", bytearray()
+    for number, (piece, is_encoded) in sorted(numbered.items()):
+        if is_encoded and number == min(numbered):
+            label, quote, rest = piece.partition(b"'")
+            if quote:
+                charset, piece = label.decode("latin-1"), rest.partition(b"'")[2]
+        octets += unquote_to_bytes(piece) if is_encoded else piece
+    return decode(bytes(octets), charset) if charset else decode_field(bytes(octets))
