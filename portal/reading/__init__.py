@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from typing import Any
 from portal.model.errors import Busy
 from portal.model.text import shown
 from portal.reading.warm import KEY_BYTES, LIFELINE, READERS_OF_ONE, WAIT_SECONDS, peer_uid
+
+log = logging.getLogger("quarantine.reading")
 
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
@@ -204,7 +207,9 @@ class _Warm:
             return connection
 
     def _started(self) -> socket.socket | None:
-        self._lifeline = None  # to one that ended
+        if self._lifeline is not None:  # to one that ended
+            self._lifeline.close()
+            self._lifeline = None
         if self._process is not None:
             self._process.poll()
         try:
@@ -217,6 +222,7 @@ class _Warm:
             if connection is not None:
                 return connection
             time.sleep(0.02)
+        log.warning("message reader not started: each message is read by a new process for the next minute")
         self._not_before = time.monotonic() + _RETRY_SECONDS
         return None
 

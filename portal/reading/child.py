@@ -6,15 +6,17 @@ processes, or use more than 2 s of processor time and 512 MB.
 
 from __future__ import annotations
 
-import ctypes
+import codecs
 import json
 import os
 import resource
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
+from portal.model.charsets import codec_names
 from portal.reading.mime import Parser
 from portal.reading.words import Words
 
@@ -25,7 +27,12 @@ _CPU_SECONDS = 2
 # After this time what was read so far is shown. The rest is for what cannot be interrupted.
 _READING_SECONDS = 1.2
 _MEMORY_BYTES = 512 << 20
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38  # linux/prctl.h
+
+
+def prepare() -> None:
+    """Load what reading may need: after `restrict` no file can be opened."""
+    for codec in codec_names():
+        codecs.getincrementaldecoder(codec)
 
 
 def restrict() -> None:
@@ -40,9 +47,6 @@ def restrict() -> None:
     ):
         resource.setrlimit(limit, (value, value))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no other process of this user reads its memory
 
 
 def serve(connection: socket.socket) -> None:
@@ -54,8 +58,8 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(json.dumps(answer).encode())
 
 
-def read(receive: Any, is_late: Any) -> dict[str, Any]:
-    """Return what the page shows of a message."""
+def read(receive: Callable[[int], bytes], is_late: Callable[[], bool]) -> dict[str, Any]:
+    """Return what the page shows of a message. ``receive`` returns the next octets, at most as many as asked for."""
     parser = Parser(receive, is_late)
     words = Words(parser.root, is_late)
     fields = parser.root.fields
@@ -69,5 +73,6 @@ def read(receive: Any, is_late: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Read the message that comes through the standard input, which is a socket."""
+    prepare()
     serve(socket.socket(fileno=0))
     os._exit(0)

@@ -204,11 +204,11 @@ class _Reduction:
         return max((places[-1] for name in names if (places := self._places.get(name))), default=0)
 
     def _end(self, name: str) -> None:
-        if name in _LINES:
-            self._put("\n")
         place = self._last(_HEADINGS if name in _HEADINGS else frozenset((name,)))
         if place and name not in ("body", "html"):
             self._pop_to(place)
+        if name in _LINES:
+            self._put("\n")
 
     def _pop_to(self, place: int) -> None:
         while len(self._open) > place:

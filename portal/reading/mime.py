@@ -81,7 +81,7 @@ class Parser:
         elif part.type in _MESSAGES and depth < _DEPTH and part.fields.encoding in ("", "7bit", "8bit", "binary"):
             self._message(part, depth)
         else:
-            if depth == _DEPTH and part.type.startswith("multipart/"):
+            if depth == _DEPTH and part.type.startswith(("multipart/", "message/")):
                 part.type, self.is_cut = "text/plain", True
             self._content(part)
 
@@ -156,7 +156,7 @@ class Parser:
                 self._source.skip(len(line))
                 fields.add(bytes(pending))
                 return True
-            if not line.strip() and not in_line:
+            if not line or (not line.strip() and not in_line):
                 self._source.skip(len(line))
                 break
             is_continued = in_line or (line[:1] in (b" ", b"\t") and bool(pending))

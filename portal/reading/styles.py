@@ -1,4 +1,4 @@
-"""What CSS hides, as far as mail uses it: inline styles, and rules of style sheets with one plain selector."""
+"""CSS that hides text, as far as mail uses it: inline styles, and rules of style sheets with one plain selector."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NOTHING = Own()
 
 
 class Hiding:
-    """What the style sheets of one document and the attributes of an element hide.
+    """The hidden elements of one document, by its style sheets and their attributes.
 
     Rules in `@media` and rules with several parts in a selector hide nothing. But if such a rule shows an element
     again, or a rule may do so against an inline style (`!important`), the element counts as visible.

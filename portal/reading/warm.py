@@ -7,7 +7,6 @@ there is nothing of the portal's in it. It ends when no process of the portal is
 
 from __future__ import annotations
 
-import codecs
 import gc
 import os
 import selectors
@@ -18,7 +17,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from portal.model.charsets import codec_names
 from portal.reading import child
 
 KEY_BYTES = 32
@@ -144,8 +142,7 @@ def main(name: str) -> None:
         listener.bind("\0" + name)
     except OSError:
         return
-    for codec in codec_names():  # the children cannot open files
-        codecs.getincrementaldecoder(codec)
+    child.prepare()
     listener.listen(64)
     gc.collect()
     gc.freeze()

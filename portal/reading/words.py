@@ -55,7 +55,8 @@ class Words:
         is_shown = _is_shown(part)
         if not is_shown or part.fields.file_name:
             self.attachments.append((part.fields.file_name, part.type, part.size_bytes))
-        return [text] if is_shown and (text := self._text(part)).strip() else []
+        text = self._text(part).strip("\r\n") if is_shown else ""
+        return [text] if text.strip() else []
 
     def _all(self, parts: Iterable[Part]) -> list[str]:
         return [block for part in parts for block in self._blocks(part)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from portal.exporter.values import own_fields
 from portal.model.encoded_words import decode_words
-from portal.web import preview
+from portal.reading import read
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_no_charset_and_no_text_raises(words: list[tuple[str, str, str]]) -> Non
 )
 def test_the_page_and_the_list_decode_alike(value: str, expected: str) -> None:
     mail = f"Subject: {value}\r\nTo: {value}\r\n\r\nBuy!\r\n".encode()
-    page = preview.preview([mail])
+    page = read([mail], "alice@example.org")
     assert (own_fields(mail).subject, dict(page.headers)["To"]) == (expected, expected)

@@ -1,0 +1,152 @@
+"""Hostile messages: what can be read is shown, within the limits that the kernel keeps, not a clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from portal import reading
+from portal.reading import child
+
+pytestmark = pytest.mark.slow
+SIZE = 250_000
+HEAD = b"From: Promo <promo@example.net>\r\nSubject: Offer\r\n"
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """Read a message in a process with the limits of `child`. Fails if the kernel ends it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = reading._start("from portal.reading.child import main; main()", theirs.fileno())
+        theirs.close()
+
+        def send() -> None:
+            with suppress(OSError):  # it has read enough
+                ours.sendall(data)
+                ours.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = bytearray()
+        with suppress(ConnectionResetError):
+            while piece := ours.recv(1 << 20):
+                answer += piece
+        sender.join()
+    assert process.wait() == 0
+    assert answer[:1] == b"+"
+    parsed: dict[str, Any] = json.loads(answer[1:])
+    return parsed
+
+
+def repeated(pattern: str, size: int = SIZE) -> str:
+    return pattern * (size // len(pattern))
+
+
+# fmt: off
+HTML = [
+    "<a ", "</a", "<!--", "<![CDATA[", "<?", "</p>", "<", "<<a>", "<div>", "<a>", "<b>", "<p><b>", "<table><a>",
+    "<svg>", "<select><option>", "<table><tr><td>", "<b><i></b></i><table>", "<form><p>", "<style>", "<style ",
+    "<style>a{", "<style>*/", "<textarea>", "<textarea></textarea>", "&", "&#", "&#9", "&amp", "<p style='a:b'>",
+    "<p style='", "<a ='", '<a b="', "<a b= ", "<p a=1 ", "<title>", "<plaintext>", "</", "<!", "<base href=//a>",
+    "<img alt=x style=display:none>",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("pattern", HTML)
+@pytest.mark.parametrize("size", [SIZE, 1_000_000])
+def test_html_is_read_in_linear_time(pattern: str, size: int) -> None:
+    seen = read(
+        HEAD + b"Content-Type: text/html\r\n\r\n<p>The words</p>" + repeated(pattern, size).encode() + b"<p>after"
+    )
+    assert "The words" in seen["text"]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["color:red;", "a", "display:", "/*", "*/", "{", "0", " ", "a:", "!important", ".a{display:none}", "a,", ".a "],
+)
+@pytest.mark.parametrize(
+    "frame", ["<style>{}</style>", "<style>p{{{}}}</style>", '<p style="{}">', '<p style="font-size:{}">']
+)
+def test_styles_are_read_in_linear_time(inside: str, frame: str) -> None:
+    markup = "<p>The words</p>" + frame.format(repeated(inside)) + repeated("<p class='a b'>x")
+    assert "The words" in read(HEAD + b"Content-Type: text/html\r\n\r\n" + markup.encode())["text"]
+
+
+def parts(number: int) -> bytes:
+    body = b"--b\r\nContent-Type: text/plain\r\n\r\nThe words\r\n" * number
+    return b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n' + body
+
+
+def beside(rest: bytes) -> bytes:
+    return parts(1) + b"--b\r\nContent-Type: application/pdf\r\n\r\n" + rest
+
+
+def nested(kind: str, number: int) -> bytes:
+    level = "Content-Type: multipart/{0}; boundary={1}\r\n\r\n--{1}\r\n"
+    return "".join(level.format(kind, each) for each in range(number)).encode() + b"\r\nThe words\r\n"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: parts(90_000),
+        lambda: nested("mixed", 2_000),
+        lambda: nested("alternative", 49),
+        lambda: nested("mixed", 40) + b"--x\r\n" * 5_000_000,
+        lambda: b"Content-Type: message/rfc822\r\n\r\n" * 500 + b"\r\nThe words",
+        lambda: beside(b"\r\n--" * 10_000_000),
+        lambda: beside(b"\r\n--b " * 5_000_000),
+        lambda: beside(b"x" * 50_000_000),
+        lambda: beside(b"\r" * 50_000_000),
+        lambda: b"X: y\r\n" * 2_000_000 + b"\r\nThe words",
+        lambda: b"To: x" + b"\r\n y" * 2_000_000 + b"\r\n\r\nThe words",
+        lambda: b"To: " + b"=?utf-8?q?a?= " * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Cc: " + b"a@example.org, " * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain" + b";a=b" * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain; charset=" + b"x" * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain; charset=punycode\r\n\r\nThe words" + b"a" * SIZE + b"-" + b"b" * SIZE,
+        lambda: b"Content-Type: text/plain; charset=utf-7\r\n\r\nThe words" + b"+" * SIZE,
+        lambda: b"Content-Type: text/enriched\r\n\r\nThe words" + b"<param>" * SIZE,
+        lambda: b"Content-Type: text/enriched\r\n\r\nThe words" + b"\r\n" * SIZE + b"<" * SIZE,
+        lambda: b"Content-Type: text/calendar\r\n\r\nSUMMARY:The words\r\n" + b"A" * SIZE + b"\r\n" + b"A:" * SIZE,
+        lambda: b"Content-Type: text/calendar\r\n\r\nSUMMARY:The words\r\n" + b"ORGANIZER;CN=" * SIZE,
+        lambda: b"Content-Type: message/delivery-status\r\n\r\nThe words" + b"a: \t" * SIZE,
+        lambda: b"Content-Transfer-Encoding: base64\r\n\r\nVGhlIHdvcmRz" + b"=" * 50_000_000,
+        lambda: b"Content-Transfer-Encoding: x-uuencode\r\n\r\n" + b")5&AE('=O<F1S\r\n" + b"M\r\n" * 1_000_000,
+    ],
+)
+def test_the_text_is_shown(make: Callable[[], bytes]) -> None:
+    assert "The words" in read(HEAD + make())["text"]
+
+
+def test_a_child_cannot_open_files_or_connections_or_start_processes() -> None:
+    attempts = (
+        lambda: open("/etc/passwd"),
+        lambda: socket.socket(),
+        lambda: os.open("/tmp", os.O_RDONLY),
+        lambda: os.pipe(),
+    )
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            child.restrict()
+            refused = 0
+            for attempt in attempts:
+                try:
+                    attempt()
+                except OSError:
+                    refused += 1
+            code = 0 if refused == len(attempts) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0

@@ -1,0 +1,121 @@
+"""HTML as the text that a mail program shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from portal.reading.html import target_of, text_of
+
+
+def words(markup: str) -> str:
+    return " ".join(text_of(markup).split())
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        # Tokens (WHATWG HTML, 13.2.5).
+        ("<p>Dear Pat</p><![FOR]><p>order</p>", "Dear Pat order"),
+        ("a < b, 1<2, <3 and <>", "a < b, 1<2, <3 and <>"),
+        ("a<!-- no -->b<!--> c <!---> d <!-- no --!> e", "ab c d e"),
+        ("a<!-- the end", "a"),
+        ("a<!DOCTYPE html>b<?php no ?>c</ no>d</>e<![CDATA[ no ]]>f", "abcdef"),
+        ("a<b", "a"),
+        ('a<b title="x', "a"),
+        ("a</", "a</"),
+        ('<a title="1 > 0" b=\'>\' c=">" d>x</a>', "x"),
+        ('<a =">x</a>', "x"),
+        ("<p/class=x>a<br/>b</p/>", "a b"),
+        ("<P>A<BR>b</P>", "A b"),
+        ("caf&eacute; &lt;b&gt; &#252;&#xFC; &copy 5 &amp;amp; &unknown;", "café <b> üü © 5 &amp; &unknown;"),
+        (f"&#{'9' * 5000};&#x{'f' * 5000};&#{'0' * 5000}65;", "\ufffd\ufffd\ufffd"),
+        # Elements whose content is no text, or no markup.
+        ("<title>no</title><style>no</style><script>no</script><iframe>no</iframe><template>no</template>yes", "yes"),
+        ("<script>no <p>no</SCRIPT >yes", "yes"),
+        ("a<style>p{}", "a"),
+        ("<textarea>&lt;b> <i></textarea><xmp><b></xmp>", "<b> <i> <b>"),
+        ("<noscript>yes</noscript>", "yes"),
+        # What stands for something that is not text.
+        (
+            '<img src=a alt="Autumn sale"><input type=submit value="Log in"><input type=hidden value=no>',
+            "Autumn sale Log in",
+        ),
+        # Hidden text.
+        ('<div style="display:none">no</div>yes', "yes"),
+        ('<div style="DISPLAY : None !important">no</div>yes', "yes"),
+        ('<div style="display:none;display:block">yes</div>', "yes"),
+        ('<div style="display:none!important;display:block">no</div>yes', "yes"),
+        ('<div style="/**/display/**/:/**/none">no</div>yes', "yes"),
+        ("<div hidden>no<b>no</b></div>yes", "yes"),
+        ('<span style="visibility:hidden">no <b style="visibility:visible">yes</b></span>', "yes"),
+        ('<div style="font-size:0">no <b style="font-size:1em">no</b><b style="font-size:12px">yes</b></div>', "yes"),
+        ('<div style="font-size:1px">no</div><p style="font:0/0 a">no</p>yes', "yes"),
+        ('<div style="opacity:0">no</div><i style="max-height:0;overflow:hidden">no</i>yes', "yes"),
+        ('<div style="text-indent:-9999px">no</div><i style="position:absolute;left:-999em">no</i>yes', "yes"),
+        ('<b style="color:#FFF;background:white">no</b><b style="color:transparent">no</b>yes', "yes"),
+        ('<b style="color:#fff;background:#000">yes</b>', "yes"),
+        ('<img alt=no style="display:none"><a href="//h.example" style="display:none">no</a>yes', "yes"),
+        ("<style>.n, #m {display:none}</style><p class='x N'>no</p><p id=m>no</p><p id=n>yes</p>", "yes"),
+        ("<style><!-- p.n{visibility:hidden} --></style><p class=n>no</p><i class=n>yes</i>", "yes"),
+        # What a browser shows although something seems to hide it.
+        ("<p hidden>no<p>yes", "yes"),
+        ("<ul><li hidden>no<li>yes</ul>", "yes"),
+        ("<table><tr><td hidden>no<td>yes<tr><td>yes", "yes yes"),
+        ("<div><span hidden>no</div>yes", "yes"),
+        ("<h1 hidden>no</h2>yes", "yes"),
+        ("<table hidden>yes<tr><td>no</td></tr><b>yes</b></table>", "yes yes"),
+        ("<style>@media print{.n{display:none}}</style><p class=n>yes", "yes"),
+        ("<style>.n{display:none} .n{display:block}</style><p class=n>yes", "yes"),
+        ("<style>.n{display:none}</style><p class=n style='display:block'>yes", "yes"),
+        ("<style>div .n{display:none}</style><p class=n>yes", "yes"),
+        ("<style>@media all{.n{display:block!important}}</style><p class=n style='display:none'>yes", "yes"),
+        ("<style>*{display:block!important}</style><p style='display:none'>yes", "yes"),
+        ("<style>.m{display:block!important}</style><p class=n style='display:none'>no</p>yes", "yes"),
+    ],
+)
+def test_what_is_visible_is_text(markup: str, expected: str) -> None:
+    assert words(markup) == expected
+
+
+def test_lines_are_those_on_the_screen() -> None:
+    markup = "<pre>one\n two</pre><p>a\nb</p><table><tr><td>c</td><td>d</td></tr><tr><td>e</td></tr></table>f<br>g"
+    lines = [" ".join(line.split()) for line in text_of(markup).splitlines()]
+    assert [line for line in lines if line] == ["one", "two", "a b", "c d", "e", "f", "g"]
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ('<a href="https://evil.example/x">Your bank</a>!', "Your bank [evil.example]!"),
+        ('<a href="//a.example">x<a href="//b.example">y</a>', "x [a.example]y [b.example]"),
+        ('<base href="https://evil.example/"><a href="login">Your bank</a>', "Your bank [evil.example]"),
+        ('<base href="https://evil.example/"><a href="https://b.example/">x</a>', "x [b.example]"),
+        ('<a href="login">x</a><a href="#top">y</a><a name=z>z</a>', "xyz"),
+        ('<form action="//evil.example/"><input value="Password"></form>', "Password [evil.example]"),
+        ('<form action="a"><button formaction="//evil.example/">Go</button></form>', "Go [evil.example]"),
+        ('<map><area href="//evil.example/" alt="Offer"></map>', "Offer [evil.example]"),
+        ('<a href="//evil.example/">x', "x [evil.example]"),
+        ('<a href="//evil.example/"><img src=x></a>', "[evil.example]"),
+        ('<div><a href="//evil.example/">x</div>y', "x [evil.example] y"),
+    ],
+)
+def test_targets_follow_what_leads_there(markup: str, expected: str) -> None:
+    assert words(markup) == expected
+
+
+@pytest.mark.parametrize(
+    ("href", "target"),
+    [
+        ("https://user:word@h.example:8443/p?q#f", "h.example:8443"),
+        ("HTTP:/\\h.example", "h.example"),
+        ("https:h.example", "h.example"),
+        ("\x01 ht\ntp://h.example ", "h.example"),
+        ("mailto:a@h.example?subject=x", "a@h.example"),
+        ("javascript:alert(1)", "javascript:"),
+        ("data:text/html,x", "data:"),
+        ("", ""),
+        ("page.html", ""),
+    ],
+)
+def test_targets_are_read_as_browsers_do(href: str, target: str) -> None:
+    assert target_of(href) == target

@@ -1,0 +1,233 @@
+"""The parts of messages that break the rules, and those that keep them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from portal.reading import child
+
+
+def seen(data: bytes | str, sizes: Iterable[int] = ()) -> dict[str, Any]:
+    """Return what is read of a message that comes in pieces of these sizes."""
+    stream, wanted = io.BytesIO(data.encode() if isinstance(data, str) else data), iter(sizes)
+    return child.read(lambda most: stream.read(min(most, next(wanted, most))), lambda: False)
+
+
+def text(data: bytes | str) -> str:
+    lines = [" ".join(line.split()) for line in seen(data)["text"].splitlines()]
+    return "\n".join(line for line in lines if line)
+
+
+def part(body: str, *fields: str) -> str:
+    return "\n".join([*fields, "", body, ""])
+
+
+def multipart(kind: str, *parts: str, boundary: str = "cut") -> str:
+    inside = "".join(f"--{boundary}\n{each}" for each in parts)
+    return f'Content-Type: multipart/{kind}; boundary="{boundary}"\n\npreamble\n{inside}--{boundary}--\nepilogue\n'
+
+
+HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        # Boundaries.
+        (multipart("mixed", part("one"), part("two")), "one\ntwo"),
+        (multipart("mixed", part("one"), part("--cut2\n--cu\n-- \n--")), "one\n--cut2\n--cu\n--\n--"),
+        (multipart("mixed", part("one")).replace("\n", "\r\n"), "one"),
+        (multipart("mixed", part("one")).replace("\n", "\r"), "one"),
+        (multipart("mixed", part("one")).replace("--cut\n", "--cut \t\n"), "one"),
+        (multipart("mixed", part("one")).partition("--cut--")[0], "one"),
+        (multipart("mixed", part("one"), boundary="a b").replace('="a b"', '="a\n\tb"'), "one"),
+        (multipart("mixed", part("one"), boundary="=_(1)?:").replace('"', ""), "one"),
+        (
+            multipart("mixed", part("one"))
+            .replace("boundary", "boundary*0*=us-ascii''c; boundary*1")
+            .replace('"cut"', '"ut"'),
+            "one",
+        ),
+        (multipart("mixed", part("one")).replace('; boundary="cut"', ""), "one"),
+        (multipart("mixed", part("one")).replace('"cut"', '""'), "one"),
+        (multipart("mixed", part("one"), part("two")).replace('"cut"', '"other"'), "one\ntwo"),
+        ("Content-Type: multipart/mixed\n\nNo parts here\n", "No parts here"),
+        (multipart("mixed", multipart("mixed", part("one")), part("two")), "one\ntwo"),
+        (multipart("mixed", multipart("mixed", part("one"), boundary="in"), part("two")), "one\ntwo"),
+        # The inner multipart is not ended.
+        (
+            multipart("mixed", multipart("mixed", part("one"), boundary="in").partition("--in--")[0], part("two")),
+            "one\ntwo",
+        ),
+        # Headers.
+        (multipart("mixed", "one\n"), "one"),
+        (multipart("mixed", "\none\n"), "one"),
+        (multipart("mixed", f"{HTML}\n<p>one</p>\n\ntwo\n"), "one\ntwo"),
+        ("From nina@shop.example Mon Nov  2\nSubject: x\n\none", "one"),
+        ("Subject: x\nbroken\nX: y\n\none", "one"),
+        ("Subject: x\nNo blank line\n\none", "No blank line\none"),
+        ("\none", "one"),
+        ("", ""),
+        ("Subject: x", ""),
+        ("Subject: x\n y", ""),
+        ("Content-Type: text\n\none", "one"),
+        ("Content-Type: TEXT/HTML ; charset\n\n<p>one", "one"),
+        # Alternatives: the last one, and others that say something else.
+        (multipart("alternative", part("Hello Pat", PLAIN), part("<p>Hello <b>Pat</b>", HTML)), "Hello Pat"),
+        (multipart("alternative", part("Hello", PLAIN), part("<p> </p>", HTML)), "Hello"),
+        (multipart("alternative", part("Pay now", PLAIN), part("<p>Happy birthday", HTML)), "Pay now\nHappy birthday"),
+        (
+            multipart(
+                "alternative",
+                part("see https://a.example/very/long", PLAIN),
+                multipart("related", part("<a href='//a.example'>see</a>", HTML), boundary="in"),
+            ),
+            "see [a.example]",
+        ),
+        (multipart("mixed", part("<p>one", HTML), part("two", PLAIN), part("<p>three", HTML)), "one\ntwo\nthree"),
+        # Other kinds of text.
+        (
+            "Content-Type: text/enriched\n\n<bold>one</bold>\ntwo\n\n<<3\n<color><param>red</param>four</color>",
+            "one two\n<3 four",
+        ),
+        ("Content-Type: text/x-unknown\n\none", "one"),
+        (
+            "Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nBEGIN:VTIMEZONE\nDTSTART:19700101T000000\nEND:VTIMEZONE\n"
+            "BEGIN:VEVENT\nSUMMARY:Budget\n  meeting\\, all\nDTSTART;TZID=Europe/Berlin:20261102T100000\n"
+            'DTEND:20261102T110000Z\nLOCATION:Room 1\nORGANIZER;CN="Nina":mailto:nina@shop.example\n'
+            "DESCRIPTION:Bring\\nfigures\nEND:VEVENT\nEND:VCALENDAR",
+            "Budget meeting, all\n2026-11-02 10:00 – 2026-11-02 11:00 UTC\nRoom 1\nNina mailto:nina@shop.example\n"
+            "Bring\nfigures",
+        ),
+        # Attached messages.
+        (
+            multipart("digest", part(part("one"), "", "Subject: first"), part(part("two"), "", "From: a@b.example")),
+            "> Subject: first\n>\n> one\n> From: a@b.example\n>\n> two",
+        ),
+        (
+            part(
+                part("inner"),
+                "Content-Type: message/rfc822",
+                "",
+                "Subject: =?utf-8?q?=C3=BC?=",
+                "Content-Type: message/rfc822",
+                "",
+                "Subject: deep",
+            ),
+            "> Subject: ü\n>\n> > Subject: deep\n> >\n> > inner",
+        ),
+    ],
+)
+def test_the_text_is_what_a_mail_program_shows(data: str, expected: str) -> None:
+    assert text(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "expected"),
+    [
+        ("base64", base64.b64encode("Grüße".encode()).decode(), "Grüße"),
+        ("BASE64 ", "R3LDvMOfZQ", "Grüße"),  # no padding
+        ('"base64"', "R3LD vMOf\n!ZQ==", "Grüße"),
+        ("base64 (RFC 2045)", "YQ==\nYg==\n", "ab"),
+        ("Quoted-Printable;", "Gr=C3=BC=\n=C3=9Fe =zz =", "Grüße =zz"),
+        ("x-uuencode", "begin 644 a\n#8F%R\n`\nend\n", "bar"),
+        ("7bit", "bar", "bar"),
+        ("nonsense", "bar", "bar"),
+    ],
+)
+def test_transfer_encodings_go_by_their_first_token(encoding: str, body: str, expected: str) -> None:
+    data = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}\n\n{body}"
+    assert text(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ('Content-Disposition: attachment; filename="a.pdf"', "a.pdf"),
+        ("Content-Disposition: attachment; filename=Rechnung 4711.pdf; size=1", "Rechnung 4711.pdf"),
+        ('Content-Type: application/pdf; name="=?utf-8?q?M=C3=BCller.pdf?="', "Müller.pdf"),
+        ('Content-Type: application/pdf; name="Müller.pdf"', "Müller.pdf"),
+        ("Content-Type: application/pdf; name*=iso-8859-1'de'M%FCller.pdf", "Müller.pdf"),
+        ("Content-Type: application/pdf; name*0*=utf-8''M%C3; name*1*=%BCller; name*2=.pdf", "Müller.pdf"),
+        ('Content-Type: application/pdf; name="a\\"b.pdf"', 'a"b.pdf'),
+        ('Content-Disposition: attachment; filename="a.exe"; filename="b.pdf"', "a.exe"),
+        ('Content-Type: a/b; name="in.txt"\nContent-Disposition: attachment; filename="shown.exe"', "shown.exe"),
+        ('Content-Type: application/pdf; name="not ended.pdf', "not ended.pdf"),
+        ("Content-Disposition: attachment", ""),
+    ],
+)
+def test_names_of_attachments(fields: str, name: str) -> None:
+    data = multipart("mixed", part("hello"), part("x", *fields.split("\n")))
+    assert [each[0] for each in seen(data)["attachments"]] == [name]
+
+
+def test_a_text_is_an_attachment_if_it_says_so() -> None:
+    data = multipart(
+        "mixed",
+        part("hello", 'Content-Type: text/plain; name="body.txt"'),
+        part("notes", PLAIN, "Content-Disposition: attachment"),
+        part("a;b", 'Content-Type: text/csv; name="a.csv"'),
+    )
+    found = seen(data)
+    assert found["text"].strip() == "hello"
+    assert found["attachments"] == [("body.txt", "text/plain", 5), ("", "text/plain", 5), ("a.csv", "text/csv", 3)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 18])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_pieces_and_line_ends_change_nothing(size: int, newline: str) -> None:
+    inner = part("inner words", "From: boss@corp.example", "Subject: Transfer")
+    data = multipart(
+        "mixed",
+        part("hello\n--\n--cu\n\n", PLAIN),
+        part(
+            base64.b64encode(b"x" * 1000).decode(), 'Content-Type: a/b; name="a"', "Content-Transfer-Encoding: base64"
+        ),
+        part("=41=\n=42", 'Content-Type: a/b; name="q"', "Content-Transfer-Encoding: quoted-printable"),
+        part(inner.rstrip("\n"), "Content-Type: message/rfc822"),
+    ).replace("\n", newline)
+    found = seen(data, iter(lambda: size, 0))
+    assert found["text"].split() == [
+        "hello",
+        "--",
+        "--cu",
+        ">",
+        "From:",
+        "boss@corp.example",
+        ">",
+        "Subject:",
+        "Transfer",
+        ">",
+        ">",
+        "inner",
+        "words",
+    ]
+    message_bytes = len(inner.rstrip("\n").replace("\n", newline))
+    assert found["attachments"] == [
+        ("a", "a/b", 1000),
+        ("q", "a/b", 2),
+        ("boss@corp.example: Transfer", "message/rfc822", message_bytes),
+    ]
+
+
+def test_every_attachment_of_a_large_message_is_listed_with_its_size() -> None:
+    block = (base64.b64encode(b"x" * 57) + b"\r\n") * 10_000
+    fields = b'Content-Type: application/pdf; name="%d.pdf"\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+    data = b"Content-Type: multipart/mixed; boundary=cut\r\n\r\n--cut\r\n\r\nhello\r\n"
+    data += b"".join(b"--cut\r\n" + fields % number + block * 4 for number in range(17)) + b"--cut--\r\n"
+    assert len(data) > 50_000_000
+    found = seen(data)
+    assert found["attachments"] == [(f"{number}.pdf", "application/pdf", 57 * 40_000) for number in range(17)]
+    assert not found["cut"]
+
+
+def test_more_parts_than_the_limit_are_cut() -> None:
+    found = seen(multipart("mixed", part("hello"), *[part("x", "Content-Type: a/b") for _ in range(2_000)]))
+    assert found["text"] == "hello"
+    assert len(found["attachments"]) == 998
+    assert found["cut"]
