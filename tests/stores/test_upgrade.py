@@ -147,6 +147,8 @@ class Posting:
         self._older.setattr(postgres_rows, "hold_values", lambda *values: hold_values(*values)[:-1])  # no scan_job
         if number < 6:
             self._older.setattr(files_messages, "mark_news", mark_news_as_before)
+            # The look-up of large messages would use the new name of a column, and fail again and again.
+            self._older.setattr(files_messages, "_LOOK_UP_BYTES", 1 << 40)
         self._numbers = count()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]
@@ -178,7 +180,7 @@ class Posting:
     def _run(self) -> None:
         while not self._stop.is_set():
             number = next(self._numbers)
-            while number not in self.held:
+            while number not in self.held and not self._stop.is_set():
                 try:
                     self.held[number] = hold(self._store, mail_of(number)).id
                 except StoreUnavailable:
