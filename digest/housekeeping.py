@@ -14,7 +14,8 @@ from uuid import UUID
 from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
-from portal.model.errors import BodyDamaged, NotFound, RelayDeferred, RelayRefused, RspamdUnavailable
+from portal.model.errors import BodyDamaged, NotFound, QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
+from portal.model.message import ScanOutcome
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
 from portal.stores.records import Job
@@ -23,7 +24,7 @@ from portal.stores.shared.jobs import SCAN
 log = logging.getLogger("quarantine.digest")
 
 _SCANS_AT_ONCE = 4
-_SCANS_RETRIED = timedelta(days=1)
+_SCAN_TRIES = 100  # in a day
 _SCAN_BACK_OFF_MIN, _SCAN_BACK_OFF_MAX = timedelta(seconds=10), timedelta(minutes=15)
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
@@ -73,21 +74,28 @@ def scan_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> in
 
 def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
     """Run one scan. Return False if the scanner does not answer."""
-    id = UUID(job.arguments["message"])
+    id, error = UUID(job.arguments["message"]), None
     try:
-        # A scan that is done is not repeated: the job may be an old one, of a process that died after the scan.
-        waiting = [m for m in parts.store.messages.find(str(id)) if m.scan is None or not m.scan.is_done]
-        for message in waiting:
-            if parts.scanning.scan(message, time(), BACKGROUND_SECONDS):
-                parts.actions.report_finding(id)
-    except RspamdUnavailable:
-        now = time()
-        if now - job.created_at < _SCANS_RETRIED:
-            pause = min(_SCAN_BACK_OFF_MIN * 2 ** min(job.tries - 1, 10), _SCAN_BACK_OFF_MAX)
-            parts.store.jobs.retry(job, now + pause)
-            return False
-    except (NotFound, BodyDamaged) as error:
-        log.error("not scanned id=%s: %s", id, error)
+        for message in parts.store.messages.find(str(id)):
+            stored = message
+            # A scan that is done is not repeated: the job may be one of a process that died after the scan.
+            if message.scan is None or not message.scan.is_done:
+                stored, error = parts.scanning.scan(message, time(), BACKGROUND_SECONDS)
+            if stored.scan is not None and stored.scan.outcome is ScanOutcome.FOUND:
+                parts.actions.report_finding(stored)
+    except (NotFound, BodyDamaged) as missing:
+        log.error("not scanned id=%s: %s", id, missing)
+    except QuarantineError:
+        raise
+    except Exception:
+        log.exception("scan failed id=%s", id)
+        error = RspamdUnavailable("internal error")
+    if error is not None and job.tries < _SCAN_TRIES:
+        pause = min(_SCAN_BACK_OFF_MIN * 2 ** min(job.tries - 1, 10), _SCAN_BACK_OFF_MAX)
+        parts.store.jobs.retry(job, time() + pause)
+        return False
+    if error is not None:
+        log.error("scan given up id=%s: %s", id, error)
     parts.store.jobs.finish(job, None, time())
     return True
 

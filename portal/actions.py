@@ -29,7 +29,6 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
     RelayUnreachable,
-    RspamdUnavailable,
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
@@ -44,7 +43,8 @@ log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 _DANGEROUS = "only an administrator can release this message"
-_THREAT_FOUND = N_("the virus check found a threat")
+_SCAN_REPORTED = N_("the virus scan reported a problem")
+_SCAN_TRIES = 4  # of a release, in a quarter of an hour
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
 
@@ -165,33 +165,46 @@ class Actions:
                 log.warning(
                     "not released id=%s recipient=%s: the message became dangerous", delivery.id, delivery.recipient
                 )
+                self.report_finding(delivery.message)
                 raise NotAllowed(_DANGEROUS)
 
     def _scan(self, delivery: Delivery) -> None:
         """Scan the message for viruses, unless that was done a short while ago.
 
-        Raises NotAllowed if the scan made it more dangerous; RelayDeferred if the release must wait for the scanner.
+        Raises NotAllowed if it is more dangerous than at the claim; RelayDeferred if the release must wait for the
+        scanner.
         """
         message, now = delivery.message, self.now()
         if not self.scanning.is_due(message, now):
             return
-        try:
-            raised = self.scanning.scan(message, now, RELEASE_SECONDS)
-        except RspamdUnavailable as error:
-            if not self.scanning.release_unscanned:
-                raise RelayDeferred(f"the release waits for the virus scanner: {error}") from error
-            return
-        if raised:
+        stored, error = self.scanning.scan(message, now, RELEASE_SECONDS)
+        if stored.verdict_tier in message.tier.more_harmful:
             log.warning("not released id=%s recipient=%s: a virus scan raised its tier", message.id, delivery.recipient)
-            self.report_finding(message.id)
-            raise NotAllowed(_THREAT_FOUND)
+            self.report_finding(stored)
+            raise NotAllowed(_SCAN_REPORTED)
+        if error is not None and not self._may_release_unscanned(delivery):
+            raise RelayDeferred("the release waits for the virus scanner") from error
 
-    def report_finding(self, id: UUID) -> None:
-        """Tell the administrator, at most once an hour, that a virus scan made held messages more dangerous."""
+    def _may_release_unscanned(self, delivery: Delivery) -> bool:
+        """Return whether a release may go on although the scanner does not answer.
+
+        An operator decides for themselves. A message that the scanner can never read must not wait for days: after
+        some tries it counts as one that cannot be scanned, if the scanner reads others.
+        """
+        start = self._release_start(delivery)
+        by_operator = start is not None and start.actor.kind is ActorKind.OPERATOR
+        if self.scanning.release_unscanned or by_operator:
+            return True
+        return delivery.attempts >= _SCAN_TRIES and self.scanning.works(RELEASE_SECONDS)
+
+    def report_finding(self, message: Message) -> None:
+        """Tell the administrator, at most once an hour, that a virus scan made a held message dangerous."""
+        if message.tier is not Tier.DANGEROUS:
+            return
         self.alarm_hourly(
             "a virus was found in a held message",
-            f"A virus scan found something in the held message {id}. Only an administrator can release it if it is "
-            f"dangerous now: run `quarantine meta {id}`. There may be more such messages: the log has a line "
+            f"A virus scan found something in the held message {message.id}. Only an administrator can release it now: "
+            f"`quarantine meta {message.id}` shows what was found. There may be more such messages: the log has a line "
             "`scanned … outcome=found` for each.",
         )
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +21,6 @@ from portal.model.errors import RspamdUnavailable
 from portal.model.message import Symbol
 from portal.model.text import shown
 
-_SYMBOLS_SECONDS = 2.0
-_SYMBOLS_VALID_SECONDS = 600.0  # new scanners need a restart of Rspamd, removed ones as well
 _REPLY_BYTES = 8 << 20  # /symbols has about 200 KB
 # The verdict is the action with the highest threshold that the score reaches. `null` does not remove an action.
 _REJECT_ALWAYS = {"reject": -9999, "greylist": 9999, "add header": 9999, "rewrite subject": 9999}
@@ -40,21 +41,18 @@ class Rspamd:
         )
         self._host, self._port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         self._headers = {"Password": password} if password else {}
-        self._groups: dict[str, frozenset[str]] = {}
-        self._groups_until = 0.0
 
-    def symbols_of(self, groups: Collection[str], seconds: float = _SYMBOLS_SECONDS) -> frozenset[str]:
-        """Return the names of all symbols in these groups. Kept for ten minutes."""
-        if time.monotonic() >= self._groups_until:
-            listed = self._ask("GET", "/symbols", seconds)
-            try:
-                self._groups = {
-                    str(group["group"]): frozenset(str(rule["symbol"]) for rule in group["rules"]) for group in listed
-                }
-            except (TypeError, KeyError) as error:
-                raise RspamdUnavailable("Rspamd's answer to /symbols has an unknown form") from error
-            self._groups_until = time.monotonic() + _SYMBOLS_VALID_SECONDS
-        return frozenset[str]().union(*(self._groups.get(group, ()) for group in groups))
+    def symbols_of(self, groups: Collection[str], seconds: float) -> frozenset[str]:
+        """Return the names of all symbols in these groups.
+
+        Not cached: a scanner that was removed must not be counted on. It takes a few milliseconds.
+        """
+        listed = self._ask("GET", "/symbols", seconds)
+        try:
+            rules = [rule for group in listed if group["group"] in groups for rule in group["rules"]]
+            return frozenset(str(rule["symbol"]) for rule in rules)
+        except (TypeError, KeyError) as error:
+            raise RspamdUnavailable("Rspamd's answer to /symbols has an unknown form") from error
 
     def scan(
         self, chunks: Iterable[bytes], size_bytes: int, groups: Collection[str], seconds: float
@@ -70,6 +68,8 @@ class Rspamd:
         }
         reply = self._ask("POST", "/checkv2", seconds, headers, chunks)
         try:
+            if reply.get("is_skipped"):
+                raise RspamdUnavailable("Rspamd skips the scan: its settings exempt this host")
             return tuple(
                 Symbol(
                     shown(str(symbol["name"]), 100),
@@ -110,41 +110,59 @@ class Rspamd:
         chunks: Iterable[bytes] = (),
     ) -> Any:
         deadline = time.monotonic() + seconds
-
-        def left() -> float:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError(f"no answer within {seconds:g} s")
-            return remaining
-
-        connection = self._connection(self._host, self._port, timeout=seconds)
+        connection = self._connection(self._host, self._port, timeout=max(0.001, seconds))
         try:
-            connection.putrequest(method, path)
-            for name, value in {**self._headers, **(headers or {})}.items():
-                connection.putheader(name, value)
-            connection.endheaders()
-            for chunk in chunks:
-                connection.sock.settimeout(left())
-                connection.send(chunk)
-            connection.sock.settimeout(left())
-            with connection.getresponse() as response:
-                body = bytearray()
-                while len(body) < _REPLY_BYTES and (piece := response.read1(1 << 16)):
-                    body += piece
-                    left()
-            if response.status in (401, 403):
+            connection.connect()
+            # The time-outs of a socket are for one operation. This one ends a reply that comes octet by octet.
+            watch = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, (connection.sock,))
+            watch.daemon = True
+            watch.start()
+            try:
+                status, body = self._exchange(connection, method, path, {**self._headers, **(headers or {})}, chunks)
+            finally:
+                watch.cancel()
+            if status in (401, 403):
                 raise RspamdUnavailable(
-                    f"Rspamd's controller answers {response.status}: check rspamd.password, and secure_ip of its "
+                    f"Rspamd's controller answers {status}: check rspamd.password, and secure_ip of its "
                     "worker-controller"
                 )
-            if response.status != 200:
-                raise RspamdUnavailable(f"Rspamd answers {response.status} to {path}")
+            if status != 200:
+                raise RspamdUnavailable(f"Rspamd answers {status} to {path}")
             return json.loads(body)
-        except TimeoutError as error:
-            raise RspamdUnavailable(f"Rspamd gave no answer within {seconds:g} s") from error
-        except OSError as error:
-            raise RspamdUnavailable(f"Rspamd cannot be reached: {error.strerror or error}") from error
-        except (http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            if time.monotonic() >= deadline:
+                raise RspamdUnavailable(f"Rspamd gave no answer within {seconds:.0f} s") from error
+            if isinstance(error, OSError):
+                raise RspamdUnavailable(f"Rspamd cannot be reached: {error.strerror or error}") from error
             raise RspamdUnavailable(f"Rspamd's answer to {path} cannot be read: {shown(str(error), 200)}") from error
         finally:
             connection.close()
+
+    @staticmethod
+    def _exchange(
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        chunks: Iterable[bytes],
+    ) -> tuple[int, bytes]:
+        """Send a request and return the status and the body of the answer."""
+        connection.putrequest(method, path)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        for chunk in chunks:
+            try:
+                connection.send(chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                break  # it answered before it had read everything
+        with connection.getresponse() as response:
+            body = bytearray()
+            while len(body) < _REPLY_BYTES and (piece := response.read1(1 << 16)):
+                body += piece
+            return response.status, bytes(body)
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)

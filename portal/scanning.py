@@ -8,11 +8,13 @@ message is *not scanned*, and thus at least suspicious.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from portal.model.errors import RspamdUnavailable
+from portal.model.errors import RspamdUnavailable, StoreUnavailable
 from portal.model.message import Message, Scan, ScanOutcome
 from portal.model.tiers import Tiers
 from portal.rspamd import Rspamd
@@ -22,7 +24,9 @@ log = logging.getLogger("quarantine.scan")
 
 COUNTER = "scans."  # of scans, followed by the outcome
 RELEASE_SECONDS = 2.0  # a person waits for the release
-BACKGROUND_SECONDS = 30.0  # less than the lease of a job
+# Below Rspamd's task_timeout of 8 s: then Rspamd answers as if a scanner that hangs had found nothing.
+BACKGROUND_SECONDS = 6.0
+HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the virus scanner.\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +57,35 @@ class Scanning:
         # The difference is absolute: the clock of the host that scanned may be ahead.
         return scan is None or scan.at is None or not scan.is_done or abs(now - scan.at) >= self.valid
 
-    def scan(self, message: Message, now: datetime, seconds: float) -> bool:
-        """Scan a message and record the result; return whether that made the message more dangerous.
+    def scan(self, message: Message, now: datetime, seconds: float) -> tuple[Message, RspamdUnavailable | None]:
+        """Scan a message and record the result.
 
-        Raises RspamdUnavailable if scanning it later may succeed (this is recorded as well), StoreUnavailable,
-        NotFound, BodyMissing.
+        Returns the message as it is stored afterwards, also changed by other scans and verdicts, and the error if
+        scanning it later may succeed. Raises StoreUnavailable, NotFound, BodyMissing, BodyDamaged.
         """
-        unavailable: RspamdUnavailable | None = None
+        error: RspamdUnavailable | None = None
         try:
             scan = self._ask(message, now, seconds)
-        except RspamdUnavailable as error:
-            unavailable = error
+        except RspamdUnavailable as caught:
+            error = caught
             scan = Scan(ScanOutcome.FAILED, now, detail=str(error))
         tier = self.tiers.with_scan(message.verdict_tier, scan)
-        raised = self.store.messages.record_scan(message.id, scan, tier, now)
+        stored = self.store.messages.record_scan(message.id, scan, tier, now)
         if scan.outcome is ScanOutcome.FAILED:
             log.warning("scan failed id=%s: %s", message.id, scan.detail)
         else:
             names = ",".join(symbol.name for symbol in scan.symbols) or "-"
             log.info("scanned id=%s outcome=%s symbols=%s", message.id, scan.outcome.value, names)
-        self.store.notes.add_counters({COUNTER + scan.outcome.value: 1})
-        if unavailable is not None:
-            raise unavailable
-        return raised
+        with suppress(StoreUnavailable):
+            self.store.notes.add_counters({COUNTER + scan.outcome.value: 1})
+        return stored, error
+
+    def works(self, seconds: float) -> bool:
+        """Return whether the scanner reads a harmless message."""
+        try:
+            return self.rspamd is not None and not failures(self.rspamd, HARMLESS, self.groups, seconds)
+        except RspamdUnavailable:
+            return False
 
     def _ask(self, message: Message, now: datetime, seconds: float) -> Scan:
         """Return the result of a scan by Rspamd. Raises RspamdUnavailable if scanning it later may succeed."""
@@ -83,23 +93,29 @@ class Scanning:
             return Scan(ScanOutcome.FAILED, now, detail="rspamd.url is not set")
         if message.size_bytes > self.max_bytes:
             return Scan(ScanOutcome.FAILED, now, detail="the message is larger than rspamd.scan_max_bytes")
+        deadline = time.monotonic() + seconds
         names = scanners(self.rspamd, self.groups, seconds)
         if not names:
             return Scan(ScanOutcome.FAILED, now, detail="Rspamd has no virus scanner in rspamd.scan_groups")
         body = self.store.messages.body(message.id)
-        reported = self.rspamd.scan(body, message.size_bytes, self.groups, seconds)
-        failed = [symbol for symbol in reported if is_failure(symbol.name)]
+        reported = self.rspamd.scan(body, message.size_bytes, self.groups, deadline - time.monotonic())
+        failed = [" ".join((symbol.name, *symbol.options)) for symbol in reported if is_failure(symbol.name)]
         if failed:
-            reasons = "; ".join(" ".join((symbol.name, *symbol.options)) for symbol in failed)
-            raise RspamdUnavailable(f"the virus scanner failed: {reasons}")
+            raise RspamdUnavailable(f"the virus scanner failed: {'; '.join(failed)}")
         # A site's own rule may add symbols to every scan: only those of scanners and of the tiers' lists are findings.
-        found = tuple(s for s in reported if s.score >= 0 and (s.name in names or self.tiers.knows(s.name)))
+        found = tuple(s for s in reported if not s.score < 0 and (s.name in names or self.tiers.knows(s.name)))
         return Scan(ScanOutcome.FOUND if found else ScanOutcome.CLEAN, now, found)
 
 
 def scanners(rspamd: Rspamd, groups: Sequence[str], seconds: float) -> frozenset[str]:
     """Return the symbols with which virus scanners report what they find. Raises RspamdUnavailable."""
     return frozenset(name for name in rspamd.symbols_of(groups, seconds) if not is_failure(name))
+
+
+def failures(rspamd: Rspamd, message: bytes, groups: Sequence[str], seconds: float) -> list[str]:
+    """Scan a message that is not held; return the failures that scanners report. Raises RspamdUnavailable."""
+    reported = rspamd.scan([message], len(message), groups, seconds)
+    return [" ".join((symbol.name, *symbol.options)) for symbol in reported if is_failure(symbol.name)]
 
 
 def is_failure(symbol: str) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
 VIRUS = b"X-TINY-VIRUS-OF-THE-TESTS"
 ARCHIVE = b"X-ENCRYPTED-ARCHIVE-OF-THE-TESTS"
+UNREADABLE = b"X-LIMITS-EXCEEDED-OF-THE-TESTS"
 FOUND = {"CLAM_VIRUS": ["Quarantine.Test.Signature.UNOFFICIAL"]}
 SCANNERS = ("CLAM_VIRUS", "CLAM_VIRUS_FAIL", "CLAM_VIRUS_ENCRYPTED", "CLAM_VIRUS_MACRO")
 
@@ -24,6 +27,8 @@ class RspamdServer:
         self.status = 200
         self.password = ""
         self.reply: bytes | None = None  # instead of JSON
+        self.skips = False
+        self.drip = threading.Event()  # set: answers come octet by octet
         self.hang = threading.Event()
         self.hang.set()  # cleared: requests wait until it is set again
         self.scans: list[tuple[dict[str, str], bytes]] = []
@@ -37,6 +42,7 @@ class RspamdServer:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.hang.set()
+        self.drip.clear()
         self._server.shutdown()
         self._server.server_close()
 
@@ -58,19 +64,30 @@ class RspamdServer:
                     rspamd.scans.append((dict(self.headers), body))
                 symbols = rspamd.symbols
                 if symbols is None:
-                    symbols = {**(FOUND if VIRUS in body else {}), **({SCANNERS[2]: []} if ARCHIVE in body else {})}
+                    symbols = FOUND if VIRUS in body else {}
+                    symbols |= {SCANNERS[2]: []} if ARCHIVE in body else {}
+                    symbols |= {SCANNERS[1]: ["Heuristics.Limits.Exceeded"]} if UNREADABLE in body else {}
                 found = {n: {"name": n, "score": 0.0, "metric_score": 0.0, "options": o} for n, o in symbols.items()}
-                self._answer({"is_skipped": False, "score": 0.0, "required_score": 15.0, "symbols": found})
+                self._answer({"is_skipped": rspamd.skips, "score": 0.0, "required_score": 15.0, "symbols": found})
 
             def _answer(self, value: Any) -> None:
                 status = rspamd.status
                 if rspamd.password and self.headers.get("Password") != rspamd.password:
                     status, value = 401, {"error": "Unauthorized"}
                 body = json.dumps(value).encode() if rspamd.reply is None else rspamd.reply
+                if rspamd.drip.is_set():
+                    self._drip()
+                    return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def _drip(self) -> None:
+                with suppress(OSError):
+                    while rspamd.drip.is_set():
+                        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                        time.sleep(0.05)
 
             def log_message(self, *_: object) -> None:
                 pass

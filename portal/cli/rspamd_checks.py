@@ -21,12 +21,11 @@ from portal.cli.finding import Finding
 from portal.model.errors import RspamdUnavailable
 from portal.model.text import shown
 from portal.rspamd import Rspamd
-from portal.scanning import is_failure, scanners
+from portal.scanning import HARMLESS, failures, scanners
 from portal.settings import ExporterSettings, Settings
 
 _RSPAMADM_SECONDS = 30
 _SCAN_SECONDS = 10.0
-_HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the virus scanner.\r\n"
 _NGINX_HINT = (
     "Nginx does not reach the portal. Check that the service is running and that quarantine.conf names its socket, "
     f"`server unix:{SOCKET};`"
@@ -74,11 +73,10 @@ def scanner(settings: Settings) -> Iterator[Finding]:
                 "as not scanned and are suspicious. Configure one in Rspamd's antivirus.conf, or remove rspamd.url",
             )
             return
-        reported = controller.scan([_HARMLESS], len(_HARMLESS), chosen.scan_groups, _SCAN_SECONDS)
+        failed = failures(controller, HARMLESS, chosen.scan_groups, _SCAN_SECONDS)
     except RspamdUnavailable as error:
         yield Finding(False, "virus scanner", f"{chosen.url}: {error}. {_consequence(chosen.release_unscanned)}")
         return
-    failed = [f"{symbol.name} {' '.join(symbol.options)}" for symbol in reported if is_failure(symbol.name)]
     if failed:
         text = f"Rspamd's scanner failed: {'; '.join(failed)}. {_consequence(chosen.release_unscanned)}"
         yield Finding(False, "virus scanner", text)

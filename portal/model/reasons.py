@@ -269,10 +269,10 @@ def why(message: Message) -> list[str]:
 
 
 SCANS_IN_WORDS = {
-    ScanOutcome.WAITING: N_("Not checked for viruses yet"),
+    ScanOutcome.WAITING: N_("Not scanned for viruses yet"),
     ScanOutcome.CLEAN: N_("No virus found"),
     ScanOutcome.FOUND: N_("Threat found"),
-    ScanOutcome.FAILED: N_("The virus check could not be completed"),
+    ScanOutcome.FAILED: N_("The virus scan could not be completed"),
 }
 
 

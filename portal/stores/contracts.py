@@ -105,13 +105,14 @@ class Messages(ABC):
         """
 
     @abstractmethod
-    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
-        """Record a virus scan that was done or failed. Return whether it made the message more dangerous.
+    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> Message:
+        """Record a virus scan that was done or failed. Return the message as it is stored afterwards.
 
-        ``tier`` is the tier of the message with the scan's symbols. If it is worse than that of the message, it
-        replaces it, the scan's symbols are added to the message's, and each delivery that is not released gets an
-        event `raised`. Tiers never get better; a scan that found something is kept whatever later ones say. Durable on
-        return. Raises NotFound.
+        ``tier`` is the tier by the scan's symbols. If it is worse than that of the message, or of messages with the
+        same bytes, it replaces theirs as long as one of their deliveries is not released, the scan and its symbols are
+        added to theirs, and each of these deliveries gets an event `raised`. Tiers never get better; a scan that found
+        something is kept whatever later ones say, and one that was done is not replaced by one that failed. Durable
+        on return. Raises NotFound.
         """
 
     @abstractmethod

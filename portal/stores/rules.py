@@ -209,13 +209,19 @@ def with_verdict(message: Message, export: Export, tier: Tier) -> Message:
 def with_scan(message: Message, scan: Scan, tier: Tier) -> Message:
     """Return the message with this virus scan, and with the tier and symbols that follow from it, see
     `Messages.record_scan`."""
-    found_before = message.scan is not None and message.scan.outcome is ScanOutcome.FOUND
-    kept = message.scan if found_before and scan.outcome is not ScanOutcome.FOUND else scan
+    kept = last_scan(message.scan, scan)
     if tier not in message.verdict_tier.more_harmful:
         return replace(message, scan=kept)
     names = {symbol.name for symbol in scan.symbols}
     others = tuple(symbol for symbol in message.symbols if symbol.name not in names)
     return replace(message, scan=kept, verdict_tier=tier, symbols=(*others, *scan.symbols))
+
+
+def last_scan(before: Scan | None, scan: Scan) -> Scan:
+    """Return which of two scans to keep: what a scan found, else one that was done, else the later one."""
+    if before is None or scan.outcome is ScanOutcome.FOUND or not before.is_done:
+        return scan
+    return scan if scan.is_done and before.outcome is not ScanOutcome.FOUND else before
 
 
 def verdict_change(message: Message, tier: Tier) -> str:

@@ -154,6 +154,8 @@ class LinkPages:
             return is_known_device
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
             return False
+        if self._pages.parts.scanning.is_on and delivery.message.scan is None:
+            return False  # it was held before scans were switched on, and may turn out to be one that cannot be scanned
         is_old_enough = self._pages.now() - link.issued_at > self._autosubmit_after
         return is_known_device or (is_old_enough and not is_burst(opens))
 

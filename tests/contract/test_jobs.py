@@ -117,3 +117,10 @@ def test_a_claim_by_a_clock_that_was_ahead_ends(store: Store) -> None:
     assert store.repair_clock_skew(at) == 1
     assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [claimed]
     assert store.jobs.get(planned).not_before == at + 1000 * HOUR
+
+
+def test_a_job_queued_by_a_clock_that_was_ahead_runs(store: Store) -> None:
+    at = now()
+    id = store.jobs.add(KIND, {}, BY_OPERATOR, at + 1000 * HOUR)
+    assert store.repair_clock_skew(at) == 1
+    assert [job.id for job in store.jobs.claim(KIND, 5, at)] == [id]

@@ -9,11 +9,11 @@ from uuid import UUID
 import pytest
 
 from portal.model.errors import NotFound
-from portal.model.message import WAITING, EventKind, Filter, Message, Scan, ScanOutcome, State, Symbol, Tier
+from portal.model.message import WAITING, DeliveryId, EventKind, Filter, Message, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
 from portal.stores.shared.jobs import SCAN
-from tests.builders import BY_LINK, body, export, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, body, export, hold, mail, now
 from tests.contract.helpers import MINUTE, UNKNOWN
 
 VIRUS = Symbol("CLAM_VIRUS", 0.0, ("Eicar",))
@@ -59,8 +59,8 @@ def test_the_same_mail_again_queues_no_second_scan(store: Store) -> None:
 
 def test_a_clean_scan_ends_the_caution(store: Store) -> None:
     id, at = hold_for_scan(store), now()
-    assert not store.messages.record_scan(id, clean(at), Tier.SPAM, at)
-    message = message_of(store, id)
+    message = store.messages.record_scan(id, clean(at), Tier.SPAM, at)
+    assert message == message_of(store, id)
     assert (message.scan, message.tier) == (clean(at), Tier.SPAM)
     assert found_by_tier(store, Tier.SPAM) == [id]
     assert found_by_tier(store, Tier.SUSPICIOUS) == []
@@ -89,15 +89,16 @@ def test_a_found_virus_makes_the_message_dangerous(store: Store) -> None:
     with store.deliveries.releasing(released.key, {State.HELD}, BY_LINK, at):
         pass
     scan = Scan(ScanOutcome.FOUND, at, (VIRUS,))
-    assert store.messages.record_scan(id, scan, Tier.DANGEROUS, at)
-    message = message_of(store, id)
+    message = store.messages.record_scan(id, scan, Tier.DANGEROUS, at)
+    assert message == message_of(store, id)
     assert (message.scan, message.tier) == (scan, Tier.DANGEROUS)
     assert [symbol.name for symbol in message.symbols] == ["BAYES_SPAM", "R_SPF_FAIL", "CLAM_VIRUS"]
     assert found_by_tier(store, Tier.DANGEROUS) == [id]
     assert store.deliveries.history(other.key)[-1].kind is EventKind.RAISED
     assert store.deliveries.history(other.key)[-1].detail == "spam -> dangerous"
     assert store.deliveries.history(released.key)[-1].kind is EventKind.RELEASED
-    assert not store.messages.record_scan(id, scan, Tier.DANGEROUS, at)
+    assert store.messages.record_scan(id, scan, Tier.DANGEROUS, at) == message
+    assert len([e for e in store.deliveries.history(other.key) if e.kind is EventKind.RAISED]) == 1
     assert [symbol.name for symbol in message_of(store, id).symbols].count("CLAM_VIRUS") == 1
 
 
@@ -108,6 +109,29 @@ def test_what_a_scan_found_stays(store: Store) -> None:
     for later in (clean(at + MINUTE), failed(at + MINUTE)):
         store.messages.record_scan(id, later, Tier.SPAM, at + MINUTE)
         assert (message_of(store, id).scan, message_of(store, id).tier) == (found, Tier.DANGEROUS)
+
+
+def test_a_failed_scan_does_not_replace_one_that_was_done(store: Store) -> None:
+    id, at = hold_for_scan(store), now()
+    store.messages.record_scan(id, clean(at), Tier.SPAM, at)
+    store.messages.record_scan(id, failed(at + MINUTE), Tier.SPAM, at + MINUTE)
+    assert (message_of(store, id).scan, message_of(store, id).tier) == (clean(at), Tier.SPAM)
+
+
+def test_a_finding_applies_to_all_messages_with_these_bytes(store: Store) -> None:
+    data, at = mail(), now()
+    ids = [hold(store, data, [recipient]).id for recipient in (ALICE, BOB)]
+    store.messages.record_scan(ids[0], clean(at), Tier.SPAM, at)
+    released = hold(store, data, [MALLORY]).id
+    with store.deliveries.releasing(DeliveryId(released, 0), {State.HELD}, BY_LINK, at):
+        pass
+    found = Scan(ScanOutcome.FOUND, at, (VIRUS,))
+    store.messages.record_scan(ids[1], found, Tier.DANGEROUS, at)
+    for id in ids:
+        assert (message_of(store, id).tier, message_of(store, id).scan) == (Tier.DANGEROUS, found)
+        assert message_of(store, id).symbols[-1] == VIRUS
+        assert store.deliveries.history(DeliveryId(id, 0))[-1].kind is EventKind.RAISED
+    assert message_of(store, released).tier is Tier.SPAM
 
 
 def test_a_later_verdict_leaves_the_scan(store: Store) -> None:
@@ -156,7 +180,21 @@ def test_a_copy_keeps_scans(store: Store, tmp_path: Path) -> None:
         data = b"".join(store.messages.body(id))
         other.messages.import_record(record, body(data))
         assert message_of(other, id) == message_of(store, id)
-    assert [job.arguments for job in other.jobs.claim(SCAN, 5, at)] == [{"message": str(waiting)}]
+    jobs = other.jobs.claim(SCAN, 5, now())
+    assert {job.arguments["message"] for job in jobs} == {str(done), str(waiting)}  # neither scan was done
+    other.close()
+
+
+def test_a_copy_does_not_replace_what_a_scan_found(store: Store, tmp_path: Path) -> None:
+    at, data = now(), mail()
+    id, other = hold_for_scan(store, data), open_store(f"files://{tmp_path}/other")
+    store.messages.record_scan(id, clean(at), Tier.SPAM, at)
+    record = store.messages.records([id])[id]
+    other.messages.import_record(record, body(data))
+    found = Scan(ScanOutcome.FOUND, at, (VIRUS,))
+    other.messages.record_scan(id, found, Tier.DANGEROUS, at)
+    other.messages.import_record(record, body(data))
+    assert message_of(other, id).scan == found
     other.close()
 
 

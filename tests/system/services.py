@@ -347,12 +347,16 @@ class Clamd:
             wait_for(lambda: connects(self.port), details=lambda: log.read_text()[-2000:])
             yield self
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Accept connections on clamd's port and answer nothing."""
+        with socket.create_server(("127.0.0.1", self.port), backlog=100):
+            yield
+
     def rspamd_conf(self) -> str:
-        """Return local.d/antivirus.conf for this scanner."""
-        return (
-            f'clamav {{ type = "clamav"; servers = "127.0.0.1:{self.port}"; symbol = "CLAM_VIRUS"; timeout = 1s;'
-            " retransmits = 1; scan_mime_parts = false; }\n"
-        )
+        """Return local.d/antivirus.conf for this scanner, with Rspamd's default time-outs. It scans text as well."""
+        server = f'servers = "127.0.0.1:{self.port}"; symbol = "CLAM_VIRUS"; scan_mime_parts = false;'
+        return f'clamav {{ type = "clamav"; {server} }}\n'
 
 
 # ---- Postfix

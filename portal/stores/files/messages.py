@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -23,7 +23,7 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
 from portal.stores.records import Held, Record
-from portal.stores.rules import RAISED_TOGETHER, address_of
+from portal.stores.rules import RAISED_TOGETHER, address_of, with_verdict
 from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 from portal.stores.shared.rows import MESSAGE, columns
@@ -57,7 +57,8 @@ class FileMessages(SqlMessages):
         first = self._find_known(export) if body.size_bytes > _LOOK_UP_BYTES else None
         if first is None:
             first = self._write(id, body, _Metadata(export, tier, frozenset(announce), scan))
-        return Held(first, first != id, self._raise_tier(first, export, tier, deadline))
+        update = partial(with_verdict, export=export, tier=tier)
+        return Held(first, first != id, self._raise_tier(first, export.body_sha256, update, tier, deadline))
 
     def _find_known(self, export: Export) -> UUID | None:
         with self._database.read() as connection:
@@ -79,15 +80,13 @@ class FileMessages(SqlMessages):
                 self._mail.remove(id)
         return first
 
-    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+    def _copies(self, id: UUID, body_sha256: bytes, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
         select = (
-            "SELECT id FROM message WHERE (id = :held OR body_sha256 = :sha256) AND tier in :tiers "
+            "SELECT id FROM message WHERE (id = :id OR body_sha256 = :sha256) AND tier in :tiers "
             f"AND id > :after ORDER BY id LIMIT {RAISED_TOGETHER}"
         )
         with self._engine.reading() as session:
-            rows = session.many(
-                select, held=held, sha256=export.body_sha256, tiers=list(tier.less_harmful), after=after
-            )
+            rows = session.many(select, id=id, sha256=body_sha256, tiers=list(tier.less_harmful), after=after)
         return [id for (id,) in rows]
 
     @contextmanager
@@ -129,7 +128,7 @@ class FileMessages(SqlMessages):
             elif row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
                 session.journal(partial(verdict_line, record.message))
-            import_scan(session, self._rows, record)
+            import_scan(session, self._rows, record, datetime.now(UTC))
             import_deliveries(session, self._rows, record)
 
     def body(self, message_id: UUID) -> Iterator[bytes]:

@@ -41,7 +41,7 @@ from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import delivery_line, person_line, verdict_line
+from portal.stores.journal import delivery_line, person_line, scan_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
 from portal.stores.shared import recipients, upkeep
 from portal.stores.shared.jobs import SqlJobs
@@ -351,6 +351,8 @@ class FileStore(Store):
         for record in self.messages.records(ids).values():
             if any(event.kind is EventKind.RAISED for events in record.histories for event in events):
                 lines.append(verdict_line(record.message))
+            if record.message.scan is not None:
+                lines.append(scan_line(record.message))
             lines += map(delivery_line, record.deliveries, record.histories)
         return lines
 

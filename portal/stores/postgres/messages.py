@@ -8,7 +8,8 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import IO, cast
@@ -33,7 +34,7 @@ from portal.stores.postgres.database import (
 )
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
-from portal.stores.rules import RAISED_TOGETHER
+from portal.stores.rules import RAISED_TOGETHER, with_verdict
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 
 log = logging.getLogger("quarantine.store")
@@ -76,12 +77,13 @@ class PostgresMessages(SqlMessages):
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
             if held is not None:
-                return Held(held, held != id, self._raise_tier(held, export, tier, deadline))
+                update = partial(with_verdict, export=export, tier=tier)
+                return Held(held, held != id, self._raise_tier(held, export.body_sha256, update, tier, deadline))
         raise StoreUnavailable("the message could not be held in time")
 
-    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+    def _copies(self, id: UUID, body_sha256: bytes, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
         less_harmful = "{" + ",".join(tier.less_harmful) + "}"
-        values: list[Raw] = [str(held), export.body_sha256, less_harmful, str(after), str(RAISED_TOGETHER)]
+        values: list[Raw] = [str(id), body_sha256, less_harmful, str(after), str(RAISED_TOGETHER)]
         with translated(), self._database.connection() as connection:
             (ids,) = ask(connection, _COPIES, values, max(0.001, deadline - monotonic()))
         return [UUID(id) for id in (ids or b"").decode().split()]
@@ -135,7 +137,7 @@ class PostgresMessages(SqlMessages):
                     self._hold_record(connection, record, body)
                 if record.dedup_key is None:
                     connection.execute("delete from seen where message_id = %s", [id])
-            import_scan(PostgresSession(connection), self._rows, record)
+            import_scan(PostgresSession(connection), self._rows, record, datetime.now(UTC))
             import_deliveries(PostgresSession(connection), self._rows, record)
 
     @staticmethod

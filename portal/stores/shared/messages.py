@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from uuid import UUID
 
-from portal.model.message import WAITING, Delivery, DeliveryId, Export, Message, Scan, State, Tier, parse_id
+from portal.model.message import (
+    WAITING,
+    Delivery,
+    DeliveryId,
+    Message,
+    Scan,
+    ScanOutcome,
+    State,
+    Tier,
+    parse_id,
+)
 from portal.stores import rules
 from portal.stores.contracts import Messages
 from portal.stores.journal import announced_line, delivery_line, scan_line
 from portal.stores.records import Record
+from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
 from portal.stores.shared.verdicts import put_scan, raise_tier
 
 FIRST = UUID(int=0)
+_COPIES_SECONDS = 10.0
 
 
 class SqlMessages(Messages):
@@ -28,27 +42,29 @@ class SqlMessages(Messages):
         self._engine = engine
         self._rows = rows
 
-    def _raise_tier(self, held: UUID, export: Export, tier: Tier, deadline: float) -> tuple[UUID, ...]:
-        """Set this verdict for ``held`` and all messages with the same bytes whose tier is milder. Return their ids.
+    def _raise_tier(
+        self, id: UUID, body_sha256: bytes, update: Callable[[Message], Message], tier: Tier, deadline: float
+    ) -> tuple[UUID, ...]:
+        """Update ``id`` and all messages with the same bytes whose tier is milder. Return their ids.
 
-        Runs after the transaction that holds the mail: if it fails, the sender's retry finishes it. ``deadline`` is in
-        time.monotonic().
+        Runs after the transaction that holds the mail: if it fails, the sender's retry finishes it. ``update`` returns
+        a message with this tier; ``deadline`` is in time.monotonic().
         """
         raised: list[UUID] = []
         after = FIRST
         while tier.less_harmful:
-            ids = self._copies(held, export, tier, after, deadline)
+            ids = self._copies(id, body_sha256, tier, after, deadline)
             if ids:
                 with self._writing_until(deadline) as session:
-                    raised += raise_tier(session, self._rows, ids, export, tier, datetime.now(UTC))
+                    raised += raise_tier(session, self._rows, ids, update, tier, datetime.now(UTC))
             if len(ids) < rules.RAISED_TOGETHER:
                 break
             after = ids[-1]
         return tuple(raised)
 
     @abstractmethod
-    def _copies(self, held: UUID, export: Export, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
-        """Return the ids after ``after`` of messages with a milder tier that are ``held`` or have the export's bytes.
+    def _copies(self, id: UUID, body_sha256: bytes, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
+        """Return the ids after ``after`` of messages with a milder tier that are ``id`` or have these bytes.
 
         Returns at most `rules.RAISED_TOGETHER`, in order.
         """
@@ -57,9 +73,14 @@ class SqlMessages(Messages):
     def _writing_until(self, deadline: float) -> AbstractContextManager[Session]:
         """Begin a transaction that waits no longer than the deadline."""
 
-    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
+    def record_scan(self, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> Message:
         with self._engine.writing() as session:
-            return put_scan(session, self._rows, message_id, scan, tier, now)
+            message = put_scan(session, self._rows, message_id, scan, tier, now)
+        if scan.outcome is ScanOutcome.FOUND:
+            deadline = monotonic() + _COPIES_SECONDS
+            update = partial(rules.with_scan, scan=scan, tier=tier)
+            self._raise_tier(message_id, message.body_sha256, update, tier, deadline)
+        return message
 
     def find(self, text: str) -> Sequence[Message]:
         id = parse_id(text)
@@ -110,11 +131,19 @@ class SqlMessages(Messages):
         }
 
 
-def import_scan(session: Session, rows: Rows, record: Record) -> None:
-    """Write the record's virus scan, if it was done or failed; a waiting one was queued with the message."""
-    if record.message.scan not in (None, WAITING):
-        rows.put_scan(session, record.message)
-        session.journal(partial(scan_line, record.message))
+def import_scan(session: Session, rows: Rows, record: Record, now: datetime) -> None:
+    """Record the virus scan of a record, and queue it if it was not done. The message's rows exist."""
+    scan = record.message.scan
+    if scan is None:
+        return
+    [message] = rows.messages(session, "where id = :id", id=record.message.id)
+    kept = rules.last_scan(message.scan, scan)
+    if kept != message.scan:
+        updated = replace(message, scan=kept)
+        rows.put_scan(session, updated)
+        session.journal(partial(scan_line, updated))
+    if not kept.is_done and scan != WAITING:  # a waiting one was queued when the message was inserted
+        add_scan(session, message.id, now)
 
 
 def import_deliveries(session: Session, rows: Rows, record: Record) -> None:

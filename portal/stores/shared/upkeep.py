@@ -74,7 +74,8 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
             claimed=claimed,
         )
         repaired += session.execute(
-            "update job set not_before = :now where lease is not null and not_before > :claimed",
+            "update job set not_before = :now where finished_at is null"
+            " and (created_at > :claimed or (lease is not null and not_before > :claimed))",
             now=now,
             claimed=claimed,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from uuid import UUID
 
 from portal.model.errors import NotFound
-from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Export, Message, Scan, Tier
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, Scan, Tier
 from portal.stores import rules
 from portal.stores.journal import delivery_line, scan_line, verdict_line
 from portal.stores.shared.rows import Rows, add_event
@@ -16,11 +16,11 @@ from portal.stores.shared.session import Session
 
 
 def raise_tier(
-    session: Session, rows: Rows, ids: Sequence[UUID], export: Export, tier: Tier, now: datetime
+    session: Session, rows: Rows, ids: Sequence[UUID], update: Callable[[Message], Message], tier: Tier, now: datetime
 ) -> Sequence[UUID]:
-    """Set the export's verdict for those of these messages that have a milder tier and an unreleased delivery.
+    """Update those of these messages that have a milder tier and an unreleased delivery, and return their ids.
 
-    Returns their ids.
+    ``update`` returns a message with this tier.
     """
     unreleased: dict[UUID, list[Delivery]] = {}
     for delivery in rows.deliveries(
@@ -32,12 +32,12 @@ def raise_tier(
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
     raised = [message for message in messages if message.verdict_tier in tier.less_harmful]
     for message in raised:
-        _put(session, rows, message, rules.with_verdict(message, export, tier), unreleased[message.id], now)
+        _put(session, rows, message, update(message), unreleased[message.id], now)
     return [message.id for message in raised]
 
 
-def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> bool:
-    """See `Messages.record_scan`."""
+def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: Tier, now: datetime) -> Message:
+    """Record a virus scan of one message, see `Messages.record_scan`. Return the message as it is stored afterwards."""
     # As in `raise_tier`: deliveries are read before the message is locked.
     deliveries = rows.deliveries(session, "where d.message_id = :id order by d.number", id=message_id)
     found = rows.messages(session, "where id = :id", for_update=True, id=message_id)
@@ -45,12 +45,12 @@ def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: T
         raise NotFound("there is no such message")
     [message] = found
     updated = rules.with_scan(message, scan, tier)
-    rows.put_scan(session, updated)
-    session.journal(partial(scan_line, updated))
-    raised = updated.verdict_tier is not message.verdict_tier
-    if raised:
+    if updated.verdict_tier is not message.verdict_tier:
         _put(session, rows, message, updated, [d for d in deliveries if d.state in rules.OPEN_STATES], now)
-    return raised
+    elif updated.scan != message.scan:
+        rows.put_scan(session, updated)
+        session.journal(partial(scan_line, updated))
+    return updated
 
 
 def _put(
@@ -59,6 +59,9 @@ def _put(
     """Write a worse verdict, and an event into the history of each unreleased delivery."""
     rows.put_verdict(session, after)
     session.journal(partial(verdict_line, after))
+    if after.scan != before.scan:
+        rows.put_scan(session, after)
+        session.journal(partial(scan_line, after))
     event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(before, after.verdict_tier))
     for delivery in unreleased:
         add_event(session, delivery.key, event)
