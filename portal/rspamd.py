@@ -110,6 +110,7 @@ class Rspamd:
         chunks: Iterable[bytes] = (),
     ) -> Any:
         deadline = time.monotonic() + seconds
+        sent: dict[str, str | bytes] = {**self._headers, **(headers or {})}
         connection = self._connection(self._host, self._port, timeout=max(0.001, seconds))
         try:
             connection.connect()
@@ -118,7 +119,7 @@ class Rspamd:
             watch.daemon = True
             watch.start()
             try:
-                status, body = self._exchange(connection, method, path, {**self._headers, **(headers or {})}, chunks)
+                status, body = self._exchange(connection, method, path, sent, chunks)
             finally:
                 watch.cancel()
             if status in (401, 403):
@@ -143,7 +144,7 @@ class Rspamd:
         connection: http.client.HTTPConnection,
         method: str,
         path: str,
-        headers: Mapping[str, str],
+        headers: Mapping[str, str | bytes],
         chunks: Iterable[bytes],
     ) -> tuple[int, bytes]:
         """Send a request and return the status and the body of the answer."""
