@@ -96,8 +96,9 @@ class Parser:
 
     def _multipart(self, part: Part, depth: int) -> None:
         boundary = self._boundary(part.fields)
-        if not boundary:
-            part.type = "text/plain"
+        if not boundary:  # the header is wrong: it is a text
+            is_html = self._source.peek(200).lstrip().lower().startswith((b"<html", b"<!doctype"))
+            part.type = "text/html" if is_html else "text/plain"
             self._content(part)
             return
         self._levels.setdefault(boundary, []).append(depth)
@@ -114,7 +115,7 @@ class Parser:
             self._skip()  # the epilogue
 
     def _boundary(self, fields: Fields) -> str:
-        """Return the boundary of a multipart: the one it names, if it occurs, otherwise one that does."""
+        """Return the boundary of a multipart: the one it names, if it occurs, or one that does. "": there is none."""
         named, beginning = _plain(fields.boundary), self._source.peek(CHUNK_BYTES)
         if named and any(_plain(decode_field(line)) in (named, named + "--") for line in _delimiter_lines(beginning)):
             return named
@@ -123,7 +124,7 @@ class Parser:
             if found not in self._levels and found.removesuffix("--") not in self._levels:
                 return found
             break  # the part ends here
-        return named
+        return ""
 
     def _is_delimiter(self, line: bytes) -> bool:
         if not self._levels:
@@ -156,12 +157,12 @@ class Parser:
                 self._source.skip(len(line))
                 fields.add(bytes(pending))
                 return True
-            if not line or (not line.strip() and not in_line):
+            if not line or (not line.strip() and not in_line and not self._is_fold(line)):
                 self._source.skip(len(line))
                 break
             is_continued = in_line or (line[:1] in (b" ", b"\t") and bool(pending))
             is_field = is_continued or field_name(line) is not None
-            if not is_field and not (has_fields and self._fields_follow(len(line))):
+            if not is_field and (line.startswith(b"--") or not has_fields or not self._fields_follow(len(line))):
                 break
             self._source.skip(len(line))
             has_fields, in_line = True, not line.endswith(b"\n")
@@ -176,6 +177,13 @@ class Parser:
                 break
         fields.add(bytes(pending))
         return False
+
+    def _is_fold(self, line: bytes) -> bool:
+        """Return whether a line of blanks is within a header (RFC 5322, 4.2): a field or the rest of one follows."""
+        if line[:1] not in (b" ", b"\t"):
+            return False
+        following = self._source.peek(len(line) + 200)[len(line) :].partition(b"\n")[0]
+        return bool(following.strip()) and (following[:1] in (b" ", b"\t") or field_name(following) is not None)
 
     def _fields_follow(self, size: int) -> bool:
         """Return whether a field begins after the next ``size`` octets, before a blank line."""

@@ -62,12 +62,19 @@ class Words:
         return [block for part in parts for block in self._blocks(part)]
 
     def _alternatives(self, part: Part) -> list[str]:
-        """Return the last alternative that has text, after those that have other words, and before invitations."""
+        """Return the last alternative that has text, after others that say something else, and before invitations.
+
+        Any word that only an HTML part has counts, since some mail programs show HTML wherever it is; otherwise half of
+        the words, since a plain text and its HTML always differ a little.
+        """
         invitations = [each for each in part.parts if each.type == "text/calendar"]
-        texts = [text for each in part.parts if each not in invitations and (text := self._blocks(each))]
-        shown = texts[-1:]
-        for text in reversed(texts[:-1]):
-            if _says_more(text, shown):
+        # Mail programs no longer know text/enriched.
+        order = sorted(part.parts, key=lambda each: each.type not in ("text/enriched", "text/richtext"))
+        texts = [(each, text) for each in order if each not in invitations and (text := self._blocks(each))]
+        shown = [text for _, text in texts[-1:]]
+        for each, text in reversed(texts[:-1]):
+            missing = _missing(text, shown)
+            if missing >= 0.5 or (missing and each.type == "text/html"):
                 shown.insert(0, text)
         return [block for text in shown for block in text] + self._all(invitations)
 
@@ -110,11 +117,11 @@ def _is_shown(part: Part) -> bool:
     return part.type.startswith("text/") and part.type not in _ATTACHED_TEXTS and not part.fields.file_name
 
 
-def _says_more(text: list[str], shown: list[list[str]]) -> bool:
-    """Return whether at least half of the words of a text are missing in what is shown, its addresses aside."""
+def _missing(text: list[str], shown: list[list[str]]) -> float:
+    """Return the part of the words of a text, its addresses aside, that is not in what is shown."""
     words = set(_WORDS.findall(_ADDRESSES.sub(" ", "\n".join(text)).lower()))
     known = set(_WORDS.findall("\n".join(block for each in shown for block in each).lower()))
-    return len(words - known) * 2 > len(words)
+    return len(words - known) / len(words) if words else 0
 
 
 def _enriched(text: str) -> str:

@@ -57,6 +57,12 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
         (multipart("mixed", part("one")).replace('"cut"', '""'), "one"),
         (multipart("mixed", part("one"), part("two")).replace('"cut"', '"other"'), "one\ntwo"),
         ("Content-Type: multipart/mixed\n\nNo parts here\n", "No parts here"),
+        ("Content-Type: multipart/mixed; boundary=cut\n\nNo parts here\n", "No parts here"),
+        ("Content-Type: multipart/mixed; boundary=cut\n\n<html><p>No parts here\n", "No parts here"),
+        (
+            multipart("mixed", part("No parts", 'Content-Type: multipart/mixed; boundary="x"'), part("two")),
+            "No parts\ntwo",
+        ),
         (multipart("mixed", multipart("mixed", part("one")), part("two")), "one\ntwo"),
         (multipart("mixed", multipart("mixed", part("one"), boundary="in"), part("two")), "one\ntwo"),
         # The inner multipart is not ended.
@@ -64,6 +70,7 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
             multipart("mixed", multipart("mixed", part("one"), boundary="in").partition("--in--")[0], part("two")),
             "one\ntwo",
         ),
+        (multipart("mixed", part("one")).replace("\n\npreamble", ""), "one"),
         # Headers.
         (multipart("mixed", "one\n"), "one"),
         (multipart("mixed", "\none\n"), "one"),
@@ -71,6 +78,7 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
         ("From nina@shop.example Mon Nov  2\nSubject: x\n\none", "one"),
         ("Subject: x\nbroken\nX: y\n\none", "one"),
         ("Subject: x\nNo blank line\n\none", "No blank line\none"),
+        ("Subject: x\n \n\ty\n \nContent-Type: text/html\n\n<p>one", "one"),
         ("\none", "one"),
         ("", ""),
         ("Subject: x", ""),
@@ -89,6 +97,12 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
             ),
             "see [a.example]",
         ),
+        (
+            multipart("alternative", part("<p>Pay 500 today", HTML), part("Pay today", PLAIN)),
+            "Pay 500 today\nPay today",
+        ),
+        (multipart("alternative", part("<p>Pay", HTML), part("Pay today", PLAIN)), "Pay today"),
+        (multipart("alternative", part("Hello", PLAIN), part("<bold>Hello", "Content-Type: text/enriched")), "Hello"),
         (multipart("mixed", part("<p>one", HTML), part("two", PLAIN), part("<p>three", HTML)), "one\ntwo\nthree"),
         # Other kinds of text.
         (

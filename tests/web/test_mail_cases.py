@@ -75,6 +75,7 @@ Read = Callable[[str], Shown]
 @pytest.mark.parametrize(
     ("name", "subject"),
     [
+        ("K18-long-to.eml", "Order 4711"),
         ("K02-latin1-quotes.eml", "It’s “ready” – 5 €"),
         ("K02-gb2312-gbk.eml", "镕先生您好"),
         ("K02-sjis-cp932.eml", "①髙橋様"),

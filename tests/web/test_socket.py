@@ -3,12 +3,16 @@ client of the uwsgi protocol cannot do, and what ``check`` reports."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -81,6 +85,52 @@ def test_a_client_cannot_have_one_of_our_files_held_as_a_message(start: Start) -
     assert store.messages.ids(None, 10) == []
     store.close()
     assert b'"held"' in exchange(f"{home}/socket", packet(post, b"x" * keys.stat().st_size))
+
+
+@pytest.mark.slow
+def test_the_process_that_reads_messages_has_no_socket_of_uwsgi_and_ends_with_the_service(
+    start: Start, tmp_path: Path
+) -> None:
+    # A name of its own: other tests use the same process at the same time.
+    (tmp_path / "sitecustomize.py").write_text("from portal import reading\nreading._warm._name += '-uwsgi'\n")
+    home = start(QUARANTINE_SOCKET="socket", QUARANTINE_SITE__NAME="a setting")
+    post = HEALTH | {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/quarantine/",
+        "CONTENT_TYPE": "message/rfc822",
+        "CONTENT_LENGTH": "25",
+        "HTTP_X_RSPAMD_RCPT": '["alice@example.org"]',
+    }
+    assert b'"held"' in exchange(f"{home}/socket", packet(post, b"Subject: Offer\r\n\r\nBuy now"))
+    store = open_store(f"files:{home}/store")
+    [id] = store.messages.ids(None, 10)
+    store.sign_ins.start_session(hashlib.sha256(b"session").digest(), "alice@example.org", datetime.now(UTC))
+    store.close()
+    page = HEALTH | {"PATH_INFO": f"/quarantine/messages/{id}/", "HTTP_COOKIE": "__Host-quarantine-session=session"}
+    assert b"Buy now" in exchange(f"{home}/socket", packet(page))
+    [reader] = readers("-uwsgi")
+    assert b"a setting" not in (reader / "environ").read_bytes()
+    inodes = {os.readlink(each) for each in (reader / "fd").iterdir()}
+    [listening] = [line for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(" socket")]
+    assert f"socket:[{listening.split()[6]}]" not in inodes
+    worker = (reader / "stat").read_text().rpartition(")")[2].split()[1]
+    os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while reader.exists() and "Z" not in (reader / "stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def readers(name_end: str) -> list[Path]:
+    """Return the folders in /proc of the processes that fork readers of messages, by the end of their names."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{name_end}')".encode() in (process / "cmdline").read_bytes():
+                found.append(process)
+        except OSError:  # it has ended
+            pass
+    return found
 
 
 # ---- quarantine check

@@ -1,0 +1,23 @@
+"""Messages that other projects test with are read without an error. They are not in this repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from portal.reading import child
+from tests.paths import ROOT
+
+CORPUS = ROOT.parent / "shared" / "corpus"
+MAILS = sorted(path for path in CORPUS.rglob("*.eml")) if CORPUS.is_dir() else []
+
+
+@pytest.mark.skipif(not MAILS, reason="the messages are not there")
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MAILS}), ids=lambda folder: folder.name)
+def test_every_message_is_read(folder: Path) -> None:
+    for path in MAILS:
+        if path.parent == folder:
+            with path.open("rb") as file:
+                seen = child.read(file.read, lambda: False)
+            assert not seen["cut"], path
