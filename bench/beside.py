@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import statistics
 import threading
@@ -14,19 +15,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from bench import load
+from bench import fill, load
 from bench.rig import CLIENTS, WORKERS, Effort, Row, Served, own_folder, p99, postgres, print_progress, served
 from portal.keys import read_keys
 from portal.model.links import Action, Links
 from portal.model.message import random_token
-from portal.stores import Store, open_store
+from portal.stores import open_store
 from portal.web.pages import sha256
 
 THREADS = 16  # as in uwsgi.ini
 PRESSED = WORKERS * THREADS
 PREVIEWS = 31
 ORIGIN = "http://127.0.0.1:8080"  # the default of public_url
-RECIPIENT = "alice@example.org"  # of the posts of `load`
+BUSY = b"Too many messages are being opened"
 FILL_SECONDS = 5.0
 SECONDS_MAX = 7.0  # a release waits ten seconds for a reply
 
@@ -105,39 +106,51 @@ class _Bench:
             self._silent.end()
 
     def previews(self) -> Iterator[None]:
-        """Open messages, one after the other in each of the clients."""
-        session, ended, opened = random_token(32), threading.Event(), 0
-        store: Store = open_store(self._url)
-        store.sign_ins.start_session(sha256(session), RECIPIENT, datetime.now(UTC))
+        """Let each recipient of one message open it again and again."""
+        sessions = {random_token(32): fill.person(number) for number in range(PREVIEWS)}
+        path = f"/quarantine/messages/{self._hold(list(sessions.values()))}/"
+        store = open_store(self._url)
+        for session, recipient in sessions.items():
+            store.sign_ins.start_session(sha256(session), recipient, datetime.now(UTC))
         store.close()
+        ended = threading.Event()
+        shown: list[str] = []
+        busy: list[str] = []
 
-        def client(id: UUID) -> None:
-            nonlocal opened
+        def client(session: str) -> None:
             while not ended.is_set():
-                self._request("GET", f"/quarantine/messages/{id}/", f"__Host-quarantine-session={session}", 200)
-                opened += 1
+                page = self._request("GET", path, {"Cookie": f"__Host-quarantine-session={session}"}, b"", 200)
+                (busy if BUSY in page else shown).append(session)
 
         with ThreadPoolExecutor(PREVIEWS) as pool:
-            clients = [pool.submit(client, id) for id in self._held[:PREVIEWS]]
-            _wait_for(lambda: opened)
+            clients = [pool.submit(client, session) for session in sessions]
+            _wait_for(lambda: shown)
             yield
             ended.set()
             for each in clients:
                 each.result()
-        print_progress(f"{opened} messages opened")
+        print_progress(f"{len(shown)} previews shown, {len(busy)} pages without one")
+
+    def _hold(self, recipients: list[str]) -> UUID:
+        values = load.METADATA | {"rcpt": json.dumps(recipients)}
+        headers = {f"X-Rspamd-{name}": value for name, value in values.items()} | {"Content-Type": "text/plain"}
+        self._first += 1
+        mail = load.mail_head(self._first) + load.words(load.MAIL_BYTES, seed=1)
+        return UUID(json.loads(self._request("POST", "/quarantine/", headers, mail, 200))["id"])
 
     def _press(self, token: str) -> None:
-        self._request("POST", f"/quarantine/link/{token}/", "", 303)
+        headers = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+        self._request("POST", f"/quarantine/link/{token}/", headers, b"pressed=1", 303)
 
-    def _request(self, method: str, path: str, cookie: str, status: int) -> None:
+    def _request(self, method: str, path: str, headers: dict[str, str], body: bytes, status: int) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self._site.port, timeout=60)
-        headers = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded", "Cookie": cookie}
-        connection.request(method, path, b"pressed=1" if method == "POST" else None, headers)
+        connection.request(method, path, body or None, headers)
         answer = connection.getresponse()
-        answer.read()
+        content = answer.read()
         connection.close()
         if answer.status != status:
             raise RuntimeError(f"{path} answered {answer.status}")
+        return content
 
 
 def _open(answers: list[Future[None]]) -> int:
