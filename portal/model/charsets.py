@@ -85,6 +85,8 @@ def decode(octets: bytes, label: str = "") -> str:
     codec_name = codec_of(label)
     if octets.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and codec_name in (None, "utf-16-le", "utf-16-be"):
         return _lenient(octets, "utf-16")
+    if codec_name is None and (b"\x1b$B" in octets or b"\x1b$@" in octets):
+        codec_name = _ISO_2022_JP  # nothing else has these
     if octets.isascii() and not (codec_name and (_STATEFUL.fullmatch(codec_name) or b"\0" in octets)):
         return octets.decode("ascii")
     if codec_name == _ISO_2022_JP:

@@ -17,6 +17,7 @@ _OPEN_DATA = r"(?:(?<=[bB]\?)[A-Za-z0-9+/]++=*+\??|(?<=[qQ]\?)(?:[^?<\"=]++|=(?!
 _WORD = re.compile(rf"=\?([^?\s]{{0,60}})\?([qQbB])\?(?:({_DATA})\?=|({_OPEN_DATA}))")
 _ANY_WORD = rf"=\?[^?\s]{{0,60}}\?[qQbB]\?(?:{_DATA}\?=|{_OPEN_DATA})"
 _RUNS = re.compile(rf"{_ANY_WORD}(?:\s*{_ANY_WORD})*")
+_CUT_END = re.compile(r"\?([ \t]*)\Z")  # of a word that lost its last character
 _STRAY = re.compile(rb"=(?![0-9A-Fa-f]{2})")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]+")
 _RAW_OCTET = re.compile("[\udc80-\udcff]")
@@ -62,7 +63,7 @@ def _decoded(run: str) -> str:
     end, is_word = 0, True
     for word in _WORD.finditer(run):
         charset, encoding, ended, opened = word.groups(default="")
-        data = _octets(ended or opened, charset)
+        data = _octets(ended or _CUT_END.sub(r"\1", opened), charset)
         octets = from_base64(data) if encoding in "bB" else _quoted(data)
         was_word, is_word = is_word, bool(octets) or (not data and word[3] is not None)
         if not is_word:

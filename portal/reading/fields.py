@@ -22,6 +22,7 @@ _QUOTED_PAIR = re.compile(rb"\\([\"\\])")
 _EXTENDED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
 _COMMENT = re.compile(rb"\([^()]*\)")
 _PARAMETERS = 100
+_ENCODINGS = {"base-64": "base64", "b64": "base64", "quoted": "quoted-printable", "quotedprintable": "quoted-printable"}
 
 
 def field_name(line: bytes) -> bytes | None:
@@ -56,8 +57,9 @@ class Fields:
     @property
     def encoding(self) -> str:
         """The first token of Content-Transfer-Encoding: programs write quotes, comments and blanks around it."""
-        match = _TOKEN.search(self.values.get("content-transfer-encoding", b""))
-        return match[0].decode().lower() if match else ""
+        match = _TOKEN.search(_COMMENT.sub(b"", self.values.get("content-transfer-encoding", b"")))
+        name = match[0].decode().lower().replace("_", "-") if match else ""
+        return _ENCODINGS.get(name, name)
 
     @property
     def disposition(self) -> str:

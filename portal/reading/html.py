@@ -36,7 +36,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_USED = _names("style hidden class id href action formaction alt type value size")
+_USED = _names("style hidden class id href action formaction alt type value size color")
 _VOID = _names("area base br col embed hr img input link meta param source track wbr")
 _RAW = _names("script style xmp iframe noembed noframes title textarea plaintext")
 _RAW_SHOWN = _names("xmp textarea plaintext")
@@ -93,7 +93,7 @@ class _Reduction:
         self._base = ""
 
     def read(self, markup: str) -> None:
-        self._hiding = Hiding("\n".join(_style_sheets(markup)))
+        self._hiding = Hiding("\n".join(_style_sheets(markup)), markup.lower())
         at, end = 0, len(markup)
         while at < end and not self._is_late():
             found = _MARKUP.search(markup, at)

@@ -6,6 +6,7 @@ One pass over the octets: texts are kept up to a limit, of everything else only 
 from __future__ import annotations
 
 import binascii
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Parser:
     def __init__(self, read: Callable[[int], bytes], is_late: Callable[[], bool]) -> None:
         self.root = Part(Fields(), "text/plain")
         self.is_cut = False
+        self._is_late = is_late
         self._levels: dict[str, list[int]] = {}  # the depths of the open multiparts by boundary
         self._delimiter: _Delimiter | None = None  # that ended what was read last
         self._parts = 0
@@ -84,6 +86,10 @@ class Parser:
             if depth == _DEPTH and part.type.startswith(("multipart/", "message/")):
                 part.type, self.is_cut = "text/plain", True
             self._content(part)
+            if part.type in _MESSAGES and part.octets:  # encoded, which RFC 2046, 5.2.1 forbids
+                inner = Parser(io.BytesIO(part.octets).read, self._is_late)
+                part.parts.append(inner.root)
+                self.is_cut = self.is_cut or inner.is_cut or part.is_cut
 
     def _message(self, part: Part, depth: int) -> None:
         before = self._source.position
@@ -201,7 +207,7 @@ class Parser:
         self._delimiter = None
         encoding = part.fields.encoding
         kept, units = bytearray(), 0
-        is_text = part.type.startswith(("text/", "message/"))
+        is_text = part.type.startswith(("text/", "message/")) or part.type == "application/xhtml+xml"
         try:
             for octets in _whole_lines(self._source.body(self._is_delimiter), encoding):
                 units += _units(octets, encoding)

@@ -30,7 +30,10 @@ _ATTACHED_TEXTS = (
     "text/xml",
     "text/css",
     "text/javascript",
+    "text/rtf",
 )
+# The last two are other forms of the same message, for Gmail and for watches.
+_HTML = ("text/html", "application/xhtml+xml", "text/x-amp-html", "text/watch-html")
 # The parts of reports that are for people too, as fields of a header.
 _REPORTS = ("message/delivery-status", "message/disposition-notification", "message/feedback-report")
 
@@ -74,7 +77,7 @@ class Words:
         shown = [text for _, text in texts[-1:]]
         for each, text in reversed(texts[:-1]):
             missing = _missing(text, shown)
-            if missing >= 0.5 or (missing and each.type == "text/html"):
+            if missing >= 0.5 or (missing and each.type in _HTML):
                 shown.insert(0, text)
         return [block for text in shown for block in text] + self._all(invitations)
 
@@ -92,7 +95,7 @@ class Words:
     def _text(self, part: Part) -> str:
         self.is_cut = self.is_cut or part.is_cut
         octets, charset = part.octets, part.fields.charset
-        if part.type == "text/html":
+        if part.type in _HTML:
             if not codec_of(charset) and (meta := _META.search(octets, 0, _META_BYTES)):
                 charset = meta[1].decode()
             text = text_of(decode(octets, charset), self._is_late)
@@ -112,7 +115,7 @@ def _is_shown(part: Part) -> bool:
     """Return whether mail programs show a part as text: also with a file name, unless it is an attachment."""
     if part.fields.disposition == "attachment":
         return False
-    if part.type in ("text/plain", "text/html", "text/enriched", "text/richtext", "text/calendar", *_REPORTS):
+    if part.type in ("text/plain", *_HTML, "text/enriched", "text/richtext", "text/calendar", *_REPORTS):
         return True
     return part.type.startswith("text/") and part.type not in _ATTACHED_TEXTS and not part.fields.file_name
 

@@ -45,6 +45,7 @@ from portal.model.charsets import codec_of, decode
         # Labels that do not fit, or mean nothing.
         ("", b"Gr\xfc\xdfe, 50 \x80", "Grüße, 50 €"),
         ("", "Größe: 2 m²".encode(), "Größe: 2 m²"),
+        ("us-ascii", "日本".encode("iso2022_jp"), "日本"),
         ("us-ascii", "Größe".encode(), "Größe"),
         ("ANSI_X3.4-1968", b"Gr\xf6\xdfe", "Größe"),
         ("x-unknown", "Größe".encode(), "Größe"),

@@ -104,6 +104,12 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
         (multipart("alternative", part("<p>Pay", HTML), part("Pay today", PLAIN)), "Pay today"),
         (multipart("alternative", part("Hello", PLAIN), part("<bold>Hello", "Content-Type: text/enriched")), "Hello"),
         (multipart("mixed", part("<p>one", HTML), part("two", PLAIN), part("<p>three", HTML)), "one\ntwo\nthree"),
+        (
+            multipart(
+                "alternative", part("one"), part("<b>one</b>", "Content-Type: text/x-amp-html"), part("<p>one", HTML)
+            ),
+            "one",
+        ),
         # Other kinds of text.
         (
             "Content-Type: text/enriched\n\n<bold>one</bold>\ntwo\n\n<<3\n<color><param>red</param>four</color>",
@@ -119,6 +125,10 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
             "Bring\nfigures",
         ),
         # Attached messages.
+        (
+            "Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\nU3ViamVjdDogeAoKaW5uZXI=",
+            "> Subject: x\n>\n> inner",
+        ),
         (
             multipart("digest", part(part("one"), "", "Subject: first"), part(part("two"), "", "From: a@b.example")),
             "> Subject: first\n>\n> one\n> From: a@b.example\n>\n> two",
@@ -149,6 +159,8 @@ def test_the_text_is_what_a_mail_program_shows(data: str, expected: str) -> None
         ('"base64"', "R3LD vMOf\n!ZQ==", "Grüße"),
         ("base64 (RFC 2045)", "YQ==\nYg==\n", "ab"),
         ("Quoted-Printable;", "Gr=C3=BC=\n=C3=9Fe =zz =", "Grüße =zz"),
+        ("(comment) base64", "YQ==", "a"),
+        ("quoted_printable", "=41", "A"),
         ("x-uuencode", "begin 644 a\n#8F%R\n`\nend\n", "bar"),
         ("7bit", "bar", "bar"),
         ("nonsense", "bar", "bar"),
