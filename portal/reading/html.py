@@ -13,6 +13,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from portal.reading.styles import Hiding, Style
 
@@ -270,7 +271,7 @@ def target_of(href: str, base: str = "") -> str:
     """Return where a link leads: its host, the address of `mailto:`, the scheme of others, "" if nowhere."""
     href = re.sub(r"[\t\r\n]", "", href.strip(_AROUND_A_URL))
     if match := _AUTHORITY.match(href):
-        return match[1].rpartition("@")[2]  # the part before an @ is a user name
+        return unquote(match[1].rpartition("@")[2])  # the part before an @ is a user name
     if scheme := _SCHEME.match(href):
         is_mail = scheme[0].lower() == "mailto:"
         return href[len(scheme[0]) :].partition("?")[0] if is_mail else scheme[0].lower()

@@ -123,6 +123,7 @@ def test_targets_follow_what_leads_there(markup: str, expected: str) -> None:
     [
         ("https://user:word@h.example:8443/p?q#f", "h.example:8443"),
         ("HTTP:/\\h.example", "h.example"),
+        ("http://a@%65vil.example/%40b.example", "evil.example"),
         ("https:h.example", "h.example"),
         ("\x01 ht\ntp://h.example ", "h.example"),
         ("mailto:a@h.example?subject=x", "a@h.example"),
