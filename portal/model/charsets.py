@@ -63,7 +63,8 @@ def codec_of(label: str) -> str | None:
         return None  # the text is ASCII, or the label is wrong
     match = _CODE_PAGE.fullmatch(plain)
     number = match[1] if match else ""
-    return _CODECS.get(plain) or _CODE_PAGES.get(number) or _CODECS.get(f"cp{number}")
+    codec = _CODECS.get(plain) or _CODECS.get(plain.removeprefix("x"))
+    return codec or _CODE_PAGES.get(number) or _CODECS.get(f"cp{number}")
 
 
 def codec_names() -> set[str]:

@@ -36,6 +36,7 @@ from portal.model.charsets import codec_of, decode
         ("cp932", "①".encode("cp932"), "①"),
         ("win-1251", "Счёт".encode("cp1251"), "Счёт"),
         ("x-cp1250", "žluťoučký".encode("cp1250"), "žluťoučký"),
+        ("x-mac-greek", "Αθήνα".encode("mac_greek"), "Αθήνα"),
         ("cp65001", "Größe".encode(), "Größe"),
         ("utf-7", b"Gr+APYA3w-e", "Größe"),
         ("hz-gb-2312", b"~{Q'~} abc", "学 abc"),
