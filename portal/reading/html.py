@@ -67,6 +67,7 @@ _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 _CLOSES |= {"dd": _CLOSES["dt"], "th": _CLOSES["td"]} | dict.fromkeys(("thead", "tfoot"), _CLOSES["tbody"])
 _PARAGRAPH = (frozenset(("p",)), _SCOPE)
+_NOWHERE = [0]
 _DEPTH = 512  # as in browsers; deeper elements are read as siblings
 
 
@@ -197,15 +198,18 @@ class _Reduction:
 
     def _close(self, names: frozenset[str], scope: frozenset[str]) -> None:
         place = self._last(names)
-        if place > self._last(scope):
+        if place and place > self._last(scope):
             self._pop_to(place)
 
     def _last(self, names: frozenset[str]) -> int:
         """Return the place of the innermost open element with one of these names, 0 if there is none."""
-        return max((places[-1] for name in names if (places := self._places.get(name))), default=0)
+        last = 0
+        for name in names & self._places.keys():
+            last = max(last, self._places[name][-1])
+        return last
 
     def _end(self, name: str) -> None:
-        place = self._last(_HEADINGS if name in _HEADINGS else frozenset((name,)))
+        place = self._last(_HEADINGS) if name in _HEADINGS else self._places.get(name, _NOWHERE)[-1]
         if place and name not in ("body", "html"):
             self._pop_to(place)
         if name in _LINES:

@@ -10,6 +10,8 @@ _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _BRACES = re.compile(r"([{}])")
 _VALUE_CHARACTERS = 100  # of what matters of a declaration
 _OF_BOXES = frozenset(("display", "opacity", "height", "max-height", "overflow"))
+_ATTRIBUTES = ("style", "class", "id", "hidden", "color", "size")
+_KNOWN = 1_000  # kept results: the elements of a mail are much alike
 _INHERITED = ("", "inherit", "unset")
 _SIMPLE = re.compile(r"([a-z][a-z0-9]*)?(?:([.#])(-?[\w-]+))?", re.IGNORECASE)
 _NAME = re.compile(r"[.#]?-?[a-zA-Z_][\w-]*")
@@ -83,6 +85,7 @@ class Hiding:
     """
 
     def __init__(self, sheets: str = "", markup: str = "") -> None:
+        self._known: dict[tuple[str | None, ...], Own] = {}
         self._is_white = not any(word in markup for word in _CANVAS)
         # Properties by selector that hide what it matches, by name in any selector that show it, and that show it
         # against an inline style.
@@ -104,6 +107,15 @@ class Hiding:
 
     def of(self, name: str, attributes: Mapping[str, str]) -> Own:
         """Return what is said about an element."""
+        key = (name, *(attributes.get(each) for each in _ATTRIBUTES))
+        own = self._known.get(key)
+        if own is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            own = self._known[key] = self._of(name, attributes)
+        return own
+
+    def _of(self, name: str, attributes: Mapping[str, str]) -> Own:
         style = _inline(attributes["style"]) if "style" in attributes else {}
         hidden, shown = set(), set()
         if self._hidden or self._shown:
@@ -126,7 +138,7 @@ class Hiding:
         colour = style.get("color") or (attributes.get("color", "").strip().lower() if name == "font" else "")
         if colour and own.is_pale is None:
             own = replace(own, is_pale=self._is_white and _is_white(colour))
-        elif name == "a" and attributes.get("href") and own.is_pale is None:
+        elif name == "a" and own.is_pale is None:
             own = replace(own, is_pale=False)  # browsers show links in blue
         return own
 
