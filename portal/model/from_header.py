@@ -184,10 +184,12 @@ def _divided(part: list[_Token]) -> tuple[list[_Token], list[str], bool]:
     place = before
     for token in [*part, _Token(">", ">")]:
         if token.kind in "<>":
-            found, _ = _addresses(inside)
+            found, rest = _addresses(inside)
             others = [token for token in inside if token.kind == "comment"] if found else inside
             (after if addresses else before).extend(others)
             addresses += found
+            if found and any(token.kind in ("text", "quoted") for token in _without_route(rest)):
+                addresses.append("")  # the rest may be the address for another program
             inside = []
             place = inside if token.kind == "<" else after if addresses else before
         else:
@@ -197,6 +199,15 @@ def _divided(part: list[_Token]) -> tuple[list[_Token], list[str], bool]:
         return [*before, *comments], addresses + _addresses(after)[0], True
     addresses, name = _addresses(before)
     return name, addresses, any(token.kind == "<" for token in part)
+
+
+def _without_route(tokens: Sequence[_Token]) -> Sequence[_Token]:
+    """Return the tokens in angle brackets without the hosts of a source route, ``@a,@b:`` (RFC 5322, 4.4)."""
+    kinds = [token.kind for token in tokens if token.kind not in ("space", "comment")]
+    if kinds[:1] != ["@"] or ":" not in kinds:
+        return tokens
+    colon = next(n for n, token in enumerate(tokens) if token.kind == ":")
+    return tokens[colon + 1 :]
 
 
 def _addresses(tokens: Sequence[_Token]) -> tuple[list[str], list[_Token]]:
@@ -210,7 +221,7 @@ def _addresses(tokens: Sequence[_Token]) -> tuple[list[str], list[_Token]]:
         elif token.kind in (",", ";", ":"):
             is_end = True
         else:
-            if word and (is_end or (is_gap and "@" not in (token.kind, tokens[word[-1]].kind))):
+            if word and (is_end or (is_gap and not _goes_on(tokens[word[-1]], token))):
                 words.append(word := [])
             word.append(n)
             is_gap = is_end = False
@@ -222,6 +233,12 @@ def _addresses(tokens: Sequence[_Token]) -> tuple[list[str], list[_Token]]:
             addresses.append(address)
             taken.update(word)
     return addresses, [token for n, token in enumerate(tokens) if n not in taken]
+
+
+def _goes_on(before: _Token, after: _Token) -> bool:
+    """Return whether two tokens with a blank or comment between them are of one address: beside an @ or a dot (RFC
+    5322, 4.4)."""
+    return "@" in (before.kind, after.kind) or before.text.endswith(".") or after.text.startswith(".")
 
 
 def _address_of(word: Sequence[_Token]) -> str:

@@ -62,7 +62,10 @@ def _group(found: list[Delivery], trust: Mapping[UUID, bool], known: Collection[
         newest=newest,
         others=tuple(delivery for delivery in found if delivery is not newest),
         trusted=trust[newest.id],
-        wanted_before=trust[newest.id] and from_address(newest.message) in known,
+        # A dangerous message is no better for coming from somebody known, whose account may be taken over.
+        wanted_before=trust[newest.id]
+        and newest.message.tier is not Tier.DANGEROUS
+        and from_address(newest.message) in known,
     )
 
 

@@ -83,7 +83,7 @@ def authentic(message: Facts) -> bool:
     symbols = {symbol.name: symbol.options for symbol in message.symbols}
     # DMARC is checked for the domain that Rspamd found in the field. It must be the one that is shown.
     checked = symbols.get(_DMARC_PASSED)
-    if checked is not None and (not checked or domain in map(organizational_domain, checked)):
+    if checked is not None and (not checked or domain == organizational_domain(checked[0])):
         return True
     if not _DMARC_FAILED.isdisjoint(symbols):
         return False

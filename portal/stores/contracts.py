@@ -418,12 +418,12 @@ class SignIns(ABC):
     """Mailed sign-ins, and sessions. Only SHA-256 hashes of their secrets are kept."""
 
     @abstractmethod
-    def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail) -> bool:
+    def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail, identities: Collection[str] = ()) -> bool:
         """Record a sign-in and queue its mail in one transaction. Return False if a rate limit is exceeded.
 
         Then no mail is sent. A mail without an address ``to`` is for a foreign recipient, who cannot sign in; such
-        requests are counted apart. The limit ``unknown_minute`` is for all recipients who have neither messages nor
-        preferences.
+        requests are counted apart. The limit ``unknown_minute`` is for all recipients for whom neither messages nor
+        preferences are stored, under their own identity or one of ``identities``, which they read as well.
         """
 
     @abstractmethod

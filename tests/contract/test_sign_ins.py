@@ -147,14 +147,46 @@ def test_one_sign_in_a_minute_and_two_in_ten_for_a_mailbox(store: Store) -> None
     assert not start(store, sign_in(8, at + 13 * MINUTE + 30 * SECOND))
 
 
-@pytest.mark.parametrize("recipient", ["alice+1@example.org", "alice+@example.org", "alice+a+b@example.org", ALICE])
-def test_limits_count_a_mailbox_without_its_plus_part(store: Store, recipient: str) -> None:
+@pytest.mark.parametrize("recipient", ["alice+1@example.org", "alice+@example.org", "alice+a+b@example.org"])
+@pytest.mark.parametrize("first", ["alice+x@example.org", ALICE])
+def test_limits_count_a_mailbox_without_its_plus_part(store: Store, first: str, recipient: str) -> None:
     at = now()
-    assert start(store, sign_in(1, at, recipient="alice+x@example.org"))
+    assert start(store, sign_in(1, at, recipient=first))
     assert not start(store, sign_in(2, at + SECOND, recipient=recipient))
     others = ("alice+x@example.net", "alicia@example.org", "+x@example.org", "+y@example.org")
     for number, other in enumerate(others, 3):
         assert start(store, sign_in(number, at + SECOND, recipient=other))
+
+
+def test_requests_with_a_plus_part_do_not_use_up_the_limit_of_the_mailbox(store: Store) -> None:
+    at = now()
+    for number in range(20):  # a mail of these would sign in another recipient
+        moment = at + number * 2 * MINUTE
+        start(store, sign_in(number, moment, client_ip=f"192.0.2.{number}", recipient=f"alice+{number}@example.org"))
+    assert start(store, sign_in(30, at + 40 * MINUTE, client_ip="192.0.2.99"))
+
+
+def test_wrong_codes_of_decoys_do_not_suspend_codes(store: Store) -> None:
+    at, limits = now(), replace(SignInLimits(), unknown_minute=1)
+    for number in range(1, 240):
+        foreign, local = number % 2 == 0, f"nobody{number}@example.org"
+        pending = sign_in(number, at, client_ip=f"192.0.2.{number}", recipient="x@example.net" if foreign else local)
+        store.sign_ins.start(pending, limits, QueuedMail("" if foreign else local, b"mail"))
+        for _ in range(5):
+            with pytest.raises(LinkInvalid):
+                store.sign_ins.use_code(pending.browser_sha256, b"wrong", at)
+    hold(store, recipients=[ALICE])
+    pending = sign_in(250, at, client_ip="192.0.2.250")
+    assert start(store, pending)
+    assert store.sign_ins.use_code(pending.browser_sha256, pending.code_sha256, at).recipient == ALICE
+
+
+def test_the_reader_of_an_alias_is_known(store: Store) -> None:
+    at, limits = now(), replace(SignInLimits(), unknown_minute=0)
+    hold(store, recipients=["team@example.org"])
+    pending, mail = sign_in(1, at), QueuedMail(ALICE, b"mail")
+    assert not store.sign_ins.start(pending, limits, mail)
+    assert store.sign_ins.start(sign_in(2, at), limits, mail, ["team@example.org"])  # the decoy does not count
 
 
 def test_whoever_requests_sign_ins_for_somebody_cannot_keep_them_out(store: Store) -> None:

@@ -153,3 +153,23 @@ def test_hostile_fields_take_little_time(piece: str) -> None:
     started = time.process_time()
     assert read([field] * 3)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("field", "addresses"),
+    [
+        ("Boss <ceo@bank.example .evil.example>", ["ceo@bank.example.evil.example"]),
+        ("Boss <ceo@bank.example (a) . (b) evil.example>", ["ceo@bank.example.evil.example"]),
+        ("Boss <a . b @ c.example>", ["a.b@c.example"]),
+        ("a . b@c.example", ["a.b@c.example"]),
+        ("Boss <ceo@bank.example evil.example>", ["ceo@bank.example", ""]),
+        ('Boss <ceo@bank.example "x">', ["ceo@bank.example", ""]),
+        ("Boss <@relay.example,@other.example:ann@shop.example>", ["ann@shop.example"]),
+        ("Boss <ann@shop.example (at work)>", ["ann@shop.example"]),
+    ],
+)
+def test_blanks_and_comments_beside_a_dot_belong_to_the_address(field: str, addresses: list[str]) -> None:
+    found = read([field])
+    assert [mailbox.address for mailbox in found] == addresses
+    again = parse(written(found))
+    assert ([m.address for m in again][:1], len(again)) == (addresses[:1], len(addresses))

@@ -135,7 +135,7 @@ CREATE TABLE sign_in (
     mailbox TEXT NOT NULL DEFAULT '',   -- the recipient without an address extension, for the rate limits
     client_56 TEXT NOT NULL DEFAULT '', -- networks of client_ip, or client_ip itself
     client_48 TEXT NOT NULL DEFAULT '',
-    requested_for TEXT NOT NULL DEFAULT '' -- 'known', 'local' or 'foreign'
+    requested_for TEXT NOT NULL DEFAULT '' -- see shared/sign_ins.py: 'known', 'local', 'decoy', 'foreign'
 ) WITHOUT ROWID;
 CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
 CREATE INDEX sign_in_client_ip ON sign_in (client_ip, created_at);

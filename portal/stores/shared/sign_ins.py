@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class _Counted(NamedTuple):
 
 
 # Requests for foreign addresses are counted apart: they must not use up the limits of requests for ours.
-_ALIKE = {"known": ["known", "local"], "local": ["known", "local"], "foreign": ["foreign"]}
+_FOREIGN, _OURS = ["foreign"], ["known", "local", "decoy"]  # "decoy": a local one whose mail was not sent
 
 
 def _count(column: str, since: str, condition: str = "") -> str:
@@ -36,10 +36,13 @@ def _count(column: str, since: str, condition: str = "") -> str:
     return f"(select count(*) from sign_in where {same} and created_at > :{since})"
 
 
+# Requests for an address with a plus part are counted together with all others of its mailbox. Others must not suffer
+# from these: the mailed link of another recipient is of no use to them.
+_OF_MAILBOX = " and requested_for <> 'decoy' and (recipient = :recipient or :recipient <> :mailbox)"
 _COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
     (
-        _count("mailbox", "minute"),
-        _count("mailbox", "ten_minutes", " and used_at is null"),
+        _count("mailbox", "minute", _OF_MAILBOX),
+        _count("mailbox", "ten_minutes", f"{_OF_MAILBOX} and used_at is null"),
         *(_count(column, since) for column in ("client_ip", "client_56", "client_48") for since in ("minute", "hour")),
         "(select count(*) from sign_in where requested_for = :requested_for and created_at > :minute)",
     )
@@ -55,7 +58,11 @@ _INSERT = (
 )
 
 
-_WRONG_CODES_OF_ALL = "select coalesce(sum(wrong_codes), 0) from sign_in where created_at > :since"
+# Only those that could be right: nobody gets the code of a decoy.
+_WRONG_CODES_OF_ALL = (
+    "select coalesce(sum(wrong_codes), 0) from sign_in where created_at > :since"
+    " and requested_for in ('known', 'local')"
+)
 
 
 class SqlSignIns(SignIns):
@@ -64,7 +71,7 @@ class SqlSignIns(SignIns):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail) -> bool:
+    def start(self, sign_in: SignIn, limits: SignInLimits, mail: QueuedMail, identities: Collection[str] = ()) -> bool:
         now = sign_in.created_at
         with self._engine.writing() as session:
             session.lock("sign-in")  # no other sign-in is added between counting and adding
@@ -72,13 +79,13 @@ class SqlSignIns(SignIns):
                 rules.mailbox(sign_in.recipient),
                 rules.wider_network(sign_in.client_ip, 56),
                 rules.wider_network(sign_in.client_ip, 48),
-                _requested_for(session, sign_in.recipient) if mail.to else "foreign",
+                _requested_for(session, [sign_in.recipient, *identities]) if mail.to else "foreign",
             )
             counts = session.one(
                 _COUNTS,
                 sign_in,
                 counted,
-                alike=_ALIKE[counted.requested_for],
+                alike=_FOREIGN if counted.requested_for == "foreign" else _OURS,
                 minute=now - _MINUTE,
                 ten_minutes=now - 10 * _MINUTE,
                 hour=now - 60 * _MINUTE,
@@ -88,6 +95,8 @@ class SqlSignIns(SignIns):
             if any(count >= limit for count, limit in zip(requests, astuple(limits)[:-1], strict=True)):
                 return False
             is_mailed = counted.requested_for == "known" or unknown < limits.unknown_minute
+            if not is_mailed and mail.to:
+                counted = counted._replace(requested_for="decoy")
             session.execute(_INSERT, sign_in, counted)
             # A decoy is as much work as a mail, so the time of the answer does not disclose who is known.
             queue(session, mail if is_mailed else replace(mail, to=""), now)
@@ -173,9 +182,9 @@ def _limits(now: datetime) -> dict[str, Any]:
     return {"used": now - rules.SESSION_IDLE, "started": now - rules.SESSION_MAX}
 
 
-def _requested_for(session: Session, recipient: str) -> str:
-    """Return "known" if messages were held for a recipient or they have preferences, else "local"."""
-    row = session.one("select 1 from recipient where recipient = :recipient", recipient=recipient)
+def _requested_for(session: Session, identities: list[str]) -> str:
+    """Return "known" if messages were held for one of these or it has preferences, else "local"."""
+    row = session.one("select 1 from recipient where recipient in :identities limit 1", identities=identities)
     return "known" if row else "local"
 
 

@@ -80,7 +80,10 @@ class MailedLinks:
             expires_at=now + _LIFETIME,
         )
         sent = self._store.sign_ins.start(
-            sign_in, SignInLimits(), QueuedMail(to, self._mail(to, token, code, language))
+            sign_in,
+            SignInLimits(),
+            QueuedMail(to, self._mail(to, token, code, language)),
+            self._pages.parts.people.reader(recipient).identities,
         )
         log.info("sign-in requested peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
         response = self._pages.see_other("/sign-in/code")
