@@ -143,6 +143,9 @@ def _shift_jis(octets: bytes) -> bytes:
     """Return two-octet characters of JIS X 0208 as Shift_JIS."""
     shifted = bytearray()
     for first, second in zip(octets[::2], octets[1::2], strict=False):
+        if not (0x21 <= first <= 0x7E and 0x21 <= second <= 0x7E):
+            shifted += b"?"
+            continue
         shifted.append((first + 1) // 2 + (0x70 if first < 0x5F else 0xB0))
-        shifted.append(second + ((0x1F if second < 0x60 else 0x20) if first % 2 else 0x7E) & 0xFF)
+        shifted.append(second + ((0x1F if second < 0x60 else 0x20) if first % 2 else 0x7E))
     return bytes(shifted)

@@ -22,6 +22,7 @@ from portal.model.charsets import codec_of, decode
         ("GBK", "㐀 𠀀".encode("gb18030"), "㐀 𠀀"),
         ("shift_jis", bytes.fromhex("8740 eee0 8bb4"), "①髙橋"),
         ("iso-2022-jp", b"\x1b$B-!F|K\\\x1b(B ABC\r\n\x1b(I6@\x1b(B", "①日本 ABC\r\nｶﾀ"),
+        ("iso-2022-jp", b"\x1b$BF|\xff\xff \x00K\\\x1b(B", "日??本"),
         ("iso-2022-jp-ms", "日本語".encode("iso2022_jp"), "日本語"),
         ("ks_c_5601-1987", "똠방".encode("cp949"), "똠방"),
         ("big5", "香港嘅".encode("big5hkscs"), "香港嘅"),
@@ -74,7 +75,9 @@ def test_text_is_decoded_as_mail_programs_do(label: str, octets: bytes, expected
 
 @given(st.one_of(st.sampled_from(sorted(encodings.aliases.aliases)), st.text(max_size=100)), st.binary(max_size=40))
 def test_no_label_and_no_octets_raise(label: str, octets: bytes) -> None:
-    decode(octets, label)
+    for prefix in (b"", b"\x1b$B", b"\x1b(I", b"\x0e", b"~{", b"+"):
+        decode(prefix + octets, label)
+        decode(prefix + octets, "iso-2022-jp")
     assert not (codec_of(label) or "").endswith(("_codec", "escape", "punycode", "idna", "rot_13"))
 
 
