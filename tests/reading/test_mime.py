@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from portal.reading import child
+from tests.paths import ROOT
 
 
 def seen(data: bytes | str, sizes: Iterable[int] = ()) -> dict[str, Any]:
@@ -257,3 +259,36 @@ def test_more_parts_than_the_limit_are_cut() -> None:
     assert found["text"] == "hello"
     assert len(found["attachments"]) == 998
     assert found["cut"]
+
+
+PIECES = [
+    *(
+        b"--",
+        b"\r\n",
+        b"\n\n",
+        b"\0",
+        b"\xff\xfe",
+        b"=?utf-8?q?",
+        b"\x1b$B\xff",
+        b"~{",
+        b"<style>.a{",
+        b"<p style='font:0",
+        b"&#",
+    ),
+    *(b"boundary=", b"charset=utf-7", b"charset=iso-2022-jp", b"name*0*=", b"Content-Type: message/rfc822\n\n"),
+    *(b"Content-Transfer-Encoding: base64\n", b"Content-Type: text/calendar\n", b"Content-Type: text/enriched\n"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_messages_raise_nothing(seed: int) -> None:
+    source = random.Random(seed)
+    seeds = [path.read_bytes()[:4_000] for path in sorted((ROOT / "tests/data/mail-cases").glob("*.eml"))]
+    for _ in range(1_000):
+        data = bytearray(source.choice(seeds))
+        for _ in range(source.randrange(1, 12)):
+            at = source.randrange(len(data) + 1)
+            data[at : at + source.choice((0, 1, 5, 200))] = source.choice(
+                [*PIECES, source.choice(seeds)[at : at + 500], b""]
+            )
+        seen(bytes(data))
