@@ -96,6 +96,7 @@ POST: dict[str, Way] = {
     "msgspec": _standard_json,
     "the thread's compressors": lambda: patch.object(compressors, "own", _NewCompressors()),
     "code for ASCII words": _any_words,
+    "an expression for simple senders": lambda: patch.object(from_header, "_SIMPLE", re.compile("(?!)")),
     "its own WSGI application": lambda: patch("portal.web.is_export", lambda environ: False),  # but through Bottle
 }
 FILES: dict[str, Way] = {

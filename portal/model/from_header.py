@@ -33,6 +33,11 @@ _TOKEN = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
+# Most fields; row of the bench: "a post without an expression for simple senders".
+_SIMPLE = re.compile(
+    r"(?:([A-Za-z0-9]+(?: [A-Za-z0-9]+){0,5}) )?"
+    r"<([A-Za-z0-9]+(?:[._+-][A-Za-z0-9]+){0,9}@[A-Za-z0-9.-]{1,200}[A-Za-z])>"
+)
 _IN_COMMENT = re.compile(r"[^()\\]++|\\.|.", re.DOTALL)
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
 _NEEDS_QUOTES = re.compile(r'[]()<>[:;@\\,"]|=\?')
@@ -68,7 +73,10 @@ def read(fields: Iterable[str]) -> tuple[Mailbox, ...]:
     found: list[Mailbox] = []
     left = _READ_CHARACTERS
     for field in fields:
-        found += _mailboxes(field[:left], encoded=True, complete=len(field) <= left)
+        if simple := _SIMPLE.fullmatch(field, 0, left):
+            found.append(Mailbox(simple[1] or "", simple[2]))
+        else:
+            found += _mailboxes(field[:left], encoded=True, complete=len(field) <= left)
         left = max(0, left - len(field))
         if len(found) >= _MAILBOXES:
             break

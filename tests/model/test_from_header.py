@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from portal.model import from_header
 from portal.model.from_header import Mailbox, normal_address, parse, read, written
 
 EVIL = "evil@bad.example"
@@ -173,3 +176,12 @@ def test_blanks_and_comments_beside_a_dot_belong_to_the_address(field: str, addr
     assert [mailbox.address for mailbox in found] == addresses
     again = parse(written(found))
     assert ([m.address for m in again][:1], len(again)) == (addresses[:1], len(addresses))
+
+
+@given(st.from_regex(from_header._SIMPLE, fullmatch=True))
+@example("Promo <promo@example.net>")
+@example("bounce <<a@b.c>")
+def test_the_expression_for_simple_fields_changes_nothing(field: str) -> None:
+    with patch.object(from_header, "_SIMPLE", re.compile("(?!)")):
+        by_syntax = read([field])
+    assert read([field]) == by_syntax
