@@ -78,15 +78,13 @@ class Fields:
     @property
     def charset(self) -> str:
         """The label of the charset, "" if it is missing."""
-        return _without_comment(self._type_parameter("charset"))
+        return _without_comment(_parameters(self.values.get("content-type", b"")).get("charset", ""))
 
     @property
-    def boundary(self) -> str:
-        """The boundary of a multipart, "" if it is missing."""
-        return self._type_parameter("boundary")
-
-    def _type_parameter(self, name: str) -> str:
-        return _parameters(self.values.get("content-type", b"")).get(name, "")
+    def boundary(self) -> bytes:
+        """The boundary of a multipart with single blanks, b"" if it is missing. It is not text: octets are compared."""
+        octets, _ = _raw_parameters(self.values.get("content-type", b"")).get("boundary", (b"", ""))
+        return b" ".join(octets.split())
 
 
 def _without_comment(value: str) -> str:
@@ -94,8 +92,19 @@ def _without_comment(value: str) -> str:
 
 
 def _parameters(value: bytes) -> dict[str, str]:
-    """Return the parameters by name in lower case: RFC 2045, RFC 2231, and what programs write instead."""
-    plain: dict[str, str] = {}
+    """Return the parameters by name in lower case."""
+    return {
+        name: decode(octets, charset) if charset else decode_field(octets)
+        for name, (octets, charset) in _raw_parameters(value).items()
+    }
+
+
+def _raw_parameters(value: bytes) -> dict[str, tuple[bytes, str]]:
+    """Return octets and charset of the parameters: RFC 2045, RFC 2231, and what programs write instead.
+
+    The charset is "" if the value does not name one: then it is read like a header field.
+    """
+    plain: dict[str, tuple[bytes, str]] = {}
     pieces: dict[str, dict[int, tuple[bytes, bool]]] = {}
     for count, match in enumerate(_PARAMETER.finditer(value)):
         if count >= _PARAMETERS:
@@ -106,13 +115,13 @@ def _parameters(value: bytes) -> dict[str, str]:
             continue
         name, number, is_encoded = extended[1], extended[2], extended[3] is not None
         if number is None and not is_encoded:
-            plain.setdefault(name, decode_field(octets))
+            plain.setdefault(name, (octets, ""))
         else:
             pieces.setdefault(name, {}).setdefault(int(number or 0), (octets, is_encoded))
     return plain | {name: _joined(numbered) for name, numbered in pieces.items()}
 
 
-def _joined(numbered: dict[int, tuple[bytes, bool]]) -> str:
+def _joined(numbered: dict[int, tuple[bytes, bool]]) -> tuple[bytes, str]:
     """Return a value of RFC 2231: percent-encoded, in a charset that its first piece names, or divided into pieces."""
     charset, octets = "", bytearray()
     for number, (piece, is_encoded) in sorted(numbered.items()):
@@ -121,4 +130,4 @@ def _joined(numbered: dict[int, tuple[bytes, bool]]) -> str:
             if quote:
                 charset, piece = label.decode("latin-1"), rest.partition(b"'")[2]
         octets += unquote_to_bytes(piece) if is_encoded else piece
-    return decode(bytes(octets), charset) if charset else decode_field(bytes(octets))
+    return bytes(octets), charset

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from portal.model.encoded_words import decode_field, from_base64
+from portal.model.encoded_words import from_base64
 from portal.reading.fields import Fields, field_name
-from portal.reading.source import CHUNK_BYTES, Late, Source
+from portal.reading.source import CHUNK_BYTES, DELIMITER_BYTES, Late, Source
 
 TEXT_BYTES = 1 << 20  # kept of all texts together, still encoded
 PARTS = 1_000
@@ -22,8 +22,8 @@ _HEADER_BYTES = 1 << 18  # of one part; what follows is skipped
 _FIELD_BYTES = 1 << 16
 _MESSAGES = ("message/rfc822", "message/global", "message/news")
 _NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
-_LIKELY_BOUNDARY = re.compile(rb"(?:\A|\n)--(?!-*\s)(\S[^\r\n]{0,200}?)[ \t]*\r?\n(?=[!-9;-~]+[ \t]*:|\r?\n)")
-_BLANKS = re.compile(r"\s+")
+_LIKELY_BOUNDARY = re.compile(rb"\n--(?!-*\s)(\S[^\r\n]{0,200}?)[ \t]*\r?\n(?=[!-9;-~]+[ \t]*:|\r?\n)")
+_BOUNDARY_BYTES = 300  # longer ones do not count (RFC 2046, 5.1.1: 70)
 
 
 @dataclass(slots=True)
@@ -44,7 +44,8 @@ class Part:
 
 @dataclass(slots=True)
 class _Delimiter:
-    level: int  # the depth of the multipart it belongs to
+    boundary: bytes
+    depth: int  # of the multipart it belongs to
     closes: bool
 
 
@@ -55,7 +56,9 @@ class Parser:
         self.root = Part(Fields(), "text/plain")
         self.is_cut = False
         self._is_late = is_late
-        self._levels: dict[str, list[int]] = {}  # the depths of the open multiparts by boundary
+        self._depths: dict[bytes, list[int]] = {}  # of the open multiparts by boundary
+        self._delimiters = _delimiter_pattern(())  # of the open multiparts
+        self._likely = (0, b"")  # the position up to which no boundary occurs, and the one that occurs there
         self._delimiter: _Delimiter | None = None  # that ended what was read last
         self._parts = 0
         self._text_bytes_left = TEXT_BYTES
@@ -72,7 +75,7 @@ class Parser:
     def _entity(self, part: Part, default_type: str, depth: int) -> None:
         self._delimiter = None
         self._parts += 1
-        if self._parts > PARTS:
+        if self._parts > PARTS or self._is_late():
             raise Late
         is_ended = self._header(part.fields, is_message=depth == 0 or default_type == "message")
         part.type = part.fields.content_type or ("text/plain" if default_type == "message" else default_type)
@@ -101,51 +104,102 @@ class Parser:
             part.size_bytes = max(self._source.body_end - before, 0)
 
     def _multipart(self, part: Part, depth: int) -> None:
-        boundary = self._boundary(part.fields)
-        if not boundary:  # the header is wrong: it is a text
+        named, type_, text_bytes_left = part.fields.boundary, part.type, self._text_bytes_left
+        self._open(named, depth)
+        if self._occurs(named):
+            self._skip()  # the preamble
+        else:
+            self._without_its_boundary(part, depth)
+            if self._is_at(named, depth):
+                # The boundary occurs farther on than can be looked ahead. What was read is the preamble, which mail
+                # programs do not show.
+                part.type, part.parts, part.octets, part.size_bytes, part.is_cut = type_, [], b"", 0, False
+                self._text_bytes_left = text_bytes_left
+        self._inner(part, named, depth)
+        self._close(named)
+        if self._is_at(named, depth):
+            self._skip()  # the epilogue
+
+    def _without_its_boundary(self, part: Part, depth: int) -> None:
+        """Read a multipart whose header is wrong: with the boundary that its parts have, or else as a text."""
+        boundary = self._likely_boundary()
+        if not boundary:
             is_html = self._source.peek(200).lstrip().lower().startswith((b"<html", b"<!doctype"))
             part.type = "text/html" if is_html else "text/plain"
             self._content(part)
             return
-        self._levels.setdefault(boundary, []).append(depth)
-        self._skip()  # the preamble
+        self._open(boundary, depth)
+        self._skip()
+        self._inner(part, boundary, depth)
+        self._close(boundary)
+        if self._is_at(boundary, depth):
+            self._skip()
+
+    def _inner(self, part: Part, boundary: bytes, depth: int) -> None:
+        """Read the parts of a multipart, from the delimiter of the first one."""
         default_type = "message/rfc822" if part.type == "multipart/digest" else "text/plain"
-        while (delimiter := self._delimiter) and delimiter.level == depth and not delimiter.closes:
+        while self._is_at(boundary, depth) and self._delimiter and not self._delimiter.closes:
             inner = Part(Fields(), default_type)
             part.parts.append(inner)
             self._entity(inner, default_type, depth + 1)
-        self._levels[boundary].pop()
-        if not self._levels[boundary]:
-            del self._levels[boundary]
-        if delimiter and delimiter.level == depth:
-            self._skip()  # the epilogue
 
-    def _boundary(self, fields: Fields) -> str:
-        """Return the boundary of a multipart: the one it names, if it occurs, or one that does. "": there is none."""
-        named, beginning = _plain(fields.boundary), self._source.peek(CHUNK_BYTES)
-        if named and any(_plain(decode_field(line)) in (named, named + "--") for line in _delimiter_lines(beginning)):
-            return named
-        for match in _LIKELY_BOUNDARY.finditer(beginning):
-            found = _plain(decode_field(match[1]))
-            if found not in self._levels and found.removesuffix("--") not in self._levels:
-                return found
-            break  # the part ends here
-        return ""
+    def _is_at(self, boundary: bytes, depth: int) -> bool:
+        """Return whether a delimiter of this multipart was read last."""
+        delimiter = self._delimiter
+        return delimiter is not None and delimiter.depth == depth and delimiter.boundary == boundary
 
-    def _is_delimiter(self, line: bytes) -> bool:
-        if not self._levels:
+    def _open(self, boundary: bytes, depth: int) -> None:
+        """Let the delimiters of a boundary end what is read."""
+        if 0 < len(boundary) <= _BOUNDARY_BYTES:
+            self._depths.setdefault(boundary, []).append(depth)
+            self._delimiters = _delimiter_pattern(self._depths)
+
+    def _close(self, boundary: bytes) -> None:
+        if boundary in self._depths:
+            self._depths[boundary].pop()
+            if not self._depths[boundary]:
+                del self._depths[boundary]
+            self._delimiters = _delimiter_pattern(self._depths)
+
+    def _occurs(self, boundary: bytes) -> bool:
+        """Return whether a boundary is among the next octets."""
+        if boundary not in self._depths:
             return False
-        text = _plain(decode_field(line[2:]))
-        for boundary in (text, text.removesuffix("--")):
-            if boundary in self._levels:
-                self._delimiter = _Delimiter(self._levels[boundary][-1], closes=text != boundary)
-                return True
-        return False
+        return _delimiter_pattern((boundary,)).search(b"\n" + self._source.peek(CHUNK_BYTES)) is not None
+
+    def _likely_boundary(self) -> bytes:
+        """Return the boundary that the next octets have, whatever the header names. b"": there is none.
+
+        The search goes on where the last one ended: each of many multiparts would look through the same octets again.
+        """
+        position = self._source.position
+        begin, found = self._likely
+        if begin < position or not found:
+            beginning = b"\n" + self._source.peek(CHUNK_BYTES)
+            searched = max(begin - position, 0)
+            match = _LIKELY_BOUNDARY.search(beginning, searched)
+            found = _plain(match[1]) if match else b""
+            place = match.start() if match else max(len(beginning) - DELIMITER_BYTES, searched)
+            self._likely = (position + place, found)
+        is_of_outer = found in self._depths or found.removesuffix(b"--") in self._depths
+        return b"" if is_of_outer else found
+
+    def _ended_by(self, delimiter: re.Match[bytes] | None) -> bool:
+        """Keep the delimiter that ended what was read. Return whether there is one."""
+        self._delimiter = None
+        if delimiter:
+            boundary = _plain(delimiter[1])
+            self._delimiter = _Delimiter(boundary, self._depths[boundary][-1], closes=delimiter[2] is not None)
+        return delimiter is not None
 
     def _skip(self) -> None:
-        self._delimiter = None
-        for _ in self._source.body(self._is_delimiter):
+        for _ in self._body():
             pass
+
+    def _body(self) -> Iterator[bytes]:
+        """Yield the octets up to the next delimiter, which is read too."""
+        yield from self._source.body(self._delimiters)
+        self._ended_by(self._source.delimiter)
 
     # ---- header
 
@@ -158,7 +212,7 @@ class Parser:
         start, has_fields, in_line = self._source.position, is_message, False
         while True:
             line = self._source.peek_line()
-            if not in_line and line.startswith(b"--") and self._is_delimiter(line.rstrip(b"\r\n")):
+            if not in_line and self._ended_by(self._delimiters.match(b"\n" + line.removesuffix(b"\n"))):
                 self._source.body_end = self._source.position
                 self._source.skip(len(line))
                 fields.add(bytes(pending))
@@ -204,12 +258,11 @@ class Parser:
 
     def _content(self, part: Part) -> None:
         """Read the content of a part that has no parts."""
-        self._delimiter = None
         encoding = part.fields.encoding
         kept, units = bytearray(), 0
         is_text = part.type.startswith(("text/", "message/")) or part.type == "application/xhtml+xml"
         try:
-            for octets in _whole_lines(self._source.body(self._is_delimiter), encoding):
+            for octets in _whole_lines(self._body(), encoding):
                 units += _units(octets, encoding)
                 part.size_bytes = units * 3 // 4 if encoding == "base64" else units
                 if is_text:
@@ -224,16 +277,20 @@ _UUENCODED = ("x-uuencode", "uuencode", "x-uue")
 _LINE_ENCODINGS = ("quoted-printable", *_UUENCODED)
 
 
-def _plain(boundary: str) -> str:
+def _plain(boundary: bytes) -> bytes:
     """Return a boundary as it is compared: folding may have changed its blanks."""
-    return _BLANKS.sub(" ", boundary).strip()
+    return b" ".join(boundary.split())
 
 
-def _delimiter_lines(data: bytes) -> Iterator[bytes]:
-    for count, match in enumerate(re.finditer(rb"(?:\A|\n)--([^\n]{1,300})", data)):
-        if count > 1_000:
-            return
-        yield match[1]
+def _delimiter_pattern(boundaries: Iterable[bytes]) -> re.Pattern[bytes]:
+    """Return what matches a delimiter with the line end before it: its boundary, and the hyphens that close.
+
+    Python would need a second for each million of lines that begin with two hyphens. Every delimiter is shorter than
+    `DELIMITER_BYTES`.
+    """
+    longest_first = sorted(boundaries, key=len, reverse=True)  # "a--" is a boundary, too
+    words = (rb"[ \t]{1,4}".join(map(re.escape, boundary.split())) for boundary in longest_first)
+    return re.compile(rb"\n--[ \t]{0,9}(%s)(--)?[ \t\r]{0,99}(?=\n|\Z)" % (b"|".join(words) or b"(?!)"))
 
 
 # ---- transfer encodings

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 
 CHUNK_BYTES = 1 << 18
 _LINE_BYTES = 1 << 16  # longer lines are read in several pieces
-_HELD_BACK_BYTES = 4
-_DELIMITER_BYTES = 1 << 10  # longer lines are no delimiters (RFC 2046, 5.1.1: 70 characters)
+DELIMITER_BYTES = 1 << 11  # at most, with the line ends before and after it
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -31,6 +30,7 @@ class Source:
         self._before = 0  # octets that are not in `_data` any more
         self._ended = False
         self._old_mac = False
+        self.delimiter: re.Match[bytes] | None = None  # that ended the last body
         self.body_end = 0  # the position before the last delimiter, and before the line end that belongs to it
         self._fill(CHUNK_BYTES)
         self._old_mac = b"\n" not in self._data and b"\r" in self._data
@@ -87,45 +87,38 @@ class Source:
                 return
         self._at = end.end()
 
-    def body(self, is_delimiter: Callable[[bytes], bool]) -> Iterator[bytes]:
+    def body(self, delimiters: re.Pattern[bytes]) -> Iterator[bytes]:
         """Read a body up to its delimiter, the delimiter's line included. Yield the octets before it.
 
-        ``is_delimiter`` is asked for each line that begins with two hyphens. The line end before the delimiter belongs
-        to it (RFC 2046, 5.1.1).
+        ``delimiters`` matches a line end and a delimiter, up to the next line end or the end of the message. The line
+        end before the delimiter belongs to it (RFC 2046, 5.1.1).
         """
         self.body_end = self.position
-        if self._reads_delimiter(is_delimiter):
+        self.delimiter = delimiters.match(b"\n" + self.peek(DELIMITER_BYTES))
+        if self.delimiter:
+            self._skip_line(self._at + self.delimiter.end() - 1)
             return
         while True:
-            place = self._data.find(b"\n--", self._at)
-            if place < 0:
-                stop = max(self._at, len(self._data) - _HELD_BACK_BYTES)  # a delimiter may begin in these
-                yield self._data[self._at : stop]
-                self._at = stop
-                if not self._fill(_HELD_BACK_BYTES + CHUNK_BYTES):
-                    yield self._data[self._at :]
-                    self._at = len(self._data)
-                    self.body_end = self.position
-                    return
-                continue
-            end = place - 1 if place > self._at and self._data[place - 1] == ord("\r") else place
-            yield self._data[self._at : end]
-            self.body_end = self._before + end
-            line_end = self._data[end : place + 1]
-            self._at = place + 1
-            if self._reads_delimiter(is_delimiter):
+            found = delimiters.search(self._data, self._at)
+            if found and (found.end() < len(self._data) or self._ended):
+                end = found.start()
+                if end > self._at and self._data[end - 1] == ord("\r"):
+                    end -= 1
+                yield self._data[self._at : end]
+                self.body_end = self._before + end
+                self.delimiter = found
+                self._skip_line(found.end())
                 return
-            yield line_end
+            if self._ended:
+                yield self._data[self._at :]
+                self._at = len(self._data)
+                self.body_end = self.position
+                return
+            stop = max(self._at, len(self._data) - DELIMITER_BYTES)  # a delimiter may begin in these
+            yield self._data[self._at : stop]
+            self._at = stop
+            self._fill(DELIMITER_BYTES + CHUNK_BYTES)
 
-    def _reads_delimiter(self, is_delimiter: Callable[[bytes], bool]) -> bool:
-        """Read the line if it is a delimiter. Return whether it is."""
-        if len(self._data) - self._at < _DELIMITER_BYTES:
-            self._fill(_DELIMITER_BYTES)
-        if not self._data.startswith(b"--", self._at):
-            return False
-        end = self._data.find(b"\n", self._at, self._at + _DELIMITER_BYTES)
-        line = self._data[self._at : end if end >= 0 else len(self._data)]
-        if len(line) > _DELIMITER_BYTES or not is_delimiter(line):
-            return False
-        self._at += len(line) + (end >= 0)
-        return True
+    def _skip_line(self, end: int) -> None:
+        """Read up to the line end at a place of `_data`, and the line end."""
+        self._at = min(end + 1, len(self._data))

@@ -75,11 +75,14 @@ class Words:
         order = sorted(part.parts, key=lambda each: each.type not in ("text/enriched", "text/richtext"))
         texts = [(each, text) for each in order if each not in invitations and (text := self._blocks(each))]
         shown = [text for _, text in texts[-1:]]
+        known = set(_WORDS.findall("\n".join(each for text in shown for each in text).lower()))
         for each, text in reversed(texts[:-1]):
-            missing = _missing(text, shown)
-            if missing >= 0.5 or (missing and each.type in _HTML):
-                shown.insert(0, text)
-        return [block for text in shown for block in text] + self._all(invitations)
+            words = set(_WORDS.findall(_ADDRESSES.sub(" ", "\n".join(text)).lower()))
+            missing = len(words - known)
+            if missing and (missing * 2 >= len(words) or each.type in _HTML):
+                shown.append(text)
+                known |= words
+        return [block for text in reversed(shown) for block in text] + self._all(invitations)
 
     def _message(self, part: Part) -> list[str]:
         """Return the words of an attached message, set apart like a quotation."""
@@ -118,13 +121,6 @@ def _is_shown(part: Part) -> bool:
     if part.type in ("text/plain", *_HTML, "text/enriched", "text/richtext", "text/calendar", *_REPORTS):
         return True
     return part.type.startswith("text/") and part.type not in _ATTACHED_TEXTS and not part.fields.file_name
-
-
-def _missing(text: list[str], shown: list[list[str]]) -> float:
-    """Return the part of the words of a text, its addresses aside, that is not in what is shown."""
-    words = set(_WORDS.findall(_ADDRESSES.sub(" ", "\n".join(text)).lower()))
-    known = set(_WORDS.findall("\n".join(block for each in shown for block in each).lower()))
-    return len(words - known) / len(words) if words else 0
 
 
 def _enriched(text: str) -> str:

@@ -90,6 +90,26 @@ def beside(rest: bytes) -> bytes:
     return parts(1) + b"--b\r\nContent-Type: application/pdf\r\n\r\n" + rest
 
 
+MULTIPARTS = b"--b\r\nContent-Type: multipart/mixed; boundary=zz\r\n\r\n--=?utf-8?q?%s?= =?koi8-r?b?bbbb?=\r\n" % (
+    b"a" * 60
+)
+
+
+def nested_boundaries(number: int) -> bytes:
+    """Return parts with long boundaries that are within each other."""
+    names = [bytes([65 + at % 26]) * 250 + b"%d" % at for at in range(number)]
+    level = b"Content-Type: multipart/mixed; boundary=%s\r\n\r\n--%s\r\nContent-Type: a/b\r\n\r\nx\r\n--%s\r\n"
+    return parts(1) + b"--b\r\n" + b"".join(level % (name, name, name) for name in names)
+
+
+def alternatives(number: int) -> bytes:
+    """Return HTML alternatives of which each has words of its own."""
+    words = (" ".join(f"w{at}x{word}" for word in range(150)) for at in range(number))
+    body = "".join(f"--b\r\nContent-Type: text/html\r\n\r\n<p>{each}\r\n" for each in words)
+    head = 'Content-Type: multipart/alternative; boundary="b"\r\n\r\n'
+    return f"{head}--b\r\n\r\nThe words\r\n{body[:900_000]}".encode()
+
+
 def nested(kind: str, number: int) -> bytes:
     level = "Content-Type: multipart/{0}; boundary={1}\r\n\r\n--{1}\r\n"
     return "".join(level.format(kind, each) for each in range(number)).encode() + b"\r\nThe words\r\n"
@@ -107,6 +127,11 @@ def nested(kind: str, number: int) -> bytes:
         lambda: beside(b"\r\n--b " * 5_000_000),
         lambda: beside(b"x" * 50_000_000),
         lambda: beside(b"\r" * 50_000_000),
+        lambda: parts(1) + MULTIPARTS * 600,
+        lambda: parts(1) + b"".join(MULTIPARTS.replace(b"zz", b"z%d" % number) for number in range(600)),
+        lambda: parts(1) + b"--b\r\nContent-Type: multipart/mixed; boundary=zz\r\n\r\n" * 900 + b"x\r\n" * 100_000,
+        lambda: nested_boundaries(1_000),
+        lambda: alternatives(900),
         lambda: b"X: y\r\n" * 2_000_000 + b"\r\nThe words",
         lambda: b"To: x" + b"\r\n y" * 2_000_000 + b"\r\n\r\nThe words",
         lambda: b"To: " + b"=?utf-8?q?a?= " * 100_000 + b"\r\n\r\nThe words",

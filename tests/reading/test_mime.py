@@ -292,3 +292,37 @@ def test_damaged_messages_raise_nothing(seed: int) -> None:
                 [*PIECES, source.choice(seeds)[at : at + 500], b""]
             )
         seen(bytes(data))
+
+
+FILLER = "filler\n" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("--x y\n" * 2_000 + "--decoy\nContent-Type: text/plain\n\nInnocent\n--decoy--\n", "WORDS"),
+        (FILLER, "WORDS"),
+        (f"--decoy\nContent-Type: text/plain\n\nInnocent\n--decoy--\n{FILLER}", "WORDS"),
+        (f"--decoy\nContent-Type: text/plain\n\nInnocent\n{FILLER * 4}", "WORDS"),
+        (f"--decoy\nContent-Type: message/rfc822\n\nSubject: x\n\nInnocent\n{FILLER}", "WORDS"),
+        (f"--decoy\n{HTML}; boundary=in\n\n{FILLER}--decoy\n\nInnocent\n", "WORDS"),
+    ],
+)
+def test_what_comes_before_the_named_boundary_is_not_shown(before: str, expected: str) -> None:
+    body = f"{before}--real\n{HTML}\n\n<p>WORDS\n--real--\n"
+    found = seen(f'Content-Type: multipart/mixed; boundary="real"\n\n{body}')
+    assert found["text"].strip() == expected
+    assert not found["cut"]
+
+
+def test_parts_with_another_boundary_than_the_named_one_are_shown_however_long_they_are() -> None:
+    attached = part(FILLER, 'Content-Type: a/b; name="a"')
+    found = seen(multipart("mixed", part("one"), attached, part("two")).replace('"cut"', '"other"'))
+    assert found["text"].split() == ["one", "two"]
+    assert found["attachments"] == [("a", "a/b", len(FILLER))]
+
+
+@pytest.mark.parametrize("boundary", ["=?utf-8?q?a?=", "Trennlinie-\xfc", "a--", "a.*b", "x" * 200])
+def test_a_boundary_is_octets(boundary: str) -> None:
+    data = multipart("mixed", part("one"), part("two", PLAIN), boundary=boundary).encode("latin-1")
+    assert text(data) == "one\ntwo"
