@@ -93,7 +93,8 @@ def test_the_process_that_reads_messages_has_no_socket_of_uwsgi_and_ends_with_th
 ) -> None:
     # A name of its own: other tests use the same process at the same time.
     (tmp_path / "sitecustomize.py").write_text("from portal import reading\nreading._warm._name += '-uwsgi'\n")
-    home = start(QUARANTINE_SOCKET="socket", QUARANTINE_SITE__NAME="a setting")
+    # The whole path, since /proc/net/unix below lists the sockets of other tests too, and names as they were bound.
+    home = start(QUARANTINE_SOCKET=f"{tmp_path}/socket", QUARANTINE_SITE__NAME="a setting")
     post = HEALTH | {
         "REQUEST_METHOD": "POST",
         "PATH_INFO": "/quarantine/",
@@ -111,7 +112,9 @@ def test_the_process_that_reads_messages_has_no_socket_of_uwsgi_and_ends_with_th
     [reader] = readers("-uwsgi")
     assert b"a setting" not in (reader / "environ").read_bytes()
     inodes = {os.readlink(each) for each in (reader / "fd").iterdir()}
-    [listening] = [line for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(" socket")]
+    [listening] = [
+        line for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(f" {tmp_path}/socket")
+    ]
     assert f"socket:[{listening.split()[6]}]" not in inodes
     worker = (reader / "stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGTERM)
