@@ -195,6 +195,25 @@ def test_systemd_accepts_the_units_and_the_service_is_as_hardened_as_before(tmp_
     exposure_is_at_most(9)
 
 
+def test_processes_of_the_service_cannot_read_the_memory_of_others() -> None:
+    def calls(name: str) -> set[str]:
+        if not name.startswith("@"):
+            return {name}
+        listed = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+        return set().union(
+            *(calls(word) for line in listed.stdout.splitlines()[1:] for word in re.findall(r"^ +([^#\s]+)$", line))
+        )
+
+    allowed: set[str] = set()
+    for line in (DEPLOY / "systemd" / "quarantine.service").read_text().splitlines():
+        if line.startswith("SystemCallFilter="):
+            words = line.partition("=")[2]
+            named = set().union(*map(calls, words.lstrip("~").split()))
+            allowed = allowed - named if words.startswith("~") else allowed | named
+    assert {"read", "prlimit64"} <= allowed
+    assert not allowed & {"ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd"}
+
+
 # Runs a command with the restrictions of the unit that a program can fail on: no memory that is writable and executable
 # (PR_SET_MDWE, Linux 6.3), and a user namespace with two users, whose processes keep the socket of the host.
 RESTRICTED = [
