@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from portal.model.errors import Busy
 from portal.model.text import shown
@@ -33,9 +33,12 @@ log = logging.getLogger("quarantine.reading")
 
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
+_ANSWER_BYTES = 1 << 22  # more than `child` sends
+_ANSWER_SECONDS = WAIT_SECONDS + 1.0  # until the warm process has forked a reader, or refuses to
 _START_SECONDS = 2.0  # until the warm process listens
-_RETRY_SECONDS = 60.0  # after it could not be started
+_RETRY_SECONDS = 60.0  # after it could not be started, or did not answer
 _ROOT = Path(__file__).resolve().parents[2]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +62,44 @@ class Preview:
 
 
 def read(chunks: Iterable[bytes], recipient: str) -> Preview:
-    """Return what is shown of a message, within 8 s for every message.
+    """Return what is shown of a message, within 9 s for every message.
 
+    A view needs 4 s more if it finds that the warm process does not answer, which is tried once a minute.
     ``recipient``: identity; two messages are read at once for each. Raises Busy, and the errors of ``chunks``.
     """
     beginning = bytearray()
     with _reader(recipient) as connection:
         try:
-            parsed = _exchange(connection, chunks, beginning)
-            return Preview(
-                headers=tuple((name, shown(value, 1000)) for name, value in parsed["headers"]),
-                text=_lines(parsed["text"]),
-                attachments=tuple(Attachment(shown(n, 200), shown(t, 80), s) for n, t, s in parsed["attachments"]),
-                cut=parsed["cut"],
-                failed=False,
-            )
-        except (TimeoutError, ConnectionError, ValueError):
-            # Expected for hostile messages: the child exceeded a limit. Nothing is lost, and the page shows that.
+            return _preview(json.loads(_exchange(connection, chunks, beginning)))
+        except (TimeoutError, ConnectionError, ValueError, TypeError, KeyError, RecursionError):
+            # Expected for hostile messages: the child exceeded a limit, or was taken over and answers something else.
+            # Nothing is lost, and the page shows that.
             return Preview((), _lines(_raw_header(bytes(beginning))), (), cut=True, failed=True)
 
 
-def _exchange(connection: socket.socket, chunks: Iterable[bytes], beginning: bytearray) -> Any:
+def _preview(answer: Any) -> Preview:
+    """Convert the answer of the child, which is not trusted. Raises ValueError, TypeError, KeyError."""
+    return Preview(
+        headers=tuple(
+            (shown(_checked(str, name)), shown(_checked(str, text), 1000)) for name, text in answer["headers"]
+        ),
+        text=_lines(_checked(str, answer["text"])),
+        attachments=tuple(
+            Attachment(shown(_checked(str, name)), shown(_checked(str, type_), 80), _checked(int, size))
+            for name, type_, size in answer["attachments"]
+        ),
+        cut=_checked(bool, answer["cut"]),
+        failed=False,
+    )
+
+
+def _checked(type_: type[_T], value: object) -> _T:
+    if not isinstance(value, type_):
+        raise TypeError(f"{type_.__name__} expected")
+    return value
+
+
+def _exchange(connection: socket.socket, chunks: Iterable[bytes], beginning: bytearray) -> bytes:
     """Send a message and return the answer. Keep its beginning. Raises TimeoutError, ConnectionError, ValueError."""
     until = time.monotonic() + _SECONDS
     for chunk in chunks:
@@ -96,8 +116,12 @@ def _exchange(connection: socket.socket, chunks: Iterable[bytes], beginning: byt
     with suppress(ConnectionResetError):  # likewise
         while piece := connection.recv(1 << 16):
             answer += piece
+            if len(answer) > _ANSWER_BYTES:
+                raise ValueError("the answer is too long")
+            if time.monotonic() > until:  # also if each octet comes in time
+                raise TimeoutError
             connection.settimeout(max(0.01, until - time.monotonic()))
-    return json.loads(answer)
+    return bytes(answer)
 
 
 def _raw_header(data: bytes) -> str:
@@ -124,10 +148,14 @@ def _reader(recipient: str) -> Iterator[socket.socket]:
     connection = _warm.connect()
     if connection is not None:
         with connection:
-            connection.settimeout(WAIT_SECONDS + _SECONDS)
+            connection.settimeout(_ANSWER_SECONDS)
             try:
                 connection.sendall(hashlib.sha256(recipient.encode()).digest()[:KEY_BYTES])
                 answer = connection.recv(1)
+            except TimeoutError:
+                answer = b""
+                log.warning("message reader does not answer: each message is read by a new process for the next minute")
+                _warm.suspend()
             except OSError:
                 answer = b""
             if answer == b"-":
@@ -194,10 +222,15 @@ class _Warm:
         self._name = f"quarantine-reader-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def connect(self) -> socket.socket | None:
-        """Return a connection, None if there is no such process and none can be started."""
+        """Return a connection, None if there is no such process and none can be started, or it did not answer."""
         with self._lock:
+            # If several processes of the portal start one at once, the others' end.
+            if self._process is not None and self._process.poll() is not None:
+                self._process = None
+            if time.monotonic() < self._not_before:
+                return None
             connection = self._connected()
-            if connection is None and time.monotonic() >= self._not_before:
+            if connection is None:
                 connection = self._started()
             if connection is not None and self._lifeline is None:
                 self._lifeline = self._connected()
@@ -206,12 +239,14 @@ class _Warm:
                         self._lifeline.sendall(LIFELINE)
             return connection
 
+    def suspend(self) -> None:
+        """Return no connections for a minute."""
+        self._not_before = time.monotonic() + _RETRY_SECONDS
+
     def _started(self) -> socket.socket | None:
         if self._lifeline is not None:  # to one that ended
             self._lifeline.close()
             self._lifeline = None
-        if self._process is not None:
-            self._process.poll()
         try:
             self._process = _start(f"from portal.reading.warm import main; main({self._name!r})", subprocess.DEVNULL)
         except OSError:
@@ -223,12 +258,14 @@ class _Warm:
                 return connection
             time.sleep(0.02)
         log.warning("message reader not started: each message is read by a new process for the next minute")
-        self._not_before = time.monotonic() + _RETRY_SECONDS
+        self.suspend()
         return None
 
     def _connected(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # With a time limit, connect() fails at once if the other side accepts nothing, and never waits.
+            connection.settimeout(0.2)
             connection.connect("\0" + self._name)
             # Every process of the host may use a name in this namespace.
             if peer_uid(connection) == os.getuid():

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from portal.model.charsets import codec_names
+from portal.model.text import shown
 from portal.reading.mime import Parser
 from portal.reading.words import Words
 
 TEXT_CHARACTERS = 1 << 18
 ATTACHMENTS = 1_000
+_LINE_CHARACTERS = 10_000  # of a header field or a name
 _SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata
 _CPU_SECONDS = 2
 # After this time what was read so far is shown. The rest is for what cannot be interrupted.
@@ -33,6 +35,11 @@ def prepare() -> None:
     """Load what reading may need: after `restrict` no file can be opened."""
     for codec in codec_names():
         codecs.getincrementaldecoder(codec)
+
+
+def unblock_signals() -> None:
+    """Receive signals, which uWSGI blocks in its threads and this process inherited: SIGCHLD, SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def restrict() -> None:
@@ -55,7 +62,12 @@ def serve(connection: socket.socket) -> None:
     began = time.process_time()
     connection.sendall(b"+")
     answer = read(connection.recv, lambda: time.process_time() - began > _READING_SECONDS)
-    connection.sendall(json.dumps(answer).encode())
+    # The portal may still send the rest of the message, and reads no answer before that ends. After shutdown() its
+    # sending fails. It waits in poll(), which only ends when there is room, so the queue is emptied.
+    connection.shutdown(socket.SHUT_RD)
+    while connection.recv(1 << 16):
+        pass
+    connection.sendall(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read(receive: Callable[[int], bytes], is_late: Callable[[], bool]) -> dict[str, Any]:
@@ -64,15 +76,23 @@ def read(receive: Callable[[int], bytes], is_late: Callable[[], bool]) -> dict[s
     words = Words(parser.root, is_late)
     fields = parser.root.fields
     return {
-        "headers": [(name, text) for name in _SHOWN if (text := fields.text(name.lower()))],
+        "headers": [(name, _short(text, 1_000)) for name in _SHOWN if (text := fields.text(name.lower()))],
         "text": words.text[:TEXT_CHARACTERS],
-        "attachments": words.attachments[:ATTACHMENTS],
+        "attachments": [
+            (_short(name, 200), _short(kind, 80), size) for name, kind, size in words.attachments[:ATTACHMENTS]
+        ],
         "cut": parser.is_cut or words.is_cut or len(words.text) > TEXT_CHARACTERS,
     }
 
 
+def _short(text: str, limit: int) -> str:
+    """Return what the portal shows of a line, since the length of the answer is limited."""
+    return shown(text[:_LINE_CHARACTERS], limit)
+
+
 def main() -> None:
     """Read the message that comes through the standard input, which is a socket."""
+    unblock_signals()
     prepare()
     serve(socket.socket(fileno=0))
     os._exit(0)

@@ -60,7 +60,7 @@ class Server:
     def run(self) -> None:
         """Serve until nobody was connected for 10 s."""
         while self._connected or self._waiting or self._running or time.monotonic() - self._last_use < _IDLE_SECONDS:
-            for key, _ in self._events.select(1.0):
+            for key, _ in self._events.select(self._seconds()):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj == self._wake:
@@ -70,6 +70,11 @@ class Server:
                     self._receive(key.fileobj)
             self._reap()
             self._start()
+
+    def _seconds(self) -> float:
+        """Return how long to wait for events: no longer than those who wait are to be answered."""
+        first = min((until for _, _, until in self._waiting), default=float("inf"))
+        return max(0.0, min(1.0, first - time.monotonic()))
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -137,6 +142,7 @@ class Server:
 
 def main(name: str) -> None:
     """Listen at a name in Linux's abstract namespace. End at once if another process does."""
+    child.unblock_signals()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind("\0" + name)
