@@ -37,35 +37,48 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_USED = _names("style hidden class id href action formaction alt type value size color")
-_VOID = _names("area base br col embed hr img input link meta param source track wbr")
+_USED = _names("style hidden class id href action formaction alt type value placeholder size color")
+# Elements without text in them; any text ends a colgroup.
+_VOID = _names(
+    "area base basefont bgsound br col embed frame hr img input keygen link meta param source track wbr colgroup"
+)
 _RAW = _names("script style xmp iframe noembed noframes title textarea plaintext")
 _RAW_SHOWN = _names("xmp textarea plaintext")
 _NEVER_SHOWN = _names("template datalist")
+# Start tags that browsers ignore, or that add to an element that exists in any case: those hide nothing.
+_IGNORED = _names("html head body frameset")
+# Inside these, elements begin and end by other rules, and so do elements whose content is text elsewhere.
+_UNSURE = _names("svg math select")
+# In these, mail programs do not agree whether a style sheet counts.
+_NO_SHEETS = _UNSURE | _names("template noscript object")
+_NO_VALUES = _names("hidden checkbox radio file range color")  # types of input that show no text
 _LINES = _names(
     "p div br tr li ul ol dl dt dd table caption blockquote hr pre section article header footer main nav aside "
-    "address center details summary fieldset legend form figure figcaption h1 h2 h3 h4 h5 h6 xmp option"
+    "address center details summary fieldset legend form figure figcaption h1 h2 h3 h4 h5 h6 xmp option "
+    "hgroup listing search dialog"
 )
 _CELLS = _names("td th")
 _CLOSE_P = _LINES - _names("br tr caption legend option") | _names("plaintext menu dir")
 _HEADINGS = _names("h1 h2 h3 h4 h5 h6")
 # Elements that limit which open elements a tag can close, and what is in a table but not in a cell.
-_SCOPE = _names("table td th caption button object marquee applet template html")
+_SCOPE = _names("table td th caption button object marquee applet template")
 _TABLE = _names("table tbody thead tfoot tr")
 _IN_TABLE = _TABLE | _names("td th caption colgroup col style script template")
 # What a start tag closes, up to the nearest element of the second set.
 _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "li": (frozenset(("li",)), frozenset(("ul", "ol", "menu")) | _SCOPE),
     "dt": (frozenset(("dt", "dd")), frozenset(("dl",)) | _SCOPE),
-    "td": (_CELLS, frozenset(("table",))),
-    "tr": (frozenset(("tr", "caption")), frozenset(("table",))),
-    "tbody": (frozenset(("tbody", "thead", "tfoot", "caption")), frozenset(("table",))),
     "option": (frozenset(("option",)), frozenset(("select",)) | _SCOPE),
-    "a": (frozenset(("a",)), _SCOPE),
+    "a": (frozenset(("a",)), _SCOPE - {"button"}),
     "button": (frozenset(("button",)), _SCOPE - {"button"}),
-    "nobr": (frozenset(("nobr",)), _SCOPE),
+    "nobr": (frozenset(("nobr",)), _SCOPE - {"button"}),
+    "rt": (_names("rb rt rtc rp"), frozenset(("ruby",)) | _SCOPE),
 }
-_CLOSES |= {"dd": _CLOSES["dt"], "th": _CLOSES["td"]} | dict.fromkeys(("thead", "tfoot"), _CLOSES["tbody"])
+_CLOSES |= {"dd": _CLOSES["dt"]} | dict.fromkeys(("rb", "rtc", "rp"), _CLOSES["rt"])
+# Parts of tables close all that is open up to the nearest of these, and are ignored if there is none.
+_SECTIONS = dict.fromkeys(("tbody", "thead", "tfoot", "caption", "colgroup", "col"), frozenset(("table",)))
+_ROWS = {"tr": _names("table tbody thead tfoot")}
+_PARENTS = _SECTIONS | _ROWS | dict.fromkeys(_CELLS, _TABLE)
 _PARAGRAPH = (frozenset(("p",)), _SCOPE)
 _NOWHERE = [0]
 _DEPTH = 512  # as in browsers; deeper elements are read as siblings
@@ -93,51 +106,22 @@ class _Reduction:
         self._places: dict[str, list[int]] = {}  # of the open elements with a name, in the list above
         self._hiding = Hiding()
         self._base = ""
+        self._is_unsure = False  # whether browsers open the same elements
 
     def read(self, markup: str) -> None:
-        self._hiding = Hiding("\n".join(_style_sheets(markup)), markup.lower())
-        at, end = 0, len(markup)
-        while at < end and not self._is_late():
-            found = _MARKUP.search(markup, at)
-            if found is None or found.start() > at:
-                stop = found.start() if found else end
-                self._text(markup[at:stop])
-                at = stop
-                continue
-            at = self._markup(markup, at)
+        self._hiding = Hiding(list(_style_sheets(markup, self._is_late)), _unescaped(markup).lower())
+        for name, attributes, text in _tokens(markup, len(markup)):
+            if self._is_late():
+                break
+            if not name:
+                self._text(text)
+            elif name.startswith("/"):
+                self._end(name[1:])
+            else:
+                self._start(name, self._attributes(attributes))
+                if name in _RAW_SHOWN or (self._is_unsure and name in _RAW):
+                    self._text(text, pre=True)
         self._pop_to(1)
-
-    def _markup(self, markup: str, at: int) -> int:
-        """Read a tag or comment. Return where the text goes on."""
-        tag = _TAG.match(markup, at)
-        if tag:
-            name = tag[2].lower()
-            if tag[1]:
-                self._end(name)
-                return tag.end()
-            self._start(name, self._attributes(tag[3]))
-            return self._raw(markup, tag.end(), name) if name in _RAW else tag.end()
-        following = markup[at + 1 : at + 3]
-        if following[:1].isalpha() or (following[1:].isalpha() and following[0] == "/"):
-            return len(markup)  # a tag that is not ended is not shown, with all that follows
-        if following == "!-" and markup.startswith("<!--", at):
-            if markup.startswith((">", "->"), at + 4):
-                return markup.index(">", at) + 1
-            comment = _COMMENT_END.search(markup, at + 4)
-            return comment.end() if comment else len(markup)
-        if following == "/":  # the last character
-            self._text("</")
-            return len(markup)
-        bogus = markup.find(">", at)  # <!DOCTYPE>, <![CDATA[>, <?xml>, </ >: comments that end at the first bracket
-        return bogus + 1 if bogus >= 0 else len(markup)
-
-    def _raw(self, markup: str, at: int, name: str) -> int:
-        """Read an element whose content is text. Return where its end tag begins."""
-        ended = None if name == "plaintext" else re.compile(rf"</{name}(?=[{_WS}/>])", re.IGNORECASE).search(markup, at)
-        stop = ended.start() if ended else len(markup)
-        if name in _RAW_SHOWN:
-            self._text(markup[at:stop], pre=True)
-        return stop
 
     @staticmethod
     def _attributes(text: str) -> dict[str, str]:
@@ -161,7 +145,13 @@ class _Reduction:
             self._put("\n")
         elif name in _CELLS:
             self._put(" ")
-        style = self._parent_style(name).inherited(self._hiding.of(name, attributes))
+        if name in _IGNORED or (name in _PARENTS and not self._in_table(name)):
+            return
+        self._is_unsure = self._is_unsure or name in _UNSURE
+        style = self._parent_style(name)
+        # Browsers ignore a form in another form, and end one that is in a table at once: it hides nothing.
+        if not self._is_unsure and name != "form":
+            style = style.inherited(self._hiding.of(name, attributes))
         if name in _NEVER_SHOWN:
             style = style.hidden()
         target = ""
@@ -184,8 +174,11 @@ class _Reduction:
         """Return the text that an element without text shows."""
         if name in ("img", "area"):
             return _SPACES.sub(" ", attributes.get("alt", ""))
-        if name == "input" and attributes.get("type", "").lower() in ("submit", "button", "reset", "image", "", "text"):
-            return _SPACES.sub(" ", f" {attributes.get('value', attributes.get('alt', ''))} ")
+        kind = attributes.get("type", "").lower()
+        if name == "input" and kind not in _NO_VALUES:
+            value = "" if kind == "password" else attributes.get("value", "")
+            shown = value or attributes.get("placeholder") or attributes.get("alt", "")
+            return _SPACES.sub(" ", f" {shown} ")
         return ""
 
     def _close_implied(self, name: str) -> None:
@@ -195,6 +188,15 @@ class _Reduction:
             self._pop_to(len(self._open) - 1)
         if name in _CLOSES:
             self._close(*_CLOSES[name])
+        if name == "table":  # one in another, but not in a cell, ends that
+            self._close(frozenset(("table",)), _CELLS | {"caption", "template"})
+
+    def _in_table(self, name: str) -> bool:
+        """End what a part of a table ends. Return False if there is no table that it can be in."""
+        place = self._last(_PARENTS[name])
+        if place:
+            self._pop_to(place + 1)
+        return place > 0
 
     def _close(self, names: frozenset[str], scope: frozenset[str]) -> None:
         place = self._last(names)
@@ -249,13 +251,68 @@ class _Reduction:
             self.pieces.append(text)
 
 
-def _style_sheets(markup: str) -> Iterator[str]:
-    lower, at = markup.lower(), 0
-    while (at := lower.find("<style", at)) >= 0 and (begin := lower.find(">", at)) >= 0:
-        at = lower.find("</style", begin)
-        yield markup[begin + 1 : at if at >= 0 else len(markup)]
-        if at < 0:
+def _tokens(markup: str, before: int) -> Iterator[tuple[str, str, str]]:
+    """Return (name, attributes, content of an element whose content is text), ("/name", "", ""), ("", "", text).
+
+    ``before``: where the last one begins at the latest.
+    """
+    at, end, is_foreign = 0, len(markup), False
+    while at < before:
+        found = _MARKUP.search(markup, at)
+        if found is None or found.start() > at:
+            stop = found.start() if found else end
+            yield "", "", markup[at:stop]
+            at = stop
+        elif tag := _TAG.match(markup, at):
+            name, at = tag[2].lower(), tag.end()
+            is_foreign = is_foreign or name in ("svg", "math")
+            begin = at
+            if name in _RAW and not tag[1]:
+                at = _end_of_raw(markup, at, name)
+            yield tag[1] + name, tag[3], markup[begin:at]
+        elif is_foreign and markup.startswith("<![CDATA[", at):
+            stop = markup.find("]]>", at)
+            yield "", "", markup[at + 9 : stop if stop >= 0 else end]
+            at = stop + 3 if stop >= 0 else end
+        else:
+            if at == end - 2 and markup[at + 1] == "/":
+                yield "", "", "</"
+            at = _end_of_comment(markup, at)
+
+
+def _end_of_raw(markup: str, at: int, name: str) -> int:
+    """Return where the end tag of an element begins whose content is text."""
+    ended = None if name == "plaintext" else re.compile(rf"</{name}(?=[{_WS}/>])", re.IGNORECASE).search(markup, at)
+    return ended.start() if ended else len(markup)
+
+
+def _end_of_comment(markup: str, at: int) -> int:
+    """Return where the text goes on after a comment, or after what is read as one."""
+    following = markup[at + 1 : at + 3]
+    if following[:1].isalpha() or (following[1:].isalpha() and following[0] == "/"):
+        return len(markup)  # a tag that is not ended is not shown, with all that follows
+    if following == "!-" and markup.startswith("<!--", at):
+        if markup.startswith((">", "->"), at + 4):
+            return markup.index(">", at) + 1
+        comment = _COMMENT_END.search(markup, at + 4)
+        return comment.end() if comment else len(markup)
+    bogus = markup.find(">", at)  # <!DOCTYPE>, <![CDATA[>, <?xml>, </ >: comments that end at the first bracket
+    return bogus + 1 if bogus >= 0 else len(markup)
+
+
+def _style_sheets(markup: str, is_late: Callable[[], bool]) -> Iterator[tuple[str, bool]]:
+    """Return the style sheets of a document, each with whether every mail program applies it."""
+    is_sure = True
+    for name, text, content in _tokens(markup, markup.lower().rfind("<style") + 1):
+        if is_late():
             return
+        is_sure = is_sure and name not in _NO_SHEETS
+        if name == "style":
+            found = {  # the first of each name
+                key.lower(): _unescaped("".join(values)).lower() for key, *values in reversed(_ATTRIBUTES.findall(text))
+            }
+            media, kind = found.get("media", "").strip(), found.get("type", "")
+            yield content, is_sure and media in ("", "all", "screen") and kind in ("", "text/css")
 
 
 def _unescaped(text: str) -> str:

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-_COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
+# Comments, strings and simple brackets; the last group is what makes it unsure where declarations end.
+_STRING = r"\"[^\"\\\n\r\f]*+\"|'[^'\\\n\r\f]*+'"
+_PIECE = re.compile(
+    rf"(/\*.*?(?:\*/|\Z))|({_STRING})|\((?:[^()\[\]{{}};!\"'\\/]++|/(?!\*)|{_STRING})*+\)|([\"'\\()]|<!--|-->)",
+    re.DOTALL,
+)
+_BRACKETS = re.compile(r"[\[\]{}]")
 _BRACES = re.compile(r"([{}])")
 _VALUE_CHARACTERS = 100  # of what matters of a declaration
-_OF_BOXES = frozenset(("display", "opacity", "height", "max-height", "overflow"))
+_OF_BOXES = frozenset(("display", "opacity"))
+_HIDING = ("display", "opacity", "visibility", "font-size")
 _ATTRIBUTES = ("style", "class", "id", "hidden", "color", "size")
 _KNOWN = 1_000  # kept results: the elements of a mail are much alike
 _INHERITED = ("", "inherit", "unset")
-_SIMPLE = re.compile(r"([a-z][a-z0-9]*)?(?:([.#])(-?[\w-]+))?", re.IGNORECASE)
-_NAME = re.compile(r"[.#]?-?[a-zA-Z_][\w-]*")
-_NUMBER_ZERO = r"[+-]?(?:0++(?:\.0*+)?|\.0++)"
+_AT_STATEMENTS = re.compile(r"\s*(?:@[^;{}]*+;\s*+)*+")
+_SIMPLE = re.compile(r"[a-z][a-z0-9]*(?:[.#]-?[a-z_][\w-]*)?|[.#]-?[a-z_][\w-]*", re.ASCII)
+_PLAIN = re.compile(r"[\w.#\s>+~-]+")
+_NAME = re.compile(r"[.#]?[\w-]+")
+_NUMBER_ZERO = r"\+?(?:0++(?:\.0++)?|\.0++)"
 _NO_OPACITY = re.compile(rf"{_NUMBER_ZERO}%?")
 _ZERO = re.compile(rf"{_NUMBER_ZERO}(?:px|pt|em|ex|rem|%|vw|vh|in|cm|mm|q|pc|ch)?")
-_TINY = re.compile(r"\+?(?:0*\.[0-9]++|0*1(?:\.0*+)?)(?:px|pt)")
-_HEX_COLOUR = re.compile(r"#([0-9a-f]{3}|[0-9a-f]{6})")
-_RGB_COLOUR = re.compile(r"rgba?\(([0-9]{1,3})[, ]+([0-9]{1,3})[, ]+([0-9]{1,3})(?:[, ]+1)?\)")
-_NAMED_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-_PALE = 250  # of 255, each channel of a colour that is not seen on white
+_TINY = re.compile(r"\+?(?:0*\.[0-9]++|0*1(?:\.0++)?)(?:px|pt)")
 # Elements whose height is what CSS says, and declarations that let clipped text be seen nevertheless.
 _CLIPPED = frozenset(("div", "p", "center", "section"))
-_UNCLIPPING = ("padding", "display", "min-", "position", "float", "border")
-# Declarations that show text in another colour than `color` says, and documents in which the canvas may not be white.
-_REPAINTING = ("text-shadow", "text-fill", "background-image", "filter", "mix-blend")
-_CANVAS = ("background", "bgcolor", *_REPAINTING)
+_UNCLIPPING = ("padding", "display", "min-", "overflow-", "float", "border")
+# Controls have a font of their own, and a table has none of its parents' in documents without a DOCTYPE.
+_OWN_FONT = frozenset(("table", "button", "input", "textarea", "select", "option"))
+_OWN_COLOUR = frozenset(("a", "table"))
+_PALE = re.compile(r"white|transparent|#fff|#(?:f[d-f]){3}|rgb\(25[3-5], ?25[3-5], ?25[3-5]\)")
+# White text is seen in a document in which anything is painted that is not white, or is drawn at another place.
+_WHITE_GROUND = re.compile(
+    r"background(?:-color)?\s*:\s*(?:white|#fff(?:fff)?)\s*(?=[;\"'])|bgcolor\s*=\s*[\"']?(?:white|#fff(?:fff)?)[\"'\s>]"
+)
+_PAINTED = re.compile(
+    r"<(?:img|image|picture|svg|math|video|canvas|object|embed|iframe|hr|mark|input|button|textarea|select|meter|progress)"
+    r"|background|bgcolor|color-scheme|border|outline|shadow|stroke|text-fill|filter|blend|position|transform|:\s*-|\\"
+)
+_COLOURING = re.compile(r"color|\ball\b|@import|\\")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +88,51 @@ class Own:
 
 
 _NOTHING = Own()
+_SHOWN = Own(is_invisible=False, is_small=False, is_pale=False)
 
 
 class Hiding:
     """The hidden elements of one document, by its style sheets and their attributes.
 
-    In doubt text is visible. Rules in `@media` and rules with several parts in a selector hide nothing, but if such a
-    rule shows an element again, or may do so against an inline style (`!important`), the element counts as visible.
-    White text is hidden only in documents that never speak of a background. What mail programs ignore, such as
-    `position`, hides nothing.
+    In doubt text is visible. Rules that not every mail program applies and rules with several parts in a selector hide
+    nothing, but if such a rule shows an element again, or may do so against an inline style (`!important`), the element
+    counts as visible. If it is unsure where a declaration of a style sheet ends, nothing in the document is hidden by
+    CSS or attributes. White text is hidden only in documents in which nothing has another colour. What mail programs
+    ignore, such as `position`, hides nothing.
     """
 
-    def __init__(self, sheets: str = "", markup: str = "") -> None:
+    def __init__(self, sheets: Sequence[tuple[str, bool]] = (), markup: str = "") -> None:
         self._known: dict[tuple[str | None, ...], Own] = {}
-        self._is_white = not any(word in markup for word in _CANVAS)
         # Properties by selector that hide what it matches, by name in any selector that show it, and that show it
         # against an inline style.
         self._hidden: dict[str, set[str]] = {}
         self._shown: dict[str, set[str]] = {}
         self._forced: dict[str, set[str]] = {}
-        for selectors, style, important, is_conditional in _rules(_COMMENT.sub(" ", sheets)):
+        self._is_white = not _PAINTED.search(_WHITE_GROUND.sub(" ", markup))
+        self._is_clipping = not sheets and "position" not in markup and "\\" not in markup
+        self._is_sure = True
+        for sheet, is_applied in sheets:
+            self._is_white = self._is_white and not _COLOURING.search(sheet.lower())
+            plain = _plain(sheet.strip().removeprefix("<!--").removesuffix("-->"))
+            self._is_sure = self._is_sure and plain is not None and "keyframes" not in plain
+            if self._is_sure and plain:
+                self._add(plain, is_applied)
+
+    def _add(self, sheet: str, is_applied: bool) -> None:
+        for prelude, style, important, is_conditional in _rules(sheet):
             effects = _effects(style)
-            hides = set() if is_conditional else {name for name in effects if effects[name]}
-            shows = effects.keys() - {name for name in effects if effects[name]}
-            for selector in selectors.lower().split(",") if effects else ():
-                selector = selector.strip()
-                names = {"*"} if "[" in selector or "*" in selector else set(_NAME.findall(selector))
-                for name in names if shows else ():
+            if "all" in style:
+                important = set(_HIDING)
+            hides = {name for name in effects if effects[name]}
+            shows = effects.keys() - hides
+            selectors = [selector.strip() for selector in prelude.split(",")]
+            for selector in selectors if shows else ():
+                for name in _NAME.findall(selector) if _PLAIN.fullmatch(selector) else ("*",):
                     self._shown.setdefault(name, set()).update(shows)
                     self._forced.setdefault(name, set()).update(shows & important)
-                if hides and _SIMPLE.fullmatch(selector):
+            # One wrong selector makes browsers ignore the rule.
+            if hides and is_applied and not is_conditional and all(map(_SIMPLE.fullmatch, selectors)):
+                for selector in selectors:
                     self._hidden.setdefault(selector, set()).update(hides)
 
     def of(self, name: str, attributes: Mapping[str, str]) -> Own:
@@ -116,7 +146,10 @@ class Hiding:
         return own
 
     def _of(self, name: str, attributes: Mapping[str, str]) -> Own:
-        style = _inline(attributes["style"]) if "style" in attributes else {}
+        text = _plain(attributes.get("style", ""))
+        style = {"all": ""} if text is None else _declarations(text)[0]
+        if "all" in style or not self._is_sure:
+            return _SHOWN
         hidden, shown = set(), set()
         if self._hidden or self._shown:
             names = {name, *(f".{each}" for each in attributes.get("class", "").lower().split()[:50])}
@@ -127,7 +160,7 @@ class Hiding:
             forced = _all(self._forced, names | {"*"})
             style = {each: value for each, value in style.items() if each not in forced}
         own = _own(style) if style else _NOTHING
-        if (style and name in _CLIPPED and _is_clipped(style)) or hidden & {"display", "opacity"}:
+        if (self._is_clipping and name in _CLIPPED and _is_clipped(style)) or hidden & {"display", "opacity"}:
             own = replace(own, is_gone=True)
         if "hidden" in attributes and "display" not in style.keys() | shown:
             own = replace(own, is_gone=True)
@@ -135,11 +168,13 @@ class Hiding:
             own = replace(own, is_invisible="visibility" in hidden)
         if own.is_small is None and ("font-size" in hidden | shown or (name == "font" and attributes.get("size"))):
             own = replace(own, is_small="font-size" in hidden)
+        elif own.is_small is None and name in _OWN_FONT:
+            own = replace(own, is_small=False)
         colour = style.get("color") or (attributes.get("color", "").strip().lower() if name == "font" else "")
-        if colour and own.is_pale is None:
-            own = replace(own, is_pale=self._is_white and _is_white(colour))
-        elif name == "a" and own.is_pale is None:
-            own = replace(own, is_pale=False)  # browsers show links in blue
+        if colour:
+            own = replace(own, is_pale=self._is_white and bool(_PALE.fullmatch(colour)))
+        elif name in _OWN_COLOUR:
+            own = replace(own, is_pale=False)
         return own
 
 
@@ -153,24 +188,51 @@ def _rules(sheet: str) -> Iterator[tuple[str, dict[str, str], set[str], bool]]:
     before = ""
     for piece in _BRACES.split(sheet):
         if piece == "{":
-            opened.append(before.rpartition("-->")[2].rpartition("<!--")[2].rpartition(";")[2].strip())
+            if opened and ";" in before:  # declarations before a rule in a rule
+                yield opened[-1], *_declarations(before), True
+            opened.append(_AT_STATEMENTS.sub("", before, 1).strip())
+            before = ""
         elif piece == "}" and opened:
             selectors = opened.pop()
             if before.strip():
                 yield selectors, *_declarations(before), bool(opened) or selectors.startswith("@")
-            piece = ""
-        before = piece if piece != "{" else ""
+            before = ""
+        else:
+            before += piece
+    if opened:
+        yield opened[-1], *_declarations(before), True
+
+
+def _plain(text: str) -> str | None:
+    """Return lower-case CSS without comments and strings, None if it is unsure where its declarations end."""
+    pieces: list[str] = []
+    at = 0
+    for piece in _PIECE.finditer(text):
+        comment, string, unsure = piece.groups()
+        if unsure:
+            return None
+        if comment or string:
+            pieces += (text[at : piece.start()], " " if comment else "~")
+            at = piece.end()
+    return ("".join(pieces) + text[at:]).lower()
 
 
 def _declarations(text: str) -> tuple[dict[str, str], set[str]]:
-    """Return declarations and the names of the important ones. The last of a property counts, an important one more."""
+    """Return declarations and the names of the important ones. The last of a property counts, an important one more.
+
+    `all` among them: any of them may have another value.
+    """
+    if _BRACKETS.search(text):
+        return {"all": ""}, set()
     found: dict[str, str] = {}
     important: set[str] = set()
     for declaration in text.split(";"):
         name, _, value = declaration.partition(":")
-        name, value = name.strip().lower(), value.strip().lower()
-        value, _, flag = value.partition("!")
-        if flag.strip() == "important":
+        name = name.strip()
+        value, mark, flag = value.partition("!")
+        if mark and flag.strip() != "important":
+            continue  # as browsers do
+        if mark:
             important.add(name)
         elif name in important:
             continue
@@ -181,13 +243,12 @@ def _declarations(text: str) -> tuple[dict[str, str], set[str]]:
 def _own(style: Mapping[str, str]) -> Own:
     """Return what declarations say, whatever the element is."""
     size, visibility, space = (style.get(name, "") for name in ("font-size", "visibility", "white-space"))
-    if not size and "font" in style:
-        size = next((word for word in re.split(r"[\s/]+", style["font"]) if word[:1].isdigit()), "")
+    if "font" in style:
+        size = "medium"  # or any other, but not certainly 0
     own = Own(
         is_gone=style.get("display") == "none" or bool(_NO_OPACITY.fullmatch(style.get("opacity", ""))),
         is_invisible=None if visibility in _INHERITED else visibility in ("hidden", "collapse"),
         is_small=None if size in _INHERITED else bool(_ZERO.fullmatch(size) or _TINY.fullmatch(size)),
-        is_pale=_is_like_ground(style) or None,
         is_pre=None if space in _INHERITED else space.startswith(("pre", "break-spaces")),
     )
     return _NOTHING if own == _NOTHING else own
@@ -195,27 +256,16 @@ def _own(style: Mapping[str, str]) -> Own:
 
 def _is_clipped(style: Mapping[str, str]) -> bool:
     """Return whether a block has no height, and what overflows is cut."""
-    if not style.get("overflow", "").startswith(("hidden", "clip")):
+    if style.get("overflow") != "hidden":
         return False
     is_flat = any(_ZERO.fullmatch(style.get(side, "")) for side in ("height", "max-height"))
     return is_flat and not any(name.startswith(_UNCLIPPING) for name in style)
 
 
-def _is_like_ground(style: Mapping[str, str]) -> bool:
-    """Return whether text has the colour of its own background, or none."""
-    if any(word in name for name in style for word in _REPAINTING):
-        return False
-    ground = _colour(style.get("background-color") or style.get("background", ""))
-    colour = style.get("color", "")
-    return colour == "transparent" or (ground is not None and _colour(colour) == ground)
-
-
-def _inline(text: str) -> dict[str, str]:
-    return _declarations(_COMMENT.sub("", text) if "/*" in text else text)[0]
-
-
 def _effects(style: Mapping[str, str]) -> dict[str, bool]:
     """Return the properties of a rule that matter, with whether they hide."""
+    if "all" in style:
+        return dict.fromkeys(_HIDING, False)
     own = _own(style)
     effects = {name: _own({name: style[name]}).is_gone for name in _OF_BOXES & style.keys()}
     if own.is_invisible is not None:
@@ -223,18 +273,3 @@ def _effects(style: Mapping[str, str]) -> dict[str, bool]:
     if own.is_small is not None:
         effects["font-size"] = own.is_small
     return effects
-
-
-def _colour(value: str) -> tuple[int, ...] | None:
-    """Return red, green and blue, None for what is not such a colour alone."""
-    if match := _HEX_COLOUR.fullmatch(value):
-        digits = match[1] if len(match[1]) == 6 else "".join(digit * 2 for digit in match[1])
-        return tuple(bytes.fromhex(digits))
-    if match := _RGB_COLOUR.fullmatch(value):
-        return tuple(min(255, int(channel)) for channel in match.groups())
-    return _NAMED_COLOURS.get(value)
-
-
-def _is_white(value: str) -> bool:
-    colour = _colour(value)
-    return colour is not None and min(colour) >= _PALE

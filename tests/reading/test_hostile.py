@@ -55,7 +55,8 @@ HTML = [
     "<svg>", "<select><option>", "<table><tr><td>", "<b><i></b></i><table>", "<form><p>", "<style>", "<style ",
     "<style>a{", "<style>*/", "<textarea>", "<textarea></textarea>", "&", "&#", "&#9", "&amp", "<p style='a:b'>",
     "<p style='", "<a ='", '<a b="', "<a b= ", "<p a=1 ", "<title>", "<plaintext>", "</", "<!", "<base href=//a>",
-    "<img alt=x style=display:none>",
+    "<img alt=x style=display:none>", "<svg><![CDATA[", "<svg><![CDATA[]]>", "<svg><style></style>", "<style></style>",
+    "<style media=print>a{}</style>", "<style>a{}</style><a>", "<table><table>", "<select><table>", "background:",
 ]
 # fmt: on
 
@@ -69,10 +70,15 @@ def test_html_is_read_in_linear_time(pattern: str, size: int) -> None:
     assert "The words" in seen["text"]
 
 
+# fmt: off
 @pytest.mark.parametrize(
     "inside",
-    ["color:red;", "a", "display:", "/*", "*/", "{", "0", " ", "a:", "!important", ".a{display:none}", "a,", ".a "],
+    [
+        "color:red;", "a", "display:", "/*", "*/", "{", "0", " ", "a:", "!important", ".a{display:none}", "a,", ".a ",
+        "(", "'", "'a'", "'a\n", "/", "(/*)", "}", "}a{", "@a;", "a{b:c;", "[", "a[b]{display:none}", "<!--", ": ",
+    ],
 )
+# fmt: on
 @pytest.mark.parametrize(
     "frame", ["<style>{}</style>", "<style>p{{{}}}</style>", '<p style="{}">', '<p style="font-size:{}">']
 )
