@@ -90,7 +90,7 @@ def by_postal_mime(paths: list[Path], modules: Path) -> Iterator[Read | None]:
 
 def by_portal(data: bytes) -> Read:
     """Return a message as the portal shows it; the text is in `plain`."""
-    shown = child.read(io.BytesIO(data).read, lambda: False)
+    shown = child.read(io.BytesIO(data).read, lambda: 0)
     own = own_fields(_header(data))
     sender = own.mailboxes[0].address if own.mailboxes else ""
     names = [name for name, _, _ in shown["attachments"]]

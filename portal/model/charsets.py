@@ -19,10 +19,13 @@ from webencodings.labels import LABELS
 _FALLBACK = "cp1252"
 _SEPARATORS = re.compile(r"[^0-9a-z]+")
 _CODE_PAGE = re.compile(r"(?:x?(?:cp|windows|win|ms|ibm|dos|oem|codepage))0*([0-9]{3,5})")
-_NOT_FOR_TEXT = re.compile(r".*_codec|rot_13|mbcs|tactis|.*escape|punycode|idna|undefined|charmap")
+# The numbers are EBCDIC: no mail program decodes it, and ASCII read as EBCDIC is not readable.
+_NOT_FOR_TEXT = re.compile(
+    r".*_codec|rot_13|mbcs|tactis|.*escape|punycode|idna|undefined|charmap|cp(?:037|273|424|500|875|1026|1140)"
+)
 # Code pages without an alias in Python, or with a number that only Windows uses.
 _CODE_PAGES = {
-    **{str(number): f"cp{number}" for number in (720, 737, 856, 874, 875, 1006)},
+    **{str(number): f"cp{number}" for number in (720, 737, 856, 874, 1006)},
     **{f"{28590 + number}": f"iso8859-{number}" for number in (*range(2, 10), 13, 15)},
     **dict.fromkeys(("28591", "1004"), "cp1252"),
     **dict.fromkeys(("936", "54936", "20936"), "gb18030"),
@@ -33,6 +36,8 @@ _ISO_2022_JP = "iso-2022-jp"
 # Codecs in which ASCII octets stand for other characters. Not UTF-16: its line breaks and blanks have a NUL, and text
 # without any is text whose label is wrong.
 _STATEFUL = re.compile(r"utf.?7|hz|iso.?2022.*")
+_WIDE = re.compile(r"utf.?(?:16|32).*")
+_NOT_ASCII = re.compile(rb"([\x80-\xff]+)")
 _JIS_SWITCH = re.compile(rb"\x1b(\([BJI]|\$[@B]|\$\([@B]|[^\x1b])")
 
 
@@ -94,8 +99,16 @@ def decode(octets: bytes, label: str = "") -> str:
         return _iso_2022_jp(octets)
     if codec_name is None or codec_name == "utf-8":
         return _unicode_or_windows(octets)
+    if _WIDE.fullmatch(codec_name) and b"\0" not in octets:
+        with suppress(UnicodeError):
+            return octets.decode("utf-8")
     with suppress(UnicodeError):
         return codecs.getincrementaldecoder(codec_name)("strict").decode(octets)
+    if _STATEFUL.fullmatch(codec_name):
+        # One error must not let the rest be read as ASCII, which mail programs do not show. Octets that are not ASCII
+        # are no part of these charsets.
+        pieces = _NOT_ASCII.split(octets)
+        return "".join(_unicode_or_windows(x) if at % 2 else _lenient(x, codec_name) for at, x in enumerate(pieces))
     with suppress(UnicodeError):
         return octets.decode("utf-8")
     return _lenient(octets, codec_name)

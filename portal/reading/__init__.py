@@ -47,7 +47,7 @@ class Attachment:
 
     name: str
     type: str
-    size_bytes: int
+    size_bytes: int | None  # None: it was not read to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,11 @@ def _preview(answer: Any) -> Preview:
         ),
         text=_lines(_checked(str, answer["text"])),
         attachments=tuple(
-            Attachment(shown(_checked(str, name)), shown(_checked(str, type_), 80), _checked(int, size))
+            Attachment(
+                shown(_checked(str, name)),
+                shown(_checked(str, type_), 80),
+                size if size is None else _checked(int, size),
+            )
             for name, type_, size in answer["attachments"]
         ),
         cut=_checked(bool, answer["cut"]),

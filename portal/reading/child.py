@@ -26,8 +26,10 @@ ATTACHMENTS = 1_000
 _LINE_CHARACTERS = 10_000  # of a header field or a name
 _SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata
 _CPU_SECONDS = 2
-# After this time what was read so far is shown. The rest is for what cannot be interrupted.
-_READING_SECONDS = 1.2
+# After these times of the processor what was read so far is shown: of the parts, and then of their texts. What is left
+# until the limit is for steps that cannot be interrupted.
+_PARTS_SECONDS = 0.7
+_TEXTS_SECONDS = 1.4
 _MEMORY_BYTES = 512 << 20
 
 
@@ -61,7 +63,7 @@ def serve(connection: socket.socket) -> None:
     restrict()
     began = time.process_time()
     connection.sendall(b"+")
-    answer = read(connection.recv, lambda: time.process_time() - began > _READING_SECONDS)
+    answer = read(connection.recv, lambda: time.process_time() - began)
     # The portal may still send the rest of the message, and reads no answer before that ends. After shutdown() its
     # sending fails. It waits in poll(), which only ends when there is room, so the queue is emptied.
     connection.shutdown(socket.SHUT_RD)
@@ -70,10 +72,13 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def read(receive: Callable[[int], bytes], is_late: Callable[[], bool]) -> dict[str, Any]:
-    """Return what the page shows of a message. ``receive`` returns the next octets, at most as many as asked for."""
-    parser = Parser(receive, is_late)
-    words = Words(parser.root, is_late)
+def read(receive: Callable[[int], bytes], seconds: Callable[[], float]) -> dict[str, Any]:
+    """Return what the page shows of a message.
+
+    ``receive`` returns the next octets, at most as many as asked for; ``seconds`` the time that was spent.
+    """
+    parser = Parser(receive, lambda: seconds() > _PARTS_SECONDS)
+    words = Words(parser.root, seconds, _TEXTS_SECONDS)
     fields = parser.root.fields
     return {
         "headers": [(name, _short(text, 1_000)) for name in _SHOWN if (text := fields.text(name.lower()))],

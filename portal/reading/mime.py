@@ -21,6 +21,21 @@ _DEPTH = 50
 _HEADER_BYTES = 1 << 18  # of one part; what follows is skipped
 _FIELD_BYTES = 1 << 16
 _MESSAGES = ("message/rfc822", "message/global", "message/news")
+# The last two are other forms of the same message, for Gmail and for watches.
+HTML_TYPES = ("text/html", "application/xhtml+xml", "text/x-amp-html", "text/watch-html")
+# The parts of reports that are for people too, as fields of a header.
+REPORT_TYPES = ("message/delivery-status", "message/disposition-notification", "message/feedback-report")
+_SHOWN_TYPES = (*HTML_TYPES, *REPORT_TYPES, "text/plain", "text/enriched", "text/richtext", "text/calendar")
+_ATTACHED_TEXTS = (
+    "text/csv",
+    "text/vcard",
+    "text/x-vcard",
+    "text/directory",
+    "text/xml",
+    "text/css",
+    "text/javascript",
+    "text/rtf",
+)
 _NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
 _LIKELY_BOUNDARY = re.compile(rb"\n--(?!-*\s)(\S[^\r\n]{0,200}?)[ \t]*\r?\n(?=[!-9;-~]+[ \t]*:|\r?\n)")
 _BOUNDARY_BYTES = 300  # longer ones do not count (RFC 2046, 5.1.1: 70)
@@ -33,13 +48,26 @@ class Part:
     fields: Fields
     type: str  # of media; what it means, not what is written
     parts: list[Part] = field(default_factory=list)
-    octets: bytes = b""  # of a text, decoded from base64 or quoted-printable
-    size_bytes: int = 0  # likewise
+    is_message_itself: bool = False  # not a part of a multipart
+    octets: bytes = b""  # of a text that is shown, decoded from base64 or quoted-printable
+    size_bytes: int | None = 0  # likewise, of all parts; None: it was not read to its end
     is_cut: bool = False  # the text is longer
 
     @property
     def is_message(self) -> bool:
         return self.type in _MESSAGES and bool(self.parts)
+
+    @property
+    def is_shown(self) -> bool:
+        """Return whether mail programs show it as text: also with a file name, unless it is an attachment.
+
+        A message that is a text is shown whatever its disposition is.
+        """
+        if self.fields.disposition == "attachment" and not self.is_message_itself:
+            return False
+        if self.type in _SHOWN_TYPES:
+            return True
+        return self.type.startswith("text/") and self.type not in _ATTACHED_TEXTS and not self.fields.file_name
 
 
 @dataclass(slots=True)
@@ -53,7 +81,7 @@ class Parser:
     """Reads one message into `root`. `is_cut`: it has more parts, or more text, than were read."""
 
     def __init__(self, read: Callable[[int], bytes], is_late: Callable[[], bool]) -> None:
-        self.root = Part(Fields(), "text/plain")
+        self.root = Part(Fields(), "text/plain", is_message_itself=True)
         self.is_cut = False
         self._is_late = is_late
         self._depths: dict[bytes, list[int]] = {}  # of the open multiparts by boundary
@@ -96,12 +124,11 @@ class Parser:
 
     def _message(self, part: Part, depth: int) -> None:
         before = self._source.position
-        inner = Part(Fields(), "text/plain")
+        inner = Part(Fields(), "text/plain", is_message_itself=True)
         part.parts.append(inner)
-        try:
-            self._entity(inner, "message", depth + 1)
-        finally:
-            part.size_bytes = max(self._source.body_end - before, 0)
+        part.size_bytes = None
+        self._entity(inner, "message", depth + 1)
+        part.size_bytes = max(self._source.body_end - before, 0)
 
     def _multipart(self, part: Part, depth: int) -> None:
         named, type_, text_bytes_left = part.fields.boundary, part.type, self._text_bytes_left
@@ -260,15 +287,16 @@ class Parser:
         """Read the content of a part that has no parts."""
         encoding = part.fields.encoding
         kept, units = bytearray(), 0
-        is_text = part.type.startswith(("text/", "message/")) or part.type == "application/xhtml+xml"
+        is_kept = part.is_shown or part.type in _MESSAGES
+        part.size_bytes = None
         try:
             for octets in _whole_lines(self._body(), encoding):
                 units += _units(octets, encoding)
-                part.size_bytes = units * 3 // 4 if encoding == "base64" else units
-                if is_text:
+                if is_kept:
                     kept += octets[: self._text_bytes_left]
                     part.is_cut = part.is_cut or len(octets) > self._text_bytes_left
                     self._text_bytes_left -= min(len(octets), self._text_bytes_left)
+            part.size_bytes = units * 3 // 4 if encoding == "base64" else units
         finally:
             part.octets = decoded(bytes(kept), encoding)
 
@@ -318,6 +346,35 @@ def _uu_line(line: bytes) -> bytes:
             return binascii.a2b_uu(line[:size])
         except binascii.Error:
             return b""
+
+
+# Full lines, and at most one shorter line. Any other line ends the file and is shown, since a sender could begin a text
+# like a file. A line begins with its length in octets, so few lines of text are mistaken for data.
+_UU_BLOCK = re.compile(
+    rb"^begin [0-7]{3,4} +([^\r\n]{1,255})\r?\n((?:M[ -`]{60,61}\r?\n)*+)(?:([!-L])([ -`]{4,61})\r?\n)?"
+    rb"(?:[` ]?\r?\n)?(?:end[ \t]*(?:\r?\n|\Z)|M[ -`]{0,61}\Z)?",
+    re.MULTILINE,
+)
+
+
+def uuencoded_files(octets: bytes) -> tuple[bytes, list[tuple[bytes, int | None]]]:
+    """Return a text without the files in it, which mail programs list as attachments, and their names and sizes.
+
+    The size is None if the text ends within the file.
+    """
+    files: list[tuple[bytes, int | None]] = []
+
+    def listed(block: re.Match[bytes]) -> bytes:
+        last_bytes = block[3][0] - 32 if block[3] else 0
+        has_last = last_bytes > 0 and 0 <= len(block[4]) - (last_bytes + 2) // 3 * 4 <= 1
+        if not block[2] and not has_last:
+            return block[0]
+        full_lines = block[2].count(b"\n")
+        is_whole = block.end() < len(octets) or block[0].rstrip().endswith(b"end")
+        files.append((block[1].strip(), full_lines * 45 + last_bytes * has_last if is_whole else None))
+        return b"" if has_last or not block[3] else block[0][block.start(3) - block.start() :]
+
+    return _UU_BLOCK.sub(listed, octets), files
 
 
 def _whole_lines(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:

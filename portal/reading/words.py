@@ -10,41 +10,38 @@ import re
 from collections.abc import Callable, Iterable
 
 from portal.model.charsets import codec_of, decode
+from portal.model.encoded_words import decode_field
 from portal.reading.html import text_of
-from portal.reading.mime import Part
+from portal.reading.mime import HTML_TYPES, REPORT_TYPES, Part, uuencoded_files
 
-_META = re.compile(rb"<meta[^>]{1,500}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,60})", re.IGNORECASE)
+_TAG = re.compile(
+    rb"<(?:!--.*?(?:-->|\Z)|(/?[a-z][^\s/>]*+)((?:\"[^\"]*\"|'[^']*'|[^>\"'])*+)>)", re.DOTALL | re.IGNORECASE
+)
+_ATTRIBUTE = re.compile(rb"([^\s/>=]++)\s*+=\s*+(\"[^\"]*\"|'[^']*'|[^\s>]*+)")
+_CONTENT_CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s;\"']+)", re.IGNORECASE)
 _META_BYTES = 4_096
 _WORDS = re.compile(r"\w{2,}")
 _ADDRESSES = re.compile(r"\S*://\S*|\[[^\]\s]*\]")
+_TARGETS = re.compile(r"\[([^\]\s]*)\]")
+_HOSTS = re.compile(r"[\w@-][\w.@:-]*[\w-]")
 _RICH_COMMAND = re.compile(r"<(<)|</?([A-Za-z0-9-]{1,60})>")
 _RICH_LINES = re.compile(r"\r?\n((?:\r?\n)*)")
 _CALENDAR_FOLD = re.compile(r"\r?\n[ \t]")
 _CALENDAR_LINE = re.compile(r"^([A-Za-z-]++)([^:\r\n]*+):([^\r\n]*+)", re.MULTILINE)
 _CALENDAR_TIME = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})[0-9]*(Z?))?")
-_ATTACHED_TEXTS = (
-    "text/csv",
-    "text/vcard",
-    "text/x-vcard",
-    "text/directory",
-    "text/xml",
-    "text/css",
-    "text/javascript",
-    "text/rtf",
-)
-# The last two are other forms of the same message, for Gmail and for watches.
-_HTML = ("text/html", "application/xhtml+xml", "text/x-amp-html", "text/watch-html")
-# The parts of reports that are for people too, as fields of a header.
-_REPORTS = ("message/delivery-status", "message/disposition-notification", "message/feedback-report")
 
 
 class Words:
-    """Collects the text and the attachments of a message."""
+    """Collects the text and the attachments of a message.
 
-    def __init__(self, root: Part, is_late: Callable[[], bool]) -> None:
-        self.attachments: list[tuple[str, str, int]] = []
+    ``seconds``: returns the time that was spent; ``until``: the time at which to stop.
+    """
+
+    def __init__(self, root: Part, seconds: Callable[[], float], until: float) -> None:
+        self.attachments: list[tuple[str, str, int | None]] = []
         self.is_cut = False
-        self._is_late = is_late
+        self._seconds = seconds
+        self._until = until
         self.text = "\n\n".join(self._blocks(root))
 
     def _blocks(self, part: Part) -> list[str]:
@@ -55,10 +52,9 @@ class Words:
             return self._alternatives(part) if part.type == "multipart/alternative" else self._all(part.parts)
         if part.type.startswith("multipart/"):
             return []
-        is_shown = _is_shown(part)
-        if not is_shown or part.fields.file_name:
+        if not part.is_shown or part.fields.file_name or part.fields.disposition == "attachment":
             self.attachments.append((part.fields.file_name, part.type, part.size_bytes))
-        text = self._text(part).strip("\r\n") if is_shown else ""
+        text = self._text(part).strip("\r\n") if part.is_shown else ""
         return [text] if text.strip() else []
 
     def _all(self, parts: Iterable[Part]) -> list[str]:
@@ -67,21 +63,25 @@ class Words:
     def _alternatives(self, part: Part) -> list[str]:
         """Return the last alternative that has text, after others that say something else, and before invitations.
 
-        Any word that only an HTML part has counts, since some mail programs show HTML wherever it is; otherwise half of
-        the words, since a plain text and its HTML always differ a little.
+        Any word or target of a link that only an HTML part has counts, since some mail programs show HTML wherever it
+        is; otherwise half of the words, since a plain text and its HTML always differ a little.
         """
         invitations = [each for each in part.parts if each.type == "text/calendar"]
         # Mail programs no longer know text/enriched.
         order = sorted(part.parts, key=lambda each: each.type not in ("text/enriched", "text/richtext"))
         texts = [(each, text) for each in order if each not in invitations and (text := self._blocks(each))]
         shown = [text for _, text in texts[-1:]]
-        known = set(_WORDS.findall("\n".join(each for text in shown for each in text).lower()))
+        last = "\n".join(each for text in shown for each in text).lower()
+        known, hosts = set(_WORDS.findall(last)), set(_HOSTS.findall(last))
         for each, text in reversed(texts[:-1]):
-            words = set(_WORDS.findall(_ADDRESSES.sub(" ", "\n".join(text)).lower()))
-            missing = len(words - known)
-            if missing and (missing * 2 >= len(words) or each.type in _HTML):
+            lines = "\n".join(text).lower()
+            words = set(_WORDS.findall(_ADDRESSES.sub(" ", lines)))
+            missing, is_html = len(words - known), _has_html(each)
+            leads_elsewhere = is_html and not hosts.issuperset(_TARGETS.findall(lines))
+            if leads_elsewhere or (missing and (is_html or missing * 2 >= len(words))):
                 shown.append(text)
                 known |= words
+                hosts.update(_HOSTS.findall(lines))
         return [block for text in reversed(shown) for block in text] + self._all(invitations)
 
     def _message(self, part: Part) -> list[str]:
@@ -98,29 +98,47 @@ class Words:
     def _text(self, part: Part) -> str:
         self.is_cut = self.is_cut or part.is_cut
         octets, charset = part.octets, part.fields.charset
-        if part.type in _HTML:
-            if not codec_of(charset) and (meta := _META.search(octets, 0, _META_BYTES)):
-                charset = meta[1].decode()
-            text = text_of(decode(octets, charset), self._is_late)
-            self.is_cut = self.is_cut or self._is_late()
+        if part.type in HTML_TYPES:
+            if not codec_of(charset):
+                charset = _meta_charset(octets) or charset
+            # One text takes at most half of the time that is left. The others need some, too.
+            until = (self._seconds() + self._until) / 2
+            text = text_of(decode(octets, charset), lambda: self._seconds() > until)
+            self.is_cut = self.is_cut or self._seconds() > until
             return text
+        if part.type == "text/plain":
+            octets, files = uuencoded_files(octets)
+            self.attachments += [(decode_field(name), "application/octet-stream", size) for name, size in files]
         text = decode(octets, charset)
         if part.type in ("text/enriched", "text/richtext"):
             return _enriched(text)
         if part.type == "text/calendar":
             return _invitation(text)
-        if part.type in _REPORTS:
+        if part.type in REPORT_TYPES:
             return re.sub(r"(?im)^([^:\n]*:[ \t]*)(?:rfc822|dns|smtp|utf-8);[ \t]*", r"\1", text)
         return text
 
 
-def _is_shown(part: Part) -> bool:
-    """Return whether mail programs show a part as text: also with a file name, unless it is an attachment."""
-    if part.fields.disposition == "attachment":
-        return False
-    if part.type in ("text/plain", *_HTML, "text/enriched", "text/richtext", "text/calendar", *_REPORTS):
-        return True
-    return part.type.startswith("text/") and part.type not in _ATTACHED_TEXTS and not part.fields.file_name
+def _has_html(part: Part) -> bool:
+    return part.type in HTML_TYPES or any(map(_has_html, part.parts))
+
+
+def _meta_charset(octets: bytes) -> str:
+    """Return the charset that HTML names itself, "" if it names none (WHATWG HTML, 13.2.3.2)."""
+    for tag in _TAG.finditer(octets, 0, _META_BYTES):
+        if (tag[1] or b"").lower() != b"meta":
+            continue
+        found: dict[bytes, bytes] = {}
+        for name, value in _ATTRIBUTE.findall(tag[2]):
+            found.setdefault(name.lower(), value.strip(b"\"'"))
+        label = found.get(b"charset", b"")
+        if not label and found.get(b"http-equiv", b"").strip().lower() == b"content-type":
+            match = _CONTENT_CHARSET.search(found.get(b"content", b""))
+            label = match[1] if match else b""
+        if codec := codec_of(label.decode("latin-1")):
+            # It could not be read if it were not a superset of ASCII.
+            return "utf-8" if codec.startswith("utf") else label.decode("latin-1")
+    return ""
 
 
 def _enriched(text: str) -> str:

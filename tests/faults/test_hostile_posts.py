@@ -187,7 +187,7 @@ child.prepare()
 with open(sys.argv[1], "rb") as file, open("/proc/self/status") as status:
     child.restrict()
     before = time.process_time()
-    seen = child.read(file.read, lambda: time.process_time() > before + 1.2)
+    seen = child.read(file.read, lambda: time.process_time() - before)
     seconds = time.process_time() - before
     memory_kb = int(re.search(r"VmHWM:\\s*([0-9]+)", status.read())[1])
 print(json.dumps([seconds, memory_kb * 1024, len(seen["text"])]))

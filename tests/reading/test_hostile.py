@@ -159,6 +159,21 @@ def test_the_text_is_shown(make: Callable[[], bytes]) -> None:
     assert "The words" in read(HEAD + make())["text"]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"--b\r\nContent-Type: application/pdf\r\n\r\n" + b"\r\n--" * 1_300_000 + b"\r\n",
+        b"--b\r\nContent-Type: text/html\r\n\r\n" + b"<p>" * 300_000 + b"\r\n",
+        b"--b\r\n\r\nbegin 644 a\r\n" + b"M" * 61 + b"\r\nbegin 644 a\r\n!" * 10_000 + b"\r\n",
+        b"--b\r\nContent-Type: text/html\r\n\r\n" + b"<meta '" * 20_000 + b"\r\n",
+    ],
+)
+def test_a_part_leaves_time_for_the_next_one(before: bytes) -> None:
+    html = b"--b\r\nContent-Type: text/html\r\n\r\n<p>The words</p>\r\n"
+    data = HEAD + b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n' + before + html
+    assert "The words" in read(data)["text"]
+
+
 def test_a_child_cannot_open_files_or_connections_or_start_processes() -> None:
     attempts = (
         lambda: open("/etc/passwd"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import io
 import random
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from tests.paths import ROOT
 def seen(data: bytes | str, sizes: Iterable[int] = ()) -> dict[str, Any]:
     """Return what is read of a message that comes in pieces of these sizes."""
     stream, wanted = io.BytesIO(data.encode() if isinstance(data, str) else data), iter(sizes)
-    return child.read(lambda most: stream.read(min(most, next(wanted, most))), lambda: False)
+    return child.read(lambda most: stream.read(min(most, next(wanted, most))), lambda: 0)
 
 
 def text(data: bytes | str) -> str:
@@ -326,3 +327,98 @@ def test_parts_with_another_boundary_than_the_named_one_are_shown_however_long_t
 def test_a_boundary_is_octets(boundary: str) -> None:
     data = multipart("mixed", part("one"), part("two", PLAIN), boundary=boundary).encode("latin-1")
     assert text(data) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (f"{HTML}\n\n<meta charset=utf-16><p>Grüße", "Grüße"),
+        (f"{HTML}\n\n<!-- <meta charset=koi8-r> --><p>Grüße", "Grüße"),
+        (f"{HTML}\n\n<p title='<meta charset=koi8-r>'>Grüße", "Grüße"),
+        (f"{HTML}\n\n<meta name=description content='charset=koi8-r'><p>Grüße", "Grüße"),
+        (f"{HTML}\n\n<meta content='text/html; charset=koi8-r' http-equiv=Content-Type><p>ü", "ц╪"),
+        (f"{HTML}\n\n<META CHARSET = 'koi8-r'/><p>ü", "ц╪"),
+    ],
+)
+def test_html_names_its_charset_in_a_tag(data: str, expected: str) -> None:
+    assert text(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("html", "plain", "expected"),
+    [
+        ("<a href='http://EVIL.example/'>Sign in</a>", "Sign in", "Sign in [EVIL.example]\nSign in"),
+        (
+            "<a href='http://shop.example/'>Sign in</a>",
+            "Sign in https://shop.example/x",
+            "Sign in https://shop.example/x",
+        ),
+        (
+            "<a href='http://evil.example/'>Sign in</a>",
+            "Sign in not-evil.example",
+            "Sign in [evil.example]\nSign in not-evil.example",
+        ),
+    ],
+)
+def test_an_html_alternative_with_another_target_is_shown(html: str, plain: str, expected: str) -> None:
+    for first in (part(html, HTML), multipart("related", part(html, HTML), boundary="in")):
+        assert text(multipart("alternative", first, part(plain, PLAIN))) == expected
+
+
+@pytest.mark.parametrize("fields", [(HTML,), (PLAIN, 'Content-Disposition: attachment; filename="a.txt"')])
+def test_a_message_that_is_one_part_is_shown_though_it_is_an_attachment(fields: tuple[str, ...]) -> None:
+    fields = (*fields, "Content-Disposition: attachment")
+    assert text(part("WORDS", *fields)) == "WORDS"
+    assert len(seen(part("WORDS", *fields))["attachments"]) == 1
+    inner = part(part("WORDS", *fields), "Content-Type: message/rfc822", "", "Subject: x")
+    assert "> WORDS" in text(inner)
+
+
+def test_a_long_attachment_leaves_room_for_the_text() -> None:
+    for fields in ("Content-Type: text/csv; name=log.csv", f"{PLAIN}\nContent-Disposition: attachment"):
+        found = seen(multipart("mixed", part("a;b\n" * 300_000, fields), part("WORDS")))
+        assert found["text"] == "WORDS"
+        assert not found["cut"]
+
+
+def uuencoded(octets: bytes) -> str:
+    return b"".join(binascii.b2a_uu(octets[at : at + 45], backtick=True) for at in range(0, len(octets), 45)).decode()
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("size", [1, 45, 46, 1_000])
+@pytest.mark.parametrize("end", ["`\nend\n", " \nend\n", "end\n", ""])
+def test_a_file_that_is_uuencoded_in_a_text_is_an_attachment(newline: str, size: int, end: str) -> None:
+    body = f"before\nbegin 644 virus 1.exe\n{uuencoded(b'x' * size)}{end}after\n"
+    found = seen(f"Subject: x\n\n{body}".replace("\n", newline))
+    assert found["text"].split() == ["before", "after"]
+    assert found["attachments"] == [("virus 1.exe", "application/octet-stream", size)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "begin 644 a.exe",
+        "begin 644 a.exe\nWORDS\nend",
+        "begin 644 a.exe\nMONDAY MEETING\nend",
+        "begin 12 the work\nM" + "A" * 60,
+        "Please begin 644 a.exe\nM" + "A" * 60,
+    ],
+)
+def test_a_text_that_only_looks_uuencoded_is_shown(body: str) -> None:
+    assert text(f"Subject: x\n\n{body}") == body
+    assert not seen(f"Subject: x\n\n{body}")["attachments"]
+
+
+def test_text_after_the_lines_of_a_file_is_shown() -> None:
+    found = seen(f"Subject: x\n\nbegin 644 a.exe\n{uuencoded(b'x' * 45)}HELLO AND PAY NOW\nWORDS\nend\n")
+    assert found["text"].split("\n")[:2] == ["HELLO AND PAY NOW", "WORDS"]
+    assert found["attachments"] == [("a.exe", "application/octet-stream", 45)]
+
+
+def test_the_size_of_a_part_that_was_not_read_is_unknown() -> None:
+    calls = iter(range(1_000_000))
+    data = multipart("mixed", part("one"), part("x" * 3_000_000, 'Content-Type: a/b; name="a"')).encode()
+    found = child.read(io.BytesIO(data).read, lambda: float(next(calls) > 8))
+    assert found["attachments"] == [("a", "a/b", None)]
+    assert found["cut"]

@@ -344,3 +344,11 @@ def test_many_attachments_with_long_names_are_listed() -> None:
     seen = read([mail], "alice@example.org")
     assert seen.text == "Buy now" and len(seen.attachments) == 900
     assert seen.attachments[0].name == "é" * 199 + "…"
+
+
+@pytest.mark.slow
+def test_an_attachment_that_needs_too_long_is_listed_without_a_size() -> None:
+    head = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nWORDS\r\n--b\r\n"
+    fields = b"Content-Type: a/b; name=a\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n"
+    seen = read([head, fields, *[b"M\r\n" * 100_000] * 80], "alice@example.org")
+    assert seen == Preview((), "WORDS", (Attachment("a", "a/b", None),), cut=True, failed=False)
