@@ -88,6 +88,7 @@ def test_no_label_and_no_octets_raise(label: str, octets: bytes) -> None:
     assert not (codec_of(label) or "").endswith(("_codec", "escape", "punycode", "idna", "rot_13"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", sorted({codec_of(label) or "" for label in encodings.aliases.aliases}))
 @pytest.mark.parametrize(
     "pattern", [b"\x80", b"\xe3\x81", b"+", b"~{", b"\x1b$B", b"\x1b$B!", b"\x0e!", b"A\x00"], ids=repr

@@ -72,6 +72,7 @@ def test_words_are_decoded_leniently(text: str, expected: str) -> None:
     assert decode_words(text) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["=?utf-8?q?" * 100_000, "=?utf-8?q?" + "=" * 500_000, "=?utf-8?q?" + "a?" * 500_000, "=?=" * 100_000]
