@@ -42,6 +42,7 @@ class Words:
         self.is_cut = False
         self._seconds = seconds
         self._until = until
+        self._html_left = _html_parts(root)
         self.text = "\n\n".join(self._blocks(root))
 
     def _blocks(self, part: Part) -> list[str]:
@@ -101,8 +102,9 @@ class Words:
         if part.type in HTML_TYPES:
             if not codec_of(charset):
                 charset = _meta_charset(octets) or charset
-            # One text takes at most half of the time that is left. The others need some, too.
-            until = (self._seconds() + self._until) / 2
+            # If more HTML follows, one takes at most half of the time that is left.
+            self._html_left -= 1
+            until = (self._seconds() + self._until) / 2 if self._html_left else self._until
             text = text_of(decode(octets, charset), lambda: self._seconds() > until)
             self.is_cut = self.is_cut or self._seconds() > until
             return text
@@ -117,6 +119,13 @@ class Words:
         if part.type in REPORT_TYPES:
             return re.sub(r"(?im)^([^:\n]*:[ \t]*)(?:rfc822|dns|smtp|utf-8);[ \t]*", r"\1", text)
         return text
+
+
+def _html_parts(part: Part) -> int:
+    """Return the number of HTML texts that are shown."""
+    if part.parts:
+        return sum(map(_html_parts, part.parts))
+    return int(part.is_shown and part.type in HTML_TYPES)
 
 
 def _has_html(part: Part) -> bool:
