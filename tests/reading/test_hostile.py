@@ -45,6 +45,11 @@ def read(data: bytes) -> dict[str, Any]:
     return parsed
 
 
+def long(value: object) -> object:
+    """Return a parameter of a test for `make test-system`: all of them take minutes."""
+    return pytest.param(value, marks=pytest.mark.system)
+
+
 def repeated(pattern: str, size: int = SIZE) -> str:
     return pattern * (size // len(pattern))
 
@@ -62,7 +67,7 @@ HTML = [
 
 
 @pytest.mark.parametrize("pattern", HTML)
-@pytest.mark.parametrize("size", [SIZE, 1_000_000])
+@pytest.mark.parametrize("size", [SIZE, long(1_000_000)])
 def test_html_is_read_in_linear_time(pattern: str, size: int) -> None:
     seen = read(
         HEAD + b"Content-Type: text/html\r\n\r\n<p>The words</p>" + repeated(pattern, size).encode() + b"<p>after"
@@ -80,7 +85,8 @@ def test_html_is_read_in_linear_time(pattern: str, size: int) -> None:
 )
 # fmt: on
 @pytest.mark.parametrize(
-    "frame", ["<style>{}</style>", "<style>p{{{}}}</style>", '<p style="{}">', '<p style="font-size:{}">']
+    "frame",
+    ["<style>{}</style>", *map(long, ("<style>p{{{}}}</style>", '<p style="{}">', '<p style="font-size:{}">'))],
 )
 def test_styles_are_read_in_linear_time(inside: str, frame: str) -> None:
     markup = "<p>The words</p>" + frame.format(repeated(inside)) + repeated("<p class='a b'>x")
