@@ -15,7 +15,6 @@ from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
 from portal.model.errors import BodyDamaged, NotFound, QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
-from portal.model.message import ScanOutcome
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
 from portal.stores.records import Job
@@ -81,8 +80,7 @@ def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
             # A scan that is done is not repeated: the job may be one of a process that died after the scan.
             if message.scan is None or not message.scan.is_done:
                 stored, error = parts.scanning.scan(message, time(), BACKGROUND_SECONDS)
-            if stored.scan is not None and stored.scan.outcome is ScanOutcome.FOUND:
-                parts.actions.report_finding(stored)
+            parts.actions.report_finding(stored)
     except (NotFound, BodyDamaged) as missing:
         log.error("not scanned id=%s: %s", id, missing)
     except QuarantineError:

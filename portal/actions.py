@@ -32,7 +32,19 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
-from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Event, EventKind, Message, State, Tier, new_id
+from portal.model.message import (
+    Actor,
+    ActorKind,
+    Delivery,
+    DeliveryId,
+    Event,
+    EventKind,
+    Message,
+    ScanOutcome,
+    State,
+    Tier,
+    new_id,
+)
 from portal.model.text import N_, shown
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
@@ -198,8 +210,11 @@ class Actions:
         return delivery.attempts >= _SCAN_TRIES and self.scanning.works(RELEASE_SECONDS)
 
     def report_finding(self, message: Message) -> None:
-        """Tell the administrator, at most once an hour, that a virus scan made a held message dangerous."""
-        if message.tier is not Tier.DANGEROUS:
+        """Tell the administrator, at most once an hour, that a virus scan made a held message dangerous.
+
+        Does nothing if no scan found anything or it is not dangerous.
+        """
+        if message.tier is not Tier.DANGEROUS or message.scan is None or message.scan.outcome is not ScanOutcome.FOUND:
             return
         self.alarm_hourly(
             "a virus was found in a held message",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.model.errors import RspamdUnavailable, StoreUnavailable
-from portal.model.message import Message, Scan, ScanOutcome
+from portal.model.message import Message, Scan, ScanOutcome, Symbol
 from portal.model.tiers import Tiers
 from portal.rspamd import Rspamd
 from portal.stores import Store
@@ -99,8 +99,7 @@ class Scanning:
             return Scan(ScanOutcome.FAILED, now, detail="Rspamd has no virus scanner in rspamd.scan_groups")
         body = self.store.messages.body(message.id)
         reported = self.rspamd.scan(body, message.size_bytes, self.groups, deadline - time.monotonic())
-        failed = [" ".join((symbol.name, *symbol.options)) for symbol in reported if is_failure(symbol.name)]
-        if failed:
+        if failed := _failures(reported):
             raise RspamdUnavailable(f"the virus scanner failed: {'; '.join(failed)}")
         # A site's own rule may add symbols to every scan: only those of scanners and of the tiers' lists are findings.
         found = tuple(s for s in reported if not s.score < 0 and (s.name in names or self.tiers.knows(s.name)))
@@ -109,16 +108,19 @@ class Scanning:
 
 def scanners(rspamd: Rspamd, groups: Sequence[str], seconds: float) -> frozenset[str]:
     """Return the symbols with which virus scanners report what they find. Raises RspamdUnavailable."""
-    return frozenset(name for name in rspamd.symbols_of(groups, seconds) if not is_failure(name))
+    return frozenset(name for name in rspamd.symbols_of(groups, seconds) if not _is_failure(name))
 
 
 def failures(rspamd: Rspamd, message: bytes, groups: Sequence[str], seconds: float) -> list[str]:
     """Scan a message that is not held; return the failures that scanners report. Raises RspamdUnavailable."""
-    reported = rspamd.scan([message], len(message), groups, seconds)
-    return [" ".join((symbol.name, *symbol.options)) for symbol in reported if is_failure(symbol.name)]
+    return _failures(rspamd.scan([message], len(message), groups, seconds))
 
 
-def is_failure(symbol: str) -> bool:
+def _failures(reported: Sequence[Symbol]) -> list[str]:
+    return [" ".join((symbol.name, *symbol.options)) for symbol in reported if _is_failure(symbol.name)]
+
+
+def _is_failure(symbol: str) -> bool:
     """Return whether this is a scanner's symbol for a scan that failed.
 
     Source: Rspamd's lualib/lua_scanners/common.lua: `symbol_fail` is the scanner's symbol with this suffix.

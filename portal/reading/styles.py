@@ -97,8 +97,8 @@ class Hiding:
     In doubt text is visible. Rules that not every mail program applies and rules with several parts in a selector hide
     nothing, but if such a rule shows an element again, or may do so against an inline style (`!important`), the element
     counts as visible. If it is unsure where a declaration of a style sheet ends, nothing in the document is hidden by
-    CSS or attributes. White text is hidden only in documents in which nothing has another colour. What mail programs
-    ignore, such as `position`, hides nothing.
+    CSS or attributes. White text is hidden only in documents in which nothing has another colour. Properties that
+    mail programs ignore, such as `position`, hide nothing.
     """
 
     def __init__(self, sheets: Sequence[tuple[str, bool]] = (), markup: str = "") -> None:

@@ -16,7 +16,7 @@ from portal.actions import retry_due
 from portal.cli import rspamd_checks
 from portal.model.errors import NotAllowed, RelayDeferred, RspamdUnavailable, StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import DeliveryId, EventKind, Message, Scan, ScanOutcome, State, Tier
+from portal.model.message import DeliveryId, EventKind, Message, Scan, ScanOutcome, State, Symbol, Tier
 from portal.scanning import Scanning
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail
@@ -249,6 +249,20 @@ def test_a_virus_that_is_known_by_now_stops_the_release(site: Site, smtp: SmtpSe
     smtp.mails.clear()
     browser.post(link, {"pressed": "1"})
     assert smtp.mails == []
+
+
+def test_a_worse_verdict_is_not_reported_as_a_finding_of_a_scan(site: Site, smtp: SmtpServer) -> None:
+    data = mail()
+    held = held_by_post(site, data)
+    smtp.script["MAIL"] = "451 4.3.0 later"
+    with pytest.raises(RelayDeferred):
+        release(site, held)
+    del smtp.script["MAIL"]
+    hold(site.store, data, tier=Tier.DANGEROUS, symbols=(Symbol("CLAM_VIRUS", 0.0),))
+    site.pass_time(minutes=2)
+    retry_due(site.parts.actions)
+    assert (site.state(held), message(site, held).tier) == (State.HELD, Tier.DANGEROUS)
+    assert alarms(site, smtp) == []
 
 
 def test_an_operator_may_release_what_the_scan_stopped(site: Site, smtp: SmtpServer) -> None:
