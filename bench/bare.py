@@ -45,7 +45,7 @@ def _answer(start_response: StartResponse, id: UUID) -> list[bytes]:
 
 def _compress(data: bytes) -> bytes:
     if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=3)
+        _local.compressor = zstandard.ZstdCompressor(level=1)
     packed: bytes = _local.compressor.compress(data)
     return packed
 

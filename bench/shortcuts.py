@@ -45,8 +45,11 @@ def _standard_json() -> Iterator[None]:
 
 
 class _NewCompressors:
-    plain = property(lambda self: zstandard.ZstdCompressor(level=3))
-    with_checksum = property(lambda self: zstandard.ZstdCompressor(level=3, write_checksum=True))
+    def plain(self, size_bytes: int) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(level=compressors._level(size_bytes))
+
+    def with_checksum(self, size_bytes: int) -> zstandard.ZstdCompressor:
+        return zstandard.ZstdCompressor(level=compressors._level(size_bytes), write_checksum=True)
 
 
 class _AnyText(str):
@@ -95,6 +98,7 @@ def _new_class(name: str) -> Any:
 POST: dict[str, Way] = {
     "msgspec": _standard_json,
     "the thread's compressors": lambda: patch.object(compressors, "own", _NewCompressors()),
+    "level 1 for small mail": lambda: patch.object(compressors, "_level", lambda size_bytes: 3),
     "code for ASCII words": _any_words,
     "an expression for simple senders": lambda: patch.object(from_header, "_SIMPLE", re.compile("(?!)")),
     "its own WSGI application": lambda: patch("portal.web.is_export", lambda environ: False),  # but through Bottle

@@ -11,13 +11,12 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 import psycopg
-import zstandard
 
 from bench import fill, load
 from bench.rig import Effort, Row, own_folder, postgres, print_progress
 from portal import exporter
 from portal.model.message import Body, Tier
-from portal.stores import Store, open_store
+from portal.stores import Store, compressors, open_store
 from portal.stores.postgres import days as postgres_days
 from portal.stores.postgres.database import Database
 
@@ -76,7 +75,7 @@ def _hold_all(store: Store, count: int) -> tuple[int, int]:
         finally:
             posted.close()
         held += len(mail)
-        packed += len(zstandard.ZstdCompressor(level=3).compress(mail))
+        packed += len(compressors.own.plain(len(mail)).compress(mail))
     print_progress(f"{count} mails of {held / count / 1000:.1f} KB held")
     return held, packed
 

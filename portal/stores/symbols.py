@@ -18,7 +18,8 @@ from portal.stores import compressors
 
 def pack(symbols: Sequence[Symbol]) -> bytes:
     """Return a zstd frame with the JSON of `to_json`."""
-    return compressors.own.plain.compress(encode(to_json(symbols)))
+    data = encode(to_json(symbols))
+    return compressors.own.plain(len(data)).compress(data)
 
 
 def unpack(packed: bytes | str) -> tuple[Symbol, ...]:

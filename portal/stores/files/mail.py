@@ -98,9 +98,10 @@ class MailFiles:
     @staticmethod
     def _encoded(body: Body, metadata: dict[str, Any]) -> Iterator[bytes]:
         """Yield the content of a message's file in pieces."""
-        compressor = compressors.own.with_checksum
-        packed = compressor.compress(encode(metadata))
+        data = encode(metadata)
+        packed = compressors.own.with_checksum(len(data)).compress(data)
         tail = _HEADER.pack(_PACKED_MAGIC, len(packed)) + packed
+        compressor = compressors.own.with_checksum(body.size_bytes)
         if body.size_bytes <= _IN_MEMORY_BYTES:
             yield compressor.compress(b"".join(body.chunks(_IN_MEMORY_BYTES))) + tail
             return

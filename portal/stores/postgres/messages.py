@@ -213,10 +213,11 @@ def _damaged(message_id: UUID) -> BodyDamaged:
 
 def _pieces(body: Body) -> Iterator[bytes]:
     """Yield the mail as one zstd stream in one or more pieces of at most `_CHUNK_BYTES`. Raises OSError."""
+    compressor = compressors.own.plain(body.size_bytes)
     if body.size_bytes <= _CHUNK_BYTES // 2:  # half, since incompressible data grows a little
-        yield compressors.own.plain.compress(b"".join(body.chunks()))
+        yield compressor.compress(b"".join(body.chunks()))
         return
-    packer = compressors.own.plain.compressobj(size=body.size_bytes)
+    packer = compressor.compressobj(size=body.size_bytes)
     packed = bytearray()
     for chunk in body.chunks():
         packed += packer.compress(chunk)
