@@ -30,6 +30,7 @@ MEASURES = {
     "stored-postgres": size.stored_postgres,
     "memory": memory.memory,
     "drop-postgres": size.drop_postgres,
+    "digests-files": digests.digests_files,
     "digests-postgres": digests.digests_postgres,
     "shortcuts-files": shortcuts.shortcuts_files,
     "shortcuts-postgres": shortcuts.shortcuts_postgres,

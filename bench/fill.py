@@ -19,6 +19,7 @@ from portal.model.message import first_id, new_id
 from portal.stores import open_store, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import DATABASE, to_micros
+from portal.stores.files.mail import MailFiles
 from portal.stores.postgres import days as postgres_days
 from portal.stores.postgres.database import Database
 
@@ -97,10 +98,14 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
             connection.execute("insert into seen select decode(random || random, 'hex'), id from filled")
 
 
-def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
+def files(
+    folder: Path, days: list[tuple[date, int, int]], people: int, *, alike: bool = True, with_files: bool = False
+) -> None:
     """Make the store and the rows of the mails of these ``days``, one delivery each. No mail files and no index of
-    words: lists without words to search for read neither."""
+    words: lists without words to search for read neither. ``with_files`` makes empty mail files. ``alike`` is described
+    at `postgres`."""
     open_store(f"files://{folder}").close()
+    mail = MailFiles(folder)
     connection = sqlite3.connect(folder / DATABASE)
     connection.execute("pragma journal_mode = off")
     connection.execute("pragma synchronous = off")
@@ -108,21 +113,34 @@ def files(folder: Path, days: list[tuple[date, int, int]], people: int) -> None:
         connection.executemany(
             "insert into message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
             " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
-            f" values (?, ?, ?, 'spam', '{FROM}', ?, 'Promo <{FROM}>', ?, ?, 'reject', 21.5, '198.51.100.7',"
+            f" values (?, ?, ?, 'spam', '{FROM}', ?, ?, ?, ?, 'reject', 21.5, '198.51.100.7',"
             f" x'{SYMBOLS.hex()}', '', ?, 19000, 0)",
             (
-                (word_index.key(id), id.bytes, os.urandom(32), f"Offer {n}", f"4{n:09x}", f"{n}@example.net", sha)
+                (
+                    word_index.key(id),
+                    id.bytes,
+                    os.urandom(32),
+                    f"Offer {n}",
+                    f"Promo <{FROM}>" if alike else f"Promo <n{n // people}.{FROM}>",
+                    f"4{n:09x}",
+                    f"{n}@example.net",
+                    sha,
+                )
                 for n, id, sha in _mails(*part)
             ),
         )
-        rows = connection.execute("select id from message where id >= ? order by id", (_low(part[0]),))
+        rows = connection.execute("select id from message where id >= ? order by id", (_low(part[0]),)).fetchall()
         connection.executemany(
             "insert into delivery (message_id, number, recipient, address, state_at) values (?, 0, ?, ?, ?)",
             [
                 (id, person((part[1] + n) % people), person((part[1] + n) % people), to_micros(_start(part[0])))
-                for n, (id,) in enumerate(rows.fetchall())
+                for n, (id,) in enumerate(rows)
             ],
         )
+        for (id,) in rows if with_files else ():
+            path = mail.path(UUID(bytes=id))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         connection.commit()
     connection.close()
     os.sync()  # otherwise the disk is still busy during the measurement
