@@ -1,4 +1,8 @@
-"""Fill stores with a million mails in a minute: rows like those of `Messages.add`, written directly."""
+"""Fill stores with a million mails in a minute or two: rows like those of `Messages.add`, written directly.
+
+Their search terms are made by the stores' own functions, and `_check` searches a filled store: otherwise a benchmark of
+searches could measure how fast nothing is found.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ import psycopg
 
 from bench import load
 from portal.exporter.values import symbols as read_symbols
-from portal.model.message import first_id, new_id
-from portal.stores import open_store, symbols
+from portal.model.message import Reader, State, Tier, new_id
+from portal.stores import open_store, search, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import DATABASE, to_micros
 from portal.stores.files.mail import MailFiles
@@ -27,6 +31,8 @@ DAYS = 30
 DAY_MS = 86_400_000
 SYMBOLS = symbols.pack(read_symbols(load.METADATA["symbols"])[0])
 FROM = "promo@example.net"
+SCORE = 21.5
+CHECKED = 25  # rows of a search
 
 
 def person(number: int) -> str:
@@ -34,11 +40,17 @@ def person(number: int) -> str:
     return f"person{number}@example.org"
 
 
-def days_back(count: int) -> list[tuple[date, int, int]]:
-    """Return (day, number of the first mail, mails) for the last 30 full days, ``count`` mails in total."""
+def days_back(count: int, days: int = DAYS) -> list[tuple[date, int, int]]:
+    """Return (day, number of the first mail, mails) for the last full days, ``count`` mails in total."""
     today = datetime.now(UTC).date()
-    starts = [count * n // DAYS for n in range(DAYS + 1)]
-    return [(today - timedelta(days=DAYS - n), starts[n], starts[n + 1] - starts[n]) for n in range(DAYS)]
+    starts = [count * n // days for n in range(days + 1)]
+    return [(today - timedelta(days=days - n), starts[n], starts[n + 1] - starts[n]) for n in range(days)]
+
+
+def rare_word(people: int, count: int, recipient: int) -> str:
+    """Return a word that only one of the recipient's mails has, among ``count`` mails for all."""
+    # The number of the last one. No other number begins with it.
+    return str((count - 1 - recipient) // people * people + recipient)
 
 
 def postgres(
@@ -61,33 +73,27 @@ def postgres(
         connection.execute("vacuum analyze")  # as autovacuum does later
         connection.execute("checkpoint")
     os.sync()
+    _check(dsn, days, people)
 
 
 def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodies: bool, alike: bool) -> None:
-    values = {
-        "start": first_id(datetime(day.year, day.month, day.day, tzinfo=UTC)).int >> 80,
-        "first": first, "count": count, "people": people, "symbols": SYMBOLS, "from": FROM, "day_ms": DAY_MS,
-        "alike": alike,
-    }  # fmt: skip
     with psycopg.connect(dsn, client_encoding="utf8") as connection:
         connection.execute("set synchronous_commit = off")
         connection.execute(
-            "create temp table filled on commit drop as select n, md5(n::text) as random,"
-            " 'person' || n %% %(people)s || '@example.org' as recipient,"
-            " (lpad(to_hex(%(start)s + (n - %(first)s) * %(day_ms)s / %(count)s), 12, '0') || '7'"
-            " || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid as id"
-            " from generate_series(%(first)s::bigint, %(first)s::bigint + %(count)s - 1) n",
-            values,
+            "create temp table filled (n bigint, random text, recipient text, id uuid, header_from text,"
+            " terms tsvector) on commit drop"
         )
+        with connection.cursor().copy("copy filled from stdin") as copy:
+            for n, id, recipient in _mails(day, first, count, people):
+                header_from = _header_from(n, people, alike)
+                terms = " ".join(f"'{term}'" for term in _terms(n, recipient, header_from))
+                copy.write(f"{n}\t{id.hex[16:]}{id.hex[16:]}\t{recipient}\t{id}\t{header_from}\t{terms}\n")
         connection.execute(
             "insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id,"
             " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
-            " select id, id, 'spam', %(from)s, 'Offer ' || n,"
-            " 'Promo <' || case when %(alike)s then '' else 'n' || n / %(people)s || '.' end || %(from)s || '>',"
-            " array_to_tsvector(array['offer', n::text, 'promo', 'example', 'net', '=spam', '=s21',"
-            " '=r' || left(md5(recipient), 16)]), left(random, 10), n || '@example.net', 'reject', 21.5,"
-            " '198.51.100.7', %(symbols)s, '{}', decode(random || random, 'hex'), 19000, false from filled",
-            values,
+            " select id, id, 'spam', %s, 'Offer ' || n, header_from, terms, left(random, 10), n || '@example.net',"
+            " 'reject', %s, '198.51.100.7', %s, '{}', decode(random || random, 'hex'), 19000, false from filled",
+            [FROM, SCORE, SYMBOLS],
         )
         connection.execute(
             "insert into delivery (message_id, number, recipient, address, state, state_at)"
@@ -101,19 +107,19 @@ def _postgres_day(dsn: str, day: date, first: int, count: int, people: int, bodi
 def files(
     folder: Path, days: list[tuple[date, int, int]], people: int, *, alike: bool = True, with_files: bool = False
 ) -> None:
-    """Make the store and the rows of the mails of these ``days``, one delivery each. No mail files and no index of
-    words: lists without words to search for read neither. ``with_files`` makes empty mail files. ``alike`` is described
-    at `postgres`."""
+    """Make the store and the rows of the mails of these ``days``, one delivery each. No mail files, which lists and
+    searches do not read; ``with_files`` makes empty ones. ``alike`` is described at `postgres`."""
     open_store(f"files://{folder}").close()
-    mail = MailFiles(folder)
+    mail_files = MailFiles(folder)
     connection = sqlite3.connect(folder / DATABASE)
     connection.execute("pragma journal_mode = off")
     connection.execute("pragma synchronous = off")
     for part in days:
+        mails = list(_mails(*part, people))
         connection.executemany(
             "insert into message (rowid, id, dedup_key, tier, envelope_sender, subject, header_from, queue_id,"
             " message_id, action, score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)"
-            f" values (?, ?, ?, 'spam', '{FROM}', ?, ?, ?, ?, 'reject', 21.5, '198.51.100.7',"
+            f" values (?, ?, ?, 'spam', '{FROM}', ?, ?, ?, ?, 'reject', {SCORE}, '198.51.100.7',"
             f" x'{SYMBOLS.hex()}', '', ?, 19000, 0)",
             (
                 (
@@ -121,40 +127,60 @@ def files(
                     id.bytes,
                     os.urandom(32),
                     f"Offer {n}",
-                    f"Promo <{FROM}>" if alike else f"Promo <n{n // people}.{FROM}>",
+                    _header_from(n, people, alike),
                     f"4{n:09x}",
                     f"{n}@example.net",
-                    sha,
+                    hashlib.sha256(id.bytes).digest(),
                 )
-                for n, id, sha in _mails(*part)
+                for n, id, _ in mails
             ),
         )
-        rows = connection.execute("select id from message where id >= ? order by id", (_low(part[0]),)).fetchall()
         connection.executemany(
             "insert into delivery (message_id, number, recipient, address, state_at) values (?, 0, ?, ?, ?)",
-            [
-                (id, person((part[1] + n) % people), person((part[1] + n) % people), to_micros(_start(part[0])))
-                for n, (id,) in enumerate(rows)
-            ],
+            ((id.bytes, recipient, recipient, to_micros(_start(part[0]))) for _, id, recipient in mails),
         )
-        for (id,) in rows if with_files else ():
-            path = mail.path(UUID(bytes=id))
+        for n, id, recipient in mails:
+            word_index.add(connection, word_index.key(id), _terms(n, recipient, _header_from(n, people, alike)))
+        word_index.index_waiting(connection)
+        for _, id, _ in mails if with_files else ():
+            path = mail_files.path(id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         connection.commit()
     connection.close()
     os.sync()  # otherwise the disk is still busy during the measurement
+    _check(f"files://{folder}", days, people)
 
 
-def _mails(day: date, first: int, count: int) -> Iterator[tuple[int, UUID, bytes]]:
+def _mails(day: date, first: int, count: int, people: int) -> Iterator[tuple[int, UUID, str]]:
     for n in range(count):
         id = new_id(_start(day) + timedelta(milliseconds=n * DAY_MS // count))
-        yield first + n, id, hashlib.sha256(id.bytes).digest()
+        yield first + n, id, person((first + n) % people)
+
+
+def _header_from(n: int, people: int, alike: bool) -> str:
+    return f"Promo <{'' if alike else f'n{n // people}.'}{FROM}>"
+
+
+def _terms(n: int, recipient: str, header_from: str) -> list[str]:
+    return search.terms(f"Offer {n}", FROM, header_from, Tier.SPAM, SCORE, [recipient])
+
+
+def _check(url: str, days: list[tuple[date, int, int]], people: int) -> None:
+    """Search for all mails of the recipient of the last one, and for that one. Raises RuntimeError if others are
+    found."""
+    count = sum(mails for _, _, mails in days)
+    recipient = (count - 1) % people
+    of_recipient = range(recipient, count, people)
+    store = open_store(url)
+    try:
+        for word, expected in {"offer": min(len(of_recipient), CHECKED), str(count - 1): 1, "absent": 0}.items():
+            wanted = search.of_reader(Reader(person(recipient)), [State.HELD], word)
+            if len(store.deliveries.search(wanted, CHECKED).deliveries) != expected:
+                raise RuntimeError(f"a search for {word!r} in the filled store does not find {expected} messages")
+    finally:
+        store.close()
 
 
 def _start(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _low(day: date) -> bytes:
-    return first_id(_start(day)).bytes

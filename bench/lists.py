@@ -1,121 +1,177 @@
-"""The list of a recipient with a million and with ten thousand mails held: does it get slower as the store grows?
+"""Pages, searches included, with a million and with ten thousand messages held: do they get slower as the store grows?
 
-Each recipient has a hundred mails in both stores, so both show the same page of 25.
+Each recipient has a hundred messages in both stores, so both show the same page of 25. Some recipients also have real
+mail, whose page is opened.
 """
 
 from __future__ import annotations
 
+import io
 import random
 import statistics
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
+from uuid import UUID
 
-from bench import fill
-from bench.rig import Effort, Row, own_folder, p99, postgres, print_progress, served
-from portal.model.message import Reader, State, random_token
-from portal.stores import Store, open_store
+from bench import cpu, fill, load
+from bench.rig import Effort, Row, own_folder, p99, postgres, print_progress, served, spread
+from portal import exporter
+from portal.keys import read_keys
+from portal.model.links import Action, Links
+from portal.model.message import Body, Tier, random_token
+from portal.stores import open_store
 from portal.web.pages import sha256
 
 SMALL, LARGE, EACH, PAGE = 10_000, 1_000_000, 100, 25
-CALLS, PAGES, SESSIONS = 500, 200, 30  # in a round
+CALLS, SESSIONS = 100, 30  # in a round
+BAR = "< 30 / < 100, ≤ 1.3"
+MARK = b"promo@example.net"  # in each row of a list, and on the pages of a message
+_NUMBERS = count(500_000_000)  # of real mails
 
 
 def list_postgres(effort: Effort) -> list[Row]:
-    """Measure two databases in one server."""
-    with postgres() as dsn:
-        urls = []
-        for count in (SMALL, effort.of(LARGE)):
-            urls.append(_database(dsn, f"held_{count}"))
-            fill.postgres(urls[-1], fill.days_back(count), count // EACH)
-            print_progress(f"{count} mails held")
-        return _rows("PostgreSQL", urls[0], urls[1], effort)
+    """Measure two servers, so that the processor time of each is known."""
+    with postgres() as small, postgres() as large:
+        for url, number in ((small, SMALL), (large, effort.of(LARGE))):
+            fill.postgres(url, fill.days_back(number), number // EACH)
+            print_progress(f"{number} mails held")
+        return _rows("PostgreSQL", small, large, effort)
 
 
 def list_files(effort: Effort) -> list[Row]:
     with own_folder() as path:
         urls = []
-        for count in (SMALL, effort.of(LARGE)):
-            fill.files(path / f"held-{count}", fill.days_back(count), count // EACH)
-            urls.append(f"files://{path}/held-{count}")
-            print_progress(f"{count} mails held")
+        for name, number in (("small", SMALL), ("large", effort.of(LARGE))):
+            fill.files(path / name, fill.days_back(number), number // EACH)
+            urls.append(f"files://{path}/{name}")
+            print_progress(f"{number} mails held")
         return _rows("files", urls[0], urls[1], effort)
 
 
-def _database(dsn: str, name: str) -> str:
-    import psycopg
-
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
-    return dsn.replace("/postgres?", f"/{name}?")
-
-
-def _rows(store: str, small: str, large: str, effort: Effort) -> list[Row]:
-    counts = (SMALL, effort.of(LARGE))
-    stores = [open_store(url) for url in (small, large)]
-    try:
-        lists = [partial(_list, opened, count // EACH) for opened, count in zip(stores, counts, strict=True)]
-        rows = [_compared(f"a list of {PAGE} from {store} with {counts[1]:,} held", lists, CALLS, effort)]
-        sessions = []
-        for opened, count in zip(stores, counts, strict=True):
-            sessions.append({random_token(32): fill.person(random.randrange(count // EACH)) for _ in range(SESSIONS)})
-            for session, recipient in sessions[-1].items():
-                opened.sign_ins.start_session(sha256(session), recipient, datetime.now(UTC))
-        with (
-            own_folder() as keys,
-            served("portal.wsgi:application", workers=1, **_environment(small, keys / "small")) as small_site,
-            served("portal.wsgi:application", workers=1, **_environment(large, keys / "large")) as large_site,
-        ):
-            pages = [
-                partial(_page, site.port, list(names))
-                for site, names in zip((small_site, large_site), sessions, strict=True)
-            ]
-            rows.append(_compared(f"the page GET / from {store} with {counts[1]:,} held", pages, PAGES, effort))
-        return rows
-    finally:
-        for opened in stores:
-            opened.close()
+def _rows(name: str, small: str, large: str, effort: Effort) -> list[Row]:
+    with own_folder() as folder, ExitStack() as stack:
+        sites = [
+            _Site(stack, small, SMALL, folder / "small"),
+            _Site(stack, large, effort.of(LARGE), folder / "large"),
+        ]
+        held = f"{name} with {sites[1].count:,} held, p50 / p99 in ms"
+        return [
+            _compared(f"{what} from {held}", [partial(page, site) for site in sites], sites, effort)
+            for what, page in _PAGES.items()
+        ]
 
 
-def _environment(url: str, keys: Path) -> dict[str, str]:
-    return {"QUARANTINE_STORE__URL": url, "QUARANTINE_LINKS__KEYS_FILE": str(keys)}
+@dataclass(frozen=True)
+class _Session:
+    """A signed-in recipient and their real mails."""
+
+    token: str
+    recipient: int
+    messages: list[UUID]
 
 
-def _list(store: Store, people: int) -> None:
-    """Read the list of a random recipient among the first ``people``."""
-    deliveries = store.deliveries.list_for(Reader(fill.person(random.randrange(people))), [State.HELD], PAGE).deliveries
-    if len(deliveries) != PAGE:
-        raise RuntimeError(f"a page of {len(deliveries)} rows")
+class _Site:
+    """A filled store, with a web server of one worker."""
+
+    def __init__(self, stack: ExitStack, url: str, held: int, keys: Path) -> None:
+        self.count, self.people = held, held // EACH
+        self._store = open_store(url)
+        stack.callback(self._store.close)
+        self._sessions = [self._session(random.randrange(self.people)) for _ in range(SESSIONS)]
+        self._links = Links(read_keys(keys, create=True), "http://127.0.0.1:8080/quarantine", timedelta(days=14))
+        self._digests = count()
+        environment = {"QUARANTINE_STORE__URL": url, "QUARANTINE_LINKS__KEYS_FILE": str(keys)}
+        self._served = stack.enter_context(served("portal.wsgi:application", workers=1, **environment))
+        self.components = {"worker": self._served.master}
+        if not url.startswith("files:"):
+            self.components["PostgreSQL"] = cpu.postmaster(url)
+
+    def _session(self, recipient: int) -> _Session:
+        session = _Session(random_token(32), recipient, list(map(self._hold, [recipient] * 2)))
+        self._store.sign_ins.start_session(sha256(session.token), fill.person(recipient), datetime.now(UTC))
+        return session
+
+    def _hold(self, recipient: int) -> UUID:
+        mail = load.mail_head(next(_NUMBERS)) + load.words(load.MAIL_BYTES, 1)
+        values = load.METADATA | {"rcpt": f'["{fill.person(recipient)}"]'}
+        headers = {f"x-rspamd-{name}": value for name, value in values.items()} | {"content-type": "text/plain"}
+        posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
+        assert posted is not None
+        with posted:
+            return self._store.messages.add(posted.export, posted.body, Tier.SPAM, ()).id
+
+    def page(self, words: str = "", rows: int = PAGE) -> None:
+        """Get the list of a random session, or a search that finds this many messages."""
+        session = random.choice(self._sessions)
+        words = words.format(rare=fill.rare_word(self.people, self.count, session.recipient))
+        self._get(session, "?" + urllib.parse.urlencode({"q": words}) if words else "", rows)
+
+    def message(self) -> None:
+        """Open a real mail."""
+        session = random.choice(self._sessions)
+        self._get(session, f"messages/{random.choice(session.messages)}/", None)
+
+    def link(self) -> None:
+        """Open a link of a digest. Each is of another digest, since openings of one have a rate limit."""
+        session = random.choice(self._sessions)
+        issued = datetime.now(UTC) - timedelta(seconds=next(self._digests))
+        self._get(session, f"link/{self._links.token(Action.RELEASE, session.messages[0], 0, issued)}/", None)
+
+    def _get(self, session: _Session, path: str, rows: int | None) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._served.port}/quarantine/{path}",
+            headers={"Cookie": f"__Host-quarantine-session={session.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found = answer.read().count(MARK)
+        if not found if rows is None else found != rows:
+            raise RuntimeError(f"{path} shows the sender {found} times")
 
 
-def _page(port: int, sessions: list[str]) -> None:
-    """Get the page of a random one of these sessions."""
-    session = random.choice(sessions)
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/quarantine/", headers={"Cookie": f"__Host-quarantine-session={session}"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        if answer.read().count(b"promo@example.net") < PAGE:
-            raise RuntimeError("not a recipient's page")
+_PAGES: dict[str, Callable[[_Site], None]] = {
+    "the page GET /": _Site.page,
+    "a search for a word of all messages": partial(_Site.page, words="offer"),
+    "a search for a word of one message": partial(_Site.page, words="{rare}", rows=1),
+    "a search that finds nothing": partial(_Site.page, words="absent", rows=0),
+    "the page of a message": _Site.message,
+    "the page of a link in a digest": _Site.link,
+}
 
 
-def _compared(what: str, calls: Sequence[Callable[[], None]], count: int, effort: Effort) -> Row:
-    """Measure both calls alternately."""
-    found: list[tuple[float, float]] = []
+def _compared(what: str, calls: Sequence[Callable[[], None]], sites: Sequence[_Site], effort: Effort) -> Row:
+    """Measure both calls in turn; the processor time is that of the larger store."""
+    found: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    components = sites[1].components
+    before = dict[str, float]()
     for n in range(effort.rounds + 1):
+        if n == 1:  # the first round warms up
+            before = cpu.spent(components)
         seconds: tuple[list[float], list[float]] = ([], [])
-        for _ in range(count):
+        for _ in range(CALLS):
             for call, taken in zip(calls, seconds, strict=True):
                 began = time.perf_counter()
                 call()
                 taken.append(time.perf_counter() - began)
-        if n:  # the first round warms up
-            found.append((p99(seconds[0]) * 1000, p99(seconds[1]) * 1000))
-            (small, large), medians = found[-1], statistics.median(seconds[1]) / statistics.median(seconds[0])
-            print_progress(f"{large:.2f} ms / {small:.2f} ms = {large / small:.2f}; of the medians {medians:.2f}")
-    small, large = (statistics.median(pair[which] for pair in found) for which in (0, 1))
-    ratio = statistics.median(b / a for a, b in found)
-    return Row(f"{what}, p99 in ms", f"{large:.2f}", f"{small:.2f} with {SMALL:,}", ratio, "≤ 1.3")
+        if n:
+            small, large = ((statistics.median(taken) * 1000, p99(taken) * 1000) for taken in seconds)
+            found.append((small, large))
+            print_progress(f"{large[0]:.1f} / {large[1]:.1f} ms; {small[0]:.1f} / {small[1]:.1f} ms")
+    after = cpu.spent(components)
+    p50s, p99s = ([large[which] for _, large in found] for which in (0, 1))
+    return Row(
+        what,
+        f"{spread(p50s, 1)} / {spread(p99s, 1)}",
+        " / ".join(f"{statistics.median(small[which] for small, _ in found):.1f}" for which in (0, 1))
+        + f" with {SMALL:,}",
+        statistics.median(large[0] / small[0] for small, large in found),
+        BAR,
+        cpu.cell(before, after, CALLS * effort.rounds),
+    )

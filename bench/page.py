@@ -16,12 +16,13 @@ _HEAD = """\
 # Benchmarks
 
 Written by `python -m bench --write`. The last column names the [run](#runs) that measured a row. The figures are
-medians; the ratio is the median of the ratios of all rounds, in which ours and the ceiling take turns. Machines are
-noisy: read the ratios. [benchmarks-notes.md](benchmarks-notes.md) describes the rows, and where the time goes.
+medians (lowest–highest round); the ratio is the median of the ratios of all rounds, in which ours and the ceiling take
+turns. The processor time of an operation is ours, by component. Machines are noisy: read the ratios and the processor
+time. [benchmarks-notes.md](benchmarks-notes.md) describes the rows, and where the time goes.
 
-| what | ours | ceiling, or compared with | ratio | bar | run |
+| what | ours | ceiling, or compared with | ratio | bar | processor time | run |
 """
-_RULE = "| --- | --- | --- | --- | --- | --- |\n"
+_RULE = "| --- | --- | --- | --- | --- | --- | --- |\n"
 _RUNS = "\n## Runs\n\n"
 _ROW = re.compile(r"(\| (.*?) \| .*) \| (\d+) \|")
 _RUN = re.compile(r"(\d+)\. (.*)")

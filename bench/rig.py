@@ -43,10 +43,11 @@ class Row:
     ceiling: str  # or another value for comparison
     ratio: float | None
     bar: str
+    cpu: str = "–"  # processor time for each operation, see `cpu.cell`
 
     def __str__(self) -> str:
         ratio = "–" if self.ratio is None else f"{self.ratio:.2f}"
-        return f"| {self.what} | {self.ours} | {self.ceiling} | {ratio} | {self.bar} |"
+        return f"| {self.what} | {self.ours} | {self.ceiling} | {ratio} | {self.bar} | {self.cpu} |"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Served:
 def print_progress(text: str) -> None:
     """Print a line of progress."""
     print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Return the median of these rounds with the lowest and the highest value."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def p99(seconds: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -81,12 +81,7 @@ def by_strace(folder: Path) -> int:
 def fill_days(folder: Path, mails: int, days: int) -> None:
     """Make a store with that many mails in the last full days, each with rows and an empty file, at a checkpoint."""
     today = datetime.now(UTC).date()
-    starts = [mails * n // days for n in range(days + 1)]
-    fill.files(
-        folder,
-        [(today - timedelta(days=days - n), starts[n], starts[n + 1] - starts[n]) for n in range(days)],
-        people=100,
-    )
+    fill.files(folder, fill.days_back(mails, days), people=100)
     files = MailFiles(folder)
     with closing(sqlite3.connect(folder / DATABASE)) as connection:
         for (id,) in connection.execute("select id from message order by id"):
