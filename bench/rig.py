@@ -85,6 +85,7 @@ def served(module: str, threads: int = THREADS, /, *, workers: int = WORKERS, **
                 "uwsgi", "--strict", "--master", "--need-app", "--lazy-apps", "--enable-threads", "--die-on-term",
                 "--processes", str(workers), "--threads", str(threads), "--buffer-size", "65535", "--listen", "100",
                 "--disable-logging", "--http-socket", f"127.0.0.1:{port}", "--module", module, "--logto", str(log),
+                "--shared-import", "portal.web.preload",
             ],
             cwd=ROOT,
             env=os.environ | {

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from portal.model.store_url import StoreUrl
 from portal.stores.contracts import Store
 from portal.stores.postgres.migrations import SCHEMA_VERSION
 from portal.stores.rules import DIGESTS_KEPT, LEASE
 
-__all__ = ["DIGESTS_KEPT", "LEASE", "SCHEMA_VERSION", "Store", "open_store"]
+if TYPE_CHECKING:
+    from portal.stores.files.store import FileStore
+    from portal.stores.postgres.store import PostgresStore
+
+__all__ = ["DIGESTS_KEPT", "LEASE", "SCHEMA_VERSION", "Store", "import_store", "open_store"]
 
 
 def open_store(
@@ -23,9 +29,25 @@ def open_store(
     """
     place = url if isinstance(url, StoreUrl) else StoreUrl.parse(url)
     if place.folder is not None:
-        from portal.stores.files.store import FileStore
+        return _file_store().open(place.folder, must_exist=must_exist, must_be_empty=must_be_empty)
+    return _postgres_store().open(place.dsn, create=create)
 
-        return FileStore.open(place.folder, must_exist=must_exist, must_be_empty=must_be_empty)
+
+def import_store(place: StoreUrl) -> None:
+    """Import the modules of this store, which `open_store` imports otherwise."""
+    if place.folder is not None:
+        _file_store()
+    else:
+        _postgres_store()
+
+
+def _file_store() -> type[FileStore]:
+    from portal.stores.files.store import FileStore
+
+    return FileStore
+
+
+def _postgres_store() -> type[PostgresStore]:
     from portal.stores.postgres.store import PostgresStore
 
-    return PostgresStore.open(place.dsn, create=create)
+    return PostgresStore

@@ -6,6 +6,7 @@
     monitor   /healthz and /metrics      request      one request
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
+    preload   the modules of the workers, imported before the fork
     repair    addresses followed by more characters, which are redirected
 
 A handler takes a `Request` and the named parts of its route, and returns or raises an HTTPResponse. Only this package

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.system.mails import ALICE, SENDER, spam
-from tests.system.services import BIN, ROOT, Portal, free_port, http, process, wait_for
+from tests.system.services import BIN, ROOT, Portal, folder, free_port, http, postgres, process, wait_for
 from tests.uwsgi_client import packet
 
 pytestmark = pytest.mark.system
@@ -106,6 +106,37 @@ def test_a_killed_worker_is_restarted_and_held_mail_stays(started: Portal) -> No
     wait_for(lambda: http(started.nginx.exporter_url + "healthz").status == 200)
     assert started.command("quarantine", "list", "--json").count("kept") == 1
     assert b'"known"' in http(started.nginx.exporter_url, spam("kept", {}), headers).body
+
+
+@pytest.mark.parametrize("store", ["files", "postgresql"])
+def test_workers_share_the_modules_of_the_master_and_nothing_of_the_store(store: str) -> None:
+    with folder() as home, ExitStack() as stack:
+        url = f"files://{home}/store" if store == "files" else stack.enter_context(postgres(home / "postgresql"))
+        portal = stack.enter_context(Portal(home / "portal", url, {}).running())
+        wait_for(lambda: portal.log.read_text().count("WSGI app 0") == 4)
+        assert portal.process is not None
+        master = portal.process.pid
+        workers = [pid for pid in portal.pids("uwsgi") if pid != master]
+        assert len(workers) == 4
+        mapped = Path(f"/proc/{master}/maps").read_text()
+        assert "_pydantic_core" in mapped and ("psycopg" in mapped) == (store == "postgresql")
+        assert len(list(Path(f"/proc/{master}/task").iterdir())) == 1  # the pool of connections has threads
+        assert not any(str(home / "store") in name for name in open_files(master))
+        own = [open_files(pid) - open_files(master) for pid in workers]
+        if store == "files":
+            assert all(f"{home}/store/in-use" in names for names in own)
+        else:  # a connection is a socket
+            sockets = [{name for name in names if name.startswith("socket:")} for names in own]
+            assert all(sockets) and len(set.union(*sockets)) == sum(map(len, sockets))
+
+
+def open_files(pid: int) -> set[str]:
+    """Return what the open files of a process are: paths, or kinds with numbers."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.add(str(path.readlink()))
+    return found
 
 
 def test_each_mail_leaves_a_line_in_the_log_without_its_subject(started: Portal) -> None:
