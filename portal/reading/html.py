@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from portal.reading.styles import Hiding, Style
+from portal.reading.styles import Hiding, Own, Style
 
 _WS = "\t\n\f\r "
 # A quoted value that is not ended goes to the end of the text, and then the tag does not match.
@@ -37,7 +37,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_USED = _names("style hidden class id href action formaction alt type value placeholder size color")
+_USED = _names("style hidden class id href xlink:href action formaction alt type value placeholder size color")
 # Elements without text in them; any text ends a colgroup.
 _VOID = _names(
     "area base basefont bgsound br col embed frame hr img input keygen link meta param source track wbr colgroup"
@@ -62,6 +62,8 @@ _CLOSE_P = _LINES - _names("br tr caption legend option") | _names("plaintext me
 _HEADINGS = _names("h1 h2 h3 h4 h5 h6")
 # Elements that limit which open elements a tag can close, and what is in a table but not in a cell.
 _SCOPE = _names("table td th caption button object marquee applet template")
+_SCOPE_OF_ENDS = _SCOPE - {"button"}
+_TABLE_SCOPE = _names("table template")
 _TABLE = _names("table tbody thead tfoot tr")
 _IN_TABLE = _TABLE | _names("td th caption colgroup col style script template")
 # What a start tag closes, up to the nearest element of the second set.
@@ -76,9 +78,13 @@ _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 _CLOSES |= {"dd": _CLOSES["dt"]} | dict.fromkeys(("rb", "rtc", "rp"), _CLOSES["rt"])
 # Parts of tables close all that is open up to the nearest of these, and are ignored if there is none.
+_ROW_ENDS = _names("tr tbody thead tfoot")
 _SECTIONS = dict.fromkeys(("tbody", "thead", "tfoot", "caption", "colgroup", "col"), frozenset(("table",)))
 _ROWS = {"tr": _names("table tbody thead tfoot")}
 _PARENTS = _SECTIONS | _ROWS | dict.fromkeys(_CELLS, _TABLE)
+# Browsers open these again in the next element if it was not their end tag that closed them, and inside an element in
+# which their end tag is (WHATWG HTML, 13.2.4.3 and 13.2.6.4.7).
+_FORMATTING = _names("a b big code em font i nobr s small strike strong tt u")
 _PARAGRAPH = (frozenset(("p",)), _SCOPE)
 _NOWHERE = [0]
 _DEPTH = 512  # as in browsers; deeper elements are read as siblings
@@ -89,6 +95,7 @@ class _Element:
     name: str
     style: Style
     target: str = ""  # shown when the element ends
+    shown: frozenset[str] = frozenset()  # inherited values with which a formatting element shows text again
 
 
 def text_of(markup: str, is_late: Callable[[], bool] = lambda: False) -> str:
@@ -107,9 +114,13 @@ class _Reduction:
         self._hiding = Hiding()
         self._base = ""
         self._is_unsure = False  # whether browsers open the same elements
+        # What the open formatting elements show again: for each of them that does, together with those around it.
+        self._formatting: list[frozenset[str]] = [frozenset()]
+        self._reopened: frozenset[str] = frozenset()  # what those show that browsers opened again
 
     def read(self, markup: str) -> None:
         self._hiding = Hiding(list(_style_sheets(markup, self._is_late)), _unescaped(markup).lower())
+        self._base = self._first_base(markup)
         for name, attributes, text in _tokens(markup, len(markup)):
             if self._is_late():
                 break
@@ -122,6 +133,15 @@ class _Reduction:
                 if name in _RAW_SHOWN or (self._is_unsure and name in _RAW):
                     self._text(text, pre=True)
         self._pop_to(1)
+
+    def _first_base(self, markup: str) -> str:
+        """Return the URL that a document's relative links are relative to, also those before it."""
+        for name, attributes, _ in _tokens(markup, markup.lower().rfind("<base") + 1):
+            if self._is_late():
+                break
+            if name == "base" and (href := self._attributes(attributes).get("href")):
+                return href
+        return ""
 
     @staticmethod
     def _attributes(text: str) -> dict[str, str]:
@@ -138,7 +158,6 @@ class _Reduction:
         if name == "image":
             name = "img"
         if name == "base":
-            self._base = self._base or attributes.get("href", "")
             return
         self._close_implied(name)
         if name in _LINES:
@@ -149,16 +168,25 @@ class _Reduction:
             return
         self._is_unsure = self._is_unsure or name in _UNSURE
         style = self._parent_style(name)
-        # Browsers ignore a form in another form, and end one that is in a table at once: it hides nothing.
-        if not self._is_unsure and name != "form":
-            style = style.inherited(self._hiding.of(name, attributes))
-        if name in _NEVER_SHOWN:
+        shown: frozenset[str] = frozenset()
+        if not self._is_unsure:
+            own = self._hiding.of(name, attributes)
+            if name == "form":
+                # Browsers ignore a form in another form, and end one that is in a table at once: it hides nothing.
+                own = Own().showing(own.shown)
+            elif name in _FORMATTING:
+                shown = own.shown
+            elif name != "span":
+                own = own.showing(self._reopened | self._formatting[-1])
+            style = style.inherited(own)
+        if name in _NEVER_SHOWN and not self._is_unsure:
             style = style.hidden()
         target = ""
         if name in ("a", "area"):
-            target = target_of(attributes.get("href", ""), self._base)
-        elif name == "form":
-            target = target_of(attributes.get("action", ""), self._base)
+            href = attributes.get("href", attributes.get("xlink:href"))
+            target = "" if href is None else target_of(href, self._base)
+        elif name == "form" and "action" in attributes:
+            target = target_of(attributes["action"], self._base)
         elif "formaction" in attributes:
             target = target_of(attributes["formaction"], self._base)
         if style.is_visible:
@@ -166,8 +194,7 @@ class _Reduction:
         if name in _VOID:
             self._put(f" [{target}]" if target and style.is_visible else "")
         elif len(self._open) < _DEPTH:
-            self._places.setdefault(name, []).append(len(self._open))
-            self._open.append(_Element(name, style, target))
+            self._push(_Element(name, style, target, shown))
 
     @staticmethod
     def _replacement(name: str, attributes: dict[str, str]) -> str:
@@ -182,7 +209,8 @@ class _Reduction:
         return ""
 
     def _close_implied(self, name: str) -> None:
-        if name in _CLOSE_P:
+        # Without a DOCTYPE, a table does not end a paragraph.
+        if name in _CLOSE_P and (name != "table" or not self._open[-1].style.is_visible):
             self._close(*_PARAGRAPH)
         if name in _HEADINGS and self._open[-1].name in _HEADINGS:
             self._pop_to(len(self._open) - 1)
@@ -211,19 +239,49 @@ class _Reduction:
         return last
 
     def _end(self, name: str) -> None:
-        place = self._last(_HEADINGS) if name in _HEADINGS else self._places.get(name, _NOWHERE)[-1]
-        if place and name not in ("body", "html"):
-            self._pop_to(place)
+        place = self._places.get(name, _NOWHERE)[-1]
+        if name in _HEADINGS:
+            place = self._last(_HEADINGS)
+        elif not place and name in _ROW_ENDS:  # the row of a cell without one
+            place = (self._last(_TABLE) or -1) + 1
+        if 0 < place < len(self._open) and name not in ("body", "html"):
+            self._close_to(name, place)
         if name in _LINES:
             self._put("\n")
 
-    def _pop_to(self, place: int) -> None:
+    def _close_to(self, name: str, place: int) -> None:
+        """End the elements up to a place by an end tag, which may also be the one of an element outside of others.
+
+        Browsers ignore it if a table or cell is in between, and may keep what is in between open: nothing gets hidden
+        by that.
+        """
+        style = self._open[-1].style
+        scope = (_TABLE_SCOPE if name in _PARENTS else _SCOPE_OF_ENDS) - {name}
+        if style.is_visible and place < self._last(scope):
+            return
+        is_nested = place == len(self._open) - 1
+        self._pop_to(place, name)
+        if style.is_visible and not is_nested and not self._open[-1].style.is_visible:
+            self._push(_Element("", style))
+
+    def _push(self, element: _Element) -> None:
+        self._places.setdefault(element.name, []).append(len(self._open))
+        self._open.append(element)
+        if element.shown:
+            self._formatting.append(self._formatting[-1] | element.shown)
+
+    def _pop_to(self, place: int, ended: str = "") -> None:
+        """End the open elements from a place on. ``ended``: the name of the end tag."""
         while len(self._open) > place:
             element = self._open.pop()
             places = self._places[element.name]
             places.pop()
             if not places:
                 del self._places[element.name]
+            if element.shown:
+                self._formatting.pop()
+                if element.name != ended:
+                    self._reopened |= element.shown
             if element.target and element.style.is_visible:
                 self._put(f" [{element.target}]")
 
@@ -232,6 +290,8 @@ class _Reduction:
 
         In a table but outside of its cells, browsers move both in front of the table.
         """
+        if self._is_unsure:
+            return Style()
         if self._open[-1].name in _TABLE and name not in _IN_TABLE and (tables := self._places.get("table")):
             return self._open[tables[-1] - 1].style
         return self._open[-1].style
@@ -239,7 +299,7 @@ class _Reduction:
     # ---- text
 
     def _text(self, text: str, *, pre: bool = False) -> None:
-        style = self._parent_style("")
+        style = self._parent_style("").showing(self._reopened)
         if not style.is_visible:
             return
         if not (pre or style.is_pre or "pre" in self._places):
@@ -336,4 +396,4 @@ def target_of(href: str, base: str = "") -> str:
     if scheme := _SCHEME.match(href):
         is_mail = scheme[0].lower() == "mailto:"
         return href[len(scheme[0]) :].partition("?")[0] if is_mail else scheme[0].lower()
-    return target_of(base) if base and href else ""
+    return target_of(base) if base else ""

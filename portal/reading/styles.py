@@ -33,8 +33,12 @@ _CLIPPED = frozenset(("div", "p", "center", "section"))
 _UNCLIPPING = ("padding", "display", "min-", "overflow-", "float", "border")
 # Controls have a font of their own, and a table has none of its parents' in documents without a DOCTYPE.
 _OWN_FONT = frozenset(("table", "button", "input", "textarea", "select", "option"))
+# In these the text is larger than around them, and they can be in one another.
+_LARGER = frozenset(("big", "h1", "h2", "h3"))
 _OWN_COLOUR = frozenset(("a", "table"))
-_PALE = re.compile(r"white|transparent|#fff|#(?:f[d-f]){3}|rgb\(25[3-5], ?25[3-5], ?25[3-5]\)")
+_PALE = re.compile(
+    r"white|transparent|#fff|#(?:f[d-f]){3}|rgb\(25[3-5], ?25[3-5], ?25[3-5]\)|rgba\((?:[0-9]{1,3}, ?){3}0(?:\.0+)?\)"
+)
 # White text is seen in a document in which anything is painted that is not white, or is drawn at another place.
 _WHITE_GROUND = re.compile(
     r"background(?:-color)?\s*:\s*(?:white|#fff(?:fff)?)\s*(?=[;\"'])|bgcolor\s*=\s*[\"']?(?:white|#fff(?:fff)?)[\"'\s>]"
@@ -63,6 +67,10 @@ class Style:
     def hidden(self) -> Style:
         return replace(self, is_gone=True)
 
+    def showing(self, values: frozenset[str]) -> Style:
+        """Return the style of text that these inherited values cannot hide."""
+        return replace(self, **dict.fromkeys(values, False)) if values else self
+
     def inherited(self, own: Own) -> Style:
         """Return the style of an element inside. ``own``: what is said about that element."""
         if own is _NOTHING:
@@ -86,7 +94,17 @@ class Own:
     is_pale: bool | None = None
     is_pre: bool | None = None
 
+    @property
+    def shown(self) -> frozenset[str]:
+        """The names of the values that show again what an element around hides."""
+        return frozenset(name for name in _SHOWING if getattr(self, name) is False)
 
+    def showing(self, values: frozenset[str]) -> Own:
+        """Return these declarations, of which these values hide nothing."""
+        return replace(self, **dict.fromkeys(values, False)) if values else self
+
+
+_SHOWING = ("is_invisible", "is_small", "is_pale")
 _NOTHING = Own()
 _SHOWN = Own(is_invisible=False, is_small=False, is_pale=False)
 
@@ -162,13 +180,14 @@ class Hiding:
         own = _own(style) if style else _NOTHING
         if (self._is_clipping and name in _CLIPPED and _is_clipped(style)) or hidden & {"display", "opacity"}:
             own = replace(own, is_gone=True)
-        if "hidden" in attributes and "display" not in style.keys() | shown:
+        # A marquee has a `display` of its own.
+        if "hidden" in attributes and name != "marquee" and "display" not in style.keys() | shown:
             own = replace(own, is_gone=True)
         if own.is_invisible is None and "visibility" in hidden | shown:
             own = replace(own, is_invisible="visibility" in hidden)
         if own.is_small is None and ("font-size" in hidden | shown or (name == "font" and attributes.get("size"))):
             own = replace(own, is_small="font-size" in hidden)
-        elif own.is_small is None and name in _OWN_FONT:
+        elif own.is_small is None and name in _OWN_FONT | _LARGER:
             own = replace(own, is_small=False)
         colour = style.get("color") or (attributes.get("color", "").strip().lower() if name == "font" else "")
         if colour:

@@ -62,6 +62,7 @@ HTML = [
     "<p style='", "<a ='", '<a b="', "<a b= ", "<p a=1 ", "<title>", "<plaintext>", "</", "<!", "<base href=//a>",
     "<img alt=x style=display:none>", "<svg><![CDATA[", "<svg><![CDATA[]]>", "<svg><style></style>", "<style></style>",
     "<style media=print>a{}</style>", "<style>a{}</style><a>", "<table><table>", "<select><table>", "background:",
+    "<b style='font-size:9px'>", "</b></p><base>",
 ]
 # fmt: on
 
@@ -145,6 +146,8 @@ def nested(kind: str, number: int) -> bytes:
         lambda: nested_boundaries(1_000),
         lambda: alternatives(900),
         lambda: b"X: y\r\n" * 2_000_000 + b"\r\nThe words",
+        lambda: (b"a\n" * 900 + b"X: y\n") * 140 + b"\nThe words",
+        lambda: b"Content-Transfer-Encoding: base64\n" + b"a b\n" * 60_000 + b"\nVGhlIHdvcmRz",
         lambda: b"To: x" + b"\r\n y" * 2_000_000 + b"\r\n\r\nThe words",
         lambda: b"To: " + b"=?utf-8?q?a?= " * 100_000 + b"\r\n\r\nThe words",
         lambda: b"Cc: " + b"a@example.org, " * 100_000 + b"\r\n\r\nThe words",

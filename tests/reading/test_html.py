@@ -192,6 +192,24 @@ def test_what_is_visible_is_text(markup: str, expected: str) -> None:
         "<svg><p><style><!--</style><p>yes",
         "<svg/><style><!--</style><p>yes",
         "<svg><text><![CDATA[yes>]]></text></svg>",
+        "<div hidden><svg></svg></div><svg></svg>yes",
+        "<svg><template><b>yes",
+        "<marquee hidden>yes",
+        "<p style='font-size:1px'><big><big>yes",
+        # End tags that browsers ignore, and what they keep open.
+        "<footer><table><tr></footer><dt style='display:none'><td>yes",
+        "<i style='visibility:hidden'><u><table style='visibility:visible'><td></u>yes",
+        "<i style='visibility:hidden'><u><div style='visibility:visible'></u>yes",
+        "<table hidden><td>x</tr>yes",
+        "<table><td hidden>x</tr>yes",
+        # Formatting elements that browsers open again.
+        "<b style='font-size:12px'><p style='font-size:0'>x</b>yes",
+        "<p><b style='font-size:12px'>x</p><div style='font-size:0'>yes",
+        "<div style='font-size:0'><p><b style='font-size:12px'>x</p>yes",
+        "<p><i style='visibility:visible'>x</p><div style='visibility:hidden'>yes",
+        "<div style='visibility:hidden'><form style='visibility:visible'>yes",
+        "<div style='visibility:hidden'><p style='visibility:visible'><table><td>yes",
+        "<p style='visibility:hidden'><table><td>yes",
     ],
 )
 def test_in_doubt_text_is_shown(markup: str) -> None:
@@ -216,6 +234,11 @@ def test_fields_show_their_value_or_what_to_enter() -> None:
         "<table><tr><td><table hidden><tr><td>no</td></tr></table>yes</td></tr></table>",
         "<p style='color:#ffffff'>no</p><p style='color:#333;background-color:#fff'>yes</p>",
         "<style>p{margin:0}</style><font color=white>no</font>yes",
+        "<p style='color:rgba(0, 0, 0, 0)'>no</p>yes",
+        "<b style='font-size:12px'>yes</b><div style='font-size:0'>no</div>",
+        "<b style='font-size:12px'>yes<span style='font-size:0'>no</span></b>",
+        "<p><font color=black>yes</p><div style='font-size:0'>no</div>",
+        "<table><tr><td>yes</td></tr></table></div></tr><p hidden>no",
     ],
 )
 def test_hidden_text_is_left_out(markup: str) -> None:
@@ -235,6 +258,9 @@ def test_lines_are_those_on_the_screen() -> None:
         ('<a href="//a.example">x<a href="//b.example">y</a>', "x [a.example]y [b.example]"),
         ('<base href="https://evil.example/"><a href="login">Your bank</a>', "Your bank [evil.example]"),
         ('<base href="https://evil.example/"><a href="https://b.example/">x</a>', "x [b.example]"),
+        ('<a href="">x</a><base target=a><base href="//evil.example"><base href="//b.example">', "x [evil.example]"),
+        ('<base href="//evil.example"><a name=x>x</a><form>y</form><!-- <base> -->', "x y"),
+        ("<svg><a xlink:href='//evil.example/'>x</a></svg>", "x [evil.example]"),
         ('<a href="login">x</a><a href="#top">y</a><a name=z>z</a>', "xyz"),
         ('<form action="//evil.example/"><input value="Password"></form>', "Password [evil.example]"),
         ('<form action="a"><button formaction="//evil.example/">Go</button></form>', "Go [evil.example]"),
