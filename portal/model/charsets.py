@@ -18,7 +18,7 @@ from webencodings.labels import LABELS
 
 _FALLBACK = "cp1252"
 _SEPARATORS = re.compile(r"[^0-9a-z]+")
-_CODE_PAGE = re.compile(r"(?:x?(?:cp|windows|win|ms|ibm|dos|oem|codepage))0*([0-9]{3,5})")
+_CODE_PAGE = re.compile(r"x?(?:cs|ms)?(?:cp|windows|win|ms|ibm|dos|oem|pc|codepage)0*([0-9]{3,5})")
 # The numbers are EBCDIC: no mail program decodes it, and ASCII read as EBCDIC is not readable.
 _NOT_FOR_TEXT = re.compile(
     r".*_codec|rot_13|mbcs|tactis|.*escape|punycode|idna|undefined|charmap|cp(?:037|273|424|500|875|1026|1140)"
@@ -28,6 +28,7 @@ _CODE_PAGES = {
     **{str(number): f"cp{number}" for number in (720, 737, 856, 874, 1006)},
     **{f"{28590 + number}": f"iso8859-{number}" for number in (*range(2, 10), 13, 15)},
     **dict.fromkeys(("28591", "1004"), "cp1252"),
+    **dict.fromkeys(("942", "943"), "cp932"),  # IBM's numbers for Shift_JIS
     **dict.fromkeys(("936", "54936", "20936"), "gb18030"),
     **dict.fromkeys(("50220", "50221", "50222"), "iso-2022-jp"),
     **{"65001": "utf-8", "20866": "koi8-r", "21866": "koi8-u", "51932": "euc-jp", "51949": "cp949", "950": "big5hkscs"},
@@ -37,6 +38,7 @@ _ISO_2022_JP = "iso-2022-jp"
 # without any is text whose label is wrong.
 _STATEFUL = re.compile(r"utf.?7|hz|iso.?2022.*")
 _WIDE = re.compile(r"utf.?(?:16|32).*")
+_UTF_16 = re.compile(r"utf.?16")
 _NOT_ASCII = re.compile(rb"([\x80-\xff]+)")
 _JIS_SWITCH = re.compile(rb"\x1b(\([BJI]|\$[@B]|\$\([@B]|[^\x1b])")
 
@@ -68,7 +70,8 @@ def codec_of(label: str) -> str | None:
         return None  # the text is ASCII, or the label is wrong
     match = _CODE_PAGE.fullmatch(plain)
     number = match[1] if match else ""
-    codec = _CODECS.get(plain) or _CODECS.get(plain.removeprefix("x"))
+    spellings = (plain, plain.removeprefix("x"), plain.removeprefix("cs"), f"iso{plain}")
+    codec = next((_CODECS[each] for each in spellings if each in _CODECS), None)
     return codec or _CODE_PAGES.get(number) or _CODECS.get(f"cp{number}")
 
 
@@ -89,7 +92,8 @@ def decode(octets: bytes, label: str = "") -> str:
     if octets.startswith(codecs.BOM_UTF8):
         return _unicode_or_windows(octets[len(codecs.BOM_UTF8) :])
     codec_name = codec_of(label)
-    if octets.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and codec_name in (None, "utf-16-le", "utf-16-be"):
+    is_wide = codec_name is None or _UTF_16.match(codec_name)
+    if octets.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and is_wide:
         return _lenient(octets, "utf-16")
     if codec_name is None and (b"\x1b$B" in octets or b"\x1b$@" in octets):
         codec_name = _ISO_2022_JP  # nothing else has these

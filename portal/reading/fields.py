@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from portal.model.charsets import decode
+from portal.model.charsets import codec_of, decode
 from portal.model.encoded_words import decode_field
 
 VALUE_BYTES = 1 << 14  # of a field that is kept
@@ -20,9 +21,19 @@ _TOKEN = re.compile(rb"[A-Za-z0-9!#$&^_.+-]+")
 _PARAMETER = re.compile(rb";[\s;]*+([^\s=;\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL)
 _QUOTED_PAIR = re.compile(rb"\\([\"\\])")
 _EXTENDED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
-_COMMENT = re.compile(rb"\([^()]*\)")
+_COMMENT = re.compile(rb"\([^()]*+\)")
+_CHARSET = re.compile(rb"charset[\s=:]++[\"']?([^\s;,\"'()]++)", re.IGNORECASE)
+_QUOTED = re.compile(rb'"[^"]*+"')
 _PARAMETERS = 100
-_ENCODINGS = {"base-64": "base64", "b64": "base64", "quoted": "quoted-printable", "quotedprintable": "quoted-printable"}
+_COMMENTS = 10  # in one another
+# How programs begin the names of transfer encodings, without "x-" and hyphens.
+_ENCODINGS = {
+    "base64": "base64",
+    "b64": "base64",
+    "quoted": "quoted-printable",
+    "qp": "quoted-printable",
+    "uu": "x-uuencode",
+}
 
 
 def field_name(line: bytes) -> bytes | None:
@@ -51,15 +62,16 @@ class Fields:
     @property
     def content_type(self) -> str:
         """The media type in lower case, "" if it is missing or not one (RFC 2045, 5.2: then it is text/plain)."""
-        match = _TYPE.match(self.values.get("content-type", b""))
+        value = self.values.get("content-type", b"")
+        match = _TYPE.match(value)
+        if match is None and value.lower().startswith(b"multipart"):
+            return "multipart/mixed"
         return match[1].decode().lower() if match else ""
 
     @property
     def encoding(self) -> str:
         """The first token of Content-Transfer-Encoding: programs write quotes, comments and blanks around it."""
-        match = _TOKEN.search(_COMMENT.sub(b"", self.values.get("content-transfer-encoding", b"")))
-        name = match[0].decode().lower().replace("_", "-") if match else ""
-        return _ENCODINGS.get(name, name)
+        return _encoding(self.values.get("content-transfer-encoding", b""))
 
     @property
     def disposition(self) -> str:
@@ -77,14 +89,31 @@ class Fields:
 
     @property
     def charset(self) -> str:
-        """The label of the charset, "" if it is missing."""
-        return _without_comment(_parameters(self.values.get("content-type", b"")).get("charset", ""))
+        """The label of the charset, "" if it is missing.
+
+        Programs write other characters than semicolons between parameters, and more words after the label.
+        """
+        value = self.values.get("content-type", b"")
+        label = _without_comment(_parameters(value).get("charset", ""))
+        if codec_of(label) or not (match := _CHARSET.search(_QUOTED.sub(b"", value))):
+            return label
+        return match[1].decode("latin-1")
 
     @property
     def boundary(self) -> bytes:
         """The boundary of a multipart with single blanks, b"" if it is missing. It is not text: octets are compared."""
         octets, _ = _raw_parameters(self.values.get("content-type", b"")).get("boundary", (b"", ""))
         return b" ".join(octets.split())
+
+
+@lru_cache(16)
+def _encoding(value: bytes) -> str:
+    for _ in range(_COMMENTS):
+        value = _COMMENT.sub(b"", value)
+    match = _TOKEN.search(value)
+    name = match[0].decode().lower().removeprefix("x-") if match else ""
+    plain = re.sub("[^a-z0-9]", "", name)
+    return next((_ENCODINGS[begin] for begin in _ENCODINGS if plain.startswith(begin)), name)
 
 
 def _without_comment(value: str) -> str:

@@ -24,7 +24,13 @@ _MESSAGES = ("message/rfc822", "message/global", "message/news")
 # The last two are other forms of the same message, for Gmail and for watches.
 HTML_TYPES = ("text/html", "application/xhtml+xml", "text/x-amp-html", "text/watch-html")
 # The parts of reports that are for people too, as fields of a header.
-REPORT_TYPES = ("message/delivery-status", "message/disposition-notification", "message/feedback-report")
+REPORT_TYPES = (
+    "message/delivery-status",
+    "message/global-delivery-status",
+    "message/disposition-notification",
+    "message/global-disposition-notification",
+    "message/feedback-report",
+)
 _SHOWN_TYPES = (*HTML_TYPES, *REPORT_TYPES, "text/plain", "text/enriched", "text/richtext", "text/calendar")
 _ATTACHED_TEXTS = (
     "text/csv",
@@ -37,6 +43,7 @@ _ATTACHED_TEXTS = (
     "text/rtf",
 )
 _NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
+_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/=]*+\s*+")
 _LIKELY_BOUNDARY = re.compile(rb"\n--(?!-*\s)(\S[^\r\n]{0,200}?)[ \t]*\r?\n(?=[!-9;-~]+[ \t]*:|\r?\n)")
 _BOUNDARY_BYTES = 300  # longer ones do not count (RFC 2046, 5.1.1: 70)
 
@@ -63,11 +70,10 @@ class Part:
 
         A message that is a text is shown whatever its disposition is.
         """
-        if self.fields.disposition == "attachment" and not self.is_message_itself:
-            return False
-        if self.type in _SHOWN_TYPES:
-            return True
-        return self.type.startswith("text/") and self.type not in _ATTACHED_TEXTS and not self.fields.file_name
+        is_text = self.type in _SHOWN_TYPES or self.type.startswith("text/")
+        if self.is_message_itself:
+            return is_text
+        return is_text and self.fields.disposition != "attachment" and self.type not in _ATTACHED_TEXTS
 
 
 @dataclass(slots=True)
@@ -86,6 +92,7 @@ class Parser:
         self._is_late = is_late
         self._depths: dict[bytes, list[int]] = {}  # of the open multiparts by boundary
         self._delimiters = _delimiter_pattern(())  # of the open multiparts
+        self._next_field = (0, False)  # the position up to which no field begins, and whether one begins there
         self._likely = (0, b"")  # the position up to which no boundary occurs, and the one that occurs there
         self._delimiter: _Delimiter | None = None  # that ended what was read last
         self._parts = 0
@@ -233,7 +240,8 @@ class Parser:
     def _header(self, fields: Fields, *, is_message: bool) -> bool:
         """Read the header. Return True if the part ended with it.
 
-        Lines that are no field are skipped, if fields follow. Otherwise the blank line is missing, and the text begins.
+        Lines that are no field are skipped, if fields follow. Otherwise the blank line is missing, and the text begins,
+        unless it is base64 and the line is not.
         """
         pending = bytearray()  # a field, until the next one begins
         start, has_fields, in_line = self._source.position, is_message, False
@@ -249,13 +257,19 @@ class Parser:
                 break
             is_continued = in_line or (line[:1] in (b" ", b"\t") and bool(pending))
             is_field = is_continued or field_name(line) is not None
-            if not is_field and (line.startswith(b"--") or not has_fields or not self._fields_follow(len(line))):
-                break
-            self._source.skip(len(line))
-            has_fields, in_line = True, not line.endswith(b"\n")
             if not is_continued:
                 fields.add(bytes(pending))
                 pending.clear()
+            if not is_field and (
+                line.startswith(b"--")
+                or not (
+                    self._fields_follow(len(line), b"" if has_fields else b"content-")
+                    or (fields.encoding == "base64" and not _BASE64_LINE.fullmatch(line))
+                )
+            ):
+                break
+            self._source.skip(len(line))
+            has_fields, in_line = True, not line.endswith(b"\n")
             if is_field and len(pending) < _FIELD_BYTES:
                 pending += line
             if self._source.position - start > _HEADER_BYTES:
@@ -272,14 +286,24 @@ class Parser:
         following = self._source.peek(len(line) + 200)[len(line) :].partition(b"\n")[0]
         return bool(following.strip()) and (following[:1] in (b" ", b"\t") or field_name(following) is not None)
 
-    def _fields_follow(self, size: int) -> bool:
-        """Return whether a field begins after the next ``size`` octets, before a blank line."""
+    def _fields_follow(self, size: int, begin: bytes) -> bool:
+        """Return whether a field whose name begins like this follows the next ``size`` octets, before a blank line.
+
+        Each of many lines that are no field would look through the same lines again, so what was found is kept.
+        """
+        position = self._source.position + size
+        until, found = self._next_field
+        if position <= until:
+            return found
+        found = False
         for line in self._source.peek(size + 2_000)[size:].split(b"\n"):
-            if not line.strip():
-                return False
-            if field_name(line) is not None:
-                return True
-        return False
+            name = field_name(line)
+            found = name is not None and name.startswith(begin)
+            if found or not line.strip():
+                break
+            position += len(line) + 1
+        self._next_field = (position, found)
+        return found
 
     # ---- content
 
@@ -301,8 +325,9 @@ class Parser:
             part.octets = decoded(bytes(kept), encoding)
 
 
-_UUENCODED = ("x-uuencode", "uuencode", "x-uue")
-_LINE_ENCODINGS = ("quoted-printable", *_UUENCODED)
+_LINE_ENCODINGS = ("quoted-printable", "x-uuencode")
+# Blanks at the end of a line do not count, also after a soft line break (RFC 2045, 6.7).
+_SOFT_BREAK = re.compile(rb"=[ \t]++(?=\r?\n)")
 
 
 def _plain(boundary: bytes) -> bytes:
@@ -329,8 +354,8 @@ def decoded(octets: bytes, encoding: str) -> bytes:
     if encoding == "base64":
         return from_base64(octets)
     if encoding == "quoted-printable":
-        return binascii.a2b_qp(octets)
-    if encoding in _UUENCODED:
+        return binascii.a2b_qp(_SOFT_BREAK.sub(b"=", octets))
+    if encoding == "x-uuencode":
         return b"".join(map(_uu_line, octets.splitlines()))
     return octets
 

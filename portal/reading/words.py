@@ -7,7 +7,7 @@ something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from portal.model.charsets import codec_of, decode
 from portal.model.encoded_words import decode_field
@@ -19,6 +19,7 @@ _TAG = re.compile(
 )
 _ATTRIBUTE = re.compile(rb"([^\s/>=]++)\s*+=\s*+(\"[^\"]*\"|'[^']*'|[^\s>]*+)")
 _CONTENT_CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s;\"']+)", re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"'>]+)")
 _META_BYTES = 4_096
 _WORDS = re.compile(r"\w{2,}")
 _ADDRESSES = re.compile(r"\S*://\S*|\[[^\]\s]*\]")
@@ -28,6 +29,7 @@ _RICH_COMMAND = re.compile(r"<(<)|</?([A-Za-z0-9-]{1,60})>")
 _RICH_LINES = re.compile(r"\r?\n((?:\r?\n)*)")
 _CALENDAR_FOLD = re.compile(r"\r?\n[ \t]")
 _CALENDAR_LINE = re.compile(r"^([A-Za-z-]++)([^:\r\n]*+):([^\r\n]*+)", re.MULTILINE)
+_EVENTS = ("VEVENT", "VTODO", "VJOURNAL")
 _CALENDAR_TIME = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})[0-9]*(Z?))?")
 
 
@@ -115,7 +117,7 @@ class Words:
         if part.type in ("text/enriched", "text/richtext"):
             return _enriched(text)
         if part.type == "text/calendar":
-            return _invitation(text)
+            return _calendar(text)
         if part.type in REPORT_TYPES:
             return re.sub(r"(?im)^([^:\n]*:[ \t]*)(?:rfc822|dns|smtp|utf-8);[ \t]*", r"\1", text)
         return text
@@ -147,7 +149,8 @@ def _meta_charset(octets: bytes) -> str:
         if codec := codec_of(label.decode("latin-1")):
             # It could not be read if it were not a superset of ASCII.
             return "utf-8" if codec.startswith("utf") else label.decode("latin-1")
-    return ""
+    declaration = _XML_ENCODING.match(octets, 0, _META_BYTES)
+    return declaration[1].decode("latin-1") if declaration else ""
 
 
 def _enriched(text: str) -> str:
@@ -157,19 +160,29 @@ def _enriched(text: str) -> str:
     return _RICH_COMMAND.sub(lambda command: "<" if command[1] else "", text)
 
 
-def _invitation(text: str) -> str:
-    """Return the words of a calendar's first event (RFC 5545): title, time, place, organizer and description."""
-    found: dict[str, str] = {}
-    for match in _CALENDAR_LINE.finditer(_CALENDAR_FOLD.sub("", text).partition("END:VEVENT")[0]):
+def _calendar(text: str) -> str:
+    """Return the words of a calendar's events and tasks (RFC 5545), the text itself if it has none."""
+    events: list[tuple[dict[str, str], dict[str, str]]] = []
+    is_alarm = False  # its description is less than that of its event
+    for match in _CALENDAR_LINE.finditer(_CALENDAR_FOLD.sub("", text)):
         name, value = match[1].upper(), match[3].strip()
-        if name == "BEGIN" and value.upper() == "VEVENT":
-            found = {key: found[key] for key in found if key == "METHOD"}
-        if name == "ORGANIZER":
-            common_name = re.search(r"CN=(\"[^\"]*\"|[^;]*)", match[2], re.IGNORECASE)
-            value = " ".join(filter(None, (common_name and common_name[1].strip('"'), value)))
-        found.setdefault(name, value)
-    times = [_moment(found[name]) for name in ("DTSTART", "DTEND") if name in found]
-    lines = [found.get("SUMMARY"), " – ".join(times), found.get("LOCATION"), found.get("ORGANIZER")]
+        if name == "BEGIN" and value.upper() in _EVENTS:
+            events.append(({}, {}))
+        if name in ("BEGIN", "END"):
+            is_alarm = name == "BEGIN" and value.upper() == "VALARM"
+        elif events:
+            if name == "ORGANIZER":
+                common_name = re.search(r"CN=(\"[^\"]*\"|[^;]*)", match[2], re.IGNORECASE)
+                value = " ".join(filter(None, (common_name and common_name[1].strip('"'), value)))
+            events[-1][is_alarm].setdefault(name, value)
+    blocks = (_event(alarm | {key: value for key, value in event.items() if value}) for event, alarm in events)
+    return "\n\n".join(dict.fromkeys(blocks)) if events else text
+
+
+def _event(found: Mapping[str, str]) -> str:
+    """Return title, time, place, organizer, link and description of an event."""
+    times = [_moment(found[name]) for name in ("DTSTART", "DTEND", "DUE") if name in found]
+    lines = [found.get("SUMMARY"), " – ".join(times), *map(found.get, ("LOCATION", "ORGANIZER", "URL"))]
     words = "\n".join(line for line in lines if line) + "\n\n" + found.get("DESCRIPTION", "")
     return re.sub(r"\\(.)", lambda pair: "\n" if pair[1] in "nN" else pair[1], words)
 

@@ -58,6 +58,8 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
         ),
         (multipart("mixed", part("one")).replace('; boundary="cut"', ""), "one"),
         (multipart("mixed", part("one")).replace('"cut"', '""'), "one"),
+        (multipart("mixed", part("one")).replace("multipart/mixed", "multipart"), "one"),
+        (multipart("mixed", part("one")).replace("multipart/mixed", "MULTIPART/"), "one"),
         (multipart("mixed", part("one"), part("two")).replace('"cut"', '"other"'), "one\ntwo"),
         ("Content-Type: multipart/mixed\n\nNo parts here\n", "No parts here"),
         ("Content-Type: multipart/mixed; boundary=cut\n\nNo parts here\n", "No parts here"),
@@ -81,6 +83,10 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
         ("From nina@shop.example Mon Nov  2\nSubject: x\n\none", "one"),
         ("Subject: x\nbroken\nX: y\n\none", "one"),
         ("Subject: x\nNo blank line\n\none", "No blank line\none"),
+        ("Content-Transfer-Encoding: base64\nBroken line\n\nb25l", "one"),
+        ("Content-Transfer-Encoding: base64\nb25l\nb25l\n", "oneone"),
+        (multipart("mixed", f"Broken line\n{HTML}\n\n<p>one\n"), "one"),
+        (multipart("mixed", "Broken line\nA: field\n\none\n"), "Broken line\nA: field\none"),
         ("Subject: x\n \n\ty\n \nContent-Type: text/html\n\n<p>one", "one"),
         ("\none", "one"),
         ("", ""),
@@ -127,6 +133,19 @@ HTML, PLAIN = "Content-Type: text/html", "Content-Type: text/plain"
             "Budget meeting, all\n2026-11-02 10:00 – 2026-11-02 11:00 UTC\nRoom 1\nNina mailto:nina@shop.example\n"
             "Bring\nfigures",
         ),
+        ("Content-Type: text/calendar\n\nNo calendar", "No calendar"),
+        (
+            "Content-Type: text/calendar\n\nBEGIN:VEVENT\nBEGIN:VALARM\nDESCRIPTION:Reminder\nEND:VALARM\n"
+            "SUMMARY:One\nDESCRIPTION:Words\nEND:VEVENT\nBEGIN:VTODO\nSUMMARY:Two\nDUE:20261103\nEND:VTODO\n"
+            "BEGIN:VEVENT\nSUMMARY:Two\nDTSTART:20261103\nURL:https://evil.example/\nBEGIN:VALARM\nDESCRIPTION:End",
+            "One\nWords\nTwo\n2026-11-03\nTwo\n2026-11-03\nhttps://evil.example/\nEnd",
+        ),
+        (
+            multipart("report", part("Failed"), part("Status: 5.1.1", "Content-Type: message/global-delivery-status")),
+            "Failed\nStatus: 5.1.1",
+        ),
+        (multipart("mixed", part("one", "Content-Type: text/markdown; name=a.md")), "one"),
+        ("Content-Type: text/vcard; name=a.vcf\n\nBEGIN:VCARD", "BEGIN:VCARD"),
         # Attached messages.
         (
             "Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\nU3ViamVjdDogeAoKaW5uZXI=",
@@ -165,6 +184,10 @@ def test_the_text_is_what_a_mail_program_shows(data: str, expected: str) -> None
         ("(comment) base64", "YQ==", "a"),
         ("quoted_printable", "=41", "A"),
         ("x-uuencode", "begin 644 a\n#8F%R\n`\nend\n", "bar"),
+        ("uuencoded", "begin 644 a\n#8F%R\n`\nend\n", "bar"),
+        ("(a (b)) x-base64.", "YQ==", "a"),
+        ("quoted-printable", "Gr=C3=BC= \t\n=C3=9Fe", "Grüße"),
+        ("QP", "=41", "A"),
         ("7bit", "bar", "bar"),
         ("nonsense", "bar", "bar"),
     ],
@@ -338,10 +361,30 @@ def test_a_boundary_is_octets(boundary: str) -> None:
         (f"{HTML}\n\n<meta name=description content='charset=koi8-r'><p>Grüße", "Grüße"),
         (f"{HTML}\n\n<meta content='text/html; charset=koi8-r' http-equiv=Content-Type><p>ü", "ц╪"),
         (f"{HTML}\n\n<META CHARSET = 'koi8-r'/><p>ü", "ц╪"),
+        (f"{HTML}\n\n<?xml version='1.0' encoding='koi8-r'?><p>ü", "ц╪"),
+        (f"{HTML}\n\n<?xml encoding='koi8-r'?><meta charset=utf-8><p>ü", "ü"),
     ],
 )
 def test_html_names_its_charset_in_a_tag(data: str, expected: str) -> None:
     assert text(data) == expected
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        " charset=koi8-r",
+        ", charset=koi8-r",
+        "; charset:koi8-r",
+        "; format=flowed charset=koi8-r",
+        "; (c) charset=koi8-r",
+        "; charset=koi8-r name=a.txt",
+        '; charset="koi8-r; format=flowed',
+        "; charset = 'KOI8-R', en",
+    ],
+)
+def test_a_charset_is_found_without_semicolons(parameters: str) -> None:
+    assert text(f"{PLAIN}{parameters}\n\n".encode() + "Счёт".encode("koi8-r")) == "Счёт"
+    assert text(f'{PLAIN}; name="charset=koi8-r"\n\nü') == "ü"
 
 
 @pytest.mark.parametrize(
