@@ -7,6 +7,7 @@ message; templates must still escape it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,11 @@ _SHOWN_ADDRESSES = 2
 _NAME_CHARACTERS = 80
 _ADDRESS_CHARACTERS = 120
 _ADDRESS = re.compile(r"[^\s<>()\[\]\",;:]{1,64}@[^\s<>()\[\]\",;:@]{1,255}")
-_ENDS = "<>()[]\",;:'."  # characters that may follow an address, see `_ADDRESS` and `_addresses_in`
+# Other spellings that people read as an address: blanks around the @, or a word in brackets in its place.
+_SPELLED_ADDRESS = re.compile(
+    r"([^\s<>()\[\]{}\"',;:@]{1,64}) ?(?:@|[(\[{] ?(?:at|@) ?[)\]}]) ?((?:[\w-]{1,63}\.){1,9}[^\W\d][\w-]{1,62})",
+    re.IGNORECASE,
+)
 # The option of R_DKIM_ALLOW. A domain or selector with a colon could make it look like another domain's.
 _SIGNED_BY = re.compile(r"([^:\s]+):s=[^:\s]+")
 _IP = frozenset("0123456789]")  # no top-level domain ends with one of these
@@ -158,8 +163,10 @@ def _pretends(address: str) -> bool:
 
 
 def _addresses_in(name: str) -> Iterator[str]:
-    # Invisible characters must not prevent an address from being found.
-    return (match.group().strip(".'") for match in _ADDRESS.finditer(shown(name, 1000)))
+    # Invisible characters must not prevent an address from being found, and neither must other forms of the @.
+    text = unicodedata.normalize("NFKC", shown(name, 1000))[:2000]
+    yield from (match.group().strip(".'") for match in _ADDRESS.finditer(text))
+    yield from (f"{local}@{host}" for local, host in _SPELLED_ADDRESS.findall(text))
 
 
 def _address_shown(address: str) -> str:

@@ -26,6 +26,15 @@ def message() -> Message:
         ('"service@bank.example" <x@evil.example>', "", "service@bank.example <x@evil.example>", True),
         ("service@bank\u200b.example <x@evil.example>", "", "service@bank.example <x@evil.example>", True),
         ("<service@bank.example> <x@evil.example>", "", "service@bank.example, x@evil.example", True),
+        ("service＠bank.example <x@evil.example>", "", "service＠bank.example <x@evil.example>", True),  # noqa: RUF001
+        ("service＠bank.example", "x@evil.example", "service＠bank.example <x@evil.example>", True),  # noqa: RUF001
+        ("service﹫bank．example <x@evil.example>", "", "service﹫bank．example <x@evil.example>", True),  # noqa: RUF001
+        ("Service @ Bank.example <x@evil.example>", "", "Service @ Bank.example <x@evil.example>", True),
+        ('"service(at)bank.example" <x@evil.example>', "", "service(at)bank.example <x@evil.example>", True),
+        ('"service [AT] bank.example" <x@evil.example>', "", "service [AT] bank.example <x@evil.example>", True),
+        ('"x @ evil.example" <x@evil.example>', "", "x @ evil.example <x@evil.example>", False),
+        ('"Lunch @ 12.30, at home." <x@evil.example>', "", "Lunch @ 12.30, at home. <x@evil.example>", False),
+        ('"Sale (at) last" <x@evil.example>', "", "Sale (at) last <x@evil.example>", False),
         ("", "promo@example.net", "promo@example.net", False),
         ("Only a name", "promo@example.net", "Only a name <promo@example.net>", False),
         ("", "", "no sender address, as in automatic replies", False),
