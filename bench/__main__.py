@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import beside, digests, ingest, lists, memory, page, shortcuts, size
+from bench import beside, digests, ingest, lists, memory, page, releases, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -31,6 +31,8 @@ MEASURES = {
     "memory": memory.memory,
     "drop-postgres": size.drop_postgres,
     "digests-files": digests.digests_files,
+    "releases-files": releases.releases_files,
+    "releases-postgres": releases.releases_postgres,
     "digests-postgres": digests.digests_postgres,
     "shortcuts-files": shortcuts.shortcuts_files,
     "shortcuts-postgres": shortcuts.shortcuts_postgres,

@@ -34,7 +34,6 @@ from rich.text import Text
 from digest import housekeeping, news
 from digest import run as work
 from portal import __version__
-from portal.actions import retry_due
 from portal.assemble import Parts, assemble, log_to_stderr
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
@@ -42,6 +41,7 @@ from portal.model.errors import QuarantineError, StoreUnavailable
 from portal.model.message import identity
 from portal.model.text import shown
 from portal.monitoring import watch
+from portal.releases import retry_due
 from portal.settings import Settings, load
 
 log = logging.getLogger("quarantine.digest")
@@ -143,7 +143,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
             IntervalTrigger(seconds=2),
             now,
         ),
-        ("releases", lambda: retry_due(parts.actions), IntervalTrigger(seconds=5), now),
+        ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),

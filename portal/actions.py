@@ -23,7 +23,6 @@ from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.clock import utc_now
 from portal.model.errors import (
-    AlreadyDone,
     NotAllowed,
     QuarantineError,
     RelayDeferred,
@@ -89,7 +88,10 @@ class Actions:
         again with the reason). A message that becomes dangerous before it is sent is `held` again, also if a virus scan
         right before it made it so; the release waits (RelayDeferred) if the scanner does not answer.
         """
-        return self._send(id, number, self._states_to_release(id, number, operator=operator, again=again), actor)
+        allowed = {State.HELD}
+        if operator:
+            allowed = {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
+        return self._send(id, number, allowed, actor, _check_recipient if operator else _check_release)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Record that one delivery is to be released. The digest process sends it within seconds.
@@ -97,35 +99,28 @@ class Actions:
         Returns the delivery in its new state `releasing`. Raises NotFound; NotAllowed if the message is dangerous;
         AlreadyDone.
         """
-        allowed, now = self._states_to_release(id, number), self.now()
+        key, now = DeliveryId(id, number), self.now()
+        delivery = self.store.deliveries.get(key)
+        allowed: set[State] = set()  # not even `held`, since a request may be refused after this check
+        if delivery.state is State.HELD:
+            _check_release(delivery)
+            allowed = {State.HELD}
         delivery = self.store.deliveries.move(
-            DeliveryId(id, number), State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now
+            key, State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now
         )
         log.info("release queued id=%s recipient=%s", id, delivery.recipient)
         return delivery
-
-    def _states_to_release(self, id: UUID, number: int, *, operator: bool = False, again: bool = False) -> set[State]:
-        """Return the states in which this delivery may be released. Raises NotFound, NotAllowed."""
-        delivery = self.store.deliveries.get(DeliveryId(id, number))
-        if not delivery.recipient:
-            raise NotAllowed("the recipient of this message is not known: give one with --recipient")
-        if operator:
-            return {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
-        if delivery.message.tier is not Tier.DANGEROUS:
-            return {State.HELD}
-        if delivery.state is State.HELD:
-            raise NotAllowed(_DANGEROUS)
-        # No state is allowed, not even `held`: a request may be refused between this check and the claim.
-        return set()
 
     def retry(self, id: UUID, number: int) -> Delivery:
         """Continue a release whose next try is due. Raises as `release`."""
         return self._send(id, number, set(), Actor(ActorKind.DIGEST))
 
-    def _send(self, id: UUID, number: int, allowed: set[State], actor: Actor) -> Delivery:
-        reply = ""
+    def _send(
+        self, id: UUID, number: int, allowed: set[State], actor: Actor, check: Callable[[Delivery], object] = bool
+    ) -> Delivery:
+        reply, now = "", self.now()
         with self.store.deliveries.releasing(
-            DeliveryId(id, number), allowed, actor, self.now(), lambda: reply
+            DeliveryId(id, number), allowed, actor, now, lambda: reply, check=check
         ) as delivery:
             message = delivery.message
             self._check_tier(delivery)
@@ -163,7 +158,7 @@ class Actions:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
                 raise
             log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
-        return self.store.deliveries.get(DeliveryId(id, number))
+        return replace(delivery, state=State.RELEASED, state_at=now, reason="", next_try_at=None)
 
     def _check_tier(self, delivery: Delivery) -> None:
         """Raise NotAllowed if the message is dangerous, unless an operator began this release.
@@ -357,19 +352,13 @@ class Actions:
         return QueuedMail(to, mail.as_bytes())
 
 
-def retry_due(actions: Actions, limit: int = 100) -> int:
-    """Continue up to ``limit`` releases whose next try is due. Return how many were tried.
+def _check_release(delivery: Delivery) -> None:
+    """Raise NotAllowed unless everybody who may read this delivery may release it."""
+    _check_recipient(delivery)
+    if delivery.message.tier is Tier.DANGEROUS:
+        raise NotAllowed(_DANGEROUS)
 
-    A failure of one does not affect the others.
-    """
-    due = actions.store.deliveries.due_releases(actions.now(), limit)
-    for id, number in due:
-        try:
-            actions.retry(id, number)
-        except (RelayDeferred, RelayRefused, AlreadyDone, NotAllowed):
-            pass  # already recorded and logged
-        except QuarantineError as error:
-            log.error("release failed id=%s number=%d: %s", id, number, error)
-        except Exception:
-            log.exception("release failed id=%s number=%d", id, number)
-    return len(due)
+
+def _check_recipient(delivery: Delivery) -> None:
+    if not delivery.recipient:
+        raise NotAllowed("the recipient of this message is not known: give one with --recipient")

@@ -22,7 +22,7 @@ from uuid import UUID
 import dkim
 import pytest
 
-from portal.actions import GIVE_UP_AFTER, Actions, retry_due
+from portal.actions import GIVE_UP_AFTER, Actions
 from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import (
@@ -37,6 +37,7 @@ from portal.model.errors import (
 from portal.model.links import MARK_HEADER, Links
 from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Symbol, Tier, new_id
 from portal.model.tiers import Tiers
+from portal.releases import retry_due
 from portal.scanning import Scanning
 from portal.stores import LEASE, Store
 from portal.stores.records import QueuedMail
@@ -301,9 +302,9 @@ def test_a_mail_that_turns_dangerous_between_check_and_claim_is_not_released(
     id = hold(store, data).id
     claim = store.deliveries.releasing
 
-    def raised_before(*words: Any) -> Any:
+    def raised_before(*words: Any, **more: Any) -> Any:
         turn_dangerous(store, data)
-        return claim(*words)
+        return claim(*words, **more)
 
     monkeypatch.setattr(store.deliveries, "releasing", raised_before)
     with pytest.raises(NotAllowed):
@@ -677,21 +678,19 @@ def test_only_an_administrator_releases_dangerous_mail(store: Store, actions: Ac
     assert actions.release(id, 1, BY_OPERATOR, operator=True).state is State.RELEASED
 
 
-def test_a_request_refused_between_check_and_claim_is_not_released(
+def test_a_request_refused_just_before_the_claim_is_not_released(
     store: Store, actions: Actions, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = hold(store, tier=Tier.DANGEROUS).id
     actions.request_release(id, 0, BY_LINK)
-    get = store.deliveries.get
+    claim = store.deliveries.releasing
 
-    def get_then_refuse(key: DeliveryId) -> object:
-        seen = get(key)
-        monkeypatch.setattr(store.deliveries, "get", get)
+    def refused_before(*words: Any, **more: Any) -> Any:
         actions.refuse_request(id, 0, BY_OPERATOR, "it is a trap")
-        return seen
+        return claim(*words, **more)
 
-    monkeypatch.setattr(store.deliveries, "get", get_then_refuse)
-    with pytest.raises(AlreadyDone):
+    monkeypatch.setattr(store.deliveries, "releasing", refused_before)
+    with pytest.raises(NotAllowed):
         actions.release(id, 0, BY_LINK)
     assert not smtp.commands
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from portal import __version__
+from portal.actions import Actions
 from portal.assemble import Parts, assemble, keys_path, make_links
 from portal.cli import checks, moving, sending
 from portal.cli.common import NotDone, guarded
@@ -36,6 +37,7 @@ from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
+from portal.releases import AT_ONCE, in_parallel
 from portal.settings import load, load_from, masked
 from portal.stores import notes, open_store, scans
 
@@ -278,17 +280,23 @@ def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
     failed = False
     with _open_parts() as parts:
         message = _find_message(parts, id)
-        for delivery in _select_deliveries(parts, message, recipient, to_all, may_assign=True):
-            try:
-                done = parts.actions.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
-                click.echo(f"{_recipient_label(done)}: {done.state}")
-            except QuarantineError as error:
-                failed = True
-                click.echo(f"{_recipient_label(delivery)}: {error}", err=True)
-                if isinstance(error, RelayDeferred):
-                    click.echo("  The digest process keeps trying.", err=True)
-                elif delivery.state is State.RELEASED:
-                    click.echo("  If the message was lost, send it once more with --again.", err=True)
+        deliveries = _select_deliveries(parts, message, recipient, to_all, may_assign=True)
+
+        def send(actions: Actions, delivery: Delivery) -> Delivery:
+            return actions.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
+
+        for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
+            if isinstance(outcome, Delivery):
+                click.echo(f"{_recipient_label(outcome)}: {outcome.state}")
+                continue
+            if not isinstance(outcome, QuarantineError):
+                raise outcome
+            failed = True
+            click.echo(f"{_recipient_label(delivery)}: {outcome}", err=True)
+            if isinstance(outcome, RelayDeferred):
+                click.echo("  The digest process keeps trying.", err=True)
+            elif delivery.state is State.RELEASED:
+                click.echo("  If the message was lost, send it once more with --again.", err=True)
     if failed:
         raise SystemExit(1)
 

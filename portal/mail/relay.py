@@ -22,6 +22,7 @@ import smtplib
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -76,11 +77,27 @@ class Relay:
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend a connection for several messages. The first one opens it; it is closed at the end of the block."""
-        connection = Connection(self._server, self._reply_seconds, self._total_seconds)
+        connection = self._new_connection()
         try:
             yield connection
         finally:
             connection.close()
+
+    @contextmanager
+    def reusing_connections(self) -> Iterator[Relay]:
+        """Lend this relay with a `send` that reuses connections. Any number of threads may call it.
+
+        A message is sent over an idle connection, or over a new one if none is idle. So there are as many connections
+        as messages at the same time. All are closed at the end of the block.
+        """
+        relay = _ReusingRelay(self)
+        try:
+            yield relay
+        finally:
+            relay.close()
+
+    def _new_connection(self) -> Connection:
+        return Connection(self._server, self._reply_seconds, self._total_seconds)
 
     def probe(self) -> str:
         """Connect and log in, but send nothing. Return a sentence that describes the server. Raises RelayDeferred."""
@@ -92,8 +109,32 @@ class Relay:
             session.disconnect()
 
 
+class _ReusingRelay(Relay):
+    """See `Relay.reusing_connections`."""
+
+    def __init__(self, relay: Relay) -> None:
+        vars(self).update(vars(relay))
+        self._idle: deque[Connection] = deque()  # its methods are atomic
+
+    def send(self, envelope_sender: str, recipient: str, chunks: Iterable[bytes], *, has_8bit: bool) -> str:
+        """Send one message over an idle connection or a new one; see `Connection.send`."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._new_connection()
+        try:
+            return connection.send(envelope_sender, recipient, chunks, has_8bit=has_8bit)
+        finally:
+            self._idle.append(connection)  # after an error as well: it opens a new session if it lost the old one
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
 class Connection:
-    """A connection that sends messages one after the other. Not thread-safe. Created by `Relay.connection`."""
+    """A connection that sends messages one after the other. Not thread-safe. Created by `Relay`."""
 
     def __init__(self, server: _Server, reply_seconds: float, total_seconds: float) -> None:
         self._server, self._reply_seconds, self._total_seconds = server, reply_seconds, total_seconds

@@ -227,13 +227,16 @@ class Deliveries(ABC):
         actor: Actor,
         now: datetime,
         answer: Callable[[], str] = str,
+        *,
+        check: Callable[[Delivery], object] = bool,
     ) -> AbstractContextManager[Delivery]:
         """Claim a delivery for release, yield it as claimed, and record the outcome.
 
         The claim sets state `releasing`, ``next_try_at = now + LEASE``, and ``attempts``: 1, or one more if the state
         was `releasing` before. It is committed before the block runs. A delivery that already is `releasing` can be
         claimed once its ``next_try_at`` has passed, whatever ``allowed`` contains. Entering raises NotFound, or
-        AlreadyDone with the delivery (already released, deleted, claimed by another process).
+        AlreadyDone with the delivery (already released, deleted, claimed by another process). Before a delivery in an
+        allowed state is claimed, ``check`` is called with it, under the lock of its row: if it raises, nothing changes.
 
         On exit:
         - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer;

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from bottle import HTTPResponse
 
+from portal.actions import Actions
 from portal.model.domains import shown_address
 from portal.model.errors import (
     AlreadyDone,
@@ -26,8 +28,9 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.links import Action, Link
-from portal.model.message import Delivery, State, Tier
+from portal.model.message import Actor, Delivery, State, Tier
 from portal.model.ranking import ranked
+from portal.releases import in_parallel
 from portal.stores.records import Digest
 from portal.stores.senders import known_senders
 from portal.web.pages import Pages
@@ -38,6 +41,7 @@ log = logging.getLogger("quarantine.web")
 
 _MAX_MESSAGES = 200  # on one page; the others follow when these have been released or deleted
 _MAX_SECONDS = 20  # no action starts later: with 30 s for a release, this is below uWSGI's harakiri of 60 s
+_RECORDED = (AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused)
 _SINCE = re.compile(r"[0-9]{1,11}", re.ASCII)
 
 
@@ -76,17 +80,13 @@ class DigestPages:
             if request.form("pressed") != "1":
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient)
-        actions, actor = self._pages.parts.actions, self._pages.actor
-        method = {"release": self._pages.release, "delete": actions.delete}.get(request.form("do"))
-        selected = self._selected(self._digest_of(link), request.all_of_form("mail"))
-        if method is None or not selected:
+        chosen = self._selected(self._digest_of(link), request.all_of_form("mail"))
+        if request.form("do") not in ("release", "delete") or not chosen:
             return self._pages.see_other("./?none=1")
-        remaining = self._apply(selected, lambda d: method(d.id, d.number, actor(request, "link", d, recipient)))
+        remaining = self._apply(request, chosen, recipient)
         rendered_at = request.form("drawn")
         since = rendered_at if _SINCE.fullmatch(rendered_at) else str(int(self._pages.now().timestamp()))
-        log.info(
-            "bulk action digest=%s act=%s chosen=%d left=%d", link.id, request.form("do"), len(selected), remaining
-        )
+        log.info("bulk action digest=%s act=%s chosen=%d left=%d", link.id, request.form("do"), len(chosen), remaining)
         return self._pages.see_other(f"./?since={since}{'&rest=1' if remaining else ''}")
 
     def _digest_of(self, link: Link) -> Digest:
@@ -96,22 +96,36 @@ class DigestPages:
         theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
         return replace(digest, reader=reader, deliveries=theirs)
 
-    def _apply(self, selected: Sequence[Delivery], do: Callable[[Delivery], object]) -> int:
-        """Act on the deliveries in turn. Return how many were not started. An error is recorded in its delivery."""
-        started = time.monotonic()
-        for position, delivery in enumerate(selected):
-            if time.monotonic() - started > _MAX_SECONDS:
-                return len(selected) - position
-            try:
-                do(delivery)
-            except (AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused) as error:
-                log.info("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, error)
-            except StoreUnavailable as error:
-                if position == 0:
-                    raise
-                log.error("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, error)
-                return len(selected) - position
-        return 0
+    def _apply(self, request: Request, chosen: Sequence[Delivery], recipient: str) -> int:
+        """Release or delete the deliveries. Return how many are left. An error is recorded in its delivery."""
+        started, unavailable = time.monotonic(), False
+
+        def stopped() -> bool:
+            return unavailable or time.monotonic() - started > _MAX_SECONDS
+
+        def actor(delivery: Delivery) -> Actor:
+            return self._pages.actor(request, "link", delivery, recipient)
+
+        def delete(actions: Actions, delivery: Delivery) -> Delivery:
+            return actions.delete(delivery.id, delivery.number, actor(delivery))
+
+        if request.form("do") == "release":
+            outcomes = self._pages.release_several(chosen, actor, stopped)
+        else:
+            outcomes = in_parallel(self._pages.parts.actions, delete, chosen, 1, stopped=stopped)
+        done = 0
+        with closing(outcomes):  # an exception ends it only after the releases that were begun have ended
+            for delivery, outcome in outcomes:
+                if isinstance(outcome, _RECORDED):
+                    log.info("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
+                elif isinstance(outcome, StoreUnavailable) and delivery is not chosen[0]:
+                    log.error("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
+                    unavailable = True
+                    continue
+                elif isinstance(outcome, Exception):
+                    raise outcome
+                done += 1
+        return len(chosen) - done
 
     def _held(self, digest: Digest) -> list[Delivery]:
         """Return the held deliveries of a digest, in the digest's order. Dangerous messages have a page each."""

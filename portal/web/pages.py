@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,10 +18,12 @@ from zoneinfo import ZoneInfo
 from bottle import HTTPResponse
 
 from portal import __version__
+from portal.actions import Actions
 from portal.assemble import Parts
 from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.schedule import Preferences, plan_for
 from portal.model.text import N_
+from portal.releases import in_parallel
 from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
@@ -150,6 +152,27 @@ class Pages:
             return self.parts.actions.release(id, number, actor)
         finally:
             self._releases.release()
+
+    def release_several(
+        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Callable[[], bool]
+    ) -> Generator[tuple[Delivery, Delivery | Exception], None, None]:
+        """Release deliveries, as many at once as may still wait for the mail server; queue them all if none may.
+
+        Yields the outcomes as `releases.in_parallel`.
+        """
+
+        def release(actions: Actions, delivery: Delivery) -> Delivery:
+            method = actions.release if places else actions.queue_release
+            return method(delivery.id, delivery.number, actor(delivery))
+
+        places = 0
+        try:
+            while places < len(deliveries) and self._releases.acquire(blocking=False):
+                places += 1
+            yield from in_parallel(self.parts.actions, release, deliveries, max(1, places), stopped=stopped)
+        finally:
+            if places:
+                self._releases.release(places)
 
     # ---- the recipient of a page
 

@@ -262,6 +262,19 @@ def test_release_all_sends_one_mail_for_each(run: Run, store: Store, smtp: SmtpS
     assert sorted(m.recipients[0] for m in smtp.mails) == [ALICE, BOB]
 
 
+def test_release_all_reuses_connections_and_answers_in_order(run: Run, store: Store, smtp: SmtpServer) -> None:
+    recipients = [f"person{n:02}@example.org" for n in range(30)]
+    smtp.script["RCPT"] = lambda line: "550 5.1.1 no such user" if recipients[7].encode() in line else None
+    held = hold(store, mail(), recipients=recipients)
+    result = run("release", str(held.id), "--all")
+    assert result.exit_code == 1
+    lines = [f"{each}: released" for each in recipients]
+    lines[7] = f"{recipients[7]}: RCPT TO: 550 5.1.1 no such user"
+    assert result.output.splitlines() == lines
+    assert sorted(mail.recipients[0] for mail in smtp.mails) == sorted({*recipients} - {recipients[7]})
+    assert smtp.connections < len(smtp.mails)
+
+
 def test_operators_release_dangerous_and_deleted_mail(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=[ALICE], tier=Tier.DANGEROUS)
     assert run("delete", str(held.id)).exit_code == 0

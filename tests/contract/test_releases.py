@@ -9,13 +9,14 @@ import pytest
 from portal.model.errors import (
     AlreadyDone,
     BodyMissing,
+    NotAllowed,
     NotFound,
     QuarantineError,
     RelayDeferred,
     RelayRefused,
     StoreUnavailable,
 )
-from portal.model.message import DeliveryId, EventKind, State
+from portal.model.message import Delivery, DeliveryId, EventKind, State
 from portal.stores import LEASE, Store
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK, hold, now
@@ -47,6 +48,28 @@ def test_a_release_is_claimed_then_recorded(store: Store, second: Store) -> None
     assert (released.state, released.attempts, released.next_try_at) == (State.RELEASED, 1, None)
     assert [e.kind for e in store.deliveries.history(DeliveryId(held.id, 0))] == ["held", "releasing", "released"]
     assert not list(store.deliveries.due_releases(at + DAY, 10))
+
+
+def test_a_delivery_that_fails_the_check_is_not_claimed(store: Store) -> None:
+    held, at, checked = hold(store), now(), []
+    key = DeliveryId(held.id, 0)
+    before = store.deliveries.get(key)
+
+    def check(delivery: Delivery) -> None:
+        checked.append(delivery)
+        raise NotAllowed("no")
+
+    releasing = store.deliveries.releasing
+    with pytest.raises(NotAllowed), releasing(key, {State.HELD}, BY_LINK, at, check=check):
+        raise AssertionError("it was claimed")
+    assert checked == [before] == [store.deliveries.get(key)]
+    assert [event.kind for event in store.deliveries.history(key)] == ["held"]
+    with pytest.raises(AlreadyDone), releasing(key, {State.DELETED}, BY_LINK, at, check=check):
+        pass
+    defer(store, held, at)
+    with releasing(key, set(), BY_LINK, at + HOUR, check=check):
+        pass
+    assert len(checked) == 1, "neither in another state nor for a retry"
 
 
 def test_a_release_that_is_only_recorded_is_due_at_once_and_known_to_all_processes(store: Store, second: Store) -> None:

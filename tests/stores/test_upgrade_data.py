@@ -41,10 +41,10 @@ from click.testing import CliRunner
 from psycopg import sql
 
 from digest import housekeeping
-from portal.actions import retry_due
 from portal.assemble import assemble
 from portal.cli import main
 from portal.model.errors import QuarantineError
+from portal.releases import retry_due
 from portal.settings import load_from
 from portal.web import create_app
 from tests import paths

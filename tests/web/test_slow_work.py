@@ -17,14 +17,15 @@ from uuid import UUID
 
 import pytest
 
-from portal.actions import retry_due
 from portal.assemble import Parts
 from portal.keys import read_keys
 from portal.mail.relay import Relay
+from portal.model.errors import StoreUnavailable
 from portal.model.links import Action, Links
 from portal.model.message import ActorKind, DeliveryId, EventKind, State, Tier
 from portal.model.schedule import Preferences
 from portal.model.text import TAGS
+from portal.releases import retry_due
 from portal.stores import Store, open_store
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK, SENDER, mail
@@ -150,17 +151,16 @@ def test_a_finished_release_makes_room_for_the_next(site: Site, relay: HangingSe
     assert site.state(held) is State.RELEASED
 
 
-def test_several_messages_of_a_digest_do_not_wait_either(
-    site: Site, relay: HangingServer, pool: ThreadPoolExecutor
-) -> None:
-    waiting = hung_releases(site, relay, pool)
-    several = [site.hold(recipients=[ALICE]) for _ in range(5)]
+def digest_link(site: Site) -> str:
+    """Announce what is held for Alice in a digest. Return the link to its page for several messages."""
     claims = site.store.digests.claim(site.now, 1, 50, only=[ALICE], ignore_schedule=True)
     site.store.digests.settle(claims.digests, [], site.now)
-    link = site.parts.links.url(Action.SEVERAL, claims.digests[0].id, 0, site.now)
+    return site.parts.links.url(Action.SEVERAL, claims.digests[0].id, 0, site.now)
+
+
+def release_several(browser: Browser, link: str, several: list[Held]) -> Answer:
     form = [("do", "release"), *(("mail", f"{held.id}.0") for held in several)]
-    browser = site.browser()
-    answer = browser.request(
+    return browser.request(
         "POST",
         link,
         body=urlencode(form).encode(),
@@ -170,11 +170,56 @@ def test_several_messages_of_a_digest_do_not_wait_either(
             "Content-Type": "application/x-www-form-urlencoded",
         },
     )
+
+
+def test_several_messages_of_a_digest_do_not_wait_either(
+    site: Site, relay: HangingServer, pool: ThreadPoolExecutor
+) -> None:
+    waiting = hung_releases(site, relay, pool)
+    several = [site.hold(recipients=[ALICE]) for _ in range(5)]
+    link, browser = digest_link(site), site.browser()
+    answer = release_several(browser, link, several)
     assert browser.follow(answer, link).text.count("on its way to the inbox") == len(several)
     assert not any(answer.done() for answer in waiting)
     relay.work()
     assert retry_due(site.parts.actions) == len(several)
     assert {site.state(held) for held in several} == {State.RELEASED}
+
+
+def test_several_messages_of_a_digest_wait_in_the_places_that_are_free(
+    site: Site, relay: HangingServer, pool: ThreadPoolExecutor
+) -> None:
+    first = pool.submit(site.browser().post, site.link(Action.RELEASE, site.hold()), PRESS)
+    wait_for(lambda: relay.connections == 1)
+    several = [site.hold(recipients=[ALICE]) for _ in range(3 * AT_ONCE)]
+    link, browser = digest_link(site), site.browser()
+    others = pool.submit(release_several, browser, link, several)
+    wait_for(lambda: relay.connections == AT_ONCE)
+    assert "This message is on its way to the inbox." in by_link(site, one_more := site.hold())
+    assert post_of_rspamd(site).json["status"] == "held"
+    assert not first.done() and not others.done()
+    assert relay.connections == AT_ONCE
+    relay.work()
+    assert first.result().status == 303
+    assert browser.follow(others.result(), link).text.count("Released") >= len(several)
+    assert relay.connections == AT_ONCE < len(relay.mails)
+    assert {site.state(held) for held in several} == {State.RELEASED}
+    assert site.state(one_more) is State.RELEASING
+
+
+def test_a_store_that_fails_gives_the_places_back(
+    site: Site, relay: HangingServer, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = [site.hold(recipients=[ALICE]) for _ in range(5)]
+    link = digest_link(site)
+
+    def down(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.store.deliveries, "releasing", down)
+        assert release_several(site.browser(), link, several).status == 503
+    hung_releases(site, relay, pool)  # fails unless all places are free
 
 
 def test_a_queued_release_checks_the_message_as_every_release(

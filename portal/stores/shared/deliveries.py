@@ -150,9 +150,11 @@ class SqlDeliveries(Deliveries):
         actor: Actor,
         now: datetime,
         answer: Callable[[], str] = str,
+        *,
+        check: Callable[[Delivery], object] = bool,
     ) -> Iterator[Delivery]:
         lease = uuid4()
-        delivery = self._claim_release(key, allowed, actor, now, lease)
+        delivery = self._claim_release(key, allowed, check, actor, now, lease)
         try:
             yield delivery
         except BaseException as error:
@@ -166,26 +168,34 @@ class SqlDeliveries(Deliveries):
             # Without checking the lease: the mail server has the mail, also if another process has the claim by now.
             released = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
             session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
-            self._rows.record(session, key, Event(now, EventKind.RELEASED, actor, answer()))
+            self._rows.note(session, key, Event(now, EventKind.RELEASED, actor, answer()))
 
     def _claim_release(
-        self, key: DeliveryId, allowed: Collection[State], actor: Actor, now: datetime, lease: UUID
+        self,
+        key: DeliveryId,
+        allowed: Collection[State],
+        check: Callable[[Delivery], object],
+        actor: Actor,
+        now: datetime,
+        lease: UUID,
     ) -> Delivery:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             is_retry = rules.is_retry(delivery, allowed, now)
-            before = delivery if is_retry else replace(delivery, state_at=now, reason="", attempts=0)
+            if not is_retry:
+                check(delivery)
+                delivery = replace(delivery, state=State.RELEASING, state_at=now, reason="", attempts=0)
+            claimed = replace(delivery, attempts=delivery.attempts + 1, next_try_at=now + rules.LEASE)
             session.execute(
-                "update delivery set state = 'releasing', state_at = :state_at, reason = :reason,"
-                f" attempts = :attempts + 1, next_try_at = :until, release_lease = :lease {WHERE_KEY}",
-                before,
+                "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
+                f" next_try_at = :next_try_at, release_lease = :lease {WHERE_KEY}",
+                claimed,
                 key,
-                until=now + rules.LEASE,
                 lease=lease,
             )
-            if is_retry:
-                return self._rows.delivery(session, key)
-            return self._rows.record(session, key, Event(now, EventKind.RELEASING, actor))
+            if not is_retry:
+                self._rows.note(session, key, Event(now, EventKind.RELEASING, actor))
+            return claimed
 
     def _record_failure(
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
@@ -200,7 +210,7 @@ class SqlDeliveries(Deliveries):
                 lease=lease,
             )
             if changed:
-                self._rows.record(session, delivery.key, Event(now, failed.kind, actor, failed.reason))
+                self._rows.note(session, delivery.key, Event(now, failed.kind, actor, failed.reason))
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
         select = (

@@ -73,6 +73,11 @@ class Rows(ABC):
         session.journal(partial(delivery_line, delivery, [event]))
         return delivery
 
+    def note(self, session: Session, key: DeliveryId, event: Event) -> None:
+        """As `record`, but read the delivery only for a store that has a journal."""
+        add_event(session, key, event)
+        session.journal(lambda: delivery_line(self.delivery(session, key), [event]))
+
     def set_recipient(self, session: Session, key: DeliveryId, recipient: str, address: str) -> None:
         """Set a delivery's recipient, and index the message under it."""
         update = "update delivery set recipient = :recipient, address = :address"
