@@ -20,11 +20,10 @@ from portal.cli.finding import Finding
 from portal.mail import wire
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
-from portal.model.message import Actor, Delivery, identity
+from portal.model.message import Actor, Delivery, State, identity
 from portal.model.text import shown
 from portal.rspamd import Rspamd
 from portal.settings import Settings
-from portal.stores.records import DigestRequest
 
 _CONTROLLER = "http://127.0.0.1:11334"  # where Rspamd listens unless it is configured otherwise
 _RSPAMD_SECONDS = 30.0
@@ -144,22 +143,29 @@ def _held(parts: Parts, address: str, queue_id: str) -> Delivery | None:
 def _digest(parts: Parts, delivery: Delivery) -> Finding:
     """Have the digest process of the site send the digest that lists the message."""
     recipient, topic, began = delivery.recipient, "test: digest", datetime.now(UTC)
-    if parts.store.digests.request(parts.people.reader(recipient), began, began) is not DigestRequest.DUE:
+    if parts.store.recipients.get(recipient).stopped_at is not None:
         return Finding(
             None, topic, f"not sent: {shown_address(recipient)} has stopped digests. Test with another address"
         )
 
     def outcome() -> Finding | None:
-        if parts.store.deliveries.get(delivery.key).announced_at is not None:
+        current = parts.store.deliveries.get(delivery.key)
+        if current.announced_at is not None:
             seconds = (datetime.now(UTC) - began).total_seconds()
             return Finding(
                 True, topic, f"sent to {shown_address(recipient)} after {seconds:.0f} s, with the message in it"
             )
+        if current.state is not State.HELD:
+            return Finding(None, topic, f"not tested: somebody {current.state} the message in the meantime")
         person = parts.store.recipients.get(recipient)
         if person.failed_at is not None and person.failed_at >= began:
             return Finding(False, topic, f"the mail server of mail.url did not accept it: {person.failure}")
         return None
 
+    if finding := outcome():  # the digest process was faster
+        return finding
+    # The result does not matter: another request may be a moment older.
+    parts.store.digests.request(parts.people.reader(recipient), began, began)
     return _within(_DIGEST_SECONDS, outcome) or Finding(
         False,
         topic,

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main, sending
-from portal.model.message import Filter, State
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Filter, State
 from portal.stores import Store
 from tests.builders import ALICE, BOB, digesting, hold
 from tests.smtp_server import SmtpServer
@@ -27,6 +27,7 @@ class Rspamd:
     def __init__(self, store: Store) -> None:
         rspamd, self.action, self.holds, self.status = self, "reject", True, 200
         self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.after: Callable[[DeliveryId], None] = lambda id: None  # called with the held delivery
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
@@ -35,7 +36,8 @@ class Rspamd:
                 if rspamd.action == "reject" and rspamd.holds:
                     to = [self.headers["Rcpt"]]
                     sender, queue_id = self.headers["From"], self.headers["Queue-Id"]
-                    hold(store, recipients=to, announce=to, data=body, envelope_sender=sender, queue_id=queue_id)
+                    held = hold(store, recipients=to, announce=to, data=body, envelope_sender=sender, queue_id=queue_id)
+                    rspamd.after(DeliveryId(held.id, 0))
                 answer = json.dumps({"action": rspamd.action, "symbols": {}}).encode()
                 self.send_response(rspamd.status)
                 self.send_header("Content-Length", str(len(answer)))
@@ -198,3 +200,27 @@ def test_a_person_who_stopped_digests_gets_the_message_only(run: Run, store: Sto
     assert steps(result) == [("ok", "Rspamd"), ("ok", "portal"), ("note", "digest"), ("ok", "relay")]
     assert "has stopped digests" in result.output
     assert len(smtp.mails) == 1
+
+
+def test_a_digest_process_that_is_faster_is_no_recipient_who_stopped_digests(
+    run: Run, store: Store, rspamd: Rspamd
+) -> None:
+    def announce(id: DeliveryId) -> None:
+        with digesting(store, ALICE, datetime.now(UTC), 50, ignore_schedule=True):
+            pass
+        assert store.deliveries.get(id).announced_at is not None
+
+    rspamd.after = announce
+    result = run("check", "--send", ALICE)
+    assert steps(result) == [("ok", "Rspamd"), ("ok", "portal"), ("ok", "digest"), ("ok", "relay")]
+
+
+def test_a_message_that_its_recipient_deleted_is_not_waited_for(run: Run, store: Store, rspamd: Rspamd) -> None:
+    def delete(id: DeliveryId) -> None:
+        actor, kind = Actor(ActorKind.RECIPIENT), EventKind.DELETED
+        store.deliveries.move(id, State.DELETED, {State.HELD}, actor, datetime.now(UTC), kind=kind)
+
+    rspamd.after = delete
+    result = run("check", "--send", ALICE)
+    assert steps(result) == [("ok", "Rspamd"), ("ok", "portal"), ("note", "digest"), ("ok", "relay")]
+    assert "somebody deleted the message" in result.output
