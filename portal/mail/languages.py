@@ -97,8 +97,9 @@ class Language:
     def size(self, size_bytes: int) -> str:
         """Return a size like "12 kB"."""
         if size_bytes < 1000:
-            number, unit, pattern = float(size_bytes), "byte", "0"
-        elif size_bytes < 999_500:
+            # The short form is "84 byte" in English.
+            return format_unit(size_bytes, "digital-byte", "long", format="0", locale=self._locale)
+        if size_bytes < 999_500:
             number, unit, pattern = size_bytes / 1000, "kilobyte", "0"
         else:
             number, unit, pattern = size_bytes / 1e6, "megabyte", "#,##0.0"

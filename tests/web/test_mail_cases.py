@@ -164,13 +164,13 @@ def test_the_header_lines(shown: Read, name: str, words: str) -> None:
     ("name", "attachments"),
     [
         ("K04-to-and-name-utf8.eml", ["Rechnung Müller.pdf application/pdf, 1 byte"]),
-        ("K13-html-inline-filename.eml", ["form.htm text/html, 29 byte", "o.bmp image/bmp, 1 byte"]),
-        ("K13-plain-inline-name.eml", ["body.txt text/plain, 26 byte"]),
-        ("K15-named.eml", ["thanks.eml (boss@corp.example: Transfer today) message/rfc822, 89 byte"]),
-        ("K15-whose-words.eml", ["boss@corp.example: Transfer today message/rfc822, 89 byte"]),
+        ("K13-html-inline-filename.eml", ["form.htm text/html, 29 bytes", "o.bmp image/bmp, 1 byte"]),
+        ("K13-plain-inline-name.eml", ["body.txt text/plain, 26 bytes"]),
+        ("K15-named.eml", ["thanks.eml (boss@corp.example: Transfer today) message/rfc822, 89 bytes"]),
+        ("K15-whose-words.eml", ["boss@corp.example: Transfer today message/rfc822, 89 bytes"]),
         (
             "K16-second-attachment.eml.gz",
-            ["first.pdf application/pdf, 826 kB", "second.zip application/zip, 2 byte"],
+            ["first.pdf application/pdf, 826 kB", "second.zip application/zip, 2 bytes"],
         ),
     ],
 )
