@@ -2,10 +2,11 @@
 -- transaction, after the migrations of portal/stores/postgres/migrations.py. Running it again, also while the portal
 -- runs, only replaces the functions.
 --
--- message, delivery, event, body_chunk and announced_to are partitioned by UTC day. The key is the quarantine id
--- itself, a UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights, and
--- queries by id read one day. Retention drops whole days, hence no foreign keys and no body shared across midnight.
--- Partitions are named message_YYYYMMDD, delivery_YYYYMMDD, …; portal/stores/postgres/days.py creates them.
+-- message, delivery, event, body_chunk and announced_to are partitioned by ranges of UTC days. The key is the quarantine
+-- id itself, a UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights, and
+-- queries by id read one partition. Retention drops whole partitions, hence no foreign keys and no body shared across
+-- midnight. A partition of one day is named message_YYYYMMDD, one of more days message_from_YYYYMMDD;
+-- portal/stores/postgres/partitions.py creates them.
 -- Tables and columns have the same names in the file store (portal/stores/files/schema.py).
 
 create table if not exists setting (

@@ -24,7 +24,7 @@ from portal.stores import open_store, search, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import DATABASE, to_micros
 from portal.stores.files.mail import MailFiles
-from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres.database import Database
 
 DAYS = 30
@@ -60,8 +60,8 @@ def postgres(
     and its row in `seen`. Unless ``alike``, the mails of a recipient have different senders."""
     open_store(dsn, create=True).close()
     database = Database(dsn, create=False)
-    for day in {day for day, _, _ in days}:
-        postgres_days.make_day(database, day)
+    for day in sorted({day for day, _, _ in days}):
+        postgres_partitions.make_partitions(database, day)
     database.close()
 
     def fill_in(part: tuple[date, int, int]) -> None:

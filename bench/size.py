@@ -15,9 +15,9 @@ import psycopg
 from bench import fill, load
 from bench.rig import Effort, Row, own_folder, postgres, print_progress
 from portal import exporter
-from portal.model.message import Body, Tier
+from portal.model.message import Body, Tier, first_id
 from portal.stores import Store, compressors, open_store
-from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres.database import Database
 
 MAILS = 3_000
@@ -104,7 +104,7 @@ def drop_postgres(effort: Effort) -> list[Row]:
         try:
             before = now - timedelta(days=DAYS_AGO - 5)
             quiet = client.longest(lambda: time.sleep(5))
-            forgetting = client.longest(lambda: postgres_days._delete_dedup_keys(database, before.date(), []))
+            forgetting = client.longest(lambda: postgres_partitions._delete_dedup_keys(database, first_id(before), []))
             dropping = client.longest(lambda: store.purge(before, now))
         finally:
             client.close()

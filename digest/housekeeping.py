@@ -103,9 +103,10 @@ def daily(parts: Parts, now: datetime) -> None:
 
     Raises StoreUnavailable.
     """
-    parts.store.prepare_days(now)
+    retention_days = parts.settings.store.retention_days
+    parts.store.prepare_days(now, retention_days)
     if _clock_is_trusted(parts.store, now):
-        purged = parts.store.purge(now - timedelta(days=parts.settings.store.retention_days), now)
+        purged = parts.store.purge(now - timedelta(days=retention_days), now)
         log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
 
 

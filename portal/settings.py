@@ -99,7 +99,11 @@ class StoreSettings(Section):
         description="`files:PATH`, `files:///abs/path` or `postgresql://user:password@host/database`.",
     )
     retention_days: int = Field(
-        30, ge=1, le=3650, description="Messages are removed this many days after they were held."
+        30,
+        ge=1,
+        le=3650,
+        description="Messages are removed this many days after they were held. In PostgreSQL they may stay for up to a "
+        "day longer; above 45 days up to a week, above 400 up to four weeks, above 1,600 up to twelve.",
     )
 
     @field_validator("url")

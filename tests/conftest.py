@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +154,9 @@ def postgres_databases(postgres_server: str) -> Iterator[Databases]:
     url = urlunsplit(urlsplit(postgres_server)._replace(path=f"/{name}"))
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        PostgresStore.open(url, create=True).close()
+        store = PostgresStore.open(url, create=True)
+        store.prepare_days(datetime.now(UTC), 30)
+        store.close()
         databases = Databases(postgres_server, name)
         yield databases
         databases.close()

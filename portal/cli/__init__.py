@@ -80,7 +80,7 @@ def init(new_keys: bool) -> None:
     settings = load()
     store = open_store(settings.store.place, create=True)
     try:
-        store.prepare_days(datetime.now(UTC))
+        store.prepare_days(datetime.now(UTC), settings.store.retention_days)
         links = make_links(settings, create=True)
         if new_keys:
             notes.LINK_KEY.set(store, links.fingerprints()[-1])

@@ -606,6 +606,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def prepare_days(self, now: datetime) -> None:
-        """Create the partitions or folders of the coming days, so that `Messages.add` need not. Called daily; `add`
-        also works without it."""
+    def prepare_days(self, now: datetime, retention_days: int) -> None:
+        """Create the partitions or folders for the coming days, so that `Messages.add` need not. Called daily; `add`
+        also works without it.
+
+        ``retention_days``: how long messages are kept, by which PostgreSQL chooses the width of its partitions.
+        """

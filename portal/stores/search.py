@@ -6,10 +6,10 @@ inverted index of their own, PostgreSQL a `tsvector` with GIN, SQLite FTS5. The 
 would split and fold text differently. A query becomes groups of terms, and a message must have one term of each group.
 So query text never reaches a query language.
 
-The work of one call is bounded. The index is queried day by day, newest first, for a batch of messages below the last
-one found, until the page is full. Conditions that the index cannot answer (a state, the exact score, the middle of a
-word of the sender) are checked message by message, for at most `EXAMINED_MAX` messages. A page may therefore be short,
-or even empty, and still have a ``next``.
+The work of one call is bounded. The index is queried for a range of days at a time, newest first, for a batch of
+messages below the last one found, until the page is full. Conditions that the index cannot answer (a state, the exact
+score, the middle of a word of the sender) are checked message by message, for at most `EXAMINED_MAX` messages. A page
+may therefore be short, or even empty, and still have a ``next``.
 """
 
 from __future__ import annotations

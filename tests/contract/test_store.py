@@ -324,9 +324,9 @@ def test_mail_held_while_a_purge_runs_is_kept(store: Store, second: Store) -> No
 def test_preparing_days_changes_nothing_for_mail(store: Store) -> None:
     data = mail()
     held = hold(store, data)
-    store.prepare_days(now())
-    store.prepare_days(now() + DAY)
-    store.prepare_days(now() + 5 * DAY)
+    store.prepare_days(now(), 30)
+    store.prepare_days(now() + DAY, 30)
+    store.prepare_days(now() + 5 * DAY, 30)
     assert held_bytes(store, held.id) == data
     assert not hold(store).known
     assert store.purge(day_after_tomorrow(), day_after_tomorrow()).messages == 2

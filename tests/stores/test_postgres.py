@@ -39,8 +39,8 @@ from portal.model.message import (
     new_id,
 )
 from portal.stores import SCHEMA_VERSION, Store
-from portal.stores.postgres import days as postgres_days
 from portal.stores.postgres import messages as postgres
+from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres import rows as postgres_rows
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Held
@@ -255,7 +255,7 @@ def test_a_day_that_was_not_prepared_is_created_when_mail_needs_it(
 
 
 def test_today_and_a_week_are_prepared(store: PostgresStore, admin: psycopg.Connection[Any]) -> None:
-    store.prepare_days(midnight(20))
+    store.prepare_days(midnight(20), 30)
     for table in TABLES:
         assert set(partitions(admin, table)) >= {f"{table}_{midnight(20 + n):%Y%m%d}" for n in range(8)}
 
@@ -429,11 +429,11 @@ def test_mail_that_version_3_held_is_still_read(
     admin.execute((DATA / "quarantine-4.sql").read_bytes())
     with pytest.MonkeyPatch.context() as older:
         older.setattr(
-            postgres_days,
+            postgres_partitions,
             "TABLES",
-            {"told" if t == "announced_to" else t: key for t, key in postgres_days.TABLES.items()},
+            {"told" if t == "announced_to" else t: key for t, key in postgres_partitions.TABLES.items()},
         )
-        postgres_days.make_day(store.database, now().date())
+        postgres_partitions.make_partitions(store.database, now().date())
     before = held_by_version_3(admin)
     PostgresStore.open(postgres_dsn, create=True).close()
     message = store.deliveries.get(DeliveryId(before, 0)).message
@@ -591,7 +591,7 @@ def test_a_purge_that_never_gets_its_lock_fails_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
 ) -> None:
     held = hold_at(monkeypatch, store, midnight(-31))
-    monkeypatch.setattr(postgres_days, "_DROP_TRIES", 2)
+    monkeypatch.setattr(postgres_partitions, "_DROP_TRIES", 2)
     with admin.transaction():
         admin.execute("select count(*) from delivery").fetchone()
         with pytest.raises(StoreUnavailable, match="long transaction"):

@@ -7,7 +7,6 @@ these versions.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -31,7 +30,7 @@ from portal.stores.files import database as sqlite
 from portal.stores.files import messages as files_messages
 from portal.stores.files.store import FileStore
 from portal.stores.postgres import database as postgres_database
-from portal.stores.postgres import days as postgres_days
+from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres import rows as postgres_rows
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.shared import rows as shared_rows
@@ -128,9 +127,10 @@ class Posting:
             opening.setattr(sqlite, "SCHEMA_VERSION", number)
             self._store = open_store(store_url)
         if number < 6:
-            tables = {"told" if table == "announced_to" else table: key for table, key in postgres_days.TABLES.items()}
-            self._older.setattr(postgres_days, "TABLES", tables)
-            self._older.setattr(postgres_days, "_NAME", re.compile(r"[a-z]+_?[a-z]*_(\d{4})(\d\d)(\d\d)"))
+            tables = {
+                "told" if table == "announced_to" else table: key for table, key in postgres_partitions.TABLES.items()
+            }
+            self._older.setattr(postgres_partitions, "TABLES", tables)
         facts = tuple(fact for fact in FACTS if fact in _FACTS_OF_6)
         columns = ["rowid", "id", "dedup_key", "tier", *(shared_rows.COLUMN_OF.get(fact, fact) for fact in facts)]
         names = _NAMES_BEFORE_6 if number < 6 else {}

@@ -71,7 +71,7 @@ def test_the_contract_holds_behind_pgbouncer(server: str, pooler: str) -> None:
 def test_no_session_state_stays_with_the_pooler(server: str, pooler: str) -> None:
     url = f"postgresql://postgres@{pooler}/quarantine"
     store = open_store(url, create=True)
-    store.prepare_days(now())
+    store.prepare_days(now(), 30)
     held = hold(store, subject="invoice")
     assert [d.id for d in store.deliveries.list_for(Reader(ALICE), {State.HELD}, 5, words="invoice").deliveries] == [
         held.id

@@ -193,7 +193,7 @@ class FileStore(Store):
         self._mark_durable()
         return Purged(messages, kept)
 
-    def prepare_days(self, now: datetime) -> None:
+    def prepare_days(self, now: datetime, retention_days: int) -> None:
         """See `Store.prepare_days`. Creates the folders of today and tomorrow."""
         with self.db.translated():
             for day in (now.date(), now.date() + timedelta(days=1)):

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from portal.model.message import Delivery, DeliveryId, Reader, first_id, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import rules
-from portal.stores.postgres import days, rows
+from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
@@ -103,7 +103,7 @@ class PostgresDigests(SqlDigests):
                 )
         if not all(reader.is_plain for reader in claimed):
             # Now, since a missing partition would fail the recording after sending, and the digest would be sent again.
-            days.make_missing(
+            partitions.make_missing(
                 self._database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )
         return Claims(digests, refused)

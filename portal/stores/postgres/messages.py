@@ -21,7 +21,7 @@ import zstandard
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
 from portal.model.message import WAITING, Body, Export, Tier, held_at, new_id
 from portal.stores import compressors
-from portal.stores.postgres import days, rows
+from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import (
     INGEST_SECONDS,
     OTHER_SECONDS,
@@ -72,7 +72,9 @@ class PostgresMessages(SqlMessages):
                     try:
                         held = self._hold(id, values, _pieces(body), deadline)
                     except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
-                        days.make_day(self._database, held_at(id).date(), min(seconds_left, INGEST_SECONDS))
+                        partitions.make_partitions(
+                            self._database, held_at(id).date(), min(seconds_left, INGEST_SECONDS)
+                        )
                         continue
             except OSError as error:
                 raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error
@@ -116,7 +118,7 @@ class PostgresMessages(SqlMessages):
                 try:
                     self._import(record, body)
                 except (psycopg.errors.CheckViolation, psycopg.errors.UndefinedTable):
-                    days.make_day(self._database, day)
+                    partitions.make_partitions(self._database, day)
                     self._import(record, body)
         except OSError as error:
             raise StoreUnavailable(f"the spooled mail cannot be read: {error.strerror or error}") from error

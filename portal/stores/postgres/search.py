@@ -1,19 +1,21 @@
 """Pages of deliveries in PostgreSQL, for a recipient's own list and for operators. `search` documents the limits.
 
-The index of terms is a GIN over a `tsvector` in each day's partition. The days are queried one after the other, so that
-a statement reads a day's hits, or that day, whatever plan it gets. Terms are written as a `tsquery` here; the text
-search configurations, parsers and dictionaries are not used.
+The index of terms is a GIN over a `tsvector` in each partition. A statement queries the newest partition, the next
+statement the two before, then four, and so on. A frequent word thus fills its page from one partition, and a rare one
+needs few round trips. Whatever plan a statement gets, it reads all hits of its partitions, or these partitions, at
+most. Terms are written as a `tsquery` here; the text search configurations, parsers and dictionaries are not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, first_id
 from portal.stores import search
-from portal.stores.postgres import days, rows
+from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresSession, text
 from portal.stores.records import Page
@@ -22,6 +24,7 @@ from portal.stores.search import BATCH, Terms
 Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
 
 _CHAINED = 200  # alternatives in one chain of a tsquery
+_LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
@@ -69,25 +72,30 @@ def _message_ids(
 ) -> Iterator[list[UUID]]:
     """Yield batches of the ids that have these terms, newest first."""
     query = " & ".join(_any(list(map(_quoted, group))) for group in terms)
-    for day in sorted(days.days_of(connection, "message"), reverse=True):
-        low, high = days.bounds(day)
-        if wanted.since is not None:
-            low = max(low, first_id(wanted.since))
-        if wanted.until is not None:
-            high = min(high, first_id(wanted.until))
-        if before is not None:
-            high = min(high, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
-        while low < high:
-            found = connection.execute(
+    since = first_id(wanted.since) if wanted.since is not None else _LOWEST
+    until = first_id(wanted.until) if wanted.until is not None else _HIGHEST
+    if before is not None:
+        until = min(until, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
+    existing = partitions.partitions_of(connection, "message")
+    starts = [each.low for each in reversed(existing) if each.low < until and since < each.high]
+    # Partitions created in advance have mail only if a clock was ahead. They are queried with the one of now.
+    now = first_id(datetime.now(UTC))
+    ahead, count = sum(start > now for start in starts), 1
+    while starts:
+        asked, starts = starts[: ahead + count], starts[ahead + count :]
+        ahead, count = 0, 2 * count
+        low, found = max(asked[-1], since), BATCH
+        while found == BATCH and low < until:
+            rows = connection.execute(
                 "select m.id from message m where m.terms @@ %s::tsquery and m.id >= %s and m.id < %s"
                 " order by m.id desc limit %s",
-                [query, low, high, BATCH],
+                [query, low, until, BATCH],
             ).fetchall()
-            if found:
-                yield [id for (id,) in found]
-            if len(found) < BATCH:
-                break
-            high = found[-1][0]
+            found = len(rows)
+            if rows:
+                yield [id for (id,) in rows]
+                until = rows[-1][0]
+        until = min(until, low)
 
 
 def _deliveries(

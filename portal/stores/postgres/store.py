@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from portal.stores.contracts import Store
-from portal.stores.postgres import days
+from portal.stores.postgres import partitions
 from portal.stores.postgres.database import Database
 from portal.stores.postgres.deliveries import PostgresDeliveries
 from portal.stores.postgres.digests import PostgresDigests, find_unmarked
@@ -49,8 +49,7 @@ class PostgresStore(Store):
         """
         store = cls(Database(url, create=create))
         if create:
-            days.make_days(store.database, datetime.now(UTC))
-            days.build_indexes(store.database)
+            partitions.build_indexes(store.database)
             # Each time, since programs of version 5 that are still running keep writing the other spelling.
             engine = PostgresEngine(store.database, _UPGRADE_SECONDS)
             merge_spellings(engine, SqlRecipients(engine, find_unmarked))
@@ -77,11 +76,11 @@ class PostgresStore(Store):
         return upkeep.repair_clock_skew(self.engine, now)
 
     def purge(self, before: datetime, now: datetime) -> Purged:
-        """See `Store.purge`. Removes whole UTC days only: the day of ``before`` is kept."""
-        purged = days.purge_days(self.database, before)
+        """See `Store.purge`. Removes whole partitions only: that of the day of ``before`` is kept."""
+        purged = partitions.purge(self.database, before)
         upkeep.remove_expired(self.engine, now)
         self.recipients.remove_unused()
         return purged
 
-    def prepare_days(self, now: datetime) -> None:
-        days.make_days(self.database, now)
+    def prepare_days(self, now: datetime, retention_days: int) -> None:
+        partitions.prepare(self.database, now, retention_days)
