@@ -115,7 +115,8 @@ begin
         failures int not null default 0,  -- failed tries to send digests since the last one that was sent
         failure text not null default '',  -- the mail server's reply to the last failed try
         failed_at timestamptz,
-        stop_mailed_at timestamptz  -- when a one-click unsubscription was last confirmed by mail
+        stop_mailed_at timestamptz,  -- when a one-click unsubscription was last confirmed by mail
+        devices_valid_from timestamptz  -- before this, buttons pressed in a browser do not make it a known device
     );
     create index on recipient (news_since)
         where news_since is not null and stopped_at is null and next_digest_at is null;

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -38,6 +39,7 @@ TOKEN_PATTERN = r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}"  #
 _TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
 _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
+_HASH_CHARACTERS = 16  # of a recipient in a device cookie
 
 
 class Action(Enum):
@@ -148,23 +150,30 @@ class Links:
 
     # ---- the device cookie: browsers in which a button was pressed for a recipient
 
-    def device(self, cookie: str | None, recipient: str) -> str:
-        """Return the cookie's value with this recipient added."""
-        known = {self._recipient_hash(each) for each in spellings(recipient)}
-        others = [each for each in self._recipient_hashes(cookie) if each not in known]
-        hashes = [self._recipient_hash(recipient), *others]
-        return self._signer("device").sign(".".join(hashes[:_DEVICE_RECIPIENTS])).decode("ascii")
+    def device(self, cookie: str | None, recipient: str, now: datetime) -> str:
+        """Return the cookie's value with this recipient added, or the time renewed."""
+        pressed = self._pressed(cookie)
+        for each in spellings(recipient):
+            pressed.pop(self._recipient_hash(each), None)
+        entries = [self._recipient_hash(recipient) + _packed_time(now), *(key + at for key, at in pressed.items())]
+        return self._signer("device").sign(".".join(entries[:_DEVICE_RECIPIENTS])).decode("ascii")
 
-    def knows_device(self, cookie: str | None, recipient: str) -> bool:
-        """Return whether a button was pressed for this recipient in the browser that sent the cookie."""
-        hashes = self._recipient_hashes(cookie)
-        return any(self._recipient_hash(each) in hashes for each in spellings(recipient))
+    def knows_device(self, cookie: str | None, recipient: str, since: datetime | None) -> bool:
+        """Return whether a button was pressed for this recipient in the browser that sent the cookie.
 
-    def _recipient_hashes(self, cookie: str | None) -> list[str]:
+        ``since``: presses before this time do not count; None: all count.
+        """
+        pressed, begin = self._pressed(cookie), math.ceil(since.timestamp()) if since else 0
+        found = [pressed[key] for each in spellings(recipient) if (key := self._recipient_hash(each)) in pressed]
+        return any(_unpacked_time(at) >= begin for at in found)
+
+    def _pressed(self, cookie: str | None) -> dict[str, str]:
+        """Return the hashes of the recipients in a cookie, each with the time, which is "" before version 0.3."""
         try:
-            return self._signer("device").unsign(cookie or "").decode("ascii").split(".")
+            entries = self._signer("device").unsign(cookie or "").decode("ascii").split(".")
         except (BadSignature, UnicodeError):
-            return []
+            return {}
+        return {entry[:_HASH_CHARACTERS]: entry[_HASH_CHARACTERS:] for entry in entries}
 
     def _recipient_hash(self, recipient: str) -> str:
         # Uses the oldest key, so that cookies stay valid when a newer key is added.
@@ -204,6 +213,14 @@ class Links:
         return _StrictSigner(
             self._keys, salt=f"quarantine.{purpose}", sep=".", key_derivation="hmac", digest_method=hashlib.sha256
         )
+
+
+def _packed_time(at: datetime) -> str:
+    return _b64(struct.pack(">I", int(at.timestamp())))
+
+
+def _unpacked_time(text: str) -> int:
+    return int.from_bytes(urlsafe_b64decode(text + "=="), "big")
 
 
 def _reader_hash(identity: str, key: bytes) -> bytes:

@@ -372,6 +372,10 @@ class Recipients(ABC):
         """Revoke this recipient's links that were issued before this moment."""
 
     @abstractmethod
+    def forget_devices(self, recipient: str, known_before: datetime) -> None:
+        """Let browsers not be known in which this recipient pressed a button before this moment."""
+
+    @abstractmethod
     def unscheduled(self, limit: int) -> Sequence[Person]:
         """Return recipients with news, not stopped, whose next digest is not scheduled."""
 

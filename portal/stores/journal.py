@@ -106,13 +106,14 @@ def events_of(line: dict[str, Any]) -> list[Event]:
 
 
 def person_line(person: Person) -> dict[str, Any]:
-    """Return the line with a recipient's current opt-out, revoked links and preferences."""
+    """Return the line with a recipient's current opt-out, revoked links, forgotten devices and preferences."""
     return {
         "kind": "person",
         "recipient": person.recipient,
         "address": person.address,
         "stopped_at": _text(person.stopped_at),
         "links_valid_from": _text(person.links_valid_from),
+        "devices_valid_from": _text(person.devices_valid_from),
         "preferences": person.preferences.to_json(),
     }
 

@@ -46,6 +46,7 @@ class Person:
     preferences: Preferences = NO_PREFERENCES
     failure: str = ""  # the mail server's answer to their last digest, until one is sent
     failed_at: datetime | None = None
+    devices_valid_from: datetime | None = None  # a button pressed before this time does not make a browser known
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDefer
 from portal.model.links import Action, Link
 from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
 from portal.model.text import N_
-from portal.stores.records import LinkOpen
+from portal.stores.records import LinkOpen, Person
 from portal.web.digest import DigestPages
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -64,14 +64,15 @@ class LinkPages:
             if not request.query("since"):
                 self._record_open(request, link, recipient, link_open)
             return self._digest.show(request, link, recipient)
-        delivery, reader = self._delivery(request, link)
+        delivery, person = self._delivery(request, link)
+        reader = person.recipient
         # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
             return self._page(request, link, delivery, reader, autosubmit=False)
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
             return self._show_mail(request, link, delivery, reader)
-        autosubmit = self._may_autosubmit(request, link, delivery, reader, opens)
+        autosubmit = self._may_autosubmit(request, link, delivery, person, opens)
         return self._page(request, link, delivery, reader, autosubmit=autosubmit)
 
     def act(self, request: Request, token: str) -> HTTPResponse:
@@ -87,7 +88,8 @@ class LinkPages:
             self._pages.check_user_gesture(request)
             response = self._digest.act(request, link, recipient)
             return self._with_device_cookie(request, response, recipient) if request.form("do") else response
-        delivery, reader = self._delivery(request, link)
+        delivery, person = self._delivery(request, link)
+        reader = person.recipient
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
             return self._pages.see_other("./")  # that page has no form
@@ -95,18 +97,18 @@ class LinkPages:
         pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
             self._pages.check_user_gesture(request)
-        if pressed or self._may_autosubmit(request, link, delivery, reader, opens):
+        if pressed or self._may_autosubmit(request, link, delivery, person, opens):
             self._perform(link, self._pages.actor(request, "link", delivery, reader), undo=undo)
         response = self._pages.see_other("./?done=1")
         return self._with_device_cookie(request, response, reader) if pressed and request.has_user_gesture else response
 
     def _with_device_cookie(self, request: Request, response: HTTPResponse, recipient: str) -> HTTPResponse:
         """Return the response to a pressed button, with the cookie that marks this device as known."""
-        device = self._links.device(request.cookie("device"), recipient)
+        device = self._links.device(request.cookie("device"), recipient, self._pages.now())
         self._pages.set_cookie(response, "device", device, _DEVICE_SECONDS)
         return response
 
-    def _delivery(self, request: Request, link: Link) -> tuple[Delivery, str]:
+    def _delivery(self, request: Request, link: Link) -> tuple[Delivery, Person]:
         """Return the delivery and the recipient of a link.
 
         Raises NotFound, or LinkInvalid if the link was revoked or its recipient may no longer read that message.
@@ -116,16 +118,19 @@ class LinkPages:
         reader = next((each for each in readers if self._links.is_for(link, each, delivery.recipient)), None)
         if reader is None:
             raise LinkInvalid("the recipient of this link may no longer read that message")
-        self._check_revoked(request, link, reader)
-        return delivery, reader
+        return delivery, self._check_revoked(request, link, reader)
 
-    def _check_revoked(self, request: Request, link: Link, recipient: str) -> None:
-        """Raise LinkInvalid if the link was revoked. From now on the response uses the recipient's language."""
+    def _check_revoked(self, request: Request, link: Link, recipient: str) -> Person:
+        """Return the recipient, whose language the response uses from now on.
+
+        Raises LinkInvalid if the link was revoked.
+        """
         person = self._store.recipients.get(recipient)
         self._pages.use_language_of(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
+        return person
 
     def _record_open(self, request: Request, link: Link, recipient: str, link_open: LinkOpen) -> Sequence[LinkOpen]:
         """Record an open. Return the digest's opens of the last 15 minutes. Raises 429 above the rate limit."""
@@ -142,14 +147,15 @@ class LinkPages:
         return opens
 
     def _may_autosubmit(
-        self, request: Request, link: Link, delivery: Delivery, reader: str, opens: Sequence[LinkOpen]
+        self, request: Request, link: Link, delivery: Delivery, person: Person, opens: Sequence[LinkOpen]
     ) -> bool:
         """Return True if the form may submit itself now, or may be accepted without its button."""
         if not self._auto or delivery.state is not State.HELD or delivery.reason:
             return False
         if request.is_prefetch:
             return False
-        is_known_device = self._links.knows_device(request.cookie("device"), reader)
+        cookie = request.cookie("device")
+        is_known_device = self._links.knows_device(cookie, person.recipient, person.devices_valid_from)
         if link.action is Action.DELETE:
             return is_known_device
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:

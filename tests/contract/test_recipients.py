@@ -88,6 +88,16 @@ def test_revoked_links_stay_revoked(store: Store) -> None:
     assert store.recipients.get(BOB).links_valid_from is None
 
 
+def test_forgotten_devices_stay_forgotten(store: Store) -> None:
+    at = now()
+    store.recipients.forget_devices(ALICE, at)
+    store.recipients.forget_devices(ALICE, at - DAY)
+    assert store.recipients.get(ALICE).devices_valid_from == at
+    store.recipients.forget_devices(ALICE, at + DAY)
+    assert store.recipients.get(ALICE).devices_valid_from == at + DAY
+    assert store.recipients.get(BOB).devices_valid_from is None
+
+
 def test_news_are_scheduled_then_due(store: Store) -> None:
     hold(store)
     at = now()

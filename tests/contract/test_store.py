@@ -141,6 +141,7 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
         pass
     store.recipients.set_digests_stopped(ALICE, at)
     store.recipients.revoke_links(ALICE, at)
+    store.recipients.forget_devices(ALICE, at)
     store.recipients.schedule(BOB, at)
     store.outbox.add(QueuedMail(BOB, b"one"), at)
     store.sign_ins.start_session(SESSION, BOB, at)
@@ -289,11 +290,13 @@ def test_a_purge_keeps_people_and_their_preferences(store: Store) -> None:
     at = now()
     store.recipients.set_digests_stopped(ALICE, at)
     store.recipients.revoke_links(BOB, at)
+    store.recipients.forget_devices("carol@example.org", at)
     store.recipients.set_preferences(MALLORY, CHOSEN)
     store.notes.set_default("links.key", "one")
     store.purge(day_after_tomorrow(), at + 40 * DAY)
     assert store.recipients.get(ALICE).stopped_at == at
     assert store.recipients.get(BOB).links_valid_from == at
+    assert store.recipients.get("carol@example.org").devices_valid_from == at
     assert store.recipients.get(MALLORY).preferences == CHOSEN
     assert store.notes.set_default("links.key", "two") == "one"
 

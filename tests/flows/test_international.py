@@ -244,7 +244,7 @@ def test_a_device_cookie_of_an_older_version_is_known(site: Site) -> None:
     url = site.link(Action.DELETE, mail)
     browser.post(url)  # without the form field of the button
     assert site.state(mail) is State.HELD
-    old = site.parts.links.device(None, ERIKA_AS_READ)
+    old = site.parts.links.device(None, ERIKA_AS_READ, site.now)
     browser.cookies["__Host-quarantine-device"] = old
     browser.post(url)
     assert site.state(mail) is State.DELETED

@@ -159,7 +159,9 @@ def test_what_version_0_1_0_signed_is_still_ours() -> None:
     link = links.verify(of_reader, NOW)
     assert links.is_for(link, ALICE, "info@example.org")
     assert not links.is_for(link, BOB, "info@example.org")
-    assert links.knows_device("IvcPyaJ4ijVoj_SI.iM5NTaNOpAofN3klY4egD4Jae70ULhhbNVQGkMid6QE", ALICE)
+    device = "IvcPyaJ4ijVoj_SI.iM5NTaNOpAofN3klY4egD4Jae70ULhhbNVQGkMid6QE"
+    assert links.knows_device(device, ALICE, None)
+    assert not links.knows_device(device, ALICE, NOW - timedelta(days=9_000))  # its time is not known
     assert links.form_token_fits("session one", "nwfp-7-YWLg6NoOty8FUNfSXgsMSEpbleejAIYGtWSs")
     mark = f"release {ID}.YiL4eoQEzeFyJJzJbqbzyRYHAVG-zJNUtOQjIvA2vsE"
     assert links.read_mark(mark) == ("release", ID)
@@ -170,7 +172,7 @@ def test_a_key_may_be_longer_than_a_hash_takes() -> None:
     links = make(b"long" * 30)
     link = links.verify(links.token(Action.RELEASE, ID, 3, NOW, ALICE), NOW)
     assert links.is_for(link, ALICE, "info@example.org")
-    assert links.knows_device(links.device(None, ALICE), ALICE)
+    assert links.knows_device(links.device(None, ALICE, NOW), ALICE, None)
 
 
 def test_a_token_expires() -> None:
@@ -254,56 +256,65 @@ def test_a_link_of_an_older_version_names_its_reader_with_u_labels(
 
 
 def test_a_browser_is_known_for_recipients_whose_button_was_pressed() -> None:
-    cookie = LINKS.device(None, ALICE)
-    assert LINKS.knows_device(cookie, ALICE)
-    assert not LINKS.knows_device(cookie, BOB)
-    both = LINKS.device(cookie, BOB)
-    assert LINKS.knows_device(both, ALICE)
-    assert LINKS.knows_device(both, BOB)
-    assert not LINKS.knows_device(both, MALLORY)
+    cookie = LINKS.device(None, ALICE, NOW)
+    assert LINKS.knows_device(cookie, ALICE, None)
+    assert not LINKS.knows_device(cookie, BOB, None)
+    both = LINKS.device(cookie, BOB, NOW)
+    assert LINKS.knows_device(both, ALICE, None)
+    assert LINKS.knows_device(both, BOB, None)
+    assert not LINKS.knows_device(both, MALLORY, None)
 
 
 def test_a_browser_is_known_for_the_last_eight() -> None:
     cookie = None
     people = [f"p{n}@example.org" for n in range(9)]
     for person in people:
-        cookie = LINKS.device(cookie, person)
-    assert not LINKS.knows_device(cookie, people[0])
-    assert all(LINKS.knows_device(cookie, person) for person in people[1:])
-    again = LINKS.device(cookie, people[1])
+        cookie = LINKS.device(cookie, person, NOW)
+    assert not LINKS.knows_device(cookie, people[0], None)
+    assert all(LINKS.knows_device(cookie, person, None) for person in people[1:])
+    again = LINKS.device(cookie, people[1], NOW)
     assert len(again) == len(cookie or "")
-    assert all(LINKS.knows_device(again, person) for person in people[1:])
+    assert all(LINKS.knows_device(again, person, None) for person in people[1:])
+
+
+def test_presses_before_a_time_do_not_count() -> None:
+    later = NOW + timedelta(hours=1)
+    cookie = LINKS.device(LINKS.device(None, ALICE, NOW), BOB, later)
+    for since, alice in ((NOW - timedelta(hours=1), True), (NOW, True), (NOW + timedelta(milliseconds=1), False)):
+        assert LINKS.knows_device(cookie, ALICE, since) is alice
+        assert LINKS.knows_device(cookie, BOB, since)
+    assert LINKS.knows_device(LINKS.device(cookie, ALICE, later), ALICE, later)
 
 
 def test_the_device_cookie_names_nobody() -> None:
-    assert "alice" not in LINKS.device(None, ALICE)
+    assert "alice" not in LINKS.device(None, ALICE, NOW)
 
 
 def test_a_newer_key_does_not_make_browsers_forget() -> None:
-    cookie = make(OLD).device(None, ALICE)
-    assert make(OLD, NEW).knows_device(cookie, ALICE)
+    cookie = make(OLD).device(None, ALICE, NOW)
+    assert make(OLD, NEW).knows_device(cookie, ALICE, None)
 
 
 def test_a_device_cookie_of_an_older_version_names_people_with_u_labels() -> None:
     for _ in range(2):
-        cookie = LINKS.device(LINKS.device(None, BOB), U_LABEL)
-        assert LINKS.knows_device(cookie, A_LABEL)
-        again = LINKS.device(cookie, A_LABEL)
-        assert LINKS.knows_device(again, A_LABEL)
+        cookie = LINKS.device(LINKS.device(None, BOB, NOW), U_LABEL, NOW)
+        assert LINKS.knows_device(cookie, A_LABEL, None)
+        again = LINKS.device(cookie, A_LABEL, NOW)
+        assert LINKS.knows_device(again, A_LABEL, None)
         assert len(again) == len(cookie)  # is not in it twice
-    assert not LINKS.knows_device(LINKS.device(None, BOB), A_LABEL)
+    assert not LINKS.knows_device(LINKS.device(None, BOB, NOW), A_LABEL, None)
 
 
 @pytest.mark.parametrize("cookie", [None, "", ".", "a.b", "é", "\udce9", "\0", "x" * 5000, TOKEN])
 def test_an_invalid_device_cookie_names_nobody(cookie: str | None) -> None:
-    assert not LINKS.knows_device(cookie, ALICE)
-    assert LINKS.knows_device(LINKS.device(cookie, ALICE), ALICE)
+    assert not LINKS.knows_device(cookie, ALICE, None)
+    assert LINKS.knows_device(LINKS.device(cookie, ALICE, NOW), ALICE, None)
 
 
 def test_a_forged_device_cookie_names_nobody() -> None:
-    assert not LINKS.knows_device(make(OTHER).device(None, ALICE), ALICE)
-    cookie = LINKS.device(None, ALICE)
-    assert not LINKS.knows_device("A" + cookie[1:] if cookie[0] != "A" else "B" + cookie[1:], ALICE)
+    assert not LINKS.knows_device(make(OTHER).device(None, ALICE, NOW), ALICE, None)
+    cookie = LINKS.device(None, ALICE, NOW)
+    assert not LINKS.knows_device("A" + cookie[1:] if cookie[0] != "A" else "B" + cookie[1:], ALICE, None)
 
 
 def respelled(signed: str) -> list[str]:
@@ -315,10 +326,10 @@ def respelled(signed: str) -> list[str]:
 
 
 def test_a_device_cookie_has_one_spelling() -> None:
-    cookie = LINKS.device(None, ALICE)
-    assert LINKS.knows_device(cookie, ALICE)
+    cookie = LINKS.device(None, ALICE, NOW)
+    assert LINKS.knows_device(cookie, ALICE, None)
     for other in respelled(cookie):
-        assert not LINKS.knows_device(other, ALICE), other
+        assert not LINKS.knows_device(other, ALICE, None), other
 
 
 def test_a_form_token_has_one_spelling() -> None:

@@ -133,6 +133,7 @@ def fill(store: Store) -> list[Held]:
     store.recipients.set_digests_stopped(BOB, now())
     store.recipients.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
     store.recipients.revoke_links(MALLORY, now())
+    store.recipients.forget_devices(MALLORY, now())
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
 

@@ -461,6 +461,23 @@ def test_signing_out_everywhere_ends_all_sessions_of_this_recipient(
     assert f"sessions ended recipient={ALICE} count=2" in caplog.text
 
 
+@pytest.mark.parametrize("change", [{"change": "sign-out-everywhere"}, {"change": "revoke", "sign-out": "1"}])
+def test_signing_out_everywhere_forgets_the_browsers_in_which_a_button_was_pressed(
+    site: Site, change: dict[str, str]
+) -> None:
+    elsewhere, here = site.browser(), sign_in(site, FIREFOX)
+    elsewhere.post(site.link(Action.RELEASE, site.hold()), {"pressed": "1"})
+    site.pass_time(seconds=2)
+    assert " data-submit" in elsewhere.get(site.link(Action.RELEASE, site.hold(), minutes_old=0)).text
+    end(here, **change)
+    site.pass_time(seconds=2)
+    link = site.link(Action.RELEASE, site.hold(), minutes_old=0)
+    assert " data-submit" not in elsewhere.get(link).text
+    elsewhere.post(link, {"pressed": "1"})
+    site.pass_time(seconds=2)
+    assert " data-submit" in elsewhere.get(site.link(Action.RELEASE, site.hold(), minutes_old=0)).text
+
+
 def test_revoking_the_links_ends_the_sessions_if_asked(site: Site) -> None:
     here, phone = sign_in(site, FIREFOX), sign_in(site, IPHONE)
     link = site.link(Action.RELEASE, site.hold(), minutes_old=1)

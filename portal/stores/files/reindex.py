@@ -215,6 +215,7 @@ def _person(line: dict[str, Any]) -> Person:
         None,
         None,
         Preferences.from_json(line.get("preferences")),
+        devices_valid_from=_time_or_none(line.get("devices_valid_from")),  # since version 7
     )
 
 

@@ -99,7 +99,8 @@ CREATE TABLE recipient (
     lease BLOB,
     lease_until INTEGER,
     digest_id BLOB,                     -- of the digest claimed and not yet sent; kept after a crash
-    stop_mailed_at INTEGER              -- when a one-click unsubscription was last confirmed by mail
+    stop_mailed_at INTEGER,             -- when a one-click unsubscription was last confirmed by mail
+    devices_valid_from INTEGER          -- before this, buttons pressed in a browser do not make it a known device
 ) WITHOUT ROWID;
 CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
     WHERE news_since IS NOT NULL AND stopped_at IS NULL;
@@ -228,6 +229,7 @@ CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
 ALTER TABLE session ADD COLUMN client TEXT NOT NULL DEFAULT '';
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
+ALTER TABLE recipient ADD COLUMN devices_valid_from INTEGER;
 ALTER TABLE sign_in ADD COLUMN mailbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_56 TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_48 TEXT NOT NULL DEFAULT '';

@@ -63,7 +63,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on job (finished_at) where finished_at is not null;
         alter table session add column client text not null default '';
         create index on session (recipient);
-        alter table recipient add column stop_mailed_at timestamptz;
+        alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
         alter table sign_in add column mailbox text not null default '';
         alter table sign_in add column client_56 text not null default '';
         alter table sign_in add column client_48 text not null default '';

@@ -20,7 +20,7 @@ from portal.stores.shared.session import Engine, Row, Session
 HAS_NEWS = "news_since is not null and stopped_at is null"
 _PERSON = (
     "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure,"
-    " failed_at from recipient "
+    " failed_at, devices_valid_from from recipient "
 )
 _UPSERT = (  # sets one column of a recipient who may be unknown
     "insert into recipient (recipient, address, {0}) values (:recipient, :recipient, :{0})"
@@ -74,6 +74,10 @@ class SqlRecipients(Recipients):
     def revoke_links(self, recipient: str, issued_before: datetime) -> None:
         changes = f" set links_valid_from = {later('links_valid_from')}"
         self._upsert(_UPSERT.format("links_valid_from") + changes, recipient, links_valid_from=issued_before)
+
+    def forget_devices(self, recipient: str, known_before: datetime) -> None:
+        changes = f" set devices_valid_from = {later('devices_valid_from')}"
+        self._upsert(_UPSERT.format("devices_valid_from") + changes, recipient, devices_valid_from=known_before)
 
     def _upsert(self, upsert: str, recipient: str, **values: Any) -> None:
         with self._engine.writing() as session:
@@ -142,9 +146,11 @@ class SqlRecipients(Recipients):
             changes = f"news_since = {earlier('news_since')}"
         upsert = (
             "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, next_digest_at,"
-            " preferences) values (:recipient, :address, :stopped_at, :links_valid_from, :news_since, :next_digest_at,"
-            " :preferences) on conflict (recipient) do update set address = excluded.address,"
-            f" links_valid_from = {later('links_valid_from')}, {changes}"
+            " preferences, devices_valid_from) values (:recipient, :address, :stopped_at, :links_valid_from,"
+            " :news_since, :next_digest_at, :preferences, :devices_valid_from)"
+            " on conflict (recipient) do update set"
+            f" address = excluded.address, links_valid_from = {later('links_valid_from')},"
+            f" devices_valid_from = {later('devices_valid_from')}, {changes}"
         )
         with self._engine.writing() as session:
             for each in people:
@@ -155,19 +161,23 @@ class SqlRecipients(Recipients):
                     session.journal(partial(person_line, after))
 
     def import_preferences(self, imported: Person) -> None:
-        """Set a recipient's opt-out, revoked links and preferences from a line of the audit journal."""
+        """Set a recipient's choices from a line of the audit journal."""
         upsert = (
-            "insert into recipient (recipient, address, stopped_at, links_valid_from, preferences)"
-            " values (:recipient, :address, :stopped_at, :links_valid_from, :preferences)"
+            "insert into recipient (recipient, address, stopped_at, links_valid_from, preferences, devices_valid_from)"
+            " values (:recipient, :address, :stopped_at, :links_valid_from, :preferences, :devices_valid_from)"
             " on conflict (recipient) do update set stopped_at = excluded.stopped_at,"
-            " links_valid_from = excluded.links_valid_from, preferences = excluded.preferences"
+            " links_valid_from = excluded.links_valid_from, preferences = excluded.preferences,"
+            " devices_valid_from = excluded.devices_valid_from"
         )
         with self._engine.writing(durable=False) as session:
             session.execute(upsert, imported)
 
     def remove_unused(self) -> None:
         """Remove recipients without deliveries and choices: otherwise made-up addresses would fill the table."""
-        is_empty = "news_since is null and stopped_at is null and links_valid_from is null and preferences is null"
+        is_empty = (
+            "news_since is null and stopped_at is null and links_valid_from is null and preferences is null"
+            " and devices_valid_from is null"
+        )
         has_no_deliveries = "not exists (select 1 from delivery d where d.recipient = recipient.recipient)"
         page = (
             f"select recipient from recipient where {is_empty} and recipient > :after order by recipient limit {_BATCH}"
@@ -190,12 +200,12 @@ class SqlRecipients(Recipients):
             return [_person_from(row) for row in session.many(_PERSON + rest, **values)]
 
 
-def choices(recipient: Person) -> tuple[datetime | None, datetime | None, Preferences]:
+def choices(recipient: Person) -> tuple[datetime | None, datetime | None, datetime | None, Preferences]:
     """Return a recipient's choices, which are also in the audit journal."""
-    return recipient.stopped_at, recipient.links_valid_from, recipient.preferences
+    return recipient.stopped_at, recipient.links_valid_from, recipient.devices_valid_from, recipient.preferences
 
 
-NO_CHOICES = (None, None, NO_PREFERENCES)
+NO_CHOICES = (None, None, None, NO_PREFERENCES)
 
 
 def person(session: Session, recipient: str) -> Person:
@@ -205,10 +215,10 @@ def person(session: Session, recipient: str) -> Person:
 
 
 def _person_from(row: Row) -> Person:
-    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, failed_at = row
+    recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, *rest = row
     return Person(
         *(recipient, address, stopped_at, links_valid_from, news_since, next_digest_at),
-        *(Preferences.from_json(preferences), failure, failed_at),
+        *(Preferences.from_json(preferences), *rest),
     )
 
 

@@ -71,22 +71,23 @@ def _move_announcements(session: Session, table: str, column: str, old: str, new
 
 def _move_recipient(session: Session, table: str, column: str, old: str, new: str) -> None:
     row = session.one(
-        "select address, stopped_at, links_valid_from, news_since, preferences, asked_at from recipient"
-        " where recipient = :old",
+        "select address, stopped_at, links_valid_from, news_since, preferences, asked_at, devices_valid_from"
+        " from recipient where recipient = :old",
         for_update=True,
         old=old,
     )
     if row is None:
         return
     session.execute("delete from recipient where recipient = :old", old=old)
-    address, stopped_at, links_valid_from, news_since, preferences, asked_at = row
+    address, stopped_at, links_valid_from, news_since, preferences, asked_at, devices_valid_from = row
     # The next digest is unscheduled, since the merged preferences may give it another time.
     session.execute(
-        "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, preferences, asked_at)"
-        " values (:new, :address, :stopped_at, :links_valid_from, :news_since, :preferences, :asked_at)"
-        " on conflict (recipient) do update set"
+        "insert into recipient (recipient, address, stopped_at, links_valid_from, news_since, preferences, asked_at,"
+        " devices_valid_from) values (:new, :address, :stopped_at, :links_valid_from, :news_since, :preferences,"
+        " :asked_at, :devices_valid_from) on conflict (recipient) do update set"
         " stopped_at = coalesce(recipient.stopped_at, excluded.stopped_at),"
         f" links_valid_from = {later('links_valid_from')},"
+        f" devices_valid_from = {later('devices_valid_from')},"
         f" news_since = {earlier('news_since')},"
         " preferences = coalesce(recipient.preferences, excluded.preferences),"
         f" asked_at = {later('asked_at')},"
@@ -99,6 +100,7 @@ def _move_recipient(session: Session, table: str, column: str, old: str, new: st
         news_since=news_since,
         preferences=preferences,
         asked_at=asked_at,
+        devices_valid_from=devices_valid_from,
     )
 
 

@@ -117,7 +117,8 @@ class Sessions:
         return only == session.sha256
 
     def end_all(self, recipient: str) -> None:
-        """End all sessions of a recipient."""
+        """End all sessions of a recipient. Release links no longer submit themselves in browsers known until now."""
+        self._store.recipients.forget_devices(recipient, self._pages.now())
         log.info("sessions ended recipient=%s count=%d", recipient, self._store.sign_ins.end_sessions(recipient))
 
     def without_cookie(self, response: HTTPResponse) -> HTTPResponse:
