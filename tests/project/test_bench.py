@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -13,6 +18,7 @@ import pytest
 
 from bench import page, shortcuts
 from bench.__main__ import MEASURES, PAGE, described
+from bench.processor import Clock
 from bench.rig import Row
 from bench.turns import posts
 from digest.compose import compose
@@ -70,6 +76,20 @@ def test_a_run_has_its_date_command_and_machine() -> None:
     run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, only=[next(iter(MEASURES))]))
     assert re.match(r"\d{4}-\d\d-\d\d, `python -m bench --rounds 3 --seconds 2 ingest-files`: \d+ cores, load ", run)
     assert re.search(r"Python 3\.\d+\.\d+; bottle \d.*; PostgreSQL \d+", run)
+
+
+def test_processor_time_is_that_of_a_process_with_its_descendants() -> None:
+    waiting = subprocess.Popen(["sh", "-c", f"{sys.executable} -c 'while True: pass' & wait"], start_new_session=True)
+    try:
+        clock = Clock({"shell": waiting.pid})
+        deadline = time.monotonic() + 60
+        while clock.seconds()["shell"] < 0.2:  # the shell itself only waits
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert Clock({"shell": waiting.pid}).seconds()["shell"] < 0.2
+    finally:
+        os.killpg(waiting.pid, signal.SIGKILL)
+        waiting.wait()
 
 
 def test_plain_code_in_place_of_a_shortcut_holds_the_same(store_url: str, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Processor time of running servers, from /proc: it depends less on the machine's other work than rates do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+
+_PROC = Path("/proc")
+
+
+class Clock:
+    """The processor time of components of a server, each a process with all its descendants."""
+
+    def __init__(self, roots: Mapping[str, int]) -> None:
+        """Begin to measure. ``roots``: the process ids of the components, by their names."""
+        self._roots = dict(roots)
+        self._began = {name: _spent(pid) for name, pid in roots.items()}
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each component since the beginning; those of threads that ended are missing."""
+        return {
+            name: sum(ns - self._began[name].get(thread, 0) for thread, ns in _spent(pid).items()) / 1e9
+            for name, pid in self._roots.items()
+        }
+
+
+def postmaster(dsn: str) -> int:
+    """Return the process id of a local PostgreSQL."""
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("show data_directory").fetchone()
+    assert row is not None
+    return int(Path(row[0], "postmaster.pid").read_text("ascii").split()[0])
+
+
+def _spent(pid: int) -> dict[str, int]:
+    """Return the nanoseconds that each thread of a process and of its descendants ran: schedstat in proc(5)."""
+    found: dict[str, int] = {}
+    with suppress(FileNotFoundError, ProcessLookupError):  # it ended
+        for task in (_PROC / str(pid) / "task").iterdir():
+            found[task.name] = int((task / "schedstat").read_text("ascii").split()[0])
+            for child in (task / "children").read_text("ascii").split():
+                found |= _spent(int(child))
+    return found
