@@ -322,3 +322,14 @@ begin
     ), ' ');
 end
 $copies$;
+
+-- Returns how many releases and requests wait. A function, since its plan is cached: planning over the partitions of a
+-- month took 25 ms, for each health check.
+create or replace function count_waiting(out releasing bigint, out requested bigint)
+language plpgsql stable as $count$
+begin
+    -- One query for each, since each state has an index of its own.
+    select count(*) into releasing from delivery d where d.state = 'releasing';
+    select count(*) into requested from delivery d where d.state = 'requested';
+end
+$count$;

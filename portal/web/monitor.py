@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import Runs, not_selected, overdue_since, runs, scans
+from portal.monitoring import not_selected, overdue_since, runs, scans
+from portal.stores import notes
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
 from portal.web.pages import json_response
@@ -62,7 +63,7 @@ class Monitor(Collector):
         if stats.oldest_digest_due_at is not None:
             late = max(0.0, (now - stats.oldest_digest_due_at).total_seconds())
             yield _gauge("digest_late_seconds", "Time since the oldest due digest became due.", late)
-        yield _gauge("digests_overdue", _OVERDUE, self._overdue(stats, done, now) is not None)
+        yield _gauge("digests_overdue", _OVERDUE, self._overdue(stats, done.last_sent_at, now) is not None)
         yield _gauge(
             "digests_failing", "Recipients whose last digest the mail server did not accept.", stats.digests_failing
         )
@@ -102,7 +103,7 @@ class Monitor(Collector):
         try:
             self._parts.store.ping()
             stats = self._parts.store.stats(now)
-            done = runs(self._parts.store)
+            last_sent_at = notes.SENT_AT.get(self._parts.store)
         except (StoreUnavailable, StoreUnusable) as error:
             log.error("unhealthy: %s", error)
             return 503, {"status": "store unavailable", "version": __version__}
@@ -119,15 +120,15 @@ class Monitor(Collector):
                 "digests_due": stats.digests_due,
                 "digest_late_seconds": 0 if due is None else max(0, round((now - due).total_seconds())),
                 "digests_failing": stats.digests_failing,
-                "digests_overdue": self._overdue(stats, done, now) is not None,
+                "digests_overdue": self._overdue(stats, last_sent_at, now) is not None,
                 "digest_heartbeat_age_seconds": age,
                 **({} if people.file is None else {"alias_file_usable": not people.problem()}),
             },
         )
 
-    def _overdue(self, stats: Stats, done: Runs, now: datetime) -> datetime | None:
+    def _overdue(self, stats: Stats, last_sent_at: datetime | None, now: datetime) -> datetime | None:
         after = timedelta(minutes=self._parts.settings.digest.overdue_minutes)
-        return overdue_since(stats, done.last_sent_at, now, after)
+        return overdue_since(stats, last_sent_at, now, after)
 
     def metrics(self, request: Request) -> HTTPResponse:
         """GET /metrics, in the Prometheus format. Only peers in ``exporter.allowed_networks`` may read it."""

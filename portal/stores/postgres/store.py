@@ -70,7 +70,7 @@ class PostgresStore(Store):
         self.notes.set(upkeep.HEARTBEAT, now.isoformat())
 
     def stats(self, now: datetime) -> Stats:
-        return upkeep.stats(self.engine, now)
+        return upkeep.stats(self.engine, now, "select * from count_waiting()")
 
     def repair_clock_skew(self, now: datetime) -> int:
         return upkeep.repair_clock_skew(self.engine, now)

@@ -10,22 +10,28 @@ from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine
 
 HEARTBEAT = "store.heartbeat"
+# The condition on the state is that of SQLite's partial index.
+WAITING = (
+    "select count(*) filter (where state = 'releasing') as releasing,"
+    " count(*) filter (where state = 'requested') as requested"
+    " from delivery where state in ('requested', 'releasing')"
+)
 _BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
 
 
-def stats(engine: Engine, now: datetime) -> Stats:
-    """See `Store.stats`."""
-    # The second condition on the state is that of SQLite's partial index, which is not used without it.
-    waiting = "(select count(*) from delivery where state = '{}' and state in ('requested', 'releasing'))"
+def stats(engine: Engine, now: datetime, waiting: str = WAITING) -> Stats:
+    """See `Store.stats`. ``waiting``: the engine's way to select what `WAITING` selects."""
+    due = f"from recipient where {HAS_NEWS} and next_digest_at <= :now"
     with engine.reading() as session:
         row = session.one(
-            f"select {waiting.format('releasing')}, {waiting.format('requested')}, (select count(*) from outbox),"
+            f"select releasing, requested, (select count(*) from outbox),"
             " (select count(*) from job where finished_at is null),"
             " (select count(*) from recipient where failed_at is not null),"
-            " count(*), min(next_digest_at) as due_at,"
-            " min(next_digest_at) filter (where failed_at is null) as untried_at,"
+            # In parts, since both engines then read an index only, and of the times just the first entry.
+            f" (select count(*) {due}), (select min(next_digest_at) {due}) as due_at,"
+            f" (select min(next_digest_at) {due} and failed_at is null) as untried_at,"
             " (select value from setting where name = :heartbeat)"
-            f" from recipient where {HAS_NEWS} and next_digest_at <= :now",
+            f" from ({waiting}) waiting",
             heartbeat=HEARTBEAT,
             now=now,
         )
