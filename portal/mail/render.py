@@ -36,7 +36,7 @@ from jinja2 import (
     meta,
 )
 
-from portal import shipped
+from portal import __version__, shipped
 from portal.mail import languages
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
@@ -161,6 +161,7 @@ class Render:
         environment.globals["language"] = language.tag
         environment.globals["direction"] = language.direction
         environment.globals["site_name"] = self.site_name
+        environment.globals["version"] = __version__  # for a site's own web/base.html of version 0.2
         return environment
 
     def _render(self, tag: str, name: str, values: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import math
 import re
+import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ _PACKED = struct.Struct(">B16sHI")  # action, UUID, delivery number, issued at (
 _READER_OCTETS = 8  # after these, if the delivery's recipient is not the reader's own identity
 TOKEN_PATTERN = r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}"  # noqa: S105
 _TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
+_SIGNATURE_OCTETS = hashlib.sha256().digest_size
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
 _DEVICE_RECIPIENTS = 8  # the most recipients in one device cookie
 _HASH_CHARACTERS = 16  # of a recipient in a device cookie
@@ -182,15 +184,29 @@ class Links:
     # ---- forms of signed-in pages
 
     def form_token(self, session: str) -> str:
-        """Return the anti-CSRF token for the forms of a session. ``session``: the secret value of its cookie."""
-        return self._signer("form").get_signature(session).decode("ascii")
+        """Return an anti-CSRF token for the forms of a session. ``session``: the secret value of its cookie.
+
+        It is another one for each page: a random pad, and the signature masked with it. Pages are compressed and repeat
+        what was typed into a search, so the size of many pages with the same token would disclose it (BREACH).
+        """
+        signature = urlsafe_b64decode(self._signer("form").get_signature(session) + b"=")
+        pad = secrets.token_bytes(len(signature))
+        return _b64(pad + _xor(pad, signature))
 
     def form_token_fits(self, session: str, token: str) -> bool:
-        """Return whether a form's token belongs to the session."""
+        """Return whether a form's token belongs to the session.
+
+        Tokens without a mask are valid: pages of version 0.2 may still be open. They are never in a compressed page.
+        """
         try:
-            return self._signer("form").verify_signature(session.encode(), token.encode("ascii"))
-        except UnicodeError:
+            octets = urlsafe_b64decode(token + "==")
+        except ValueError:
             return False
+        if _b64(octets) != token:
+            return False
+        pad, masked = octets[:_SIGNATURE_OCTETS], octets[_SIGNATURE_OCTETS:]
+        signature = _xor(pad, masked) if len(masked) == len(pad) else octets
+        return self._signer("form").verify_signature(session.encode(), _b64(signature))
 
     # ---- marks on messages that this portal sends: releases, digests and other messages of its own
 
@@ -225,6 +241,10 @@ def _unpacked_time(text: str) -> int:
 
 def _reader_hash(identity: str, key: bytes) -> bytes:
     return hashlib.blake2b(b"reader " + identity.encode(), key=key[:64], digest_size=_READER_OCTETS).digest()
+
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))
 
 
 def _b64(data: bytes) -> str:

@@ -7,6 +7,7 @@
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     preload   the modules of the workers, imported before the fork
+    static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
 
 A handler takes a `Request` and the named parts of its route, and returns or raises an HTTPResponse. Only this package
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bottle import Bottle, HTTPError, HTTPResponse, static_file
+from bottle import Bottle, HTTPError, HTTPResponse
 from bottle import request as current
 
 from portal.assemble import Parts
@@ -99,14 +100,6 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     links, inbox, monitor = LinkPages(pages, preferences), Inbox(pages, sessions), Monitor(parts)
     mailed = MailedLinks(pages, sessions)
 
-    def file(_: Request, name: str) -> HTTPResponse:
-        folders = [folder / "web" / "static" for folder in parts.render.folders]
-        shipped, folder = folders[-1], next((f for f in folders if (f / name).is_file()), folders[-1])
-        response = static_file(name, root=folder)
-        # Pages add the version to the URLs of shipped files. A site's own files may change at any time.
-        response.set_header("Cache-Control", f"public, max-age={86400 if folder is shipped else 600}")
-        return response
-
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
 
@@ -131,7 +124,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/<path:re:(?:link|sign-in|messages)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),
         ("GET", "/metrics", monitor.metrics),
-        ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", file),
+        ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),
     ):
         app.route(rule, method, _page_handler(pages, rule, handler))
     return Application(pages, ExporterEndpoint(parts), app)

@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo
 
 from bottle import HTTPResponse
 
-from portal import __version__
 from portal.actions import Actions
 from portal.assemble import Parts
 from portal.model.message import Actor, ActorKind, Delivery
@@ -27,6 +26,7 @@ from portal.releases import in_parallel
 from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
+from portal.web.static import StaticFiles
 
 # Pages load only their own style, script and icon, submit forms only to their own origin and must not be framed.
 _POLICY = (
@@ -58,6 +58,7 @@ class Pages:
         self._releases = threading.Semaphore(max(1, threads // 4))
         self.previews = threading.Semaphore(max(1, threads // 2))
         self.site = Site.of(parts.settings.public_url)
+        self.static = StaticFiles(parts.render.folders, self.site.root)
         self._zone = ZoneInfo(parts.settings.digest.timezone)
         self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.site.https else [])]
 
@@ -71,7 +72,7 @@ class Pages:
         """Return the page ``templates/web/NAME.html``, rendered with these values."""
         values = {"signed_in": None, "form_token": "", "script": False, **values}
         html = self.parts.render.page(
-            name, language=request.language.tag, root=self.site.root, version=__version__, **values
+            name, language=request.language.tag, root=self.site.root, static=self.static.url, **values
         )
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
 

@@ -345,6 +345,25 @@ def test_a_mark_has_one_spelling_but_for_white_space() -> None:
 # ---- form tokens
 
 
+def test_every_page_has_another_form_token() -> None:
+    tokens = [LINKS.form_token("session one") for _ in range(100)]
+    assert all(LINKS.form_token_fits("session one", token) for token in tokens)
+    starts = range(0, len(tokens[0]) - 8, 8)
+    pieces = {token[at : at + 8] for token in tokens for at in starts}
+    assert len(pieces) == len(tokens) * len(starts), "no part of it repeats, which a compressed page would disclose"
+
+
+def test_a_form_token_that_was_changed_does_not_fit() -> None:
+    token = LINKS.form_token("session one")
+    other = LINKS.form_token("session one")
+    for at, letter in enumerate(token):
+        changed = "A" if letter != "A" else "Q"
+        assert not LINKS.form_token_fits("session one", token[:at] + changed + token[at + 1 :])
+    assert not LINKS.form_token_fits("session one", token[:43] + other[43:])
+    assert not LINKS.form_token_fits("session one", token[:43])
+    assert not LINKS.form_token_fits("session one", token + other)
+
+
 def test_a_form_token_fits_its_session_only() -> None:
     token = LINKS.form_token("session one")
     assert LINKS.form_token_fits("session one", token)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -173,7 +175,54 @@ def test_errors_and_redirects_of_nginx_itself_carry_the_security_headers(portal:
     check_headers(plain, https=False)
     style = fetch(public + "/static/style.css")
     assert style.status == 200
-    assert style.headers.get_all("Cache-Control") == ["public, max-age=86400"]
+    assert style.headers.get_all("Cache-Control") == ["public, max-age=600"]
+
+
+def unpacked(answer: Reply) -> str:
+    """Return the text of a compressed answer. Fails if it is not compressed."""
+    assert (answer.headers["Content-Encoding"], answer.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    return gzip.decompress(answer.body).decode()
+
+
+GZIP = {"Accept-Encoding": "gzip"}
+
+
+@pytest.mark.parametrize("path", ["", "/", "/sign-in", "/sign-in/code", "/link/none/", "/messages/none/", "/none"])
+def test_pages_are_compressed_unless_another_site_caused_the_request(portal: Portal, path: str) -> None:
+    url = portal.nginx.public_url + path
+    answer = fetch(url, headers=GZIP)
+    if answer.status != 303:
+        assert "</html>" in unpacked(answer)
+    for site in ("none", "same-origin", "same-site"):
+        other = fetch(url, headers=GZIP | {"Sec-Fetch-Site": site})
+        assert (other.status, other.headers["Content-Encoding"]) == (answer.status, answer.headers["Content-Encoding"])
+    plain = fetch(url, headers=GZIP | {"Sec-Fetch-Site": "cross-site"})
+    assert (plain.status, plain.headers["Content-Encoding"]) == (answer.status, None)
+    check_headers(plain)
+
+
+def test_a_page_names_compressed_files_that_browsers_keep(portal: Portal) -> None:
+    page = unpacked(fetch(portal.nginx.public_url + "/sign-in", headers=GZIP))
+    files = re.findall(r'"(?:/quarantine)(/static/[^"]+)"', page)
+    assert {name.partition("?")[0] for name in files} == {
+        f"/static/{name}" for name in ("icon.svg", "style.css", "site.css")
+    }
+    for name in files:
+        answer = fetch(portal.nginx.public_url + name, headers=GZIP)
+        assert answer.status == 200
+        assert answer.headers.get_all("Cache-Control") == ["public, max-age=31536000, immutable"]
+    style = next(name for name in files if "style" in name)
+    assert "--ground" in unpacked(fetch(portal.nginx.public_url + style, headers=GZIP))
+
+
+def test_nothing_for_rspamd_or_monitoring_is_compressed(portal: Portal, needle: str) -> None:
+    metadata = {"rcpt": f'["{ALICE}"]', "symbols": symbols(2), "from": SENDER, "action": "reject", "score": "20"}
+    headers = {f"X-Rspamd-{name}": value for name, value in metadata.items()} | {"Content-Type": "text/plain"}
+    answers = [fetch(portal.nginx.exporter_url, spam(needle, {}), headers | GZIP)]
+    answers += [fetch(portal.nginx.exporter_url + path, headers=GZIP) for path in ("healthz", "metrics")]
+    for answer in answers:
+        assert (answer.status, answer.headers["Content-Encoding"]) == (200, None)
+    assert len(answers[-1].body) > 500
 
 
 def test_a_portal_that_is_down_gets_an_error_with_the_security_headers() -> None:

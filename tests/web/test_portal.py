@@ -466,6 +466,54 @@ def test_every_answer_has_its_headers(site: Site, held: Held) -> None:
     assert browser.get("/").header("Cache-Control") == "no-store"
 
 
+def test_two_pages_have_different_form_tokens_and_both_work(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    pages = [browser.get(f"/?q=guess{number}").text for number in range(2)]
+    one, two = (set(re.findall(r'name="form_token" value="([^"]+)"', page)) for page in pages)
+    assert len(one) == len(two) == 1 and one != two
+    for token in one | two:
+        assert browser.post(f"/messages/{held.id}/delete", {"form_token": token}).status == 303
+        assert site.state(held) is State.DELETED
+        assert browser.post(f"/messages/{held.id}/restore", {"form_token": token}).status == 303
+        assert site.state(held) is State.HELD
+    [first], [second] = one, two
+    for tampered in (first[:43] + second[43:], first[:-1], first[::-1]):
+        assert browser.post(f"/messages/{held.id}/delete", {"form_token": tampered}).status == 403
+    assert site.state(held) is State.HELD
+
+
+# ---- static files
+
+
+def static_urls(page: str) -> dict[str, str]:
+    """Return the addresses of the files that a page loads, by name."""
+    return {
+        name: f"{path}{query}" for path, name, query in re.findall(r'"(/quarantine/static/([a-z.]+))(\?[^"]*)?"', page)
+    }
+
+
+def test_browsers_keep_a_file_until_its_content_changes(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
+    folder = tmp_path / "site" / "templates" / "web" / "static"
+    folder.mkdir(parents=True)
+    (folder / "site.css").write_text(":root { --main: #060; }")
+    browser = Site(make_parts(site__folder=tmp_path / "site")).browser()
+    urls = static_urls(browser.get("/sign-in").text)
+    assert set(urls) == {"icon.svg", "style.css", "site.css"}
+    for url in urls.values():
+        answer = browser.get(url)
+        assert (answer.status, answer.header("Cache-Control")) == (200, "public, max-age=31536000, immutable")
+    (folder / "site.css").write_text(":root { --main: #066; }")
+    old, changed = urls["site.css"], static_urls(browser.get("/sign-in").text)["site.css"]
+    assert old != changed
+    assert browser.get(changed).header("Cache-Control") == "public, max-age=31536000, immutable"
+    for url in (old, "/static/site.css", "/static/style.css?v=0.2.0", "/static/style.css?v="):
+        answer = browser.get(url)
+        assert (answer.status, answer.header("Cache-Control")) == (200, "public, max-age=600")
+    assert "#066" in browser.get(old).text
+    for url in ("/static/none.css?v=", "/static/none.css"):
+        assert browser.get(url).status == 404
+
+
 def test_https_sites_insist_on_it(make_parts: Callable[..., Parts]) -> None:
     site = Site(make_parts(public_url="https://mail.example.org/quarantine"))
     assert (site.browser().get("/sign-in").header("Strict-Transport-Security") or "").startswith("max-age=")
