@@ -94,11 +94,14 @@ begin
     ) partition by range (body_id);
     alter table body_chunk alter column data set storage external;
 
-    create table seen (  -- the mail that is held; not partitioned, since a repeated mail's first day is not known
+    -- The mail that is held, in two generations (portal/stores/postgres/partitions.py). Not partitioned by day, since a
+    -- repeated mail's first day is not known and each partition would be searched. Keys may outlive their messages.
+    create table seen (
         dedup_key bytea primary key,
         message_id uuid not null
     );
     create index on seen (message_id);
+    create table seen_before (like seen including all);
 
     create table recipient (
         recipient text primary key,  -- identity
@@ -218,8 +221,8 @@ begin
 end
 $$;
 
--- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null while that one
--- is being removed (call again). If the caller has to add the body's further chunks, their body_id follows after a
+-- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null if that one was
+-- removed (call again). If the caller has to add the body's further chunks, their body_id follows after a
 -- space. A function, since its plans are cached: planning the same as one statement cost more than executing it, and
 -- behind PgBouncer nothing can be prepared. The result is one text, since a row costs the server 11 µs more.
 create or replace function hold_mail(
@@ -233,17 +236,29 @@ declare
     held uuid;
     place uuid := new_place;
     shared boolean := false;
+    is_new boolean := false;
 begin
     -- Set here, since the call is a transaction by itself. statement_timeout could no longer be set for it.
     perform set_config('lock_timeout', wait_ms::text, true);
-    -- Waits for another transaction that inserts the same key, so that one of the two is first.
-    insert into seen values (new_dedup_key, new_id) on conflict do nothing;
+    -- The older generation first, in the order in which partitions.py locks the two. A row lock is a write, so this
+    -- commit waits for a synchronous standby, and with it for the commit that held the mail: that one may have ended its
+    -- wait without the standby (a crash, pg_terminate_backend).
+    select s.message_id into held from seen_before s where s.dedup_key = new_dedup_key for update;
     if not found then
-        -- A row lock is a write, so this commit waits for a synchronous standby, and with it for the commit that held
-        -- the mail: that commit may have ended its wait without the standby (a crash, pg_terminate_backend).
-        select s.message_id into held from seen s where s.dedup_key = new_dedup_key for update;
-        if held is not null and not exists (select from message m where m.id = held) then
-            -- That day was dropped by hand: answering "known" would lose this mail.
+        -- Waits for another transaction that inserts the same key, so that one of the two is first.
+        insert into seen values (new_dedup_key, new_id) on conflict do nothing;
+        is_new := found;
+        if not is_new then
+            select s.message_id into held from seen s where s.dedup_key = new_dedup_key for update;
+        end if;
+    end if;
+    if not is_new then
+        -- Deliveries are the first that a purge removes. A day may also have been dropped by hand.
+        if held is not null and not exists (
+            select from delivery d join message m on m.id = d.message_id where d.message_id = held
+        ) then
+            -- Answering "known" would lose this mail.
+            delete from seen_before s where s.dedup_key = new_dedup_key and s.message_id = held;
             delete from seen s where s.dedup_key = new_dedup_key and s.message_id = held;
             held := null;
         end if;

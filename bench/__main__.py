@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import beside, digests, ingest, lists, memory, page, releases, shortcuts, size
+from bench import beside, digests, ingest, lists, memory, page, releases, seen, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -29,6 +29,8 @@ MEASURES = {
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
     "memory": memory.memory,
+    "seen-files": seen.seen_files,
+    "seen-postgres": seen.seen_postgres,
     "drop-postgres": size.drop_postgres,
     "releases-files": releases.releases_files,
     "releases-postgres": releases.releases_postgres,

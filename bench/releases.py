@@ -57,7 +57,7 @@ def _rows(name: str, url: str, folder: Path, effort: Effort, dsn: str = "") -> l
         rounds = [held[at : at + 2 * MESSAGES] for at in range(0, len(held), 2 * MESSAGES)]
         with psycopg.connect(dsn, autocommit=True) if dsn else nullcontext() as connection:
             for several, single in zip(rounds[::2], rounds[1::2], strict=True):
-                servers = turns._servers(connection) if connection else []
+                servers = turns.servers(connection) if connection else []
                 pair = (
                     _timed(_several_at_once, parts.actions, several, servers),
                     _timed(_one_by_one, parts.actions, single, servers),
@@ -111,6 +111,6 @@ def _one_by_one(actions: Actions, keys: Sequence[DeliveryId]) -> None:
 
 
 def _timed(way: Way, actions: Actions, keys: Sequence[DeliveryId], servers: Sequence[Path]) -> _Taken:
-    spent, began = turns._spent(servers), time.monotonic()
+    spent, began = turns.spent(servers), time.monotonic()
     way(actions, keys)
-    return _Taken((time.monotonic() - began) / len(keys), (turns._spent(servers) - spent) / len(keys))
+    return _Taken((time.monotonic() - began) / len(keys), (turns.spent(servers) - spent) / len(keys))

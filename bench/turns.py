@@ -44,10 +44,10 @@ def in_turn(what: str, work: Work, number: int, other: Way, effort: Effort, dsn:
             for side in (0, 1) if turn % 2 else (1, 0):
                 with other() if side else nullcontext():
                     work(WARM_UP)
-                    servers = _servers(connection) if connection else []
-                    began = _spent(servers)
+                    processes = servers(connection) if connection else []
+                    began = spent(processes)
                     work(number)
-                    taken[side] = (_spent(servers) - began) / number * 1e6
+                    taken[side] = (spent(processes) - began) / number * 1e6
             if turn:  # the first one warms up
                 pairs.append((taken[0], taken[1]))
     mine, others = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
@@ -60,14 +60,15 @@ def needed(number: int, effort: Effort) -> int:
     return 2 * (TURNS * effort.rounds + 1) * (number + WARM_UP)
 
 
-def _servers(connection: psycopg.Connection[Any]) -> list[Path]:
+def servers(connection: psycopg.Connection[Any]) -> list[Path]:
+    """Return the files of the processor times of PostgreSQL's processes for the portal, for `spent`."""
     found = connection.execute("select pid from pg_stat_activity where application_name = 'quarantine'")
     return [Path(f"/proc/{pid}/schedstat") for (pid,) in found]
 
 
-def _spent(servers: Sequence[Path]) -> float:
-    """Return the processor time of this process and of these, in seconds."""
-    return time.process_time() + sum(int(each.read_text("ascii").split()[0]) for each in servers) / 1e9
+def spent(processes: Sequence[Path]) -> float:
+    """Return the processor time of this process and of these server processes, in seconds."""
+    return time.process_time() + sum(int(each.read_text("ascii").split()[0]) for each in processes) / 1e9
 
 
 @contextmanager

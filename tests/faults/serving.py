@@ -305,7 +305,8 @@ def _assert_only_whole_rows(url: str) -> None:
             "select count(*) from body_chunk c where not exists (select from message m where m.body_id = c.body_id)",
             "select count(*) from seen s where not exists (select from message m where m.id = s.message_id)",
             "select count(*) from message m where not exists (select from delivery d where d.message_id = m.id)",
-            "select count(*) from message m where not exists (select from seen s where s.message_id = m.id)",
+            "select count(*) from message m where not exists (select from seen s where s.message_id = m.id)"
+            " and not exists (select from seen_before s where s.message_id = m.id)",
         ):
             assert connection.execute(query.encode()).fetchone() == (0,), query
 

@@ -556,10 +556,88 @@ def test_retention_drops_days_and_keeps_requested_mail(
         is State.HELD
     )
     assert store.purge(now() - 30 * DAY, now()).messages == 1
-    assert [d for (d,) in admin.execute("select message_id from seen")] == [stays.id]
     for table in TABLES:
         assert f"{table}_{old:%Y%m%d}" not in partitions(admin, table)
     assert gone.id != owner.id
+
+
+def generations(admin: psycopg.Connection[Any]) -> list[set[UUID]]:
+    """Return the messages of the older and of the newer dedup keys."""
+    return [
+        {id for (id,) in admin.execute(f"select message_id from {table}")} for table in postgres_partitions.GENERATIONS
+    ]
+
+
+def test_dedup_keys_are_dropped_in_generations(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """Mail is known as long as it is held, and mail like a removed one is held again."""
+    removed, held = [[(data, hold_at(monkeypatch, store, at, data=data)) for data in (mail(), mail(), mail())]
+                     for at in (midnight(-31), midnight(-2))]  # fmt: skip
+    assert store.purge(midnight(-40), now()).messages == 0
+    assert generations(admin) == [set(), {each.id for _, each in (*removed, *held)}]
+    assert store.purge(midnight(-30), now()).messages == 3
+    assert generations(admin) == [{each.id for _, each in (*removed, *held)}, set()]
+    for data, before in held:
+        assert hold(store, data) == Held(before.id, True)
+    again = []
+    for data, before in removed:
+        again.append((data, hold(store, data)))
+        assert not again[-1][1].known
+        assert again[-1][1].id != before.id
+        assert hold(store, data) == Held(again[-1][1].id, True)
+    assert generations(admin) == [{each.id for _, each in held}, {each.id for _, each in again}]
+    late = [(data, hold_at(monkeypatch, store, midnight(-31), data=data)) for data in (mail(),)]
+    assert store.purge(midnight(-30), now()).messages == 1
+    assert generations(admin)[0] == {each.id for _, each in held}, "these are still held"
+    assert store.purge(midnight(-1), now()).messages == 3
+    assert generations(admin) == [{each.id for _, each in (*again, *late)}, set()]
+    for data, before in again:
+        assert hold(store, data) == Held(before.id, True)
+    for data, _ in (*held, *late):
+        assert not hold(store, data).known
+
+
+def test_dedup_keys_of_requested_messages_stay(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    data = mail()
+    kept = hold_at(monkeypatch, store, midnight(-31), data=data)
+    store.deliveries.move(
+        DeliveryId(kept.id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED
+    )
+    for _ in range(3):
+        hold_at(monkeypatch, store, midnight(-31))
+        assert store.purge(midnight(-30), now()).messages == 1
+        assert kept.id in generations(admin)[0]
+        assert hold(store, data) == Held(kept.id, True)
+
+
+def test_known_mail_of_the_older_generation_writes_to_its_row(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """Only a commit that wrote something waits for a synchronous standby."""
+    hold_at(monkeypatch, store, midnight(-31))
+    data = mail()
+    held = hold(store, data)
+    store.purge(midnight(-30), now())
+    assert generations(admin)[1] == set()
+    locked_by = "select xmax::text from seen_before where message_id = %s"
+    before = admin.execute(locked_by, [held.id]).fetchone()
+    assert hold(store, data) == Held(held.id, True)
+    assert admin.execute(locked_by, [held.id]).fetchone() != before
+
+
+def test_concurrent_posts_of_one_mail_are_held_once_while_dedup_keys_are_dropped(store: PostgresStore) -> None:
+    everything = UUID(int=(1 << 128) - 1)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            hold(store)
+            mails = [mail() for _ in range(10)]
+            posts = [pool.submit(lambda: [hold(store, data).id for data in mails]) for _ in range(4)]  # noqa: B023
+            postgres_partitions.drop_dedup_keys(store.database, everything, [])  # those of the round before
+            first, *others = [post.result() for post in posts]
+            assert others == [first] * 3
 
 
 def test_a_day_with_remaining_mail_stays_complete(monkeypatch: pytest.MonkeyPatch, store: PostgresStore) -> None:

@@ -376,7 +376,7 @@ def test_both_stores_use_the_same_names(postgres_dsn: str, tmp_path: Path) -> No
     of_one = {
         *(("message", "terms"), ("message", "body_id"), ("message", "symbols"), ("message", "dedup_key")),
         *(("body_chunk", column) for column in ("body_id", "n", "data")),
-        *(("seen", column) for column in ("dedup_key", "message_id")),
+        *((table, column) for table in ("seen", "seen_before") for column in ("dedup_key", "message_id")),
         *(("unindexed", column) for column in ("key", "terms")),
         *(("delivery", "digest_id"), ("announced_to", "digest_id")),
         *(("digest", "message_ids"), ("digest", "numbers")),

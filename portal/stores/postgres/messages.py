@@ -138,7 +138,8 @@ class PostgresMessages(SqlMessages):
                     record = replace(record, dedup_key=None)
                     self._hold_record(connection, record, body)
                 if record.dedup_key is None:
-                    connection.execute("delete from seen where message_id = %s", [id])
+                    for table in partitions.GENERATIONS:
+                        connection.execute(f"delete from {table} where message_id = %s", [id])
             import_scan(PostgresSession(connection), self._rows, record, datetime.now(UTC))
             import_deliveries(PostgresSession(connection), self._rows, record)
 
@@ -151,7 +152,9 @@ class PostgresMessages(SqlMessages):
         message = record.message
         values = rows.hold_values(message.id, record.export(), message.verdict_tier, (), message.scan)
         pieces = _pieces(body)
-        held, body_id = rows.hold(connection, values, next(pieces), 2 * OTHER_SECONDS, OTHER_SECONDS)
+        first, held, body_id = next(pieces), None, None
+        while held is None:  # if this removes the key of a message that was purged
+            held, body_id = rows.hold(connection, values, first, 2 * OTHER_SECONDS, OTHER_SECONDS)
         if body_id is not None:
             _add_chunks(connection, body_id, pieces)
         return bool(held == message.id)

@@ -72,6 +72,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on sign_in (mailbox, created_at);
         create index on sign_in (client_56, created_at);
         create index on sign_in (client_48, created_at);
+        create table seen_before (like seen including all);
     """,
 }
 

@@ -9,15 +9,20 @@ Handles all locks that creating and dropping tables takes. A new table is create
 waits for no other transaction. Old ones are dropped one per transaction, with a short lock_timeout and retries, so that
 neither a reader's long transaction nor the purge stops ingest for longer than that timeout. (`PARTITION OF`, and all
 DROPs in one transaction, were tried: inserts then wait for any reader, and deadlock with it.)
+
+Dedup keys are not in partitions, since each post would search all of them, 15 to 30 µs each. `seen` has the newer keys,
+`seen_before` the older ones. Once all messages of `seen_before` are removed, it is dropped and `seen` takes its place.
+Until then keys of removed messages remain, and `hold_mail` replaces them (docs/decisions/object-storage.md).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime, timedelta
-from typing import LiteralString, NamedTuple
+from functools import partial
+from typing import LiteralString, NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -53,7 +58,7 @@ _DAYS_AHEAD = 7
 _DROP_LOCK_SECONDS = 0.1
 _DROP_TRIES = 100
 _DROP_PAUSE_SECONDS = 0.3
-_DEDUP_KEY_BATCH = 5000
+GENERATIONS: tuple[LiteralString, ...] = ("seen_before", "seen")  # of dedup keys, the older one first
 _INDEX_SECONDS = 600.0  # for each partition; building an index waits for older transactions, such as a dump
 _WITHOUT_INDEX: LiteralString = """
     select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
@@ -62,6 +67,7 @@ _WITHOUT_INDEX: LiteralString = """
         where x.indrelid = c.oid and of.inhparent = 'message_body_idx'::regclass
     ) order by c.relname
 """
+Result = TypeVar("Result")
 _BOUNDS = re.compile(r"FOR VALUES FROM \('([0-9a-f-]+)'\) TO \('([0-9a-f-]+)'\)")
 
 
@@ -169,12 +175,11 @@ def purge(database: Database, before: datetime) -> Purged:
         # Not ``until``, since messages of a partition that is not dropped yet are still held.
         end = max((partition.high for partition, _ in expired), default=UUID(int=0))
         kept = _kept_messages(connection, end)
-    # First, since mail whose dedup key is stored is answered "known", which must never happen after it was dropped.
-    _delete_dedup_keys(database, end, kept)
     dropped = 0
     for partition, table in sorted(expired, key=lambda each: each[0].high):  # it is stable: tables stay in order
         removed = _drop(database, table, partition)
         dropped += removed if table == "message" else 0
+    drop_dedup_keys(database, end, kept)
     return Purged(dropped, len(kept))
 
 
@@ -185,25 +190,45 @@ def _kept_messages(connection: Connection, end: UUID) -> list[UUID]:
     return [id for (id,) in rows]
 
 
-def _delete_dedup_keys(database: Database, end: UUID, kept: list[UUID]) -> None:
-    """Delete the dedup keys of messages with lower ids than ``end``, except those of ``kept``.
+def drop_dedup_keys(database: Database, end: UUID, kept: list[UUID]) -> None:
+    """Drop the older generation of dedup keys, except those of ``kept``, and begin a new one.
 
-    In batches: one DELETE of 500,000 rows blocked inserts for 91 ms, and one of more rows would block them for longer.
+    Does nothing unless all messages of the older generation have lower ids than ``end``, and one of the newer
+    generation has. Raises StoreUnavailable.
     """
-    deleted = _DEDUP_KEY_BATCH
-    while deleted == _DEDUP_KEY_BATCH:
-        with database.transaction() as connection:
-            deleted = connection.execute(
-                "delete from seen where dedup_key = any(array(select dedup_key from seen"
-                " where message_id < %s and message_id <> all(%s) limit %s))",
-                [end, kept, _DEDUP_KEY_BATCH],
-            ).rowcount
+    _with_short_locks(database, "seen", partial(_try_to_drop_dedup_keys, end=end, kept=kept))
+
+
+def _try_to_drop_dedup_keys(connection: Connection, end: UUID, kept: list[UUID]) -> None:
+    connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+    # Sorted, so that the planner reads one row of an index, whatever the statistics say.
+    newest = connection.execute("select message_id from seen_before order by message_id desc limit 1").fetchone()
+    oldest = connection.execute("select message_id from seen order by message_id limit 1").fetchone()
+    if oldest is None or oldest[0] >= end or (newest is not None and newest[0] >= end):
+        return
+    # In the order of `hold_mail`. A call of it that has searched the older generation ends before this goes on.
+    for table in GENERATIONS:
+        connection.execute(f"lock table {table} in access exclusive mode")
+    connection.execute(
+        "insert into seen select * from seen_before where message_id = any(%s) on conflict do nothing", [kept]
+    )
+    connection.execute("drop table seen_before")
+    connection.execute("alter table seen rename to seen_before")
+    connection.execute("create table seen (like seen_before including all)")
 
 
 def _drop(database: Database, table: str, partition: Partition) -> int:
     """Drop a partition, except the rows to keep. Return the number of removed rows.
 
     If the whole partition is dropped, its rows are counted for `message` only, and the number is 0 for other tables.
+    Raises StoreUnavailable.
+    """
+    return _with_short_locks(database, partition.name, partial(_try_to_drop, table=table, partition=partition))
+
+
+def _with_short_locks(database: Database, table: str, act: Callable[[Connection], Result]) -> Result:
+    """Run a transaction that takes a lock of this table that stops ingest.
+
     Retried while another transaction holds a conflicting lock. Raises StoreUnavailable after half a minute of retries.
     """
     with translated():
@@ -211,10 +236,10 @@ def _drop(database: Database, table: str, partition: Partition) -> int:
             try:
                 with database.connection() as connection:
                     begin(connection, OTHER_SECONDS, _DROP_LOCK_SECONDS)
-                    return _try_to_drop(connection, table, partition)
+                    return act(connection)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
                 time.sleep(_DROP_PAUSE_SECONDS)
-    raise StoreUnavailable(f"{partition.name} is in use by a long transaction: the next purge will retry it")
+    raise StoreUnavailable(f"{table} is in use by a long transaction: the next purge will retry it")
 
 
 def _try_to_drop(connection: Connection, table: str, partition: Partition) -> int:

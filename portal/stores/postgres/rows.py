@@ -72,7 +72,11 @@ class PostgresRows(rows.Rows):
         self.add_terms(session, message.id, search.verdict_terms(message.tier, message.score))
 
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
-        found = session.many("select message_id, dedup_key from seen where message_id in :ids", ids=list(ids))
+        found = session.many(
+            "select message_id, dedup_key from seen where message_id in :ids"
+            " union all select message_id, dedup_key from seen_before where message_id in :ids",
+            ids=list(ids),
+        )
         return {id: bytes(key) for id, key in found}
 
 
