@@ -2,6 +2,7 @@
 --   X-Test-Score: 20         adds that score (Debian's thresholds: 4 greylist, 6 add header, 15 reject)
 --   X-Test-Symbols: 300      adds that many symbols without score, up to 600
 --   X-Test-Options: 1        adds a symbol with awkward options
+--   X-Test-Virus: 1          adds a symbol without score, as virus scanners do
 --   X-Test-Force: discard    forces that action, as force_actions and multimap do
 local reg = rspamd_config
 reg:register_symbol{ name = 'TEST_SCORE', score = 1.0, group = 'test',
@@ -16,6 +17,10 @@ reg:register_symbol{ name = 'TEST_OPTIONS', score = 0.1, group = 'test',
       return true, 1.0, 'plain', 'with "quotes", a comma', 'tab\there', 'back\\slash',
         'Grüße 漢字', 'https://www.example.net/a?b=c&d=e', 'raw\255byte', ''
     end
+  end }
+reg:register_symbol{ name = 'TEST_VIRUS', score = 0.0, group = 'test',
+  callback = function(task)
+    return task:get_header('X-Test-Virus') and true or false
   end }
 local many = reg:register_symbol{ name = 'TEST_MANY', type = 'callback',
   callback = function(task)

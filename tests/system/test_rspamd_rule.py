@@ -131,6 +131,16 @@ def test_hundreds_of_symbols_are_cut_at_a_whole_one_and_that_is_noticed(mx: Mx, 
     assert "TEST_SCORE" in names and len(names) > 100  # symbols with the highest score come first and are kept
 
 
+def test_a_virus_is_exported_beside_hundreds_of_symbols(mx: Mx, portal: Portal, needle: str) -> None:
+    many = REJECTED | {"X-Test-Symbols": "200", "X-Test-Virus": "1"}
+    send(mx.postfix.smtp, SENDER, [ALICE], spam(needle, many))
+    message = meta(portal, needle)
+    names = [symbol["name"] for symbol in message["symbols"]]
+    assert message["flags"] == ["symbols"]  # some have no options
+    assert "TEST_VIRUS" in names and len(names) > 200
+    assert any(symbol["options"] for symbol in message["symbols"])
+
+
 def test_descriptions_give_way_to_symbols(mx: Mx, portal: Portal, needle: str) -> None:
     seen = set()
     for count in range(136, 160, 4):  # around 15,000 bytes
