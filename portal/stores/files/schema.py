@@ -102,7 +102,8 @@ CREATE TABLE recipient (
     stop_mailed_at INTEGER,             -- when a one-click unsubscription was last confirmed by mail
     devices_valid_from INTEGER          -- before this, buttons pressed in a browser do not make it a known device
 ) WITHOUT ROWID;
-CREATE INDEX recipient_due ON recipient (next_digest_at, news_since)
+-- With all columns of its condition, so that counting the due digests for a health check reads nothing but the index.
+CREATE INDEX recipient_due ON recipient (next_digest_at, news_since, stopped_at)
     WHERE news_since IS NOT NULL AND stopped_at IS NULL;
 CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
 
@@ -237,7 +238,10 @@ ALTER TABLE sign_in ADD COLUMN requested_for TEXT NOT NULL DEFAULT '';
 DROP INDEX sign_in_recipient;
 CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
 CREATE INDEX sign_in_client_56 ON sign_in (client_56, created_at);
-CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at)
+CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at);
+DROP INDEX recipient_due;
+CREATE INDEX recipient_due ON recipient (next_digest_at, news_since, stopped_at)
+    WHERE news_since IS NOT NULL AND stopped_at IS NULL
 """,
 }
 
