@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import beside, digests, ingest, lists, memory, page, releases, seen, shortcuts, size
+from bench import beside, digests, ingest, lists, memory, page, recipients, releases, seen, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -22,6 +22,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MEASURES = {
     "ingest-files": ingest.ingest_files,
     "ingest-postgres": ingest.ingest_postgres,
+    "ingest-nginx": ingest.ingest_nginx,
+    "recipients-files": recipients.recipients_files,
+    "recipients-postgres": recipients.recipients_postgres,
     "beside-files": beside.beside_files,
     "beside-postgres": beside.beside_postgres,
     "list-files": lists.list_files,

@@ -21,7 +21,8 @@ from itertools import count
 from pathlib import Path
 from uuid import UUID
 
-from bench import cpu, fill, load
+from bench import fill, load
+from bench.processor import Clock, cell, postmaster
 from bench.rig import Effort, Row, own_folder, p99, postgres, print_progress, served, spread
 from portal import exporter
 from portal.keys import read_keys
@@ -92,7 +93,7 @@ class _Site:
         self._served = stack.enter_context(served("portal.wsgi:application", workers=1, **environment))
         self.components = {"worker": self._served.master}
         if not url.startswith("files:"):
-            self.components["PostgreSQL"] = cpu.postmaster(url)
+            self.components["PostgreSQL"] = postmaster(url)
 
     def _session(self, recipient: int) -> _Session:
         session = _Session(random_token(32), recipient, list(map(self._hold, [recipient] * 2)))
@@ -150,10 +151,10 @@ def _compared(what: str, calls: Sequence[Callable[[], None]], sites: Sequence[_S
     """Measure both calls in turn; the processor time is that of the larger store."""
     found: list[tuple[tuple[float, float], tuple[float, float]]] = []
     components = sites[1].components
-    before = dict[str, float]()
+    clock = Clock(components)
     for n in range(effort.rounds + 1):
         if n == 1:  # the first round warms up
-            before = cpu.spent(components)
+            clock = Clock(components)
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(CALLS):
             for call, taken in zip(calls, seconds, strict=True):
@@ -164,7 +165,7 @@ def _compared(what: str, calls: Sequence[Callable[[], None]], sites: Sequence[_S
             small, large = ((statistics.median(taken) * 1000, p99(taken) * 1000) for taken in seconds)
             found.append((small, large))
             print_progress(f"{large[0]:.1f} / {large[1]:.1f} ms; {small[0]:.1f} / {small[1]:.1f} ms")
-    after = cpu.spent(components)
+    taken_in_all = clock.seconds()
     p50s, p99s = ([large[which] for _, large in found] for which in (0, 1))
     return Row(
         what,
@@ -173,5 +174,5 @@ def _compared(what: str, calls: Sequence[Callable[[], None]], sites: Sequence[_S
         + f" with {SMALL:,}",
         statistics.median(large[0] / small[0] for small, large in found),
         BAR,
-        cpu.cell(before, after, CALLS * effort.rounds),
+        cell(taken_in_all, CALLS * effort.rounds),
     )

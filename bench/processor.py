@@ -27,6 +27,14 @@ class Clock:
         }
 
 
+def cell(seconds: Mapping[str, float], count: int) -> str:
+    """Return the processor time for each of ``count`` operations as text for the table, by component."""
+    total = sum(seconds.values()) / count
+    unit, factor, digits = ("ms", 1e3, 1) if total >= 0.01 else ("µs", 1e6, 0)
+    parts = ", ".join(f"{name} {taken / count * factor:.{digits}f}" for name, taken in seconds.items())
+    return f"{total * factor:.{digits}f} {unit}" + (f": {parts}" if len(seconds) > 1 else "")
+
+
 def postmaster(dsn: str) -> int:
     """Return the process id of a local PostgreSQL."""
     with psycopg.connect(dsn) as connection:

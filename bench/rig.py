@@ -43,7 +43,7 @@ class Row:
     ceiling: str  # or another value for comparison
     ratio: float | None
     bar: str
-    cpu: str = "–"  # processor time for each operation, see `cpu.cell`
+    cpu: str = "–"  # processor time for each operation, see `processor.cell`
 
     def __str__(self) -> str:
         ratio = "–" if self.ratio is None else f"{self.ratio:.2f}"
@@ -56,6 +56,7 @@ class Served:
 
     port: int
     master: int  # its process id
+    socket: Path  # for Nginx
 
 
 def print_progress(text: str) -> None:
@@ -84,7 +85,8 @@ def served(module: str, threads: int = THREADS, /, *, workers: int = WORKERS, **
             [
                 "uwsgi", "--strict", "--master", "--need-app", "--lazy-apps", "--enable-threads", "--die-on-term",
                 "--processes", str(workers), "--threads", str(threads), "--buffer-size", "65535", "--listen", "100",
-                "--disable-logging", "--http-socket", f"127.0.0.1:{port}", "--module", module, "--logto", str(log),
+                "--disable-logging", "--http-socket", f"127.0.0.1:{port}", "--uwsgi-socket", f"{folder}/uwsgi.sock",
+                "--module", module, "--logto", str(log),
                 "--shared-import", "portal.web.preload",
             ],
             cwd=ROOT,
@@ -100,7 +102,7 @@ def served(module: str, threads: int = THREADS, /, *, workers: int = WORKERS, **
         )  # fmt: skip
         try:
             _wait(port, process, log)
-            yield Served(port, process.pid)
+            yield Served(port, process.pid, Path(folder) / "uwsgi.sock")
         finally:
             process.terminate()
             process.wait(20)
@@ -114,6 +116,18 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/quarantine/healthz", timeout=5).close()
             return
         except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server accepts connections. Raises RuntimeError with its log if it does not."""
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
             return
         except OSError:
             time.sleep(0.1)

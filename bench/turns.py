@@ -5,6 +5,7 @@ Rates depend on what else the machine does, processor time hardly. PostgreSQL's 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import statistics
@@ -72,8 +73,11 @@ def spent(processes: Sequence[Path]) -> float:
 
 
 @contextmanager
-def posts(url: str, folder: Path) -> Iterator[Work]:
-    """Return the work of holding different messages in this store. Bottle has a second route to the endpoint."""
+def posts(url: str, folder: Path, recipients: Sequence[str] = ()) -> Iterator[Work]:
+    """Return the work of holding different messages in this store, for these recipients or those of `load.METADATA`.
+
+    Bottle has a second route to the endpoint.
+    """
     environment = {
         "QUARANTINE_CONFIG": os.devnull,
         "QUARANTINE_STORE__URL": url,
@@ -82,6 +86,7 @@ def posts(url: str, folder: Path) -> Iterator[Work]:
         "QUARANTINE_LINKS__KEYS_FILE": f"{folder}/links.keys",
     }
     numbers, text = count(), load.words(load.MAIL_BYTES, 1)
+    metadata = load.METADATA | ({"rcpt": json.dumps(recipients)} if recipients else {})
     with _assembled(environment) as parts:
         app = create_app(parts)
 
@@ -93,7 +98,7 @@ def posts(url: str, folder: Path) -> Iterator[Work]:
         def post(number: int) -> None:
             for n in islice(numbers, number):
                 data = load.mail_head(n) + text
-                environ: dict[str, Any] = {f"HTTP_X_RSPAMD_{name.upper()}": v for name, v in load.METADATA.items()}
+                environ: dict[str, Any] = {f"HTTP_X_RSPAMD_{name.upper()}": v for name, v in metadata.items()}
                 environ |= {"CONTENT_LENGTH": str(len(data)), "CONTENT_TYPE": "text/plain", "REMOTE_ADDR": "127.0.0.1"}
                 environ |= {"REQUEST_METHOD": "POST", "PATH_INFO": "/quarantine/", "wsgi.input": BytesIO(data)}
                 setup_testing_defaults(environ)
