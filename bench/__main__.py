@@ -13,8 +13,9 @@ import shutil
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
-from bench import beside, digests, ingest, lists, memory, page, recipients, releases, seen, shortcuts, size
+from bench import beside, digests, ingest, lists, memory, page, peers, recipients, releases, seen, shortcuts, size
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -39,6 +40,7 @@ MEASURES = {
     "releases-postgres": releases.releases_postgres,
     "digests-files": digests.digests_files,
     "digests-postgres": digests.digests_postgres,
+    "peers": peers.peers,
     "shortcuts-files": shortcuts.shortcuts_files,
     "shortcuts-postgres": shortcuts.shortcuts_postgres,
     "shortcuts-digest": shortcuts.shortcuts_digest,
@@ -51,11 +53,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="fill in only this share of the mails, to try a row")
+    parser.add_argument("--peers", type=Path, help="the folder with the sources of other quarantines (bench/peers.py)")
     parser.add_argument("only", nargs="*", help=f"rows whose name contains one of these: {', '.join(MEASURES)}")
     arguments = parser.parse_args()
     if arguments.write and arguments.share != 1:
         parser.error("--share is for trying a row: such rows are not written")
-    effort = Effort(arguments.rounds, arguments.seconds, arguments.share)
+    effort = Effort(arguments.rounds, arguments.seconds, arguments.share, arguments.peers)
     run = described(arguments)
     rows = []
     for name, measure in MEASURES.items():
@@ -74,9 +77,9 @@ def main() -> int:
 def described(arguments: argparse.Namespace) -> str:
     """Return the date, the command and the machine of this run."""
     share = [] if arguments.share == 1 else [f"--share {arguments.share:g}"]
-    command = " ".join(
-        [f"python -m bench --rounds {arguments.rounds} --seconds {arguments.seconds:g}", *share, *arguments.only]
-    )
+    peer_folder = ["--peers FOLDER"] if arguments.peers else []
+    rounds = f"--rounds {arguments.rounds} --seconds {arguments.seconds:g}"
+    command = " ".join(["python -m bench", rounds, *share, *peer_folder, *arguments.only])
     packages = ", ".join(f"{name} {version(name)}" for name in ("bottle", "psycopg", "pyuwsgi", "zstandard"))
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, `{command}`: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psycopg
 
 _PROC = Path("/proc")
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Clock:
@@ -20,7 +22,10 @@ class Clock:
         self._began = {name: _spent(pid) for name, pid in roots.items()}
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each component since the beginning; those of threads that ended are missing."""
+        """Return the seconds of each component since the beginning; those of threads that ended are missing.
+
+        Those of child processes that ended are included.
+        """
         return {
             name: sum(ns - self._began[name].get(thread, 0) for thread, ns in _spent(pid).items()) / 1e9
             for name, pid in self._roots.items()
@@ -44,9 +49,12 @@ def postmaster(dsn: str) -> int:
 
 
 def _spent(pid: int) -> dict[str, int]:
-    """Return the nanoseconds that each thread of a process and of its descendants ran: schedstat in proc(5)."""
+    """Return the nanoseconds that each thread of a process and of its descendants ran, and its ended children: proc(5),
+    schedstat and the fields cutime and cstime of stat."""
     found: dict[str, int] = {}
     with suppress(FileNotFoundError, ProcessLookupError):  # it ended
+        fields = (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        found[f"children of {pid}"] = (int(fields[13]) + int(fields[14])) * 1_000_000_000 // _TICKS
         for task in (_PROC / str(pid) / "task").iterdir():
             found[task.name] = int((task / "schedstat").read_text("ascii").split()[0])
             for child in (task / "children").read_text("ascii").split():

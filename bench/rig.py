@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,15 @@ WORKERS, THREADS, CLIENTS = 4, 1, 4
 
 @dataclass(frozen=True)
 class Effort:
-    """The extent of a measurement: ``rounds`` of ``seconds`` each, and the ``share`` of the mails to fill in."""
+    """The extent of a measurement: ``rounds`` of ``seconds`` each, and the ``share`` of the mails to fill in.
+
+    ``peers`` is the folder with the sources of other quarantines.
+    """
 
     rounds: int
     seconds: float
     share: float
+    peers: Path | None = None
 
     def of(self, count: int) -> int:
         return max(1, round(count * self.share))
@@ -124,14 +128,21 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a server accepts connections. Raises RuntimeError with its log if it does not."""
-    deadline = time.monotonic() + 20
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+
+    def accepts() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(accepts, process, log)
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server is ready. Raises RuntimeError with its log if it is not within 30 seconds."""
+    deadline = time.monotonic() + 30
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_the_fixed_texts_of_the_page_have_no_numbers() -> None:
 
 
 def test_a_run_has_its_date_command_and_machine() -> None:
-    run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, only=[next(iter(MEASURES))]))
+    run = described(argparse.Namespace(rounds=3, seconds=2.0, share=1.0, peers=None, only=[next(iter(MEASURES))]))
     assert re.match(r"\d{4}-\d\d-\d\d, `python -m bench --rounds 3 --seconds 2 ingest-files`: \d+ cores, load ", run)
     assert re.search(r"Python 3\.\d+\.\d+; bottle \d.*; PostgreSQL \d+", run)
 
