@@ -18,7 +18,10 @@ _KNOWN = frozenset(
 _FOLD = re.compile(rb"[\r\n]+")
 _TYPE = re.compile(rb"[ \t]*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$&^_.+-]+")
-_PARAMETER = re.compile(rb";[\s;]*+([^\s=;\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL)
+# Some programs forget the semicolon before the first one.
+_PARAMETER = re.compile(
+    rb"(?:;[\s;]*+|\A[^;=\"]*?[\s,])([^\s=;,\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL
+)
 _QUOTED_PAIR = re.compile(rb"\\([\"\\])")
 _EXTENDED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
 _COMMENT = re.compile(rb"\([^()]*+\)")
@@ -82,9 +85,11 @@ class Fields:
     @property
     def file_name(self) -> str:
         """The name of the file, "" if it has none."""
-        for name, parameter in (("content-disposition", "filename"), ("content-type", "name")):
-            if text := _parameters(self.values.get(name, b"")).get(parameter, "").strip():
-                return text
+        for name, parameters in (("content-disposition", ("filename", "name")), ("content-type", ("name", "filename"))):
+            found = _parameters(self.values.get(name, b""))
+            for parameter in parameters:
+                if text := found.get(parameter, "").strip():
+                    return text
         return ""
 
     @property

@@ -259,7 +259,7 @@ class _Reduction:
         scope = (_TABLE_SCOPE if name in _PARENTS else _SCOPE_OF_ENDS) - {name}
         if style.is_visible and place < self._last(scope):
             return
-        is_nested = place == len(self._open) - 1
+        is_nested = place == len(self._open) - 1 and self._open[place].name == name
         self._pop_to(place, name)
         if style.is_visible and not is_nested and not self._open[-1].style.is_visible:
             self._push(_Element("", style))

@@ -202,6 +202,7 @@ def test_what_is_visible_is_text(markup: str, expected: str) -> None:
         "<i style='visibility:hidden'><u><div style='visibility:visible'></u>yes",
         "<table hidden><td>x</tr>yes",
         "<table><td hidden>x</tr>yes",
+        "<p style='font-size:0'><b><table><listing style='font-size:9px'></thead><i>yes",
         # Formatting elements that browsers open again.
         "<b style='font-size:12px'><p style='font-size:0'>x</b>yes",
         "<p><b style='font-size:12px'>x</p><div style='font-size:0'>yes",

@@ -211,6 +211,10 @@ def test_transfer_encodings_go_by_their_first_token(encoding: str, body: str, ex
         ('Content-Type: a/b; name="in.txt"\nContent-Disposition: attachment; filename="shown.exe"', "shown.exe"),
         ('Content-Type: application/pdf; name="not ended.pdf', "not ended.pdf"),
         ("Content-Disposition: attachment", ""),
+        ('Content-Disposition: attachment filename="a.exe"', "a.exe"),
+        ("Content-Type: application/pdf, name=a.exe", "a.exe"),
+        ("Content-Disposition: attachment; name=a.exe", "a.exe"),
+        ("Content-Type: application/pdf; filename=a.exe", "a.exe"),
     ],
 )
 def test_names_of_attachments(fields: str, name: str) -> None:
