@@ -20,7 +20,7 @@ _TYPE = re.compile(rb"[ \t]*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$&^_.+-]+")
 # Some programs forget the semicolon before the first one.
 _PARAMETER = re.compile(
-    rb"(?:;[\s;]*+|\A[^;=\"]*?[\s,])([^\s=;,\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL
+    rb"(?:;\s*+|\A[^;=\"]*?[\s,])([^\s=;,\"]++)\s*+=\s*+(?:\"((?:[^\"\\]|\\.)*+)\"?|([^;]*+))", re.DOTALL
 )
 _QUOTED_PAIR = re.compile(rb"\\([\"\\])")
 _EXTENDED = re.compile(r"([^*]+)(?:\*([0-9]{1,3}))?(\*)?")
@@ -28,6 +28,7 @@ _COMMENT = re.compile(rb"\([^()]*+\)")
 _CHARSET = re.compile(rb"charset[\s=:]++[\"']?([^\s;,\"'()]++)", re.IGNORECASE)
 _QUOTED = re.compile(rb'"[^"]*+"')
 _PARAMETERS = 100
+_PARAMETER_BYTES = 4_096  # decoded; a name is shown with 200 characters
 _COMMENTS = 10  # in one another
 # How programs begin the names of transfer encodings, without "x-" and hyphens.
 _ENCODINGS = {
@@ -85,12 +86,9 @@ class Fields:
     @property
     def file_name(self) -> str:
         """The name of the file, "" if it has none."""
-        for name, parameters in (("content-disposition", ("filename", "name")), ("content-type", ("name", "filename"))):
-            found = _parameters(self.values.get(name, b""))
-            for parameter in parameters:
-                if text := found.get(parameter, "").strip():
-                    return text
-        return ""
+        return _parameter(self.values.get("content-disposition", b""), "filename", "name") or _parameter(
+            self.values.get("content-type", b""), "name", "filename"
+        )
 
     @property
     def charset(self) -> str:
@@ -99,7 +97,7 @@ class Fields:
         Programs write other characters than semicolons between parameters, and more words after the label.
         """
         value = self.values.get("content-type", b"")
-        label = _without_comment(_parameters(value).get("charset", ""))
+        label = _without_comment(_parameter(value, "charset"))
         if codec_of(label) or not (match := _CHARSET.search(_QUOTED.sub(b"", value))):
             return label
         return match[1].decode("latin-1")
@@ -125,12 +123,15 @@ def _without_comment(value: str) -> str:
     return re.sub(r"\(.*", "", value, flags=re.DOTALL).strip(" \t\"'")
 
 
-def _parameters(value: bytes) -> dict[str, str]:
-    """Return the parameters by name in lower case."""
-    return {
-        name: decode(octets, charset) if charset else decode_field(octets)
-        for name, (octets, charset) in _raw_parameters(value).items()
-    }
+def _parameter(value: bytes, *names: str) -> str:
+    """Return the first parameter of these names that is not empty, "" without any."""
+    parameters = _raw_parameters(value)
+    for name in names:
+        octets, charset = parameters.get(name, (b"", ""))
+        octets = octets[:_PARAMETER_BYTES]
+        if text := (decode(octets, charset) if charset else decode_field(octets)).strip():
+            return text
+    return ""
 
 
 def _raw_parameters(value: bytes) -> dict[str, tuple[bytes, str]]:

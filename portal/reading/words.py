@@ -49,6 +49,9 @@ class Words:
 
     def _blocks(self, part: Part) -> list[str]:
         """Return the texts of a part, and add its attachments."""
+        if self._seconds() > self._until:
+            self.is_cut = True
+            return []
         if part.is_message:
             return self._message(part)
         if part.parts:

@@ -152,6 +152,9 @@ def nested(kind: str, number: int) -> bytes:
         lambda: b"To: " + b"=?utf-8?q?a?= " * 100_000 + b"\r\n\r\nThe words",
         lambda: b"Cc: " + b"a@example.org, " * 100_000 + b"\r\n\r\nThe words",
         lambda: b"Content-Type: text/plain" + b";a=b" * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain" + b"; " * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain" + b";" * 100_000 + b"\r\n\r\nThe words",
+        lambda: b"Content-Type: text/plain" + b",a" * 100_000 + b"\r\n\r\nThe words",
         lambda: b"Content-Type: text/plain; charset=" + b"x" * 100_000 + b"\r\n\r\nThe words",
         lambda: b"Content-Type: text/plain; charset=punycode\r\n\r\nThe words" + b"a" * SIZE + b"-" + b"b" * SIZE,
         lambda: b"Content-Type: text/plain; charset=utf-7\r\n\r\nThe words" + b"+" * SIZE,
@@ -181,6 +184,13 @@ def test_a_part_leaves_time_for_the_next_one(before: bytes) -> None:
     html = b"--b\r\nContent-Type: text/html\r\n\r\n<p>The words</p>\r\n"
     data = HEAD + b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n' + before + html
     assert "The words" in read(data)["text"]
+
+
+@pytest.mark.parametrize("parameter", [b",,", b"; '", b'; filename="=?utf-8?q?=C3?="', b";name*0*=%41"])
+def test_long_parameters_of_many_parts_are_read_in_time(parameter: bytes) -> None:
+    value = parameter * (16_000 // len(parameter))
+    part = b"--b\r\nContent-Type: a/b%s\r\nContent-Disposition: attachment%s\r\n\r\nx\r\n" % (value, value)
+    assert "The words" in read(HEAD + parts(1) + part * 990)["text"]
 
 
 def test_a_child_cannot_open_files_or_connections_or_start_processes() -> None:
