@@ -135,6 +135,15 @@ def test_a_server_that_drops_the_connection_after_each_message(actions: Actions,
     assert arrived(smtp) == sorted(map(address, range(len(keys))))
 
 
+def test_each_connection_logs_in_once(make_parts: Callable[..., Parts]) -> None:
+    with SmtpServer(users={"portal": "secret"}) as server:
+        actions = make_parts(relay__url=server.url.replace("//", "//portal:secret@")).actions
+        keys = held(actions, 6)
+        list(in_parallel(actions, release, keys, 2))
+        assert states(actions.store, keys) == [State.RELEASED] * len(keys)
+        assert [server.verbs.count(verb) for verb in ("EHLO", "AUTH", "MAIL")] == [2, 2, 6]
+
+
 @pytest.mark.parametrize("reply", ["421 4.3.2 shutting down", DROP])
 def test_a_server_that_ends_a_reused_connection_gets_a_new_one(actions: Actions, smtp: SmtpServer, reply: str) -> None:
     smtp.script["MAIL"] = [None, reply, None, None, reply, None]

@@ -40,6 +40,7 @@ class Thumb:
     context = {"viewport": {"width": 320, "height": 568}, "has_touch": True, "java_script_enabled": False}
 
     def press(self, page: Page, what: Locator) -> None:
+        page.wait_for_load_state()  # before the style sheet is loaded, buttons are small
         box = what.bounding_box()
         assert box is not None and box["width"] >= 44 and box["height"] >= 43, box
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
