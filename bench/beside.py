@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from bench import fill, load
-from bench.rig import CLIENTS, WORKERS, Effort, Row, Served, own_folder, p99, postgres, print_progress, served
+from bench.rig import CLIENTS, WORKERS, Effort, Row, Served, own_folder, p99, postgres, print_progress, served, spread
 from portal.keys import read_keys
 from portal.model.links import Action, Links
 from portal.model.message import random_token
@@ -86,7 +86,7 @@ class _Bench:
                 busy.append(self._p99())
             print_progress(f"{busy[-1]:.0f} ms / {quiet[-1]:.0f} ms alone")
         ratio = statistics.median(a / b for a, b in zip(busy, quiet, strict=True))
-        return Row(what, f"{statistics.median(busy):.0f}", f"{statistics.median(quiet):.0f} alone", ratio, "≤ 1,000")
+        return Row(what, spread(busy), f"{spread(quiet)} alone", ratio, "≤ 1,000")
 
     def _p99(self) -> float:
         self._first += 100_000_000

@@ -24,7 +24,8 @@ from pathlib import Path
 import psycopg
 
 from bench import fill
-from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, print_progress
+from bench.processor import Clock, cell, postmaster
+from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, print_progress, spread
 from bench.sink import Sink, sink
 from digest.compose import digest_mail
 from digest.run import AHEAD
@@ -83,16 +84,20 @@ def _rates(
     """Measure the large and the small store of ``environments``, by number of recipients."""
     large, small = environments
     pairs = _pairs(environments[large], effort)
-    ours, bare = (statistics.median(pair[n] for pair in pairs) for n in (0, 1))
-    ratio = statistics.median(one / other for one, other in pairs)
+    rates = [own.rate for own, _ in pairs]
+    ratio = statistics.median(own.rate / bare for own, bare in pairs)
+    spent = {name: sum(own.seconds[name] for own, _ in pairs) for name in pairs[0][0].seconds}
     for environment in environments.values():
         due_again(environment)
     few, many = (_whole(environments[people], people) for people in (small, large))
     return [
-        Row(f"digests/s of one process, {store}", f"{ours:.0f}", f"{bare:.0f}", ratio, "≥ 0.75"),
         Row(
-            f"digests/s of {PROCESSES} processes, {store}", f"{many.rate:.0f}", f"{ours:.0f} of one",
-            many.rate / ours, "≥ 1.7",
+            f"digests/s of one process, {store}", spread(rates), spread([bare for _, bare in pairs]), ratio, "≥ 0.75",
+            cell(spent, sum(own.count for own, _ in pairs)),
+        ),
+        Row(
+            f"digests/s of {PROCESSES} processes, {store}", f"{many.rate:.0f}",
+            f"{statistics.median(rates):.0f} of one", many.rate / statistics.median(rates), "≥ 1.7",
         ),
         Row(
             f"seconds until the last of {many.count:,} digests, {PROCESSES} processes, {store}", f"{many.seconds:.0f}",
@@ -227,8 +232,17 @@ def _plan(url: str) -> str:
 # ---- rates
 
 
-def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, float]]:
-    """Return digests per second of one process and of the ceiling, measured alternately."""
+@dataclass(frozen=True)
+class _Own:
+    """The digests of one process in a round."""
+
+    count: int
+    rate: float  # digests per second
+    seconds: dict[str, float]  # of processor time, by component
+
+
+def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[_Own, float]]:
+    """Return what one process did and digests per second of the ceiling, measured alternately."""
     with ExitStack() as stack:
         for name, value in environment.items():
             stack.callback(os.environ.pop, name, None)
@@ -241,7 +255,7 @@ def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[float, flo
             ours, bare = _one_process(environment, effort.seconds), _bare(parts, ready, effort.seconds)
             if number:  # the first round warms up
                 pairs.append((ours, bare))
-                print_progress(f"{ours:.0f}/s / {bare:.0f}/s = {ours / bare:.2f}")
+                print_progress(f"{ours.rate:.0f}/s / {bare:.0f}/s = {ours.rate / bare:.2f}")
         return pairs
 
 
@@ -265,15 +279,17 @@ def _bare(parts: Parts, ready: list[Digest], seconds: float) -> float:
         return count / taken
 
 
-def _one_process(environment: dict[str, str], seconds: float) -> float:
-    with sink() as server, _process(environment, server):
+def _one_process(environment: dict[str, str], seconds: float) -> _Own:
+    url = environment["QUARANTINE_STORE__URL"]
+    with sink() as server, _process(environment, server) as process:
         _wait_for(server, 20)
+        clock = Clock({"digest": process.pid} | ({} if url.startswith("files:") else {"PostgreSQL": postmaster(url)}))
         before, began = server.got().mails, time.perf_counter()
         time.sleep(seconds)
         got, taken = server.got(), time.perf_counter() - began
         if got.mails == before:
             raise RuntimeError("all were sent before the time was over: take a larger --share, or shorter --seconds")
-        return (got.mails - before) / taken
+        return _Own(got.mails - before, (got.mails - before) / taken, clock.seconds())
 
 
 def _whole(environment: dict[str, str], people: int) -> _Whole:

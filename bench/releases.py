@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from bench import turns
-from bench.rig import Effort, Row, own_folder, postgres, print_progress
+from bench.rig import Effort, Row, own_folder, postgres, print_progress, spread
 from bench.sink import sink
 from portal.actions import Actions
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId
@@ -67,18 +67,15 @@ def _rows(name: str, url: str, folder: Path, effort: Effort, dsn: str = "") -> l
                     print_progress(" / ".join(f"{1 / t.elapsed:.0f}/s, {t.processor * 1000:.2f} ms" for t in pair))
         if server.got().mails != len(held):
             raise RuntimeError("not every message was released once")
-    (rate, rate_alone), (cost, cost_alone) = (
-        [statistics.median(getattr(pair[side], field) for pair in taken) for side in (0, 1)]
-        for field in ("elapsed", "processor")
-    )
+    rates = [spread([1 / pair[side].elapsed for pair in taken]) for side in (0, 1)]
+    costs = [spread([pair[side].processor * 1000 for pair in taken], 1) for side in (0, 1)]
     return [
         Row(
-            f"releases/s, several at once, {name}", f"{1 / rate:.0f}", f"{1 / rate_alone:.0f} one by one",
+            f"releases/s, several at once, {name}", rates[0], f"{rates[1]} one by one",
             statistics.median(alone.elapsed / ours.elapsed for ours, alone in taken), "≥ 200 releases/s",
         ),
         Row(
-            f"processor time of a release, several at once, {name}, ms", f"{cost * 1000:.1f}",
-            f"{cost_alone * 1000:.1f} one by one",
+            f"processor time of a release, several at once, {name}, ms", costs[0], f"{costs[1]} one by one",
             statistics.median(ours.processor / alone.processor for ours, alone in taken), "–",
         ),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ import psycopg
 from bottle import HTTPResponse, request
 
 from bench import load
-from bench.rig import Effort, Row
+from bench.rig import Effort, Row, spread
 from digest import run
 from portal.assemble import Parts, assemble
 from portal.settings import load_from
@@ -51,9 +51,9 @@ def in_turn(what: str, work: Work, number: int, other: Way, effort: Effort, dsn:
                     taken[side] = (spent(processes) - began) / number * 1e6
             if turn:  # the first one warms up
                 pairs.append((taken[0], taken[1]))
-    mine, others = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+    mine, others = (spread([pair[side] for pair in pairs]) for side in (0, 1))
     ratio = statistics.median(other / mine for mine, other in pairs)
-    return Row(what, f"{mine:.0f}", f"{others:.0f}", ratio, "≥ 1.03")
+    return Row(what, mine, others, ratio, "≥ 1.03")
 
 
 def needed(number: int, effort: Effort) -> int:

@@ -16,15 +16,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from bench import page, shortcuts
+from bench import fill, page, shortcuts
 from bench.__main__ import MEASURES, PAGE, described
 from bench.processor import Clock
 from bench.rig import Row
 from bench.turns import posts
 from digest.compose import compose
-from portal.model.message import new_id
+from portal.model.message import Reader, State, new_id
 from portal.stores import open_store
 from portal.stores.records import Digest
+from portal.stores.search import of_reader
 from tests.builders import ALICE, SENDER
 from tests.digest.test_compose import LINKS, NOW, RENDER, delivery
 from tests.paths import ROOT
@@ -90,6 +91,29 @@ def test_processor_time_is_that_of_a_process_with_its_descendants() -> None:
     finally:
         os.killpg(waiting.pid, signal.SIGKILL)
         waiting.wait()
+
+
+def test_searches_find_the_messages_of_a_filled_store(store_url: str, tmp_path: Path) -> None:
+    days, people = fill.days_back(120, 3), 10
+    url = store_url
+    if store_url.startswith("files:"):
+        url = f"files://{tmp_path}/filled"
+        fill.files(tmp_path / "filled", days, people)
+    else:
+        fill.postgres(store_url, days, people)
+    store = open_store(url)
+    try:
+        for words, found in {
+            "offer": 12,
+            "offer promo": 12,
+            fill.rare_word(people, 120, 4): 1,
+            fill.rare_word(people, 120, 5): 0,
+            "absent": 0,
+        }.items():
+            wanted = of_reader(Reader(fill.person(4)), [State.HELD], words)
+            assert len(store.deliveries.search(wanted, 25).deliveries) == found, words
+    finally:
+        store.close()
 
 
 def test_plain_code_in_place_of_a_shortcut_holds_the_same(store_url: str, tmp_path: Path) -> None:
