@@ -71,10 +71,10 @@ class Posted:
 def parse(headers: Mapping[str, str], body: Body, max_body_bytes: int) -> Posted | None:
     """Parse one POST of the exporter. Return None if its message has 0 bytes: there is nothing to hold.
 
-    ``headers``: the request's, names in lower case, values as in WSGI (octets as ISO-8859-1). ``body``: the whole
-    request body. Raises BadExport if it contains no message, its packing is broken or it has too many recipients,
-    TooLarge if it is larger than ``max_body_bytes`` (packed or unpacked), OSError if a spool file cannot be read or
-    written.
+    ``headers``: the request's, names in lower case with hyphens, values as in WSGI (octets as ISO-8859-1). ``body``:
+    the whole request body. Raises BadExport if it contains no message, its packing is broken or it has too many
+    recipients, TooLarge if it is larger than ``max_body_bytes`` (packed or unpacked), OSError if a spool file cannot be
+    read or written.
     """
     if body.size_bytes > max_body_bytes:
         raise TooLarge(f"the post is larger than exporter.max_body_bytes ({max_body_bytes} bytes)")

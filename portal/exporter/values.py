@@ -20,7 +20,15 @@ from typing import Any, cast
 from portal.model import from_header
 from portal.model.encoded_words import decode_field, decode_words
 from portal.model.errors import BadExport
-from portal.model.fast_json import reported_symbols
+from portal.model.fast_json import (
+    DESCRIPTION_CHARACTERS,
+    NAME_CHARACTERS,
+    OPTION_CHARACTERS,
+    OPTIONS,
+    SCORE_MAX,
+    SYMBOLS,
+    reported_symbols,
+)
 from portal.model.from_header import Mailbox
 from portal.model.message import Symbol, identity
 from portal.model.text import cleaned
@@ -29,7 +37,6 @@ SUBJECT_CHARACTERS = 4_000  # longer subjects are truncated
 TEXT_CHARACTERS = 1_000  # the same for all other texts
 ADDRESS_OCTETS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
 _RECIPIENTS = 1 << 16  # the most recipients of one message: deliveries are numbered 0 … 65535
-_SYMBOLS, _OPTIONS, _OPTION_CHARACTERS, _DESCRIPTION_CHARACTERS = 1_000, 50, 500, 300
 _FIELDS = (
     "ip",
     "user",
@@ -61,14 +68,13 @@ _OWN_FIELD = re.compile(
 def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields that ``meta_headers`` sent, for any ``meta_header_prefix`` of the rule.
 
-    WSGI servers turn ``-`` in names into ``_``; the result has ``-``.
+    ``headers``: names in lower case, with hyphens.
     """
-    named = {name.lower().replace("_", "-"): value for name, value in headers.items()}
-    distinctive = [name for name in named if name.endswith(_DISTINCTIVE)]
+    distinctive = [name for name in headers if name.endswith(_DISTINCTIVE)]
     prefixes = {name.removesuffix(field) for name in distinctive for field in _DISTINCTIVE if name.endswith(field)}
     best: dict[str, Any] = {}
     for prefix in sorted(prefixes):
-        found = {field: named[prefix + field] for field in _FIELDS if prefix + field in named}
+        found = {field: headers[prefix + field] for field in _FIELDS if prefix + field in headers}
         # One field is enough (Nginx may have dropped the others), unless its prefix does not end in a hyphen:
         # "soapaction" is not Rspamd's.
         if len(found) > len(best) and (prefix.endswith("-") or len(found) > 2):
@@ -77,7 +83,9 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         if not value.isascii():
             with suppress(UnicodeEncodeError):  # some WSGI servers decode UTF-8 themselves
                 value = value.encode("latin-1").decode("utf-8", "replace")
-        best[field] = value if field in _LISTS else _RSPAMD_RUNS.sub(_rspamd_run, value)
+        if "=?" in value and field not in _LISTS:
+            value = _RSPAMD_RUNS.sub(_rspamd_run, value)
+        best[field] = value
     return best
 
 
@@ -138,21 +146,21 @@ def symbols(value: Any) -> tuple[tuple[Symbol, ...], bool]:
     if simple is not None:
         return simple, True
     items, complete = _list(value)
-    complete = complete and len(items) <= _SYMBOLS
+    complete = complete and len(items) <= SYMBOLS
     found = []
-    for item in items[:_SYMBOLS]:
+    for item in items[:SYMBOLS]:
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
             complete = False
             continue
         options, description = item.get("options"), item.get("description")
-        texts = [o for o in options[:_OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
+        texts = [o for o in options[:OPTIONS] if isinstance(o, str)] if isinstance(options, list) else []
         found.append(
             Symbol(
-                clean(name, TEXT_CHARACTERS),
+                clean(name, NAME_CHARACTERS),
                 number(item.get("score")) or 0.0,
-                tuple(clean(text, _OPTION_CHARACTERS) for text in texts),
-                clean(description, _DESCRIPTION_CHARACTERS) if isinstance(description, str) else "",
+                tuple(clean(text, OPTION_CHARACTERS) for text in texts),
+                clean(description, DESCRIPTION_CHARACTERS) if isinstance(description, str) else "",
             )
         )
     return tuple(found), complete
@@ -166,22 +174,7 @@ def _simple_symbols(value: Any) -> tuple[Symbol, ...] | None:
     if not isinstance(value, str) or not value.isascii() or "\\" in value or "\x7f" in value:
         return None
     reported = reported_symbols(value)
-    if reported is None or len(reported) > _SYMBOLS:
-        return None
-    for symbol in reported:
-        if not symbol.name or not -1e6 <= symbol.score <= 1e6:
-            return None
-    return tuple(
-        [
-            Symbol(
-                s.name[:TEXT_CHARACTERS],
-                s.score,
-                tuple([o[:_OPTION_CHARACTERS] for o in s.options[:_OPTIONS]]),
-                s.description[:_DESCRIPTION_CHARACTERS],
-            )
-            for s in reported
-        ]
-    )
+    return None if reported is None else tuple([Symbol(s.name, s.score, s.options, s.description) for s in reported])
 
 
 def _list(value: Any) -> tuple[list[Any], bool]:
@@ -213,7 +206,7 @@ def number(value: Any) -> float | None:
         score = float(value)
     except (ValueError, OverflowError):
         return None
-    return score if abs(score) <= 1e6 else None  # False for NaN
+    return score if abs(score) <= SCORE_MAX else None  # False for NaN
 
 
 def client_ip(text: str | None) -> str | None:

@@ -80,10 +80,10 @@ def mail_of(posted: Posted | None) -> bytes:
 
 
 def as_headers(fields: dict[str, Any], prefix: str = "x-rspamd-") -> dict[str, str]:
-    """Return metadata as WSGI passes it: lists as JSON in UTF-8, each octet a character."""
+    """Return metadata as the endpoint passes it: lists as JSON in UTF-8, each octet a character."""
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in fields.items()}
     wsgi = {k: v.encode("utf-8", "surrogatepass").decode("latin-1") for k, v in texts.items()}
-    return {"content-type": "text/plain"} | {prefix + name: value for name, value in wsgi.items()}
+    return {"content-type": "text/plain"} | {prefix + name.replace("_", "-"): value for name, value in wsgi.items()}
 
 
 def as_default(mail: bytes, fields: dict[str, Any] = METADATA) -> tuple[dict[str, str], bytes]:
@@ -953,7 +953,7 @@ def test_any_metadata_is_taken_and_any_message_comes_out_unchanged(
     headers=st.dictionaries(
         st.sampled_from(
             ["content-type", "content-encoding", "x-rspamd-rcpt", "x-rspamd-from", "x-rspamd-symbols", "x-rspamd-ip"]
-            + ["x-rspamd-subject", "x-rspamd-score", "x-rspamd-qid", "-action", "x-rspamd-scan_time", "x"]
+            + ["x-rspamd-subject", "x-rspamd-score", "x-rspamd-qid", "-action", "x-rspamd-scan-time", "x"]
         ),
         latin1
         | st.sampled_from(["multipart/form-data; boundary=B", "gzip", "application/json", "application/msgpack"]),

@@ -172,9 +172,15 @@ def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str],
 
 def _array(texts: Iterable[str]) -> str:
     """Return an array literal of PostgreSQL. In a quoted element only quotes and backslashes are special (docs,
-    8.15.6)."""
-    quoted = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in texts]
-    return "{" + ",".join(quoted) + "}"
+    8.15.6).
+
+    Texts have no NUL, which PostgreSQL does not accept.
+    """
+    items = list(texts)
+    if not items:
+        return "{}"
+    quoted = "\0".join(items).replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    return f'{{"{quoted}"}}'
 
 
 # How hold_mail takes the facts, by their type.
