@@ -3,10 +3,15 @@ connections, and what is begun after a stop signal."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +20,13 @@ import pytest
 from portal.actions import Actions
 from portal.assemble import Parts
 from portal.mail.relay import Relay
+from portal.model.clock import utc_now
 from portal.model.errors import RelayRefused
 from portal.model.message import Delivery, DeliveryId, State
 from portal.releases import AT_ONCE, in_parallel, retry_due
-from portal.stores import Store
+from portal.stores import LEASE, Store
 from tests.builders import BY_LINK, hold
+from tests.paths import ROOT
 from tests.smtp_server import DROP, SmtpServer
 
 SECONDS = 60.0  # until a test that waits for something fails
@@ -210,6 +217,36 @@ def test_all_due_releases_are_tried_in_one_call(actions: Actions, smtp: SmtpServ
     assert retry_due(actions, 3) == len(keys)
     assert states(actions.store, keys) == [State.RELEASED] * len(keys)
     assert retry_due(actions, 3) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_repeats_only_what_it_was_sending(
+    actions: Actions, smtp: SmtpServer, store_url: str, tmp_path: Path
+) -> None:
+    keys = queued(actions, 10 * AT_ONCE)
+    settings = {
+        "QUARANTINE_CONFIG": os.devnull,
+        "QUARANTINE_STORE__URL": store_url,
+        "QUARANTINE_RELAY__URL": smtp.url,
+        "QUARANTINE_LINKS__KEYS_FILE": str(tmp_path / "links.keys"),
+    }
+    retry = (
+        "from portal import assemble, releases, settings; "
+        "releases.retry_due(assemble.assemble(settings.load()).actions)"
+    )
+    with subprocess.Popen([sys.executable, "-c", retry], cwd=ROOT, env=os.environ | settings) as process:
+        try:
+            wait_for(lambda: len(smtp.mails) >= 4 * AT_ONCE)
+        finally:
+            process.kill()
+    assert State.RELEASING in states(actions.store, keys), "it was killed too late"
+    retry_due(replace(actions, now=lambda: utc_now() + 2 * LEASE))
+    assert states(actions.store, keys) == [State.RELEASED] * len(keys)
+    received = Counter(arrived(smtp))
+    assert set(received) == set(map(address, range(len(keys))))
+    assert set(received.values()) <= {1, 2}
+    assert list(received.values()).count(2) <= AT_ONCE
+    assert all(len(mail.recipients) == 1 for mail in smtp.mails + smtp.unanswered)
 
 
 def test_a_call_in_which_nothing_is_released_ends(actions: Actions, smtp: SmtpServer) -> None:
