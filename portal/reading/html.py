@@ -58,6 +58,7 @@ _LINES = _names(
     "hgroup listing search dialog"
 )
 _CELLS = _names("td th")
+_BLOCKS = _LINES | _CELLS | _names("table tbody thead tfoot button marquee object applet menu dir noscript plaintext")
 _CLOSE_P = _LINES - _names("br tr caption legend option") | _names("plaintext menu dir")
 _HEADINGS = _names("h1 h2 h3 h4 h5 h6")
 # Elements that limit which open elements a tag can close, and what is in a table but not in a cell.
@@ -96,6 +97,7 @@ class _Element:
     style: Style
     target: str = ""  # shown when the element ends
     shown: frozenset[str] = frozenset()  # inherited values with which a formatting element shows text again
+    around: Style | None = None  # the style around the formatting elements that it is in, without a block in between
 
 
 def text_of(markup: str, is_late: Callable[[], bool] = lambda: False) -> str:
@@ -167,7 +169,12 @@ class _Reduction:
         if name in _IGNORED or (name in _PARENTS and not self._in_table(name)):
             return
         self._is_unsure = self._is_unsure or name in _UNSURE
-        style = self._parent_style(name)
+        style, around = self._parent_style(name), self._open[-1].around
+        if name in _FORMATTING:
+            around = around or style
+        elif name in _BLOCKS:
+            # The end tag of a formatting element takes a block in it out of all other elements that are in it.
+            style, around = around if around and not style.is_visible else style, None
         shown: frozenset[str] = frozenset()
         if not self._is_unsure:
             own = self._hiding.of(name, attributes)
@@ -194,7 +201,7 @@ class _Reduction:
         if name in _VOID:
             self._put(f" [{target}]" if target and style.is_visible else "")
         elif len(self._open) < _DEPTH:
-            self._push(_Element(name, style, target, shown))
+            self._push(_Element(name, style, target, shown, around))
 
     @staticmethod
     def _replacement(name: str, attributes: dict[str, str]) -> str:

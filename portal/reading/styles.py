@@ -291,4 +291,5 @@ def _effects(style: Mapping[str, str]) -> dict[str, bool]:
         effects["visibility"] = own.is_invisible
     if own.is_small is not None:
         effects["font-size"] = own.is_small
-    return effects
+    # What is inherited may be visible.
+    return effects | {name: False for name in _HIDING if style.get(name) in ("inherit", "unset")}
