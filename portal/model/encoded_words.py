@@ -92,7 +92,7 @@ def _quoted(data: bytes) -> bytes:
 
 
 def _raw(text: str) -> str:
-    """Return text that is no word, with its raw octets decoded."""
-    if not _RAW_OCTET.search(text):
+    """Return text that is no word, with its raw octets decoded, also those of ISO-2022-JP."""
+    if not _RAW_OCTET.search(text) and "\x1b$" not in text:
         return text
     return decode(_octets(text, ""))

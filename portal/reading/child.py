@@ -86,7 +86,10 @@ def read(receive: Callable[[int], bytes], seconds: Callable[[], float]) -> dict[
         "attachments": [
             (_short(name, 200), _short(kind, 80), size) for name, kind, size in words.attachments[:ATTACHMENTS]
         ],
-        "cut": parser.is_cut or words.is_cut or len(words.text) > TEXT_CHARACTERS,
+        "cut": parser.is_cut
+        or words.is_cut
+        or len(words.text) > TEXT_CHARACTERS
+        or len(words.attachments) > ATTACHMENTS,
     }
 
 

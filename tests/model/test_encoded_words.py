@@ -56,6 +56,8 @@ from portal.reading import read
         ("Gr\udcc3\udcbc\udcc3\udc9fe \udce2\udc82", "Grüße "),  # cut in a character
         ("Gr\udcc3\udcbc\udcc3\udc9fe \udcff, Pat", "Grüße \ufffd, Pat"),  # one bad octet
         ("\ud800 =?utf-8?q?\ud800?=", "\ud800 \ufffd"),  # JSON can have any surrogate
+        ("\x1b$BF|K\\\x1b(B =?utf-8?q?a?=", "日本 a"),  # raw ISO-2022-JP
+        ("\x1b$ =?utf-8?q?a?=", "\x1b$ a"),
         # Not words, or not to be decoded.
         ("=?utf-8?x?a?=", "=?utf-8?x?a?="),
         ("=?utf-8?b?w?=", "=?utf-8?b?w?="),

@@ -282,6 +282,12 @@ def test_every_attachment_of_a_large_message_is_listed_with_its_size() -> None:
     assert not found["cut"]
 
 
+def test_more_uuencoded_files_than_the_limit_are_cut() -> None:
+    for number, is_cut in ((1_000, False), (1_001, True)):
+        found = seen("Subject: x\n\n" + f"begin 644 a.exe\n{uuencoded(b'x')}`\nend\n" * number)
+        assert (len(found["attachments"]), found["cut"]) == (1_000, is_cut)
+
+
 def test_more_parts_than_the_limit_are_cut() -> None:
     found = seen(multipart("mixed", part("hello"), *[part("x", "Content-Type: a/b") for _ in range(2_000)]))
     assert found["text"] == "hello"
