@@ -348,3 +348,91 @@ begin
     select count(*) into requested from delivery d where d.state = 'requested';
 end
 $count$;
+
+-- The functions below may find their rows in any partition. Each connection plans their statements once: planning takes
+-- longer than executing, and behind PgBouncer in transaction mode nothing can be prepared. A generic plan does not know
+-- how many rows the values have. So plans that read more rows than are wanted are excluded, and so is compiling (jit),
+-- since the plan seems to read all partitions.
+
+-- Returns the newest deliveries of these identities in one of these states, newest first, at most `at_most`: of the
+-- messages from `low` on, and before the delivery (before_id, before_number).
+create or replace function deliveries_of(
+    identities text[], states text[], low uuid, before_id uuid, before_number int, at_most int
+) returns setof delivery language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $deliveries$
+begin
+    return query
+        select d.* from unnest(identities) r (identity) cross join lateral (
+            select * from delivery d
+            where d.recipient = r.identity and d.state = any(states) and d.message_id >= low
+            and d.message_id <= before_id and (d.message_id, d.number) < (before_id, before_number)
+            order by d.message_id desc, d.number desc limit at_most
+        ) d order by d.message_id desc, d.number desc limit at_most;
+end
+$deliveries$;
+
+-- Returns the oldest held deliveries of each of these recipients that were not announced, with the recipient's number,
+-- in order: at most `each_at_most` for each of them, and `at_most` in total. With `readers`, one for each recipient:
+-- those that were not announced to that reader.
+create or replace function unannounced(
+    numbers int[], recipients text[], readers text[], each_at_most int, at_most int
+) returns table (
+    n int, message_id uuid, number int, recipient text, address text, state text, state_at timestamptz, reason text,
+    attempts int, next_try_at timestamptz, announced_at timestamptz
+) language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $unannounced$
+#variable_conflict use_column
+begin
+    if readers is null then
+        return query
+            select u.n, d.message_id, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts,
+                d.next_try_at, d.announced_at
+            from unnest(numbers, recipients) u (n, recipient) cross join lateral (
+                select * from delivery d
+                where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null
+                order by d.message_id, d.number limit each_at_most
+            ) d order by u.n, d.message_id, d.number limit at_most;
+    else
+        return query
+            select u.n, d.message_id, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts,
+                d.next_try_at, d.announced_at
+            from unnest(numbers, recipients, readers) u (n, recipient, reader) cross join lateral (
+                select * from delivery d
+                where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists (
+                    select from announced_to t
+                    where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader
+                )
+                order by d.message_id, d.number limit each_at_most
+            ) d order by u.n, d.message_id, d.number limit at_most;
+    end if;
+end
+$unannounced$;
+
+-- Returns the newest released messages of each of these recipients, newest first, at most `each_at_most`.
+create or replace function released_to(recipients text[], each_at_most int)
+returns table (recipient text, message_id uuid) language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $released$
+#variable_conflict use_column
+begin
+    return query
+        select u.recipient, d.message_id from unnest(recipients) u (recipient) cross join lateral (
+            select d.message_id from delivery d where d.recipient = u.recipient and d.state = 'released'
+            order by d.message_id desc limit each_at_most
+        ) d order by u.recipient, d.message_id desc;
+end
+$released$;
+
+-- Marks these deliveries as announced.
+create or replace function mark_announced(at timestamptz, ids uuid[], numbers int[]) returns void language plpgsql
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $mark$
+begin
+    update delivery d set announced_at = at from unnest(ids, numbers) u (id, number)
+    where d.message_id = u.id and d.number = u.number and d.announced_at is null;
+end
+$mark$;

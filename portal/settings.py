@@ -102,8 +102,8 @@ class StoreSettings(Section):
         30,
         ge=1,
         le=3650,
-        description="Messages are removed this many days after they were held. In PostgreSQL they may stay for up to a "
-        "day longer; above 45 days up to a week, above 400 up to four weeks, above 1,600 up to twelve.",
+        description="Messages are removed this many days after they were held. In PostgreSQL they may stay for a 45th "
+        "of that longer, at least for a day.",
     )
 
     @field_validator("url")

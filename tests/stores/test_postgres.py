@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import re
 import tracemalloc
@@ -49,6 +50,7 @@ from tests.paths import DATA
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
+FUNCTION = re.compile(r"\b(deliveries_of|unannounced|released_to|mark_announced)\(")
 
 
 @pytest.fixture
@@ -104,25 +106,54 @@ def plans(
     admin.execute("set enable_seqscan = off")  # the planner would rightly scan tables this small
 
     def explain(call: Callable[[], Any]) -> list[str]:
-        queries: list[tuple[Any, Any]] = []
-        execute = psycopg.Cursor.execute
-
-        def record(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
-            statement = query.decode() if isinstance(query, bytes) else str(query)
-            if statement.startswith("select") and " from " in statement:
-                queries.append((statement, params))
-            return execute(cursor, query, params, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(psycopg.Cursor, "execute", record)
-            call()
-        assert queries
-        return [
-            "\n".join(line for (line,) in admin.execute("explain (analyze, costs off, timing off) " + query, params))
-            for query, params in queries
-        ]
+        return [plan_of(admin, query, params) for query, params in queries_of(monkeypatch, call)]
 
     return explain
+
+
+def queries_of(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """Return the queries of a call of the store, and their parameters."""
+    queries: list[tuple[str, Any]] = []
+    execute = psycopg.Cursor.execute
+
+    def record(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        statement = query.decode() if isinstance(query, bytes) else str(query)
+        if statement.startswith("select") and (" from " in statement or FUNCTION.search(statement)):
+            queries.append((statement, params))
+        return execute(cursor, query, params, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Cursor, "execute", record)
+        call()
+    assert queries
+    return queries
+
+
+def plan_of(admin: psycopg.Connection[Any], query: str, params: Any) -> str:
+    """Return the executed plan of a query; if it calls a function of quarantine.sql, the generic plan of the statement
+    in the function, with the function's settings."""
+    cursor = psycopg.ClientCursor(admin)
+    execution = query
+    with admin.transaction(force_rollback=True):
+        if function := FUNCTION.search(query):
+            source, names, types, settings = admin.execute(
+                "select prosrc, proargnames, proargtypes::regtype[]::text[], proconfig from pg_proc where proname = %s",
+                [function[1]],
+            ).fetchall()[0]
+            (statement, *others) = re.findall(r"(?:return query|begin)\s+((?:select|update) .*?);", source, re.DOTALL)
+            if others and params[2] is not None:  # unannounced: with readers
+                (statement,) = others
+            for n, name in enumerate(names[: len(types)], 1):
+                statement = re.sub(rf"\b{name}\b(?! =)", f"${n}", statement)
+            admin.execute(f"prepare in_function ({', '.join(types)}) as {statement}".encode())
+            for setting in settings:
+                admin.execute("select set_config(split_part(%s, '=', 1), split_part(%s, '=', 2), true)", [setting] * 2)
+            execution = f"execute in_function ({', '.join(f'%s::{each}' for each in types)})"
+        cursor.execute(f"explain (analyze, costs off, timing off) {execution}".encode(), params)
+        plan = "\n".join(line for (line,) in cursor)
+        if function:
+            admin.execute("deallocate in_function")
+        return plan
 
 
 def assert_indexed(plan: str) -> None:
@@ -137,7 +168,8 @@ def test_a_list_reads_only_the_days_that_fill_its_page(plans: Any, store: Postgr
         )
         for plan in (deliveries, messages):
             assert_indexed(plan)
-        assert "Sort" not in deliveries, deliveries
+        assert deliveries.count("Sort Key") == 1, "only the page is sorted"
+        assert_read_at_most(deliveries, 21)
         assert "Merge Append" not in deliveries, deliveries
         assert deliveries.count("never executed") >= 3, deliveries
         assert len(set(re.findall(r"on (message_\d+)", messages))) <= 2, messages
@@ -221,8 +253,61 @@ def assert_read_at_most(plan: str, rows: int) -> None:
 
 def test_unannounced_mail_is_read_in_order(plans: Any, store: PostgresStore) -> None:
     deliveries, _ = plans(lambda: store.digests.unannounced(Reader(ALICE), 10))
-    assert "Sort" not in deliveries, deliveries
+    assert deliveries.count("Sort Key") == 1, "only what is returned is sorted"
+    assert_read_at_most(deliveries, 10)
     assert "never executed" in deliveries, deliveries
+
+
+def test_statements_over_all_partitions_are_planned_once(
+    monkeypatch: pytest.MonkeyPatch, plans: Any, store: PostgresStore, reader: Reader, admin: psycopg.Connection[Any]
+) -> None:
+    """The server reports each time that it plans a statement, also one in a function."""
+    planned: list[str] = []
+    admin.add_notice_handler(lambda notice: planned.append(notice.message_primary or ""))
+    admin.execute("set client_min_messages = log")
+
+    def settle() -> None:
+        with digesting(store, reader, now(), 50, ignore_schedule=True):
+            hold(store)
+
+    calls = (
+        lambda: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20),
+        lambda: store.deliveries.list_for(reader, {State.HELD}, 20),
+        lambda: store.deliveries.released_from([ALICE], 5),
+        lambda: store.digests.unannounced(Reader(ALICE), 10),
+        lambda: store.digests.unannounced(reader, 10),
+        settle,
+    )
+    hold(store)
+    seen = set()
+    for query, params in itertools.chain.from_iterable(queries_of(monkeypatch, call) for call in calls):
+        if function := FUNCTION.search(query):
+            seen.add(function[1])
+            admin.execute(query.encode(), params)
+            admin.execute("set log_planner_stats = on")
+            planned.clear()
+            admin.execute(query.encode(), params)
+            admin.execute("set log_planner_stats = off")
+            assert planned.count("PLANNER STATISTICS") == 1, (
+                "the call is planned, but not the statement in the function"
+            )
+    assert seen == {"deliveries_of", "unannounced", "released_to", "mark_announced"}
+
+
+def test_the_statement_that_marks_announced_mail_reads_single_rows(
+    monkeypatch: pytest.MonkeyPatch, plans: Any, store: PostgresStore
+) -> None:
+    hold(store)
+
+    def settle() -> None:
+        with digesting(store, ALICE, now(), 50, ignore_schedule=True) as digest:
+            assert len(digest.deliveries) == 50
+
+    marks = [plan for plan in plans(settle) if plan.startswith("Update on delivery")]
+    assert len(marks) == 1
+    assert_indexed(marks[0])
+    assert not re.search(r"\(actual rows=(?!0|1\.0+|50)[\d.]+ loops=\d+\)", marks[0]), marks[0]
+    assert "Filter: (message_id" not in marks[0]
 
 
 # ---- holding

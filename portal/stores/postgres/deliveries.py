@@ -26,10 +26,7 @@ class PostgresDeliveries(SqlDeliveries):
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         with self._database.transaction() as connection:
             released = connection.execute(
-                "select u.recipient, d.message_id from unnest(%s::text[]) u (recipient) cross join lateral ("
-                " select message_id from delivery where recipient = u.recipient and state = 'released'"
-                " order by message_id desc limit %s) d order by u.recipient, d.message_id desc",
-                [list(recipients), limit],
+                "select recipient, message_id from released_to(%s::text[], %s)", [list(recipients), limit]
             ).fetchall()
             if not released:
                 return {}

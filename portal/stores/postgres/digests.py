@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, first_id, held_at, new_id
@@ -17,16 +16,6 @@ from portal.stores.records import Claims, Digest, DigestRecord, Unsent
 from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.session import Row, Session
-
-_UNANNOUNCED: LiteralString = (
-    "where d.recipient = %s and d.state = 'held' and d.announced_at is null order by d.message_id, d.number limit %s"
-)
-_UNANNOUNCED_OF_U: LiteralString = _UNANNOUNCED.replace("d.recipient = %s", "d.recipient = u.recipient")
-_UNANNOUNCED_TO_READER_OF_U: LiteralString = (
-    "where d.recipient = u.recipient and d.state = 'held' and d.announced_at is null and not exists"
-    " (select from announced_to t where t.message_id = d.message_id and t.number = d.number and t.reader = u.reader)"
-    " order by d.message_id, d.number limit %s"
-)
 
 _IMPORT = (
     "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers) values (:id, :recipient,"
@@ -147,9 +136,6 @@ class PostgresDigests(SqlDigests):
 
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         with self._engine.reading() as session:
-            if reader.is_plain:
-                found = rows.delivery_rows(connection_of(session), _UNANNOUNCED, [text(reader.identity), limit])
-                return rows.with_messages(session, found)
             return _unannounced(session, [reader], limit)[1].get(reader.identity, [])
 
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
@@ -204,34 +190,30 @@ def _lock_recipients(session: Session, select: str, recipients: Sequence[str]) -
     )
 
 
-def _from_unannounced(readers: Sequence[Reader]) -> tuple[LiteralString, list[Any]]:
-    """Return (FROM clause, parameters): ``u`` (reader number from 1, identity) joined laterally to ``d``, its oldest
-    unannounced deliveries. The caller must append one more parameter, the limit of ``d``."""
-    if all(reader.is_plain for reader in readers):
-        return (
-            "unnest(%s::text[]) with ordinality u (recipient, n) cross join lateral ("
-            f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_OF_U}) d",
-            [[reader.identity for reader in readers]],
-        )
+def _ask_unannounced(connection: Connection, readers: Sequence[Reader], each_at_most: int, at_most: int) -> list[Row]:
+    """Return rows of each reader's oldest unannounced deliveries, in order: the reader's number from 1, `DELIVERY`.
+
+    Raises psycopg.Error.
+    """
     read = [(n, identity, reader.identity) for n, reader in enumerate(readers, 1) for identity in reader.identities]
-    return (
-        "unnest(%s::int[], %s::text[], %s::text[]) u (n, recipient, reader) cross join lateral ("
-        f" select {rows.DELIVERY} from delivery d {_UNANNOUNCED_TO_READER_OF_U}) d",
-        [[n for n, _, _ in read], [text(identity) for _, identity, _ in read], [reader for _, _, reader in read]],
+    is_plain = all(reader.is_plain for reader in readers)
+    found = connection.execute(
+        f"select n, {rows.DELIVERY} from unannounced(%s::int[], %s::text[], %s::text[], %s, %s)",
+        [
+            [n for n, _, _ in read],
+            [text(identity) for _, identity, _ in read],
+            None if is_plain else [reader for _, _, reader in read],
+            each_at_most,
+            at_most,
+        ],
     )
+    return rows_of(found.fetchall())
 
 
 def _unannounced(session: Session, readers: Sequence[Reader], limit: int) -> tuple[int, dict[str, list[Delivery]]]:
     """Return (n, deliveries by identity): unannounced deliveries of the first n readers, at least one reader, at most
     ``limit`` deliveries."""
-    source, values = _from_unannounced(readers)
-    found = rows_of(
-        connection_of(session)
-        .execute(
-            f"select u.n, d.* from {source} order by u.n, d.message_id, d.number limit %s", [*values, limit, limit]
-        )
-        .fetchall()
-    )
+    found = _ask_unannounced(connection_of(session), readers, limit, limit)
     # The last reader of a full result may have more deliveries.
     complete = max(1, found[-1][0] - 1) if len(found) >= limit else len(readers)
     deliveries = rows.with_messages(session, list({tuple(row): None for n, *row in found if n <= complete}))
@@ -248,12 +230,9 @@ def _oldest_unannounced(connection: Connection, readers: Sequence[Reader]) -> li
 
     Raises psycopg.Error.
     """
-    source, values = _from_unannounced(readers)
-    oldest: dict[int, UUID] = dict(
-        connection.execute(
-            f"select u.n, (array_agg(d.message_id order by d.message_id))[1] from {source} group by u.n", [*values, 1]
-        ).fetchall()
-    )
+    oldest: dict[int, UUID] = {}
+    for n, id, *_ in _ask_unannounced(connection, readers, 1, sum(len(reader.identities) for reader in readers)):
+        oldest.setdefault(n, id)
     return [oldest.get(n) for n in range(1, len(readers) + 1)]
 
 
@@ -261,13 +240,7 @@ def _mark_announced(connection: Connection, keys: Sequence[DeliveryId], now: dat
     """Mark deliveries as announced. Raises psycopg.Error."""
     ids, numbers = [id for id, _ in keys], [number for _, number in keys]
     if keys:
-        connection.execute(
-            "update delivery d set announced_at = %s from unnest(%s::uuid[], %s::int[]) u (id, number)"
-            # The array in addition to the join lets the planner skip the partitions of other days.
-            " where d.message_id = u.id and d.number = u.number and d.message_id = any(%s)"
-            " and d.announced_at is null",
-            [now, ids, numbers, ids],
-        )
+        connection.execute("select mark_announced(%s, %s::uuid[], %s::int[])", [now, ids, numbers])
 
 
 def _record_announced_to(connection: Connection, announced: Sequence[tuple[Reader, Delivery]], now: datetime) -> None:

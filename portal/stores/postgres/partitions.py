@@ -1,6 +1,6 @@
 """Partitions in PostgreSQL: ranges of whole UTC days, created in advance or on demand, and dropped by retention.
 
-A partition has a day, or some weeks if messages are kept for long (`width_days`), since every statement that may find
+A partition has a day, or some more if messages are kept for long (`width_days`), since every statement that may find
 its rows in any partition costs time and memory for each of them. Partitions of another width, of an older program or
 an earlier `store.retention_days`, stay until they expire. A new one ends at its neighbours, so partitions
 have neither gaps nor overlaps. The bounds are read from the catalog.
@@ -17,6 +17,7 @@ Until then keys of removed messages remain, and `hold_mail` replaces them (docs/
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection
@@ -50,9 +51,7 @@ _KEPT: dict[str, LiteralString] = {
     "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
 }
-# (longest retention, days of a partition): at most some 60 partitions. Each width is a multiple of the ones before, and
-# all begin on the same Mondays, so that after a change of the retention most partitions have their full width.
-_WIDTHS = ((45, 1), (400, 7), (1600, 28), (3650, 84))
+_RETENTION_PARTITIONS = 45  # partitions of a retention; a few more are needed for its ends, and in advance
 _RETENTION = "store.retention_days"  # the note that `prepare` leaves for partitions that are created on demand
 _DAYS_AHEAD = 7
 _DROP_LOCK_SECONDS = 0.1
@@ -81,7 +80,7 @@ class Partition(NamedTuple):
 
 def width_days(retention_days: int) -> int:
     """Return how many UTC days a new partition has. Messages are kept for up to this much longer than the retention."""
-    return next((days for longest, days in _WIDTHS if retention_days <= longest), _WIDTHS[-1][1])
+    return math.ceil(retention_days / _RETENTION_PARTITIONS)
 
 
 def partitions_of(connection: Connection, table: str) -> list[Partition]:
@@ -293,7 +292,7 @@ def _covers(existing: Collection[Partition], day: date) -> bool:
 
 def _between(table: str, existing: Collection[Partition], day: date, width: int) -> Partition:
     """Return the partition to create for a day: as many days as ``width``, but only up to its neighbours."""
-    first = date.fromordinal((day.toordinal() - 1) // width * width + 1)  # ordinal 1 is a Monday
+    first = date.fromordinal((day.toordinal() - 1) // width * width + 1)
     id, low, high = (first_id(_midnight(each)) for each in (day, first, first + timedelta(days=width)))
     low = max([low, *(each.high for each in existing if each.high <= id)])
     high = min([high, *(each.low for each in existing if each.low > id)])

@@ -17,9 +17,10 @@ from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, fi
 from portal.stores import search
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
-from portal.stores.postgres.session import PostgresSession, text
+from portal.stores.postgres.session import PostgresSession, rows_of, text
 from portal.stores.records import Page
 from portal.stores.search import BATCH, Terms
+from portal.stores.shared.session import Row
 
 Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
 
@@ -105,6 +106,9 @@ def _deliveries(
 
     There are fewer deliveries than rows if a message was just purged.
     """
+    if wanted.recipient is not None and State.HELD in wanted.states and ids is None:
+        found = _newest_of_reader(connection, wanted, before, at_most)
+        return found, rows.with_messages(PostgresSession(connection), found)
     where: list[LiteralString] = []
     values: list[Any] = []
     if wanted.also and ids is not None:
@@ -139,6 +143,24 @@ def _deliveries(
         clause: LiteralString = ("where " + conditions + " ") if where else ""
         found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
     return found, rows.with_messages(PostgresSession(connection), found)
+
+
+def _newest_of_reader(connection: Connection, wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Row]:
+    """Return rows of the deliveries of a recipient's list that includes held ones, by the function for it."""
+    end = before or DeliveryId(_HIGHEST, 0)
+    if wanted.until is not None:
+        end = min(end, DeliveryId(first_id(wanted.until), 0))
+    found = connection.execute(
+        f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
+        [
+            [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
+            sorted(state.value for state in wanted.states),
+            _LOWEST if wanted.since is None else first_id(wanted.since),
+            *end,
+            at_most,
+        ],
+    )
+    return rows_of(found.fetchall())
 
 
 def _any(terms: list[str]) -> str:
