@@ -15,7 +15,21 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import beside, digests, ingest, lists, memory, page, peers, recipients, releases, seen, shortcuts, size
+from bench import (
+    beside,
+    digests,
+    ingest,
+    lists,
+    memory,
+    page,
+    peers,
+    recipients,
+    releases,
+    retention,
+    seen,
+    shortcuts,
+    size,
+)
 from bench.rig import ROOT, Effort, postgres_version, print_progress
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -33,6 +47,8 @@ MEASURES = {
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
     "memory": memory.memory,
+    "retention-files": retention.retention_files,
+    "retention-postgres": retention.retention_postgres,
     "seen-files": seen.seen_files,
     "seen-postgres": seen.seen_postgres,
     "drop-postgres": size.drop_postgres,

@@ -140,13 +140,14 @@ def files(
             ((id.bytes, recipient, recipient, to_micros(_start(part[0]))) for _, id, recipient in mails),
         )
         for n, id, recipient in mails:
-            word_index.add(connection, word_index.key(id), _terms(n, recipient, _header_from(n, people, alike)))
-        word_index.index_waiting(connection)
+            word_index.put(connection, word_index.key(id), _terms(n, recipient, _header_from(n, people, alike)))
         for _, id, _ in mails if with_files else ():
             path = mail_files.path(id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         connection.commit()
+    word_index.index_waiting(connection)
+    connection.commit()
     connection.close()
     os.sync()  # otherwise the disk is still busy during the measurement
     _check(f"files://{folder}", days, people)

@@ -614,5 +614,6 @@ class Store(ABC):
         """Create the partitions or folders for the coming days, so that `Messages.add` need not. Called daily; `add`
         also works without it.
 
-        ``retention_days``: how long messages are kept, by which PostgreSQL chooses the width of its partitions.
+        ``retention_days``: how long messages are kept, which determines how many days a new partition has, or a new
+        index of words.
         """

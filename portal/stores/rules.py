@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from ipaddress import IPv6Network
 from typing import Any
 
@@ -24,6 +25,8 @@ from portal.model.message import (
 )
 
 LEASE = timedelta(seconds=90)  # longer than any single send may take (30 s) and than uWSGI's harakiri (60 s)
+RETENTION = "store.retention_days"  # the note of `Store.prepare_days`, for what is created on demand
+_RANGES = 45  # of a retention; a few more are needed for its ends, and in advance
 FOUND_MAX = 100  # messages that `Messages.find` returns
 
 PLANNED_MAX = timedelta(days=10)  # a week between digests, and a day that a time zone skipped
@@ -227,3 +230,30 @@ def last_scan(before: Scan | None, scan: Scan) -> Scan:
 def verdict_change(message: Message, tier: Tier) -> str:
     """Return the detail of the event `raised`."""
     return f"{message.verdict_tier} -> {tier}"
+
+
+# ---- ranges of days
+
+
+def width_days(retention_days: int) -> int:
+    """Return how many UTC days a new partition or index of words has.
+
+    Searches query each of them, so their number, some 50 at most, is the same for all longer retentions.
+    """
+    return math.ceil(retention_days / _RANGES)
+
+
+def new_range(at: datetime, days: int, existing: Iterable[tuple[datetime, datetime]]) -> tuple[datetime, datetime]:
+    """Return the first time of a new range of ``days`` UTC days that contains ``at``, and the first time after it.
+
+    It has fewer days if an existing range, which does not contain ``at``, is in the way.
+    """
+    first = date.fromordinal((at.toordinal() - 1) // days * days + 1)
+    begin = datetime(first.year, first.month, first.day, tzinfo=UTC)
+    end = begin + timedelta(days=days)
+    for other_begin, other_end in existing:
+        if other_end <= at:
+            begin = max(begin, other_end)
+        else:
+            end = min(end, other_begin)
+    return begin, end

@@ -16,6 +16,7 @@ from portal.model.message import DeliveryId, EventKind, Filter, Reader, State, T
 from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Held
+from portal.stores.rules import width_days
 from tests.builders import ALICE, BOB, BY_LINK, body, digesting, export, mail, now
 from tests.statements import Statements
 
@@ -94,16 +95,16 @@ def assert_contiguous(admin: psycopg.Connection[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("retention_days", "width_days"),
+    ("retention_days", "days"),
     [(1, 1), (30, 1), (45, 1), (46, 2), (90, 2), (WEEKS, 7), (365, 9), (1350, 30), (3650, 82)],
 )
 def test_the_width_follows_the_retention(
-    store: PostgresStore, admin: psycopg.Connection[Any], retention_days: int, width_days: int
+    store: PostgresStore, admin: psycopg.Connection[Any], retention_days: int, days: int
 ) -> None:
     store.prepare_days(MONDAY, retention_days)
-    for day in (*range(0, retention_days, min(width_days, 7)), retention_days - 1):
+    for day in (*range(0, retention_days, min(days, 7)), retention_days - 1):
         postgres_partitions.make_partitions(store.database, (MONDAY - day * DAY).date())
-    assert {each.days for each in ranges(admin)} == {width_days}
+    assert {each.days for each in ranges(admin)} == {days}
     assert ranges(admin)[0].first <= MONDAY - (retention_days - 1) * DAY
     assert ranges(admin)[-1].end >= MONDAY + 8 * DAY
     assert len(ranges(admin)) <= 54
@@ -119,7 +120,7 @@ def test_a_changed_retention_leaves_no_gap_between_old_and_new_partitions(
         store.prepare_days(at, before if day < 30 else after)
         assert any(each.first <= at + 7 * DAY < each.end for each in ranges(admin))
     assert_contiguous(admin)
-    old, new = (postgres_partitions.width_days(retention) for retention in (before, after))
+    old, new = (width_days(retention) for retention in (before, after))
     assert ranges(admin)[0].days == old
     assert ranges(admin)[-1].days == new
     ids = [hold_at(store, MONDAY + day * DAY).id for day in range(60)]

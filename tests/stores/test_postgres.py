@@ -306,7 +306,7 @@ def test_the_statement_that_marks_announced_mail_reads_single_rows(
     marks = [plan for plan in plans(settle) if plan.startswith("Update on delivery")]
     assert len(marks) == 1
     assert_indexed(marks[0])
-    assert not re.search(r"\(actual rows=(?!0|1\.0+|50)[\d.]+ loops=\d+\)", marks[0]), marks[0]
+    assert not re.search(r"\(actual rows=(?!(?:0|1|50)(?:\.0+)? )[\d.]+ loops=\d+\)", marks[0]), marks[0]
     assert "Filter: (message_id" not in marks[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 # Table message has a rowid, since its rows are long, and long rows in an index tree (WITHOUT ROWID) use a page each.
-# The rowid is computed from the id (`word_index.key`), for the tables words_YYYYMMDD, which are created on demand.
+# The rowid is computed from the id (`word_index.key`), for the tables words_…, which are created on demand.
 _TABLES = """
 CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 

@@ -195,6 +195,7 @@ class FileStore(Store):
 
     def prepare_days(self, now: datetime, retention_days: int) -> None:
         """See `Store.prepare_days`. Creates the folders of today and tomorrow."""
+        self.notes.set(rules.RETENTION, str(retention_days))
         with self.db.translated():
             for day in (now.date(), now.date() + timedelta(days=1)):
                 self._mail.prepare(day)
@@ -247,10 +248,10 @@ class FileStore(Store):
     def _remove_unused_indexes(self) -> None:
         self._clear_retired()  # left by a purge that was killed
         with self.db.read() as connection:
-            days = word_index.days(connection)
-        for day in days:
+            indexes = word_index.indexes(connection)
+        for index in indexes:
             with self.db.write(durable=False) as connection:
-                word_index.retire_if_empty(connection, day)
+                word_index.retire_if_empty(connection, index)
         self._clear_retired()
 
     def _clear_retired(self) -> None:

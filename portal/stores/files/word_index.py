@@ -1,8 +1,11 @@
-"""The file store's inverted index: SQLite's FTS5 over the terms of `stores.search`, one table per day.
+"""The file store's inverted index: SQLite's FTS5 over the terms of `stores.search`, in tables of one or more UTC days.
+
+A search queries each table, so there are some 50 of them whatever the retention is (`rules.width_days`). Tables of
+another width, of an older program or an earlier retention, stay until they are empty.
 
 The tables are contentless (https://www.sqlite.org/fts5.html#contentless_tables), since only terms are searched. SQLite
-before 3.43 cannot delete from such a table, so a day's table is dropped as a whole once all its messages are removed.
-Until then it may refer to rows that no longer exist.
+before 3.43 cannot delete from such a table, so a table is dropped as a whole once all its messages are removed. Until
+then it may refer to rows that no longer exist.
 
 The rowid of a message is computed from its id and grows with it, so that FTS5, which reads its lists by rowid, returns
 the newest first without sorting. The terms of a message first go to a plain table, in the transaction that adds the
@@ -15,17 +18,32 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from portal.model.message import first_id, held_at
+from portal.stores.rules import RETENTION, new_range, width_days
 from portal.stores.search import Terms
 
 _BATCH = 64  # messages indexed in one transaction, on average
 _PAGES_BATCH = 500  # pages of 4 KB removed in one transaction
 _MILLISECOND = 1 << 20  # keys per millisecond
 _KEY_MAX = (1 << 63) - 1
-_TABLE = re.compile(r"words_(\d{4})(\d\d)(\d\d)")
+_TABLE = re.compile(r"(?:gone_)?words_(\d{4})(\d\d)(\d\d)(?:_(\d+))?")
+
+
+class Index(NamedTuple):
+    """The index of some days."""
+
+    table: str
+    begin: datetime  # the first time of these days
+    end: datetime  # the first time after them
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The lowest key, and the lowest key after it."""
+        return key(first_id(self.begin)), key(first_id(self.end))
 
 
 def key(message_id: UUID) -> int:
@@ -80,19 +98,32 @@ def has_waiting(connection: sqlite3.Connection) -> bool:
 def index_waiting(connection: sqlite3.Connection) -> None:
     """Index all waiting messages. Runs in a transaction."""
     while (first := connection.execute("SELECT min(key) FROM unindexed").fetchone()[0]) is not None:
-        day = _day(first)
-        table, bounds = _table(day), _bounds(day)
-        # The tokenizer keeps terms whole: it splits only at ASCII characters other than letters, digits and "=".
+        index = _index_for(connection, held_at(first_id_of(first)))
         connection.execute(
-            f"CREATE VIRTUAL TABLE IF NOT EXISTS {table} USING fts5(terms, content='', detail=none, columnsize=0, "
-            "prefix='2 3', tokenize=\"ascii tokenchars '='\")"
-        )
-        connection.execute(
-            f"INSERT INTO {table} (rowid, terms) SELECT key, terms FROM unindexed "
+            f"INSERT INTO {index.table} (rowid, terms) SELECT key, terms FROM unindexed "
             "WHERE key >= ? AND key < ? ORDER BY key",
-            bounds,
+            index.keys,
         )
-        connection.execute("DELETE FROM unindexed WHERE key >= ? AND key < ?", bounds)
+        connection.execute("DELETE FROM unindexed WHERE key >= ? AND key < ?", index.keys)
+
+
+def _index_for(connection: sqlite3.Connection, at: datetime) -> Index:
+    """Return the index of the messages held at this time; create it if there is none."""
+    existing = indexes(connection)
+    for index in existing:
+        if index.begin <= at < index.end:
+            return index
+    noted = connection.execute("SELECT value FROM setting WHERE name = ?", (RETENTION,)).fetchone()
+    width = width_days(int(noted[0])) if noted else 1
+    begin, end = new_range(at, width, [(index.begin, index.end) for index in existing])
+    days = (end - begin).days
+    index = Index(f"words_{begin:%Y%m%d}" + (f"_{days}" if days > 1 else ""), begin, end)
+    # The tokenizer keeps terms whole: it splits only at ASCII characters other than letters, digits and "=".
+    connection.execute(
+        f"CREATE VIRTUAL TABLE {index.table} USING fts5(terms, content='', detail=none, columnsize=0, "
+        "prefix='2 3', tokenize=\"ascii tokenchars '='\")"
+    )
+    return index
 
 
 def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, limit: int) -> Iterator[list[int]]:
@@ -101,14 +132,14 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
     A batch has ``limit`` rowids and the others of the last one's millisecond. Within a millisecond the order of rowids
     can differ from that of ids, since a message whose key was taken has the next free one.
 
-    The caller keeps one transaction open until the end, since a purge drops tables of past days.
+    The caller keeps one transaction open until the end, since a purge drops tables.
     """
     match = " AND ".join(f"({' OR '.join(map(_quoted, group))})" for group in wanted)
-    for day in reversed(days(connection)):
-        low, high = _bounds(day)
+    for index in reversed(indexes(connection)):
+        low, high = index.keys
         low, high = max(low, since), min(high, below)
         query = (
-            f"SELECT rowid FROM {_table(day)} WHERE {_table(day)} MATCH ? "
+            f"SELECT rowid FROM {index.table} WHERE {index.table} MATCH ? "
             "AND rowid >= ? AND rowid < ? ORDER BY rowid DESC LIMIT ?"
         )
         while low < high:
@@ -122,24 +153,31 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
                 yield [rowid for (rowid,) in rows]
 
 
-def days(connection: sqlite3.Connection) -> list[date]:
-    """Return the days that have an index, oldest first."""
-    names = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'words!_%' ESCAPE '!'"
-    )
-    return sorted(date(*map(int, match.groups())) for (name,) in names if (match := _TABLE.fullmatch(name)))
+def indexes(connection: sqlite3.Connection) -> list[Index]:
+    """Return the indexes, oldest first."""
+    found = []
+    for match in _tables(connection, "words"):
+        year, month, day, days = match.groups()
+        begin = datetime(int(year), int(month), int(day), tzinfo=UTC)
+        found.append(Index(match[0], begin, begin + timedelta(days=int(days or 1))))
+    return sorted(found, key=lambda index: index.begin)
 
 
-def retire_if_empty(connection: sqlite3.Connection, day: date) -> None:
-    """Rename a day's index, so that it is not searched and `clear` removes it, if all its messages were removed.
+def _tables(connection: sqlite3.Connection, prefix: str) -> list[re.Match[str]]:
+    """Return the names of the indexes that begin with this prefix, without those of their own tables."""
+    names = connection.execute(f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{prefix}_*'")
+    return [match for (name,) in names if (match := _TABLE.fullmatch(name))]
+
+
+def retire_if_empty(connection: sqlite3.Connection, index: Index) -> None:
+    """Rename an index, so that it is not searched and `clear` removes it, if all its messages were removed.
 
     Runs in a transaction.
     """
-    bounds = _bounds(day)
-    row = connection.execute("SELECT 1 FROM message WHERE rowid >= ? AND rowid < ? LIMIT 1", bounds).fetchone()
+    row = connection.execute("SELECT 1 FROM message WHERE rowid >= ? AND rowid < ? LIMIT 1", index.keys).fetchone()
     if row is None:
-        connection.execute(f"ALTER TABLE {_table(day)} RENAME TO gone_{_table(day)}")
-        connection.execute("DELETE FROM unindexed WHERE key >= ? AND key < ?", bounds)
+        connection.execute(f"ALTER TABLE {index.table} RENAME TO gone_{index.table}")
+        connection.execute("DELETE FROM unindexed WHERE key >= ? AND key < ?", index.keys)
 
 
 def clear(connection: sqlite3.Connection) -> bool:
@@ -149,32 +187,20 @@ def clear(connection: sqlite3.Connection) -> bool:
     for 700 ms. FTS5 stores its pages as rows of the table ..._data. Rows 1 and 10 stay, since without them the index
     could not be dropped (https://www.sqlite.org/fts5.html#fts5_data_structures).
     """
-    row = connection.execute("SELECT name FROM sqlite_master WHERE name GLOB 'gone_words_????????' LIMIT 1").fetchone()
-    if row is None:
+    retired = _tables(connection, "gone_words")
+    if not retired:
         return False
-    pages = f"{row[0]}_data"
+    table = retired[0][0]
+    pages = f"{table}_data"
     removed = connection.execute(
         f"DELETE FROM {pages} WHERE id IN (SELECT id FROM {pages} WHERE id > 10 LIMIT ?)",
         (_PAGES_BATCH,),
     ).rowcount
     if removed < _PAGES_BATCH:
-        connection.execute(f"DROP TABLE {row[0]}")
+        connection.execute(f"DROP TABLE {table}")
     return True
 
 
 def _quoted(term: str) -> str:
     # Terms contain only letters, digits, marks and "=", so a term cannot close the quotes.
     return f'"{term[:-1]}"*' if term.endswith("*") else f'"{term}"'
-
-
-def _table(day: date) -> str:
-    return f"words_{day:%Y%m%d}"
-
-
-def _bounds(day: date) -> tuple[int, int]:
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return key(first_id(start)), key(first_id(start + timedelta(days=1)))
-
-
-def _day(rowid: int) -> date:
-    return held_at(UUID(int=rowid >> 20 << 80)).date()

@@ -1,9 +1,9 @@
 """Partitions in PostgreSQL: ranges of whole UTC days, created in advance or on demand, and dropped by retention.
 
-A partition has a day, or some more if messages are kept for long (`width_days`), since every statement that may find
-its rows in any partition costs time and memory for each of them. Partitions of another width, of an older program or
-an earlier `store.retention_days`, stay until they expire. A new one ends at its neighbours, so partitions
-have neither gaps nor overlaps. The bounds are read from the catalog.
+A partition has a day, or some more if messages are kept for long (`rules.width_days`), since every statement that may
+find its rows in any partition costs time and memory for each of them. Partitions of another width, of an older program
+or an earlier `store.retention_days`, stay until they expire. A new one ends at its neighbours, so partitions have
+neither gaps nor overlaps. The bounds are read from the catalog.
 
 Handles all locks that creating and dropping tables takes. A new table is created by itself and then attached, which
 waits for no other transaction. Old ones are dropped one per transaction, with a short lock_timeout and retries, so that
@@ -17,7 +17,6 @@ Until then keys of removed messages remain, and `hold_mail` replaces them (docs/
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Collection
@@ -33,6 +32,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import first_id, held_at
 from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connection, Database, begin, translated
 from portal.stores.records import Purged
+from portal.stores.rules import RETENTION, new_range, width_days
 
 # The order of the purge. Deliveries are first: rows of other tables are kept if their message still has a delivery,
 # also one that an `add` inserts during the purge. Bodies are last, when it is known which messages still need them.
@@ -51,8 +51,6 @@ _KEPT: dict[str, LiteralString] = {
     "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
 }
-_RETENTION_PARTITIONS = 45  # partitions of a retention; a few more are needed for its ends, and in advance
-_RETENTION = "store.retention_days"  # the note that `prepare` leaves for partitions that are created on demand
 _DAYS_AHEAD = 7
 _DROP_LOCK_SECONDS = 0.1
 _DROP_TRIES = 100
@@ -78,11 +76,6 @@ class Partition(NamedTuple):
     high: UUID
 
 
-def width_days(retention_days: int) -> int:
-    """Return how many UTC days a new partition has. Messages are kept for up to this much longer than the retention."""
-    return math.ceil(retention_days / _RETENTION_PARTITIONS)
-
-
 def partitions_of(connection: Connection, table: str) -> list[Partition]:
     """Return the partitions of a table, oldest first. Raises psycopg.Error."""
     rows = connection.execute(
@@ -102,7 +95,7 @@ def make_partitions(database: Database, day: date, seconds: float = OTHER_SECOND
     """
     with database.transaction(seconds) as connection:
         connection.execute("select pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-        noted = connection.execute("select value::int from setting where name = %s", [_RETENTION]).fetchone()
+        noted = connection.execute("select value::int from setting where name = %s", [RETENTION]).fetchone()
         width = width_days(noted[0]) if noted else 1
         for table in TABLES:
             existing = partitions_of(connection, table)
@@ -120,7 +113,7 @@ def prepare(database: Database, now: datetime, retention_days: int) -> None:
     with database.transaction() as connection:
         connection.execute(
             "insert into setting (name, value) values (%s, %s) on conflict (name) do update set value = excluded.value",
-            [_RETENTION, str(retention_days)],
+            [RETENTION, str(retention_days)],
         )
     for ahead in range(_DAYS_AHEAD + 1):
         make_partitions(database, now.astimezone(UTC).date() + timedelta(days=ahead))
@@ -292,13 +285,11 @@ def _covers(existing: Collection[Partition], day: date) -> bool:
 
 def _between(table: str, existing: Collection[Partition], day: date, width: int) -> Partition:
     """Return the partition to create for a day: as many days as ``width``, but only up to its neighbours."""
-    first = date.fromordinal((day.toordinal() - 1) // width * width + 1)
-    id, low, high = (first_id(_midnight(each)) for each in (day, first, first + timedelta(days=width)))
-    low = max([low, *(each.high for each in existing if each.high <= id)])
-    high = min([high, *(each.low for each in existing if each.low > id)])
+    ranges = [(held_at(each.low), held_at(each.high)) for each in existing]
+    begin, end = new_range(_midnight(day), width, ranges)
     # Not the name of a day for several days: programs up to version 0.2.0 drop by it what has the name of an old day.
-    days = "" if held_at(high) - held_at(low) == timedelta(days=1) else "from_"
-    return Partition(f"{table}_{days}{held_at(low):%Y%m%d}", low, high)
+    days = "" if end - begin == timedelta(days=1) else "from_"
+    return Partition(f"{table}_{days}{begin:%Y%m%d}", first_id(begin), first_id(end))
 
 
 def _midnight(day: date) -> datetime:
