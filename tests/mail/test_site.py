@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from email import message_from_bytes
 from email.policy import SMTP
@@ -20,6 +21,7 @@ from portal.model.message import new_id
 from portal.settings import Settings, load_from
 from portal.stores import open_store
 from tests.builders import ALICE, hold, now
+from tests.paths import ROOT
 from tests.smtp_server import SmtpServer
 from tests.web_client import Site
 
@@ -111,6 +113,17 @@ def test_pages_and_their_files_can_be_replaced(make_parts: Callable[..., Parts],
     assert "--main: #060" in browser.get("/static/site.css").text
     assert "--ground" in browser.get("/static/style.css").text
     assert browser.get("/static/nothing.css").status == 404
+
+
+def test_a_page_frame_of_version_0_2_goes_on_working(make_parts: Callable[..., Parts], folder: Path) -> None:
+    shipped = (ROOT / "templates/web/base.html").read_text("utf-8")
+    old = re.sub(r'static\("([a-z.]+)"\)', r"root }}/static/\1?v={{ version", shipped)
+    assert "{{ root }}/static/style.css?v={{ version }}" in old
+    put(folder, "web/base.html", old)
+    browser = Site(make_parts(site__folder=folder)).browser()
+    [style] = re.findall(r'"(/quarantine/static/style\.css\?v=[0-9][^"]+)"', browser.get("/sign-in").text)
+    assert browser.get(style).header("Cache-Control") == "public, max-age=600"
+    assert site_problems(folder) == []
 
 
 def test_shipped_templates_can_be_extended(make_parts: Callable[..., Parts], folder: Path) -> None:
