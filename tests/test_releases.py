@@ -126,7 +126,7 @@ def test_a_refused_recipient_in_the_middle_leaves_the_others(actions: Actions, s
     outcomes = [outcome for _, outcome in in_parallel(actions, release, keys, at_once)]
     assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, RelayRefused)] == [5]
     assert states(actions.store, keys) == [State.RELEASED] * 5 + [State.HELD] + [State.RELEASED] * 4
-    assert smtp.connections == at_once
+    assert smtp.connections <= at_once  # fewer if a thread begins so late that nothing is left
     if at_once == 1:
         assert smtp.verbs.count("RSET") == 1, "the refused transaction is ended, not the connection"
     assert arrived(smtp) == sorted(map(address, {*range(10)} - {5}))
@@ -148,7 +148,9 @@ def test_each_connection_logs_in_once(make_parts: Callable[..., Parts]) -> None:
         keys = held(actions, 6)
         list(in_parallel(actions, release, keys, 2))
         assert states(actions.store, keys) == [State.RELEASED] * len(keys)
-        assert [server.verbs.count(verb) for verb in ("EHLO", "AUTH", "MAIL")] == [2, 2, 6]
+        assert server.connections <= 2
+        assert server.verbs.count("EHLO") == server.verbs.count("AUTH") == server.connections
+        assert server.verbs.count("MAIL") == len(keys)
 
 
 @pytest.mark.parametrize("reply", ["421 4.3.2 shutting down", DROP])
