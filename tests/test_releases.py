@@ -205,7 +205,7 @@ def test_nothing_is_begun_after_a_stop_signal(actions: Actions, smtp: SmtpServer
 
 
 def test_a_caller_that_stops_waits_for_what_was_begun(actions: Actions, smtp: SmtpServer) -> None:
-    keys = held(actions, 12)
+    keys = held(actions, 50)
     outcomes = in_parallel(actions, release, keys, 2)
     next(outcomes)
     outcomes.close()
