@@ -71,7 +71,7 @@ def seen_postgres(effort: Effort) -> list[Row]:
             statistics.median(large / small for small, large in octets),
             "–",
         ),
-        Row(f"dropping {many // 2:,} dedup keys, s", f"{seconds:.2f}", "with posts meanwhile", None, "–"),
+        Row(f"dropping {many // 2:,} dedup keys, s", f"{seconds:.2f}", "with posts at the same time", None, "–"),
         Row("the slowest post during that, ms", f"{slowest * 1000:.0f}", f"{quiet * 1000:.0f} before", None, "≤ 1,000"),
     ]
 

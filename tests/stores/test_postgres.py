@@ -665,6 +665,8 @@ def test_dedup_keys_are_dropped_in_generations(
     assert generations(admin) == [{each.id for _, each in (*removed, *held)}, set()]
     for data, before in held:
         assert hold(store, data) == Held(before.id, True)
+    records = store.messages.records([each.id for _, each in held])
+    assert [records[each.id].dedup_key for _, each in held] == [export(data).dedup_key for data, _ in held]
     again = []
     for data, before in removed:
         again.append((data, hold(store, data)))
@@ -681,6 +683,19 @@ def test_dedup_keys_are_dropped_in_generations(
         assert hold(store, data) == Held(before.id, True)
     for data, _ in (*held, *late):
         assert not hold(store, data).known
+
+
+def test_a_purged_message_can_be_copied_back_with_its_dedup_key(
+    monkeypatch: pytest.MonkeyPatch, store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    data = mail()
+    held = hold_at(monkeypatch, store, midnight(-31), data=data)
+    record = store.messages.records([held.id])[held.id]
+    store.purge(midnight(-30), now())
+    assert generations(admin) == [{held.id}, set()], "the key of a message that is gone"
+    store.messages.import_record(record, body(data))
+    assert generations(admin) == [set(), {held.id}]
+    assert hold(store, data) == Held(held.id, True)
 
 
 def test_dedup_keys_of_requested_messages_stay(
