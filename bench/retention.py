@@ -10,7 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -60,7 +60,9 @@ def retention_files(effort: Effort) -> list[Row]:
         urls = [f"files://{folder}/days-{days}" for days in (YEAR, MONTH)]
         for days, url in zip((YEAR, MONTH), urls, strict=True):
             _prepare(url, days)
-            fill.files(folder / f"days-{days}", fill.days_back(PEOPLE * EACH, days), PEOPLE, alike=False)
+            some = fill.days_back(PEOPLE * EACH, days)
+            fill.files(folder / f"days-{days}", some, PEOPLE, alike=False, with_files=True)
+            _purge(url)
         return _pages("files", urls, folder, None, effort)
 
 
@@ -85,6 +87,15 @@ def _database(admin: psycopg.Connection, dsn: str, days: int, people: int, count
 def _prepare(url: str, days: int) -> None:
     store = open_store(url, create=True)
     store.prepare_days(datetime.now(UTC), days)
+    store.close()
+
+
+def _purge(url: str) -> None:
+    """Run the purge of each night. It removes nothing, and merges the index of words."""
+    store = open_store(url)
+    now = datetime.now(UTC)
+    if store.purge(now - timedelta(days=2 * YEAR), now).messages:
+        raise RuntimeError("messages were removed")
     store.close()
 
 

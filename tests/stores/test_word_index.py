@@ -71,6 +71,28 @@ def test_a_changed_retention_leaves_no_message_out(store: FileStore) -> None:
     assert "words_20261214_7" in tables(store)
 
 
+def test_the_purge_merges_the_index_of_past_days(store: FileStore) -> None:
+    """A search reads each segment, and each transaction that indexes messages writes one."""
+    days = (0, 3)
+    ids = []
+    for day in days:
+        for _ in range(6):
+            ids.append(hold_at(store, now() - day * DAY))
+            assert len(found(store)) == len(ids)
+    today, past = (f"words_{now() - day * DAY:%Y%m%d}" for day in days)
+    assert segments(store, past) == segments(store, today) == 6
+    store.purge(now() - 30 * DAY, now())
+    assert segments(store, past) == 1
+    assert segments(store, today) == 6, "it still gets messages"
+    assert found(store) == sorted(ids, reverse=True)
+
+
+def segments(store: FileStore, table: str) -> int:
+    with store.db.read() as connection:
+        (count,) = connection.execute(f"SELECT count(DISTINCT segid) FROM {table}_idx").fetchone()
+    return int(count)
+
+
 def test_a_table_is_removed_when_all_its_messages_are(store: FileStore) -> None:
     store.prepare_days(MONDAY, 315)
     ids = [hold_at(store, MONDAY + day * DAY) for day in range(9)]

@@ -187,6 +187,7 @@ class FileStore(Store):
                 if day < now.date() - timedelta(days=1):
                     self._mail.remove_empty_folders(day)
         self._remove_unused_indexes()
+        self._merge_indexes(now)
         upkeep.remove_expired(self.engine, now)
         self.recipients.remove_unused()
         self._truncate_journal(before, now)
@@ -253,6 +254,17 @@ class FileStore(Store):
             with self.db.write(durable=False) as connection:
                 word_index.retire_if_empty(connection, index)
         self._clear_retired()
+
+    def _merge_indexes(self, now: datetime) -> None:
+        """Merge the indexes of past days, which get no more messages."""
+        with self.db.read() as connection:
+            indexes = word_index.indexes(connection)
+        for index in indexes:
+            more = index.end <= now
+            while more:
+                with self.db.write(durable=False) as connection:
+                    more = word_index.merge(connection, index)
+                time.sleep(_PURGE_PAUSE_SECONDS if more else 0)
 
     def _clear_retired(self) -> None:
         more = True

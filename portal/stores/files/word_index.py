@@ -27,6 +27,7 @@ from portal.stores.rules import RETENTION, new_range, width_days
 from portal.stores.search import Terms
 
 _BATCH = 64  # messages indexed in one transaction, on average
+_MERGED_PAGES = 100  # written in one transaction by a merge: 10 ms
 _PAGES_BATCH = 500  # pages of 4 KB removed in one transaction
 _MILLISECOND = 1 << 20  # keys per millisecond
 _KEY_MAX = (1 << 63) - 1
@@ -199,6 +200,17 @@ def clear(connection: sqlite3.Connection) -> bool:
     if removed < _PAGES_BATCH:
         connection.execute(f"DROP TABLE {table}")
     return True
+
+
+def merge(connection: sqlite3.Connection, index: Index) -> bool:
+    """Merge a part of an index into one segment; return whether more may be left. Runs in a transaction.
+
+    A search reads the segments one by one. FTS5 writes one for each transaction, and leaves up to 16 small ones
+    (https://www.sqlite.org/fts5.html#the_merge_command).
+    """
+    before = connection.total_changes
+    connection.execute(f"INSERT INTO {index.table} ({index.table}, rank) VALUES ('merge', ?)", (-_MERGED_PAGES,))
+    return connection.total_changes - before >= 2  # fewer: it had one segment
 
 
 def _quoted(term: str) -> str:
