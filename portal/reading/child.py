@@ -19,9 +19,8 @@ from typing import Any
 from portal.model.charsets import codec_names
 from portal.model.text import shown
 from portal.reading.mime import Parser
-from portal.reading.words import Words
+from portal.reading.words import TEXT_CHARACTERS, Words
 
-TEXT_CHARACTERS = 1 << 18
 ATTACHMENTS = 1_000
 _LINE_CHARACTERS = 10_000  # of a header field or a name
 _SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata

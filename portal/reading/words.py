@@ -14,6 +14,7 @@ from portal.model.encoded_words import decode_field
 from portal.reading.html import text_of
 from portal.reading.mime import HTML_TYPES, REPORT_TYPES, Part, uuencoded_files
 
+TEXT_CHARACTERS = 1 << 18  # more are not shown
 _TAG = re.compile(
     rb"<(?:!--.*?(?:-->|\Z)|(/?[a-z][^\s/>]*+)((?:\"[^\"]*\"|'[^']*'|[^>\"'])*+)>)", re.DOTALL | re.IGNORECASE
 )
@@ -76,6 +77,8 @@ class Words:
         # Mail programs no longer know text/enriched.
         order = sorted(part.parts, key=lambda each: each.type not in ("text/enriched", "text/richtext"))
         texts = [(each, text) for each in order if each not in invitations and (text := self._blocks(each))]
+        if len(texts) < 2 or self._seconds() > self._until:  # each of many in one another would compare the same words
+            return [block for _, text in texts for block in text] + self._all(invitations)
         shown = [text for _, text in texts[-1:]]
         last = "\n".join(each for text in shown for each in text).lower()
         known, hosts = set(_WORDS.findall(last)), set(_HOSTS.findall(last))
@@ -99,6 +102,8 @@ class Words:
         self.attachments.append((f"{name} ({title})" if name and title else name or title, part.type, part.size_bytes))
         header = [f"{label}: {value}" for label, value in (("From", sender), ("Subject", subject)) if value]
         text = "\n\n".join(["\n".join(header), *self._blocks(inner)])
+        if len(text) > TEXT_CHARACTERS:  # each of many messages in one another makes it longer
+            text, self.is_cut = text[:TEXT_CHARACTERS], True
         return ["\n".join(f"> {line}" for line in text.splitlines())]
 
     def _text(self, part: Part) -> str:

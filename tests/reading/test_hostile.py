@@ -123,6 +123,12 @@ def alternatives(number: int) -> bytes:
     return f"{head}--b\r\n\r\nThe words\r\n{body[:900_000]}".encode()
 
 
+def nested_alternatives(number: int) -> bytes:
+    """Return alternatives of which the last one has alternatives."""
+    level = "Content-Type: multipart/alternative; boundary={0}\r\n\r\n--{0}\r\n\r\nw{0}\r\n--{0}\r\n"
+    return "".join(level.format(each) for each in range(number)).encode()
+
+
 def nested(kind: str, number: int) -> bytes:
     level = "Content-Type: multipart/{0}; boundary={1}\r\n\r\n--{1}\r\n"
     return "".join(level.format(kind, each) for each in range(number)).encode() + b"\r\nThe words\r\n"
@@ -134,8 +140,11 @@ def nested(kind: str, number: int) -> bytes:
         lambda: parts(90_000),
         lambda: nested("mixed", 2_000),
         lambda: nested("alternative", 49),
+        lambda: nested("alternative", 49) + b"ab " * 300_000,
+        lambda: nested_alternatives(49) + b"\r\nThe words" + b"ab " * 300_000,
         lambda: nested("mixed", 40) + b"--x\r\n" * 5_000_000,
         lambda: b"Content-Type: message/rfc822\r\n\r\n" * 500 + b"\r\nThe words",
+        lambda: b"Content-Type: message/rfc822\r\n\r\n" * 50 + b"X: y\r\n\r\nThe words\r\n" + b"a\r\n" * 300_000,
         lambda: beside(b"\r\n--" * 10_000_000),
         lambda: beside(b"\r\n--b " * 5_000_000),
         lambda: beside(b"x" * 50_000_000),
