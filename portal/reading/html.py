@@ -263,7 +263,7 @@ class _Reduction:
         by that.
         """
         style = self._open[-1].style
-        scope = (_TABLE_SCOPE if name in _PARENTS else _SCOPE_OF_ENDS) - {name}
+        scope = (_TABLE_SCOPE if name in _IN_TABLE else _SCOPE_OF_ENDS) - {name}
         if style.is_visible and place < self._last(scope):
             return
         is_nested = place == len(self._open) - 1 and self._open[place].name == name

@@ -205,6 +205,7 @@ def test_what_is_visible_is_text(markup: str, expected: str) -> None:
         "<table hidden><td>x</tr>yes",
         "<table><td hidden>x</tr>yes",
         "<p style='font-size:0'><b><table><listing style='font-size:9px'></thead><i>yes",
+        "<table style='font-size:0'><td><p style='font-size:9px'>x</table><td style='font-size:0'>yes",
         # Formatting elements that browsers open again.
         "<b style='font-size:12px'><p style='font-size:0'>x</b>yes",
         "<b><span style='display:none'><i>x<p>yes</b>",
@@ -244,6 +245,8 @@ def test_fields_show_their_value_or_what_to_enter() -> None:
         "<b style='font-size:12px'>yes<span style='font-size:0'>no</span></b>",
         "<b>yes<span style='display:none'>no</span><div style='display:none'><p>no</div></b>",
         "<span style='display:none'><b><p>no</p></b></span>yes",
+        "<table><tr hidden><td>no</table>yes",
+        "<table><tr><td>yes</table><table hidden><tr><td>no</table>",
         "<p><font color=black>yes</p><div style='font-size:0'>no</div>",
         "<table><tr><td>yes</td></tr></table></div></tr><p hidden>no",
     ],
