@@ -2,7 +2,7 @@
 
 A *message* is one export of Rspamd. Each envelope recipient has a *delivery* of it, with its own state and history.
 Both are identified by the *quarantine id*, a UUIDv7. Its first 48 bits are the millisecond at which the message was
-held (RFC 9562, 5.7), so the id determines the UTC day, which is the partition or the folder.
+held (RFC 9562, 5.7), so the id determines the UTC day, and by it the partition or the folder.
 """
 
 from __future__ import annotations
