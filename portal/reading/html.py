@@ -67,6 +67,7 @@ _SCOPE_OF_ENDS = _SCOPE - {"button"}
 _TABLE_SCOPE = _names("table template")
 _TABLE = _names("table tbody thead tfoot tr")
 _IN_TABLE = _TABLE | _names("td th caption colgroup col style script template")
+_RUBY = _names("rb rt rtc rp")
 # What a start tag closes, up to the nearest element of the second set.
 _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "li": (frozenset(("li",)), frozenset(("ul", "ol", "menu")) | _SCOPE),
@@ -75,9 +76,8 @@ _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "a": (frozenset(("a",)), _SCOPE - {"button"}),
     "button": (frozenset(("button",)), _SCOPE - {"button"}),
     "nobr": (frozenset(("nobr",)), _SCOPE - {"button"}),
-    "rt": (_names("rb rt rtc rp"), frozenset(("ruby",)) | _SCOPE),
-}
-_CLOSES |= {"dd": _CLOSES["dt"]} | dict.fromkeys(("rb", "rtc", "rp"), _CLOSES["rt"])
+} | dict.fromkeys(_RUBY, (_RUBY, frozenset(("ruby",)) | _SCOPE))
+_CLOSES["dd"] = _CLOSES["dt"]
 # Parts of tables close all that is open up to the nearest of these, and are ignored if there is none.
 _ROW_ENDS = _names("tr tbody thead tfoot")
 _SECTIONS = dict.fromkeys(("tbody", "thead", "tfoot", "caption", "colgroup", "col"), frozenset(("table",)))
@@ -221,7 +221,7 @@ class _Reduction:
             self._close(*_PARAGRAPH)
         if name in _HEADINGS and self._open[-1].name in _HEADINGS:
             self._pop_to(len(self._open) - 1)
-        if name in _CLOSES:
+        if name in _CLOSES and (name not in _RUBY or self._open[-1].name in _RUBY):
             self._close(*_CLOSES[name])
         if name == "table":  # one in another, but not in a cell, ends that
             self._close(frozenset(("table",)), _CELLS | {"caption", "template"})
@@ -236,7 +236,7 @@ class _Reduction:
     def _close(self, names: frozenset[str], scope: frozenset[str]) -> None:
         place = self._last(names)
         if place and place > self._last(scope):
-            self._pop_to(place)
+            self._pop_visibly(place)
 
     def _last(self, names: frozenset[str]) -> int:
         """Return the place of the innermost open element with one of these names, 0 if there is none."""
@@ -259,16 +259,19 @@ class _Reduction:
     def _close_to(self, name: str, place: int) -> None:
         """End the elements up to a place by an end tag, which may also be the one of an element outside of others.
 
-        Browsers ignore it if a table or cell is in between, and may keep what is in between open: nothing gets hidden
-        by that.
+        Browsers ignore it if a table or cell is in between.
         """
-        style = self._open[-1].style
         scope = (_TABLE_SCOPE if name in _IN_TABLE else _SCOPE_OF_ENDS) - {name}
-        if style.is_visible and place < self._last(scope):
+        if self._open[-1].style.is_visible and place < self._last(scope):
             return
-        is_nested = place == len(self._open) - 1 and self._open[place].name == name
-        self._pop_to(place, name)
-        if style.is_visible and not is_nested and not self._open[-1].style.is_visible:
+        self._pop_visibly(place, name)
+
+    def _pop_visibly(self, place: int, ended: str = "") -> None:
+        """End open elements, of which browsers may keep some open: text that was visible stays visible."""
+        style = self._open[-1].style
+        is_certain = place == len(self._open) - 1 and self._open[place].name == (ended or self._open[place].name)
+        self._pop_to(place, ended)
+        if style.is_visible and not is_certain and not self._open[-1].style.is_visible:
             self._push(_Element("", style))
 
     def _push(self, element: _Element) -> None:

@@ -206,6 +206,8 @@ def test_what_is_visible_is_text(markup: str, expected: str) -> None:
         "<table><td hidden>x</tr>yes",
         "<p style='font-size:0'><b><table><listing style='font-size:9px'></thead><i>yes",
         "<table style='font-size:0'><td><p style='font-size:9px'>x</table><td style='font-size:0'>yes",
+        "<rt><div><rt><section style='opacity:0'>x</div>yes",
+        "<i style='visibility:hidden'><li style='visibility:visible'><section><li>yes",
         # Formatting elements that browsers open again.
         "<b style='font-size:12px'><p style='font-size:0'>x</b>yes",
         "<b><span style='display:none'><i>x<p>yes</b>",
