@@ -97,13 +97,14 @@ def _compared(ours: Receiver, others: list[Receiver], effort: Effort) -> list[Ro
 def _row(ours: Receiver, mine: list[_Round], other: Receiver, theirs: list[_Round]) -> Row:
     digits = 0 if min(each.rate for each in theirs) >= 10 else 2
     refused = statistics.median(each.refused for each in theirs)
+    ratios = [a.rate / b.rate for a, b in zip(mine, theirs, strict=True) if b.rate]  # none: it answered no post
     costs = [cell(_sum(rounds), sum(each.posts for each in rounds)) for rounds in (mine, theirs)]
     return Row(
         f"posts/s beside {other.name}",
         f"{spread([each.rate for each in mine])}; durable: {ours.durable}",
         f"{spread([each.rate for each in theirs], digits)}; durable: {other.durable}"
         + (f"; {refused:.0%} refused" if refused else ""),
-        statistics.median(a.rate / b.rate for a, b in zip(mine, theirs, strict=True)),
+        statistics.median(ratios) if ratios else None,
         "–",
         f"{costs[0]}; theirs {costs[1]}",
     )
