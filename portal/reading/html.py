@@ -64,10 +64,13 @@ _HEADINGS = _names("h1 h2 h3 h4 h5 h6")
 # Elements that limit which open elements a tag can close, and what is in a table but not in a cell.
 _SCOPE = _names("table td th caption button object marquee applet template")
 _SCOPE_OF_ENDS = _SCOPE - {"button"}
+_TEMPLATE = _names("template")
 _TABLE_SCOPE = _names("table template")
 _TABLE = _names("table tbody thead tfoot tr")
 _IN_TABLE = _TABLE | _names("td th caption colgroup col style script template")
 _RUBY = _names("rb rt rtc rp")
+_RUBIES = _names("ruby")
+_IMPLIED_ENDS = _RUBY | _names("dd dt li option p")
 # What a start tag closes, up to the nearest element of the second set.
 _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "li": (frozenset(("li",)), frozenset(("ul", "ol", "menu")) | _SCOPE),
@@ -76,7 +79,7 @@ _CLOSES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "a": (frozenset(("a",)), _SCOPE - {"button"}),
     "button": (frozenset(("button",)), _SCOPE - {"button"}),
     "nobr": (frozenset(("nobr",)), _SCOPE - {"button"}),
-} | dict.fromkeys(_RUBY, (_RUBY, frozenset(("ruby",)) | _SCOPE))
+}
 _CLOSES["dd"] = _CLOSES["dt"]
 # Parts of tables close all that is open up to the nearest of these, and are ignored if there is none.
 _ROW_ENDS = _names("tr tbody thead tfoot")
@@ -221,17 +224,21 @@ class _Reduction:
             self._close(*_PARAGRAPH)
         if name in _HEADINGS and self._open[-1].name in _HEADINGS:
             self._pop_to(len(self._open) - 1)
-        if name in _CLOSES and (name not in _RUBY or self._open[-1].name in _RUBY):
+        if name in _CLOSES:
             self._close(*_CLOSES[name])
+        if name in _RUBY and self._last(_RUBIES) > self._last(_SCOPE):
+            while self._open[-1].name in _IMPLIED_ENDS:
+                self._pop_to(len(self._open) - 1)
         if name == "table":  # one in another, but not in a cell, ends that
             self._close(frozenset(("table",)), _CELLS | {"caption", "template"})
 
     def _in_table(self, name: str) -> bool:
         """End what a part of a table ends. Return False if there is no table that it can be in."""
         place = self._last(_PARENTS[name])
-        if place:
-            self._pop_to(place + 1)
-        return place > 0
+        if place <= self._last(_TEMPLATE):
+            return False
+        self._pop_to(place + 1)
+        return True
 
     def _close(self, names: frozenset[str], scope: frozenset[str]) -> None:
         place = self._last(names)
