@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -79,9 +79,13 @@ def by_strace(folder: Path) -> int:
 
 
 def fill_days(folder: Path, mails: int, days: int) -> None:
-    """Make a store with that many mails in the last full days, each with rows and an empty file, at a checkpoint."""
+    """Make a store with mails in the days before yesterday, each with rows and an empty file, at a checkpoint.
+
+    After a power cut an hour before the last checkpoint is read again: just after midnight that is a part of yesterday.
+    """
     today = datetime.now(UTC).date()
-    fill.files(folder, fill.days_back(mails, days), people=100)
+    past = [(day - timedelta(days=1), first, count) for day, first, count in fill.days_back(mails, days)]
+    fill.files(folder, past, people=100)
     files = MailFiles(folder)
     with closing(sqlite3.connect(folder / DATABASE)) as connection:
         for (id,) in connection.execute("select id from message order by id"):
