@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from portal.cli import main
 from portal.ingest import Result
 from portal.model.message import State
 from portal.settings import load
@@ -137,3 +139,30 @@ def test_every_document_that_another_one_links_to_exists() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# ---- commands in the documents
+
+
+def _blocks() -> list[tuple[str, str]]:
+    """Return (page, line) for each line of an indented block of the documents."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    return [
+        (page.name, line.strip())
+        for page in pages
+        for line in page.read_text("utf-8").splitlines()
+        if line.startswith("    ") and "quarantine" in line
+    ]
+
+
+def test_commands_of_operators_in_the_documents_can_be_parsed() -> None:
+    parsed = 0
+    for page, line in _blocks():
+        command, _, comment = line.partition("  #")
+        assert not re.search(r"\bquarantine [a-z]+ ", comment), f"{page}: a command in a comment: {line}"
+        for part in re.split(r"\s(?:[|;]|&&)\s|; ", command):
+            if part.strip().startswith("quarantine "):
+                name, *arguments = shlex.split(part)[1:]
+                main.commands[name].make_context(name, [word for word in arguments if word != "…"])
+                parsed += 1
+    assert parsed > 20
