@@ -217,6 +217,32 @@ begin
     create index on job (kind, not_before) where finished_at is null;
     create index on job (finished_at) where finished_at is not null;
 
+    create table rule (  -- allow and block rules, see portal/model/rule.py; removed ones are kept for a while
+        id uuid primary key,
+        scope text not null,  -- identity of a recipient, '@' and a domain of recipients, or '*': the site
+        sender text not null,  -- address, domain or network
+        effect text not null,  -- Effect
+        binding boolean not null default false,
+        created_at timestamptz not null,
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        message_id uuid,  -- the message it was made from
+        expires_at timestamptz,
+        note text not null default '',
+        hits bigint not null default 0,  -- deliveries that it decided
+        last_hit_at timestamptz,
+        removed_at timestamptz,  -- null: in use
+        removed_by text,  -- Actor.who
+        removed_via text,
+        removed_address text
+    );
+    create unique index on rule (scope, sender) where removed_at is null;
+    create index on rule (scope, id);
+    create index on rule (expires_at) where removed_at is null and effect = 'block';
+    create index on rule (removed_at) where removed_at is not null;
+    create index on rule (expires_at) where expires_at is not null;
+
     insert into setting (name, value) values ('schema_version', '7');
 end
 $$;

@@ -13,7 +13,8 @@ from typing import Any
 
 from portal.model.errors import RelayRefused
 from portal.model.from_header import parse
-from portal.model.message import Actor, ActorKind, Body, Export, Reader, Symbol, Tier, identity
+from portal.model.message import Actor, ActorKind, Body, Export, Reader, Symbol, Tier, identity, new_id
+from portal.model.rule import Effect, Rule
 from portal.stores import LEASE, Store
 from portal.stores.records import Digest, Held, Unsent
 
@@ -128,3 +129,10 @@ def digesting(
         store.digests.settle([], [Unsent(digest, again)], now)
         raise
     store.digests.settle([digest], [], now)
+
+
+def rule(sender: str = "example.net", effect: str = "block", scope: str = ALICE, **overrides: Any) -> Rule:
+    """Return a new rule, by default one of alice that blocks a domain."""
+    at = overrides.pop("created_at", now())
+    values = {"scope": scope, "sender": sender, "effect": Effect(effect), "actor": BY_LINK, **overrides}
+    return Rule(id=new_id(at), created_at=at, **values)

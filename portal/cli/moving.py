@@ -41,7 +41,7 @@ def copy_(source: str, target: str) -> None:
             ) from error
     click.echo(
         f"copied {done.messages} messages ({done.size_bytes / 1e6:.1f} MB), updated {done.changed}, "
-        f"{done.same} unchanged; {done.people} recipients, {done.digests} digests"
+        f"{done.same} unchanged; {done.people} recipients, {done.digests} digests, {done.rules} rules"
     )
     click.echo("not copied: sessions, sign-ins, opens of links, the portal's own mail that waits to be sent")
     if done.mails_waiting:
@@ -127,12 +127,13 @@ def reindex() -> None:
     click.echo(f"read {done.messages} messages from their files")
     if done.journal_since is None:
         click.echo(
-            "There is no audit journal: all messages are held, as when they arrived. Opt-outs from digests are lost."
+            "There is no audit journal: all messages are held, as when they arrived. Opt-outs from digests and rules "
+            "are lost."
         )
     else:
         click.echo(
             f"from the audit journal, since {done.journal_since:%Y-%m-%d %H:%M} UTC: {done.actions} actions, "
-            f"{done.people} preferences of recipients, {done.digests} digests"
+            f"{done.people} preferences of recipients, {done.digests} digests, {done.rules} changes of rules"
         )
     click.echo(
         "Not rebuilt: sessions and sign-ins (recipients sign in again), the portal's own mail that waited to be sent."

@@ -72,6 +72,14 @@ class NotAllowed(QuarantineError):
     """This person may not do this (for example, a recipient who releases a dangerous message)."""
 
 
+class BadRule(QuarantineError):
+    """A rule that cannot be made. The message says what to enter instead."""
+
+
+class TooManyRules(BadRule):
+    """No more rules can be made. The message says which limit is reached."""
+
+
 class RspamdUnavailable(QuarantineError):
     """Rspamd or its virus scanner did not answer as expected: try again later."""
 

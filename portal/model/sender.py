@@ -112,6 +112,16 @@ def organizational_domain(host: str) -> str:
     return _suffixes().privatesuffix(encoded) or encoded
 
 
+def is_public_suffix(host: str) -> bool:
+    """Return whether anybody can register a domain below this one, which has A-labels."""
+    return _suffixes().privatesuffix(host) is None
+
+
+def is_top_level(label: str) -> bool:
+    """Return whether this is a top-level domain of the public suffix list."""
+    return _suffixes().publicsuffix(label, accept_unknown=False) == label
+
+
 @cache
 def _suffixes() -> PublicSuffixList:
     return PublicSuffixList()  # loaded when it is first needed: 50 ms, 4 MB

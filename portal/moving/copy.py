@@ -29,7 +29,7 @@ from portal.stores.records import Record
 
 log = logging.getLogger("quarantine.moving")
 
-_MESSAGES, _PEOPLE, _DIGESTS = 200, 500, 200  # in a batch
+_MESSAGES, _PEOPLE, _DIGESTS, _RULES = 200, 500, 200, 500  # in a batch
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
 _THREADS = 4  # a disk makes several messages durable in the time of one, see docs/decisions/speed.md
@@ -47,6 +47,7 @@ class Copied:
     same: int = 0
     people: int = 0
     digests: int = 0
+    rules: int = 0
     size_bytes: int = 0  # of the bodies copied
     missing: list[UUID] = field(default_factory=list)  # the body is missing in the old store: not copied
     damaged: list[UUID] = field(default_factory=list)  # the body's SHA-256 differs: not copied
@@ -99,9 +100,10 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     """Copy all data from ``source`` to ``target``, which is empty or has data of earlier runs.
 
     Both may be in use at the same time. If a delivery was changed in both, the later change is kept. People's
-    preferences are copied from the source until the digest process runs on the target. Raises StoreUnusable, with
-    nothing changed, if both are the same store or the target has other messages; also if a body that is read back from
-    the target differs. Raises StoreUnavailable if either store stops working.
+    preferences, and changes of rules that were copied before, are copied from the source until the digest process runs
+    on the target. Raises StoreUnusable, with nothing changed, if both are the same store or the target has other
+    messages; also if a body that is read back from the target differs. Raises StoreUnavailable if either store stops
+    working.
     """
     _check_stores(source, target)
     in_use = _is_in_use(source, target)
@@ -131,6 +133,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     notes.COPY_IN_PROGRESS.set(target, None)
     _copy_digests(source, target, done)
     _copy_people(source, target, done, preferences=not in_use)
+    _copy_rules(source, target, done, replace_changed=not in_use)
     key = notes.LINK_KEY.get(source)
     if key is not None and in_use:
         notes.LINK_KEY.set_default(target, key)
@@ -257,6 +260,14 @@ def _copy_digests(source: Store, target: Store, done: Copied) -> None:
         target.digests.import_records(digests)
         done.digests += len(digests)
         after = digests[-1].id
+
+
+def _copy_rules(source: Store, target: Store, done: Copied, *, replace_changed: bool) -> None:
+    after: UUID | None = None
+    while rules := source.rules.records(after, _RULES):
+        target.rules.import_records(rules, datetime.now(UTC), replace_changed=replace_changed)
+        done.rules += len(rules)
+        after = rules[-1].id
 
 
 def _copy_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:

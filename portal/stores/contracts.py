@@ -40,6 +40,7 @@ from portal.model.message import (
     State,
     Tier,
 )
+from portal.model.rule import Rule
 from portal.model.schedule import Preferences
 from portal.stores.records import (
     Claims,
@@ -531,6 +532,79 @@ class Jobs(ABC):
         """
 
 
+class Rules(ABC):
+    """Allow and block rules. At most one rule in use has the same scope and sender.
+
+    Rules that were removed or have expired are kept for `RULES_KEPT`: they say who changed what. Of a recipient, only
+    the last `RULES_PER_RECIPIENT` removed ones are kept.
+    """
+
+    @abstractmethod
+    def add(self, rules: Sequence[Rule], now: datetime) -> Sequence[Rule]:
+        """Add rules. Durable on return. Idempotent.
+
+        Raises TooManyRules if they exceed a limit, with none of them added. More than 500 rules are added in several
+        transactions, so that ingest can run in between: after StoreUnavailable some of them may have been added.
+        Each replaces the rule in use with the same scope and sender; that one is removed by the actor of the new one.
+        Of two rules of one call with the same scope and sender, the last one is added. Returns the rules in use:
+        those added, and existing ones with the same effect, expiry, note and binding.
+        """
+
+    @abstractmethod
+    def get(self, rule_id: UUID) -> Rule:
+        """Return a rule, also one that was removed or has expired. Raises NotFound."""
+
+    @abstractmethod
+    def remove(self, rule_id: UUID, actor: Actor, now: datetime) -> Rule:
+        """Remove a rule. Durable on return. Raises NotFound, AlreadyDone."""
+
+    @abstractmethod
+    def restore(self, rule_id: UUID, now: datetime) -> Rule:
+        """Undo `remove`. Raises NotFound; AlreadyDone if the rule or a newer one for the same sender is in use;
+        TooManyRules."""
+
+    @abstractmethod
+    def list(
+        self,
+        scopes: Collection[str] | None,
+        limit: int,
+        now: datetime,
+        before: UUID | None = None,
+        *,
+        removed: bool = False,
+    ) -> Sequence[Rule]:
+        """Return the active rules of these scopes, newest first, beginning after the rule ``before``.
+
+        ``scopes`` None: all scopes. ``removed``: the rules that were removed or have expired instead.
+        """
+
+    @abstractmethod
+    def matching(
+        self, scopes: Collection[str], senders: Collection[str], networks: Collection[str], now: datetime
+    ) -> Sequence[Rule]:
+        """Return the active rules with one of these scopes and one of these senders.
+
+        Rules with a sender of ``networks`` are returned for domains and the site only. Each pair of scope and sender
+        is one step in an index.
+        """
+
+    @abstractmethod
+    def count_hits(self, hits: Mapping[UUID, int], now: datetime) -> None:
+        """Add to the numbers of deliveries that rules decided. Not necessarily durable."""
+
+    @abstractmethod
+    def records(self, after: UUID | None, limit: int) -> Sequence[Rule]:
+        """Return rules after this id, oldest first, for a copy, also those removed or expired."""
+
+    @abstractmethod
+    def import_records(self, rules: Sequence[Rule], now: datetime, *, replace_changed: bool) -> None:
+        """Store rules of another store. Durable on return.
+
+        ``replace_changed``: they replace the rules that this store has under their ids, or for the same scope and
+        sender. Otherwise this store's rules stay as they are.
+        """
+
+
 class Notes(ABC):
     """Named texts and counters, for the processes that share the store."""
 
@@ -575,6 +649,7 @@ class Store(ABC):
     sign_ins: SignIns
     outbox: Outbox
     jobs: Jobs
+    rules: Rules
     notes: Notes
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Lines of the file store's audit journal: actions on deliveries, and recipients' preferences.
+"""Lines of the file store's audit journal: actions on deliveries, recipients' preferences, and rules.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -15,6 +15,9 @@ with the state of the last line.
     {"at": …, "kind": "told", "reader": …, "deliveries": [[id, number], …]}
     {"at": …, "kind": "digest", "id": …, "recipient": …, "address": …, "issued_at": …, "sent_at": …,
      "deliveries": [[id, number], …]}
+    {"at": …, "kind": "rule", "id": …, "scope": …, "sender": …, "effect": "block", "binding": false, "created_at": …,
+     "by": {"who": …, "via": …, "address": …}, "message_id": null, "expires_at": null, "note": "", "hits": 0,
+     "last_hit_at": null, "removed_at": null, "removed_by": null}
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier
+from portal.model.rule import Effect, Rule
 from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
 
@@ -134,6 +139,60 @@ def digest_line(digest: DigestRecord) -> dict[str, Any]:
         "sent_at": _text(digest.sent_at),
         "deliveries": [[str(message_id), number] for message_id, number in digest.deliveries],
     }
+
+
+def rule_line(rule: Rule) -> dict[str, Any]:
+    """Return the line with the current state of a rule."""
+    return {
+        "kind": "rule",
+        "id": str(rule.id),
+        "scope": rule.scope,
+        "sender": rule.sender,
+        "effect": rule.effect.value,
+        "binding": rule.binding,
+        "created_at": rule.created_at.isoformat(),
+        "by": _actor_json(rule.actor),
+        "message_id": rule.message_id and str(rule.message_id),
+        "expires_at": _text(rule.expires_at),
+        "note": rule.note,
+        "hits": rule.hits,
+        "last_hit_at": _text(rule.last_hit_at),
+        "removed_at": _text(rule.removed_at),
+        "removed_by": rule.removed_by and _actor_json(rule.removed_by),
+    }
+
+
+def rule_of(line: dict[str, Any]) -> Rule:
+    """Return the rule of a `rule_line`. Raises KeyError, ValueError, TypeError when the line is malformed."""
+    return Rule(
+        id=UUID(line["id"]),
+        scope=str(line["scope"]),
+        sender=str(line["sender"]),
+        effect=Effect(line["effect"]),
+        binding=bool(line["binding"]),
+        created_at=parse_time(line["created_at"]),
+        actor=_actor(line["by"]),
+        message_id=None if line["message_id"] is None else UUID(line["message_id"]),
+        expires_at=parse_time_or_none(line["expires_at"]),
+        note=str(line["note"]),
+        hits=int(line["hits"]),
+        last_hit_at=parse_time_or_none(line["last_hit_at"]),
+        removed_at=parse_time_or_none(line["removed_at"]),
+        removed_by=None if line["removed_by"] is None else _actor(line["removed_by"]),
+    )
+
+
+def _actor_json(actor: Actor) -> dict[str, str]:
+    return {"who": actor.who, "via": actor.via, "address": actor.address}
+
+
+def _actor(value: dict[str, Any]) -> Actor:
+    return Actor.from_stored(str(value["who"]), str(value["via"]), str(value["address"]))
+
+
+def parse_time_or_none(text: str | None) -> datetime | None:
+    """Return a time of a line, None for None. Raises ValueError, TypeError."""
+    return None if text is None else parse_time(text)
 
 
 def parse_time(text: str) -> datetime:

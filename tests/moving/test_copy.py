@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 
 from portal.cli import main
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.model.message import Body, DeliveryId, EventKind, Filter, State, Tier, held_at
+from portal.model.message import Body, DeliveryId, EventKind, Filter, State, Tier, held_at, new_id
+from portal.model.rule import SITE
 from portal.model.schedule import Preferences
 from portal.moving import copy as moving
 from portal.stores import Store, open_store
@@ -27,7 +28,7 @@ from portal.stores.contracts import Messages
 from portal.stores.files.messages import FileMessages
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.records import Held, Record
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, hold, mail, now, rule
 from tests.databases import Databases
 from tests.paths import ROOT
 
@@ -89,6 +90,7 @@ def everything(store: Store) -> dict[str, object]:
         "key": store.notes.get("links.key"),
         "last digests": {p.recipient: store.digests.last(p.recipient) for p in store.recipients.records("", 1000)},
         "due": store.deliveries.due_releases(now() + timedelta(days=9), 100),
+        "rules": store.rules.records(None, 1000),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
@@ -134,8 +136,23 @@ def fill(store: Store) -> list[Held]:
     store.recipients.set_preferences(BOB, Preferences("monday", (time(6, 30),), "Asia/Tokyo"))
     store.recipients.revoke_links(MALLORY, now())
     store.recipients.forget_devices(MALLORY, now())
+    fill_rules(store)
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
+
+
+def fill_rules(store: Store) -> None:
+    """Add rules of all kinds: in use, replaced, removed, put back, expired."""
+    at = now()
+    store.rules.add([rule("promo@example.net", "allow", message_id=new_id(), note="Grüße", expires_at=at)], at)
+    store.rules.add([rule("192.0.2.0/24", scope=SITE, actor=BY_OPERATOR, binding=True)], at)
+    store.rules.add([rule("replaced.example")], at)
+    store.rules.add([rule("replaced.example", "allow", actor=BY_OPERATOR)], at)
+    for sender in ("removed.example", "restored.example"):
+        [made] = store.rules.add([rule(sender, scope="@example.org")], at)
+        store.rules.remove(made.id, BY_OPERATOR, at)
+        if sender == "restored.example":
+            store.rules.restore(made.id, at)
 
 
 def test_everything_arrives_and_nothing_twice(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -171,6 +188,11 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     source.recipients.revoke_links(BOB, now())
     with digesting(source, BOB, now(), 3, ignore_schedule=True):
         pass
+    for each in source.rules.list(None, 99, now()):
+        source.rules.remove(each.id, BY_LINK, now())
+    replaced = next(each for each in source.rules.records(None, 99) if each.sender == "replaced.example")
+    source.rules.restore(replaced.id, now())
+    source.rules.add([rule("another.example")], now())
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
     assert everything(target) == everything(source)
@@ -217,11 +239,14 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     source, target = stores
     mine, late = hold(source), hold(source)
     source.recipients.set_digests_stopped(ALICE, now())
+    [removed] = source.rules.add([rule("removed.example")], now())
     run_copy(*urls)
     release(source, late, 0)  # the last act before the switch
+    [last] = source.rules.add([rule("last.example")], now())
     target.heartbeat(now())
     release(target, mine, 0)
     target.recipients.set_digests_stopped(ALICE, None)
+    target.rules.remove(removed.id, BY_LINK, now())
     target.notes.set("links.key", "of a rotation")
     came = hold(target)
     source.notes.set("links.key", "of before")
@@ -230,6 +255,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     assert target.deliveries.get(DeliveryId(mine.id, 0)).state is State.RELEASED
     assert target.deliveries.get(DeliveryId(late.id, 0)).state is State.RELEASED
     assert target.recipients.get(ALICE).stopped_at is None
+    assert target.rules.list(None, 9, now()) == [last]
     assert target.notes.get("links.key") == "of a rotation"
     assert target.deliveries.of_message(came.id)
 

@@ -28,8 +28,8 @@ from portal.stores.files.store import FileStore
 from portal.stores.journal import person_line
 from portal.stores.records import Person
 from portal.stores.shared.recipients import choices
-from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now
-from tests.moving.test_copy import everything, fill, release
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, body, digesting, hold, now, rule
+from tests.moving.test_copy import everything, fill, fill_rules, release
 from tests.paths import ROOT
 
 Run = Callable[[], Result]
@@ -248,6 +248,24 @@ def test_purge_shortens_the_journal_and_keeps_current_lines(
     assert store.deliveries.history(DeliveryId(requested.id, 0)) == before["messages"][requested.id][1][0][1]  # type: ignore[index]
     assert store.recipients.get(ALICE).stopped_at is not None
     assert store.recipients.get(BOB).preferences == Preferences("monday")
+
+
+def test_purge_keeps_the_rules_of_the_days_that_it_removes(
+    folder: Path, open_store: Callable[[], FileStore], run: Run
+) -> None:
+    store = open_store()
+    fill_rules(store)
+    today = next((folder / "journal").glob("*.jsonl"))
+    today.rename(today.with_name("2020-01-01.jsonl"))
+    later = rule("later.example")
+    store.rules.add([later], now())
+    assert len(lines(folder)) > 8
+    store.purge(now() - timedelta(days=30), now())
+    before = store.rules.records(None, 99)
+    assert len(lines(folder)) == len(before)  # the one of today is not written again
+    store.close()
+    assert "changes of rules" in run().output
+    assert open_store().rules.records(None, 99) == before
 
 
 def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(

@@ -76,9 +76,9 @@ class Journal:
             return False
         return True
 
-    def lines(self) -> Iterator[dict[str, Any] | None]:
-        """Yield all lines, oldest first; None for an unreadable line. Raises OSError."""
-        for day in self.days():
+    def lines(self, days: Sequence[date] | None = None) -> Iterator[dict[str, Any] | None]:
+        """Yield all lines, or those of these days, oldest first; None for an unreadable line. Raises OSError."""
+        for day in self.days() if days is None else days:
             with self._path(day).open("rb") as file:
                 for line in file:
                     try:

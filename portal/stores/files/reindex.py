@@ -28,9 +28,10 @@ from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.store import FileStore, check_folder
-from portal.stores.journal import events_of, parse_time, with_verdict_of
+from portal.stores.journal import events_of, parse_time, parse_time_or_none, rule_of, with_verdict_of
 from portal.stores.records import DigestRecord, Person
 from portal.stores.shared.rows import add_announced_to, add_event, events
+from portal.stores.shared.rules import put_rule
 
 _BATCH = 200
 _ROWS = SqliteRows()
@@ -44,6 +45,7 @@ class Reindexed:
     actions: int = 0  # lines of the journal about deliveries that are in the store
     people: int = 0
     digests: int = 0
+    rules: int = 0
     damaged: list[Path] = field(default_factory=list)  # unreadable mail files, which are not changed
     foreign: list[Path] = field(default_factory=list)  # files below mail/ that are not mail files of the store
     unreadable_lines: int = 0  # of the journal
@@ -133,6 +135,10 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
             with store.engine.writing(durable=False) as session:
                 import_digest(session, _digest(line))
             result.digests += 1
+        case "rule":
+            with store.engine.writing(durable=False) as session:
+                put_rule(session, rule_of(line), parse_time(line["at"]))
+            result.rules += 1
         case kind:
             raise ValueError(f"unknown kind of line: {kind}")
 
@@ -200,9 +206,9 @@ def _delivery(known: Delivery, line: dict[str, Any]) -> Delivery:
         state_at=parse_time(line["state_at"]),
         reason=str(line["reason"]),
         attempts=int(line["attempts"]),
-        next_try_at=_time_or_none(line["next_try_at"]),
+        next_try_at=parse_time_or_none(line["next_try_at"]),
         # An older line does not make an announced delivery unannounced.
-        announced_at=_time_or_none(line["announced_at"]) or known.announced_at,
+        announced_at=parse_time_or_none(line["announced_at"]) or known.announced_at,
     )
 
 
@@ -210,12 +216,12 @@ def _person(line: dict[str, Any]) -> Person:
     return Person(
         identity(str(line["recipient"])),
         str(line["address"]),
-        _time_or_none(line["stopped_at"]),
-        _time_or_none(line["links_valid_from"]),
+        parse_time_or_none(line["stopped_at"]),
+        parse_time_or_none(line["links_valid_from"]),
         None,
         None,
         Preferences.from_json(line.get("preferences")),
-        devices_valid_from=_time_or_none(line.get("devices_valid_from")),  # since version 7
+        devices_valid_from=parse_time_or_none(line.get("devices_valid_from")),  # since version 7
     )
 
 
@@ -228,10 +234,6 @@ def _digest(line: dict[str, Any]) -> DigestRecord:
         parse_time(line["sent_at"]),
         tuple(DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]),
     )
-
-
-def _time_or_none(text: str | None) -> datetime | None:
-    return None if text is None else parse_time(text)
 
 
 # ---- replacing the database

@@ -161,7 +161,33 @@ CREATE TABLE job (                      -- background jobs, see shared.jobs
     finished_at INTEGER                 -- NULL: waiting or running
 ) WITHOUT ROWID;
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
-CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL
+CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE rule (                     -- allow and block rules, see model/rule.py; removed ones are kept for a while
+    id BLOB PRIMARY KEY,
+    scope TEXT NOT NULL,                -- identity of a recipient, '@' and a domain of recipients, or '*': the site
+    sender TEXT NOT NULL,               -- address, domain or network
+    effect TEXT NOT NULL,               -- Effect
+    binding INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,                -- Actor.who
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    message_id BLOB,                    -- the message it was made from
+    expires_at INTEGER,
+    note TEXT NOT NULL DEFAULT '',
+    hits INTEGER NOT NULL DEFAULT 0,    -- deliveries that it decided
+    last_hit_at INTEGER,
+    removed_at INTEGER,                 -- NULL: in use
+    removed_by TEXT,                    -- Actor.who
+    removed_via TEXT,
+    removed_address TEXT
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX rule_in_use ON rule (scope, sender) WHERE removed_at IS NULL;
+CREATE INDEX rule_scope ON rule (scope, id);
+CREATE INDEX rule_blocks ON rule (expires_at) WHERE removed_at IS NULL AND effect = 'block';
+CREATE INDEX rule_removed ON rule (removed_at) WHERE removed_at IS NOT NULL;
+CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -241,7 +267,32 @@ CREATE INDEX sign_in_client_56 ON sign_in (client_56, created_at);
 CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at);
 DROP INDEX recipient_due;
 CREATE INDEX recipient_due ON recipient (next_digest_at, news_since, stopped_at)
-    WHERE news_since IS NOT NULL AND stopped_at IS NULL
+    WHERE news_since IS NOT NULL AND stopped_at IS NULL;
+CREATE TABLE rule (
+    id BLOB PRIMARY KEY,
+    scope TEXT NOT NULL,
+    sender TEXT NOT NULL,
+    effect TEXT NOT NULL,
+    binding INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    message_id BLOB,
+    expires_at INTEGER,
+    note TEXT NOT NULL DEFAULT '',
+    hits INTEGER NOT NULL DEFAULT 0,
+    last_hit_at INTEGER,
+    removed_at INTEGER,
+    removed_by TEXT,
+    removed_via TEXT,
+    removed_address TEXT
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX rule_in_use ON rule (scope, sender) WHERE removed_at IS NULL;
+CREATE INDEX rule_scope ON rule (scope, id);
+CREATE INDEX rule_blocks ON rule (expires_at) WHERE removed_at IS NULL AND effect = 'block';
+CREATE INDEX rule_removed ON rule (removed_at) WHERE removed_at IS NOT NULL;
+CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL
 """,
 }
 

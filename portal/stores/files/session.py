@@ -32,6 +32,9 @@ class SqliteSession(Session):
     def execute(self, sql: str, *fields: object, **values: Any) -> int:
         return self._run(sql, fields, values).rowcount
 
+    def execute_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.connection.executemany(sql, [parameters((), row, _to_sqlite) for row in rows])
+
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
         return rows_of(self._run(sql, fields, values))
 

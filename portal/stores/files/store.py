@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -41,13 +41,14 @@ from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import delivery_line, person_line, scan_line, verdict_line
+from portal.stores.journal import delivery_line, person_line, rule_line, scan_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
 from portal.stores.shared import recipients, upkeep
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
+from portal.stores.shared.rules import SqlRules, rules_of
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
 
@@ -81,6 +82,7 @@ class FileStore(Store):
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
+        self.rules = SqlRules(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod
@@ -334,7 +336,7 @@ class FileStore(Store):
         until = min(before, now - rules.DIGESTS_KEPT).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
-        if old and self._journal_current_state():
+        if old and self._journal_current_state() and self._journal_rules_of(old):
             with self.db.translated():
                 self.db.journal.remove(old)
 
@@ -359,6 +361,22 @@ class FileStore(Store):
                 return False
         return True
 
+    def _journal_rules_of(self, days: Sequence[date]) -> bool:
+        """Write the rules whose lines are in these days to today's journal. Return False if that failed.
+
+        Only these, since writing all of up to 100,000 rules would add 30 MB to each day's journal.
+        """
+        with self.db.translated():
+            ids = sorted(_rule_ids(self.db.journal.lines(days)))
+        for start in range(0, len(ids), _JOURNAL_BATCH):
+            if not self.db.write_journal(partial(self._rule_lines, ids[start : start + _JOURNAL_BATCH])):
+                return False
+        return True
+
+    def _rule_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
+        with self.engine.reading() as session:
+            return [rule_line(rule) for rule in rules_of(session, ids)]
+
     def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         for record in self.messages.records(ids).values():
@@ -368,6 +386,15 @@ class FileStore(Store):
                 lines.append(scan_line(record.message))
             lines += map(delivery_line, record.deliveries, record.histories)
         return lines
+
+
+def _rule_ids(lines: Iterable[dict[str, Any] | None]) -> set[UUID]:
+    ids = set()
+    for line in lines:
+        if line is not None and line.get("kind") == "rule":
+            with suppress(KeyError, ValueError, TypeError, AttributeError):
+                ids.add(UUID(line["id"]))
+    return ids
 
 
 def check_folder(folder: Path, *, must_exist: bool) -> None:

@@ -73,6 +73,31 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on sign_in (client_56, created_at);
         create index on sign_in (client_48, created_at);
         create table seen_before (like seen including all);
+        create table rule (
+            id uuid primary key,
+            scope text not null,
+            sender text not null,
+            effect text not null,
+            binding boolean not null default false,
+            created_at timestamptz not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            message_id uuid,
+            expires_at timestamptz,
+            note text not null default '',
+            hits bigint not null default 0,
+            last_hit_at timestamptz,
+            removed_at timestamptz,
+            removed_by text,
+            removed_via text,
+            removed_address text
+        );
+        create unique index on rule (scope, sender) where removed_at is null;
+        create index on rule (scope, id);
+        create index on rule (expires_at) where removed_at is null and effect = 'block';
+        create index on rule (removed_at) where removed_at is not null;
+        create index on rule (expires_at) where expires_at is not null;
     """,
 }
 

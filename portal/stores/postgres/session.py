@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -26,6 +26,10 @@ class PostgresSession(Session):
 
     def execute(self, sql: str, *fields: object, **values: Any) -> int:
         return self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).rowcount
+
+    def execute_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.executemany(_for_psycopg(sql), [parameters((), row, _adapt) for row in rows])
 
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
         return rows_of(self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).fetchall())

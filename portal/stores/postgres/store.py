@@ -17,6 +17,7 @@ from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
+from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 
@@ -39,6 +40,7 @@ class PostgresStore(Store):
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
+        self.rules = SqlRules(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

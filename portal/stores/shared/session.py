@@ -28,6 +28,10 @@ class Session(ABC):
         """Execute a statement; return the number of rows it changed."""
 
     @abstractmethod
+    def execute_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Execute a statement for each of these rows of parameters, without a round trip for each."""
+
+    @abstractmethod
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
         """Return all rows."""
 

@@ -1,0 +1,1 @@
+"""Decisions about senders: rules that people make, and what holds for each recipient of a message."""
