@@ -7,6 +7,7 @@ these versions.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -359,15 +360,31 @@ def columns_of(store_url: str) -> set[tuple[str, str]]:
         )
 
 
+def indexes_of(store_url: str) -> set[str]:
+    """Return the definitions of all indexes, without names, white space and those of partitions."""
+    if store_url.startswith("files:"):
+        with sqlite3.connect(Path(store_url.removeprefix("files://")) / "quarantine.sqlite3") as connection:
+            rows = connection.execute(
+                "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
+            ).fetchall()
+    else:
+        with psycopg.connect(store_url) as connection:
+            rows = connection.execute(
+                "select indexdef from pg_indexes where schemaname = 'public' and tablename !~ '_[0-9]{8}$'"
+            ).fetchall()
+    return {"".join(re.sub(r"INDEX \S+ ON", "INDEX ON", text).split()) for (text,) in rows}
+
+
 @pytest.mark.parametrize("number", [4, 5, 6])
-def test_an_upgraded_store_has_the_tables_of_a_new_one(store_url: str, tmp_path: Path, number: int) -> None:
+def test_an_upgraded_store_has_the_tables_and_indexes_of_a_new_one(store_url: str, tmp_path: Path, number: int) -> None:
     open_store(store_url, create=True).close()
-    new = columns_of(store_url)
+    new, indexes = columns_of(store_url), indexes_of(store_url)
     if store_url.startswith("files"):
         shutil.rmtree(store_url.removeprefix("files://"))
     make_version(store_url, number)
     assert quarantine(store_url, tmp_path, "init").returncode == 0
     assert columns_of(store_url) == new
+    assert indexes_of(store_url) == indexes
 
 
 def test_both_stores_use_the_same_names(postgres_dsn: str, tmp_path: Path) -> None:
