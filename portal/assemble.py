@@ -19,6 +19,7 @@ from portal.model.message import identity
 from portal.model.schedule import plan_for
 from portal.model.tiers import Tiers
 from portal.people import Directory
+from portal.policy.rulebook import Rulebook
 from portal.rspamd import Rspamd
 from portal.scanning import Scanning
 from portal.settings import Settings
@@ -41,6 +42,7 @@ class Parts:
     scanning: Scanning
     tiers: Tiers
     people: Directory
+    rulebook: Rulebook
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
@@ -94,6 +96,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         scanning=scanning,
         tiers=tiers,
         people=people,
+        rulebook=Rulebook(store, people, settings.local_domains, settings.is_local),
     )
 
 

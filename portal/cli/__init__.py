@@ -7,14 +7,10 @@ Exit status: 0 done, 1 not done (the output says why), 2 wrong usage, settings o
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from io import TextIOWrapper
@@ -23,18 +19,26 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from portal import __version__
 from portal.actions import Actions
-from portal.assemble import Parts, assemble, keys_path, make_links
-from portal.cli import checks, moving, sending
-from portal.cli.common import NotDone, guarded
+from portal.assemble import Parts, keys_path, make_links
+from portal.cli import checks, moving, rules, sending
+from portal.cli.common import (
+    NotDone,
+    add_row,
+    current_operator,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_json,
+    print_table,
+)
 from portal.mail import wire
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
+from portal.model.message import Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
 from portal.releases import AT_ONCE, in_parallel
@@ -43,7 +47,6 @@ from portal.stores import notes, open_store, scans
 
 LIST_LIMIT = 50
 _LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 _RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
@@ -58,15 +61,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # an ISO 8859-1 terminal cannot print every subject
     # Without a handler Python writes warnings to stderr, where `release` already prints the same error.
     logging.getLogger("quarantine.release").addHandler(logging.NullHandler())
-
-
-@contextmanager
-def _open_parts() -> Iterator[Parts]:
-    parts = assemble(load())
-    try:
-        yield parts
-    finally:
-        parts.store.close()
 
 
 # ---- setup
@@ -111,14 +105,14 @@ def init(new_keys: bool) -> None:
 def check(as_json: bool, address: str | None) -> None:
     """Check settings, store, mail servers and Rspamd's rule. Print the problems and how to fix them."""
     findings = []
-    tests = sending.prove(load(), address, _operator()) if address is not None else ()
+    tests = sending.prove(load(), address, current_operator()) if address is not None else ()
     for finding in chain(checks.run_all(), tests):
         findings.append(finding)
         if not as_json:
             mark = {True: "ok      ", False: "PROBLEM ", None: "note    "}[finding.ok]
             click.echo(f"{mark}{finding.topic}: {finding.text}")
     if as_json:
-        _print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
+        print_json([{"ok": f.ok, "what": f.topic, "said": f.text} for f in findings])
     if any(finding.ok is False for finding in findings):
         raise SystemExit(1)
 
@@ -130,14 +124,14 @@ def settings(as_json: bool) -> None:
     """Print the settings in effect and the source of each. Secrets are masked."""
     values, path, sources = load_from()
     if as_json:
-        _print_json({k: {"value": v, "source": sources.get(k, "default")} for k, v in masked(values).items()})
+        print_json({k: {"value": v, "source": sources.get(k, "default")} for k, v in masked(values).items()})
         return
     click.echo(f"# file: {path or 'none'}")
-    table = _table("setting", "value", "from")
+    table = new_table("setting", "value", "from")
     for key, value in masked(values).items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-        _add_row(table, key, shown(text, 10_000), sources.get(key, "default"))
-    _print_table(table)
+        add_row(table, key, shown(text, 10_000), sources.get(key, "default"))
+    print_table(table)
 
 
 # ---- reading
@@ -186,7 +180,7 @@ def list_(
         tiers=frozenset(Tier(t) for t in tiers),
         states=frozenset(State(s) for s in states),
     )
-    with _open_parts() as parts:
+    with open_parts() as parts:
         held_as = parts.people.held_as(recipient) if recipient else None
         if held_as is not None and held_as != wanted.recipient:
             wanted = replace(wanted, also=(held_as,))  # an address with an extension
@@ -196,7 +190,7 @@ def list_(
             page = parts.store.deliveries.search(wanted, min(left, 500), before)
             for delivery in page.deliveries:
                 if as_json:
-                    click.echo(_json(_delivery_json(delivery)))
+                    click.echo(json_text(_delivery_json(delivery)))
                 else:
                     rows.append(_row(delivery))
             left -= len(page.deliveries)
@@ -215,7 +209,7 @@ def list_(
 @guarded
 def meta(id: str, as_json: bool) -> None:
     """Show all data of a message, its deliveries and their history."""
-    with _open_parts() as parts:
+    with open_parts() as parts:
         message = _find_message(parts, id)
         deliveries = parts.store.deliveries.of_message(message.id)
         histories = {d.number: parts.store.deliveries.history(d.key) for d in deliveries}
@@ -232,16 +226,16 @@ def meta(id: str, as_json: bool) -> None:
                 }
                 for d in deliveries
             ]  # fmt: skip
-            _print_json(out)
+            print_json(out)
             return
         for name, value in {**_message_json(message), "scan": _scan_text(message.scan)}.items():
             if name != "symbols":
                 text = ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
                 click.echo(f"{name + ':':18}{shown(text, 500)}")
-        table = _table("symbol", "score", "options")
+        table = new_table("symbol", "score", "options")
         for symbol in sorted(message.symbols, key=lambda s: -abs(s.score)):
-            _add_row(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
-        _print_table(table)
+            add_row(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
+        print_table(table)
         for delivery in deliveries:
             click.echo(f"\n{_recipient_label(delivery)}: {delivery.state}")
             if delivery.reason:
@@ -257,7 +251,7 @@ def meta(id: str, as_json: bool) -> None:
 @guarded
 def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
-    with _open_parts() as parts:
+    with open_parts() as parts:
         message = _find_message(parts, id)
         for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
@@ -278,12 +272,12 @@ def print_(id: str) -> None:
 def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
     """Send a held message to its recipient now."""
     failed = False
-    with _open_parts() as parts:
+    with open_parts() as parts:
         message = _find_message(parts, id)
         deliveries = _select_deliveries(parts, message, recipient, to_all, may_assign=True)
 
         def send(actions: Actions, delivery: Delivery) -> Delivery:
-            return actions.release(delivery.id, delivery.number, _operator(), operator=True, again=again)
+            return actions.release(delivery.id, delivery.number, current_operator(), operator=True, again=again)
 
         for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
             if isinstance(outcome, Delivery):
@@ -307,7 +301,7 @@ def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
 @guarded
 def delete(ids: Sequence[str], recipient: str | None) -> None:
     """Delete messages. Until they are purged, `restore` undoes it."""
-    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, _operator()))
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, current_operator()))
 
 
 @main.command()
@@ -316,7 +310,7 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 @guarded
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
-    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, _operator()))
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, current_operator()))
 
 
 @main.command()
@@ -326,9 +320,9 @@ def restore(ids: Sequence[str], recipient: str | None) -> None:
 @guarded
 def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Deny a recipient's release request for a dangerous message."""
-    with _open_parts() as parts:
+    with open_parts() as parts:
         for delivery in _select_deliveries(parts, _find_message(parts, id), recipient, None):
-            parts.actions.refuse_request(delivery.id, delivery.number, _operator(), shown(reason, 500))
+            parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
             click.echo(f"{_recipient_label(delivery)}: refused")
 
 
@@ -339,7 +333,7 @@ def refuse(id: str, recipient: str | None, reason: str) -> None:
 @guarded
 def purge(older_than_days: int | None) -> None:
     """Remove messages past their retention, except requested ones and those being released."""
-    with _open_parts() as parts:
+    with open_parts() as parts:
         now = datetime.now(UTC)
         days = older_than_days or parts.settings.store.retention_days
         done = parts.store.purge(now - timedelta(days=days), now)
@@ -348,7 +342,7 @@ def purge(older_than_days: int | None) -> None:
             click.echo(f"kept {done.kept} old messages: requested or being released")
 
 
-for command in moving.COMMANDS:
+for command in (*moving.COMMANDS, rules.rules):
     main.add_command(command)
 
 
@@ -391,7 +385,9 @@ def _select_deliveries(
             except RelayRefused as error:
                 raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
             return [
-                parts.store.deliveries.assign(DeliveryId(message.id, 0), recipient, _operator(), parts.actions.now())
+                parts.store.deliveries.assign(
+                    DeliveryId(message.id, 0), recipient, current_operator(), parts.actions.now()
+                )
             ]
         if not matching:
             raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipient_list(deliveries))
@@ -412,7 +408,7 @@ def _recipient_list(deliveries: Sequence[Delivery]) -> str:
 
 def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
     failed = False
-    with _open_parts() as parts:
+    with open_parts() as parts:
         for id in ids:
             try:
                 message = _find_message(parts, id)
@@ -430,14 +426,6 @@ def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Par
                     click.echo(f"{message.id} {_recipient_label(delivery)}: {error}", err=True)
     if failed:
         raise SystemExit(1)
-
-
-def _operator() -> Actor:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; OSError since Python 3.13
-        name = str(os.getuid())
-    return Actor(ActorKind.OPERATOR, shown(name), "cli")
 
 
 def _parse_time(option: str, text: str, *, whole_day: bool = False) -> datetime:
@@ -461,22 +449,6 @@ def _parse_time(option: str, text: str, *, whole_day: bool = False) -> datetime:
 # ---- output
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("id", "held at (UTC)", "state", "tier", "score"))
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # as Text: square brackets in a subject are not markup
-
-
-def _print_table(table: Table) -> None:
-    # A pipe or file gets lines so wide that no value is folded, also with double-width characters: grep must find it.
-    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
-
-
 def _print_list(rows: Sequence[Sequence[str]]) -> None:
     if rows and sys.stdout.isatty() and Console().width < _LIST_COLUMNS:
         # In a table, id, time and state would leave no width for recipient, sender and subject.
@@ -484,10 +456,10 @@ def _print_list(rows: Sequence[Sequence[str]]) -> None:
             click.echo(" ".join(filter(None, (id, held_at, *facts))))
             click.echo(f"    to {recipient} from {sender}\n    {subject}")
         return
-    table = _table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
+    table = new_table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
     for row in rows:
-        _add_row(table, *row)
-    _print_table(table)
+        add_row(table, *row)
+    print_table(table)
 
 
 def _row(delivery: Delivery) -> list[str]:
@@ -563,26 +535,3 @@ def _delivery_json(delivery: Delivery) -> dict[str, Any]:
         "tier": message.tier.value,
         "queue_id": message.queue_id,
     }
-
-
-def _print_json(value: object) -> None:
-    click.echo(_json(value, indent=2))
-
-
-def _json(value: object, indent: int | None = None) -> str:
-    """Return JSON in which non-ASCII letters are readable and can be found with grep.
-
-    Characters that terminals interpret, and those that the output's encoding lacks, are escaped as JSON requires. The
-    escapes of Python's error handler ``backslashreplace`` would not be valid JSON.
-    """
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    encoding = sys.stdout.encoding or "utf-8"
-
-    def escaped(character: str) -> str:
-        try:
-            character.encode(encoding)
-        except UnicodeEncodeError:
-            return json.dumps(character)[1:-1]
-        return character if character.isprintable() else json.dumps(character)[1:-1]
-
-    return _BEYOND_ASCII.sub(lambda match: escaped(match[0]), text)

@@ -1,7 +1,11 @@
-"""Shared parts of the commands of ``quarantine``: errors as text with an exit status, and progress output."""
+"""Shared parts of the commands of ``quarantine``: opening the store, errors as text with an exit status, output."""
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +17,18 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
+from portal.assemble import Parts, assemble
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError, RelayDeferred, SettingsError
+from portal.model.message import Actor, ActorKind
+from portal.model.text import shown
+from portal.settings import load
 
 SOCKET = "/run/quarantine.sock"  # between Nginx and the portal: deploy/systemd/quarantine.socket
 _PROGRESS_SECONDS = 30
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 
 ReportProgress = Callable[[int, int, int], None]  # items done, all items, bytes done
 
@@ -54,6 +65,68 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 def _print_error(text: str, status: int) -> int:
     click.echo(text, err=True)
     return status
+
+
+@contextmanager
+def open_parts() -> Iterator[Parts]:
+    """Open all parts by the settings, and close the store at the end. Raises as `load` and `assemble`."""
+    parts = assemble(load())
+    try:
+        yield parts
+    finally:
+        parts.store.close()
+
+
+def current_operator() -> Actor:
+    """Return the person who runs the command, as the actor of what it does."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; OSError since Python 3.13
+        name = str(os.getuid())
+    return Actor(ActorKind.OPERATOR, shown(name), "cli")
+
+
+def new_table(*columns: str) -> Table:
+    """Return a table without rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "held at (UTC)", "state", "tier", "score"))
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain texts."""
+    table.add_row(*map(Text, cells))  # as Text: square brackets in a subject are not markup
+
+
+def print_table(table: Table) -> None:
+    """Print a table, as wide as the terminal."""
+    # A pipe or file gets lines so wide that no value is folded, also with double-width characters: grep must find it.
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(table)
+
+
+def print_json(value: object) -> None:
+    """Print JSON with indented lines."""
+    click.echo(json_text(value, indent=2))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return JSON in which non-ASCII letters are readable and can be found with grep.
+
+    Characters that terminals interpret, and those that the output's encoding lacks, are escaped as JSON requires. The
+    escapes of Python's error handler ``backslashreplace`` would not be valid JSON.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    encoding = sys.stdout.encoding or "utf-8"
+
+    def escaped(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except UnicodeEncodeError:
+            return json.dumps(character)[1:-1]
+        return character if character.isprintable() else json.dumps(character)[1:-1]
+
+    return _BEYOND_ASCII.sub(lambda match: escaped(match[0]), text)
 
 
 @contextmanager

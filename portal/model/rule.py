@@ -126,6 +126,14 @@ def address_keys(address: str) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def wider_senders(sender: str) -> tuple[str, ...]:
+    """Return the senders that match everything that this one matches, the most specific first: it is the first."""
+    if sender_kind(sender) is not SenderKind.NETWORK:
+        return address_keys(sender)
+    address, _, length = sender.partition("/")
+    return tuple(key for key in network_keys(address) if int(key.partition("/")[2]) <= int(length))
+
+
 def network_keys(client_ip: str | None) -> tuple[str, ...]:
     """Return the senders that match a host, the smallest network first; none for an invalid or missing address."""
     try:

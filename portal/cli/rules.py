@@ -1,0 +1,359 @@
+"""The commands ``quarantine rules …``: allow and block rules, also as CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+
+from portal.cli.common import (
+    NotDone,
+    add_row,
+    current_operator,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
+from portal.model.domains import shown_address
+from portal.model.errors import AlreadyDone, BadRule, NotFound
+from portal.model.message import parse_id
+from portal.model.rule import Effect, Rule
+from portal.model.text import shown
+from portal.policy.entry import read_scope, scope_text
+from portal.policy.rulebook import Hint, Rulebook
+
+_REQUIRED = ("scope", "sender", "effect")
+_OPTIONAL = ("binding", "expires_at", "note")
+_EXPORTED = ("created_at", "made_by", "message_id", "hits", "last_hit_at")  # import ignores them
+_FORMULA = re.compile(r"[=+\-@\t\r]")  # spreadsheets execute cells that begin with one of these
+_QUOTED_FORMULA = re.compile(r"'[=+\-@\t\r]")
+_DAYS = re.compile(r"([0-9]{1,5})d")
+_DATE = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}")
+_PAGE = 500
+_MAX_LISTED = 20
+_HINTS = {
+    Hint.OVERRULED: "a binding block rule of the domain or the site overrules it",
+    Hint.OVERRIDES: "it overrides another rule of the domain or the site",
+    Hint.CHANGING_ADDRESS: "this looks like an address that differs in each message: use its domain instead?",
+    Hint.OWN_DOMAIN: "the sender is in one of your own domains",
+    Hint.LOOKS_ALIKE: "the domain looks like another one",
+    Hint.NOT_LOCAL: "the recipient or domain is not in local_domains",
+}
+
+
+@click.group()
+def rules() -> None:
+    """List and change the rules that allow or block senders."""
+
+
+@rules.command("list")
+@click.option("--recipient", metavar="ADDRESS", help="Only the rules of this recipient.")
+@click.option("--domain", metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
+@click.option("--site", is_flag=True, help="Only the rules for all recipients.")
+@click.option("--removed", is_flag=True, help="List the rules that were removed or have expired in the last 90 days.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@guarded
+def list_(recipient: str | None, domain: str | None, site: bool, removed: bool, limit: int, as_json: bool) -> None:
+    """List rules, newest first, and what each has done."""
+    with open_parts() as parts:
+        scope = _chosen(parts.rulebook, recipient, domain, site) if recipient or domain or site else None
+        found: list[Rule] = []
+        for rule in _pages(parts.rulebook, scope, removed):
+            if len(found) == limit:
+                click.echo(f"There are more rules. To list more, use --limit {limit * 10}", err=True)
+                break
+            found.append(rule)
+    if as_json:
+        for rule in found:
+            click.echo(json_text(_rule_json(rule)))
+        return
+    table = new_table("id", "for", "effect", "sender", "made (UTC)", "by", "hits", "last hit", "notes")
+    for rule in found:
+        add_row(
+            table,
+            str(rule.id),
+            shown_address(scope_text(rule.scope)),
+            rule.effect.value + (", binding" if rule.binding else ""),
+            shown_address(rule.sender),
+            f"{rule.created_at:%Y-%m-%d %H:%M}",
+            shown_address(rule.actor.who),
+            str(rule.hits),
+            "" if rule.last_hit_at is None else f"{rule.last_hit_at:%Y-%m-%d %H:%M}",
+            "; ".join(_notes(rule)),
+        )
+    print_table(table)
+
+
+@rules.command()
+@click.argument("effect", type=click.Choice([effect.value for effect in Effect]))
+@click.argument("sender", metavar="SENDER")
+@click.option("--recipient", metavar="ADDRESS", help="For this recipient.")
+@click.option("--domain", metavar="DOMAIN", help="For all recipients in this domain.")
+@click.option("--site", is_flag=True, help="For all recipients.")
+@click.option("--binding", is_flag=True, help="A block rule that recipients' own rules do not override.")
+@click.option("--expires", metavar="TIME", help="The end of the rule: 30d, 2026-12-31 or 2026-12-31T08:00 (UTC).")
+@click.option("--note", default="", help="A note for other administrators, at most 200 characters.")
+@guarded
+def add(
+    effect: str,
+    sender: str,
+    recipient: str | None,
+    domain: str | None,
+    site: bool,
+    binding: bool,
+    expires: str | None,
+    note: str,
+) -> None:
+    """Allow or block a sender: an address, a domain with its subdomains, or a network.
+
+    The rule replaces one for the same sender. Exactly one of --recipient, --domain and --site is needed.
+    """
+    with open_parts() as parts:
+        scope = _chosen(parts.rulebook, recipient, domain, site)
+        try:
+            rule = parts.rulebook.rule(
+                scope_text(scope),
+                sender,
+                Effect(effect),
+                current_operator(),
+                binding=binding,
+                expires_at=_parse_end(expires) if expires else None,
+                note=note,
+            )
+            [in_use] = parts.rulebook.add([rule])
+        except BadRule as error:
+            raise NotDone(f"{shown(sender)}: {error}") from error
+        state = "added" if in_use.id == rule.id else "this rule exists already"
+        click.echo(
+            f"{in_use.id} {shown_address(scope_text(in_use.scope))} {effect} {shown_address(in_use.sender)}: {state}"
+        )
+        for hint in parts.rulebook.hints(in_use):
+            click.echo(f"note: {_HINTS[hint]}", err=True)
+
+
+@rules.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@guarded
+def remove(ids: Sequence[str]) -> None:
+    """Remove rules by their ids."""
+    failed = False
+    with open_parts() as parts:
+        for text in ids:
+            try:
+                rule_id = parse_id(text)
+                if rule_id is None:
+                    raise NotFound("there is no such rule")
+                parts.rulebook.remove(rule_id, current_operator())
+                click.echo(f"{text}: removed")
+            except (NotFound, AlreadyDone) as error:
+                failed = True
+                click.echo(f"{shown(text)}: {error}. Try: quarantine rules list", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@rules.command("export")
+@click.option("--recipient", metavar="ADDRESS", help="Only the rules of this recipient.")
+@click.option("--domain", metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
+@click.option("--site", is_flag=True, help="Only the rules for all recipients.")
+@guarded
+def export(recipient: str | None, domain: str | None, site: bool) -> None:
+    """Write the rules as CSV to standard output, for `import` or a spreadsheet."""
+    with open_parts() as parts:
+        scope = _chosen(parts.rulebook, recipient, domain, site) if recipient or domain or site else None
+        writer = csv.writer(_Lines())
+        writer.writerow([*_REQUIRED, *_OPTIONAL, *_EXPORTED])
+        for rule in _pages(parts.rulebook, scope, removed=False):
+            cells = _rule_json(rule)
+            writer.writerow([_cell(cells[name]) for name in (*_REQUIRED, *_OPTIONAL, *_EXPORTED)])
+
+
+@rules.command("import")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
+@guarded
+def import_(path: Path) -> None:
+    """Add the rules of a CSV file, or of standard input for "-".
+
+    The first line names the columns: scope (an address, a domain or "site"), sender, effect (allow or block), and if
+    wanted binding (yes or no), expires_at and note. If a line is wrong, nothing is imported. Importing a file again
+    changes nothing.
+    """
+    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    with open_parts() as parts:
+        try:
+            rules = _read(parts.rulebook, data)
+            in_use = parts.rulebook.add(rules)
+        except BadRule as error:
+            raise NotDone(f"{error}\nNothing was imported.") from error
+    added = len({rule.id for rule in rules} & {rule.id for rule in in_use})
+    click.echo(f"added {added} rules, {len(in_use) - added} existed already")
+
+
+# ---- CSV
+
+
+def _read(rulebook: Rulebook, data: bytes) -> list[Rule]:
+    """Return the rules of a CSV file. Raises NotDone with the wrong lines."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise NotDone(f"line {line}: This is not UTF-8. Save the file as CSV UTF-8.\nNothing was imported.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="", restval="")
+    problems: list[str] = []
+    rules: dict[tuple[str, str], tuple[int, Rule]] = {}
+    try:
+        _check_columns(reader.fieldnames or ())
+        for row in reader:
+            try:
+                rule = _rule(rulebook, row)
+                before = rules.setdefault((rule.scope, rule.sender), (reader.line_num, rule))
+                if _content(before[1]) != _content(rule):
+                    raise BadRule(f"Line {before[0]} has another rule for this sender.")
+            except BadRule as error:
+                problems.append(f"line {reader.line_num}: {error}")
+    except csv.Error as error:
+        problems.append(f"line {reader.reader.line_num}: This is not CSV: {error}.")
+    if problems:
+        more = [f"… and {len(problems) - _MAX_LISTED} more lines"] if len(problems) > _MAX_LISTED else []
+        raise NotDone("\n".join([*problems[:_MAX_LISTED], *more, "Nothing was imported."]))
+    return [rule for _, rule in rules.values()]
+
+
+def _content(rule: Rule) -> tuple[object, ...]:
+    return rule.effect, rule.binding, rule.expires_at, rule.note
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    known = (*_REQUIRED, *_OPTIONAL, *_EXPORTED)
+    missing = [name for name in _REQUIRED if name not in names]
+    unknown = [name for name in names if name not in known]
+    twice = len({*names}) < len(names)
+    if missing or unknown or twice:
+        raise NotDone(
+            f"line 1: The first line must name the columns {', '.join(_REQUIRED)}, and if wanted "
+            f"{', '.join(_OPTIONAL)}, separated by commas.\nNothing was imported."
+        )
+
+
+def _rule(rulebook: Rulebook, row: dict[str, Any]) -> Rule:
+    """Return the rule of one line. Raises BadRule."""
+    if row.get(""):
+        raise BadRule("There are more values than columns.")
+    values = {name: _unquoted(value).strip() for name, value in row.items() if isinstance(value, str)}
+    try:
+        effect = Effect(values["effect"].lower())
+    except ValueError:
+        raise BadRule("The effect must be allow or block.") from None
+    binding = values.get("binding", "").lower()
+    if binding not in ("", "yes", "no"):
+        raise BadRule("The value of binding must be yes or no.")
+    expires = values.get("expires_at", "")
+    return rulebook.rule(
+        values["scope"],
+        values["sender"],
+        effect,
+        current_operator(),
+        binding=binding == "yes",
+        expires_at=_parse_end(expires) if expires else None,
+        note=values.get("note", ""),
+    )
+
+
+def _cell(value: object) -> str:
+    """Return a value of a cell that no spreadsheet takes for a formula; `_unquoted` undoes it."""
+    text = "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return f"'{text}" if _FORMULA.match(text) or _QUOTED_FORMULA.match(text) else text
+
+
+def _unquoted(text: str) -> str:
+    return text[1:] if text.startswith("'") and (_FORMULA.match(text[1:]) or _QUOTED_FORMULA.match(text[1:])) else text
+
+
+class _Lines:
+    """A file for `csv.writer` that prints."""
+
+    @staticmethod
+    def write(line: str) -> None:
+        """Print a line of CSV, which has its own line break."""
+        click.echo(line, nl=False)
+
+
+# ---- options and output
+
+
+def _chosen(rulebook: Rulebook, recipient: str | None, domain: str | None, site: bool) -> str:
+    """Return the scope that the options name. Raises NotDone."""
+    if (recipient is not None) + (domain is not None) + site != 1:
+        raise NotDone("Use exactly one of --recipient ADDRESS, --domain DOMAIN and --site.")
+    if site:
+        return "*"
+    option, text = ("--recipient", recipient) if recipient is not None else ("--domain", domain)
+    try:
+        scope = read_scope(text or "")
+    except BadRule as error:
+        raise NotDone(f"{option} {shown(text)}: {error}") from error
+    if scope == "*" or scope.startswith("@") is (option == "--recipient"):
+        raise NotDone(f"{option} {shown(text)}: This is not {'an address' if option == '--recipient' else 'a domain'}.")
+    return rulebook.owner(rulebook.people.held_as(scope)) if option == "--recipient" else scope
+
+
+def _parse_end(text: str) -> datetime:
+    """Return the time at which a rule ends. A date alone means the end of that day. Raises BadRule."""
+    days = _DAYS.fullmatch(text)
+    try:
+        if days:
+            return datetime.now(UTC) + timedelta(days=int(days[1]))
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return moment.astimezone(UTC) + timedelta(days=1 if _DATE.fullmatch(text) else 0)
+    except (ValueError, OverflowError):
+        raise BadRule(f"{shown(text)!r} is not a time: use 30d, 2026-12-31 or 2026-12-31T08:00.") from None
+
+
+def _pages(rulebook: Rulebook, scope: str | None, removed: bool) -> Iterator[Rule]:
+    before: UUID | None = None
+    scopes = None if scope is None else [scope]
+    while found := rulebook.store.rules.list(scopes, _PAGE, rulebook.now(), before, removed=removed):
+        yield from found
+        before = found[-1].id
+
+
+def _notes(rule: Rule) -> Iterator[str]:
+    if rule.expires_at is not None:
+        yield f"until {rule.expires_at:%Y-%m-%d %H:%M}"
+    if rule.removed_at is not None and rule.removed_by is not None:
+        yield f"removed {rule.removed_at:%Y-%m-%d %H:%M} by {shown_address(rule.removed_by.who)}"
+    if rule.note:
+        yield shown(rule.note)
+
+
+def _rule_json(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": str(rule.id),
+        "scope": scope_text(rule.scope),
+        "sender": rule.sender,
+        "effect": rule.effect.value,
+        "binding": rule.binding,
+        "expires_at": rule.expires_at and rule.expires_at.isoformat(),
+        "note": rule.note,
+        "created_at": rule.created_at.isoformat(),
+        "made_by": rule.actor.who,
+        "message_id": rule.message_id and str(rule.message_id),
+        "hits": rule.hits,
+        "last_hit_at": rule.last_hit_at and rule.last_hit_at.isoformat(),
+        "removed_at": rule.removed_at and rule.removed_at.isoformat(),
+        "removed_by": rule.removed_by and rule.removed_by.who,
+    }

@@ -1,0 +1,236 @@
+"""The rules of the store, with the checks of who may make and change which: `Rulebook`.
+
+A rule of a person is stored for the identity they are notified under, and holds for all addresses that only they read.
+A rule of a role mailbox is stored for the mailbox, and all its readers may change it. Rules of domains and the site are
+made by operators only.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from portal.model.clock import utc_now
+from portal.model.domains import to_unicode
+from portal.model.errors import BadRule, NotFound
+from portal.model.look_alikes import looks_alike
+from portal.model.message import Actor, Facts, Message, Reader, Tier, domain, new_id
+from portal.model.rule import (
+    NOTE_CHARACTERS,
+    RULES_PER_RECIPIENT,
+    Effect,
+    Rule,
+    ScopeKind,
+    SenderKind,
+    recipient_scopes,
+    scope_kind,
+    sender_kind,
+    wider_senders,
+)
+from portal.model.sender import authentic
+from portal.model.text import shown
+from portal.people import Directory
+from portal.policy.decision import Decision, decide, sender_keys
+from portal.policy.entry import check_sender, read_scope, read_sender
+from portal.stores import Store
+
+log = logging.getLogger("quarantine.rules")
+
+BINDING = "Only a block rule for a domain or the site can be binding."
+NETWORK_SCOPE = "A rule for a network must be for a domain or the site."
+EXPIRED = "The end of the rule is in the past."
+NOTE = f"A note has at most {NOTE_CHARACTERS} characters."
+
+# A part that differs in each message: a number, a hash, or the recipient's address after a "=" (VERP, SRS, BATV).
+_CHANGING = re.compile(r"=|[0-9]{6}|[0-9a-f]{12}|^(?:bounces?|return|msprvs[0-9]?)[-+_.]")
+
+
+class Hint(StrEnum):
+    """Something that the author of a rule should know. It does not prevent the rule."""
+
+    OVERRULED = "overruled"  # a binding block of the domain or the site overrules it
+    OVERRIDES = "overrides"  # it overrides a rule of the domain or the site
+    NOT_AUTHENTIC = "not-authentic"  # an allow rule from a message whose sender is not authentic
+    CHANGING_ADDRESS = "changing-address"  # the sender's address differs in each message
+    OWN_DOMAIN = "own-domain"  # the sender is an address or a domain of the site
+    LOOKS_ALIKE = "looks-alike"  # the sender's domain imitates another one
+    NOT_LOCAL = "not-local"  # the recipient or domain is not local
+
+
+@dataclass(frozen=True, slots=True)
+class Rulebook:
+    """Makes, lists and removes rules, and decides about messages."""
+
+    store: Store
+    people: Directory
+    local_domains: Collection[str]  # domains and addresses, as in the settings
+    is_local: Callable[[str], bool]
+    now: Callable[[], datetime] = utc_now
+
+    # ---- decisions
+
+    def decide(
+        self, message: Facts, tier: Tier, recipients: Collection[str], *, scanned: bool
+    ) -> Mapping[str, Decision]:
+        """Return the decision for each of these identities. Parameters as for `decision.decide`.
+
+        Raises StoreUnavailable.
+        """
+        scopes = {recipient: recipient_scopes(self._names(recipient)) for recipient in recipients}
+        keys = sender_keys(message)
+        wanted = dict.fromkeys(scope for levels in scopes.values() for level in levels for scope in level)
+        rules = self.store.rules.matching(wanted, keys.names, list(keys.networks), self.now())
+        return decide(message, tier, scopes, rules, scanned=scanned)
+
+    def count(self, decisions: Mapping[str, Decision]) -> None:
+        """Add one to the hits of a rule for each delivery that it decided. Raises StoreUnavailable."""
+        hits = Counter(each.rule.id for each in decisions.values() if each.rule is not None and each.effect is not None)
+        if hits:
+            self.store.rules.count_hits(hits, self.now())
+
+    def _names(self, recipient: str) -> tuple[str, ...]:
+        readers = self.people.readers(recipient)
+        return (recipient, readers[0]) if len(readers) == 1 else (recipient,)
+
+    # ---- by operators
+
+    def rule(
+        self,
+        scope: str,
+        sender: str,
+        effect: Effect,
+        actor: Actor,
+        *,
+        binding: bool = False,
+        expires_at: datetime | None = None,
+        note: str = "",
+    ) -> Rule:
+        """Return a new rule, to be added. ``scope`` and ``sender`` as an operator writes them. Raises BadRule."""
+        found, key = read_scope(scope), read_sender(sender, networks=True)
+        if scope_kind(found) is ScopeKind.RECIPIENT:
+            if sender_kind(key) is SenderKind.NETWORK:
+                raise BadRule(NETWORK_SCOPE)
+            found = self.owner(self.people.held_as(found))
+        made = self._new(found, key, effect, actor)
+        return self._checked(replace(made, binding=binding, expires_at=expires_at, note=note))
+
+    def add(self, rules: Sequence[Rule]) -> Sequence[Rule]:
+        """Add rules. Returns those in use, see `Rules.add`. Raises TooManyRules, StoreUnavailable."""
+        in_use = self.store.rules.add(rules, self.now())
+        added = {rule.id for rule in rules} & {rule.id for rule in in_use}
+        if added:
+            log.info("rules added count=%d scope=%s by=%s", len(added), rules[0].scope, rules[0].actor.who)
+        return in_use
+
+    def remove(self, rule_id: UUID, actor: Actor) -> Rule:
+        """Remove any rule. Raises NotFound, AlreadyDone, StoreUnavailable."""
+        removed = self.store.rules.remove(rule_id, actor, self.now())
+        log.info("rule removed id=%s scope=%s by=%s", removed.id, removed.scope, actor.who)
+        return removed
+
+    # ---- by recipients
+
+    def own(self, reader: Reader) -> Sequence[Rule]:
+        """Return the rules that a person may change, newest first."""
+        limit = RULES_PER_RECIPIENT * len(reader.identities)
+        return self.store.rules.list(reader.identities, limit, self.now())
+
+    def own_rule(
+        self, reader: Reader, recipient: str, sender: str, effect: Effect, actor: Actor, message: Message | None = None
+    ) -> Rule:
+        """Return a new rule of a person for one of the identities they read, to be added.
+
+        ``message``: the held message it is made from. Raises BadRule; NotFound for another person's identity.
+        """
+        if recipient not in reader.identities:
+            raise NotFound("there is no such recipient")
+        made = self._new(self.owner(recipient), read_sender(sender), effect, actor)
+        return self._checked(replace(made, message_id=message.id if message else None))
+
+    def own_by_id(self, reader: Reader, rule_id: UUID) -> Rule:
+        """Return a rule of a person. Raises NotFound, also for one of other people, a domain or the site."""
+        rule = self.store.rules.get(rule_id)
+        if rule.scope not in reader.identities:
+            raise NotFound("there is no such rule")
+        return rule
+
+    def remove_own(self, reader: Reader, rule_id: UUID, actor: Actor) -> Rule:
+        """Remove a rule of a person. Raises NotFound, AlreadyDone."""
+        return self.remove(self.own_by_id(reader, rule_id).id, actor)
+
+    def restore_own(self, reader: Reader, rule_id: UUID, actor: Actor) -> Rule:
+        """Put back a removed rule of a person. Raises NotFound, AlreadyDone, TooManyRules."""
+        restored = self.store.rules.restore(self.own_by_id(reader, rule_id).id, self.now())
+        log.info("rule restored id=%s scope=%s by=%s", restored.id, restored.scope, actor.who)
+        return restored
+
+    def owner(self, recipient: str) -> str:
+        """Return the identity that keeps the rules for messages to a recipient: their only reader, else themselves."""
+        return self._names(recipient)[-1]
+
+    # ---- checks and hints
+
+    def _new(self, scope: str, sender: str, effect: Effect, actor: Actor) -> Rule:
+        now = self.now()
+        return Rule(id=new_id(now), scope=scope, sender=sender, effect=effect, created_at=now, actor=actor)
+
+    def _checked(self, rule: Rule) -> Rule:
+        check_sender(rule.effect, rule.sender, self.local_domains)
+        if rule.binding and (rule.effect is not Effect.BLOCK or rule.scope_kind is ScopeKind.RECIPIENT):
+            raise BadRule(BINDING)
+        if rule.expires_at is not None and rule.expires_at <= rule.created_at:
+            raise BadRule(EXPIRED)
+        if len(rule.note) > NOTE_CHARACTERS:
+            raise BadRule(NOTE)
+        return replace(rule, note=shown(rule.note, NOTE_CHARACTERS))
+
+    def hints(self, rule: Rule, message: Message | None = None) -> Sequence[Hint]:
+        """Return what the author of a rule should know. ``message``: the one it is made from."""
+        found = {
+            Hint.NOT_AUTHENTIC: rule.effect is Effect.ALLOW and message is not None and not authentic(message),
+            Hint.CHANGING_ADDRESS: _changes(rule.sender),
+            Hint.OWN_DOMAIN: self._is_own(rule.sender),
+            Hint.LOOKS_ALIKE: rule.effect is Effect.ALLOW and looks_alike(to_unicode(domain(rule.sender))),
+            Hint.NOT_LOCAL: not self._is_local(rule),
+        }
+        return [*self._conflicts(rule), *(hint for hint, applies in found.items() if applies)]
+
+    def _conflicts(self, rule: Rule) -> Sequence[Hint]:
+        """Return whether rules of wider scopes for the same sender, or for a wider one, overrule or contradict it."""
+        scopes = [*dict.fromkeys(scope for level in recipient_scopes([rule.scope]) for scope in level)]
+        wider = scopes[scopes.index(rule.scope) + 1 :]
+        senders = wider_senders(rule.sender)
+        is_network = rule.sender_kind is SenderKind.NETWORK
+        found = self.store.rules.matching(
+            wider, [] if is_network else senders, senders if is_network else [], self.now()
+        )
+        best = {
+            scope: min((each for each in found if each.scope == scope), key=lambda each: senders.index(each.sender))
+            for scope in {each.scope for each in found}
+        }
+        if any(each.binding for each in best.values()):
+            return [Hint.OVERRULED] if rule.effect is Effect.ALLOW else []
+        nearest = next((best[scope] for scope in wider if scope in best), None)
+        return [Hint.OVERRIDES] if nearest is not None and nearest.effect is not rule.effect else []
+
+    def _is_own(self, sender: str) -> bool:
+        return domain(sender) in {domain(name) for name in self.local_domains}
+
+    def _is_local(self, rule: Rule) -> bool:
+        match rule.scope_kind:
+            case ScopeKind.RECIPIENT:
+                return any(map(self.is_local, self.people.readers(rule.scope)))
+            case ScopeKind.DOMAIN:
+                return domain(rule.scope) in {domain(name) for name in self.local_domains}
+            case _:
+                return True
+
+
+def _changes(sender: str) -> bool:
+    return sender_kind(sender) is SenderKind.ADDRESS and bool(_CHANGING.search(sender.rpartition("@")[0]))
