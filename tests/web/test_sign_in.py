@@ -584,3 +584,42 @@ def test_an_odd_cookie_of_a_neighbour_does_not_sign_out(site: Site) -> None:
     browser.cookies = {}
     page = browser.get("/", headers={"Cookie": f'prefs={{"a": [1]}}; x="; bad name=1; {cookies}'})
     assert page.status == 200
+
+
+# ---- the page that was meant
+
+
+@pytest.mark.parametrize("path", ["/preferences", "/messages/{}/", "/messages/{}.0/"])
+def test_signing_in_leads_to_the_page_that_was_opened(site: Site, path: str) -> None:
+    held, browser = site.hold(recipients=[ALICE]), site.browser()
+    browser.get(path.format(held.id))
+    answer = browser.post(request_sign_in(site, browser).link, {})
+    assert answer.header("Location") == f"/quarantine{path.format(held.id)}"
+    assert browser.follow(answer, "/").status == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "::evil.example",
+        "https:::evil.example",
+        "sign-out",
+        "messages:x:",
+        "rules:..:sign-out",
+        '"rules"',
+        "%2frules",
+    ],
+)
+def test_a_cookie_of_another_site_leads_to_no_other_page(site: Site, value: str) -> None:
+    browser = site.browser()
+    mail = request_sign_in(site, browser)
+    browser.cookies["__Host-quarantine-destination"] = value
+    assert browser.post(mail.link, {}).header("Location") == "/quarantine/"
+
+
+def test_only_pages_are_remembered(site: Site) -> None:
+    browser = site.browser()
+    for method, path in (("GET", "/"), ("GET", "/?state=held"), ("POST", "/preferences")):
+        browser.request(method, path, form={} if method == "POST" else None)
+    assert browser.cookies == {}

@@ -6,6 +6,7 @@ The browser has a random secret in a cookie. The store has its SHA-256 and ends 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ log = logging.getLogger("quarantine.web")
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
+_DESTINATION = re.compile(r"/(?:preferences|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/)", re.ASCII)
+_DESTINATION_COOKIE = "destination"
+_DESTINATION_SECONDS = 15 * 60  # as long as a sign-in link is valid
 _MAX_LISTED = 20  # all of them can be ended together
 
 
@@ -62,9 +66,17 @@ class Sessions:
         recipient = None if stored is None else identity(stored)  # sessions started up to version 0.1.1 have U-labels
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
-            raise self._pages.see_other("/sign-in")
+            raise self._to_sign_in(request)
         self._pages.use_language_of(request, recipient, self._store.recipients.get(recipient).preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
+
+    def _to_sign_in(self, request: Request) -> HTTPResponse:
+        """Return the redirect to the sign-in page. The browser keeps which page was meant, until it is signed in."""
+        response = self._pages.see_other("/sign-in")
+        if request.method == "GET" and _DESTINATION.fullmatch(request.path):
+            value = request.path[1:].replace("/", ":")  # a slash would be quoted
+            self._pages.set_cookie(response, _DESTINATION_COOKIE, value, _DESTINATION_SECONDS)
+        return response
 
     def may_sign_in(self, recipient: str) -> bool:
         """Return True if this identity is a person in a local domain."""
@@ -72,9 +84,10 @@ class Sessions:
         return is_address(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
 
     def begin(self, request: Request, recipient: str) -> HTTPResponse:
-        """Sign a recipient in and return the redirect to their list. Raises LinkInvalid if they may not sign in.
+        """Sign a recipient in and return the redirect to the page that this browser opened before, else to their list.
 
-        The secret is always new, whatever cookie the browser sent (session fixation).
+        Raises LinkInvalid if they may not sign in. The secret is always new, whatever cookie the browser sent (session
+        fixation).
         """
         recipient = identity(recipient)
         if not self.may_sign_in(recipient):
@@ -85,7 +98,11 @@ class Sessions:
         client = client_name(request.user_agent)
         self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client)
         log.info("signed in recipient=%s peer=%s", recipient, request.peer)
-        response = self._pages.see_other("/")
+        # Over http another site of this host may have set the cookie. It can only name a page of the portal, and
+        # opening one changes nothing.
+        meant = "/" + (request.cookie(_DESTINATION_COOKIE) or "").replace(":", "/")
+        response = self._pages.see_other(meant if _DESTINATION.fullmatch(meant) else "/")
+        self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
         self._pages.set_cookie(response, _COOKIE, secret, _COOKIE_SECONDS)
         return response
 
