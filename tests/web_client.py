@@ -131,7 +131,11 @@ class Site:
 
     def __init__(self, parts: Parts) -> None:
         self.now: datetime = builders.now()
-        self.parts: Parts = replace(parts, actions=replace(parts.actions, now=lambda: self.now))
+        self.parts: Parts = replace(
+            parts,
+            actions=replace(parts.actions, now=lambda: self.now),
+            rulebook=replace(parts.rulebook, now=lambda: self.now),
+        )
         self.store = parts.store
         self.app = create_app(self.parts)
 

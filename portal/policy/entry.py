@@ -6,18 +6,19 @@ Each error is one sentence, or two, that says what to enter instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address, ip_network
 
 from portal.model import from_header
 from portal.model.domains import to_ascii
 from portal.model.errors import BadRule
-from portal.model.message import identity
+from portal.model.message import Facts, domain, identity
 from portal.model.rule import SITE, Effect, SenderKind, network_sender, plain_ip, prefix_min, sender_kind
 from portal.model.sender import is_public_suffix, is_top_level
-from portal.model.text import shown
+from portal.model.text import N_, shown
 from portal.policy.freemail import is_freemail
 
+_OFFERED = 2
 _CHARACTERS = 320  # RFC 5321, 4.5.3.1: 64 + @ + 255
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")  # with the underscore, which some senders' domains have
 _DIGITS = re.compile(r"[0-9]+")
@@ -25,20 +26,21 @@ _NETWORK = re.compile(r"\[?([0-9a-fA-F:.]+)\]?(/[0-9]{1,3})?")
 _LITERAL = re.compile(r"\[(?:ipv6:)?([0-9a-f:.]+)\]")
 _WILDCARD = re.compile(r"[*?]")
 
-EMPTY = "Enter an address or a domain."
-TOO_LONG = "This is too long for an address or a domain."
-INVISIBLE = "This contains invisible characters. Type the address instead of copying it."
-WILDCARD = "Wildcards are not supported. Enter a domain alone to match all its addresses and subdomains."
-WEB_ADDRESS = "This is a web address. Enter only the domain, without http and slashes."
-SEVERAL = "Enter one address or domain at a time."
-NEITHER = "This is neither an email address nor a domain."
-NAME = "The name contains another address. Enter the address alone."
-NETWORK = "Only an administrator can make rules for networks."
+# Recipients see these, so they are translated, all but those about the size of a network.
+EMPTY = N_("Enter an address or a domain.")
+TOO_LONG = N_("This is too long for an address or a domain.")
+INVISIBLE = N_("This contains invisible characters. Type the address instead of copying it.")
+WILDCARD = N_("Wildcards are not supported. Enter a domain alone to match all its addresses and subdomains.")
+WEB_ADDRESS = N_("This is a web address. Enter only the domain, without http and slashes.")
+SEVERAL = N_("Enter one address or domain at a time.")
+NEITHER = N_("This is neither an email address nor a domain.")
+NAME = N_("The name contains another address. Enter the address alone.")
+NETWORK = N_("Only an administrator can make rules for networks.")
 NETWORK_BITS = "This is not a network. Enter its first address, such as 192.0.2.0/24."
 NETWORK_SIZE = "This network is too large. Enter at most a /8 of IPv4 or a /16 of IPv6."
-SUFFIX = "Anyone can register a domain below this one. Allow a single domain instead."
-FREEMAIL = "Anyone can get an address at this provider. Allow a single address instead."
-LOCAL = "This is a domain of your own organization. Allow a single address instead."
+SUFFIX = N_("Anyone can register a domain below this one. Allow a single domain instead.")
+FREEMAIL = N_("Anyone can get an address at this provider. Allow a single address instead.")
+LOCAL = N_("This is a domain of your own organization. Allow a single address instead.")
 
 
 def read_sender(text: str, *, networks: bool = False) -> str:
@@ -84,6 +86,31 @@ def check_sender(effect: Effect, sender: str, local_domains: Collection[str]) ->
         raise BadRule(FREEMAIL)
     if any(f".{name.rpartition('@')[2]}".endswith(f".{sender}") for name in local_domains):
         raise BadRule(LOCAL)
+
+
+def senders_of(message: Facts) -> Sequence[str]:
+    """Return the senders to offer for a rule about a message: addresses, each followed by its domain.
+
+    They are those of the From field, else the envelope sender, at most two addresses. Domains at which anybody gets an
+    address are left out: a rule for one is hardly ever meant.
+    """
+    found = [identity(mailbox.address) for mailbox in from_header.parse(message.header_from) if mailbox.address]
+    if not found and message.envelope_sender:
+        found = [identity(message.envelope_sender)]
+    offered = []
+    for address in found[:_OFFERED]:
+        host = domain(address)
+        is_anybodys = host == address or "[" in host or is_public_suffix(host) or is_freemail(host)
+        offered += [address] if is_anybodys else [address, host]
+    return [sender for sender in dict.fromkeys(offered) if _is_readable(sender)]
+
+
+def _is_readable(sender: str) -> bool:
+    """Return whether a person could type this sender, which comes from a message and may be hostile."""
+    try:
+        return read_sender(sender) == sender
+    except BadRule:
+        return False
 
 
 def read_scope(text: str) -> str:

@@ -6,6 +6,7 @@
     monitor   /healthz and /metrics      request      one request
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
+    rules     allowed and blocked senders
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
@@ -35,6 +36,7 @@ from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
+from portal.web.rules import RulePages
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
@@ -98,7 +100,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
     links, inbox, monitor = LinkPages(pages, preferences), Inbox(pages, sessions), Monitor(parts)
-    mailed = MailedLinks(pages, sessions)
+    rules, mailed = RulePages(pages, sessions, inbox), MailedLinks(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
@@ -118,6 +120,10 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sign-out", sessions.sign_out),
         ("GET", f"/messages/{_ID}/", inbox.message),
         ("POST", f"/messages/{_ID}/<act:re:release|delete|restore|ask>", inbox.act),
+        ("GET", f"/messages/{_ID}/sender", rules.sender),
+        ("GET", "/rules", rules.list),
+        ("POST", "/rules", rules.add),
+        ("POST", "/rules/<rule:re:[0-9a-f-]{36}>/<change:re:remove|restore>", rules.act),
         ("GET", "/preferences", preferences.show),
         ("POST", "/preferences", preferences.act),
         # Some mail programs cut off the trailing slash of a link.

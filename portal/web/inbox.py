@@ -26,6 +26,7 @@ from portal.model.errors import (
     RelayRefused,
 )
 from portal.model.message import Delivery, DeliveryId, Reader, State, parse_id
+from portal.policy.entry import senders_of
 from portal.reading import read
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
@@ -83,14 +84,14 @@ class Inbox:
     def _changed_delivery(self, recipient: str, name: str) -> Sequence[Delivery]:
         """Return the delivery that a form on the list has just changed, so that the list shows the result."""
         try:
-            return (self._delivery(recipient, name),)
+            return (self.delivery(recipient, name),)
         except NotFound:
             return ()
 
     def message(self, request: Request, id: str) -> HTTPResponse:
         """GET /messages/ID/: show the reasons, the text and the history of one message."""
         session = self._sessions.of(request)
-        delivery = self._delivery(session.recipient, id)
+        delivery = self.delivery(session.recipient, id)
         row = self._pages.row(request, delivery, session.recipient)
         events = self._store.deliveries.history(delivery.key)
         return self._pages.page(
@@ -101,6 +102,7 @@ class Inbox:
             row=row,
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient),
+            senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
 
@@ -124,7 +126,7 @@ class Inbox:
     def act(self, request: Request, id: str, act: str) -> HTTPResponse:
         """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
         recipient = self._sessions.of_form(request).recipient
-        delivery = self._delivery(recipient, id)
+        delivery = self.delivery(recipient, id)
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
         method = {
             "release": self._pages.release,
@@ -140,7 +142,7 @@ class Inbox:
             return self._pages.see_other(f"/?{_list_query([*parse_qsl(query), ('done', id)])}")
         return self._pages.see_other(f"/messages/{id}/")
 
-    def _delivery(self, recipient: str, name: str) -> Delivery:
+    def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
         message_id, number = _cursor(name) or (parse_id(name), None)
         if message_id is None:

@@ -17,7 +17,7 @@ _SECRET = re.compile(
 )
 _MESSAGE = re.compile(r"/messages/([0-9a-f-]{36}(?:\.[0-9]{1,5})?)[^A-Za-z0-9]*", re.ASCII)
 _TAIL = re.compile(r"[^A-Za-z0-9]+\Z")
-_PAGES = ("/", "/sign-in", "/sign-in/code", "/preferences")
+_PAGES = ("/", "/sign-in", "/sign-in/code", "/preferences", "/rules")
 
 
 def repaired(path: str, mount: str) -> str | None:

@@ -7,7 +7,8 @@ import pytest
 from portal.model.errors import BadRule
 from portal.model.rule import SITE, Effect, network_keys
 from portal.policy import entry
-from portal.policy.entry import check_sender, read_scope, read_sender, scope_text
+from portal.policy.entry import check_sender, read_scope, read_sender, scope_text, senders_of
+from tests.builders import export
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,27 @@ def test_domains_of_anybody_and_of_the_site_are_not_allowed_as_a_whole(sender: s
 @pytest.mark.parametrize("sender", ["example.net", "news.example.org", "notexample.org", "192.0.2.0/24"])
 def test_other_domains_and_networks_are_allowed(sender: str) -> None:
     check_sender(Effect.ALLOW, sender, ["example.org"])
+
+
+@pytest.mark.parametrize(
+    ("header_from", "senders"),
+    [
+        ("Promo <Promo@Example.net>", ["promo@example.net", "example.net"]),
+        ("Promo <promo@news.example.net>", ["promo@news.example.net", "news.example.net"]),
+        ("Promo <a@gmail.com>", ["a@gmail.com"]),
+        ("Promo <a@github.io>", ["a@github.io"]),
+        ("Promo <a@[192.0.2.1]>", ["a@[192.0.2.1]"]),
+        ("Promo <pro\u202emo@example.net>", ["example.net"]),
+        ("Promo <promo@exam\u200bple.net>", ["promo@example.net", "example.net"]),  # as UTS 46 maps it
+        ("Promo <a*b@example.net>", ["example.net"]),
+        ("A <a@x.example>, B <b@x.example>, <c@y.example>", ["a@x.example", "x.example", "b@x.example"]),
+        ("Promo", ["bounce@mailer.example", "mailer.example"]),
+    ],
+)
+def test_senders_of_a_message_can_be_typed(header_from: str, senders: list[str]) -> None:
+    found = senders_of(export(b"", header_from=header_from, envelope_sender="Bounce@mailer.example"))
+    assert list(found) == senders
+    assert [read_sender(sender) for sender in found] == senders
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from portal.model.errors import RelayRefused
 from portal.model.links import Action
 from portal.model.message import Tier
 from portal.stores.records import Held
-from tests.builders import ALICE, BY_LINK
+from tests.builders import ALICE, BY_LINK, rule
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
 
@@ -86,6 +86,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         for action in (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES)
     )
     base = site.parts.settings.public_url
+    [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
     sign_in(site, page.context)
     for address in [
         *links,
@@ -93,6 +94,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted")),
         *(f"{base}/?q=nothing+has+these", f"{base}/preferences", f"{base}/sign-in", f"{base}/sign-in/code"),
         *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
+        *(f"{base}/messages/{spam[0].id}/sender", f"{base}/rules", f"{base}/rules?done={made.id}"),
         f"{base}/link/nonsense/",
     ]:
         site.pass_time(seconds=5)  # otherwise the openings count as a burst

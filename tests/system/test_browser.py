@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Dialog
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import State, Tier
-from tests.builders import ALICE, digesting
+from tests.builders import ALICE, digesting, rule
 from tests.system.local_site import local_site, sign_in
 from tests.web_client import Site
 
@@ -193,7 +193,10 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     page.on("pageerror", lambda error: messages.append(str(error)))
     base = site.parts.settings.public_url
     link = url(site, Action.RELEASE, held, minutes_old=11)
-    for address in ("/", f"/messages/{held.id}/", "/preferences", "/sign-in", "/sign-in/code", link):
+    [made] = site.store.rules.add([rule(f"{'l' * 60}@{'o' * 60}.example", hits=3, last_hit_at=site.now)], site.now)
+    message = f"/messages/{held.id}/"
+    rules = (f"{message}sender", "/rules", f"/rules?done={made.id}")
+    for address in ("/", message, *rules, "/preferences", "/sign-in", "/sign-in/code", link):
         page.goto(address if address.startswith("http") else base + address)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
         heights = page.locator("button:not(.plain), .button, .back a, input:not([type=hidden])").evaluate_all(

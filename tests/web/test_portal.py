@@ -18,6 +18,7 @@ from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tie
 from portal.stores.records import Held
 from portal.web.rows import EVENTS_IN_WORDS
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.builders import rule as rule_of_alice
 from tests.conftest import MakeSettings
 from tests.moving.test_copy import damage
 from tests.smtp_server import SmtpServer
@@ -373,6 +374,10 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sign-out"): (303, 303, 303),
     ("GET", "/messages/ID/"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
+    ("GET", "/messages/ID/sender"): (303, 200, 404),
+    ("GET", "/rules"): (303, 200, 200),
+    ("POST", "/rules"): (303, 400, 400),  # without a button
+    ("POST", "/rules/RULE/CHANGE"): (303, 303, 404),
     ("GET", "/PATH"): (303, 303, 303),  # to the same path with a slash
     ("GET", "/preferences"): (303, 200, 200),
     ("POST", "/preferences"): (303, 303, 303),
@@ -396,6 +401,7 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
     secret = "The secret subject"
     held = site.hold(recipients=(ALICE,), subject=secret)
     before = (site.delivery(held), site.history(held))
+    [hers] = site.store.rules.add([rule_of_alice("secret.example")], site.now)
     token = site.link(Action.REQUEST, held).rstrip("/").rpartition("/")[2]
     for (method, rule), statuses in OWN.items():
         browser = site.browser() if person is None else site.signed_in(person)
@@ -403,15 +409,17 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
         if person:
             form["form_token"] = browser.form_token()
         names = {"ID": str(held.id), "ACT": act_name, "NAME": "style.css", "PATH": f"link/{token}"}
+        names |= {"RULE": str(hers.id), "CHANGE": "remove"}
         names["TOKEN"] = token if rule.startswith("/link/") else "A" * 32
         path = "/".join(names.get(part, part) for part in rule.split("/"))
         answer = browser.get(path) if method == "GET" else browser.post(path, form)
         expected = statuses[0 if person is None else 1 if person == ALICE else 2]
         assert answer.status == expected, (method, rule, answer.text)
         if person != ALICE and "/link/" not in path:
-            assert secret not in answer.text
+            assert secret not in answer.text and hers.sender not in answer.text
         if person != ALICE:
             assert (site.delivery(held), site.history(held)) == before
+            assert site.store.rules.get(hers.id) == hers
     if person != ALICE:
         assert not relay.mails
 
@@ -449,7 +457,7 @@ def test_a_domain_that_is_no_longer_ours_ends_its_sessions(make_parts: Callable[
 
 def test_every_answer_has_its_headers(site: Site, held: Held) -> None:
     browser = site.signed_in(ALICE)
-    paths = ["/", "/sign-in", f"/messages/{held.id}/", "/preferences", "/healthz", "/metrics", "/nothing"]
+    paths = ["/", "/sign-in", f"/messages/{held.id}/", "/preferences", "/rules", "/healthz", "/metrics", "/nothing"]
     paths += ["/static/style.css", "/static/link.js", "/static/none.css", site.link(Action.RELEASE, held)]
     answers = [browser.get(path) for path in paths] + [browser.post(path, {}) for path in paths]
     answers += [browser.get("/", environ={"PATH_INFO": path}) for path in ("/", "/other/", "/quarantine/\xff")]
@@ -526,7 +534,9 @@ def test_pages_have_no_script_of_their_own(site: Site, held: Held) -> None:
         "/sign-in",
         "/sign-in/code",
         f"/messages/{held.id}/",
+        f"/messages/{held.id}/sender",
         "/preferences",
+        "/rules",
         site.link(Action.REQUEST, held),
     ):
         page = browser.get(path).text
@@ -664,7 +674,8 @@ def test_hostile_mail_stays_text_on_every_page(site: Site) -> None:
     site.store.deliveries.move(
         DeliveryId(held.id, 0), State.HELD, {State.HELD}, BY_OPERATOR, site.now, kind=EventKind.REFUSED, reason=HOSTILE
     )
-    pages = [browser.get(path).text for path in ("/", f"/?done={held.id}", f"/messages/{held.id}/", link)]
+    paths = ("/", f"/?done={held.id}", f"/messages/{held.id}/", f"/messages/{held.id}/sender", link)
+    pages = [browser.get(path).text for path in paths]
     pages.append(browser.follow(act(browser, held.id, "delete", **{"from": "list"}), "/").text)
     for page in pages:
         assert "alert(1)" in page

@@ -589,7 +589,7 @@ def test_an_odd_cookie_of_a_neighbour_does_not_sign_out(site: Site) -> None:
 # ---- the page that was meant
 
 
-@pytest.mark.parametrize("path", ["/preferences", "/messages/{}/", "/messages/{}.0/"])
+@pytest.mark.parametrize("path", ["/rules", "/preferences", "/messages/{}/", "/messages/{}.0/", "/messages/{}/sender"])
 def test_signing_in_leads_to_the_page_that_was_opened(site: Site, path: str) -> None:
     held, browser = site.hold(recipients=[ALICE]), site.browser()
     browser.get(path.format(held.id))
@@ -620,6 +620,6 @@ def test_a_cookie_of_another_site_leads_to_no_other_page(site: Site, value: str)
 
 def test_only_pages_are_remembered(site: Site) -> None:
     browser = site.browser()
-    for method, path in (("GET", "/"), ("GET", "/?state=held"), ("POST", "/preferences")):
+    for method, path in (("GET", "/"), ("GET", "/?state=held"), ("POST", "/rules"), ("POST", "/preferences")):
         browser.request(method, path, form={} if method == "POST" else None)
     assert browser.cookies == {}
