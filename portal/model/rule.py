@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
 
@@ -134,6 +135,7 @@ def wider_senders(sender: str) -> tuple[str, ...]:
     return tuple(key for key in network_keys(address) if int(key.partition("/")[2]) <= int(length))
 
 
+@lru_cache(maxsize=256)  # a decision needs them twice, and hosts send more than one message
 def network_keys(client_ip: str | None) -> tuple[str, ...]:
     """Return the senders that match a host, the smallest network first; none for an invalid or missing address."""
     try:
