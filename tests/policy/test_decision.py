@@ -113,6 +113,17 @@ def test_a_binding_block_of_the_site_overrules_one_of_the_domain() -> None:
     assert decided([site, allow]) == Decision(Effect.BLOCK, site, overruled=allow)
 
 
+def test_a_wider_rule_is_not_overruled_by_a_binding_block() -> None:
+    binding, allow = rule(scope=DOMAIN, binding=True), rule("example.net", "allow", SITE)
+    assert decided([binding, allow]) == Decision(Effect.BLOCK, binding)
+
+
+def test_the_closest_of_several_from_addresses_counts() -> None:
+    for senders in permutations(["<a@x.example>", "<b@sub.x.example>"]):
+        message = mail(header_from=", ".join(senders))
+        assert sender_keys(message).rank(rule("x.example")) == 1
+
+
 def test_an_exception_of_the_same_scope_ends_a_binding_block() -> None:
     binding, exception = rule(scope=SITE, binding=True), rule("promo@example.net", "allow", SITE)
     assert decided([binding, exception]) == Decision(Effect.ALLOW, exception)

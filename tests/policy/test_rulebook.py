@@ -171,10 +171,14 @@ def test_conflicts_with_wider_rules_are_told(
 def test_conflicts_are_told_to_operators_too(book: Rulebook) -> None:
     added(book, by_operator(book, "site", "192.0.0.0/16", binding=True), by_operator(book, "site", "a.example"))
     assert book.hints(by_operator(book, "example.org", "192.0.2.0/24", "allow")) == [Hint.OVERRULED]
+    assert book.hints(by_operator(book, "example.org", "192.0.0.0/16", "allow")) == [Hint.OVERRULED]
+    assert book.hints(by_operator(book, "example.org", "192.0.0.0/15", "allow")) == []
     assert book.hints(by_operator(book, "example.org", "a.example", "allow")) == [Hint.OVERRIDES]
     assert book.hints(by_operator(book, "site", "a.example", "allow")) == []
     added(book, by_operator(book, "example.org", "b.example", "allow"))
     assert book.hints(rule("x@b.example")) == [Hint.OVERRIDES]
+    added(book, by_operator(book, "site", "b.example"))
+    assert book.hints(rule("b.example", "allow")) == []  # the domain's own rule comes first
     added(book, by_operator(book, "site", "b.example", binding=True))
     added(book, by_operator(book, "site", "x@b.example", "allow"))
     assert book.hints(rule("x@b.example", "allow")) == []  # an exception of the site
