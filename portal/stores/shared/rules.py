@@ -22,7 +22,7 @@ _COLUMNS = (
     "id, scope, sender, effect, binding, created_at, actor, via, address, message_id, expires_at, note, hits,"
     " last_hit_at, removed_at, removed_by, removed_via, removed_address"
 )
-_SELECT = f"select {_COLUMNS} from rule "
+_SELECT = f"select {_COLUMNS} from rule"
 _IN_USE = "removed_at is null"  # the condition of the partial indexes; expired rules are left out at each use
 _INSERT = f"insert into rule ({_COLUMNS}) values ({', '.join(f':{name}' for name in _COLUMNS.split(', '))})"
 _REPLACE = _INSERT + " on conflict (id) do update set " + ", ".join(
