@@ -47,8 +47,8 @@ from portal.model.message import (
 from portal.model.text import N_, shown
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
+from portal.stores.lifecycle import address_of
 from portal.stores.records import QueuedMail
-from portal.stores.rules import address_of
 
 log = logging.getLogger("quarantine.release")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from portal.model.store_url import StoreUrl
 from portal.stores.contracts import Store
+from portal.stores.lifecycle import DIGESTS_KEPT, LEASE
 from portal.stores.postgres.migrations import SCHEMA_VERSION
-from portal.stores.rules import DIGESTS_KEPT, LEASE
 
 if TYPE_CHECKING:
     from portal.stores.files.store import FileStore

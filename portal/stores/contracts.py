@@ -447,7 +447,8 @@ class SignIns(ABC):
         """Use up the newest valid sign-in of this browser if the code is right.
 
         Raises LinkInvalid. After the fifth wrong code the sign-in's code is invalid, its link is not. Raises
-        CodesSuspended while `rules.WRONG_CODES_OF_ALL_MAX` wrong codes were entered for the sign-ins of the last hour.
+        CodesSuspended while `lifecycle.WRONG_CODES_OF_ALL_MAX` wrong codes were entered for the sign-ins of the last
+        hour.
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ import pytest
 
 from portal.model.errors import AlreadyDone, NotFound
 from portal.stores import LEASE, Store
-from portal.stores.rules import JOBS_KEPT
+from portal.stores.lifecycle import JOBS_KEPT
 from tests.builders import BY_OPERATOR, now
 from tests.contract.helpers import HOUR, MINUTE, SECOND, UNKNOWN, concurrently
 

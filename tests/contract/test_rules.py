@@ -11,7 +11,7 @@ from portal.model.errors import AlreadyDone, NotFound, TooManyRules
 from portal.model.message import Actor, ActorKind
 from portal.model.rule import BLOCKS_PER_SITE, RULES_PER_RECIPIENT, SITE, Effect, Rule
 from portal.stores import Store
-from portal.stores.rules import RULES_KEPT
+from portal.stores.lifecycle import RULES_KEPT
 from portal.stores.shared import rules as shared_rules
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, now, rule
 from tests.contract.helpers import HOUR, MINUTE, SECOND, UNKNOWN, concurrently

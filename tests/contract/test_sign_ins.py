@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from portal.model.errors import CodesSuspended, LinkInvalid
-from portal.stores import Store, rules
+from portal.stores import Store, lifecycle
 from portal.stores.records import QueuedMail, SignInLimits, StartedSession
 from tests.builders import ALICE, BOB, hold, now
 from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurrently, sign_in, start
@@ -94,7 +94,7 @@ def test_an_earlier_code_does_not_become_valid_again_after_five_wrong_ones(store
 def test_wrong_codes_of_all_recipients_are_limited_and_links_still_work(
     store: Store, second: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "WRONG_CODES_OF_ALL_MAX", 12)
+    monkeypatch.setattr(lifecycle, "WRONG_CODES_OF_ALL_MAX", 12)
     at = now()
     pending = [sign_in(n, at, recipient=f"p{n}@example.org") for n in range(4)]
     assert all(start(store, each) for each in pending)

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from portal.model.message import DeliveryId, EventKind, Filter, Reader, State, Tier, held_at
+from portal.stores.lifecycle import width_days
 from portal.stores.postgres import partitions as postgres_partitions
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Held
-from portal.stores.rules import width_days
 from tests.builders import ALICE, BOB, BY_LINK, body, digesting, export, mail, now
 from tests.statements import Statements
 

@@ -12,7 +12,7 @@ import pytest
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.web.auth.client import client_name
 from tests.builders import ALICE, MALLORY, digesting
 from tests.statements import Statements
@@ -295,7 +295,7 @@ def test_five_wrong_codes_end_the_code_and_not_the_link(site: Site) -> None:
 def test_many_wrong_codes_suspend_codes_and_alarm_the_administrator_once(
     make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "WRONG_CODES_OF_ALL_MAX", 8)
+    monkeypatch.setattr(lifecycle, "WRONG_CODES_OF_ALL_MAX", 8)
     site = Site(make_parts(mail__admin_address="postmaster@example.org"))
     alice, mallory = site.browser(), site.browser()
     mail = request_sign_in(site, alice)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, domain, first_id, held_at, new_id
 from portal.model.schedule import Preferences
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
@@ -55,7 +55,9 @@ class FileDigests(SqlDigests):
             else:
                 rows = {name: session.one(CLAIMABLE + "WHERE recipient = :name", name=name) for name in only[:count]}
                 refused = {
-                    name: error for name, row in rows.items() if (error := rules.unclaimable(row, now, ignore_schedule))
+                    name: error
+                    for name, row in rows.items()
+                    if (error := lifecycle.unclaimable(row, now, ignore_schedule))
                 }
                 found = [row for name, row in rows.items() if row is not None and name not in refused]
             claimed = [
@@ -67,7 +69,7 @@ class FileDigests(SqlDigests):
             ]  # fmt: skip
             claim = "SET lease = :lease, lease_until = :until, digest_id = :id WHERE recipient = :recipient"
             for digest in claimed:
-                session.execute(f"UPDATE recipient {claim}", digest, until=now + rules.LEASE)
+                session.execute(f"UPDATE recipient {claim}", digest, until=now + lifecycle.LEASE)
                 # The row must exist before the mail is sent: the recipient may unsubscribe before `settle` is called.
                 session.execute(_PUT, digest, sent_at=None)
         return Claims(self._with_deliveries(claimed, limit, now), refused)

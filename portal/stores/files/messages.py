@@ -22,8 +22,8 @@ from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
+from portal.stores.lifecycle import RAISED_TOGETHER, address_of, with_verdict
 from portal.stores.records import Held, Record
-from portal.stores.rules import RAISED_TOGETHER, address_of, with_verdict
 from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 from portal.stores.shared.rows import MESSAGE, columns

@@ -32,7 +32,7 @@ from uuid import UUID
 
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.message import EventKind, first_id, held_at
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import Store
 from portal.stores.files import word_index
 from portal.stores.files.database import Database, to_micros
@@ -198,7 +198,7 @@ class FileStore(Store):
 
     def prepare_days(self, now: datetime, retention_days: int) -> None:
         """See `Store.prepare_days`. Creates the folders of today and tomorrow."""
-        self.notes.set(rules.RETENTION, str(retention_days))
+        self.notes.set(lifecycle.RETENTION, str(retention_days))
         with self.db.translated():
             for day in (now.date(), now.date() + timedelta(days=1)):
                 self._mail.prepare(day)
@@ -333,7 +333,7 @@ class FileStore(Store):
 
         Data of these days that is still valid is written to today's journal first.
         """
-        until = min(before, now - rules.DIGESTS_KEPT).date()
+        until = min(before, now - lifecycle.DIGESTS_KEPT).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
         if old and self._journal_current_state() and self._journal_rules_of(old):

@@ -1,6 +1,6 @@
 """The file store's inverted index: SQLite's FTS5 over the terms of `stores.search`, in tables of one or more UTC days.
 
-A search queries each table, so there are some 50 of them whatever the retention is (`rules.width_days`). Tables of
+A search queries each table, so there are some 50 of them whatever the retention is (`lifecycle.width_days`). Tables of
 another width, of an older program or an earlier retention, stay until they are empty.
 
 The tables are contentless (https://www.sqlite.org/fts5.html#contentless_tables), since only terms are searched. SQLite
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from portal.model.message import first_id, held_at
-from portal.stores.rules import RETENTION, new_range, width_days
+from portal.stores.lifecycle import RETENTION, new_range, width_days
 from portal.stores.search import Terms
 
 _BATCH = 64  # messages indexed in one transaction, on average

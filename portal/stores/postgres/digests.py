@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, first_id, held_at, new_id
 from portal.model.schedule import Preferences
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
@@ -57,7 +57,7 @@ class PostgresDigests(SqlDigests):
                 refused = {
                     recipient: why
                     for recipient in only[:count]
-                    if (why := rules.unclaimable(row_of.get(recipient), now, ignore_schedule))
+                    if (why := lifecycle.unclaimable(row_of.get(recipient), now, ignore_schedule))
                 }
                 found = [row_of[recipient] for recipient in only[:count] if recipient not in refused]
             claimed = [readers(row[0]) for row in found]
@@ -76,7 +76,7 @@ class PostgresDigests(SqlDigests):
                 connection.execute(
                     "update recipient r set lease = %s, lease_until = %s, digest_id = u.id"
                     " from unnest(%s::text[], %s::uuid[]) u (recipient, id) where r.recipient = u.recipient",
-                    [lease, now + rules.LEASE, [d.recipient for d in digests], [d.id for d in digests]],
+                    [lease, now + lifecycle.LEASE, [d.recipient for d in digests], [d.id for d in digests]],
                 )
                 # Recorded before the mail is sent, since its recipient may unsubscribe before the sending is recorded.
                 connection.execute(

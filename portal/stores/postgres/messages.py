@@ -21,6 +21,7 @@ import zstandard
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
 from portal.model.message import WAITING, Body, Export, Tier, held_at, new_id
 from portal.stores import compressors
+from portal.stores.lifecycle import RAISED_TOGETHER, with_verdict
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import (
     INGEST_SECONDS,
@@ -34,7 +35,6 @@ from portal.stores.postgres.database import (
 )
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
-from portal.stores.rules import RAISED_TOGETHER, with_verdict
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 
 log = logging.getLogger("quarantine.store")

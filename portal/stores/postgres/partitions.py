@@ -1,9 +1,9 @@
 """Partitions in PostgreSQL: ranges of whole UTC days, created in advance or on demand, and dropped by retention.
 
-A partition has a day, or some more if messages are kept for long (`rules.width_days`), since every statement that may
-find its rows in any partition costs time and memory for each of them. Partitions of another width, of an older program
-or an earlier `store.retention_days`, stay until they expire. A new one ends at its neighbours, so partitions have
-neither gaps nor overlaps. The bounds are read from the catalog.
+A partition has a day, or some more if messages are kept for long (`lifecycle.width_days`), since every statement that
+may find its rows in any partition costs time and memory for each of them. Partitions of another width, of an older
+program or an earlier `store.retention_days`, stay until they expire. A new one ends at its neighbours, so partitions
+have neither gaps nor overlaps. The bounds are read from the catalog.
 
 Handles all locks that creating and dropping tables takes. A new table is created by itself and then attached, which
 waits for no other transaction. Old ones are dropped one per transaction, with a short lock_timeout and retries, so that
@@ -30,9 +30,9 @@ from psycopg import sql
 
 from portal.model.errors import StoreUnavailable
 from portal.model.message import first_id, held_at
+from portal.stores.lifecycle import RETENTION, new_range, width_days
 from portal.stores.postgres.database import OTHER_SECONDS, SCHEMA_LOCK, Connection, Database, begin, translated
 from portal.stores.records import Purged
-from portal.stores.rules import RETENTION, new_range, width_days
 
 # The order of the purge. Deliveries are first: rows of other tables are kept if their message still has a delivery,
 # also one that an `add` inserts during the purge. Bodies are last, when it is known which messages still need them.

@@ -26,9 +26,9 @@ from portal.model.message import (
     scanned_tier,
 )
 from portal.stores import search, symbols
+from portal.stores.lifecycle import address_of
 from portal.stores.postgres.database import Connection, Raw, ask
 from portal.stores.postgres.session import rows_of, text
-from portal.stores.rules import address_of
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 

@@ -22,7 +22,7 @@ from portal.model.message import (
     held_at,
     identity,
 )
-from portal.stores import rules, search
+from portal.stores import lifecycle, search
 from portal.stores.contracts import Deliveries
 from portal.stores.records import Page, QueuedMail
 from portal.stores.shared.outbox import queue
@@ -126,7 +126,7 @@ class SqlDeliveries(Deliveries):
         next_try_at: datetime | None = None,
     ) -> Delivery:
         with self._engine.writing() as session:
-            rules.check_state(self._rows.delivery(session, key, for_update=True), allowed)
+            lifecycle.check_state(self._rows.delivery(session, key, for_update=True), allowed)
             moved = (
                 "state = :state, state_at = :now, reason = :reason, next_try_at = :next_try_at, release_lease = null"
             )
@@ -140,7 +140,7 @@ class SqlDeliveries(Deliveries):
     @staticmethod
     def _request_is_mailed(session: Session, key: DeliveryId, now: datetime) -> bool:
         history = events(session, [key.message_id], [key.number]).get(key, [])
-        return rules.request_is_mailed(history, now)
+        return lifecycle.request_is_mailed(history, now)
 
     @contextmanager
     def releasing(
@@ -181,11 +181,11 @@ class SqlDeliveries(Deliveries):
     ) -> Delivery:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
-            is_retry = rules.is_retry(delivery, allowed, now)
+            is_retry = lifecycle.is_retry(delivery, allowed, now)
             if not is_retry:
                 check(delivery)
                 delivery = replace(delivery, state=State.RELEASING, state_at=now, reason="", attempts=0)
-            claimed = replace(delivery, attempts=delivery.attempts + 1, next_try_at=now + rules.LEASE)
+            claimed = replace(delivery, attempts=delivery.attempts + 1, next_try_at=now + lifecycle.LEASE)
             session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason, attempts = :attempts,"
                 f" next_try_at = :next_try_at, release_lease = :lease {WHERE_KEY}",
@@ -200,7 +200,7 @@ class SqlDeliveries(Deliveries):
     def _record_failure(
         self, delivery: Delivery, actor: Actor, now: datetime, lease: UUID, error: BaseException
     ) -> None:
-        failed = rules.failed_release(delivery, error, now)
+        failed = lifecycle.failed_release(delivery, error, now)
         with self._engine.writing() as session:
             changed = session.execute(
                 "update delivery set state = :state, state_at = :state_at, reason = :reason,"

@@ -10,10 +10,10 @@ from uuid import UUID
 from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Reader, State
 from portal.model.schedule import Preferences
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import Digests
+from portal.stores.lifecycle import address_of
 from portal.stores.records import Digest, DigestRequest, LinkOpen, Unsent
-from portal.stores.rules import address_of
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -110,7 +110,7 @@ class SqlDigests(Digests):
         )
         select = (
             "select message_id, number, at from link_open where recipient = :recipient and issued_at = :issued_at"
-            f" and at >= :since order by at desc, id desc limit {rules.LINK_OPENS_MAX}"
+            f" and at >= :since order by at desc, id desc limit {lifecycle.LINK_OPENS_MAX}"
         )
         with self._engine.writing(durable=False) as session:
             session.execute(insert, opened, opened.delivery, recipient=recipient, issued_at=issued_at)

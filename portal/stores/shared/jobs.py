@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound
 from portal.model.message import Actor, ActorKind, new_id
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import Jobs
 from portal.stores.records import Job
 from portal.stores.shared.session import Engine, Row, Session
@@ -44,7 +44,7 @@ class SqlJobs(Jobs):
 
     def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
         claimed: list[Job] = []
-        until = now + rules.LEASE
+        until = now + lifecycle.LEASE
         with self._engine.writing() as session:
             while len(claimed) < count:
                 row = session.one(
@@ -68,7 +68,7 @@ class SqlJobs(Jobs):
         update = f"update job set progress = :text, not_before = :until {_CLAIMED}"
         with self._engine.writing() as session:
             kept = session.execute(
-                update, text=json.dumps(progress), until=now + rules.LEASE, id=job.id, lease=job.lease
+                update, text=json.dumps(progress), until=now + lifecycle.LEASE, id=job.id, lease=job.lease
             )
         if not kept:
             raise AlreadyDone("another process claimed this job")

@@ -22,7 +22,7 @@ from portal.model.message import (
     Tier,
     parse_id,
 )
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import Messages
 from portal.stores.journal import announced_line, delivery_line, scan_line
 from portal.stores.records import Record
@@ -57,7 +57,7 @@ class SqlMessages(Messages):
             if ids:
                 with self._writing_until(deadline) as session:
                     raised += raise_tier(session, self._rows, ids, update, tier, datetime.now(UTC))
-            if len(ids) < rules.RAISED_TOGETHER:
+            if len(ids) < lifecycle.RAISED_TOGETHER:
                 break
             after = ids[-1]
         return tuple(raised)
@@ -66,7 +66,7 @@ class SqlMessages(Messages):
     def _copies(self, id: UUID, body_sha256: bytes, tier: Tier, after: UUID, deadline: float) -> Sequence[UUID]:
         """Return the ids after ``after`` of messages with a milder tier that are ``id`` or have these bytes.
 
-        Returns at most `rules.RAISED_TOGETHER`, in order.
+        Returns at most `lifecycle.RAISED_TOGETHER`, in order.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class SqlMessages(Messages):
             message = put_scan(session, self._rows, message_id, scan, tier, now)
         if scan.outcome is ScanOutcome.FOUND:
             deadline = monotonic() + _COPIES_SECONDS
-            update = partial(rules.with_scan, scan=scan, tier=tier)
+            update = partial(lifecycle.with_scan, scan=scan, tier=tier)
             self._raise_tier(message_id, message.body_sha256, update, tier, deadline)
         return message
 
@@ -90,7 +90,7 @@ class SqlMessages(Messages):
                 session,
                 f"where {self._by_queue_id} order by id desc limit :limit",
                 text=text,
-                limit=rules.FOUND_MAX - len(found),
+                limit=lifecycle.FOUND_MAX - len(found),
             )
         return found
 
@@ -137,7 +137,7 @@ def import_scan(session: Session, rows: Rows, record: Record, now: datetime) -> 
     if scan is None:
         return
     [message] = rows.messages(session, "where id = :id", id=record.message.id)
-    kept = rules.last_scan(message.scan, scan)
+    kept = lifecycle.last_scan(message.scan, scan)
     if kept != message.scan:
         updated = replace(message, scan=kept)
         rows.put_scan(session, updated)

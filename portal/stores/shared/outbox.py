@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from portal.model.errors import QuarantineError
 from portal.model.message import new_id
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import Outbox
 from portal.stores.records import OutgoingMail, QueuedMail
 from portal.stores.shared.session import Engine, Session
@@ -40,7 +40,7 @@ class SqlOutbox(Outbox):
             yield outgoing
         except BaseException as error:
             try:
-                self._record_failure(outgoing, lease, rules.next_mail_try(error, outgoing.attempts, queued_at, now))
+                self._record_failure(outgoing, lease, lifecycle.next_mail_try(error, outgoing.attempts, queued_at, now))
             except QuarantineError as store_error:  # the mail is retried once the lease expires
                 log.error("failure of outgoing mail not recorded id=%s: %s", outgoing.id, store_error)
             raise
@@ -60,7 +60,7 @@ class SqlOutbox(Outbox):
                 return None
             id, to, mail, attempts, queued_at = row
             claim = "update outbox set attempts = attempts + 1, next_try_at = :until, lease = :lease where id = :id"
-            session.execute(claim, until=now + rules.LEASE, lease=lease, id=id)
+            session.execute(claim, until=now + lifecycle.LEASE, lease=lease, id=id)
         return OutgoingMail(id, to, mail, attempts + 1), queued_at
 
     def _record_failure(self, mail: OutgoingMail, lease: UUID, next_try_at: datetime | None) -> None:

@@ -12,8 +12,8 @@ from portal.model.message import first_id, held_at
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
+from portal.stores.lifecycle import STOP_MAIL_INTERVAL, address_of, is_past
 from portal.stores.records import Person, QueuedMail
-from portal.stores.rules import STOP_MAIL_INTERVAL, address_of, is_past
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 

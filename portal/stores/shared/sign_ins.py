@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from portal.model.errors import CodesSuspended, LinkInvalid
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
 from portal.stores.records import QueuedMail, SignIn, SignInLimits, StartedSession
 from portal.stores.shared.outbox import queue
@@ -76,9 +76,9 @@ class SqlSignIns(SignIns):
         with self._engine.writing() as session:
             session.lock("sign-in")  # no other sign-in is added between counting and adding
             counted = _Counted(
-                rules.mailbox(sign_in.recipient),
-                rules.wider_network(sign_in.client_ip, 56),
-                rules.wider_network(sign_in.client_ip, 48),
+                lifecycle.mailbox(sign_in.recipient),
+                lifecycle.wider_network(sign_in.client_ip, 56),
+                lifecycle.wider_network(sign_in.client_ip, 48),
                 _requested_for(session, [sign_in.recipient, *identities]) if mail.to else "foreign",
             )
             counts = session.one(
@@ -116,12 +116,12 @@ class SqlSignIns(SignIns):
         with self._engine.writing() as session:
             session.lock("sign-in")  # no other code is counted in between
             row = session.one(_WRONG_CODES_OF_ALL, since=now - 60 * _MINUTE)
-            if row is not None and row[0] >= rules.WRONG_CODES_OF_ALL_MAX:
+            if row is not None and row[0] >= lifecycle.WRONG_CODES_OF_ALL_MAX:
                 raise CodesSuspended("too many wrong sign-in codes were entered")
             found = _valid(session, "browser_sha256", browser_sha256, now, for_update=True)
             select = "select wrong_codes from sign_in where token_sha256 = :token_sha256"
             wrong_codes = session.one(select, found)
-            if wrong_codes is None or wrong_codes[0] >= rules.WRONG_CODES_MAX:
+            if wrong_codes is None or wrong_codes[0] >= lifecycle.WRONG_CODES_MAX:
                 raise LinkInvalid("too many wrong codes were entered for this sign-in")
             is_right = hmac.compare_digest(found.code_sha256, code_sha256)
             if is_right:
@@ -151,7 +151,7 @@ class SqlSignIns(SignIns):
         if row is None:
             return None
         recipient, used_at = row
-        if used_at <= now - rules.SESSION_USE_RECORDED:
+        if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
                 session.execute(update, now=now, sha256=session_sha256)
@@ -179,7 +179,7 @@ class SqlSignIns(SignIns):
 
 
 def _limits(now: datetime) -> dict[str, Any]:
-    return {"used": now - rules.SESSION_IDLE, "started": now - rules.SESSION_MAX}
+    return {"used": now - lifecycle.SESSION_IDLE, "started": now - lifecycle.SESSION_MAX}
 
 
 def _requested_for(session: Session, identities: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from portal.model.message import identity
 from portal.stores.journal import person_line
-from portal.stores.rules import address_of
+from portal.stores.lifecycle import address_of
 from portal.stores.shared.recipients import SqlRecipients, earlier, later, person
 from portal.stores.shared.session import Engine, Session
 

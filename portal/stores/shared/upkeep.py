@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.records import Stats
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine
@@ -57,7 +57,7 @@ def _moment(text: str) -> datetime:
 
 def repair_clock_skew(engine: Engine, now: datetime) -> int:
     """See `Store.repair_clock_skew`."""
-    planned, claimed = now + rules.PLANNED_MAX, now + rules.CLAIMED_MAX
+    planned, claimed = now + lifecycle.PLANNED_MAX, now + lifecycle.CLAIMED_MAX
     with engine.writing() as session:
         repaired = session.execute(
             "update recipient set next_digest_at = case when next_digest_at <= :planned then next_digest_at end,"
@@ -89,8 +89,8 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
 
 
 def remove_expired(engine: Engine, now: datetime) -> None:
-    """Remove expired rows (`rules.EXPIRING`) in small transactions. Raises StoreUnavailable."""
-    for table, key, column, kept in rules.EXPIRING:
+    """Remove expired rows (`lifecycle.EXPIRING`) in small transactions. Raises StoreUnavailable."""
+    for table, key, column, kept in lifecycle.EXPIRING:
         removed = _BATCH
         while removed == _BATCH:
             with engine.writing(durable=False) as session:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from portal.model.errors import NotFound
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, Scan, Tier
-from portal.stores import rules
+from portal.stores import lifecycle
 from portal.stores.journal import delivery_line, scan_line, verdict_line
 from portal.stores.shared.rows import Rows, add_event
 from portal.stores.shared.session import Session
@@ -26,7 +26,7 @@ def raise_tier(
     for delivery in rows.deliveries(
         session, "where d.message_id in :ids order by d.message_id, d.number", ids=list(ids)
     ):
-        if delivery.state in rules.OPEN_STATES:
+        if delivery.state in lifecycle.OPEN_STATES:
             unreleased.setdefault(delivery.id, []).append(delivery)
     # All transactions lock messages in the order of ids, so that two calls never wait for each other.
     messages = rows.messages(session, "where id in :ids order by id", for_update=True, ids=list(unreleased))
@@ -44,9 +44,9 @@ def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: T
     if not found:
         raise NotFound("there is no such message")
     [message] = found
-    updated = rules.with_scan(message, scan, tier)
+    updated = lifecycle.with_scan(message, scan, tier)
     if updated.verdict_tier is not message.verdict_tier:
-        _put(session, rows, message, updated, [d for d in deliveries if d.state in rules.OPEN_STATES], now)
+        _put(session, rows, message, updated, [d for d in deliveries if d.state in lifecycle.OPEN_STATES], now)
     elif updated.scan != message.scan:
         rows.put_scan(session, updated)
         session.journal(partial(scan_line, updated))
@@ -62,7 +62,7 @@ def _put(
     if after.scan != before.scan:
         rows.put_scan(session, after)
         session.journal(partial(scan_line, after))
-    event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), rules.verdict_change(before, after.verdict_tier))
+    event = Event(now, EventKind.RAISED, Actor(ActorKind.SYSTEM), lifecycle.verdict_change(before, after.verdict_tier))
     for delivery in unreleased:
         add_event(session, delivery.key, event)
         session.journal(partial(delivery_line, delivery, [event]))

@@ -1,4 +1,4 @@
-"""Rules that both stores follow: states, back-off, leases, limits and ages. Tested without a database."""
+"""The lifecycle of what both stores keep: states, back-off, leases, limits and ages. Tested without a database."""
 
 from __future__ import annotations
 

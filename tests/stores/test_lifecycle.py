@@ -20,7 +20,7 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.message import Delivery, EventKind, Export, Message, State, Tier, new_id
-from portal.stores import rules
+from portal.stores import lifecycle
 from tests import builders
 from tests.builders import ALICE, now
 
@@ -42,17 +42,17 @@ def test_claims_in_each_state(delivery: Delivery, state: State, allowed: set[Sta
     at = now()
     found = replace(delivery, state=state, next_try_at=at - MINUTE if state is State.RELEASING else None)
     if state is State.RELEASING:
-        assert rules.is_retry(found, allowed, at), "whatever is allowed"
-        assert rules.is_retry(replace(found, next_try_at=at), allowed, at)
+        assert lifecycle.is_retry(found, allowed, at), "whatever is allowed"
+        assert lifecycle.is_retry(replace(found, next_try_at=at), allowed, at)
         claimed = replace(found, next_try_at=at + MINUTE)
         with pytest.raises(AlreadyDone, match="^this delivery is being released$") as error:
-            rules.is_retry(claimed, allowed, at)
+            lifecycle.is_retry(claimed, allowed, at)
         assert error.value.delivery == claimed
     elif state in allowed:
-        assert not rules.is_retry(found, allowed, at)
+        assert not lifecycle.is_retry(found, allowed, at)
     else:
         with pytest.raises(AlreadyDone, match=f"^this delivery is {state.value}$") as error:
-            rules.is_retry(found, allowed, at)
+            lifecycle.is_retry(found, allowed, at)
         assert error.value.delivery == found
 
 
@@ -69,8 +69,8 @@ def test_after_a_permanent_failure_a_delivery_is_held_again(
     delivery: Delivery, error: Exception, kind: EventKind
 ) -> None:
     at = now()
-    failed = rules.failed_release(replace(delivery, state=State.RELEASING, attempts=3), error, at)
-    assert failed == rules.FailedRelease(kind, State.HELD, at, str(error), None)
+    failed = lifecycle.failed_release(replace(delivery, state=State.RELEASING, attempts=3), error, at)
+    assert failed == lifecycle.FailedRelease(kind, State.HELD, at, str(error), None)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_any_other_failure_is_retried_later_and_later(
     at, pauses = now(), []
     for attempts in range(1, 100):
         claimed = replace(delivery, state=State.RELEASING, state_at=at - MINUTE, attempts=attempts)
-        failed = rules.failed_release(claimed, error(), at)
+        failed = lifecycle.failed_release(claimed, error(), at)
         assert (failed.kind, failed.state, failed.state_at) == (EventKind.DEFERRED, State.RELEASING, at - MINUTE)
         assert failed.reason == reason
         assert failed.next_try_at is not None
@@ -104,7 +104,7 @@ def test_any_other_failure_is_retried_later_and_later(
 def pauses_of_mail(error: Exception) -> list[float]:
     """Return the seconds between the attempts to send a mail that was queued a moment ago."""
     at = now()
-    times = [rules.next_mail_try(error, attempts, at, at) for attempts in range(1, 100)]
+    times = [lifecycle.next_mail_try(error, attempts, at, at) for attempts in range(1, 100)]
     return [(time - at).total_seconds() for time in times if time is not None]
 
 
@@ -123,8 +123,8 @@ def test_a_rejected_mail_is_never_sent_again() -> None:
 def test_a_mail_is_sent_again_for_one_day_only() -> None:
     at, error = now(), RelayDeferred("450 later")
     queued_at = at - timedelta(days=1)
-    assert rules.next_mail_try(error, 5, queued_at, at) is None
-    assert rules.next_mail_try(error, 5, queued_at + timedelta(milliseconds=1), at) == at + timedelta(seconds=160)
+    assert lifecycle.next_mail_try(error, 5, queued_at, at) is None
+    assert lifecycle.next_mail_try(error, 5, queued_at + timedelta(milliseconds=1), at) == at + timedelta(seconds=160)
 
 
 # ---- digests
@@ -149,10 +149,10 @@ def digest_row(**changed: datetime | str | None) -> tuple[Any, ...]:
 @pytest.mark.parametrize("ignore_schedule", [False, True])
 def test_a_digest_that_is_due_can_be_claimed(ignore_schedule: bool) -> None:
     at = now()
-    assert rules.unclaimable(digest_row(), at, ignore_schedule) is None
-    assert rules.unclaimable(digest_row(next_digest_at=at), at, ignore_schedule) is None
+    assert lifecycle.unclaimable(digest_row(), at, ignore_schedule) is None
+    assert lifecycle.unclaimable(digest_row(next_digest_at=at), at, ignore_schedule) is None
     expired = digest_row(lease_until=at, lease="of another process")
-    assert rules.unclaimable(expired, at, ignore_schedule) is None
+    assert lifecycle.unclaimable(expired, at, ignore_schedule) is None
 
 
 @pytest.mark.parametrize("ignore_schedule", [False, True])
@@ -171,21 +171,21 @@ def test_a_digest_that_is_due_can_be_claimed(ignore_schedule: bool) -> None:
 def test_a_digest_is_not_sent_without_news_or_if_stopped_or_leased(
     row: tuple[Any, ...] | None, why: str, ignore_schedule: bool
 ) -> None:
-    refusal = rules.unclaimable(row, now(), ignore_schedule)
+    refusal = lifecycle.unclaimable(row, now(), ignore_schedule)
     assert str(refusal) == why
 
 
 @pytest.mark.parametrize("next_digest_at", [None, now() + timedelta(hours=1)])
 def test_only_an_operator_sends_a_digest_before_it_is_due(next_digest_at: datetime | None) -> None:
     row = digest_row(next_digest_at=next_digest_at)
-    assert str(rules.unclaimable(row, now(), False)) == "this digest is not due"
-    assert rules.unclaimable(row, now(), True) is None
+    assert str(lifecycle.unclaimable(row, now(), False)) == "this digest is not due"
+    assert lifecycle.unclaimable(row, now(), True) is None
 
 
 def test_only_an_operator_sends_a_digest_again_soon_after_it_failed() -> None:
     row = digest_row(lease_until=now() + timedelta(hours=1), lease=None)
-    assert str(rules.unclaimable(row, now(), False)).startswith("another process is sending this digest")
-    assert rules.unclaimable(row, now(), True) is None
+    assert str(lifecycle.unclaimable(row, now(), False)).startswith("another process is sending this digest")
+    assert lifecycle.unclaimable(row, now(), True) is None
 
 
 # ---- addresses
@@ -208,4 +208,4 @@ def test_only_an_operator_sends_a_digest_again_soon_after_it_failed() -> None:
 def test_a_recipient_is_notified_at_their_own_address_with_a_labels(
     recipient: str, address: str, expected: str
 ) -> None:
-    assert rules.address_of(recipient, address) == expected
+    assert lifecycle.address_of(recipient, address) == expected
