@@ -18,13 +18,13 @@ from zoneinfo import ZoneInfo
 from portal.assemble import Parts
 from portal.mail.languages import Language
 from portal.mail.render import Render
+from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
 from portal.model.message import State, Tier
 from portal.model.ranking import Group, ranked
 from portal.model.reasons import why
-from portal.model.schedule import plan_for
 from portal.model.sender import Sender, from_address, sender_shown
 from portal.model.text import N_, shown
 from portal.stores.records import Digest
@@ -76,15 +76,16 @@ def compose(
     retention_days: int,
     now: datetime,
     language: str = "",
+    brand: Brand = NO_BRAND,
     mail_id: UUID | None = None,
     known: Collection[str] = (),
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
     Deliveries that are no longer held are counted and not listed. ``sender`` is the From address, ``zone`` the time
-    zone of all times shown, ``language`` a tag ("": the default of ``render``). ``mail_id`` replaces the digest's id in
-    the Message-ID: mail programs drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs
-    another. ``known`` are senders for `ranking.ranked`.
+    zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail.
+    ``mail_id`` replaces the digest's id in the Message-ID: mail programs drop a mail whose Message-ID they have seen,
+    so one that is repeated on purpose needs another. ``known`` are senders for `ranking.ranked`.
     """
     groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
     held = sum(1 + len(group.others) for group in groups)
@@ -107,6 +108,7 @@ def compose(
             mark=links.mark("digest", digest.id),
             now=now,
             language=locale.tag,
+            brand=brand,
             headers=headers,
             encoding=encoding,
             recipient=shown_address(digest.address),
@@ -209,20 +211,21 @@ def _defanged(text: str) -> str:
 
 def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
     """Return the mail of a digest by the settings. Raises SettingsError without mail.from_address."""
-    settings = parts.settings
-    if settings.mail.from_address is None:
+    settings, policy = parts.settings, parts.domains.of(digest.recipient)
+    if policy.from_address is None:
         raise SettingsError("mail.from_address is needed to send digests")
-    plan = plan_for(settings.digest, digest.recipient, digest.preferences)
+    plan = parts.domains.plan(digest.recipient, digest.preferences)
     return compose(
         digest,
         links=parts.links,
         render=parts.render,
-        sender=settings.mail.from_address,
+        sender=policy.from_address,
         zone=plan.zone,
         max_rows=settings.digest.max_rows,
         retention_days=settings.store.retention_days,
         now=now,
         language=plan.language,
+        brand=policy.brand,
         mail_id=mail_id,
         known=known,
     )

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from portal.assemble import Parts
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, Reader
-from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
+from portal.model.schedule import NO_PREFERENCES, Schedule
 from portal.stores import notes
 from portal.stores.records import Person
 
@@ -34,11 +34,6 @@ class AppliedAliases:
     version: str = ""
 
 
-def plan_of(parts: Parts, recipient: str, preferences: Preferences) -> Plan:
-    """Return the schedule, time zone and language of this recipient's digests."""
-    return plan_for(parts.settings.digest, recipient, preferences)
-
-
 def schedule_news(parts: Parts, now: datetime, limit: int = PAGE, *, applied: AppliedAliases | None = None) -> int:
     """Set the time of the next digest for up to ``limit`` recipients with news. Return how many were set.
 
@@ -49,7 +44,7 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE, *, applied: Ap
     for person in people:
         # At most `now`: news recorded while a clock was ahead would otherwise wait until that time.
         since = min(person.news_since or now, now)
-        planned = plan_of(parts, person.recipient, person.preferences).next_time(since)
+        planned = parts.domains.plan(person.recipient, person.preferences).next_time(since)
         local = parts.settings.is_local(person.recipient)
         parts.store.recipients.schedule(person.recipient, planned if local and planned else now + RECHECK_AFTER)
     return len(people)
@@ -143,9 +138,9 @@ def skip_reason(parts: Parts, recipient: str) -> str:
     if not parts.settings.is_local(recipient):
         return "not in local_domains"
     # A recipient's own schedule matters only if the default is `never`. This saves most recipients a query.
-    if plan_of(parts, recipient, NO_PREFERENCES).schedule is not Schedule.NEVER:
+    if parts.domains.plan(recipient, NO_PREFERENCES).schedule is not Schedule.NEVER:
         return ""
-    chosen = plan_of(parts, recipient, parts.store.recipients.get(recipient).preferences).schedule
+    chosen = parts.domains.plan(recipient, parts.store.recipients.get(recipient).preferences).schedule
     return "digest.schedule is never" if chosen is Schedule.NEVER else ""
 
 

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from digest.compose import digest_mail
-from digest.news import RECHECK_AFTER, plan_of, recipients_with_news, skip_reason
+from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
 from portal.assemble import Parts
 from portal.mail.relay import Connection
 from portal.model.clock import clock
@@ -515,7 +515,7 @@ class Run:
             return Unsent(digest, not_before=now + LEASE)
         failure = _error_text(error)
         if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
-            next_time = plan_of(self.parts, digest.recipient, digest.preferences).next_time(now)
+            next_time = self.parts.domains.plan(digest.recipient, digest.preferences).next_time(now)
             return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=failure)
         return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=failure)
 

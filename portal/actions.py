@@ -45,6 +45,7 @@ from portal.model.message import (
     new_id,
 )
 from portal.model.text import N_, shown
+from portal.policy.domains import DomainPolicy, Domains
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
 from portal.stores.lifecycle import address_of
@@ -69,8 +70,7 @@ class Actions:
     scanning: Scanning
     links: Links
     render: Render
-    from_address: str | None  # of the portal's own mail; None: it cannot send mail
-    admin_address: str | None
+    domains: Domains
     is_local: Callable[[str], bool]
     language_of: Callable[[str], str]  # address → language tag of its owner
     host: str = field(default_factory=socket.getfqdn)
@@ -272,9 +272,11 @@ class Actions:
         requested = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.REQUESTED, state_at=now, reason=""
         )
+        policy = self.domains.of(requested.recipient)
         mail = self._mail(
-            self.admin_address,
+            policy.admin_address,
             "request",
+            policy,
             delivery=requested,
             symbols=sorted(requested.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
             # It is copied into a shell, and a sender may have chosen an address with shell code in it.
@@ -293,7 +295,7 @@ class Actions:
             self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
         )
         to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
-        mail = self._mail(to, "refused", delivery=refused)
+        mail = self._mail(to, "refused", self.domains.of(refused.recipient), delivery=refused)
         delivery = self.store.deliveries.move(
             DeliveryId(id, number),
             State.HELD,
@@ -313,7 +315,8 @@ class Actions:
         ``note``: arguments for `Notes.compare_and_set`: name, old text, new text. Only the process that sets the note
         queues the mail. Raises StoreUnavailable.
         """
-        mail = self._mail(self.admin_address, "alarm", language="en", subject=subject, text=text)
+        site = self.domains.site
+        mail = self._mail(site.admin_address, "alarm", site, language="en", subject=subject, text=text)
         if note is None:
             log.error("alarm: %s", subject)
             if mail is not None:
@@ -332,15 +335,20 @@ class Actions:
         except QuarantineError as error:
             log.error("alarm %r could not be sent: %s", subject, error)
 
-    def _mail(self, to: str | None, template: str, *, language: str = "", **values: Any) -> QueuedMail | None:
-        """Return a mail in the language of its recipient, to be queued. Return None without ``to`` or
-        ``mail.from_address``."""
-        if not to or self.from_address is None:
+    def _mail(
+        self, to: str | None, template: str, policy: DomainPolicy, *, language: str = "", **values: Any
+    ) -> QueuedMail | None:
+        """Return a mail in the language of its recipient, to be queued. Return None without ``to`` or a From address.
+
+        ``policy`` is that of the domain that the mail is about.
+        """
+        if not to or policy.from_address is None:
             return None
         id, now = new_id(), self.now()
         mail = self.render.mail(
             template,
-            sender=self.from_address,
+            sender=policy.from_address,
+            brand=policy.brand,
             to=to,
             id=id,
             mark=self.links.mark("mail", id),

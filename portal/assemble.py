@@ -16,14 +16,16 @@ from portal.mail.render import Render
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.links import Links
 from portal.model.message import identity
-from portal.model.schedule import plan_for
 from portal.model.tiers import Tiers
 from portal.people import Directory
+from portal.policy.domains import Domains
 from portal.policy.rulebook import Rulebook
 from portal.rspamd import Rspamd
 from portal.scanning import Scanning
 from portal.settings import Settings
 from portal.stores import Store, notes, open_store
+
+log = logging.getLogger("quarantine.settings")
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -42,6 +44,7 @@ class Parts:
     scanning: Scanning
     tiers: Tiers
     people: Directory
+    domains: Domains
     rulebook: Rulebook
 
 
@@ -61,6 +64,8 @@ def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = 
 
 
 def _build_parts(settings: Settings, store: Store, release_seconds: float, create: bool) -> Parts:
+    if create and settings.digest.domains:
+        log.warning("digest.domains: the next version will not read it: rename its tables to [domains.…]")
     links = make_links(settings, create=create)
     agree_on_keys(store, links, record=create)
     render = make_render(settings, store)
@@ -68,11 +73,12 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
     scanning = make_scanning(settings, store, tiers)
     people = make_people(settings, store)
+    domains = Domains(settings)
 
     def language_of(address: str) -> str:
         readers = people.readers(identity(address))
         reader = readers[0] if len(readers) == 1 else identity(address)
-        return plan_for(settings.digest, reader, store.recipients.get(reader).preferences).language
+        return domains.plan(reader, store.recipients.get(reader).preferences).language
 
     actions = Actions(
         store=store,
@@ -80,8 +86,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         scanning=scanning,
         links=links,
         render=render,
-        from_address=settings.mail.from_address,
-        admin_address=settings.mail.admin_address,
+        domains=domains,
         is_local=people.is_notified,
         language_of=language_of,
     )
@@ -96,6 +101,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         scanning=scanning,
         tiers=tiers,
         people=people,
+        domains=domains,
         rulebook=Rulebook(store, people, settings.local_domains, settings.is_local),
     )
 
@@ -124,7 +130,6 @@ def make_render(settings: Settings, store: Store) -> Render:
 
     return Render(
         settings.digest.language,
-        site_name=settings.site.name,
         site_folder=settings.site.folder,
         on_failure=record_failure,
     )

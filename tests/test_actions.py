@@ -37,8 +37,10 @@ from portal.model.errors import (
 from portal.model.links import MARK_HEADER, Links
 from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Symbol, Tier, new_id
 from portal.model.tiers import Tiers
+from portal.policy.domains import Domains
 from portal.releases import retry_due
 from portal.scanning import Scanning
+from portal.settings import Settings
 from portal.stores import LEASE, Store
 from portal.stores.records import QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, mail, now
@@ -86,8 +88,9 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
             scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False),
             links=links,
             render=Render(),
-            from_address="quarantine@example.org",
-            admin_address=ADMIN,
+            domains=Domains(
+                Settings.model_validate({"mail": {"from_address": "quarantine@example.org", "admin_address": ADMIN}})
+            ),
             language_of=lambda address: "en",
             is_local=lambda address: address.endswith("@example.org"),
             host="portal.example.org",

@@ -12,8 +12,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from portal.model.errors import SettingsError
-from portal.model.schedule import Preferences, plan_for
+from portal.model.schedule import Preferences
 from portal.model.store_url import StoreUrl
+from portal.policy.domains import Domains
 from portal.settings import Settings, keys, load, load_from, masked
 
 
@@ -54,6 +55,7 @@ def problems(folder: Path, text: str = "", **environ: str) -> list[str]:
         ("mail.admin_address", None),
         ("digest.at", (time(7, 0),)),
         ("digest.schedule", "daily"),
+        ("domains", {}),
         ("digest.domains", {}),
         ("digest.timezone", "UTC"),
         ("digest.language", "en"),
@@ -290,13 +292,20 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
         ("digest.at = []", "digest.at: expected one to 6 times of day"),
         ("digest.at = ['01:00', '02:00', '03:00', '04:00', '05:00', '06:00', '07:00']", "digest.at: expected one to 6"),
         ("digest.schedule = 'hourly'", "digest.schedule: Input should be 'never', 'daily', 'weekdays', 'monday'"),
-        ("digest.domains = 'example.net'", 'digest.domains: expected tables like [digest.domains."example.net"]'),
+        ("digest.domains = 'example.net'", 'digest.domains: expected tables like [domains."example.net"]'),
+        ("domains = 'example.net'", 'domains: expected tables like [domains."example.net"]'),
         ("digest.domains = []", "digest.domains: expected a table, written [digest.domains]"),
+        ("domains = []", "domains: expected a table, written [domains]"),
         ("digest.domains.'a.example' = 1", 'digest.domains."a.example": expected a table, written [digest.domains."a'),
+        ("domains.'a.example' = 1", 'domains."a.example": expected a table, written [domains."a'),
         ("digest.domains.'a.example'.at = '25:00'", 'digest.domains."a.example".at: Input should be in a valid time'),
+        ("domains.'a.example'.at = '25:00'", 'domains."a.example".at: Input should be in a valid time'),
         ("digest.domains.'a.example'.timezone = 'Mars'", 'digest.domains."a.example".timezone: unknown time zone'),
+        ("domains.'a.example'.timezone = 'Mars'", 'domains."a.example".timezone: unknown time zone'),
         ("digest.domains.'a.example'.hour = 1", 'digest.domains."a.example".hour: there is no such setting'),
+        ("domains.'a.example'.hour = 1", 'domains."a.example".hour: there is no such setting'),
         ("digest.domains.'a.example'.at = '07:00'", 'digest.domains."a.example": this domain is not in local'),
+        ("domains.'a.example'.at = '07:00'", 'domains."a.example": this domain is not in local'),
         ("digest.timezone = 'Europe/Nowhere'", "digest.timezone: unknown time zone 'Europe/Nowhere'"),
         ("digest.timezone = '../etc/passwd'", "digest.timezone: unknown time zone '../etc/passwd'"),
         ("digest.timezone = ''", "digest.timezone: unknown time zone ''"),
@@ -438,19 +447,19 @@ DOMAIN = """
     [digest]
     at = "06:00"
     timezone = "Europe/Berlin"
-    [digest.domains."Example.NET"]
+    [domains."Example.NET"]
     at = ["08:00", "16:00"]
     schedule = "weekdays"
-    [digest.domains."pilot.example"]
+    [domains."pilot.example"]
     timezone = "Asia/Tokyo"
 """
 
 
 def test_a_domain_may_have_its_own_defaults(tmp_path: Path) -> None:
-    digest = load_toml(tmp_path, DOMAIN).digest
+    domains = Domains(load_toml(tmp_path, DOMAIN))
 
     def plan(recipient: str) -> tuple[Any, ...]:
-        found = plan_for(digest, recipient, Preferences())
+        found = domains.plan(recipient, Preferences())
         return found.schedule, found.at, found.zone.key, found.language
 
     assert plan("alice@example.org") == ("daily", (time(6),), "Europe/Berlin", "en")
@@ -462,17 +471,48 @@ def test_a_domain_may_have_its_own_defaults(tmp_path: Path) -> None:
 def test_a_wrong_name_in_the_table_of_a_domain_is_reported_with_the_right_one(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, DOMAIN + "timezon = 'UTC'")
     path = tmp_path / "quarantine.toml"
-    assert (
-        found == f'digest.domains."pilot.example".timezon: there is no such setting (did you mean timezone?) ({path})'
-    )
+    assert found == f'domains."pilot.example".timezon: there is no such setting (did you mean timezone?) ({path})'
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ('name = "A\\nB"', 'name: must not contain " < > \\ or line breaks'),
+        (f"name = '{61 * 'A'}'", "name: String should have at most 60 characters"),
+        ("from_address = 'q@other.example'", "from_address: q@other.example is not in example.net or a subdomain"),
+        ("from_address = 'q@badexample.net'", "from_address: q@badexample.net is not in example.net or a subdomain"),
+        ("from_address = 'Q <q@example.net>'", "from_address: expected one mail address"),
+        ("admin_address = 'nobody'", "admin_address: expected one mail address"),
+        ("domain = 'example.org'", "domain: there is no such setting"),
+    ],
+)
+def test_wrong_values_of_a_domain_are_named_with_the_domain(tmp_path: Path, table: str, expected: str) -> None:
+    text = "local_domains = ['example.net']\nmail.from_address = 'q@example.org'\n[domains.'example.net']\n"
+    (found,) = problems(tmp_path, text + table)
+    assert 'domains."example.net"' in found or 'domains: "example.net"' in found
+    assert expected in found and found.endswith(f"({tmp_path}/quarantine.toml)")
+
+
+def test_a_domain_may_send_from_itself_and_from_a_subdomain(tmp_path: Path) -> None:
+    for address in ("q@example.net", "q@Mail.Example.net"):
+        table = f"[domains.'example.net']\nfrom_address = '{address}'"
+        settings = load_toml(tmp_path, f"local_domains = ['example.net']\nmail.from_address = 'q@example.org'\n{table}")
+        assert Domains(settings).of("alice@example.net").from_address == address
+
+
+def test_the_former_tables_are_read_and_may_not_stand_beside_the_new_ones(tmp_path: Path) -> None:
+    former = DOMAIN.replace("[domains.", "[digest.domains.")
+    assert Domains(load_toml(tmp_path, former)).of("alice@example.net").schedule == "weekdays"
+    (found,) = problems(tmp_path, former + '[domains."example.net"]\nname = "Net"')
+    assert found.startswith('digest.domains."example.net": the domain has a table in domains as well')
 
 
 def test_masked_shows_the_domains_and_their_source(tmp_path: Path) -> None:
-    assert masked(load_toml(tmp_path, DOMAIN))["digest.domains"] == {
+    assert masked(load_toml(tmp_path, DOMAIN))["domains"] == {
         "example.net": {"at": ["08:00", "16:00"], "schedule": "weekdays"},
         "pilot.example": {"timezone": "Asia/Tokyo"},
     }
-    assert load_from({"QUARANTINE_CONFIG": f"{tmp_path}/quarantine.toml"})[2]["digest.domains"].endswith(".toml")
+    assert load_from({"QUARANTINE_CONFIG": f"{tmp_path}/quarantine.toml"})[2]["domains"].endswith(".toml")
 
 
 # ---- international domains
@@ -486,7 +526,7 @@ def test_a_domain_may_be_named_in_either_spelling(tmp_path: Path, spelling: str)
     local_domains = ["{spelling}", "pilot@{spelling}", "münchen.example"]
     mail.from_address = "q@example.org"
     people.origin = "{spelling}"
-    [digest.domains."{spelling}"]
+    [domains."{spelling}"]
     schedule = "weekdays"
     """
     settings = load_toml(tmp_path, text)
@@ -494,11 +534,11 @@ def test_a_domain_may_be_named_in_either_spelling(tmp_path: Path, spelling: str)
     assert settings.people.origin == "xn--mnchen-3ya.example"
     for host in ("münchen.example", "xn--mnchen-3ya.example"):
         assert settings.is_local(f"a@{host}")
-        assert plan_for(settings.digest, f"a@{host}", Preferences()).schedule == "weekdays"
+        assert Domains(settings).of(f"a@{host}").schedule == "weekdays"
     assert not settings.is_local("a@munchen.example")
     shown = masked(settings)
     assert shown["local_domains"] == ["münchen.example", "pilot@münchen.example"]
-    assert list(shown["digest.domains"]) == ["münchen.example"]
+    assert list(shown["domains"]) == ["münchen.example"]
 
 
 def test_an_address_alone_may_be_named_in_either_spelling(tmp_path: Path) -> None:
@@ -509,11 +549,11 @@ def test_an_address_alone_may_be_named_in_either_spelling(tmp_path: Path) -> Non
 
 def test_a_domain_has_one_table(tmp_path: Path) -> None:
     text = "local_domains = ['münchen.example']\nmail.from_address = 'q@example.org'\n"
-    tables = '[digest.domains."münchen.example"]\n[digest.domains."xn--mnchen-3ya.example"]\n'
+    tables = '[domains."münchen.example"]\n[domains."xn--mnchen-3ya.example"]\n'
     (found,) = problems(tmp_path, text + tables)
-    assert found.startswith('digest.domains: "xn--mnchen-3ya.example" is the second table of one domain')
-    (found,) = problems(tmp_path, text + '[digest.domains."xn--bcher-kva.example"]\n')
-    assert found.startswith('digest.domains."bücher.example": this domain is not in local_domains')
+    assert found.startswith('domains: "xn--mnchen-3ya.example" is the second table of one domain')
+    (found,) = problems(tmp_path, text + '[domains."xn--bcher-kva.example"]\n')
+    assert found.startswith('domains."bücher.example": this domain is not in local_domains')
 
 
 # ---- output of settings

@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from portal.settings import Section, Settings, keys
+from portal.settings import DomainSettings, Section, Settings, keys
+from portal.settings.domains import keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +32,18 @@ An unknown key or a wrong value stops every program with a list of all problems 
 `quarantine settings` prints the values in effect, secrets masked. `QUARANTINE_SOCKET` is not a setting: `uwsgi.ini`
 reads it, the path of the uwsgi socket where systemd does not make that (default `var/quarantine.sock`).
 """
+
+_DOMAINS_HEAD = """
+## domains
+
+Values for the recipients of one domain, in a table for each domain. All are optional: the site's value applies where a
+domain has none. [domains.md](domains.md) explains them.
+
+    [domains."example.net"]
+    name = "Example Net"
+
+| key | meaning |
+| --- | --- |"""
 
 _EXAMPLE_HEAD = """# The quarantine portal's settings. Every key is shown with its default, commented out.
 # Where it is looked for: $QUARANTINE_CONFIG, ./quarantine.toml, /etc/rspamd-quarantine/quarantine.toml.
@@ -67,6 +80,8 @@ def settings_page() -> str:
         )
         mark = " 🔑" if "SecretStr" in str(field.annotation) and f"{key}_file" not in keys() else ""
         out.append(f"| `{key}`{mark} | {shown} | {field.description} |")
+    out.append(_DOMAINS_HEAD)
+    out += [f"| `{name}` | {DomainSettings.model_fields[name].description} |" for name in keys_of("domains")]
     return "\n".join(out) + "\n"
 
 

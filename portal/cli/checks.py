@@ -126,6 +126,8 @@ def addresses(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, "local_domains", ", ".join(map(shown_address, settings.local_domains)))
+    if settings.digest.domains:
+        yield Finding(None, "digest.domains", "the next version will not read it: rename its tables to [domains.…]")
     if settings.mail.admin_address is None:
         yield Finding(
             None,

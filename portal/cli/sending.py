@@ -80,7 +80,7 @@ def _unsuitable(parts: Parts, address: str) -> str:
         wire.path(address, is_sender=False)
     except RelayRefused as error:
         return f"{shown(address)}: {error}"
-    if settings.mail.from_address is None:
+    if parts.domains.of(recipient).from_address is None:
         return "mail.from_address is not set"
     if not settings.is_local(recipient):
         return f"{shown(address)} is not in local_domains"
@@ -93,7 +93,7 @@ def _scan(parts: Parts, address: str, queue_id: str) -> Finding:
     settings = parts.settings.rspamd
     url, topic = settings.url or _CONTROLLER, "test: Rspamd"
     rspamd = Rspamd(url, settings.password.get_secret_value() if settings.password else "")
-    sender = parts.settings.mail.from_address or ""
+    sender = parts.domains.of(address).from_address or ""
     try:
         action = rspamd.submit(_message(sender, address, queue_id), sender, address, queue_id, _RSPAMD_SECONDS)
     except RspamdUnavailable as error:

@@ -39,6 +39,7 @@ from jinja2 import (
 from portal import __version__, shipped
 from portal.mail import languages
 from portal.mail.languages import Language
+from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address
 from portal.model.links import MARK_HEADER
 from portal.model.text import TAGS, shown, wrapped
@@ -94,21 +95,19 @@ class _Templates:
 class Render:
     """Renders pages and mails.
 
-    ``language`` is the tag of the default language, ``site_name`` the site's name for its quarantine ("": the default
-    name). ``site_folder`` has the site's own ``templates`` and ``locale``. ``on_failure`` is called once for each
-    template of the site that fails, with its name and the error; it must not raise.
+    ``language`` is the tag of the default language. ``site_folder`` has the site's own ``templates`` and ``locale``.
+    ``on_failure`` is called once for each template of the site that fails, with its name and the error; it must not
+    raise.
     """
 
     def __init__(
         self,
         language: str = "en",
         *,
-        site_name: str = "",
         site_folder: Path | None = None,
         on_failure: Callable[[str, str], None] | None = None,
     ) -> None:
         self.language = language
-        self.site_name = site_name
         self.folders = [shipped("templates")]
         if site_folder is not None:
             self.folders.insert(0, site_folder / "templates")
@@ -160,7 +159,7 @@ class Render:
         environment.filters["utc"] = lambda at: f"{language.moment(at, _UTC)} UTC"
         environment.globals["language"] = language.tag
         environment.globals["direction"] = language.direction
-        environment.globals["site_name"] = self.site_name
+        environment.globals["site_name"] = ""  # of mails and pages that are about no domain
         environment.globals["version"] = __version__  # for a site's own web/base.html of version 0.2
         return environment
 
@@ -191,9 +190,9 @@ class Render:
         sources = [environment.loader.get_source(environment, name)[0] for name in names]
         return set().union(*(meta.find_undeclared_variables(environment.parse(source)) for source in sources))
 
-    def page(self, name: str, *, language: str = "", **values: Any) -> str:
-        """Return the page ``templates/web/NAME.html`` in a language."""
-        return self._render(language or self.language, f"web/{name}.html", values)
+    def page(self, name: str, *, language: str = "", brand: Brand = NO_BRAND, **values: Any) -> str:
+        """Return the page ``templates/web/NAME.html`` in a language, with the look of ``brand``."""
+        return self._render(language or self.language, f"web/{name}.html", {**values, "site_name": brand.name})
 
     def mail(
         self,
@@ -205,6 +204,7 @@ class Render:
         mark: str,
         now: datetime,
         language: str = "",
+        brand: Brand = NO_BRAND,
         headers: dict[str, str] | None = None,
         encoding: str = "quoted-printable",
         **values: Any,
@@ -216,13 +216,11 @@ class Render:
         The Message-ID is made from ``id``, so that a mail that is repeated after a crash has the same one.
         ``to`` is one address as in an envelope. If it is not ASCII, the mail needs SMTPUTF8 (RFC 6532).
         """
-        language = language or self.language
+        language, values = language or self.language, {**values, "site_name": brand.name}
         subject = " ".join(self._render(language, f"mail/{name}/subject.txt", values).split())
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
-        name_shown = self.site_name or self._templates(language).language.gettext("Mail quarantine")
-        name_shown = re.sub(
-            r'[\s"\\]+', " ", name_shown
-        ).strip()  # site_name and the site's translation may be any text
+        name_shown = brand.name or self._templates(language).language.gettext("Mail quarantine")
+        name_shown = re.sub(r'[\s"\\]+', " ", name_shown).strip()  # the site's translation may be any text
         mail["From"] = f'"{name_shown}" <{sender}>'  # phones show the name only
         mail["To"] = mailbox(to)
         mail["Subject"] = subject

@@ -1,6 +1,6 @@
 """Times and language of a recipient's digests: their preferences, the defaults, and the resulting plan.
 
-Depends on its arguments alone. The store keeps `Preferences`, the settings have the defaults, and `plan_for` makes a
+Depends on its arguments alone. The store keeps `Preferences`, `policy.domains` has the defaults, and `plan_for` makes a
 `Plan` of both. All code that shows or decides a time of a digest uses the plan.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
-from portal.model.message import domain
 from portal.model.text import TAGS
 
 log = logging.getLogger("quarantine.schedule")
@@ -134,23 +133,30 @@ def _moment(day: date, at: time, zone: ZoneInfo) -> datetime:
 
 
 class Defaults(Protocol):
-    """The settings of section ``digest``: `schedule`, `at`, `timezone` and `language` for all, and for each domain."""
+    """The values that hold for recipients without preferences."""
 
     @property
-    def domains(self) -> Mapping[str, object]:
-        """The settings of each domain, by its lower-case name; None: not set for this domain."""
+    def schedule(self) -> Schedule:
+        """The days on which digests are sent."""
+
+    @property
+    def at(self) -> tuple[time, ...]:
+        """The times of these days, in order, at least one."""
+
+    @property
+    def timezone(self) -> str:
+        """The IANA name of their time zone."""
+
+    @property
+    def language(self) -> str:
+        """The tag of the language."""
 
 
-def plan_for(settings: Defaults, recipient: str, preferences: Preferences) -> Plan:
-    """Return a recipient's plan: each value from their preferences, else from their domain, else from the defaults.
+def plan_for(defaults: Defaults, recipient: str, preferences: Preferences) -> Plan:
+    """Return a recipient's plan: each value from their preferences, else from the defaults that hold for them.
 
     A value that is no longer known (a time zone that tzdata dropped) is logged and ignored.
     """
-    of_domain = settings.domains.get(domain(recipient))
-
-    def default(name: str) -> Any:
-        own = getattr(of_domain, name, None)
-        return getattr(settings, name) if own is None else own
 
     def chosen(name: str, known: Iterable[str]) -> str | None:
         value: str | None = getattr(preferences, name)
@@ -160,10 +166,10 @@ def plan_for(settings: Defaults, recipient: str, preferences: Preferences) -> Pl
         return None
 
     return Plan(
-        Schedule(chosen("schedule", tuple(Schedule)) or default("schedule")),
-        tuple(preferences.at or default("at")),
-        ZoneInfo(chosen("timezone", zone_names()) or default("timezone")),
-        chosen("language", TAGS) or default("language"),
+        Schedule(chosen("schedule", tuple(Schedule)) or defaults.schedule),
+        tuple(preferences.at or defaults.at),
+        ZoneInfo(chosen("timezone", zone_names()) or defaults.timezone),
+        chosen("language", TAGS) or defaults.language,
     )
 
 

@@ -157,5 +157,6 @@ def _request(pages: Pages) -> Request:
     """Return the request of this thread. Only this function uses Bottle's thread-local request."""
     environ: Environ = current.environ
     parts = pages.parts
-    tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), parts.settings.digest.language)
-    return Request(environ, pages.site, parts.render.language_for(tag))
+    policy = parts.domains.site
+    tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), policy.language)
+    return Request(environ, pages.site, policy, parts.render.language_for(tag))

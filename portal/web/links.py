@@ -126,7 +126,7 @@ class LinkPages:
         Raises LinkInvalid if the link was revoked.
         """
         person = self._store.recipients.get(recipient)
-        self._pages.use_language_of(request, recipient, person.preferences)
+        self._pages.use_recipient(request, recipient, person.preferences)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")

@@ -20,7 +20,7 @@ from bottle import HTTPResponse
 from portal.actions import Actions
 from portal.assemble import Parts
 from portal.model.message import Actor, ActorKind, Delivery
-from portal.model.schedule import Preferences, plan_for
+from portal.model.schedule import Preferences
 from portal.model.text import N_
 from portal.releases import in_parallel
 from portal.web.request import Request
@@ -59,7 +59,6 @@ class Pages:
         self.previews = threading.Semaphore(max(1, threads // 2))
         self.site = Site.of(parts.settings.public_url)
         self.static = StaticFiles(parts.render.folders, self.site.root)
-        self._zone = ZoneInfo(parts.settings.digest.timezone)
         self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.site.https else [])]
 
     def now(self) -> datetime:
@@ -72,7 +71,12 @@ class Pages:
         """Return the page ``templates/web/NAME.html``, rendered with these values."""
         values = {"signed_in": None, "form_token": "", "script": False, **values}
         html = self.parts.render.page(
-            name, language=request.language.tag, root=self.site.root, static=self.static.url, **values
+            name,
+            language=request.language.tag,
+            brand=request.policy.brand,
+            root=self.site.root,
+            static=self.static.url,
+            **values,
         )
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
 
@@ -177,14 +181,14 @@ class Pages:
 
     # ---- the recipient of a page
 
-    def use_language_of(self, request: Request, recipient: str, preferences: Preferences) -> None:
-        """Use the recipient's language for the response to this request from now on."""
-        tag = plan_for(self.parts.settings.digest, recipient, preferences).language
-        request.language = self.parts.render.language_for(tag)
+    def use_recipient(self, request: Request, recipient: str, preferences: Preferences) -> None:
+        """Use the recipient's language and the look of their domain for the response to this request from now on."""
+        request.policy = self.parts.domains.of(recipient)
+        request.language = self.parts.render.language_for(self.parts.domains.plan(recipient, preferences).language)
 
     def viewer(self, request: Request, reader: str) -> Viewer:
         """Return the reader with the language and time zone for the pages of this request."""
-        return Viewer(reader, request.language, self._zone)
+        return Viewer(reader, request.language, ZoneInfo(request.policy.timezone))
 
     def rows(self, request: Request, deliveries: Sequence[Delivery], reader: str) -> list[Row]:
         """Return the view models of deliveries for one of their readers. Queries the store at most once."""

@@ -21,7 +21,7 @@ from portal.mail.languages import own_name
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
-from portal.model.schedule import MAX_TIMES, Preferences, Schedule, plan_for, zone_names
+from portal.model.schedule import MAX_TIMES, NO_PREFERENCES, Preferences, Schedule, zone_names
 from portal.model.text import N_, TAGS, shown
 from portal.stores.records import DigestRequest, Person, QueuedMail
 from portal.web.auth.session import Session, Sessions
@@ -131,8 +131,8 @@ class PreferencePages:
 
         ``session``: None if the page was reached by a link. ``fields``: rejected input to show again.
         """
-        person, site = self._store.recipients.get(recipient), self._pages.parts.settings.digest
-        usual, plan = plan_for(site, recipient, Preferences()), plan_for(site, recipient, person.preferences)
+        person, domains = self._store.recipients.get(recipient), self._pages.parts.domains
+        usual, plan = domains.plan(recipient, NO_PREFERENCES), domains.plan(recipient, person.preferences)
         fields = fields or _fields_of(person)
         upcoming = plan.next_time(self._pages.now())
         good, result_text = _RESULT_TEXTS.get(request.query("done"), (True, ""))
@@ -230,17 +230,18 @@ class PreferencePages:
         without their knowledge.
         """
         person, parts, now = self._store.recipients.get(recipient), self._pages.parts, self._pages.now()
-        sender, mail = parts.settings.mail.from_address, None
-        if sender is not None and person.stopped_at is None and parts.settings.is_local(recipient):
+        policy, mail = parts.domains.of(recipient), None
+        if policy.from_address is not None and person.stopped_at is None and parts.settings.is_local(recipient):
             id = new_id(now)
             rendered = parts.render.mail(
                 "stopped",
-                sender=sender,
+                sender=policy.from_address,
                 to=person.address,
                 id=id,
                 mark=parts.links.mark("mail", id),
                 now=now,
-                language=plan_for(parts.settings.digest, recipient, person.preferences).language,
+                language=parts.domains.plan(recipient, person.preferences).language,
+                brand=policy.brand,
                 recipient=shown_address(person.address),
                 preferences=parts.links.url(Action.PREFERENCES, digest_id, 0, now),
                 portal=f"{parts.settings.public_url}/",

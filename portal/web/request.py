@@ -7,6 +7,7 @@ from typing import Any
 from bottle import BaseRequest, FormsDict, HTTPError
 
 from portal.mail.languages import Language
+from portal.policy.domains import DomainPolicy
 from portal.web.site import Site
 
 Environ = dict[str, Any]
@@ -15,11 +16,14 @@ Environ = dict[str, Any]
 class Request:
     """The request data that handlers may use.
 
+    ``policy`` is what holds for the recipient of the response: that of the site at first, then that of the recipient's
+    domain, together with ``language``.
     ``language`` is the language of the response: at first the one that the browser asks for, then the recipient's own
-    as soon as the recipient is known (`Pages.use_language_of`), so that error pages are in that language as well.
+    as soon as the recipient is known (`Pages.use_recipient`), so that error pages are in that language as well.
     """
 
-    def __init__(self, environ: Environ, site: Site, language: Language) -> None:
+    def __init__(self, environ: Environ, site: Site, policy: DomainPolicy, language: Language) -> None:
+        self.policy = policy
         self.language = language
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ.get("PATH_INFO", "")  # below the mount point

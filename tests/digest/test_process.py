@@ -173,7 +173,7 @@ def test_each_recipient_is_notified_once_of_each_held_delivery(mailing: Parts, s
 def test_nobody_is_notified_before_their_hour(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__at="07:00", digest__timezone="Asia/Kathmandu")
     hold(parts.store)
-    at = news.plan_of(parts, ALICE, NO_PREFERENCES).next_time(now())
+    at = parts.domains.plan(ALICE, NO_PREFERENCES).next_time(now())
     assert at is not None
     tick(parts, now())
     tick(parts, at - timedelta(seconds=1))
@@ -197,7 +197,7 @@ def test_each_recipient_has_their_own_schedule(mailing: Parts, server: SmtpServe
     mailing.store.recipients.set_preferences(BOB, Preferences("monday", (time_of_day(6),)))
     mailing.store.recipients.set_digests_stopped("carol@example.org", now())
     for person in mailing.store.recipients.unscheduled(10):  # as if all news were from that day
-        at = news.plan_of(mailing, person.recipient, person.preferences).next_time(day)
+        at = mailing.domains.plan(person.recipient, person.preferences).next_time(day)
         assert at is not None
         mailing.store.recipients.schedule(person.recipient, at)
     seen: list[tuple[float, str]] = []

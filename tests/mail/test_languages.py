@@ -62,7 +62,7 @@ def test_a_browser_that_prefers_an_unknown_language_gets_the_sites() -> None:
     assert negotiated("tlh", "de") == negotiated("", "de") == "de"
 
 
-_DOMAIN = '[digest.domains."example.org"]\nlanguage = "de"'
+_DOMAIN = '[domains."example.org"]\nlanguage = "de"'
 PLACES = {  # settings, preferences, and the expected `lang`
     "a person's own": ("", Preferences(language="de"), "de"),
     "their domain's": (_DOMAIN, Preferences(), "de"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from portal.model.clock import clock, utc_now
 from portal.model.schedule import NO_PREFERENCES, Plan, Preferences, Schedule, plan_for
-from portal.settings import DigestSettings, DomainDigest
+from portal.settings import DigestSettings
 from tests.builders import ALICE
 
 ODD_ZONES = [
@@ -203,16 +203,11 @@ def test_a_clock_goes_on_from_the_moment_it_was_set_to(monkeypatch: pytest.Monke
 
 # ---- which preferences apply
 
-SITE = DigestSettings(
-    at=(time(6),),
-    timezone="Europe/Berlin",
-    domains={"example.net": DomainDigest(schedule=Schedule.WEEKDAYS, timezone="Asia/Tokyo")},
-)
+SITE = DigestSettings(at=(time(6),), timezone="Europe/Berlin")
 
 
-def test_preferences_precede_the_domain_and_the_domain_precedes_the_site() -> None:
+def test_preferences_precede_the_defaults() -> None:
     assert plan_for(SITE, ALICE, NO_PREFERENCES) == plan("Europe/Berlin", time(6))
-    assert plan_for(SITE, "bob@Example.NET", NO_PREFERENCES) == plan("Asia/Tokyo", time(6), schedule=Schedule.WEEKDAYS)
     chosen = Preferences("sunday", (time(9), time(21)), "America/New_York", "en")
     assert plan_for(SITE, "bob@example.net", chosen) == plan(
         "America/New_York", time(9), time(21), schedule=Schedule.SUNDAY

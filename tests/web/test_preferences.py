@@ -140,10 +140,10 @@ def test_empty_fields_mean_the_default(site: Site, page: Page) -> None:
 
 def test_the_default_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp_path: Path) -> None:
     parts = make_parts()  # creates an empty quarantine.toml
-    (tmp_path / "quarantine.toml").write_text('[digest.domains."example.org"]\nat = "11:00"\nschedule = "sunday"')
+    (tmp_path / "quarantine.toml").write_text('[domains."example.org"]\nat = "11:00"\nschedule = "sunday"')
     site = Site(make_parts())
     html = site.signed_in(ALICE).get("/preferences").text
-    assert parts.settings.digest.domains == {}
+    assert parts.settings.domains == {}
     assert "Default: Every Sunday" in html
     assert "the default: 11:00" in html
     assert re.search(r"Next digest: Sunday, \d+ \w+ \d+, 11:00 \(UTC\)", html)

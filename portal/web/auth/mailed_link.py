@@ -21,7 +21,6 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.errors import CodesSuspended, LinkInvalid
 from portal.model.message import identity, new_id, random_token
-from portal.model.schedule import plan_for
 from portal.model.text import shown
 from portal.stores.records import QueuedMail, SignIn, SignInLimits
 from portal.web.auth.session import Sessions, is_address
@@ -35,7 +34,7 @@ _SECRET_OCTETS = 24
 _CODE_DIGITS = 8  # sign-in-code.html has the number, too
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _ADDRESS_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
-_PLACEHOLDER = "nobody@invalid"  # To of sign-in mails that are dropped, and their From without mail.from_address
+_PLACEHOLDER = "nobody@invalid"  # To of sign-in mails that are dropped, and their From without one
 _GUESSING = (
     "A thousand wrong sign-in codes were entered within an hour, for all recipients together. Until an hour has fewer, "
     "no code is accepted; the links in sign-in mails work. The log lines 'sign-in code refused peer=…' name the "
@@ -67,7 +66,7 @@ class MailedLinks:
         # The address of an alias signs in its person. The mail is sent to that person's own address.
         recipient = self._pages.parts.people.person(requested_address) or identity(requested_address)
         person = self._store.recipients.get(recipient)
-        language = plan_for(self._pages.parts.settings.digest, recipient, person.preferences).language
+        language = self._pages.parts.domains.plan(recipient, person.preferences).language
         to = (person.address or address) if self._sessions.may_sign_in(recipient) else ""
         sign_in = SignIn(
             token_sha256=sha256(token),
@@ -82,7 +81,7 @@ class MailedLinks:
         sent = self._store.sign_ins.start(
             sign_in,
             SignInLimits(),
-            QueuedMail(to, self._mail(to, token, code, language)),
+            QueuedMail(to, self._mail(to, recipient, token, code, language)),
             self._pages.parts.people.reader(recipient).identities,
         )
         log.info("sign-in requested peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
@@ -133,16 +132,18 @@ class MailedLinks:
         self._pages.set_cookie(response, "browser", "", 0)
         return response
 
-    def _mail(self, to: str, token: str, code: str, language: str) -> bytes:
+    def _mail(self, to: str, recipient: str, token: str, code: str, language: str) -> bytes:
         parts, id, now = self._pages.parts, new_id(), self._pages.now()
+        policy = parts.domains.of(recipient)
         mail = parts.render.mail(
             "signin",
-            sender=parts.settings.mail.from_address or _PLACEHOLDER,
+            sender=policy.from_address or _PLACEHOLDER,
             to=to or _PLACEHOLDER,
             id=id,
             mark=parts.links.mark("mail", id),
             now=now,
             language=language,
+            brand=policy.brand,
             url=f"{parts.settings.public_url}/sign-in/{token}/",
             code=f"{code[: _CODE_DIGITS // 2]} {code[_CODE_DIGITS // 2 :]}",
             public_url=parts.settings.public_url,

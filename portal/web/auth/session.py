@@ -47,7 +47,7 @@ class Sessions:
         self._store = pages.parts.store
 
     def of(self, request: Request) -> Session:
-        """Return the session of this request. From now on the response uses the recipient's language.
+        """Return the session of this request. From now on the response uses the recipient's language and domain.
 
         Raises a 303 to the sign-in page if there is no session.
         """
@@ -67,7 +67,7 @@ class Sessions:
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
             raise self._to_sign_in(request)
-        self._pages.use_language_of(request, recipient, self._store.recipients.get(recipient).preferences)
+        self._pages.use_recipient(request, recipient, self._store.recipients.get(recipient).preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
 
     def _to_sign_in(self, request: Request) -> HTTPResponse:

@@ -1,0 +1,25 @@
+"""Settings: one TOML file, ``QUARANTINE_SECTION__KEY`` variables that override it, secrets also from files.
+
+The only reader of the environment. `load()` either returns a frozen `Settings` or raises one `SettingsError` that
+lists *every* problem with its source, unknown names included, so that an administrator can fix all of them at once.
+The models have names, defaults and descriptions; docs/settings.md and quarantine.example.toml are tested against them.
+"""
+
+from portal.settings.domains import DomainSettings
+from portal.settings.loading import keys, load, load_from, masked
+from portal.settings.models import DigestSettings, ExporterSettings, Settings, TiersSettings
+from portal.settings.values import Network, Section
+
+__all__ = [
+    "DigestSettings",
+    "DomainSettings",
+    "ExporterSettings",
+    "Network",
+    "Section",
+    "Settings",
+    "TiersSettings",
+    "keys",
+    "load",
+    "load_from",
+    "masked",
+]

@@ -1,0 +1,92 @@
+"""The table of one domain: values for its recipients that differ from those of the site."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from portal.model.domains import shown_address
+from portal.model.message import domain
+from portal.model.schedule import Schedule
+from portal.model.text import Tag
+from portal.settings.values import Hours, MailAddress, PlainName, Section, ZoneName
+
+_Table = TypeVar("_Table", bound=Section)
+
+
+class FormerDomain(Section):
+    """The table of a domain up to version 0.2: `[digest.domains."example.net"]`."""
+
+    at: Hours | None = None
+    timezone: ZoneName | None = None
+    schedule: Schedule | None = None
+    language: Tag | None = None
+
+
+class DomainSettings(Section):
+    """Values for the recipients of one domain. A value that is not set is that of the site."""
+
+    domain: Annotated[str, Field(exclude=True, repr=False)]  # the table's name
+    name: PlainName | None = Field(None, description="Name of the quarantine, as `site.name`.")
+    from_address: MailAddress | None = Field(
+        None, description="The From address, as `mail.from_address`, in this domain or in a subdomain of it."
+    )
+    admin_address: MailAddress | None = Field(
+        None, description="The domain's administrator, who gets the release requests of its recipients."
+    )
+    at: Hours | None = Field(None, description="As `digest.at`.")
+    timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")
+    schedule: Schedule | None = Field(None, description="As `digest.schedule`.")
+    language: Tag | None = Field(None, description="As `digest.language`.")
+
+    @model_validator(mode="after")
+    def _own_sender(self) -> DomainSettings:
+        host = domain(self.from_address or "")
+        if host and host != self.domain and not host.endswith(f".{self.domain}"):
+            raise ValueError(
+                f"from_address: {self.from_address} is not in {shown_address(self.domain)} or a subdomain of it"
+            )
+        return self
+
+
+def _only_in_the_file(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError('expected tables like [domains."example.net"], which only the file can have')
+    return value
+
+
+def _with_names(value: Any) -> Any:
+    """Add the name of each table to its values, so that the table can be checked by itself."""
+    if not isinstance(value, dict):
+        return value
+    for name, table in value.items():
+        if isinstance(table, dict) and "domain" in table:
+            raise ValueError(f'"{name}".domain: there is no such setting')
+    return {
+        name: {**table, "domain": domain(name)} if isinstance(table, dict) else table for name, table in value.items()
+    }
+
+
+def _as_stored(tables: dict[str, _Table]) -> dict[str, _Table]:
+    by_domain: dict[str, _Table] = {}
+    for name, values in tables.items():
+        if domain(name) in by_domain:
+            raise ValueError(f'"{name}" is the second table of one domain: write one table')
+        by_domain[domain(name)] = values
+    return by_domain
+
+
+Domains = Annotated[
+    dict[str, DomainSettings],
+    BeforeValidator(_with_names),
+    BeforeValidator(_only_in_the_file),
+    AfterValidator(_as_stored),
+]
+FormerDomains = Annotated[dict[str, FormerDomain], BeforeValidator(_only_in_the_file), AfterValidator(_as_stored)]
+TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": DomainSettings}  # tables of tables
+
+
+def keys_of(table: str) -> list[str]:
+    """Return the names of the values that a domain's table in this one of `TABLES` may have."""
+    return [name for name, field in TABLES[table].model_fields.items() if not field.exclude]

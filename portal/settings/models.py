@@ -1,0 +1,406 @@
+"""The sections of the settings, with their names, defaults, descriptions and checks."""
+
+from __future__ import annotations
+
+from datetime import time
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from portal.model.domains import shown_address
+from portal.model.links import KEY_BYTES
+from portal.model.message import ACTIONS, domain, identity
+from portal.model.schedule import MAX_TIMES, Schedule
+from portal.model.store_url import StoreUrl
+from portal.model.text import TAGS, Tag
+from portal.settings.domains import Domains, DomainSettings, FormerDomains
+from portal.settings.values import (
+    Hours,
+    MailAddress,
+    Network,
+    PlainName,
+    PublicUrl,
+    Section,
+    Words,
+    ZoneName,
+    relay_url,
+    words,
+)
+
+
+class StoreSettings(Section):
+    """Storage of held messages."""
+
+    url: SecretStr = Field(
+        SecretStr("files:var/quarantine"),
+        description="`files:PATH`, `files:///abs/path` or `postgresql://user:password@host/database`.",
+    )
+    retention_days: int = Field(
+        30,
+        ge=1,
+        le=3650,
+        description="Messages are removed this many days after they were held. In PostgreSQL they may stay for a 45th "
+        "of that longer, at least for a day.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, url: SecretStr) -> SecretStr:
+        StoreUrl.parse(url.get_secret_value())
+        return url
+
+    @property
+    def place(self) -> StoreUrl:
+        """The parsed URL."""
+        return StoreUrl.parse(self.url.get_secret_value())
+
+
+class ExporterSettings(Section):
+    """Posts of Rspamd's metadata exporter: which are accepted, and which messages are held."""
+
+    user: str | None = Field(None, description="User name for HTTP Basic authentication, as in Rspamd's rule.")
+    password: SecretStr | None = Field(
+        None,
+        description="Password for HTTP Basic authentication. Without one, `allowed_networks` accepts loopback networks "
+        "only.",
+    )
+    allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(words)] = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Networks of hosts that may post, in CIDR notation.",
+    )
+    max_body_bytes: int = Field(
+        80 * 2**20,
+        ge=2**16,
+        le=2**31,
+        description="Posts whose body is larger, before or after decompression, are answered with status 413.",
+    )
+    only_symbols: Words = Field(
+        (),
+        description="Hold only messages with at least one of these symbols; empty: all messages. `*` and `?` are "
+        "wildcards.",
+    )
+    hold_actions: Words = Field(
+        ("reject", "discard"),
+        description="Hold only messages to which Rspamd applied one of these actions. Messages with `quarantine` also "
+        "stay in Postfix's hold queue; messages with `add header` and `rewrite subject` are also delivered.",
+    )
+
+    @field_validator("hold_actions")
+    @classmethod
+    def _as_exported(cls, actions: tuple[str, ...]) -> tuple[str, ...]:
+        # Rspamd's configuration has "add_header" for the action that its replies call "add header".
+        names = tuple(action.lower().replace("_", " ") for action in actions)
+        for name in names:
+            if name not in ACTIONS:
+                raise ValueError(f"{name!r} is not an action of Rspamd; these are: {', '.join(ACTIONS)}")
+        return names
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ExporterSettings:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("exporter.user and exporter.password go together: set both or neither")
+        if self.password is not None and not self.password.get_secret_value():
+            raise ValueError("exporter.password is empty")
+        if self.user is not None and (not self.user or ":" in self.user):
+            raise ValueError("exporter.user is empty or has a colon, which HTTP Basic does not allow (RFC 7617, 2)")
+        if self.password is None and not all(network.is_loopback for network in self.allowed_networks):
+            raise ValueError(
+                "exporter.allowed_networks includes other hosts, so exporter.user and exporter.password are needed"
+            )
+        return self
+
+
+class RelaySettings(Section):
+    """The mail server for released messages."""
+
+    url: SecretStr = Field(
+        SecretStr("smtp://127.0.0.1:10025"),
+        description="A listener that does not scan again: `smtp://HOST:PORT`, `smtps://…` or `lmtp://…`, with "
+        "`USER:PASSWORD@` before the host if it needs a login.",
+    )
+    _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(relay_url(url.get_secret_value()))))
+
+
+class MailSettings(Section):
+    """The portal's own mail: digests, sign-in mail, notifications and alarms."""
+
+    url: SecretStr = Field(SecretStr("smtp://127.0.0.1:25"), description="The mail server, written like `relay.url`.")
+    from_address: MailAddress | None = Field(None, description="The From address. Required if `local_domains` is set.")
+    admin_address: MailAddress | None = Field(
+        None, description="The administrator, who gets release requests for dangerous messages, and alarms."
+    )
+    _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(relay_url(url.get_secret_value()))))
+
+
+class DigestSettings(Section):
+    """Digests, the mails that list held messages. Recipients can choose other times, days, time zones and languages."""
+
+    at: Hours = Field(
+        (time(7, 0),), description=f"Times at which digests are sent, HH:MM in `timezone`, up to {MAX_TIMES} a day."
+    )
+    timezone: ZoneName = Field("UTC", description="An IANA time zone like `Europe/Berlin`.")
+    schedule: Schedule = Field(
+        Schedule.DAILY,
+        description="Days on which digests are sent: `daily`, `weekdays` (Monday to Friday), a day of the week like "
+        "`monday`, or `never`.",
+    )
+    language: Tag = Field(
+        "en",
+        description=f"Language of digests, other mail and pages: {', '.join(f'`{tag}`' for tag in TAGS)}. Before a "
+        "recipient has signed in or opened a link, pages use the browser's language.",
+    )
+    domains: FormerDomains = Field(
+        {},
+        description="Replaced by `domains` in version 0.3, and still read by this version.",
+    )
+    max_rows: int = Field(
+        50, ge=1, le=500, description="Maximum number of rows in a digest. It shows how many messages are left out."
+    )
+    connections: int = Field(
+        8, ge=1, le=32, description="Number of connections over which a host sends digests concurrently."
+    )
+    per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="Maximum number of digests that a host sends in a minute; 0: no limit."
+    )
+    overdue_minutes: int = Field(
+        60,
+        ge=5,
+        le=1440,
+        description="Digests that are due for longer are overdue: `/metrics` and `quarantine check` report it, and "
+        "`mail.admin_address` gets one mail.",
+    )
+
+
+class LinksSettings(Section):
+    """Signed links."""
+
+    keys: Annotated[tuple[SecretStr, ...], BeforeValidator(words)] = Field(
+        (), description="Signing keys, oldest to newest, at least 32 bytes each. Prefer `keys_file`."
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="A file with one key a line, oldest to newest, mode 0600; created at the first start. Default: "
+        "`links.keys` in the file store's folder, `var/quarantine/links.keys` with PostgreSQL.",
+    )
+    confirm: Literal["auto", "button"] = Field(
+        "auto",
+        description="`auto`: the page that a link opens may submit itself, by the rules in docs/security.md; `button`: "
+        "each action needs a press of a button.",
+    )
+    autosubmit_after_minutes: int = Field(
+        10, ge=1, le=1440, description="Minimum age of a digest before pages opened from it may submit themselves."
+    )
+    lifetime_days: int = Field(14, ge=1, le=90, description="Days for which a link is valid.")
+
+    @model_validator(mode="after")
+    def _usable(self) -> LinksSettings:
+        if self.keys and self.keys_file is not None:
+            raise ValueError("links.keys and links.keys_file are both set: use one of them")
+        if any(len(key.get_secret_value().encode()) < KEY_BYTES for key in self.keys):
+            raise ValueError(f"links.keys: each signing key needs at least {KEY_BYTES} bytes")
+        return self
+
+
+class PeopleSettings(Section):
+    """Aliases, role mailboxes and address extensions; see docs/people.md."""
+
+    alias_file: Path | None = Field(
+        None,
+        description="A Postfix virtual alias table in its text form, like `/etc/postfix/virtual`. It says who reads "
+        "the messages for aliases and role mailboxes, and is read again when it changes.",
+    )
+    recipient_delimiter: str = Field(
+        "",
+        max_length=8,
+        description="Postfix's `recipient_delimiter`. With `+` messages for alice+shop@example.org belong to "
+        "alice@example.org. Messages that are already held keep their recipient.",
+    )
+    origin: str | None = Field(
+        None, description="Postfix's `myorigin`: the domain of names in `alias_file` that have no domain."
+    )
+
+    @field_validator("recipient_delimiter")
+    @classmethod
+    def _splits(cls, delimiter: str) -> str:
+        if any(c.isalnum() or c.isspace() or not c.isascii() or c in '@."\\' for c in delimiter):
+            raise ValueError("expected characters like + or -, as in Postfix's recipient_delimiter")
+        return delimiter
+
+    @field_validator("origin")
+    @classmethod
+    def _host(cls, origin: str | None) -> str | None:
+        if origin is not None and (not origin or any(c.isspace() or c in "@/:$" for c in origin)):
+            raise ValueError("expected a domain like example.org (not $mydomain)")
+        return origin and domain(origin)
+
+
+class SiteSettings(Section):
+    """Name and templates of the site; see docs/customise.md."""
+
+    name: PlainName = Field(
+        "",
+        description="Name of the quarantine on pages and in the From header of its mail. Default: Mail quarantine, and "
+        "a From header without a name.",
+    )
+    folder: Path | None = Field(
+        None,
+        description="A folder with the site's own files. A file in its `templates` replaces the shipped template of "
+        "the same name.",
+    )
+
+
+class TiersSettings(Section):
+    """Symbols that make a message dangerous or suspicious. `*` and `?` are wildcards."""
+
+    # Rspamd 3.4 to 4.1: plugins/antivirus.lua and lualib/lua_scanners (a scanner without `symbol` is named after its
+    # rule), plugins/phishing.lua, scores.d and composites.conf. Not `*VIRUS*`: CLAM_VIRUS_FAIL is a scanner's failure.
+    dangerous_symbols: Words = Field(
+        (
+            "VIRUS", "*_VIRUS", "*_MALWARE", "CLAMAV", "ESET", "DRWEB", "SOPHOS", "AVAST", "FPROT", "SAVAPI",
+            "KASPERSKY", "KASPERSKY_SE", "VIRUSTOTAL", "VIRUSTOTAL_LOW", "VIRUSTOTAL_MEDIUM", "VIRUSTOTAL_HIGH",
+            "METADEFENDER", "METADEFENDER_LOW", "METADEFENDER_MEDIUM", "METADEFENDER_HIGH", "EXPURGATE_DANGEROUS_*",
+            "ICAP", "OLETOOLS", "EICAR", "JUST_EICAR",
+            "PHISHING", "*_PHISHING", "PHISHED_URL", "PHISHED_OPENPHISH", "PHISHED_PHISHTANK",
+            "PHISHED_GENERIC_SERVICE", "PHISH_EMOTION", "*_PHISH", "DBL_BOTNET", "DBL_ABUSE_BOTNET", "PH_SURBL_MULTI",
+            "MW_SURBL_MULTI",
+        ),
+        description="Dangerous: only an administrator can release the message; its recipients can request that.",
+    )  # fmt: skip
+    # plugins/mime_types.lua and antivirus.lua, rules/misc.lua, rules/headers_checks.lua, lualib/lua_content/pdf.lua,
+    # scores.d. Not `FORGED_*`: FORGED_SENDER_MAILLIST and similar symbols explain a forged sender as harmless.
+    suspicious_symbols: Words = Field(
+        (
+            "*_ENCRYPTED", "*_MACRO", "MIME_ENCRYPTED_ARCHIVE", "MIME_OBFUSCATED_ARCHIVE", "MIME_ARCHIVE_IN_ARCHIVE",
+            "MIME_EXE_IN_GEN_SPLIT_RAR", "MIME_BAD_EXTENSION", "MIME_DOUBLE_BAD_EXTENSION", "MIME_BAD_ATTACHMENT",
+            "MIME_BAD_UNICODE", "PDF_JAVASCRIPT", "PDF_SUSPICIOUS", "SPOOF_DISPLAY_NAME", "SPOOF_REPLYTO",
+            "FROM_NEQ_DISPLAY_NAME", "FREEMAIL_REPLYTO_NEQ_FROM_DOM", "DMARC_POLICY_REJECT", "DMARC_POLICY_QUARANTINE",
+            "BLACKLIST_DMARC", "OMOGRAPH_URL", "URL_HOMOGRAPH_ATTACK", "URL_RTL_OVERRIDE", "URL_ZERO_WIDTH_SPACES",
+            "ZERO_WIDTH_SPACE_URL", "URL_OBFUSCATED_TEXT", "URL_NUMERIC_IP_USER", "URL_USER_*", "R_SUSPICIOUS_URL",
+            "HTTP_TO_IP", "ZERO_FONT", "DATA_URI_OBFU",
+            "EXE_*", "SINGLE_FILE_*", "UDF_*", "MIME_BAD_EXT_*", "MISIDENTIFIED_RAR", "HAS_FILE_URL",
+            "HAS_IPFS_GATEWAY_URL", "LEAKED_PASSWORD_SCAM", "GPT_SCAM", "VADE_SCAM", "VADE_SUSPECT", "CRACKED_SURBL",
+            "ABUSE_SURBL",
+        ),
+        description="Suspicious: the message is released only after a press of a button.",
+    )  # fmt: skip
+
+
+class RspamdSettings(Section):
+    """Rspamd's controller, which scans held messages for viruses: after holding, and again before a release."""
+
+    url: str | None = Field(
+        None,
+        description="URL of the controller, as `http://127.0.0.1:11334`. Without it, messages are not scanned.",
+    )
+    password: SecretStr | None = Field(
+        None, description="The controller's password. Not needed if `secure_ip` of its worker includes this host."
+    )
+    scan_groups: Words = Field(
+        ("antivirus",),
+        description="Groups of symbols whose modules scan; empty: messages are not scanned.",
+    )
+    scan_max_bytes: int = Field(
+        20_000_000,
+        ge=2**16,
+        le=2**31,
+        description="Larger messages are not scanned, and thus at least suspicious. At most the limit of the scanner "
+        "(`max_size` in Rspamd's antivirus.conf, `StreamMaxLength` of clamd): it ignores larger ones without notice.",
+    )
+    scan_valid_minutes: int = Field(
+        60, ge=0, le=10_080, description="A release within this time after a scan is not scanned once more."
+    )
+    release_unscanned: bool = Field(
+        False,
+        description="If the scanner does not answer: `false` lets releases wait, `true` releases without a scan.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _controller(cls, url: str | None) -> str | None:
+        try:
+            parts = urlsplit(url or "http://localhost")
+            parts.port  # noqa: B018 - validated only on access
+        except ValueError as error:
+            raise ValueError("expected a URL like http://127.0.0.1:11334") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("expected a URL like http://127.0.0.1:11334, without a path")
+        return url or None
+
+
+class Settings(Section):
+    public_url: PublicUrl = Field(
+        "http://127.0.0.1:8080/quarantine",
+        description="The portal's URL for recipients. Its path is the mount point.",
+    )
+    local_domains: Words = Field(
+        (),
+        description="Only recipients in these domains get mail from the portal and can sign in; addresses are allowed "
+        "too (for a pilot group). Messages for other recipients are held for operators. An international domain may be "
+        "written with or without `xn--`.",
+    )
+    domains: Domains = Field(
+        {},
+        description='Other values for the recipients of one domain, in a table `[domains."example.net"]`; see '
+        "docs/domains.md.",
+    )
+    store: StoreSettings = StoreSettings()
+    exporter: ExporterSettings = ExporterSettings()
+    relay: RelaySettings = RelaySettings()
+    mail: MailSettings = MailSettings()
+    digest: DigestSettings = DigestSettings()
+    links: LinksSettings = LinksSettings()
+    rspamd: RspamdSettings = RspamdSettings()
+    tiers: TiersSettings = TiersSettings()
+    people: PeopleSettings = PeopleSettings()
+    site: SiteSettings = SiteSettings()
+
+    @field_validator("local_domains")
+    @classmethod
+    def _as_stored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            host = name.rpartition("@")[2]
+            if not host or any(c.isspace() or c in "/:*" for c in name) or name.startswith("@"):
+                raise ValueError(f"{name!r} is neither a domain like example.org nor an address like me@example.org")
+        return tuple(dict.fromkeys(identity(name) if "@" in name else domain(name) for name in names))
+
+    @model_validator(mode="after")
+    def _sender_known(self) -> Settings:
+        if self.local_domains and self.mail.from_address is None:
+            raise ValueError("mail.from_address is required if local_domains is set: digests are sent from it")
+        return self
+
+    @model_validator(mode="after")
+    def _domains_local(self) -> Settings:
+        local = {domain(name) for name in self.local_domains}
+        for key, tables in (("domains", self.domains), ("digest.domains", self.digest.domains)):
+            for name in tables:
+                if name not in local:
+                    raise ValueError(f'{key}."{shown_address(name)}": this domain is not in local_domains')
+        for name in self.digest.domains:
+            if name in self.domains:
+                raise ValueError(
+                    f'digest.domains."{shown_address(name)}": the domain has a table in domains as well: write all of '
+                    "its values there"
+                )
+        return self
+
+    def of_domain(self, name: str) -> DomainSettings:
+        """Return the values that the file has for a domain, also those of the former table in `digest.domains`."""
+        former = self.digest.domains.get(name)
+        if former is not None:
+            return DomainSettings(domain=name, **former.model_dump(exclude_none=True))
+        return self.domains.get(name) or DomainSettings(domain=name)
+
+    def is_local(self, address: str) -> bool:
+        """Return whether the portal may mail this recipient and let them sign in."""
+        recipient = identity(address)
+        return "@" in recipient and (recipient in self.local_domains or domain(recipient) in self.local_domains)
