@@ -398,6 +398,24 @@ begin
 end
 $deliveries$;
 
+-- Returns the texts of the messages of these deliveries: those in which a search looks for words.
+create or replace function texts_of(
+    identities text[], states text[], low uuid, before_id uuid, before_number int, at_most int
+) returns table (message_id uuid, number int, subject text, envelope_sender text, header_from text)
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $texts$
+#variable_conflict use_column
+begin
+    return query
+        select d.message_id, d.number, m.subject, m.envelope_sender, m.header_from
+        from deliveries_of(identities, states, low, before_id, before_number, at_most) d
+        join message m on m.id = d.message_id
+        order by d.message_id desc, d.number desc;
+end
+$texts$;
+
 -- Returns the oldest held deliveries of each of these recipients that were not announced, with the recipient's number,
 -- in order: at most `each_at_most` for each of them, and `at_most` in total. With `readers`, one for each recipient:
 -- those that were not announced to that reader.

@@ -10,6 +10,9 @@ The work of one call is bounded. The index is queried for a range of days at a t
 messages below the last one found, until the page is full. Conditions that the index cannot answer (a state, the exact
 score, the middle of a word of the sender) are checked message by message, for at most `EXAMINED_MAX` messages. A page
 may therefore be short, or even empty, and still have a ``next``.
+
+A recipient has few messages, while the index of a frequent word has many, and those with words that begin with it. So
+the recipient's newest messages are compared one by one (`among_newest`), and the index is queried for what is older.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
 from portal.stores.records import Page
 
 EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
+NEWEST_MAX = 1_000  # a recipient's deliveries whose words are compared without the index
+_NEWEST_FIRST = 128  # so many of them at first, then twice as many as before
 BATCH = 500
 FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
 SUBJECT_WORDS = 48  # a subject with more words is found by its first ones
@@ -79,9 +85,13 @@ def terms(
     Their size is a few hundred bytes, and 18 for each recipient.
     """
     found = words(subject, SUBJECT_WORDS)
-    found += words(f"{envelope_sender or ''} {header_from}", SENDER_WORDS)
+    found += words(_sender_text(envelope_sender, header_from), SENDER_WORDS)
     found += [*verdict_terms(tier, score), *(recipient_term(recipient) for recipient in recipients)]
     return list(dict.fromkeys(found))
+
+
+def _sender_text(envelope_sender: str | None, header_from: str) -> str:
+    return f"{envelope_sender or ''} {header_from}"
 
 
 def verdict_terms(tier: Tier, score: float | None) -> list[str]:
@@ -164,6 +174,74 @@ def _sender_groups(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
+Batch = tuple[Collection[Delivery], DeliveryId, int]  # see `gather`
+
+
+class Texts(NamedTuple):
+    """The texts of a delivery's message that have its words."""
+
+    key: DeliveryId
+    subject: str
+    envelope_sender: str | None
+    header_from: str
+
+
+def begins_with_newest(wanted: Filter) -> bool:
+    """Return whether `among_newest` answers the beginning of this search: words in a recipient's list.
+
+    Nearly all deliveries are held. Of the few in another state, the newest ones may be far apart.
+    """
+    if wanted.recipient is None or (wanted.states and State.HELD not in wanted.states):
+        return False
+    has_other_terms = wanted.tiers or wanted.score_min is not None or wanted.score_max is not None
+    return bool(wanted.words) and not wanted.words.isspace() and not has_other_terms
+
+
+def among_newest(
+    terms: Terms,
+    limit: int,
+    before: DeliveryId | None,
+    texts: Callable[[DeliveryId | None, int], Sequence[Texts]],
+    deliveries: Callable[[Sequence[DeliveryId]], Collection[Delivery]],
+) -> Generator[Batch, None, DeliveryId | None]:
+    """Yield batches for `gather`: a recipient's newest deliveries that have the words of these terms.
+
+    Finds what the index finds. Returns the key below which deliveries were not examined, None if there are none.
+    ``texts`` returns the texts of the next so many deliveries before a key, newest first; ``deliveries`` returns the
+    deliveries with these keys.
+    """
+    groups = [group for group in terms if not group[0].startswith("=")]
+    left, count = NEWEST_MAX, _NEWEST_FIRST
+    while left:
+        count = min(count, left)
+        found = texts(before, count)
+        examined, keys = 0, list[DeliveryId]()
+        for number, each in enumerate(found, 1):
+            if _has_words(groups, each):
+                keys.append(each.key)
+            if len(keys) > limit or number == len(found):
+                yield (deliveries(keys) if keys else ()), each.key, number - examined
+                examined, keys = number, []
+        if len(found) < count:
+            return None
+        before, left, count = found[-1].key, left - count, 2 * count
+    return before
+
+
+def _has_words(groups: Iterable[tuple[str, ...]], texts: Texts) -> bool:
+    """Return whether the texts have a word of each group, as `terms` makes them."""
+    subject, sender = texts.subject, _sender_text(texts.envelope_sender, texts.header_from)
+    # Every word and every beginning of one is a part of the folded text, and finding that is faster than its words.
+    folded = f"{fold(subject[:FOLDED_CHARS])} {fold(sender[:FOLDED_CHARS])}"
+    if any(all(term.rstrip("*") not in folded for term in group) for group in groups):
+        return False
+    found = [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS)]
+    return all(
+        any(word.startswith(term[:-1]) if term.endswith("*") else word == term for term in group for word in found)
+        for group in groups
+    )
+
+
 def needs_filtering(wanted: Filter) -> bool:
     """Return whether deliveries must be checked one by one with `matches`, in addition to the index and SQL."""
     return bool(wanted.sender) or wanted.score_min is not None or wanted.score_max is not None
@@ -186,7 +264,7 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)
 
 
-def gather(wanted: Filter, limit: int, batches: Iterator[tuple[Collection[Delivery], DeliveryId, int]]) -> Page:
+def gather(wanted: Filter, limit: int, batches: Iterator[Batch]) -> Page:
     """Return a page from batches of deliveries, newest first.
 
     Each batch has its deliveries, its lowest key, and the number of messages or deliveries examined for it. The list

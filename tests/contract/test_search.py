@@ -140,6 +140,66 @@ def test_of_a_long_subject_the_first_words_are_found_and_of_a_long_word_its_begi
     assert found(store, words=" ".join(f"word{n}" for n in range(45))) == [few.id]
 
 
+# ---- the newest messages of a recipient, which are compared without the index
+
+TEXTS = [
+    ("Your invoice no. 2026-0815 is OVERDUE", "promo@example.net", "The Shop <promo@example.net>"),
+    ("Offer", "", "Other <x@example.com>"),
+    ("", None, ""),
+    ("Schöne Grüße aus München", "gruesse@münchen.example", "Bürö <b@xn--mnchen-3ya.example>"),
+    ("Cafe\u0301 Zürich İSTANBUL", SENDER, "ﾒｰﾙのｾｷｭﾘﾃｨ <x@example.net>"),
+    ("Ваш счёт готов", SENDER, "Счёт <x@example.net>"),
+    ("您的发票已经逾期 Re:您的VISA卡", SENDER, "请求書 <x@example.net>"),
+    ("हिन्दी में समाचार ใบแจ้งหนี้ 청구서가", SENDER, "x"),
+    (" ".join(f"word{n}" for n in range(80)), SENDER, " ".join(f"name{n}" for n in range(40)) + " <x@example.net>"),
+    ("x" * 60 + "y" * 30 + " =spam 'quoted' a*b", SENDER, "=r0123456789abcdef <x@example.net>"),
+    ("e\u0301 \N{COMBINING ACUTE ACCENT} \U0010ffff ﷺ ß", SENDER, "\N{ZERO WIDTH JOINER} <x@example.net>"),
+]
+QUERIES = [
+    "invoice", "inv over", "0815", "promo", "example net", "shop", "x", "o", "grusse", "munchen", "cafe zurich",
+    "istanbul", "セキュリティ", "счет", "发票", "发票 逾期", "期", "您的 visa", "求書", "समा", "ใบแจ้ง", "청구",
+    "word1", "word47", "word48", "word79", "name2", "name22", "name39", "x" * 64, "x" * 60 + "y" * 5, "spam", "=spam",
+    "r0123456789abcdef", "quoted", "a b", "ss", "e", "absent", "invoice absent",
+]  # fmt: skip
+SALES = "sales@example.org"
+
+
+def test_the_newest_messages_are_compared_as_the_index_finds_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for subject, envelope_sender, header_from in [*TEXTS, *TEXTS]:
+        for recipients in ([ALICE, BOB], [ALICE], [SALES]):
+            hold(
+                store,
+                recipients=recipients,
+                subject=subject,
+                envelope_sender=envelope_sender,
+                header_from=header_from,
+            )
+    deleted = next(iter(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries))
+    store.deliveries.move(deleted.key, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
+    middle = deleted.message.held_at
+
+    def all_found() -> list[list[DeliveryId]]:
+        held = frozenset({State.HELD})
+        filters = [
+            *(Filter(recipient=ALICE, states=held, words=words) for words in QUERIES),
+            *(Filter(recipient=ALICE, also=(SALES,), states=held, words=words) for words in QUERIES),
+            *(Filter(recipient=ALICE, words=words, sender="romo") for words in QUERIES[:8]),
+            *(Filter(recipient=BOB, words=words, since=middle - DAY, until=middle) for words in QUERIES[:8]),
+        ]
+        return [[d.key for d in every_page(partial(store.deliveries.search, each, 7))] for each in filters]
+
+    with monkeypatch.context() as by_index:
+        by_index.setattr(search, "begins_with_newest", lambda wanted: False)
+        expected = all_found()
+    assert sum(map(bool, expected)) > len(QUERIES)
+    assert all_found() == expected
+    monkeypatch.setattr(search, "NEWEST_MAX", 10)
+    monkeypatch.setattr(search, "_NEWEST_FIRST", 3)
+    assert all_found() == expected, "some are compared, the older ones found by the index"
+
+
 # ---- everything else
 
 
@@ -396,7 +456,10 @@ def test_a_search_without_an_index_is_bounded_and_continues(store: Store, monkey
 # ---- plans
 
 
-def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(files_url: str) -> None:
+def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(
+    files_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "NEWEST_MAX", 2)
     store = FileStore.open(files_url.removeprefix("files://"))
     for n in range(5):
         held = hold(store, subject=f"invoice {n}")
@@ -406,6 +469,9 @@ def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(files_url: str)
     for wanted, index in (
         (Filter(words="inv"), "VIRTUAL TABLE INDEX"),
         (Filter(recipient=ALICE, words="invoice 3"), "VIRTUAL TABLE INDEX"),
+        (Filter(recipient=BOB, words="invoice"), "delivery_recipient"),
+        (Filter(recipient=ALICE, also=(BOB,), words="invoice"), "delivery_recipient"),
+        (Filter(recipient=ALICE, also=(BOB,)), "delivery_recipient"),
         (Filter(tiers=frozenset({Tier.SPAM}), score_min=10), "VIRTUAL TABLE INDEX"),
         (Filter(sender="@example.net"), "VIRTUAL TABLE INDEX"),
         (Filter(states=frozenset({State.DELETED, State.RELEASED})), "delivery_acted"),
@@ -421,11 +487,12 @@ def test_the_file_store_uses_its_index_and_sorts_a_batch_at_most(files_url: str)
         connection.set_trace_callback(None)
         plans = []
         for statement in statements:
-            if statement.startswith("SELECT") and "sqlite_master" not in statement:
+            if statement.startswith(("SELECT", "WITH")) and "sqlite_master" not in statement:
                 steps = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
                 plans += steps
                 if any("TEMP B-TREE" in step for step in steps):
-                    assert "json_each" in statement, (statement, steps)  # it reads a batch and not a table
+                    # It reads a batch and not a table.
+                    assert "json_each" in statement or "VALUES" in statement, (statement, steps)
         assert any(index in step for step in plans), plans
         assert not [step for step in plans if re.fullmatch(r"SCAN (m|d|message|delivery)", step)], plans
     store.close()

@@ -50,7 +50,7 @@ from tests.paths import DATA
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
-FUNCTION = re.compile(r"\b(deliveries_of|unannounced|released_to|mark_announced)\(")
+FUNCTION = re.compile(r"\b(deliveries_of|texts_of|unannounced|released_to|mark_announced)\(")
 
 
 @pytest.fixture
@@ -273,6 +273,7 @@ def test_statements_over_all_partitions_are_planned_once(
     calls = (
         lambda: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20),
         lambda: store.deliveries.list_for(reader, {State.HELD}, 20),
+        lambda: store.deliveries.list_for(reader, {State.HELD}, 20, words="offer"),
         lambda: store.deliveries.released_from([ALICE], 5),
         lambda: store.digests.unannounced(Reader(ALICE), 10),
         lambda: store.digests.unannounced(reader, 10),
@@ -291,7 +292,7 @@ def test_statements_over_all_partitions_are_planned_once(
             assert planned.count("PLANNER STATISTICS") == 1, (
                 "the call is planned, but not the statement in the function"
             )
-    assert seen == {"deliveries_of", "unannounced", "released_to", "mark_announced"}
+    assert seen == {"deliveries_of", "texts_of", "unannounced", "released_to", "mark_announced"}
 
 
 def test_the_statement_that_marks_announced_mail_reads_single_rows(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
+from uuid import UUID
 
 from portal.model.message import Delivery, DeliveryId, Filter, State, first_id
 from portal.stores import search
@@ -26,18 +28,44 @@ def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId
     terms = search.wanted_terms(wanted)
     if terms is None:
         return Page((), None)
-    if terms:
-        _index_waiting(database)
-    with database.read() as connection:
-        connection.execute("BEGIN")  # one snapshot for all statements, including the tables of days
-        try:
-            if terms:
-                batches = _by_terms(connection, wanted, terms, before)
-            else:
-                batches = _by_key(connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before)
-            return search.gather(wanted, limit, batches)
-        finally:
-            connection.execute("ROLLBACK")
+    # The connection outlives the generator, since one that is left by an exception is not used again.
+    with (
+        database.read() as connection,
+        closing(_batches(database, connection, wanted, terms, limit, before)) as batches,
+    ):
+        return search.gather(wanted, limit, batches)
+
+
+def _batches(
+    database: Database,
+    connection: sqlite3.Connection,
+    wanted: Filter,
+    terms: search.Terms,
+    limit: int,
+    before: DeliveryId | None,
+) -> Generator[search.Batch]:
+    if not terms:
+        with _snapshot(connection):
+            yield from _by_key(connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before)
+        return
+    if search.begins_with_newest(wanted):
+        with _snapshot(connection):
+            before = yield from _among_newest(connection, wanted, terms, limit, before)
+        if before is None:
+            return
+    _index_waiting(database)
+    with _snapshot(connection):
+        yield from _by_terms(connection, wanted, terms, before)
+
+
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all statements see the same rows and the same tables of days."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _index_waiting(database: Database) -> None:
@@ -57,10 +85,14 @@ def _storable(text: str) -> str:
 
 
 _PARTS = 100  # SELECTs in one statement; SQLite accepts up to 500 (SQLITE_MAX_COMPOUND_SELECT)
-Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
+# CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, messages are looked up.
+_MESSAGE = "CROSS JOIN message m ON m.id = d.message_id "
+_Key = tuple[bytes, int]  # of a delivery, as its columns
 
 
-def _by_key(connection: sqlite3.Connection, wanted: Filter, limit: int, before: DeliveryId | None) -> Batches:
+def _by_key(
+    connection: sqlite3.Connection, wanted: Filter, limit: int, before: DeliveryId | None
+) -> Iterator[search.Batch]:
     """Yield deliveries by key (keyset pagination), without the index of terms."""
     where, values = _conditions(wanted)
     source = "FROM delivery d "
@@ -69,17 +101,14 @@ def _by_key(connection: sqlite3.Connection, wanted: Filter, limit: int, before: 
     elif wanted.recipient is None and wanted.states and State.HELD not in wanted.states:
         source = "FROM delivery d INDEXED BY delivery_acted "
         where.append("d.state <> 'held'")
-    if wanted.since is not None:
-        where.append("d.message_id >= ?")
-        values.append(first_id(wanted.since).bytes)
-    if wanted.until is not None:
-        where.append("d.message_id < ?")
-        values.append(first_id(wanted.until).bytes)
-    # CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, messages are looked up.
-    select_rows = _rows_of_several if wanted.also else _rows
-    source += "CROSS JOIN message m ON m.id = d.message_id "
+    _add_times(wanted, where, values)
+    source += _MESSAGE
     while True:
-        rows = select_rows(connection, source, where, values, before, limit)
+        if wanted.also:
+            keys = _newest_of_several(connection, where, values, before, limit)
+            rows = _deliveries(connection, keys)
+        else:
+            rows = deliveries_from(_rows(connection, SELECT + source, where, values, before, limit))
         if rows:
             before = rows[-1].key
             yield rows, before, len(rows)
@@ -87,9 +116,31 @@ def _by_key(connection: sqlite3.Connection, wanted: Filter, limit: int, before: 
             return
 
 
+def _among_newest(
+    connection: sqlite3.Connection, wanted: Filter, terms: search.Terms, limit: int, before: DeliveryId | None
+) -> Generator[search.Batch, None, DeliveryId | None]:
+    """See `search.among_newest`."""
+    where, values = _conditions(wanted)
+    _add_times(wanted, where, values)
+    select = "SELECT d.message_id, d.number, m.subject, m.envelope_sender, m.header_from "
+
+    def texts(before: DeliveryId | None, count: int) -> list[search.Texts]:
+        if wanted.also:
+            keys = _newest_of_several(connection, where, values, before, count)
+            rows = _rows_of_keys(connection, select, keys)
+        else:
+            rows = _rows(connection, f"{select}FROM delivery d {_MESSAGE}", where, values, before, count)
+        return [search.Texts(DeliveryId(UUID(bytes=id), number), *found) for id, number, *found in rows]
+
+    def deliveries(keys: Sequence[DeliveryId]) -> list[Delivery]:
+        return _deliveries(connection, [(id.bytes, number) for id, number in keys])
+
+    return (yield from search.among_newest(terms, limit, before, texts, deliveries))
+
+
 def _by_terms(
     connection: sqlite3.Connection, wanted: Filter, terms: search.Terms, before: DeliveryId | None
-) -> Batches:
+) -> Iterator[search.Batch]:
     """Yield deliveries of the messages that the index of terms finds."""
     where, values = _conditions(wanted)
     where.append("m.rowid IN (SELECT value FROM json_each(?))")
@@ -103,7 +154,8 @@ def _by_terms(
     for rowids in word_index.find(connection, terms, since, below, BATCH):
         examined = len(rowids)
         while True:
-            rows = _rows(connection, source, where, [*values, json.dumps(rowids)], before, BATCH)
+            found = _rows(connection, SELECT + source, where, [*values, json.dumps(rowids)], before, BATCH)
+            rows = deliveries_from(found)
             if rows:
                 before = rows[-1].key
                 yield rows, before, examined
@@ -116,36 +168,32 @@ def _by_terms(
 
 def _rows(
     connection: sqlite3.Connection,
-    source: str,
+    select: str,
     where: list[str],
     values: list[Any],
     before: DeliveryId | None,
     limit: int,
-) -> list[Delivery]:
-    if before is not None:
-        where = [*where, "(d.message_id, d.number) < (?, ?)"]
-        values = [*values, before[0].bytes, before[1]]
+) -> sqlite3.Cursor:
+    where, values = _before(where, values, before)
     clause = f"WHERE {' AND '.join(where)}" if where else ""
-    return deliveries_from(connection.execute(SELECT + source + clause + _NEWEST_FIRST, (*values, limit)))
+    return connection.execute(select + clause + _NEWEST_FIRST, (*values, limit))
 
 
-def _rows_of_several(
-    connection: sqlite3.Connection,
-    source: str,
-    where: list[str],
-    values: list[Any],
-    before: DeliveryId | None,
-    limit: int,
-) -> list[Delivery]:
-    """Return the rows of `_rows` when ``where`` begins with several recipients.
+def _before(where: list[str], values: list[Any], before: DeliveryId | None) -> tuple[list[str], list[Any]]:
+    if before is None:
+        return where, values
+    return [*where, "(d.message_id, d.number) < (?, ?)"], [*values, before[0].bytes, before[1]]
 
-    Merges the newest keys of each recipient, which are read from the index alone. Then only the rows of the result are
-    read.
+
+def _newest_of_several(
+    connection: sqlite3.Connection, where: list[str], values: list[Any], before: DeliveryId | None, limit: int
+) -> list[_Key]:
+    """Return the newest keys when ``where`` begins with several recipients, newest first.
+
+    Those of each recipient are read from the index alone.
     """
-    if before is not None:
-        where = [*where, "(d.message_id, d.number) < (?, ?)"]
-        values = [*values, before[0].bytes, before[1]]
-    recipients, keys = json.loads(values[0]), list[tuple[bytes, int]]()
+    where, values = _before(where, values, before)
+    recipients, keys = json.loads(values[0]), list[_Key]()
     part = (
         "SELECT * FROM (SELECT d.message_id, d.number FROM delivery d "
         f"WHERE {' AND '.join(['d.recipient = ?', *where[1:]])}{_NEWEST_FIRST})"
@@ -155,16 +203,31 @@ def _rows_of_several(
         keys += connection.execute(
             " UNION ALL ".join([part] * len(batch)), [v for one in batch for v in (one, *values[1:], limit)]
         )
-    newest = sorted(keys, reverse=True)[:limit]
-    if not newest:
-        return []
-    placeholders = ", ".join(["(?, ?)"] * len(newest))
-    return deliveries_from(
-        connection.execute(
-            f"{SELECT}{source} WHERE (d.message_id, d.number) IN (VALUES {placeholders}){_NEWEST_FIRST}",
-            (*(part for key in newest for part in key), limit),
-        )
+    return sorted(keys, reverse=True)[:limit]
+
+
+def _deliveries(connection: sqlite3.Connection, keys: Sequence[_Key]) -> list[Delivery]:
+    """Return the deliveries with these keys, newest first."""
+    return deliveries_from(_rows_of_keys(connection, SELECT, keys))
+
+
+def _rows_of_keys(connection: sqlite3.Connection, select: str, keys: Sequence[_Key]) -> sqlite3.Cursor:
+    # A join, since SQLite 3.40 answers a condition with several pairs by reading the whole table.
+    placeholders = ", ".join(["(?, ?)"] * len(keys)) or "(NULL, NULL)"
+    return connection.execute(
+        f"WITH wanted (id, number) AS (VALUES {placeholders}) {select}FROM wanted "
+        f"CROSS JOIN delivery d ON d.message_id = wanted.id AND d.number = wanted.number {_MESSAGE}{_NEWEST_FIRST}",
+        (*(part for key in keys for part in key), -1),
     )
+
+
+def _add_times(wanted: Filter, where: list[str], values: list[Any]) -> None:
+    if wanted.since is not None:
+        where.append("d.message_id >= ?")
+        values.append(first_id(wanted.since).bytes)
+    if wanted.until is not None:
+        where.append("d.message_id < ?")
+        values.append(first_id(wanted.until).bytes)
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:

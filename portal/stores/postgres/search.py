@@ -8,7 +8,8 @@ most. Terms are written as a `tsquery` here; the text search configurations, par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -22,8 +23,6 @@ from portal.stores.records import Page
 from portal.stores.search import BATCH, Terms
 from portal.stores.shared.session import Row
 
-Batches = Iterator[tuple[list[Delivery], DeliveryId, int]]
-
 _CHAINED = 200  # alternatives in one chain of a tsquery
 _LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
@@ -34,17 +33,27 @@ def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId
     terms = search.wanted_terms(wanted)
     if terms is None:
         return Page((), None)
-    with database.transaction() as connection:
-        if terms:
-            batches = _batches_by_terms(connection, wanted, terms, before)
-        else:
-            batches = _batches_in_order(
-                connection, wanted, BATCH if search.needs_filtering(wanted) else limit + 1, before
-            )
+    with database.transaction() as connection, closing(_batches(connection, wanted, terms, limit, before)) as batches:
         return search.gather(wanted, limit, batches)
 
 
-def _batches_in_order(connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None) -> Batches:
+def _batches(
+    connection: Connection, wanted: Filter, terms: Terms, limit: int, before: DeliveryId | None
+) -> Generator[search.Batch]:
+    if not terms:
+        at_most = BATCH if search.needs_filtering(wanted) else limit + 1
+        yield from _batches_in_order(connection, wanted, at_most, before)
+        return
+    if search.begins_with_newest(wanted):
+        before = yield from _among_newest(connection, wanted, terms, limit, before)
+        if before is None:
+            return
+    yield from _batches_by_terms(connection, wanted, terms, before)
+
+
+def _batches_in_order(
+    connection: Connection, wanted: Filter, at_most: int, before: DeliveryId | None
+) -> Iterator[search.Batch]:
     """Yield deliveries in order, at most ``at_most`` in a batch, without the index of terms."""
     more = True
     while more:
@@ -55,7 +64,34 @@ def _batches_in_order(connection: Connection, wanted: Filter, at_most: int, befo
             yield deliveries, before, len(found)
 
 
-def _batches_by_terms(connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None) -> Batches:
+def _among_newest(
+    connection: Connection, wanted: Filter, terms: Terms, limit: int, before: DeliveryId | None
+) -> Generator[search.Batch, None, DeliveryId | None]:
+    """See `search.among_newest`."""
+
+    def texts(before: DeliveryId | None, count: int) -> list[search.Texts]:
+        found = connection.execute(
+            "select * from texts_of(%s::text[], %s::text[], %s, %s, %s, %s)",
+            _of_reader(wanted, before, count),
+        )
+        return [search.Texts(DeliveryId(id, number), *texts) for id, number, *texts in found]
+
+    def deliveries(keys: Sequence[DeliveryId]) -> list[Delivery]:
+        ids, numbers = [id for id, _ in keys], [number for _, number in keys]
+        found = rows.delivery_rows(
+            connection,
+            "where d.message_id = any(%s) and (d.message_id, d.number) in (select * from unnest(%s::uuid[], %s::int[]))"
+            " order by d.message_id desc, d.number desc",
+            [ids, ids, numbers],
+        )
+        return rows.with_messages(PostgresSession(connection), found)
+
+    return (yield from search.among_newest(terms, limit, before, texts, deliveries))
+
+
+def _batches_by_terms(
+    connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None
+) -> Iterator[search.Batch]:
     """Yield the deliveries of the messages that the index of terms finds."""
     for ids in _message_ids(connection, wanted, terms, before):
         examined, more = len(ids), True
@@ -147,20 +183,25 @@ def _deliveries(
 
 def _newest_of_reader(connection: Connection, wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Row]:
     """Return rows of the deliveries of a recipient's list that includes held ones, by the function for it."""
+    found = connection.execute(
+        f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
+        _of_reader(wanted, before, at_most),
+    )
+    return rows_of(found.fetchall())
+
+
+def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Any]:
+    """Return the parameters of `deliveries_of`."""
     end = before or DeliveryId(_HIGHEST, 0)
     if wanted.until is not None:
         end = min(end, DeliveryId(first_id(wanted.until), 0))
-    found = connection.execute(
-        f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
-        [
-            [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
-            sorted(state.value for state in wanted.states),
-            _LOWEST if wanted.since is None else first_id(wanted.since),
-            *end,
-            at_most,
-        ],
-    )
-    return rows_of(found.fetchall())
+    return [
+        [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
+        sorted(state.value for state in wanted.states or State),
+        _LOWEST if wanted.since is None else first_id(wanted.since),
+        *end,
+        at_most,
+    ]
 
 
 def _any(terms: list[str]) -> str:
