@@ -136,13 +136,13 @@ def make_render(settings: Settings, store: Store) -> Render:
 
 
 def make_scanning(settings: Settings, store: Store, tiers: Tiers) -> Scanning:
-    """Return the virus scans according to the settings."""
+    """Return the scans according to the settings."""
     chosen = settings.rspamd
     password = chosen.password.get_secret_value() if chosen.password else ""
     return Scanning(
         store,
         tiers,
-        Rspamd(chosen.url, password) if chosen.url and chosen.scan_groups else None,
+        Rspamd(chosen.url, password) if chosen.url else None,
         chosen.scan_groups,
         chosen.scan_max_bytes,
         timedelta(minutes=chosen.scan_valid_minutes),

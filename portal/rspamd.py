@@ -1,19 +1,21 @@
-"""Rspamd's controller over HTTP: the symbols it knows, scans of messages by some of its modules, and test messages.
+"""Rspamd's controller over HTTP: the symbols it knows, scans of messages by some or all modules, and test messages.
 
-Source: Rspamd's src/controller.c (``/symbols``), src/libserver/protocol.c (``/checkv2``, headers Settings and Pass). A
-scan with ``groups_enabled`` runs the modules of these groups and nothing else, whatever the score and forced verdicts
-are: it changes no statistics, no history, and is not exported.
+Source: Rspamd's src/controller.c (``/symbols``, ``/counters``), src/libserver/protocol.c (``/checkv2``, headers
+Settings and Pass). A scan with ``groups_enabled`` runs the modules of these groups and nothing else, whatever the score
+and forced verdicts are: it changes no statistics, no history, and is not exported.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,24 @@ _REPLY_BYTES = 8 << 20  # /symbols has about 200 KB
 # The verdict is the action with the highest threshold that the score reaches. `null` does not remove an action.
 _REJECT_ALWAYS = {"reject": -9999, "greylist": 9999, "add header": 9999, "rewrite subject": 9999}
 _OPTIONS, _OPTION_CHARACTERS = 10, 200
+_SYMBOLS = 2000  # Rspamd 4.1 has 1,500
+_RECIPIENTS = 80  # Rspamd limits the size of a request's headers to 80 KB
+# A full scan would otherwise post the message to the portal again, under the name of the site's rule, and add a line to
+# the history of the web interface.
+_EXPORTERS, _HISTORY = "EXPORT_METADATA_", "HISTORY_SAVE"
+
+Header = tuple[str, str | bytes]
+_ALL_FILTERS: Header = ("Pass", "all")  # also after the score of `reject` is reached
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Rspamd's verdict on a message, with all symbols."""
+
+    action: str
+    score: float | None  # None: not a number
+    threshold: float | None  # of the action `reject`; None: unknown
+    symbols: tuple[Symbol, ...]
 
 
 class Rspamd:
@@ -40,7 +60,7 @@ class Rspamd:
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
         self._host, self._port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        self._headers = {"Password": password} if password else {}
+        self._headers: Sequence[Header] = [("Password", password)] if password else []
 
     def symbols_of(self, groups: Collection[str], seconds: float) -> frozenset[str]:
         """Return the names of all symbols in these groups.
@@ -61,25 +81,53 @@ class Rspamd:
 
         Raises the errors of ``chunks`` as well.
         """
-        headers = {
-            "Content-Length": str(size_bytes),
-            "Settings": json.dumps({"groups_enabled": list(groups)}),
-            "Pass": "all",
-        }
-        reply = self._ask("POST", "/checkv2", seconds, headers, chunks)
-        try:
-            if reply.get("is_skipped"):
-                raise RspamdUnavailable("Rspamd skips the scan: its settings exempt this host")
-            return tuple(
-                Symbol(
-                    shown(str(symbol["name"]), 100),
-                    float(symbol["score"]),
-                    tuple(shown(str(o), _OPTION_CHARACTERS) for o in symbol.get("options", ())[:_OPTIONS]),
-                )
-                for symbol in reply["symbols"].values()
-            )
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise RspamdUnavailable("Rspamd's answer to a scan has an unknown form") from error
+        settings = {"groups_enabled": list(groups)}
+        return _symbols(self._scan(chunks, size_bytes, [("Settings", json.dumps(settings)), _ALL_FILTERS], seconds))
+
+    def check(
+        self,
+        chunks: Iterable[bytes],
+        size_bytes: int,
+        *,
+        sender: str | None,
+        recipients: Sequence[str],
+        client_ip: str | None,
+        seconds: float,
+    ) -> Verdict:
+        """Scan a message by all modules, and return the verdict. It is not exported, and not added to the history.
+
+        ``sender`` and ``client_ip``: None if unknown. At most 80 of the recipients are named, and never a user: Rspamd
+        would take the message for the site's own outgoing mail. Raises the errors of ``chunks`` as well.
+        """
+        deadline = time.monotonic() + seconds
+        settings = {"symbols_disabled": [*self._exporters(seconds), _HISTORY]}
+        headers: list[Header] = [("Settings", json.dumps(settings)), _ALL_FILTERS]
+        headers += [("Rcpt", recipient.encode()) for recipient in recipients[:_RECIPIENTS]]
+        if sender is not None:
+            headers.append(("From", sender.encode() or b"<>"))
+        if client_ip is not None:
+            headers.append(("IP", client_ip))
+        reply = self._scan(chunks, size_bytes, headers, deadline - time.monotonic())
+        symbols = _symbols(reply)
+        return Verdict(
+            shown(str(reply.get("action") or ""), 50),
+            _number(reply, "score"),
+            _number(reply, "required_score"),
+            symbols,
+        )
+
+    def _exporters(self, seconds: float) -> list[str]:
+        """Return the symbols with which metadata exporters select messages, one for each of their rules."""
+        counters = self._ask("GET", "/counters", seconds)
+        if not isinstance(counters, list) or not all(isinstance(each, dict) for each in counters):
+            raise RspamdUnavailable("Rspamd's answer to /counters has an unknown form")
+        return [name for each in counters if (name := str(each.get("symbol"))).startswith(_EXPORTERS)]
+
+    def _scan(self, chunks: Iterable[bytes], size_bytes: int, headers: Iterable[Header], seconds: float) -> Any:
+        reply = self._ask("POST", "/checkv2", seconds, [("Content-Length", str(size_bytes)), *headers], chunks)
+        if isinstance(reply, dict) and reply.get("is_skipped"):
+            raise RspamdUnavailable("Rspamd skips the scan: its settings exempt this host")
+        return reply
 
     def submit(self, message: bytes, sender: str, recipient: str, queue_id: str, seconds: float) -> str:
         """Have Rspamd treat a message as received from a mail server, with the verdict `reject`. Return its verdict.
@@ -87,14 +135,14 @@ class Rspamd:
         The verdict comes from thresholds for this message alone, so that Rspamd's exporter posts it like any rejected
         message. It is `soft reject` if the exporter's rule could not post it. Rspamd learns nothing from the message.
         """
-        headers: dict[str, str | bytes] = {
-            "Content-Length": str(len(message)),
-            "From": sender.encode(),
-            "Rcpt": recipient.encode(),
-            "Queue-Id": queue_id,
-            "Flags": "no_stat",
-            "Settings": json.dumps({"actions": _REJECT_ALWAYS}),
-        }
+        headers: list[Header] = [
+            ("Content-Length", str(len(message))),
+            ("From", sender.encode()),
+            ("Rcpt", recipient.encode()),
+            ("Queue-Id", queue_id),
+            ("Flags", "no_stat"),
+            ("Settings", json.dumps({"actions": _REJECT_ALWAYS})),
+        ]
         reply = self._ask("POST", "/checkv2", seconds, headers, [message])
         try:
             return str(reply["action"])
@@ -106,11 +154,11 @@ class Rspamd:
         method: str,
         path: str,
         seconds: float,
-        headers: Mapping[str, str | bytes] | None = None,
+        headers: Iterable[Header] = (),
         chunks: Iterable[bytes] = (),
     ) -> Any:
         deadline = time.monotonic() + seconds
-        sent: dict[str, str | bytes] = {**self._headers, **(headers or {})}
+        sent = [*self._headers, *headers]
         connection = self._connection(self._host, self._port, timeout=max(0.001, seconds))
         try:
             connection.connect()
@@ -144,12 +192,12 @@ class Rspamd:
         connection: http.client.HTTPConnection,
         method: str,
         path: str,
-        headers: Mapping[str, str | bytes],
+        headers: Iterable[Header],
         chunks: Iterable[bytes],
     ) -> tuple[int, bytes]:
         """Send a request and return the status and the body of the answer."""
         connection.putrequest(method, path)
-        for name, value in headers.items():
+        for name, value in headers:
             connection.putheader(name, value)
         connection.endheaders()
         for chunk in chunks:
@@ -162,6 +210,28 @@ class Rspamd:
             while len(body) < _REPLY_BYTES and (piece := response.read1(1 << 16)):
                 body += piece
             return response.status, bytes(body)
+
+
+def _symbols(reply: Any) -> tuple[Symbol, ...]:
+    """Return the symbols of a scan. Raises RspamdUnavailable."""
+    try:
+        if len(reply["symbols"]) > _SYMBOLS:
+            raise RspamdUnavailable(f"Rspamd's answer to a scan has more than {_SYMBOLS} symbols")
+        return tuple(
+            Symbol(
+                shown(str(symbol["name"]), 100),
+                score if math.isfinite(score := float(symbol["score"])) else 0.0,
+                tuple(shown(str(o), _OPTION_CHARACTERS) for o in symbol.get("options", ())[:_OPTIONS]),
+            )
+            for symbol in reply["symbols"].values()
+        )
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        raise RspamdUnavailable("Rspamd's answer to a scan has an unknown form") from error
+
+
+def _number(reply: Any, name: str) -> float | None:
+    value = reply.get(name)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e9 and math.isfinite(value) else None
 
 
 def _shut_down(connected: socket.socket) -> None:

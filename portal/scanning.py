@@ -1,4 +1,5 @@
-"""Virus scans of held messages: after holding, in the background, and again right before a release.
+"""Scans of held messages: for viruses after holding, in the background, and again right before a release; by all of
+Rspamd's filters on demand.
 
 Rspamd asks no virus scanner about some of the messages it rejects (`docs/decisions/scanning.md`). A scan is *done* only
 if Rspamd lists a scanner, answered 200 without a symbol for a failed scan, and the message is not too large. Any other
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.model.errors import RspamdUnavailable, StoreUnavailable
-from portal.model.message import Message, Scan, ScanOutcome, Symbol
+from portal.model.message import Message, Scan, ScanOutcome, Symbol, Tier
 from portal.model.tiers import Tiers
-from portal.rspamd import Rspamd
+from portal.rspamd import Rspamd, Verdict
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.scan")
@@ -26,6 +27,7 @@ COUNTER = "scans."  # of scans, followed by the outcome
 RELEASE_SECONDS = 2.0  # a person waits for the release
 # Below Rspamd's task_timeout of 8 s: then Rspamd answers as if a scanner that hangs had found nothing.
 BACKGROUND_SECONDS = 6.0
+RESCAN_SECONDS = 15.0  # longer than Rspamd's task_timeout
 HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the virus scanner.\r\n"
 
 
@@ -33,7 +35,7 @@ HARMLESS = b"From: <>\r\nSubject: quarantine check\r\n\r\nThis message tests the
 class Scanning:
     """Scans messages and records the results.
 
-    ``rspamd``: None if no scans are asked for (`rspamd.url` or `rspamd.scan_groups` is empty).
+    ``rspamd``: None if `rspamd.url` is not set. ``groups``: empty if no virus scans are asked for.
     """
 
     store: Store
@@ -46,8 +48,8 @@ class Scanning:
 
     @property
     def is_on(self) -> bool:
-        """True if messages are scanned."""
-        return self.rspamd is not None
+        """True if messages are scanned for viruses."""
+        return self.rspamd is not None and bool(self.groups)
 
     def is_due(self, message: Message, now: datetime) -> bool:
         """Return whether the message must be scanned before a release."""
@@ -79,6 +81,31 @@ class Scanning:
         with suppress(StoreUnavailable):
             self.store.notes.add_counters({COUNTER + scan.outcome.value: 1})
         return stored, error
+
+    def rescan(self, message: Message, recipients: Sequence[str], now: datetime) -> tuple[Message, Verdict]:
+        """Have all of Rspamd's filters judge a message again. Return it as it is stored afterwards, and the verdict.
+
+        Only symbols that make a message dangerous count, and are recorded like those of a virus scan. A better verdict
+        changes nothing: results of SPF, DKIM and greylisting depend on the time. Raises RspamdUnavailable, also if
+        `rspamd.url` is not set, StoreUnavailable, NotFound, BodyMissing, BodyDamaged.
+        """
+        if self.rspamd is None:
+            raise RspamdUnavailable("rspamd.url is not set")
+        verdict = self.rspamd.check(
+            self.store.messages.body(message.id),
+            message.size_bytes,
+            sender=message.envelope_sender,
+            recipients=recipients,
+            client_ip=message.client_ip,
+            seconds=RESCAN_SECONDS,
+        )
+        dangerous = tuple(filter(self.tiers.is_dangerous, verdict.symbols))
+        if dangerous and message.verdict_tier is not Tier.DANGEROUS:
+            scan = Scan(ScanOutcome.FOUND, now, dangerous)
+            message = self.store.messages.record_scan(message.id, scan, Tier.DANGEROUS, now)
+        names = ",".join(symbol.name for symbol in dangerous) or "-"
+        log.info("rescanned id=%s action=%s score=%s dangerous=%s", message.id, verdict.action, verdict.score, names)
+        return message, verdict
 
     def works(self, seconds: float) -> bool:
         """Return whether the scanner reads a harmless message."""

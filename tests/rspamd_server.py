@@ -33,6 +33,16 @@ class RspamdServer:
         self.hang.set()  # cleared: requests wait until it is set again
         self.scans: list[tuple[dict[str, str], bytes]] = []
         self.listed = 0  # requests for /symbols
+        self.counters: Any = [{"symbol": "EXPORT_METADATA_QUARANTINE"}, {"symbol": "BAYES_SPAM"}]
+        self.verdict: Mapping[str, Any] = {  # of all filters; `symbols` are added
+            "is_skipped": False,
+            "score": 12.5,
+            "required_score": 15.0,
+            "action": "add header",
+        }
+        self.check_reply: bytes | None = None  # to requests for a verdict, instead of JSON
+        self.verdict_symbols: Mapping[str, Any] = {}  # name → score
+        self.checks: list[tuple[list[tuple[str, str]], bytes]] = []  # requests for a verdict, with all header fields
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -55,13 +65,17 @@ class RspamdServer:
                 rules = [{"symbol": name, "weight": 0.0, "description": ""} for name in rspamd.scanners]
                 others = [{"symbol": "BAYES_SPAM", "weight": 5.1, "description": "Message probably spam"}]
                 groups = [{"group": "antivirus", "rules": rules}, {"group": "statistics", "rules": others}]
-                self._answer(groups if self.path == "/symbols" else {"error": "unknown"})
+                self._answer({"/symbols": groups, "/counters": rspamd.counters}.get(self.path, {"error": "unknown"}))
 
             def do_POST(self) -> None:  # noqa: N802
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 rspamd.hang.wait(30)
-                if self.path == "/checkv2":
-                    rspamd.scans.append((dict(self.headers), body))
+                if "groups_enabled" not in self.headers.get("Settings", ""):
+                    rspamd.checks.append((self.headers.items(), body))
+                    named = {n: {"name": n, "score": s, "options": ["x"]} for n, s in rspamd.verdict_symbols.items()}
+                    self._answer({**rspamd.verdict, "symbols": named}, rspamd.check_reply)
+                    return
+                rspamd.scans.append((dict(self.headers), body))
                 symbols = rspamd.symbols
                 if symbols is None:
                     symbols = FOUND if VIRUS in body else {}
@@ -70,11 +84,13 @@ class RspamdServer:
                 found = {n: {"name": n, "score": 0.0, "metric_score": 0.0, "options": o} for n, o in symbols.items()}
                 self._answer({"is_skipped": rspamd.skips, "score": 0.0, "required_score": 15.0, "symbols": found})
 
-            def _answer(self, value: Any) -> None:
+            def _answer(self, value: Any, reply: bytes | None = None) -> None:
                 status = rspamd.status
                 if rspamd.password and self.headers.get("Password") != rspamd.password:
                     status, value = 401, {"error": "Unauthorized"}
-                body = json.dumps(value).encode() if rspamd.reply is None else rspamd.reply
+                body = reply or rspamd.reply
+                if body is None:
+                    body = json.dumps(value).encode()
                 if rspamd.drip.is_set():
                     self._drip()
                     return

@@ -23,11 +23,12 @@ from rich.console import Console
 from portal import __version__
 from portal.actions import Actions
 from portal.assemble import Parts, keys_path, make_links
-from portal.cli import checks, moving, rules, sending
+from portal.cli import checks, moving, rules, scan, sending
 from portal.cli.common import (
     NotDone,
     add_row,
     current_operator,
+    find_message,
     guarded,
     json_text,
     new_table,
@@ -210,7 +211,7 @@ def list_(
 def meta(id: str, as_json: bool) -> None:
     """Show all data of a message, its deliveries and their history."""
     with open_parts() as parts:
-        message = _find_message(parts, id)
+        message = find_message(parts, id)
         deliveries = parts.store.deliveries.of_message(message.id)
         histories = {d.number: parts.store.deliveries.history(d.key) for d in deliveries}
         if as_json:
@@ -252,7 +253,7 @@ def meta(id: str, as_json: bool) -> None:
 def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
     with open_parts() as parts:
-        message = _find_message(parts, id)
+        message = find_message(parts, id)
         for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
@@ -273,7 +274,7 @@ def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
     """Send a held message to its recipient now."""
     failed = False
     with open_parts() as parts:
-        message = _find_message(parts, id)
+        message = find_message(parts, id)
         deliveries = _select_deliveries(parts, message, recipient, to_all, may_assign=True)
 
         def send(actions: Actions, delivery: Delivery) -> Delivery:
@@ -321,7 +322,7 @@ def restore(ids: Sequence[str], recipient: str | None) -> None:
 def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Deny a recipient's release request for a dangerous message."""
     with open_parts() as parts:
-        for delivery in _select_deliveries(parts, _find_message(parts, id), recipient, None):
+        for delivery in _select_deliveries(parts, find_message(parts, id), recipient, None):
             parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
             click.echo(f"{_recipient_label(delivery)}: refused")
 
@@ -342,27 +343,11 @@ def purge(older_than_days: int | None) -> None:
             click.echo(f"kept {done.kept} old messages: requested or being released")
 
 
-for command in (*moving.COMMANDS, rules.rules):
+for command in (*moving.COMMANDS, rules.rules, scan.scan):
     main.add_command(command)
 
 
 # ---- selection of messages and deliveries
-
-
-def _find_message(parts: Parts, id: str) -> Message:
-    found = parts.store.messages.find(id)
-    if not found:
-        raise NotDone(f"There is no message with the quarantine id or queue id {shown(id)!r}. Try: quarantine list")
-    if len(found) > 1:
-        lines = [
-            f"  {m.id}  {m.held_at:%Y-%m-%d %H:%M}  {shown(m.header_from, 40)}  {shown(m.subject, 60)}" for m in found
-        ]
-        raise NotDone(
-            "\n".join(
-                [f"Queue id {shown(id)} matches several messages, so nothing was done. Use one of these ids:", *lines]
-            )
-        )
-    return found[0]
 
 
 def _select_deliveries(
@@ -411,7 +396,7 @@ def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Par
     with open_parts() as parts:
         for id in ids:
             try:
-                message = _find_message(parts, id)
+                message = find_message(parts, id)
                 chosen = _select_deliveries(parts, message, recipient, recipient is None)
             except NotDone as error:
                 failed = True

@@ -21,8 +21,15 @@ from rich.table import Table
 from rich.text import Text
 
 from portal.assemble import Parts, assemble
-from portal.model.errors import AlreadyDone, NotFound, QuarantineError, RelayDeferred, SettingsError
-from portal.model.message import Actor, ActorKind
+from portal.model.errors import (
+    AlreadyDone,
+    NotFound,
+    QuarantineError,
+    RelayDeferred,
+    RspamdUnavailable,
+    SettingsError,
+)
+from portal.model.message import Actor, ActorKind, Message
 from portal.model.text import shown
 from portal.settings import load
 
@@ -44,7 +51,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (NotDone, NotFound, AlreadyDone) as error:
+        except (NotDone, NotFound, AlreadyDone, RspamdUnavailable) as error:
             raise SystemExit(_print_error(str(error), 1)) from error
         except SettingsError as error:
             raise SystemExit(_print_error(str(error), 2)) from error
@@ -84,6 +91,23 @@ def current_operator() -> Actor:
     except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; OSError since Python 3.13
         name = str(os.getuid())
     return Actor(ActorKind.OPERATOR, shown(name), "cli")
+
+
+def find_message(parts: Parts, id: str) -> Message:
+    """Return the message with this quarantine id or queue id. Raises NotDone if there is none or more than one."""
+    found = parts.store.messages.find(id)
+    if not found:
+        raise NotDone(f"There is no message with the quarantine id or queue id {shown(id)!r}. Try: quarantine list")
+    if len(found) > 1:
+        lines = [
+            f"  {m.id}  {m.held_at:%Y-%m-%d %H:%M}  {shown(m.header_from, 40)}  {shown(m.subject, 60)}" for m in found
+        ]
+        raise NotDone(
+            "\n".join(
+                [f"Queue id {shown(id)} matches several messages, so nothing was done. Use one of these ids:", *lines]
+            )
+        )
+    return found[0]
 
 
 def new_table(*columns: str) -> Table:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import translate
 
-from portal.model.message import Export, Scan, Tier
+from portal.model.message import Export, Scan, Symbol, Tier
 
 
 class Tiers:
@@ -21,16 +21,17 @@ class Tiers:
         """Return the tier by the symbols; unreadable metadata makes it at least suspicious."""
         worst = Tier.SUSPICIOUS if export.flags else Tier.SPAM
         for symbol in export.symbols:
-            # A negative score is in favour of the message. Zero is not: a virus scanner's symbol has no score, since
-            # its rule forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero
-            # weight").
-            if symbol.score >= 0:
-                name = symbol.name.upper()
-                if self._dangerous.match(name):
-                    return Tier.DANGEROUS
-                if self._suspicious.match(name):
-                    worst = Tier.SUSPICIOUS
+            if self.is_dangerous(symbol):
+                return Tier.DANGEROUS
+            if symbol.score >= 0 and self._suspicious.match(symbol.name.upper()):
+                worst = Tier.SUSPICIOUS
         return worst
+
+    def is_dangerous(self, symbol: Symbol) -> bool:
+        """Return whether this symbol makes a message dangerous."""
+        # A negative score is in favour of the message. Zero is not: a virus scanner's symbol has no score, since its
+        # rule forces the action (Rspamd's plugins/antivirus.lua: "add it to metric if you want non-zero weight").
+        return not symbol.score < 0 and self._dangerous.match(symbol.name.upper()) is not None
 
     def knows(self, symbol: str) -> bool:
         """Return whether one of the patterns matches the name."""

@@ -395,6 +395,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "reindex": (),
     "release": ("4Abc1",),
     "restore": ("4Abc1",),
+    "scan": ("4Abc1",),
     "settings": None,
 }
 DIGEST_WORDS: dict[str, tuple[str, ...] | None] = {"once": (), "run": None}  # `run` is the service

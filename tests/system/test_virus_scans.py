@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -132,3 +133,34 @@ def test_without_an_answer_of_the_scanner_releases_wait(scanned: Scanned, needle
     assert "CLAM_VIRUS_FAIL" in report
     with scanned.clamd.running():
         assert "scans (CLAM_VIRUS" in scanned.portal.command("quarantine", "check", check=False)
+
+
+def test_a_message_is_judged_again_without_being_exported(scanned: Scanned, needle: str) -> None:
+    with scanned.clamd.running():
+        scanned.hold(needle, REJECTED | {"X-Test-Options": "1"})
+        assert scanned.outcome(needle) == "clean"
+        before, taken = meta(scanned.portal, needle), scanned.switch.taken
+        output = scanned.portal.command("quarantine", "scan", before["id"])
+    assert "action: reject\n" in output, output
+    assert "virus scan: clean\n" in output
+    assert "tier: spam\n" in output
+    assert "TEST_" not in output  # the same score and symbols
+    assert scanned.switch.taken == taken
+    assert [d["id"] for d in held(scanned.portal, needle)] == [before["id"]]
+    after = meta(scanned.portal, needle)
+    assert {**after, "scan": None} == {**before, "scan": None}
+
+
+def test_judged_again_a_virus_that_the_scanner_learned_makes_the_message_dangerous(
+    scanned: Scanned, needle: str
+) -> None:
+    later = b"X-VIRUS-OF-ANOTHER-DAY"
+    scanned.clamd.knows(VIRUS)
+    with scanned.clamd.running():
+        scanned.hold(needle, REJECTED, later + b"\r\n")
+        assert scanned.outcome(needle) == "clean"
+    scanned.clamd.knows(VIRUS, later)
+    with scanned.clamd.running():
+        output = scanned.portal.command("quarantine", "scan", held(scanned.portal, needle)[0]["id"])
+    assert "tier: spam -> dangerous" in output
+    assert re.search(r"^new +CLAM_VIRUS ", output, re.MULTILINE), output
