@@ -256,10 +256,12 @@ def write_rspamd(
     discard_on_reject: bool = False,
     modules: Mapping[str, str] = MappingProxyType({}),
     workers: str = "",
+    proxies: int = 1,
 ) -> list[str]:
     """Write a configuration below ``home`` and return the arguments that make rspamd and rspamadm use it.
 
     ``modules``: further modules to switch on, with their configuration. ``workers``: the configuration of more workers.
+    ``proxies``: the number of processes that answer Postfix.
     """
     milter, scan, controller = ports
     (home.parent / "hyperscan").mkdir(exist_ok=True)
@@ -284,7 +286,7 @@ control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db
         "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
         "worker-controller.inc": f'bind_socket = "127.0.0.1:{controller}"; count = 1; password = "portal-test";',
         "worker-fuzzy.inc": "count = -1;",
-        "worker-proxy.inc": f'bind_socket = "127.0.0.1:{milter}"; count = 1; milter = yes; timeout = 120s;\n'
+        "worker-proxy.inc": f'bind_socket = "127.0.0.1:{milter}"; count = {proxies}; milter = yes; timeout = 120s;\n'
         'upstream "local" { default = yes; self_scan = yes; }\n'
         f"discard_on_reject = {'true' if discard_on_reject else 'false'};",
     }
