@@ -173,7 +173,8 @@ begin
         mailbox text not null default '',  -- the recipient without an address extension, for the rate limits
         client_56 text not null default '',  -- networks of client_ip, or client_ip itself
         client_48 text not null default '',
-        requested_for text not null default ''  -- see shared/sign_ins.py: 'known', 'local', 'decoy', 'foreign'
+        requested_for text not null default '',  -- see shared/sign_ins.py: 'known', 'local', 'decoy', 'foreign'
+        destination text not null default ''  -- the page to show after signing in
     );
     create index on sign_in (mailbox, created_at);
     create index on sign_in (client_ip, created_at);

@@ -57,6 +57,7 @@ class Row:
     score: str  # "" when not known
     threshold: str  # the score at which Rspamd withholds messages, "" when not known
     reasons: tuple[str, ...]  # to be translated
+    suspicious: bool  # the recipient should look before releasing it
     release: str  # link, "" for dangerous mail
     delete: str  # link, "" for dangerous mail
     ask: str  # link to request a release, "" unless the mail is dangerous
@@ -89,9 +90,9 @@ def compose(
     """
     groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
     held = sum(1 + len(group.others) for group in groups)
-    preferences, several, forwarded = (
+    preferences, several, forwarded, portal = (
         links.url(action, digest.id, 0, digest.issued_at)
-        for action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)
+        for action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED, Action.OPEN)
     )
     headers = {}
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
@@ -119,7 +120,7 @@ def compose(
             dangerous=[row for row in rows[:count] if row.ask],
             more=held - sum(1 + row.others for row in rows[:count]),
             zone=zone.key.replace("_", " "),
-            portal=f"{links.base_url}/",
+            portal=portal,
             host=urlsplit(links.base_url).netloc,
             several=several if any(row.release for row in rows) else "",
             preferences=preferences,
@@ -191,6 +192,7 @@ def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: Zon
         score="" if message.score is None else locale.score(message.score),
         threshold="" if message.threshold is None else locale.threshold(message.threshold),
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
+        suspicious=message.tier is Tier.SUSPICIOUS,
         release="" if dangerous else link(Action.RELEASE),
         delete="" if dangerous else link(Action.DELETE),
         ask=link(Action.REQUEST) if dangerous else "",

@@ -52,6 +52,10 @@ class LinkInvalid(QuarantineError):
     """A token that this portal did not sign, or a revoked one. Never discloses whether the message exists."""
 
 
+class SignInInvalid(LinkInvalid):
+    """A mailed sign-in that is unknown, used or expired."""
+
+
 class CodesSuspended(LinkInvalid):
     """So many wrong sign-in codes were entered, for all recipients together, that none is accepted for a while."""
 

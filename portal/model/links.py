@@ -1,8 +1,8 @@
 """Signed links, cookies, form tokens and marks on the portal's own messages. The only user of itsdangerous.
 
-A link's token signs one *action* (each has its own salt) and one delivery – or, for `PREFERENCES`, `SEVERAL` and
-`FORWARDED`, one digest and therefore its recipient – over packed bytes: 31 characters, a dot, 43 characters of
-HMAC-SHA-256. It has 42 characters instead of 31 if the reader's identity is not the delivery's recipient, since the
+A link's token signs one *action* (each has its own salt) and one delivery – or, for `PREFERENCES`, `SEVERAL`,
+`FORWARDED` and `OPEN`, one digest and therefore its recipient – over packed bytes: 31 characters, a dot, 43 characters
+of HMAC-SHA-256. It has 42 characters instead of 31 if the reader's identity is not the delivery's recipient, since the
 token then names the reader. A token contains nothing about the message, is a part of the path, and gives access to
 nothing else.
 
@@ -54,6 +54,7 @@ class Action(Enum):
     SHOW = 5
     SEVERAL = 6
     FORWARDED = 7
+    OPEN = 8
 
     @property
     def purpose(self) -> str:
@@ -66,7 +67,7 @@ class Link:
     """A verified token."""
 
     action: Action
-    id: UUID  # of the message; for PREFERENCES, SEVERAL and FORWARDED of the digest
+    id: UUID  # of the message; for PREFERENCES, SEVERAL, FORWARDED and OPEN of the digest
     number: int  # of the delivery
     issued_at: datetime
     reader: bytes = b""  # hash of the reader, see `Links.is_for`; empty: the delivery's own recipient

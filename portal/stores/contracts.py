@@ -436,11 +436,11 @@ class SignIns(ABC):
 
     @abstractmethod
     def get(self, token_sha256: bytes, now: datetime) -> SignIn:
-        """Return a sign-in that is neither used nor expired. Raises LinkInvalid."""
+        """Return a sign-in that is neither used nor expired. Raises SignInInvalid."""
 
     @abstractmethod
     def use(self, token_sha256: bytes, now: datetime) -> SignIn:
-        """Use up a sign-in: exactly one caller gets it. Raises LinkInvalid."""
+        """Use up a sign-in: exactly one caller gets it. Raises SignInInvalid."""
 
     @abstractmethod
     def use_code(self, browser_sha256: bytes, code_sha256: bytes, now: datetime) -> SignIn:

@@ -153,6 +153,7 @@ class SignIn:
     client_ip: str
     created_at: datetime
     expires_at: datetime
+    destination: str = ""  # the page to show after signing in, see `Sessions.begin`
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,8 @@ class SignInLimits:
     earlier mail is valid for five minutes or longer: others' requests cannot keep a recipient out.
     """
 
-    per_mailbox_minute: int = 1
-    per_mailbox_ten_minutes: int = 2  # that were not used
+    per_mailbox_minute: int = 1  # of a mailbox only sign-ins that were not used are counted
+    per_mailbox_ten_minutes: int = 2
     per_ip_minute: int = 10
     per_ip_hour: int = 60
     per_56_minute: int = 15

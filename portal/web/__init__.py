@@ -99,8 +99,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     pages = Pages(parts, threads)
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
-    links, inbox, monitor = LinkPages(pages, preferences), Inbox(pages, sessions), Monitor(parts)
-    rules, mailed = RulePages(pages, sessions, inbox), MailedLinks(pages, sessions)
+    mailed, inbox, monitor = MailedLinks(pages, sessions), Inbox(pages, sessions), Monitor(parts)
+    links, rules = LinkPages(pages, preferences, sessions, mailed), RulePages(pages, sessions, inbox)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")

@@ -13,6 +13,7 @@ from portal.model.errors import (
     LinkInvalid,
     NotAllowed,
     NotFound,
+    SignInInvalid,
     StoreUnavailable,
     StoreUnusable,
 )
@@ -66,6 +67,14 @@ def _expected_error_page(pages: Pages, request: Request, error: Exception) -> HT
                 N_("Message no longer available"),
                 N_("It was removed from the quarantine. Ask the sender to send it again."),
                 410,
+            )
+        case SignInInvalid():
+            return pages.notice(
+                request,
+                N_("This sign-in link is no longer valid"),
+                N_("Each sign-in link works once, within 15 minutes. Request a new one."),
+                404,
+                sign_in=True,
             )
         case LinkInvalid() | NotFound():
             # One page for both, so that the existence of another recipient's mail is not disclosed.

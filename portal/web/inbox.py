@@ -31,7 +31,8 @@ from portal.reading import read
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import findings, history
+from portal.web.results import Result, forget, keep, kept
+from portal.web.rows import Viewer, findings, headers, history
 
 _ROWS = 25
 _QUERY_CHARACTERS = 200
@@ -64,9 +65,10 @@ class Inbox:
         page = self._store.deliveries.list_for(
             self._reader(session.recipient), _VIEWS[view], _ROWS, before, words=words
         )
-        done = self._changed_delivery(session.recipient, request.query("done"))
-        rows = self._pages.rows(request, [*page.deliveries, *done], session.recipient)
-        return self._pages.page(
+        result, undone = kept(request), self._found(session.recipient, request.query("undone"))
+        done = self._changed(session.recipient, result)
+        rows = self._pages.rows(request, [*page.deliveries, *done, *undone], session.recipient)
+        response = self._pages.page(
             request,
             "list",
             signed_in=shown_address(session.recipient),
@@ -77,14 +79,22 @@ class Inbox:
             rows=rows[: len(page.deliveries)],
             later=request.query("before") != "",
             next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
-            done=rows[-1] if done else None,
+            act=result.act,
+            done=rows[len(page.deliveries)] if done else None,
+            undone=rows[-1] if undone else None,
             here=_list_query((name, request.query(name)) for name in _LIST_PARAMETERS),
         )
+        if result.act:
+            forget(self._pages, response)
+        return response
 
-    def _changed_delivery(self, recipient: str, name: str) -> Sequence[Delivery]:
+    def _changed(self, recipient: str, result: Result) -> Sequence[Delivery]:
         """Return the delivery that a form on the list has just changed, so that the list shows the result."""
+        return self._found(recipient, f"{result.keys[0].message_id}.{result.keys[0].number}") if result.keys else ()
+
+    def _found(self, recipient: str, name: str) -> Sequence[Delivery]:
         try:
-            return (self.delivery(recipient, name),)
+            return (self.delivery(recipient, name),) if name else ()
         except NotFound:
             return ()
 
@@ -94,38 +104,52 @@ class Inbox:
         delivery = self.delivery(session.recipient, id)
         row = self._pages.row(request, delivery, session.recipient)
         events = self._store.deliveries.history(delivery.key)
-        return self._pages.page(
+        result = kept(request)
+        response = self._pages.page(
             request,
             "message",
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             row=row,
+            act=result.act if result.keys == (delivery.key,) else "",
+            undone=request.query("undone") != "",
+            here=_list_query(parse_qsl(request.query("list"))),
             **findings(delivery.message, request.language),
-            **self._preview(delivery, session.recipient),
+            **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
+        if result.act:
+            forget(self._pages, response)
+        return response
 
-    def _preview(self, delivery: Delivery, recipient: str) -> dict[str, Any]:
+    def _preview(self, delivery: Delivery, recipient: str, viewer: Viewer) -> dict[str, Any]:
         """Return the text of the message as template values.
 
         The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
         not.
         """
         if not self._pages.previews.acquire(blocking=False):
-            return {"preview": None, "busy": True}
+            return {"preview": None, "headers": [], "busy": True}
         try:
-            return {"preview": read(self._store.messages.body(delivery.id), recipient), "busy": False}
+            preview = read(self._store.messages.body(delivery.id), recipient)
+            return {"preview": preview, "headers": headers(preview.headers, viewer), "busy": False}
         except Busy:
-            return {"preview": None, "busy": True}
+            return {"preview": None, "headers": [], "busy": True}
         except (BodyDamaged, BodyMissing):
-            return {"preview": None, "busy": False}
+            return {"preview": None, "headers": [], "busy": False}
         finally:
             self._pages.previews.release()
 
     def act(self, request: Request, id: str, act: str) -> HTTPResponse:
         """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
-        recipient = self._sessions.of_form(request).recipient
+        page, _, query = request.form("from").partition("?")
+        place = _list_query(parse_qsl(query))
+        if page == "list":
+            back = f"/?{place}" if place else "/"
+        else:
+            back = f"/messages/{id}/{'?' + urlencode({'list': place}) if place else ''}"
+        recipient = self._sessions.of_form(request, f"{back}{'&' if '?' in back else '?'}undone={id}").recipient
         delivery = self.delivery(recipient, id)
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
         method = {
@@ -137,10 +161,9 @@ class Inbox:
         # The action records the error in the delivery and logs it. The page shows it.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
             method(delivery.id, delivery.number, actor)
-        page, _, query = request.form("from").partition("?")
-        if page == "list":
-            return self._pages.see_other(f"/?{_list_query([*parse_qsl(query), ('done', id)])}")
-        return self._pages.see_other(f"/messages/{id}/")
+        response = self._pages.see_other(back)
+        keep(self._pages, response, act, [delivery.key])
+        return response
 
     def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
@@ -155,7 +178,7 @@ class Inbox:
 
 def _list_query(values: Iterable[tuple[str, str]]) -> str:
     """Return the list's query string. Drops unknown and empty values; the last value of a name wins."""
-    known = {name: value[:_QUERY_CHARACTERS] for name, value in values if value and name in (*_LIST_PARAMETERS, "done")}
+    known = {name: value[:_QUERY_CHARACTERS] for name, value in values if value and name in _LIST_PARAMETERS}
     return urlencode(known)
 
 

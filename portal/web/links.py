@@ -21,6 +21,8 @@ from portal.model.links import Action, Link
 from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
 from portal.model.text import N_
 from portal.stores.records import LinkOpen, Person
+from portal.web.auth.mailed_link import MailedLinks
+from portal.web.auth.session import Sessions
 from portal.web.digest import DigestPages
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -35,7 +37,7 @@ _BURST_DELIVERIES = 3  # different deliveries of one digest within _BURST
 _BURST_OPENS = 2  # opens of one delivery within _BURST
 _MAX_OPENS_PER_MINUTE = 60
 _DEVICE_SECONDS = 365 * 24 * 3600
-_DIGEST_ACTIONS = (Action.SEVERAL, Action.FORWARDED)
+_DIGEST_ACTIONS = (Action.SEVERAL, Action.FORWARDED, Action.OPEN)
 # A POST is recorded with this id: it counts for the rate limit, but is not mistaken for an open of the page.
 _POST_MARKER = UUID(int=0)
 
@@ -43,8 +45,10 @@ _POST_MARKER = UUID(int=0)
 class LinkPages:
     """`/link/TOKEN/`."""
 
-    def __init__(self, pages: Pages, preferences: PreferencePages) -> None:
+    def __init__(self, pages: Pages, preferences: PreferencePages, sessions: Sessions, mailed: MailedLinks) -> None:
         self._pages = pages
+        self._sessions = sessions
+        self._mailed = mailed
         self._preferences = preferences
         self._store = pages.parts.store
         self._links = pages.parts.links
@@ -63,14 +67,18 @@ class LinkPages:
             recipient = self._recipient(request, link)
             if not request.query("since"):
                 self._record_open(request, link, recipient, link_open)
+            if link.action is Action.OPEN:
+                return self._open(request, recipient)
             return self._digest.show(request, link, recipient)
         delivery, person = self._delivery(request, link)
         reader = person.recipient
         # After a POST (`done`) the page must not count as an open and must not submit itself, or it would loop.
         if request.query("done") and link.action is not Action.SHOW:
-            return self._page(request, link, delivery, reader, autosubmit=False)
+            return self._page(request, link, delivery, reader, autosubmit=False, is_done=True)
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
+            if self._is_signed_in(request, reader):
+                return self._pages.see_other(self._message_path(request, delivery, reader))
             return self._show_mail(request, link, delivery, reader)
         autosubmit = self._may_autosubmit(request, link, delivery, person, opens)
         return self._page(request, link, delivery, reader, autosubmit=autosubmit)
@@ -85,6 +93,8 @@ class LinkPages:
         if link.action in _DIGEST_ACTIONS:
             recipient = self._recipient(request, link)
             self._record_open(request, link, recipient, link_open)
+            if link.action is Action.OPEN:
+                return self._mail_sign_in(request, recipient, "/")
             self._pages.check_user_gesture(request)
             response = self._digest.act(request, link, recipient)
             return self._with_device_cookie(request, response, recipient) if request.form("do") else response
@@ -92,7 +102,7 @@ class LinkPages:
         reader = person.recipient
         opens = self._record_open(request, link, reader, link_open)
         if link.action is Action.SHOW:
-            return self._pages.see_other("./")  # that page has no form
+            return self._mail_sign_in(request, reader, self._message_path(request, delivery, reader))
         undo = link.action is Action.DELETE and request.form("undo") == "1"
         pressed = undo or request.form("pressed") == "1"
         if pressed and delivery.message.tier is not Tier.SPAM:
@@ -121,7 +131,7 @@ class LinkPages:
         return delivery, self._check_revoked(request, link, reader)
 
     def _check_revoked(self, request: Request, link: Link, recipient: str) -> Person:
-        """Return the recipient, whose language the response uses from now on.
+        """Return the recipient, whose language and time zone the response uses from now on.
 
         Raises LinkInvalid if the link was revoked.
         """
@@ -180,12 +190,22 @@ class LinkPages:
         except (AlreadyDone, NotAllowed, RelayDeferred, RelayRefused) as error:
             log.info("link %s id=%s number=%d: %s", link.action.name, link.id, link.number, error)
 
-    def _page(self, request: Request, link: Link, delivery: Delivery, reader: str, *, autosubmit: bool) -> HTTPResponse:
+    def _page(
+        self,
+        request: Request,
+        link: Link,
+        delivery: Delivery,
+        reader: str,
+        *,
+        autosubmit: bool,
+        is_done: bool = False,
+    ) -> HTTPResponse:
         return self._pages.page(
             request,
             "link",
             row=self._pages.row(request, delivery, reader),
             action=link.action.name.lower(),
+            done=is_done,
             alone=autosubmit,
             script=autosubmit,
             recipient=shown_address(delivery.recipient),
@@ -209,6 +229,30 @@ class LinkPages:
             ask=link_path(Action.REQUEST),
             **findings(delivery.message, request.language),
         )
+
+    # ---- signing in
+
+    def _open(self, request: Request, recipient: str) -> HTTPResponse:
+        """Return the page of *Open my quarantine*: a button that mails a sign-in link to the digest's recipient."""
+        if self._is_signed_in(request, recipient):
+            return self._pages.see_other("/")
+        return self._pages.page(request, "open", recipient=shown_address(recipient))
+
+    def _mail_sign_in(self, request: Request, reader: str, destination: str) -> HTTPResponse:
+        """Mail a sign-in link to the reader of a link. Others who have the digest cannot use it."""
+        if request.form("pressed") != "1":
+            return self._pages.see_other("./")
+        self._pages.check_user_gesture(request)
+        return self._mailed.request_mail(request, reader, destination)
+
+    def _is_signed_in(self, request: Request, reader: str) -> bool:
+        before = request.policy, request.language, request.zone
+        session = self._sessions.current(request)
+        request.policy, request.language, request.zone = before  # of the reader: somebody else may be signed in
+        return session is not None and session.recipient == reader
+
+    def _message_path(self, request: Request, delivery: Delivery, reader: str) -> str:
+        return f"/messages/{self._pages.row(request, delivery, reader).name}/"
 
     # ---- preferences (the link at the end of a digest, and RFC 8058)
 

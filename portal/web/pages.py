@@ -69,7 +69,13 @@ class Pages:
 
     def page(self, request: Request, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """Return the page ``templates/web/NAME.html``, rendered with these values."""
-        values = {"signed_in": None, "form_token": "", "script": False, **values}
+        values = {
+            "signed_in": None,
+            "form_token": "",
+            "script": False,
+            "times_in": request.zone.key.replace("_", " ") if request.zone else "",
+            **values,
+        }
         html = self.parts.render.page(
             name,
             language=request.language.tag,
@@ -84,7 +90,7 @@ class Pages:
         self, request: Request, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str
     ) -> HTTPResponse:
         """Return a page with a title and a text, which the template translates. The response may also be raised."""
-        response = self.page(request, "notice", status, title=title, text=text, sign_in=sign_in)
+        response = self.page(request, "notice", status, title=title, text=text, sign_in=sign_in, times_in="")
         for header, value in headers.items():
             response.set_header(header.replace("_", "-"), value)
         return response
@@ -182,13 +188,14 @@ class Pages:
     # ---- the recipient of a page
 
     def use_recipient(self, request: Request, recipient: str, preferences: Preferences) -> None:
-        """Use the recipient's language and the look of their domain for the response to this request from now on."""
+        """Use the recipient's language and zone and the look of their domain for this request from now on."""
+        plan = self.parts.domains.plan(recipient, preferences)
         request.policy = self.parts.domains.of(recipient)
-        request.language = self.parts.render.language_for(self.parts.domains.plan(recipient, preferences).language)
+        request.language, request.zone = self.parts.render.language_for(plan.language), plan.zone
 
     def viewer(self, request: Request, reader: str) -> Viewer:
         """Return the reader with the language and time zone for the pages of this request."""
-        return Viewer(reader, request.language, ZoneInfo(request.policy.timezone))
+        return Viewer(reader, request.language, request.zone or ZoneInfo(request.policy.timezone))
 
     def rows(self, request: Request, deliveries: Sequence[Delivery], reader: str) -> list[Row]:
         """Return the view models of deliveries for one of their readers. Queries the store at most once."""

@@ -115,7 +115,7 @@ class PreferencePages:
 
     def act(self, request: Request) -> HTTPResponse:
         """POST /preferences."""
-        session = self._sessions.of_form(request)
+        session = self._sessions.of_form(request, "/preferences")
         return self.change(request, session.recipient, back="/preferences", session=session)
 
     def page(

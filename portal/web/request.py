@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from bottle import BaseRequest, FormsDict, HTTPError
 
@@ -20,14 +21,17 @@ class Request:
     domain, together with ``language``.
     ``language`` is the language of the response: at first the one that the browser asks for, then the recipient's own
     as soon as the recipient is known (`Pages.use_recipient`), so that error pages are in that language as well.
+    ``zone`` is the recipient's time zone, None until then.
     """
 
     def __init__(self, environ: Environ, site: Site, policy: DomainPolicy, language: Language) -> None:
         self.policy = policy
         self.language = language
+        self.zone: ZoneInfo | None = None
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ.get("PATH_INFO", "")  # below the mount point
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown
+        self.query_string: str = environ.get("QUERY_STRING", "")
         self._environ = environ
         self._site = site
         bottle_request = environ.get("bottle.request")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -42,6 +43,7 @@ _KIND_OF_STATE = {
     State.RELEASED: EventKind.RELEASING,
     State.DELETED: EventKind.DELETED,
 }
+_HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
 _SERVER_REPLIES = (
     EventKind.RELEASED,
     EventKind.DEFERRED,
@@ -74,6 +76,7 @@ class Row:
     held: str
     reasons: list[str]
     dangerous: bool
+    suspicious: bool
     state: State
     state_at: str
     reason: str  # why it is held again, "" if it is not
@@ -105,6 +108,7 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         held=language.moment(message.held_at, viewer.zone),
         reasons=why(message),
         dangerous=message.tier is Tier.DANGEROUS,
+        suspicious=message.tier is Tier.SUSPICIOUS,
         state=delivery.state,
         state_at=language.moment(delivery.state_at, viewer.zone),
         reason=shown(delivery.reason, 300),
@@ -146,6 +150,20 @@ def findings(message: Message, language: Language) -> dict[str, Any]:
             (shown(s.name, 80), language.score(s.score), explain(s), description(s)) for s in symbols[:_SYMBOLS]
         ],
     }
+
+
+def headers(fields: Sequence[tuple[str, str]], viewer: Viewer) -> list[tuple[str, str]]:
+    """Return header fields of a message for its page: (name to be translated, text). Dates are in the viewer's zone."""
+    return [(_HEADERS.get(name, name), _date(text, viewer) if name == "Date" else text) for name, text in fields]
+
+
+def _date(text: str, viewer: Viewer) -> str:
+    """Return the text of a Date field as a time, or as it is if it is not one (RFC 5322, 3.3)."""
+    try:
+        at = parsedate_to_datetime(text)
+        return viewer.language.moment(at, viewer.zone) if at.tzinfo else text
+    except (ValueError, OverflowError):
+        return text
 
 
 def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[tuple[str, str, str, str]]:

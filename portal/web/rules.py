@@ -69,14 +69,15 @@ class RulePages:
 
     def add(self, request: Request) -> HTTPResponse:
         """POST /rules: add a typed sender, or that of a message, then redirect (303) to the list with the result."""
-        session = self._sessions.of_form(request)
+        page = f"/messages/{name}/sender" if (name := request.form("message")) else "/rules"
+        session = self._sessions.of_form(request, page)
         reader = self._pages.parts.people.reader(session.recipient)
         effect, typed = request.form("effect"), request.form("sender")[:_SENDER_CHARACTERS]
         if effect not in tuple(Effect):
             raise self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
-        delivery = self._inbox.delivery(session.recipient, name) if (name := request.form("message")) else None
+        delivery = self._inbox.delivery(session.recipient, name) if name else None
         recipient = delivery.recipient if delivery else request.form("recipient") or session.recipient
         message = delivery.message if delivery else None
         try:
@@ -92,7 +93,7 @@ class RulePages:
 
     def act(self, request: Request, rule: str, change: str) -> HTTPResponse:
         """POST /rules/RULE/CHANGE: remove a rule or put it back, then redirect (303) to the list with the result."""
-        session = self._sessions.of_form(request)
+        session = self._sessions.of_form(request, "/rules")
         reader, rule_id = self._pages.parts.people.reader(session.recipient), parse_id(rule)
         if rule_id is None:
             raise NotFound("there is no such rule")

@@ -161,7 +161,7 @@ def test_each_recipient_is_notified_once_of_each_held_delivery(mailing: Parts, s
         assert mailing.store.digests.recipient_of(marked[1]) == mail.recipients[0]
         for token in re.findall(r"/link/(\S+)/", text(mail)):
             link = mailing.links.verify(token, tomorrow())
-            if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED):
+            if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED, Action.OPEN):
                 assert link.id == marked[1]
             else:
                 assert mailing.store.deliveries.get(link.key).recipient == mail.recipients[0]
@@ -1055,6 +1055,7 @@ def test_dangerous_mail_can_only_be_requested(mailing: Parts, server: SmtpServer
     assert [mailing.links.verify(token, tomorrow()).action for token in tokens] == [
         Action.REQUEST,
         Action.SHOW,
+        Action.OPEN,
         Action.PREFERENCES,
         Action.FORWARDED,
     ]

@@ -80,11 +80,11 @@ def choose(browser: Browser, path: str, do: str, mails: list[str], page: str) ->
 
 def test_show_gives_facts_and_reasons_and_no_text_of_the_mail(site: Site, held: Held) -> None:
     page = site.browser().get(site.link(Action.SHOW, held)).text
-    for words in ("promo@example.net", "Offer", "resembles known spam", "BAYES_SPAM", "17.5", "Sign in", ALICE):
+    for words in ("promo@example.net", "Offer", "resembles known spam", "BAYES_SPAM", "17.5", "sign-in link", ALICE):
         assert words in page, words
     assert "Buy " not in page
     assert BOB not in page
-    assert "<form" not in page and "<script" not in page
+    assert page.count("<form") == 1 and "<script" not in page
 
 
 def test_show_leads_to_the_links_that_the_digest_has_for_the_mail(site: Site, held: Held, relay: SmtpServer) -> None:
@@ -117,12 +117,12 @@ def test_show_offers_to_request_dangerous_mail(site: Site) -> None:
 
 
 @pytest.mark.parametrize("form", [PRESS, {"pressed": "1", "undo": "1"}, {}])
-def test_show_does_nothing_when_a_form_is_sent_to_it(
+def test_show_does_nothing_to_the_message_when_a_form_is_sent_to_it(
     site: Site, held: Held, relay: SmtpServer, form: dict[str, str]
 ) -> None:
     before = site.delivery(held)
     answer = site.browser().post(site.link(Action.SHOW, held), form)
-    assert answer.status == 303 and not answer.cookies()
+    assert answer.status == 303 and "__Host-quarantine-device" not in answer.cookies()
     assert site.delivery(held) == before
     assert not relay.mails
 

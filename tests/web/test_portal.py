@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from portal.assemble import Parts, assemble
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
-from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tier, new_id
+from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tier, held_at, new_id
 from portal.stores.records import Held
 from portal.web.rows import EVENTS_IN_WORDS
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
@@ -83,9 +84,9 @@ def test_a_button_leads_back_only_to_a_page_of_the_portal(site: Site, held: Held
     browser = site.signed_in(ALICE)
     answer = act(browser, held.id, "delete", **{"from": f"list?{place}"})
     location = answer.header("Location") or ""
-    assert location.startswith("/quarantine/?") and location.endswith(f"done={held.id}")
-    assert location.isprintable() and "//" not in location and location.count("done=") == 1
-    assert browser.get(location).status == 200
+    assert location.startswith("/quarantine/")
+    assert location.isprintable() and "//" not in location and "done=" not in location
+    assert "Deleted on" in browser.get(location).text
 
 
 def test_every_button_of_the_list_names_its_mail(site: Site) -> None:
@@ -214,10 +215,86 @@ def test_dangerous_mail_is_requested(site: Site, relay: SmtpServer) -> None:
 def test_acting_twice_shows_what_happened(site: Site, held: Held, relay: SmtpServer) -> None:
     browser = site.signed_in(ALICE)
     act(browser, held.id, "release")
-    for again in ("release", "delete", "restore", "ask"):
+    for again, result in (
+        ("release", "Released on"),
+        ("delete", "Not changed: the message was released on"),
+        ("restore", "Not changed: the message was released on"),
+        ("ask", "Released on"),
+    ):
         page = browser.follow(act(browser, held.id, again), "/").text
-        assert "Released on" in page
+        assert result in page
     assert len(relay.mails) == 1
+
+
+def test_a_tab_says_so_if_another_one_was_faster(site: Site, held: Held, relay: SmtpServer) -> None:
+    browser = site.signed_in(ALICE)
+    act(browser, held.id, "delete", **{"from": "list"})
+    for place in ("list", "message"):
+        page = browser.follow(act(browser, held.id, "release", **{"from": place}), "/").text
+        assert "Not released: the message was deleted on" in page
+        assert f"/messages/{held.id}/restore" in page
+    page = browser.follow(act(browser, held.id, "restore", **{"from": "list"}), "/").text
+    assert "Deletion undone. The message is held again." in page
+    assert not relay.mails
+
+
+def test_a_result_is_shown_once(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    assert "Deleted on" in browser.follow(act(browser, held.id, "delete", **{"from": "list"}), "/").text
+    assert "Deleted on" not in browser.get("/").text
+
+
+@pytest.mark.parametrize("value", ["", "delete.", "delete.AAAA", "x.AAAA", "delete." + "A" * 24, "delete.%", '"'])
+def test_a_result_that_anybody_wrote_shows_nothing(site: Site, held: Held, value: str) -> None:
+    browser = site.signed_in(ALICE)
+    browser.cookies["__Host-quarantine-result"] = value
+    page = browser.get("/")
+    assert page.status == 200 and 'role="status"' not in page.text
+
+
+def test_a_result_shows_nobody_elses_mail(site: Site) -> None:
+    held = site.hold(recipients=[MALLORY], subject="for Mallory alone")
+    mallory, alice = site.signed_in(MALLORY), site.signed_in(ALICE)
+    act(mallory, held.id, "delete", **{"from": "list"})
+    alice.cookies["__Host-quarantine-result"] = mallory.cookies["__Host-quarantine-result"]
+    assert "for Mallory alone" not in alice.get("/").text
+
+
+def test_a_button_of_a_session_that_has_ended_does_nothing_and_keeps_the_place(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    token = browser.form_token()
+    site.pass_time(days=2)
+    form = {"form_token": token, "from": "list?state=held&q=offer"}
+    answer = browser.post(f"/messages/{held.id}/delete", form)
+    assert answer.header("Location") == "/quarantine/sign-in?ended=form"
+    page = browser.follow(answer, "/").text
+    assert "You were signed out, so nothing was changed." in page
+    browser.post("/sign-in", {"address": ALICE})
+    other = site.browser()  # the link may be opened in another browser
+    with site.store.outbox.sending(site.now) as mail:
+        assert mail
+        link = re.search(rb"/quarantine/sign-in/[\w-]+/", mail.mail.replace(b"=\r\n", b""))
+    assert link
+    back = other.post(link[0].decode(), {"pressed": "1"})
+    assert back.header("Location") == f"/quarantine/?state=held&q=offer&undone={held.id}"
+    page = other.follow(back, "/").text
+    assert "You were signed out, so nothing was changed." in page
+    assert 'value="offer"' in page and f"/messages/{held.id}/delete" in page
+    assert site.state(held) is State.HELD
+
+
+def test_times_are_in_the_readers_zone(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    mail = site.hold(data=b"Date: Thu, 26 Nov 2026 23:49:08 +0000\r\nTo: alice@example.org\r\n\r\nHi")
+    for zone, moment in (("Asia/Tokyo", "Friday, 27 November 2026, 08:49"), ("America/New_York", "Thursday")):
+        form = {"change": "save", "timezone": zone, "form_token": browser.form_token()}
+        assert browser.post("/preferences", form).status == 303
+        for path in ("/", f"/messages/{held.id}/", "/rules", site.link(Action.SHOW, held)):
+            reader = site.browser() if path.startswith("/quarantine/link") else browser
+            assert f"Times are in {zone.replace('_', ' ')}" in reader.get(path).text
+        at = held_at(held.id).astimezone(ZoneInfo(zone))
+        assert f"{at:%H:%M}" in browser.get("/").text
+        assert moment in re.sub(r".*<dt>Sent on</dt>", "", browser.get(f"/messages/{mail.id}/").text, flags=re.DOTALL)
 
 
 def test_forms_need_the_token_of_their_session(site: Site, held: Held) -> None:
@@ -369,7 +446,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sign-in"): (303, 303, 303),
     ("GET", "/sign-in/code"): (200, 200, 200),
     ("POST", "/sign-in/code"): (403, 403, 403),
-    ("GET", "/sign-in/TOKEN/"): (404, 404, 404),  # without a message
+    ("GET", "/sign-in/TOKEN/"): (404, 303, 303),  # without a message; the signed-in are led to the list
     ("POST", "/sign-in/TOKEN/"): (404, 404, 404),
     ("POST", "/sign-out"): (303, 303, 303),
     ("GET", "/messages/ID/"): (303, 200, 404),

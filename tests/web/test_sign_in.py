@@ -1,11 +1,13 @@
 """Signing in by mail: one reply for all addresses, links and codes that work once, no session fixation."""
 
+import base64
 import email
 import email.policy
 import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 
@@ -83,7 +85,9 @@ def test_every_address_gets_the_same_answer(site: Site) -> None:
         browser.peer = f"192.0.2.{len(answers)}"
         answer = browser.post("/sign-in", {"address": address})
         answers.append((answer.status, answer.body, answer.header("Location"), sorted(answer.cookies())))
-    assert set(map(str, answers)) == {str((303, b"", "/quarantine/sign-in/code", [BROWSER]))}
+    assert set(map(str, answers)) == {
+        str((303, b"", "/quarantine/sign-in/code", sorted([BROWSER, "__Host-quarantine-address"])))
+    }
 
 
 def test_only_local_addresses_are_mailed(site: Site) -> None:
@@ -240,8 +244,11 @@ def test_the_link_works_once(site: Site) -> None:
     mail = request_sign_in(site, browser)
     browser.post(mail.link, {"pressed": "1"})
     assert late.post(mail.link, {"pressed": "1"}).status == 404
-    assert late.get(mail.link).status == 404
+    page = late.get(mail.link)
+    assert page.status == 404
+    assert "This sign-in link is no longer valid" in page.text and "works once" in page.text
     assert session_recipient(late) is None
+    assert browser.get(mail.link).header("Location") == "/quarantine/"
 
 
 def test_the_link_works_for_a_quarter_of_an_hour(site: Site) -> None:
@@ -256,6 +263,81 @@ def test_the_link_works_for_a_quarter_of_an_hour(site: Site) -> None:
 def test_invented_links_are_refused(site: Site, token: str) -> None:
     for method in ("GET", "POST"):
         assert site.browser().request(method, f"/sign-in/{token}/", headers={"Origin": ORIGIN}).status == 404
+
+
+def test_after_a_link_was_used_the_next_mail_is_sent_at_once(site: Site) -> None:
+    for _ in range(3):
+        browser = site.browser()
+        browser.post(request_sign_in(site, browser).link, {})
+        assert session_recipient(browser) == ALICE
+    site.browser().post("/sign-in", {"address": ALICE})
+    site.browser().post("/sign-in", {"address": ALICE})
+    assert len(sent(site)) == 1
+
+
+# ---- from a digest
+
+
+def open_link(site: Site, recipient: str = ALICE) -> str:
+    """Return the link *Open my quarantine* of a digest."""
+    site.hold(recipients=[recipient])
+    with digesting(site.store, recipient, site.now, 10, ignore_schedule=True) as digest:
+        pass
+    return site.parts.links.url(Action.OPEN, digest.id, 0, digest.issued_at)
+
+
+def test_a_digests_show_leads_to_the_message_in_three_presses_without_an_address(site: Site) -> None:
+    held = site.hold(recipients=[ALICE], data=b"Subject: x\r\n\r\nthe text of the message")
+    show = site.link(Action.SHOW, held)
+    browser = site.browser()
+    assert "Send me a sign-in link" in browser.get(show).text
+    answer = browser.post(show, {"pressed": "1"})
+    assert answer.header("Location") == "/quarantine/sign-in/code"
+    [mail] = sent(site)
+    assert mail.to == ALICE
+    for reader in (browser, site.browser()):  # also in the browser that the mail program opens
+        reader.get(mail.link)
+    answer = browser.post(mail.link, {})
+    assert "the text of the message" in browser.follow(answer, "/").text
+    assert browser.follow(browser.get(show), show).text.count("the text of the message") == 1
+
+
+def test_a_digests_open_leads_to_the_list(site: Site) -> None:
+    browser, link = site.browser(), open_link(site)
+    assert "Send me a sign-in link" in browser.get(link).text
+    browser.post(link, {"pressed": "1"})
+    [mail] = sent(site)
+    answer = browser.post(mail.link, {})
+    assert answer.header("Location") == "/quarantine/"
+    assert session_recipient(browser) == ALICE
+    assert browser.get(link).header("Location") == "/quarantine/"
+    assert "Send me a sign-in link" in site.signed_in(MALLORY).get(link).text
+
+
+@pytest.mark.parametrize("action", [Action.SHOW, Action.OPEN])
+def test_whoever_has_a_digest_gets_the_sign_in_link_sent_to_its_recipient_only(site: Site, action: Action) -> None:
+    link = open_link(site) if action is Action.OPEN else site.link(action, site.hold(recipients=[ALICE]))
+    scanner, thief = site.browser(), site.signed_in(MALLORY)
+    scanner.post(link, {})
+    scanner.post(link, {"pressed": "1"}, headers={"Sec-CH-UA": '"Chromium";v="150"'})
+    assert thief.request("POST", link, form={"pressed": "1"}, headers={"Origin": "https://evil.example"}).status == 403
+    assert sent(site) == []
+    for _ in range(3):
+        thief.post(link, {"pressed": "1"})
+    assert [mail.to for mail in sent(site)] == [ALICE]
+    assert session_recipient(thief) == MALLORY
+    site.store.recipients.revoke_links(ALICE, site.now + timedelta(seconds=1))
+    assert site.browser().post(link, {"pressed": "1"}).status == 404
+
+
+def test_the_typed_address_is_filled_in_when_another_mail_is_requested(site: Site) -> None:
+    browser = site.browser()
+    page = browser.follow(browser.post("/sign-in", {"address": ALICE}), "/").text
+    assert ALICE in page and "one message a minute" in page
+    assert f'value="{ALICE}"' in browser.get("/sign-in").text
+    browser.post(sent(site)[-1].link, {})
+    browser.post("/sign-out", {"form_token": browser.form_token()})
+    assert ALICE not in browser.get("/sign-in").text
 
 
 # ---- the code
@@ -589,7 +671,18 @@ def test_an_odd_cookie_of_a_neighbour_does_not_sign_out(site: Site) -> None:
 # ---- the page that was meant
 
 
-@pytest.mark.parametrize("path", ["/rules", "/preferences", "/messages/{}/", "/messages/{}.0/", "/messages/{}/sender"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/rules",
+        "/preferences",
+        "/messages/{}/",
+        "/messages/{}.0/",
+        "/messages/{}/sender",
+        "/?state=held&q=offer+more",
+        "/messages/{}/?list=state%3Dheld",
+    ],
+)
 def test_signing_in_leads_to_the_page_that_was_opened(site: Site, path: str) -> None:
     held, browser = site.hold(recipients=[ALICE]), site.browser()
     browser.get(path.format(held.id))
@@ -602,24 +695,26 @@ def test_signing_in_leads_to_the_page_that_was_opened(site: Site, path: str) -> 
     "value",
     [
         "",
-        "::evil.example",
-        "https:::evil.example",
-        "sign-out",
-        "messages:x:",
-        "rules:..:sign-out",
-        '"rules"',
+        "//evil.example",
+        "https://evil.example",
+        "/sign-out",
+        "/messages/x/",
+        "/rules/../sign-out",
+        "/?\r\nSet-Cookie: x=y",
+        "rules",
         "%2frules",
+        "é",
     ],
 )
 def test_a_cookie_of_another_site_leads_to_no_other_page(site: Site, value: str) -> None:
     browser = site.browser()
+    browser.cookies["__Host-quarantine-destination"] = base64.urlsafe_b64encode(value.encode()).decode().rstrip("=")
     mail = request_sign_in(site, browser)
-    browser.cookies["__Host-quarantine-destination"] = value
     assert browser.post(mail.link, {}).header("Location") == "/quarantine/"
 
 
 def test_only_pages_are_remembered(site: Site) -> None:
     browser = site.browser()
-    for method, path in (("GET", "/"), ("GET", "/?state=held"), ("POST", "/rules"), ("POST", "/preferences")):
-        browser.request(method, path, form={} if method == "POST" else None)
+    for path in ("/", "/?'", "/?" + "x" * 2000, "/link/x/", "/healthz"):
+        browser.get(path)
     assert browser.cookies == {}

@@ -137,7 +137,8 @@ CREATE TABLE sign_in (
     mailbox TEXT NOT NULL DEFAULT '',   -- the recipient without an address extension, for the rate limits
     client_56 TEXT NOT NULL DEFAULT '', -- networks of client_ip, or client_ip itself
     client_48 TEXT NOT NULL DEFAULT '',
-    requested_for TEXT NOT NULL DEFAULT '' -- see shared/sign_ins.py: 'known', 'local', 'decoy', 'foreign'
+    requested_for TEXT NOT NULL DEFAULT '', -- see shared/sign_ins.py: 'known', 'local', 'decoy', 'foreign'
+    destination TEXT NOT NULL DEFAULT ''   -- the page to show after signing in
 ) WITHOUT ROWID;
 CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
 CREATE INDEX sign_in_client_ip ON sign_in (client_ip, created_at);
@@ -261,6 +262,7 @@ ALTER TABLE sign_in ADD COLUMN mailbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_56 TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_48 TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN requested_for TEXT NOT NULL DEFAULT '';
+ALTER TABLE sign_in ADD COLUMN destination TEXT NOT NULL DEFAULT '';
 DROP INDEX sign_in_recipient;
 CREATE INDEX sign_in_mailbox ON sign_in (mailbox, created_at);
 CREATE INDEX sign_in_client_56 ON sign_in (client_56, created_at);

@@ -68,6 +68,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         alter table sign_in add column client_56 text not null default '';
         alter table sign_in add column client_48 text not null default '';
         alter table sign_in add column requested_for text not null default '';
+        alter table sign_in add column destination text not null default '';
         drop index if exists sign_in_recipient_created_at_idx;
         create index on sign_in (mailbox, created_at);
         create index on sign_in (client_56, created_at);

@@ -8,7 +8,7 @@ from dataclasses import astuple, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from portal.model.errors import CodesSuspended, LinkInvalid
+from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
 from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
 from portal.stores.records import QueuedMail, SignIn, SignInLimits, StartedSession
@@ -37,12 +37,12 @@ def _count(column: str, since: str, condition: str = "") -> str:
 
 
 # Requests for an address with a plus part are counted together with all others of its mailbox. Others must not suffer
-# from these: the mailed link of another recipient is of no use to them.
-_OF_MAILBOX = " and requested_for <> 'decoy' and (recipient = :recipient or :recipient <> :mailbox)"
+# from these: the mailed link of another recipient is of no use to them. Used sign-ins do not count: a recipient who
+# signed out, or needs another browser, gets a new link at once, and nobody else can use them up.
+_OF_MAILBOX = " and requested_for <> 'decoy' and used_at is null and (recipient = :recipient or :recipient <> :mailbox)"
 _COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
     (
-        _count("mailbox", "minute", _OF_MAILBOX),
-        _count("mailbox", "ten_minutes", f"{_OF_MAILBOX} and used_at is null"),
+        *(_count("mailbox", since, _OF_MAILBOX) for since in ("minute", "ten_minutes")),
         *(_count(column, since) for column in ("client_ip", "client_56", "client_48") for since in ("minute", "hour")),
         "(select count(*) from sign_in where requested_for = :requested_for and created_at > :minute)",
     )
@@ -50,7 +50,7 @@ _COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
 
 _GOES_ON = "used_at > :used and started_at > :started"
 
-_SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at"
+_SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at, destination"
 _COUNTED = ", ".join(_Counted._fields)
 _INSERT = (
     f"insert into sign_in ({_SIGN_IN}, {_COUNTED})"
@@ -197,7 +197,7 @@ def _valid(session: Session, column: str, value: bytes, now: datetime, *, for_up
     )
     row = session.one(select, for_update=for_update, value=value, now=now)
     if row is None:
-        raise LinkInvalid("this sign-in is unknown, used, or expired")
+        raise SignInInvalid("this sign-in is unknown, used, or expired")
     return SignIn(*row)
 
 

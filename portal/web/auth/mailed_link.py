@@ -19,7 +19,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import CodesSuspended, LinkInvalid
+from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
 from portal.model.message import identity, new_id, random_token
 from portal.model.text import shown
 from portal.stores.records import QueuedMail, SignIn, SignInLimits
@@ -51,15 +51,23 @@ class MailedLinks:
         self._store = pages.parts.store
 
     def form(self, request: Request) -> HTTPResponse:
-        """GET /sign-in. The digest's link to the quarantine has the address as a query parameter."""
-        address = shown(request.query("address"), _ADDRESS_LENGTH)
+        """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
+        address = shown(request.query("address") or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         address = re.sub(r"(@[\w.-]*\w)\W+\Z", r"\1", address)  # as in portal/web/repair.py
-        return self._pages.page(request, "sign-in", address=address)
+        return self._pages.page(request, "sign-in", address=address, ended=request.query("ended"))
 
     def start(self, request: Request) -> HTTPResponse:
         """POST /sign-in: send a link and a code if the address may sign in. The response is always the same."""
         self._pages.check_same_origin(request)
         address = request.form("address").strip()[:_ADDRESS_LENGTH]
+        return self.request_mail(request, address, self._sessions.destination(request))
+
+    def request_mail(self, request: Request, address: str, destination: str) -> HTTPResponse:
+        """Send a link and a code to this address if it may sign in, and return the redirect to the form for the code.
+
+        ``destination``: the page to show after signing in. It is stored, since the link may be opened in another
+        browser.
+        """
         browser, token = _browser_secret(request) or random_token(_SECRET_OCTETS), random_token(_SECRET_OCTETS)
         code = f"{secrets.randbelow(10**_CODE_DIGITS):0{_CODE_DIGITS}d}"
         requested_address, now = address if is_address(address) else _PLACEHOLDER, self._pages.now()
@@ -77,6 +85,7 @@ class MailedLinks:
             client_ip=_client_key(request.peer),
             created_at=now,
             expires_at=now + _LIFETIME,
+            destination=destination,
         )
         sent = self._store.sign_ins.start(
             sign_in,
@@ -87,11 +96,16 @@ class MailedLinks:
         log.info("sign-in requested peer=%s local=%s within_limits=%s", request.peer, bool(to), sent)
         response = self._pages.see_other("/sign-in/code")
         self._pages.set_cookie(response, "browser", browser, int(_LIFETIME.total_seconds()))
+        self._sessions.keep_typed_address(response, address)
         return response
 
     def code_form(self, request: Request) -> HTTPResponse:
         """GET /sign-in/code."""
-        return self._pages.page(request, "sign-in-code", wrong=False)
+        return self._code_page(request, wrong=False)
+
+    def _code_page(self, request: Request, status: int = 200, *, wrong: bool) -> HTTPResponse:
+        address = shown(self._sessions.typed_address(request), _ADDRESS_LENGTH)
+        return self._pages.page(request, "sign-in-code", status, wrong=wrong, address=address)
 
     def use_code(self, request: Request) -> HTTPResponse:
         """POST /sign-in/code: the code works only in the browser that requested it."""
@@ -105,12 +119,17 @@ class MailedLinks:
             log.warning("sign-in code refused peer=%s: %s", request.peer, error)
             if isinstance(error, CodesSuspended):
                 self._pages.parts.actions.alarm_hourly("somebody is guessing sign-in codes", _GUESSING)
-            return self._pages.page(request, "sign-in-code", 403, wrong=True)
+            return self._code_page(request, 403, wrong=True)
         return self._start_session(request, sign_in)
 
     def show(self, request: Request, token: str) -> HTTPResponse:
         """GET /sign-in/TOKEN/: change nothing. The form submits itself in the browser that requested the link."""
-        sign_in = self._store.sign_ins.get(sha256(_checked_token(token)), self._pages.now())
+        try:
+            sign_in = self._store.sign_ins.get(sha256(_checked_token(token)), self._pages.now())
+        except SignInInvalid:
+            if self._sessions.current(request):
+                return self._pages.see_other("/")  # the link was used in this browser
+            raise
         autosubmit = _is_same_browser(request, sign_in) and not request.query("done")
         return self._pages.page(
             request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=autosubmit, script=autosubmit
@@ -128,7 +147,7 @@ class MailedLinks:
         return self._start_session(request, self._store.sign_ins.use(token_sha256, now))
 
     def _start_session(self, request: Request, sign_in: SignIn) -> HTTPResponse:
-        response = self._sessions.begin(request, sign_in.recipient)
+        response = self._sessions.begin(request, sign_in.recipient, sign_in.destination)
         self._pages.set_cookie(response, "browser", "", 0)
         return response
 
@@ -182,5 +201,5 @@ def _is_same_browser(request: Request, sign_in: SignIn) -> bool:
 
 def _checked_token(token: str) -> str:
     if not _SECRET.fullmatch(token):
-        raise LinkInvalid("malformed sign-in token")
+        raise SignInInvalid("malformed sign-in token")
     return token

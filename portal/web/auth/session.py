@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,13 @@ log = logging.getLogger("quarantine.web")
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
-_DESTINATION = re.compile(r"/(?:rules|preferences|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender)?)", re.ASCII)
+_DESTINATION = re.compile(
+    r"/(?:rules|preferences|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender)?)?(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
+    re.ASCII,
+)
 _DESTINATION_COOKIE = "destination"
 _DESTINATION_SECONDS = 15 * 60  # as long as a sign-in link is valid
+_ADDRESS_COOKIE = "address"
 _MAX_LISTED = 20  # all of them can be ended together
 
 
@@ -47,44 +52,76 @@ class Sessions:
         self._store = pages.parts.store
 
     def of(self, request: Request) -> Session:
-        """Return the session of this request. From now on the response uses the recipient's language and domain.
+        """Return the session of this request. From now on the response uses the recipient's language, zone and domain.
 
-        Raises a 303 to the sign-in page if there is no session.
+        Raises a 303 to the sign-in page if there is no session. After signing in the page of this request is shown.
         """
-        return self._read(request)[0]
+        session = self.current(request)
+        if session is None:
+            query = f"?{request.query_string}" if request.query_string else ""
+            raise self._to_sign_in(request, request.path + query, "yes" if request.cookie(_COOKIE) else "")
+        return session
 
-    def of_form(self, request: Request) -> Session:
-        """Return the session of a posted form, as `of` does. Raises 403 unless a page of that session sent it."""
+    def of_form(self, request: Request, page: str) -> Session:
+        """Return the session of a posted form, as `of` does. Raises 403 unless a page of that session sent it.
+
+        ``page``: what is shown after signing in if the session has ended. Nothing is done then.
+        """
         self._pages.check_same_origin(request)
-        session, secret = self._read(request)
+        found = self._read(request)
+        if found is None:
+            raise self._to_sign_in(request, page, "form")
+        session, secret = found
         self._pages.check_form_token(request, secret)
         return session
 
-    def _read(self, request: Request) -> tuple[Session, str]:
+    def current(self, request: Request) -> Session | None:
+        """Return the session of this request as `of` does, None if there is none."""
+        found = self._read(request)
+        return found[0] if found else None
+
+    def _read(self, request: Request) -> tuple[Session, str] | None:
         secret = request.cookie(_COOKIE)
         stored = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
         recipient = None if stored is None else identity(stored)  # sessions started up to version 0.1.1 have U-labels
         # A session also ends when its domain is no longer local or its recipient becomes an alias.
         if secret is None or recipient is None or not self.may_sign_in(recipient):
-            raise self._to_sign_in(request)
+            return None
         self._pages.use_recipient(request, recipient, self._store.recipients.get(recipient).preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
 
-    def _to_sign_in(self, request: Request) -> HTTPResponse:
-        """Return the redirect to the sign-in page. The browser keeps which page was meant, until it is signed in."""
-        response = self._pages.see_other("/sign-in")
-        if request.method == "GET" and _DESTINATION.fullmatch(request.path):
-            value = request.path[1:].replace("/", ":")  # a slash would be quoted
-            self._pages.set_cookie(response, _DESTINATION_COOKIE, value, _DESTINATION_SECONDS)
+    def _to_sign_in(self, request: Request, page: str, ended: str) -> HTTPResponse:
+        """Return the redirect to the sign-in page. The browser keeps which page was meant, until it is signed in.
+
+        ``ended``: "yes" if a session has ended, "form" if a form was not accepted because of that.
+        """
+        response = self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in")
+        if page != "/" and _DESTINATION.fullmatch(page):
+            self._pages.set_cookie(response, _DESTINATION_COOKIE, _packed(page), _DESTINATION_SECONDS)
         return response
+
+    def destination(self, request: Request) -> str:
+        """Return the page that this browser opened before signing in, "" if there is none."""
+        # Over http another site of this host may have set the cookie. It can only name a page of the portal, and
+        # opening one changes nothing.
+        page = _unpacked(request.cookie(_DESTINATION_COOKIE))
+        return page if _DESTINATION.fullmatch(page) else ""
+
+    def typed_address(self, request: Request) -> str:
+        """Return the address that was typed in this browser to sign in, "" if it is not known."""
+        return _unpacked(request.cookie(_ADDRESS_COOKIE))
+
+    def keep_typed_address(self, response: HTTPResponse, address: str) -> None:
+        """Keep an address for the forms of the sign-in pages, as long as a session may last."""
+        self._pages.set_cookie(response, _ADDRESS_COOKIE, _packed(address), _COOKIE_SECONDS)
 
     def may_sign_in(self, recipient: str) -> bool:
         """Return True if this identity is a person in a local domain."""
         parts = self._pages.parts
         return is_address(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
 
-    def begin(self, request: Request, recipient: str) -> HTTPResponse:
-        """Sign a recipient in and return the redirect to the page that this browser opened before, else to their list.
+    def begin(self, request: Request, recipient: str, destination: str = "") -> HTTPResponse:
+        """Sign a recipient in and return the redirect to a page that `destination` returned before, else to their list.
 
         Raises LinkInvalid if they may not sign in. The secret is always new, whatever cookie the browser sent (session
         fixation).
@@ -98,10 +135,7 @@ class Sessions:
         client = client_name(request.user_agent)
         self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client)
         log.info("signed in recipient=%s peer=%s", recipient, request.peer)
-        # Over http another site of this host may have set the cookie. It can only name a page of the portal, and
-        # opening one changes nothing.
-        meant = "/" + (request.cookie(_DESTINATION_COOKIE) or "").replace(":", "/")
-        response = self._pages.see_other(meant if _DESTINATION.fullmatch(meant) else "/")
+        response = self._pages.see_other(destination if _DESTINATION.fullmatch(destination) else "/")
         self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
         self._pages.set_cookie(response, _COOKIE, secret, _COOKIE_SECONDS)
         return response
@@ -114,7 +148,9 @@ class Sessions:
             # With a wrong token the session continues, and the response must not suggest that it has ended.
             self._pages.check_form_token(request, secret)
             self._store.sign_ins.end_session(sha256(secret))
-        return self.without_cookie(self._pages.see_other("/sign-in"))
+        response = self.without_cookie(self._pages.see_other("/sign-in"))
+        self._pages.set_cookie(response, _ADDRESS_COOKIE, "", 0)
+        return response
 
     def all_of(self, session: Session) -> Sequence[StartedSession]:
         """Return the sessions of this session's recipient, the last used first."""
@@ -142,6 +178,19 @@ class Sessions:
         """Return a response that removes the session's cookie."""
         self._pages.set_cookie(response, _COOKIE, "", 0)
         return response
+
+
+def _packed(text: str) -> str:
+    """Return text for a cookie's value, in characters that need no quotes."""
+    return urlsafe_b64encode(text.encode("utf-8", "replace")).rstrip(b"=").decode("ascii")
+
+
+def _unpacked(value: str | None) -> str:
+    """Return the text of a cookie's value, "" if it is not one."""
+    try:
+        return urlsafe_b64decode(f"{value or ''}==").decode()
+    except ValueError:
+        return ""
 
 
 def is_address(text: str) -> bool:

@@ -1,0 +1,63 @@
+"""The result of an action that the next page shows once: which action, and on which deliveries.
+
+It is kept in a cookie of the browser for some minutes and not in the address of the page, so that reloading the page or
+opening a bookmark does not show it again. What happened is read from the deliveries, whose recipient is checked.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from typing import NamedTuple
+from uuid import UUID
+
+from bottle import HTTPResponse
+
+from portal.model.message import DeliveryId
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+ACTS = ("release", "delete", "restore", "ask")
+_COOKIE = "result"
+_SECONDS = 300
+_NUMBER_OCTETS = 2
+_KEY_OCTETS = 16 + _NUMBER_OCTETS
+MAX_KEYS = 150  # 3,600 characters: browsers keep cookies of 4,096 octets
+_VALUE = re.compile(rf"({'|'.join(ACTS)})\.([A-Za-z0-9_-]+)", re.ASCII)
+
+
+class Result(NamedTuple):
+    """An action and the deliveries it was for."""
+
+    act: str  # one of `ACTS`, "" if there is no result to show
+    keys: tuple[DeliveryId, ...]
+
+
+_NONE = Result("", ())
+
+
+def keep(pages: Pages, response: HTTPResponse, act: str, keys: Iterable[DeliveryId]) -> None:
+    """Keep a result of at most `MAX_KEYS` deliveries in the browser, for the next page."""
+    packed = b"".join(key.message_id.bytes + key.number.to_bytes(_NUMBER_OCTETS) for key in keys)
+    pages.set_cookie(response, _COOKIE, f"{act}.{urlsafe_b64encode(packed).decode()}".rstrip("="), _SECONDS)
+
+
+def kept(request: Request) -> Result:
+    """Return the result that the browser sent. Anybody can write it: it only names what is looked up."""
+    match = _VALUE.fullmatch(request.cookie(_COOKIE) or "")
+    if match is None:
+        return _NONE
+    try:
+        packed = urlsafe_b64decode(f"{match[2]}==")
+    except ValueError:
+        return _NONE
+    pieces = [packed[start : start + _KEY_OCTETS] for start in range(0, len(packed), _KEY_OCTETS)]
+    if not pieces or len(pieces) > MAX_KEYS or len(pieces[-1]) < _KEY_OCTETS:
+        return _NONE
+    return Result(match[1], tuple(DeliveryId(UUID(bytes=each[:16]), int.from_bytes(each[16:])) for each in pieces))
+
+
+def forget(pages: Pages, response: HTTPResponse) -> None:
+    """Remove the result, since this response shows it."""
+    pages.set_cookie(response, _COOKIE, "", 0)
