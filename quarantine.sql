@@ -249,7 +249,7 @@ end
 $$;
 
 -- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null if that one was
--- removed (call again). If the caller has to add the body's further chunks, their body_id follows after a
+-- removed (call again), or 'rules' if there are rules in use and `unless_rules` is true: then nothing was held. If the caller has to add the body's further chunks, their body_id follows after a
 -- space. A function, since its plans are cached: planning the same as one statement cost more than executing it, and
 -- behind PgBouncer nothing can be prepared. The result is one text, since a row costs the server 11 µs more.
 create or replace function hold_mail(
@@ -257,7 +257,8 @@ create or replace function hold_mail(
     addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,
     header_from text, terms text[], queue_id text, message_id text, action text, score double precision,
     client_ip text, username text, packed_symbols bytea, flags text[], sha256 bytea, size bigint, has_8bit boolean,
-    threshold double precision, from_count int, scan_job uuid, first_chunk bytea
+    threshold double precision, from_count int, scan text, scan_job uuid, starts text, unless_rules boolean,
+    first_chunk bytea
 ) returns text language plpgsql as $hold$
 declare
     held uuid;
@@ -265,6 +266,9 @@ declare
     shared boolean := false;
     is_new boolean := false;
 begin
+    if unless_rules and exists (select from rule r where r.removed_at is null) then
+        return 'rules';
+    end if;
     -- Set here, since the call is a transaction by itself. statement_timeout could no longer be set for it.
     perform set_config('lock_timeout', wait_ms::text, true);
     -- The older generation first, in the order in which partitions.py locks the two. A row lock is a write, so this
@@ -307,15 +311,28 @@ begin
     ) values (
         new_id, place, tier, envelope_sender, subject, header_from, array_to_tsvector(terms), queue_id, message_id,
         action, score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit,
-        threshold, from_count, case when scan_job is not null then '{"outcome": "waiting"}' end
+        threshold, from_count, scan
     );
     if scan_job is not null then
         insert into job (id, kind, arguments, actor, via, address, created_at, not_before)
         values (scan_job, 'scan', json_build_object('message', new_id)::text, 'system', '', '', held_at, held_at);
     end if;
-    insert into delivery (message_id, number, recipient, address, state, state_at)
-    select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
-    from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+    if starts is null then
+        insert into delivery (message_id, number, recipient, address, state, state_at)
+        select new_id, d.number - 1, d.recipient, d.address, 'held', held_at
+        from unnest(recipients, addresses) with ordinality d (recipient, address, number);
+    else
+        insert into delivery (message_id, number, recipient, address, state, state_at, next_try_at)
+        select new_id, d.number - 1, d.recipient, d.address, coalesce(s.state, 'held'), held_at,
+            case when s.state = 'releasing' then held_at end
+        from unnest(recipients, addresses) with ordinality d (recipient, address, number)
+        left join json_to_recordset(starts::json) s (number int, state text) on s.number = d.number - 1;
+        insert into event (message_id, number, at, kind, actor, via, address, detail)
+        select new_id, s.number, held_at, s.kind, s.actor, s.via, s.address, s.detail
+        from json_to_recordset(starts::json) s (
+            number int, kind text, actor text, via text, address text, detail text
+        );
+    end if;
     -- The row of a recipient with unannounced messages is only read, so that ingest does not wait for the row lock of a
     -- recipient with much mail. `notified` is sorted, so that two calls cannot deadlock.
     for i in 1 .. cardinality(notified) loop
@@ -344,8 +361,8 @@ begin
     return hold_mail(
         wait_ms, new_id, new_place, new_dedup_key, held_at, recipients, addresses, notified,
         notified_addresses, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action,
-        score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit, null, null, null,
-        first_chunk
+        score, client_ip, username, packed_symbols, flags, sha256, size, has_8bit, null, null, null, null, null,
+        null, first_chunk
     );
 end
 $hold$;

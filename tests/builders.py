@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,9 +13,10 @@ from typing import Any
 
 from portal.model.errors import RelayRefused
 from portal.model.from_header import parse
-from portal.model.message import Actor, ActorKind, Body, Export, Reader, Symbol, Tier, identity, new_id
+from portal.model.message import Actor, ActorKind, Body, Export, Reader, Start, Symbol, Tier, identity, new_id
 from portal.model.rule import Effect, Rule
 from portal.stores import LEASE, Store
+from portal.stores.contracts import NO_STARTS
 from portal.stores.records import Digest, Held, Unsent
 
 ALICE = "alice@example.org"  # owns mail
@@ -95,15 +96,18 @@ def hold(
     recipients: Collection[str] = (ALICE, BOB),
     tier: Tier = Tier.SPAM,
     announce: Collection[str] | None = None,
+    starts: Mapping[str, Start] = NO_STARTS,
     **overrides: Any,
 ) -> Held:
     """Hold ``data`` (a new small mail when not given) and return the result of the store.
 
-    With ``announce=None`` the message is news for all recipients. Further arguments replace fields of the export.
+    With ``announce=None`` the message is news for all recipients whose delivery begins as held. Further arguments
+    replace fields of the export.
     """
     data = mail() if data is None else data
-    announced = [identity(r) for r in recipients] if announce is None else announce
-    return store.messages.add(export(data, recipients=tuple(recipients), **overrides), body(data), tier, announced)
+    announced = {identity(r) for r in recipients} - {*starts} if announce is None else announce
+    exported = export(data, recipients=tuple(recipients), **overrides)
+    return store.messages.add(exported, body(data), tier, announced, starts=starts)
 
 
 @contextmanager

@@ -110,3 +110,7 @@ class RelayUnreachable(RelayDeferred):
 
 class RelayRefused(QuarantineError):
     """The mail server rejects the message or recipient (5xx, unsupported address): give up, show the reason."""
+
+
+class RulesInUse(QuarantineError):
+    """The store has allow or block rules, so the caller must decide by them first, see `Messages.add`."""

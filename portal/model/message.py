@@ -54,6 +54,8 @@ class State(StrEnum):
     RELEASING = "releasing"  # claimed by a sender; the next try may begin at `next_try_at`
     RELEASED = "released"  # the relay answered 250 after the final dot
     DELETED = "deleted"  # by the recipient or an operator; can be undone until retention ends
+    PASSED = "passed"  # let through by an allow rule while Rspamd waited: the mail server delivers it
+    BLOCKED = "blocked"  # held because of a block rule: it is in no digest
 
 
 class Flag(StrEnum):
@@ -214,6 +216,7 @@ class ActorKind(StrEnum):
     OPERATOR = "operator"
     DIGEST = "digest"  # the digest process
     SYSTEM = "system"  # ingest
+    RULE = "rule"  # an allow or block rule, see `rule.Rule.as_actor`
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +224,8 @@ class Actor:
     """The author of an event in the history: shown to operators, never to other recipients."""
 
     kind: ActorKind
-    name: str = ""  # an operator's name; a person's identity if they acted on an alias or role mailbox
-    via: str = ""  # "link", "portal", "cli"
+    name: str = ""  # an operator's name; a person's identity if they acted on an alias or role mailbox; a rule's sender
+    via: str = ""  # "link", "portal", "cli"; a rule's scope
     address: str = ""  # the client's IP address
 
     @property
@@ -252,6 +255,9 @@ class EventKind(StrEnum):
     DELETED = "deleted"
     RESTORED = "restored"
     RAISED = "raised"  # the tier was raised: the same message was exported with a worse verdict
+    PASSED = "passed"  # an allow rule let it through
+    BLOCKED = "blocked"  # a block rule keeps it out of the digests
+    UNBLOCKED = "unblocked"  # it counts as held from now on
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +268,30 @@ class Event:
     kind: EventKind
     actor: Actor
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The state in which a delivery begins, if it is not `held`, and who is responsible for it.
+
+    A delivery that begins as `releasing` is due at once.
+    """
+
+    state: State  # a key of `_EVENT_OF_START`
+    actor: Actor
+    detail: str = ""
+
+    @property
+    def kind(self) -> EventKind:
+        """The kind of the first event of its history."""
+        return _EVENT_OF_START[self.state]
+
+
+_EVENT_OF_START = {
+    State.PASSED: EventKind.PASSED,
+    State.BLOCKED: EventKind.BLOCKED,
+    State.RELEASING: EventKind.RELEASING,
+}
 
 
 @dataclass(frozen=True, slots=True)

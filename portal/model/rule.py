@@ -18,12 +18,13 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
 
-from portal.model.message import Actor, domain
+from portal.model.message import Actor, ActorKind, domain
 
 SITE = "*"  # the scope of all recipients
 RULES_PER_RECIPIENT = 1_000
 BLOCKS_PER_SITE = 100_000  # of all scopes together: Rspamd reads them all into memory
 NOTE_CHARACTERS = 200
+BLOCKED = "PORTAL_BLOCK"  # Rspamd's symbol for a message that block rules withhold from all its recipients
 # A larger network is a mistake: it would be a part of the whole Internet. The lengths also limit how many keys an
 # address has.
 _PREFIX_MIN = {4: 8, 6: 16}
@@ -80,6 +81,16 @@ class Rule:
     def sender_kind(self) -> SenderKind:
         """The kind of its sender."""
         return sender_kind(self.sender)
+
+    @property
+    def as_actor(self) -> Actor:
+        """The rule as the actor of an event: its two keys."""
+        return Actor(ActorKind.RULE, self.sender, self.scope)
+
+    @property
+    def summary(self) -> str:
+        """The rule in one line, for the histories of deliveries."""
+        return f"{self.effect} rule {self.id}, made by {self.actor.who}"
 
     def is_active(self, now: datetime) -> bool:
         """Return whether it has an effect at this time."""

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from portal.model.message import (
     Message,
     Reader,
     Scan,
+    Start,
     State,
     Tier,
 )
@@ -63,6 +65,8 @@ from portal.stores.records import (
     Unsent,
 )
 
+NO_STARTS: Mapping[str, Start] = MappingProxyType({})
+
 
 class Messages(ABC):
     """Held messages and their bytes."""
@@ -76,7 +80,8 @@ class Messages(ABC):
         announce: Collection[str],
         *,
         at: datetime | None = None,
-        scan: bool = False,
+        scan: Scan | None = None,
+        starts: Mapping[str, Start] | None = NO_STARTS,
     ) -> Held:
         """Hold a message and return once it is durable: a power cut right after does not lose it.
 
@@ -84,16 +89,18 @@ class Messages(ABC):
         true, also when many processes add it at once. ``announce`` has the identities of the recipients who are
         notified by digest. Deliveries are numbered in the order of ``export.recipients``; a message without recipients
         gets one delivery whose recipient and address are "" (see `Deliveries.assign`). ``at`` is when the message was
-        held, for mail imported from elsewhere; None: now. ``scan``: the message waits for a virus scan, and a
-        background job `SCAN` for it is queued in the same transaction.
+        held, for mail imported from elsewhere; None: now. ``scan``: the virus scan of the message; for `WAITING` a
+        background job `SCAN` is queued in the same transaction. ``starts``: how the deliveries of these identities
+        begin, all others are `held`; each is the first event of the delivery's history. With None all are `held` if
+        the store has no rules in use; otherwise nothing is held and RulesInUse is raised, so that the caller decides.
 
         A ``tier`` worse than that of the known message, or of messages with the same bytes, replaces theirs as long
         as one of their deliveries is not released; tiers never get better. The export's symbols, score, action and
         flags replace theirs, and each delivery's history gets an event `raised`. An export without symbols replaces
         only the tier and adds its flags.
 
-        Raises StoreUnavailable. Then the message is either not held, or held completely because only the answer to the
-        commit was lost; adding it again is always safe. Takes at most 3 s in total.
+        Raises RulesInUse; StoreUnavailable. Then the message is either not held, or held completely because only the
+        answer to the commit was lost; adding it again is always safe. Takes at most 3 s in total.
         """
 
     @abstractmethod

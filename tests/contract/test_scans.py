@@ -21,7 +21,7 @@ VIRUS = Symbol("CLAM_VIRUS", 0.0, ("Eicar",))
 
 def hold_for_scan(store: Store, data: bytes | None = None, tier: Tier = Tier.SPAM) -> UUID:
     data = data or mail()
-    return store.messages.add(export(data), body(data), tier, (), scan=True).id
+    return store.messages.add(export(data), body(data), tier, (), scan=WAITING).id
 
 
 def message_of(store: Store, id: UUID) -> Message:

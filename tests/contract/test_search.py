@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from portal.cli import main
-from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
+from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, Start, State, Tier, held_at, new_id
 from portal.stores import Store, search
 from portal.stores.files.store import FileStore
 from portal.stores.postgres.store import PostgresStore
@@ -242,7 +242,11 @@ def test_tiers(store: Store) -> None:
 
 
 def test_states_with_and_without_words(store: Store) -> None:
-    helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State))]
+    begin = [State.PASSED, State.BLOCKED]
+    helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State) - len(begin))]
+    helds += [
+        hold(store, subject="invoice", recipients=[ALICE], starts={ALICE: Start(state, BY_LINK)}).id for state in begin
+    ]
     ways = {
         State.REQUESTED: lambda id: store.deliveries.move(
             DeliveryId(id, 0), State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from portal.cli import main
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
-from portal.model.message import Body, DeliveryId, EventKind, Filter, State, Tier, held_at, new_id
+from portal.model.message import Body, DeliveryId, EventKind, Filter, Start, State, Tier, held_at, new_id
 from portal.model.rule import SITE
 from portal.model.schedule import Preferences
 from portal.moving import copy as moving
@@ -130,6 +130,8 @@ def fill(store: Store) -> list[Held]:
         kind=EventKind.DELETED,
         reason="not mine",
     )
+    starts = {ALICE: Start(State.BLOCKED, BY_OPERATOR, "rule"), BOB: Start(State.PASSED, BY_OPERATOR)}
+    held.append(hold(store, starts=starts))
     shared = mail()
     held += [hold(store, shared, recipients=[ALICE]), hold(store, shared, recipients=[BOB], queue_id=None)]
     store.recipients.set_digests_stopped(BOB, now())

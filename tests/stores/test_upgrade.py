@@ -145,7 +145,7 @@ class Posting:
         parameters = ",".join(f"${n}" for n in range(1, len(facts) + 13))
         self._older.setattr(postgres_rows, "_HOLD", f"select hold_mail({parameters})".encode())
         hold_values = postgres_rows.hold_values
-        self._older.setattr(postgres_rows, "hold_values", lambda *values: hold_values(*values)[:-1])  # no scan_job
+        self._older.setattr(postgres_rows, "hold_values", lambda *values: hold_values(*values)[:-4])  # no scan
         if number < 6:
             self._older.setattr(files_messages, "mark_news", mark_news_as_before)
             # The look-up of large messages would use the new name of a column, and fail again and again.

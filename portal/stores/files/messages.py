@@ -5,17 +5,35 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError
-from portal.model.message import FACTS, WAITING, Body, Export, Flag, Tier, held_at, identity, new_id, scanned_tier
+from portal.model.errors import BodyDamaged, BodyMissing, NotFound, QuarantineError, RulesInUse
+from portal.model.message import (
+    FACTS,
+    WAITING,
+    Actor,
+    Body,
+    DeliveryId,
+    Event,
+    Export,
+    Flag,
+    Scan,
+    Start,
+    State,
+    Tier,
+    held_at,
+    identity,
+    new_id,
+    scanned_tier,
+)
 from portal.stores import scans, search, symbols
+from portal.stores.contracts import NO_STARTS
 from portal.stores.files import word_index
 from portal.stores.files.database import LOCK_WAIT_SECONDS, Database, to_micros
 from portal.stores.files.mail import DamagedFile, MailFiles
@@ -26,7 +44,7 @@ from portal.stores.lifecycle import RAISED_TOGETHER, address_of, with_verdict
 from portal.stores.records import Held, Record
 from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
-from portal.stores.shared.rows import MESSAGE, columns
+from portal.stores.shared.rows import MESSAGE, WHERE_KEY, add_event, columns
 
 log = logging.getLogger("quarantine.store")
 
@@ -50,15 +68,22 @@ class FileMessages(SqlMessages):
         announce: Collection[str],
         *,
         at: datetime | None = None,
-        scan: bool = False,
+        scan: Scan | None = None,
+        starts: Mapping[str, Start] | None = NO_STARTS,
     ) -> Held:
         deadline = time.monotonic() + _ADD_SECONDS
         id = new_id(at)
         first = self._find_known(export) if body.size_bytes > _LOOK_UP_BYTES else None
+        if starts is None and self._has_rules():
+            raise RulesInUse
         if first is None:
-            first = self._write(id, body, _Metadata(export, tier, frozenset(announce), scan))
+            first = self._write(id, body, _Metadata(export, tier, frozenset(announce), scan, starts or {}))
         update = partial(with_verdict, export=export, tier=tier)
         return Held(first, first != id, self._raise_tier(first, export.body_sha256, update, tier, deadline))
+
+    def _has_rules(self) -> bool:
+        with self._database.read() as connection:
+            return connection.execute("SELECT 1 FROM rule WHERE removed_at IS NULL LIMIT 1").fetchone() is not None
 
     def _find_known(self, export: Export) -> UUID | None:
         with self._database.read() as connection:
@@ -112,7 +137,7 @@ class FileMessages(SqlMessages):
         """See `Messages.import_record`. Unlike in `add` the rows are durable at once, since the recovery after a power
         cut only reads files of recently held messages."""
         id, scan = record.message.id, record.message.scan
-        metadata = _Metadata(record.export(), record.message.verdict_tier, frozenset(), scan == WAITING)
+        metadata = _Metadata(record.export(), record.message.verdict_tier, frozenset(), scan)
         if body is not None:
             with self._database.translated():
                 self._mail.remove_unfinished(id)  # of a copy that was killed
@@ -166,10 +191,14 @@ class FileMessages(SqlMessages):
     def rebuild_rows(self, message_id: UUID) -> None:
         """Insert the rows of a message from its file, for `reindex`: never removes a file.
 
+        No release begins: the journal, which shows that it was done, may be lost.
+
         Raises DamagedFile, OSError, StoreUnavailable.
         """
         with _metadata_errors():
             metadata = self._metadata(message_id)
+            starts = {who: each for who, each in metadata.starts.items() if each.state is not State.RELEASING}
+            metadata = replace(metadata, starts=starts)
             with self._database.write(durable=False) as connection:
                 is_first = _find_by_dedup_key(connection, metadata.export.dedup_key) is None
                 session = SqliteSession(connection, self._database)
@@ -210,7 +239,8 @@ class _Metadata:
     export: Export
     tier: Tier
     announce: frozenset[str]  # identities of recipients who are notified by digest
-    scan: bool = False  # a virus scan is asked for
+    scan: Scan | None = None
+    starts: Mapping[str, Start] = field(default_factory=dict)  # by identity
 
     def to_json(self, id: UUID) -> dict[str, Any]:
         export = self.export
@@ -221,7 +251,8 @@ class _Metadata:
             "announce": sorted(self.announce),
             **({"identities": export.identities} if export.identities else {}),
             "tier": self.tier.value,
-            **({"scan": True} if self.scan else {}),
+            **({"scan": scans.to_json(self.scan)} if self.scan else {}),
+            **({"starts": {who: _start_json(start) for who, start in self.starts.items()}} if self.starts else {}),
             **{field: getattr(export, field) for field in FACTS},
             "symbols": symbols.to_json(export.symbols),
             "flags": sorted(flag.value for flag in export.flags),
@@ -243,7 +274,26 @@ class _Metadata:
             identities=tuple(map(identity, value.get("identities") or ())),  # with U-labels up to version 0.1.1
             dedup_key=bytes.fromhex(value["sameness"]),
         )
-        return cls(export, Tier(value["tier"]), frozenset(map(identity, value["announce"])), value.get("scan") is True)
+        scan, starts = value.get("scan"), value.get("starts", {})
+        return cls(
+            export,
+            Tier(value["tier"]),
+            frozenset(map(identity, value["announce"])),
+            scans.from_json(scan) if scan else None,
+            {who: _start_from(start) for who, start in starts.items()},
+        )
+
+
+def _start_json(start: Start) -> dict[str, str]:
+    actor = start.actor
+    values = {"state": start.state.value, "who": actor.who, "via": actor.via, "address": actor.address}
+    return values | {"detail": start.detail}
+
+
+def _start_from(value: Mapping[str, str]) -> Start:
+    """Return the start that `_start_json` encoded. Raises KeyError, ValueError, TypeError for other values."""
+    actor = Actor.from_stored(str(value["who"]), str(value["via"]), str(value["address"]))
+    return Start(State(value["state"]), actor, str(value["detail"]))
 
 
 @contextmanager
@@ -267,7 +317,7 @@ def _find_by_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID
 def _insert_rows(session: SqliteSession, id: UUID, dedup_key: bytes | None, metadata: _Metadata) -> bool:
     """Insert the rows of a message. Return False, without any change, if a message has this dedup key already."""
     connection, export, tier, rowid = session.connection, metadata.export, metadata.tier, word_index.key(id)
-    scan = WAITING if metadata.scan else None
+    scan = metadata.scan
     row = columns(export) | {"id": id.bytes, "dedup_key": dedup_key, "tier": tier.value, "scan": scans.pack(scan)}
     # Insert first and look for the conflict if that fails: a query costs as much as inserting a row.
     while not connection.execute(_INSERT_MESSAGE, row | {"rowid": rowid}).rowcount:
@@ -281,17 +331,34 @@ def _insert_rows(session: SqliteSession, id: UUID, dedup_key: bytes | None, meta
     terms = search.terms(export.subject, export.envelope_sender, export.header_from, shown_tier, export.score, held_for)
     word_index.put(connection, rowid, terms)
     at = to_micros(held_at(id))
-    if metadata.scan:
+    if scan == WAITING:
         add_scan(session, id, held_at(id))
     people = list(zip(held_for, export.recipients or ("",), strict=True))
     connection.executemany(
         "INSERT INTO delivery (message_id, number, recipient, address, state_at) VALUES (?, ?, ?, ?, ?)",
         [(id.bytes, number, recipient, address, at) for number, (recipient, address) in enumerate(people)],
     )
+    if metadata.starts:
+        _begin(session, id, held_for, metadata.starts)
     for recipient, address in people:
         if recipient in metadata.announce:
             mark_news(connection, recipient, address_of(recipient, address), at)
     return True
+
+
+def _begin(session: SqliteSession, id: UUID, held_for: Sequence[str], starts: Mapping[str, Start]) -> None:
+    """Set how the deliveries of a new message begin, and record their first events."""
+    at = held_at(id)
+    for number, start in enumerate(map(starts.get, held_for)):
+        if start is not None:
+            key = DeliveryId(id, number)
+            session.execute(
+                f"UPDATE delivery SET state = :state, next_try_at = :due_at {WHERE_KEY}",
+                key,
+                state=start.state.value,
+                due_at=at if start.state is State.RELEASING else None,
+            )
+            add_event(session, key, Event(at, start.kind, start.actor, start.detail))
 
 
 def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,8 +19,9 @@ import psycopg
 import zstandard
 
 from portal.model.errors import BodyDamaged, BodyMissing, NotFound, StoreUnavailable
-from portal.model.message import WAITING, Body, Export, Tier, held_at, new_id
+from portal.model.message import Body, Export, Scan, Start, Tier, held_at, new_id
 from portal.stores import compressors
+from portal.stores.contracts import NO_STARTS
 from portal.stores.lifecycle import RAISED_TOGETHER, with_verdict
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import (
@@ -61,11 +62,12 @@ class PostgresMessages(SqlMessages):
         announce: Collection[str],
         *,
         at: datetime | None = None,
-        scan: bool = False,
+        scan: Scan | None = None,
+        starts: Mapping[str, Start] | None = NO_STARTS,
     ) -> Held:
         deadline = monotonic() + _ADD_SECONDS
         id = new_id(at)
-        values = rows.hold_values(id, export, tier, announce, WAITING if scan else None)
+        values = rows.hold_values(id, export, tier, announce, scan, starts)
         while (seconds_left := deadline - monotonic()) > 0:
             try:
                 with translated():

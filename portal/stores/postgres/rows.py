@@ -7,11 +7,13 @@ the statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, LiteralString
 from uuid import UUID
 
+from portal.model.errors import RulesInUse
 from portal.model.message import (
     FACTS,
     WAITING,
@@ -20,19 +22,21 @@ from portal.model.message import (
     Message,
     Reader,
     Scan,
+    Start,
     Tier,
     held_at,
     new_id,
     scanned_tier,
 )
-from portal.stores import search, symbols
+from portal.stores import scans, search, symbols
+from portal.stores.contracts import NO_STARTS
 from portal.stores.lifecycle import address_of
 from portal.stores.postgres.database import Connection, Raw, ask
 from portal.stores.postgres.session import rows_of, text
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 
-_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 14)) + b")"
+_HOLD = b"select hold_mail(" + b",".join(b"$%d" % n for n in range(1, len(FACTS) + 17)) + b")"
 _DAY_MS = 86_400_000
 DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
     "message_id, number, recipient, address, state, state_at, reason, attempts, next_try_at, announced_at"
@@ -131,15 +135,27 @@ def hold(
     """Call hold_mail with `hold_values` and return (message id, body id).
 
     The mail is held under the message id; None means: call again. The caller must add the body's further chunks under
-    the body id; None means that they are stored already. Raises psycopg.Error.
+    the body id; None means that they are stored already. Raises RulesInUse, psycopg.Error.
     """
     (result,) = ask(connection, _HOLD, [f"{lock_seconds * 1000:.0f}", *values, first_chunk], seconds)
+    if result == b"rules":
+        raise RulesInUse
     held, _, place = (result or b"").decode().partition(" ")
     return UUID(held) if held else None, UUID(place) if place else None
 
 
-def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str], scan: Scan | None = None) -> list[Raw]:
-    """Return an export as the parameters of hold_mail, without the first and the last one."""
+def hold_values(
+    id: UUID,
+    export: Export,
+    tier: Tier,
+    announce: Collection[str],
+    scan: Scan | None = None,
+    starts: Mapping[str, Start] | None = NO_STARTS,
+) -> list[Raw]:
+    """Return an export as the parameters of hold_mail, without the first and the last one.
+
+    The arguments are those of `Messages.add`.
+    """
     addresses = [text(address) for address in export.recipients or ("",)]
     recipients = [text(each) for each in export.held_for or ("",)]
     notified = sorted(
@@ -166,8 +182,30 @@ def hold_values(id: UUID, export: Export, tier: Tier, announce: Collection[str],
         _array(address for _, address in notified),
         tier.value,
         *facts,
+        scans.pack(scan),
         str(new_id()) if scan == WAITING else None,
+        _starts(recipients, starts) if starts else None,
+        "true" if starts is None else None,
     ]
+
+
+def _starts(recipients: Sequence[str], starts: Mapping[str, Start]) -> str:
+    """Return the states and first events of deliveries as the JSON that hold_mail takes."""
+    return json.dumps(
+        [
+            {
+                "number": number,
+                "state": start.state,
+                "kind": start.kind,
+                "actor": text(start.actor.who),
+                "via": text(start.actor.via),
+                "address": start.actor.address,
+                "detail": text(start.detail),
+            }
+            for number, start in enumerate(map(starts.get, recipients))
+            if start is not None
+        ]
+    )
 
 
 def _array(texts: Iterable[str]) -> str:
