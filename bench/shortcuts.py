@@ -23,6 +23,7 @@ from bench.sink import sink
 from bench.turns import Way, in_turn, needed, posts, sending
 from digest import compose
 from portal.exporter import values
+from portal.ingest import Ingest
 from portal.mail import render
 from portal.model import fast_json, from_header, reasons
 from portal.model.message import held_at
@@ -101,6 +102,7 @@ POST: dict[str, Way] = {
     "level 1 for small mail": lambda: patch.object(compressors, "_level", lambda size_bytes: 3),
     "code for ASCII words": _any_words,
     "an expression for simple senders": lambda: patch.object(from_header, "_SIMPLE", re.compile("(?!)")),
+    "looking for rules while it is held": lambda: patch.object(Ingest, "_add_undecided", lambda *_: None),
     "its own WSGI application": lambda: patch("portal.web.is_export", lambda environ: False),  # but through Bottle
 }
 FILES: dict[str, Way] = {

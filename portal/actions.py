@@ -54,6 +54,8 @@ from portal.stores.records import QueuedMail
 log = logging.getLogger("quarantine.release")
 
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
+# The states in which a recipient may release or delete a delivery, or request its release.
+RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
 _DANGEROUS = "only an administrator can release this message"
 _SCAN_REPORTED = N_("the virus scan reported a problem")
 _SCAN_TRIES = 4  # of a release, in a quarter of an hour
@@ -88,9 +90,9 @@ class Actions:
         again with the reason). A message that becomes dangerous before it is sent is `held` again, also if a virus scan
         right before it made it so; the release waits (RelayDeferred) if the scanner does not answer.
         """
-        allowed = {State.HELD}
+        allowed = set(RELEASABLE)
         if operator:
-            allowed = {State.HELD, State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
+            allowed |= {State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
         return self._send(id, number, allowed, actor, _check_recipient if operator else _check_release)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
@@ -102,9 +104,9 @@ class Actions:
         key, now = DeliveryId(id, number), self.now()
         delivery = self.store.deliveries.get(key)
         allowed: set[State] = set()  # not even `held`, since a request may be refused after this check
-        if delivery.state is State.HELD:
+        if delivery.state in RELEASABLE:
             _check_release(delivery)
-            allowed = {State.HELD}
+            allowed = set(RELEASABLE)
         delivery = self.store.deliveries.move(
             key, State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now
         )
@@ -251,7 +253,7 @@ class Actions:
         return self.store.deliveries.move(
             DeliveryId(id, number),
             State.DELETED,
-            {State.HELD, State.REQUESTED},
+            {*RELEASABLE, State.REQUESTED},
             actor,
             self.now(),
             kind=EventKind.DELETED,
@@ -261,6 +263,12 @@ class Actions:
         """Undo `delete`. Raises NotFound, AlreadyDone."""
         return self.store.deliveries.move(
             DeliveryId(id, number), State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED
+        )
+
+    def unblock(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Let a blocked delivery count as held: the next digest lists it. Raises NotFound, AlreadyDone."""
+        return self.store.deliveries.move(
+            DeliveryId(id, number), State.HELD, {State.BLOCKED}, actor, self.now(), kind=EventKind.UNBLOCKED
         )
 
     def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
@@ -283,7 +291,7 @@ class Actions:
             recipient_argument=shlex.quote(shown(requested.recipient, 320)),
         )
         delivery = self.store.deliveries.move(
-            DeliveryId(id, number), State.REQUESTED, {State.HELD}, actor, now, kind=EventKind.REQUESTED, mail=mail
+            DeliveryId(id, number), State.REQUESTED, RELEASABLE, actor, now, kind=EventKind.REQUESTED, mail=mail
         )
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         return delivery

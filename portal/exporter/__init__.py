@@ -23,6 +23,7 @@ from portal.model import from_header
 from portal.model.domains import lower_case
 from portal.model.errors import BadExport, TooLarge
 from portal.model.message import Body, Export, Flag
+from portal.model.rule import BLOCKED
 
 _HEAD_BYTES = 1 << 16  # trace fields are searched in this much of a message
 _HEADER_BYTES = 1 << 20  # the message's own header fields in this much of it
@@ -88,8 +89,18 @@ def parse(headers: Mapping[str, str], body: Body, max_body_bytes: int) -> Posted
 def wanted(export: Export, only_symbols: Sequence[str], hold_actions: Sequence[str]) -> bool:
     """Return whether the site's settings select this message: unknown values count as selected, empty lists select all.
 
-    ``only_symbols``: patterns with ``*`` and ``?``. Case is ignored in both lists.
+    ``only_symbols``: patterns with ``*`` and ``?``. Case is ignored in both lists. A message that rules block is always
+    selected: Rspamd discards it, so it would be lost.
     """
+    return _is_selected(export, only_symbols, hold_actions) or is_blocked(export)
+
+
+def is_blocked(export: Export) -> bool:
+    """Return whether Rspamd withholds the message from all its recipients since rules block it."""
+    return any(symbol.name == BLOCKED for symbol in export.symbols)
+
+
+def _is_selected(export: Export, only_symbols: Sequence[str], hold_actions: Sequence[str]) -> bool:
     if hold_actions and export.action is not None:
         action = export.action.casefold()
         if all(action != name.casefold() for name in hold_actions):
