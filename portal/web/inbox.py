@@ -43,7 +43,7 @@ _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 _VIEWS: dict[str, tuple[State, ...]] = {
     "held": (State.HELD,),
     "requested": (State.REQUESTED,),
-    "released": (State.RELEASING, State.RELEASED),
+    "released": (State.RELEASING, State.RELEASED, State.PASSED),
     "deleted": (State.DELETED,),
 }
 

@@ -16,6 +16,7 @@ from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import SCANS_IN_WORDS, description, explain, why
+from portal.model.rule import ScopeKind, scope_kind
 from portal.model.sender import Sender, sender_shown
 from portal.model.text import N_, shown
 
@@ -35,6 +36,9 @@ EVENTS_IN_WORDS = {
     EventKind.RESTORED: N_("deletion undone"),
     EventKind.RAISED: N_("reclassified as more dangerous"),
     EventKind.STOPPED: N_("release stopped"),
+    EventKind.PASSED: N_("let through"),
+    EventKind.BLOCKED: N_("blocked"),
+    EventKind.UNBLOCKED: N_("moved to held messages"),
 }
 # The kind of event that changes a delivery to a state.
 _KIND_OF_STATE = {
@@ -42,7 +46,10 @@ _KIND_OF_STATE = {
     State.RELEASING: EventKind.RELEASING,
     State.RELEASED: EventKind.RELEASING,
     State.DELETED: EventKind.DELETED,
+    State.PASSED: EventKind.PASSED,
+    State.BLOCKED: EventKind.BLOCKED,
 }
+_BY_RULES = frozenset({State.PASSED, State.BLOCKED, State.RELEASING, State.RELEASED})  # states that a rule may cause
 _HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
 _SERVER_REPLIES = (
     EventKind.RELEASED,
@@ -84,13 +91,14 @@ class Row:
     size: str
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
+    rule: str | None = None  # the sender of the rule that changed it to this state; "": of an administrator's rule
     scan: str = ""  # the result of the last virus scan
     scanned: str = ""  # its time, "" if it was not done
 
 
 def needs_events(delivery: Delivery, *, role: bool) -> bool:
     """Return True if `row` needs the events of this delivery. ``role``: it is for a role mailbox."""
-    return role or (delivery.state is State.HELD and delivery.reason != "")
+    return role or delivery.state in _BY_RULES or (delivery.state is State.HELD and delivery.reason != "")
 
 
 def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Event]) -> Row:
@@ -116,6 +124,7 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         size=language.size(message.size_bytes),
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
+        rule=_rule(delivery, events) if delivery.state in _BY_RULES else None,
         scan=SCANS_IN_WORDS[scan.outcome] if scan else "",
         scanned=language.moment(scan.at, viewer.zone) if scan and scan.at and scan.is_done else "",
     )
@@ -125,6 +134,16 @@ def _by(delivery: Delivery, events: Sequence[Event]) -> str:
     """Return the reader who changed a role mailbox's delivery to its state, "" if no reader did."""
     kind = _KIND_OF_STATE.get(delivery.state)
     return next((actor_name(event.actor) for event in reversed(events) if event.kind is kind), "")
+
+
+def _rule(delivery: Delivery, events: Sequence[Event]) -> str | None:
+    """Return the sender of the rule that changed a delivery to its state: "" for an administrator's rule, whose sender
+    may be a network or a domain of others; None if no rule did."""
+    kind = _KIND_OF_STATE[delivery.state]
+    actor = next((event.actor for event in reversed(events) if event.kind is kind), None)
+    if actor is None or actor.kind is not ActorKind.RULE:
+        return None
+    return shown_address(actor.name) if scope_kind(actor.via) is ScopeKind.RECIPIENT else ""
 
 
 def _declined(events: Sequence[Event]) -> bool:
@@ -190,4 +209,7 @@ def _actor_texts(event: Event, row: Row) -> tuple[str, str]:
         return "", row.mailbox  # recorded when the mailbox had a single reader
     if is_own:
         return N_("through a link in a digest") if event.actor.via == "link" else N_("by you"), ""
+    if event.actor.kind is ActorKind.RULE:
+        own = scope_kind(event.actor.via) is ScopeKind.RECIPIENT
+        return N_("by your rule") if own else N_("by a rule of your administrator"), ""
     return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", actor_name(event.actor)
