@@ -244,6 +244,20 @@ begin
     create index on rule (removed_at) where removed_at is not null;
     create index on rule (expires_at) where expires_at is not null;
 
+    create table domain_value (  -- what administrators set for domains; replaced values are kept for a while
+        id uuid primary key,
+        domain text not null,
+        name text not null,  -- of the setting
+        value text,  -- null: the value of the settings file applies again
+        set_at timestamptz not null,
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        replaced_at timestamptz  -- null: in use
+    );
+    create unique index on domain_value (domain, name) where replaced_at is null;
+    create index on domain_value (replaced_at) where replaced_at is not null;
+
     insert into setting (name, value) values ('schema_version', '7');
 end
 $$;

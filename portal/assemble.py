@@ -73,7 +73,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
     scanning = make_scanning(settings, store, tiers)
     people = make_people(settings, store)
-    domains = Domains(settings)
+    domains = Domains(settings, store)
 
     def language_of(address: str) -> str:
         readers = people.readers(identity(address))

@@ -89,7 +89,8 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
             links=links,
             render=Render(),
             domains=Domains(
-                Settings.model_validate({"mail": {"from_address": "quarantine@example.org", "admin_address": ADMIN}})
+                Settings.model_validate({"mail": {"from_address": "quarantine@example.org", "admin_address": ADMIN}}),
+                store,
             ),
             language_of=lambda address: "en",
             is_local=lambda address: address.endswith("@example.org"),

@@ -23,7 +23,7 @@ from rich.console import Console
 from portal import __version__
 from portal.actions import Actions
 from portal.assemble import Parts, keys_path, make_links
-from portal.cli import checks, moving, rules, scan, sending
+from portal.cli import checks, domains, moving, rules, scan, sending
 from portal.cli.common import (
     NotDone,
     add_row,
@@ -343,7 +343,7 @@ def purge(older_than_days: int | None) -> None:
             click.echo(f"kept {done.kept} old messages: requested or being released")
 
 
-for command in (*moving.COMMANDS, rules.rules, scan.scan):
+for command in (*moving.COMMANDS, domains.domains, rules.rules, scan.scan):
     main.add_command(command)
 
 

@@ -30,6 +30,7 @@ from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
 from portal.model.message import Filter, State
 from portal.model.text import shown
 from portal.monitoring import overdue_since, runs
+from portal.policy.domains import Domains
 from portal.settings import Settings, load_from
 from portal.stores import Store, notes, open_store
 from portal.stores.shared.spellings import PENDING
@@ -66,6 +67,7 @@ def run_all() -> list[Finding]:
         store = open_store(settings.store.place, must_exist=True)
         findings += _collect(storage, settings, store)
         findings += _collect(site_failures, settings, store)
+        findings += _collect(domain_values, settings, store)
         findings += _collect(aliases, settings, store)
     except QuarantineError as error:
         findings.append(Finding(False, "store", str(error)))
@@ -250,6 +252,18 @@ def site_failures(settings: Settings, store: Store) -> Iterator[Finding]:
     path = settings.site.folder / "templates" / failure.what.partition(":")[0]
     if path.exists() and path.stat().st_mtime_ns == failure.changed_ns:
         yield Finding(False, "site.folder", f"{failure.what}: rendering failed, so the shipped template was used")
+
+
+def domain_values(settings: Settings, store: Store) -> Iterator[Finding]:
+    """Report values of domains in the store that are not in effect."""
+    for value, reason in Domains(settings, store).unusable():
+        host, key = shown_address(value.domain), value.name
+        yield Finding(
+            None,
+            f"domain {host}",
+            f"the value of {key} in the store is not in effect: {reason}. To remove it, run: "
+            f"quarantine domains unset {host} {key}",
+        )
 
 
 def storage(settings: Settings, store: Store) -> Iterator[Finding]:

@@ -80,6 +80,10 @@ class BadRule(QuarantineError):
     """A rule that cannot be made. The message says what to enter instead."""
 
 
+class BadDomainValue(QuarantineError):
+    """A value that a domain cannot have. The message says why."""
+
+
 class TooManyRules(BadRule):
     """No more rules can be made. The message says which limit is reached."""
 

@@ -133,6 +133,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     notes.COPY_IN_PROGRESS.set(target, None)
     _copy_digests(source, target, done)
     _copy_people(source, target, done, preferences=not in_use)
+    _copy_domains(source, target)
     _copy_rules(source, target, done, replace_changed=not in_use)
     key = notes.LINK_KEY.get(source)
     if key is not None and in_use:
@@ -268,6 +269,13 @@ def _copy_rules(source: Store, target: Store, done: Copied, *, replace_changed: 
         target.rules.import_records(rules, datetime.now(UTC), replace_changed=replace_changed)
         done.rules += len(rules)
         after = rules[-1].id
+
+
+def _copy_domains(source: Store, target: Store) -> None:
+    after: UUID | None = None
+    while values := source.domains.records(after, _RULES):
+        target.domains.set(values)
+        after = values[-1].id
 
 
 def _copy_people(source: Store, target: Store, done: Copied, *, preferences: bool) -> None:

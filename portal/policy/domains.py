@@ -1,18 +1,37 @@
-"""The values that hold for a recipient: the values of their domain, else those of the site.
+"""The values that hold for a recipient: those of their domain, else those of the site.
 
 The only place that knows which values a domain has of its own. Everything that depends on a recipient's domain asks
-`Domains`: digests, mails, pages and links.
+`Domains`: digests, mails, pages and links. A domain's values are in the settings file and in the store. The store's
+values win, except those of keys that the file locks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import time
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, time
+from time import monotonic
+from typing import Any
+
+from pydantic import ValidationError
 
 from portal.model.brand import Brand
-from portal.model.message import domain
+from portal.model.clock import utc_now
+from portal.model.domain_value import DomainValue
+from portal.model.domains import shown_address
+from portal.model.errors import BadDomainValue, StoreUnavailable
+from portal.model.message import Actor, domain, new_id
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
+from portal.model.text import shown
 from portal.settings import DomainSettings, Settings
+from portal.settings.domains import EDITABLE
+from portal.stores import Store
+
+log = logging.getLogger("quarantine.domains")
+
+_FRESH_SECONDS = 5.0  # changes by other processes take effect after this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +47,140 @@ class DomainPolicy:
     language: str
 
 
-class Domains:
-    """The policy of each domain, by the settings."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Everything that follows from one version of the store's values."""
 
-    def __init__(self, settings: Settings) -> None:
+    version: str
+    own: Mapping[str, DomainSettings] = field(default_factory=dict)  # file and store together
+    policies: Mapping[str, DomainPolicy] = field(default_factory=dict)
+    unusable: Sequence[tuple[DomainValue, str]] = ()  # values of the store that are not in effect, and why
+
+
+class Domains:
+    """The policy of each domain. Thread-safe; one for each process."""
+
+    def __init__(self, settings: Settings, store: Store, *, now: Callable[[], datetime] = utc_now) -> None:
+        """Raises StoreUnavailable."""
         self._settings = settings
-        self.site = _policy(settings, DomainSettings(domain=""))
-        self._by_domain = {
-            name: _policy(settings, settings.of_domain(name)) for name in (*settings.domains, *settings.digest.domains)
-        }
+        self._values = store.domains
+        self._now = now
+        self._local = frozenset(domain(name) for name in settings.local_domains)
+        self.site = self._policy(DomainSettings(domain=""))
+        self._reading = threading.Lock()
+        self._state = self._read(self._values.version())
+        self._read_at = monotonic()
+
+    # ---- for everything that depends on a recipient
 
     def of(self, recipient: str) -> DomainPolicy:
-        """Return what holds for a recipient, who is named by an address or identity."""
-        return self._by_domain.get(domain(recipient), self.site)
+        """Return the values that hold for a recipient, who is named by an address or identity."""
+        return self._fresh().policies.get(domain(recipient), self.site)
 
     def plan(self, recipient: str, preferences: Preferences) -> Plan:
         """Return the schedule, time zone and language of a recipient's digests."""
         return plan_for(self.of(recipient), recipient, preferences)
 
+    # ---- for administrators
 
-def _policy(settings: Settings, own: DomainSettings) -> DomainPolicy:
-    digest = settings.digest
-    return DomainPolicy(
-        brand=Brand(settings.site.name if own.name is None else own.name),
-        from_address=own.from_address or settings.mail.from_address,
-        admin_address=own.admin_address or settings.mail.admin_address,
-        at=own.at or digest.at,
-        timezone=own.timezone or digest.timezone,
-        schedule=own.schedule or digest.schedule,
-        language=own.language or digest.language,
-    )
+    def names(self) -> Sequence[str]:
+        """Return the domains that have values of their own, in order."""
+        return sorted(self._fresh().own)
+
+    def own(self, name: str) -> DomainSettings:
+        """Return the values that a domain has of its own. Raises BadDomainValue if the domain is not local."""
+        return self._fresh().own.get(self._checked(name), DomainSettings(domain=domain(name)))
+
+    def of_file(self, name: str) -> DomainSettings:
+        """Return the values that the settings file has for a domain."""
+        return self._settings.of_domain(domain(name))
+
+    def unusable(self) -> Sequence[tuple[DomainValue, str]]:
+        """Return the values of the store that are not in effect, each with the reason."""
+        return self._fresh().unusable
+
+    def history(self, name: str, limit: int) -> Sequence[DomainValue]:
+        """Return the changes of a domain's values in the store, newest first. Raises BadDomainValue."""
+        return self._values.history(self._checked(name), limit)
+
+    def set(self, name: str, key: str, value: str | None, actor: Actor) -> None:
+        """Set a value of a domain, or remove it (None). Raises BadDomainValue."""
+        host = domain(name)
+        if value is not None:
+            self._check_key(self._checked(host), key)
+            self._with(self.of_file(host), key, value)
+        elif (host, key) not in {(each.domain, each.name) for each in self._values.in_use() if each.value is not None}:
+            raise BadDomainValue(f"{shown(key, 40)} of {shown_address(host)} is not set in the store")
+        self._values.set([DomainValue(new_id(), host, key, value, self._now(), actor)])
+        log.info("domain value %s domain=%s key=%s by=%s", "removed" if value is None else "set", host, key, actor.who)
+        self._state = self._read(self._values.version())
+
+    def _checked(self, name: str) -> str:
+        if domain(name) not in self._local:
+            raise BadDomainValue(f"{shown_address(name)} is not a domain of local_domains")
+        return domain(name)
+
+    def _check_key(self, host: str, key: str) -> None:
+        if key not in EDITABLE:
+            raise BadDomainValue(f"{key!r} is not one of the keys that can be set: {', '.join(EDITABLE)}")
+        if key in self.of_file(host).locked:
+            raise BadDomainValue(f"{key} is locked in the settings file")
+
+    def _with(self, own: DomainSettings, key: str, value: str) -> DomainSettings:
+        """Return the values with one more. Raises BadDomainValue."""
+        try:
+            checked = DomainSettings.model_validate({"domain": own.domain, key: value})
+        except ValidationError as error:
+            text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
+            raise BadDomainValue(f"{key}: {text}") from error
+        return own.model_copy(update={key: getattr(checked, key)})
+
+    # ---- the state
+
+    def _fresh(self) -> _State:
+        """Return the state, read again if another process may have changed it.
+
+        While the store does not answer, the values stay as they are.
+        """
+        if monotonic() - self._read_at > _FRESH_SECONDS and self._reading.acquire(blocking=False):
+            try:
+                version = self._values.version()
+                if version != self._state.version:
+                    self._state = self._read(version)
+            except StoreUnavailable as error:
+                log.warning("values of domains not read again: %s", error)
+            finally:
+                self._read_at = monotonic()
+                self._reading.release()
+        return self._state
+
+    def _read(self, version: str) -> _State:
+        tables = self._settings.domains | self._settings.digest.domains
+        own = {name: self._settings.of_domain(name) for name in tables}
+        unusable = []
+        for value in self._values.in_use():
+            if value.value is None:
+                continue
+            try:
+                self._check_key(self._checked(value.domain), value.name)
+                before = own.get(value.domain) or DomainSettings(domain=value.domain)
+                own[value.domain] = self._with(before, value.name, value.value)
+            except BadDomainValue as error:
+                unusable.append((value, str(error)))
+        return _State(version, own, {name: self._policy(values) for name, values in own.items()}, unusable)
+
+    def _policy(self, own: DomainSettings) -> DomainPolicy:
+        settings = self._settings
+
+        def either(value: Any, site: Any) -> Any:
+            return site if value is None else value
+
+        return DomainPolicy(
+            brand=Brand(either(own.name, settings.site.name)),
+            from_address=either(own.from_address, settings.mail.from_address),
+            admin_address=either(own.admin_address, settings.mail.admin_address),
+            at=either(own.at, settings.digest.at),
+            timezone=either(own.timezone, settings.digest.timezone),
+            schedule=either(own.schedule, settings.digest.schedule),
+            language=either(own.language, settings.digest.language),
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from portal.model.domains import shown_address
 from portal.model.message import domain
 from portal.model.schedule import Schedule
 from portal.model.text import Tag
-from portal.settings.values import Hours, MailAddress, PlainName, Section, ZoneName
+from portal.settings.values import Hours, MailAddress, PlainName, Section, Words, ZoneName, plain
 
 _Table = TypeVar("_Table", bound=Section)
 
@@ -39,6 +39,15 @@ class DomainSettings(Section):
     timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")
     schedule: Schedule | None = Field(None, description="As `digest.schedule`.")
     language: Tag | None = Field(None, description="As `digest.language`.")
+    locked: Words = Field((), description="Keys whose values `quarantine domains set` does not change.")
+
+    @field_validator("locked")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in cls.model_fields or name in ("domain", "locked"):
+                raise ValueError(f"{name!r} is not a key of a domain's table")
+        return names
 
     @model_validator(mode="after")
     def _own_sender(self) -> DomainSettings:
@@ -85,6 +94,15 @@ Domains = Annotated[
 ]
 FormerDomains = Annotated[dict[str, FormerDomain], BeforeValidator(_only_in_the_file), AfterValidator(_as_stored)]
 TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": DomainSettings}  # tables of tables
+
+
+EDITABLE = tuple(name for name in DomainSettings.model_fields if name not in ("domain", "locked"))  # in the store
+
+
+def plain_values(table: Section) -> dict[str, Any]:
+    """Return the values that a table has, as plain texts, numbers and lists, for printing."""
+    values = table.model_dump(exclude_none=True, exclude={"locked"})
+    return {key: [*map(plain, value)] if isinstance(value, tuple) else plain(value) for key, value in values.items()}
 
 
 def keys_of(table: str) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from pydantic import SecretStr, ValidationError
 
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
-from portal.settings.domains import TABLES, keys_of
+from portal.settings.domains import TABLES, keys_of, plain_values
 from portal.settings.models import Settings
-from portal.settings.values import Section
+from portal.settings.values import Section, plain
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
@@ -213,22 +212,13 @@ def masked(settings: Settings) -> dict[str, Any]:
         elif key == "local_domains":
             value = [shown_address(name) for name in value]
         elif isinstance(value, tuple):
-            value = ["********" if isinstance(v, SecretStr) else _plain(v) for v in value]
+            value = ["********" if isinstance(v, SecretStr) else str(plain(v)) for v in value]
         elif key in TABLES:
-            value = {shown_address(name): _chosen(table) for name, table in value.items()}
+            value = {shown_address(name): plain_values(table) for name, table in value.items()}
         elif isinstance(value, Path):
             value = str(value)
         out[key] = value
     return out
-
-
-def _chosen(table: Section) -> dict[str, Any]:
-    values = table.model_dump(exclude_none=True)
-    return {key: [_plain(v) for v in value] if key == "at" else _plain(value) for key, value in values.items()}
-
-
-def _plain(value: Any) -> str:
-    return f"{value:%H:%M}" if isinstance(value, time) else str(value)
 
 
 def _mask_url(url: str) -> str:

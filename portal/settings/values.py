@@ -108,6 +108,13 @@ def _plain(name: str) -> str:
     return name.strip()
 
 
+def plain(value: Any) -> Any:
+    """Return a value as the settings file would have it."""
+    if isinstance(value, time):
+        return f"{value:%H:%M}"
+    return value if isinstance(value, int) else str(value)
+
+
 Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidator(_hours)]
 ZoneName = Annotated[str, AfterValidator(_zone)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]

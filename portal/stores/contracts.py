@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+from portal.model.domain_value import DomainValue
 from portal.model.message import (
     Actor,
     Body,
@@ -613,6 +614,34 @@ class Rules(ABC):
         """
 
 
+class DomainValues(ABC):
+    """Values of domains that administrators set, with their history. Each setting of a domain has one value in use."""
+
+    @abstractmethod
+    def set(self, values: Sequence[DomainValue]) -> None:
+        """Set values, or remove those whose value is None. Durable on return. Idempotent.
+
+        Of several values of one setting, the one with the newest id is in use, in whatever order they are set: so this
+        also stores the values of another store, replaced ones included.
+        """
+
+    @abstractmethod
+    def in_use(self) -> Sequence[DomainValue]:
+        """Return the values in use, also the removed ones that no other replaced, ordered by domain and name."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return a text that changes with each change, to find out quickly whether there was one."""
+
+    @abstractmethod
+    def history(self, domain: str, limit: int) -> Sequence[DomainValue]:
+        """Return the values that a domain has and had in the last `DOMAIN_VALUES_KEPT`, newest first."""
+
+    @abstractmethod
+    def records(self, after: UUID | None, limit: int) -> Sequence[DomainValue]:
+        """Return values after this id, oldest first, for a copy, also those replaced."""
+
+
 class Notes(ABC):
     """Named texts and counters, for the processes that share the store."""
 
@@ -658,6 +687,7 @@ class Store(ABC):
     outbox: Outbox
     jobs: Jobs
     rules: Rules
+    domains: DomainValues
     notes: Notes
 
     @abstractmethod

@@ -1,4 +1,5 @@
-"""Lines of the file store's audit journal: actions on deliveries, recipients' preferences, and rules.
+"""Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, and values of
+domains.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -18,6 +19,8 @@ with the state of the last line.
     {"at": …, "kind": "rule", "id": …, "scope": …, "sender": …, "effect": "block", "binding": false, "created_at": …,
      "by": {"who": …, "via": …, "address": …}, "message_id": null, "expires_at": null, "note": "", "hits": 0,
      "last_hit_at": null, "removed_at": null, "removed_by": null}
+    {"at": …, "kind": "domain", "id": …, "domain": …, "name": "language", "value": "fr", "set_at": …,
+     "by": {"who": …, "via": …, "address": …}, "replaced_at": null}
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from portal.model.domain_value import DomainValue
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier
 from portal.model.rule import Effect, Rule
 from portal.stores import scans, symbols
@@ -179,6 +183,33 @@ def rule_of(line: dict[str, Any]) -> Rule:
         last_hit_at=parse_time_or_none(line["last_hit_at"]),
         removed_at=parse_time_or_none(line["removed_at"]),
         removed_by=None if line["removed_by"] is None else _actor(line["removed_by"]),
+    )
+
+
+def domain_value_line(value: DomainValue) -> dict[str, Any]:
+    """Return the line of a domain's value."""
+    return {
+        "kind": "domain",
+        "id": str(value.id),
+        "domain": value.domain,
+        "name": value.name,
+        "value": value.value,
+        "set_at": value.set_at.isoformat(),
+        "by": _actor_json(value.actor),
+        "replaced_at": _text(value.replaced_at),
+    }
+
+
+def domain_value_of(line: dict[str, Any]) -> DomainValue:
+    """Return the value of a `domain_value_line`. Raises KeyError, ValueError, TypeError when the line is malformed."""
+    return DomainValue(
+        id=UUID(line["id"]),
+        domain=str(line["domain"]),
+        name=str(line["name"]),
+        value=None if line["value"] is None else str(line["value"]),
+        set_at=parse_time(line["set_at"]),
+        actor=_actor(line["by"]),
+        replaced_at=parse_time_or_none(line["replaced_at"]),
     )
 
 

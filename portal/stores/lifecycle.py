@@ -51,6 +51,7 @@ STOP_MAIL_INTERVAL = timedelta(hours=1)  # of a recipient
 MAIL_KEPT = timedelta(days=1)
 JOBS_KEPT = timedelta(days=30)  # after their end
 RULES_KEPT = timedelta(days=90)  # after they were removed or expired
+DOMAIN_VALUES_KEPT = timedelta(days=365)  # after they were replaced
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
 _RELEASE_BACK_OFF_MAX = timedelta(hours=1)
 
@@ -64,6 +65,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("job", "id", "finished_at", JOBS_KEPT),
     ("rule", "id", "removed_at", RULES_KEPT),
     ("rule", "id", "expires_at", RULES_KEPT),
+    ("domain_value", "id", "replaced_at", DOMAIN_VALUES_KEPT),
 )
 
 

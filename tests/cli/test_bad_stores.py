@@ -387,6 +387,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "import-original": ("--dir", "original"),
     "init": None,
     "list": (),
+    "domains": ("list",),
     "rules": ("list",),
     "meta": ("4Abc1",),
     "print": ("4Abc1",),

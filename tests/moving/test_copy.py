@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
+from portal.model.domain_value import DomainValue
 from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreUnavailable
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Start, State, Tier, held_at, new_id
 from portal.model.rule import SITE
@@ -91,6 +92,7 @@ def everything(store: Store) -> dict[str, object]:
         "last digests": {p.recipient: store.digests.last(p.recipient) for p in store.recipients.records("", 1000)},
         "due": store.deliveries.due_releases(now() + timedelta(days=9), 100),
         "rules": store.rules.records(None, 1000),
+        "domains": store.domains.records(None, 1000),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
@@ -139,6 +141,8 @@ def fill(store: Store) -> list[Held]:
     store.recipients.revoke_links(MALLORY, now())
     store.recipients.forget_devices(MALLORY, now())
     fill_rules(store)
+    for name, value in (("language", "fr"), ("language", "de"), ("name", "Post"), ("name", None)):
+        store.domains.set([DomainValue(new_id(), "example.org", name, value, now(), BY_OPERATOR)])
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
 

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from portal.cli import main
+from portal.model.domain_value import DomainValue
 from portal.model.errors import StoreUnavailable
 from portal.model.message import DeliveryId, EventKind, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
@@ -255,17 +256,19 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
 ) -> None:
     store = open_store()
     fill_rules(store)
+    store.domains.set([DomainValue(new_id(), "example.org", "language", "fr", now(), BY_OPERATOR)])
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
     later = rule("later.example")
     store.rules.add([later], now())
     assert len(lines(folder)) > 8
     store.purge(now() - timedelta(days=30), now())
-    before = store.rules.records(None, 99)
-    assert len(lines(folder)) == len(before)  # the one of today is not written again
+    before, values = store.rules.records(None, 99), store.domains.records(None, 99)
+    assert len(lines(folder)) == len(before) + len(values)  # the one of today is not written again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
+    assert open_store().domains.records(None, 99) == values != []
 
 
 def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(

@@ -28,8 +28,9 @@ from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.store import FileStore, check_folder
-from portal.stores.journal import events_of, parse_time, parse_time_or_none, rule_of, with_verdict_of
+from portal.stores.journal import domain_value_of, events_of, parse_time, parse_time_or_none, rule_of, with_verdict_of
 from portal.stores.records import DigestRecord, Person
+from portal.stores.shared.domains import put_domain_value
 from portal.stores.shared.rows import add_announced_to, add_event, events
 from portal.stores.shared.rules import put_rule
 
@@ -139,6 +140,9 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
             with store.engine.writing(durable=False) as session:
                 put_rule(session, rule_of(line), parse_time(line["at"]))
             result.rules += 1
+        case "domain":
+            with store.engine.writing(durable=False) as session:
+                put_domain_value(session, domain_value_of(line))
         case kind:
             raise ValueError(f"unknown kind of line: {kind}")
 

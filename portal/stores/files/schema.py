@@ -188,7 +188,21 @@ CREATE UNIQUE INDEX rule_in_use ON rule (scope, sender) WHERE removed_at IS NULL
 CREATE INDEX rule_scope ON rule (scope, id);
 CREATE INDEX rule_blocks ON rule (expires_at) WHERE removed_at IS NULL AND effect = 'block';
 CREATE INDEX rule_removed ON rule (removed_at) WHERE removed_at IS NOT NULL;
-CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL
+CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE domain_value (             -- what administrators set for domains; replaced values are kept for a while
+    id BLOB PRIMARY KEY,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,                 -- of the setting
+    value TEXT,                         -- NULL: the value of the settings file applies again
+    set_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,                -- Actor.who
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    replaced_at INTEGER                 -- NULL: in use
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
+CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -294,7 +308,20 @@ CREATE UNIQUE INDEX rule_in_use ON rule (scope, sender) WHERE removed_at IS NULL
 CREATE INDEX rule_scope ON rule (scope, id);
 CREATE INDEX rule_blocks ON rule (expires_at) WHERE removed_at IS NULL AND effect = 'block';
 CREATE INDEX rule_removed ON rule (removed_at) WHERE removed_at IS NOT NULL;
-CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL
+CREATE INDEX rule_expires ON rule (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE domain_value (
+    id BLOB PRIMARY KEY,
+    domain TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT,
+    set_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    replaced_at INTEGER
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
+CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL
 """,
 }
 

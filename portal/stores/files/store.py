@@ -41,9 +41,10 @@ from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import delivery_line, person_line, rule_line, scan_line, verdict_line
+from portal.stores.journal import delivery_line, domain_value_line, person_line, rule_line, scan_line, verdict_line
 from portal.stores.records import Person, Purged, Stats
 from portal.stores.shared import recipients, upkeep
+from portal.stores.shared.domains import SqlDomainValues, domain_values_after
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
@@ -61,6 +62,7 @@ _MISSING_AGE = timedelta(days=1)
 _PURGE_BATCH = 250  # the rows of this many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets other writers take the lock
 _JOURNAL_BATCH = 500
+_DOMAIN_VALUES = 1_000_000  # more than any site has
 
 
 class FileStore(Store):
@@ -83,6 +85,7 @@ class FileStore(Store):
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
         self.rules = SqlRules(self.engine)
+        self.domains = SqlDomainValues(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod
@@ -341,8 +344,8 @@ class FileStore(Store):
                 self.db.journal.remove(old)
 
     def _journal_current_state(self) -> bool:
-        """Write the choices of all recipients, and deliveries that are requested or releasing, to today's journal.
-        Return False if that failed."""
+        """Write the choices of all recipients, the values of domains, and deliveries that are requested or releasing,
+        to today's journal. Return False if that failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
 
         def person_lines() -> list[dict[str, Any]]:
@@ -353,6 +356,8 @@ class FileStore(Store):
         while people:
             if not self.db.write_journal(person_lines):
                 return False
+        if not self.db.write_journal(self._domain_lines):
+            return False
         with self.engine.reading() as session:
             rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
         ids = [id for (id,) in rows]
@@ -376,6 +381,10 @@ class FileStore(Store):
     def _rule_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         with self.engine.reading() as session:
             return [rule_line(rule) for rule in rules_of(session, ids)]
+
+    def _domain_lines(self) -> list[dict[str, Any]]:
+        with self.engine.reading() as session:
+            return [domain_value_line(value) for value in domain_values_after(session, None, _DOMAIN_VALUES)]
 
     def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []

@@ -99,6 +99,19 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on rule (expires_at) where removed_at is null and effect = 'block';
         create index on rule (removed_at) where removed_at is not null;
         create index on rule (expires_at) where expires_at is not null;
+        create table domain_value (
+            id uuid primary key,
+            domain text not null,
+            name text not null,
+            value text,
+            set_at timestamptz not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            replaced_at timestamptz
+        );
+        create unique index on domain_value (domain, name) where replaced_at is null;
+        create index on domain_value (replaced_at) where replaced_at is not null;
     """,
 }
 

@@ -13,6 +13,7 @@ from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine
 from portal.stores.records import Purged, Stats
 from portal.stores.shared import upkeep
+from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
@@ -41,6 +42,7 @@ class PostgresStore(Store):
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
         self.rules = SqlRules(self.engine)
+        self.domains = SqlDomainValues(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod
