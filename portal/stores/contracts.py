@@ -46,6 +46,7 @@ from portal.model.message import (
 from portal.model.rule import Rule
 from portal.model.schedule import Preferences
 from portal.stores.records import (
+    ActiveRule,
     Claims,
     Digest,
     DigestRecord,
@@ -595,6 +596,20 @@ class Rules(ABC):
 
         Rules with a sender of ``networks`` are returned for domains and the site only. Each pair of scope and sender
         is one step in an index.
+        """
+
+    @abstractmethod
+    def active(self, now: datetime, *, recipients: bool) -> Iterator[ActiveRule]:
+        """Yield the active rules of all recipients, or of domains and the site. Those of one scope follow each other.
+
+        They are read in pages, so a rule that is changed in the meantime may be missing; `last_change` tells.
+        """
+
+    @abstractmethod
+    def last_change(self) -> UUID | None:
+        """Return the id of the last change of rules, None before the first one. Its time is that of the change.
+
+        Rules that expire change without it.
         """
 
     @abstractmethod

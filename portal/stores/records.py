@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone
 from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, Export, Message, Reader, identity
+from portal.model.rule import Effect
 from portal.model.schedule import NO_PREFERENCES, Preferences
 
 
@@ -31,6 +32,16 @@ class Page:
 
     deliveries: tuple[Delivery, ...]
     next: DeliveryId | None
+
+
+class ActiveRule(NamedTuple):
+    """What `Rules.active` yields of a rule: what it does, and not who made it."""
+
+    scope: str
+    sender: str
+    effect: Effect
+    binding: bool
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

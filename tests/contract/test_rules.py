@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from portal.model.errors import AlreadyDone, NotFound, TooManyRules
-from portal.model.message import Actor, ActorKind
+from portal.model.message import Actor, ActorKind, held_at
 from portal.model.rule import BLOCKS_PER_SITE, RULES_PER_RECIPIENT, SITE, Effect, Rule
 from portal.stores import Store
 from portal.stores.lifecycle import RULES_KEPT
@@ -251,3 +251,42 @@ def test_imported_rules_leave_those_of_a_store_in_use(store: Store) -> None:
     assert {each.id for each in store.rules.list([ALICE], 9, at)} == {mine.id, other.id, fresh.id}
     assert store.rules.get(mine.id) == mine
     assert store.rules.get(past.id) == past
+
+
+def test_each_change_of_rules_is_noted_and_nothing_else_is(store: Store, second: Store) -> None:
+    at = now()
+    assert store.rules.last_change() is None
+    [added] = store.rules.add([rule()], at)
+    seen = [second.rules.last_change()]
+    store.rules.add([rule()], at)  # it is there already
+    store.rules.count_hits({added.id: 1}, at)
+    with pytest.raises(AlreadyDone):
+        store.rules.restore(added.id, at)
+    assert second.rules.last_change() == seen[0]
+    store.rules.remove(added.id, BY_LINK, at + MINUTE)
+    seen.append(second.rules.last_change())
+    store.rules.restore(added.id, at)
+    seen.append(second.rules.last_change())
+    store.rules.import_records([rule("other.example")], at, replace_changed=False)
+    seen.append(second.rules.last_change())
+    assert None not in seen and len(set(seen)) == 4
+    assert seen[1] is not None and abs(held_at(seen[1]) - (at + MINUTE)) < SECOND
+
+
+def test_active_rules_of_recipients_and_of_wider_scopes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_rules, "_PAGE", 2)
+    at = now()
+    mine = [rule(f"{n}.example", scope=scope) for scope in (ALICE, BOB) for n in range(3)]
+    wide = [rule("a.example", scope="@example.org", binding=True), rule("a.example", "allow", scope=SITE)]
+    ended = rule("ended.example", expires_at=at + MINUTE)
+    removed = rule("removed.example")
+    store.rules.add([*mine, *wide, ended, removed], at)
+    store.rules.remove(removed.id, BY_LINK, at)
+    found = list(store.rules.active(at + MINUTE, recipients=True))
+    assert sorted((each.scope, each.sender) for each in found) == sorted((each.scope, each.sender) for each in mine)
+    scopes = [each.scope for each in found]
+    assert scopes == sorted(scopes)  # those of one scope follow each other
+    assert sorted(store.rules.active(at, recipients=False)) == [
+        (SITE, "a.example", Effect.ALLOW, False, None),
+        ("@example.org", "a.example", Effect.BLOCK, True, None),
+    ]

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone, NotFound, TooManyRules
-from portal.model.message import Actor
+from portal.model.message import Actor, new_id
 from portal.model.rule import BLOCKS_PER_SITE, RULES_PER_RECIPIENT, Effect, Rule, ScopeKind, scope_kind
 from portal.stores.contracts import Rules
 from portal.stores.journal import rule_line
+from portal.stores.records import ActiveRule
 from portal.stores.shared.session import Engine, Row, Session
 
 _COLUMNS = (
@@ -24,6 +25,7 @@ _COLUMNS = (
 )
 _SELECT = f"select {_COLUMNS} from rule"
 _IN_USE = "removed_at is null"  # the condition of the partial indexes; expired rules are left out at each use
+_ACTIVE = f"{_IN_USE} and (expires_at is null or expires_at > :now)"
 _INSERT = f"insert into rule ({_COLUMNS}) values ({', '.join(f':{name}' for name in _COLUMNS.split(', '))})"
 _REPLACE = _INSERT + " on conflict (id) do update set " + ", ".join(
     f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[1:]
@@ -40,6 +42,11 @@ _PRUNE = (  # otherwise somebody who adds and removes a rule all day would fill 
 )
 _BATCH = 500
 _SCOPES = 1_000  # in one statement; SQLite limits the number of parameters
+_PAGE = 5_000  # of active rules; a larger one is not faster
+_LAST_CHANGE = "rules.last_change"  # in table `setting`
+_CHANGED = (
+    "insert into setting (name, value) values (:name, :value) on conflict (name) do update set value = excluded.value"
+)
 _LOCK = "rules"  # serializes changes, so that two of them cannot exceed a limit together
 
 
@@ -75,6 +82,8 @@ class SqlRules(Rules):
             rule = _get(session, rule_id)
             if not changed:
                 raise AlreadyDone("this rule was removed before")
+            _prune(session, {rule.scope})
+            _changed(session, now)
             session.journal(partial(rule_line, rule))
         return rule
 
@@ -90,6 +99,7 @@ class SqlRules(Rules):
             if not session.execute(update, id=rule_id):
                 raise AlreadyDone("this rule is in use, or a newer one for the same sender is")
             rule = _get(session, rule_id)
+            _changed(session, now)
             session.journal(partial(rule_line, rule))
         return rule
 
@@ -103,9 +113,8 @@ class SqlRules(Rules):
         removed: bool = False,
     ) -> Sequence[Rule]:
         unused = "(removed_at is not null or expires_at <= :now)"
-        used = f"{_IN_USE} and (expires_at is null or expires_at > :now)"
         where = [
-            unused if removed else used,
+            unused if removed else _ACTIVE,
             *(["scope in :scopes"] if scopes is not None else []),
             *(["id < :before_id"] if before is not None else []),
         ]
@@ -120,8 +129,7 @@ class SqlRules(Rules):
         self, scopes: Collection[str], senders: Collection[str], networks: Collection[str], now: datetime
     ) -> Sequence[Rule]:
         found: list[Rule] = []
-        used = f"{_IN_USE} and (expires_at is null or expires_at > :now)"
-        select = f"{_SELECT} where {used} and scope in :scopes and sender in :senders"
+        select = f"{_SELECT} where {_ACTIVE} and scope in :scopes and sender in :senders"
         left = iter(scopes)
         with self._engine.reading() as session:
             while part := [*islice(left, _SCOPES)]:
@@ -129,12 +137,34 @@ class SqlRules(Rules):
                 wide = [scope for scope in part if scope_kind(scope) is not ScopeKind.RECIPIENT]
                 statement = select
                 if wide and networks:
-                    statement += f" union all {_SELECT} where {used} and scope in :wide and sender in :networks"
+                    statement += f" union all {_SELECT} where {_ACTIVE} and scope in :wide and sender in :networks"
                 found += map(
                     _rule,
                     session.many(statement, scopes=part, senders=[*senders], wide=wide, networks=[*networks], now=now),
                 )
         return found
+
+    def active(self, now: datetime, *, recipients: bool) -> Iterator[ActiveRule]:
+        wide = "substr(scope, 1, 1) in ('@', '*')"
+        select = (
+            f"select scope, sender, effect, binding, expires_at from rule where {_IN_USE}"
+            f" and {'not ' if recipients else ''}{wide} and (scope, sender) > (:scope, :sender)"
+            " order by scope, sender limit :limit"
+        )
+        scope = sender = ""
+        while True:
+            with self._engine.reading() as session:
+                rows = session.many(select, scope=scope, sender=sender, limit=_PAGE)
+            for scope, sender, effect, binding, expires_at in rows:
+                if expires_at is None or expires_at > now:
+                    yield ActiveRule(scope, sender, Effect(effect), bool(binding), expires_at)
+            if len(rows) < _PAGE:
+                return
+
+    def last_change(self) -> UUID | None:
+        with self._engine.reading() as session:
+            row = session.one("select value from setting where name = :name", name=_LAST_CHANGE)
+        return UUID(row[0]) if row else None
 
     def count_hits(self, hits: Mapping[UUID, int], now: datetime) -> None:
         update = "update rule set hits = hits + :hits, last_hit_at = :now where id = :id"
@@ -160,6 +190,7 @@ class SqlRules(Rules):
                     continue  # a newer one was made here
                 put_rule(session, rule, now)
                 session.journal(partial(rule_line, rule))
+            _changed(session, now)
 
 
 def put_rule(session: Session, rule: Rule, now: datetime) -> None:
@@ -182,7 +213,7 @@ def rules_of(session: Session, ids: Collection[UUID]) -> Sequence[Rule]:
 
 def _add(session: Session, rules: Sequence[Rule], in_use: Mapping[_Key, Rule], now: datetime) -> list[Rule]:
     """Add rules with different keys. Return for each the one in use: itself, or an equal one added before."""
-    kept, added = [], []
+    kept, added, replaced = [], [], set()
     for rule in rules:
         before = in_use.get((rule.scope, rule.sender))
         if before is not None and before.is_active(now) and _same(before, rule):
@@ -191,13 +222,27 @@ def _add(session: Session, rules: Sequence[Rule], in_use: Mapping[_Key, Rule], n
         if before is not None:
             session.execute(f"{_REMOVE} id = :id", rule.actor, id=before.id, who=rule.actor.who, now=now)
             session.journal(partial(rule_line, replace(before, removed_at=now, removed_by=rule.actor)))
+            replaced.add(rule.scope)
         session.journal(partial(rule_line, rule))
         added.append(rule)
         kept.append(rule)
     session.execute_all(_INSERT, [_values(rule) for rule in added])
-    for scope in sorted({rule.scope for rule in added if rule.scope_kind is ScopeKind.RECIPIENT}):
-        session.execute(_PRUNE, scope=scope, kept=RULES_PER_RECIPIENT)
+    _prune(session, replaced)
+    if added:
+        _changed(session, now)
     return kept
+
+
+def _prune(session: Session, scopes: Collection[str]) -> None:
+    """Remove the oldest removed rules of recipients for whom one was just removed."""
+    for scope in sorted(scopes):
+        if scope_kind(scope) is ScopeKind.RECIPIENT:
+            session.execute(_PRUNE, scope=scope, kept=RULES_PER_RECIPIENT)
+
+
+def _changed(session: Session, now: datetime) -> None:
+    """Record a change of rules. The last statement of its transaction, so that it never holds the row while waiting."""
+    session.execute(_CHANGED, name=_LAST_CHANGE, value=str(new_id(now)))
 
 
 def _same(one: Rule, other: Rule) -> bool:
@@ -217,17 +262,16 @@ def _check_limits(session: Session, added: Sequence[Rule], in_use: Mapping[_Key,
         if rule.scope_kind is ScopeKind.RECIPIENT:
             growth[rule.scope] += before is None
         blocks += (rule.effect is Effect.BLOCK) - (before is not None and before.effect is Effect.BLOCK)
-    for scope, more in growth.items():
-        if more and _count(session, "scope = :scope", now, scope=scope) + more > RULES_PER_RECIPIENT:
-            raise TooManyRules(f"A recipient can have {RULES_PER_RECIPIENT:,} rules. Remove some first.")
-    if blocks > 0 and _count(session, "effect = 'block'", now) + blocks > BLOCKS_PER_SITE:
-        raise TooManyRules(f"There can be {BLOCKS_PER_SITE:,} block rules. Remove some first.")
-
-
-def _count(session: Session, condition: str, now: datetime, **values: Any) -> int:
-    select = f"select count(*) from rule where {_IN_USE} and (expires_at is null or expires_at > :now) and {condition}"
-    row = session.one(select, now=now, **values)
-    return int(row[0]) if row else 0
+    for part in _batches(sorted(scope for scope, more in growth.items() if more)):
+        select = f"select scope, count(*) from rule where {_ACTIVE} and scope in :scopes group by scope"
+        for scope, count in session.many(select, scopes=[*part], now=now):
+            growth[scope] += count
+    if any(count > RULES_PER_RECIPIENT for count in growth.values()):
+        raise TooManyRules(f"A recipient can have {RULES_PER_RECIPIENT:,} rules. Remove some first.")
+    if blocks > 0:
+        row = session.one(f"select count(*) from rule where {_ACTIVE} and effect = 'block'", now=now)
+        if row and row[0] + blocks > BLOCKS_PER_SITE:
+            raise TooManyRules(f"There can be {BLOCKS_PER_SITE:,} block rules. Remove some first.")
 
 
 def _get(session: Session, rule_id: UUID) -> Rule:
@@ -243,16 +287,15 @@ def _of_ids(session: Session, ids: Sequence[UUID]) -> list[Rule]:
 
 def _in_use(session: Session, rules: Sequence[Rule]) -> dict[_Key, Rule]:
     """Return the rules in use that have the scope and the sender of one of these, expired ones included."""
-    senders: dict[str, list[str]] = {}
-    for rule in rules:
-        senders.setdefault(rule.scope, []).append(rule.sender)
-    select = f"{_SELECT} where {_IN_USE} and scope = :scope and sender in :senders"
-    found = {}
-    for scope in sorted(senders):  # one statement for all scopes would look for each sender in each scope
-        for row in session.many(select, scope=scope, senders=senders[scope]):
-            rule = _rule(row)
-            found[rule.scope, rule.sender] = rule
-    return found
+    pairs = ", ".join(f"(:scope_{n}, :sender_{n})" for n in range(len(rules)))
+    values = {f"scope_{n}": rule.scope for n, rule in enumerate(rules)}
+    values |= {f"sender_{n}": rule.sender for n, rule in enumerate(rules)}
+    # A condition `(scope, sender) in (values …)` makes SQLite read the whole table.
+    select = (
+        f"with wanted (wanted_scope, wanted_sender) as (values {pairs}) select {_COLUMNS} from wanted"
+        f" cross join rule where scope = wanted_scope and sender = wanted_sender and {_IN_USE}"
+    )
+    return {(rule.scope, rule.sender): rule for rule in map(_rule, session.many(select, **values))}
 
 
 def _values(rule: Rule) -> dict[str, Any]:
