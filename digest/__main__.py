@@ -41,6 +41,7 @@ from portal.model.errors import QuarantineError, StoreUnavailable
 from portal.model.message import identity
 from portal.model.text import shown
 from portal.monitoring import watch
+from portal.policy.block_map import BlockMap
 from portal.releases import retry_due
 from portal.settings import Settings, load
 
@@ -149,6 +150,9 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
         ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
+    if (path := parts.settings.rspamd.block_map) is not None:
+        block_map = BlockMap(path, parts.store, parts.people)
+        jobs.append(("block-map", lambda: block_map.refresh(utc_now()), IntervalTrigger(seconds=3), now))
     scheduler = BlockingScheduler(
         timezone="UTC",
         executors={"default": ThreadPoolExecutor(len(jobs))},

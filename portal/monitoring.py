@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from portal.assemble import Parts
-from portal.model.message import ACTIONS
+from portal.model.message import ACTIONS, held_at
 from portal.scanning import COUNTER
 from portal.stores import Store, notes
 from portal.stores.records import Stats
@@ -132,3 +132,13 @@ def _has_recovered(stats: Stats, last_sent_at: datetime | None, outage: datetime
     """
     sent = last_sent_at is not None and last_sent_at >= outage
     return sent or not stats.digests_failing
+
+
+def map_behind_seconds(store: Store, state: notes.MapState, now: datetime) -> float:
+    """Return for how long a host's block map has not had the last change of rules, 0 if it has it.
+
+    Raises StoreUnavailable.
+    """
+    change = store.rules.last_change()
+    since = state.at if state.problem else held_at(change) if change and change != state.change else now
+    return max(0.0, (now - since).total_seconds())

@@ -6,26 +6,43 @@ None changes anything.
 from __future__ import annotations
 
 import base64
+import grp
 import itertools
 import json
 import shutil
+import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
+from portal.model.clock import utc_now
 from portal.model.errors import RspamdUnavailable
+from portal.model.rule import Effect
 from portal.model.text import shown
+from portal.people import Directory
+from portal.policy.block_map import PROBED, compose, probe_of
 from portal.rspamd import Rspamd
 from portal.scanning import HARMLESS, failures, scanners
 from portal.settings import ExporterSettings, Settings
+from portal.stores import Store, notes
 
 _RSPAMADM_SECONDS = 30
 _SCAN_SECONDS = 10.0
+_WRITTEN_SECONDS = 10.0  # from a change of rules until the digest process has written the map
+_MAP_SECONDS = 60.0  # from then until Rspamd uses it: 30 with the shipped files
+BLOCKED = "PORTAL_BLOCK"  # the symbol of Rspamd's rule if all recipients of a message block its sender
+PROBE = (
+    "From: <check@{sender}>\r\nTo: <block-map@check.invalid>\r\nSubject: Check of the block map\r\n"
+    "Message-ID: <check@{sender}>\r\nDate: Sat, 28 Nov 2026 12:00:00 +0000\r\n\r\nThis message was made by "
+    "`quarantine check`.\r\n"
+)
 _NGINX_HINT = (
     "Nginx does not reach the portal. Check that the service is running and that quarantine.conf names its socket, "
     f"`server unix:{SOCKET};`"
@@ -82,6 +99,85 @@ def scanner(settings: Settings) -> Iterator[Finding]:
         yield Finding(False, "virus scanner", text)
     else:
         yield Finding(True, "virus scanner", f"Rspamd at {chosen.url} scans ({', '.join(sorted(names))})")
+
+
+def block_rules(settings: Settings, store: Store, people: Directory) -> Iterator[Finding]:
+    """Check that the file with the block rules is up to date, and that Rspamd uses it.
+
+    Rspamd judges a message of the sender in the map's last line, which no mail has. It is held and exported nowhere.
+    """
+    path = settings.rspamd.block_map
+    if path is None:
+        if _has_blocks(store):
+            text = "there are some, but Rspamd does not know them: set rspamd.block_map (docs/policy.md)"
+            yield Finding(False, "block rules", text)
+        return
+    try:
+        yield from _file(path, store, people)
+        sender, written = probe_of(path), path.stat().st_mtime
+    except OSError as error:
+        yield Finding(False, "block rules", f"{path}: {error.strerror or error}")
+        return
+    chosen = settings.rspamd
+    if chosen.url is None:
+        text = "rspamd.url is not set, so it was not tested whether Rspamd uses them"
+        yield Finding(None, "block rules", text)
+        return
+    password = chosen.password.get_secret_value() if chosen.password else ""
+    age = max(0.0, time.time() - written)
+    try:
+        verdict = Rspamd(chosen.url, password).check(
+            [message := PROBE.format(sender=sender).encode()],
+            len(message),
+            sender=f"check@{sender}",
+            recipients=[PROBED],
+            client_ip=None,
+            seconds=_SCAN_SECONDS,
+        )
+    except RspamdUnavailable as error:
+        yield Finding(False, "block rules", f"{chosen.url}: {error}")
+        return
+    if BLOCKED in {symbol.name for symbol in verdict.symbols}:
+        yield Finding(True, "block rules", f"Rspamd at {chosen.url} uses the present map, {age:.0f} s old")
+    elif age < _MAP_SECONDS:
+        text = f"Rspamd at {chosen.url} does not use the present map yet, which is {age:.0f} s old: check again"
+        yield Finding(None, "block rules", text)
+    else:
+        yield Finding(
+            False,
+            "block rules",
+            f"Rspamd at {chosen.url} does not use the present map, which is {age:.0f} s old: it has an older one or "
+            "none. Its log names the map and the error (docs/policy.md)",
+        )
+
+
+def _has_blocks(store: Store) -> bool:
+    now = utc_now()
+    found = itertools.chain(store.rules.active(now, recipients=False), store.rules.active(now, recipients=True))
+    return any(rule.effect is Effect.BLOCK for rule in found)
+
+
+def _file(path: Path, store: Store, people: Directory) -> Iterator[Finding]:
+    """Compare the file with the rules. Raises OSError."""
+    deadline = time.monotonic() + _WRITTEN_SECONDS
+    while True:
+        present = bytearray()
+        summary = compose(store.rules, people, utc_now(), present.extend)
+        is_current = path.read_bytes() == present
+        if is_current or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    state = path.stat()
+    group = grp.getgrgid(state.st_gid).gr_name if state.st_gid in {each.gr_gid for each in grp.getgrall()} else "?"
+    found = notes.block_map(socket.gethostname()).get(store)
+    if not is_current:
+        problem = f": {found.problem}" if found and found.problem else ", which the digest process of this host writes"
+        yield Finding(False, "block rules", f"{path} does not have the last changes{problem}")
+    elif summary.left_out:
+        text = f"{summary.left_out} lines do not fit into {path}, or their addresses cannot be written there"
+        yield Finding(False, "block rules", text)
+    else:
+        yield Finding(True, "block rules", f"{path}: {summary.lines} lines, readable by the group {group}")
 
 
 def _consequence(release_unscanned: bool) -> str:

@@ -322,6 +322,19 @@ class RspamdSettings(Section):
         False,
         description="If the scanner does not answer: `false` lets releases wait, `true` releases without a scan.",
     )
+    block_map: Path | None = Field(
+        None,
+        description="Absolute path of the file with the block rules for Rspamd, as "
+        "`/var/lib/quarantine-map/block.map`; see docs/policy.md. Without it, Rspamd still delivers mail "
+        "of blocked senders that it does not find to be spam.",
+    )
+
+    @field_validator("block_map")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_absolute():
+            raise ValueError("expected an absolute path: the service and the commands start in different folders")
+        return path
 
     @field_validator("url")
     @classmethod

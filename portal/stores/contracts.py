@@ -602,7 +602,7 @@ class Rules(ABC):
     def active(self, now: datetime, *, recipients: bool) -> Iterator[ActiveRule]:
         """Yield the active rules of all recipients, or of domains and the site. Those of one scope follow each other.
 
-        They are read in pages, so a rule that is changed in the meantime may be missing; `last_change` tells.
+        They are read in pages, so a rule that is changed in the meantime may be missing; `last_change` shows that.
         """
 
     @abstractmethod

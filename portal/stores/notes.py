@@ -51,6 +51,16 @@ class TemplateFailure(NamedTuple):
     what: str  # its name and the error
 
 
+class MapState(NamedTuple):
+    """The block map on one host (`portal.policy.block_map`)."""
+
+    change: UUID | None  # the last change of rules that it contains
+    at: datetime  # since when it is in this state
+    lines: int
+    left_out: int
+    problem: str  # why it could not be written since ``at``, "" if it could
+
+
 class Period(NamedTuple):
     """The time from ``since`` to ``until``."""
 
@@ -118,3 +128,19 @@ COPY_IN_PROGRESS: Note[IdRange | None] = Note(
 def alarm(subject: str) -> Note[datetime]:
     """Return the note with the time of a subject's last alarm. Older versions wrote more text after the time."""
     return Note(f"alarm {subject}", datetime.isoformat, lambda text: datetime.fromisoformat(text.partition(" ")[0]))
+
+
+def block_map(host: str) -> Note[MapState]:
+    """Return the note with the state of a host's block map."""
+    return Note(f"block_map {host}", _map_state_to_text, _map_state_from_text)
+
+
+def _map_state_to_text(state: MapState) -> str:
+    change = str(state.change) if state.change else None
+    return json.dumps(state._replace(change=None)._asdict() | {"change": change, "at": state.at.isoformat()})
+
+
+def _map_state_from_text(text: str) -> MapState:
+    found = json.loads(text)
+    change = UUID(found["change"]) if found["change"] else None
+    return MapState(**found | {"change": change, "at": datetime.fromisoformat(found["at"])})

@@ -35,7 +35,7 @@ class Page:
 
 
 class ActiveRule(NamedTuple):
-    """What `Rules.active` yields of a rule: what it does, and not who made it."""
+    """The part of a rule that `Rules.active` yields: what it does, and not who made it."""
 
     scope: str
     sender: str

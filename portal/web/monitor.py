@@ -6,7 +6,9 @@ Both read the store only: numbers kept in memory would differ from worker to wor
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +21,7 @@ from prometheus_client.registry import Collector
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import not_selected, overdue_since, runs, scans
+from portal.monitoring import map_behind_seconds, not_selected, overdue_since, runs, scans
 from portal.stores import notes
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
@@ -52,6 +54,7 @@ class Monitor(Collector):
             done = runs(self._parts.store)
             skipped = not_selected(self._parts.store)
             scanned = scans(self._parts.store)
+            mapped = list(self._block_map(now))
         except (StoreUnavailable, StoreUnusable):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
@@ -86,6 +89,22 @@ class Monitor(Collector):
         if self._parts.people.file is not None:
             usable = not self._parts.people.problem()
             yield _gauge("alias_file_usable", "Whether the present people.alias_file can be used.", usable)
+        yield from mapped
+
+    def _block_map(self, now: datetime) -> Iterator[Metric]:
+        """Yield the metrics of this host's block map. Raises StoreUnavailable."""
+        path, store = self._parts.settings.rspamd.block_map, self._parts.store
+        if path is None:
+            return
+        with suppress(OSError):
+            written = path.stat().st_mtime
+            yield _gauge("block_map_written_timestamp_seconds", "When the content of the map last changed.", written)
+        state = notes.block_map(socket.gethostname()).get(store)
+        if state is not None:
+            behind = map_behind_seconds(store, state, now)
+            yield _gauge("block_map_behind_seconds", "How long the map has not had the last change of rules.", behind)
+            yield _gauge("block_map_lines", "Lines of the map.", state.lines)
+            yield _gauge("block_map_left_out", "Lines that the map cannot hold, so these do not block.", state.left_out)
 
     def health(self, request: Request) -> HTTPResponse:
         """GET /healthz: 503 if the store cannot be used, else 200.

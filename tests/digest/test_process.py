@@ -36,7 +36,7 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.monitoring import runs
 from portal.stores import LEASE
 from portal.stores.records import Claims, DigestRequest, QueuedMail
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now
+from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, rule
 from tests.conftest import MakeParts
 from tests.paths import ROOT
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
@@ -1188,3 +1188,11 @@ def test_a_process_stopped_while_it_ends_with_an_error_prints_nothing_more(tmp_p
     _, rest = process.communicate(timeout=30)
     assert process.returncode in (2, -signal.SIGTERM), "the exit status is not that of a stopped process"
     assert rest == ""
+
+
+def test_the_process_writes_the_block_map_when_a_rule_changes(program: Program, parts: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "block.map"
+    program("run", QUARANTINE_RSPAMD__BLOCK_MAP=str(path))
+    wait_until(path.exists)
+    parts.store.rules.add([rule("x.example")], now())
+    wait_until(lambda: f"\n{ALICE}|x.example block\n" in path.read_text())

@@ -536,6 +536,7 @@ class Nginx:
             "/etc/letsencrypt/live/quarantine.example.org/privkey.pem": str(home / "key.pem"),
             "/var/log/nginx/": f"{home}/",
             "/var/www/html": f"{home}/www",
+            "/var/lib/quarantine-map/": f"{home}/map/",
             "include uwsgi_params;": "include /etc/nginx/uwsgi_params;",
         }.items():
             assert old in text, old

@@ -10,6 +10,8 @@ import socket
 import ssl
 import subprocess
 from contextlib import ExitStack
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -344,3 +346,23 @@ def test_guessing_links_and_sign_ins_is_slowed_down(portal: Portal, site: str) -
         assert 429 in [status("POST", "sign-in", b"address=x") for _ in range(40)]
         connection.close()
         assert "guess" not in nginx.error_log.read_text()
+
+
+def test_the_block_map_is_served_to_rspamd_only(portal: Portal) -> None:
+    """Rspamd 4 asks every 10 minutes only if there is no Expires beside the validators."""
+    file = portal.nginx.home / "map/block.map"
+    file.parent.mkdir()
+    url = portal.nginx.exporter_url + "maps/block"
+    assert fetch(url).status == 404
+    file.write_text("# block map\n")
+    answer = fetch(url)
+    assert (answer.status, answer.body) == (200, b"# block map\n")
+    assert parsedate_to_datetime(answer.headers["Expires"]) - parsedate_to_datetime(
+        answer.headers["Date"]
+    ) == timedelta(seconds=10)
+    head = fetch(url, method="HEAD")
+    assert (head.status, head.body, head.headers["Content-Length"]) == (200, b"", "12")
+    for header, value in (("If-None-Match", "ETag"), ("If-Modified-Since", "Last-Modified")):
+        assert fetch(url, headers={header: answer.headers[value]}).status == 304
+    assert fetch(url, b"x").status == 405
+    assert fetch(portal.nginx.public_url.removesuffix("/quarantine") + "/maps/block").status == 404
