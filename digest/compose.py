@@ -22,9 +22,10 @@ from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
-from portal.model.message import State, Tier
+from portal.model.message import Delivery, State, Tier
 from portal.model.ranking import Group, ranked
 from portal.model.reasons import why
+from portal.model.rights import ReleaseRight
 from portal.model.sender import Sender, from_address, sender_shown
 from portal.model.text import N_, shown
 from portal.stores.records import Digest
@@ -44,6 +45,11 @@ _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0
 _WANTED_BEFORE = N_("You have released messages from this sender before")
 
 
+def default_right(delivery: Delivery) -> ReleaseRight:
+    """Return who may release a delivery if its domain has no other values."""
+    return ReleaseRight.REQUEST if delivery.message.tier is Tier.DANGEROUS else ReleaseRight.SELF
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A held message and its near duplicates, for the text part and the HTML part of the mail.
@@ -58,9 +64,10 @@ class Row:
     threshold: str  # the score at which Rspamd withholds messages, "" when not known
     reasons: tuple[str, ...]  # to be translated
     suspicious: bool  # the recipient should look before releasing it
-    release: str  # link, "" for dangerous mail
-    delete: str  # link, "" for dangerous mail
-    ask: str  # link to request a release, "" unless the mail is dangerous
+    release: str  # link, "" if the recipient may not release it
+    delete: str  # link
+    ask: str  # link to request a release, "" if the recipient may not
+    dangerous: bool  # and not to be released by the recipient
     show: str  # link
     others: int  # near duplicates; the links are for the newest message
     mailbox: str = ""  # alias or role mailbox that it was sent to; "" for the recipient's own address
@@ -78,13 +85,15 @@ def compose(
     now: datetime,
     language: str = "",
     brand: Brand = NO_BRAND,
+    right: Callable[[Delivery], ReleaseRight] = default_right,
     mail_id: UUID | None = None,
     known: Collection[str] = (),
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
     Deliveries that are no longer held are counted and not listed. ``sender`` is the From address, ``zone`` the time
-    zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail.
+    zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail,
+    ``right`` returns who may release a delivery.
     ``mail_id`` replaces the digest's id in the Message-ID: mail programs drop a mail whose Message-ID they have seen,
     so one that is repeated on purpose needs another. ``known`` are senders for `ranking.ranked`.
     """
@@ -98,7 +107,7 @@ def compose(
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
     locale = render.language_for(language or render.language)
-    rows = [_row(group, digest, links, locale, zone) for group in groups[:max_rows]]
+    rows = [_row(group, right(group.newest), digest, links, locale, zone) for group in groups[:max_rows]]
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
         return render.mail(
@@ -116,8 +125,8 @@ def compose(
             count=held,
             telling=_likeliest_domain(groups),
             gone=len(digest.deliveries) - held,
-            rows=[row for row in rows[:count] if not row.ask],
-            dangerous=[row for row in rows[:count] if row.ask],
+            rows=[row for row in rows[:count] if not row.dangerous],
+            dangerous=[row for row in rows[:count] if row.dangerous],
             more=held - sum(1 + row.others for row in rows[:count]),
             zone=zone.key.replace("_", " "),
             portal=portal,
@@ -175,7 +184,7 @@ def _likeliest_domain(groups: Sequence[Group]) -> str:
     return ""
 
 
-def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: ZoneInfo) -> Row:
+def _row(group: Group, right: ReleaseRight, digest: Digest, links: Links, locale: Language, zone: ZoneInfo) -> Row:
     delivery, message = group.newest, group.newest.message
     reader = digest.recipient if delivery.recipient != digest.recipient else ""
     own = digest.effective_reader.is_own(delivery.recipient)
@@ -183,7 +192,6 @@ def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: Zon
     def link(action: Action) -> str:
         return links.url(action, delivery.id, delivery.number, digest.issued_at, reader)
 
-    dangerous = message.tier is Tier.DANGEROUS
     sender = sender_shown(message)
     return Row(
         sender=replace(sender, name=_defanged(sender.name), address=_defanged(sender.address)),
@@ -193,9 +201,10 @@ def _row(group: Group, digest: Digest, links: Links, locale: Language, zone: Zon
         threshold="" if message.threshold is None else locale.threshold(message.threshold),
         reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
         suspicious=message.tier is Tier.SUSPICIOUS,
-        release="" if dangerous else link(Action.RELEASE),
-        delete="" if dangerous else link(Action.DELETE),
-        ask=link(Action.REQUEST) if dangerous else "",
+        release=link(Action.RELEASE) if right is ReleaseRight.SELF else "",
+        delete=link(Action.DELETE),
+        ask=link(Action.REQUEST) if right is ReleaseRight.REQUEST else "",
+        dangerous=message.tier is Tier.DANGEROUS and right is not ReleaseRight.SELF,
         show=link(Action.SHOW),
         others=len(group.others),
         mailbox="" if own else shown_address(delivery.address),
@@ -228,6 +237,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
         now=now,
         language=plan.language,
         brand=policy.brand,
+        right=parts.domains.right,
         mail_id=mail_id,
         known=known,
     )

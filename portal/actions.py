@@ -44,6 +44,7 @@ from portal.model.message import (
     Tier,
     new_id,
 )
+from portal.model.rights import ReleaseRight
 from portal.model.text import N_, shown
 from portal.policy.domains import DomainPolicy, Domains
 from portal.scanning import RELEASE_SECONDS, Scanning
@@ -56,7 +57,7 @@ log = logging.getLogger("quarantine.release")
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 # The states in which a recipient may release or delete a delivery, or request its release.
 RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
-_DANGEROUS = "only an administrator can release this message"
+_NOT_BY_RECIPIENTS = "only an administrator can release this message"
 _SCAN_REPORTED = N_("the virus scan reported a problem")
 _SCAN_TRIES = 4  # of a release, in a quarter of an hour
 _ALARM_EVERY = timedelta(hours=1)
@@ -84,8 +85,8 @@ class Actions:
         With ``again`` an operator may send a delivery that was released before: it may have been lost after the mail
         server accepted it, or been deleted by mistake.
 
-        Raises NotFound; NotAllowed if the message is dangerous and the actor is not an operator; AlreadyDone;
-        RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
+        Raises NotFound; NotAllowed if only an administrator may release it and no operator acts;
+        AlreadyDone; RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
         ``portal_rejected`` the administrator gets an alarm); RelayRefused, BodyMissing or BodyDamaged (it is `held`
         again with the reason). A message that becomes dangerous before it is sent is `held` again, also if a virus scan
         right before it made it so; the release waits (RelayDeferred) if the scanner does not answer.
@@ -93,19 +94,19 @@ class Actions:
         allowed = set(RELEASABLE)
         if operator:
             allowed |= {State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
-        return self._send(id, number, allowed, actor, _check_recipient if operator else _check_release)
+        return self._send(id, number, allowed, actor, _check_recipient if operator else self._check_release)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Record that one delivery is to be released. The digest process sends it within seconds.
 
-        Returns the delivery in its new state `releasing`. Raises NotFound; NotAllowed if the message is dangerous;
-        AlreadyDone.
+        Returns the delivery in its new state `releasing`. Raises NotFound; NotAllowed if only an administrator may
+        release it; AlreadyDone.
         """
         key, now = DeliveryId(id, number), self.now()
         delivery = self.store.deliveries.get(key)
         allowed: set[State] = set()  # not even `held`, since a request may be refused after this check
         if delivery.state in RELEASABLE:
-            _check_release(delivery)
+            self._check_release(delivery)
             allowed = set(RELEASABLE)
         delivery = self.store.deliveries.move(
             key, State.RELEASING, allowed, actor, now, kind=EventKind.RELEASING, next_try_at=now
@@ -163,19 +164,31 @@ class Actions:
         return replace(delivery, state=State.RELEASED, state_at=now, reason="", next_try_at=None)
 
     def _check_tier(self, delivery: Delivery) -> None:
-        """Raise NotAllowed if the message is dangerous, unless an operator began this release.
+        """Raise NotAllowed if only an administrator may release the message, unless an operator began this release.
 
         This is checked under the claim: the verdict may have got worse after the release was allowed, or between two
         tries.
         """
-        if delivery.message.tier is Tier.DANGEROUS:
-            start = self._release_start(delivery)
-            if start is None or start.actor.kind is not ActorKind.OPERATOR:
-                log.warning(
-                    "not released id=%s recipient=%s: the message became dangerous", delivery.id, delivery.recipient
-                )
-                self.report_finding(delivery.message)
-                raise NotAllowed(_DANGEROUS)
+        is_own, dangerous = self.domains.right(delivery) is ReleaseRight.SELF, delivery.message.tier is Tier.DANGEROUS
+        if is_own and not dangerous:
+            return
+        start = self._release_start(delivery)
+        kind = start.actor.kind if start else ActorKind.RECIPIENT
+        may_release = {ActorKind.OPERATOR: True, ActorKind.RECIPIENT: is_own}.get(kind, not dangerous)  # else a rule
+        if not may_release:
+            log.warning(
+                "not released id=%s recipient=%s: only an administrator can release it now",
+                delivery.id,
+                delivery.recipient,
+            )
+            self.report_finding(delivery.message)
+            raise NotAllowed(_NOT_BY_RECIPIENTS)
+
+    def _check_release(self, delivery: Delivery) -> None:
+        """Raise NotAllowed unless everybody who may read this delivery may release it."""
+        _check_recipient(delivery)
+        if self.domains.right(delivery) is not ReleaseRight.SELF:
+            raise NotAllowed(_NOT_BY_RECIPIENTS)
 
     def _scan(self, delivery: Delivery) -> None:
         """Scan the message for viruses, unless that was done a short while ago.
@@ -274,18 +287,21 @@ class Actions:
     def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Record a request to release a delivery and queue a mail to the administrator, in one transaction.
 
-        Raises NotFound, AlreadyDone.
+        Raises NotFound, AlreadyDone; NotAllowed if the administrator of the domain wants no requests.
         """
         now = self.now()
         requested = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.REQUESTED, state_at=now, reason=""
         )
+        if self.domains.right(requested) is ReleaseRight.ADMINISTRATOR:
+            raise NotAllowed(_NOT_BY_RECIPIENTS)
         policy = self.domains.of(requested.recipient)
         mail = self._mail(
             policy.admin_address,
             "request",
             policy,
             delivery=requested,
+            dangerous=requested.message.tier is Tier.DANGEROUS,
             symbols=sorted(requested.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
             # It is copied into a shell, and a sender may have chosen an address with shell code in it.
             recipient_argument=shlex.quote(shown(requested.recipient, 320)),
@@ -302,8 +318,9 @@ class Actions:
         refused = replace(
             self.store.deliveries.get(DeliveryId(id, number)), state=State.HELD, state_at=now, reason=reason
         )
+        dangerous = refused.message.tier is Tier.DANGEROUS
         to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
-        mail = self._mail(to, "refused", self.domains.of(refused.recipient), delivery=refused)
+        mail = self._mail(to, "refused", self.domains.of(refused.recipient), delivery=refused, dangerous=dangerous)
         delivery = self.store.deliveries.move(
             DeliveryId(id, number),
             State.HELD,
@@ -366,13 +383,6 @@ class Actions:
             **values,
         )
         return QueuedMail(to, mail.as_bytes())
-
-
-def _check_release(delivery: Delivery) -> None:
-    """Raise NotAllowed unless everybody who may read this delivery may release it."""
-    _check_recipient(delivery)
-    if delivery.message.tier is Tier.DANGEROUS:
-        raise NotAllowed(_DANGEROUS)
 
 
 def _check_recipient(delivery: Delivery) -> None:

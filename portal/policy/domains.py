@@ -22,7 +22,8 @@ from portal.model.clock import utc_now
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue, StoreUnavailable
-from portal.model.message import Actor, domain, new_id
+from portal.model.message import Actor, Delivery, Tier, domain, new_id
+from portal.model.rights import ReleaseRight
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
 from portal.model.text import shown
 from portal.settings import DomainSettings, Settings
@@ -31,6 +32,7 @@ from portal.stores import Store
 
 log = logging.getLogger("quarantine.domains")
 
+_ONLY_STRICTER = ("release_suspicious", "release_dangerous")  # keys for which the store cannot say `self`
 _FRESH_SECONDS = 5.0  # changes by other processes take effect after this time
 
 
@@ -45,6 +47,8 @@ class DomainPolicy:
     timezone: str
     schedule: Schedule
     language: str
+    release: Mapping[Tier, ReleaseRight]
+    recipient_rules: bool  # whether recipients may make allow and block rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,10 @@ class Domains:
     def plan(self, recipient: str, preferences: Preferences) -> Plan:
         """Return the schedule, time zone and language of a recipient's digests."""
         return plan_for(self.of(recipient), recipient, preferences)
+
+    def right(self, delivery: Delivery) -> ReleaseRight:
+        """Return who may release a delivery, by its message's tier and the domain it was sent to."""
+        return self.of(delivery.recipient).release[delivery.message.tier]
 
     # ---- for administrators
 
@@ -133,6 +141,8 @@ class Domains:
         except ValidationError as error:
             text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
             raise BadDomainValue(f"{key}: {text}") from error
+        if key in _ONLY_STRICTER and getattr(checked, key) is ReleaseRight.SELF:
+            raise BadDomainValue(f"{key}: 'self' can only be set in the settings file")
         return own.model_copy(update={key: getattr(checked, key)})
 
     # ---- the state
@@ -183,4 +193,10 @@ class Domains:
             timezone=either(own.timezone, settings.digest.timezone),
             schedule=either(own.schedule, settings.digest.schedule),
             language=either(own.language, settings.digest.language),
+            release={
+                Tier.SPAM: either(own.release_spam, ReleaseRight.SELF),
+                Tier.SUSPICIOUS: either(own.release_suspicious, ReleaseRight.SELF),
+                Tier.DANGEROUS: either(own.release_dangerous, ReleaseRight.REQUEST),
+            },
+            recipient_rules=either(own.recipient_rules, True),
         )

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from portal.model.domains import shown_address
 from portal.model.message import domain
+from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
 from portal.model.text import Tag
 from portal.settings.values import Hours, MailAddress, PlainName, Section, Words, ZoneName, plain
@@ -39,6 +40,23 @@ class DomainSettings(Section):
     timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")
     schedule: Schedule | None = Field(None, description="As `digest.schedule`.")
     language: Tag | None = Field(None, description="As `digest.language`.")
+    release_spam: ReleaseRight | None = Field(
+        None,
+        description="Who may release messages of the tier *spam*: `self` (the recipient; the default), `request` (an "
+        "administrator, whom the recipient may ask) or `administrator` (without being asked).",
+    )
+    release_suspicious: ReleaseRight | None = Field(
+        None,
+        description="As `release_spam`, for suspicious messages. `self`, the default, can only be set in the file.",
+    )
+    release_dangerous: ReleaseRight | None = Field(
+        None,
+        description="As `release_spam`, for dangerous messages. `request` is the default; only the file can set "
+        "`self`.",
+    )
+    recipient_rules: bool | None = Field(
+        None, description="Whether recipients may allow and block senders for themselves. Default: true."
+    )
     locked: Words = Field((), description="Keys whose values `quarantine domains set` does not change.")
 
     @field_validator("locked")

@@ -112,7 +112,7 @@ def plain(value: Any) -> Any:
     """Return a value as the settings file would have it."""
     if isinstance(value, time):
         return f"{value:%H:%M}"
-    return value if isinstance(value, int) else str(value)
+    return value if isinstance(value, int) else str(value)  # bool is an int
 
 
 Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidator(_hours)]

@@ -30,6 +30,7 @@ from portal.model.errors import (
 from portal.model.links import Action, Link
 from portal.model.message import Actor, Delivery, State, Tier
 from portal.model.ranking import ranked
+from portal.model.rights import ReleaseRight
 from portal.releases import in_parallel
 from portal.stores.records import Digest
 from portal.stores.senders import known_senders
@@ -128,14 +129,20 @@ class DigestPages:
         return len(chosen) - done
 
     def _held(self, digest: Digest) -> list[Delivery]:
-        """Return the held deliveries of a digest, in the digest's order. Dangerous messages have a page each."""
-        held = [d for d in digest.deliveries if d.state is State.HELD and d.message.tier is not Tier.DANGEROUS]
+        """Return the held deliveries of a digest, in the digest's order. Those that are dangerous, or
+        that the recipient may not release, have a page each."""
+        held = [d for d in digest.deliveries if d.state is State.HELD and self._is_listed(d)]
         groups = ranked(held, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
         return [delivery for group in groups for delivery in (group.newest, *group.others)]
 
+    def _is_listed(self, delivery: Delivery) -> bool:
+        """Return True if a delivery may be released together with others."""
+        is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
+        return is_own and delivery.message.tier is not Tier.DANGEROUS
+
     def _selected(self, digest: Digest, ticked: Sequence[str]) -> list[Delivery]:
-        """Return the selected deliveries that belong to this digest and are not dangerous."""
-        by_name = {_form_value(d): d for d in digest.deliveries if d.message.tier is not Tier.DANGEROUS}
+        """Return the selected deliveries that belong to this digest and may be released together."""
+        by_name = {_form_value(d): d for d in digest.deliveries if self._is_listed(d)}
         return [by_name[name] for name in dict.fromkeys(ticked) if name in by_name][:_MAX_MESSAGES]
 
     def _changed_since(self, digest: Digest, since: str) -> list[Delivery]:

@@ -116,6 +116,7 @@ class Inbox:
             here=_list_query(parse_qsl(request.query("list"))),
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
+            may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )

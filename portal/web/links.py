@@ -19,6 +19,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
 from portal.model.links import Action, Link
 from portal.model.message import Actor, Delivery, DeliveryId, State, Tier, identity
+from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.stores.records import LinkOpen, Person
 from portal.web.auth.mailed_link import MailedLinks
@@ -170,6 +171,8 @@ class LinkPages:
             return is_known_device
         if link.action is not Action.RELEASE or delivery.message.tier is not Tier.SPAM:
             return False
+        if self._pages.parts.domains.right(delivery) is not ReleaseRight.SELF:
+            return False
         if self._pages.parts.scanning.is_on and delivery.message.scan is None:
             return False  # it was held before scans were switched on, and may turn out to be one that cannot be scanned
         is_old_enough = self._pages.now() - link.issued_at > self._autosubmit_after
@@ -227,6 +230,7 @@ class LinkPages:
             release=link_path(Action.RELEASE),
             delete=link_path(Action.DELETE),
             ask=link_path(Action.REQUEST),
+            may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
             **findings(delivery.message, request.language),
         )
 

@@ -202,7 +202,11 @@ class Pages:
         viewer, is_role = self.viewer(request, reader), self.parts.people.is_role
         keys = [d.key for d in deliveries if needs_events(d, role=is_role(d.recipient))]
         events = self.parts.store.deliveries.last_events(keys) if keys else {}
-        return [row(each, viewer, role=is_role(each.recipient), events=events.get(each.key, ())) for each in deliveries]
+        right = self.parts.domains.right
+        return [
+            row(each, viewer, right(each), role=is_role(each.recipient), events=events.get(each.key, ()))
+            for each in deliveries
+        ]
 
     def row(self, request: Request, delivery: Delivery, reader: str) -> Row:
         """Return the view model of a delivery for one of its readers."""

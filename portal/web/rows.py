@@ -16,6 +16,7 @@ from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
 from portal.model.reasons import SCANS_IN_WORDS, description, explain, why
+from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
 from portal.model.sender import Sender, sender_shown
 from portal.model.text import N_, shown
@@ -83,6 +84,7 @@ class Row:
     held: str
     reasons: list[str]
     dangerous: bool
+    right: ReleaseRight
     suspicious: bool
     state: State
     state_at: str
@@ -101,8 +103,8 @@ def needs_events(delivery: Delivery, *, role: bool) -> bool:
     return role or delivery.state in _BY_RULES or (delivery.state is State.HELD and delivery.reason != "")
 
 
-def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Event]) -> Row:
-    """Return the view model of a delivery for this viewer.
+def row(delivery: Delivery, viewer: Viewer, right: ReleaseRight, *, role: bool, events: Sequence[Event]) -> Row:
+    """Return the view model of a delivery for this viewer. ``right``: who may release it.
 
     ``role``: it is for a role mailbox. ``events``: the latest event of each kind, oldest first, if `needs_events`.
     """
@@ -116,6 +118,7 @@ def row(delivery: Delivery, viewer: Viewer, *, role: bool, events: Sequence[Even
         held=language.moment(message.held_at, viewer.zone),
         reasons=why(message),
         dangerous=message.tier is Tier.DANGEROUS,
+        right=right,
         suspicious=message.tier is Tier.SUSPICIOUS,
         state=delivery.state,
         state_at=language.moment(delivery.state_at, viewer.zone),

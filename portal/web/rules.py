@@ -80,6 +80,7 @@ class RulePages:
         delivery = self._inbox.delivery(session.recipient, name) if name else None
         recipient = delivery.recipient if delivery else request.form("recipient") or session.recipient
         message = delivery.message if delivery else None
+        self._check_allowed(request, recipient)
         try:
             rule = self._rulebook.own_rule(
                 reader, recipient, typed, Effect(effect), self._actor(request, session, recipient), message
@@ -97,7 +98,10 @@ class RulePages:
         reader, rule_id = self._pages.parts.people.reader(session.recipient), parse_id(rule)
         if rule_id is None:
             raise NotFound("there is no such rule")
-        actor = self._actor(request, session, self._rulebook.own_by_id(reader, rule_id).scope)
+        scope = self._rulebook.own_by_id(reader, rule_id).scope
+        if change == "restore":
+            self._check_allowed(request, scope)
+        actor = self._actor(request, session, scope)
         method = self._rulebook.remove_own if change == "remove" else self._rulebook.restore_own
         try:
             method(reader, rule_id, actor)
@@ -111,6 +115,7 @@ class RulePages:
         """GET /messages/ID/sender: the form for the sender of one message, for the link in a digest's page."""
         session = self._sessions.of(request)
         delivery = self._inbox.delivery(session.recipient, id)
+        self._check_allowed(request, delivery.recipient)
         return self._pages.page(
             request,
             "sender",
@@ -119,6 +124,16 @@ class RulePages:
             row=self._pages.row(request, delivery, session.recipient),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
         )
+
+    def _check_allowed(self, request: Request, recipient: str) -> None:
+        """Raise 403 if the recipients of this domain may make no rules. Rules that they have can be removed."""
+        if not self._pages.parts.domains.of(recipient).recipient_rules:
+            raise self._pages.notice(
+                request,
+                N_("Allowed and blocked senders"),
+                N_("Your administrator allows and blocks senders for your organization."),
+                403,
+            )
 
     def _list(self, request: Request, session: Session, *, typed: str = "", error: str = "") -> HTTPResponse:
         people = self._pages.parts.people
@@ -137,6 +152,7 @@ class RulePages:
             mailboxes=[(name, shown_address(name)) for name in (session.recipient, *reader.shared)]
             if reader.shared.keys() - {session.recipient}
             else [],
+            may_rule=request.policy.recipient_rules,
             typed=shown(typed, _SENDER_CHARACTERS),
             error=error,
         )

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from digest import housekeeping, news, run
+from portal.model.errors import BadDomainValue
 from portal.model.links import Action
-from portal.model.message import Actor, ActorKind, Tier
+from portal.model.message import Actor, ActorKind, State, Tier
+from portal.releases import retry_due
 from portal.stores.records import Held
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
@@ -151,3 +153,95 @@ def test_a_company_never_sees_anything_of_another(
     own = APPLES[0] if recipient == ALICE else PEARS[0]
     assert all(own in text for text in sent)
     assert all(own in answer.text for answer in answers if answer.body)
+
+
+# ---- who may release, and who may make rules
+
+
+def with_values(site: Site, domain: str, **values: str) -> None:
+    for key, value in values.items():
+        site.parts.domains.set(domain, key, value, Actor(ActorKind.OPERATOR, "root", "cli"))
+
+
+@pytest.mark.parametrize("tier", [Tier.SPAM, Tier.SUSPICIOUS])
+@pytest.mark.parametrize("right", ["request", "administrator"])
+def test_a_domain_may_leave_releases_to_its_administrator(site: Site, smtp: SmtpServer, tier: Tier, right: str) -> None:
+    with_values(site, "apples.example", **{f"release_{tier.value}": right})
+    held = site.hold(recipients=(ALICE, BOB), tier=tier)
+    links = [site.link(Action.RELEASE, held, number, minutes_old=60) for number in (0, 1)]
+    for number, link in enumerate(links):
+        page = site.browser().get(link)
+        assert ("data-submit" in page.text) is (number == 1 and tier is Tier.SPAM)
+        assert ("Freigeben" in page.text or "Release" in page.text) or number == 0
+        site.browser().post(link, {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
+    alice = site.signed_in(ALICE)
+    act = f"/messages/{held.id}/"
+    assert f"{act}release" not in alice.get(act).text
+    assert (f"{act}ask" in alice.get(act).text) is (right == "request")
+    alice.post(f"{act}release", {"form_token": alice.form_token()})
+    assert [site.state(held, number) for number in (0, 1)] == [State.HELD, State.RELEASED]
+    alice.post(f"{act}ask", {"form_token": alice.form_token()})
+    assert site.state(held) is (State.REQUESTED if right == "request" else State.HELD)
+    released = site.parts.actions.release(held.id, 0, Actor(ActorKind.OPERATOR, "root", "cli"), operator=True)
+    assert released.state is State.RELEASED
+
+
+@pytest.mark.parametrize(("right", "links"), [("self", 1), ("request", 1), ("administrator", 0)])
+def test_the_digest_has_the_links_that_work(site: Site, smtp: SmtpServer, right: str, links: int) -> None:
+    with_values(site, "pears.example", release_spam=right)
+    site.hold(recipients=(BOB,))
+    send_all(site)
+    [mail] = mails_to(smtp, BOB)
+    plain = mail.get_body(("plain",))
+    assert plain is not None
+    text = plain.get_content()
+    found = [label for label in ("Release to my inbox:", "Request release:") if label in text]
+    assert len(found) == links and found == {"self": ["Release to my inbox:"], "request": ["Request release:"]}.get(
+        right, []
+    )
+    assert ("choose Release" in text) is (right == "self")
+    assert "Delete:" in text and "Show:" in text
+
+
+def test_dangerous_messages_can_only_be_given_to_recipients_by_the_file(
+    make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path
+) -> None:
+    (tmp_path / "quarantine.toml").write_text(SETTINGS + '    release_dangerous = "self"')  # for pears.example
+    site = Site(make_parts(**overrides(smtp)))
+    held = site.hold(recipients=(ALICE, BOB), tier=Tier.DANGEROUS)
+    for number in (0, 1):
+        link = site.link(Action.RELEASE, held, number, minutes_old=60)
+        assert "data-submit" not in site.browser().get(link).text
+        site.browser().post(link, {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
+    assert [site.state(held, number) for number in (0, 1)] == [State.HELD, State.RELEASED]
+    for key in ("release_dangerous", "release_suspicious"):
+        with pytest.raises(BadDomainValue, match="'self' can only be set in the settings file"):
+            with_values(site, "apples.example", **{key: "self"})
+
+
+def test_a_right_that_was_taken_away_stops_a_release_that_waits(site: Site, smtp: SmtpServer) -> None:
+    held = site.hold(recipients=(BOB,))
+    smtp.script["RCPT"] = ["451 busy"]
+    site.browser().post(site.link(Action.RELEASE, held), {"pressed": "1"})
+    assert site.state(held) is State.RELEASING
+    with_values(site, "pears.example", release_spam="administrator")
+    site.pass_time(hours=1)
+    retry_due(site.parts.actions)
+    assert site.state(held) is State.HELD and not smtp.mails
+
+
+def test_a_domain_may_keep_its_recipients_from_making_rules(site: Site) -> None:
+    held = site.hold(recipients=(ALICE, BOB))
+    alice, form = site.signed_in(ALICE), {"sender": "promo@example.net", "effect": "block"}
+    assert alice.post("/rules", {**form, "form_token": alice.form_token()}).status == 303
+    [rule] = site.store.rules.list([ALICE], 9, site.now)
+    with_values(site, "apples.example", recipient_rules="false")
+    page = f"/messages/{held.id}/"
+    for path in ("/rules", page, site.link(Action.SHOW, held)):
+        assert 'name="effect"' not in alice.get(path).text and "/sender" not in alice.get(path).text
+    assert alice.get(f"{page}sender").status == 403
+    assert alice.post("/rules", {**form, "form_token": alice.form_token()}).status == 403
+    assert rule.sender in alice.get("/rules").text
+    assert alice.post(f"/rules/{rule.id}/remove", {"form_token": alice.form_token()}).status == 303
+    assert alice.post(f"/rules/{rule.id}/restore", {"form_token": alice.form_token()}).status == 403
+    assert 'name="effect"' in site.signed_in(BOB).get("/rules").text
