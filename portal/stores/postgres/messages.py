@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from time import monotonic
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 from uuid import UUID
 
 import psycopg
@@ -169,15 +169,16 @@ class PostgresMessages(SqlMessages):
             if row is None:
                 raise NotFound("there is no such message")
             body_id, sha256, size_bytes = row
-            if not connection.execute("select from body_chunk where body_id = %s and n = 0", [body_id]).rowcount:
-                raise BodyMissing("the mail of this message is gone")
-        return self._unpacked(message_id, body_id, sha256, size_bytes)
+            first = _chunk(connection, body_id, 0)
+        if first is None:
+            raise BodyMissing("the mail of this message is gone")
+        return self._unpacked(message_id, _Chunks(self._database, body_id, first), sha256, size_bytes)
 
-    def _unpacked(self, message_id: UUID, body_id: UUID, sha256: bytes, size_bytes: int) -> Iterator[bytes]:
+    def _unpacked(self, message_id: UUID, chunks: _Chunks, sha256: bytes, size_bytes: int) -> Iterator[bytes]:
         digest, size = hashlib.sha256(), 0
         # A stream reader, since its output is bounded: a chunk of zeros unpacks to a thousand times its size.
         unpacked = zstandard.ZstdDecompressor().stream_reader(
-            cast(IO[bytes], _Chunks(self._database, body_id)), read_size=_CHUNK_BYTES, closefd=False
+            cast(IO[bytes], chunks), read_size=_CHUNK_BYTES, closefd=False
         )
         while True:
             try:
@@ -193,24 +194,43 @@ class PostgresMessages(SqlMessages):
             raise _damaged(message_id)
 
 
+class _Chunk(NamedTuple):
+    data: bytes
+    is_last: bool
+
+
+def _chunk(connection: Connection, body_id: UUID, n: int) -> _Chunk | None:
+    """Return a chunk of a body, None if it does not exist."""
+    row = connection.execute(
+        "select data, not exists (select from body_chunk where body_id = %(body_id)s and n = %(n)s + 1)"
+        " from body_chunk where body_id = %(body_id)s and n = %(n)s",
+        {"body_id": body_id, "n": n},
+        binary=True,
+    ).fetchone()
+    return None if row is None else _Chunk(bytes(row[0]), row[1])
+
+
 class _Chunks:
     """A body's compressed chunks as the source of a zstd reader.
 
-    Each chunk is fetched in its own transaction, so that a slow reader holds neither a connection nor locks.
+    The caller has read the first one, which is usually all of it, in the transaction that found the body. Each other
+    chunk is fetched in its own transaction, so that a slow reader holds neither a connection nor locks.
     """
 
-    def __init__(self, database: Database, body_id: UUID) -> None:
+    def __init__(self, database: Database, body_id: UUID, first: _Chunk) -> None:
         self._database = database
         self._body_id = body_id
+        self._next: _Chunk | None = first
         self._n = 0
 
     def read(self, size: int = -1) -> bytes:
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "select data from body_chunk where body_id = %s and n = %s", [self._body_id, self._n], binary=True
-            ).fetchone()
+        if self._n and self._next is not None and not self._next.is_last:
+            with self._database.transaction() as connection:
+                self._next = _chunk(connection, self._body_id, self._n)
+        elif self._n:
+            return b""
         self._n += 1
-        return bytes(row[0]) if row else b""
+        return b"" if self._next is None else self._next.data
 
 
 def _damaged(message_id: UUID) -> BodyDamaged:
