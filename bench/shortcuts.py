@@ -6,6 +6,7 @@ round is a fixed number of posts or digests, so ``--seconds`` does not matter.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ from digest import compose
 from portal.exporter import values
 from portal.ingest import Ingest
 from portal.mail import render
-from portal.model import fast_json, from_header, reasons
+from portal.model import fast_json, from_header, log_lines, reasons
 from portal.model.message import held_at
 from portal.stores import compressors, open_store, search
 from portal.stores.files import mail, word_index
@@ -33,6 +34,7 @@ from portal.stores.postgres import rows
 from portal.stores.postgres.database import Connection
 
 POSTS, DIGESTS = 100, 24  # in a turn
+_LOGGED = {name: getattr(logging, name) for name in log_lines.UNUSED}
 
 
 @contextmanager
@@ -41,6 +43,16 @@ def _standard_json() -> Iterator[None]:
     with (
         patch.object(fast_json, "_encode", lambda value: plain(value).encode()),
         patch.object(values, "_simple_symbols", lambda value: None),
+    ):
+        yield
+
+
+@contextmanager
+def _standard_log() -> Iterator[None]:
+    plain = logging.Formatter(log_lines.FORMAT).format
+    with (
+        patch.multiple(logging, **_LOGGED),
+        patch.object(log_lines.LineFormatter, "format", lambda self, record: plain(record)),
     ):
         yield
 
@@ -103,6 +115,7 @@ POST: dict[str, Way] = {
     "code for ASCII words": _any_words,
     "an expression for simple senders": lambda: patch.object(from_header, "_SIMPLE", re.compile("(?!)")),
     "looking for rules while it is held": lambda: patch.object(Ingest, "_add_undecided", lambda *_: None),
+    "its own log lines": _standard_log,
     "its own WSGI application": lambda: patch("portal.web.is_export", lambda environ: False),  # but through Bottle
 }
 FILES: dict[str, Way] = {

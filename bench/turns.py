@@ -17,6 +17,7 @@ from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from wsgiref.util import setup_testing_defaults
 
 import psycopg
@@ -26,6 +27,7 @@ from bench import load
 from bench.rig import Effort, Row, spread
 from digest import run
 from portal.assemble import Parts, assemble
+from portal.model import log_lines
 from portal.settings import load_from
 from portal.web import create_app
 
@@ -127,11 +129,11 @@ def sending(environment: dict[str, str]) -> Iterator[Work]:
 
 @contextmanager
 def _assembled(environment: dict[str, str]) -> Iterator[Parts]:
-    """Open the parts, with a log that is written to nowhere."""
+    """Open the parts, with the log of the service written to nowhere."""
     log = logging.getLogger("quarantine")
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as nowhere, patch.multiple(logging, **log_lines.UNUSED):
         handler = logging.StreamHandler(nowhere)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(log_lines.LineFormatter())
         log.addHandler(handler)
         level, log.level = log.level, logging.INFO
         try:

@@ -15,6 +15,7 @@ from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import StoreUnavailable, StoreUnusable
 from portal.model.links import Links
+from portal.model.log_lines import LineFormatter, leave_out_unused
 from portal.model.message import identity
 from portal.model.tiers import Tiers
 from portal.people import Directory
@@ -26,8 +27,6 @@ from portal.settings import Settings
 from portal.stores import Store, notes, open_store
 
 log = logging.getLogger("quarantine.settings")
-
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,10 @@ def log_to_stderr() -> None:
 
     Libraries log warnings only: psycopg's pool logs each connection that it lends, several lines for every message.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LOG_FORMAT)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    leave_out_unused()
     logging.getLogger("quarantine").setLevel(logging.INFO)
 
 
