@@ -46,6 +46,7 @@ from portal.model.message import (
 )
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_, shown
+from portal.policy.decision import WhyNot, why_not
 from portal.policy.domains import DomainPolicy, Domains
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
@@ -59,6 +60,8 @@ GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try 
 RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
 _NOT_BY_RECIPIENTS = "only an administrator can release this message"
 _SCAN_REPORTED = N_("the virus scan reported a problem")
+_NOT_SCANNED = N_("the message could not be scanned for viruses")
+_NO_EFFECT = N_("the rule cannot take effect on this message")
 _SCAN_TRIES = 4  # of a release, in a quarter of an hour
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
@@ -127,8 +130,11 @@ class Actions:
         ) as delivery:
             message = delivery.message
             self._check_tier(delivery)
+            by_rule = actor.kind is ActorKind.DIGEST and self._is_by_rule(delivery)
             try:
-                self._scan(delivery)
+                scanned = self._scan(delivery, by_rule=by_rule)
+                if by_rule:
+                    self._check_rule(delivery, scanned)
                 # The body is opened before the SMTP session, so that a missing file does not interrupt a transaction.
                 body = self.store.messages.body(id)
                 first = next(body, b"")
@@ -190,22 +196,37 @@ class Actions:
         if self.domains.right(delivery) is not ReleaseRight.SELF:
             raise NotAllowed(_NOT_BY_RECIPIENTS)
 
-    def _scan(self, delivery: Delivery) -> None:
-        """Scan the message for viruses, unless that was done a short while ago.
+    def _is_by_rule(self, delivery: Delivery) -> bool:
+        """Return whether an allow rule began the current release."""
+        start = self._release_start(delivery)
+        return start is not None and start.actor.kind is ActorKind.RULE
+
+    def _check_rule(self, delivery: Delivery, message: Message) -> None:
+        """Raise NotAllowed if no allow rule can have an effect on the message any more."""
+        scanned = not self.scanning.required or (message.scan is not None and message.scan.is_done)
+        reason = why_not(message, message.verdict_tier, scanned=scanned)
+        if reason is not None:
+            log.warning("not released id=%s recipient=%s by a rule: %s", message.id, delivery.recipient, reason.value)
+            raise NotAllowed(_NOT_SCANNED if reason is WhyNot.NOT_SCANNED else _NO_EFFECT)
+
+    def _scan(self, delivery: Delivery, *, by_rule: bool) -> Message:
+        """Scan the message for viruses, unless that was done a short while ago. Return it as it is stored afterwards.
 
         Raises NotAllowed if it is more dangerous than at the claim; RelayDeferred if the release must wait for the
-        scanner.
+        scanner. A release that a rule began waits for some tries only: then its recipient should see the message.
         """
         message, now = delivery.message, self.now()
         if not self.scanning.is_due(message, now):
-            return
+            return message
         stored, error = self.scanning.scan(message, now, RELEASE_SECONDS)
         if stored.verdict_tier in message.tier.more_harmful:
             log.warning("not released id=%s recipient=%s: a virus scan raised its tier", message.id, delivery.recipient)
             self.report_finding(stored)
             raise NotAllowed(_SCAN_REPORTED)
-        if error is not None and not self._may_release_unscanned(delivery):
+        waits = delivery.attempts < _SCAN_TRIES if by_rule else not self._may_release_unscanned(delivery)
+        if error is not None and waits:
             raise RelayDeferred("the release waits for the virus scanner") from error
+        return stored
 
     def _may_release_unscanned(self, delivery: Delivery) -> bool:
         """Return whether a release may go on although the scanner does not answer.

@@ -145,10 +145,11 @@ def make_scanning(settings: Settings, store: Store, tiers: Tiers) -> Scanning:
         store,
         tiers,
         Rspamd(chosen.url, password) if chosen.url else None,
-        chosen.scan_groups,
+        chosen.scan_groups if chosen.scan == "on" else (),
         chosen.scan_max_bytes,
         timedelta(minutes=chosen.scan_valid_minutes),
         chosen.release_unscanned,
+        chosen.scan == "on",
     )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from portal.model.errors import RspamdUnavailable, StoreUnavailable
-from portal.model.message import Message, Scan, ScanOutcome, Symbol, Tier
+from portal.model.message import Body, Message, Scan, ScanOutcome, Symbol, Tier
 from portal.model.tiers import Tiers
 from portal.rspamd import Rspamd, Verdict
 from portal.stores import Store
@@ -24,6 +25,7 @@ from portal.stores import Store
 log = logging.getLogger("quarantine.scan")
 
 COUNTER = "scans."  # of scans, followed by the outcome
+POST_SECONDS = 1.5  # Rspamd waits five seconds for the answer to its post
 RELEASE_SECONDS = 2.0  # a person waits for the release
 # Below Rspamd's task_timeout of 8 s: then Rspamd answers as if a scanner that hangs had found nothing.
 BACKGROUND_SECONDS = 6.0
@@ -45,6 +47,7 @@ class Scanning:
     max_bytes: int
     valid: timedelta
     release_unscanned: bool
+    required: bool  # by allow rules: they let no message through that was not scanned
 
     @property
     def is_on(self) -> bool:
@@ -67,20 +70,35 @@ class Scanning:
         """
         error: RspamdUnavailable | None = None
         try:
-            scan = self._ask(message, now, seconds)
+            scan = self._ask(lambda: self.store.messages.body(message.id), message.size_bytes, now, seconds)
         except RspamdUnavailable as caught:
             error = caught
             scan = Scan(ScanOutcome.FAILED, now, detail=str(error))
         tier = self.tiers.with_scan(message.verdict_tier, scan)
         stored = self.store.messages.record_scan(message.id, scan, tier, now)
+        self.report(message.id, scan)
+        return stored, error
+
+    def scan_posted(self, body: Body, now: datetime, seconds: float) -> Scan | None:
+        """Scan a message that is not held yet. Return the result, None if scanning it later may succeed.
+
+        Records nothing. Raises OSError if the body cannot be read.
+        """
+        try:
+            return self._ask(body.chunks, body.size_bytes, now, seconds)
+        except RspamdUnavailable as error:
+            log.warning("scan failed before holding: %s", error)
+            return None
+
+    def report(self, id: UUID, scan: Scan) -> None:
+        """Log the result of a scan and count it."""
         if scan.outcome is ScanOutcome.FAILED:
-            log.warning("scan failed id=%s: %s", message.id, scan.detail)
+            log.warning("scan failed id=%s: %s", id, scan.detail)
         else:
             names = ",".join(symbol.name for symbol in scan.symbols) or "-"
-            log.info("scanned id=%s outcome=%s symbols=%s", message.id, scan.outcome.value, names)
+            log.info("scanned id=%s outcome=%s symbols=%s", id, scan.outcome.value, names)
         with suppress(StoreUnavailable):
             self.store.notes.add_counters({COUNTER + scan.outcome.value: 1})
-        return stored, error
 
     def rescan(self, message: Message, recipients: Sequence[str], now: datetime) -> tuple[Message, Verdict]:
         """Have all of Rspamd's filters judge a message again. Return it as it is stored afterwards, and the verdict.
@@ -114,18 +132,17 @@ class Scanning:
         except RspamdUnavailable:
             return False
 
-    def _ask(self, message: Message, now: datetime, seconds: float) -> Scan:
+    def _ask(self, body: Callable[[], Iterable[bytes]], size_bytes: int, now: datetime, seconds: float) -> Scan:
         """Return the result of a scan by Rspamd. Raises RspamdUnavailable if scanning it later may succeed."""
         if self.rspamd is None:
             return Scan(ScanOutcome.FAILED, now, detail="rspamd.url is not set")
-        if message.size_bytes > self.max_bytes:
+        if size_bytes > self.max_bytes:
             return Scan(ScanOutcome.FAILED, now, detail="the message is larger than rspamd.scan_max_bytes")
         deadline = time.monotonic() + seconds
         names = scanners(self.rspamd, self.groups, seconds)
         if not names:
             return Scan(ScanOutcome.FAILED, now, detail="Rspamd has no virus scanner in rspamd.scan_groups")
-        body = self.store.messages.body(message.id)
-        reported = self.rspamd.scan(body, message.size_bytes, self.groups, deadline - time.monotonic())
+        reported = self.rspamd.scan(body(), size_bytes, self.groups, deadline - time.monotonic())
         if failed := _failures(reported):
             raise RspamdUnavailable(f"the virus scanner failed: {'; '.join(failed)}")
         # A site's own rule may add symbols to every scan: only those of scanners and of the tiers' lists are findings.

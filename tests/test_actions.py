@@ -85,7 +85,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
         return Actions(
             store=store,
             relay=Relay(url),
-            scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False),
+            scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False, required=True),
             links=links,
             render=Render(),
             domains=Domains(

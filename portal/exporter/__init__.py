@@ -22,9 +22,10 @@ from portal.exporter import formats, values
 from portal.model import from_header
 from portal.model.domains import lower_case
 from portal.model.errors import BadExport, TooLarge
-from portal.model.message import Body, Export, Flag
+from portal.model.message import Body, Export, Flag, identity
 from portal.model.rule import BLOCKED
 
+ACCEPTS_DELIVER = "x-rspamd-accepts-deliver"
 _HEAD_BYTES = 1 << 16  # trace fields are searched in this much of a message
 _HEADER_BYTES = 1 << 20  # the message's own header fields in this much of it
 _PACKED_TYPES = re.compile(r"application/(?:json|(?:x-|vnd\.)?msgpack)")
@@ -51,12 +52,19 @@ class Posted:
     """One parsed POST.
 
     ``body`` is a window into the request's file or into a temporary one: read it before `close`. The request's own file
-    stays open.
+    stays open. ``accepts_deliver``: the rule in Rspamd delivers the message at once to the recipients that the answer
+    names.
     """
 
     export: Export
     body: Body
     _files: ExitStack
+    accepts_deliver: bool = False
+    _recipients: Any = None  # as posted
+
+    def as_posted(self, recipients: Iterable[str]) -> tuple[str, ...]:
+        """Return these recipients of the export exactly as they were posted, in every spelling."""
+        return values.spellings(self._recipients, frozenset(map(identity, recipients)))
 
     def close(self) -> None:
         """Remove temporary files. Can be called twice."""
@@ -83,7 +91,8 @@ def parse(headers: Mapping[str, str], body: Body, max_body_bytes: int) -> Posted
         message, metadata = _unpack(headers, body, max_body_bytes, files)
         if not message.size_bytes:
             return None
-        return Posted(_export(metadata, message), message, files.pop_all())
+        accepts = headers.get(ACCEPTS_DELIVER) == "1"
+        return Posted(_export(metadata, message), message, files.pop_all(), accepts, metadata.get("rcpt"))
 
 
 def wanted(export: Export, only_symbols: Sequence[str], hold_actions: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import json
 import re
 from binascii import a2b_qp
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -121,6 +121,13 @@ def recipients(value: Any) -> tuple[tuple[str, ...], bool]:
             "the limit of the mail server (Postfix: smtpd_recipient_limit)"
         )
     return tuple(found.values()), complete and bool(found)
+
+
+def spellings(value: Any, identities: Collection[str]) -> tuple[str, ...]:
+    """Return the posted recipients that have one of these identities, as they were posted."""
+    items, _ = _list(value)
+    posted = ((item, _address(item)) for item in items)
+    return tuple(dict.fromkeys(item for item, address in posted if address and identity(address) in identities))
 
 
 def sender(value: Any) -> str | None:

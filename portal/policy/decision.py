@@ -103,8 +103,8 @@ def decide(
             ranked.setdefault(rule.scope, []).append((rank, rule.effect is Effect.ALLOW, rule))
     if not ranked:
         return dict.fromkeys(scopes, NOTHING)
-    why_not = _why_not(message, tier, scanned)
-    return {recipient: _decision(levels, ranked, why_not) for recipient, levels in scopes.items()}
+    reason = why_not(message, tier, scanned=scanned)
+    return {recipient: _decision(levels, ranked, reason) for recipient, levels in scopes.items()}
 
 
 def _decision(levels: Levels, ranked: Mapping[str, list[tuple[int, bool, Rule]]], why_not: WhyNot | None) -> Decision:
@@ -124,7 +124,8 @@ def _decision(levels: Levels, ranked: Mapping[str, list[tuple[int, bool, Rule]]]
     return Decision(Effect.ALLOW if why_not is None else None, winners[0], why_not)
 
 
-def _why_not(message: Facts, tier: Tier, scanned: bool) -> WhyNot | None:
+def why_not(message: Facts, tier: Tier, *, scanned: bool) -> WhyNot | None:
+    """Return why no allow rule can have an effect on a message, None if one can. Parameters as for `decide`."""
     if tier is Tier.DANGEROUS:
         return WhyNot.MALWARE
     if Flag.FORCED in message.flags:

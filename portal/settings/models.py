@@ -304,6 +304,11 @@ class RspamdSettings(Section):
     password: SecretStr | None = Field(
         None, description="The controller's password. Not needed if `secure_ip` of its worker includes this host."
     )
+    scan: Literal["on", "off"] = Field(
+        "on",
+        description="`off`: messages are not scanned for viruses, and allow rules act without a scan. With `on` they "
+        "need a scan that found nothing.",
+    )
     scan_groups: Words = Field(
         ("antivirus",),
         description="Groups of symbols whose modules scan; empty: messages are not scanned.",

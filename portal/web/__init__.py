@@ -133,7 +133,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),
     ):
         app.route(rule, method, _page_handler(pages, rule, handler))
-    return Application(pages, ExporterEndpoint(parts), app)
+    return Application(pages, ExporterEndpoint(parts, threads), app)
 
 
 def _page_handler(pages: Pages, rule: str, handler: Handler) -> Handler:

@@ -84,10 +84,12 @@ def allowed_peer(peer: str, networks: tuple[Network, ...]) -> bool:
 class ExporterEndpoint:
     """`POST /`, and Rspamd's GET of the same address. One object per process, used by many threads."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, threads: int) -> None:
+        """``threads``: the number of requests that this process answers at the same time."""
         settings = parts.settings.exporter
         self._settings = settings
-        self._ingest = Ingest(parts)
+        # The other posts do not wait for a scanner, even if it needs all the time that it gets (see `Pages`).
+        self._ingest = Ingest(parts, scans_at_once=max(1, threads // 8))
         self._store = parts.store
         self._credentials: bytes | None = None
         if settings.user is not None and settings.password is not None:
@@ -203,7 +205,8 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
 
 def _success(outcome: Outcome) -> _Response:
     id = None if outcome.id is None else str(outcome.id)
-    return _json(200, {"status": outcome.result.value, "id": id})
+    deliver = {"deliver": outcome.deliver} if outcome.deliver else {}
+    return _json(200, {"status": outcome.result.value, "id": id, **deliver})
 
 
 def _error(status: int, text: str, **headers: str) -> _Response:
