@@ -257,6 +257,18 @@ begin
     );
     create unique index on domain_value (domain, name) where replaced_at is null;
     create index on domain_value (replaced_at) where replaced_at is not null;
+    create table vote (  -- what people say that messages are, see portal/model/vote.py
+        id uuid primary key,
+        campaign bytea not null,
+        person text not null,  -- Actor.who
+        label text not null,  -- Label
+        message_id uuid not null,
+        number int not null,
+        at timestamptz not null,
+        unique (campaign, person)
+    );
+    create index on vote (person, at);
+    create index on vote (at);
 
     insert into setting (name, value) values ('schema_version', '7');
 end

@@ -144,6 +144,12 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
             IntervalTrigger(seconds=2),
             now,
         ),
+        (
+            "learning",
+            lambda: housekeeping.learn_waiting(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=5),
+            now,
+        ),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),

@@ -1,4 +1,5 @@
-"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, daily maintenance.
+"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, daily
+maintenance.
 
 Each function is safe to repeat at any moment, in any number of processes.
 """
@@ -15,6 +16,7 @@ from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
 from portal.model.errors import BodyDamaged, NotFound, QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
+from portal.policy.learning import LEARN, Result
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
 from portal.stores.records import Job
@@ -25,6 +27,10 @@ log = logging.getLogger("quarantine.digest")
 _SCANS_AT_ONCE = 4
 _SCAN_TRIES = 100  # in a day
 _SCAN_BACK_OFF_MIN, _SCAN_BACK_OFF_MAX = timedelta(seconds=10), timedelta(minutes=15)
+_LEARN_TRIES = 3
+_LEARN_BACK_OFF = timedelta(minutes=1)  # after the first try; ten times that after the second
+_LEARN_WAIT = timedelta(minutes=1)
+_LEARN_PAUSE = timedelta(hours=1)
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
 
@@ -96,6 +102,77 @@ def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
         log.error("scan given up id=%s: %s", id, error)
     parts.store.jobs.finish(job, None, time())
     return True
+
+
+def learn_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Have Rspamd learn the queued messages. Return how many jobs ended.
+
+    A message is tried three times. If Rspamd rejects this portal, the administrator gets one alarm, and one message an
+    hour is tried until it is accepted: repeated wrong passwords would lock everybody on this host out of Rspamd's web
+    interface. Raises StoreUnavailable.
+    """
+    time, ended = clock(now), 0
+    while not stopped() and not _learning_is_paused(parts.store, time()):
+        jobs = parts.store.jobs.claim(LEARN, 1, time())
+        if not jobs or not _learn(parts, jobs[0], time):
+            break
+        ended += 1
+    return ended
+
+
+def _learn(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
+    """Run one job. Return False if Rspamd does not answer or rejects this portal."""
+    jobs, id = parts.store.jobs, job.arguments["message"]
+    try:
+        result, reason = parts.learning.run(job, time())
+    except (NotFound, BodyDamaged) as missing:
+        log.error("not learned id=%s: %s", id, missing)
+        result, reason = Result.SKIPPED, ""
+    except RspamdUnavailable as error:
+        result, reason = Result.FAILED, str(error)
+    except QuarantineError:
+        raise
+    except Exception:
+        log.exception("learning failed id=%s", id)
+        result, reason = Result.FAILED, "internal error"
+    if result is Result.WAIT:
+        jobs.retry(job, time() + _LEARN_WAIT, tried=False)
+    elif result is Result.REJECTED:
+        _pause_learning(parts, reason, time())
+        jobs.retry(job, time() + _LEARN_PAUSE, tried=False)
+    elif result is Result.MISCONFIGURED:
+        _pause_learning(parts, reason, time())
+        jobs.finish(job, None, time())
+    elif result is Result.FAILED and job.tries < _LEARN_TRIES:
+        jobs.retry(job, time() + _LEARN_BACK_OFF * 10 ** (job.tries - 1))
+    else:
+        if result is Result.FAILED:
+            log.error("learning given up id=%s: %s", id, reason)
+        elif result is Result.DONE and notes.LEARNING_PAUSED.get(parts.store) is not None:
+            notes.LEARNING_PAUSED.set(parts.store, None)
+            log.info("learning works again")
+        jobs.finish(job, None, time())
+    return result in (Result.DONE, Result.SKIPPED, Result.WAIT)
+
+
+def _learning_is_paused(store: Store, now: datetime) -> bool:
+    since = notes.LEARNING_PAUSED.get(store)
+    # The difference is absolute, so that a clock that was a year ahead does not pause it for a year.
+    return since is not None and abs(now - since) < _LEARN_PAUSE
+
+
+def _pause_learning(parts: Parts, reason: str, now: datetime) -> None:
+    note = notes.LEARNING_PAUSED
+    if note.get(parts.store) is not None:
+        note.set(parts.store, now)
+        return
+    parts.actions.alarm(
+        "Rspamd rejects messages to be learned",
+        f"{reason}. Learning is paused; one message an hour is tried. Check rspamd.password, which must be the "
+        "enable_password of Rspamd's worker-controller if it has one, secure_ip there, and that a classifier is "
+        "configured: `quarantine check`. To stop learning, set rspamd.learn to off.",
+        note=(note.name, note.text(parts.store), note.to_text(now)),
+    )
 
 
 def daily(parts: Parts, now: datetime) -> None:

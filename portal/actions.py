@@ -46,8 +46,10 @@ from portal.model.message import (
 )
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_, shown
+from portal.model.vote import Label
 from portal.policy.decision import WhyNot, why_not
 from portal.policy.domains import DomainPolicy, Domains
+from portal.policy.learning import Learning
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
 from portal.stores.lifecycle import address_of
@@ -74,6 +76,7 @@ class Actions:
     store: Store
     relay: Relay
     scanning: Scanning
+    learning: Learning
     links: Links
     render: Render
     domains: Domains
@@ -167,7 +170,26 @@ class Actions:
                 log.warning("refused id=%s recipient=%s: %s", id, delivery.recipient, error)
                 raise
             log.info("released id=%s recipient=%s by=%s: %s", id, delivery.recipient, actor.who, reply)
-        return replace(delivery, state=State.RELEASED, state_at=now, reason="", next_try_at=None)
+        released = replace(delivery, state=State.RELEASED, state_at=now, reason="", next_try_at=None)
+        self._learn(released, Label.HAM, EventKind.RELEASING)
+        return released
+
+    def _learn(self, delivery: Delivery, label: Label, kind: EventKind) -> None:
+        """Record the decision of the person in the last event of this kind. Errors are logged and not raised.
+
+        What a rule let in is nobody's decision.
+        """
+        if not self.learning.counts(ActorKind.OPERATOR):
+            return
+        try:
+            events = self.store.deliveries.history(delivery.key)
+        except QuarantineError as error:
+            log.error("vote not recorded id=%s: %s", delivery.id, error)
+            return
+        by_rule = [e for e in events if e.actor.kind is ActorKind.RULE and e.kind is not EventKind.BLOCKED]
+        actor = next((event.actor for event in reversed(events) if event.kind is kind), None)
+        if actor is not None and not by_rule:
+            self.learning.decided(delivery, label, actor, self.now())
 
     def _check_tier(self, delivery: Delivery) -> None:
         """Raise NotAllowed if only an administrator may release the message, unless an operator began this release.
@@ -293,11 +315,30 @@ class Actions:
             kind=EventKind.DELETED,
         )
 
-    def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Undo `delete`. Raises NotFound, AlreadyDone."""
-        return self.store.deliveries.move(
-            DeliveryId(id, number), State.HELD, {State.DELETED}, actor, self.now(), kind=EventKind.RESTORED
+    def confirm_spam(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Delete a delivery as spam, by which Rspamd may be trained. `restore` undoes both. Raises as `delete`."""
+        delivery = self.store.deliveries.move(
+            DeliveryId(id, number),
+            State.DELETED,
+            {*RELEASABLE, State.REQUESTED},
+            actor,
+            self.now(),
+            kind=EventKind.CONFIRMED,
         )
+        self._learn(delivery, Label.SPAM, EventKind.CONFIRMED)
+        return delivery
+
+    def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Undo `delete` or `confirm_spam`. Raises NotFound, AlreadyDone."""
+        key, now = DeliveryId(id, number), self.now()
+        delivery = self.store.deliveries.move(key, State.HELD, {State.DELETED}, actor, now, kind=EventKind.RESTORED)
+        deletions = []
+        if self.learning.rspamd is not None:
+            events = self.store.deliveries.last_events([key]).get(key, ())
+            deletions = [event for event in events if event.kind in (EventKind.DELETED, EventKind.CONFIRMED)]
+        if deletions and deletions[-1].kind is EventKind.CONFIRMED:
+            self.learning.withdrawn(delivery, deletions[-1].actor, now)
+        return delivery
 
     def unblock(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Let a blocked delivery count as held: the next digest lists it. Raises NotFound, AlreadyDone."""

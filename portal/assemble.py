@@ -20,6 +20,7 @@ from portal.model.message import identity
 from portal.model.tiers import Tiers
 from portal.people import Directory
 from portal.policy.domains import Domains
+from portal.policy.learning import Learning
 from portal.policy.rulebook import Rulebook
 from portal.rspamd import Rspamd
 from portal.scanning import Scanning
@@ -41,6 +42,7 @@ class Parts:
     mailer: Relay  # the portal's own mail
     actions: Actions
     scanning: Scanning
+    learning: Learning
     tiers: Tiers
     people: Directory
     domains: Domains
@@ -70,8 +72,10 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
     render = make_render(settings, store)
     relay = Relay(settings.relay.url.get_secret_value(), total_seconds=release_seconds)
     tiers = Tiers(settings.tiers.dangerous_symbols, settings.tiers.suspicious_symbols)
-    scanning = make_scanning(settings, store, tiers)
+    rspamd = make_rspamd(settings)
+    scanning = make_scanning(settings, store, tiers, rspamd)
     people = make_people(settings, store)
+    learning = Learning(store, rspamd, settings.rspamd.learn, settings.rspamd.learn_agreed, people.readers)
     domains = Domains(settings, store)
 
     def language_of(address: str) -> str:
@@ -83,6 +87,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         store=store,
         relay=relay,
         scanning=scanning,
+        learning=learning,
         links=links,
         render=render,
         domains=domains,
@@ -98,6 +103,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         mailer=Relay(settings.mail.url.get_secret_value()),
         actions=actions,
         scanning=scanning,
+        learning=learning,
         tiers=tiers,
         people=people,
         domains=domains,
@@ -137,14 +143,19 @@ def make_render(settings: Settings, store: Store) -> Render:
     )
 
 
-def make_scanning(settings: Settings, store: Store, tiers: Tiers) -> Scanning:
+def make_rspamd(settings: Settings) -> Rspamd | None:
+    """Return Rspamd's controller according to the settings, None if `rspamd.url` is not set."""
+    url, password = settings.rspamd.url, settings.rspamd.password
+    return Rspamd(url, password.get_secret_value() if password else "") if url else None
+
+
+def make_scanning(settings: Settings, store: Store, tiers: Tiers, rspamd: Rspamd | None) -> Scanning:
     """Return the scans according to the settings."""
     chosen = settings.rspamd
-    password = chosen.password.get_secret_value() if chosen.password else ""
     return Scanning(
         store,
         tiers,
-        Rspamd(chosen.url, password) if chosen.url else None,
+        rspamd,
         chosen.scan_groups if chosen.scan == "on" else (),
         chosen.scan_max_bytes,
         timedelta(minutes=chosen.scan_valid_minutes),

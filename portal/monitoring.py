@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 
 from portal.assemble import Parts
 from portal.model.message import ACTIONS, held_at
-from portal.scanning import COUNTER
+from portal.policy.learning import COUNTER as LEARNED
+from portal.scanning import COUNTER as SCANNED
 from portal.stores import Store, notes
 from portal.stores.records import Stats
 
@@ -56,7 +57,13 @@ def not_selected(store: Store) -> Mapping[str, int]:
 
 def scans(store: Store) -> Mapping[str, int]:
     """Return the number of virus scans, by `ScanOutcome`. Raises StoreUnavailable."""
-    return _by_label(store, COUNTER)
+    return _by_label(store, SCANNED)
+
+
+def learned(store: Store) -> Mapping[str, int]:
+    """Return the number of messages posted to be learned, by label and HTTP status as "ham.200". Raises
+    StoreUnavailable."""
+    return _by_label(store, LEARNED)
 
 
 def _by_label(store: Store, prefix: str) -> Mapping[str, int]:

@@ -1,8 +1,10 @@
-"""Rspamd's controller over HTTP: the symbols it knows, scans of messages by some or all modules, and test messages.
+"""Rspamd's controller over HTTP: the symbols it knows, scans of messages by some or all modules, learning, and test
+messages.
 
-Source: Rspamd's src/controller.c (``/symbols``, ``/counters``), src/libserver/protocol.c (``/checkv2``, headers
-Settings and Pass). A scan with ``groups_enabled`` runs the modules of these groups and nothing else, whatever the score
-and forced verdicts are: it changes no statistics, no history, and is not exported.
+Source: Rspamd's src/controller.c (``/symbols``, ``/counters``, ``/learnham``, ``/learnspam``, ``/auth``, ``/stat``),
+src/libserver/protocol.c (``/checkv2``, headers Settings and Pass). A scan with ``groups_enabled`` runs the modules of
+these groups and nothing else, whatever the score and forced verdicts are: it changes no statistics, no history, and is
+not exported.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from urllib.parse import urlsplit
 from portal.model.errors import RspamdUnavailable
 from portal.model.message import Symbol
 from portal.model.text import shown
+from portal.model.vote import Label
 
 _REPLY_BYTES = 8 << 20  # /symbols has about 200 KB
 # The verdict is the action with the highest threshold that the score reaches. `null` does not remove an action.
@@ -149,6 +152,26 @@ class Rspamd:
         except (TypeError, KeyError) as error:
             raise RspamdUnavailable("Rspamd's answer to a scan has an unknown form") from error
 
+    def learn(self, label: Label, chunks: Iterable[bytes], size_bytes: int, recipient: str, seconds: float) -> int:
+        """Train Rspamd's statistics with a message, and return the HTTP status of the answer.
+
+        ``recipient``: the user, if the statistics are kept for each user. It is always sent: otherwise the sender of
+        the message could name a user in its To field. The text of the answer contains the message's Message-ID, so it
+        is not returned. Raises RspamdUnavailable without an answer, and the errors of ``chunks``.
+        """
+        headers: list[Header] = [("Content-Length", str(size_bytes)), ("Rcpt", recipient.encode())]
+        return self._request("POST", f"/learn{label}", seconds, headers, chunks)[0]
+
+    def may_learn(self, seconds: float) -> bool:
+        """Return whether the password is one with which Rspamd may be trained (`enable_password`)."""
+        reply = self._ask("GET", "/auth", seconds)
+        return isinstance(reply, dict) and reply.get("auth") == "ok" and reply.get("read_only") is not True
+
+    def has_statistics(self, seconds: float) -> bool:
+        """Return whether a classifier is in use. Without one, Rspamd 3.4 answers 200 to messages to be learned."""
+        reply = self._ask("GET", "/stat", seconds)
+        return isinstance(reply, dict) and bool(reply.get("statfiles"))
+
     def _ask(
         self,
         method: str,
@@ -157,6 +180,22 @@ class Rspamd:
         headers: Iterable[Header] = (),
         chunks: Iterable[bytes] = (),
     ) -> Any:
+        status, body = self._request(method, path, seconds, headers, chunks)
+        if status in (401, 403):
+            raise RspamdUnavailable(
+                f"Rspamd's controller answers {status}: check rspamd.password, and secure_ip of its worker-controller"
+            )
+        if status != 200:
+            raise RspamdUnavailable(f"Rspamd answers {status} to {path}")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RspamdUnavailable(f"Rspamd's answer to {path} is not JSON") from error
+
+    def _request(
+        self, method: str, path: str, seconds: float, headers: Iterable[Header], chunks: Iterable[bytes]
+    ) -> tuple[int, bytes]:
+        """Send a request, and return the status and the body of the answer. Raises RspamdUnavailable."""
         deadline = time.monotonic() + seconds
         sent = [*self._headers, *headers]
         connection = self._connection(self._host, self._port, timeout=max(0.001, seconds))
@@ -167,23 +206,16 @@ class Rspamd:
             watch.daemon = True
             watch.start()
             try:
-                status, body = self._exchange(connection, method, path, sent, chunks)
+                return self._exchange(connection, method, path, sent, chunks)
             finally:
                 watch.cancel()
-            if status in (401, 403):
-                raise RspamdUnavailable(
-                    f"Rspamd's controller answers {status}: check rspamd.password, and secure_ip of its "
-                    "worker-controller"
-                )
-            if status != 200:
-                raise RspamdUnavailable(f"Rspamd answers {status} to {path}")
-            return json.loads(body)
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if time.monotonic() >= deadline:
                 raise RspamdUnavailable(f"Rspamd gave no answer within {seconds:.0f} s") from error
             if isinstance(error, OSError):
                 raise RspamdUnavailable(f"Rspamd cannot be reached: {error.strerror or error}") from error
-            raise RspamdUnavailable(f"Rspamd's answer to {path} cannot be read: {shown(str(error), 200)}") from error
+            # Without its text, which may contain that of the answer.
+            raise RspamdUnavailable(f"Rspamd's answer to {path} cannot be read: {type(error).__name__}") from error
         finally:
             connection.close()
 

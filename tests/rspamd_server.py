@@ -43,6 +43,12 @@ class RspamdServer:
         self.check_reply: bytes | None = None  # to requests for a verdict, instead of JSON
         self.verdict_symbols: Mapping[str, Any] = {}  # name → score
         self.checks: list[tuple[list[tuple[str, str]], bytes]] = []  # requests for a verdict, with all header fields
+        self.learn_status: int | tuple[int, str] = 200  # with the reason phrase
+        self.learn_hangs = False
+        self.learn_raw = b""  # instead of an answer
+        self.learned: list[tuple[str, list[tuple[str, str]], bytes]] = []  # path, all header fields, message
+        self.auth: Any = {"auth": "ok", "read_only": False}
+        self.stat: Any = {"statfiles": [{"symbol": "BAYES_SPAM"}]}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -65,11 +71,29 @@ class RspamdServer:
                 rules = [{"symbol": name, "weight": 0.0, "description": ""} for name in rspamd.scanners]
                 others = [{"symbol": "BAYES_SPAM", "weight": 5.1, "description": "Message probably spam"}]
                 groups = [{"group": "antivirus", "rules": rules}, {"group": "statistics", "rules": others}]
-                self._answer({"/symbols": groups, "/counters": rspamd.counters}.get(self.path, {"error": "unknown"}))
+                self._answer(
+                    {"/symbols": groups, "/counters": rspamd.counters, "/auth": rspamd.auth, "/stat": rspamd.stat}.get(
+                        self.path, {"error": "unknown"}
+                    )
+                )
 
             def do_POST(self) -> None:  # noqa: N802
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 rspamd.hang.wait(30)
+                if self.path.startswith("/learn"):
+                    status = rspamd.learn_status
+                    code, reason = (status, None) if isinstance(status, int) else status
+                    rspamd.learned.append((self.path, self.headers.items(), body))
+                    if rspamd.learn_hangs:
+                        time.sleep(1)
+                        return
+                    if rspamd.learn_raw:
+                        self.wfile.write(rspamd.learn_raw)
+                        return
+                    self.send_response(code, reason)
+                    self.end_headers()
+                    self.wfile.write(b"" if code == 204 else (reason or "").encode())
+                    return
                 if "groups_enabled" not in self.headers.get("Settings", ""):
                     rspamd.checks.append((self.headers.items(), body))
                     named = {n: {"name": n, "score": s, "options": ["x"]} for n, s in rspamd.verdict_symbols.items()}

@@ -38,6 +38,7 @@ from portal.model.links import MARK_HEADER, Links
 from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Symbol, Tier, new_id
 from portal.model.tiers import Tiers
 from portal.policy.domains import Domains
+from portal.policy.learning import Learning
 from portal.releases import retry_due
 from portal.scanning import Scanning
 from portal.settings import Settings
@@ -86,6 +87,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
             store=store,
             relay=Relay(url),
             scanning=Scanning(store, Tiers((), ()), None, (), 0, timedelta(), release_unscanned=False, required=True),
+            learning=Learning(store, None, "off", 3, lambda address: (address,)),
             links=links,
             render=Render(),
             domains=Domains(

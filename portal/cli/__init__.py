@@ -38,8 +38,8 @@ from portal.cli.common import (
 )
 from portal.mail import wire
 from portal.model.domains import shown_address
-from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
+from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, SettingsError
+from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
 from portal.releases import AT_ONCE, in_parallel
@@ -312,6 +312,38 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
     _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, current_operator()))
+
+
+@main.command("confirm-spam")
+@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@guarded
+def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
+    """Delete messages as spam, and have Rspamd learn them (`rspamd.learn`). `restore` undoes both."""
+
+    def confirm(parts: Parts, delivery: Delivery) -> Delivery:
+        if not parts.learning.counts(ActorKind.OPERATOR):
+            raise SettingsError(
+                "rspamd.learn is off, so nothing would be learned. To delete messages: quarantine delete"
+            )
+        return parts.actions.confirm_spam(delivery.id, delivery.number, current_operator())
+
+    _apply_to_each(ids, recipient, confirm)
+
+
+@main.command()
+@click.argument("id")
+@guarded
+def unlearn(id: str) -> None:
+    """Have Rspamd learn a message as the opposite of what it was learned as."""
+    with open_parts() as parts:
+        if parts.learning.rspamd is None:
+            raise SettingsError("rspamd.url is not set")
+        deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
+        learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
+        if learned is None:
+            raise NotDone("Rspamd has not learned this message.")
+        click.echo(f"learned as {learned}; the digest process posts it as {learned.opposite} within seconds")
 
 
 @main.command()

@@ -82,6 +82,7 @@ def run_all() -> list[Finding]:
         )
     findings += _collect(rspamd_checks.rspamd, settings)
     findings += _collect(rspamd_checks.scanner, settings)
+    findings += _collect(rspamd_checks.learning, settings)
     if store is not None:
         findings += _collect(rspamd_checks.block_rules, settings, store, make_people(settings, store))
         store.close()

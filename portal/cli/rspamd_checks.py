@@ -20,6 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from portal.assemble import make_rspamd
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
 from portal.model.clock import utc_now
@@ -178,6 +179,30 @@ def _file(path: Path, store: Store, people: Directory) -> Iterator[Finding]:
         yield Finding(False, "block rules", text)
     else:
         yield Finding(True, "block rules", f"{path}: {summary.lines} lines, readable by the group {group}")
+
+
+def learning(settings: Settings) -> Iterator[Finding]:
+    """Check that Rspamd can be trained. Nothing is learned."""
+    if settings.rspamd.learn == "off":
+        return
+    controller = make_rspamd(settings)
+    if controller is None:
+        return  # not possible: the settings would be wrong
+    where = f"Rspamd at {settings.rspamd.url}"
+    try:
+        if not controller.may_learn(_SCAN_SECONDS):
+            text = "accepts rspamd.password for reading only: set it to enable_password of its worker-controller"
+            yield Finding(False, "learning", f"{where} {text}")
+        elif not controller.has_statistics(_SCAN_SECONDS):
+            text = (
+                "has no statistics, so it would learn nothing and answer that it did: configure Redis (local.d/"
+                "redis.conf) and the classifier (local.d/classifier-bayes.conf)"
+            )
+            yield Finding(False, "learning", f"{where} {text}")
+        else:
+            yield Finding(True, "learning", f"{where} can learn (rspamd.learn = {settings.rspamd.learn})")
+    except RspamdUnavailable as error:
+        yield Finding(False, "learning", f"{settings.rspamd.url}: {error}")
 
 
 def _consequence(release_unscanned: bool) -> str:

@@ -251,6 +251,9 @@ class EventKind(StrEnum):
     DEFERRED = "deferred"  # the mail server deferred the release; it is tried again
     RELEASED = "released"
     FAILED = "failed"  # the release failed permanently: held again
+    CONFIRMED = "confirmed"  # deleted as spam
+    LEARNED_HAM = "learned-ham"  # Rspamd's statistics were trained with the message
+    LEARNED_SPAM = "learned-spam"
     STOPPED = "stopped"  # the release was stopped: only an administrator may release the message now
     DELETED = "deleted"
     RESTORED = "restored"

@@ -77,11 +77,15 @@ def _group_keys(delivery: Delivery, is_trusted: bool) -> list[object]:
     """
     message = delivery.message
     kind = (delivery.recipient, message.tier, is_trusted)
-    subject = _CHANGING.sub("#", shown(message.subject, 200).casefold())
-    keys: list[object] = [(*kind, from_address(message), subject)]
+    keys: list[object] = [(*kind, from_address(message), subject_key(message))]
     if message.body_sha256:
         keys.append((*kind, message.body_sha256))
     return keys
+
+
+def subject_key(message: Message) -> str:
+    """Return the subject without what differs between the messages of one mailing."""
+    return _CHANGING.sub("#", shown(message.subject, 200).casefold())
 
 
 def _likeliest_mistake_first(

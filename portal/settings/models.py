@@ -295,7 +295,8 @@ class TiersSettings(Section):
 
 
 class RspamdSettings(Section):
-    """Rspamd's controller, which scans held messages for viruses: after holding, and again before a release."""
+    """Rspamd's controller, which scans held messages for viruses, after holding and again before a release, and whose
+    statistics may be trained; see docs/learning.md."""
 
     url: str | None = Field(
         None,
@@ -340,6 +341,25 @@ class RspamdSettings(Section):
         if path is not None and not path.is_absolute():
             raise ValueError("expected an absolute path: the service and the commands start in different folders")
         return path
+
+    learn: Literal["off", "operators", "agreed"] = Field(
+        "off",
+        description="Whose decisions train Rspamd's statistics (Bayes): `off`: nobody's; `operators`: releases and "
+        "`confirm-spam` of operators; `agreed`: also those of recipients, if `learn_agreed` of them agree.",
+    )
+    learn_agreed: int = Field(
+        3,
+        ge=2,
+        le=1000,
+        description="Number of recipients who must release a message or campaign, or report it as spam, before it is "
+        "learned.",
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> RspamdSettings:
+        if self.learn != "off" and self.url is None:
+            raise ValueError("rspamd.learn needs rspamd.url, the URL of the controller")
+        return self
 
     @field_validator("url")
     @classmethod

@@ -45,6 +45,7 @@ from portal.model.message import (
 )
 from portal.model.rule import Rule
 from portal.model.schedule import Preferences
+from portal.model.vote import Label, Vote
 from portal.stores.records import (
     ActiveRule,
     Claims,
@@ -228,6 +229,10 @@ class Deliveries(ABC):
         Raises NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is
         queued.
         """
+
+    @abstractmethod
+    def record(self, key: DeliveryId, event: Event) -> None:
+        """Add an event that changes no state. Durable on return. Raises NotFound."""
 
     @abstractmethod
     def releasing(
@@ -542,6 +547,26 @@ class Jobs(ABC):
         """
 
 
+class Votes(ABC):
+    """Votes on what messages are. Each person has one vote on a campaign, the last one. Kept for `VOTES_KEPT`."""
+
+    @abstractmethod
+    def cast(self, vote: Vote, at_most: int, since: datetime) -> bool:
+        """Record a vote in place of the person's earlier vote on the campaign. Durable on return.
+
+        Returns False, with nothing changed, if the person voted on ``at_most`` other campaigns after ``since``.
+        """
+
+    @abstractmethod
+    def withdraw(self, vote: Vote) -> bool:
+        """Set the label of a vote to `NONE`. Durable on return. Return False if the person has cast another vote on the
+        campaign since, or none."""
+
+    @abstractmethod
+    def of_campaign(self, campaign: bytes, label: Label, limit: int) -> Sequence[Vote]:
+        """Return the votes with this label on a campaign, newest first."""
+
+
 class Rules(ABC):
     """Allow and block rules. At most one rule in use has the same scope and sender.
 
@@ -701,6 +726,7 @@ class Store(ABC):
     sign_ins: SignIns
     outbox: Outbox
     jobs: Jobs
+    votes: Votes
     rules: Rules
     domains: DomainValues
     notes: Notes

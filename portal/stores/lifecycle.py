@@ -50,6 +50,7 @@ STOP_MAIL_INTERVAL = timedelta(hours=1)  # of a recipient
 
 MAIL_KEPT = timedelta(days=1)
 JOBS_KEPT = timedelta(days=30)  # after their end
+VOTES_KEPT = timedelta(days=30)
 RULES_KEPT = timedelta(days=90)  # after they were removed or expired
 DOMAIN_VALUES_KEPT = timedelta(days=365)  # after they were replaced
 _MAIL_BACK_OFF_MAX = timedelta(minutes=15)
@@ -63,6 +64,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("session", "session_sha256", "started_at", SESSION_MAX),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),
     ("job", "id", "finished_at", JOBS_KEPT),
+    ("vote", "id", "at", VOTES_KEPT),
     ("rule", "id", "removed_at", RULES_KEPT),
     ("rule", "id", "expires_at", RULES_KEPT),
     ("domain_value", "id", "replaced_at", DOMAIN_VALUES_KEPT),

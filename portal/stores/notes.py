@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -75,6 +75,13 @@ class IdRange(NamedTuple):
     last: UUID
 
 
+class DayCount(NamedTuple):
+    """A number of events on one UTC day."""
+
+    day: date
+    number: int
+
+
 def _stopped_to_text(stopped: Mapping[str, datetime]) -> str:
     return json.dumps({recipient: at.isoformat() for recipient, at in stopped.items()})
 
@@ -107,6 +114,17 @@ CLOCK: Note[Period] = Note(
     "digest.clock",
     lambda period: " ".join(moment.isoformat() for moment in period),
     lambda text: Period(*map(datetime.fromisoformat, text.split())),
+)
+# Since when Rspamd rejects messages to be learned, so that learning is paused; None: it does not.
+LEARNING_PAUSED: Note[datetime | None] = Note(
+    "learning.paused",
+    lambda since: since.isoformat() if since else "",
+    lambda text: datetime.fromisoformat(text) if text else None,
+)
+LEARNED_ON: Note[DayCount] = Note(
+    "learning.learned_on",
+    lambda count: f"{count.day} {count.number}",
+    lambda text: DayCount(date.fromisoformat(text.split()[0]), int(text.split()[1])),
 )
 TEMPLATE_FAILED: Note[TemplateFailure] = Note(
     "site.template_failed",

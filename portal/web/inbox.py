@@ -25,7 +25,7 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
 )
-from portal.model.message import Delivery, DeliveryId, Reader, State, parse_id
+from portal.model.message import ActorKind, Delivery, DeliveryId, Reader, State, parse_id
 from portal.policy.entry import senders_of
 from portal.reading import read
 from portal.web.auth.session import Sessions
@@ -117,6 +117,7 @@ class Inbox:
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
             may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
+            may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
@@ -156,6 +157,7 @@ class Inbox:
         method = {
             "release": self._pages.release,
             "delete": actions.delete,
+            "spam": actions.confirm_spam,
             "restore": actions.restore,
             "ask": actions.request_release,
         }[act]

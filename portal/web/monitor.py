@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import map_behind_seconds, not_selected, overdue_since, runs, scans
+from portal.monitoring import learned, map_behind_seconds, not_selected, overdue_since, runs, scans
 from portal.stores import notes
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
@@ -55,6 +55,7 @@ class Monitor(Collector):
             skipped = not_selected(self._parts.store)
             scanned = scans(self._parts.store)
             mapped = list(self._block_map(now))
+            trained = learned(self._parts.store)
         except (StoreUnavailable, StoreUnusable):
             yield _gauge("store_up", "Whether the store can be written to.", 0)
             return
@@ -75,8 +76,9 @@ class Monitor(Collector):
         yield _counter("digests_refused", "Digests that the mail server rejected.", done.refused)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
-        yield _gauge("jobs_waiting", "Background jobs that wait or run: virus scans.", stats.jobs_waiting)
+        yield _gauge("jobs_waiting", "Background jobs that wait or run: virus scans, learning.", stats.jobs_waiting)
         yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
+        yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)
         yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", skipped)
         if done.last_seconds is not None:
             yield _gauge("digest_last_run_seconds", "Duration of the last digest run.", done.last_seconds)

@@ -34,6 +34,9 @@ EVENTS_IN_WORDS = {
     EventKind.DEFERRED: N_("delivery deferred"),
     EventKind.FAILED: N_("release failed"),
     EventKind.DELETED: N_("deleted"),
+    EventKind.CONFIRMED: N_("reported as spam"),
+    EventKind.LEARNED_HAM: N_("used to train the spam filter"),
+    EventKind.LEARNED_SPAM: N_("used to train the spam filter"),
     EventKind.RESTORED: N_("deletion undone"),
     EventKind.RAISED: N_("reclassified as more dangerous"),
     EventKind.STOPPED: N_("release stopped"),
@@ -41,14 +44,14 @@ EVENTS_IN_WORDS = {
     EventKind.BLOCKED: N_("blocked"),
     EventKind.UNBLOCKED: N_("moved to held messages"),
 }
-# The kind of event that changes a delivery to a state.
-_KIND_OF_STATE = {
-    State.REQUESTED: EventKind.REQUESTED,
-    State.RELEASING: EventKind.RELEASING,
-    State.RELEASED: EventKind.RELEASING,
-    State.DELETED: EventKind.DELETED,
-    State.PASSED: EventKind.PASSED,
-    State.BLOCKED: EventKind.BLOCKED,
+# The kinds of events that change a delivery to a state.
+_KINDS_OF_STATE = {
+    State.REQUESTED: (EventKind.REQUESTED,),
+    State.RELEASING: (EventKind.RELEASING,),
+    State.RELEASED: (EventKind.RELEASING,),
+    State.DELETED: (EventKind.DELETED, EventKind.CONFIRMED),
+    State.PASSED: (EventKind.PASSED,),
+    State.BLOCKED: (EventKind.BLOCKED,),
 }
 _BY_RULES = frozenset({State.PASSED, State.BLOCKED, State.RELEASING, State.RELEASED})  # states that a rule may cause
 _HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
@@ -135,15 +138,15 @@ def row(delivery: Delivery, viewer: Viewer, right: ReleaseRight, *, role: bool, 
 
 def _by(delivery: Delivery, events: Sequence[Event]) -> str:
     """Return the reader who changed a role mailbox's delivery to its state, "" if no reader did."""
-    kind = _KIND_OF_STATE.get(delivery.state)
-    return next((actor_name(event.actor) for event in reversed(events) if event.kind is kind), "")
+    kinds = _KINDS_OF_STATE.get(delivery.state, ())
+    return next((actor_name(event.actor) for event in reversed(events) if event.kind in kinds), "")
 
 
 def _rule(delivery: Delivery, events: Sequence[Event]) -> str | None:
     """Return the sender of the rule that changed a delivery to its state: "" for an administrator's rule, whose sender
     may be a network or a domain of others; None if no rule did."""
-    kind = _KIND_OF_STATE[delivery.state]
-    actor = next((event.actor for event in reversed(events) if event.kind is kind), None)
+    kinds = _KINDS_OF_STATE[delivery.state]
+    actor = next((event.actor for event in reversed(events) if event.kind in kinds), None)
     if actor is None or actor.kind is not ActorKind.RULE:
         return None
     return shown_address(actor.name) if scope_kind(actor.via) is ScopeKind.RECIPIENT else ""

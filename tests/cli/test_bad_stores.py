@@ -383,6 +383,7 @@ def test_the_service_waits_with_a_sentence_for_a_store_that_may_recover(
 WORDS: dict[str, tuple[str, ...] | None] = {
     "check": (),
     "copy": None,
+    "confirm-spam": ("4Abc1",),
     "delete": ("4Abc1",),
     "import-original": ("--dir", "original"),
     "init": None,
@@ -398,6 +399,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "restore": ("4Abc1",),
     "scan": ("4Abc1",),
     "settings": None,
+    "unlearn": ("4Abc1",),
 }
 DIGEST_WORDS: dict[str, tuple[str, ...] | None] = {"once": (), "run": None}  # `run` is the service
 

@@ -268,7 +268,7 @@ def write_rspamd(
     shutil.chown(home.parent / "hyperscan", "_rspamd")
     for name in ("local.d", "override.d", "db", "run", "log", "maps.d", "plugins.d"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    for module in _OFF:
+    for module in {*_OFF, *modules}:
         (home / f"local.d/{module}.conf").write_text(modules.get(module, "enabled = false;\n"))
     (home / "local.d/metadata_exporter.conf").write_text(conf)
     (home / "rspamd.conf.local").write_text(workers)

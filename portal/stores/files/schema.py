@@ -202,7 +202,20 @@ CREATE TABLE domain_value (             -- what administrators set for domains; 
     replaced_at INTEGER                 -- NULL: in use
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
-CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL
+CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL;
+
+CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py
+    id BLOB PRIMARY KEY,
+    campaign BLOB NOT NULL,
+    person TEXT NOT NULL,               -- Actor.who
+    label TEXT NOT NULL,                -- Label
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX vote_of_person ON vote (campaign, person);
+CREATE INDEX vote_person ON vote (person, at);
+CREATE INDEX vote_at ON vote (at)
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -321,7 +334,19 @@ CREATE TABLE domain_value (
     replaced_at INTEGER
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
-CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL
+CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL;
+CREATE TABLE vote (
+    id BLOB PRIMARY KEY,
+    campaign BLOB NOT NULL,
+    person TEXT NOT NULL,
+    label TEXT NOT NULL,
+    message_id BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX vote_of_person ON vote (campaign, person);
+CREATE INDEX vote_person ON vote (person, at);
+CREATE INDEX vote_at ON vote (at)
 """,
 }
 

@@ -52,6 +52,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules, rules_of
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
+from portal.stores.shared.votes import SqlVotes
 
 log = logging.getLogger("quarantine.store")
 
@@ -84,6 +85,7 @@ class FileStore(Store):
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
+        self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine)
         self.domains = SqlDomainValues(self.engine)
         self.notes = SqlNotes(self.engine)

@@ -112,6 +112,18 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create unique index on domain_value (domain, name) where replaced_at is null;
         create index on domain_value (replaced_at) where replaced_at is not null;
+        create table vote (
+            id uuid primary key,
+            campaign bytea not null,
+            person text not null,
+            label text not null,
+            message_id uuid not null,
+            number int not null,
+            at timestamptz not null,
+            unique (campaign, person)
+        );
+        create index on vote (person, at);
+        create index on vote (at);
     """,
 }
 

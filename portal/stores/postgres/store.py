@@ -21,6 +21,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
+from portal.stores.shared.votes import SqlVotes
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
 _PING_SECONDS = 1.0  # at most two with the second of waiting for the pool
@@ -41,6 +42,7 @@ class PostgresStore(Store):
         self.sign_ins = SqlSignIns(self.engine)
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
+        self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine)
         self.domains = SqlDomainValues(self.engine)
         self.notes = SqlNotes(self.engine)

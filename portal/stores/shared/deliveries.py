@@ -137,6 +137,11 @@ class SqlDeliveries(Deliveries):
                 queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason))
 
+    def record(self, key: DeliveryId, event: Event) -> None:
+        with self._engine.writing() as session:
+            self._rows.delivery(session, key, for_update=True)
+            self._rows.record(session, key, event)
+
     @staticmethod
     def _request_is_mailed(session: Session, key: DeliveryId, now: datetime) -> bool:
         history = events(session, [key.message_id], [key.number]).get(key, [])
