@@ -23,6 +23,7 @@ from typing import Any
 from portal.assemble import make_rspamd
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
+from portal.exporter import RULE_VERSION
 from portal.model.clock import utc_now
 from portal.model.errors import RspamdUnavailable
 from portal.model.rule import Effect
@@ -34,6 +35,7 @@ from portal.scanning import HARMLESS, failures, scanners
 from portal.settings import ExporterSettings, Settings
 from portal.stores import Store, notes
 
+_COPY = "copy the files of deploy/rspamd to /etc/rspamd/local.d/ and restart Rspamd"
 _RSPAMADM_SECONDS = 30
 _SCAN_SECONDS = 10.0
 _WRITTEN_SECONDS = 10.0  # from a change of rules until the digest process has written the map
@@ -225,8 +227,7 @@ def _exporter(dumps: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding(
             False,
             "exporter",
-            "Rspamd has no metadata_exporter rule: copy deploy/rspamd/metadata_exporter.conf to "
-            "/etc/rspamd/local.d/ and restart Rspamd",
+            f"Rspamd has no metadata_exporter rule: {_COPY}",
         )
     for name, rule in rules.items():
         yield from _exporter_rule(name, rule)
@@ -298,6 +299,12 @@ def _exporter_rule(name: str, rule: dict[str, Any]) -> Iterator[Finding]:
     topic, url = f"exporter rule {name}", str(rule["url"])
     if rule.get("backend") == "http" and rule.get("defer") is not True:
         yield Finding(False, topic, "defer = true is missing: mail is lost whenever the portal cannot be reached")
+    if rule.get("backend") == "http":
+        text = "is a stock one: allowed messages are held and released, and Rspamd knows no block rules"
+        yield Finding(None, topic, text)
+    elif rule.get("version") != RULE_VERSION:
+        text = f"has version {rule.get('version', 'none')}, and this portal is made for {RULE_VERSION}: {_COPY}"
+        yield Finding(False, topic, text)
     if rule.get("formatter", "default") in ("json", "structured", "email_alert"):
         yield Finding(
             False,

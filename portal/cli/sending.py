@@ -65,7 +65,7 @@ def _prove(parts: Parts, address: str, actor: Actor) -> Iterator[Finding]:
             "test: portal",
             f"the message was not held within {_HELD_SECONDS:.0f} s. If exporter.hold_actions lacks `reject`, or "
             "exporter.only_symbols is set, the portal did not select it (its log: `not selected`), which may be as you "
-            "want it. Otherwise Rspamd has no rule that posts to this portal: see deploy/rspamd/metadata_exporter.conf",
+            "want it. Otherwise Rspamd has no rule that posts to this portal: see docs/exporter.md",
         )
         return
     yield Finding(True, "test: portal", f"held as {delivery.id}, tier {delivery.message.tier}")

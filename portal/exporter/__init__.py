@@ -26,6 +26,7 @@ from portal.model.message import Body, Export, Flag, identity
 from portal.model.rule import BLOCKED
 
 ACCEPTS_DELIVER = "x-rspamd-accepts-deliver"
+RULE_VERSION = 1  # of the files in deploy/rspamd
 _HEAD_BYTES = 1 << 16  # trace fields are searched in this much of a message
 _HEADER_BYTES = 1 << 20  # the message's own header fields in this much of it
 _PACKED_TYPES = re.compile(r"application/(?:json|(?:x-|vnd\.)?msgpack)")

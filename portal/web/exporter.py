@@ -26,6 +26,7 @@ from portal.ingest import Ingest, Outcome, Result
 from portal.model.errors import BadExport, QuarantineError, StoreUnavailable, TooLarge
 from portal.model.fast_json import encode
 from portal.model.message import Body
+from portal.model.text import shown
 from portal.monitoring import count_not_selected
 from portal.settings import Network
 
@@ -34,6 +35,7 @@ log = logging.getLogger("quarantine.web")
 _MEMORY_BYTES = 1 << 20  # a larger body is written to a temporary file
 _STEP_BYTES = 1 << 18
 _RETRY_SECONDS = "60"
+_RULES = 10  # versions of Rspamd's files, of several hosts, that are logged
 
 
 class _Response(NamedTuple):
@@ -91,6 +93,7 @@ class ExporterEndpoint:
         # The other posts do not wait for a scanner, even if it needs all the time that it gets (see `Pages`).
         self._ingest = Ingest(parts, scans_at_once=max(1, threads // 8))
         self._store = parts.store
+        self._rules = {(str(exporter.RULE_VERSION),) * 2}  # versions of Rspamd's files that need no log line
         self._credentials: bytes | None = None
         if settings.user is not None and settings.password is not None:
             self._credentials = f"{settings.user}:{settings.password.get_secret_value()}".encode()
@@ -163,7 +166,9 @@ class ExporterEndpoint:
         return int(text)
 
     def _hold(self, environ: Mapping[str, Any], body: Body) -> _Response:
-        posted = exporter.parse(_headers(environ), body, self._settings.max_body_bytes)
+        headers = _headers(environ)
+        self._compare_rule(headers)
+        posted = exporter.parse(headers, body, self._settings.max_body_bytes)
         if posted is None:
             log.info("not selected: an empty message")
             return _success(Outcome(Result.NOT_SELECTED))
@@ -178,6 +183,19 @@ class ExporterEndpoint:
                 with suppress(StoreUnavailable):  # the store has logged it, and the answer is right without the count
                     count_not_selected(self._store, export.action)
             return _success(outcome)
+
+    def _compare_rule(self, headers: Mapping[str, str]) -> None:
+        """Log once if Rspamd does not have the rule, or the block rules, of this version. Both work with any other."""
+        sent = headers.get("x-rspamd-rule-version", "none"), headers.get("x-rspamd-block-rules-version", "none")
+        if sent not in self._rules and len(self._rules) < _RULES:
+            self._rules.add(sent)
+            rule, block_rules = (shown(version, 20) for version in sent)
+            log.warning(
+                "Rspamd has another version of its files rule=%s block_rules=%s expected=%s",
+                rule,
+                block_rules,
+                exporter.RULE_VERSION,
+            )
 
 
 def _read(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from portal.assemble import Parts
 from portal.cli import main
+from portal.exporter import RULE_VERSION
 from portal.model.message import DeliveryId, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail
@@ -543,6 +544,28 @@ def test_check_reports_that_mail_is_discarded_without_being_held(
     assert len(said) == bool(lost)
     for text in said:
         assert text.startswith(lost) and "those that are not held are lost" in text
+
+
+@ON_FILES
+@pytest.mark.parametrize(
+    ("rule", "ok", "text"),
+    [
+        ({"backend": "portal", "version": RULE_VERSION}, None, ""),
+        ({"backend": "portal"}, False, "has version none, and this portal is made for"),
+        ({"backend": "portal", "version": RULE_VERSION + 1}, False, f"has version {RULE_VERSION + 1}, and this portal"),
+        ({"backend": "http", "defer": True}, None, "is a stock one"),
+    ],
+)
+def test_check_compares_the_version_of_the_rule(
+    run: Run, rspamadm: Callable[..., None], rule: dict[str, object], ok: bool | None, text: str
+) -> None:
+    run("init")
+    rule |= {"url": "not a URL"}
+    rspamadm(metadata_exporter=json.dumps({"rules": {"QUARANTINE": rule}}))
+    found = [f for f in json.loads(run("check", "--json").output) if f["what"] == "exporter rule QUARANTINE"]
+    found = [f for f in found if "is not an http or https URL" not in f["said"]]
+    assert [f["ok"] for f in found] == ([ok] if text else [])
+    assert all(f["said"].startswith(text) for f in found)
 
 
 @ON_FILES

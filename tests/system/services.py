@@ -225,6 +225,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 # ---- Rspamd
 
+BLOCK_MAP = "/var/lib/quarantine-map/block.map"  # in the shipped file
 # Modules that need DNS, the network or Redis are off, so that only test-rules.lua sets a score.
 _OFF = """arc asn dcc dkim_signing dmarc fuzzy_check greylist history_redis mx_check neural phishing ratelimit rbl
 replies reputation surbl spf url_redirector rspamd_update bayes_expiry dkim clickhouse elastic antivirus
@@ -239,11 +240,25 @@ class Rspamd:
     scan: int  # HTTP
     controller: int
     log: Path
+    block_map: Path
+
+    def block(self, *lines: str) -> None:
+        """Write the map of block rules as the portal does: another file in its place."""
+        new = self.block_map.with_suffix(".new")
+        new.write_text("".join(f"{line}\n" for line in ("# block map", *lines)), "utf-8")
+        new.chmod(0o644)
+        new.replace(self.block_map)
+
+
+def shipped_rules() -> dict[str, Path]:
+    """Return the shipped files for metadata_exporter.conf by name."""
+    stock = {path.name: path for path in (DEPLOY / "rspamd-stock").glob("*.conf")}
+    return {"metadata_exporter.conf": DEPLOY / "rspamd/metadata_exporter.conf"} | stock
 
 
 def exporter_conf(name: str, url: str) -> str:
     """Return a shipped rule with another address."""
-    text = (DEPLOY / "rspamd" / name).read_text()
+    text = shipped_rules()[name].read_text()
     assert text.count('"http://127.0.0.1:8081/"') == 1
     return text.replace("http://127.0.0.1:8081/", url)
 
@@ -270,12 +285,11 @@ def write_rspamd(
         (home / name).mkdir(parents=True, exist_ok=True)
     for module in {*_OFF, *modules}:
         (home / f"local.d/{module}.conf").write_text(modules.get(module, "enabled = false;\n"))
-    (home / "local.d/metadata_exporter.conf").write_text(conf)
+    (home / "local.d/metadata_exporter.conf").write_text(conf.replace(BLOCK_MAP, str(home / "block.map")))
+    shutil.copy(DEPLOY / "rspamd/quarantine.lua", home / "local.d/quarantine.lua")
     (home / "rspamd.conf.local").write_text(workers)
-    # These two are missing in Debian's actions.conf.
-    (home / "local.d/actions.conf").write_text(
-        'discard = { flags = ["no_threshold"]; }\nquarantine = { flags = ["no_threshold"]; }\n'
-    )
+    # This one is missing in Debian's actions.conf.
+    (home / "local.d/actions.conf").write_text('quarantine = { flags = ["no_threshold"]; }\n')
     override = {
         # Compiling takes Rspamd 15 s, so all Rspamds of a session share the compiled files.
         "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";
@@ -314,7 +328,7 @@ def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
         wait_for(
             up, 180, details=lambda: log.read_text()[-3000:]
         )  # it compiles for long, on a busy machine for minutes
-        yield Rspamd(ports[0], ports[1], ports[2], log)
+        yield Rspamd(ports[0], ports[1], ports[2], log, home / "block.map")
 
 
 # ---- ClamAV

@@ -14,6 +14,7 @@ import msgpack
 import pytest
 
 from portal.assemble import Parts
+from portal.exporter import RULE_VERSION
 from portal.model.errors import RelayDeferred, StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import DeliveryId, Flag, Reader, State, Symbol, Tier
@@ -180,6 +181,21 @@ def test_mail_with_a_forced_verdict_is_suspicious(site: Site, header: dict[str, 
     delivery, *_ = site.store.deliveries.of_message(UUID(answer.json["id"]))
     assert delivery.message.tier is Tier.SUSPICIOUS
     assert delivery.message.flags == {Flag.FORCED}
+
+
+def test_another_version_of_rspamds_files_is_logged_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    def logged(*versions: object) -> int:
+        caplog.clear()
+        names = ("X-Rspamd-Rule-Version", "X-Rspamd-Block-Rules-Version")
+        assert post(site, headers=dict(zip(names, map(str, versions), strict=False))).status == 200
+        return caplog.text.count("another version of its files")
+
+    assert logged(RULE_VERSION, RULE_VERSION) == 0
+    assert logged() == 1
+    assert "rule=none block_rules=none" in caplog.text
+    assert logged() == 0
+    assert logged(RULE_VERSION, "0") == 1
+    assert [logged(f"x{n}", RULE_VERSION) for n in range(20)] == [1] * 7 + [0] * 13
 
 
 def test_an_empty_message_comes_as_get_and_is_not_selected(site: Site) -> None:
