@@ -154,6 +154,12 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
         ("digests", digests, IntervalTrigger(seconds=10), now),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
+        (
+            "expire",
+            lambda: housekeeping.expire(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(hours=1),
+            soon,
+        ),
         ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
     if (path := parts.settings.rspamd.block_map) is not None:

@@ -97,9 +97,10 @@ def hold(
     tier: Tier = Tier.SPAM,
     announce: Collection[str] | None = None,
     starts: Mapping[str, Start] = NO_STARTS,
+    at: datetime | None = None,
     **overrides: Any,
 ) -> Held:
-    """Hold ``data`` (a new small mail when not given) and return the result of the store.
+    """Hold ``data`` (a new small mail when not given), now or as it was at a time, and return the result of the store.
 
     With ``announce=None`` the message is news for all recipients whose delivery begins as held. Further arguments
     replace fields of the export.
@@ -107,7 +108,7 @@ def hold(
     data = mail() if data is None else data
     announced = {identity(r) for r in recipients} - {*starts} if announce is None else announce
     exported = export(data, recipients=tuple(recipients), **overrides)
-    return store.messages.add(exported, body(data), tier, announced, starts=starts)
+    return store.messages.add(exported, body(data), tier, announced, at=at, starts=starts)
 
 
 @contextmanager

@@ -56,6 +56,9 @@ class State(StrEnum):
     DELETED = "deleted"  # by the recipient or an operator; can be undone until retention ends
     PASSED = "passed"  # let through by an allow rule while Rspamd waited: the mail server delivers it
     BLOCKED = "blocked"  # held because of a block rule: it is in no digest
+    EXPIRED = (
+        "expired"  # its time is over (`portal.policy.retention`); a row without recipient, found by its message only
+    )
 
 
 class Flag(StrEnum):

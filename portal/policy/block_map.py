@@ -9,10 +9,11 @@ line has a key, made of a recipient and a sender, and a value:
     bob@example.org|partner@example.net allow
 
 The recipient is an address without quotes, a domain of recipients, or ``*``. The sender is that of a rule
-(`portal.model.rule`). International domains have a line for each of their spellings, since an envelope has either. An
-allow rule has a line only if it can end a block of its own or of a wider scope; Rspamd allows nothing by it. The last
-line, for a recipient and a sender that no mail has, names the content: `quarantine check` has Rspamd scan a message of
-this sender, and so learns whether Rspamd uses the present map.
+(`portal.model.rule`). A line ``recipient_delimiter| +`` names the characters at which Rspamd ends the local part of a
+recipient, as `people.recipient_delimiter` does for the portal. International domains have a line for each of their
+spellings, since an envelope has either. An allow rule has a line only if it can end a block of its own or of a wider
+scope; Rspamd allows nothing by it. The last line, for a recipient and a sender that no mail has, names the content:
+`quarantine check` has Rspamd scan a message of this sender, and so learns whether Rspamd uses the present map.
 
 Keys come from what people typed and from hostile mail. Those that a map of Rspamd cannot represent are left out: the
 parser ends a quoted key at the next quotation mark and does not unescape (src/libserver/maps/map_helpers.c).
@@ -56,6 +57,7 @@ _STRENGTH = (BINDING, BLOCK, ALLOW)  # which wins if two scopes have the same ke
 _PLAIN = re.compile(r"[a-z0-9*][a-z0-9*@._+=|:/-]*")
 _REPRESENTABLE = re.compile(r'[^\s"\\\x00-\x1f\x7f](?:[^"\\\x00-\x1f\x7f]*[^\s"\\\x00-\x1f\x7f])?')
 _UNUSUAL_SCOPE = re.compile(r"[^a-z0-9@._+=-]")
+_DELIMITER = re.compile(r"[!$-.:-~]+")
 _LAST_LINE = re.compile(rb"\n" + re.escape(PROBED).encode() + rb"\|(m[0-9a-f]{32}\.check\.invalid) block\n\Z")
 _LAST_LINE_BYTES = 200
 RETRY_SECONDS = 30.0
@@ -127,6 +129,8 @@ class _Composer:
 
     def compose(self, rules: Rules, now: datetime) -> Summary:
         self._write(FIRST_LINE.encode())
+        if _DELIMITER.fullmatch(self._people.delimiter):
+            self._add_line(f"recipient_delimiter| {self._people.delimiter}")
         self._add_wide(rules.active(now, recipients=False))
         for scope, found in groupby(self._noted(rules.active(now, recipients=True)), lambda rule: rule.scope):
             self._add_recipient(scope, list(found))
@@ -201,11 +205,14 @@ class _Composer:
                 if not key or self._lines >= LINES or (uses_spare and self._spare_lines >= _SPARE):
                     self._left_out += 1
                     continue
-                line = f"{key} {value}\n".encode("utf-8", "replace")
-                self._hash.update(line)
-                self._write(line)
+                self._add_line(f"{key} {value}")
                 self._lines += 1
                 self._spare_lines += uses_spare
+
+    def _add_line(self, text: str) -> None:
+        line = f"{text}\n".encode("utf-8", "replace")
+        self._hash.update(line)
+        self._write(line)
 
 
 def _ends(allowed: str, blocked: set[str]) -> bool:

@@ -51,6 +51,12 @@ class StoreSettings(Section):
         description="Messages are removed this many days after they were held. In PostgreSQL they may stay for a 45th "
         "of that longer, at least for a day.",
     )
+    blocked_retention_days: int = Field(
+        7,
+        ge=1,
+        le=3650,
+        description="Messages that a rule blocks are removed this many days after they were held, if that is sooner.",
+    )
 
     @field_validator("url")
     @classmethod

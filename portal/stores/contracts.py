@@ -52,6 +52,7 @@ from portal.stores.records import (
     Digest,
     DigestRecord,
     DigestRequest,
+    Ending,
     Held,
     Job,
     LinkOpen,
@@ -206,6 +207,11 @@ class Deliveries(ABC):
     @abstractmethod
     def assign(self, key: DeliveryId, address: str, actor: Actor, now: datetime) -> Delivery:
         """Set the recipient of a delivery that has none (``""``). Raises NotFound, AlreadyDone when it has one."""
+
+    @abstractmethod
+    def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
+        """Return deliveries in a state, other than `held`, of messages held before ``before``, oldest first, beginning
+        after the delivery ``after``."""
 
     @abstractmethod
     def move(
@@ -761,6 +767,13 @@ class Store(ABC):
         or `releasing`; remove leftovers of crashes, expired sign-ins, sessions, link opens and digests.
 
         Never blocks ingest for longer than 100 ms at a time.
+        """
+
+    @abstractmethod
+    def expire(self, deliveries: Sequence[Ending]) -> int:
+        """Forget deliveries unless their state has changed: recipients and operators cannot find them any more.
+
+        A message without other deliveries is removed with all its data, as by `purge`. Returns how many were forgotten.
         """
 
     @abstractmethod

@@ -72,7 +72,10 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
 
 
 RAISED_TOGETHER = 100  # messages in one transaction, so that other writers wait for a few milliseconds only
-OPEN_STATES = frozenset(State) - {State.RELEASED}  # the tier matters as long as a delivery may still be released
+OPEN_STATES = frozenset(State) - {
+    State.RELEASED,
+    State.EXPIRED,
+}  # the tier matters as long as a delivery may still be released
 _VERDICT_FLAGS = frozenset({Flag.SYMBOLS, Flag.ACTION, Flag.SCORE, Flag.FORCED})  # other flags are about one envelope
 
 

@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from portal.model.errors import AlreadyDone
-from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, Export, Message, Reader, identity
+from portal.model.message import (
+    FACTS,
+    Actor,
+    Delivery,
+    DeliveryId,
+    Event,
+    Export,
+    Message,
+    Reader,
+    State,
+    identity,
+)
 from portal.model.rule import Effect
 from portal.model.schedule import NO_PREFERENCES, Preferences
 
@@ -233,6 +244,14 @@ class Job:
     outcome: str | None = None
     finished_at: datetime | None = None  # None: waiting or running
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
+
+
+class Ending(NamedTuple):
+    """A delivery whose time may be over."""
+
+    key: DeliveryId
+    state: State
+    recipient: str  # identity
 
 
 @dataclass(frozen=True, slots=True)

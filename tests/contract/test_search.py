@@ -242,8 +242,8 @@ def test_tiers(store: Store) -> None:
 
 
 def test_states_with_and_without_words(store: Store) -> None:
-    begin = [State.PASSED, State.BLOCKED]
-    helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State) - len(begin))]
+    begin = [State.PASSED, State.BLOCKED]  # and nobody finds an expired one
+    helds = [hold(store, subject="invoice", recipients=[ALICE]).id for _ in range(len(State) - len(begin) - 1)]
     helds += [
         hold(store, subject="invoice", recipients=[ALICE], starts={ALICE: Start(state, BY_LINK)}).id for state in begin
     ]
@@ -268,7 +268,7 @@ def test_states_with_and_without_words(store: Store) -> None:
     claims.append(store.deliveries.releasing(DeliveryId(helds[4], 0), {State.HELD}, BY_LINK, now()))
     with claims[0]:
         states = [store.deliveries.get(DeliveryId(id, 0)).state for id in helds]
-        assert set(states) == set(State)
+        assert set(states) == set(State) - {State.EXPIRED}
         for words in ("", "invoice"):
             for id, state in zip(helds, states, strict=True):
                 assert found(store, words=words, states=frozenset({state})) == [id]

@@ -138,6 +138,13 @@ def test_a_rule_holds_for_every_address_that_only_its_person_reads(
     )
 
 
+@pytest.mark.parametrize(("delimiter", "lines"), [("", []), ("+", ["recipient_delimiter| +"])])
+def test_rspamd_learns_the_recipient_delimiter(
+    make_parts: Callable[..., Parts], delimiter: str, lines: list[str]
+) -> None:
+    assert composed(make_parts(people__recipient_delimiter=delimiter)) == lines
+
+
 def test_international_domains_have_a_line_for_each_spelling(parts: Parts) -> None:
     found = lines_for(parts, rule(identity("ü@bücher.example"), scope=identity("jörg@münchen.example")))
     assert set(found) == {

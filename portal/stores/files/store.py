@@ -42,8 +42,8 @@ from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import delivery_line, domain_value_line, person_line, rule_line, scan_line, verdict_line
-from portal.stores.records import Person, Purged, Stats
-from portal.stores.shared import recipients, upkeep
+from portal.stores.records import Ending, Person, Purged, Stats
+from portal.stores.shared import expiry, recipients, upkeep
 from portal.stores.shared.domains import SqlDomainValues, domain_values_after
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
@@ -200,6 +200,16 @@ class FileStore(Store):
         self._truncate_journal(before, now)
         self._mark_durable()
         return Purged(messages, kept)
+
+    def expire(self, deliveries: Sequence[Ending]) -> int:
+        """See `Store.expire`. After a crash the rows of a file are restored, and the delivery expires again."""
+        with self.engine.writing(durable=False) as session:
+            count, ids = expiry.forget(session, deliveries)
+        self._delete_rows([id.bytes for id in ids])
+        with self.db.translated():
+            for id in ids:
+                self._mail.remove(id)
+        return count
 
     def prepare_days(self, now: datetime, retention_days: int) -> None:
         """See `Store.prepare_days`. Creates the folders of today and tomorrow."""

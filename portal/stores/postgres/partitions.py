@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import LiteralString, NamedTuple, TypeVar
@@ -173,6 +173,30 @@ def purge(database: Database, before: datetime) -> Purged:
         dropped += removed if table == "message" else 0
     drop_dedup_keys(database, end, kept)
     return Purged(dropped, len(kept))
+
+
+def remove_messages(connection: Connection, ids: Sequence[UUID]) -> None:
+    """Remove messages before their partition is dropped, with the bodies that no other message has.
+
+    Raises psycopg.Error.
+    """
+    for generation in GENERATIONS:  # first, as `hold_mail` does
+        connection.execute(
+            sql.SQL("delete from {} where message_id = any(%s)").format(sql.Identifier(generation)), [list(ids)]
+        )
+    removed = connection.execute(
+        "delete from message where id = any(%s) returning body_id, body_sha256", [list(ids)]
+    ).fetchall()
+    for table in ("event", "announced_to", "delivery"):
+        connection.execute(
+            sql.SQL("delete from {} where message_id = any(%s)").format(sql.Identifier(table)), [list(ids)]
+        )
+    for body_id, body_sha256 in sorted(removed):
+        connection.execute(
+            "delete from body_chunk where body_id = %s"
+            " and not exists (select from message where body_sha256 = %s and body_id = %s)",
+            [body_id, body_sha256, body_id],
+        )
 
 
 def _kept_messages(connection: Connection, end: UUID) -> list[UUID]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from portal.stores.contracts import Store
@@ -10,9 +11,9 @@ from portal.stores.postgres.database import Database
 from portal.stores.postgres.deliveries import PostgresDeliveries
 from portal.stores.postgres.digests import PostgresDigests, find_unmarked
 from portal.stores.postgres.messages import PostgresMessages
-from portal.stores.postgres.session import PostgresEngine
-from portal.stores.records import Purged, Stats
-from portal.stores.shared import upkeep
+from portal.stores.postgres.session import PostgresEngine, connection_of
+from portal.stores.records import Ending, Purged, Stats
+from portal.stores.shared import expiry, upkeep
 from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
@@ -87,6 +88,13 @@ class PostgresStore(Store):
         upkeep.remove_expired(self.engine, now)
         self.recipients.remove_unused()
         return purged
+
+    def expire(self, deliveries: Sequence[Ending]) -> int:
+        with self.engine.writing() as session:
+            count, ids = expiry.forget(session, deliveries)
+            if ids:
+                partitions.remove_messages(connection_of(session), ids)
+        return count
 
     def prepare_days(self, now: datetime, retention_days: int) -> None:
         partitions.prepare(self.database, now, retention_days)

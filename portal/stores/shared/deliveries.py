@@ -24,7 +24,8 @@ from portal.model.message import (
 )
 from portal.stores import lifecycle, search
 from portal.stores.contracts import Deliveries
-from portal.stores.records import Page, QueuedMail
+from portal.stores.records import Ending, Page, QueuedMail
+from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.rows import WHERE_KEY, Rows, events
 from portal.stores.shared.session import Engine, Session
@@ -77,6 +78,10 @@ class SqlDeliveries(Deliveries):
         if not states or not reader.identities:
             return Page((), None)
         return self.search(search.of_reader(reader, states, words), limit, before)
+
+    def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
+        with self._engine.reading() as session:
+            return expiry.ending(session, state, before, after, limit)
 
     # ---- histories
 

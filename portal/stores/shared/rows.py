@@ -21,7 +21,7 @@ MESSAGE = ("id", "tier", "scan", *(COLUMN_OF.get(field, field) for field in FACT
 # The columns that `delivery_from` takes, after the message.
 DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at")
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
-_KEY = "d.message_id = :message_id and d.number = :number"
+_KEY = "d.message_id = :message_id and d.number = :number and d.state <> 'expired'"
 _EVENT = "at, kind, actor, via, address, detail"
 
 

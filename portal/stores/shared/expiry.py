@@ -1,0 +1,57 @@
+"""Deliveries that are forgotten before their day is removed.
+
+The row stays, without its recipient, as long as the message has other deliveries: their numbers count from the first
+recipient. The last one to be forgotten takes the message with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from portal.model.message import DeliveryId, State, first_id
+from portal.stores.records import Ending
+from portal.stores.shared.rows import WHERE_KEY
+from portal.stores.shared.session import Session
+
+_FORGET = (
+    "update delivery set state = 'expired', recipient = '', address = '', reason = '', next_try_at = null,"
+    f" release_lease = null {WHERE_KEY} and state = :state"
+)
+
+
+def ending(session: Session, state: State, before: datetime, after: DeliveryId | None, limit: int) -> Sequence[Ending]:
+    """See `Deliveries.ending`."""
+    key = after or DeliveryId(UUID(int=0), 0)
+    # The state is a constant, and compared with `held` as well, so that both engines use the index without held ones.
+    rows = session.many(
+        f"select message_id, number, recipient from delivery where state = '{state.value}'"
+        " and state <> 'held' and message_id < :before_id"
+        " and (message_id, number) > (:after_id, :after_number) order by message_id, number limit :limit",
+        before_id=first_id(before),
+        after_id=key.message_id,
+        after_number=key.number,
+        limit=limit,
+    )
+    return [Ending(DeliveryId(id, number), state, recipient) for id, number, recipient in rows]
+
+
+def forget(session: Session, deliveries: Sequence[Ending]) -> tuple[int, list[UUID]]:
+    """Forget these deliveries unless their state has changed.
+
+    Return how many there were, and the messages that have no other delivery.
+    """
+    forgotten = []
+    for each in deliveries:
+        if session.execute(_FORGET, each.key, state=each.state.value):
+            forgotten.append(each.key)
+            session.execute(f"delete from event {WHERE_KEY}", each.key)
+            session.execute(f"delete from announced_to {WHERE_KEY}", each.key)
+    if not forgotten:
+        return 0, []
+    left = session.many(
+        "select distinct message_id from delivery where message_id in :ids and state <> 'expired'",
+        ids=[key.message_id for key in forgotten],
+    )
+    return len(forgotten), sorted({key.message_id for key in forgotten} - {id for (id,) in left})
