@@ -160,6 +160,12 @@ class Rulebook:
             raise NotFound("there is no such rule")
         return rule
 
+    def own_in_use(self, reader: Reader, scope: str, sender: str) -> Rule | None:
+        """Return the active rule of a person with these keys, None for one of other people, a domain or the site."""
+        if scope not in reader.identities:
+            return None
+        return next(iter(self.store.rules.matching([scope], [sender], [], self.now())), None)
+
     def remove_own(self, reader: Reader, rule_id: UUID, actor: Actor) -> Rule:
         """Remove a rule of a person. Raises NotFound, AlreadyDone."""
         return self.remove(self.own_by_id(reader, rule_id).id, actor)

@@ -119,7 +119,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", f"/sign-in/{_TOKEN}/", mailed.use),
         ("POST", "/sign-out", sessions.sign_out),
         ("GET", f"/messages/{_ID}/", inbox.message),
-        ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|ask>", inbox.act),
+        ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", inbox.act),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),
         ("POST", "/rules", rules.add),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
+from uuid import UUID
 
 from bottle import HTTPResponse
 
@@ -25,7 +26,8 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
 )
-from portal.model.message import ActorKind, Delivery, DeliveryId, Reader, State, parse_id
+from portal.model.message import ActorKind, Delivery, DeliveryId, Event, EventKind, Reader, State, parse_id
+from portal.model.rule import Effect
 from portal.policy.entry import senders_of
 from portal.reading import read
 from portal.web.auth.session import Sessions
@@ -44,6 +46,7 @@ _VIEWS: dict[str, tuple[State, ...]] = {
     "held": (State.HELD,),
     "requested": (State.REQUESTED,),
     "released": (State.RELEASING, State.RELEASED, State.PASSED),
+    "blocked": (State.BLOCKED,),
     "deleted": (State.DELETED,),
 }
 
@@ -116,6 +119,7 @@ class Inbox:
             here=_list_query(parse_qsl(request.query("list"))),
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
+            blocked_by=self._own_rule(delivery, events, session.recipient),
             may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
             may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
@@ -124,6 +128,16 @@ class Inbox:
         if result.act:
             forget(self._pages, response)
         return response
+
+    def _own_rule(self, delivery: Delivery, events: Sequence[Event], recipient: str) -> UUID | None:
+        """Return the id of the reader's own rule that blocks a delivery, if it is still in use."""
+        if delivery.state is not State.BLOCKED:
+            return None
+        by = next((event.actor for event in reversed(events) if event.kind is EventKind.BLOCKED), None)
+        if by is None or by.kind is not ActorKind.RULE:
+            return None
+        rule = self._pages.parts.rulebook.own_in_use(self._reader(recipient), by.via, by.name)
+        return rule.id if rule is not None and rule.effect is Effect.BLOCK else None
 
     def _preview(self, delivery: Delivery, recipient: str, viewer: Viewer) -> dict[str, Any]:
         """Return the text of the message as template values.
@@ -159,6 +173,7 @@ class Inbox:
             "delete": actions.delete,
             "spam": actions.confirm_spam,
             "restore": actions.restore,
+            "unblock": actions.unblock,
             "ask": actions.request_release,
         }[act]
         # The action records the error in the delivery and logs it. The page shows it.

@@ -18,7 +18,7 @@ from portal.model.message import DeliveryId
 from portal.web.pages import Pages
 from portal.web.request import Request
 
-ACTS = ("release", "delete", "spam", "restore", "ask")
+ACTS = ("release", "delete", "spam", "restore", "unblock", "ask")
 _COOKIE = "result"
 _SECONDS = 300
 _NUMBER_OCTETS = 2

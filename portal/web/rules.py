@@ -43,6 +43,7 @@ class RuleRow:
 
     name: str  # in URLs
     sender: str
+    words: str  # that find its messages in a list
     is_allowed: bool
     mailbox: str  # the role mailbox or alias that it is for, "" if it is for the reader's own address
     added: str
@@ -193,6 +194,7 @@ class RulePages:
         return RuleRow(
             name=str(rule.id),
             sender=shown_address(rule.sender),
+            words=rule.sender,
             is_allowed=rule.effect is Effect.ALLOW,
             mailbox="" if own else shown_address(rule.scope),
             added=language.moment(rule.created_at, zone),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
@@ -164,3 +166,47 @@ def test_imported_mail_is_held_whatever_the_rules_say(site: Site) -> None:
         outcome = Ingest(site.parts).hold(posted, at=site.now - timedelta(days=1))
     assert outcome.id is not None
     assert states(site, Held(outcome.id, known=False)) == [State.HELD, State.HELD]
+
+
+def press(site: Site, person: str, page: str, label: str) -> str:
+    """Press the button with this label on a page, and return the page after it."""
+    browser = site.signed_in(person)
+    forms = re.findall(r'<form method="post" action="/quarantine([^"]*)">(.*?)</form>', browser.get(page).text, re.S)
+    [(action, body)] = [(a, b) for a, b in forms if label in b]
+    fields = dict(re.findall(r'name="([^"]*)" value="([^"]*)"', body))
+    answer = browser.post(action, {name: html.unescape(value) for name, value in fields.items()})
+    return browser.follow(answer, action).text
+
+
+def test_blocked_messages_have_their_own_list_with_undo(site: Site) -> None:
+    add(site, rule("example.net"))
+    held = held_by_post(site)
+    browser = site.signed_in(ALICE)
+    assert "Offer" not in browser.get("/").text
+    listed = browser.get("/?state=blocked").text
+    assert "Offer" in listed and "By your rule for example.net" in listed
+    assert "Moved to held messages." in press(site, ALICE, f"/messages/{held.id}/", "Move to held messages")
+    assert site.state(held) is State.HELD
+    assert "Offer" in browser.get("/").text and "Offer" not in browser.get("/?state=blocked").text
+
+
+def test_who_removes_a_rule_sees_what_it_blocked(site: Site) -> None:
+    made = add(site, rule("example.net"))
+    held = held_by_post(site)
+    page = press(site, ALICE, f"/messages/{held.id}/", "Remove this rule")
+    assert 'Removed from your list: <bdi id="done">example.net</bdi>' in page
+    [link] = re.findall(r'<a href="/quarantine([^"]*)">Messages that it blocked</a>', page)
+    assert "Offer" in site.signed_in(ALICE).get(html.unescape(link)).text
+    assert not site.store.rules.get(made.id).is_active(site.now)
+    assert "Remove this rule" not in site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    unused = add(site, rule("other.example"))
+    browser = site.signed_in(ALICE)
+    browser.post(f"/rules/{unused.id}/remove", {"form_token": browser.form_token()})
+    assert "Messages that it blocked" not in browser.get(f"/rules?done={unused.id}").text
+
+
+def test_nobody_is_offered_to_remove_an_administrators_rule(site: Site) -> None:
+    add(site, rule("example.net", scope=SITE, actor=BY_OPERATOR))
+    held = held_by_post(site)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    assert "Move to held messages" in page and "Remove this rule" not in page
