@@ -71,14 +71,15 @@ def rspamd(settings: Settings) -> Iterator[Finding]:
 def scanner(settings: Settings) -> Iterator[Finding]:
     """Check that Rspamd scans held messages for viruses, with a harmless message. It is held and exported nowhere."""
     chosen = settings.rspamd
-    if not chosen.scan_groups:
+    if not chosen.scan_groups or chosen.scan == "off":
         return
     if chosen.url is None:
         yield Finding(
             None,
             "virus scanner",
-            "rspamd.url is not set: messages are not scanned after they were held, nor before a release. If Rspamd "
-            "has a virus scanner, set it to the controller's URL",
+            "rspamd.url is not set: messages are not scanned after they were held, nor before a release, and allow "
+            "rules let nothing through. If Rspamd has a virus scanner, set it to the controller's URL. With rspamd.scan "
+            '= "off" allow rules act without a scan',
         )
         return
     password = chosen.password.get_secret_value() if chosen.password else ""
