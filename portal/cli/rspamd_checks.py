@@ -78,8 +78,8 @@ def scanner(settings: Settings) -> Iterator[Finding]:
             None,
             "virus scanner",
             "rspamd.url is not set: messages are not scanned after they were held, nor before a release, and allow "
-            "rules let nothing through. If Rspamd has a virus scanner, set it to the controller's URL. With rspamd.scan "
-            '= "off" allow rules act without a scan',
+            "rules let nothing through. If Rspamd has a virus scanner, set it to the controller's URL. With "
+            'rspamd.scan = "off" allow rules act without a scan',
         )
         return
     password = chosen.password.get_secret_value() if chosen.password else ""

@@ -3,6 +3,7 @@
 --   X-Test-Symbols: 300      adds that many symbols without score, up to 600
 --   X-Test-Options: 1        adds a symbol with awkward options
 --   X-Test-Virus: 1          adds a symbol without score, as virus scanners do
+--   X-Test-Dmarc: example.net  adds the symbol of a DMARC check that passed for this domain
 --   X-Test-Force: discard    forces that action, as force_actions and multimap do
 local reg = rspamd_config
 reg:register_symbol{ name = 'TEST_SCORE', score = 1.0, group = 'test',
@@ -22,6 +23,12 @@ reg:register_symbol{ name = 'TEST_VIRUS', score = 0.0, group = 'test',
   callback = function(task)
     return task:get_header('X-Test-Virus') and true or false
   end }
+local dmarc = reg:register_symbol{ name = 'TEST_DMARC', type = 'callback',
+  callback = function(task)
+    local domain = task:get_header('X-Test-Dmarc')
+    if domain then task:insert_result('DMARC_POLICY_ALLOW', 1.0, domain, 'none') end
+  end }
+reg:register_symbol{ name = 'DMARC_POLICY_ALLOW', type = 'virtual', parent = dmarc, score = 0.0, group = 'test' }
 local many = reg:register_symbol{ name = 'TEST_MANY', type = 'callback',
   callback = function(task)
     local n = tonumber(task:get_header('X-Test-Symbols') or '0') or 0
