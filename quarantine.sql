@@ -310,10 +310,12 @@ begin
         end if;
     end if;
     if not is_new then
-        -- Deliveries are the first that a purge removes. A day may also have been dropped by hand.
-        if held is not null and not exists (
-            select from delivery d join message m on m.id = d.message_id where d.message_id = held
-        ) then
+        -- Deliveries are the first that a purge removes, and some may have ended earlier than others. A day may also
+        -- have been dropped by hand.
+        if held is not null and (
+            select count(*) from delivery d join message m on m.id = d.message_id
+            where d.message_id = held and d.state <> 'expired'
+        ) < cardinality(recipients) then
             -- Answering "known" would lose this mail.
             delete from seen_before s where s.dedup_key = new_dedup_key and s.message_id = held;
             delete from seen s where s.dedup_key = new_dedup_key and s.message_id = held;

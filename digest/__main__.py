@@ -157,7 +157,7 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
         (
             "expire",
             lambda: housekeeping.expire(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(hours=1),
+            IntervalTrigger(minutes=1),
             soon,
         ),
         ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),

@@ -233,7 +233,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
         sender=policy.from_address,
         zone=plan.zone,
         max_rows=settings.digest.max_rows,
-        retention_days=settings.store.retention_days,
+        retention_days=min(policy.retention_days.values()),
         now=now,
         language=plan.language,
         brand=policy.brand,

@@ -16,9 +16,8 @@ from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
 from portal.model.clock import clock
 from portal.model.errors import BodyDamaged, NotFound, QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
-from portal.model.message import DeliveryId, State, held_at
 from portal.policy.learning import LEARN, Result
-from portal.policy.retention import Retention
+from portal.policy.retention import expire_ended
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
 from portal.stores.records import Job
@@ -33,7 +32,6 @@ _LEARN_TRIES = 3
 _LEARN_BACK_OFF = timedelta(minutes=1)  # after the first try; ten times that after the second
 _LEARN_WAIT = timedelta(minutes=1)
 _LEARN_PAUSE = timedelta(hours=1)
-_EXPIRED_AT_ONCE = 200  # deliveries in one transaction
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
 
@@ -183,30 +181,22 @@ def daily(parts: Parts, now: datetime) -> None:
 
     Raises StoreUnavailable.
     """
-    retention_days = parts.settings.store.retention_days
+    retention_days = parts.domains.longest_retention_days
     parts.store.prepare_days(now, retention_days)
+    expire(parts, now, all_of_them=True)
     if _clock_is_trusted(parts.store, now):
         purged = parts.store.purge(now - timedelta(days=retention_days), now)
         log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
 
 
-def expire(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
-    """Forget the deliveries whose time is over, if the clock can be trusted. Return how many.
+def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: Stopped = never) -> int:
+    """Forget the deliveries whose time is over, if the clock can be trusted. Return how many. See `expire_ended`.
 
     Raises StoreUnavailable.
     """
-    store, retention, count = parts.store, Retention.of(parts.settings), 0
-    if retention.blocked >= retention.longest or not _clock_is_trusted(store, now):
+    if not _clock_is_trusted(parts.store, now):
         return 0
-    after: DeliveryId | None = None
-    while not stopped():
-        found = store.deliveries.ending(State.BLOCKED, now - retention.blocked, _EXPIRED_AT_ONCE, after)
-        count += store.expire(
-            [each for each in found if retention.end(each.state, held_at(each.key.message_id)) <= now]
-        )
-        if len(found) < _EXPIRED_AT_ONCE:
-            break
-        after = found[-1].key
+    count = expire_ended(parts.store, parts.domains, now, all_of_them=all_of_them, stopped=stopped)
     if count:
         log.info("expired deliveries=%d", count)
     return count

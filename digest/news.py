@@ -93,7 +93,7 @@ def _apply_changed_file(parts: Parts, now: datetime, applied: AppliedAliases) ->
     version = parts.people.names().version
     if not parts.people.text() or version == applied.version or notes.ALIASES.get(parts.store) == version:
         return
-    _find_news(parts, now - timedelta(days=parts.settings.store.retention_days))
+    _find_news(parts, now - timedelta(days=parts.domains.longest_retention_days))
     stopped = _restore_opt_outs(parts)
     after = ""
     while people := parts.store.recipients.records(after, PAGE):

@@ -42,6 +42,7 @@ from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, Se
 from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
+from portal.policy.retention import expire_ended
 from portal.releases import AT_ONCE, in_parallel
 from portal.settings import load, load_from, masked
 from portal.stores import notes, open_store, scans
@@ -368,8 +369,11 @@ def purge(older_than_days: int | None) -> None:
     """Remove messages past their retention, except requested ones and those being released."""
     with open_parts() as parts:
         now = datetime.now(UTC)
-        days = older_than_days or parts.settings.store.retention_days
+        days = older_than_days or parts.domains.longest_retention_days
+        forgotten = expire_ended(parts.store, parts.domains, now, all_of_them=True)
         done = parts.store.purge(now - timedelta(days=days), now)
+        if forgotten:
+            click.echo(f"forgot {forgotten} deliveries whose own retention is shorter")
         click.echo(f"removed {done.messages} messages held more than {days} days ago")
         if done.kept:
             click.echo(f"kept {done.kept} old messages: requested or being released")

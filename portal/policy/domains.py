@@ -27,7 +27,7 @@ from portal.model.rights import ReleaseRight
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
 from portal.model.text import shown
 from portal.settings import DomainSettings, Settings
-from portal.settings.domains import EDITABLE
+from portal.settings.domains import EDITABLE, RETENTIONS
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.domains")
@@ -48,6 +48,7 @@ class DomainPolicy:
     schedule: Schedule
     language: str
     release: Mapping[Tier, ReleaseRight]
+    retention_days: Mapping[Tier, int]
     recipient_rules: bool  # whether recipients may make allow and block rules
 
 
@@ -88,6 +89,29 @@ class Domains:
     def right(self, delivery: Delivery) -> ReleaseRight:
         """Return who may release a delivery, by its message's tier and the domain it was sent to."""
         return self.of(delivery.recipient).release[delivery.message.tier]
+
+    # ---- retention, see `retention`
+
+    @property
+    def blocked_retention_days(self) -> int:
+        """The retention of messages that a block rule held."""
+        return self._settings.store.blocked_retention_days
+
+    @property
+    def longest_retention_days(self) -> int:
+        """The age at which nobody has a message any more."""
+        return max(self.retention_periods())
+
+    def retention_periods(self) -> set[int]:
+        """Return all retentions that some domain has for some tier, in days."""
+        policies = (self.site, *self._fresh().policies.values())
+        return {days for policy in policies for days in policy.retention_days.values()}
+
+    def retention_version(self) -> str:
+        """Return a text that changes when any retention changes."""
+        policies = sorted(self._fresh().policies.items())
+        values = [(name, [*policy.retention_days.values()]) for name, policy in [("", self.site), *policies]]
+        return str(values)
 
     # ---- for administrators
 
@@ -141,6 +165,8 @@ class Domains:
         except ValidationError as error:
             text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
             raise BadDomainValue(f"{key}: {text}") from error
+        if problem := self._settings.retention_problem(checked):
+            raise BadDomainValue(problem)
         if key in _ONLY_STRICTER and getattr(checked, key) is ReleaseRight.SELF:
             raise BadDomainValue(f"{key}: 'self' can only be set in the settings file")
         return own.model_copy(update={key: getattr(checked, key)})
@@ -197,6 +223,9 @@ class Domains:
                 Tier.SPAM: either(own.release_spam, ReleaseRight.SELF),
                 Tier.SUSPICIOUS: either(own.release_suspicious, ReleaseRight.SELF),
                 Tier.DANGEROUS: either(own.release_dangerous, ReleaseRight.REQUEST),
+            },
+            retention_days={
+                tier: either(getattr(own, key), settings.store.retention_days) for tier, key in RETENTIONS.items()
             },
             recipient_rules=either(own.recipient_rules, True),
         )

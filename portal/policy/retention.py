@@ -1,27 +1,79 @@
-"""The time for which a delivery is kept. The only place that decides it."""
+"""The end of each delivery, and the job that forgets deliveries at their end. See docs/decisions/retention.md."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
-from portal.model.message import State
-from portal.settings import Settings
+from portal.model.message import DeliveryId, State, Tier, held_at
+from portal.policy.domains import Domains
+from portal.stores import Store, notes
+
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+_AT_ONCE = 200  # deliveries in one transaction, so that ingest never waits for long
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """The times after which deliveries are forgotten. None is later than the removal of whole days (`Store.purge`)."""
+def end_of(domains: Domains, recipient: str, tier: Tier, state: State, held_at: datetime) -> datetime:
+    """Return when a delivery is forgotten, by its recipient's domain, its message's tier and its state.
 
-    longest: timedelta
-    blocked: timedelta
+    The only place that decides it. No end is later than the removal of whole days (`Store.purge`).
+    """
+    days = domains.of(recipient).retention_days[tier]
+    if state is State.BLOCKED:
+        days = min(days, domains.blocked_retention_days)
+    return held_at + timedelta(days=days)
 
-    @classmethod
-    def of(cls, settings: Settings) -> Retention:
-        """Return the times according to the settings."""
-        longest, blocked = settings.store.retention_days, settings.store.blocked_retention_days
-        return cls(timedelta(days=longest), timedelta(days=min(longest, blocked)))
 
-    def end(self, state: State, held_at: datetime) -> datetime:
-        """Return when a delivery in this state is forgotten."""
-        return held_at + (self.blocked if state is State.BLOCKED else self.longest)
+def expire_ended(
+    store: Store, domains: Domains, now: datetime, *, all_of_them: bool = False, stopped: Callable[[], bool] = bool
+) -> int:
+    """Forget the deliveries that ended. Return how many.
+
+    It looks at those that ended since the last call, unless ``all_of_them`` is given or a retention was changed: others
+    came into the store later, or waited for somebody until then. Raises StoreUnavailable.
+    """
+    longest, version = domains.longest_retention_days, domains.retention_version()
+    last = notes.EXPIRED.get(store)
+    since = last.until if last is not None and last.version == version and not all_of_them else None
+    shorter = sorted(days for days in domains.retention_periods() if days < longest)
+    count = _expire_blocked(store, domains, now, stopped)
+    for days in shorter if since is not None else shorter[:1]:
+        age = timedelta(days=days)
+        begin = _FIRST if since is None else since - age
+        count += _expire_between(store, domains, begin, now - age, now, stopped)
+    if not stopped():
+        notes.EXPIRED.set(store, notes.Expired(version, now))
+    return count
+
+
+def _expire_blocked(store: Store, domains: Domains, now: datetime, stopped: Callable[[], bool]) -> int:
+    before, after, count = now - timedelta(days=domains.blocked_retention_days), None, 0
+    if domains.blocked_retention_days >= domains.longest_retention_days:
+        return 0
+    while not stopped():
+        found = store.deliveries.ending(State.BLOCKED, before, _AT_ONCE, after)
+        count += store.expire(found)
+        if len(found) < _AT_ONCE:
+            break
+        after = found[-1].key
+    return count
+
+
+def _expire_between(
+    store: Store, domains: Domains, begin: datetime, end: datetime, now: datetime, stopped: Callable[[], bool]
+) -> int:
+    after: DeliveryId | None = None
+    count = 0
+    while not stopped():
+        found = store.deliveries.aged(begin, end, _AT_ONCE, after)
+        count += store.expire(
+            [
+                each
+                for each, tier in found
+                if end_of(domains, each.recipient, tier, each.state, held_at(each.key.message_id)) <= now
+            ]
+        )
+        if len(found) < _AT_ONCE:
+            break
+        after = found[-1][0].key
+    return count

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from portal.model.domains import shown_address
-from portal.model.message import domain
+from portal.model.message import Tier, domain
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
 from portal.model.text import Tag
@@ -53,6 +53,19 @@ class DomainSettings(Section):
         None,
         description="As `release_spam`, for dangerous messages. `request` is the default; only the file can set "
         "`self`.",
+    )
+    retention_spam_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="Messages of the tier *spam* for these recipients are removed after this many days. Default: "
+        "`store.retention_days`.",
+    )
+    retention_suspicious_days: int | None = Field(
+        None, ge=1, le=3650, description="As `retention_spam_days`, for suspicious messages."
+    )
+    retention_dangerous_days: int | None = Field(
+        None, ge=1, le=3650, description="As `retention_spam_days`, for dangerous messages."
     )
     recipient_rules: bool | None = Field(
         None, description="Whether recipients may allow and block senders for themselves. Default: true."
@@ -114,6 +127,7 @@ FormerDomains = Annotated[dict[str, FormerDomain], BeforeValidator(_only_in_the_
 TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": DomainSettings}  # tables of tables
 
 
+RETENTIONS = {tier: f"retention_{tier.value}_days" for tier in Tier}  # the keys
 EDITABLE = tuple(name for name in DomainSettings.model_fields if name not in ("domain", "locked"))  # in the store
 
 

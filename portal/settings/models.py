@@ -22,7 +22,7 @@ from portal.model.message import ACTIONS, domain, identity
 from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
-from portal.settings.domains import Domains, DomainSettings, FormerDomains
+from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
 from portal.settings.values import (
     Hours,
     MailAddress,
@@ -57,6 +57,30 @@ class StoreSettings(Section):
         le=3650,
         description="Messages that a rule blocks are removed this many days after they were held, if that is sooner.",
     )
+
+    retention_min_days: int = Field(
+        1, ge=1, le=3650, description="The shortest retention that a domain may have, see docs/domains.md."
+    )
+    retention_max_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="The longest retention that a domain may have. Default: `retention_days`. It determines how long "
+        "bodies stay on disk if a domain uses it.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StoreSettings:
+        if not self.retention_min_days <= self.retention_days <= self.longest_days:
+            raise ValueError(
+                "store.retention_days is not between store.retention_min_days and store.retention_max_days"
+            )
+        return self
+
+    @property
+    def longest_days(self) -> int:
+        """The longest retention that a domain may have."""
+        return self.retention_days if self.retention_max_days is None else self.retention_max_days
 
     @field_validator("url")
     @classmethod
@@ -429,6 +453,10 @@ class Settings(Section):
             for name in tables:
                 if name not in local:
                     raise ValueError(f'{key}."{shown_address(name)}": this domain is not in local_domains')
+        for name, table in self.domains.items():
+            problem = self.retention_problem(table)
+            if problem:
+                raise ValueError(f'domains."{shown_address(name)}".{problem}')
         for name in self.digest.domains:
             if name in self.domains:
                 raise ValueError(
@@ -436,6 +464,15 @@ class Settings(Section):
                     "its values there"
                 )
         return self
+
+    def retention_problem(self, table: DomainSettings) -> str:
+        """Return what is wrong with the retention of a domain, "" if nothing is."""
+        low, high = self.store.retention_min_days, self.store.longest_days
+        for key in RETENTIONS.values():
+            days = getattr(table, key)
+            if days is not None and not low <= days <= high:
+                return f"{key}: {days} is not between {low} and {high}, the limits of store.retention_…_days"
+        return ""
 
     def of_domain(self, name: str) -> DomainSettings:
         """Return the values that the file has for a domain, also those of the former table in `digest.domains`."""

@@ -273,6 +273,13 @@ class Deliveries(ABC):
         """
 
     @abstractmethod
+    def aged(
+        self, since: datetime, before: datetime, limit: int, after: DeliveryId | None = None
+    ) -> Sequence[tuple[Ending, Tier]]:
+        """Return deliveries of messages held from ``since`` to ``before``, each with its message's tier, oldest first,
+        beginning after the delivery ``after``. Those that are requested, releasing or forgotten are left out."""
+
+    @abstractmethod
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
         """Return deliveries in `releasing` whose ``next_try_at`` has passed, longest waiting first."""
 

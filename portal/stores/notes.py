@@ -68,6 +68,13 @@ class Period(NamedTuple):
     until: datetime
 
 
+class Expired(NamedTuple):
+    """Until when deliveries that ended were forgotten (`portal.policy.retention`), with these retentions."""
+
+    version: str
+    until: datetime
+
+
 class IdRange(NamedTuple):
     """The ids from ``first`` to ``last``."""
 
@@ -125,6 +132,11 @@ LEARNED_ON: Note[DayCount] = Note(
     "learning.learned_on",
     lambda count: f"{count.day} {count.number}",
     lambda text: DayCount(date.fromisoformat(text.split()[0]), int(text.split()[1])),
+)
+EXPIRED: Note[Expired] = Note(
+    "retention.expired",
+    lambda expired: f"{expired.until.isoformat()} {expired.version}",
+    lambda text: Expired(text.partition(" ")[2], datetime.fromisoformat(text.partition(" ")[0])),
 )
 TEMPLATE_FAILED: Note[TemplateFailure] = Note(
     "site.template_failed",

@@ -246,7 +246,7 @@ class PreferencePages:
                 preferences=parts.links.url(Action.PREFERENCES, digest_id, 0, now),
                 portal=f"{parts.settings.public_url}/",
                 link_days=parts.links.lifetime.days,
-                retention_days=parts.settings.store.retention_days,
+                retention_days=min(policy.retention_days.values()),
             )
             mail = QueuedMail(person.address, rendered.as_bytes())
         changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)

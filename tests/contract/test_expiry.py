@@ -11,6 +11,7 @@ from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.errors import NotFound
 from portal.model.message import DeliveryId, EventKind, Filter, Reader, Start, State, held_at
+from portal.policy import retention
 from portal.stores import Store, notes
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail, now, rule
 from tests.conftest import MakeParts
@@ -120,7 +121,7 @@ def steady(parts: Parts) -> None:
 
 
 def test_blocked_messages_end_sooner_than_others(make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "_EXPIRED_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
     parts = make_parts(store__blocked_retention_days=3)
     kept = {block(parts.store, mail(f"young {n}"), days=2.9) for n in range(3)}
     for n in range(5):

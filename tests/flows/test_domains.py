@@ -14,9 +14,10 @@ import pytest
 from digest import housekeeping, news, run
 from portal.model.errors import BadDomainValue
 from portal.model.links import Action
-from portal.model.message import Actor, ActorKind, State, Tier
+from portal.model.message import Actor, ActorKind, Filter, State, Tier, held_at
 from portal.releases import retry_due
 from portal.stores.records import Held
+from tests import builders
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Site
@@ -245,3 +246,103 @@ def test_a_domain_may_keep_its_recipients_from_making_rules(site: Site) -> None:
     assert alice.post(f"/rules/{rule.id}/remove", {"form_token": alice.form_token()}).status == 303
     assert alice.post(f"/rules/{rule.id}/restore", {"form_token": alice.form_token()}).status == 403
     assert 'name="effect"' in site.signed_in(BOB).get("/rules").text
+
+
+# ---- retention
+
+
+def recipients_of(site: Site, held: Held) -> list[str]:
+    """Return the recipients for whom a message can still be found."""
+    found = site.store.deliveries.search(Filter(), 99).deliveries
+    return sorted(delivery.recipient for delivery in found if delivery.id == held.id and delivery.recipient)
+
+
+def test_each_domain_forgets_at_its_own_time_and_days_are_dropped_at_the_longest(
+    make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path
+) -> None:
+    limits = "[store]\n    retention_days = 20\n    retention_max_days = 60\n    [domains"
+    (tmp_path / "quarantine.toml").write_text(SETTINGS.replace("[domains", limits, 1))
+    site = Site(make_parts(**overrides(smtp) | {"local_domains": "apples.example,pears.example,nuts.example"}))
+    with_values(site, "apples.example", retention_spam_days="5", retention_dangerous_days="60")
+    carol = "carol@nuts.example"
+    held = {tier: site.hold(tier, recipients=(ALICE, BOB, carol)) for tier in (Tier.SPAM, Tier.DANGEROUS)}
+    waiting = site.hold(recipients=(ALICE,))
+    site.parts.actions.request_release(waiting.id, 0, Actor(ActorKind.RECIPIENT))
+    began = site.now
+    shown: dict[int, list[str]] = {}
+    for day in range(70):
+        site.now = began + timedelta(days=day, minutes=1)
+        housekeeping.daily(site.parts, site.now)
+        found = [
+            f"{delivery.recipient[0]} {tier.value}"
+            for delivery in site.store.deliveries.search(Filter(), 99).deliveries
+            for tier in held
+            if delivery.id == held[tier].id and delivery.recipient
+        ]
+        found.sort()
+        if not shown or found != shown[max(shown)]:
+            shown[day] = found
+    everything = ["a dangerous", "a spam", "b dangerous", "b spam", "c dangerous", "c spam"]
+    assert shown[0] == everything
+    assert shown[5] == [each for each in everything if each != "a spam"]
+    assert shown[20] == ["a dangerous"]
+    assert [day for day, found in shown.items() if not found][0] in (60, 61, 62)  # PostgreSQL drops whole days
+    assert site.state(waiting) is State.REQUESTED
+
+
+def test_deliveries_are_forgotten_within_a_minute_of_their_time(site: Site) -> None:
+    with_values(site, "apples.example", retention_spam_days="5")
+    held = site.hold(recipients=(ALICE, BOB))
+    end = held_at(held.id) + timedelta(days=5)
+    housekeeping.daily(site.parts, end - timedelta(days=2))
+    housekeeping.daily(site.parts, end - timedelta(days=1))
+    housekeeping.expire(site.parts, end - timedelta(seconds=30))
+    assert recipients_of(site, held) == [ALICE, BOB]
+    housekeeping.expire(site.parts, end + timedelta(seconds=30))
+    assert recipients_of(site, held) == [BOB]
+    assert site.signed_in(ALICE).get(f"/messages/{held.id}/").status == 404
+
+
+def test_a_shorter_retention_applies_to_what_is_held_already(site: Site) -> None:
+    held = site.hold(recipients=(ALICE, BOB))
+    later = site.now + timedelta(days=6)
+    for at in (later - timedelta(days=1), later):
+        housekeeping.daily(site.parts, at)
+    assert recipients_of(site, held) == [ALICE, BOB]
+    with_values(site, "apples.example", retention_spam_days="5")
+    housekeeping.expire(site.parts, later)
+    assert recipients_of(site, held) == [BOB]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1 << 19])
+def test_a_mail_that_comes_again_after_the_end_of_one_delivery_is_held_for_everybody(
+    site: Site, size_bytes: int
+) -> None:
+    data = builders.mail(size_bytes=size_bytes)
+    first = site.hold(data=data, recipients=(ALICE, BOB))
+    assert site.hold(data=data, recipients=(ALICE, BOB)).known
+    with_values(site, "apples.example", retention_spam_days="5")
+    for days in (5, 6):
+        housekeeping.daily(site.parts, site.now + timedelta(days=days))
+    again = site.hold(data=data, recipients=(ALICE, BOB))
+    assert not again.known and recipients_of(site, again) == [ALICE, BOB]
+    assert site.hold(data=data, recipients=(ALICE, BOB)).id == again.id
+    assert recipients_of(site, first) == [BOB]
+
+
+def test_nothing_is_forgotten_by_a_clock_that_jumped(site: Site) -> None:
+    with_values(site, "apples.example", retention_spam_days="5")
+    held = site.hold(recipients=(ALICE,))
+    for days in (0.0, 1.0):
+        housekeeping.daily(site.parts, site.now + timedelta(days=days))
+    for days in (400.0, 400.5):
+        housekeeping.daily(site.parts, site.now + timedelta(days=days))
+        housekeeping.expire(site.parts, site.now + timedelta(days=days))
+    assert site.delivery(held).recipient == ALICE
+
+
+def test_a_retention_is_between_the_limits_of_the_site(site: Site) -> None:
+    for value in ("31", "0", "x", "-1"):
+        with pytest.raises(BadDomainValue, match="retention_spam_days"):
+            with_values(site, "apples.example", retention_spam_days=value)
+    with_values(site, "apples.example", retention_spam_days="30")

@@ -88,7 +88,8 @@ class FileMessages(SqlMessages):
     def _find_known(self, export: Export) -> UUID | None:
         with self._database.read() as connection:
             known = _find_by_dedup_key(connection, export.dedup_key)
-        return known if known is not None and self._mail.has(known) else None
+            is_whole = known is not None and _is_whole(connection, known, export)
+        return known if known is not None and is_whole and self._mail.has(known) else None
 
     def _write(self, id: UUID, body: Body, metadata: _Metadata) -> UUID:
         """Write the file and the rows of a message. Return its id, or that of the message that has the same mail."""
@@ -128,7 +129,7 @@ class FileMessages(SqlMessages):
             while not _insert_rows(SqliteSession(connection, self._database), id, dedup_key, metadata):
                 known = _find_by_dedup_key(connection, dedup_key)
                 if known is not None:
-                    if self._mail.has(known):
+                    if _is_whole(connection, known, metadata.export) and self._mail.has(known):
                         return known
                     connection.execute("UPDATE message SET dedup_key = NULL WHERE id = ?", (known.bytes,))
         return id
@@ -307,6 +308,14 @@ def _metadata_errors() -> Iterator[None]:
 
 _COLUMNS = ("rowid", "dedup_key", *MESSAGE)
 _INSERT_MESSAGE = f"INSERT INTO message ({', '.join(_COLUMNS)}) VALUES (:{', :'.join(_COLUMNS)}) ON CONFLICT DO NOTHING"
+
+
+def _is_whole(connection: sqlite3.Connection, known: UUID, export: Export) -> bool:
+    """Return whether a known message still has all of its deliveries: otherwise "known" would lose this mail."""
+    row = connection.execute(
+        "SELECT count(*) FROM delivery WHERE message_id = ? AND state <> 'expired'", (known.bytes,)
+    ).fetchone()
+    return int(row[0]) >= len(export.recipients or ("",))
 
 
 def _find_by_dedup_key(connection: sqlite3.Connection, dedup_key: bytes) -> UUID | None:

@@ -19,6 +19,7 @@ from portal.model.message import (
     EventKind,
     Reader,
     State,
+    Tier,
     held_at,
     identity,
 )
@@ -82,6 +83,12 @@ class SqlDeliveries(Deliveries):
     def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
         with self._engine.reading() as session:
             return expiry.ending(session, state, before, after, limit)
+
+    def aged(
+        self, since: datetime, before: datetime, limit: int, after: DeliveryId | None = None
+    ) -> Sequence[tuple[Ending, Tier]]:
+        with self._engine.reading() as session:
+            return expiry.aged(session, since, before, after, limit)
 
     # ---- histories
 

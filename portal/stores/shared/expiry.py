@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from portal.model.message import DeliveryId, State, first_id
+from portal.model.message import DeliveryId, State, Tier, first_id
 from portal.stores.records import Ending
 from portal.stores.shared.rows import WHERE_KEY
 from portal.stores.shared.session import Session
@@ -35,6 +35,27 @@ def ending(session: Session, state: State, before: datetime, after: DeliveryId |
         limit=limit,
     )
     return [Ending(DeliveryId(id, number), state, recipient) for id, number, recipient in rows]
+
+
+def aged(
+    session: Session, since: datetime, before: datetime, after: DeliveryId | None, limit: int
+) -> Sequence[tuple[Ending, Tier]]:
+    """See `Deliveries.aged`."""
+    key = after or DeliveryId(first_id(since), -1)
+    rows = session.many(
+        "select d.message_id, d.number, d.recipient, d.state, m.tier from delivery d join message m"
+        " on m.id = d.message_id where d.message_id >= :after_id and d.message_id < :before_id"
+        " and (d.message_id, d.number) > (:after_id, :after_number)"
+        " and d.state not in ('requested', 'releasing', 'expired') order by d.message_id, d.number limit :limit",
+        before_id=first_id(before),
+        after_id=key.message_id,
+        after_number=key.number,
+        limit=limit,
+    )
+    return [
+        (Ending(DeliveryId(id, number), State(state), recipient), Tier(tier))
+        for id, number, recipient, state, tier in rows
+    ]
 
 
 def forget(session: Session, deliveries: Sequence[Ending]) -> tuple[int, list[UUID]]:
