@@ -760,6 +760,11 @@ class Store(ABC):
     def stats(self, now: datetime) -> Stats:
         """Return the numbers for `/healthz` and `/metrics`."""
 
+    def health(self, now: datetime) -> Stats:
+        """Return the numbers of `stats` if the store can be written to now, as `ping` does."""
+        self.ping()
+        return self.stats(now)
+
     @abstractmethod
     def repair_clock_skew(self, now: datetime) -> int:
         """Repair times that a clock that was ahead left; return how many recipients, releases and mails were changed.

@@ -38,6 +38,7 @@ class Monitor(Collector):
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._overdue_after = timedelta(minutes=parts.settings.digest.overdue_minutes)
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -49,8 +50,7 @@ class Monitor(Collector):
         """Yield the current metrics for prometheus_client."""
         now = self._parts.actions.now()
         try:
-            self._parts.store.ping()
-            stats = self._parts.store.stats(now)
+            stats = self._parts.store.health(now)
             done = runs(self._parts.store)
             skipped = not_selected(self._parts.store)
             scanned = scans(self._parts.store)
@@ -122,14 +122,15 @@ class Monitor(Collector):
     def _health(self) -> tuple[int, dict[str, Any]]:
         now = self._parts.actions.now()
         try:
-            self._parts.store.ping()
-            stats = self._parts.store.stats(now)
-            last_sent_at = notes.SENT_AT.get(self._parts.store)
+            stats = self._parts.store.health(now)
+            due = stats.oldest_digest_due_at
+            is_late = due is not None and now - due > self._overdue_after
+            last_sent_at = notes.SENT_AT.get(self._parts.store) if is_late else None  # needed only then
         except (StoreUnavailable, StoreUnusable) as error:
             log.error("unhealthy: %s", error)
             return 503, {"status": "store unavailable", "version": __version__}
         age = None if stats.heartbeat_at is None else round((now - stats.heartbeat_at).total_seconds())
-        due, people = stats.oldest_digest_due_at, self._parts.people
+        people = self._parts.people
         return (
             200,
             {
@@ -148,8 +149,7 @@ class Monitor(Collector):
         )
 
     def _overdue(self, stats: Stats, last_sent_at: datetime | None, now: datetime) -> datetime | None:
-        after = timedelta(minutes=self._parts.settings.digest.overdue_minutes)
-        return overdue_since(stats, last_sent_at, now, after)
+        return overdue_since(stats, last_sent_at, now, self._overdue_after)
 
     def metrics(self, request: Request) -> HTTPResponse:
         """GET /metrics, in the Prometheus format. Only peers in ``exporter.allowed_networks`` may read it."""

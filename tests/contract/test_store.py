@@ -111,6 +111,7 @@ def test_stats_count_waiting_work(store: Store) -> None:
     assert (stats.releases_waiting, stats.requests_waiting, stats.mails_waiting) == (1, 2, 1)
     assert (stats.digests_due, stats.oldest_digest_due_at, stats.heartbeat_at) == (1, at, at)
     assert store.stats(at + 2 * DAY).digests_due == 2
+    assert store.health(at + HOUR) == stats
     send_digest(store, ALICE, at + HOUR)
     assert store.stats(at + HOUR).digests_due == 0
 

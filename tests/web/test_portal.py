@@ -700,7 +700,7 @@ def test_a_store_that_is_down_is_a_reassuring_503(site: Site, held: Held, monkey
 
     for part, name in (
         *((site.store.sign_ins, name) for name in ("session", "start")),
-        *((site.store.deliveries, "get"), (site.store, "ping")),
+        *((site.store.deliveries, "get"), (site.store, "health")),
     ):
         monkeypatch.setattr(part, name, fail)
     answers = [

@@ -146,7 +146,8 @@ class FileStore(Store):
             connection.executemany("INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)", marks.items())
 
     def stats(self, now: datetime) -> Stats:
-        return upkeep.stats(self.engine, now)
+        with self.engine.reading() as session:
+            return upkeep.stats(session, now)
 
     def repair_clock_skew(self, now: datetime) -> int:
         return upkeep.repair_clock_skew(self.engine, now)

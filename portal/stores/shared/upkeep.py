@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from portal.stores import lifecycle
 from portal.stores.records import Stats
 from portal.stores.shared.recipients import HAS_NEWS
-from portal.stores.shared.session import Engine
+from portal.stores.shared.session import Engine, Session
 
 HEARTBEAT = "store.heartbeat"
 # The condition on the state is that of SQLite's partial index.
@@ -19,22 +19,21 @@ WAITING = (
 _BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
 
 
-def stats(engine: Engine, now: datetime, waiting: str = WAITING) -> Stats:
+def stats(session: Session, now: datetime, waiting: str = WAITING) -> Stats:
     """See `Store.stats`. ``waiting``: the engine's way to select what `WAITING` selects."""
     due = f"from recipient where {HAS_NEWS} and next_digest_at <= :now"
-    with engine.reading() as session:
-        row = session.one(
-            f"select releasing, requested, (select count(*) from outbox),"
-            " (select count(*) from job where finished_at is null),"
-            " (select count(*) from recipient where failed_at is not null),"
-            # In parts, since both engines then read an index only, and of the times just the first entry.
-            f" (select count(*) {due}), (select min(next_digest_at) {due}) as due_at,"
-            f" (select min(next_digest_at) {due} and failed_at is null) as untried_at,"
-            " (select value from setting where name = :heartbeat)"
-            f" from ({waiting}) waiting",
-            heartbeat=HEARTBEAT,
-            now=now,
-        )
+    row = session.one(
+        f"select releasing, requested, (select count(*) from outbox),"
+        " (select count(*) from job where finished_at is null),"
+        " (select count(*) from recipient where failed_at is not null),"
+        # In parts, since both engines then read an index only, and of the times just the first entry.
+        f" (select count(*) {due}), (select min(next_digest_at) {due}) as due_at,"
+        f" (select min(next_digest_at) {due} and failed_at is null) as untried_at,"
+        " (select value from setting where name = :heartbeat)"
+        f" from ({waiting}) waiting",
+        heartbeat=HEARTBEAT,
+        now=now,
+    )
     assert row is not None  # noqa: S101 - an aggregate always has a row
     releases, requests, mails, jobs, failing, due, oldest, untried, heartbeat = row
     return Stats(
