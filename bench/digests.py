@@ -41,6 +41,7 @@ SMALL = 10  # the second store is smaller by this factor
 READY = 500  # digests whose rows the ceiling has in memory
 QUERIES = 500  # of each kind
 PROCESSES = 2
+WARM_UP = 20  # digests of each process before the measurement
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ def _rates(
     rates = [own.rate for own, _ in pairs]
     ratio = statistics.median(own.rate / bare for own, bare in pairs)
     spent = {name: sum(own.seconds[name] for own, _ in pairs) for name in pairs[0][0].seconds}
+    due_again(environments[large])
+    turns = _processes_in_turn(environments[large], effort)
+    spent_by_several = {name: sum(several.seconds[name] for _, several in turns) for name in turns[0][1].seconds}
     for environment in environments.values():
         due_again(environment)
     few, many = (_whole(environments[people], people) for people in (small, large))
@@ -96,8 +100,10 @@ def _rates(
             cell(spent, sum(own.count for own, _ in pairs)),
         ),
         Row(
-            f"digests/s of {PROCESSES} processes, {store}", f"{many.rate:.0f}",
-            f"{statistics.median(rates):.0f} of one", many.rate / statistics.median(rates), "≥ 1.7",
+            f"digests/s of {PROCESSES} processes, {store}", spread([several.rate for _, several in turns]),
+            f"{spread([one.rate for one, _ in turns])} of one",
+            statistics.median(several.rate / one.rate for one, several in turns), "≥ 1.7",
+            cell(spent_by_several, sum(several.count for _, several in turns)),
         ),
         Row(
             f"seconds until the last of {many.count:,} digests, {PROCESSES} processes, {store}", f"{many.seconds:.0f}",
@@ -234,7 +240,7 @@ def _plan(url: str) -> str:
 
 @dataclass(frozen=True)
 class _Own:
-    """The digests of one process in a round."""
+    """The digests of some processes in a round."""
 
     count: int
     rate: float  # digests per second
@@ -252,7 +258,7 @@ def _pairs(environment: dict[str, str], effort: Effort) -> list[tuple[_Own, floa
         ready = _ready(parts)
         pairs = []
         for number in range(effort.rounds + 1):
-            ours, bare = _one_process(environment, effort.seconds), _bare(parts, ready, effort.seconds)
+            ours, bare = _processes(environment, 1, effort.seconds), _bare(parts, ready, effort.seconds)
             if number:  # the first round warms up
                 pairs.append((ours, bare))
                 print_progress(f"{ours.rate:.0f}/s / {bare:.0f}/s = {ours.rate / bare:.2f}")
@@ -279,17 +285,35 @@ def _bare(parts: Parts, ready: list[Digest], seconds: float) -> float:
         return count / taken
 
 
-def _one_process(environment: dict[str, str], seconds: float) -> _Own:
+def _processes_in_turn(environment: dict[str, str], effort: Effort) -> list[tuple[_Own, _Own]]:
+    """Return what one process and what several did, measured alternately."""
+    turns = []
+    for _ in range(effort.rounds):
+        one, several = (_processes(environment, number, effort.seconds) for number in (1, PROCESSES))
+        turns.append((one, several))
+        print_progress(f"{several.rate:.0f}/s / {one.rate:.0f}/s = {several.rate / one.rate:.2f}")
+    return turns
+
+
+def _processes(environment: dict[str, str], number: int, seconds: float) -> _Own:
     url = environment["QUARANTINE_STORE__URL"]
-    with sink() as server, _process(environment, server) as process:
-        _wait_for(server, 20)
-        clock = Clock({"digest": process.pid} | ({} if url.startswith("files:") else {"PostgreSQL": postmaster(url)}))
+    database = {} if url.startswith("files:") else {"PostgreSQL": postmaster(url)}
+    with sink() as server, ExitStack() as stack:
+        processes = [stack.enter_context(_process(environment, server)) for _ in range(number)]
+        _wait_for(server, WARM_UP * number)
+        clock = Clock({f"digest {n}": process.pid for n, process in enumerate(processes)} | database)
         before, began = server.got().mails, time.perf_counter()
         time.sleep(seconds)
         got, taken = server.got(), time.perf_counter() - began
         if got.mails == before:
             raise RuntimeError("all were sent before the time was over: take a larger --share, or shorter --seconds")
-        return _Own(got.mails - before, (got.mails - before) / taken, clock.seconds())
+        spent = clock.seconds()
+    of_processes = sum(spent[name] for name in spent if name not in database)
+    return _Own(
+        got.mails - before,
+        (got.mails - before) / taken,
+        {"digest": of_processes} | {name: spent[name] for name in database},
+    )
 
 
 def _whole(environment: dict[str, str], people: int) -> _Whole:
