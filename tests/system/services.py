@@ -156,7 +156,8 @@ _ANSWERS = {
 
 
 class Switch:
-    """A port that forwards connections, or refuses, hangs, breaks off, or answers 500 or ``not-selected``."""
+    """A port that forwards connections, or refuses, hangs, breaks off, answers 500 or ``not-selected``, or loses the
+    answer of the server."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -167,7 +168,7 @@ class Switch:
         self._open: list[socket.socket] = []
 
     def set(self, state: str) -> None:
-        """Set the state: ``pass``, ``refuse``, ``hang``, ``500``, ``not-selected`` or ``break``."""
+        """Set the state: ``pass``, ``refuse``, ``hang``, ``500``, ``not-selected``, ``break`` or ``lose``."""
         self._state = state
         if state == "refuse":
             self.close()
@@ -210,10 +211,20 @@ class Switch:
             elif self.target is not None:
                 with socket.create_connection(("127.0.0.1", self.target), 5) as far:
                     far.settimeout(None)
+                    if state == "lose":
+                        _forward_and_lose(near, far)
+                        return
                     back = threading.Thread(target=_pump, args=(far, near), daemon=True)
                     back.start()
                     _pump(near, far)
                     back.join()
+
+
+def _forward_and_lose(near: socket.socket, far: socket.socket) -> None:
+    """Forward a request until the server has answered, and forward no answer."""
+    threading.Thread(target=_pump, args=(near, far), daemon=True).start()
+    while far.recv(1 << 16):
+        pass
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -272,11 +283,12 @@ def write_rspamd(
     modules: Mapping[str, str] = MappingProxyType({}),
     workers: str = "",
     proxies: int = 1,
+    dns_port: int = 9,
 ) -> list[str]:
     """Write a configuration below ``home`` and return the arguments that make rspamd and rspamadm use it.
 
     ``modules``: further modules to switch on, with their configuration. ``workers``: the configuration of more workers.
-    ``proxies``: the number of processes that answer Postfix.
+    ``proxies``: the number of processes that answer Postfix. ``dns_port``: of a name server on this host.
     """
     milter, scan, controller = ports
     (home.parent / "hyperscan").mkdir(exist_ok=True)
@@ -294,7 +306,7 @@ def write_rspamd(
         # Compiling takes Rspamd 15 s, so all Rspamds of a session share the compiled files.
         "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";
 hs_cache_dir = "{home.parent}/hyperscan";
-dns {{ nameserver = ["127.0.0.1:9:1"]; timeout = 0.05s; retransmits = 1; }}
+dns {{ nameserver = ["127.0.0.1:{dns_port}:1"]; timeout = {0.05 if dns_port == 9 else 2}s; retransmits = 1; }}
 control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";""",
         "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
         "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
@@ -435,6 +447,7 @@ setgid_group = postdrop
 maillog_file = {home}/mail.log
 maillog_file_prefixes = {home}
 myhostname = mx.example.org
+smtpd_authorized_xclient_hosts = 127.0.0.0/8
 mydestination =
 mynetworks = 127.0.0.0/8
 inet_interfaces = 127.0.0.1
