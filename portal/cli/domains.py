@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from portal.cli.common import NotDone, add_row, current_operator, guarded, json_text, new_table, open_parts, print_table
+from portal.model.brand import logo_url
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue
@@ -13,6 +16,7 @@ from portal.model.text import shown
 from portal.policy.domains import Domains
 from portal.settings import DomainSettings
 from portal.settings.domains import EDITABLE, plain_values
+from portal.settings.values import plain
 
 _HISTORY = 50
 
@@ -59,7 +63,7 @@ def show(name: str, as_json: bool) -> None:
         add_row(table, key, _text(values.get(key, "")), sources[key])
     print_table(table)
     for change in history:
-        value = "removed" if change.value is None else f"= {_text(change.value)}"
+        value = "removed" if change.value is None else f"= {_text(plain(change.value))}"
         click.echo(f"{change.set_at:%Y-%m-%d %H:%M} {change.name} {value}, by {shown(change.actor.who)}")
 
 
@@ -69,7 +73,13 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("value", metavar="VALUE")
 @guarded
 def set_(name: str, key: str, value: str) -> None:
-    """Set a value of a domain. It takes effect within seconds, in all processes. Lists are written with commas."""
+    """Set a value of a domain. It takes effect within seconds, in all processes. Lists are written with commas, and
+    the logo is the path of a file."""
+    if key == "logo":
+        try:
+            value = logo_url(Path(value).read_bytes())
+        except ValueError as error:
+            raise NotDone(f"logo: {error}") from error
     with open_parts() as parts:
         _set(parts.domains, name, key, value)
 
@@ -111,7 +121,7 @@ def _sources(domains: Domains, name: str) -> dict[str, str]:
 def _change_json(change: DomainValue) -> dict[str, object]:
     return {
         "key": change.name,
-        "value": change.value,
+        "value": change.value and plain(change.value),
         "set_at": change.set_at.isoformat(),
         "set_by": change.actor.who,
         "replaced_at": change.replaced_at and change.replaced_at.isoformat(),

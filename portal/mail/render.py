@@ -39,7 +39,7 @@ from jinja2 import (
 from portal import __version__, shipped
 from portal.mail import languages
 from portal.mail.languages import Language
-from portal.model.brand import NO_BRAND, Brand
+from portal.model.brand import NO_BRAND, ON_DARK, Brand
 from portal.model.domains import shown_address
 from portal.model.links import MARK_HEADER
 from portal.model.text import TAGS, shown, wrapped
@@ -159,7 +159,6 @@ class Render:
         environment.filters["utc"] = lambda at: f"{language.moment(at, _UTC)} UTC"
         environment.globals["language"] = language.tag
         environment.globals["direction"] = language.direction
-        environment.globals["site_name"] = ""  # of mails and pages that are about no domain
         environment.globals["version"] = __version__  # for a site's own web/base.html of version 0.2
         return environment
 
@@ -192,7 +191,7 @@ class Render:
 
     def page(self, name: str, *, language: str = "", brand: Brand = NO_BRAND, **values: Any) -> str:
         """Return the page ``templates/web/NAME.html`` in a language, with the look of ``brand``."""
-        return self._render(language or self.language, f"web/{name}.html", {**values, "site_name": brand.name})
+        return self._render(language or self.language, f"web/{name}.html", {**values, **_of_brand(brand)})
 
     def mail(
         self,
@@ -216,7 +215,9 @@ class Render:
         The Message-ID is made from ``id``, so that a mail that is repeated after a crash has the same one.
         ``to`` is one address as in an envelope. If it is not ASCII, the mail needs SMTPUTF8 (RFC 6532).
         """
-        language, values = language or self.language, {**values, "site_name": brand.name}
+        language, values = language or self.language, {**values, **_of_brand(brand)}
+        logo_cid = f"{brand.logo_name}@{sender.rpartition('@')[2]}" if brand.logo else ""
+        values["logo_cid"] = logo_cid
         subject = " ".join(self._render(language, f"mail/{name}/subject.txt", values).split())
         mail = EmailMessage(policy=_POLICY.clone(utf8=not to.isascii()))
         name_shown = brand.name or self._templates(language).language.gettext("Mail quarantine")
@@ -238,7 +239,24 @@ class Render:
             html = self._render(language, f"mail/{name}/body.html", values)
             mail.make_alternative()
             mail.add_alternative(html, subtype="html", cte=_fitting(encoding, html), headers=spoken)
+            if logo_cid:
+                # Within the mail: a remote picture would show its server who reads the mail, and most programs hide it.
+                html_part = [*mail.iter_parts()][-1]
+                kind = brand.logo_name.rpartition(".")[2]
+                html_part.add_related(brand.logo_octets, "image", kind, cid=f"<{logo_cid}>", disposition="inline")
         return mail
+
+
+def _of_brand(brand: Brand) -> dict[str, str]:
+    """Return the values of a brand for the templates of pages and mails."""
+    return {
+        "site_name": brand.name,
+        "brand_colour": brand.colour,
+        "brand_colour_dark": brand.colour_dark,
+        "brand_on_dark": ON_DARK,
+        "brand_style": brand.style_name,
+        "brand_logo": brand.logo_name,
+    }
 
 
 def _fitting(encoding: str, text: str) -> str:

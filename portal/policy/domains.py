@@ -90,6 +90,15 @@ class Domains:
         """Return who may release a delivery, by its message's tier and the domain it was sent to."""
         return self.of(delivery.recipient).release[delivery.message.tier]
 
+    def brand_file(self, name: str) -> tuple[bytes, str] | None:
+        """Return a domain's logo or style sheet by `Brand.logo_name` or `Brand.style_name`, with its media type."""
+        for brand in (policy.brand for policy in self._fresh().policies.values()):
+            if name == brand.style_name:
+                return brand.style.encode(), "text/css; charset=utf-8"
+            if name == brand.logo_name:
+                return brand.logo_octets, f"image/{name.rpartition('.')[2]}"
+        return None
+
     # ---- retention, see `retention`
 
     @property
@@ -160,6 +169,8 @@ class Domains:
 
     def _with(self, own: DomainSettings, key: str, value: str) -> DomainSettings:
         """Return the values with one more. Raises BadDomainValue."""
+        if key == "logo" and not value.startswith("data:"):  # a path would be that of another host
+            raise BadDomainValue("logo: the store keeps the picture, not a path")
         try:
             checked = DomainSettings.model_validate({"domain": own.domain, key: value})
         except ValidationError as error:
@@ -212,7 +223,7 @@ class Domains:
             return site if value is None else value
 
         return DomainPolicy(
-            brand=Brand(either(own.name, settings.site.name)),
+            brand=Brand(either(own.name, settings.site.name), own.colour or "", own.colour_dark or "", own.logo or ""),
             from_address=either(own.from_address, settings.mail.from_address),
             admin_address=either(own.admin_address, settings.mail.admin_address),
             at=either(own.at, settings.digest.at),

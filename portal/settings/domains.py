@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from portal.model.brand import checked_colour, checked_logo, logo_url
 from portal.model.domains import shown_address
 from portal.model.message import Tier, domain
 from portal.model.rights import ReleaseRight
@@ -14,6 +17,16 @@ from portal.model.text import Tag
 from portal.settings.values import Hours, MailAddress, PlainName, Section, Words, ZoneName, plain
 
 _Table = TypeVar("_Table", bound=Section)
+
+
+def _logo(value: str) -> str:
+    """Return the data URL of a logo, which is in a file or, in the store, a data URL already. Raises ValueError."""
+    if value.startswith("data:"):
+        return checked_logo(value)
+    try:
+        return logo_url(Path(value).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}") from error
 
 
 class FormerDomain(Section):
@@ -30,6 +43,19 @@ class DomainSettings(Section):
 
     domain: Annotated[str, Field(exclude=True, repr=False)]  # the table's name
     name: PlainName | None = Field(None, description="Name of the quarantine, as `site.name`.")
+    colour: Annotated[str, AfterValidator(checked_colour)] | None = Field(
+        None,
+        description="Colour of buttons and links, `#rrggbb`. Its contrast to white and to the pages' ground must be at "
+        "least 4.5.",
+    )
+    colour_dark: Annotated[str, AfterValidator(partial(checked_colour, dark=True))] | None = Field(
+        None, description="The same in dark mode, readable beside dark text and grounds."
+    )
+    logo: Annotated[str, AfterValidator(_logo)] | None = Field(
+        None,
+        description="Path of a PNG or WebP picture of at most 20 KB, shown 32 pixels high at the top of pages and "
+        "mails.",
+    )
     from_address: MailAddress | None = Field(
         None, description="The From address, as `mail.from_address`, in this domain or in a subdomain of it."
     )

@@ -112,7 +112,10 @@ def plain(value: Any) -> Any:
     """Return a value as the settings file would have it."""
     if isinstance(value, time):
         return f"{value:%H:%M}"
-    return value if isinstance(value, int) else str(value)  # bool is an int
+    text = str(value)
+    if text.startswith("data:"):
+        return f"{text.partition(';')[0]}, {len(text)} characters"
+    return value if isinstance(value, int) else text  # bool is an int
 
 
 Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidator(_hours)]

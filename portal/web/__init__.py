@@ -131,6 +131,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/healthz", monitor.health),
         ("GET", "/metrics", monitor.metrics),
         ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),
+        ("GET", "/brand/<name:re:[0-9a-f]{16}\\.(?:css|png|webp)>", pages.brand_file),
     ):
         app.route(rule, method, _page_handler(pages, rule, handler))
     return Application(pages, ExporterEndpoint(parts, threads), app)

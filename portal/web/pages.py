@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from bottle import HTTPResponse
+from bottle import HTTPError, HTTPResponse
 
 from portal.actions import Actions
 from portal.assemble import Parts
@@ -26,7 +26,7 @@ from portal.releases import in_parallel
 from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site
-from portal.web.static import StaticFiles
+from portal.web.static import FOREVER, StaticFiles
 
 # Pages load only their own style, script and icon, submit forms only to their own origin and must not be framed.
 _POLICY = (
@@ -85,6 +85,14 @@ class Pages:
             **values,
         )
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
+
+    def brand_file(self, _: Request, name: str) -> HTTPResponse:
+        """GET /brand/NAME: the logo or the colours of a domain. The name has a hash, so that browsers keep the file."""
+        found = self.parts.domains.brand_file(name)
+        if found is None:
+            raise HTTPError(404)
+        content, kind = found
+        return HTTPResponse(content, 200, {"Content-Type": kind, "Cache-Control": FOREVER})
 
     def notice(
         self, request: Request, title: str, text: str, status: int, *, sign_in: bool = False, **headers: str

@@ -13,7 +13,7 @@ from bottle import HTTPResponse, static_file
 
 from portal.web.request import Request
 
-_FOREVER = "public, max-age=31536000, immutable"  # RFC 8246
+FOREVER = "public, max-age=31536000, immutable"  # RFC 8246
 _SHORTLY = "public, max-age=600"  # an address without the hash, as in a site's own template, or with an older one
 
 
@@ -34,7 +34,7 @@ class StaticFiles:
         """GET /static/NAME."""
         is_current = request.query("v") == self._hash(name) != ""
         response = static_file(name, root=self._folder(name))
-        response.set_header("Cache-Control", _FOREVER if is_current else _SHORTLY)
+        response.set_header("Cache-Control", FOREVER if is_current else _SHORTLY)
         return response
 
     def _folder(self, name: str) -> Path:

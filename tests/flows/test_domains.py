@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from email import message_from_bytes
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from digest import housekeeping, news, run
-from portal.model.errors import BadDomainValue
+from portal.model.brand import LOGO_OCTETS
+from portal.model.errors import BadDomainValue, SettingsError
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, Filter, State, Tier, held_at
 from portal.releases import retry_due
@@ -346,3 +349,89 @@ def test_a_retention_is_between_the_limits_of_the_site(site: Site) -> None:
         with pytest.raises(BadDomainValue, match="retention_spam_days"):
             with_values(site, "apples.example", retention_spam_days=value)
     with_values(site, "apples.example", retention_spam_days="30")
+
+
+# ---- logo and colours
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+WEBP = b"RIFF\x1a\x00\x00\x00WEBPVP8L\r\x00\x00\x00/\x00\x00\x00\x10\x07\x10\x11\x11\x88\x88\xfe\x07\x00"
+
+
+def data_url(octets: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(octets).decode()}"
+
+
+def test_logo_and_colours_are_those_of_the_recipients_domain(site: Site, smtp: SmtpServer) -> None:
+    with_values(site, "apples.example", logo=data_url(PNG), colour="#7A1F5C", colour_dark="#f0a8d8")
+    with_values(site, "pears.example", logo=data_url(WEBP, "webp"), colour="#2f5d1e")
+    site.hold(recipients=(ALICE, BOB))
+    files: dict[str, list[str]] = {}
+    for who in (ALICE, BOB):
+        files[who] = re.findall(r'"/quarantine(/brand/[^"]+)"', site.signed_in(who).get("/").text)
+    assert [name.rpartition(".")[2] for name in files[ALICE] + files[BOB]] == ["css", "png", "css", "webp"]
+    assert not {*files[ALICE]} & {*files[BOB]}
+    style, logo = (site.browser().get(name) for name in files[ALICE])
+    assert style.header("Content-Type") == "text/css; charset=utf-8"
+    assert style.text.count("--main: #7a1f5c") == style.text.count("--main: #f0a8d8") == 1
+    assert (logo.header("Content-Type"), logo.body) == ("image/png", PNG)
+    for answer in (style, logo):
+        assert answer.header("X-Content-Type-Options") == "nosniff"
+        assert "immutable" in (answer.header("Cache-Control") or "")
+    assert site.browser().get(files[BOB][1]).header("Content-Type") == "image/webp"
+    assert not re.search("/brand/", site.browser().get("/sign-in").text)
+    assert site.browser().get("/brand/0123456789abcdef.png").status == 404
+    send_all(site)
+    for who, octets, others in ((ALICE, PNG, "#2f5d1e"), (BOB, WEBP, "#7a1f5c")):
+        [mail] = mails_to(smtp, who)
+        html = next(part for part in mail.walk() if part.get_content_type() == "text/html").get_content()
+        [picture] = [part for part in mail.walk() if part.get_content_maintype() == "image"]
+        assert f'src="cid:{picture["Content-ID"].strip("<>")}"' in html
+        assert picture.get_content() == octets and picture.get_content_disposition() == "inline"
+        assert "http" not in "".join(re.findall(r'src="[^"]*"', html)) and others not in html
+        assert html.count("#7a1f5c" if who == ALICE else "#2f5d1e") >= 2
+
+
+def test_a_digest_with_the_largest_logo_and_many_rows_is_not_clipped(site: Site, smtp: SmtpServer) -> None:
+    with_values(site, "pears.example", logo=data_url(PNG + bytes(LOGO_OCTETS - len(PNG))))
+    for number in range(60):
+        subject, sender = f"{number} " + "a subject that is long " * 6, f"Promo <promo@shop{number}.example>"
+        site.hold(recipients=(BOB,), subject=subject, header_from=sender)
+    send_all(site)
+    [sent] = [mail for mail in smtp.mails if mail.recipients == [BOB]]
+    assert 60_000 < len(sent.data) < 90_000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("colour", "#12345", "colour: expected a colour like #1f5fa8"),
+        ("colour", "red", "colour: expected a colour like #1f5fa8"),
+        ("colour", "#fff; } body { display: none", "colour: expected a colour like"),
+        ("colour", "#ffee00", "colour: its contrast to #ffffff, the ground in light mode, is 1.2, below 4.5"),
+        ("colour", "#767676", "colour: its contrast to #f4f5f7, the ground in light mode, is 4.2, below 4.5"),
+        ("colour_dark", "#1f5fa8", "colour_dark: its contrast to #0b1a2c, the text on buttons in dark mode, is 2.7"),
+        ("logo", "logo.png", "logo: the store keeps the picture, not a path"),
+        ("logo", data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "logo: the logo is neither PNG nor WebP"),
+        ("logo", data_url(b"GIF89a"), "logo: the logo is neither PNG nor WebP"),
+        ("logo", data_url(PNG + bytes(20_480)), "logo: the logo has 205"),
+        ("logo", "data:image/svg+xml;base64,PHN2Zz4=", "logo: expected the path of a PNG or WebP file"),
+        ("logo", "data:text/html;base64,PHN2Zz4=", "logo: expected the path of a PNG or WebP file"),
+    ],
+)
+def test_a_wrong_logo_or_colour_is_rejected_with_a_sentence(site: Site, key: str, value: str, sentence: str) -> None:
+    with pytest.raises(BadDomainValue) as error:
+        with_values(site, "apples.example", **{key: value})
+    assert str(error.value).startswith(sentence)
+
+
+def test_the_file_names_a_logo_by_its_path(make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path) -> None:
+    (tmp_path / "logo.dat").write_bytes(PNG)
+    config = tmp_path / "quarantine.toml"
+    config.write_text(SETTINGS + f'    logo = "{tmp_path}/logo.dat"')  # for pears.example
+    parts = make_parts(**overrides(smtp))
+    assert parts.domains.of(BOB).brand.logo_octets == PNG and not parts.domains.of(ALICE).brand.logo
+    config.write_text(SETTINGS + f'    logo = "{tmp_path}/none.png"')
+    with pytest.raises(SettingsError, match=r'domains."pears.example".logo: /.*none.png cannot be read'):
+        make_parts(**overrides(smtp))

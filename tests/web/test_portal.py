@@ -461,6 +461,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/healthz"): (200, 200, 200),
     ("GET", "/metrics"): (403, 403, 403),
     ("GET", "/static/NAME"): (200, 200, 200),
+    ("GET", "/brand/NAME"): (404, 404, 404),  # of no domain
 }
 
 
