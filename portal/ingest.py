@@ -226,7 +226,8 @@ class Ingest:
     def _record(self, held: Held, scan: Scan, tier: Tier) -> None:
         """Record a scan that was done before the message was held, unless it is stored with it.
 
-        A failure is logged: the background job repeats the scan.
+        A failure is logged: the background job repeats the scan. A known message has no such job and may have passed,
+        so if something was found in it, StoreUnavailable is raised.
         """
         scanning = self._parts.scanning
         try:
@@ -235,6 +236,8 @@ class Ingest:
                 self._parts.store.messages.record_scan(held.id, scan, worst, at)
             scanning.report(held.id, scan)
         except QuarantineError as error:
+            if held.known and scan.outcome is ScanOutcome.FOUND:
+                raise
             log.error("scan not recorded id=%s: %s", held.id, error)
 
     def _count_hits(self, decisions: Mapping[str, Decision], starts: Mapping[str, Start]) -> None:

@@ -493,6 +493,29 @@ def test_a_scan_that_cannot_be_recorded_leaves_it_to_the_background(
     assert deliveries(site, answer)[0].message.tier is Tier.DANGEROUS
 
 
+def test_a_virus_found_in_a_retry_that_cannot_be_recorded_is_no_answer(
+    site: Site, rspamd: RspamdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    add(site, rule("example.net", "allow"))
+    data = mail()
+    first = arrive(site, data, [ALICE])
+    rspamd.symbols = {"CLAM_VIRUS": ["Known.By.Now"]}
+    headers = {
+        "X-Rspamd-rcpt": json.dumps([ALICE]),
+        "X-Rspamd-symbols": json.dumps(AUTHENTIC),
+        "X-Rspamd-Accepts-Deliver": "1",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(type(site.store.messages), "record_scan", fail)
+        answer = post(site, data, headers=headers)
+    assert (answer.status, b"deliver" in answer.body) == (503, False)
+    assert "deliver" not in arrive(site, data, [ALICE]).json
+    assert states(site, first) == [State.HELD]
+
+
 def test_a_recipient_who_acts_at_the_same_time_wins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def done(*_: object, **__: object) -> None:
         raise AlreadyDone("this delivery is deleted")
