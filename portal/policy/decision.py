@@ -2,7 +2,8 @@
 
 The order is: malware, forced verdict, then the rule of the recipient, of their domain, of the site. Within one scope an
 address is more specific than its domain, and that more than the parent domains; networks come last. Of two rules of
-equal rank, block wins. A binding block of a domain or the site wins over all narrower rules.
+equal rank, block wins, and of two blocks a binding one. A binding block of a domain or the site wins over all narrower
+rules.
 
 Block rules match every address in the From field, and the envelope sender. Allow rules match the From field alone, and
 have an effect only if the owner of its domain sent the message (`sender.authentic`). An allow rule for a network
@@ -112,7 +113,7 @@ def _decision(levels: Levels, ranked: Mapping[str, list[tuple[int, bool, Rule]]]
     for level in levels:
         matching = [entry for scope in level for entry in ranked.get(scope, ())]
         if matching:
-            winners.append(min(matching, key=lambda entry: (entry[:2], entry[2].id))[2])
+            winners.append(min(matching, key=lambda entry: (entry[:2], not entry[2].binding, entry[2].id))[2])
     for n in range(len(winners) - 1, -1, -1):
         if winners[n].binding:
             overruled = next((rule for rule in winners[:n] if rule.effect is Effect.ALLOW), None)

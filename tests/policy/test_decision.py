@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_a_binding_block_of_the_site_overrules_one_of_the_domain() -> None:
     assert decided([site, domain]) == Decision(Effect.BLOCK, site)
     allow = rule("promo@example.net", "allow", DOMAIN)
     assert decided([site, allow]) == Decision(Effect.BLOCK, site, overruled=allow)
+
+
+def test_a_binding_block_wins_over_another_block_of_equal_rank() -> None:
+    allow = rule("promo@example.net", "allow")
+    blocks = [rule("promo@example.net", scope=SITE), rule("bounce@mailer.example", scope=SITE)]
+    for binding in (0, 1):
+        sites = [replace(block, binding=n == binding) for n, block in enumerate(blocks)]
+        assert decided([allow, *sites]) == Decision(Effect.BLOCK, sites[binding], overruled=allow)
 
 
 def test_a_wider_rule_is_not_overruled_by_a_binding_block() -> None:
