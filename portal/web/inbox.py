@@ -120,7 +120,7 @@ class Inbox:
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
             blocked_by=self._own_rule(delivery, events, session.recipient),
-            may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
+            may_rule=self._pages.may_rule(delivery.recipient),
             may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),

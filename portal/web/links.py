@@ -230,7 +230,7 @@ class LinkPages:
             release=link_path(Action.RELEASE),
             delete=link_path(Action.DELETE),
             ask=link_path(Action.REQUEST),
-            may_rule=self._pages.parts.domains.of(delivery.recipient).recipient_rules,
+            may_rule=self._pages.may_rule(delivery.recipient),
             **findings(delivery.message, request.language),
         )
 

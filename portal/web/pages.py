@@ -220,6 +220,13 @@ class Pages:
         """Return the view model of a delivery for one of its readers."""
         return self.rows(request, [delivery], reader)[0]
 
+    def may_rule(self, recipient: str) -> bool:
+        """Return whether the readers of a recipient's messages may make rules for them.
+
+        The rules of a person's alias are stored for the person, so the domain of the person decides.
+        """
+        return self.parts.domains.of(self.parts.rulebook.owner(recipient)).recipient_rules
+
     def actor(self, request: Request, via: str, delivery: Delivery, reader: str) -> Actor:
         """Return the reader as an event's actor: by name, unless the delivery is for the reader's own address."""
         own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)

@@ -127,8 +127,8 @@ class RulePages:
         )
 
     def _check_allowed(self, request: Request, recipient: str) -> None:
-        """Raise 403 if the recipients of this domain may make no rules. Rules that they have can be removed."""
-        if not self._pages.parts.domains.of(recipient).recipient_rules:
+        """Raise 403 if `Pages.may_rule` is False. Rules that exist can be removed."""
+        if not self._pages.may_rule(recipient):
             raise self._pages.notice(
                 request,
                 N_("Allowed and blocked senders"),

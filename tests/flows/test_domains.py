@@ -251,6 +251,25 @@ def test_a_domain_may_keep_its_recipients_from_making_rules(site: Site) -> None:
     assert 'name="effect"' in site.signed_in(BOB).get("/rules").text
 
 
+def test_an_alias_in_another_domain_does_not_let_a_person_make_rules(
+    make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path
+) -> None:
+    (tmp_path / "quarantine.toml").write_text(SETTINGS)
+    aliases = tmp_path / "virtual"
+    aliases.write_text(f"al@pears.example {ALICE}\nbo@apples.example {BOB}\n")
+    site = Site(make_parts(**overrides(smtp) | {"people__alias_file": str(aliases)}))
+    with_values(site, "apples.example", recipient_rules="false")
+    for person, alias, may_rule in ((ALICE, "al@pears.example", False), (BOB, "bo@apples.example", True)):
+        held, browser = site.hold(recipients=(alias,)), site.signed_in(person)
+        page = f"/messages/{held.id}/"
+        assert ('name="effect"' in browser.get(page).text) is may_rule
+        assert browser.get(f"{page}sender").status == (200 if may_rule else 403)
+        form = {"sender": "promo@example.net", "effect": "block", "form_token": browser.form_token()}
+        for names in ({"recipient": alias}, {"message": str(held.id)}):
+            assert browser.post("/rules", form | names).status == (303 if may_rule else 403)
+    assert {rule.scope for rule in site.store.rules.list(None, 9, site.now)} == {BOB}
+
+
 # ---- retention
 
 
