@@ -80,7 +80,7 @@ def export(data: bytes | None = None, **overrides: Any) -> Export:
         dedup_key=dedup_key.digest(),
         body_sha256=hashlib.sha256(data).digest(),
         size_bytes=len(data),
-        has_8bit=any(octet > 127 for octet in data),
+        has_8bit=not data.isascii(),
     )
     return replace(made, **overrides)
 

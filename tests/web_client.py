@@ -121,7 +121,7 @@ class Browser:
 
     def form_token(self) -> str:
         """Return the anti-forgery token of the pages of this session."""
-        found = re.search(r'name="form_token" value="([^"]+)"', self.get("/preferences").text)
+        found = re.search(r'name="form_token" value="([^"]+)"', self.get("/rules").text)
         assert found
         return found[1]
 

@@ -17,6 +17,8 @@ from tests.builders import ALICE, BOB, hold, mail
 from tests.rspamd_server import VIRUS, RspamdServer
 
 Run = Callable[..., Result]
+# For what does not depend on the store.
+ON_FILES = pytest.mark.parametrize("store_url", ["files"], indirect=True)
 SYMBOLS = (Symbol("BAYES_SPAM", 5.1, ("99%",)), Symbol("R_SPF_FAIL", 1.0), Symbol("DATE_IN_PAST", 1.0))
 
 
@@ -165,6 +167,7 @@ HOSTILE = {
 }
 
 
+@ON_FILES
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_a_hostile_answer_is_an_error_and_changes_nothing(
     run: Run, store: Store, rspamd: RspamdServer, answer: str, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +183,7 @@ def test_a_hostile_answer_is_an_error_and_changes_nothing(
     assert message(store, held) == before
 
 
+@ON_FILES
 @pytest.mark.parametrize("counters", [{}, [1], "x", None], ids=str)
 def test_without_knowing_the_exporters_nothing_is_posted(
     run: Run, store: Store, rspamd: RspamdServer, counters: Any, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +195,7 @@ def test_without_knowing_the_exporters_nothing_is_posted(
     assert (result.exit_code, rspamd.checks) == (1, [])
 
 
+@ON_FILES
 def test_names_options_and_action_are_printed_safely(run: Run, store: Store, rspamd: RspamdServer) -> None:
     held = hold(store)
     evil = "A\x1b]0;title\x07\u202eB[bold]\nC" + "D" * 300
@@ -213,6 +218,7 @@ def test_without_rspamd_or_message(run: Run, store: Store, monkeypatch: pytest.M
     assert "rspamd.url is not set" in result.output
 
 
+@ON_FILES
 def test_rspamd_that_is_down(run: Run, store: Store, rspamd: RspamdServer) -> None:
     held = hold(store)
     rspamd.__exit__(None, None, None)

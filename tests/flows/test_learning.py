@@ -28,6 +28,8 @@ from tests.web_client import Site
 ADMIN = "postmaster@example.org"
 PEOPLE = (ALICE, BOB, "carol@example.org", "dave@example.org", "erin@example.org")
 SIGNED = (Symbol("DMARC_POLICY_ALLOW", -0.5, ("example.net", "none")), Symbol("BAYES_SPAM", 5.1))
+# For what does not depend on the store.
+ON_FILES = pytest.mark.parametrize("store_url", ["files"], indirect=True)
 MakeSite = Callable[..., Site]
 
 
@@ -243,6 +245,7 @@ def test_messages_that_are_not_authentic_are_a_campaign_only_with_the_same_bytes
     assert len(rspamd.learned) == 3
 
 
+@ON_FILES
 @pytest.mark.parametrize("subject", ["", "12345", "2026-11-28"])
 def test_subjects_without_words_make_no_campaign(make_site: MakeSite, rspamd: RspamdServer, subject: str) -> None:
     site = make_site()
@@ -363,6 +366,7 @@ def test_so_many_messages_are_learned_in_a_day(
 # ---- Rspamd's answers
 
 
+@ON_FILES
 @pytest.mark.parametrize(("status", "in_history"), [(200, True), (208, True), (204, False)])
 def test_answers_that_are_success(
     make_site: MakeSite, rspamd: RspamdServer, smtp: SmtpServer, status: int, in_history: bool
@@ -423,6 +427,7 @@ def test_an_unknown_classifier_is_not_tried_again(make_site: MakeSite, rspamd: R
     assert len(alarms(site, smtp)) == 1
 
 
+@ON_FILES
 @pytest.mark.parametrize("failure", ["500", "down", "drips"])
 def test_a_failure_is_tried_three_times(
     make_site: MakeSite, rspamd: RspamdServer, smtp: SmtpServer, failure: str, monkeypatch: pytest.MonkeyPatch
@@ -455,6 +460,7 @@ def test_a_failure_is_tried_three_times(
     assert alarms(site, smtp) == []
 
 
+@ON_FILES
 def test_a_message_that_rspamd_does_not_take_is_not_tried_again(make_site: MakeSite, rspamd: RspamdServer) -> None:
     site = make_site("operators")
     rspamd.learn_status = 400
@@ -465,6 +471,7 @@ def test_a_message_that_rspamd_does_not_take_is_not_tried_again(make_site: MakeS
     assert (len(rspamd.learned), site.store.stats(site.now).jobs_waiting) == (1, 0)
 
 
+@ON_FILES
 @pytest.mark.parametrize("status", [200, 208, 400, 401, 500])
 def test_neither_the_answer_nor_people_are_logged(
     make_site: MakeSite, rspamd: RspamdServer, status: int, caplog: pytest.LogCaptureFixture
@@ -482,6 +489,7 @@ def test_neither_the_answer_nor_people_are_logged(
         assert text not in caplog.text
 
 
+@ON_FILES
 def test_an_answer_that_is_not_http_is_not_logged(
     make_site: MakeSite, rspamd: RspamdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -615,6 +623,7 @@ def test_recipients_report_spam_on_the_page_of_a_message(make_site: MakeSite, rs
     assert "answer 200" not in text  # and thus not who agreed
 
 
+@ON_FILES
 @pytest.mark.parametrize("mode", ["off", "operators"])
 def test_without_agreement_there_is_no_button(make_site: MakeSite, mode: str) -> None:
     site = make_site(mode)
@@ -622,6 +631,7 @@ def test_without_agreement_there_is_no_button(make_site: MakeSite, mode: str) ->
     assert "/spam" not in site.signed_in(ALICE).get(f"/messages/{held.id}/").text
 
 
+@ON_FILES
 def test_check_proves_that_rspamd_can_learn(make_site: MakeSite, rspamd: RspamdServer) -> None:
     def found(mode: str = "agreed") -> list[tuple[bool | None, str]]:
         return [(each.ok, each.text) for each in rspamd_checks.learning(make_site(mode).parts.settings)]

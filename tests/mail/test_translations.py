@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from gettext import c2py
 
 import pytest
 from babel import Locale
+from babel.messages.catalog import Catalog
 
 from portal.mail.languages import LOCALE, faults, po_file, read_catalogue
-from tools.catalogues import TEMPLATE, TRANSLATED, extracted, written
+from tools import catalogues
+from tools.catalogues import TEMPLATE, TRANSLATED, written
+
+
+@cache
+def extracted() -> Catalog:
+    """Return all texts. Extracting them takes most of a second, so it is done once."""
+    return catalogues.extracted()
 
 
 def test_the_pot_file_has_the_current_texts() -> None:
