@@ -88,8 +88,8 @@ class Actions:
     def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False, again: bool = False) -> Delivery:
         """Send one delivery to its recipient now. Return it in its new state `released`.
 
-        With ``again`` an operator may send a delivery that was released before: it may have been lost after the mail
-        server accepted it, or been deleted by mistake.
+        With ``again`` an operator may send a delivery that was released or passed before: it may have been lost after
+        the mail server accepted it, or been deleted by mistake.
 
         Raises NotFound; NotAllowed if only an administrator may release it and no operator acts;
         AlreadyDone; RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
@@ -99,7 +99,8 @@ class Actions:
         """
         allowed = set(RELEASABLE)
         if operator:
-            allowed |= {State.REQUESTED, State.DELETED} | ({State.RELEASED} if again else set())
+            allowed |= {State.REQUESTED, State.DELETED, State.RELEASED}
+            allowed -= set() if again else {State.RELEASED, State.PASSED}
         return self._send(id, number, allowed, actor, _check_recipient if operator else self._check_release)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:

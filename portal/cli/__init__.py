@@ -291,7 +291,7 @@ def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
             click.echo(f"{_recipient_label(delivery)}: {outcome}", err=True)
             if isinstance(outcome, RelayDeferred):
                 click.echo("  The digest process keeps trying.", err=True)
-            elif delivery.state is State.RELEASED:
+            elif delivery.state in (State.RELEASED, State.PASSED):
                 click.echo("  If the message was lost, send it once more with --again.", err=True)
     if failed:
         raise SystemExit(1)

@@ -151,6 +151,15 @@ def test_its_page_and_the_list_name_the_rule_and_it_can_be_sent_again(site: Site
     assert states(site, answer) == [State.RELEASED, State.HELD]
 
 
+def test_an_operator_sends_it_again_only_on_request(site: Site, smtp: SmtpServer) -> None:
+    add(site, rule("example.net", "allow"))
+    id = UUID(arrive(site).json["id"])
+    with pytest.raises(AlreadyDone):
+        site.parts.actions.release(id, 0, BY_OPERATOR, operator=True)
+    site.parts.actions.release(id, 0, BY_OPERATOR, operator=True, again=True)
+    assert released_to(smtp) == [ALICE]
+
+
 def test_allowed_blocked_and_undecided_recipients_of_one_message(site: Site) -> None:
     add(site, rule("example.net", "allow", scope="@example.org", actor=BY_OPERATOR))
     add(site, rule("example.net", "block", scope=BOB))
