@@ -462,6 +462,20 @@ begin
 end
 $texts$;
 
+-- Returns how many of the newest deliveries of each of these identities are in each state, of `each_at_most` of them.
+create or replace function states_of(identities text[], each_at_most int)
+returns table (recipient text, state text, n bigint) language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $states$
+#variable_conflict use_column
+begin
+    return query
+        select r.identity, d.state, count(*) from unnest(identities) r (identity) cross join lateral (
+            select state from delivery where recipient = r.identity order by message_id desc limit each_at_most
+        ) d group by r.identity, d.state;
+end
+$states$;
+
 -- Returns the oldest held deliveries of each of these recipients that were not announced, with the recipient's number,
 -- in order: at most `each_at_most` for each of them, and `at_most` in total. With `readers`, one for each recipient:
 -- those that were not announced to that reader.

@@ -49,6 +49,8 @@ class Language:
     _locale: Locale
     _moment: str  # CLDR date patterns
     _short_moment: str
+    _day: str
+    _time: str
     _decimal_point: str
 
     def gettext(self, text: str) -> str:
@@ -67,6 +69,14 @@ class Language:
     def short_moment(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a time like "Sat 21 Nov, 14:05"."""
         return format_datetime(at, self._short_moment, tzinfo=zone, locale=self._locale)
+
+    def day(self, at: datetime, zone: ZoneInfo) -> str:
+        """Return a day like "Saturday, 21 November 2026"."""
+        return format_datetime(at, self._day, tzinfo=zone, locale=self._locale)
+
+    def time(self, at: datetime, zone: ZoneInfo) -> str:
+        """Return a time of the day like "14:05"."""
+        return format_datetime(at, self._time, tzinfo=zone, locale=self._locale)
 
     def number(self, number: int) -> str:
         """Return a number like "1,234"."""
@@ -148,6 +158,8 @@ def _make_language(tag: str, translations: NullTranslations) -> Language:
         _locale=formats,
         _moment=joined(formats.date_formats["full"].pattern),
         _short_moment=joined(formats.datetime_skeletons["MMMEd"].pattern),
+        _day=formats.date_formats["full"].pattern,
+        _time=hours,
         _decimal_point=get_decimal_symbol(formats),
     )
 

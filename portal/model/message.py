@@ -364,6 +364,11 @@ class Filter:
     score_min: float | None = None  # messages without a score match neither limit
     score_max: float | None = None
     tiers: frozenset[Tier] = field(default_factory=frozenset)
+    reason: str = ""  # one of the texts that `reasons.why` returns
+    has_attachment: bool = False  # see `reasons.has_attachment`
+
+
+ANY = Filter()
 
 
 def identity(address: str) -> str:

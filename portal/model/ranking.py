@@ -42,6 +42,16 @@ def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group
     deliveries = list(deliveries)
     trust = {delivery.id: trusted(delivery.message) for delivery in deliveries}
     ordered = sorted(deliveries, key=lambda each: _likeliest_mistake_first(each.message, trust[each.id], known))
+    return _grouped(ordered, trust, known)
+
+
+def grouped(deliveries: Iterable[Delivery]) -> list[Group]:
+    """Return deliveries in groups, in the order of the first delivery of each."""
+    deliveries = list(deliveries)
+    return _grouped(deliveries, {delivery.id: trusted(delivery.message) for delivery in deliveries}, ())
+
+
+def _grouped(ordered: Iterable[Delivery], trust: Mapping[UUID, bool], known: Collection[str]) -> list[Group]:
     by_key: dict[object, list[Delivery]] = {}
     groups: list[list[Delivery]] = []
     for delivery in ordered:

@@ -36,6 +36,7 @@ _DANGERS: tuple[tuple[str, str], ...] = (  # come first for a dangerous message
     (N_("Looks like phishing: tries to get your password or money"), "*PHISH*"),
     (N_("Contains an Office document with a suspicious macro"), "OLETOOLS*"),
 )
+LIKE_SPAM = N_("The text resembles known spam")
 _WORDS: tuple[tuple[str, str], ...] = (
     # A virus scanner's CLAM_VIRUS_ENCRYPTED and CLAM_VIRUS_MACRO are not viruses.
     (N_("Contains an encrypted archive that cannot be scanned"), "MIME_ENCRYPTED_ARCHIVE *_ENCRYPTED"),
@@ -114,7 +115,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
         "SPAM_FLAG KLMS_SPAM MICROSOFT_SPAM UNITEDINTERNET_SPAM VADE_SPAM_* VADE_SUSPECT CLOUDMARK_* GPT_SPAM "
         "EXPURGATE_*",
     ),
-    (N_("The text resembles known spam"), "BAYES_SPAM"),
+    (LIKE_SPAM, "BAYES_SPAM"),
     (N_("The overall pattern resembles known spam"), "NEURAL_SPAM*"),
     # PBL: addresses of home connections, which are not known for spam.
     (
@@ -266,6 +267,11 @@ def why(message: Message) -> list[str]:
     if message.scan is not None and not message.scan.is_done:
         found = [*found[: REASONS - 1], SCANS_IN_WORDS[message.scan.outcome]]
     return found
+
+
+def has_attachment(message: Message) -> bool:
+    """Return whether Rspamd found an attachment (rules/misc.lua); False if its symbols are not known."""
+    return any(symbol.name == "HAS_ATTACHMENT" for symbol in message.symbols)
 
 
 SCANS_IN_WORDS = {

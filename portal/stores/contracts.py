@@ -28,6 +28,7 @@ from uuid import UUID
 
 from portal.model.domain_value import DomainValue
 from portal.model.message import (
+    ANY,
     Actor,
     Body,
     Delivery,
@@ -49,6 +50,7 @@ from portal.model.vote import Label, Vote
 from portal.stores.records import (
     ActiveRule,
     Claims,
+    Counts,
     Digest,
     DigestRecord,
     DigestRequest,
@@ -62,6 +64,7 @@ from portal.stores.records import (
     Purged,
     QueuedMail,
     Record,
+    SignedIn,
     SignIn,
     SignInLimits,
     StartedSession,
@@ -176,8 +179,23 @@ class Deliveries(ABC):
         before: DeliveryId | None = None,
         *,
         words: str = "",
+        criteria: Filter = ANY,
     ) -> Page:
-        """Return this reader's deliveries in any of ``states``, newest message first; ``words`` as in `search`."""
+        """Return this reader's deliveries in any of ``states``, newest message first; ``words`` as in `search`.
+
+        ``criteria`` narrows the list. Its recipients, states and words are ignored.
+        """
+
+    @abstractmethod
+    def of_reader(self, reader: Reader, keys: Collection[DeliveryId]) -> Sequence[Delivery]:
+        """Return those of these deliveries that are this reader's, in the order of ``keys``."""
+
+    @abstractmethod
+    def counts(self, reader: Reader, at_most: int) -> Counts:
+        """Count the newest deliveries of a reader by state: ``at_most`` of each of their identities.
+
+        So it takes as long for a large mailbox as for a small one.
+        """
 
     @abstractmethod
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
@@ -483,7 +501,7 @@ class SignIns(ABC):
         """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`."""
 
     @abstractmethod
-    def session(self, session_sha256: bytes, now: datetime) -> str | None:
+    def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
         """Return the recipient of a session, or None if it is unknown or has ended. Records its use, at most once a
         minute."""
 

@@ -56,6 +56,14 @@ class ActiveRule(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """Result of `Deliveries.counts`."""
+
+    of: Mapping[State, int]  # without states that no delivery has
+    complete: bool  # False: there may be more
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
     """One recipient: when they are notified, and their preferences."""
 
@@ -195,6 +203,14 @@ class SignInLimits:
     per_48_minute: int = 20
     per_48_hour: int = 120
     unknown_minute: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """The recipient of a session, and their preferences: what each page needs, in one statement."""
+
+    recipient: str  # identity
+    preferences: Preferences
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.message import ANY, Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
 
 EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
@@ -120,10 +122,10 @@ def _between(low: int, high: int) -> Iterator[str]:
         low += width
 
 
-def of_reader(reader: Reader, states: Collection[State], words: str) -> Filter:
+def of_reader(reader: Reader, states: Collection[State], words: str, criteria: Filter = ANY) -> Filter:
     """Return the filter for a reader's own list; the reader must have an identity."""
     first, *also = reader.identities
-    return Filter(recipient=first, also=tuple(also), states=frozenset(states), words=words)
+    return replace(criteria, recipient=first, also=tuple(also), states=frozenset(states), words=words)
 
 
 def wanted_terms(wanted: Filter) -> Terms | None:
@@ -244,16 +246,22 @@ def _has_words(groups: Iterable[tuple[str, ...]], texts: Texts) -> bool:
 
 def needs_filtering(wanted: Filter) -> bool:
     """Return whether deliveries must be checked one by one with `matches`, in addition to the index and SQL."""
-    return bool(wanted.sender) or wanted.score_min is not None or wanted.score_max is not None
+    has_score = wanted.score_min is not None or wanted.score_max is not None
+    return has_score or bool(wanted.sender or wanted.reason) or wanted.has_attachment
 
 
 def matches(wanted: Filter, delivery: Delivery) -> bool:
-    """Return whether a delivery matches the conditions that the index answers only roughly: sender, score and tier.
+    """Return whether a delivery matches the conditions that the index answers only roughly (sender, score and tier) or
+    not at all (a reason, attachments).
 
     A message whose tier was raised stays indexed under its earlier tier as well.
     """
     message = delivery.message
     if wanted.tiers and message.tier not in wanted.tiers:
+        return False
+    if wanted.has_attachment and not has_attachment(message):
+        return False
+    if wanted.reason and wanted.reason not in why(message):
         return False
     if wanted.sender:
         part = fold(wanted.sender)

@@ -118,6 +118,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/sign-in/{_TOKEN}/", mailed.show),
         ("POST", f"/sign-in/{_TOKEN}/", mailed.use),
         ("POST", "/sign-out", sessions.sign_out),
+        ("POST", "/messages", inbox.act_on_several),
         ("GET", f"/messages/{_ID}/", inbox.message),
         ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", inbox.act),
         ("GET", f"/messages/{_ID}/sender", rules.sender),

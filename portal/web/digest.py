@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from bottle import HTTPResponse
 
-from portal.actions import Actions
 from portal.model.domains import shown_address
-from portal.model.errors import (
-    AlreadyDone,
-    BodyDamaged,
-    NotAllowed,
-    NotFound,
-    RelayDeferred,
-    RelayRefused,
-    StoreUnavailable,
-)
 from portal.model.links import Action, Link
-from portal.model.message import Actor, Delivery, State, Tier
+from portal.model.message import Delivery, State, Tier
 from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
-from portal.releases import in_parallel
 from portal.stores.records import Digest
 from portal.stores.senders import known_senders
+from portal.web.bulk import apply
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
@@ -41,8 +29,6 @@ from portal.web.request import Request
 log = logging.getLogger("quarantine.web")
 
 _MAX_MESSAGES = 200  # on one page; the others follow when these have been released or deleted
-_MAX_SECONDS = 20  # no action starts later: with 30 s for a release, this is below uWSGI's harakiri of 60 s
-_RECORDED = (AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused)
 _SINCE = re.compile(r"[0-9]{1,11}", re.ASCII)
 
 
@@ -84,7 +70,12 @@ class DigestPages:
         chosen = self._selected(self._digest_of(link), request.all_of_form("mail"))
         if request.form("do") not in ("release", "delete") or not chosen:
             return self._pages.see_other("./?none=1")
-        remaining = self._apply(request, chosen, recipient)
+        remaining = apply(
+            self._pages,
+            request.form("do"),
+            chosen,
+            lambda delivery: self._pages.actor(request, "link", delivery, recipient),
+        )
         rendered_at = request.form("drawn")
         since = rendered_at if _SINCE.fullmatch(rendered_at) else str(int(self._pages.now().timestamp()))
         log.info("bulk action digest=%s act=%s chosen=%d left=%d", link.id, request.form("do"), len(chosen), remaining)
@@ -96,37 +87,6 @@ class DigestPages:
         reader = self._pages.parts.people.reader(digest.recipient)
         theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
         return replace(digest, reader=reader, deliveries=theirs)
-
-    def _apply(self, request: Request, chosen: Sequence[Delivery], recipient: str) -> int:
-        """Release or delete the deliveries. Return how many are left. An error is recorded in its delivery."""
-        started, unavailable = time.monotonic(), False
-
-        def stopped() -> bool:
-            return unavailable or time.monotonic() - started > _MAX_SECONDS
-
-        def actor(delivery: Delivery) -> Actor:
-            return self._pages.actor(request, "link", delivery, recipient)
-
-        def delete(actions: Actions, delivery: Delivery) -> Delivery:
-            return actions.delete(delivery.id, delivery.number, actor(delivery))
-
-        if request.form("do") == "release":
-            outcomes = self._pages.release_several(chosen, actor, stopped)
-        else:
-            outcomes = in_parallel(self._pages.parts.actions, delete, chosen, 1, stopped=stopped)
-        done = 0
-        with closing(outcomes):  # an exception ends it only after the releases that were begun have ended
-            for delivery, outcome in outcomes:
-                if isinstance(outcome, _RECORDED):
-                    log.info("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
-                elif isinstance(outcome, StoreUnavailable) and delivery is not chosen[0]:
-                    log.error("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
-                    unavailable = True
-                    continue
-                elif isinstance(outcome, Exception):
-                    raise outcome
-                done += 1
-        return len(chosen) - done
 
     def _held(self, digest: Digest) -> list[Delivery]:
         """Return the held deliveries of a digest, in the digest's order. Those that are dangerous, or

@@ -6,9 +6,12 @@ its existence is not disclosed.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
@@ -26,29 +29,77 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
 )
-from portal.model.message import ActorKind, Delivery, DeliveryId, Event, EventKind, Reader, State, parse_id
+from portal.model.message import ActorKind, Delivery, DeliveryId, Event, EventKind, Reader, State, Tier, parse_id
+from portal.model.ranking import Group, grouped, ranked
+from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
+from portal.model.text import N_
 from portal.policy.entry import senders_of
 from portal.reading import read
+from portal.stores.records import Counts
+from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
+from portal.web.bulk import apply
+from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, cursor, name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.results import Result, forget, keep, kept
-from portal.web.rows import Viewer, findings, headers, history
+from portal.web.results import MAX_KEYS, forget, keep, kept
+from portal.web.rows import Row, Viewer, findings, headers, history, outcomes
 
-_ROWS = 25
-_QUERY_CHARACTERS = 200
-_LIST_PARAMETERS = ("state", "q", "before")  # query parameters that select the part of the list
-_CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
+log = logging.getLogger("quarantine.web")
 
-# The links above the list, and the states that each of them shows.
-_VIEWS: dict[str, tuple[State, ...]] = {
-    "held": (State.HELD,),
-    "requested": (State.REQUESTED,),
-    "released": (State.RELEASING, State.RELEASED, State.PASSED),
-    "blocked": (State.BLOCKED,),
-    "deleted": (State.DELETED,),
+_COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
+_LISTED_OTHERS = 20  # near-duplicates that a row names; the button acts on all of them
+_VISIT_COOKIE = "visit"
+_VISIT_SECONDS = 30 * 60  # without a list for so long, a visit has ended
+_VISITS_KEPT_SECONDS = 365 * 24 * 3600
+_VISITS = re.compile(r"([0-9]{1,11})\.([0-9]{1,11})", re.ASCII)
+# What the bar below the list does with selected messages, by the keys of `VIEWS`.
+_BULK_ACTS = {
+    "held": ("release", "delete"),
+    "requested": ("delete",),
+    "blocked": ("release", "delete"),
+    "deleted": ("restore",),
 }
+# Signs of mail to many people. Such a message is no likely mistake, even if its sender is authentic.
+_BULK_SYMBOLS = frozenset({"HAS_LIST_UNSUB", "PRECEDENCE_BULK", "DCC_REJECT", "DCC_BULK", "FUZZY_DENIED", "MAILLIST"})
+
+
+@dataclass(frozen=True, slots=True)
+class ListRow:
+    """A row of the list: a message and those nearly identical to it."""
+
+    number: int  # on the page
+    row: Row
+    key: str
+    others: Sequence[Row]
+    keys: str  # of all of them, for the form
+    more: int  # others that the row does not name
+    is_new: bool  # held since the last visit
+    when: str
+    why: str
+    alert: str  # what the reader should know before anything else, "" if there is nothing
+    act: str  # of the row's button, "" without one
+
+    @property
+    def local(self) -> str:
+        """The beginning of the sender's address with its @, which narrow screens leave out before the domain."""
+        local, at, _ = self.row.sender.address.rpartition("@")
+        return local + at
+
+    @property
+    def host(self) -> str:
+        """The rest of the sender's address."""
+        return self.row.sender.address.rpartition("@")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Rows under a heading."""
+
+    heading: str
+    is_translated: bool  # False: the heading is a text to be translated
+    rows: list[ListRow]
 
 
 class Inbox:
@@ -60,40 +111,78 @@ class Inbox:
         self._store = pages.parts.store
 
     def list(self, request: Request) -> HTTPResponse:
-        """GET /: list the recipient's messages in one state, newest first. A search narrows the list."""
+        """GET /: list the recipient's messages, newest or likeliest mistakes first. Search and filters narrow it."""
         session = self._sessions.of(request)
-        view = request.query("state") if request.query("state") in _VIEWS else "held"
-        words = request.query("q").strip()[:_QUERY_CHARACTERS]
-        before = _cursor(request.query("before"))
-        page = self._store.deliveries.list_for(
-            self._reader(session.recipient), _VIEWS[view], _ROWS, before, words=words
-        )
-        result, undone = kept(request), self._found(session.recipient, request.query("undone"))
-        done = self._changed(session.recipient, result)
-        rows = self._pages.rows(request, [*page.deliveries, *done, *undone], session.recipient)
+        listing, reader = Listing.of(parse_qsl(request.query_string)), self._reader(session.recipient)
+        viewer = self._pages.viewer(request, session.recipient)
+        groups, older, newer = self._groups(listing, reader, viewer)
+        deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
+        result = kept(request)
+        done = self._store.deliveries.of_reader(reader, result.keys)
+        undone = self._found(session.recipient, request.query("undone"))
+        rows = self._pages.rows(request, [*deliveries, *done, *undone], session.recipient)
+        of = {row.delivery.key: row for row in rows}
+        since, visits = self._visits(request)
+        counts = self._store.deliveries.counts(reader, _COUNTED)
         response = self._pages.page(
             request,
             "list",
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
-            views=tuple(_VIEWS),
-            view=view,
-            asked=words,
-            rows=rows[: len(page.deliveries)],
-            later=request.query("before") != "",
-            next=f"{page.next[0]}.{page.next[1]}" if page.next else "",
+            listing=listing,
+            here=listing.query(select=""),
+            views=_views(listing, counts, viewer),
+            sections=_sections(listing, groups, of, since, viewer),
+            bulk_acts=_BULK_ACTS.get(listing.view, ()),
+            older=older,
+            newer=newer,
+            sizes=SIZES,
+            tiers=_TIERS,
+            reasons=sorted({listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}),
+            mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
+            ranked_max=RANKED_MAX,
             act=result.act,
-            done=rows[len(page.deliveries)] if done else None,
-            undone=rows[-1] if undone else None,
-            here=_list_query((name, request.query(name)) for name in _LIST_PARAMETERS),
+            done=[of[delivery.key] for delivery in done],
+            outcomes=outcomes(result.act, [of[delivery.key] for delivery in done]),
+            rest=request.query("rest") == "1",
+            nothing=request.query("none") == "1",
+            undone=of[undone[0].key] if undone else None,
         )
+        self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
         if result.act:
             forget(self._pages, response)
         return response
 
-    def _changed(self, recipient: str, result: Result) -> Sequence[Delivery]:
-        """Return the delivery that a form on the list has just changed, so that the list shows the result."""
-        return self._found(recipient, f"{result.keys[0].message_id}.{result.keys[0].number}") if result.keys else ()
+    def _groups(
+        self, listing: Listing, reader: Reader, viewer: Viewer
+    ) -> tuple[Sequence[Group], str | None, str | None]:
+        """Return the rows of a page, and the query strings of the older and the newer page, None without one."""
+        mailbox = listing.get("mailbox")
+        wanted = Reader(reader.identity, (mailbox,)) if mailbox in reader.identities else reader
+        states, criteria, words = VIEWS[listing.view], listing.filter(viewer.zone), listing.get("q")
+        search = self._store.deliveries.list_for
+        if not listing.is_ranked:
+            page = search(wanted, states, listing.size, listing.before, words=words, criteria=criteria)
+            return grouped(page.deliveries), listing.older(page.next) if page.next else None, listing.newer
+        page = search(wanted, states, RANKED_MAX, words=words, criteria=criteria)
+        groups = ranked(page.deliveries, known_senders(self._store, [reader]).get(reader.identity, ()))
+        groups.sort(key=_section)
+        begin, end = listing.skip, listing.skip + listing.size
+        older = listing.query(skip=str(end), select="") if end < len(groups) else None
+        newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
+        return groups[begin:end], older, newer
+
+    def _visits(self, request: Request) -> tuple[datetime | None, str]:
+        """Return the end of the visit before this one, None on the first, and the cookie's new value.
+
+        It is known for each browser: nothing is written to the store when a page is opened.
+        """
+        now = int(self._pages.now().timestamp())
+        match = _VISITS.fullmatch(request.cookie(_VISIT_COOKIE) or "")
+        before, last = (int(match[1]), int(match[2])) if match else (0, 0)
+        if last < now - _VISIT_SECONDS:
+            before = last
+        return datetime.fromtimestamp(before, UTC) if before else None, f"{before}.{now}"
 
     def _found(self, recipient: str, name: str) -> Sequence[Delivery]:
         try:
@@ -116,7 +205,7 @@ class Inbox:
             row=row,
             act=result.act if result.keys == (delivery.key,) else "",
             undone=request.query("undone") != "",
-            here=_list_query(parse_qsl(request.query("list"))),
+            here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             **findings(delivery.message, request.language),
             **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
             blocked_by=self._own_rule(delivery, events, session.recipient),
@@ -159,12 +248,9 @@ class Inbox:
 
     def act(self, request: Request, id: str, act: str) -> HTTPResponse:
         """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
-        page, _, query = request.form("from").partition("?")
-        place = _list_query(parse_qsl(query))
-        if page == "list":
-            back = f"/?{place}" if place else "/"
-        else:
-            back = f"/messages/{id}/{'?' + urlencode({'list': place}) if place else ''}"
+        page, place = _place(request)
+        to_message = f"/messages/{id}/" + (f"?{urlencode({'list': place})}" if place else "")
+        back = f"/{place}" if page == "list" else to_message
         recipient = self._sessions.of_form(request, f"{back}{'&' if '?' in back else '?'}undone={id}").recipient
         delivery = self.delivery(recipient, id)
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
@@ -179,13 +265,39 @@ class Inbox:
         # The action records the error in the delivery and logs it. The page shows it.
         with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
             method(delivery.id, delivery.number, actor)
-        response = self._pages.see_other(back)
+        # The browser goes on at the next row.
+        next = cursor(request.query("next"))
+        response = self._pages.see_other(f"{back}#m-{name_of(next)}" if next and page == "list" else back)
         keep(self._pages, response, act, [delivery.key])
+        return response
+
+    def act_on_several(self, request: Request) -> HTTPResponse:
+        """POST /messages: perform an action on the selected messages, or on those of one row, then redirect (303).
+
+        Dangerous messages are never released, and suspicious ones only from their own page, which shows the caution.
+        """
+        _, place = _place(request)
+        recipient = self._sessions.of_form(request, f"/{place}").recipient
+        act, _, names = request.form("only").partition(" ")
+        if not act:
+            act, names = request.form("do"), " ".join(request.all_of_form("mail"))
+        keys = [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
+        chosen = self._store.deliveries.of_reader(self._reader(recipient), keys[:MAX_KEYS])
+        query = place or "?"
+        if act not in ("release", "delete", "restore") or not chosen:
+            return self._pages.see_other(f"/{query}&none=1")
+        wanted = [each for each in chosen if act != "release" or each.message.tier is Tier.SPAM]
+        left = apply(
+            self._pages, act, wanted, lambda delivery: self._pages.actor(request, "portal", delivery, recipient)
+        )
+        log.info("bulk action recipient=%s act=%s chosen=%d left=%d", recipient, act, len(keys), left)
+        response = self._pages.see_other(f"/{query}&rest=1" if left or len(keys) > MAX_KEYS else f"/{place}")
+        keep(self._pages, response, act, [delivery.key for delivery in chosen])
         return response
 
     def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
-        message_id, number = _cursor(name) or (parse_id(name), None)
+        message_id, number = cursor(name) or (parse_id(name), None)
         if message_id is None:
             raise NotFound("no such message")
         return self._store.deliveries.get_for(self._reader(recipient), message_id, number)
@@ -194,13 +306,90 @@ class Inbox:
         return self._pages.parts.people.reader(recipient)
 
 
-def _list_query(values: Iterable[tuple[str, str]]) -> str:
-    """Return the list's query string. Drops unknown and empty values; the last value of a name wins."""
-    known = {name: value[:_QUERY_CHARACTERS] for name, value in values if value and name in _LIST_PARAMETERS}
-    return urlencode(known)
+def _place(request: Request) -> tuple[str, str]:
+    """Return the page of a posted form, and the query string of its list."""
+    page, _, query = request.form("from").partition("?")
+    return page, Listing.of(parse_qsl(query)).query(select="")
 
 
-def _cursor(text: str) -> DeliveryId | None:
-    match = _CURSOR.fullmatch(text)
-    id = parse_id(match[1]) if match else None
-    return DeliveryId(id, int(match[2])) if match and id else None
+def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, str, str, bool]]:
+    """Return the links above the list: (key of `VIEWS`, query string, number of messages, is it this one?)."""
+    numbers = {view: sum(counts.of.get(state, 0) for state in states) for view, states in VIEWS.items()}
+    more = "" if counts.complete else "+"
+    return [
+        (view, listing.query(state=view), viewer.language.number(numbers[view]) + more, view == listing.view)
+        for view in VIEWS
+        if view != "blocked" or numbers[view] or view == listing.view
+    ]
+
+
+def _section(group: Group) -> int:
+    """Return the place of a group's heading in `_HEADINGS`. A likely mistake has a proven sender."""
+    message = group.newest.message
+    if message.tier is Tier.DANGEROUS:
+        return 2
+    is_bulk = not _BULK_SYMBOLS.isdisjoint(symbol.name for symbol in message.symbols)
+    return 0 if group.wanted_before or (group.trusted and message.tier is Tier.SPAM and not is_bulk) else 1
+
+
+_HEADINGS = (N_("Likely mistakes"), N_("Other messages"), N_("Possibly dangerous messages"))
+_TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
+
+
+def _sections(
+    listing: Listing,
+    groups: Sequence[Group],
+    of: Mapping[DeliveryId, Row],
+    since: datetime | None,
+    viewer: Viewer,
+) -> list[Section]:
+    """Return the rows under headings: days, or how likely a mistake is."""
+    sections: list[Section] = []
+    last: object = None
+    _ = viewer.language.gettext
+    for number, group in enumerate(groups):
+        held_at = group.newest.message.held_at
+        kind: object = _section(group) if listing.is_ranked else held_at.astimezone(viewer.zone).date()
+        if kind != last or not sections:
+            heading = _HEADINGS[_section(group)] if listing.is_ranked else viewer.language.day(held_at, viewer.zone)
+            sections.append(Section(heading, not listing.is_ranked, []))
+            last = kind
+        row, key = of[group.newest.key], name_of(group.newest.key)
+        sections[-1].rows.append(
+            ListRow(
+                number=number,
+                row=row,
+                key=key,
+                others=[of[each.key] for each in group.others[:_LISTED_OTHERS]],
+                keys=" ".join((key, *(name_of(each.key) for each in group.others))),
+                more=max(0, len(group.others) - _LISTED_OTHERS),
+                is_new=since is not None and held_at > since,
+                when=row.held_shortly if listing.is_ranked else row.held_time,
+                why=" · ".join(map(_, row.main_reasons)),
+                alert=_alert(row, _),
+                act=_act(row),
+            )
+        )
+    return sections
+
+
+def _alert(row: Row, _: Callable[[str], str]) -> str:
+    """Return what a row of the list says in a line of its own."""
+    if row.declined:
+        return f"{_(N_('The release request was denied:'))} {row.reason}"
+    if row.reason and row.state is State.HELD:
+        return f"{_(N_('The last release failed:'))} {_(row.reason)}"
+    if row.sender.warning:
+        return f"{_(N_('Caution:'))} {_(row.sender.warning)}"
+    if row.dangerous:
+        return _(N_("Possibly dangerous"))
+    return _(N_("Check this message before you release it")) if row.suspicious else ""
+
+
+def _act(row: Row) -> str:
+    """Return the action of a row's button, "" if it has none; ``again``: a release of what was delivered already."""
+    if row.state in (State.HELD, State.BLOCKED):
+        return {ReleaseRight.SELF: "release", ReleaseRight.REQUEST: "ask"}.get(row.right, "")
+    if row.state is State.PASSED and row.right is ReleaseRight.SELF:
+        return "again"
+    return "restore" if row.state is State.DELETED else ""

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
-from portal.model.reasons import SCANS_IN_WORDS, description, explain, why
+from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, why
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
 from portal.model.sender import Sender, sender_shown
@@ -55,6 +55,14 @@ _KINDS_OF_STATE = {
 }
 _BY_RULES = frozenset({State.PASSED, State.BLOCKED, State.RELEASING, State.RELEASED})  # states that a rule may cause
 _HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
+_UNCHANGED = N_("Not changed")
+_OUTCOMES = {
+    ("release", State.RELEASED): N_("Released"),
+    ("release", State.RELEASING): N_("Release in progress"),
+    ("delete", State.DELETED): N_("Deleted"),
+    ("restore", State.HELD): N_("Deletion undone"),
+    ("restore", State.BLOCKED): N_("Deletion undone"),
+}
 _SERVER_REPLIES = (
     EventKind.RELEASED,
     EventKind.DEFERRED,
@@ -80,25 +88,93 @@ class Viewer:
 class Row:
     """A delivery as its reader may see it, without data of other recipients."""
 
-    id: UUID
+    delivery: Delivery
+    viewer: Viewer
     name: str  # in URLs of pages
     sender: Sender
     subject: str
-    held: str
     reasons: list[str]
-    dangerous: bool
     right: ReleaseRight
-    suspicious: bool
-    state: State
-    state_at: str
     reason: str  # why it is held again, "" if it is not
     declined: bool  # an administrator denied the release request and gave this reason
-    size: str
     mailbox: str = ""  # the alias or role mailbox of the delivery, "" if it is the reader's own address
     by: str = ""  # the reader of a role mailbox who changed it to this state
     rule: str | None = None  # the sender of the rule that changed it to this state; "": of an administrator's rule
-    scan: str = ""  # the result of the last virus scan
-    scanned: str = ""  # its time, "" if it was not done
+
+    # Times and numbers are formatted when a page shows them, since Babel takes longer for that than all else.
+
+    @property
+    def id(self) -> UUID:
+        """The quarantine id."""
+        return self.delivery.id
+
+    @property
+    def key(self) -> str:
+        """The delivery's id and number, in forms."""
+        return f"{self.delivery.id}.{self.delivery.number}"
+
+    @property
+    def state(self) -> State:
+        """The delivery's state."""
+        return self.delivery.state
+
+    @property
+    def dangerous(self) -> bool:
+        """True if only an administrator may release it."""
+        return self.delivery.message.tier is Tier.DANGEROUS
+
+    @property
+    def suspicious(self) -> bool:
+        """True if the reader should look before releasing it."""
+        return self.delivery.message.tier is Tier.SUSPICIOUS
+
+    @property
+    def held(self) -> str:
+        """The time at which it was held."""
+        return self.viewer.language.moment(self.delivery.message.held_at, self.viewer.zone)
+
+    @property
+    def held_shortly(self) -> str:
+        """The same without the year."""
+        return self.viewer.language.short_moment(self.delivery.message.held_at, self.viewer.zone)
+
+    @property
+    def held_time(self) -> str:
+        """The same without the day."""
+        return self.viewer.language.time(self.delivery.message.held_at, self.viewer.zone)
+
+    @property
+    def state_at(self) -> str:
+        """The time at which its state changed."""
+        return self.viewer.language.moment(self.delivery.state_at, self.viewer.zone)
+
+    @property
+    def size(self) -> str:
+        """The size of the message."""
+        return self.viewer.language.size(self.delivery.message.size_bytes)
+
+    @property
+    def score(self) -> str:
+        """Rspamd's score, "" if it is not known."""
+        score = self.delivery.message.score
+        return "" if score is None else self.viewer.language.score(score)
+
+    @property
+    def scan(self) -> str:
+        """The result of the last virus scan, "" without one."""
+        scan = self.delivery.message.scan
+        return SCANS_IN_WORDS[scan.outcome] if scan else ""
+
+    @property
+    def scanned(self) -> str:
+        """The time of the last virus scan, "" if it was not done."""
+        scan = self.delivery.message.scan
+        return self.viewer.language.moment(scan.at, self.viewer.zone) if scan and scan.at and scan.is_done else ""
+
+    @property
+    def main_reasons(self) -> list[str]:
+        """The reasons for one line: not the sender's warning, nor that the text resembles spam if there is another."""
+        return [each for each in self.reasons if each != self.sender.warning and each != LIKE_SPAM] or self.reasons[:1]
 
 
 def needs_events(delivery: Delivery, *, role: bool) -> bool:
@@ -111,28 +187,21 @@ def row(delivery: Delivery, viewer: Viewer, right: ReleaseRight, *, role: bool, 
 
     ``role``: it is for a role mailbox. ``events``: the latest event of each kind, oldest first, if `needs_events`.
     """
-    message, language, scan = delivery.message, viewer.language, delivery.message.scan
+    message = delivery.message
     other = role or viewer.reader != delivery.recipient
     return Row(
-        id=message.id,
+        delivery=delivery,
+        viewer=viewer,
         name=f"{message.id}.{delivery.number}" if other else str(message.id),
         sender=sender_shown(message),
         subject=shown(message.subject, 200),
-        held=language.moment(message.held_at, viewer.zone),
         reasons=why(message),
-        dangerous=message.tier is Tier.DANGEROUS,
         right=right,
-        suspicious=message.tier is Tier.SUSPICIOUS,
-        state=delivery.state,
-        state_at=language.moment(delivery.state_at, viewer.zone),
-        reason=shown(delivery.reason, 300),
+        reason=shown(delivery.reason, 300) if delivery.reason else "",
         declined=delivery.state is State.HELD and delivery.reason != "" and _declined(events),
-        size=language.size(message.size_bytes),
         mailbox=shown_address(delivery.address) if other else "",
         by=_by(delivery, events) if role else "",
         rule=_rule(delivery, events) if delivery.state in _BY_RULES else None,
-        scan=SCANS_IN_WORDS[scan.outcome] if scan else "",
-        scanned=language.moment(scan.at, viewer.zone) if scan and scan.at and scan.is_done else "",
     )
 
 
@@ -175,6 +244,15 @@ def findings(message: Message, language: Language) -> dict[str, Any]:
             (shown(s.name, 80), language.score(s.score), explain(s), description(s)) for s in symbols[:_SYMBOLS]
         ],
     }
+
+
+def outcomes(act: str, rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """Return what an action did to several messages: (text to be translated, number of messages)."""
+    found: dict[str, int] = {}
+    for each in rows:
+        text = _OUTCOMES.get((act, each.state), _UNCHANGED)
+        found[text] = found.get(text, 0) + 1
+    return list(found.items())
 
 
 def headers(fields: Sequence[tuple[str, str]], viewer: Viewer) -> list[tuple[str, str]]:

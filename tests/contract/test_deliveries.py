@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from portal.model.errors import AlreadyDone, BodyMissing, NotFound, RelayDeferred
-from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State, held_at, new_id
+from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State, Symbol, Tier, held_at, new_id
 from portal.stores import Store
-from portal.stores.records import Held, Page
+from portal.stores.records import Counts, Held, Page
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, now
 from tests.contract.helpers import (
     DAY,
@@ -49,6 +50,55 @@ def test_each_recipient_gets_their_own_delivery(store: Store) -> None:
     assert store.deliveries.get_for(Reader(BOB), held.id).number == 1
     assert store.deliveries.get_for(Reader(BOB), held.id) == store.deliveries.get(DeliveryId(held.id, 1))
     assert keys(store.deliveries.list_for(Reader(BOB), {State.HELD}, 10).deliveries) == [(held.id, 1)]
+
+
+def test_a_list_is_narrowed_by_criteria(store: Store) -> None:
+    plain = hold(store, header_from="Shop <news@shop.example>").id
+    file = hold(store, symbols=(Symbol("HAS_ATTACHMENT", 0.0), Symbol("FORGED_SENDER", 5.0))).id
+    macro = hold(store, tier=Tier.SUSPICIOUS, symbols=(Symbol("FORGED_SENDER", 5.0),)).id
+
+    def found(**criteria: Any) -> list[UUID]:
+        page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, criteria=Filter(**criteria))
+        return [delivery.id for delivery in page.deliveries]
+
+    reason = "The From address differs from the sending address"
+    assert found(has_attachment=True) == [file]
+    assert found(reason=reason) == [macro, file]
+    assert found(reason=reason, tiers=frozenset({Tier.SPAM})) == [file]
+    assert found(sender="SHOP.example") == [plain]
+    assert found(reason="x") == []
+    assert found(recipient=BOB, states=frozenset({State.DELETED})) == [macro, file, plain], "these are not criteria"
+    page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1, criteria=Filter(reason=reason))
+    assert page.next is not None
+    rest = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 5, page.next, criteria=Filter(reason=reason))
+    assert [delivery.id for delivery in (*page.deliveries, *rest.deliveries)] == [macro, file]
+
+
+def test_several_deliveries_of_a_reader_are_found_in_the_order_of_their_keys(store: Store) -> None:
+    first, second, foreign = hold(store), hold(store, recipients=[BOB, ALICE]), hold(store, recipients=[MALLORY])
+    wanted = [DeliveryId(each.id, number) for each in (second, foreign, first) for number in (1, 0)]
+    alices = store.deliveries.of_reader(Reader(ALICE), [*wanted, DeliveryId(UNKNOWN, 0)])
+    assert keys(tuple(alices)) == [(second.id, 1), (first.id, 0)]
+    both = Reader(ALICE, shared={BOB: (ALICE, BOB)})
+    assert keys(tuple(store.deliveries.of_reader(both, wanted))) == [
+        (second.id, 1),
+        (second.id, 0),
+        (first.id, 1),
+        (first.id, 0),
+    ]
+    assert list(store.deliveries.of_reader(Reader(ALICE), [])) == []
+
+
+def test_the_newest_deliveries_are_counted_by_state(store: Store) -> None:
+    held = [hold(store) for _ in range(5)]
+    hold(store, recipients=[BOB])
+    delete(store, held[0], now())
+    assert store.deliveries.counts(Reader(ALICE), 6) == Counts({State.HELD: 4, State.DELETED: 1}, complete=True)
+    assert store.deliveries.counts(Reader(ALICE), 5) == Counts({State.HELD: 4, State.DELETED: 1}, complete=False)
+    assert store.deliveries.counts(Reader(ALICE), 4) == Counts({State.HELD: 4}, complete=False)
+    both = Reader(ALICE, shared={BOB: (ALICE, BOB)})
+    assert store.deliveries.counts(both, 10) == Counts({State.HELD: 10, State.DELETED: 1}, complete=True)
+    assert store.deliveries.counts(Reader(MALLORY), 10) == Counts({}, complete=True)
 
 
 def test_a_list_is_newest_first_and_complete_over_its_pages(store: Store) -> None:

@@ -29,7 +29,7 @@ from tests.web_client import Browser, Site
 
 INFO, SALES, SECRET = "info@example.org", "sales@example.org", "bcc@example.org"
 VIRTUAL = f"{SALES} {ALICE}\n{INFO} {ALICE}, {BOB}\n"
-MAIL = b"From: Promo <promo@example.net>\r\nTo: info@example.org\r\nSubject: Offer\r\n\r\nBuy %d\r\n"
+MAIL = b"From: Promo <promo@example.net>\r\nTo: info@example.org\r\nSubject: Offer %b\r\n\r\nBuy %d\r\n"
 
 
 @pytest.fixture
@@ -72,7 +72,12 @@ def write(path: Path, text: str) -> None:
 
 
 def held(site: Site, *recipients: str, number: int = 1) -> Held:
-    answer = post(site, MAIL % number, headers={"X-Rspamd-rcpt": json.dumps(recipients)}).json
+    word = bytes(b"abcdefghij"[int(digit)] for digit in str(number))  # subjects with other numbers are near-duplicates
+    answer = post(
+        site,
+        MAIL % (word, number),
+        headers={"X-Rspamd-rcpt": json.dumps(recipients), "X-Rspamd-subject": f"Offer {word.decode()}"},
+    ).json
     assert answer["status"] == "held", answer
     return Held(site.store.messages.find(answer["id"])[0].id, False)
 
@@ -195,9 +200,12 @@ def test_a_page_of_many_mails_takes_few_queries(
             kind=EventKind.DELETED,
         )
     browser = site.signed_in(ALICE)
-    for done, by_bob, at_most in (("", 25, 5), (f"&done={mails[0].id}.0", 26, 7)):
+    undo = {"form_token": browser.form_token(), "from": "list", "do": "delete", "mail": f"{mails[0].id}.0"}
+    for done, by_bob, at_most in ((False, 25, 5), (True, 26, 7)):
+        if done:
+            browser.post("/messages", undo)
         with statements.of() as queries:
-            page = browser.get(f"/?state=deleted{done}").text
+            page = browser.get("/?state=deleted").text
         assert page.count('class="mail"') == 25
         assert page.count(f"By {BOB}") == (0 if recipient == ALICE else by_bob)
         assert 4 <= len(queries) <= at_most, queries

@@ -198,12 +198,50 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     rules = (f"{message}sender", "/rules", f"/rules?done={made.id}")
     for address in ("/", message, *rules, "/preferences", "/sign-in", "/sign-in/code", link):
         page.goto(address if address.startswith("http") else base + address)
+        page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address
-        heights = page.locator("button:not(.plain), .button, .back a, input:not([type=hidden])").evaluate_all(
-            "all => all.map(one => one.getBoundingClientRect().height)"
-        )
+        targets = page.locator(
+            "button:not(.plain, .for-readers), .button, .back a, .tick, input:not([type=hidden], [type=checkbox])"
+        ).filter(visible=True)
+        heights = targets.evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
         assert all(height >= 44 for height in heights), address
     assert messages == []
+
+
+@pytest.mark.parametrize(("width", "highest"), [(390, 80), (1280, 56)])
+def test_rows_of_the_list_are_low(site: Site, steered: Browser, width: int, highest: int) -> None:
+    long = {"subject": "W" * 150, "header_from": f'"{"M" * 60}" <{"l" * 60}@{"o" * 60}.example>'}
+    for tier in Tier:
+        site.hold(tier, **long)
+        site.hold(tier)
+    for number in range(3):
+        site.hold(subject=f"Offer of the week {number}")
+    page = signed_in(site, steered, viewport={"width": width, "height": 640}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/")
+    heights = page.locator(".rows > li").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+    assert len(heights) == 7 and max(heights) <= highest, heights
+
+
+def test_the_list_is_read_out_by_headings_and_names(site: Site, steered: Browser) -> None:
+    site.hold(subject="Your order 4711", header_from="Kontor <orders@kontor.example>")
+    site.hold(Tier.SUSPICIOUS, subject="Scanned document")
+    page = signed_in(site, steered).new_page()
+    page.goto(f"{site.parts.settings.public_url}/")
+    tree = page.locator("main").aria_snapshot()
+    for line in (
+        'heading "Held" [level=1]',
+        'checkbox "Select: Your order 4711"',
+        'link "Your order 4711"',
+        'button "Release: Your order 4711"',
+        'link "Review: Scanned document"',
+        'button "Release selected"',
+    ):
+        assert line in tree, tree
+    described = page.get_by_role("link", name="Your order 4711", exact=True)
+    text = described.evaluate(
+        "one => document.getElementById(one.getAttribute('aria-describedby').split(' ')[0]).innerText"
+    )
+    assert "orders@kontor.example" in text
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

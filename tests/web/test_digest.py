@@ -12,6 +12,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import State, Symbol, Tier
 from portal.stores.records import Digest, Held
+from portal.web import bulk as web_bulk
 from portal.web import digest as web_digest
 from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.moving.test_copy import damage
@@ -254,7 +255,7 @@ def test_a_slow_server_gets_as_many_as_there_is_time_for(site: Site, monkeypatch
     helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
     digest, browser = send_digest(site), site.browser()
     page = browser.get(several(site, digest)).text
-    monkeypatch.setattr(web_digest, "_MAX_SECONDS", 0)
+    monkeypatch.setattr(web_bulk, "_MAX_SECONDS", 0)
     page = choose(browser, several(site, digest), "release", names(page), page)
     assert [site.state(held) for held in helds].count(State.HELD) >= 1
     assert "Not all messages were processed" in page

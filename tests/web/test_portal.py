@@ -1,9 +1,11 @@
 """The pages of a signed-in recipient, the permissions on every route, and hostile mail on every page."""
 
 import html
+import itertools
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -56,25 +58,26 @@ def test_without_a_session_the_start_page_leads_to_signing_in(site: Site) -> Non
 
 
 def test_a_button_of_the_list_leads_back_to_the_same_place_of_it(site: Site) -> None:
-    for _ in range(27):
-        site.hold(subject="Offer & more")
+    for number in range(27):
+        site.hold(subject=f"Offer & more {letters(number)}")
     site.hold(subject="another")
     browser = site.signed_in(ALICE)
-    first = browser.get("/?state=held&q=offer+more").text
+    first = browser.get("/?state=held&q=offer+more&size=25").text
     older = re.search(r'href="/quarantine(/\?[^"]*before=[^"]*)"', first)
     assert older
     page = browser.get(html.unescape(older[1])).text
-    action = re.search(r'action="(/quarantine/messages/[^"]*/delete)">', page)
+    action = re.search(r'href="(/quarantine/messages/[^"]*/)[?"]', page)
     place = re.search(r'name="from" value="([^"]*)"', page)
     assert action and place
     form = {"form_token": browser.form_token(), "from": html.unescape(place[1])}
-    back = browser.follow(browser.post(action[1], form), "/").text
+    back = browser.follow(browser.post(f"{action[1]}delete", form), "/").text
     assert len(re.findall(r'<a class="mail"', back)) == 1
     assert 'value="offer more"' in back
     assert "Deleted on" in back
-    undone = re.search(r'action="(/quarantine/messages/[^"]*/restore)">', back)
+    undone = re.search(r'name="mail" value="([^"]*)">\s*<button name="do" value="restore">', back)
     assert undone
-    assert len(re.findall(r'<a class="mail"', browser.follow(browser.post(undone[1], form), "/").text)) == 2
+    undo = {**form, "do": "restore", "mail": undone[1]}
+    assert len(re.findall(r'<a class="mail"', browser.follow(browser.post("/messages", undo), "/").text)) == 2
 
 
 @pytest.mark.parametrize(
@@ -93,31 +96,38 @@ def test_every_button_of_the_list_names_its_mail(site: Site) -> None:
     site.hold(subject="Offer <1>")
     site.hold(subject="")
     page = site.signed_in(ALICE).get("/").text
-    labels = re.findall(r'<button class="(?:main)?">(\w+)<span class="for-readers">: (.*?)</span>', page)
-    assert sorted(labels) == [
-        (do, what) for do in ("Delete", "Release") for what in ("(no subject)", "Offer &lt;1&gt;")
-    ]
+    labels = re.findall(r'<button formaction="[^"]*/release[^"]*">(\w+)<span class="for-readers">: (.*?)</span>', page)
+    assert sorted(labels) == [("Release", "(no subject)"), ("Release", "Offer &lt;1&gt;")]
 
 
 def test_the_list_shows_ones_own_mail_newest_first(site: Site) -> None:
     held = {str(site.hold(subject=subject).id): subject for subject in ("first", "second", "third")}
     hold(site.store, recipients=(BOB,), subject="for bob alone")
     page = site.signed_in(ALICE).get("/").text
-    places = [page.index(held[id]) for id in sorted(held, reverse=True)]
+    places = [page.index(f"<bdi>{held[id]}</bdi>") for id in sorted(held, reverse=True)]
     assert places == sorted(places)
     assert "for bob alone" not in page
     assert BOB not in page
 
 
 def test_the_list_is_shown_page_by_page(site: Site) -> None:
-    held = {site.hold(subject=f"number {number:02d}.").id: f"{number:02d}" for number in range(60)}
-    browser, path, seen = site.signed_in(ALICE), "/", []
-    while path:
-        page = browser.get(path).text
-        seen += re.findall(r"<bdi>number (\d\d)\.</bdi></span>", page)
-        older = re.search(r'href="([^"]*before=[^"]*)"', page)
-        path = older[1].replace("&amp;", "&") if older else ""
-    assert seen == [held[id] for id in sorted(held, reverse=True)]
+    held = {site.hold(subject=f"number {letters(number)}.").id: letters(number) for number in range(60)}
+    browser, subjects = site.signed_in(ALICE), re.compile(r"<bdi>number (\w+)\.</bdi></a>")
+    pages = [browser.get("/?size=25").text]
+    while older := re.search(r'href="([^"]*)" rel="next"', pages[-1]):
+        pages.append(browser.get(html.unescape(older[1])).text)
+    assert [len(subjects.findall(page)) for page in pages] == [25, 25, 10]
+    assert subjects.findall("".join(pages)) == [held[id] for id in sorted(held, reverse=True)]
+    for before, page in reversed(list(itertools.pairwise(pages))):
+        newer = re.search(r'href="([^"]*)" rel="prev"', page)
+        assert newer
+        assert subjects.findall(browser.get(html.unescape(newer[1])).text) == subjects.findall(before)
+    assert 'rel="prev"' not in pages[0]
+
+
+def letters(number: int) -> str:
+    """Return a number as letters: subjects that differ in digits alone are near-duplicates."""
+    return "".join("abcdefghij"[int(digit)] for digit in f"{number:02d}")
 
 
 @pytest.mark.parametrize(
@@ -137,18 +147,18 @@ def test_odd_queries_show_the_list(site: Site, held: Held, query: str) -> None:
 
 
 def test_mail_is_found_by_words_of_subject_and_sender_page_by_page(site: Site) -> None:
-    held = {site.hold(subject=f"Grüße number {number:02d}.").id: f"{number:02d}" for number in range(30)}
+    held = {site.hold(subject=f"Grüße number {letters(number)}.").id: letters(number) for number in range(30)}
     site.hold(subject="other")
     hold(site.store, recipients=(BOB,), subject="Grüße number 77.")
     browser, seen = site.signed_in(ALICE), []
-    path = "/?q=grusse+promo%40example"
+    path = "/?q=grusse+promo%40example&size=25"
     while path:
         page = browser.get(path).text
         assert 'value="grusse promo@example"' in page
-        seen += re.findall(r"<bdi>Grüße number (\d\d)\.</bdi></span>", page)
-        older = re.search(r'href="([^"]*before=[^"]*)"', page)
+        seen += re.findall(r"<bdi>Grüße number (\w+)\.</bdi></a>", page)
+        older = re.search(r'href="([^"]*)" rel="next"', page)
         path = html.unescape(older[1]) if older else ""
-        assert not path or "q=grusse%20promo%40example" in path
+        assert not path or "q=grusse+promo%40example" in path
     assert seen == [held[id] for id in sorted(held, reverse=True)]
     assert "No matches." in browser.get("/?q=nowhere").text
     assert "No matches." in browser.get("/?q=grusse&state=deleted").text
@@ -179,6 +189,185 @@ def test_mail_is_found_under_its_state(site: Site) -> None:
         assert re.findall(r"<bdi>now (\w+)</bdi>", browser.get(f"/?state={name}").text) == [name]
 
 
+@pytest.mark.parametrize(("size", "shown"), [("", 25), ("25", 25), ("50", 50), ("100", 60), ("7", 25), ("x", 25)])
+def test_the_size_of_a_page_is_chosen(site: Site, size: str, shown: int) -> None:
+    for number in range(60):
+        site.hold(subject=letters(number))
+    page = site.signed_in(ALICE).get(f"/?size={size}").text
+    assert page.count('class="mail"') == shown
+    assert f'<a href="/quarantine/?size={shown if shown != 60 else 100}" aria-current="true">' in page
+
+
+def listed(browser: Browser, query: str) -> list[str]:
+    """Return the subjects of a list."""
+    return re.findall(r'<a class="mail"[^>]*><bdi>(.*?)</bdi>', browser.get(f"/{query}").text)
+
+
+def test_filters_narrow_the_list(site: Site) -> None:
+    site.hold(subject="plain", header_from="Shop <news@shop.example>")
+    site.hold(subject="with file", symbols=(Symbol("HAS_ATTACHMENT", 0.0), Symbol("BAYES_SPAM", 5.0)))
+    site.hold(tier=Tier.SUSPICIOUS, subject="macro", symbols=(Symbol("FORGED_SENDER", 5.0),))
+    site.hold(tier=Tier.DANGEROUS, subject="virus")
+    browser = site.signed_in(ALICE)
+    assert listed(browser, "") == ["virus", "macro", "with file", "plain"]
+    assert listed(browser, "?sender=SHOP.example") == ["plain"]
+    assert listed(browser, "?attachment=1") == ["with file"]
+    assert listed(browser, "?tier=suspicious") == ["macro"]
+    assert listed(browser, "?tier=dangerous&sender=promo") == ["virus"]
+    assert listed(browser, "?q=file&attachment=1") == ["with file"]
+    assert listed(browser, "?q=plain&attachment=1") == []
+    reason = "The From address differs from the sending address"
+    assert listed(browser, "?" + urlencode({"reason": reason})) == ["macro"]
+    page = browser.get("/?" + urlencode({"reason": reason, "tier": "suspicious"})).text
+    assert f'<option value="{reason}" selected>' in page and '<option value="suspicious" selected>' in page
+    assert 'href="/quarantine/">Show all' in page
+    assert '<details class="filters" open>' in page
+    assert '<details class="filters">' in browser.get("/?q=plain").text
+
+
+def test_days_are_those_of_the_readers_zone(site: Site) -> None:
+    held = site.hold(subject="at this time")
+    browser = site.signed_in(ALICE)
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        form = {"change": "save", "timezone": zone, "form_token": browser.form_token()}
+        browser.post("/preferences", form)
+        day = held_at(held.id).astimezone(ZoneInfo(zone)).date()
+        before, after = day - timedelta(days=1), day + timedelta(days=1)
+        assert listed(browser, f"?since={day}&until={day}") == ["at this time"]
+        assert listed(browser, f"?until={before}") == listed(browser, f"?since={after}") == []
+    for odd in ("since=x", "until=9999-12-31", "since=0001-01-01", "since=2026-02-30"):
+        assert listed(browser, f"?{odd}") == ["at this time"]
+
+
+def test_the_list_counts_each_state(site: Site) -> None:
+    for number in range(5):
+        site.hold(subject=letters(number))
+    browser = site.signed_in(ALICE)
+    act(browser, site.hold(subject="x").id, "delete")
+    hold(site.store, recipients=(BOB,))
+    page = browser.get("/").text
+    counts = re.findall(r'>(\w+) <span class="count">([\d,+]+)</span></a>', page)
+    assert counts == [("Held", "5"), ("Requested", "0"), ("Released", "0"), ("Deleted", "1"), ("All", "6")]
+    assert "<title>Held (5) · " in page
+    assert len(listed(browser, "?state=all")) == 6
+
+
+def test_near_duplicates_are_one_row_and_acted_on_together(site: Site, relay: SmtpServer) -> None:
+    wine = [site.hold(subject=f"Wine {number}% off", recipients=[ALICE]) for number in range(4)]
+    other = site.hold(subject="Another", recipients=[ALICE])
+    browser = site.signed_in(ALICE)
+    page = browser.get("/").text
+    assert listed(browser, "") == ["Another", "Wine 3% off"]
+    assert "Similar messages: 3" in page and "Wine 0% off" in page
+    [keys] = re.findall(r'name="mail" value="([^"]* [^"]*)"', page)
+    form = {"form_token": browser.form_token(), "from": "list", "do": "delete", "mail": keys}
+    result = browser.follow(browser.post("/messages", form), "/").text
+    assert "Deleted: 4" in result
+    assert {site.state(each) for each in wine} == {State.DELETED}
+    assert site.state(other) is State.HELD
+    [undo] = re.findall(r'name="mail" value="([^"]*)">\s*<button name="do" value="restore">', result)
+    result = browser.follow(browser.post("/messages", {**form, "do": "restore", "mail": undo}), "/").text
+    assert "Deletion undone: 4" in result
+    [button] = re.findall(r'name="only" value="(release [^"]*)"', result)
+    result = browser.follow(browser.post("/messages", {**form, "do": "", "only": button}), "/").text
+    assert re.search("Release(d| in progress): ", result)
+    assert State.HELD not in {site.state(each) for each in wine}
+
+
+def test_selected_messages_that_need_a_look_are_not_released(site: Site, relay: SmtpServer) -> None:
+    spam, macro, virus = (site.hold(tier, subject=tier.value, recipients=[ALICE]) for tier in Tier)
+    hers = site.hold(subject="of Mallory", recipients=[MALLORY])
+    browser = site.signed_in(ALICE)
+    keys = " ".join(f"{each.id}.0" for each in (spam, macro, virus, hers))
+    form = {"form_token": browser.form_token(), "from": "list", "do": "release", "mail": keys}
+    page = browser.follow(browser.post("/messages", form), "/").text
+    assert [mail.recipients for mail in relay.mails] == [[ALICE]]
+    assert "Released: 1 · Not changed: 2" in page
+    assert "Not released: open this message and check it first." in page
+    assert "Not released: only an administrator can release this message." in page
+    assert "of Mallory" not in page
+    assert [site.state(each) for each in (spam, macro, virus, hers)] == [State.RELEASED, *[State.HELD] * 3]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"do": "delete"},
+        {"do": "delete", "mail": "x y.z 01900000-0000-7000-8000-000000000000.0"},
+        {"do": "", "mail": "KEY"},
+        {"do": "ask", "mail": "KEY"},
+        {"only": "purge KEY"},
+        {"only": "delete"},
+    ],
+)
+def test_an_incomplete_form_of_the_list_changes_nothing(site: Site, held: Held, form: dict[str, str]) -> None:
+    browser = site.signed_in(ALICE)
+    filled = {name: value.replace("KEY", f"{held.id}.0") for name, value in form.items()}
+    answer = browser.post("/messages", {"form_token": browser.form_token(), "from": "list?q=offer", **filled})
+    page = browser.follow(answer, "/").text
+    assert "No messages selected." in page and 'value="offer"' in page
+    assert site.state(held) is State.HELD
+    assert browser.post("/messages", filled).status == 403
+
+
+def test_what_was_held_since_the_last_visit_is_marked(site: Site) -> None:
+    site.pass_time(hours=-2)
+    browser = site.signed_in(ALICE)
+    site.hold(subject="on the first visit nothing is marked")
+    assert '<span class="chip">New' not in browser.get("/").text
+    site.pass_time(hours=3)
+    for _ in range(3):  # during the whole visit
+        assert browser.get("/").text.count('<span class="chip">New') == 1
+        site.pass_time(minutes=20)
+    site.pass_time(hours=2)
+    assert '<span class="chip">New' not in browser.get("/").text
+    for value in ("x", "9" * 40, "1.2.3"):
+        browser.cookies["__Host-quarantine-visit"] = value
+        assert browser.get("/").status == 200
+
+
+def test_likely_mistakes_are_first_if_asked(site: Site) -> None:
+    signed = (Symbol("R_DKIM_ALLOW", -0.2, ("partner.example:s=x",)), Symbol("DMARC_POLICY_ALLOW", -0.5))
+    site.hold(subject="an invoice", header_from="Jane <jane@partner.example>", score=16.0, symbols=signed)
+    site.hold(Tier.DANGEROUS, subject="a virus", score=15.1)
+    for number in range(30):
+        site.hold(subject=letters(number), score=20.0 + number)
+    browser = site.signed_in(ALICE)
+    page = browser.get("/?order=likely").text
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Likely mistakes", "Other messages"]
+    first = listed(browser, "?order=likely")
+    assert first[0] == "an invoice" and first[1] == "aa" and len(first) == 25
+    second = listed(browser, "?order=likely&skip=25")
+    assert second[-1] == "a virus" and len(second) == 7
+    assert set(first).isdisjoint(second)
+    assert 'rel="next"' in page and "Possibly dangerous messages" in browser.get("/?order=likely&skip=25").text
+
+
+def test_the_back_link_of_a_message_leads_to_the_same_list(site: Site, held: Held) -> None:
+    browser = site.signed_in(ALICE)
+    link = re.search(r'<a class="mail" href="([^"]*)"', browser.get("/?q=offer&size=50&select=all").text)
+    assert link
+    page = browser.get(html.unescape(link[1])).text
+    assert '<p class="back"><a href="/quarantine/?q=offer&amp;size=50">' in page
+    form = {"form_token": browser.form_token(), "from": "message?q=offer&size=50"}
+    answer = browser.post(f"/messages/{held.id}/delete", form)
+    assert '<p class="back"><a href="/quarantine/?q=offer&amp;size=50">' in browser.follow(answer, "/").text
+    for odd in ("//evil.example", "?x=y", "%0d%0aX: y", "q=" + "x" * 3000):
+        page = browser.get(f"/messages/{held.id}/?" + urlencode({"list": odd})).text
+        assert re.search(r'<p class="back"><a href="/quarantine/(\?q=x{200})?">', page)
+
+
+def test_after_a_button_the_browser_goes_on_at_the_next_row(site: Site) -> None:
+    last, first = site.hold(subject="last"), site.hold(subject="first")
+    browser = site.signed_in(ALICE)
+    page = browser.get("/").text
+    assert f'formaction="/quarantine/messages/{first.id}/release?next={last.id}.0"' in page
+    answer = act(browser, first.id, f"release?next={last.id}.0", **{"from": "list"})
+    assert answer.header("Location") == f"/quarantine/#m-{last.id}.0"
+    answer = act(browser, last.id, "release?next=//evil.example", **{"from": "list"})
+    assert answer.header("Location") == "/quarantine/"
+
+
 # ---- actions
 
 
@@ -194,7 +383,7 @@ def test_deleting_can_be_undone(site: Site, held: Held) -> None:
     browser = site.signed_in(ALICE)
     page = browser.follow(act(browser, held.id, "delete", **{"from": "list"}), "/").text
     assert site.state(held) is State.DELETED
-    assert f"/messages/{held.id}/restore" in page
+    assert 'name="do" value="restore"' in page
     act(browser, held.id, "restore")
     assert site.state(held) is State.HELD
 
@@ -232,7 +421,7 @@ def test_a_tab_says_so_if_another_one_was_faster(site: Site, held: Held, relay: 
     for place in ("list", "message"):
         page = browser.follow(act(browser, held.id, "release", **{"from": place}), "/").text
         assert "Not released: the message was deleted on" in page
-        assert f"/messages/{held.id}/restore" in page
+        assert "Undo deletion" in page
     page = browser.follow(act(browser, held.id, "restore", **{"from": "list"}), "/").text
     assert "Deletion undone. The message is held again." in page
     assert not relay.mails
@@ -449,6 +638,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/sign-in/TOKEN/"): (404, 303, 303),  # without a message; the signed-in are led to the list
     ("POST", "/sign-in/TOKEN/"): (404, 404, 404),
     ("POST", "/sign-out"): (303, 303, 303),
+    ("POST", "/messages"): (303, 303, 303),  # nothing is selected
     ("GET", "/messages/ID/"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
     ("GET", "/messages/ID/sender"): (303, 200, 404),
@@ -781,14 +971,21 @@ def test_a_senders_address_is_neither_html_nor_a_format(site: Site, address: str
     for path in ("/", f"/messages/{held.id}/", site.link(Action.RELEASE, held)):
         answer = browser.get(path)
         assert answer.status == 200
-        assert html.escape(address).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in answer.text
+        assert html.escape(address).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in whole_addresses(
+            answer.text
+        )
+
+
+def whole_addresses(page: str) -> str:
+    """Return a page in which addresses are not divided: the list leaves out their beginnings on narrow screens."""
+    return re.sub(r'<span class="local">(.*?)</span>', r"\1", page)
 
 
 def test_a_name_with_another_address_gets_a_warning(site: Site) -> None:
     held = site.hold(header_from='"service@paypal.com" <x@evil.example>')
     browser = site.signed_in(ALICE)
     for path in ("/", f"/messages/{held.id}/", site.link(Action.RELEASE, held)):
-        page = browser.get(path).text
+        page = whole_addresses(browser.get(path).text)
         assert "a different address" in page
         assert "x@evil.example" in page
 

@@ -11,6 +11,9 @@ from portal.stores.files.search import find_page
 from portal.stores.files.session import SqliteEngine
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
+from portal.stores.shared.session import Row, Session
+
+_PARTS = 100  # SELECTs in one statement; SQLite accepts up to 500 (SQLITE_MAX_COMPOUND_SELECT)
 
 
 class FileDeliveries(SqlDeliveries):
@@ -22,6 +25,18 @@ class FileDeliveries(SqlDeliveries):
 
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
         return find_page(self._database, wanted, limit, before)
+
+    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
+        found: list[Row] = []
+        for start in range(0, len(identities), _PARTS):
+            names = {f"r{n}": each for n, each in enumerate(identities[start : start + _PARTS])}
+            parts = (
+                f"SELECT :{name}, state, count(*) FROM (SELECT state FROM delivery WHERE recipient = :{name}"
+                " ORDER BY message_id DESC LIMIT :limit) GROUP BY state"
+                for name in names
+            )
+            found += session.many(" UNION ALL ".join(parts), limit=at_most, **names)
+        return found
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         found = {}

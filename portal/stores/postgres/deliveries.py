@@ -11,6 +11,7 @@ from portal.stores.postgres.search import find_page
 from portal.stores.postgres.session import PostgresEngine
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
+from portal.stores.shared.session import Row, Session
 
 
 class PostgresDeliveries(SqlDeliveries):
@@ -22,6 +23,10 @@ class PostgresDeliveries(SqlDeliveries):
 
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
         return find_page(self._database, wanted, limit, before)
+
+    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
+        select = "select recipient, state, n from states_of(cast(:identities as text[]), :at_most)"
+        return session.many(select, identities=list(identities), at_most=at_most)
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
         with self._database.transaction() as connection:

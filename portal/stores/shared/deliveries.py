@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +12,14 @@ from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError
 from portal.model.message import (
+    ANY,
     Actor,
     ActorKind,
     Delivery,
     DeliveryId,
     Event,
     EventKind,
+    Filter,
     Reader,
     State,
     Tier,
@@ -25,11 +28,11 @@ from portal.model.message import (
 )
 from portal.stores import lifecycle, search
 from portal.stores.contracts import Deliveries
-from portal.stores.records import Ending, Page, QueuedMail
+from portal.stores.records import Counts, Ending, Page, QueuedMail
 from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.rows import WHERE_KEY, Rows, events
-from portal.stores.shared.session import Engine, Session
+from portal.stores.shared.session import Engine, Row, Session
 
 log = logging.getLogger("quarantine.store")
 
@@ -75,10 +78,38 @@ class SqlDeliveries(Deliveries):
         before: DeliveryId | None = None,
         *,
         words: str = "",
+        criteria: Filter = ANY,
     ) -> Page:
         if not states or not reader.identities:
             return Page((), None)
-        return self.search(search.of_reader(reader, states, words), limit, before)
+        return self.search(search.of_reader(reader, states, words, criteria), limit, before)
+
+    def of_reader(self, reader: Reader, keys: Collection[DeliveryId]) -> Sequence[Delivery]:
+        if not keys:
+            return []
+        with self._engine.reading() as session:
+            found = self._rows.deliveries(
+                session,
+                "where d.message_id in :ids and d.recipient in :identities",
+                ids=[id for id, _ in keys],
+                identities=list(reader.identities),
+            )
+        by_key = {delivery.key: delivery for delivery in found}
+        return [by_key[key] for key in keys if key in by_key]
+
+    def counts(self, reader: Reader, at_most: int) -> Counts:
+        with self._engine.reading() as session:
+            rows = self._newest_states(session, reader.identities, at_most)
+        of: dict[State, int] = {}
+        totals: dict[str, int] = {}
+        for recipient, state, count in rows:
+            of[State(state)] = of.get(State(state), 0) + count
+            totals[recipient] = totals.get(recipient, 0) + count
+        return Counts(of, all(total < at_most for total in totals.values()))
+
+    @abstractmethod
+    def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
+        """Return (identity, state, number of deliveries) for the newest ``at_most`` of each identity."""
 
     def ending(self, state: State, before: datetime, limit: int, after: DeliveryId | None = None) -> Sequence[Ending]:
         with self._engine.reading() as session:

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
+from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
-from portal.stores.records import QueuedMail, SignIn, SignInLimits, StartedSession
+from portal.stores.records import QueuedMail, SignedIn, SignIn, SignInLimits, StartedSession
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
 
@@ -144,18 +145,22 @@ class SqlSignIns(SignIns):
         with self._engine.writing() as session:
             session.execute(insert, sha256=session_sha256, recipient=recipient, now=now, client=client)
 
-    def session(self, session_sha256: bytes, now: datetime) -> str | None:
-        select = f"select recipient, used_at from session where session_sha256 = :sha256 and {_GOES_ON}"
+    def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
+        select = (
+            "select s.recipient, s.used_at, r.preferences"
+            " from session s left join recipient r on r.recipient = s.recipient"
+            f" where s.session_sha256 = :sha256 and {_GOES_ON}"
+        )
         with self._engine.reading() as session:
             row = session.one(select, sha256=session_sha256, **_limits(now))
         if row is None:
             return None
-        recipient, used_at = row
+        recipient, used_at, preferences = row
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
                 session.execute(update, now=now, sha256=session_sha256)
-        return str(recipient)
+        return SignedIn(recipient, Preferences.from_json(preferences))
 
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
         select = (

@@ -83,11 +83,13 @@ class Sessions:
     def _read(self, request: Request) -> tuple[Session, str] | None:
         secret = request.cookie(_COOKIE)
         stored = self._store.sign_ins.session(sha256(secret), self._pages.now()) if secret else None
-        recipient = None if stored is None else identity(stored)  # sessions started up to version 0.1.1 have U-labels
-        # A session also ends when its domain is no longer local or its recipient becomes an alias.
-        if secret is None or recipient is None or not self.may_sign_in(recipient):
+        if secret is None or stored is None:
             return None
-        self._pages.use_recipient(request, recipient, self._store.recipients.get(recipient).preferences)
+        recipient = identity(stored.recipient)  # sessions started up to version 0.1.1 have U-labels
+        # A session also ends when its domain is no longer local or its recipient becomes an alias.
+        if not self.may_sign_in(recipient):
+            return None
+        self._pages.use_recipient(request, recipient, stored.preferences)
         return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
 
     def _to_sign_in(self, request: Request, page: str, ended: str) -> HTTPResponse:

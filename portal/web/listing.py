@@ -1,0 +1,178 @@
+"""The part of a recipient's list that an address names: state, search, filters, order and page. Without I/O.
+
+Everything is in the address, so that a list can be bookmarked, and the way back from a message leads to the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
+
+from portal.model.message import DeliveryId, Filter, State, Tier, parse_id
+
+# The links above the list, and the states that each of them shows.
+VIEWS: dict[str, tuple[State, ...]] = {
+    "held": (State.HELD,),
+    "requested": (State.REQUESTED,),
+    "released": (State.RELEASING, State.RELEASED, State.PASSED),
+    "blocked": (State.BLOCKED,),
+    "deleted": (State.DELETED,),
+    "all": tuple(State),
+}
+SIZES = ("25", "50", "100")
+_SIZE = "25"
+RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
+_TRAIL_MAX = 12  # pages that *Newer* leads back through; each takes 39 characters of the address
+_CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
+_LENGTHS = {  # the parameters, and the most characters of each
+    "state": 10,
+    "q": 200,
+    "sender": 200,
+    "since": 10,
+    "until": 10,
+    "tier": 10,
+    "reason": 120,
+    "attachment": 1,
+    "mailbox": 320,
+    "order": 8,
+    "size": 3,
+    "before": 42,
+    "trail": 42 * _TRAIL_MAX,
+    "skip": 4,
+    "select": 3,
+}
+_OF_PAGE = ("before", "trail", "skip", "select")  # the others stay the same on all pages of a list
+_OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of a list. ``values`` are the parameters as typed, without empty and unknown ones."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> Listing:
+        """Return the listing of a query's names and values; the last value of a name wins."""
+        return cls({name: value[: _LENGTHS[name]] for name, value in pairs if value.strip() and name in _LENGTHS})
+
+    def query(self, **changes: str) -> str:
+        """Return the query string with ``?``, "" if it is empty.
+
+        A change other than of the page itself leads to the first page.
+        """
+        kept = self.values if changes.keys() <= set(_OF_PAGE) else _without(self.values, *_OF_PAGE)
+        values = {name: value for name, value in {**kept, **changes}.items() if value}
+        return f"?{urlencode({name: values[name] for name in _LENGTHS if name in values})}" if values else ""
+
+    def without_filters(self) -> str:
+        """Return the query string of the same list without search and filters."""
+        return Listing(_without(self.values, *_OF_FILTERS, *_OF_PAGE)).query()
+
+    def get(self, name: str) -> str:
+        """Return a parameter without blanks around it, "" if it is missing."""
+        return self.values.get(name, "").strip()
+
+    @property
+    def view(self) -> str:
+        """A key of `VIEWS`."""
+        return self.get("state") if self.get("state") in VIEWS else "held"
+
+    @property
+    def is_ranked(self) -> bool:
+        """True if the likeliest mistakes are first: held messages only."""
+        return self.get("order") == "likely" and self.view == "held"
+
+    @property
+    def size(self) -> int:
+        """The messages on a page."""
+        return int(self.get("size") if self.get("size") in SIZES else _SIZE)
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if a search or a filter hides messages."""
+        return any(self.get(name) for name in _OF_FILTERS)
+
+    @property
+    def has_filters(self) -> bool:
+        """True if there is a filter besides the words."""
+        return any(self.get(name) for name in _OF_FILTERS[1:])
+
+    @property
+    def selects_all(self) -> bool:
+        """True if the messages of the page are selected at first."""
+        return self.get("select") == "all"
+
+    @property
+    def before(self) -> DeliveryId | None:
+        """The delivery before which the page begins, None for the first page."""
+        return cursor(self.get("before"))
+
+    @property
+    def skip(self) -> int:
+        """The rows on the pages before this one, if `is_ranked`."""
+        return int(self.get("skip")) if _NUMBER.fullmatch(self.get("skip")) else 0
+
+    def older(self, next: DeliveryId) -> str:
+        """Return the query string of the next page."""
+        trail = [*self._trail, self.get("before") or "-"][-_TRAIL_MAX:]
+        return self.query(before=name_of(next), trail="~".join(trail), select="")
+
+    @property
+    def newer(self) -> str | None:
+        """The query string of the page before, None if it is not known."""
+        if not self._trail:
+            return None
+        *trail, before = self._trail
+        return self.query(before="" if before == "-" else before, trail="~".join(trail), select="")
+
+    @property
+    def _trail(self) -> list[str]:
+        return [each for each in self.get("trail").split("~") if each == "-" or cursor(each)]
+
+    def filter(self, zone: ZoneInfo) -> Filter:
+        """Return the criteria besides states, words and recipients. Days are those of this time zone."""
+        since, until = _date(self.get("since")), _date(self.get("until"))
+        tier = next((each for each in Tier if each.value == self.get("tier")), None)
+        return Filter(
+            sender=self.get("sender") or None,
+            since=_midnight(since, zone) if since else None,
+            until=_midnight(until + timedelta(days=1), zone) if until else None,
+            tiers=frozenset({tier}) if tier else frozenset(),
+            reason=self.get("reason"),
+            has_attachment=self.get("attachment") != "",
+        )
+
+
+def cursor(text: str) -> DeliveryId | None:
+    """Return the delivery that a cursor names, None if it is not a cursor."""
+    match = _CURSOR.fullmatch(text)
+    id = parse_id(match[1]) if match else None
+    return DeliveryId(id, int(match[2])) if match and id else None
+
+
+def name_of(key: DeliveryId) -> str:
+    """Return the cursor of a delivery."""
+    return f"{key.message_id}.{key.number}"
+
+
+def _without(values: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _date(text: str) -> date | None:
+    """Return a day as `<input type="date">` sends it. Days near the ends of the calendar have no midnight in UTC."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return None
+    return day if 1970 <= day.year < 9999 else None
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    return datetime.combine(day, time(), zone)
