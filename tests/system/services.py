@@ -243,6 +243,12 @@ replies reputation surbl spf url_redirector rspamd_update bayes_expiry dkim clic
 whitelist""".split()
 
 
+# Settings that apply to a message with a certain header.
+_SETTINGS = """lax { priority = high; header = { "X-Test-Lax" = "/./" } apply { actions { reject = 40; } } }
+skipped { priority = high; header = { "X-Test-Skip" = "/./" } want_spam = yes; }
+"""
+
+
 @dataclass
 class Rspamd:
     """A running Rspamd with one of the shipped exporter rules."""
@@ -302,6 +308,7 @@ def write_rspamd(
     (home / "rspamd.conf.local").write_text(workers)
     # This one is missing in Debian's actions.conf.
     (home / "local.d/actions.conf").write_text('quarantine = { flags = ["no_threshold"]; }\n')
+    (home / "local.d/settings.conf").write_text(_SETTINGS)
     override = {
         # Compiling takes Rspamd 15 s, so all Rspamds of a session share the compiled files.
         "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";

@@ -238,6 +238,20 @@ def test_a_message_that_passes_with_another_verdict_is_blocked(
     assert post.headers.get("x-rspamd-forced") == ("1" if "X-Test-Force" in headers else None)
 
 
+def test_settings_decide_whether_a_message_is_judged(site: Blocking, needle: str) -> None:
+    site.rules(f"{ALICE}|{SENDER} block")
+    lax = ham(f"{needle}a", headers=REJECTED | {"X-Test-Lax": "1"})
+    assert send(site.mx.postfix.smtp, SENDER, [ALICE, BOB], lax)[0] == 250
+    assert inboxes(site.mx.postfix, f"{needle}a") == [BOB]
+    [post] = site.portal.posts
+    assert (post.recipients, post.action) == ([ALICE], "discard")
+    assert float(post.headers["x-rspamd-score"]) > 15 and "x-rspamd-threshold" not in post.headers
+    skipped = ham(f"{needle}b", headers=REJECTED | {"X-Test-Skip": "1"})
+    assert send(site.mx.postfix.smtp, SENDER, [ALICE, BOB], skipped)[0] == 250
+    assert inboxes(site.mx.postfix, f"{needle}b") == [ALICE, BOB]
+    assert len(site.portal.posts) == 1
+
+
 def test_the_messages_of_one_connection_are_independent(site: Blocking, needle: str) -> None:
     site.rules(f"{ALICE}|{SENDER} block")
     with connection(site.mx.postfix.smtp) as deliver:
