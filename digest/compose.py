@@ -228,7 +228,7 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
     plan = parts.domains.plan(digest.recipient, digest.preferences)
     return compose(
         digest,
-        links=parts.links,
+        links=parts.links.at(policy.public_url),
         render=parts.render,
         sender=policy.from_address,
         zone=plan.zone,

@@ -442,7 +442,7 @@ class Actions:
             mark=self.links.mark("mail", id),
             now=now,
             language=language or self.language_of(to),
-            public_url=self.links.base_url,
+            public_url=policy.public_url,
             **values,
         )
         return QueuedMail(to, mail.as_bytes())

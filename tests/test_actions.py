@@ -91,7 +91,12 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
             links=links,
             render=Render(),
             domains=Domains(
-                Settings.model_validate({"mail": {"from_address": "quarantine@example.org", "admin_address": ADMIN}}),
+                Settings.model_validate(
+                    {
+                        "public_url": "https://mail.example.org/quarantine",
+                        "mail": {"from_address": "quarantine@example.org", "admin_address": ADMIN},
+                    }
+                ),
                 store,
             ),
             language_of=lambda address: "en",

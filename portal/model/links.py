@@ -22,6 +22,7 @@ import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -100,6 +101,14 @@ class Links:
         self._keys = list(keys)
         self.base_url = base_url
         self.lifetime = lifetime
+
+    def at(self, base_url: str) -> Links:
+        """Return the same signer with another public URL."""
+        if base_url == self.base_url:
+            return self
+        other = copy(self)
+        other.base_url = base_url
+        return other
 
     def fingerprints(self) -> list[str]:
         """Return a short public fingerprint of each key, oldest to newest, to detect hosts with different keys."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, time
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -43,6 +44,7 @@ class DomainPolicy:
     brand: Brand
     from_address: str | None  # of the portal's mail to them; None: they get no mail
     admin_address: str | None  # who gets their release requests
+    public_url: str  # of their pages
     at: tuple[time, ...]
     timezone: str
     schedule: Schedule
@@ -89,6 +91,21 @@ class Domains:
     def right(self, delivery: Delivery) -> ReleaseRight:
         """Return who may release a delivery, by its message's tier and the domain it was sent to."""
         return self.of(delivery.recipient).release[delivery.message.tier]
+
+    def at_host(self, host: str) -> DomainPolicy:
+        """Return the policy for visitors of a host (`Host` header) who are not known yet; unknown hosts are the site's.
+
+        If domains share a host and look different, visitors see the look of the site.
+        """
+        name = host.lower().removesuffix(":443")
+        found = [
+            policy
+            for policy in self._fresh().policies.values()
+            if policy.public_url != self.site.public_url and urlsplit(policy.public_url).netloc.lower() == name
+        ]
+        if not found or len({policy.brand for policy in found}) == 1:
+            return found[0] if found else self.site
+        return replace(self.site, public_url=found[0].public_url)
 
     def brand_file(self, name: str) -> tuple[bytes, str] | None:
         """Return a domain's logo or style sheet by `Brand.logo_name` or `Brand.style_name`, with its media type."""
@@ -176,7 +193,7 @@ class Domains:
         except ValidationError as error:
             text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ")
             raise BadDomainValue(f"{key}: {text}") from error
-        if problem := self._settings.retention_problem(checked):
+        if problem := self._settings.problem_of(checked):
             raise BadDomainValue(problem)
         if key in _ONLY_STRICTER and getattr(checked, key) is ReleaseRight.SELF:
             raise BadDomainValue(f"{key}: 'self' can only be set in the settings file")
@@ -226,6 +243,7 @@ class Domains:
             brand=Brand(either(own.name, settings.site.name), own.colour or "", own.colour_dark or "", own.logo or ""),
             from_address=either(own.from_address, settings.mail.from_address),
             admin_address=either(own.admin_address, settings.mail.admin_address),
+            public_url=either(own.public_url, settings.public_url),
             at=either(own.at, settings.digest.at),
             timezone=either(own.timezone, settings.digest.timezone),
             schedule=either(own.schedule, settings.digest.schedule),

@@ -14,7 +14,7 @@ from portal.model.message import Tier, domain
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
 from portal.model.text import Tag
-from portal.settings.values import Hours, MailAddress, PlainName, Section, Words, ZoneName, plain
+from portal.settings.values import Hours, MailAddress, PlainName, PublicUrl, Section, Words, ZoneName, plain
 
 _Table = TypeVar("_Table", bound=Section)
 
@@ -61,6 +61,11 @@ class DomainSettings(Section):
     )
     admin_address: MailAddress | None = Field(
         None, description="The domain's administrator, who gets the release requests of its recipients."
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="The portal's URL for these recipients: another host than in `public_url`, with the same path. "
+        "Both must be https.",
     )
     at: Hours | None = Field(None, description="As `digest.at`.")
     timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")

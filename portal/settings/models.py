@@ -454,7 +454,7 @@ class Settings(Section):
                 if name not in local:
                     raise ValueError(f'{key}."{shown_address(name)}": this domain is not in local_domains')
         for name, table in self.domains.items():
-            problem = self.retention_problem(table)
+            problem = self.problem_of(table)
             if problem:
                 raise ValueError(f'domains."{shown_address(name)}".{problem}')
         for name in self.digest.domains:
@@ -465,8 +465,12 @@ class Settings(Section):
                 )
         return self
 
-    def retention_problem(self, table: DomainSettings) -> str:
-        """Return what is wrong with the retention of a domain, "" if nothing is."""
+    def problem_of(self, table: DomainSettings) -> str:
+        """Return what is wrong with the values of a domain beside those of the site, "" if nothing is."""
+        if table.public_url is not None:
+            own, site = urlsplit(table.public_url), urlsplit(self.public_url)
+            if (own.scheme, site.scheme, own.path) != ("https", "https", site.path):
+                return f"public_url: it must be https and have the path of the site's public_url, {self.public_url}"
         low, high = self.store.retention_min_days, self.store.longest_days
         for key in RETENTIONS.values():
             days = getattr(table, key)

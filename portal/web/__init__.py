@@ -37,6 +37,7 @@ from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
+from portal.web.site import Site
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
@@ -68,7 +69,8 @@ class Application:
         if not known or (mount and path != mount and not path.startswith(mount + "/")):
             headers = [("Content-Type", "text/plain; charset=utf-8"), *self._pages.default_headers]
             start_response("404 Not Found", headers)
-            return [f"Not found. The quarantine is at {self._pages.site.url}/\n".encode()]
+            url = self._pages.parts.domains.at_host(environ.get("HTTP_HOST", "")).public_url
+            return [f"Not found. The quarantine is at {url}/\n".encode()]
         environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + mount
         environ["PATH_INFO"] = path[len(mount) :] or "/"
 
@@ -159,6 +161,6 @@ def _request(pages: Pages) -> Request:
     """Return the request of this thread. Only this function uses Bottle's thread-local request."""
     environ: Environ = current.environ
     parts = pages.parts
-    policy = parts.domains.site
+    policy = parts.domains.at_host(environ.get("HTTP_HOST", ""))
     tag = negotiated(environ.get("HTTP_ACCEPT_LANGUAGE", ""), policy.language)
-    return Request(environ, pages.site, policy, parts.render.language_for(tag))
+    return Request(environ, Site.of(policy.public_url), policy, parts.render.language_for(tag))

@@ -131,13 +131,13 @@ class LinkPages:
             raise LinkInvalid("the recipient of this link may no longer read that message")
         return delivery, self._check_revoked(request, link, reader)
 
-    def _check_revoked(self, request: Request, link: Link, recipient: str) -> Person:
+    def _check_revoked(self, request: Request, link: Link, recipient: str, *, any_host: bool = False) -> Person:
         """Return the recipient, whose language and time zone the response uses from now on.
 
         Raises LinkInvalid if the link was revoked.
         """
         person = self._store.recipients.get(recipient)
-        self._pages.use_recipient(request, recipient, person.preferences)
+        self._pages.use_recipient(request, recipient, person.preferences, any_host=any_host)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
@@ -260,17 +260,18 @@ class LinkPages:
 
     # ---- preferences (the link at the end of a digest, and RFC 8058)
 
-    def _recipient(self, request: Request, link: Link) -> str:
+    def _recipient(self, request: Request, link: Link, *, any_host: bool = False) -> str:
         """Return the recipient of a digest. Raises NotFound, or LinkInvalid if the link may no longer be used."""
         recipient = identity(self._store.digests.recipient_of(link.id))
         if not self._pages.parts.people.is_person(recipient):
             raise LinkInvalid("the recipient of this digest is now an alias or a role mailbox")
-        self._check_revoked(request, link, recipient)
+        self._check_revoked(request, link, recipient, any_host=any_host)
         return recipient
 
     def _change_preferences(self, request: Request, link: Link) -> HTTPResponse:
-        recipient = self._recipient(request, link)
-        if request.form("List-Unsubscribe") == "One-Click":
+        one_click = request.form("List-Unsubscribe") == "One-Click"
+        recipient = self._recipient(request, link, any_host=one_click)
+        if one_click:
             # RFC 8058, 3.2: the mail provider's servers send it without Origin and cookies. A redirect is not allowed.
             self._preferences.unsubscribe(recipient, link.id)
             return HTTPResponse(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -124,15 +125,32 @@ class Pages:
     def check_same_origin(self, request: Request) -> None:
         """Raise 403 if a page of another site made the browser send this form."""
         if request.is_cross_site:
-            raise self.notice(
-                request,
-                N_("Request from another site"),
-                N_(
-                    "The form was not sent from this site, so nothing was changed. Open the link in your message "
-                    "again, or open this site at its usual address."
-                ),
-                403,
-            )
+            raise self._from_another_site(request)
+
+    def _from_another_site(self, request: Request) -> HTTPResponse:
+        return self.notice(
+            request,
+            N_("Request from another site"),
+            N_(
+                "The form was not sent from this site, so nothing was changed. Open the link in your message again, or "
+                "open this site at its usual address."
+            ),
+            403,
+        )
+
+    def check_host(self, request: Request, recipient: str) -> None:
+        """Raise unless this request came to the host of the recipient's domain: links, cookies and forms of a recipient
+        are valid there only.
+
+        A page is opened there instead (303); a form is rejected (403), and has no effect.
+        """
+        url = self.parts.domains.of(recipient).public_url
+        if url == request.site.url:
+            return
+        if request.method not in ("GET", "HEAD"):
+            raise self._from_another_site(request)
+        query = f"?{request.query_string}" if request.query_string else ""
+        raise HTTPResponse(b"", 303, {"Location": f"{url}{quote(request.path)}{query}"})
 
     def check_form_token(self, request: Request, secret: str) -> None:
         """Raise 403 unless the form carries the anti-forgery token of the session with this secret."""
@@ -195,8 +213,15 @@ class Pages:
 
     # ---- the recipient of a page
 
-    def use_recipient(self, request: Request, recipient: str, preferences: Preferences) -> None:
-        """Use the recipient's language and zone and the look of their domain for this request from now on."""
+    def use_recipient(
+        self, request: Request, recipient: str, preferences: Preferences, *, any_host: bool = False
+    ) -> None:
+        """Use the recipient's language and zone and the look of their domain for this request from now on.
+
+        Raises as `check_host`, unless ``any_host``.
+        """
+        if not any_host:
+            self.check_host(request, recipient)
         plan = self.parts.domains.plan(recipient, preferences)
         request.policy = self.parts.domains.of(recipient)
         request.language, request.zone = self.parts.render.language_for(plan.language), plan.zone

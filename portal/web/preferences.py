@@ -243,8 +243,8 @@ class PreferencePages:
                 language=parts.domains.plan(recipient, person.preferences).language,
                 brand=policy.brand,
                 recipient=shown_address(person.address),
-                preferences=parts.links.url(Action.PREFERENCES, digest_id, 0, now),
-                portal=f"{parts.settings.public_url}/",
+                preferences=parts.links.at(policy.public_url).url(Action.PREFERENCES, digest_id, 0, now),
+                portal=f"{policy.public_url}/",
                 link_days=parts.links.lifetime.days,
                 retention_days=min(policy.retention_days.values()),
             )

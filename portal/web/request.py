@@ -33,7 +33,7 @@ class Request:
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown
         self.query_string: str = environ.get("QUERY_STRING", "")
         self._environ = environ
-        self._site = site
+        self.site = site
         bottle_request = environ.get("bottle.request")
         self._parsed = BaseRequest(environ)
         # BaseRequest stores itself in environ. That cycle would keep each request in memory until garbage collection.
@@ -67,7 +67,7 @@ class Request:
         http.cookies is not used: it stops at the first cookie that it rejects, and a webmail on the same host may have
         set one.
         """
-        cookie_name = self._site.cookie_name(name)
+        cookie_name = self.site.cookie_name(name)
         for pair in self._environ.get("HTTP_COOKIE", "").split(";"):
             key, _, value = pair.strip().partition("=")
             if key == cookie_name:
@@ -90,7 +90,7 @@ class Request:
         """
         origin = self._environ.get("HTTP_ORIGIN")
         site = self._environ.get("HTTP_SEC_FETCH_SITE")
-        return not (origin == self._site.origin or (origin is None and site in (None, "same-origin", "none")))
+        return not (origin == self.site.origin or (origin is None and site in (None, "same-origin", "none")))
 
     @property
     def is_prefetch(self) -> bool:
@@ -106,7 +106,7 @@ class Request:
         it. Over plain http beyond loopback, browsers send neither header and every client counts as a person.
         """
         environ = self._environ
-        if not self._site.secure_cookies or environ.get("HTTP_SEC_FETCH_USER") == "?1":
+        if not self.site.secure_cookies or environ.get("HTTP_SEC_FETCH_USER") == "?1":
             return True
         sends_user_gesture = "HTTP_SEC_CH_UA" in environ or "Firefox/" in environ.get("HTTP_USER_AGENT", "")
         return "HTTP_SEC_FETCH_SITE" in environ and not sends_user_gesture

@@ -1,4 +1,4 @@
-"""The portal's public address. It follows from the setting ``public_url`` alone, never from a request's Host header.
+"""A public address of the portal. It follows from a setting ``public_url``; a Host header only selects one of them.
 
 See OWASP, Forgot Password Cheat Sheet: if a link in a mail were built from the Host header, the client that requested
 the mail could point the link to its own site.
@@ -7,6 +7,7 @@ the mail could point the link to its own site.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import unquote, urlsplit
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -25,6 +26,7 @@ class Site:
     secure_cookies: bool
 
     @classmethod
+    @cache
     def of(cls, public_url: str) -> Site:
         """Return the site at this URL, which `Settings` has validated."""
         url = urlsplit(public_url)

@@ -23,7 +23,7 @@ from portal.stores.records import Held
 from tests import builders
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer
-from tests.web_client import Answer, Site
+from tests.web_client import Answer, Browser, Site
 
 ALICE, BOB = "alice@apples.example", "bob@pears.example"
 SETTINGS = """
@@ -454,3 +454,111 @@ def test_the_file_names_a_logo_by_its_path(make_parts: MakeParts, smtp: SmtpServ
     config.write_text(SETTINGS + f'    logo = "{tmp_path}/none.png"')
     with pytest.raises(SettingsError, match=r'domains."pears.example".logo: /.*none.png cannot be read'):
         make_parts(**overrides(smtp))
+
+
+# ---- public URL
+
+HOST = "quarantine.apples.example"
+APPLE_URL = f"https://{HOST}/quarantine"
+PROVIDER_URL = "https://quarantine.provider.example/quarantine"
+
+
+@pytest.fixture
+def hosts(make_parts: MakeParts, smtp: SmtpServer, tmp_path: Path) -> Site:
+    """A site over https at which apples.example has a host of its own."""
+    (tmp_path / "quarantine.toml").write_text(SETTINGS)
+    site = Site(make_parts(**overrides(smtp), public_url=PROVIDER_URL))
+    with_values(site, "apples.example", public_url=APPLE_URL)
+    return site
+
+
+def request(browser: Browser, method: str, url: str, form: dict[str, str] | None = None, **headers: str) -> Answer:
+    """Send a request to the host of this URL, as a browser does that shows a page of it."""
+    host, _, path = url.removeprefix("https://").partition("/")
+    sent = {"Host": host, **({"Origin": f"https://{host}"} if method == "POST" else {}), **headers}
+    return browser.request(method, f"/{path}", form=form, headers=sent)
+
+
+def test_all_links_of_a_domain_lead_to_its_host(hosts: Site, smtp: SmtpServer) -> None:
+    hosts.hold(recipients=(ALICE, BOB))
+    for who in (ALICE, BOB):
+        request(hosts.browser(), "POST", f"{PROVIDER_URL}/sign-in", {"address": who})
+    send_all(hosts)
+    for who, own, other in ((ALICE, APPLE_URL, PROVIDER_URL), (BOB, PROVIDER_URL, APPLE_URL)):
+        for mail in mails_to(smtp, who):
+            assert own in texts(mail) and other.partition("//")[2].partition("/")[0] not in texts(mail)
+            assert not mail["List-Unsubscribe"] or mail["List-Unsubscribe"].startswith(f"<{own}/link/")
+
+
+def test_links_and_forms_of_a_domain_work_at_its_host_only(hosts: Site, smtp: SmtpServer) -> None:
+    held = hosts.hold(recipients=(ALICE, BOB))
+    for number, own, other in ((0, APPLE_URL, PROVIDER_URL), (1, PROVIDER_URL, APPLE_URL)):
+        path = "/link/" + hosts.link(Action.RELEASE, held, number).partition("/link/")[2]
+        browser = hosts.browser()
+        moved = request(browser, "GET", f"{other}{path}?since=1")
+        assert (moved.status, moved.header("Location")) == (303, f"{own}{path}?since=1")
+        assert request(browser, "POST", other + path, {"pressed": "1"}).status == 403
+        assert request(browser, "POST", own + path, {"pressed": "1"}, Origin=other[: other.index("/q")]).status == 403
+        assert hosts.state(held, number) is State.HELD
+        assert request(browser, "GET", own + path).status == 200
+        assert request(browser, "POST", own + path, {"pressed": "1"}).status == 303
+        assert hosts.state(held, number) is State.RELEASED
+
+
+def test_a_recipient_signs_in_at_the_host_of_their_domain_only(hosts: Site, smtp: SmtpServer) -> None:
+    browser = hosts.browser()
+    assert request(browser, "POST", f"{PROVIDER_URL}/sign-in", {"address": ALICE}).status == 303
+    housekeeping.send_queued(hosts.parts, hosts.now)
+    text = texts(mails_to(smtp, ALICE)[0])
+    [code] = re.findall(r"\b\d{4} \d{4}\b", text)[:1]
+    token = re.findall(r"/sign-in/([A-Za-z0-9_-]{32})/", text)[0]
+    assert (
+        request(browser, "GET", f"{PROVIDER_URL}/sign-in/{token}/").header("Location")
+        == f"{APPLE_URL}/sign-in/{token}/"
+    )
+    assert request(browser, "POST", f"{PROVIDER_URL}/sign-in/{token}/", {"pressed": "1"}).status == 403
+    assert not any("session" in name for name in browser.cookies)
+    mine = hosts.browser()
+    done = request(mine, "POST", f"{APPLE_URL}/sign-in/{token}/", {"pressed": "1"}, **{"Sec-Fetch-User": "?1"})
+    assert done.status == 303 and any("session" in name for name in mine.cookies)
+    assert request(mine, "GET", f"{APPLE_URL}/").status == 200
+    moved = request(mine, "GET", f"{PROVIDER_URL}/?state=deleted")
+    assert (moved.status, moved.header("Location")) == (303, f"{APPLE_URL}/?state=deleted")
+    request(browser, "POST", f"{PROVIDER_URL}/sign-in", {"address": ALICE})
+    assert request(browser, "POST", f"{PROVIDER_URL}/sign-in/code", {"code": code}).status == 403
+
+
+def test_the_sign_in_page_looks_like_the_domain_of_its_host(hosts: Site) -> None:
+    browser = hosts.browser()
+    for host in (HOST, f"{HOST.upper()}:443"):
+        for path in ("/sign-in", "/nothing", "/link/x/"):
+            page = request(browser, "GET", f"https://{host}/quarantine{path}")
+            assert "Apple Growers" in page.text and "Provider" not in page.text and 'lang="de"' in page.text
+        assert "provider" not in request(browser, "GET", f"https://{host}/elsewhere").text
+    for host in ("quarantine.provider.example", "unknown.example", "", f"{HOST}.evil.example"):
+        page = request(browser, "GET", f"https://{host}/quarantine/sign-in")
+        assert "Provider" in page.text and "Apple" not in page.text
+    with_values(hosts, "pears.example", public_url=APPLE_URL)
+    shared = request(browser, "GET", f"{APPLE_URL}/sign-in").text
+    assert "Provider" in shared and "Apple" not in shared and "Pear" not in shared
+
+
+def test_an_old_one_click_link_still_ends_digests(hosts: Site, smtp: SmtpServer) -> None:
+    hosts.hold(recipients=(ALICE,))
+    send_all(hosts)
+    digest = hosts.store.digests.last(ALICE)
+    assert digest is not None
+    token = hosts.parts.links.token(Action.PREFERENCES, digest.id, 0, hosts.now)
+    answer = hosts.browser().request(
+        "POST",
+        f"/link/{token}/",
+        form={"List-Unsubscribe": "One-Click"},
+        headers={"Host": "quarantine.provider.example"},
+    )
+    assert answer.status == 200 and hosts.store.recipients.get(ALICE).stopped_at is not None
+
+
+@pytest.mark.parametrize("url", ["http://q.apples.example/quarantine", "https://q.apples.example/other", "q.example"])
+def test_the_url_of_a_domain_is_https_and_has_the_path_of_the_site(hosts: Site, url: str) -> None:
+    with pytest.raises(BadDomainValue, match="public_url: "):
+        with_values(hosts, "apples.example", public_url=url)

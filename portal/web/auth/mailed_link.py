@@ -130,6 +130,7 @@ class MailedLinks:
             if self._sessions.current(request):
                 return self._pages.see_other("/")  # the link was used in this browser
             raise
+        self._pages.check_host(request, sign_in.recipient)
         autosubmit = _is_same_browser(request, sign_in) and not request.query("done")
         return self._pages.page(
             request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=autosubmit, script=autosubmit
@@ -139,7 +140,9 @@ class MailedLinks:
         """POST /sign-in/TOKEN/: accept the form from the same browser, or a button pressed by a person."""
         self._pages.check_same_origin(request)
         token_sha256, now = sha256(_checked_token(token)), self._pages.now()
-        if not _is_same_browser(request, self._store.sign_ins.get(token_sha256, now)):
+        sign_in = self._store.sign_ins.get(token_sha256, now)
+        self._pages.check_host(request, sign_in.recipient)
+        if not _is_same_browser(request, sign_in):
             if request.form("pressed") != "1":
                 return self._pages.see_other("./?done=1")
             # Otherwise a scanner that presses buttons would be signed in, and the link and its code would be used up.
@@ -163,9 +166,9 @@ class MailedLinks:
             now=now,
             language=language,
             brand=policy.brand,
-            url=f"{parts.settings.public_url}/sign-in/{token}/",
+            url=f"{policy.public_url}/sign-in/{token}/",
             code=f"{code[: _CODE_DIGITS // 2]} {code[_CODE_DIGITS // 2 :]}",
-            public_url=parts.settings.public_url,
+            public_url=policy.public_url,
             minutes=int(_LIFETIME.total_seconds()) // 60,
         )
         data: bytes = mail.as_bytes()

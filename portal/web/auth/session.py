@@ -131,6 +131,7 @@ class Sessions:
         recipient = identity(recipient)
         if not self.may_sign_in(recipient):
             raise LinkInvalid("this recipient may not sign in")
+        self._pages.check_host(request, recipient)
         old, secret = request.cookie(_COOKIE), random_token(_SECRET_OCTETS)
         if old:
             self._store.sign_ins.end_session(sha256(old))
