@@ -29,11 +29,13 @@ class _Row:
 _ROWS = pytest.StashKey[dict[str, _Row]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the short forms with the system tests: they take minutes."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.system)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run the short forms with the system tests: they take minutes.
+
+    pytest calls this for the tests of this folder only.
+    """
+    if not item.get_closest_marker("faults"):
+        item.add_marker(pytest.mark.system)
 
 
 @pytest.fixture

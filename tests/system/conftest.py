@@ -23,11 +23,13 @@ CHROMIUM = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Allow more time than for other tests: the first one waits until all servers are up."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(300))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Allow more time than for other tests: the first one waits until all servers are up.
+
+    pytest calls this for the tests of this folder only.
+    """
+    if not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
