@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from email.headerregistry import HeaderRegistry
+from email.headerregistry import HeaderRegistry, UnstructuredHeader
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -108,6 +108,16 @@ def _new_class(name: str) -> Any:
     return HeaderRegistry.__getitem__(render._HEADERS, name)
 
 
+@contextmanager
+def _parsed_mime_headers() -> Iterator[None]:
+    headers, standard = render._HEADERS, HeaderRegistry().registry
+    types = {name: standard.get(name, UnstructuredHeader) for name in render._MIME_HEADERS}
+    with patch.dict(headers.registry, types):
+        headers._class_of.cache_clear()
+        yield
+    headers._class_of.cache_clear()
+
+
 POST: dict[str, Way] = {
     "msgspec": _standard_json,
     "the thread's compressors": lambda: patch.object(compressors, "own", _NewCompressors()),
@@ -125,6 +135,7 @@ FILES: dict[str, Way] = {
 POSTGRES: dict[str, Way] = {"parameters as text": _adapters}
 DIGEST: dict[str, Way] = {
     "cached header classes": lambda: patch.object(render._HEADERS, "_class_of", _new_class),
+    "MIME headers as made": _parsed_mime_headers,
     "sizes of parts": lambda: patch.object(compose, "_fits", lambda mail: len(mail.as_bytes()) <= compose.MAIL_BYTES),
     "cached senders": lambda: patch.object(from_header, "parse", from_header.parse.__wrapped__),
     "cached reasons": lambda: patch.object(reasons, "_text_of", reasons._text_of.__wrapped__),
