@@ -8,7 +8,9 @@
 --
 -- Lines of the map: "RECIPIENT|SENDER VALUE". RECIPIENT is an address, a domain or "*"; SENDER is an address, a domain
 -- with its subdomains, or a network; VALUE is block, binding or allow. Order and meaning are those of
--- portal/policy/decision.py. An allow rule only ends a block of its own or of a wider scope.
+-- portal/policy/decision.py. An allow rule only ends a block of its own or of a wider scope. The line
+-- "recipient_delimiter| +" says at which characters the extension of a recipient begins. "RECIPIENT| whole" says that
+-- this recipient's extension counts, since others than the owner of the address may read its mail.
 
 local lua_maps = require "lua_maps"
 local rspamd_ip = require "rspamd_ip"
@@ -166,7 +168,10 @@ local function withheld_from(task)
   local site = winner('*', senders, networks)
   local domains, found = {}, {}
   for _, address in ipairs(recipients) do
-    local key, domain = key_of(address, delimiters)
+    local key, domain = key_of(address)
+    if delimiters and not map:get_key(key .. '|') then -- else the alias file names readers for this extension
+      key = key_of(address, delimiters)
+    end
     if domain and not key:find('|', 1, true) then
       if domains[domain] == nil then
         domains[domain] = winner(domain, senders, networks) or false

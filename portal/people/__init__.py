@@ -130,6 +130,13 @@ class Directory:
             return identity(address)
         return identity(without_extension(address, self.delimiter))
 
+    def with_extension(self) -> list[str]:
+        """Return the addresses of the file that have an address extension, in order."""
+        if self.file is None:
+            return []
+        names = self._current().readers
+        return sorted(each for each in names if without_extension(each, self.delimiter) != each)
+
     def non_local_names(self) -> list[str]:
         """Return the addresses and domains of the file that are not local but have local readers."""
         if self.file is None:

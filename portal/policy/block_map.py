@@ -10,10 +10,12 @@ line has a key, made of a recipient and a sender, and a value:
 
 The recipient is an address without quotes, a domain of recipients, or ``*``. The sender is that of a rule
 (`portal.model.rule`). A line ``recipient_delimiter| +`` names the characters at which Rspamd ends the local part of a
-recipient, as `people.recipient_delimiter` does for the portal. International domains have a line for each of their
-spellings, since an envelope has either. An allow rule has a line only if it can end a block of its own or of a wider
-scope; Rspamd allows nothing by it. The last line, for a recipient and a sender that no mail has, names the content:
-`quarantine check` has Rspamd scan a message of this sender, and so learns whether Rspamd uses the present map.
+recipient, as `people.recipient_delimiter` does for the portal. A line ``alice+list@example.org| whole`` says that the
+alias file names this address with its extension, so that its mail may be read by others than Alice. International
+domains have a line for each of their spellings, since an envelope has either. An allow rule has a line only if it can
+end a block of its own or of a wider scope; Rspamd allows nothing by it. The last line, for a recipient and a sender
+that no mail has, names the content: `quarantine check` has Rspamd scan a message of this sender, and so learns whether
+Rspamd uses the present map.
 
 Keys come from what people typed and from hostile mail. Those that a map of Rspamd cannot represent are left out: the
 parser ends a quoted key at the next quotation mark and does not unescape (src/libserver/maps/map_helpers.c).
@@ -52,6 +54,7 @@ _SPARE = LINES - BLOCKS_PER_SITE  # for allow rules and aliases, so that no rule
 PROBED = "block-map@check.invalid"  # the recipient of the last line
 MODE = 0o640  # it names who blocks whom; the group is that of the folder
 BLOCK, BINDING, ALLOW = "block", "binding", "allow"
+WHOLE = "whole"
 _STRENGTH = (BINDING, BLOCK, ALLOW)  # which wins if two scopes have the same key
 
 _PLAIN = re.compile(r"[a-z0-9*][a-z0-9*@._+=|:/-]*")
@@ -131,6 +134,8 @@ class _Composer:
         self._write(FIRST_LINE.encode())
         if _DELIMITER.fullmatch(self._people.delimiter):
             self._add_line(f"recipient_delimiter| {self._people.delimiter}")
+            for address in self._people.with_extension():
+                self._add(_unquoted(address), {"": WHOLE})
         self._add_wide(rules.active(now, recipients=False))
         for scope, found in groupby(self._noted(rules.active(now, recipients=True)), lambda rule: rule.scope):
             self._add_recipient(scope, list(found))

@@ -145,6 +145,17 @@ def test_rspamd_learns_the_recipient_delimiter(
     assert composed(make_parts(people__recipient_delimiter=delimiter)) == lines
 
 
+def test_rspamd_learns_which_addresses_with_an_extension_have_other_readers(
+    make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    aliases = tmp_path / "virtual"
+    aliases.write_text(f"alice+list@example.org {BOB}\nal@example.org {ALICE}\n")
+    parts = make_parts(people__alias_file=aliases, people__recipient_delimiter="+")
+    lines = lines_for(parts, rule("x.example"))
+    assert lines[:2] == ["recipient_delimiter| +", "alice+list@example.org| whole"]
+    assert sorted(lines[2:]) == ["al@example.org|x.example block", f"{ALICE}|x.example block"]
+
+
 def test_international_domains_have_a_line_for_each_spelling(parts: Parts) -> None:
     found = lines_for(parts, rule(identity("ü@bücher.example"), scope=identity("jörg@münchen.example")))
     assert set(found) == {

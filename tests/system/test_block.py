@@ -161,6 +161,14 @@ def test_address_extensions(site: Blocking, needle: str, delimiter: str) -> None
     assert inboxes(site.mx.postfix, needle) == ([BOB] if delimiter else [TAGGED, BOB])
 
 
+def test_an_extension_with_readers_of_its_own(site: Blocking, needle: str) -> None:
+    """Nobody may withhold mail that others read."""
+    site.rules(f"{ALICE}|{SENDER} block", "recipient_delimiter| +", f"{TAGGED.lower()}| whole")
+    other = TAGGED.replace("@", "x@")
+    assert send(site.mx.postfix.smtp, SENDER, [TAGGED, other, ALICE, BOB], ham(needle))[0] == 250
+    assert inboxes(site.mx.postfix, needle) == sorted([TAGGED, BOB])
+
+
 def test_quotes_spaces_and_repeated_recipients(site: Blocking, needle: str) -> None:
     site.rules(f'"quo ted@example.org|{SENDER}" block')
     recipients = [QUOTED, BOB, '"bob"@example.org', QUOTED]
