@@ -232,8 +232,8 @@ def test_the_list_is_read_out_by_headings_and_names(site: Site, steered: Browser
         'heading "Held" [level=1]',
         'checkbox "Select: Your order 4711"',
         'link "Your order 4711"',
-        'button "Release: Your order 4711"',
-        'link "Review: Scanned document"',
+        'button "Release : Your order 4711"',
+        'link "Review : Scanned document"',
         'button "Release selected"',
     ):
         assert line in tree, tree
