@@ -233,3 +233,9 @@ def test_a_binding_block_wins(site: Site, needle: str) -> None:
     assert site.send(NEWS, [ALICE, BOB], mail(needle, NEWS, STRICT, {})) == 250
     assert inboxes(site.postfix, needle) == []
     assert site.states(needle) == {ALICE: "blocked", BOB: "blocked"}
+
+
+def test_check_says_that_rspamd_uses_the_block_rules(site: Site) -> None:
+    site.rules(rule(STRICT))
+    text = f"block rules: Rspamd at http://127.0.0.1:{site.rspamd.controller} uses the present map"
+    wait_for(lambda: text in site.portal.command("quarantine", "check", check=False))  # it asks another process
