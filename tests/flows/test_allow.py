@@ -18,6 +18,7 @@ from portal.model.errors import AlreadyDone, StoreUnavailable
 from portal.model.message import ActorKind, Delivery, EventKind, Reader, ScanOutcome, State, Tier
 from portal.model.rule import SITE, Rule
 from portal.releases import retry_due
+from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, mail, rule
 from tests.conftest import MakeParts
 from tests.flows.test_aliases import send_digests
@@ -501,6 +502,25 @@ def test_a_scan_that_cannot_be_recorded_leaves_it_to_the_background(
     assert states(site, answer) == [State.HELD]
     work(site)
     assert deliveries(site, answer)[0].message.tier is Tier.DANGEROUS
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one lock, with a time limit
+def test_a_post_does_not_wait_long_for_a_locked_rule(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its hits are not counted then: Rspamd gives up after five seconds."""
+    monkeypatch.setattr("portal.stores.postgres.store.INGEST_SECONDS", 0.2)
+    site = make_site()
+    assert isinstance(site.store, PostgresStore)
+    made = add(site, rule("example.net", "allow"))
+    with site.store.database.transaction() as connection:
+        connection.execute("select from rule where id = %s for update", [made.id])
+        release = threading.Timer(8, connection.rollback)
+        release.start()
+        assert arrive(site).json["deliver"] == [ALICE]
+        release.cancel()
+    assert "hits of rules not counted" in caplog.text
+    assert site.store.rules.get(made.id).hits == 0
 
 
 def test_a_virus_found_in_a_retry_that_cannot_be_recorded_is_no_answer(

@@ -8,7 +8,7 @@ from typing import LiteralString
 
 from portal.stores.contracts import Store
 from portal.stores.postgres import partitions
-from portal.stores.postgres.database import Database
+from portal.stores.postgres.database import INGEST_SECONDS, Database
 from portal.stores.postgres.deliveries import PostgresDeliveries
 from portal.stores.postgres.digests import PostgresDigests, find_unmarked
 from portal.stores.postgres.messages import PostgresMessages
@@ -50,7 +50,7 @@ class PostgresStore(Store):
         self.outbox = SqlOutbox(self.engine)
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
-        self.rules = SqlRules(self.engine)
+        self.rules = SqlRules(self.engine, at_posts=PostgresEngine(database, INGEST_SECONDS))
         self.domains = SqlDomainValues(self.engine)
         self.notes = SqlNotes(self.engine)
 

@@ -53,8 +53,10 @@ _LOCK = "rules"  # serializes changes, so that two of them cannot exceed a limit
 class SqlRules(Rules):
     """See `Rules`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, at_posts: Engine | None = None) -> None:
+        """``at_posts``: for what is done while Rspamd waits; it has shorter time limits."""
         self._engine = engine
+        self._at_posts = at_posts or engine
 
     def add(self, rules: Sequence[Rule], now: datetime) -> Sequence[Rule]:
         wanted = {(rule.scope, rule.sender): rule for rule in rules}
@@ -131,7 +133,7 @@ class SqlRules(Rules):
         found: list[Rule] = []
         select = f"{_SELECT} where {_ACTIVE} and scope in :scopes and sender in :senders"
         left = iter(scopes)
-        with self._engine.reading() as session:
+        with self._at_posts.reading() as session:
             while part := [*islice(left, _SCOPES)]:
                 # Only domains and the site have rules for networks, and an address has up to 113 networks.
                 wide = [scope for scope in part if scope_kind(scope) is not ScopeKind.RECIPIENT]
@@ -168,7 +170,7 @@ class SqlRules(Rules):
 
     def count_hits(self, hits: Mapping[UUID, int], now: datetime) -> None:
         update = "update rule set hits = hits + :hits, last_hit_at = :now where id = :id"
-        with self._engine.writing(durable=False) as session:
+        with self._at_posts.writing(durable=False) as session:
             # Sorted, so that two transactions never wait for each other.
             session.execute_all(update, [{"id": id, "hits": hits[id], "now": now} for id in sorted(hits)])
 
