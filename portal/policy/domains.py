@@ -89,8 +89,12 @@ class Domains:
         return plan_for(self.of(recipient), recipient, preferences)
 
     def right(self, delivery: Delivery) -> ReleaseRight:
-        """Return who may release a delivery, by its message's tier and the domain it was sent to."""
-        return self.of(delivery.recipient).release[delivery.message.tier]
+        """Return who may release a delivery, by its message's tier and the domain it was sent to.
+
+        A message that is only suspicious since it was not scanned may be spam as well: the stricter right holds.
+        """
+        release, message = self.of(delivery.recipient).release, delivery.message
+        return max(release[message.tier], release[message.verdict_tier], key=tuple(ReleaseRight).index)
 
     def at_host(self, host: str) -> DomainPolicy:
         """Return the policy for visitors of a host (`Host` header) who are not known yet; unknown hosts are the site's.

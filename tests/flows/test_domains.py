@@ -17,7 +17,7 @@ from digest import housekeeping, news, run
 from portal.model.brand import LOGO_OCTETS
 from portal.model.errors import BadDomainValue, SettingsError
 from portal.model.links import Action
-from portal.model.message import Actor, ActorKind, Filter, State, Tier, held_at
+from portal.model.message import Actor, ActorKind, Filter, Scan, ScanOutcome, State, Tier, held_at
 from portal.releases import retry_due
 from portal.stores.records import Held
 from tests import builders
@@ -188,6 +188,16 @@ def test_a_domain_may_leave_releases_to_its_administrator(site: Site, smtp: Smtp
     assert site.state(held) is (State.REQUESTED if right == "request" else State.HELD)
     released = site.parts.actions.release(held.id, 0, Actor(ActorKind.OPERATOR, "root", "cli"), operator=True)
     assert released.state is State.RELEASED
+
+
+def test_spam_that_was_not_scanned_is_not_released_by_those_who_may_not_release_spam(site: Site) -> None:
+    with_values(site, "apples.example", release_spam="administrator")
+    held = site.hold(recipients=(ALICE, BOB))
+    site.store.messages.record_scan(held.id, Scan(ScanOutcome.FAILED, site.now), Tier.SPAM, site.now)
+    for number, recipient in enumerate((ALICE, BOB)):
+        browser = site.signed_in(recipient)
+        browser.post(f"/messages/{held.id}/release", {"form_token": browser.form_token()})
+        assert site.state(held, number) is (State.HELD if recipient == ALICE else State.RELEASED)
 
 
 @pytest.mark.parametrize(("right", "links"), [("self", 1), ("request", 1), ("administrator", 0)])
