@@ -81,17 +81,21 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         for held in (of_tier[0], *of_tier[-2:])
         for action in (Action.SHOW, Action.DELETE, Action.REQUEST if tier is Tier.DANGEROUS else Action.RELEASE)
     ]
-    several, forwarded, preferences = (
+    several, forwarded, preferences, opening = (
         site.parts.links.url(action, digest.id, 0, digest.issued_at)
-        for action in (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES)
+        for action in (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES, Action.OPEN)
     )
+    for address in (opening, links[0]):  # after signing in they lead to the list and the message
+        page.goto(address)
+        found += findings(page)
     base = site.parts.settings.public_url
     [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
     sign_in(site, page.context)
     for address in [
         *links,
         *(several, f"{several}?since=1&rest=1", f"{several}?none=1", forwarded, preferences),
-        *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted")),
+        *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted", "all")),
+        *(f"{base}/?order=likely&select=all", f"{base}/?tier=suspicious&attachment=1", f"{base}/sign-in?ended=form"),
         *(f"{base}/?q=nothing+has+these", f"{base}/preferences", f"{base}/sign-in", f"{base}/sign-in/code"),
         *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
         *(f"{base}/messages/{spam[0].id}/sender", f"{base}/rules", f"{base}/rules?done={made.id}"),
