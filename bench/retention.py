@@ -20,6 +20,7 @@ from wsgiref.util import setup_testing_defaults
 import psycopg
 
 from bench import fill, turns
+from bench.lists import ROW
 from bench.rig import Effort, Row, own_folder, postgres, print_progress
 from bench.sink import sink
 from portal.assemble import assemble
@@ -202,7 +203,7 @@ def _site(environment: dict[str, str]) -> Iterator[Callable[[str], None]]:
             setup_testing_defaults(environ)
             statuses: list[str] = []
             page = b"".join(app(environ, lambda status, *_: statuses.append(status)))
-            rows = page.count(b"promo@example.net")
+            rows = page.count(ROW)
             if statuses != ["200 OK"] or (rows != 25 if not words else rows != (words != "absent")):
                 raise RuntimeError(f"{statuses}: {rows} rows for {words!r}")
 
