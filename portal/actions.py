@@ -342,7 +342,7 @@ class Actions:
         return delivery
 
     def unblock(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Let a blocked delivery count as held: the next digest lists it. Raises NotFound, AlreadyDone."""
+        """Let a blocked delivery count as held. Raises NotFound, AlreadyDone."""
         return self.store.deliveries.move(
             DeliveryId(id, number), State.HELD, {State.BLOCKED}, actor, self.now(), kind=EventKind.UNBLOCKED
         )

@@ -6,6 +6,7 @@ addresses, paths and Debian's chroot.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -236,6 +237,12 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 # ---- Rspamd
 
+_PREFIX = os.environ.get("RSPAMD_PREFIX", "")  # where another Rspamd than Debian's is installed
+if _PREFIX:
+    os.environ["PATH"] = f"{_PREFIX}/bin:{os.environ['PATH']}"
+RSPAMD_CONF = f"{_PREFIX}/etc/rspamd/rspamd.conf"
+# Rspamd 3.10 and later skip filters once the reject score is reached, also those of test-rules.lua.
+_ALL_FILTERS = "check_all_filters = true;" if _PREFIX else ""
 BLOCK_MAP = "/var/lib/quarantine-map/block.map"  # in the shipped file
 # Modules that need DNS, the network or Redis are off, so that only test-rules.lua sets a score.
 _OFF = """arc asn dcc dkim_signing dmarc fuzzy_check greylist history_redis mx_check neural phishing ratelimit rbl
@@ -314,7 +321,7 @@ def write_rspamd(
         "options.inc": f"""filters = "chartable,regexp{",dkim" * ("dkim" in modules)}";
 hs_cache_dir = "{home.parent}/hyperscan";
 dns {{ nameserver = ["127.0.0.1:{dns_port}:1"]; timeout = {0.05 if dns_port == 9 else 2}s; retransmits = 1; }}
-control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db";""",
+control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db"; {_ALL_FILTERS}""",
         "logging.inc": f'level = "info"; type = "file"; filename = "{home}/log/rspamd.log";',
         "worker-normal.inc": f'bind_socket = "127.0.0.1:{scan}"; count = 1; enabled = true;',
         "worker-controller.inc": f'bind_socket = "127.0.0.1:{controller}"; count = 1; password = "portal-test";',
@@ -332,11 +339,11 @@ control_socket = "{home}/run/rspamd.sock mode=0600"; maps_cache_dir = "{home}/db
 
 @contextmanager
 def rspamd(home: Path, conf: str, **more: Any) -> Iterator[Rspamd]:
-    """Run Debian's Rspamd with ``conf`` as metadata_exporter.conf; ``more`` is for `write_rspamd`."""
+    """Run Rspamd with ``conf`` as metadata_exporter.conf; ``more`` is for `write_rspamd`."""
     ports = free_port(), free_port(), free_port()
     variables = write_rspamd(home, conf, ports, **more)
     subprocess.run(["chown", "-R", "_rspamd:_rspamd", home], check=True)
-    command = ["rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", "/etc/rspamd/rspamd.conf", *variables]
+    command = ["rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", RSPAMD_CONF, *variables]
     log = home / "log/rspamd.log"
     with process(command, home / "stdout.log") as running:
 

@@ -12,6 +12,7 @@ import pytest
 from tests.system.conftest import Mx
 from tests.system.mails import ALICE, BOB, REJECTED, SENDER, spam
 from tests.system.services import (
+    RSPAMD_CONF,
     Portal,
     Postfix,
     exporter_conf,
@@ -196,7 +197,7 @@ def test_rspamd_itself_accepts_the_rule(place: Path, name: str) -> None:
     home = place / f"configtest-{name}"
     ports = free_port(), free_port(), free_port()
     variables = write_rspamd(home, RULES[name].read_text(), ports, discard_on_reject=False)
-    command = ["rspamadm", *variables, "configtest", "-c", "/etc/rspamd/rspamd.conf"]
+    command = ["rspamadm", *variables, "configtest", "-c", RSPAMD_CONF]
     done = subprocess.run(command, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 0 and "syntax OK" in output, output
@@ -211,7 +212,7 @@ def test_without_the_file_of_the_block_rules_the_rule_works_and_says_so(place: P
     ports = free_port(), free_port(), free_port()
     variables = write_rspamd(home, RULES["metadata_exporter.conf"].read_text(), ports)
     (home / "local.d/quarantine.lua").unlink()
-    command = ["rspamadm", *variables, "configtest", "-c", "/etc/rspamd/rspamd.conf"]
+    command = ["rspamadm", *variables, "configtest", "-c", RSPAMD_CONF]
     done = subprocess.run(command, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 0 and "no sender is blocked: cannot open" in output, output
