@@ -275,9 +275,10 @@ end
 $$;
 
 -- Holds a message in one call. Returns its id, or the id of the same mail that is held already, or null if that one was
--- removed (call again), or 'rules' if there are rules in use and `unless_rules` is true: then nothing was held. If the caller has to add the body's further chunks, their body_id follows after a
--- space. A function, since its plans are cached: planning the same as one statement cost more than executing it, and
--- behind PgBouncer nothing can be prepared. The result is one text, since a row costs the server 11 µs more.
+-- removed (call again), or 'rules' if there are rules in use and `unless_rules` is true: then nothing was held. If the
+-- caller has to add the body's further chunks, their body_id follows after a space. A function, since its plans are
+-- cached: planning the same as one statement cost more than executing it, and behind PgBouncer nothing can be prepared.
+-- The result is one text, since a row costs the server 11 µs more.
 create or replace function hold_mail(
     wait_ms int, new_id uuid, new_place uuid, new_dedup_key bytea, held_at timestamptz, recipients text[],
     addresses text[], notified text[], notified_addresses text[], tier text, envelope_sender text, subject text,

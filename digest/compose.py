@@ -45,11 +45,6 @@ _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0
 _WANTED_BEFORE = N_("You have released messages from this sender before")
 
 
-def default_right(delivery: Delivery) -> ReleaseRight:
-    """Return who may release a delivery if its domain has no other values."""
-    return ReleaseRight.REQUEST if delivery.message.tier is Tier.DANGEROUS else ReleaseRight.SELF
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """A held message and its near duplicates, for the text part and the HTML part of the mail.
@@ -82,20 +77,20 @@ def compose(
     zone: ZoneInfo,
     max_rows: int,
     retention_days: int,
+    right: Callable[[Delivery], ReleaseRight],
     now: datetime,
     language: str = "",
     brand: Brand = NO_BRAND,
-    right: Callable[[Delivery], ReleaseRight] = default_right,
     mail_id: UUID | None = None,
     known: Collection[str] = (),
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
     Deliveries that are no longer held are counted and not listed. ``sender`` is the From address, ``zone`` the time
-    zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail,
-    ``right`` returns who may release a delivery.
-    ``mail_id`` replaces the digest's id in the Message-ID: mail programs drop a mail whose Message-ID they have seen,
-    so one that is repeated on purpose needs another. ``known`` are senders for `ranking.ranked`.
+    zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail;
+    ``right`` returns who may release a delivery. ``mail_id`` replaces the digest's id in the Message-ID: mail programs
+    drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs another. ``known`` are senders
+    for `ranking.ranked`.
     """
     groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
     held = sum(1 + len(group.others) for group in groups)

@@ -203,7 +203,9 @@ class Actions:
             return
         start = self._release_start(delivery)
         kind = start.actor.kind if start else ActorKind.RECIPIENT
-        may_release = {ActorKind.OPERATOR: True, ActorKind.RECIPIENT: is_own}.get(kind, not dangerous)  # else a rule
+        if kind is ActorKind.OPERATOR:
+            return
+        may_release = is_own if kind is ActorKind.RECIPIENT else not dangerous  # else a rule began it
         if not may_release:
             log.warning(
                 "not released id=%s recipient=%s: only an administrator can release it now",

@@ -34,7 +34,7 @@ from portal.model.message import (
 )
 from portal.model.rule import BLOCKED, Effect
 from portal.model.text import N_
-from portal.policy.decision import Decision, WhyNot
+from portal.policy.decision import Decision, WhyNot, after_scan
 from portal.scanning import POST_SECONDS
 from portal.stores.contracts import NO_STARTS
 from portal.stores.records import Held
@@ -73,7 +73,7 @@ def _starts(export: Export, decisions: Mapping[str, Decision], passing: State) -
             starts[who] = Start(State.BLOCKED, rule.as_actor, rule.summary)
         elif by_rspamd:
             # The rule was removed after Rspamd read its copy of the rules.
-            starts[who] = Start(State.BLOCKED, Actor(ActorKind.SYSTEM), BLOCKED)
+            starts[who] = Start(State.BLOCKED, _SYSTEM, BLOCKED)
         elif rule is not None and effect is Effect.ALLOW:
             starts[who] = Start(passing, rule.as_actor, rule.summary)
     return starts
@@ -157,8 +157,9 @@ class Ingest:
         return held, self._pass_again(held.id, posted) if held.known else ()
 
     def _decide_and_add(self, posted: Posted, export: Export, tier: Tier) -> tuple[Held, Sequence[str]]:
+        """Hold a message after its rules were looked up. Raises StoreUnavailable."""
         scanning, began = self._parts.scanning, monotonic()
-        decisions = self._decide(export, tier, scanned=not scanning.required)
+        decisions = self._parts.rulebook.decide(export, tier, export.held_for, scanned=not scanning.required)
         passing = State.PASSED if posted.accepts_deliver else State.RELEASING
         scan, done = WAITING, None
         if scanning.is_on and any(each.why_not is WhyNot.NOT_SCANNED for each in decisions.values()):
@@ -167,7 +168,7 @@ class Ingest:
             if done is None:  # the release waits for the scan, and stops if that finds anything
                 passing = State.RELEASING
             if done is None or done.outcome is ScanOutcome.CLEAN:
-                scan, decisions = done or WAITING, self._decide(export, tier, scanned=True)
+                scan, decisions = done or WAITING, after_scan(decisions)
         starts = _starts(export, decisions, passing)
         held = self._add(posted, export, tier, scan, starts)
         if done is not None:
@@ -209,10 +210,6 @@ class Ingest:
         return parts.store.messages.add(
             export, posted.body, tier, notified, at=at, scan=scan if parts.scanning.is_on else None, starts=starts
         )
-
-    def _decide(self, export: Export, tier: Tier, *, scanned: bool) -> Mapping[str, Decision]:
-        """Return the decision of the rules for each recipient. Raises StoreUnavailable."""
-        return self._parts.rulebook.decide(export, tier, export.held_for, scanned=scanned)
 
     def _scan(self, posted: Posted, seconds: float) -> Scan | None:
         """Scan a message that is not held yet. Return None if there is no result in time."""

@@ -26,11 +26,10 @@ from portal.cli.finding import Finding
 from portal.exporter import RULE_VERSION
 from portal.model.clock import utc_now
 from portal.model.errors import RspamdUnavailable
-from portal.model.rule import Effect
+from portal.model.rule import BLOCKED, Effect
 from portal.model.text import shown
 from portal.people import Directory
 from portal.policy.block_map import PROBED, compose, probe_of
-from portal.rspamd import Rspamd
 from portal.scanning import HARMLESS, failures, scanners
 from portal.settings import ExporterSettings, Settings
 from portal.stores import Store, notes
@@ -40,7 +39,6 @@ _RSPAMADM_SECONDS = 30
 _SCAN_SECONDS = 10.0
 _WRITTEN_SECONDS = 10.0  # from a change of rules until the digest process has written the map
 _MAP_SECONDS = 60.0  # from then until Rspamd uses it: 30 with the shipped files
-BLOCKED = "PORTAL_BLOCK"  # the symbol of Rspamd's rule if all recipients of a message block its sender
 PROBE = (
     "From: <check@{sender}>\r\nTo: <block-map@check.invalid>\r\nSubject: Check of the block map\r\n"
     "Message-ID: <check@{sender}>\r\nDate: Sat, 28 Nov 2026 12:00:00 +0000\r\n\r\nThis message was made by "
@@ -70,10 +68,10 @@ def rspamd(settings: Settings) -> Iterator[Finding]:
 
 def scanner(settings: Settings) -> Iterator[Finding]:
     """Check that Rspamd scans held messages for viruses, with a harmless message. It is held and exported nowhere."""
-    chosen = settings.rspamd
+    chosen, controller = settings.rspamd, make_rspamd(settings)
     if not chosen.scan_groups or chosen.scan == "off":
         return
-    if chosen.url is None:
+    if controller is None:
         yield Finding(
             None,
             "virus scanner",
@@ -82,8 +80,6 @@ def scanner(settings: Settings) -> Iterator[Finding]:
             'rspamd.scan = "off" allow rules act without a scan',
         )
         return
-    password = chosen.password.get_secret_value() if chosen.password else ""
-    controller = Rspamd(chosen.url, password)
     try:
         names = scanners(controller, chosen.scan_groups, _SCAN_SECONDS)
         if not names:
@@ -122,15 +118,14 @@ def block_rules(settings: Settings, store: Store, people: Directory) -> Iterator
     except OSError as error:
         yield Finding(False, "block rules", f"{path}: {error.strerror or error}")
         return
-    chosen = settings.rspamd
-    if chosen.url is None:
+    url, controller = settings.rspamd.url, make_rspamd(settings)
+    if controller is None:
         text = "rspamd.url is not set, so it was not tested whether Rspamd uses them"
         yield Finding(None, "block rules", text)
         return
-    password = chosen.password.get_secret_value() if chosen.password else ""
     age = max(0.0, time.time() - written)
     try:
-        verdict = Rspamd(chosen.url, password).check(
+        verdict = controller.check(
             [message := PROBE.format(sender=sender).encode()],
             len(message),
             sender=f"check@{sender}",
@@ -139,18 +134,18 @@ def block_rules(settings: Settings, store: Store, people: Directory) -> Iterator
             seconds=_SCAN_SECONDS,
         )
     except RspamdUnavailable as error:
-        yield Finding(False, "block rules", f"{chosen.url}: {error}")
+        yield Finding(False, "block rules", f"{url}: {error}")
         return
     if BLOCKED in {symbol.name for symbol in verdict.symbols}:
-        yield Finding(True, "block rules", f"Rspamd at {chosen.url} uses the present map, {age:.0f} s old")
+        yield Finding(True, "block rules", f"Rspamd at {url} uses the present map, {age:.0f} s old")
     elif age < _MAP_SECONDS:
-        text = f"Rspamd at {chosen.url} does not use the present map yet, which is {age:.0f} s old: check again"
+        text = f"Rspamd at {url} does not use the present map yet, which is {age:.0f} s old: check again"
         yield Finding(None, "block rules", text)
     else:
         yield Finding(
             False,
             "block rules",
-            f"Rspamd at {chosen.url} does not use the present map, which is {age:.0f} s old: it has an older one or "
+            f"Rspamd at {url} does not use the present map, which is {age:.0f} s old: it has an older one or "
             "none. Its log names the map and the error (docs/policy.md)",
         )
 

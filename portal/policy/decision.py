@@ -14,7 +14,7 @@ blocks: then no rule decides, and Rspamd's verdict applies.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from portal.model import from_header
@@ -94,7 +94,7 @@ def decide(
 
     ``tier``: by the verdict and the scan, if there was one; ``scopes``: the levels of each recipient
     (`recipient_scopes`); ``rules``: active ones; ``scanned``: a virus scanner has read the message, or the site uses
-    none. If only the scan is missing, the reason is `NOT_SCANNED`, so that a caller can scan and call again.
+    none. If only the scan is missing, the reason is `NOT_SCANNED`, so that a caller can scan (`after_scan`).
     """
     keys = sender_keys(message)
     ranked: dict[str, list[tuple[int, bool, Rule]]] = {}
@@ -123,6 +123,14 @@ def _decision(levels: Levels, ranked: Mapping[str, list[tuple[int, bool, Rule]]]
     if winners[0].effect is Effect.BLOCK:
         return Decision(Effect.BLOCK, winners[0])
     return Decision(Effect.ALLOW if why_not is None else None, winners[0], why_not)
+
+
+def after_scan(decisions: Mapping[str, Decision]) -> dict[str, Decision]:
+    """Return the decisions about the same message after a virus scanner found nothing in it."""
+    return {
+        recipient: replace(each, effect=Effect.ALLOW, why_not=None) if each.why_not is WhyNot.NOT_SCANNED else each
+        for recipient, each in decisions.items()
+    }
 
 
 def why_not(message: Facts, tier: Tier, *, scanned: bool) -> WhyNot | None:

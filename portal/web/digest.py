@@ -89,8 +89,10 @@ class DigestPages:
         return replace(digest, reader=reader, deliveries=theirs)
 
     def _held(self, digest: Digest) -> list[Delivery]:
-        """Return the held deliveries of a digest, in the digest's order. Those that are dangerous, or
-        that the recipient may not release, have a page each."""
+        """Return the held deliveries of a digest, in the digest's order.
+
+        Those that are dangerous, or that the recipient may not release, have a page each.
+        """
         held = [d for d in digest.deliveries if d.state is State.HELD and self._is_listed(d)]
         groups = ranked(held, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
         return [delivery for group in groups for delivery in (group.newest, *group.others)]

@@ -61,7 +61,6 @@ _OUTCOMES = {
     ("release", State.RELEASING): N_("Release in progress"),
     ("delete", State.DELETED): N_("Deleted"),
     ("restore", State.HELD): N_("Deletion undone"),
-    ("restore", State.BLOCKED): N_("Deletion undone"),
 }
 _SERVER_REPLIES = (
     EventKind.RELEASED,

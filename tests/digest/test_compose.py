@@ -23,6 +23,7 @@ from portal.mail.render import Render
 from portal.model.from_header import parse
 from portal.model.links import MARK_HEADER, Action, Links
 from portal.model.message import Delivery, Flag, Message, State, Symbol, Tier, new_id
+from portal.model.rights import ReleaseRight
 from portal.model.text import TAGS, wrapped
 from portal.stores.records import Digest
 from tests.builders import ALICE, SENDER
@@ -67,6 +68,11 @@ def signed(domain: str = "example.net", score: float = -0.2) -> tuple[Symbol, ..
     return Symbol("R_DKIM_ALLOW", score, (f"{domain}:s=key",)), Symbol("DMARC_NA", 0), Symbol("BAYES_SPAM", 5.1)
 
 
+def right(delivery: Delivery) -> ReleaseRight:
+    """Return who may release a delivery of a domain without values of its own."""
+    return ReleaseRight.REQUEST if delivery.message.tier is Tier.DANGEROUS else ReleaseRight.SELF
+
+
 def mail_of(*deliveries: Delivery, links: Links = LINKS, address: str = ALICE, **values: Any) -> EmailMessage:
     digest = Digest(new_id(NOW), address.lower(), address, NOW, deliveries)
     return compose(
@@ -77,6 +83,7 @@ def mail_of(*deliveries: Delivery, links: Links = LINKS, address: str = ALICE, *
         zone=values.pop("zone", ZoneInfo("Europe/Berlin")),
         max_rows=values.pop("max_rows", 50),
         retention_days=30,
+        right=values.pop("right", right),
         now=NOW,
         **values,
     )

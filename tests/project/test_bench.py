@@ -23,6 +23,7 @@ from bench.rig import Row
 from bench.turns import posts
 from digest.compose import compose
 from portal.model.message import Reader, State, new_id
+from portal.model.rights import ReleaseRight
 from portal.stores import open_store
 from portal.stores.records import Digest
 from portal.stores.search import of_reader
@@ -143,6 +144,7 @@ def test_plain_code_in_place_of_a_shortcut_composes_the_same(name: str) -> None:
             zone=ZoneInfo("UTC"),
             max_rows=50,
             retention_days=30,
+            right=lambda _: ReleaseRight.SELF,
             now=NOW,
         )
         text = made.as_bytes()  # which also makes the boundary if there is none
