@@ -1,0 +1,101 @@
+"""The contracts of what processes leave for each other: outgoing mail, background jobs, and notes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from portal.model.message import Actor
+from portal.stores.records import Job, OutgoingMail, QueuedMail
+
+
+class Outbox(ABC):
+    """Queue of the portal's own mail."""
+
+    @abstractmethod
+    def add(self, mail: QueuedMail, now: datetime) -> None:
+        """Queue a mail. Durable on return."""
+
+    @abstractmethod
+    def sending(self, now: datetime) -> AbstractContextManager[OutgoingMail | None]:
+        """Claim one queued mail; yield None when none is due.
+
+        On exit without an error or with RelayRefused the mail is removed. After any other error it is retried with
+        exponential backoff (10 s, doubling, at most 15 min; removed after a day). The exception is raised again.
+        """
+
+
+class Jobs(ABC):
+    """Background jobs: work that outlives the request that began it. The digest process of any host runs them.
+
+    A job that its process did not finish, because it died or lost the store, is claimed again once its lease expired:
+    each step must be safe to repeat. ``kind`` names the function that runs it, ``arguments`` are a JSON object.
+    """
+
+    @abstractmethod
+    def add(
+        self, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, not_before: datetime | None = None
+    ) -> UUID:
+        """Queue a job and return its id. Durable on return."""
+
+    @abstractmethod
+    def get(self, job_id: UUID) -> Job:
+        """Return a job. Kept for `JOBS_KEPT` after its end. Raises NotFound."""
+
+    @abstractmethod
+    def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
+        """Claim up to ``count`` jobs of this kind, the longest due first, until ``now`` + LEASE. Counts a try."""
+
+    @abstractmethod
+    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> None:
+        """Record how far a claimed job is, and extend its claim to ``now`` + LEASE.
+
+        Raises AlreadyDone if another process claimed it in the meantime: the caller must stop.
+        """
+
+    @abstractmethod
+    def retry(self, job: Job, not_before: datetime, *, tried: bool = True) -> None:
+        """End a claim; the job is due again at ``not_before``. ``tried`` False: it was not begun, the try is not
+        counted. Does nothing if another process claimed it in the meantime."""
+
+    @abstractmethod
+    def finish(self, job: Job, outcome: str | None, now: datetime) -> None:
+        """End a job with its outcome, a text for people; None removes it, if its outcome is recorded elsewhere.
+
+        Does nothing if another process claimed it in the meantime.
+        """
+
+
+class Notes(ABC):
+    """Named texts and counters, for the processes that share the store."""
+
+    @abstractmethod
+    def get(self, name: str) -> str | None:
+        """Return a note, or None."""
+
+    @abstractmethod
+    def set(self, name: str, value: str) -> None:
+        """Set a note."""
+
+    @abstractmethod
+    def set_default(self, name: str, value: str) -> str:
+        """Set a note unless it is set; return its value afterwards."""
+
+    @abstractmethod
+    def compare_and_set(
+        self, name: str, old: str | None, new: str, now: datetime, *, mail: QueuedMail | None = None
+    ) -> bool:
+        """Set a note if its value is ``old`` (None: not set); return whether it was set. If so, ``mail`` is queued in
+        the same transaction."""
+
+    @abstractmethod
+    def add_counters(self, amounts: Mapping[str, float]) -> None:
+        """Add amounts to counters, by name. Not necessarily durable."""
+
+    @abstractmethod
+    def counters(self) -> Mapping[str, float]:
+        """Return all counters."""
