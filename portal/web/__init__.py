@@ -1,9 +1,10 @@
 """The web application: `create_app` with the list of all routes. The modules of this package contain the handlers.
 
-    exporter  Rspamd's POST              inbox        a signed-in recipient's list and messages
-    links     the links of a digest      preferences  schedule, time zone and language of a recipient's digests
-    digest    bulk actions of a digest   auth/        the session, and one module for each sign-in method
-    monitor   /healthz and /metrics      request      one request
+    exporter  Rspamd's POST              inbox        a signed-in recipient's list
+    links     the links of a digest      message      one message of the list
+    digest    bulk actions of a digest   preferences  schedule, time zone and language of a recipient's digests
+    monitor   /healthz and /metrics      auth/        the session, and one module for each sign-in method
+    request   one request
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     rules     allowed and blocked senders
@@ -31,6 +32,7 @@ from portal.web.auth.session import Sessions
 from portal.web.exporter import ExporterEndpoint, is_export
 from portal.web.inbox import Inbox
 from portal.web.links import LinkPages
+from portal.web.message import MessagePages
 from portal.web.monitor import Monitor
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
@@ -101,8 +103,9 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     pages = Pages(parts, threads)
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
-    mailed, inbox, monitor = MailedLinks(pages, sessions), Inbox(pages, sessions), Monitor(parts)
-    links, rules = LinkPages(pages, preferences, sessions, mailed), RulePages(pages, sessions, inbox)
+    mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
+    inbox, rules = Inbox(pages, sessions, messages), RulePages(pages, sessions, messages)
+    links = LinkPages(pages, preferences, sessions, mailed)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
@@ -121,8 +124,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", f"/sign-in/{_TOKEN}/", mailed.use),
         ("POST", "/sign-out", sessions.sign_out),
         ("POST", "/messages", inbox.act_on_several),
-        ("GET", f"/messages/{_ID}/", inbox.message),
-        ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", inbox.act),
+        ("GET", f"/messages/{_ID}/", messages.show),
+        ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", messages.act),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),
         ("POST", "/rules", rules.add),

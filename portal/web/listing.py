@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 from zoneinfo import ZoneInfo
 
 from portal.model.message import DeliveryId, Filter, State, Tier, parse_id
@@ -159,6 +159,12 @@ def cursor(text: str) -> DeliveryId | None:
 def name_of(key: DeliveryId) -> str:
     """Return the cursor of a delivery."""
     return f"{key.message_id}.{key.number}"
+
+
+def place_of(text: str) -> tuple[str, str]:
+    """Return the page that a form names as its own, and the query string of its list."""
+    page, _, query = text.partition("?")
+    return page, Listing.of(parse_qsl(query)).query(select="")
 
 
 def _without(values: Mapping[str, str], *names: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from portal.model.text import N_, shown
 from portal.policy.entry import senders_of
 from portal.policy.rulebook import Hint
 from portal.web.auth.session import Session, Sessions
-from portal.web.inbox import Inbox
+from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.rows import Viewer
@@ -58,10 +58,10 @@ class RuleRow:
 class RulePages:
     """`/rules…`, and `/messages/ID/sender`."""
 
-    def __init__(self, pages: Pages, sessions: Sessions, inbox: Inbox) -> None:
+    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages) -> None:
         self._pages = pages
         self._sessions = sessions
-        self._inbox = inbox
+        self._messages = messages
         self._rulebook = pages.parts.rulebook
 
     def list(self, request: Request) -> HTTPResponse:
@@ -78,7 +78,7 @@ class RulePages:
             raise self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
-        delivery = self._inbox.delivery(session.recipient, name) if name else None
+        delivery = self._messages.delivery(session.recipient, name) if name else None
         recipient = delivery.recipient if delivery else request.form("recipient") or session.recipient
         message = delivery.message if delivery else None
         self._check_allowed(request, recipient)
@@ -115,7 +115,7 @@ class RulePages:
     def sender(self, request: Request, id: str) -> HTTPResponse:
         """GET /messages/ID/sender: the form for the sender of one message, for the link in a digest's page."""
         session = self._sessions.of(request)
-        delivery = self._inbox.delivery(session.recipient, id)
+        delivery = self._messages.delivery(session.recipient, id)
         self._check_allowed(request, delivery.recipient)
         return self._pages.page(
             request,

@@ -1,0 +1,134 @@
+"""One message of a signed-in recipient: its page, and what is done with it.
+
+Every query of the store names the recipient of the session. Another recipient's delivery is answered with 404, so that
+its existence is not disclosed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+from uuid import UUID
+
+from bottle import HTTPResponse
+
+from portal.model.domains import shown_address
+from portal.model.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    BodyMissing,
+    Busy,
+    NotAllowed,
+    NotFound,
+    RelayDeferred,
+    RelayRefused,
+)
+from portal.model.message import ActorKind, Delivery, Event, EventKind, State, parse_id
+from portal.model.rule import Effect
+from portal.policy.entry import senders_of
+from portal.reading import read
+from portal.web.auth.session import Sessions
+from portal.web.listing import Listing, cursor, name_of, place_of
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.results import forget, keep, kept
+from portal.web.rows import Viewer, findings, headers, history
+
+
+class MessagePages:
+    """`/messages/ID/…`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._store = pages.parts.store
+
+    def show(self, request: Request, id: str) -> HTTPResponse:
+        """GET /messages/ID/: show the reasons, the text and the history of one message."""
+        session = self._sessions.of(request)
+        delivery = self.delivery(session.recipient, id)
+        row = self._pages.row(request, delivery, session.recipient)
+        events = self._store.deliveries.history(delivery.key)
+        result = kept(request)
+        response = self._pages.page(
+            request,
+            "message",
+            signed_in=shown_address(session.recipient),
+            form_token=session.form_token,
+            row=row,
+            act=result.act if result.keys == (delivery.key,) else "",
+            undone=request.query("undone") != "",
+            here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
+            **findings(delivery.message, request.language),
+            **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
+            blocked_by=self._own_rule(delivery, events, session.recipient),
+            may_rule=self._pages.may_rule(delivery.recipient),
+            may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
+            senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
+            history=history(events, row, self._pages.viewer(request, session.recipient)),
+        )
+        if result.act:
+            forget(self._pages, response)
+        return response
+
+    def _own_rule(self, delivery: Delivery, events: Sequence[Event], recipient: str) -> UUID | None:
+        """Return the id of the reader's own rule that blocks a delivery, if it is still in use."""
+        if delivery.state is not State.BLOCKED:
+            return None
+        by = next((event.actor for event in reversed(events) if event.kind is EventKind.BLOCKED), None)
+        if by is None or by.kind is not ActorKind.RULE:
+            return None
+        rule = self._pages.parts.rulebook.own_in_use(self._pages.parts.people.reader(recipient), by.via, by.name)
+        return rule.id if rule is not None and rule.effect is Effect.BLOCK else None
+
+    def _preview(self, delivery: Delivery, recipient: str, viewer: Viewer) -> dict[str, Any]:
+        """Return the text of the message as template values.
+
+        The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
+        not.
+        """
+        if not self._pages.previews.acquire(blocking=False):
+            return {"preview": None, "headers": [], "busy": True}
+        try:
+            preview = read(self._store.messages.body(delivery.id), recipient)
+            return {"preview": preview, "headers": headers(preview.headers, viewer), "busy": False}
+        except Busy:
+            return {"preview": None, "headers": [], "busy": True}
+        except (BodyDamaged, BodyMissing):
+            return {"preview": None, "headers": [], "busy": False}
+        finally:
+            self._pages.previews.release()
+
+    def act(self, request: Request, id: str, act: str) -> HTTPResponse:
+        """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
+        page, place = place_of(request.form("from"))
+        to_message = f"/messages/{id}/" + (f"?{urlencode({'list': place})}" if place else "")
+        back = f"/{place}" if page == "list" else to_message
+        recipient = self._sessions.of_form(request, f"{back}{'&' if '?' in back else '?'}undone={id}").recipient
+        delivery = self.delivery(recipient, id)
+        actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
+        method = {
+            "release": self._pages.release,
+            "delete": actions.delete,
+            "spam": actions.confirm_spam,
+            "restore": actions.restore,
+            "unblock": actions.unblock,
+            "ask": actions.request_release,
+        }[act]
+        # The action records the error in the delivery and logs it. The page shows it.
+        with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
+            method(delivery.id, delivery.number, actor)
+        # The browser goes on at the next row.
+        next = cursor(request.query("next"))
+        response = self._pages.see_other(f"{back}#m-{name_of(next)}" if next and page == "list" else back)
+        keep(self._pages, response, act, [delivery.key])
+        return response
+
+    def delivery(self, recipient: str, name: str) -> Delivery:
+        """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""
+        message_id, number = cursor(name) or (parse_id(name), None)
+        if message_id is None:
+            raise NotFound("no such message")
+        return self._store.deliveries.get_for(self._pages.parts.people.reader(recipient), message_id, number)
