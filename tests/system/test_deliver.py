@@ -21,7 +21,7 @@ from tests.system.services import Postfix, exporter_conf, http, rspamd, send, wa
 
 pytestmark = pytest.mark.system
 
-TAGGED, QUOTED = "alice+news@example.org", '"quo ted"@example.org'
+TAGGED, QUOTED, JUERGEN = "alice+news@example.org", '"quo ted"@example.org', "jürgen@example.org"
 HELD = {"status": "held", "id": "0"}
 
 
@@ -55,6 +55,17 @@ def connection(port: int) -> Iterator[Callable[..., int]]:
             return client.data(data)[0]
 
         yield deliver
+
+
+def send_utf8(port: int, recipients: list[str], data: bytes) -> tuple[int, bytes]:
+    """Send a mail by SMTP with SMTPUTF8 (RFC 6531) and return the last reply."""
+    with smtplib.SMTP("127.0.0.1", port, "client.example.net", timeout=60) as client:
+        client.ehlo()
+        client.command_encoding = "utf-8"
+        for line in (f"MAIL FROM:<{SENDER}> SMTPUTF8", *(f"RCPT TO:<{recipient}>" for recipient in recipients)):
+            code, text = client.docmd(line)
+            assert code == 250, text
+        return client.data(data)
 
 
 @pytest.mark.parametrize("discarding", [False, True], ids=["rejecting", "discarding"])
@@ -96,6 +107,23 @@ def test_addresses_count_as_the_envelope_writes_them(
     assert send(mx.postfix.smtp, SENDER, recipients, spam(needle, REJECTED))[0] == 250
     assert inboxes(mx.postfix, needle) == sorted(arrived)
     assert portal.posts[0].recipients == recipients
+
+
+@pytest.mark.parametrize("named", [ALICE, JUERGEN])
+def test_a_recipient_beyond_ascii_is_taken_off_only_if_rspamd_reports_it(
+    mx: Mx, portal: AnsweringPortal, needle: str, named: str
+) -> None:
+    """Rspamd 3.4 reports no address that is not ASCII: its owner then gets what another recipient gets, and a message
+    that nobody gets is rejected. Nobody loses it."""
+    portal.delivers(named)
+    code, _ = send_utf8(mx.postfix.smtp, [ALICE, JUERGEN], spam(needle, REJECTED))
+    [post] = portal.posts
+    arrived = inboxes(mx.postfix, needle)
+    if post.recipients == [ALICE]:
+        assert (code, arrived) == ((250, [ALICE, JUERGEN]) if named == ALICE else (554, []))
+    else:
+        assert post.recipients == [ALICE, JUERGEN]
+        assert (code, arrived) == (250, [named])
 
 
 @pytest.mark.parametrize("named", ["Alice@example.org", '"alice"@example.org', ALICE])
