@@ -14,6 +14,7 @@ import pytest
 from portal.cli import main
 from portal.ingest import Result
 from portal.model.message import State
+from portal.model.text import TAGS
 from portal.settings import load
 from tests.paths import ROOT
 from tools.docs import GENERATED
@@ -24,6 +25,12 @@ OPERATE = (ROOT / "docs" / "operate.md").read_text("utf-8")
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_pages_agree_with_the_models(name: str) -> None:
     assert (ROOT / name).read_text("utf-8") == GENERATED[name](), "run: make docs"
+
+
+def test_every_language_has_a_row_that_says_who_reviewed_it() -> None:
+    table = (ROOT / "docs" / "translate.md").read_text("utf-8")
+    found = re.findall(r"^\| [A-Z][A-Za-z ]+ \| `([A-Za-z-]+)` \| \S.* \|$", table, re.MULTILINE)
+    assert sorted(found) == sorted(TAGS)
 
 
 def test_example_file_changes_nothing_and_its_values_are_the_defaults(tmp_path: Path) -> None:
