@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portal.mail import relay as relay_module
+from portal.mail import smtp_session
 from portal.mail.relay import Relay
 from portal.mail.wire import path, wire
 from portal.model.errors import RelayDeferred, RelayRefused, RelayUnreachable
@@ -65,7 +66,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[SmtpServer]:
 @pytest.fixture
 def beyond_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat 127.0.0.1 as another host: test machines have no other address that is certain to work."""
-    monkeypatch.setattr(relay_module, "_is_loopback", lambda sock: False)
+    monkeypatch.setattr(smtp_session, "_is_loopback", lambda sock: False)
 
 
 # ---- delivered mail
@@ -197,7 +198,7 @@ def test_nobody_listening_and_unknown_hosts_are_deferred() -> None:
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
     """``resolves_to(addresses)`` makes every host name resolve to these addresses."""
     found = [(AF_INET6 if ":" in host else AF_INET, SOCK_STREAM, 0, "", (host, port)) for host, port in addresses]
-    monkeypatch.setattr("portal.mail.relay.socket.getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr("portal.mail.smtp_session.socket.getaddrinfo", lambda *_, **__: found)
 
 
 def test_an_address_that_this_machine_cannot_reach_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +210,7 @@ def test_an_address_that_this_machine_cannot_reach_leaves_the_others(monkeypatch
     with SmtpServer() as server:
         resolves_to(monkeypatch, ("::1", server.port), ("127.0.0.1", server.port))
         sockets = SimpleNamespace(**{**vars(socket), "socket": without_ipv6})
-        monkeypatch.setattr(relay_module, "socket", sockets)
+        monkeypatch.setattr(smtp_session, "socket", sockets)
         send(patient(f"smtp://localhost:{server.port}"))
         assert len(server.mails) == 1
         resolves_to(monkeypatch, ("::1", server.port))

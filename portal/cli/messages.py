@@ -1,0 +1,440 @@
+"""The commands for held messages: list, show, release, delete and the decisions about them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import MAXYEAR, UTC, datetime, timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+
+from portal.actions import Actions
+from portal.assemble import Parts
+from portal.cli.common import (
+    NotDone,
+    add_row,
+    current_operator,
+    find_message,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_json,
+    print_table,
+)
+from portal.mail import wire
+from portal.model.domains import shown_address
+from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, SettingsError
+from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
+from portal.model.sender import authentic
+from portal.model.text import shown
+from portal.releases import AT_ONCE, in_parallel
+from portal.stores import scans
+
+LIST_LIMIT = 50
+_LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
+_RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
+_DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
+
+
+@click.command("list")
+@click.option("--recipient", help="Only messages for this address.")
+@click.option("--sender", help="Only messages whose envelope sender or From contains this text.")
+@click.option(
+    "--words",
+    "--subject",
+    default="",
+    help="Only messages with these words, or beginnings of words, in subject or sender.",
+)
+@click.option("--since", help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
+@click.option("--until", help="Only messages held before this time. A date alone means the end of that day (UTC).")
+@click.option("--score-min", type=float, help="Only messages with at least this score.")
+@click.option("--score-max", type=float, help="Only messages with at most this score.")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice([t.value for t in Tier]), help="May be repeated.")
+@click.option("--state", "states", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@guarded
+def list_(
+    recipient: str | None,
+    sender: str | None,
+    words: str,
+    since: str | None,
+    until: str | None,
+    score_min: float | None,
+    score_max: float | None,
+    tiers: Sequence[str],
+    states: Sequence[str],
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List deliveries, newest first. Only those that match all options are listed."""
+    wanted = Filter(
+        recipient=identity(recipient) if recipient else None,
+        sender=sender,
+        words=words,
+        since=_parse_time("--since", since) if since else None,
+        until=_parse_time("--until", until, whole_day=True) if until else None,
+        score_min=score_min,
+        score_max=score_max,
+        tiers=frozenset(Tier(t) for t in tiers),
+        states=frozenset(State(s) for s in states),
+    )
+    with open_parts() as parts:
+        held_as = parts.people.held_as(recipient) if recipient else None
+        if held_as is not None and held_as != wanted.recipient:
+            wanted = replace(wanted, also=(held_as,))  # an address with an extension
+        rows: list[list[str]] = []
+        before, left = None, limit
+        while left:
+            page = parts.store.deliveries.search(wanted, min(left, 500), before)
+            for delivery in page.deliveries:
+                if as_json:
+                    click.echo(json_text(_delivery_json(delivery)))
+                else:
+                    rows.append(_row(delivery))
+            left -= len(page.deliveries)
+            before = page.next
+            if before is None:
+                break
+        if not as_json:
+            _print_list(rows)
+            if before is not None:
+                click.echo(f"There are more deliveries. To list more, use --limit {limit * 10}", err=True)
+
+
+@click.command()
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@guarded
+def meta(id: str, as_json: bool) -> None:
+    """Show all data of a message, its deliveries and their history."""
+    with open_parts() as parts:
+        message = find_message(parts, id)
+        deliveries = parts.store.deliveries.of_message(message.id)
+        histories = {d.number: parts.store.deliveries.history(d.key) for d in deliveries}
+        if as_json:
+            out = _message_json(message)
+            out["deliveries"] = [
+                {
+                    **_delivery_json(d),
+                    "history": [
+                        {"at": e.at.isoformat(), "what": e.kind, "who": e.actor.who, "via": e.actor.via,
+                         "address": e.actor.address, "detail": e.detail}
+                        for e in histories[d.number]
+                    ],
+                }
+                for d in deliveries
+            ]  # fmt: skip
+            print_json(out)
+            return
+        for name, value in {**_message_json(message), "scan": _scan_text(message.scan)}.items():
+            if name != "symbols":
+                text = ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
+                click.echo(f"{name + ':':18}{shown(text, 500)}")
+        table = new_table("symbol", "score", "options")
+        for symbol in sorted(message.symbols, key=lambda s: -abs(s.score)):
+            add_row(table, shown(symbol.name, 60), f"{symbol.score:g}", shown(", ".join(symbol.options), 100))
+        print_table(table)
+        for delivery in deliveries:
+            click.echo(f"\n{_recipient_label(delivery)}: {delivery.state}")
+            if delivery.reason:
+                click.echo(f"  reason: {shown(delivery.reason, 500)}")
+            for event in histories[delivery.number]:
+                who = " ".join(filter(None, [shown_address(event.actor.who), event.actor.via, event.actor.address]))
+                detail = f": {shown(event.detail, 300)}" if event.detail else ""
+                click.echo(f"  {event.at:%Y-%m-%d %H:%M:%S} {event.kind} by {shown(who)}{detail}")
+
+
+@click.command("print")
+@click.argument("id")
+@guarded
+def print_(id: str) -> None:
+    """Write the message to standard output, exactly as it was received."""
+    with open_parts() as parts:
+        message = find_message(parts, id)
+        for chunk in parts.store.messages.body(message.id):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+# ---- actions
+
+
+@click.command()
+@click.argument("id")
+@click.option("--recipient", help="The recipient; required if the message has several recipients or no known one.")
+@click.option("--all", "to_all", is_flag=True, help="Release it to all recipients of the message.")
+@click.option(
+    "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
+)
+@guarded
+def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
+    """Send a held message to its recipient now."""
+    failed = False
+    with open_parts() as parts:
+        message = find_message(parts, id)
+        deliveries = _select_deliveries(parts, message, recipient, to_all, may_assign=True)
+
+        def send(actions: Actions, delivery: Delivery) -> Delivery:
+            return actions.release(delivery.id, delivery.number, current_operator(), operator=True, again=again)
+
+        for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
+            if isinstance(outcome, Delivery):
+                click.echo(f"{_recipient_label(outcome)}: {outcome.state}")
+                continue
+            if not isinstance(outcome, QuarantineError):
+                raise outcome
+            failed = True
+            click.echo(f"{_recipient_label(delivery)}: {outcome}", err=True)
+            if isinstance(outcome, RelayDeferred):
+                click.echo("  The digest process keeps trying.", err=True)
+            elif delivery.state in (State.RELEASED, State.PASSED):
+                click.echo("  If the message was lost, send it once more with --again.", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@guarded
+def delete(ids: Sequence[str], recipient: str | None) -> None:
+    """Delete messages. Until they are purged, `restore` undoes it."""
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, current_operator()))
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@guarded
+def restore(ids: Sequence[str], recipient: str | None) -> None:
+    """Undo `delete`."""
+    _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, current_operator()))
+
+
+@click.command("confirm-spam")
+@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@guarded
+def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
+    """Delete messages as spam, and have Rspamd learn them (`rspamd.learn`). `restore` undoes both."""
+
+    def confirm(parts: Parts, delivery: Delivery) -> Delivery:
+        if not parts.learning.counts(ActorKind.OPERATOR):
+            raise SettingsError(
+                "rspamd.learn is off, so nothing would be learned. To delete messages: quarantine delete"
+            )
+        return parts.actions.confirm_spam(delivery.id, delivery.number, current_operator())
+
+    _apply_to_each(ids, recipient, confirm)
+
+
+@click.command()
+@click.argument("id")
+@guarded
+def unlearn(id: str) -> None:
+    """Have Rspamd learn a message as the opposite of what it was learned as."""
+    with open_parts() as parts:
+        if parts.learning.rspamd is None:
+            raise SettingsError("rspamd.url is not set")
+        deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
+        learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
+        if learned is None:
+            raise NotDone("Rspamd has not learned this message.")
+        click.echo(f"learned as {learned}; the digest process posts it as {learned.opposite} within seconds")
+
+
+@click.command()
+@click.argument("id")
+@click.option("--recipient", help="The recipient; required if the message has several recipients.")
+@click.option("--reason", required=True, help="The reason, which the recipient can read.")
+@guarded
+def refuse(id: str, recipient: str | None, reason: str) -> None:
+    """Deny a recipient's release request for a dangerous message."""
+    with open_parts() as parts:
+        for delivery in _select_deliveries(parts, find_message(parts, id), recipient, None):
+            parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
+            click.echo(f"{_recipient_label(delivery)}: refused")
+
+
+COMMANDS = (list_, meta, print_, release, delete, restore, confirm_spam, unlearn, refuse)
+
+
+# ---- selection of messages and deliveries
+
+
+def _select_deliveries(
+    parts: Parts, message: Message, recipient: str | None, to_all: bool | None, *, may_assign: bool = False
+) -> Sequence[Delivery]:
+    """Return the selected deliveries. Raises NotDone if the selection is ambiguous or matches no recipient.
+
+    ``to_all``: None if the command has no --all. ``may_assign``: assign this recipient to a message whose export came
+    without recipients.
+    """
+    deliveries = parts.store.deliveries.of_message(message.id)
+    if recipient is not None and to_all:
+        raise NotDone("Use either --recipient or --all.")
+    if recipient is not None:
+        matching = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
+        if may_assign and not matching and len(deliveries) == 1 and not deliveries[0].recipient:
+            # A recipient can be assigned only once, so reject an address that the message cannot be sent to.
+            try:
+                wire.path(recipient, is_sender=False)
+            except RelayRefused as error:
+                raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
+            return [
+                parts.store.deliveries.assign(
+                    DeliveryId(message.id, 0), recipient, current_operator(), parts.actions.now()
+                )
+            ]
+        if not matching:
+            raise NotDone(f"{shown(recipient)} is not among its recipients:\n" + _recipient_list(deliveries))
+        return matching
+    if len(deliveries) > 1 and not to_all:
+        options = "--recipient ADDRESS" if to_all is None else "--recipient ADDRESS or --all"
+        raise NotDone(f"The message has several recipients; use {options}:\n" + _recipient_list(deliveries))
+    return deliveries
+
+
+def _recipient_label(delivery: Delivery) -> str:
+    return shown_address(delivery.address) or "(recipient not known)"
+
+
+def _recipient_list(deliveries: Sequence[Delivery]) -> str:
+    return "\n".join(f"  {_recipient_label(d)}: {d.state}" for d in deliveries)
+
+
+def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
+    failed = False
+    with open_parts() as parts:
+        for id in ids:
+            try:
+                message = find_message(parts, id)
+                chosen = _select_deliveries(parts, message, recipient, recipient is None)
+            except NotDone as error:
+                failed = True
+                click.echo(str(error), err=True)
+                continue
+            for delivery in chosen:
+                try:
+                    done = act(parts, delivery)
+                    click.echo(f"{message.id} {_recipient_label(done)}: {done.state}")
+                except QuarantineError as error:
+                    failed = True
+                    click.echo(f"{message.id} {_recipient_label(delivery)}: {error}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _parse_time(option: str, text: str, *, whole_day: bool = False) -> datetime:
+    """Parse the value of an option. ``whole_day``: a date alone means the end of that day. Raises NotDone."""
+    relative = _RELATIVE_TIME.fullmatch(text)
+    if relative:
+        unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise NotDone(
+            f"{option}: {shown(text)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    ends_day = whole_day and _DATE.fullmatch(text) and moment.year < MAXYEAR  # adding a day would overflow
+    return moment + timedelta(days=1) if ends_day else moment
+
+
+# ---- output
+
+
+def _print_list(rows: Sequence[Sequence[str]]) -> None:
+    if rows and sys.stdout.isatty() and Console().width < _LIST_COLUMNS:
+        # In a table, id, time and state would leave no width for recipient, sender and subject.
+        for id, held_at, recipient, sender, subject, *facts in rows:
+            click.echo(" ".join(filter(None, (id, held_at, *facts))))
+            click.echo(f"    to {recipient} from {sender}\n    {subject}")
+        return
+    table = new_table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
+    for row in rows:
+        add_row(table, *row)
+    print_table(table)
+
+
+def _row(delivery: Delivery) -> list[str]:
+    message = delivery.message
+    return [
+        str(message.id),
+        f"{message.held_at:%Y-%m-%d %H:%M}",
+        shown_address(delivery.address, 60) or "(not known)",
+        shown(message.header_from or _sender(message), 60),
+        shown(message.subject, 60),
+        "" if message.score is None else f"{message.score:.1f}",
+        message.tier.value,
+        delivery.state.value,
+    ]
+
+
+def _sender(message: Message) -> str:
+    return "(not known)" if message.envelope_sender is None else message.envelope_sender or "<>"
+
+
+def _scan_text(scan: Scan | None) -> str:
+    if scan is None or scan.at is None:
+        return "" if scan is None else scan.outcome.value
+    names = ", ".join(symbol.name for symbol in scan.symbols)
+    return " ".join(filter(None, [f"{scan.outcome.value} at {scan.at:%Y-%m-%d %H:%M:%S} UTC", names, scan.detail]))
+
+
+def _message_json(message: Message) -> dict[str, Any]:
+    return {
+        "id": str(message.id),
+        "held_at": message.held_at.isoformat(),
+        "queue_id": message.queue_id,
+        "message_id": message.message_id,
+        "envelope_sender": message.envelope_sender,
+        "header_from": message.header_from,
+        "from_count": message.from_count,
+        "authentic": authentic(message),
+        "subject": message.subject,
+        "action": message.action,
+        "score": message.score,
+        "threshold": message.threshold,
+        "tier": message.tier.value,
+        "client_ip": message.client_ip,
+        "user": message.user,
+        "size_bytes": message.size_bytes,
+        "sha256": message.body_sha256.hex(),
+        "flags": sorted(flag.value for flag in message.flags),
+        "scan": message.scan and scans.to_json(message.scan),
+        "symbols": [
+            {"name": s.name, "score": s.score, "options": list(s.options), "description": s.description}
+            for s in message.symbols
+        ],
+    }
+
+
+def _delivery_json(delivery: Delivery) -> dict[str, Any]:
+    message = delivery.message
+    return {
+        "id": str(message.id),
+        "recipient": delivery.address,
+        "state": delivery.state.value,
+        "state_at": delivery.state_at.isoformat(),
+        "reason": delivery.reason,
+        "attempts": delivery.attempts,
+        "next_try_at": delivery.next_try_at and delivery.next_try_at.isoformat(),
+        "announced_at": delivery.announced_at and delivery.announced_at.isoformat(),
+        "held_at": message.held_at.isoformat(),
+        "envelope_sender": message.envelope_sender,
+        "header_from": message.header_from,
+        "subject": message.subject,
+        "score": message.score,
+        "threshold": message.threshold,
+        "tier": message.tier.value,
+        "queue_id": message.queue_id,
+    }
