@@ -44,6 +44,24 @@ class NotDone(QuarantineError):
     """The command was not completed. The text says why, and what to do next."""
 
 
+class WrongCall(QuarantineError):
+    """The arguments of the command do not fit. The text says what does."""
+
+
+class FilledText(click.ParamType[str]):
+    """A text that is not blank. An empty variable in a script must not select all messages."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text without blanks around it. Raises click.BadParameter."""
+        text = str(value).strip()
+        return text or self.fail("It is empty. Give a value, or leave this out.", param, ctx)
+
+
+FILLED = FilledText()
+
+
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turn the errors of a command into text on stderr and an exit status, never a traceback."""
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from portal.actions import Actions
 from portal.assemble import Parts
 from portal.cli.common import (
+    FILLED,
     NotDone,
+    WrongCall,
     add_row,
     current_operator,
     find_message,
@@ -41,17 +43,48 @@ _RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
 _DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
 
 
+class _Moment(click.ParamType[datetime]):
+    """A time: a date, with or without the time of day, or how long ago."""
+
+    name = "time"
+
+    def __init__(self, *, ends_day: bool = False) -> None:
+        """``ends_day``: a date alone means the end of that day (UTC)."""
+        self._ends_day = ends_day
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the time. Raises click.BadParameter."""
+        relative = _RELATIVE_TIME.fullmatch(value)
+        if relative:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
+            return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{shown(value)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m", param, ctx)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        ends_day = self._ends_day and _DATE.fullmatch(value) and moment.year < MAXYEAR  # adding a day would overflow
+        return moment + timedelta(days=1) if ends_day else moment
+
+
 @click.command("list")
-@click.option("--recipient", help="Only messages for this address.")
-@click.option("--sender", help="Only messages whose envelope sender or From contains this text.")
+@click.option("--recipient", type=FILLED, help="Only messages for this address.")
+@click.option("--sender", type=FILLED, help="Only messages whose envelope sender or From contains this text.")
 @click.option(
     "--words",
     "--subject",
     default="",
     help="Only messages with these words, or beginnings of words, in subject or sender.",
 )
-@click.option("--since", help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
-@click.option("--until", help="Only messages held before this time. A date alone means the end of that day (UTC).")
+@click.option(
+    "--since", type=_Moment(), help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m."
+)
+@click.option(
+    "--until",
+    type=_Moment(ends_day=True),
+    help="Only messages held before this time. A date alone means the end of that day (UTC).",
+)
 @click.option("--score-min", type=float, help="Only messages with at least this score.")
 @click.option("--score-max", type=float, help="Only messages with at most this score.")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([t.value for t in Tier]), help="May be repeated.")
@@ -63,8 +96,8 @@ def list_(
     recipient: str | None,
     sender: str | None,
     words: str,
-    since: str | None,
-    until: str | None,
+    since: datetime | None,
+    until: datetime | None,
     score_min: float | None,
     score_max: float | None,
     tiers: Sequence[str],
@@ -73,12 +106,16 @@ def list_(
     as_json: bool,
 ) -> None:
     """List deliveries, newest first. Only those that match all options are listed."""
+    if since and until and since >= until:
+        raise WrongCall("--since is not before --until, so no message can match. Exchange them.")
+    if score_min is not None and score_max is not None and score_min > score_max:
+        raise WrongCall("--score-min is above --score-max, so no message can match. Exchange them.")
     wanted = Filter(
         recipient=identity(recipient) if recipient else None,
         sender=sender,
         words=words,
-        since=_parse_time("--since", since) if since else None,
-        until=_parse_time("--until", until, whole_day=True) if until else None,
+        since=since,
+        until=until,
         score_min=score_min,
         score_max=score_max,
         tiers=frozenset(Tier(t) for t in tiers),
@@ -108,7 +145,7 @@ def list_(
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=FILLED)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @guarded
 def meta(id: str, as_json: bool) -> None:
@@ -151,7 +188,7 @@ def meta(id: str, as_json: bool) -> None:
 
 
 @click.command("print")
-@click.argument("id")
+@click.argument("id", type=FILLED)
 @guarded
 def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
@@ -166,8 +203,10 @@ def print_(id: str) -> None:
 
 
 @click.command()
-@click.argument("id")
-@click.option("--recipient", help="The recipient; required if the message has several recipients or no known one.")
+@click.argument("id", type=FILLED)
+@click.option(
+    "--recipient", type=FILLED, help="The recipient; required if the message has several recipients or no known one."
+)
 @click.option("--all", "to_all", is_flag=True, help="Release it to all recipients of the message.")
 @click.option(
     "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
@@ -200,8 +239,8 @@ def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
-@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
 @guarded
 def delete(ids: Sequence[str], recipient: str | None) -> None:
     """Delete messages. Until they are purged, `restore` undoes it."""
@@ -209,8 +248,8 @@ def delete(ids: Sequence[str], recipient: str | None) -> None:
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
-@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
 @guarded
 def restore(ids: Sequence[str], recipient: str | None) -> None:
     """Undo `delete`."""
@@ -218,8 +257,8 @@ def restore(ids: Sequence[str], recipient: str | None) -> None:
 
 
 @click.command("confirm-spam")
-@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
-@click.option("--recipient", help="Only this recipient's delivery; else all deliveries of the message.")
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
 @guarded
 def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
     """Delete messages as spam, and have Rspamd learn them (`rspamd.learn`). `restore` undoes both."""
@@ -235,7 +274,7 @@ def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=FILLED)
 @guarded
 def unlearn(id: str) -> None:
     """Have Rspamd learn a message as the opposite of what it was learned as."""
@@ -250,9 +289,9 @@ def unlearn(id: str) -> None:
 
 
 @click.command()
-@click.argument("id")
-@click.option("--recipient", help="The recipient; required if the message has several recipients.")
-@click.option("--reason", required=True, help="The reason, which the recipient can read.")
+@click.argument("id", type=FILLED)
+@click.option("--recipient", type=FILLED, help="The recipient; required if the message has several recipients.")
+@click.option("--reason", type=FILLED, required=True, help="The reason, which the recipient can read.")
 @guarded
 def refuse(id: str, recipient: str | None, reason: str) -> None:
     """Deny a recipient's release request for a dangerous message."""
@@ -271,14 +310,16 @@ COMMANDS = (list_, meta, print_, release, delete, restore, confirm_spam, unlearn
 def _select_deliveries(
     parts: Parts, message: Message, recipient: str | None, to_all: bool | None, *, may_assign: bool = False
 ) -> Sequence[Delivery]:
-    """Return the selected deliveries. Raises NotDone if the selection is ambiguous or matches no recipient.
+    """Return the selected deliveries.
+
+    Raises NotDone if the selection is ambiguous or matches no recipient, WrongCall if the options do not fit.
 
     ``to_all``: None if the command has no --all. ``may_assign``: assign this recipient to a message whose export came
     without recipients.
     """
     deliveries = parts.store.deliveries.of_message(message.id)
     if recipient is not None and to_all:
-        raise NotDone("Use either --recipient or --all.")
+        raise WrongCall("Use either --recipient or --all.")
     if recipient is not None:
         matching = [d for d in deliveries if identity(recipient) in (d.recipient, identity(d.address))]
         if may_assign and not matching and len(deliveries) == 1 and not deliveries[0].recipient:
@@ -286,7 +327,7 @@ def _select_deliveries(
             try:
                 wire.path(recipient, is_sender=False)
             except RelayRefused as error:
-                raise NotDone(f"--recipient {shown(recipient)}: {error}") from error
+                raise WrongCall(f"--recipient {shown(recipient)}: {error}") from error
             return [
                 parts.store.deliveries.assign(
                     DeliveryId(message.id, 0), recipient, current_operator(), parts.actions.now()
@@ -329,24 +370,6 @@ def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Par
                     click.echo(f"{message.id} {_recipient_label(delivery)}: {error}", err=True)
     if failed:
         raise SystemExit(1)
-
-
-def _parse_time(option: str, text: str, *, whole_day: bool = False) -> datetime:
-    """Parse the value of an option. ``whole_day``: a date alone means the end of that day. Raises NotDone."""
-    relative = _RELATIVE_TIME.fullmatch(text)
-    if relative:
-        unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
-        return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise NotDone(
-            f"{option}: {shown(text)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m"
-        ) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    ends_day = whole_day and _DATE.fullmatch(text) and moment.year < MAXYEAR  # adding a day would overflow
-    return moment + timedelta(days=1) if ends_day else moment
 
 
 # ---- output

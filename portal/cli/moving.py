@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from portal.assemble import assemble
-from portal.cli.common import NotDone, guarded, progress
+from portal.cli.common import NotDone, WrongCall, guarded, progress
 from portal.ingest import Ingest
 from portal.model.errors import StoreUnavailable
 from portal.model.text import shown
@@ -71,7 +71,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     The source is not changed. The command may be repeated: a message that is already held is not held twice.
     """
     if (folder is None) == (dsn is None):
-        raise NotDone(
+        raise WrongCall(
             "Use either --dir DIR or --dsn DSN. If the original wrote to both, use --dir: the files have more metadata."
         )
     settings = load()

@@ -15,7 +15,9 @@ from uuid import UUID
 import click
 
 from portal.cli.common import (
+    FILLED,
     NotDone,
+    WrongCall,
     add_row,
     current_operator,
     guarded,
@@ -57,8 +59,8 @@ def rules() -> None:
 
 
 @rules.command("list")
-@click.option("--recipient", metavar="ADDRESS", help="Only the rules of this recipient.")
-@click.option("--domain", metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
+@click.option("--recipient", type=FILLED, metavar="ADDRESS", help="Only the rules of this recipient.")
+@click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
 @click.option("--site", is_flag=True, help="Only the rules for all recipients.")
 @click.option("--removed", is_flag=True, help="List the rules that were removed or have expired in the last 90 days.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True)
@@ -97,12 +99,14 @@ def list_(recipient: str | None, domain: str | None, site: bool, removed: bool, 
 
 @rules.command()
 @click.argument("effect", type=click.Choice([effect.value for effect in Effect]))
-@click.argument("sender", metavar="SENDER")
-@click.option("--recipient", metavar="ADDRESS", help="For this recipient.")
-@click.option("--domain", metavar="DOMAIN", help="For all recipients in this domain.")
+@click.argument("sender", type=FILLED, metavar="SENDER")
+@click.option("--recipient", type=FILLED, metavar="ADDRESS", help="For this recipient.")
+@click.option("--domain", type=FILLED, metavar="DOMAIN", help="For all recipients in this domain.")
 @click.option("--site", is_flag=True, help="For all recipients.")
 @click.option("--binding", is_flag=True, help="A block rule that recipients' own rules do not override.")
-@click.option("--expires", metavar="TIME", help="The end of the rule: 30d, 2026-12-31 or 2026-12-31T08:00 (UTC).")
+@click.option(
+    "--expires", type=FILLED, metavar="TIME", help="The end of the rule: 30d, 2026-12-31 or 2026-12-31T08:00 (UTC)."
+)
 @click.option("--note", default="", help="A note for other administrators, at most 200 characters.")
 @guarded
 def add(
@@ -128,11 +132,14 @@ def add(
                 Effect(effect),
                 current_operator(),
                 binding=binding,
-                expires_at=_parse_end(expires) if expires else None,
+                expires_at=_parse_end(expires) if expires is not None else None,
                 note=note,
             )
-            [in_use] = parts.rulebook.add([rule])
         except BadRule as error:
+            raise WrongCall(f"{shown(sender)}: {error}") from error
+        try:
+            [in_use] = parts.rulebook.add([rule])
+        except BadRule as error:  # there are too many
             raise NotDone(f"{shown(sender)}: {error}") from error
         state = "added" if in_use.id == rule.id else "this rule exists already"
         click.echo(
@@ -143,7 +150,7 @@ def add(
 
 
 @rules.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID [ID …]")
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
 @guarded
 def remove(ids: Sequence[str]) -> None:
     """Remove rules by their ids."""
@@ -164,8 +171,8 @@ def remove(ids: Sequence[str]) -> None:
 
 
 @rules.command("export")
-@click.option("--recipient", metavar="ADDRESS", help="Only the rules of this recipient.")
-@click.option("--domain", metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
+@click.option("--recipient", type=FILLED, metavar="ADDRESS", help="Only the rules of this recipient.")
+@click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only the rules for all recipients in this domain.")
 @click.option("--site", is_flag=True, help="Only the rules for all recipients.")
 @guarded
 def export(recipient: str | None, domain: str | None, site: bool) -> None:
@@ -294,18 +301,19 @@ class _Lines:
 
 
 def _chosen(rulebook: Rulebook, recipient: str | None, domain: str | None, site: bool) -> str:
-    """Return the scope that the options name. Raises NotDone."""
+    """Return the scope that the options name. Raises WrongCall."""
     if (recipient is not None) + (domain is not None) + site != 1:
-        raise NotDone("Use exactly one of --recipient ADDRESS, --domain DOMAIN and --site.")
+        raise WrongCall("Use exactly one of --recipient ADDRESS, --domain DOMAIN and --site.")
     if site:
         return "*"
     option, text = ("--recipient", recipient) if recipient is not None else ("--domain", domain)
     try:
         scope = read_scope(text or "")
     except BadRule as error:
-        raise NotDone(f"{option} {shown(text)}: {error}") from error
+        raise WrongCall(f"{option} {shown(text)}: {error}") from error
     if scope == "*" or scope.startswith("@") is (option == "--recipient"):
-        raise NotDone(f"{option} {shown(text)}: This is not {'an address' if option == '--recipient' else 'a domain'}.")
+        expected = "an address" if option == "--recipient" else "a domain"
+        raise WrongCall(f"{option} {shown(text)}: This is not {expected}.")
     return rulebook.owner(rulebook.people.held_as(scope)) if option == "--recipient" else scope
 
 

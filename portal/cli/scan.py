@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from portal.cli.common import NotDone, add_row, find_message, guarded, new_table, open_parts, print_table
+from portal.cli.common import FILLED, NotDone, add_row, find_message, guarded, new_table, open_parts, print_table
 from portal.model.message import Message, Symbol
 from portal.model.text import shown
 from portal.rspamd import Verdict
@@ -16,7 +16,7 @@ _SAME = 0.005  # scores are printed with two decimals
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=FILLED)
 @guarded
 def scan(id: str) -> None:
     """Have Rspamd judge a message again, and print the difference to its verdict when the message was held.

@@ -18,7 +18,7 @@ from portal.cli import main
 from portal.exporter import RULE_VERSION
 from portal.model.message import DeliveryId, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
-from tests.builders import ALICE, BOB, BY_LINK, hold, mail
+from tests.builders import ALICE, BOB, BY_LINK, hold, mail, now
 from tests.smtp_server import SmtpServer
 from tests.terminal import on_terminal
 
@@ -174,8 +174,39 @@ def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, m
 
 def test_an_invalid_date_is_explained(run: Run) -> None:
     result = run("list", "--since", "yesterdayish")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "2026-01-31" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["list", "--recipient", ""], "--recipient"),
+        (["list", "--sender", " "], "--sender"),
+        (["list", "--since", ""], "--since"),
+        (["list", "--since", "2026-02-02", "--until", "2026-02-01"], "--since is not before --until"),
+        (["list", "--since", "1h", "--until", "2h"], "--since is not before --until"),
+        (["list", "--score-min", "5", "--score-max", "4.9"], "--score-min is above --score-max"),
+        (["release", "ID", "--recipient", ""], "--recipient"),
+        (["release", "ID", "--recipient", "", "--all"], "--recipient"),
+        (["release", "ID", "--recipient", ALICE, "--all"], "either --recipient or --all"),
+        (["delete", "ID", "--recipient", ""], "--recipient"),
+        (["delete", ""], "ID"),
+        (["refuse", "ID", "--reason", ""], "--reason"),
+        (["rules", "add", "block", "example.net", "--recipient", ""], "--recipient"),
+        (["rules", "list", "--domain", ""], "--domain"),
+    ],
+)
+def test_an_empty_value_never_selects_everything(
+    run: Run, store: Store, smtp: SmtpServer, words: list[str], sentence: str
+) -> None:
+    """A script whose variable is empty must not list, release or delete what it did not name."""
+    held = hold(store, recipients=(ALICE,))
+    result = run(*(str(held.id) if word == "ID" else word for word in words))
+    assert result.exit_code == 2
+    assert sentence in result.output and str(held.id) not in result.stdout
+    assert store.deliveries.get(DeliveryId(held.id, 0)).state is State.HELD
+    assert not smtp.mails and not store.rules.list(None, 9, now())
 
 
 def test_hostile_subjects_reach_no_terminal(run: Run, store: Store) -> None:
@@ -330,7 +361,7 @@ def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Sto
         assert "is not among its recipients" in result.output and "(recipient not known): held" in result.output
     assert store.deliveries.get(DeliveryId(held.id, 0)).address == ""
     for wrong in ("alice", "alice@", "alice@exa mple.org"):
-        assert run("release", str(held.id), "--recipient", wrong).exit_code == 1
+        assert run("release", str(held.id), "--recipient", wrong).exit_code == 2
     assert run("release", str(held.id), "--recipient", ALICE).exit_code == 0
     assert [m.recipients for m in smtp.mails] == [[ALICE]]
 

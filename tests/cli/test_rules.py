@@ -110,7 +110,7 @@ def test_scopes_effects_and_options(run: Run, store: Store) -> None:
 )
 def test_what_is_wrong_is_one_sentence(run: Run, store: Store, words: list[str], sentence: str) -> None:
     result = run("add", *words)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert sentence in result.output
     assert len(result.output.splitlines()) == 1
     assert "\x1b" not in result.output

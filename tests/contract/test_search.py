@@ -634,5 +634,5 @@ def test_the_operator_finds_it(
 def test_an_invalid_date_is_named(store_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
     result = CliRunner().invoke(main, ["list", "--until", "tomorrow"])
-    assert result.exit_code == 1
-    assert "--until: 'tomorrow' is not a date" in result.output
+    assert result.exit_code == 2
+    assert "'--until': 'tomorrow' is not a date" in result.output
