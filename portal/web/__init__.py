@@ -8,6 +8,7 @@
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     rules     allowed and blocked senders
+    sessions  where a recipient is signed in
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
@@ -39,6 +40,7 @@ from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
+from portal.web.sessions import SessionPages
 from portal.web.site import Site
 
 StartResponse = Callable[..., Any]
@@ -105,7 +107,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
     inbox, rules = Inbox(pages, sessions, messages), RulePages(pages, sessions, messages)
-    links = LinkPages(pages, preferences, sessions, mailed)
+    links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
@@ -132,6 +134,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/rules/<rule:re:[0-9a-f-]{36}>/<change:re:remove|restore>", rules.act),
         ("GET", "/preferences", preferences.show),
         ("POST", "/preferences", preferences.act),
+        ("GET", "/sessions", signed_in.show),
+        ("POST", "/sessions", signed_in.end),
         # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),

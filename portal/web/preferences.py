@@ -1,8 +1,8 @@
 """The preferences page of a recipient: schedule, time zone and language of digests, opt-out, and revoking links.
 
 It is reached by a digest's link or from a session. Opening it changes nothing. Each form has one button. Invalid fields
-are shown again, each with an error text. Only a signed-in recipient can request a digest now, and see and end their
-sessions, since a link may have been forwarded to others.
+are shown again, each with an error text. Only a signed-in recipient can request a digest now, since a link may have
+been forwarded to others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ _SCHEDULES = {
 _RESULT_TEXTS = {
     "saved": (True, N_("Preferences saved.")),
     "revoked": (True, N_("The links in all earlier digests no longer work. Your next digest will contain new links.")),
-    "signed-out": (True, N_("That browser is signed out.")),
     "digest": (True, N_("A digest is on its way. It should be in your inbox within two minutes.")),
     "too-soon": (
         False,
@@ -87,17 +86,6 @@ class Fields:
     timezone: str
     language: str
     wrong: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A session as the page lists it."""
-
-    name: str
-    client: str  # "" if unknown
-    started: str
-    used: str
-    is_this: bool  # it shows the page
 
 
 class PreferencePages:
@@ -157,18 +145,6 @@ class PreferencePages:
             usual_language=own_name(usual.language),
             zones=_zones(fields.timezone, language.tag),
             languages=[(tag, own_name(tag)) for tag in TAGS],
-            sessions=[
-                SessionRow(
-                    name=each.session_sha256.hex(),
-                    client=each.client,
-                    started=language.moment(each.started_at, zone),
-                    used=language.moment(each.used_at, zone),
-                    is_this=each.session_sha256 == session.sha256,
-                )
-                for each in self._sessions.all_of(session)
-            ]
-            if session
-            else [],
         )
 
     def change(self, request: Request, recipient: str, *, back: str, session: Session | None = None) -> HTTPResponse:
@@ -189,13 +165,6 @@ class PreferencePages:
             if session and request.form("sign-out"):
                 self._sessions.end_all(recipient)
                 return self._sessions.without_cookie(response)
-        elif change == "sign-out" and session:
-            if self._sessions.end(session, request.form("session")):
-                return self._sessions.without_cookie(self._pages.see_other("/sign-in"))
-            done = "signed-out"
-        elif change == "sign-out-everywhere" and session:
-            self._sessions.end_all(recipient)
-            return self._sessions.without_cookie(self._pages.see_other("/sign-in"))
         elif change == "digest" and session:
             reader = self._pages.parts.people.reader(recipient)
             done = _REQUEST_RESULTS[self._store.digests.request(reader, now, now - _REQUEST_INTERVAL)]

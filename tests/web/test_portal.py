@@ -648,6 +648,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/PATH"): (303, 303, 303),  # to the same path with a slash
     ("GET", "/preferences"): (303, 200, 200),
     ("POST", "/preferences"): (303, 303, 303),
+    ("GET", "/sessions"): (303, 200, 200),
+    ("POST", "/sessions"): (303, 400, 400),  # without a button
     ("GET", "/healthz"): (200, 200, 200),
     ("GET", "/metrics"): (403, 403, 403),
     ("GET", "/static/NAME"): (200, 200, 200),
@@ -725,7 +727,17 @@ def test_a_domain_that_is_no_longer_ours_ends_its_sessions(make_parts: Callable[
 
 def test_every_answer_has_its_headers(site: Site, held: Held) -> None:
     browser = site.signed_in(ALICE)
-    paths = ["/", "/sign-in", f"/messages/{held.id}/", "/preferences", "/rules", "/healthz", "/metrics", "/nothing"]
+    paths = [
+        "/",
+        "/sign-in",
+        f"/messages/{held.id}/",
+        "/preferences",
+        "/rules",
+        "/sessions",
+        "/healthz",
+        "/metrics",
+        "/nothing",
+    ]
     paths += ["/static/style.css", "/static/link.js", "/static/none.css", site.link(Action.RELEASE, held)]
     answers = [browser.get(path) for path in paths] + [browser.post(path, {}) for path in paths]
     answers += [browser.get("/", environ={"PATH_INFO": path}) for path in ("/", "/other/", "/quarantine/\xff")]

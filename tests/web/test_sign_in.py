@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
+from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
 from tests.builders import ALICE, MALLORY, digesting
@@ -492,41 +494,67 @@ def session_names(page: str) -> list[str]:
     return re.findall(r'name="session" value="([0-9a-f]{64})"', page)
 
 
-def end(browser: Browser, change: str, **more: str) -> Answer:
-    return browser.post("/preferences", {"change": change, "form_token": browser.form_token(), **more})
+def end(browser: Browser, what: str, **more: str) -> Answer:
+    return browser.post("/sessions", {"end": what, "form_token": browser.form_token(), **more})
 
 
-def test_the_preferences_list_the_browsers_that_are_signed_in(site: Site) -> None:
+def revoke(browser: Browser, **more: str) -> Answer:
+    return browser.post("/preferences", {"change": "revoke", "form_token": browser.form_token(), **more})
+
+
+def test_the_page_lists_the_browsers_that_are_signed_in(site: Site) -> None:
     here, phone = sign_in(site, FIREFOX), sign_in(site, IPHONE)
     site.signed_in(MALLORY)
     site.pass_time(minutes=5)
-    page = here.get("/preferences").text
-    assert page.index("Firefox · Windows</bdi> (this browser)") < page.index("Safari · iPhone")  # the last used first
+    phone.get("/")
+    assert 'href="/quarantine/sessions"' in here.get("/preferences").text
+    page = here.get("/sessions").text
+    assert page.index("Firefox · Windows</bdi> (this browser)") < page.index("Safari · iPhone")  # this one first
     assert len(session_names(page)) == 2
-    assert "Safari · iPhone</bdi> (this browser)" in phone.get("/preferences").text
-    assert "Unknown browser</bdi> (this browser)" in sign_in(site, "<script>").get("/preferences").text
+    assert "Safari · iPhone</bdi> (this browser)" in phone.get("/sessions").text
+    assert "Unknown browser</bdi> (this browser)" in sign_in(site, "<script>").get("/sessions").text
+
+
+def test_sessions_are_listed_in_the_zone_and_language_of_their_recipient(site: Site) -> None:
+    here = sign_in(site, FIREFOX)
+    site.store.recipients.set_preferences(ALICE, Preferences(timezone="Asia/Kathmandu", language="de"))
+    page = here.get("/sessions").text
+    assert f"{site.now.astimezone(ZoneInfo('Asia/Kathmandu')):%H:%M}" in page
+    assert "Angemeldete Browser" in page
 
 
 def test_a_browser_is_signed_out_from_another_one(site: Site) -> None:
     here, phone, other = sign_in(site, FIREFOX), sign_in(site, IPHONE), site.signed_in(MALLORY)
     site.pass_time(minutes=5)
-    name = session_names(phone.get("/preferences").text)[0]  # the last used one
-    answer = end(here, "sign-out", session=name)
-    assert "That browser is signed out." in here.follow(answer, "/preferences").text
+    name = session_names(phone.get("/sessions").text)[0]
+    answer = end(here, "one", session=name)
+    assert "That browser is signed out." in here.follow(answer, "/sessions").text
     assert session_recipient(phone) is None
     assert session_recipient(here) == ALICE
-    theirs = session_names(other.get("/preferences").text)[0]
+    theirs = session_names(other.get("/sessions").text)[0]
     for wrong in (theirs, name, "", "x", "0" * 64, "é"):
-        assert end(here, "sign-out", session=wrong).status == 303
+        assert end(here, "one", session=wrong).status == 303
     assert session_recipient(other) == MALLORY
     assert session_recipient(here) == ALICE
 
 
 def test_ending_this_browsers_own_session_leads_to_the_sign_in_page(site: Site) -> None:
     here = sign_in(site, FIREFOX)
-    answer = end(here, "sign-out", session=session_names(here.get("/preferences").text)[0])
+    answer = end(here, "one", session=session_names(here.get("/sessions").text)[0])
     assert answer.header("Location") == "/quarantine/sign-in"
     assert SESSION not in here.cookies
+
+
+def test_all_other_browsers_are_signed_out(site: Site) -> None:
+    here = sign_in(site, FIREFOX)
+    assert "all other browsers" not in here.get("/sessions").text
+    phone, other = sign_in(site, IPHONE), site.signed_in(MALLORY)
+    assert "Sign out all other browsers" in here.get("/sessions").text
+    page = here.follow(end(here, "others"), "/sessions").text
+    assert "All other browsers are signed out." in page
+    assert len(session_names(page)) == 1
+    assert [session_recipient(each) for each in (here, phone, other)] == [ALICE, None, MALLORY]
+    assert end(here, "nonsense").status == 400
 
 
 def test_signing_out_everywhere_ends_all_sessions_of_this_recipient(
@@ -536,22 +564,23 @@ def test_signing_out_everywhere_ends_all_sessions_of_this_recipient(
     here, phone, other = sign_in(site, FIREFOX), sign_in(site, IPHONE), site.signed_in(MALLORY)
     stolen = site.browser()
     stolen.cookies = dict(here.cookies)
-    answer = end(here, "sign-out-everywhere")
+    answer = end(here, "all")
     assert (answer.status, answer.header("Location")) == (303, "/quarantine/sign-in")
     assert SESSION not in here.cookies
     assert [session_recipient(each) for each in (here, phone, stolen, other)] == [None, None, None, MALLORY]
     assert f"sessions ended recipient={ALICE} count=2" in caplog.text
 
 
-@pytest.mark.parametrize("change", [{"change": "sign-out-everywhere"}, {"change": "revoke", "sign-out": "1"}])
-def test_signing_out_everywhere_forgets_the_browsers_in_which_a_button_was_pressed(
-    site: Site, change: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("way", ["all", "others", "revoke"])
+def test_signing_out_everywhere_forgets_the_browsers_in_which_a_button_was_pressed(site: Site, way: str) -> None:
     elsewhere, here = site.browser(), sign_in(site, FIREFOX)
     elsewhere.post(site.link(Action.RELEASE, site.hold()), {"pressed": "1"})
     site.pass_time(seconds=2)
     assert " data-submit" in elsewhere.get(site.link(Action.RELEASE, site.hold(), minutes_old=0)).text
-    end(here, **change)
+    if way == "revoke":
+        revoke(here, **{"sign-out": "1"})
+    else:
+        end(here, way)
     site.pass_time(seconds=2)
     link = site.link(Action.RELEASE, site.hold(), minutes_old=0)
     assert " data-submit" not in elsewhere.get(link).text
@@ -563,9 +592,9 @@ def test_signing_out_everywhere_forgets_the_browsers_in_which_a_button_was_press
 def test_revoking_the_links_ends_the_sessions_if_asked(site: Site) -> None:
     here, phone = sign_in(site, FIREFOX), sign_in(site, IPHONE)
     link = site.link(Action.RELEASE, site.hold(), minutes_old=1)
-    end(here, "revoke")
+    revoke(here)
     assert [session_recipient(each) for each in (here, phone)] == [ALICE, ALICE]
-    answer = end(here, "revoke", **{"sign-out": "1"})
+    answer = revoke(here, **{"sign-out": "1"})
     assert answer.status == 200
     assert "Links revoked" in answer.text
     assert "Signed in as" not in answer.text
@@ -575,7 +604,7 @@ def test_revoking_the_links_ends_the_sessions_if_asked(site: Site) -> None:
 
 def test_sessions_cannot_be_ended_from_another_site_or_by_a_digests_link(site: Site) -> None:
     here = sign_in(site, FIREFOX)
-    name, token = session_names(here.get("/preferences").text)[0], here.form_token()
+    name, token = session_names(here.get("/sessions").text)[0], here.form_token()
     site.hold()
     with digesting(site.store, ALICE, site.now, 10, ignore_schedule=True) as digest:
         pass
@@ -583,11 +612,11 @@ def test_sessions_cannot_be_ended_from_another_site_or_by_a_digests_link(site: S
     page = site.browser().get(link).text
     assert "signed out" not in page
     assert not re.search("sign out|signed-in", page, re.IGNORECASE)
-    for change in ("sign-out", "sign-out-everywhere"):
-        form = {"change": change, "session": name}
+    for what in ("one", "others", "all"):
+        form = {"end": what, "session": name}
         evil = {"Origin": "https://evil.example"}
-        assert here.request("POST", "/preferences", form={**form, "form_token": token}, headers=evil).status == 403
-        assert here.post("/preferences", form).status == 403
+        assert here.request("POST", "/sessions", form={**form, "form_token": token}, headers=evil).status == 403
+        assert here.post("/sessions", form).status == 403
         assert site.browser().post(link, form).status == 400
     assert site.browser().post(link, {"change": "revoke", "sign-out": "1"}).status == 200
     assert session_recipient(here) == ALICE
@@ -602,11 +631,7 @@ def test_without_its_store_the_page_says_so(site: Site, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(site.store.sign_ins, "sessions", unavailable)
     monkeypatch.setattr(site.store.sign_ins, "end_sessions", unavailable)
-    answers = (
-        here.get("/preferences"),
-        here.post("/preferences", {"change": "sign-out-everywhere", "form_token": token}),
-    )
-    for answer in answers:
+    for answer in (here.get("/sessions"), here.post("/sessions", {"end": "all", "form_token": token})):
         assert answer.status == 503
         assert "temporarily unavailable" in answer.text
     assert SESSION in here.cookies

@@ -237,8 +237,10 @@ class SignIns(ABC):
         """End a session."""
 
     @abstractmethod
-    def end_sessions(self, recipient: str, only: bytes | None = None) -> int:
-        """End all sessions of a recipient, or the one with the hash ``only`` if it is theirs. Return how many ended.
+    def end_sessions(self, recipient: str, only: bytes | None = None, *, but: bytes | None = None) -> int:
+        """End all sessions of a recipient. Return how many ended.
+
+        ``only``: the hash of the one that is to end, if it is theirs. ``but``: the hash of the one that continues.
 
         Durable on return, and at once: every request looks its session up.
         """

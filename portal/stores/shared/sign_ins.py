@@ -175,12 +175,12 @@ class SqlSignIns(SignIns):
         with self._engine.writing() as session:
             session.execute("delete from session where session_sha256 = :sha256", sha256=session_sha256)
 
-    def end_sessions(self, recipient: str, only: bytes | None = None) -> int:
+    def end_sessions(self, recipient: str, only: bytes | None = None, *, but: bytes | None = None) -> int:
         delete = "delete from session where recipient = :recipient"
+        delete += " and session_sha256 = :only" if only is not None else ""
+        delete += " and session_sha256 <> :but" if but is not None else ""
         with self._engine.writing() as session:
-            if only is None:
-                return session.execute(delete, recipient=recipient)
-            return session.execute(f"{delete} and session_sha256 = :only", recipient=recipient, only=only)
+            return session.execute(delete, recipient=recipient, only=only, but=but)
 
 
 def _limits(now: datetime) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
-    r"/(?:rules|preferences|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender)?)?(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
+    r"/(?:rules|preferences|sessions|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender)?)?(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
     re.ASCII,
 )
 _DESTINATION_COOKIE = "destination"
@@ -171,6 +171,12 @@ class Sessions:
         ended = self._store.sign_ins.end_sessions(session.recipient, only)
         log.info("sessions ended recipient=%s count=%d", session.recipient, ended)
         return only == session.sha256
+
+    def end_others(self, session: Session) -> None:
+        """End all other sessions of this session's recipient, and forget browsers as `end_all` does."""
+        self._store.recipients.forget_devices(session.recipient, self._pages.now())
+        ended = self._store.sign_ins.end_sessions(session.recipient, but=session.sha256)
+        log.info("sessions ended recipient=%s count=%d", session.recipient, ended)
 
     def end_all(self, recipient: str) -> None:
         """End all sessions of a recipient. Release links no longer submit themselves in browsers known until now."""
