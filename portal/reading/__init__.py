@@ -1,6 +1,6 @@
 """The text of a held message, its header and its attachments, for the page of the message.
 
-`read` passes the message to a process of its own, which may do nothing but read it (`child`). That process is forked
+`answer` passes the message to a process of its own, which may do nothing but read it (`child`). That process is forked
 from one that has everything loaded (`warm`), and which the first page view starts; without it a new Python is started.
 
     source  the octets, in order       fields  header fields and their parameters
@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -22,23 +23,27 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from portal.model.errors import Busy
 from portal.model.text import shown
+from portal.reading.child import END
 from portal.reading.warm import KEY_BYTES, LIFELINE, READERS_OF_ONE, WAIT_SECONDS, peer_uid
 
 log = logging.getLogger("quarantine.reading")
 
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
-_ANSWER_BYTES = 1 << 22  # more than `child` sends
+_TEXT_BYTES = 1 << 22  # more than `child` answers
 _ANSWER_SECONDS = WAIT_SECONDS + 1.0  # until the warm process has forked a reader, or refuses to
 _START_SECONDS = 2.0  # until the warm process listens
 _RETRY_SECONDS = 60.0  # after it could not be started, or did not answer
 _ROOT = Path(__file__).resolve().parents[2]
 _T = TypeVar("_T")
+# Expected for hostile messages: the process exceeded a limit, or was taken over and answers something else.
+UNREADABLE = (TimeoutError, ConnectionError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,37 @@ def read(chunks: Iterable[bytes], recipient: str) -> Preview:
     ``recipient``: identity; two messages are read at once for each. Raises Busy, and the errors of ``chunks``.
     """
     beginning = bytearray()
+
+    def kept() -> Iterator[bytes]:
+        for chunk in chunks:
+            if len(beginning) < _RAW_HEADER_BYTES:
+                beginning.extend(chunk[:_RAW_HEADER_BYTES])
+            yield chunk
+
+    try:
+        return _preview(json.loads(b"".join(answer("text", kept(), recipient, _TEXT_BYTES))))
+    except (*UNREADABLE, TypeError, KeyError, RecursionError):
+        return Preview((), _lines(_raw_header(bytes(beginning))), (), cut=True, failed=True)
+
+
+def answer(mode: str, chunks: Iterable[bytes], recipient: str, most_bytes: int) -> Iterator[bytes]:
+    """Yield what a restricted process answers about a message, in pieces.
+
+    ``mode``: one of `child.MODES`, and its arguments after blanks; ``recipient``: identity, for the limits of `read`.
+    Messages are hostile: what the process answers is not to be trusted. The whole answer must be taken within 5 s, also
+    if who takes it is slow. Raises Busy, `UNREADABLE` (the process exceeded a limit), and the errors of ``chunks``.
+    """
     with _reader(recipient) as connection:
-        try:
-            return _preview(json.loads(_exchange(connection, chunks, beginning)))
-        except (TimeoutError, ConnectionError, ValueError, TypeError, KeyError, RecursionError):
-            # Expected for hostile messages: the child exceeded a limit, or was taken over and answers something else.
-            # Nothing is lost, and the page shows that.
-            return Preview((), _lines(_raw_header(bytes(beginning))), (), cut=True, failed=True)
+        left, last = most_bytes + 1, b""
+        for piece in _exchange(connection, chain([mode.encode() + b"\n"], chunks)):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError("the answer is too long")
+            piece = last + piece
+            last = piece[-1:]
+            yield piece[:-1]
+        if last != END:
+            raise ConnectionError("the answer is not whole")
 
 
 def _preview(answer: Any) -> Preview:
@@ -103,29 +132,40 @@ def _checked(type_: type[_T], value: object) -> _T:
     return value
 
 
-def _exchange(connection: socket.socket, chunks: Iterable[bytes], beginning: bytearray) -> bytes:
-    """Send a message and return the answer. Keep its beginning. Raises TimeoutError, ConnectionError, ValueError."""
+def _exchange(connection: socket.socket, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Send a message, and yield the answer, which may begin before the message ends. Raises TimeoutError."""
     until = time.monotonic() + _SECONDS
-    for chunk in chunks:
-        if len(beginning) < _RAW_HEADER_BYTES:
-            beginning += chunk[:_RAW_HEADER_BYTES]
-        connection.settimeout(max(0.01, until - time.monotonic()))
-        try:
-            connection.sendall(chunk)
-        except (BrokenPipeError, ConnectionResetError):
-            break  # the child has read enough
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_WR)
-    answer = bytearray()
-    with suppress(ConnectionResetError):  # likewise
-        while piece := connection.recv(1 << 16):
-            answer += piece
-            if len(answer) > _ANSWER_BYTES:
-                raise ValueError("the answer is too long")
-            if time.monotonic() > until:  # also if each octet comes in time
-                raise TimeoutError
-            connection.settimeout(max(0.01, until - time.monotonic()))
-    return bytes(answer)
+    connection.setblocking(False)
+    events, source, rest = select.poll(), iter(chunks), memoryview(b"")
+    is_sending = True
+    while True:
+        while is_sending and not rest:
+            chunk = next(source, None)
+            if chunk is None:
+                is_sending = False
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+            else:
+                rest = memoryview(chunk)
+        events.register(connection, select.POLLIN | (select.POLLOUT if is_sending else 0))
+        happened = events.poll(max(0.0, until - time.monotonic()) * 1000)
+        if not happened or time.monotonic() > until:  # also if each octet comes in time
+            raise TimeoutError
+        if is_sending and happened[0][1] & select.POLLOUT:
+            try:
+                rest = rest[connection.send(rest) :]
+            except OSError:
+                is_sending = False  # the child has read enough
+        if happened[0][1] & ~select.POLLOUT:
+            try:
+                piece = connection.recv(1 << 16)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                return  # likewise, after all that it answered
+            if not piece:
+                return
+            yield piece
 
 
 def _raw_header(data: bytes) -> str:

@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from portal.model.charsets import codec_names
@@ -21,7 +21,12 @@ from portal.model.text import shown
 from portal.reading.mime import Parser
 from portal.reading.words import TEXT_CHARACTERS, Words
 
+Receive = Callable[[int], bytes]
+Seconds = Callable[[], float]
+
+END = b"."  # ends each answer, so that it is seen if a limit ended the process before
 ATTACHMENTS = 1_000
+_LINE_BYTES = 100  # of the line with the mode
 _LINE_CHARACTERS = 10_000  # of a header field or a name
 _SHOWN = ("Reply-To", "To", "Cc", "Date")  # the page shows sender and subject from the metadata
 _CPU_SECONDS = 2
@@ -58,20 +63,24 @@ def restrict() -> None:
 
 
 def serve(connection: socket.socket) -> None:
-    """Read one message from a connection and answer with its JSON. The process must end afterwards."""
+    """Read one message from a connection, after a line with the mode, and answer. The process must end afterwards."""
     restrict()
     began = time.process_time()
     connection.sendall(b"+")
-    answer = read(connection.recv, lambda: time.process_time() - began)
-    # The portal may still send the rest of the message, and reads no answer before that ends. After shutdown() its
-    # sending fails. It waits in poll(), which only ends when there is room, so the queue is emptied.
-    connection.shutdown(socket.SHUT_RD)
-    while connection.recv(1 << 16):
-        pass
-    connection.sendall(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
+    mode, *arguments = _line(connection).split()
+    for piece in MODES[mode](connection.recv, lambda: time.process_time() - began, *arguments):
+        connection.sendall(piece)
+    connection.sendall(END)
 
 
-def read(receive: Callable[[int], bytes], seconds: Callable[[], float]) -> dict[str, Any]:
+def _line(connection: socket.socket) -> str:
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < _LINE_BYTES and (octet := connection.recv(1)):
+        line += octet
+    return line.decode()
+
+
+def read(receive: Receive, seconds: Seconds) -> dict[str, Any]:
     """Return what the page shows of a message.
 
     ``receive`` returns the next octets, at most as many as asked for; ``seconds`` the time that was spent.
@@ -90,6 +99,15 @@ def read(receive: Callable[[int], bytes], seconds: Callable[[], float]) -> dict[
         or len(words.text) > TEXT_CHARACTERS
         or len(words.attachments) > ATTACHMENTS,
     }
+
+
+def _text(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
+    yield json.dumps(read(receive, seconds), ensure_ascii=False).encode("utf-8", "replace")
+
+
+# What can be asked about a message. A mode takes the functions that `read` takes, and its arguments, and yields the
+# answer.
+MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text}
 
 
 def _short(text: str, limit: int) -> str:

@@ -29,7 +29,7 @@ def read(data: bytes) -> dict[str, Any]:
 
         def send() -> None:
             with suppress(OSError):  # it has read enough
-                ours.sendall(data)
+                ours.sendall(b"text\n" + data)
                 ours.shutdown(socket.SHUT_WR)
 
         sender = threading.Thread(target=send)
@@ -40,8 +40,8 @@ def read(data: bytes) -> dict[str, Any]:
                 answer += piece
         sender.join()
     assert process.wait() == 0
-    assert answer[:1] == b"+"
-    parsed: dict[str, Any] = json.loads(answer[1:])
+    assert answer[:1] == b"+" and answer[-1:] == child.END
+    parsed: dict[str, Any] = json.loads(answer[1:-1])
     return parsed
 
 

@@ -292,7 +292,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, answers: Iterable[bytes]) -> Previ
 
 
 def test_a_good_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert answered(monkeypatch, [json.dumps(GOOD).encode()]) == Preview(
+    assert answered(monkeypatch, [json.dumps(GOOD).encode(), b"."]) == Preview(
         (("To", "alice"),), "Buy now", (Attachment("name", "text/plain", 1),), cut=False, failed=False
     )
 
@@ -317,8 +317,12 @@ def test_a_good_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda answer: repr(answer[:60]),
 )
 def test_a_malformed_answer_fails_and_the_header_is_shown(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    seen = answered(monkeypatch, [answer])
+    seen = answered(monkeypatch, [answer, b"."])
     assert seen.failed and seen.text.splitlines() == ["To: alice@example.org", "Subject: Offer"]
+
+
+def test_an_answer_that_a_limit_ended_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answered(monkeypatch, [json.dumps(GOOD).encode()]).failed
 
 
 def test_an_endless_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +337,7 @@ def test_an_answer_that_comes_octet_by_octet_fails_in_time(monkeypatch: pytest.M
         while time.monotonic() < until:
             time.sleep(0.001)
             yield b" "
-        yield json.dumps(GOOD).encode()
+        yield json.dumps(GOOD).encode() + b"."
 
     assert answered(monkeypatch, octets()).failed
 
