@@ -73,27 +73,40 @@ def address_in(header_from: str) -> str:
     return next((lower_case(each.address) for each in from_header.parse(header_from) if each.address), "")
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A proof that the owner of a domain sent a message."""
+
+    method: str  # DMARC or DKIM
+    domain: str  # with A-labels
+
+
 def authentic(message: Facts) -> bool:
-    """Return whether the owner of the domain in the From field sent the message, by Rspamd's symbols.
+    """Return whether the owner of the domain in the From field sent the message."""
+    return proof(message) is not None
+
+
+def proof(message: Facts) -> Proof | None:
+    """Return what proves, by Rspamd's symbols, that the owner of the domain in the From field sent the message.
 
     The message must have one From field with one address. DMARC passed, or it did not fail and a valid DKIM signature
     is of the same organizational domain (RFC 7489, 3.2): many domains have no DMARC record. SPF alone proves nothing,
     since it checks the domain of the envelope sender. FORGED_SENDER, that domain differs, is usual for bulk mail.
     """
     if message.from_count != 1 or Flag.SYMBOLS in message.flags:
-        return False
+        return None
     domain = organizational_domain(address_in(message.header_from).rpartition("@")[2])
     if not domain:
-        return False
+        return None
     symbols = {symbol.name: symbol.options for symbol in message.symbols}
     # DMARC is checked for the domain that Rspamd found in the field. It must be the one that is shown.
     checked = symbols.get(_DMARC_PASSED)
     if checked is not None and (not checked or domain == organizational_domain(checked[0])):
-        return True
+        return Proof("DMARC", domain)
     if not _DMARC_FAILED.isdisjoint(symbols):
-        return False
+        return None
     signed_by = (match[1] for option in symbols.get("R_DKIM_ALLOW", ()) if (match := _SIGNED_BY.fullmatch(option)))
-    return domain in map(organizational_domain, signed_by)
+    return Proof("DKIM", domain) if domain in map(organizational_domain, signed_by) else None
 
 
 def trusted(message: Facts) -> bool:

@@ -99,9 +99,8 @@ def answer(mode: str, chunks: Iterable[bytes], recipient: str, most_bytes: int) 
             left -= len(piece)
             if left < 0:
                 raise ValueError("the answer is too long")
-            piece = last + piece
-            last = piece[-1:]
-            yield piece[:-1]
+            last, piece = (last + piece)[-1:], (last + piece)[:-1]
+            yield piece
         if last != END:
             raise ConnectionError("the answer is not whole")
 

@@ -6,7 +6,7 @@ its existence is not disclosed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -27,6 +27,7 @@ from portal.model.errors import (
 )
 from portal.model.message import ActorKind, Delivery, Event, EventKind, State, parse_id
 from portal.model.rule import Effect
+from portal.model.text import N_
 from portal.policy.entry import senders_of
 from portal.reading import read
 from portal.web.auth.session import Sessions
@@ -44,9 +45,14 @@ class MessagePages:
         self._pages = pages
         self._sessions = sessions
         self._store = pages.parts.store
+        # How a message can be shown, by the last part of the address: the link's text, and what returns the values of
+        # the template `message-VIEW.html`.
+        self._views: dict[str, tuple[str, Callable[[Delivery, Viewer], dict[str, Any]]]] = {
+            "": (N_("Text"), self._text),
+        }
 
-    def show(self, request: Request, id: str) -> HTTPResponse:
-        """GET /messages/ID/: show the reasons, the text and the history of one message."""
+    def show(self, request: Request, id: str, view: str = "") -> HTTPResponse:
+        """GET /messages/ID/ and /messages/ID/VIEW: show who sent it, why it was held, and what it says."""
         session = self._sessions.of(request)
         delivery = self.delivery(session.recipient, id)
         row = self._pages.row(request, delivery, session.recipient)
@@ -62,7 +68,9 @@ class MessagePages:
             undone=request.query("undone") != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             **findings(delivery.message, request.language),
-            **self._preview(delivery, session.recipient, self._pages.viewer(request, session.recipient)),
+            view=view,
+            views=[(name, label) for name, (label, _) in self._views.items()],
+            **self._views[view][1](delivery, self._pages.viewer(request, session.recipient)),
             blocked_by=self._own_rule(delivery, events, session.recipient),
             may_rule=self._pages.may_rule(delivery.recipient),
             may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
@@ -83,7 +91,7 @@ class MessagePages:
         rule = self._pages.parts.rulebook.own_in_use(self._pages.parts.people.reader(recipient), by.via, by.name)
         return rule.id if rule is not None and rule.effect is Effect.BLOCK else None
 
-    def _preview(self, delivery: Delivery, recipient: str, viewer: Viewer) -> dict[str, Any]:
+    def _text(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
         """Return the text of the message as template values.
 
         The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
@@ -92,7 +100,7 @@ class MessagePages:
         if not self._pages.previews.acquire(blocking=False):
             return {"preview": None, "headers": [], "busy": True}
         try:
-            preview = read(self._store.messages.body(delivery.id), recipient)
+            preview = read(self._store.messages.body(delivery.id), viewer.reader)
             return {"preview": preview, "headers": headers(preview.headers, viewer), "busy": False}
         except Busy:
             return {"preview": None, "headers": [], "busy": True}

@@ -18,7 +18,7 @@ from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, M
 from portal.model.reasons import LIKE_SPAM, SCANS_IN_WORDS, description, explain, why
 from portal.model.rights import ReleaseRight
 from portal.model.rule import ScopeKind, scope_kind
-from portal.model.sender import Sender, sender_shown
+from portal.model.sender import Proof, Sender, proof, sender_shown
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
@@ -169,6 +169,11 @@ class Row:
         """The time of the last virus scan, "" if it was not done."""
         scan = self.delivery.message.scan
         return self.viewer.language.moment(scan.at, self.viewer.zone) if scan and scan.at and scan.is_done else ""
+
+    @property
+    def proof(self) -> Proof | None:
+        """The proof of who sent it, None without any."""
+        return proof(self.delivery.message)
 
     @property
     def main_reasons(self) -> list[str]:

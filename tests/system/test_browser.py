@@ -222,6 +222,17 @@ def test_rows_of_the_list_are_low(site: Site, steered: Browser, width: int, high
     assert len(heights) == 7 and max(heights) <= highest, heights
 
 
+@pytest.mark.parametrize(("tier", "highest"), [(Tier.SPAM, 400), (Tier.SUSPICIOUS, 480)])
+def test_the_text_of_a_message_begins_in_the_first_screen_of_a_phone(
+    site: Site, steered: Browser, tier: Tier, highest: int
+) -> None:
+    held = site.hold(tier, subject="Your order 4711 has been shipped", header_from="Kontor <orders@kontor.example>")
+    page = signed_in(site, steered, viewport={"width": 390, "height": 844}).new_page()
+    page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+    box = page.locator(".text").bounding_box()
+    assert box and box["y"] <= highest
+
+
 def test_the_list_is_read_out_by_headings_and_names(site: Site, steered: Browser) -> None:
     site.hold(subject="Your order 4711", header_from="Kontor <orders@kontor.example>")
     site.hold(Tier.SUSPICIOUS, subject="Scanned document")

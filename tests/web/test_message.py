@@ -1,0 +1,74 @@
+"""The page of a message: what is above its text."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.message import Symbol, Tier
+from tests.builders import ALICE
+from tests.web_client import Site
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """A single store: these pages show the same on all stores."""
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts())
+
+
+def words(site: Site, id: UUID) -> str:
+    """Return what the page says, as text in one line."""
+    page = site.signed_in(ALICE).get(f"/messages/{id}/").text
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", page[page.index("<main") :])).split())
+
+
+@pytest.mark.parametrize(
+    ("symbols", "said"),
+    [
+        (("DMARC_POLICY_ALLOW",), "Proven by DMARC for example.net"),
+        (("R_DKIM_ALLOW", "example.net:s=key"), "Proven by DKIM for example.net"),
+        (("R_DKIM_ALLOW", "other.example:s=key"), "Not proven: anyone can write this address"),
+        (("R_SPF_ALLOW",), "Not proven: anyone can write this address"),
+    ],
+)
+def test_the_page_says_whether_the_sender_is_proven(site: Site, symbols: tuple[str, ...], said: str) -> None:
+    proof = Symbol(symbols[0], -0.5, symbols[1:])
+    held = site.hold(header_from="Shop <orders@mail.example.net>", from_count=1, symbols=(proof,))
+    assert f"Shop orders@mail.example.net {said}" in words(site, held.id)
+
+
+def test_a_sender_with_a_warning_gets_no_sign_of_trust(site: Site) -> None:
+    dmarc = (Symbol("DMARC_POLICY_ALLOW", -0.5),)
+    held = site.hold(header_from='"pat@bank.example" <x@example.net>', from_count=1, symbols=dmarc)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    assert "Proven by DMARC for example.net" in page and 'class="proven"' not in page
+    main = page[page.index("<main") :]
+    assert main.index("a different address") < main.index("<button")
+
+
+def test_what_releasing_does_stands_above_the_buttons_and_they_above_the_text(site: Site) -> None:
+    held = site.hold(data=b"Subject: x\r\n\r\nThe words of the message\r\n", subject="The only subject")
+    said = words(site, held.id)
+    places = [
+        said.index(each)
+        for each in ("The only subject", "Held on", "Releasing sends it to your inbox.", "Delete", "The words of")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("tier", [Tier.SUSPICIOUS, Tier.DANGEROUS])
+def test_the_caution_stands_before_any_button(site: Site, tier: Tier) -> None:
+    page = site.signed_in(ALICE).get(f"/messages/{site.hold(tier).id}/").text
+    main = page[page.index("<main") :]
+    assert main.index('class="warning"') < main.index("<button")
+    assert "Releasing sends" not in page or tier is Tier.SUSPICIOUS
