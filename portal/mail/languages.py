@@ -50,6 +50,7 @@ class Language:
     _moment: str  # CLDR date patterns
     _short_moment: str
     _day: str
+    _date: str
     _time: str
     _decimal_point: str
 
@@ -73,6 +74,10 @@ class Language:
     def day(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a day like "Saturday, 21 November 2026"."""
         return format_datetime(at, self._day, tzinfo=zone, locale=self._locale)
+
+    def date(self, at: datetime, zone: ZoneInfo) -> str:
+        """Return a day like "21 Nov 2026"."""
+        return format_datetime(at, self._date, tzinfo=zone, locale=self._locale)
 
     def time(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a time of the day like "14:05"."""
@@ -159,6 +164,7 @@ def _make_language(tag: str, translations: NullTranslations) -> Language:
         _moment=joined(formats.date_formats["full"].pattern),
         _short_moment=joined(formats.datetime_skeletons["MMMEd"].pattern),
         _day=formats.date_formats["full"].pattern,
+        _date=formats.date_formats["medium"].pattern,
         _time=hours,
         _decimal_point=get_decimal_symbol(formats),
     )

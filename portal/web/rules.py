@@ -1,4 +1,4 @@
-"""A signed-in recipient's allowed and blocked senders: the list, and the form for the sender of one message.
+"""A signed-in recipient's allowed and blocked senders: the lists, and the form for the sender of one message.
 
 A rule has a lasting effect, so it needs a session: links in digests only lead to the form. Each query of the store is
 limited to the identities that the recipient reads.
@@ -6,14 +6,16 @@ limited to the identities that the recipient reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from urllib.parse import urlencode
 
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound, TooManyRules
-from portal.model.message import Actor, ActorKind, parse_id
+from portal.model.message import Actor, ActorKind, held_at, parse_id
 from portal.model.rule import Effect, Rule
 from portal.model.sender import LOOKS_ALIKE
 from portal.model.text import N_, shown
@@ -26,6 +28,10 @@ from portal.web.request import Request
 from portal.web.rows import Viewer
 
 _SENDER_CHARACTERS = 400  # of a typed sender; longer ones are rejected
+_WORDS_CHARACTERS = 200  # of a search
+_FIRST = 20  # rules of each effect on the page of both
+_PAGE = 50  # rules on a page of one effect
+_MAX_PAGE = 9_999
 _LIMIT = N_("Your list is full. Remove a sender first.")
 _HINTS = {
     Hint.OVERRULED: N_("Your administrator blocks this sender, so messages are still held."),
@@ -38,17 +44,64 @@ _HINTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """The rules that a page shows, by the parameters of its address. The forms of the page have them, too."""
+
+    words: str  # of a search
+    effect: str  # "": both effects, the newest rules of each
+    page: int  # from 1 on, of one effect
+
+    @classmethod
+    def of(cls, value: Callable[[str], str]) -> Selection:
+        """Return the selection of a request. ``value``: returns a parameter by its name, "" if it is missing."""
+        effect, page = value("show"), value("page")
+        is_page = page.isascii() and page.isdigit() and len(page) < len(str(_MAX_PAGE)) + 1
+        return cls(
+            shown(value("q"), _WORDS_CHARACTERS),
+            effect if effect in tuple(Effect) else "",
+            max(1, int(page)) if is_page and effect else 1,
+        )
+
+    def fields(self) -> list[tuple[str, str]]:
+        """Return the parameters that are not empty, by name."""
+        pairs = [("q", self.words), ("show", self.effect), ("page", str(self.page) if self.page > 1 else "")]
+        return [pair for pair in pairs if pair[1]]
+
+    def query(self, **more: str) -> str:
+        """Return the query string of a page with this selection, beginning with "?"."""
+        return f"?{urlencode([*more.items(), *self.fields()])}"
+
+    def finds(self, rule: Rule) -> bool:
+        """Return whether a rule has all words of the search: in its sender, note, mailbox or author."""
+        names = (rule.sender, rule.scope, rule.actor.name)
+        text = " ".join((rule.note, *names, *map(shown_address, names))).casefold()
+        return all(word in text for word in self.words.casefold().split())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rules of one effect on a page."""
+
+    effect: str
+    count: int  # of those that match the search
+    rows: Sequence[RuleRow]
+    pages: Sequence[tuple[str, str]]  # "all", "newer" or "older", each with the query string of that page
+
+
+@dataclass(frozen=True, slots=True)
 class RuleRow:
     """A rule as the page lists it."""
 
     name: str  # in URLs
     sender: str
     words: str  # that find its messages in a list
-    is_allowed: bool
+    effect: str
     mailbox: str  # the role mailbox or alias that it is for, "" if it is for the reader's own address
     added: str
     by: str  # to be translated, "" if `who` names somebody
     who: str  # another reader of the mailbox
+    message: str  # the name of the message that it was made from, "" if there is none or it is no longer kept
+    note: str
     hits: int
     last_hit: str
     expires: str  # "" if it has no end
@@ -66,7 +119,7 @@ class RulePages:
 
     def list(self, request: Request) -> HTTPResponse:
         """GET /rules: list the rules, newest first. ``done`` names the one that was just changed."""
-        return self._list(request, self._sessions.of(request))
+        return self._list(request, self._sessions.of(request), Selection.of(request.query))
 
     def add(self, request: Request) -> HTTPResponse:
         """POST /rules: add a typed sender, or that of a message, then redirect (303) to the list with the result."""
@@ -99,7 +152,7 @@ class RulePages:
         reader, rule_id = self._pages.parts.people.reader(session.recipient), parse_id(rule)
         if rule_id is None:
             raise NotFound("there is no such rule")
-        scope = self._rulebook.own_by_id(reader, rule_id).scope
+        scope, selection = self._rulebook.own_by_id(reader, rule_id).scope, Selection.of(request.form)
         if change == "restore":
             self._check_allowed(request, scope)
         actor = self._actor(request, session, scope)
@@ -109,8 +162,8 @@ class RulePages:
         except AlreadyDone:
             pass  # the list shows it
         except TooManyRules:
-            return self._list(request, session, error=_LIMIT)
-        return self._pages.see_other(f"/rules?done={rule_id}")
+            return self._list(request, session, selection, error=_LIMIT)
+        return self._pages.see_other(f"/rules{selection.query(done=str(rule_id))}")
 
     def sender(self, request: Request, id: str) -> HTTPResponse:
         """GET /messages/ID/sender: the form for the sender of one message, for the link in a digest's page."""
@@ -136,18 +189,29 @@ class RulePages:
                 403,
             )
 
-    def _list(self, request: Request, session: Session, *, typed: str = "", error: str = "") -> HTTPResponse:
+    def _list(
+        self,
+        request: Request,
+        session: Session,
+        selection: Selection = Selection("", "", 1),
+        *,
+        typed: str = "",
+        error: str = "",
+    ) -> HTTPResponse:
         people = self._pages.parts.people
         reader = people.reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
         done = None if error else self._changed(session, request.query("done"))
+        rules = self._rulebook.own(reader)
         return self._pages.page(
             request,
             "rules",
             400 if error else 200,
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
-            rows=[self._row(rule, viewer) for rule in self._rulebook.own(reader)],
+            total=len(rules),
+            groups=_groups(rules, selection, lambda rule: self._row(rule, viewer)),
+            selection=selection,
             done=self._row(done, viewer) if done else None,
             hints=self._hints(done) if done and done.is_active(self._pages.now()) else [],
             mailboxes=[(name, shown_address(name)) for name in (session.recipient, *reader.shared)]
@@ -195,13 +259,46 @@ class RulePages:
             name=str(rule.id),
             sender=shown_address(rule.sender),
             words=rule.sender,
-            is_allowed=rule.effect is Effect.ALLOW,
+            effect=rule.effect.value,
             mailbox="" if own else shown_address(rule.scope),
-            added=language.moment(rule.created_at, zone),
+            added=language.date(rule.created_at, zone),
             by=by,
             who=who,
+            message=self._message_of(rule),
+            note=rule.note,
             hits=rule.hits,
-            last_hit=language.moment(rule.last_hit_at, zone) if rule.last_hit_at else "",
-            expires=language.moment(rule.expires_at, zone) if rule.expires_at else "",
+            last_hit=language.date(rule.last_hit_at, zone) if rule.last_hit_at else "",
+            expires=language.date(rule.expires_at, zone) if rule.expires_at else "",
             is_removed=not rule.is_active(self._pages.now()),
         )
+
+    def _message_of(self, rule: Rule) -> str:
+        """Return the name of the message that a rule was made from, "" if none is kept any more.
+
+        Its age alone decides, so that a page with many rules needs no query for them.
+        """
+        if rule.message_id is None:
+            return ""
+        kept = timedelta(days=min(self._pages.parts.domains.of(rule.scope).retention_days.values()))
+        return str(rule.message_id) if held_at(rule.message_id) + kept > self._pages.now() else ""
+
+
+def _groups(rules: Sequence[Rule], selection: Selection, row: Callable[[Rule], RuleRow]) -> list[Group]:
+    """Return the groups of a page: blocked and allowed senders, or a page of one of them."""
+    found = [rule for rule in rules if selection.finds(rule)] if selection.words else rules
+    groups = []
+    for effect in (Effect.BLOCK, Effect.ALLOW):
+        of_effect = [rule for rule in found if rule.effect is effect]
+        chosen, start, size = replace(selection, effect=effect.value), 0, _FIRST
+        pages = []
+        if not selection.effect:
+            pages += [("all", chosen.query())] if len(of_effect) > size else []
+        elif selection.effect == effect:
+            start, size = (selection.page - 1) * _PAGE, _PAGE
+            pages += [("newer", replace(chosen, page=chosen.page - 1).query())] if start else []
+            pages += [("older", replace(chosen, page=chosen.page + 1).query())] if len(of_effect) > start + size else []
+        else:
+            continue
+        rows = [row(rule) for rule in of_effect[start : start + size]]
+        groups.append(Group(effect.value, len(of_effect), rows, pages))
+    return groups

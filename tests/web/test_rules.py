@@ -7,16 +7,18 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from portal.model.links import Action
-from portal.model.message import Symbol, Tier
+from portal.model.message import Actor, ActorKind, Symbol, Tier
 from portal.model.rule import SITE, Effect, Rule
 from portal.policy import entry
 from portal.stores.shared import rules as shared_rules
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, rule
 from tests.conftest import MakeParts
+from tests.statements import Statements
 from tests.web.test_sign_in import request_sign_in
 from tests.web_client import Answer, Browser, Site
 
@@ -40,18 +42,26 @@ def add(browser: Browser, effect: str = "block", sender: str = "promo@example.ne
     return browser.post("/rules", form)
 
 
+def listed(page: str) -> dict[str, list[str]]:
+    """Return the senders that a page lists, by effect."""
+    sections = re.findall(r'<section aria-labelledby="(block|allow)">(.*?)</section>', page, re.DOTALL)
+    return {effect: re.findall(r'id="rule-[^"]*">([^<]*)</bdi>', section) for effect, section in sections}
+
+
 def change(browser: Browser, made: Rule, what: str) -> Answer:
     return browser.post(f"/rules/{made.id}/{what}", {"form_token": browser.form_token()})
 
 
 def test_a_sender_is_added_removed_and_put_back(site: Site) -> None:
     browser = site.signed_in(ALICE)
-    assert "No allowed or blocked senders" in browser.get("/rules").text
+    page = browser.get("/rules").text
+    assert "No blocked senders" in page and "No allowed senders" in page
     page = browser.follow(add(browser, sender=" Promo@Example.NET "), "/rules").text
     [made] = rules(site)
     assert (made.scope, made.sender, made.effect) == (ALICE, "promo@example.net", Effect.BLOCK)
     assert (made.actor.who, made.actor.via, made.actor.address) == ("recipient", "portal", "192.0.2.7")
     assert 'Blocked: <bdi id="done">promo@example.net</bdi>' in page
+    assert listed(page) == {"block": ["promo@example.net"], "allow": []}
     assert "by you" in page
     page = browser.follow(change(browser, made, "remove"), "/rules").text
     assert rules(site) == []
@@ -59,6 +69,7 @@ def test_a_sender_is_added_removed_and_put_back(site: Site) -> None:
     page = browser.follow(change(browser, made, "restore"), "/rules").text
     assert rules(site) == [made]
     assert 'Blocked: <bdi id="done">' in page
+    assert listed(page)["block"] == ["promo@example.net"]
     for what in ("restore", "remove", "remove"):
         assert change(browser, made, what).status == 303
 
@@ -70,9 +81,67 @@ def test_the_list_says_what_each_rule_has_done(site: Site) -> None:
     page = site.signed_in(ALICE).get("/rules").text
     assert "Messages: 1,234, the last one on" in page
     assert "Ends on" in page
-    assert "Allowed: <bdi>münchen.example</bdi>" in page
+    assert listed(page) == {"block": ["example.net"], "allow": ["münchen.example"]}
+    assert "/?state=blocked&amp;q=example.net" in page
     assert "by an administrator" in page
     assert "root" not in page
+
+
+def test_a_rule_shows_its_note_and_links_to_its_message_while_that_is_kept(site: Site) -> None:
+    held, browser = site.hold(recipients=[ALICE]), site.signed_in(ALICE)
+    site.store.rules.add([rule(message_id=held.id, note="until <b>May</b>")], site.now)
+    page = browser.get("/rules").text
+    assert "until &lt;b&gt;May&lt;/b&gt;" in page
+    assert browser.get(f"/messages/{held.id}/").status == 200 and f'href="/quarantine/messages/{held.id}/"' in page
+    site.pass_time(days=31)
+    assert str(held.id) not in site.signed_in(ALICE).get("/rules").text
+
+
+def test_many_rules_are_searched_and_paged(
+    make_parts: MakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = Statements(monkeypatch)
+    aliases = tmp_path / "virtual"
+    aliases.write_text(f"{INFO} {ALICE}, {BOB}\n")
+    site = Site(make_parts(people__alias_file=aliases))
+    made = [rule(f"n{n:03}@shop.example", note="Zürich" if n == 7 else "") for n in range(101)]
+    site.store.rules.add(
+        [*made, rule("partner.example", "allow", scope=INFO, actor=Actor(ActorKind.RECIPIENT, BOB))], site.now
+    )
+    browser = site.signed_in(ALICE)
+    with statements.of() as queries:
+        page = browser.get("/rules").text
+    assert len(queries) <= 5
+    assert [len(listed(page)[effect]) for effect in ("block", "allow")] == [20, 1]
+    assert "Show all (101)" in page
+    seen, path = [], "/rules?show=block"
+    for _ in range(3):
+        page = browser.get(path).text
+        seen += listed(page)["block"]
+        assert "allow" not in listed(page)
+        older = re.search(r'href="/quarantine(/rules[^"]*)">Older<', page)
+        path = html.unescape(older[1]) if older else ""
+    assert path == ""
+    assert sorted(seen) == [each.sender for each in made]
+    for words, found in (("N042", ["n042@shop.example"]), ("shop zürich", ["n007@shop.example"]), ("info@", [])):
+        assert listed(browser.get(f"/rules?{urlencode({'q': words})}").text)["block"] == found
+    assert listed(browser.get("/rules?q=bob").text) == {"block": [], "allow": ["partner.example"]}
+    for odd in ("show=block&page=99999", "show=block&page=-1", "show=x&page=2", "show=block&page=9999", "q=%00"):
+        assert browser.get(f"/rules?{odd}").status == 200
+
+
+def test_removing_a_rule_keeps_the_place_in_the_list(site: Site) -> None:
+    site.store.rules.add([rule(f"n{n:03}@shop.example") for n in range(60)], site.now)
+    browser = site.signed_in(ALICE)
+    page = browser.get("/rules?q=shop&show=block&page=2").text
+    act = re.search(r'formaction="/quarantine(/rules/[^"]*/remove)"', page)
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+    assert act
+    answer = browser.post(act[1], fields)
+    assert (answer.header("Location") or "").endswith("&q=shop&show=block&page=2")
+    page = browser.follow(answer, "/rules").text
+    assert "Removed from your list:" in page
+    assert len(listed(page)["block"]) == 9
 
 
 @pytest.mark.parametrize(
