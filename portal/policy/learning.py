@@ -112,8 +112,8 @@ class Learning:
     def withdrawn(self, delivery: Delivery, actor: Actor, now: datetime) -> None:
         """Record that a delivery is not spam after all. Errors are logged and not raised.
 
-        ``actor``: who confirmed that it is. What was learned by an operator's decision is learned as ham; what was
-        learned since recipients agreed, once all of them took it back: one of them alone must not train anything.
+        ``actor``: who had confirmed that it is. If an operator had, the message is learned as ham. If recipients had
+        agreed, it is learned as ham once all of them have withdrawn: one of them alone must not train anything.
         """
         try:
             person = self._person(delivery, actor)
