@@ -22,6 +22,7 @@ from portal.model.message import Delivery, DeliveryId, Event, State, Tier
 from portal.stores.records import Held
 from portal.web import create_app
 from tests import builders
+from tests.valid_html import assert_valid
 
 ROOT = "/quarantine"
 ORIGIN = "http://127.0.0.1:8080"
@@ -94,6 +95,8 @@ class Browser:
         if hasattr(chunks, "close"):
             chunks.close()
         self._keep(answer)
+        if answer.body and (answer.header("Content-Type") or "").startswith("text/html"):
+            assert_valid(answer.text)
         return answer
 
     def _keep(self, answer: Answer) -> None:
