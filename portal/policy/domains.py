@@ -52,6 +52,7 @@ class DomainPolicy:
     release: Mapping[Tier, ReleaseRight]
     retention_days: Mapping[Tier, int]
     recipient_rules: bool  # whether recipients may make allow and block rules
+    formatted_view: bool  # whether they may see messages as their senders formatted them
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,4 +262,5 @@ class Domains:
                 tier: either(getattr(own, key), settings.store.retention_days) for tier, key in RETENTIONS.items()
             },
             recipient_rules=either(own.recipient_rules, True),
+            formatted_view=either(own.formatted_view, True),
         )

@@ -5,7 +5,8 @@ from one that has everything loaded (`warm`), and which the first page view star
 
     source  the octets, in order       fields  header fields and their parameters
     mime    the parts of a message     html, styles  HTML as the text that is visible
-    words   text and attachments       child, warm  the processes
+    words   text and attachments       formatted    HTML as its sender formatted it
+    child, warm  the processes
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ log = logging.getLogger("quarantine.reading")
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
 _TEXT_BYTES = 1 << 22  # more than `child` answers
+_HTML_BYTES = 1 << 24  # likewise, with the pictures
 _ANSWER_SECONDS = WAIT_SECONDS + 1.0  # until the warm process has forked a reader, or refuses to
 _START_SECONDS = 2.0  # until the warm process listens
 _RETRY_SECONDS = 60.0  # after it could not be started, or did not answer
@@ -64,6 +66,16 @@ class Preview:
     attachments: tuple[Attachment, ...]
     cut: bool  # the message has more than is shown
     failed: bool  # the message could not be read; `text` holds the raw headers
+    has_html: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Formatted:
+    """The HTML of a message, cleaned by a process that may have been taken over: for a sandboxed frame only."""
+
+    html: str  # "" if it has none
+    remote: int  # its pictures on the Internet, which are not shown
+    cut: bool
 
 
 def read(chunks: Iterable[bytes], recipient: str) -> Preview:
@@ -84,6 +96,15 @@ def read(chunks: Iterable[bytes], recipient: str) -> Preview:
         return _preview(json.loads(b"".join(answer("text", kept(), recipient, _TEXT_BYTES))))
     except (*UNREADABLE, TypeError, KeyError, RecursionError):
         return Preview((), _lines(_raw_header(bytes(beginning))), (), cut=True, failed=True)
+
+
+def read_formatted(chunks: Iterable[bytes], recipient: str) -> Formatted | None:
+    """Return the HTML of a message, None if it cannot be read within the limits. Raises as `read`."""
+    try:
+        found = json.loads(b"".join(answer("html", chunks, recipient, _HTML_BYTES)))
+        return Formatted(_checked(str, found["html"]), _checked(int, found["remote"]), _checked(bool, found["cut"]))
+    except (*UNREADABLE, TypeError, KeyError, RecursionError):
+        return None
 
 
 def answer(mode: str, chunks: Iterable[bytes], recipient: str, most_bytes: int) -> Iterator[bytes]:
@@ -122,6 +143,7 @@ def _preview(answer: Any) -> Preview:
         ),
         cut=_checked(bool, answer["cut"]),
         failed=False,
+        has_html=_checked(bool, answer["has_html"]),
     )
 
 

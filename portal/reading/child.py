@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from portal.model.charsets import codec_names
+from portal.model.domains import to_ascii
 from portal.model.text import shown
+from portal.reading.formatted import documents_of, formatted
 from portal.reading.mime import Parser
 from portal.reading.words import TEXT_CHARACTERS, Words
 
@@ -41,6 +43,7 @@ def prepare() -> None:
     """Load what reading may need: after `restrict` no file can be opened."""
     for codec in codec_names():
         codecs.getincrementaldecoder(codec)
+    to_ascii("ä.example")  # idna loads its tables when it first needs them
 
 
 def unblock_signals() -> None:
@@ -94,6 +97,7 @@ def read(receive: Receive, seconds: Seconds) -> dict[str, Any]:
         "attachments": [
             (_short(name, 200), _short(kind, 80), size) for name, kind, size in words.attachments[:ATTACHMENTS]
         ],
+        "has_html": bool(documents_of(parser.root)),
         "cut": parser.is_cut
         or words.is_cut
         or len(words.text) > TEXT_CHARACTERS
@@ -105,9 +109,13 @@ def _text(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
     yield json.dumps(read(receive, seconds), ensure_ascii=False).encode("utf-8", "replace")
 
 
+def _html(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
+    yield json.dumps(formatted(receive, seconds, _PARTS_SECONDS), ensure_ascii=False).encode("utf-8", "replace")
+
+
 # What can be asked about a message. A mode takes the functions that `read` takes, and its arguments, and yields the
 # answer.
-MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text}
+MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text, "html": _html}
 
 
 def _short(text: str, limit: int) -> str:

@@ -13,7 +13,7 @@ from portal.model.encoded_words import decode_field
 VALUE_BYTES = 1 << 14  # of a field that is kept
 _FIELD = re.compile(rb"([^\s:\x00-\x1f]+)[ \t]*:")
 _KNOWN = frozenset(
-    b"from to cc reply-to date subject content-type content-transfer-encoding content-disposition".split()
+    b"from to cc reply-to date subject content-type content-transfer-encoding content-disposition content-id".split()
 )
 _FOLD = re.compile(rb"[\r\n]+")
 _TYPE = re.compile(rb"[ \t]*([A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+)")

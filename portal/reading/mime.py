@@ -16,6 +16,7 @@ from portal.reading.fields import Fields, field_name
 from portal.reading.source import CHUNK_BYTES, DELIMITER_BYTES, Late, Source
 
 TEXT_BYTES = 1 << 20  # kept of all texts together, still encoded
+PICTURE_BYTES = 12 << 20  # likewise, of all pictures that an HTML text may show
 PARTS = 1_000
 _DEPTH = 50
 _HEADER_BYTES = 1 << 18  # of one part; what follows is skipped
@@ -56,7 +57,7 @@ class Part:
     type: str  # of media; what it means, not what is written
     parts: list[Part] = field(default_factory=list)
     is_message_itself: bool = False  # not a part of a multipart
-    octets: bytes = b""  # of a text that is shown, decoded from base64 or quoted-printable
+    octets: bytes = b""  # of a text or picture that is shown, decoded from base64 or quoted-printable
     size_bytes: int | None = 0  # likewise, of all parts; None: it was not read to its end
     is_cut: bool = False  # the text is longer
 
@@ -84,9 +85,12 @@ class _Delimiter:
 
 
 class Parser:
-    """Reads one message into `root`. `is_cut`: it has more parts, or more text, than were read."""
+    """Reads one message into `root`. `is_cut`: it has more parts, or more text, than were read.
 
-    def __init__(self, read: Callable[[int], bytes], is_late: Callable[[], bool]) -> None:
+    ``picture_bytes``: how much is kept of parts that an HTML text can show by their Content-ID.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], is_late: Callable[[], bool], picture_bytes: int = 0) -> None:
         self.root = Part(Fields(), "text/plain", is_message_itself=True)
         self.is_cut = False
         self._is_late = is_late
@@ -97,6 +101,7 @@ class Parser:
         self._delimiter: _Delimiter | None = None  # that ended what was read last
         self._parts = 0
         self._text_bytes_left = TEXT_BYTES
+        self._picture_bytes_left = picture_bytes
         try:
             self._source = Source(read, is_late)
             if self._source.peek(3) == b"\xef\xbb\xbf":
@@ -312,6 +317,7 @@ class Parser:
         encoding = part.fields.encoding
         kept, units = bytearray(), 0
         is_kept = part.is_shown or part.type in _MESSAGES
+        is_picture = not is_kept and "content-id" in part.fields.values
         part.size_bytes = None
         try:
             for octets in _whole_lines(self._body(), encoding):
@@ -320,6 +326,10 @@ class Parser:
                     kept += octets[: self._text_bytes_left]
                     part.is_cut = part.is_cut or len(octets) > self._text_bytes_left
                     self._text_bytes_left -= min(len(octets), self._text_bytes_left)
+                elif is_picture:
+                    kept += octets[: self._picture_bytes_left]
+                    part.is_cut = part.is_cut or len(octets) > self._picture_bytes_left
+                    self._picture_bytes_left -= min(len(octets), self._picture_bytes_left)
             part.size_bytes = units * 3 // 4 if encoding == "base64" else units
         finally:
             part.octets = decoded(bytes(kept), encoding)

@@ -110,12 +110,10 @@ class Words:
         self.is_cut = self.is_cut or part.is_cut
         octets, charset = part.octets, part.fields.charset
         if part.type in HTML_TYPES:
-            if not codec_of(charset):
-                charset = _meta_charset(octets) or charset
             # If more HTML follows, one takes at most half of the time that is left.
             self._html_left -= 1
             until = (self._seconds() + self._until) / 2 if self._html_left else self._until
-            text = text_of(decode(octets, charset), lambda: self._seconds() > until)
+            text = text_of(markup_of(part), lambda: self._seconds() > until)
             self.is_cut = self.is_cut or self._seconds() > until
             return text
         if part.type == "text/plain":
@@ -129,6 +127,14 @@ class Words:
         if part.type in REPORT_TYPES:
             return re.sub(r"(?im)^([^:\n]*:[ \t]*)(?:rfc822|dns|smtp|utf-8);[ \t]*", r"\1", text)
         return text
+
+
+def markup_of(part: Part) -> str:
+    """Return the HTML of a part, in the charset of its header, or else in the one that it names itself."""
+    charset = part.fields.charset
+    if not codec_of(charset):
+        charset = _meta_charset(part.octets) or charset
+    return decode(part.octets, charset)
 
 
 def _html_parts(part: Part) -> int:

@@ -101,6 +101,11 @@ class DomainSettings(Section):
     recipient_rules: bool | None = Field(
         None, description="Whether recipients may allow and block senders for themselves. Default: true."
     )
+    formatted_view: bool | None = Field(
+        None,
+        description="Whether recipients may see messages as their senders formatted them, not only their text. "
+        "Default: true.",
+    )
     locked: Words = Field((), description="Keys whose values `quarantine domains set` does not change.")
 
     @field_validator("locked")

@@ -8,6 +8,7 @@
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     rules     allowed and blocked senders
+    formatted the frame with a message as its sender formatted it
     sessions  where a recipient is signed in
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -31,6 +32,7 @@ from portal.web import failures
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
 from portal.web.exporter import ExporterEndpoint, is_export
+from portal.web.formatted import FormattedMessages
 from portal.web.inbox import Inbox
 from portal.web.links import LinkPages
 from portal.web.message import MessagePages
@@ -106,6 +108,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
+    formatted = FormattedMessages(pages, sessions, messages)
     inbox, rules = Inbox(pages, sessions, messages), RulePages(pages, sessions, messages)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
@@ -127,6 +130,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sign-out", sessions.sign_out),
         ("POST", "/messages", inbox.act_on_several),
         ("GET", f"/messages/{_ID}/", messages.show),
+        ("GET", f"/messages/{_ID}/<view:re:formatted>", messages.show),
+        ("GET", f"/messages/{_ID}/html", formatted.show),
         ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", messages.act),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),

@@ -25,17 +25,20 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
 )
-from portal.model.message import ActorKind, Delivery, Event, EventKind, State, parse_id
+from portal.model.message import ActorKind, Delivery, Event, EventKind, State, Tier, parse_id
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.policy.entry import senders_of
-from portal.reading import read
+from portal.reading import Preview, read
 from portal.web.auth.session import Sessions
 from portal.web.listing import Listing, cursor, name_of, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, keep, kept
 from portal.web.rows import Viewer, findings, headers, history
+
+# What a message in a frame may do: open a link in a new window, which is a window like any other.
+SANDBOX = "allow-popups allow-popups-to-escape-sandbox"
 
 
 class MessagePages:
@@ -49,12 +52,16 @@ class MessagePages:
         # the template `message-VIEW.html`.
         self._views: dict[str, tuple[str, Callable[[Delivery, Viewer], dict[str, Any]]]] = {
             "": (N_("Text"), self._text),
+            "formatted": (N_("As the sender made it"), lambda *_: {"sandbox": SANDBOX}),
         }
 
     def show(self, request: Request, id: str, view: str = "") -> HTTPResponse:
         """GET /messages/ID/ and /messages/ID/VIEW: show who sent it, why it was held, and what it says."""
         session = self._sessions.of(request)
         delivery = self.delivery(session.recipient, id)
+        if view == "formatted":
+            self.check_formatted(request, delivery)
+        shown = self._views[view][1](delivery, self._pages.viewer(request, session.recipient))
         row = self._pages.row(request, delivery, session.recipient)
         events = self._store.deliveries.history(delivery.key)
         result = kept(request)
@@ -69,8 +76,8 @@ class MessagePages:
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             **findings(delivery.message, request.language),
             view=view,
-            views=[(name, label) for name, (label, _) in self._views.items()],
-            **self._views[view][1](delivery, self._pages.viewer(request, session.recipient)),
+            views=self._links(delivery, shown.get("preview")),
+            **shown,
             blocked_by=self._own_rule(delivery, events, session.recipient),
             may_rule=self._pages.may_rule(delivery.recipient),
             may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
@@ -80,6 +87,24 @@ class MessagePages:
         if result.act:
             forget(self._pages, response)
         return response
+
+    def _links(self, delivery: Delivery, preview: Preview | None) -> list[tuple[str, str]]:
+        """Return the last parts and the texts of the links to a message's views, without those that show nothing."""
+        has_formatted = not self._not_formatted(delivery) and (preview is None or preview.has_html)
+        return [(name, label) for name, (label, _) in self._views.items() if name != "formatted" or has_formatted]
+
+    def _not_formatted(self, delivery: Delivery) -> str:
+        """Return why a message is not shown as its sender formatted it, "" if it is."""
+        if delivery.message.tier is Tier.DANGEROUS:
+            return N_("The formatted view is not available for messages that may be harmful.")
+        if not self._pages.parts.domains.of(delivery.recipient).formatted_view:
+            return N_("The formatted view is switched off for your mailbox.")
+        return ""
+
+    def check_formatted(self, request: Request, delivery: Delivery) -> None:
+        """Raise 404, with the reason, unless a message may be shown as its sender formatted it."""
+        if reason := self._not_formatted(delivery):
+            raise self._pages.notice(request, N_("Formatted view not available"), reason, 404)
 
     def _own_rule(self, delivery: Delivery, events: Sequence[Event], recipient: str) -> UUID | None:
         """Return the id of the reader's own rule that blocks a delivery, if it is still in use."""

@@ -98,6 +98,15 @@ class Request:
         return "prefetch" in self._environ.get("HTTP_SEC_PURPOSE", "")
 
     @property
+    def is_for_frame(self) -> bool:
+        """True if the browser states that the response is for a frame.
+
+        Over plain http beyond loopback, browsers do not say what a request is for.
+        """
+        wanted = self._environ.get("HTTP_SEC_FETCH_DEST")
+        return wanted == "iframe" or (wanted is None and not self.site.secure_cookies)
+
+    @property
     def has_user_gesture(self) -> bool:
         """True if the browser states that a person pressed a button.
 

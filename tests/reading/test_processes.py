@@ -271,6 +271,7 @@ def test_a_message_that_is_read_only_in_part_is_answered_while_the_rest_is_sent(
 
 
 GOOD = {"headers": [["To", "alice"]], "text": "Buy now", "attachments": [["name", "text/plain", 1]], "cut": False}
+GOOD["has_html"] = False
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, answers: Iterable[bytes]) -> Preview:

@@ -89,6 +89,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         page.goto(address)
         found += findings(page)
     base = site.parts.settings.public_url
+    formatted = site.hold(data=b"Content-Type: text/html\r\n\r\n<h1>Offers</h1><p><a href=https://x.example>x</a>")
     [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
     sign_in(site, page.context)
     for address in [
@@ -104,6 +105,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
             f"{base}/sign-in/code",
         ),
         *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
+        f"{base}/messages/{formatted.id}/formatted",
         *(f"{base}/messages/{spam[0].id}/sender", f"{base}/rules", f"{base}/rules?done={made.id}"),
         f"{base}/link/nonsense/",
     ]:

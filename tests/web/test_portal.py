@@ -640,6 +640,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sign-out"): (303, 303, 303),
     ("POST", "/messages"): (303, 303, 303),  # nothing is selected
     ("GET", "/messages/ID/"): (303, 200, 404),
+    ("GET", "/messages/ID/VIEW"): (303, 200, 404),
+    ("GET", "/messages/ID/html"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
     ("GET", "/messages/ID/sender"): (303, 200, 404),
     ("GET", "/rules"): (303, 200, 200),
@@ -679,7 +681,7 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
         if person:
             form["form_token"] = browser.form_token()
         names = {"ID": str(held.id), "ACT": act_name, "NAME": "style.css", "PATH": f"link/{token}"}
-        names |= {"RULE": str(hers.id), "CHANGE": "remove"}
+        names |= {"RULE": str(hers.id), "CHANGE": "remove", "VIEW": "formatted"}
         names["TOKEN"] = token if rule.startswith("/link/") else "A" * 32
         path = "/".join(names.get(part, part) for part in rule.split("/"))
         answer = browser.get(path) if method == "GET" else browser.post(path, form)

@@ -1,0 +1,182 @@
+"""The HTML of a message as its sender formatted it, cleaned by nh3, with its own pictures and without any others.
+
+This is the first of three layers: the answer's Content-Security-Policy and the frame's sandbox protect the reader even
+if hostile HTML comes through here, or takes over the process.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import nh3
+
+from portal.model.domains import to_ascii
+from portal.reading.mime import PICTURE_BYTES, Parser, Part
+from portal.reading.words import markup_of
+
+_USED_CHARACTERS = 8 << 20  # of all pictures as they are in the page, where one may be many times
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TAGS = _names(
+    "a abbr address article aside b bdi bdo big blockquote br caption center cite code col colgroup dd del dfn div dl "
+    "dt em figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd li main nav ol p pre q s samp "
+    "section small span strike strong sub sup table tbody td tfoot th thead tr tt u ul var"
+)
+_WITH_CONTENT = _names(  # of these the content is no text to read either
+    "audio canvas embed iframe math noembed noframes noscript object plaintext script style svg template title video "
+    "xmp"
+)
+_CELL = {"bgcolor", "colspan", "height", "nowrap", "rowspan", "width"}
+_ATTRIBUTES = {
+    "*": {"align", "dir", "lang", "style", "valign"},
+    "a": {"href"},
+    "col": {"span", "width"},
+    "font": {"color", "face", "size"},
+    "img": {"alt", "height", "src", "width"},
+    "ol": {"start", "type"},
+    "table": {"bgcolor", "border", "cellpadding", "cellspacing", "width"},
+    "td": _CELL,
+    "th": _CELL,
+    "tr": {"bgcolor"},
+}
+# Nothing that moves a box over another one, and nothing that may load something.
+_STYLES = _names(
+    "background background-color border border-bottom border-collapse border-color border-left border-radius "
+    "border-right border-spacing border-style border-top border-width color direction display font-family font-size "
+    "font-style font-weight height letter-spacing line-height margin margin-bottom margin-left margin-right margin-top "
+    "max-width padding padding-bottom padding-left padding-right padding-top text-align text-decoration text-transform "
+    "vertical-align white-space width"
+)
+# Values without backslashes, comments and functions other than those of colours.
+_DECLARATION = re.compile(
+    r"\s*+([a-z-]++)\s*+:((?:(?:rgb|hsl)a?\([\d\s.,%-]*+\)|[\w\s.,%#+-]|\"[\w\s.,-]*+\"|'[\w\s.,-]*+')++)",
+    re.IGNORECASE,
+)
+# Of a background picture the colour below it is kept. Nothing outranks the page's own styles.
+_LEFT_OUT = re.compile(r"url\([^()\\;]*+\)|!\s*+important", re.IGNORECASE)
+_PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF87a": "gif", b"GIF89a": "gif"}
+_REMOTE = re.compile(r"\s*(?:https?:|//)", re.IGNORECASE)
+_URL = re.compile(r"https?://([\w.-]+)(?::[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE)
+_HOST = re.compile(r"[a-z0-9.-]+")
+_IGNORED_IN_URLS = re.compile(r"[\t\r\n]")  # by browsers (WHATWG URL, 4.4)
+_AROUND_A_URL = "".join(map(chr, range(33)))
+# Markup as nh3 writes it: all attributes are quoted, and quotes and angle brackets in them are escaped.
+_LINK = re.compile(r'<a((?: [a-z]+="[^"]*")*)>|</a>')
+_HREF = re.compile(r' href="([^"]*)"')
+
+
+def formatted(receive: Callable[[int], bytes], seconds: Callable[[], float], until: float) -> dict[str, Any]:
+    """Return the cleaned HTML of a message, "" if it has none, and how many of its pictures are on the Internet.
+
+    ``receive`` returns the next octets; ``seconds`` the time that was spent, ``until``: the time to stop reading parts.
+    nh3 needs quadratic time for some documents: then the limit of processor time ends the process.
+    """
+    parser = Parser(receive, lambda: seconds() > until, PICTURE_BYTES)
+    documents = documents_of(parser.root)
+    cleaner = _Cleaner(dict(_pictures(parser.root)))
+    return {
+        "html": "<hr>".join(cleaner.clean(markup_of(each)) for each in documents),
+        "remote": cleaner.remote,
+        "cut": parser.is_cut or any(each.is_cut for each in documents),
+    }
+
+
+def documents_of(part: Part) -> list[Part]:
+    """Return the HTML texts that mail programs show together: the last alternative, and none of attached messages."""
+    if part.is_message:
+        return []
+    if part.parts:
+        found = [inner for each in part.parts if (inner := documents_of(each))]
+        return [each for inner in (found[-1:] if part.type == "multipart/alternative" else found) for each in inner]
+    return [part] if part.is_shown and part.type in ("text/html", "application/xhtml+xml") and part.octets else []
+
+
+def _pictures(part: Part) -> Iterator[tuple[str, str]]:
+    """Yield the ids and `data:` URLs of pictures. Their octets say what they are, not their headers; never SVG."""
+    for each in part.parts if not part.is_message else ():
+        yield from _pictures(each)
+    octets = part.octets
+    kind = next((kind for magic, kind in _PICTURES.items() if octets.startswith(magic)), "")
+    if octets[:4] == b"RIFF" and octets[8:12] == b"WEBP":
+        kind = "webp"
+    name = part.fields.text("content-id").strip("<>")
+    if kind and name and not part.is_cut:
+        yield name, f"data:image/{kind};base64,{base64.b64encode(octets).decode()}"
+
+
+class _Cleaner:
+    def __init__(self, pictures: dict[str, str]) -> None:
+        self.remote = 0
+        self._pictures = pictures
+        self._left = _USED_CHARACTERS
+
+    def clean(self, markup: str) -> str:
+        """Return harmless HTML, in which each link is followed by the host that it leads to."""
+        cleaned = nh3.clean(
+            markup,
+            tags=set(_TAGS),
+            clean_content_tags=set(_WITH_CONTENT),
+            attributes=_ATTRIBUTES,
+            attribute_filter=self._attribute,
+            url_schemes={"http", "https", "cid"},
+            filter_style_properties=set(_STYLES),
+            link_rel="noopener noreferrer nofollow",
+        )
+        return _with_hosts(cleaned)
+
+    def _attribute(self, tag: str, name: str, value: str) -> str | None:
+        if name == "src":
+            return self._picture(value)
+        if name == "href":
+            href = _IGNORED_IN_URLS.sub("", value.strip(_AROUND_A_URL))
+            return href if _host_of(href) else None
+        return _style(value) if name == "style" else value
+
+    def _picture(self, source: str) -> str | None:
+        if source[:4].lower() == "cid:":
+            data = self._pictures.get(unquote(source[4:])) or ""
+            self._left -= len(data)
+            return data if data and self._left >= 0 else None
+        self.remote += bool(_REMOTE.match(source))
+        return None
+
+
+def _style(value: str) -> str | None:
+    """Return the declarations of an inline style that load nothing and move nothing out of its place."""
+    kept = []
+    for declaration in _LEFT_OUT.sub("", value).split(";"):
+        match = _DECLARATION.fullmatch(declaration)
+        if match and not (match[1].lower().startswith("margin") and "-" in match[2]):
+            kept.append(match[0].strip())
+    return "; ".join(kept) or None
+
+
+def _host_of(url: str) -> str:
+    """Return the host of a web address as browsers look it up, "" if that is not certain: there is no link then."""
+    match = _URL.match(url)
+    host = to_ascii(match[1]) if match else ""
+    return host if _HOST.fullmatch(host) else ""
+
+
+def _with_hosts(cleaned: str) -> str:
+    """Insert the host after each link. Only texts are inserted, between the tags as nh3 wrote them."""
+    hosts: list[str] = []
+
+    def after(tag: re.Match[str]) -> str:
+        if tag[1] is not None:
+            href = _HREF.search(tag[1])
+            hosts.append(_host_of(html.unescape(href[1])) if href else "")
+            return tag[0]
+        host = hosts.pop() if hosts else ""
+        return f'{tag[0]}<span class="host"> [{host}]</span>' if host else tag[0]
+
+    return _LINK.sub(after, cleaned)
