@@ -227,6 +227,7 @@ class LinkPages:
             "show",
             row=self._pages.row(request, delivery, reader),
             recipient=shown_address(delivery.recipient),
+            reader=shown_address(reader),
             release=link_path(Action.RELEASE),
             delete=link_path(Action.DELETE),
             ask=link_path(Action.REQUEST),

@@ -266,6 +266,7 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "address": "",
         "ended": "",
+        "leads_back": False,
         "times_in": "",
         "root": "",
         "static": str,
@@ -296,6 +297,7 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
     values: dict[str, Any] = {
         "address": "",
         "ended": "",
+        "leads_back": False,
         "times_in": "",
         "root": "",
         "static": str,
@@ -318,6 +320,7 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
     values: dict[str, Any] = {
         "address": "",
         "ended": "",
+        "leads_back": False,
         "times_in": "",
         "root": "",
         "static": str,
@@ -381,7 +384,15 @@ def test_pages_and_mails_are_in_one_language(make_parts: Callable[..., Parts], t
 @pytest.mark.parametrize("tag", TAGS)
 def test_every_page_says_its_language_and_direction(tag: str) -> None:
     page = Render(tag).page(
-        "sign-in", address="", ended="", root="", static=str, signed_in=None, times_in="", script=False
+        "sign-in",
+        address="",
+        ended="",
+        leads_back=False,
+        root="",
+        static=str,
+        signed_in=None,
+        times_in="",
+        script=False,
     )
     assert f'<html lang="{tag}" dir="{"rtl" if tag == "ar" else "ltr"}">' in page
 

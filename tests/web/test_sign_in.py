@@ -18,7 +18,7 @@ from portal.model.links import Action
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
-from tests.builders import ALICE, MALLORY, digesting
+from tests.builders import ALICE, BOB, MALLORY, digesting
 from tests.statements import Statements
 from tests.web_client import ORIGIN, Answer, Browser, Site
 
@@ -302,6 +302,63 @@ def test_a_digests_show_leads_to_the_message_in_three_presses_without_an_address
     answer = browser.post(mail.link, {})
     assert "the text of the message" in browser.follow(answer, "/").text
     assert browser.follow(browser.get(show), show).text.count("the text of the message") == 1
+
+
+KNOWN = 'data-submit="now"'
+
+
+def test_a_device_that_pressed_a_button_within_30_days_is_signed_in_at_once(site: Site) -> None:
+    browser, other, held = site.browser(), site.browser(), site.hold(recipients=[ALICE])
+    for each in (browser, other):  # the other one for another recipient
+        recipient = ALICE if each is browser else BOB
+        each.post(site.link(Action.RELEASE, site.hold(recipients=[recipient])), {"pressed": "1"})
+
+    def request_by(browser: Browser) -> str:
+        before = {mail.link for mail in sent(site)}
+        browser.post(site.link(Action.SHOW, held), {"pressed": "1"})
+        [link] = {mail.link for mail in sent(site)} - before
+        return link
+
+    site.pass_time(days=29)
+    link = request_by(browser)
+    scanner = Browser(site.app, {name: value for name, value in browser.cookies.items() if "browser" not in name})
+    for _ in range(3):
+        assert KNOWN in browser.get(link).text
+        assert "data-submit" not in scanner.get(link).text, "with the device's cookie, without that of the sign-in"
+        assert "data-submit" not in browser.get(link, headers={"Sec-Purpose": "prefetch;prerender"}).text
+        assert scanner.post(link, {}).header("Location") == "./?done=1"
+    answer = browser.post(link, {})
+    assert answer.header("Location") == f"/quarantine/messages/{held.id}/", "nothing was used up by the others"
+    browser.cookies.pop(SESSION)
+    site.pass_time(days=2)
+    page = browser.get(request_by(browser)).text
+    assert "data-submit" in page and KNOWN not in page
+    site.pass_time(minutes=15)
+    page = other.get(request_by(other)).text
+    assert "data-submit" in page and KNOWN not in page
+
+
+def test_signing_out_everywhere_forgets_known_devices_for_signing_in(site: Site) -> None:
+    browser = site.browser()
+    browser.post(site.link(Action.RELEASE, site.hold(recipients=[ALICE])), {"pressed": "1"})
+    assert KNOWN in browser.get(request_sign_in(site, browser).link).text
+    site.pass_time(minutes=2)
+    end(sign_in(site, FIREFOX), "all")
+    site.pass_time(minutes=2)
+    assert KNOWN not in browser.get(request_sign_in(site, browser).link).text
+
+
+def test_the_pages_before_signing_in_say_what_will_happen(site: Site) -> None:
+    browser, held = site.browser(), site.hold(recipients=[ALICE])
+    assert f"The link is sent to <bdi>{ALICE}</bdi>." in browser.get(site.link(Action.SHOW, held)).text
+    assert "the page that you opened" not in browser.get("/sign-in").text
+    release = site.link(Action.RELEASE, held)
+    message = re.search(r'href="/quarantine(/messages/[^"]*)">Read this message', browser.get(release).text)
+    assert message
+    page = browser.follow(browser.get(message[1]), "/").text
+    assert "the page that you opened is shown" in page
+    answer = browser.post(request_sign_in(site, browser).link, {})
+    assert answer.header("Location") == f"/quarantine{message[1]}"
 
 
 def test_a_digests_open_leads_to_the_list(site: Site) -> None:

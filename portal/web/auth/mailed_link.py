@@ -29,6 +29,7 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
+_KNOWN_DEVICE = timedelta(days=30)  # after a button of a digest was pressed in a browser
 _LIFETIME = timedelta(minutes=15)  # templates: the plural form of 15 in texts, the number itself in sign-in-code.html
 _SECRET_OCTETS = 24
 _CODE_DIGITS = 8  # sign-in-code.html has the number, too
@@ -54,7 +55,13 @@ class MailedLinks:
         """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
         address = shown(request.query("address") or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         address = re.sub(r"(@[\w.-]*\w)\W+\Z", r"\1", address)  # as in portal/web/repair.py
-        return self._pages.page(request, "sign-in", address=address, ended=request.query("ended"))
+        return self._pages.page(
+            request,
+            "sign-in",
+            address=address,
+            ended=request.query("ended"),
+            leads_back=bool(self._sessions.destination(request)),
+        )
 
     def start(self, request: Request) -> HTTPResponse:
         """POST /sign-in: send a link and a code if the address may sign in. The response is always the same."""
@@ -123,7 +130,11 @@ class MailedLinks:
         return self._start_session(request, sign_in)
 
     def show(self, request: Request, token: str) -> HTTPResponse:
-        """GET /sign-in/TOKEN/: change nothing. The form submits itself in the browser that requested the link."""
+        """GET /sign-in/TOKEN/: change nothing. The form submits itself in the browser that requested the link.
+
+        It does so at once in a browser in which a button of a digest was pressed for this recipient lately; others show
+        for a moment who is being signed in.
+        """
         try:
             sign_in = self._store.sign_ins.get(sha256(_checked_token(token)), self._pages.now())
         except SignInInvalid:
@@ -131,10 +142,25 @@ class MailedLinks:
                 return self._pages.see_other("/")  # the link was used in this browser
             raise
         self._pages.check_host(request, sign_in.recipient)
-        autosubmit = _is_same_browser(request, sign_in) and not request.query("done")
+        autosubmit = _is_same_browser(request, sign_in) and not request.query("done") and not request.is_prefetch
         return self._pages.page(
-            request, "sign-in-link", recipient=shown_address(sign_in.recipient), alone=autosubmit, script=autosubmit
+            request,
+            "sign-in-link",
+            recipient=shown_address(sign_in.recipient),
+            alone=autosubmit,
+            at_once=autosubmit and self._is_known_device(request, sign_in.recipient),
+            script=autosubmit,
         )
+
+    def _is_known_device(self, request: Request, recipient: str) -> bool:
+        """Return whether a button was pressed for this recipient in this browser in the last 30 days.
+
+        Earlier presses do not count either if the recipient signed out everywhere since.
+        """
+        since = self._pages.now() - _KNOWN_DEVICE
+        forgotten = self._store.recipients.get(recipient).devices_valid_from
+        cookie = request.cookie("device")
+        return self._pages.parts.links.knows_device(cookie, recipient, max(since, forgotten or since))
 
     def use(self, request: Request, token: str) -> HTTPResponse:
         """POST /sign-in/TOKEN/: accept the form from the same browser, or a button pressed by a person."""

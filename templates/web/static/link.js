@@ -17,8 +17,8 @@
   function begin() {
     if (timer || document.prerendering || document.visibilityState !== "visible") return;
     working.hidden = false;
-    // Leave time to read the page and to close it.
-    timer = setTimeout(function () { form.submit(); }, 1500);
+    // Leave time to read the page and to close it, unless the server knows this browser well enough.
+    timer = setTimeout(function () { form.submit(); }, form.dataset.submit === "now" ? 0 : 1500);
   }
 
   form.addEventListener("submit", stop);
