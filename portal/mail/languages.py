@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from datetime import time as wall_time
 from functools import cache
 from gettext import GNUTranslations, NullTranslations, c2py
 from io import BytesIO
@@ -21,7 +22,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError
-from babel.dates import format_datetime
+from babel.dates import format_datetime, format_time
 from babel.messages import Catalog
 from babel.messages import Message as Entry
 from babel.messages.mofile import write_mo
@@ -82,6 +83,10 @@ class Language:
     def time(self, at: datetime, zone: ZoneInfo) -> str:
         """Return a time of the day like "14:05"."""
         return format_datetime(at, self._time, tzinfo=zone, locale=self._locale)
+
+    def clock(self, at: wall_time) -> str:
+        """Return a time that is the same in all zones, like "14:05"."""
+        return format_time(at, self._time, locale=self._locale)
 
     def number(self, number: int) -> str:
         """Return a number like "1,234"."""

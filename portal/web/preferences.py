@@ -17,7 +17,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.mail import languages
-from portal.mail.languages import own_name
+from portal.mail.languages import Language, own_name
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
@@ -43,6 +43,14 @@ _AREAS = (
     N_("Indian"),
     N_("Pacific"),
 )
+
+# Schedules by the names of their radio buttons. Further ones are set by the fields under *Other days and times*.
+_DEFAULT, _OWN = "default", "own"
+_PRESETS = {
+    "morning": (Schedule.DAILY, (time(7),), N_("Every morning at %(at)s")),
+    "twice": (Schedule.DAILY, (time(7), time(15)), N_("Twice a day, at %(at)s")),
+    "weekly": (Schedule.MONDAY, (time(7),), N_("Weekly, on Monday at %(at)s")),
+}
 
 _SCHEDULES = {
     Schedule.DAILY: N_("Every day"),
@@ -81,8 +89,9 @@ _REQUEST_RESULTS = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-so
 class Fields:
     """Values of the form's fields. "" means the site's default. ``wrong``: the invalid fields, with their values."""
 
-    schedule: str
-    at: tuple[str, ...]  # `MAX_TIMES` values
+    preset: str  # the radio button
+    schedule: str  # "" unless the radio button is _OWN
+    at: tuple[str, ...]  # `MAX_TIMES` values, likewise
     timezone: str
     language: str
     wrong: dict[str, str]
@@ -125,6 +134,7 @@ class PreferencePages:
         upcoming = plan.next_time(self._pages.now())
         good, result_text = _RESULT_TEXTS.get(request.query("done"), (True, ""))
         language, zone = request.language, plan.zone
+        all_zones = bool(request.query("zones")) or "timezone" in fields.wrong
         return self._pages.page(
             request,
             "preferences",
@@ -138,12 +148,16 @@ class PreferencePages:
             upcoming=language.moment(upcoming, zone) if upcoming else "",
             zone=_zone_label(zone.key),
             fields=fields,
-            schedules=_SCHEDULES,
+            presets={name: (text, _times(at, language)) for name, (_, at, text) in _PRESETS.items()},
+            schedules={name: text for name, text in _SCHEDULES.items() if name is not Schedule.NEVER},
             usual_schedule=_SCHEDULES[usual.schedule],
-            usual_at=", ".join(f"{at:%H:%M}" for at in usual.at),
+            usual_at=_times(usual.at, language),
+            is_usual=usual.schedule is not Schedule.NEVER,
+            portal=self._pages.parts.domains.of(recipient).public_url,
             usual_zone=_zone_label(usual.zone.key),
             usual_language=own_name(usual.language),
-            zones=_zones(fields.timezone, language.tag),
+            zones=_zones(fields.timezone, language.tag) if all_zones else (),
+            zone_name=zone.key,
             languages=[(tag, own_name(tag)) for tag in TAGS],
         )
 
@@ -225,7 +239,8 @@ class PreferencePages:
         """Store preferences. `never` is stored as an opt-out, so that resuming restores the previous schedule."""
         if preferences.schedule == Schedule.NEVER:
             before = self._store.recipients.get(recipient).preferences
-            kept = Preferences(before.schedule, preferences.at, preferences.timezone, preferences.language)
+            at = preferences.at or before.at
+            kept = Preferences(before.schedule, at, preferences.timezone, preferences.language)
             self._store.recipients.set_preferences(recipient, kept)
             self._store.recipients.set_digests_stopped(recipient, self._pages.now())
         else:
@@ -236,31 +251,56 @@ class PreferencePages:
 def _fields_of(person: Person) -> Fields:
     """Return the form with the recipient's present preferences."""
     chosen = person.preferences
-    at = [f"{each:%H:%M}" for each in chosen.at or ()][:MAX_TIMES]
-    schedule = Schedule.NEVER if person.stopped_at else chosen.schedule or ""
-    fields = (*at, *[""] * (MAX_TIMES - len(at)))
-    return Fields(schedule, fields, chosen.timezone or "", chosen.language or "", {})
+    kept = _OWN if chosen.schedule or chosen.at else _DEFAULT
+    for name, (schedule, hours, _) in _PRESETS.items():
+        kept = name if (chosen.schedule, chosen.at) == (schedule, hours) else kept
+    at = [f"{each:%H:%M}" for each in chosen.at or ()][:MAX_TIMES] if kept == _OWN else []
+    return Fields(
+        preset=Schedule.NEVER if person.stopped_at else kept,
+        schedule=(chosen.schedule or "") if kept == _OWN else "",
+        at=(*at, *[""] * (MAX_TIMES - len(at))),
+        timezone=chosen.timezone or "",
+        language=chosen.language or "",
+        wrong={},
+    )
 
 
 def _parse_form(request: Request) -> tuple[Fields, Preferences]:
     """Return the values of the posted form, and the preferences parsed from them."""
-    schedule, timezone, language = (request.form(n).strip() for n in ("schedule", "timezone", "language"))
+    preset, schedule, timezone, language = (
+        request.form(n).strip() for n in ("preset", "schedule", "timezone", "language")
+    )
     at = {f"at-{number}": request.form(f"at-{number}").strip() for number in range(1, MAX_TIMES + 1)}
+    # Somebody who fills in fields that were empty means them, whatever radio button is still checked.
+    is_own = preset not in (_DEFAULT, Schedule.NEVER, *_PRESETS)
+    if not is_own and not request.form("own"):
+        is_own = bool(schedule or any(at.values()))
     invalid, times = {}, set()
-    for name, text in at.items():
+    for name, text in at.items() if is_own else ():
         try:
             times |= {_parse_time(text)} if text else set()
         except ValueError:
             invalid[name] = shown(text, 20)
     for name, value, known in (
-        ("schedule", schedule, tuple(Schedule)),
+        ("schedule", schedule if is_own else "", tuple(Schedule)),
         ("timezone", timezone, zone_names()),
         ("language", language, TAGS),
     ):
         if value and value not in known:
             invalid[name] = shown(value, 40)
-    fields = Fields(schedule, tuple(at.values()), timezone, language, invalid)
-    return fields, Preferences(schedule or None, tuple(sorted(times)) or None, timezone or None, language or None)
+    fields = Fields(_OWN if is_own else preset, schedule, tuple(at.values()), timezone, language, invalid)
+    days: str | None
+    days, hours = (schedule or None, tuple(sorted(times)) or None) if is_own else (None, None)
+    if not is_own and preset == Schedule.NEVER:
+        days = Schedule.NEVER
+    elif not is_own and preset in _PRESETS:
+        days, hours, _ = _PRESETS[preset]
+    return fields, Preferences(days, hours, timezone or None, language or None)
+
+
+def _times(at: Iterable[time], language: Language) -> str:
+    """Return times of a day in the way of a language, like "07:00, 15:00"."""
+    return ", ".join(language.clock(each) for each in at)
 
 
 def _parse_time(text: str) -> time:

@@ -277,6 +277,23 @@ def test_focused_elements_are_not_covered_by_the_bar(site: Site, steered: Browse
     assert seen == 15
 
 
+def test_the_browsers_time_zone_is_offered_and_saved_only_if_wanted(site: Site, steered: Browser) -> None:
+    page = signed_in(site, steered, timezone_id="Asia/Tokyo").new_page()
+    page.goto(f"{site.parts.settings.public_url}/preferences")
+    offer, zone = page.locator("#zone-offer"), page.locator("#timezone")
+    assert "Asia/Tokyo" in offer.inner_text()
+    assert zone.input_value() == ""
+    offer.get_by_role("button").click()
+    assert zone.input_value() == "Asia/Tokyo" and not offer.is_visible()
+    assert site.store.recipients.get(ALICE).preferences.timezone is None
+    page.get_by_label("Twice a day").check()
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Preferences saved.").wait_for()
+    chosen = site.store.recipients.get(ALICE).preferences
+    assert (chosen.timezone, chosen.schedule) == ("Asia/Tokyo", "daily")
+    assert not offer.is_visible()
+
+
 def test_hostile_mail_runs_nothing(site: Site, steered: Browser) -> None:
     bad = "<script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>"
     held = site.hold(

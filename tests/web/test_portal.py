@@ -740,7 +740,13 @@ def test_every_answer_has_its_headers(site: Site, held: Held) -> None:
         "/metrics",
         "/nothing",
     ]
-    paths += ["/static/style.css", "/static/link.js", "/static/none.css", site.link(Action.RELEASE, held)]
+    paths += [
+        "/static/style.css",
+        "/static/link.js",
+        "/static/zone.js",
+        "/static/none.css",
+        site.link(Action.RELEASE, held),
+    ]
     answers = [browser.get(path) for path in paths] + [browser.post(path, {}) for path in paths]
     answers += [browser.get("/", environ={"PATH_INFO": path}) for path in ("/", "/other/", "/quarantine/\xff")]
     for answer in answers:

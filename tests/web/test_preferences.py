@@ -98,6 +98,12 @@ def selected(html: str, name: str) -> str:
     return str(found[0])
 
 
+def preset(html: str) -> str:
+    found = re.findall(r'<input type="radio" name="preset" value="([^"]*)" checked>', html)
+    assert len(found) == 1
+    return str(found[0])
+
+
 def hours(html: str) -> list[str]:
     return re.findall(r'<input type="time" [^>]*value="([^"]*)"', html)
 
@@ -133,7 +139,8 @@ def test_empty_fields_mean_the_default(site: Site, page: Page) -> None:
     assert chosen(site) == NO_PREFERENCES
     assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["", "", ""]
     assert hours(html) == [""] * 6
-    for words in ("Default: Every day", "default: 06:30", "Default: Europe/Berlin", "English"):
+    assert preset(html) == "default"
+    for words in ("Default: Every day, 06:30", "Default: Europe/Berlin", "English"):
         assert words in html
     assert re.search(r", 06:30 \(Europe/Berlin\)", html)
 
@@ -144,8 +151,7 @@ def test_the_default_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp
     site = Site(make_parts())
     html = site.signed_in(ALICE).get("/preferences").text
     assert parts.settings.domains == {}
-    assert "Default: Every Sunday" in html
-    assert "the default: 11:00" in html
+    assert "Default: Every Sunday, 11:00" in html
     assert re.search(r"Next digest: Sunday, \d+ \w+ \d+, 11:00 \(UTC\)", html)
 
 
@@ -157,7 +163,7 @@ def test_every_schedule_can_be_chosen(site: Site, portal: Page, schedule: Schedu
 
 
 def test_time_zones_are_offered_by_area_and_any_can_be_chosen(site: Site, portal: Page) -> None:
-    html = portal.open()
+    html = portal.browser.get("/preferences?zones=all").text
     offered = set(re.findall(r'<option value="([A-Z]\w+/[^"]+|UTC)"', html))
     assert offered <= available_timezones()
     assert len(offered) > 400
@@ -165,13 +171,15 @@ def test_time_zones_are_offered_by_area_and_any_can_be_chosen(site: Site, portal
     assert ">Argentina – Buenos Aires</option>" in html
     html = portal.after("save", timezone="Etc/GMT+3")
     assert selected(html, "timezone") == chosen(site).timezone == "Etc/GMT+3"
+    assert "<optgroup" not in html and "?zones=all" in html
+    assert len(html) < 9_000, "the zones were two thirds of the page"
 
 
 def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> None:
     page.post("save", schedule="weekdays", at_1="08:00")
     html = page.after("save", schedule="never", at_1="09:00")
     assert "Digests stopped on" in html
-    assert selected(html, "schedule") == "never"
+    assert preset(html) == "never"
     assert site.store.recipients.get(ALICE).stopped_at is not None
     assert chosen(site) == Preferences("weekdays", (time(9),))
     html = page.after("resume")
@@ -180,6 +188,40 @@ def test_never_stops_and_another_schedule_resumes(site: Site, page: Page) -> Non
     page.post("save", schedule="daily")
     assert site.store.recipients.get(ALICE).stopped_at is None
     assert chosen(site).schedule == "daily"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "at"),
+    [("morning", "daily", (time(7),)), ("twice", "daily", (time(7), time(15))), ("weekly", "monday", (time(7),))],
+)
+def test_a_preset_is_one_press(site: Site, page: Page, name: str, schedule: str, at: tuple[time, ...]) -> None:
+    html = page.after("save", preset=name, timezone="Asia/Tokyo")
+    assert chosen(site) == Preferences(schedule, at, "Asia/Tokyo")
+    assert (preset(html), hours(html), selected(html, "schedule")) == (name, [""] * 6, "")
+    assert "<details open" not in html
+    html = page.after("save", preset="default", timezone="Asia/Tokyo")
+    assert chosen(site) == Preferences(timezone="Asia/Tokyo")
+    page.post("save", preset=name)
+    html = page.after("save", preset="never")
+    assert preset(html) == "never"
+    page.post("resume")
+    assert chosen(site) == Preferences(schedule, at), "as before stopping"
+
+
+def test_fields_that_were_filled_in_count_whatever_preset_is_checked(site: Site, page: Page) -> None:
+    html = page.after("save", preset="default", schedule="weekdays", at_1="08:15")
+    assert chosen(site) == Preferences("weekdays", (time(8, 15),))
+    assert preset(html) == "own" and "<details open" in html and hours(html)[0] == "08:15"
+    fields = {"schedule": "weekdays", "at_1": "08:15", "own": "1"}  # as this page sends them
+    page.post("save", preset="own", **fields)
+    assert chosen(site) == Preferences("weekdays", (time(8, 15),))
+    page.post("save", preset="morning", **fields)
+    assert chosen(site) == Preferences("daily", (time(7),))
+
+
+def test_stopping_says_where_messages_are_seen_then(site: Site, page: Page) -> None:
+    assert f"after signing in at <bdi>{site.parts.settings.public_url}</bdi>" in page.open()
+    assert "Stop digests" not in page.after("stop")
 
 
 def test_choosing_moves_the_next_digest(site: Site, held: Held, portal: Page) -> None:
