@@ -2,70 +2,39 @@
 
 The likeliest false positives are the first rows, since a recipient reads three rows and not fifty. The mail stays below
 the size at which Gmail clips, measured in octets as sent. It shows how many messages do not fit; the portal lists them.
+docs/decisions/digest-mail.md has the reasons.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from email.message import EmailMessage
 from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from digest.rows import Builder, mailbox_of
 from portal.assemble import Parts
-from portal.mail.languages import Language
 from portal.mail.render import Render
 from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address
 from portal.model.errors import SettingsError
 from portal.model.links import Action, Links
-from portal.model.message import Delivery, State, Tier
-from portal.model.ranking import Group, ranked
-from portal.model.reasons import why
+from portal.model.message import Delivery, State
+from portal.model.ranking import Group, Section, ranked
 from portal.model.rights import ReleaseRight
-from portal.model.sender import Sender, from_address, sender_shown
-from portal.model.text import N_, shown
+from portal.model.sender import from_address
 from portal.stores.records import Digest
 
 MAIL_BYTES = 90_000  # Gmail clips mail above 102 KB; sources disagree whether it counts before or after decoding
 HEADER_BYTES = 8_192  # an upper bound of the size of all headers
-SUBJECT_CHARACTERS = 120
-REASONS = 2  # in a row: with three, fifty rows are too large; the page that Show opens lists all
-_LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
-# A digest quotes held subjects and senders. Text that makes scanners reject any mail containing it is therefore broken
-# up: their test strings (https://spamassassin.apache.org/gtube/, https://www.eicar.org/download-anti-malware-testfile/)
-# and Bitcoin addresses (base58 and BIP 173), which Rspamd takes for blackmail if the mail has the word "password" too.
-_TEST_WORD = re.compile(r"(?<=[GE])(?=TUBE|ICAR)", re.IGNORECASE)
-_WALLET = re.compile(r"\b((?:[13LM](?=[A-Za-z]*\d)|(?i:bc1))[0-9A-Za-z]{6})[0-9A-Za-z]{18,}")
+DOMAINS = 2  # of likely mistakes, in the subject
+PREVIEW_DOMAINS = 3  # in the text that mail programs show beside the subject
+_DANGEROUS_ROWS = 5  # so many dangerous messages are listed even if the others would take all rows
 # A domain name is the only text of held messages in the subject: short ASCII leaves little space for hostile text.
 _DOMAIN = re.compile(r"(?=.{4,40}\Z)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]")
-_WANTED_BEFORE = N_("You have released messages from this sender before")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A held message and its near duplicates, for the text part and the HTML part of the mail.
-
-    All texts are single lines without control characters, see `text.shown`.
-    """
-
-    sender: Sender
-    subject: str  # "" when there is none
-    when: str
-    score: str  # "" when not known
-    threshold: str  # the score at which Rspamd withholds messages, "" when not known
-    reasons: tuple[str, ...]  # to be translated
-    suspicious: bool  # the recipient should look before releasing it
-    release: str  # link, "" if the recipient may not release it
-    delete: str  # link
-    ask: str  # link to request a release, "" if the recipient may not
-    dangerous: bool  # and not to be released by the recipient
-    show: str  # link
-    others: int  # near duplicates; the links are for the newest message
-    mailbox: str = ""  # alias or role mailbox that it was sent to; "" for the recipient's own address
 
 
 def compose(
@@ -83,6 +52,7 @@ def compose(
     brand: Brand = NO_BRAND,
     mail_id: UUID | None = None,
     known: Collection[str] = (),
+    contact: str = "",
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
@@ -90,10 +60,16 @@ def compose(
     zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail;
     ``right`` returns who may release a delivery. ``mail_id`` replaces the digest's id in the Message-ID: mail programs
     drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs another. ``known`` are senders
-    for `ranking.ranked`.
+    for `ranking.ranked`. ``contact``: whom the recipient may ask.
     """
-    groups = ranked((d for d in digest.deliveries if d.state is State.HELD), known)
-    held = sum(1 + len(group.others) for group in groups)
+    groups = sorted(
+        ranked((d for d in digest.deliveries if d.state is State.HELD), known),
+        key=lambda group: (group.section, mailbox_of(group, digest)),
+    )
+    likely = [group for group in groups if group.section is Section.LIKELY_MISTAKES]
+    dangerous = [group for group in groups if group.section is Section.DANGEROUS]
+    others = groups[: len(groups) - len(dangerous)]
+    held, domains = _size(groups), _domains(likely)
     preferences, several, forwarded, portal = (
         links.url(action, digest.id, 0, digest.issued_at)
         for action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED, Action.OPEN)
@@ -102,9 +78,12 @@ def compose(
     if links.base_url.startswith("https:"):  # RFC 8058, 3.1
         headers = {"List-Unsubscribe": f"<{preferences}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
     locale = render.language_for(language or render.language)
-    rows = [_row(group, right(group.newest), digest, links, locale, zone) for group in groups[:max_rows]]
+    builder = Builder(digest, links, locale, zone, right, several, portal)
+    shares = _shares(max_rows, len(others), len(dangerous))
+    rows, dangerous_rows = builder.rows(others, shares[0]), builder.rows(dangerous, shares[1])
 
     def mail(count: int, encoding: str = "quoted-printable") -> EmailMessage:
+        first, last = _shares(count, len(rows), len(dangerous_rows))
         return render.mail(
             "digest",
             sender=sender,
@@ -117,29 +96,49 @@ def compose(
             headers=headers,
             encoding=encoding,
             recipient=shown_address(digest.address),
+            wanted=_size(likely),
             count=held,
-            telling=_likeliest_domain(groups),
+            telling=", ".join(domains[:DOMAINS]),
+            domains=domains,
             gone=len(digest.deliveries) - held,
-            rows=[row for row in rows[:count] if not row.dangerous],
-            dangerous=[row for row in rows[:count] if row.dangerous],
-            more=held - sum(1 + row.others for row in rows[:count]),
+            rows=rows[:first],
+            dangerous=dangerous_rows[:last],
+            more=held - _size(others[:first]) - _size(dangerous[:last]),
+            more_dangerous=_size(dangerous[last:]),
             zone=zone.key.replace("_", " "),
             portal=portal,
             host=urlsplit(links.base_url).netloc,
-            several=several if any(row.release for row in rows) else "",
+            organisation=brand.name or shown_address(sender).rpartition("@")[2],
+            contact=contact,
+            several=several if any(row.release for row in rows[:first]) else "",
             preferences=preferences,
             forwarded=forwarded,
             link_days=links.lifetime.days,
             retention_days=retention_days,
         )
 
-    complete = mail(len(rows))
+    total = len(rows) + len(dangerous_rows)
+    complete = mail(total)
     if locale.latin or _fits(complete):
-        return _shortened(complete, len(rows), mail)
+        return _shortened(complete, total, mail)
     # Quoted-printable takes six octets for an Arabic letter and nine for a Japanese one, so fifty rows of these fit as
     # 8bit only. In all other cases quoted-printable is safer: a server without 8BITMIME rewrites 8bit mail and thereby
     # breaks its DKIM signature.
-    return _shortened(mail(len(rows), "8bit"), len(rows), lambda count: mail(count, "8bit"))
+    return _shortened(mail(total, "8bit"), total, lambda count: mail(count, "8bit"))
+
+
+def _size(groups: Iterable[Group]) -> int:
+    """Return the number of messages in these groups."""
+    return sum(group.size for group in groups)
+
+
+def _shares(rows: int, others: int, dangerous: int) -> tuple[int, int]:
+    """Return how many of so many rows are for others and for dangerous messages.
+
+    The latter come last. Some rows are kept for them, so that the recipient learns of them in a full digest as well.
+    """
+    last = min(dangerous, rows, max(min(_DANGEROUS_ROWS, rows // 4), rows - others))
+    return min(others, rows - last), last
 
 
 def _shortened(complete: EmailMessage, rows: int, mail: Callable[[int], EmailMessage]) -> EmailMessage:
@@ -169,50 +168,11 @@ def _fits(mail: EmailMessage) -> bool:
     return bodies + HEADER_BYTES <= MAIL_BYTES or len(mail.as_bytes()) <= MAIL_BYTES
 
 
-def _likeliest_domain(groups: Sequence[Group]) -> str:
-    """Return the sender's domain of the likeliest false positive that is trusted, "" if there is none to show."""
-    for group in groups:
-        message = group.newest.message
-        if group.trusted and message.tier is not Tier.DANGEROUS:
-            host = from_address(message).rpartition("@")[2]
-            return host if _DOMAIN.fullmatch(host) else ""
-    return ""
-
-
-def _row(group: Group, right: ReleaseRight, digest: Digest, links: Links, locale: Language, zone: ZoneInfo) -> Row:
-    delivery, message = group.newest, group.newest.message
-    reader = digest.recipient if delivery.recipient != digest.recipient else ""
-    own = digest.effective_reader.is_own(delivery.recipient)
-
-    def link(action: Action) -> str:
-        return links.url(action, delivery.id, delivery.number, digest.issued_at, reader)
-
-    sender = sender_shown(message)
-    return Row(
-        sender=replace(sender, name=_defanged(sender.name), address=_defanged(sender.address)),
-        subject=_defanged(shown(message.subject, SUBJECT_CHARACTERS)),
-        when=locale.short_moment(message.held_at, zone),
-        score="" if message.score is None else locale.score(message.score),
-        threshold="" if message.threshold is None else locale.threshold(message.threshold),
-        reasons=(*([_WANTED_BEFORE] if group.wanted_before else []), *why(message)[:REASONS]),
-        suspicious=message.tier is Tier.SUSPICIOUS,
-        release=link(Action.RELEASE) if right is ReleaseRight.SELF else "",
-        delete=link(Action.DELETE),
-        ask=link(Action.REQUEST) if right is ReleaseRight.REQUEST else "",
-        dangerous=message.tier is Tier.DANGEROUS and right is not ReleaseRight.SELF,
-        show=link(Action.SHOW),
-        others=len(group.others),
-        mailbox="" if own else shown_address(delivery.address),
-    )
-
-
-def _defanged(text: str) -> str:
-    """Return the text with URLs, scanners' test strings and Bitcoin addresses broken up.
-
-    Mail programs must not turn a spammer's URL into a link, and a spammer must not be able to get the digest rejected.
-    """
-    text = _LINK.sub(lambda found: found.group().replace("://", "[://]").replace(".", "[.]"), text)
-    return _WALLET.sub(r"\1[…]", _TEST_WORD.sub("-", text))
+def _domains(likely: Iterable[Group]) -> list[str]:
+    """Return the domains of the first likely mistakes. Their senders are authentic, so no spammer chose the domain of
+    somebody else."""
+    hosts = dict.fromkeys(from_address(group.newest.message).rpartition("@")[2] for group in likely)
+    return [host for host in hosts if _DOMAIN.fullmatch(host)][:PREVIEW_DOMAINS]
 
 
 def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
@@ -235,4 +195,5 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
         right=parts.domains.right,
         mail_id=mail_id,
         known=known,
+        contact=settings.site.contact,
     )

@@ -1,5 +1,5 @@
-"""Order and grouping of held messages in digests and on their pages: likely false positives first, near-duplicates in
-one row.
+"""Order, headings and grouping of held messages in digests and on pages: likely false positives first, near-duplicates
+in one row.
 
 Only the shipped rule exports the threshold that a message crossed, so the score alone shows how close it was: within
 one site the threshold is the same for nearly all messages.
@@ -10,17 +10,37 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+from operator import attrgetter
 from uuid import UUID
 
 from portal.model.message import Delivery, Message, Tier
 from portal.model.sender import from_address, trusted
-from portal.model.text import shown
+from portal.model.text import N_, shown
 
 # Rspamd's usual threshold of `reject` is 15 points. A trusted sender is more likely wanted, and one whose messages
 # this recipient got released before is the most likely wanted.
 _TRUSTED_POINTS = 5
 _KNOWN_POINTS = 15
 _CHANGING = re.compile(r"\S*\d\S*")  # numbers, dates, ids: they differ between the messages of one mailing
+# Signs of mail to many people. Such a message is no likely mistake, even if its sender is authentic.
+_BULK_SYMBOLS = frozenset({"HAS_LIST_UNSUB", "PRECEDENCE_BULK", "DCC_REJECT", "DCC_BULK", "FUZZY_DENIED", "MAILLIST"})
+
+
+class Section(IntEnum):
+    """A part of a list or digest with a heading, in their order."""
+
+    LIKELY_MISTAKES = 0
+    OTHERS = 1
+    DANGEROUS = 2
+
+    @property
+    def heading(self) -> str:
+        """The heading, to be translated."""
+        return _HEADINGS[self]
+
+
+_HEADINGS = (N_("Likely mistakes"), N_("Other messages"), N_("Possibly dangerous messages"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +52,27 @@ class Group:
     trusted: bool  # see `sender.trusted`
     wanted_before: bool  # from a trusted sender whose messages this recipient got released before
 
+    @property
+    def size(self) -> int:
+        """The number of messages."""
+        return 1 + len(self.others)
+
+    @property
+    def section(self) -> Section:
+        """The part of the list that it belongs to. A likely mistake has a proven sender."""
+        message = self.newest.message
+        if message.tier is Tier.DANGEROUS:
+            return Section.DANGEROUS
+        if self.wanted_before:
+            return Section.LIKELY_MISTAKES
+        if not self.trusted or message.tier is not Tier.SPAM:
+            return Section.OTHERS
+        is_bulk = any(symbol.name in _BULK_SYMBOLS for symbol in message.symbols)
+        return Section.OTHERS if is_bulk else Section.LIKELY_MISTAKES
+
 
 def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group]:
-    """Return deliveries in groups, the most likely false positives first, dangerous messages last.
+    """Return deliveries in groups, by section; in each section the most likely false positives are first.
 
     ``known``: addresses in lower case, as returned by `sender.from_address`, whose messages the recipient got
     released. A forger may use such an address: it counts only for trusted messages.
@@ -42,7 +80,7 @@ def ranked(deliveries: Iterable[Delivery], known: Collection[str]) -> list[Group
     deliveries = list(deliveries)
     trust = {delivery.id: trusted(delivery.message) for delivery in deliveries}
     ordered = sorted(deliveries, key=lambda each: _likeliest_mistake_first(each.message, trust[each.id], known))
-    return _grouped(ordered, trust, known)
+    return sorted(_grouped(ordered, trust, known), key=attrgetter("section"))
 
 
 def grouped(deliveries: Iterable[Delivery]) -> list[Group]:

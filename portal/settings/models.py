@@ -28,6 +28,7 @@ from portal.settings.values import (
     MailAddress,
     Network,
     PlainName,
+    PlainText,
     PublicUrl,
     Section,
     Words,
@@ -280,6 +281,11 @@ class SiteSettings(Section):
         "",
         description="Name of the quarantine on pages and in the From header of its mail. Default: Mail quarantine, and "
         "a From header without a name.",
+    )
+    contact: PlainText = Field(
+        "",
+        description="Whom recipients may ask, at the top of digests, like `the help desk, help@example.org`. Default: "
+        "your mail administrator.",
     )
     folder: Path | None = Field(
         None,

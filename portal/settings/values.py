@@ -122,3 +122,4 @@ Hours = Annotated[tuple[time, ...], BeforeValidator(_one_or_more), AfterValidato
 ZoneName = Annotated[str, AfterValidator(_zone)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 PlainName = Annotated[str, Field(max_length=60), AfterValidator(_plain)]
+PlainText = Annotated[str, Field(max_length=120), AfterValidator(_plain)]

@@ -16,12 +16,13 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.links import Action, Link
-from portal.model.message import Delivery, State, Tier
+from portal.model.message import Delivery, DeliveryId, State, Tier
 from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
 from portal.stores.records import Digest
 from portal.stores.senders import known_senders
 from portal.web.bulk import apply
+from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
@@ -45,7 +46,8 @@ class DigestPages:
         if link.action is Action.FORWARDED:
             return self._pages.page(request, "forwarded", recipient=shown_address(recipient))
         digest = self._digest_of(link)
-        held, done = self._held(digest), self._changed_since(digest, request.query("since"))
+        like = cursor(request.query("like"))
+        held, done = self._held(digest, like), self._changed_since(digest, request.query("since"))
         listed = held[:_MAX_MESSAGES]
         rows = self._pages.rows(request, [*listed, *done], recipient)
         return self._pages.page(
@@ -54,6 +56,7 @@ class DigestPages:
             recipient=shown_address(recipient),
             mails=list(zip(map(_form_value, listed), rows, strict=False)),
             more=max(0, len(held) - _MAX_MESSAGES),
+            is_group=like is not None,
             done=rows[len(listed) :],
             rest=request.query("rest") == "1",
             nothing=request.query("none") == "1",
@@ -68,8 +71,10 @@ class DigestPages:
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient)
         chosen = self._selected(self._digest_of(link), request.all_of_form("mail"))
+        like = cursor(request.query("like"))
+        group = f"&like={name_of(like)}" if like else ""
         if request.form("do") not in ("release", "delete") or not chosen:
-            return self._pages.see_other("./?none=1")
+            return self._pages.see_other(f"./?none=1{group}")
         remaining = apply(
             self._pages,
             request.form("do"),
@@ -79,7 +84,7 @@ class DigestPages:
         rendered_at = request.form("drawn")
         since = rendered_at if _SINCE.fullmatch(rendered_at) else str(int(self._pages.now().timestamp()))
         log.info("bulk action digest=%s act=%s chosen=%d left=%d", link.id, request.form("do"), len(chosen), remaining)
-        return self._pages.see_other(f"./?since={since}{'&rest=1' if remaining else ''}")
+        return self._pages.see_other(f"./?since={since}{'&rest=1' if remaining else ''}{group}")
 
     def _digest_of(self, link: Link) -> Digest:
         """Return the digest without deliveries that its recipient may no longer read."""
@@ -88,14 +93,22 @@ class DigestPages:
         theirs = tuple(d for d in digest.deliveries if d.recipient in reader.identities)
         return replace(digest, reader=reader, deliveries=theirs)
 
-    def _held(self, digest: Digest) -> list[Delivery]:
+    def _held(self, digest: Digest, like: DeliveryId | None) -> list[Delivery]:
         """Return the held deliveries of a digest, in the digest's order.
 
-        Those that are dangerous, or that the recipient may not release, have a page each.
+        Those that are dangerous, or that the recipient may not release, have a page each. ``like``: only this delivery
+        and its near-duplicates, as the digest showed them.
         """
-        held = [d for d in digest.deliveries if d.state is State.HELD and self._is_listed(d)]
-        groups = ranked(held, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
-        return [delivery for group in groups for delivery in (group.newest, *group.others)]
+        listed = [delivery for delivery in digest.deliveries if self._is_listed(delivery)]
+        groups = ranked(listed, known_senders(self._store, [digest.effective_reader]).get(digest.recipient, ()))
+        of_groups = [(group.newest, *group.others) for group in groups]
+        return [
+            delivery
+            for group in of_groups
+            if like is None or like in (each.key for each in group)
+            for delivery in group
+            if delivery.state is State.HELD
+        ]
 
     def _is_listed(self, delivery: Delivery) -> bool:
         """Return True if a delivery may be released together with others."""

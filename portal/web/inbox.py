@@ -49,8 +49,6 @@ _BULK_ACTS = {
     "blocked": ("release", "delete"),
     "deleted": ("restore",),
 }
-# Signs of mail to many people. Such a message is no likely mistake, even if its sender is authentic.
-_BULK_SYMBOLS = frozenset({"HAS_LIST_UNSUB", "PRECEDENCE_BULK", "DCC_REJECT", "DCC_BULK", "FUZZY_DENIED", "MAILLIST"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,6 @@ class Inbox:
             return grouped(page.deliveries), listing.older(page.next) if page.next else None, listing.newer
         page = search(wanted, states, RANKED_MAX, words=words, criteria=criteria)
         groups = ranked(page.deliveries, known_senders(self._store, [reader]).get(reader.identity, ()))
-        groups.sort(key=_section)
         begin, end = listing.skip, listing.skip + listing.size
         older = listing.query(skip=str(end), select="") if end < len(groups) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
@@ -218,16 +215,6 @@ def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, 
     ]
 
 
-def _section(group: Group) -> int:
-    """Return the place of a group's heading in `_HEADINGS`. A likely mistake has a proven sender."""
-    message = group.newest.message
-    if message.tier is Tier.DANGEROUS:
-        return 2
-    is_bulk = not _BULK_SYMBOLS.isdisjoint(symbol.name for symbol in message.symbols)
-    return 0 if group.wanted_before or (group.trusted and message.tier is Tier.SPAM and not is_bulk) else 1
-
-
-_HEADINGS = (N_("Likely mistakes"), N_("Other messages"), N_("Possibly dangerous messages"))
 _TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
 
 
@@ -244,9 +231,9 @@ def _sections(
     _ = viewer.language.gettext
     for number, group in enumerate(groups):
         held_at = group.newest.message.held_at
-        kind: object = _section(group) if listing.is_ranked else held_at.astimezone(viewer.zone).date()
+        kind: object = group.section if listing.is_ranked else held_at.astimezone(viewer.zone).date()
         if kind != last or not sections:
-            heading = _HEADINGS[_section(group)] if listing.is_ranked else viewer.language.day(held_at, viewer.zone)
+            heading = group.section.heading if listing.is_ranked else viewer.language.day(held_at, viewer.zone)
             sections.append(Section(heading, not listing.is_ranked, []))
             last = kind
         row, key = of[group.newest.key], name_of(group.newest.key)

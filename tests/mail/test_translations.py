@@ -57,8 +57,8 @@ def test_extraction_covers_every_folder_with_texts() -> None:
     ids = {entry.id for entry in extracted()}
     assert {
         "The text resembles known spam",  # portal/*.py
-        "You have released messages from this sender before",  # digest/*.py
+        "released before",  # digest/*.py
         "No held messages.",  # templates/web
-        ("%(number)s message held for you", "%(number)s messages held for you"),  # templates/mail/…/*.txt
+        ("%(number)s held message may be wanted", "%(number)s held messages may be wanted"),  # templates/mail/…/*.txt
         "All links lead to %(host)s. These pages never ask for a password.",  # …/*.html
     } <= ids

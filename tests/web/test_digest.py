@@ -191,6 +191,24 @@ def test_near_identical_mails_are_listed_together(site: Site) -> None:
     assert re.findall(r'class="subject"><bdi>([^<]+)', page) == ["Order 2", "Order 1", "Other"]
 
 
+def test_similar_messages_have_a_page_of_their_own_with_all_of_them_selected(site: Site) -> None:
+    first, other, last = (site.hold(subject=subject) for subject in ("Order 1", "Other", "Order 2"))
+    digest, browser = send_digest(site), site.browser()
+    group = f"{several(site, digest)}?like={last.id}.0"
+    page = browser.get(group).text
+    assert names(page) == [f"{last.id}.0", f"{first.id}.0"]
+    assert page.count(" checked") == 2
+    # Of those that are left, the page shows the group of the digest, although the one that names it is gone.
+    page = choose(browser, group, "delete", [f"{last.id}.0"], page)
+    assert names(page) == [f"{first.id}.0"] and page.count("Deleted on") == 1
+    assert site.state(other) is State.HELD
+    assert "No messages selected" in (page := choose(browser, group, "delete", [], page))
+    assert names(page) == [f"{first.id}.0"]
+    for nonsense in (f"{other.id}.7", f"{digest.id}.0"):
+        assert names(browser.get(f"{several(site, digest)}?like={nonsense}").text) == []
+    assert len(names(browser.get(f"{several(site, digest)}?like=nonsense").text)) == 2
+
+
 @pytest.mark.parametrize("do", ["release", "delete"])
 def test_only_harmless_mail_of_this_digest_and_recipient_can_be_chosen(site: Site, relay: SmtpServer, do: str) -> None:
     listed, virus, bobs = site.hold(), site.hold(Tier.DANGEROUS), site.hold(recipients=[BOB])

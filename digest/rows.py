@@ -1,0 +1,149 @@
+"""Rows of a digest: what is shown of a held message, and the links that act on it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from zoneinfo import ZoneInfo
+
+from portal.mail.languages import Language
+from portal.model.domains import shown_address
+from portal.model.links import Action, Links
+from portal.model.message import Delivery, Tier
+from portal.model.ranking import Group, Section
+from portal.model.reasons import LIKE_SPAM, why
+from portal.model.rights import ReleaseRight
+from portal.model.sender import Sender, sender_shown
+from portal.model.short_reasons import shortly
+from portal.model.text import N_, shown
+from portal.stores.records import Digest
+
+REASONS = 2  # in a row, beside the score and the time; the page that the subject links to shows all
+SUBJECT_CHARACTERS = 120
+_ADDRESS_CHARACTERS = 32  # of a longer address, a row of the HTML part shows the domain only
+_LINK = re.compile(r"\S*(?:://|(?<!@)\bwww\.|\w\.\w{2,}[/?#])\S*", re.IGNORECASE)
+# A digest quotes held subjects and senders. Text that makes scanners reject any mail containing it is therefore broken
+# up: their test strings (https://spamassassin.apache.org/gtube/, https://www.eicar.org/download-anti-malware-testfile/)
+# and Bitcoin addresses (base58 and BIP 173), which Rspamd takes for blackmail if the mail has the word "password" too.
+_TEST_WORD = re.compile(r"(?<=[GE])(?=TUBE|ICAR)", re.IGNORECASE)
+_WALLET = re.compile(r"\b((?:[13LM](?=[A-Za-z]*\d)|(?i:bc1))[0-9A-Za-z]{6})[0-9A-Za-z]{18,}")
+_RELEASED_BEFORE = N_("released before")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A held message and its near duplicates, for the text part and the HTML part of the mail.
+
+    All texts are single lines without control characters, see `text.shown`.
+    """
+
+    heading: str  # to be translated; "" if the row is not the first one of a section and mailbox
+    count: int  # of all messages below the heading, also those that are not listed
+    sender: Sender
+    address: str  # the sender's as the HTML part shows it: only the domain if it is long; "" if it is missing
+    subject: str  # "" when there is none
+    when: str
+    score: str  # "" when not known
+    threshold: str  # the score at which Rspamd withholds messages, "" when not known
+    reasons: tuple[str, ...]  # in few words, to be translated
+    suspicious: bool  # the recipient should look before releasing it
+    release: str  # link, "" if the recipient may not release it
+    ask: str  # link to request a release, "" if the recipient may not
+    dangerous: bool
+    show: str  # link
+    others: int  # near duplicates; the links are for the newest message
+    similar: str  # link to the page that lists all of them, "" if there are none
+    mailbox: str  # alias or role mailbox that it was sent to; "" for the recipient's own address
+
+
+def mailbox_of(group: Group, digest: Digest) -> str:
+    """Return the alias or role mailbox that a group was sent to, "" if it is the recipient's own address."""
+    newest = group.newest
+    return "" if digest.effective_reader.is_own(newest.recipient) else shown_address(newest.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Makes the rows of a digest in a language. ``several`` and ``portal`` are links of the digest."""
+
+    digest: Digest
+    links: Links
+    locale: Language
+    zone: ZoneInfo
+    right: Callable[[Delivery], ReleaseRight]
+    several: str
+    portal: str
+
+    def rows(self, groups: Sequence[Group], limit: int) -> list[Row]:
+        """Return rows for the first ``limit`` groups, which are in the order of sections and their mailboxes."""
+        places = [(group.section, mailbox_of(group, self.digest)) for group in groups]
+        counts = Counter[tuple[Section, str]]()
+        for place, group in zip(places, groups, strict=True):
+            counts[place] += group.size
+        firsts = [place != before for place, before in zip(places, [None, *places], strict=False)]
+        return [
+            self._row(group, mailbox, section.heading if is_first else "", counts[section, mailbox])
+            for group, (section, mailbox), is_first in zip(groups[:limit], places, firsts, strict=False)
+        ]
+
+    def _row(self, group: Group, mailbox: str, heading: str, count: int) -> Row:
+        delivery, message = group.newest, group.newest.message
+        reader = self.digest.recipient if delivery.recipient != self.digest.recipient else ""
+        right, locale = self.right(delivery), self.locale
+
+        def link(action: Action) -> str:
+            return self.links.url(action, delivery.id, delivery.number, self.digest.issued_at, reader)
+
+        release = link(Action.RELEASE) if right is ReleaseRight.SELF else ""
+        sender, dangerous = sender_shown(message), message.tier is Tier.DANGEROUS
+        address = _defanged(sender.address)
+        return Row(
+            heading=heading,
+            count=count,
+            sender=replace(sender, name=_defanged(sender.name), address=address),
+            address=address if sender.warning or len(address) <= _ADDRESS_CHARACTERS else _domain(address),
+            subject=_defanged(shown(message.subject, SUBJECT_CHARACTERS)),
+            when=locale.short_moment(message.held_at, self.zone),
+            score="" if message.score is None else locale.score(message.score),
+            threshold="" if message.threshold is None else locale.threshold(message.threshold),
+            reasons=_reasons(group, sender.warning),
+            suspicious=message.tier is not Tier.SPAM,
+            release=release,
+            ask=link(Action.REQUEST) if right is ReleaseRight.REQUEST else "",
+            dangerous=dangerous,
+            show=link(Action.SHOW),
+            others=len(group.others),
+            similar=self._similar(delivery, release != "" and not dangerous) if group.others else "",
+            mailbox=mailbox,
+        )
+
+    def _similar(self, delivery: Delivery, may_choose: bool) -> str:
+        """Return the link to a group: to the page that releases and deletes its messages, else to the list."""
+        return f"{self.several}?like={delivery.id}.{delivery.number}" if may_choose else self.portal
+
+
+def _domain(address: str) -> str:
+    """Return a long address without its local part. The @ remains, since a bare domain would become a link."""
+    return "…@" + address.rpartition("@")[2]
+
+
+def _reasons(group: Group, warning: str) -> tuple[str, ...]:
+    """Return the reasons for one line, without the sender's warning.
+
+    That the text resembles spam is left out if there is another reason, since it is true of nearly all messages.
+    """
+    long = why(group.newest.message)
+    found = [shortly(each) for each in long if each not in (warning, LIKE_SPAM)] or [shortly(long[0])]
+    released = [_RELEASED_BEFORE] if group.wanted_before else []
+    return tuple(dict.fromkeys([*released, *found[:REASONS]]))
+
+
+def _defanged(text: str) -> str:
+    """Return the text with URLs, scanners' test strings and Bitcoin addresses broken up.
+
+    Mail programs must not turn a spammer's URL into a link, and a spammer must not be able to get the digest rejected.
+    """
+    text = _LINK.sub(lambda found: found.group().replace("://", "[://]").replace(".", "[.]"), text)
+    return _WALLET.sub(r"\1[…]", _TEST_WORD.sub("-", text))

@@ -1,0 +1,141 @@
+"""Order, headings and shares of a digest's rows: by how likely a mistake is, and by mailbox."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from digest.compose import compose
+from portal.model.message import Delivery, Reader, Symbol, Tier, new_id
+from portal.model.reasons import SCANS_IN_WORDS, why
+from portal.model.short_reasons import shortly
+from portal.stores.records import Digest
+from tests.builders import ALICE
+from tests.digest.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
+
+HEADING = re.compile(r"^={20}\n+(.+ \([\d,]+\))$", re.MULTILINE)
+
+
+def words(number: int) -> str:
+    """Return a subject without digits, so that no two of them are near-identical."""
+    return " ".join(
+        ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")[int(d)] for d in str(number)
+    )
+
+
+def test_the_sections_are_those_of_the_list() -> None:
+    mail = mail_of(
+        delivery(1, subject="Virus", verdict_tier=Tier.DANGEROUS, symbols=signed()),
+        delivery(2, subject="Letter", score=30, symbols=(*signed(), Symbol("HAS_LIST_UNSUB", -0.01))),
+        delivery(3, subject="Macro", score=12, symbols=signed(), verdict_tier=Tier.SUSPICIOUS),
+        delivery(4, subject="Known", score=30, symbols=signed(), header_from="Ann <ann@example.net>"),
+        delivery(5, subject="Pills", score=10),
+        delivery(6, subject="Reply", score=20, symbols=signed()),
+        known={"ann@example.net"},
+    )
+    text = text_of(mail)
+    assert HEADING.findall(text) == ["Likely mistakes (2)", "Other messages (3)", "Possibly dangerous messages (1)"]
+    subjects = [line for line in text.splitlines() if line in ("Virus", "Letter", "Macro", "Known", "Pills", "Reply")]
+    assert subjects[:2] == ["Known", "Reply"] and set(subjects[2:5]) == {"Macro", "Pills", "Letter"}
+    assert subjects[5] == "Virus"
+    assert str(mail["Subject"]).startswith("2 of 6 held messages may be wanted")
+    macro = text[text.index("Macro") :]
+    assert macro.splitlines()[1].startswith("Check first · ") and "\nReview:\n" in macro.partition("-----")[0]
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "spam", "virus", "more", "dangerous"),
+    [(50, 45, 5, 18, 3), (20, 15, 5, 48, 3), (1, 1, 0, 67, 8)],
+)
+def test_dangerous_messages_are_told_of_in_a_full_digest(
+    max_rows: int, spam: int, virus: int, more: int, dangerous: int
+) -> None:
+    held = [delivery(n, subject=words(n)) for n in range(60)]
+    held += [delivery(n, subject=words(n), verdict_tier=Tier.DANGEROUS, score=40) for n in range(60, 68)]
+    mail = mail_of(*held, max_rows=max_rows)
+    text, html = text_of(mail), html_of(mail)
+    assert text.count("Release to my inbox:") == spam
+    assert text.count("Request release:") == virus
+    assert "Other messages (60)" in text
+    assert ("Possibly dangerous messages (8)" in text) is (virus > 0)
+    said = f"{more} more messages are not listed here. {dangerous} of them are possibly dangerous."
+    for part in (squeezed(text), squeezed(html.words)):
+        assert (said in part) is (more > 0)
+    assert (f"{said}\n{html.links[-3]}" in text) is (more > 0), "it is a link to the list"
+
+
+def test_a_heading_for_each_mailbox_and_the_recipients_own_messages_first() -> None:
+    def to(address: str, made: Delivery) -> Delivery:
+        return replace(made, recipient=address, address=address)
+
+    info, sales = "info@example.org", "sales@example.org"
+    held = (
+        to(sales, delivery(1, score=1)),
+        to(info, delivery(2, score=2)),
+        to(info, delivery(3, score=3, subject="Info", symbols=signed())),
+        delivery(4, score=40),
+        to(info, delivery(5, verdict_tier=Tier.DANGEROUS)),
+        to(info, delivery(6, score=9)),
+    )
+    digest = Digest(new_id(NOW), ALICE, ALICE, NOW, held, reader=Reader(ALICE, (ALICE, info, sales)))
+    mail = compose(
+        digest,
+        links=LINKS,
+        render=RENDER,
+        sender="quarantine@example.org",
+        zone=ZoneInfo("UTC"),
+        max_rows=50,
+        retention_days=30,
+        right=right,
+        now=NOW,
+    )
+    text = text_of(mail)
+    assert HEADING.findall(text) == [
+        f"Likely mistakes – {info} (1)",
+        "Other messages (1)",
+        f"Other messages – {info} (2)",
+        f"Other messages – {sales} (1)",
+        f"Possibly dangerous messages – {info} (1)",
+    ]
+    assert re.findall(r"^Offer (\d)$", text, re.MULTILINE) == ["4", "2", "6", "1", "5"]
+
+
+def test_a_row_has_its_reasons_in_few_words_on_one_line() -> None:
+    symbols = (Symbol("BAYES_SPAM", 9), Symbol("DBL_SPAM", 4), Symbol("RDNS_NONE", 2), Symbol("SUBJ_ALL_CAPS", 1))
+    assert "\nspam link · misconfigured server · score 17.5 · Sun 22 Nov, 06:49\n" in text_of(
+        mail_of(delivery(1, symbols=symbols))
+    )
+    assert "\nresembles spam · score 17.5 · Sun 22 Nov, 06:49\n" in text_of(mail_of(delivery(1)))
+
+
+def test_every_reason_has_a_short_form() -> None:
+    from portal.model import reasons
+
+    sentences = {text for text, _ in reasons._WORDS} | set(SCANS_IN_WORDS.values()) - {"No virus found"}
+    messages = [
+        delivery(symbols=symbols, score=score, verdict_tier=tier).message
+        for symbols in ((), (Symbol("X", 9),), (Symbol("X", 1),), (Symbol("X", 1), Symbol("Y", 1)))
+        for score in (None, 20.0)
+        for tier in Tier
+    ]
+    sentences |= {reason for message in messages for reason in why(message)}
+    assert [text for text in sentences if shortly(text) == text] == []
+    assert max(len(shortly(text).split()) for text in sentences) <= 3
+
+
+def test_a_long_address_is_cut_before_its_domain_but_never_beside_a_warning() -> None:
+    long = f"newsletter.of.the.week.{'x' * 20}@shop.example.com"
+    html = html_of(mail_of(delivery(1, header_from=f"Shop <{long}>")))
+    assert "…@shop.example.com" in html.words and long not in html.words
+    doubtful = html_of(mail_of(delivery(1, header_from=f'"boss@example.org" <{long}>')))
+    assert long in doubtful.words
+
+
+def test_the_settings_name_whom_to_ask() -> None:
+    mail = mail_of(delivery(1), contact="the help desk, help@example.org")
+    for seen in (text_of(mail), html_of(mail).words):
+        assert "Questions? Contact the help desk, help@example.org." in squeezed(seen)
+        assert "your mail administrator" not in squeezed(seen).partition("Other messages")[0]
