@@ -83,6 +83,7 @@ class Pages:
             brand=request.policy.brand,
             root=self.site.root,
             static=self.static.url,
+            site_style=self.static.has("site.css"),
             **values,
         )
         return HTTPResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})

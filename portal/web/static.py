@@ -30,6 +30,10 @@ class StaticFiles:
         version = self._hash(name)
         return f"{self._root}/static/{name}{f'?v={version}' if version else ''}"
 
+    def has(self, name: str) -> bool:
+        """Return True if a site or the portal has this file."""
+        return self._hash(name) != ""
+
     def send(self, request: Request, name: str) -> HTTPResponse:
         """GET /static/NAME."""
         is_current = request.query("v") == self._hash(name) != ""

@@ -233,6 +233,7 @@ def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
         recipient=NASTY,
         alone=False,
         script=False,
+        site_style=False,
         signed_in=NASTY,
         times_in="",
         form_token="",
@@ -249,6 +250,7 @@ def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
             recipient="Release",
             alone=False,
             script=False,
+            site_style=False,
             signed_in=None,
             times_in="",
             root="",
@@ -272,6 +274,7 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
         "static": str,
         "signed_in": None,
         "script": False,
+        "site_style": False,
     }
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
     assert "Hereinspaziert" in german and "Link senden" in german, "the rest is the shipped text"
@@ -303,6 +306,7 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
         "static": str,
         "signed_in": None,
         "script": False,
+        "site_style": False,
     }
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
@@ -326,6 +330,7 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
         "static": str,
         "signed_in": None,
         "script": False,
+        "site_style": False,
     }
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "cannot be read" in site_problems(tmp_path)[0][1]
@@ -393,6 +398,7 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
         signed_in=None,
         times_in="",
         script=False,
+        site_style=False,
     )
     assert f'<html lang="{tag}" dir="{"rtl" if tag == "ar" else "ltr"}">' in page
 

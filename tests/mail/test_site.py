@@ -240,5 +240,14 @@ def test_shipped_templates_have_no_problems() -> None:
 
     assert site_problems(shipped("templates").parent) == []
     assert Render().page(
-        "notice", title="T", text="x", sign_in=False, root="", static=str, signed_in=None, times_in="", script=False
+        "notice",
+        title="T",
+        text="x",
+        sign_in=False,
+        root="",
+        static=str,
+        signed_in=None,
+        times_in="",
+        script=False,
+        site_style=False,
     )

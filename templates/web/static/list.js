@@ -1,0 +1,254 @@
+"use strict";
+// The list of messages with scripts: ranges of messages, keys, and acting without loading the page again. Each act is a
+// form of the page, sent to its own address; the answer is the list again, which takes the place of the one shown.
+// Texts are in list-script.html.
+(function () {
+  const main = document.querySelector("main");
+  const status = document.getElementById("status"); // here since loading: screen readers announce only what changes
+  const texts = status.dataset;
+  const card = document.getElementById("shortcuts").content.firstElementChild.cloneNode(true);
+  const number = new Intl.NumberFormat(document.documentElement.lang);
+  let begin = ""; // id of the row where a range begins
+  let place = ""; // id of the row that had the focus last
+  let sending = false;
+
+  const one = (selector, within = main) => within.querySelector(selector);
+  const all = (selector, within = main) => [...within.querySelectorAll(selector)];
+  const rows = (within) => all(".rows > li", within);
+  const boxes = () => all('.rows [name="mail"]');
+  const boxOf = (row) => one('[name="mail"]', row);
+  const checkedRows = () => rows().filter((row) => boxOf(row)?.checked);
+  const isAll = () => one('.list > [name="all"]'); // messages of other pages are selected as well
+
+  function make(name, className, textContent, click) {
+    const made = Object.assign(document.createElement(name), { className, textContent });
+    if (click) {
+      made.type = "button";
+      made.addEventListener("click", click);
+    }
+    return made;
+  }
+
+  function say(text) {
+    status.textContent = "";
+    setTimeout(function () { status.textContent = text; }, 50); // so that the same text is announced again
+  }
+
+  // ---- selection
+
+  function check(some, checked) {
+    for (const row of some) if (boxOf(row)) boxOf(row).checked = checked;
+    showSelection();
+  }
+
+  function checkRange(row) {
+    const list = rows(), end = list.indexOf(row), from = list.findIndex((each) => each.id === begin);
+    check(from < 0 ? [row] : list.slice(Math.min(from, end), Math.max(from, end) + 1), boxOf(row).checked);
+    say(one(".selected").textContent);
+  }
+
+  function toggle(row, isRange) {
+    if (!boxOf(row)) return;
+    check([row], isRange || !boxOf(row).checked);
+    if (isRange) checkRange(row);
+    begin = row.id;
+  }
+
+  function showSelection() {
+    const checked = checkedRows(), bar = one(".bar");
+    if (!bar) return;
+    const count = checked.reduce((sum, row) => sum + boxOf(row).value.split(" ").length, 0); // with similar messages
+    const text = count && !isAll() ? texts.selected.replace("{number}", number.format(count)) : "";
+    one(".selected", bar).textContent = text;
+    if (!isAll()) one(".select").textContent = checked.length < boxes().length ? texts.all : texts.none;
+    // For the way back to this page. The browser itself would check boxes by their position.
+    history.replaceState({ checked: checked.map((row) => row.id) }, "");
+  }
+
+  main.addEventListener("click", function (event) {
+    const row = event.target.closest(".tick")?.closest("li");
+    if (row && event.target === boxOf(row)) {
+      if (event.shiftKey) checkRange(row); else showSelection();
+      begin = row.id;
+    } else if (row && event.shiftKey) { // Firefox does not pass this click on to the box of the label.
+      event.preventDefault();
+      toggle(row, true);
+    }
+  });
+  main.addEventListener("mousedown", function (event) {
+    if (event.shiftKey && event.target.closest(".tick")) event.preventDefault(); // It would select text.
+  });
+
+  // ---- keys
+
+  function focus(row) {
+    row?.focus({ preventScroll: true });
+    row?.scrollIntoView({ block: "nearest" });
+  }
+
+  function step(by) {
+    const list = rows(), at = list.findIndex((row) => row.id === place);
+    focus(at < 0 ? list[0] : list[at + by]);
+  }
+
+  function press(act, row) {
+    const button = one(`.bar [name="do"][value="${act}"]`);
+    if (checkedRows().length || isAll()) button?.click();
+    else if (row && act === "release") {
+      const own = one('.do [formaction*="/release"], .do [value^="release "]', row);
+      // The page of a suspicious or dangerous message has the caution.
+      if (own || one('.do .button, .do [formaction*="/ask"]', row)) (own || one(".mail", row)).click();
+    } else if (row && button) {
+      toggle(row);
+      button.click();
+    }
+  }
+
+  const keys = {
+    j: () => step(1),
+    k: () => step(-1),
+    x: (row, isShift) => row && toggle(row, isShift),
+    o: (row) => row && one(".mail", row).click(),
+    r: (row) => press("release", row),
+    d: (row) => press("delete", row),
+    u: () => one('.done [value="restore"], .done [name="undo"]')?.click(),
+    "/": () => one('.search [name="q"]').select(),
+    "?": () => card.showModal(),
+  };
+
+  function keyOf(event) {
+    if (event.key.length > 1 || event.key < "\x7f") return event.key.toLowerCase();
+    // A layout without Latin letters, as for Arabic: the key's place on a keyboard that has them.
+    return event.code === "Slash" ? (event.shiftKey ? "?" : "/") : event.code.replace("Key", "").toLowerCase();
+  }
+
+  function areKeysOn() {
+    try { return localStorage.getItem("shortcuts") !== "off"; } catch { return one("input", card).checked; }
+  }
+
+  document.addEventListener("keydown", function (event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || card.open) return;
+    if (event.target.closest("input:not([type=checkbox]), select, textarea")) return;
+    const row = document.activeElement.closest(".rows > li"), key = keyOf(event);
+    if (key === "enter" && event.target === row) one(".mail", row).click(); // as on a link, so it cannot be switched off
+    if (!Object.hasOwn(keys, key) || !areKeysOn()) return;
+    event.preventDefault();
+    if (!event.repeat || key === "j" || key === "k") keys[key](row, event.shiftKey);
+  });
+  main.addEventListener("focusin", function (event) {
+    place = event.target.closest(".rows > li")?.id || place;
+  });
+
+  // ---- acts
+
+  document.addEventListener("submit", function (event) {
+    const form = event.target, button = event.submitter;
+    if (form.method !== "post" || !main.contains(form) || form.dataset.plain) return;
+    event.preventDefault();
+    // The button without a value is the one that Enter presses.
+    if (!sending && (!button?.name || button.value)) send(form, button);
+  });
+
+  function send(form, button) {
+    const request = new XMLHttpRequest(); // It parses the answer itself, so that no string is used as HTML.
+    const address = new URL(button?.getAttribute("formaction") || form.getAttribute("action"), location).href;
+    const fields = new URLSearchParams(new FormData(form));
+    if (button?.name) fields.append(button.name, button.value);
+    request.open("POST", address);
+    request.responseType = "document";
+    request.onloadend = function () {
+      const page = request.response, isRedirected = request.responseURL !== address;
+      setSending(false);
+      if (!request.status) showResult([], texts.offline);
+      else if (request.status === 200 && page?.getElementById("status")) replace(page, request.responseURL);
+      else if (isRedirected) location.assign(request.responseURL); // sign-in, progress of a job
+      else if (request.status < 400) { // a question: the browser shows it
+        form.dataset.plain = "yes";
+        form.requestSubmit(button);
+      } else {
+        const words = page ? all("main > h1, main > p:not(.back)", page).map((each) => each.textContent.trim()) : [];
+        showResult([], words.join(" – ") || texts.failed);
+      }
+    };
+    setSending(true);
+    request.send(fields);
+  }
+
+  function setSending(on) {
+    sending = on;
+    document.body.classList.toggle("sending", on);
+  }
+
+  function showResult(results, text) {
+    const toast = make("div", "toast done"), close = make("button", "", texts.close, function () {
+      toast.remove();
+      focus(document.getElementById(place));
+    });
+    one(".toast")?.remove();
+    toast.append(...(results.length ? results : [make("p", "state bad", text)]), close);
+    status.before(toast);
+    say(text);
+  }
+
+  async function replace(page, address) {
+    const fresh = one("main", page), old = rows(), checked = checkedRows().map((row) => row.id);
+    const typing = document.activeElement.closest(".search") && document.activeElement;
+    const gone = old.filter((row) => !page.getElementById(row.id));
+    const come = rows(fresh).find((row) => !old.some((each) => each.id === row.id));
+    // The focus goes to the row below the first that has gone, or else to one that has come back.
+    const below = old.slice(old.indexOf(gone[0])).find((row) => !gone.includes(row)) || old.findLast((row) => !gone.includes(row));
+    const next = gone.length ? below?.id : document.activeElement.closest(".toast") ? come?.id : place;
+    const results = all(".done, [role=alert]", fresh);
+    const words = results.flatMap((each) => each.matches("p") ? [each] : all("p:not(details p), summary", each));
+    await fold(gone);
+
+    for (const each of results) {
+      each.remove();
+      each.removeAttribute("role"); // It is announced by `status`.
+    }
+    one(".search", fresh).replaceWith(one(".search")); // It may have words that are not sent yet.
+    for (const each of [...main.children]) if (each !== status) each.remove();
+    status.before(...[...fresh.children].filter((each) => each.id !== "status"));
+    document.title = page.title;
+    history.replaceState(null, "", address);
+    prepare();
+    check(rows().filter((row) => checked.includes(row.id)), true);
+    if (results.length) showResult(results, words.map((each) => each.textContent.trim()).join(" – "));
+    if (typing) typing.focus();
+    else focus(document.getElementById(next) || (gone.length ? rows()[0] || document.getElementById("list") : null));
+  }
+
+  async function fold(gone) {
+    if (!gone.length || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    for (const row of gone) {
+      row.style.overflow = "hidden";
+      const high = { height: `${row.offsetHeight}px` }, low = { height: 0, minHeight: 0, opacity: 0 };
+      row.animate([high, low], { duration: 150, fill: "forwards" });
+    }
+    await new Promise((resolve) => setTimeout(resolve, 150));
+  }
+
+  // ---- what only a script can do, added to the page
+
+  function prepare() {
+    const showCard = () => card.showModal(), link = one(".select");
+    one(".foot").append(make("button", "plain keys", texts.shortcuts, showCard));
+    one(".bar")?.prepend(make("span", "selected", ""));
+    if (link && !isAll()) link.replaceWith(make("button", "plain select", "", function () {
+      check(rows(), checkedRows().length < boxes().length);
+      say(one(".selected").textContent);
+    }));
+  }
+
+  one("input", card).checked = areKeysOn();
+  one("input", card).addEventListener("change", function (event) {
+    try { localStorage.setItem("shortcuts", event.target.checked ? "on" : "off"); } catch { /* until the page is left */ }
+  });
+  one("button", card).addEventListener("click", () => card.close());
+  document.body.append(card);
+  // Restored from the back/forward cache: other pages may have changed what is shown.
+  window.addEventListener("pageshow", (event) => event.persisted && location.reload());
+  const kept = history.state?.checked;
+  prepare();
+  check(rows().filter((row) => kept?.includes(row.id)), true);
+})();
