@@ -86,6 +86,11 @@ def test_the_newer_wheel_replaced_the_older_one(venv: Path) -> None:
             assert (installed / path.relative_to(ROOT / package)).read_bytes() == path.read_bytes(), path
 
 
+def test_the_installed_wheel_cleans_html(venv: Path) -> None:
+    code = "from portal.reading import read_formatted as read; print(read([b'Content-Type: text/html\\n\\n<b>x'], ''))"
+    assert "html='<b>x</b>'" in printed(venv.parent.parent, code)
+
+
 def test_the_installed_wheel_runs_by_itself(venv: Path, other_portal: Portal) -> None:
     (shipped,) = venv.parent.glob("lib/python3*/site-packages/portal")
     for name in ("quarantine.sql", "uwsgi.ini", "quarantine.example.toml", "templates/web/base.html", PO):
