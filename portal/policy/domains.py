@@ -24,7 +24,7 @@ from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
 from portal.model.errors import BadDomainValue, StoreUnavailable
 from portal.model.message import Actor, Delivery, Tier, domain, new_id
-from portal.model.rights import ReleaseRight
+from portal.model.rights import Access, ReleaseRight, access
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
 from portal.model.text import shown
 from portal.settings import DomainSettings, Settings
@@ -53,6 +53,7 @@ class DomainPolicy:
     retention_days: Mapping[Tier, int]
     recipient_rules: bool  # whether recipients may make allow and block rules
     formatted_view: bool  # whether they may see messages as their senders formatted them
+    recipient_downloads: bool  # whether recipients may download messages and attachments
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,11 @@ class Domains:
         """
         release, message = self.of(delivery.recipient).release, delivery.message
         return max(release[message.tier], release[message.verdict_tier], key=tuple(ReleaseRight).index)
+
+    def access(self, delivery: Delivery) -> Access:
+        """Return what the readers of a delivery may see and download, by the domain it was sent to."""
+        downloads = self.of(delivery.recipient).recipient_downloads
+        return access(delivery.message, self.right(delivery), downloads=downloads)
 
     def at_host(self, host: str) -> DomainPolicy:
         """Return the policy for visitors of a host (`Host` header) who are not known yet; unknown hosts are the site's.
@@ -263,4 +269,5 @@ class Domains:
             },
             recipient_rules=either(own.recipient_rules, True),
             formatted_view=either(own.formatted_view, True),
+            recipient_downloads=either(own.recipient_downloads, True),
         )

@@ -4,6 +4,7 @@
 from one that has everything loaded (`warm`), and which the first page view starts; without it a new Python is started.
 
     source  the octets, in order       fields  header fields and their parameters
+    header  all fields of a message, for the page that shows them
     mime    the parts of a message     html, styles  HTML as the text that is visible
     words   text and attachments       formatted    HTML as its sender formatted it
     child, warm  the processes
@@ -78,6 +79,14 @@ class Formatted:
     cut: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """All header fields of a message, sanitized for display. A line that is no field has the name ""."""
+
+    fields: tuple[tuple[str, str], ...]
+    cut: bool
+
+
 def read(chunks: Iterable[bytes], recipient: str) -> Preview:
     """Return what is shown of a message, within 9 s for every message.
 
@@ -103,6 +112,18 @@ def read_formatted(chunks: Iterable[bytes], recipient: str) -> Formatted | None:
     try:
         found = json.loads(b"".join(answer("html", chunks, recipient, _HTML_BYTES)))
         return Formatted(_checked(str, found["html"]), _checked(int, found["remote"]), _checked(bool, found["cut"]))
+    except (*UNREADABLE, TypeError, KeyError, RecursionError):
+        return None
+
+
+def read_headers(chunks: Iterable[bytes], recipient: str) -> Headers | None:
+    """Return all header fields of a message, None if they cannot be read within the limits. Raises as `read`."""
+    try:
+        found = json.loads(b"".join(answer("headers", chunks, recipient, _TEXT_BYTES)))
+        fields = tuple(
+            (shown(_checked(str, name), 100), shown(_checked(str, text), 4_000)) for name, text in found["fields"]
+        )
+        return Headers(fields, _checked(bool, found["cut"]))
     except (*UNREADABLE, TypeError, KeyError, RecursionError):
         return None
 

@@ -20,7 +20,9 @@ from portal.model.charsets import codec_names
 from portal.model.domains import to_ascii
 from portal.model.text import shown
 from portal.reading.formatted import documents_of, formatted
+from portal.reading.header import all_fields
 from portal.reading.mime import Parser
+from portal.reading.source import Source
 from portal.reading.words import TEXT_CHARACTERS, Words
 
 Receive = Callable[[int], bytes]
@@ -113,9 +115,14 @@ def _html(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
     yield json.dumps(formatted(receive, seconds, _PARTS_SECONDS), ensure_ascii=False).encode("utf-8", "replace")
 
 
+def _headers(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
+    fields, is_cut = all_fields(Source(receive, lambda: seconds() > _TEXTS_SECONDS))
+    yield json.dumps({"fields": fields, "cut": is_cut}, ensure_ascii=False).encode("utf-8", "replace")
+
+
 # What can be asked about a message. A mode takes the functions that `read` takes, and its arguments, and yields the
 # answer.
-MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text, "html": _html}
+MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text, "html": _html, "headers": _headers}
 
 
 def _short(text: str, limit: int) -> str:

@@ -106,6 +106,11 @@ class DomainSettings(Section):
         description="Whether recipients may see messages as their senders formatted them, not only their text. "
         "Default: true.",
     )
+    recipient_downloads: bool | None = Field(
+        None,
+        description="Whether recipients may download messages that they may release, and attachments in which a virus "
+        "scanner found nothing. Default: true.",
+    )
     locked: Words = Field((), description="Keys whose values `quarantine domains set` does not change.")
 
     @field_validator("locked")

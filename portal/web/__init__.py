@@ -9,6 +9,7 @@
     rows      view models                failures     error pages
     rules     allowed and blocked senders
     formatted the frame with a message as its sender formatted it
+    downloads messages and attachments as files
     sessions  where a recipient is signed in
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -31,6 +32,7 @@ from portal.mail.languages import negotiated
 from portal.web import failures
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
+from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
 from portal.web.formatted import FormattedMessages
 from portal.web.inbox import Inbox
@@ -110,6 +112,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
     formatted = FormattedMessages(pages, sessions, messages)
     inbox, rules = Inbox(pages, sessions, messages), RulePages(pages, sessions, messages)
+    downloads = DownloadPages(pages, sessions, messages)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
@@ -130,9 +133,11 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sign-out", sessions.sign_out),
         ("POST", "/messages", inbox.act_on_several),
         ("GET", f"/messages/{_ID}/", messages.show),
-        ("GET", f"/messages/{_ID}/<view:re:formatted>", messages.show),
+        ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
         ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", messages.act),
+        ("GET", f"/messages/{_ID}/download", downloads.form),
+        ("POST", f"/messages/{_ID}/download", downloads.send),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),
         ("POST", "/rules", rules.add),

@@ -9,6 +9,7 @@ from bottle import HTTPError, HTTPResponse
 from portal.model.errors import (
     BodyDamaged,
     BodyMissing,
+    Busy,
     LinkExpired,
     LinkInvalid,
     NotAllowed,
@@ -87,6 +88,14 @@ def _expected_error_page(pages: Pages, request: Request, error: Exception) -> HT
                 ),
                 404,
                 sign_in=True,
+            )
+        case Busy():
+            return pages.notice(
+                request,
+                N_("Too many messages are being opened"),
+                N_("Wait a few seconds, then try again."),
+                503,
+                Retry_After="5",
             )
         case NotAllowed():
             return pages.notice(

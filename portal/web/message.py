@@ -6,7 +6,7 @@ its existence is not disclosed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -14,6 +14,7 @@ from uuid import UUID
 
 from bottle import HTTPResponse
 
+from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import (
     AlreadyDone,
@@ -26,10 +27,12 @@ from portal.model.errors import (
     RelayRefused,
 )
 from portal.model.message import ActorKind, Delivery, Event, EventKind, State, Tier, parse_id
+from portal.model.rights import Access
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.policy.entry import senders_of
-from portal.reading import Preview, read
+from portal.reading import Preview, read, read_headers
+from portal.reading.raw import raw_source
 from portal.web.auth.session import Sessions
 from portal.web.listing import Listing, cursor, name_of, place_of
 from portal.web.pages import Pages
@@ -53,14 +56,19 @@ class MessagePages:
         self._views: dict[str, tuple[str, Callable[[Delivery, Viewer], dict[str, Any]]]] = {
             "": (N_("Text"), self._text),
             "formatted": (N_("As the sender made it"), lambda *_: {"sandbox": SANDBOX}),
+            "headers": (N_("Headers"), self._headers),
+            "source": (N_("Source"), self._source),
         }
 
     def show(self, request: Request, id: str, view: str = "") -> HTTPResponse:
         """GET /messages/ID/ and /messages/ID/VIEW: show who sent it, why it was held, and what it says."""
         session = self._sessions.of(request)
         delivery = self.delivery(session.recipient, id)
+        access = self._pages.parts.domains.access(delivery)
         if view == "formatted":
             self.check_formatted(request, delivery)
+        if view == "source" and not access.source:
+            raise NotFound("the source of this message is not shown")
         shown = self._views[view][1](delivery, self._pages.viewer(request, session.recipient))
         row = self._pages.row(request, delivery, session.recipient)
         events = self._store.deliveries.history(delivery.key)
@@ -76,7 +84,9 @@ class MessagePages:
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             **findings(delivery.message, request.language),
             view=view,
-            views=self._links(delivery, shown.get("preview")),
+            views=self._links(delivery, access, shown.get("preview")),
+            access=access,
+            checks=checks(delivery.message),
             **shown,
             blocked_by=self._own_rule(delivery, events, session.recipient),
             may_rule=self._pages.may_rule(delivery.recipient),
@@ -88,10 +98,11 @@ class MessagePages:
             forget(self._pages, response)
         return response
 
-    def _links(self, delivery: Delivery, preview: Preview | None) -> list[tuple[str, str]]:
+    def _links(self, delivery: Delivery, access: Access, preview: Preview | None) -> list[tuple[str, str]]:
         """Return the last parts and the texts of the links to a message's views, without those that show nothing."""
         has_formatted = not self._not_formatted(delivery) and (preview is None or preview.has_html)
-        return [(name, label) for name, (label, _) in self._views.items() if name != "formatted" or has_formatted]
+        hidden = {"formatted": not has_formatted, "source": not access.source}
+        return [(name, label) for name, (label, _) in self._views.items() if not hidden.get(name)]
 
     def _not_formatted(self, delivery: Delivery) -> str:
         """Return why a message is not shown as its sender formatted it, "" if it is."""
@@ -117,20 +128,31 @@ class MessagePages:
         return rule.id if rule is not None and rule.effect is Effect.BLOCK else None
 
     def _text(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
-        """Return the text of the message as template values.
+        """Return the text of the message as template values. ``preview`` is None if there is none."""
+        found = self._reading(delivery, lambda body: read(body, viewer.reader))
+        preview = found["found"]
+        return {**found, "preview": preview, "headers": headers(preview.headers, viewer) if preview else []}
 
-        The value is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
+    def _headers(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
+        return self._reading(delivery, lambda body: read_headers(body, viewer.reader))
+
+    def _source(self, delivery: Delivery, _: Viewer) -> dict[str, Any]:
+        return self._reading(delivery, raw_source)
+
+    def _reading(self, delivery: Delivery, read: Callable[[Iterator[bytes]], object]) -> dict[str, Any]:
+        """Return what is read of the message as template values.
+
+        ``found`` is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
         not.
         """
         if not self._pages.previews.acquire(blocking=False):
-            return {"preview": None, "headers": [], "busy": True}
+            return {"found": None, "busy": True}
         try:
-            preview = read(self._store.messages.body(delivery.id), viewer.reader)
-            return {"preview": preview, "headers": headers(preview.headers, viewer), "busy": False}
+            return {"found": read(self._store.messages.body(delivery.id)), "busy": False}
         except Busy:
-            return {"preview": None, "headers": [], "busy": True}
+            return {"found": None, "busy": True}
         except (BodyDamaged, BodyMissing):
-            return {"preview": None, "headers": [], "busy": False}
+            return {"found": None, "busy": False}
         finally:
             self._pages.previews.release()
 

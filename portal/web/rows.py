@@ -43,6 +43,7 @@ EVENTS_IN_WORDS = {
     EventKind.PASSED: N_("let through"),
     EventKind.BLOCKED: N_("blocked"),
     EventKind.UNBLOCKED: N_("moved to held messages"),
+    EventKind.DOWNLOADED: N_("downloaded"),
 }
 # The kinds of events that change a delivery to a state.
 _KINDS_OF_STATE = {

@@ -643,6 +643,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/messages/ID/VIEW"): (303, 200, 404),
     ("GET", "/messages/ID/html"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
+    ("GET", "/messages/ID/download"): (303, 200, 404),
+    ("POST", "/messages/ID/download"): (303, 200, 404),
     ("GET", "/messages/ID/sender"): (303, 200, 404),
     ("GET", "/rules"): (303, 200, 200),
     ("POST", "/rules"): (303, 400, 400),  # without a button

@@ -1,0 +1,118 @@
+"""Downloads of a held message by its recipient: the page that asks, and the file.
+
+A download is recorded in the history, so it is a form with a button and never an address that opens by itself. What may
+be downloaded is decided by `Domains.access`, each time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import chain
+
+from bottle import HTTPResponse
+
+from portal.model.domains import shown_address
+from portal.model.errors import BodyDamaged, Busy, StoreUnavailable
+from portal.model.file_name import disposition
+from portal.model.message import Delivery, Event, EventKind
+from portal.model.rights import Download
+from portal.model.text import N_
+from portal.web.auth.session import Sessions
+from portal.web.message import MessagePages
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+log = logging.getLogger("quarantine.web")
+
+# Whatever a browser does with the file, it is no page of the portal.
+_HEADERS = {"Content-Type": "application/octet-stream", "Content-Security-Policy": "default-src 'none'; sandbox"}
+
+
+class DownloadPages:
+    """`/messages/ID/download`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._messages = messages
+        self._store = pages.parts.store
+
+    def form(self, request: Request, id: str) -> HTTPResponse:
+        """GET /messages/ID/download: the button that downloads the message, below a warning."""
+        session = self._sessions.of(request)
+        delivery = self._messages.delivery(session.recipient, id)
+        self._check_message(request, delivery)
+        return self._pages.page(
+            request,
+            "download",
+            signed_in=shown_address(session.recipient),
+            form_token=session.form_token,
+            row=self._pages.row(request, delivery, session.recipient),
+        )
+
+    def send(self, request: Request, id: str) -> HTTPResponse:
+        """POST /messages/ID/download: send the message as a file, or raise before the first octet."""
+        recipient = self._sessions.of_form(request, f"/messages/{id}/?undone={id}").recipient
+        delivery = self._messages.delivery(recipient, id)
+        self._check_message(request, delivery)
+        if not self._pages.previews.acquire(blocking=False):
+            raise Busy("too many messages are being read")
+        try:
+            pieces = _whole(self._store.messages.body(delivery.id), delivery)
+            first = next(pieces, b"")
+            self._record(request, delivery, recipient, "message")
+        except BaseException:
+            self._pages.previews.release()
+            raise
+        name = f"{delivery.id}.eml"  # the subject is the sender's text
+        return self._file(name, delivery.message.size_bytes, chain((first,), pieces))
+
+    def _check_message(self, request: Request, delivery: Delivery) -> None:
+        if self._pages.parts.domains.access(delivery).message is Download.NO:
+            raise self._refused(request)
+
+    def _refused(self, request: Request) -> HTTPResponse:
+        return self._pages.notice(
+            request,
+            N_("This download is not allowed"),
+            N_("The file may be harmful, or your administrator does not allow downloads."),
+            403,
+        )
+
+    def _record(self, request: Request, delivery: Delivery, recipient: str, what: str) -> None:
+        actor = self._pages.actor(request, "portal", delivery, recipient)
+        event = Event(self._pages.now(), EventKind.DOWNLOADED, actor, what)
+        self._store.deliveries.record(delivery.key, event)
+        log.info("downloaded id=%s recipient=%s reader=%s what=%s", delivery.id, delivery.recipient, recipient, what)
+
+    def _file(self, name: str, size_bytes: int, pieces: Iterator[bytes]) -> HTTPResponse:
+        """Return the response with a file, which occupies one of `Pages.previews` until it is sent."""
+
+        def sent() -> Iterator[bytes]:
+            try:
+                yield from pieces
+            finally:
+                self._pages.previews.release()
+
+        headers = {**_HEADERS, "Content-Disposition": disposition(name), "Content-Length": str(size_bytes)}
+        return HTTPResponse(sent(), 200, headers)
+
+
+def _whole(pieces: Iterator[bytes], delivery: Delivery) -> Iterator[bytes]:
+    """Yield the pieces of a body, the last one only if all of them were right.
+
+    Otherwise the response is shorter than its Content-Length, so that browsers report a download that failed. Errors
+    are raised before the first piece and logged afterwards.
+    """
+    last, is_first = next(pieces, b""), True
+    try:
+        for piece in pieces:
+            yield last
+            last, is_first = piece, False
+    except (BodyDamaged, StoreUnavailable) as error:
+        if is_first:
+            raise
+        log.error("download broken off id=%s: %s", delivery.id, error)
+        return
+    yield last

@@ -1,0 +1,174 @@
+"""Headers, source and download of a held message: who gets what, and how it is sent."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.message import EventKind, State, Tier
+from portal.stores.records import Held
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
+from tests.moving.test_copy import damage
+from tests.web_client import Answer, Browser, Site
+
+MAIL = (
+    b'From: "x" <promo@example.net>\r\nTo: alice@example.org\r\n'
+    b"Subject: =?utf-8?b?PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==?=\r\n"
+    b"X-Evil: <img src=x onerror=alert(1)>\r\n\r\nBuy \xe2\x80\xae now\r\n"
+)
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts())
+
+
+def download(browser: Browser, held: Held, **form: Any) -> Answer:
+    return browser.post(f"/messages/{held.id}/download", {"form_token": browser.form_token(), **form})
+
+
+def with_value(site: Site, key: str, value: str) -> None:
+    site.parts.domains.set("example.org", key, value, BY_OPERATOR)
+
+
+# ---- headers and source
+
+
+def test_headers_and_source_are_inert_text(site: Site) -> None:
+    held = site.hold(data=MAIL)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/headers").text
+    assert "<dt><bdi>Subject</bdi></dt><dd><bdi>&lt;script&gt;alert(1)&lt;/script&gt;</bdi></dd>" in page
+    assert "<dt><bdi>X-Evil</bdi></dt><dd><bdi>&lt;img src=x onerror=alert(1)&gt;</bdi></dd>" in page
+    page = browser.get(f"/messages/{held.id}/source").text
+    source = re.search(r'<pre class="source"[^>]*>(.*?)</pre>', page, re.S)
+    assert source and html.unescape(source[1]).endswith("\n\nBuy \\xe2\\x80\\xae now\n")
+    assert "<img" not in page and "<script>alert" not in page
+
+
+def test_the_page_links_to_headers_and_source_and_keeps_the_place_in_the_list(site: Site) -> None:
+    held = site.hold(data=MAIL)
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/headers?list=%3Fq%3Doffer").text
+    assert f'href="/quarantine/messages/{held.id}/source?list=%3Fq%3Doffer"' in page
+    assert f'href="/quarantine/messages/{held.id}/headers?list=%3Fq%3Doffer" aria-current="page"' in page
+
+
+def test_a_dangerous_message_has_headers_and_no_source(site: Site) -> None:
+    held = site.hold(Tier.DANGEROUS, data=MAIL)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/headers")
+    assert page.status == 200 and "/source" not in page.text
+    assert browser.get(f"/messages/{held.id}/source").status == 404
+
+
+# ---- the message as a file
+
+
+def test_a_message_is_downloaded_as_it_was_received(site: Site) -> None:
+    data = MAIL + bytes(range(256)) * 10_000
+    held = site.hold(data=data)
+    answer = download(site.signed_in(ALICE), held)
+    assert answer.status == 200 and answer.body == data
+    assert answer.header("Content-Length") == str(len(data))
+    assert answer.header("Content-Type") == "application/octet-stream"
+    assert answer.header("Content-Disposition") == (
+        f"attachment; filename=\"{held.id}.eml\"; filename*=UTF-8''{held.id}.eml"
+    )
+    assert answer.header("Content-Security-Policy") == "default-src 'none'; sandbox"
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+    assert answer.header("Cache-Control") == "no-store"
+    assert answer.header("Cross-Origin-Resource-Policy") == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("tier", "key", "value", "form", "sent"),
+    [
+        (Tier.SPAM, "", "", 200, 200),
+        (Tier.SUSPICIOUS, "", "", 200, 200),
+        (Tier.DANGEROUS, "", "", 403, 403),
+        (Tier.SPAM, "recipient_downloads", "false", 403, 403),
+        (Tier.SPAM, "release_spam", "request", 403, 403),
+        (Tier.SUSPICIOUS, "release_suspicious", "administrator", 403, 403),
+    ],
+)
+def test_tier_and_domain_decide_whether_it_may_be_downloaded(
+    site: Site, tier: Tier, key: str, value: str, form: int, sent: int
+) -> None:
+    held = site.hold(tier, data=MAIL)
+    if key:
+        with_value(site, key, value)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/").text
+    assert ("Download this message" in page) == (form == 200)
+    assert browser.get(f"/messages/{held.id}/download").status == form
+    answer = download(browser, held)
+    assert answer.status == sent
+    assert (answer.body == MAIL) == (sent == 200)
+    assert (EventKind.DOWNLOADED in [event.kind for event in site.history(held)]) == (sent == 200)
+
+
+def test_dangerous_mail_is_never_downloaded_whoever_may_release_it(
+    make_parts: Callable[..., Parts], tmp_path: Path
+) -> None:
+    (tmp_path / "quarantine.toml").write_text('[domains."example.org"]\nrelease_dangerous = "self"\n')
+    site = Site(make_parts())
+    held = site.hold(Tier.DANGEROUS)
+    assert download(site.signed_in(ALICE), held).status == 403
+
+
+def test_a_suspicious_message_is_downloaded_from_a_page_with_a_warning(site: Site) -> None:
+    held = site.hold(Tier.SUSPICIOUS, data=MAIL)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/").text
+    assert f'href="/quarantine/messages/{held.id}/download"' in page
+    assert f'action="/quarantine/messages/{held.id}/download"' not in page
+    warning = browser.get(f"/messages/{held.id}/download").text
+    assert warning.index('class="warning"') < warning.index(f'action="/quarantine/messages/{held.id}/download"')
+
+
+def test_a_download_is_in_the_history_with_who_did_it(site: Site) -> None:
+    held = site.hold(data=MAIL)
+    browser = site.signed_in(ALICE)
+    download(browser, held)
+    event = site.history(held)[-1]
+    assert (event.kind, event.actor.who, event.actor.via, event.detail) == (
+        EventKind.DOWNLOADED,
+        "recipient",
+        "portal",
+        "message",
+    )
+    assert site.state(held) is State.HELD
+    assert "downloaded by you" in browser.get(f"/messages/{held.id}/").text
+
+
+def test_a_download_needs_the_recipients_session_and_its_form(site: Site) -> None:
+    held = site.hold(data=MAIL, recipients=(ALICE,))
+    for browser, status in ((site.browser(), 303), (site.signed_in(MALLORY), 404), (site.signed_in(BOB), 404)):
+        form = {"form_token": browser.form_token()} if status == 404 else {}
+        assert browser.post(f"/messages/{held.id}/download", form).status == status
+    browser = site.signed_in(ALICE)
+    assert browser.post(f"/messages/{held.id}/download", {}).status == 403
+    foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    form = {"form_token": browser.form_token()}
+    assert browser.post(f"/messages/{held.id}/download", form, headers=foreign).status == 403
+    assert [event.kind for event in site.history(held)].count(EventKind.DOWNLOADED) == 0
+
+
+def test_a_damaged_message_is_a_page_and_no_file(site: Site, store_url: str) -> None:
+    held = site.hold(data=MAIL)
+    damage(store_url, held.id)
+    answer = download(site.signed_in(ALICE), held)
+    assert answer.status == 410 and "Content-Disposition" not in dict(answer.headers)
+
+
+def test_downloads_leave_places_for_other_pages(site: Site) -> None:
+    held = site.hold(data=MAIL)
+    browser = site.signed_in(ALICE)
+    for _ in range(20):  # more than there are places: each is free again
+        assert download(browser, held).status == 200
