@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from datetime import time as wall_time
@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError
 from babel.dates import format_datetime, format_time
+from babel.lists import format_list
 from babel.messages import Catalog
 from babel.messages import Message as Entry
 from babel.messages.mofile import write_mo
@@ -84,9 +85,9 @@ class Language:
         """Return a time of the day like "14:05"."""
         return format_datetime(at, self._time, tzinfo=zone, locale=self._locale)
 
-    def clock(self, at: wall_time) -> str:
-        """Return a time that is the same in all zones, like "14:05"."""
-        return format_time(at, self._time, locale=self._locale)
+    def times_of_day(self, at: Iterable[wall_time]) -> str:
+        """Return times of no certain day, like "07:00 and 14:05"."""
+        return format_list([format_time(each, self._time, locale=self._locale) for each in at], locale=self._locale)
 
     def number(self, number: int) -> str:
         """Return a number like "1,234"."""

@@ -17,7 +17,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.mail import languages
-from portal.mail.languages import Language, own_name
+from portal.mail.languages import own_name
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
@@ -148,10 +148,10 @@ class PreferencePages:
             upcoming=language.moment(upcoming, zone) if upcoming else "",
             zone=_zone_label(zone.key),
             fields=fields,
-            presets={name: (text, _times(at, language)) for name, (_, at, text) in _PRESETS.items()},
+            presets={name: (text, language.times_of_day(at)) for name, (_, at, text) in _PRESETS.items()},
             schedules={name: text for name, text in _SCHEDULES.items() if name is not Schedule.NEVER},
             usual_schedule=_SCHEDULES[usual.schedule],
-            usual_at=_times(usual.at, language),
+            usual_at=language.times_of_day(usual.at),
             is_usual=usual.schedule is not Schedule.NEVER,
             portal=self._pages.parts.domains.of(recipient).public_url,
             usual_zone=_zone_label(usual.zone.key),
@@ -296,11 +296,6 @@ def _parse_form(request: Request) -> tuple[Fields, Preferences]:
     elif not is_own and preset in _PRESETS:
         days, hours, _ = _PRESETS[preset]
     return fields, Preferences(days, hours, timezone or None, language or None)
-
-
-def _times(at: Iterable[time], language: Language) -> str:
-    """Return times of a day in the way of a language, like "07:00, 15:00"."""
-    return ", ".join(language.clock(each) for each in at)
 
 
 def _parse_time(text: str) -> time:

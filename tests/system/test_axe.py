@@ -100,13 +100,19 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         *(
             f"{base}/?q=nothing+has+these",
             f"{base}/preferences",
+            f"{base}/preferences?zones=all",
             f"{base}/sessions",
             f"{base}/sign-in",
             f"{base}/sign-in/code",
         ),
         *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
         f"{base}/messages/{formatted.id}/formatted",
-        *(f"{base}/messages/{spam[0].id}/sender", f"{base}/rules", f"{base}/rules?done={made.id}"),
+        *(
+            f"{base}/messages/{spam[0].id}/sender",
+            f"{base}/rules",
+            f"{base}/rules?done={made.id}",
+            f"{base}/rules?show=allow&q=b",
+        ),
         f"{base}/link/nonsense/",
     ]:
         site.pass_time(seconds=5)  # otherwise the openings count as a burst

@@ -140,7 +140,7 @@ def test_empty_fields_mean_the_default(site: Site, page: Page) -> None:
     assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["", "", ""]
     assert hours(html) == [""] * 6
     assert preset(html) == "default"
-    for words in ("Default: Every day, 06:30", "Default: Europe/Berlin", "English"):
+    for words in ("Default: Every day · 06:30", "Default: Europe/Berlin", "English"):
         assert words in html
     assert re.search(r", 06:30 \(Europe/Berlin\)", html)
 
@@ -151,7 +151,7 @@ def test_the_default_is_that_of_the_domain(make_parts: Callable[..., Parts], tmp
     site = Site(make_parts())
     html = site.signed_in(ALICE).get("/preferences").text
     assert parts.settings.domains == {}
-    assert "Default: Every Sunday, 11:00" in html
+    assert "Default: Every Sunday · 11:00" in html
     assert re.search(r"Next digest: Sunday, \d+ \w+ \d+, 11:00 \(UTC\)", html)
 
 
@@ -199,6 +199,7 @@ def test_a_preset_is_one_press(site: Site, page: Page, name: str, schedule: str,
     assert chosen(site) == Preferences(schedule, at, "Asia/Tokyo")
     assert (preset(html), hours(html), selected(html, "schedule")) == (name, [""] * 6, "")
     assert "<details open" not in html
+    assert "Twice a day, at 07:00 and 15:00" in html
     html = page.after("save", preset="default", timezone="Asia/Tokyo")
     assert chosen(site) == Preferences(timezone="Asia/Tokyo")
     page.post("save", preset=name)
