@@ -17,8 +17,8 @@ from bench import turns
 from bench.rig import Effort, Row, own_folder, postgres, print_progress, spread
 from bench.sink import sink
 from portal.actions import Actions
+from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.model.message import Actor, ActorKind, Delivery, DeliveryId
-from portal.releases import AT_ONCE, in_parallel
 from portal.stores import open_store
 
 MESSAGES = 100  # of two recipients each, in a round of each way

@@ -35,6 +35,7 @@ from digest import housekeeping, news
 from digest import run as work
 from portal import __version__
 from portal.assemble import Parts, assemble, log_to_stderr
+from portal.batches.parallel import retry_due
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, StoreUnavailable
@@ -42,7 +43,6 @@ from portal.model.message import identity
 from portal.model.text import shown
 from portal.monitoring import watch
 from portal.policy.block_map import BlockMap
-from portal.releases import retry_due
 from portal.settings import Settings, load
 
 log = logging.getLogger("quarantine.digest")
@@ -148,6 +148,12 @@ def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
             "learning",
             lambda: housekeeping.learn_waiting(parts, utc_now(), stopped=stopped),
             IntervalTrigger(seconds=5),
+            now,
+        ),
+        (
+            "batches",
+            lambda: housekeeping.run_batches(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=2),
             now,
         ),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),

@@ -1,4 +1,4 @@
-"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, daily
+"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, batches, daily
 maintenance.
 
 Each function is safe to repeat at any moment, in any number of processes.
@@ -7,6 +7,7 @@ Each function is safe to repeat at any moment, in any number of processes.
 from __future__ import annotations
 
 import logging
+import time as clocks
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -14,8 +15,18 @@ from uuid import UUID
 
 from digest.run import FAILURES_IN_A_ROW, Stopped, never
 from portal.assemble import Parts
+from portal.batches.batch import KIND as BATCH
+from portal.batches.run import Batches
 from portal.model.clock import clock
-from portal.model.errors import BodyDamaged, NotFound, QuarantineError, RelayDeferred, RelayRefused, RspamdUnavailable
+from portal.model.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    NotFound,
+    QuarantineError,
+    RelayDeferred,
+    RelayRefused,
+    RspamdUnavailable,
+)
 from portal.policy.learning import LEARN, Result
 from portal.policy.retention import expire_ended
 from portal.scanning import BACKGROUND_SECONDS
@@ -32,6 +43,7 @@ _LEARN_TRIES = 3
 _LEARN_BACK_OFF = timedelta(minutes=1)  # after the first try; ten times that after the second
 _LEARN_WAIT = timedelta(minutes=1)
 _LEARN_PAUSE = timedelta(hours=1)
+_TURN_SECONDS = 5  # of a batch, before it is the turn of the next one
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
 
@@ -174,6 +186,27 @@ def _pause_learning(parts: Parts, reason: str, now: datetime) -> None:
         "configured: `quarantine check`. To stop learning, set rspamd.learn to off.",
         note=(note.name, note.text(parts.store), note.to_text(now)),
     )
+
+
+def run_batches(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Run the batches that wait, each for some seconds in turn, until none does. Return how many turns were taken.
+
+    Raises StoreUnavailable.
+    """
+    time, turns = clock(now), 0
+    batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
+    while not stopped() and (jobs := parts.store.jobs.claim(BATCH, 1, time())):
+        try:
+            batches.run(jobs[0], _or_after(_TURN_SECONDS, stopped))
+        except AlreadyDone:
+            log.info("batch goes on in another process id=%s", jobs[0].id)
+        turns += 1
+    return turns
+
+
+def _or_after(seconds: float, stopped: Stopped) -> Stopped:
+    end = clocks.monotonic() + seconds
+    return lambda: stopped() or clocks.monotonic() > end
 
 
 def daily(parts: Parts, now: datetime) -> None:

@@ -23,6 +23,7 @@ import dkim
 import pytest
 
 from portal.actions import GIVE_UP_AFTER, Actions
+from portal.batches.parallel import retry_due
 from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.errors import (
@@ -39,7 +40,6 @@ from portal.model.message import DeliveryId, EventKind, Flag, Reader, State, Sym
 from portal.model.tiers import Tiers
 from portal.policy.domains import Domains
 from portal.policy.learning import Learning
-from portal.releases import retry_due
 from portal.scanning import Scanning
 from portal.settings import Settings
 from portal.stores import LEASE, Store

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from portal.actions import Actions
 from portal.assemble import Parts
+from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.cli.common import (
     FILLED,
     NotDone,
@@ -34,7 +35,6 @@ from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, Se
 from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
-from portal.releases import AT_ONCE, in_parallel
 from portal.stores import scans
 
 LIST_LIMIT = 50

@@ -10,6 +10,7 @@
     rules     allowed and blocked senders
     formatted the frame with a message as its sender formatted it
     downloads messages and attachments as files
+    selection actions on several messages
     sessions  where a recipient is signed in
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -44,6 +45,7 @@ from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
+from portal.web.selection import Selections
 from portal.web.sessions import SessionPages
 from portal.web.site import Site
 
@@ -52,6 +54,7 @@ Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the n
 
 _TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # a pattern; the handler verifies the token
 _ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message id, or the id and number of a delivery
+_BATCH = "<id:re:[0-9a-f-]{36}>"
 
 
 class Application:
@@ -111,7 +114,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
     formatted = FormattedMessages(pages, sessions, messages)
-    inbox, rules = Inbox(pages, sessions, messages), RulePages(pages, sessions, messages)
+    selections, rules = Selections(pages, sessions), RulePages(pages, sessions, messages)
+    inbox = Inbox(pages, sessions, messages, selections)
     downloads = DownloadPages(pages, sessions, messages)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
@@ -131,7 +135,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/sign-in/{_TOKEN}/", mailed.show),
         ("POST", f"/sign-in/{_TOKEN}/", mailed.use),
         ("POST", "/sign-out", sessions.sign_out),
-        ("POST", "/messages", inbox.act_on_several),
+        ("POST", "/messages", selections.act),
+        ("GET", f"/jobs/{_BATCH}/", selections.show),
         ("GET", f"/messages/{_ID}/", messages.show),
         ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
@@ -147,7 +152,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/sessions", signed_in.show),
         ("POST", "/sessions", signed_in.end),
         # Some mail programs cut off the trailing slash of a link.
-        ("GET", "/<path:re:(?:link|sign-in|messages)/[A-Za-z0-9_.-]{1,200}>", with_slash),
+        ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),
         ("GET", "/metrics", monitor.metrics),
         ("GET", "/static/<name:re:[a-z]+\\.[a-z]+>", pages.static.send),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from portal.actions import Actions
+from portal.batches.parallel import in_parallel
 from portal.model.errors import (
     AlreadyDone,
     BodyDamaged,
@@ -18,7 +19,6 @@ from portal.model.errors import (
     StoreUnavailable,
 )
 from portal.model.message import Actor, Delivery
-from portal.releases import in_parallel
 from portal.web.pages import Pages
 
 log = logging.getLogger("quarantine.web")

@@ -1,4 +1,4 @@
-"""A signed-in recipient's list of messages, and actions on several of them.
+"""A signed-in recipient's list of messages.
 
 Every query of the store names the recipient of the session. Another recipient's delivery is answered with 404, so that
 its existence is not disclosed.
@@ -6,7 +6,6 @@ its existence is not disclosed.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +15,21 @@ from urllib.parse import parse_qsl
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import (
-    NotFound,
-)
-from portal.model.message import Delivery, DeliveryId, Reader, State, Tier
+from portal.model.errors import NotFound
+from portal.model.message import Delivery, DeliveryId, Reader, State, Tier, new_id
 from portal.model.ranking import Group, grouped, ranked
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
-from portal.stores.records import Counts
+from portal.stores.records import Counts, Page
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
-from portal.web.bulk import apply
-from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, cursor, name_of, place_of
+from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.results import MAX_KEYS, forget, keep, kept
-from portal.web.rows import Row, Viewer, outcomes
-
-log = logging.getLogger("quarantine.web")
+from portal.web.results import forget, kept
+from portal.web.rows import Row, Viewer
+from portal.web.selection import BULK_ACTS, MORE_ACTS, Selections, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
 _LISTED_OTHERS = 20  # near-duplicates that a row names; the button acts on all of them
@@ -42,13 +37,6 @@ _VISIT_COOKIE = "visit"
 _VISIT_SECONDS = 30 * 60  # without a list for so long, a visit has ended
 _VISITS_KEPT_SECONDS = 365 * 24 * 3600
 _VISITS = re.compile(r"([0-9]{1,11})\.([0-9]{1,11})", re.ASCII)
-# What the bar below the list does with selected messages, by the keys of `VIEWS`.
-_BULK_ACTS = {
-    "held": ("release", "delete"),
-    "requested": ("delete",),
-    "blocked": ("release", "delete"),
-    "deleted": ("restore",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +76,23 @@ class Section:
     rows: list[ListRow]
 
 
-class Inbox:
-    """`/` and `/messages`."""
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """All messages that a list matches, on all its pages."""
 
-    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages) -> None:
+    number: str  # with a plus sign if there may be more
+    ceiling: str  # the newest one: those that arrive later are not selected
+    shown: str  # those on this page, for the form: the ones without a tick are left out
+
+
+class Inbox:
+    """`/`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages, selections: Selections) -> None:
         self._pages = pages
         self._sessions = sessions
         self._messages = messages
+        self._selections = selections
         self._store = pages.parts.store
 
     def list(self, request: Request) -> HTTPResponse:
@@ -102,10 +100,11 @@ class Inbox:
         session = self._sessions.of(request)
         listing, reader = Listing.of(parse_qsl(request.query_string)), self._reader(session.recipient)
         viewer = self._pages.viewer(request, session.recipient)
-        groups, older, newer = self._groups(listing, reader, viewer)
+        groups, older, newer, matches = self._groups(listing, reader, viewer)
         deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
         result = kept(request)
-        done = self._store.deliveries.of_reader(reader, result.keys)
+        job = self._selections.latest(result.batch, session.recipient)
+        done = self._store.deliveries.of_reader(reader, listed(job) if job else result.keys)
         undone = self._found(session.recipient, request.query("undone"))
         rows = self._pages.rows(request, [*deliveries, *done, *undone], session.recipient)
         of = {row.delivery.key: row for row in rows}
@@ -120,7 +119,10 @@ class Inbox:
             here=listing.query(select=""),
             views=_views(listing, counts, viewer),
             sections=_sections(listing, groups, of, since, viewer),
-            bulk_acts=_BULK_ACTS.get(listing.view, ()),
+            bulk_acts=BULK_ACTS.get(listing.view, ()),
+            more_acts=MORE_ACTS.get(listing.view, ()),
+            form=new_id(),
+            matches=matches,
             older=older,
             newer=newer,
             sizes=SIZES,
@@ -130,33 +132,45 @@ class Inbox:
             ranked_max=RANKED_MAX,
             act=result.act,
             done=[of[delivery.key] for delivery in done],
-            outcomes=outcomes(result.act, [of[delivery.key] for delivery in done]),
-            rest=request.query("rest") == "1",
+            batch=shown_batch(job, [of[delivery.key] for delivery in done]) if job else None,
             nothing=request.query("none") == "1",
             undone=of[undone[0].key] if undone else None,
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
-        if result.act:
+        if result.act or (job is not None and job.finished_at is not None):
             forget(self._pages, response)
         return response
 
     def _groups(
         self, listing: Listing, reader: Reader, viewer: Viewer
-    ) -> tuple[Sequence[Group], str | None, str | None]:
-        """Return the rows of a page, and the query strings of the older and the newer page, None without one."""
-        mailbox = listing.get("mailbox")
-        wanted = Reader(reader.identity, (mailbox,)) if mailbox in reader.identities else reader
-        states, criteria, words = VIEWS[listing.view], listing.filter(viewer.zone), listing.get("q")
-        search = self._store.deliveries.list_for
+    ) -> tuple[Sequence[Group], str | None, str | None, Matches | None]:
+        """Return the rows of a page, the query strings of the older and the newer page, None without one, and all
+        messages that match if they are selected."""
+        criteria = listing.criteria(viewer.zone, reader)
+        wanted = Reader(reader.identity, (criteria.recipient,)) if criteria.recipient else reader
+
+        def search(limit: int, before: DeliveryId | None = None) -> Page:
+            return self._store.deliveries.list_for(
+                wanted, criteria.states, limit, before, words=criteria.words, criteria=criteria
+            )
+
+        if listing.selects_matching:
+            page = search(_COUNTED)
+            found = page.deliveries[: listing.size]
+            is_cut = len(page.deliveries) > len(found) or page.next is not None
+            older = listing.older(found[-1].key) if is_cut and found else None
+            number = viewer.language.number(len(page.deliveries)) + ("+" if page.next else "")
+            shown = " ".join(name_of(each.key) for each in found)
+            return grouped(found), older, None, Matches(number, name_of(found[0].key), shown) if found else None
         if not listing.is_ranked:
-            page = search(wanted, states, listing.size, listing.before, words=words, criteria=criteria)
-            return grouped(page.deliveries), listing.older(page.next) if page.next else None, listing.newer
-        page = search(wanted, states, RANKED_MAX, words=words, criteria=criteria)
+            page = search(listing.size, listing.before)
+            return grouped(page.deliveries), listing.older(page.next) if page.next else None, listing.newer, None
+        page = search(RANKED_MAX)
         groups = ranked(page.deliveries, known_senders(self._store, [reader]).get(reader.identity, ()))
         begin, end = listing.skip, listing.skip + listing.size
         older = listing.query(skip=str(end), select="") if end < len(groups) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
-        return groups[begin:end], older, newer
+        return groups[begin:end], older, newer, None
 
     def _visits(self, request: Request) -> tuple[datetime | None, str]:
         """Return the end of the visit before this one, None on the first, and the cookie's new value.
@@ -175,30 +189,6 @@ class Inbox:
             return (self._messages.delivery(recipient, name),) if name else ()
         except NotFound:
             return ()
-
-    def act_on_several(self, request: Request) -> HTTPResponse:
-        """POST /messages: perform an action on the selected messages, or on those of one row, then redirect (303).
-
-        Dangerous messages are never released, and suspicious ones only from their own page, which shows the caution.
-        """
-        _, place = place_of(request.form("from"))
-        recipient = self._sessions.of_form(request, f"/{place}").recipient
-        act, _, names = request.form("only").partition(" ")
-        if not act:
-            act, names = request.form("do"), " ".join(request.all_of_form("mail"))
-        keys = [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
-        chosen = self._store.deliveries.of_reader(self._reader(recipient), keys[:MAX_KEYS])
-        query = place or "?"
-        if act not in ("release", "delete", "restore") or not chosen:
-            return self._pages.see_other(f"/{query}&none=1")
-        wanted = [each for each in chosen if act != "release" or each.message.tier is Tier.SPAM]
-        left = apply(
-            self._pages, act, wanted, lambda delivery: self._pages.actor(request, "portal", delivery, recipient)
-        )
-        log.info("bulk action recipient=%s act=%s chosen=%d left=%d", recipient, act, len(keys), left)
-        response = self._pages.see_other(f"/{query}&rest=1" if left or len(keys) > MAX_KEYS else f"/{place}")
-        keep(self._pages, response, act, [delivery.key for delivery in chosen])
-        return response
 
     def _reader(self, recipient: str) -> Reader:
         return self._pages.parts.people.reader(recipient)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from urllib.parse import parse_qsl, urlencode
 from zoneinfo import ZoneInfo
 
-from portal.model.message import DeliveryId, Filter, State, Tier, parse_id
+from portal.model.message import DeliveryId, Filter, Reader, State, Tier, parse_id
 
 # The links above the list, and the states that each of them shows.
 VIEWS: dict[str, tuple[State, ...]] = {
@@ -44,7 +44,7 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "before": 42,
     "trail": 42 * _TRAIL_MAX,
     "skip": 4,
-    "select": 3,
+    "select": 8,
 }
 _OF_PAGE = ("before", "trail", "skip", "select")  # the others stay the same on all pages of a list
 _OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox")
@@ -60,6 +60,11 @@ class Listing:
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Listing:
         """Return the listing of a query's names and values; the last value of a name wins."""
         return cls({name: value[: _LENGTHS[name]] for name, value in pairs if value.strip() and name in _LENGTHS})
+
+    @classmethod
+    def of_query(cls, query: str) -> Listing:
+        """Return the listing of a query string, with or without ``?``."""
+        return cls.of(parse_qsl(query.removeprefix("?")))
 
     def query(self, **changes: str) -> str:
         """Return the query string with ``?``, "" if it is empty.
@@ -86,7 +91,7 @@ class Listing:
     @property
     def is_ranked(self) -> bool:
         """True if the likeliest mistakes are first: held messages only."""
-        return self.get("order") == "likely" and self.view == "held"
+        return self.get("order") == "likely" and self.view == "held" and not self.selects_matching
 
     @property
     def size(self) -> int:
@@ -106,7 +111,12 @@ class Listing:
     @property
     def selects_all(self) -> bool:
         """True if the messages of the page are selected at first."""
-        return self.get("select") == "all"
+        return self.get("select") == "all" or self.selects_matching
+
+    @property
+    def selects_matching(self) -> bool:
+        """True if all messages of the list are selected, on all its pages."""
+        return self.get("select") == "matching"
 
     @property
     def before(self) -> DeliveryId | None:
@@ -148,6 +158,16 @@ class Listing:
             has_attachment=self.get("attachment") != "",
         )
 
+    def criteria(self, zone: ZoneInfo, reader: Reader) -> Filter:
+        """Return all criteria of a reader's list. ``recipient``: the mailbox, None for all that they read."""
+        mailbox = self.get("mailbox")
+        return replace(
+            self.filter(zone),
+            recipient=mailbox if mailbox in reader.identities else None,
+            states=frozenset(VIEWS[self.view]),
+            words=self.get("q"),
+        )
+
 
 def cursor(text: str) -> DeliveryId | None:
     """Return the delivery that a cursor names, None if it is not a cursor."""
@@ -164,7 +184,7 @@ def name_of(key: DeliveryId) -> str:
 def place_of(text: str) -> tuple[str, str]:
     """Return the page that a form names as its own, and the query string of its list."""
     page, _, query = text.partition("?")
-    return page, Listing.of(parse_qsl(query)).query(select="")
+    return page, Listing.of_query(query).query(select="")
 
 
 def _without(values: Mapping[str, str], *names: str) -> dict[str, str]:

@@ -20,10 +20,10 @@ from bottle import HTTPError, HTTPResponse
 
 from portal.actions import Actions
 from portal.assemble import Parts
+from portal.batches.parallel import in_parallel
 from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.schedule import Preferences
 from portal.model.text import N_
-from portal.releases import in_parallel
 from portal.web.request import Request
 from portal.web.rows import Row, Viewer, needs_events, row
 from portal.web.site import Site

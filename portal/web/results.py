@@ -1,4 +1,4 @@
-"""The result of an action that the next page shows once: which action, and on which deliveries.
+"""The result of an action that the next page shows once: which action, and on which deliveries; or which batch.
 
 It is kept in a cookie of the browser for some minutes and not in the address of the page, so that reloading the page or
 opening a bookmark does not show it again. What happened is read from the deliveries, whose recipient is checked.
@@ -25,6 +25,8 @@ _NUMBER_OCTETS = 2
 _KEY_OCTETS = 16 + _NUMBER_OCTETS
 MAX_KEYS = 150  # 3,600 characters: browsers keep cookies of 4,096 octets
 _VALUE = re.compile(rf"({'|'.join(ACTS)})\.([A-Za-z0-9_-]+)", re.ASCII)
+_BATCH = re.compile(r"batch\.([0-9a-f-]{36})", re.ASCII)
+_BATCH_SECONDS = 24 * 3600  # it may take long, and is the way back to its page
 
 
 class Result(NamedTuple):
@@ -32,6 +34,7 @@ class Result(NamedTuple):
 
     act: str  # one of `ACTS`, "" if there is no result to show
     keys: tuple[DeliveryId, ...]
+    batch: UUID | None = None
 
 
 _NONE = Result("", ())
@@ -43,12 +46,20 @@ def keep(pages: Pages, response: HTTPResponse, act: str, keys: Iterable[Delivery
     pages.set_cookie(response, _COOKIE, f"{act}.{urlsafe_b64encode(packed).decode()}".rstrip("="), _SECONDS)
 
 
+def keep_batch(pages: Pages, response: HTTPResponse, batch: UUID) -> None:
+    """Keep the id of a batch in the browser, for the next list."""
+    pages.set_cookie(response, _COOKIE, f"batch.{batch}", _BATCH_SECONDS)
+
+
 def kept(request: Request) -> Result:
     """Return the result that the browser sent. Anybody can write it: it only names what is looked up."""
-    match = _VALUE.fullmatch(request.cookie(_COOKIE) or "")
-    if match is None:
-        return _NONE
+    value = request.cookie(_COOKIE) or ""
+    match, batch = _VALUE.fullmatch(value), _BATCH.fullmatch(value)
     try:
+        if batch is not None:
+            return Result("", (), UUID(batch[1]))
+        if match is None:
+            return _NONE
         packed = urlsafe_b64decode(f"{match[2]}==")
     except ValueError:
         return _NONE

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from portal.batches.batch import Act, Batch, Outcome, Progress
 from portal.mail.languages import Language
 from portal.model.domains import shown_address
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, State, Tier
@@ -56,12 +57,17 @@ _KINDS_OF_STATE = {
 }
 _BY_RULES = frozenset({State.PASSED, State.BLOCKED, State.RELEASING, State.RELEASED})  # states that a rule may cause
 _HEADERS = {"Reply-To": N_("Reply to"), "To": N_("To"), "Cc": N_("Copy to"), "Date": N_("Sent on")}
-_UNCHANGED = N_("Not changed")
 _OUTCOMES = {
-    ("release", State.RELEASED): N_("Released"),
-    ("release", State.RELEASING): N_("Release in progress"),
-    ("delete", State.DELETED): N_("Deleted"),
-    ("restore", State.HELD): N_("Deletion undone"),
+    Outcome.RELEASED: N_("Released"),
+    Outcome.RELEASING: N_("Release in progress"),
+    Outcome.DELETED: N_("Deleted"),
+    Outcome.RESTORED: N_("Deletion undone"),
+    Outcome.REQUESTED: N_("Release requested"),
+    Outcome.TO_CHECK: N_("Not released, check these first"),
+    Outcome.NOT_ALLOWED: N_("Not released, only an administrator can"),
+    Outcome.NOT_NEEDED: N_("Not requested, you can release these yourself"),
+    Outcome.CHANGED: N_("Not changed"),
+    Outcome.FAILED: N_("Release failed"),
 }
 _SERVER_REPLIES = (
     EventKind.RELEASED,
@@ -251,13 +257,62 @@ def findings(message: Message, language: Language) -> dict[str, Any]:
     }
 
 
-def outcomes(act: str, rows: Sequence[Row]) -> list[tuple[str, int]]:
-    """Return what an action did to several messages: (text to be translated, number of messages)."""
-    found: dict[str, int] = {}
-    for each in rows:
-        text = _OUTCOMES.get((act, each.state), _UNCHANGED)
-        found[text] = found.get(text, 0) + 1
-    return list(found.items())
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """The deliveries of a batch with the same outcome."""
+
+    text: str  # to be translated
+    number: int
+    is_unchanged: bool  # the action was not performed
+    rows: list[Row]  # of unchanged deliveries, at most `batch.NAMED`
+
+    @property
+    def more(self) -> int:
+        """The unchanged deliveries that are not in ``rows``."""
+        return self.number - len(self.rows) if self.is_unchanged else 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch as its reader sees it."""
+
+    id: UUID
+    act: Act
+    is_finished: bool
+    is_counted: bool  # False: ``total`` still grows
+    done: int
+    total: int
+    outcomes: list[OutcomeRow]
+    only: Row | None  # the delivery of a batch of one
+
+    @property
+    def may_undo(self) -> bool:
+        """True if it has deleted something."""
+        return self.is_finished and any(each.text == _OUTCOMES[Outcome.DELETED] for each in self.outcomes)
+
+
+def batch_row(id: UUID, batch: Batch, progress: Progress, rows: Sequence[Row], *, is_finished: bool) -> BatchRow:
+    """Return the view model of a batch. ``rows``: of the deliveries that it left unchanged, or of the only one."""
+    by_key = {row.delivery.key: row for row in rows}
+    return BatchRow(
+        id=id,
+        act=batch.act,
+        is_finished=is_finished,
+        is_counted=progress.is_counted,
+        done=progress.done,
+        total=max(progress.total, progress.done),
+        outcomes=[
+            OutcomeRow(
+                text=_OUTCOMES[outcome],
+                number=progress.counts[outcome],
+                is_unchanged=not outcome.is_done,
+                rows=[by_key[key] for key in progress.named.get(outcome, ()) if key in by_key and not outcome.is_done],
+            )
+            for outcome in Outcome
+            if progress.counts.get(outcome)
+        ],
+        only=rows[0] if progress.done == 1 and rows else None,
+    )
 
 
 def headers(fields: Sequence[tuple[str, str]], viewer: Viewer) -> list[tuple[str, str]]:
@@ -297,7 +352,7 @@ def _actor_texts(event: Event, row: Row) -> tuple[str, str]:
     if is_own and row.mailbox:
         return "", row.mailbox  # recorded when the mailbox had a single reader
     if is_own:
-        return N_("through a link in a digest") if event.actor.via == "link" else N_("by you"), ""
+        return N_("through a link in a digest") if event.actor.via.partition("/")[0] == "link" else N_("by you"), ""
     if event.actor.kind is ActorKind.RULE:
         own = scope_kind(event.actor.via) is ScopeKind.RECIPIENT
         return N_("by your rule") if own else N_("by a rule of your administrator"), ""

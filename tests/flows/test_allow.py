@@ -13,11 +13,11 @@ from uuid import UUID
 import pytest
 
 from digest.housekeeping import scan_waiting
+from portal.batches.parallel import retry_due
 from portal.ingest import Ingest
 from portal.model.errors import AlreadyDone, StoreUnavailable
 from portal.model.message import ActorKind, Delivery, EventKind, Reader, ScanOutcome, State, Tier
 from portal.model.rule import SITE, Rule
-from portal.releases import retry_due
 from portal.stores.postgres.store import PostgresStore
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, mail, rule
 from tests.conftest import MakeParts

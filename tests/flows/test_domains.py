@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from digest import housekeeping, news, run
+from portal.batches.parallel import retry_due
 from portal.model.brand import LOGO_OCTETS
 from portal.model.errors import BadDomainValue, SettingsError
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, Filter, Scan, ScanOutcome, State, Tier, held_at
-from portal.releases import retry_due
 from portal.stores.records import Held
 from tests import builders
 from tests.conftest import MakeParts

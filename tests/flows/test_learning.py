@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from digest import housekeeping
+from portal.batches.parallel import retry_due
 from portal.cli import rspamd_checks
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, EventKind, Scan, ScanOutcome, State, Symbol, Tier
 from portal.policy.learning import VOTES_PER_DAY
-from portal.releases import retry_due
 from portal.rspamd import Rspamd
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, hold, mail

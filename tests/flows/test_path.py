@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from digest import housekeeping, news, run
+from portal.batches.parallel import retry_due
 from portal.cli import checks
 from portal.model.links import Action
 from portal.model.message import DeliveryId, State
-from portal.releases import retry_due
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.conftest import MakeParts
 from tests.smtp_server import SmtpServer

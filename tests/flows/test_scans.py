@@ -12,11 +12,11 @@ from uuid import UUID
 import pytest
 
 from digest.housekeeping import scan_waiting
+from portal.batches.parallel import retry_due
 from portal.cli import rspamd_checks
 from portal.model.errors import NotAllowed, RelayDeferred, RspamdUnavailable, StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import DeliveryId, EventKind, Message, Scan, ScanOutcome, State, Symbol, Tier
-from portal.releases import retry_due
 from portal.scanning import Scanning
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail

@@ -42,9 +42,9 @@ from psycopg import sql
 
 from digest import housekeeping
 from portal.assemble import assemble
+from portal.batches.parallel import retry_due
 from portal.cli import main
 from portal.model.errors import QuarantineError
-from portal.releases import retry_due
 from portal.settings import load_from
 from portal.web import create_app
 from tests import paths

@@ -18,6 +18,7 @@ from uuid import UUID
 import pytest
 
 from portal.assemble import Parts
+from portal.batches.parallel import retry_due
 from portal.keys import read_keys
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
@@ -25,7 +26,6 @@ from portal.model.links import Action, Links
 from portal.model.message import ActorKind, DeliveryId, EventKind, State, Tier
 from portal.model.schedule import Preferences
 from portal.model.text import TAGS
-from portal.releases import retry_due
 from portal.stores import Store, open_store
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK, SENDER, mail

@@ -43,6 +43,16 @@ class Jobs(ABC):
         """Queue a job and return its id. Durable on return."""
 
     @abstractmethod
+    def add_once(
+        self, job_id: UUID, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, *, claimed: bool
+    ) -> Job:
+        """Queue a job with this id, unless there is one with this id, or an unfinished one with the same kind,
+        arguments and actor. Return the new or existing job. Durable on return.
+
+        ``claimed``: a new job is claimed by the caller, and has a lease; otherwise the job that is returned has none.
+        """
+
+    @abstractmethod
     def get(self, job_id: UUID) -> Job:
         """Return a job. Kept for `JOBS_KEPT` after its end. Raises NotFound."""
 

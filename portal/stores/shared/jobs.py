@@ -20,6 +20,7 @@ SCAN = "scan"  # scans the message named by argument "message"; hold_mail of qua
 _COLUMNS = (
     "id, kind, arguments, actor, via, address, created_at, not_before, tries, progress, outcome, finished_at, lease"
 )
+_CLAIM = "update job set tries = :tries, not_before = :not_before, lease = :lease where id = :id"
 _CLAIMED = "where id = :id and lease = :lease and finished_at is null"
 
 
@@ -34,6 +35,29 @@ class SqlJobs(Jobs):
     ) -> UUID:
         with self._engine.writing() as session:
             return add_job(session, kind, arguments, actor, now, not_before)
+
+    def add_once(
+        self, job_id: UUID, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, *, claimed: bool
+    ) -> Job:
+        same = "id = :id or (kind = :kind and finished_at is null and arguments = :text and actor = :who)"
+        with self._engine.writing() as session:
+            session.lock(f"jobs of {actor.who}")  # of two equal forms, one waits for the other
+            row = session.one(
+                f"select {_COLUMNS} from job where {same} limit 1",
+                id=job_id,
+                kind=kind,
+                text=json.dumps(arguments),
+                who=actor.who,
+            )
+            if row is not None:
+                return replace(_job(row), lease=None)
+            add_job(session, kind, arguments, actor, now, id=job_id)
+            job = _job(session.one(f"select {_COLUMNS} from job where id = :id", id=job_id) or ())
+            if not claimed:
+                return job
+            job = replace(job, tries=1, not_before=now + lifecycle.LEASE, lease=uuid4())
+            session.execute(_CLAIM, tries=job.tries, not_before=job.not_before, lease=job.lease, id=job.id)
+            return job
 
     def get(self, job_id: UUID) -> Job:
         with self._engine.reading() as session:
@@ -59,8 +83,7 @@ class SqlJobs(Jobs):
                     break
                 due = _job(row)
                 job = replace(due, tries=due.tries + 1, not_before=until, lease=uuid4())
-                update = "update job set tries = :tries, not_before = :not_before, lease = :lease where id = :id"
-                session.execute(update, tries=job.tries, not_before=until, lease=job.lease, id=job.id)
+                session.execute(_CLAIM, tries=job.tries, not_before=until, lease=job.lease, id=job.id)
                 claimed.append(job)
         return claimed
 
@@ -93,9 +116,10 @@ def add_job(
     actor: Actor,
     now: datetime,
     not_before: datetime | None = None,
+    id: UUID | None = None,
 ) -> UUID:
     """Queue a job in this transaction, and return its id."""
-    id = new_id(now)
+    id = id or new_id(now)
     session.execute(
         "insert into job (id, kind, arguments, actor, via, address, created_at, not_before)"
         " values (:id, :kind, :text, :who, :via, :address, :now, :not_before)",

@@ -19,11 +19,11 @@ import pytest
 
 from portal.actions import Actions
 from portal.assemble import Parts
+from portal.batches.parallel import AT_ONCE, in_parallel, retry_due
 from portal.mail.relay import Relay
 from portal.model.clock import utc_now
 from portal.model.errors import RelayRefused
 from portal.model.message import Delivery, DeliveryId, State
-from portal.releases import AT_ONCE, in_parallel, retry_due
 from portal.stores import LEASE, Store
 from tests.builders import BY_LINK, hold
 from tests.paths import ROOT
@@ -233,8 +233,8 @@ def test_a_killed_process_repeats_only_what_it_was_sending(
         "QUARANTINE_LINKS__KEYS_FILE": str(tmp_path / "links.keys"),
     }
     retry = (
-        "from portal import assemble, releases, settings; "
-        "releases.retry_due(assemble.assemble(settings.load()).actions)"
+        "from portal import assemble, settings; from portal.batches import parallel; "
+        "parallel.retry_due(assemble.assemble(settings.load()).actions)"
     )
     with subprocess.Popen([sys.executable, "-c", retry], cwd=ROOT, env=os.environ | settings) as process:
         try:
@@ -273,7 +273,7 @@ def test_fewer_threads_than_wanted_release_all(
 
     keys = held(actions, 6)
     some: Any = SimpleNamespace(Thread=Refused, Event=threading.Event)
-    monkeypatch.setattr("portal.releases.threading", some)
+    monkeypatch.setattr("portal.batches.parallel.threading", some)
     assert [key for key, _ in in_parallel(actions, release, keys, 4)] == keys
     assert states(actions.store, keys) == [State.RELEASED] * len(keys)
     assert 1 <= smtp.connections <= max(1, threads)

@@ -1,0 +1,223 @@
+"""A batch: one action on several deliveries, as a reader asked for it. Values and their JSON, without I/O.
+
+Each batch is a background job (`store.jobs`): its arguments say what to do, its progress what was done. A small batch
+is run by the request that made it, a large one by the digest process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from portal.model.message import ANY, Actor, Delivery, DeliveryId, Filter, State, Tier
+
+KIND = "batch"  # of the job
+NAMED = 50  # deliveries that are recorded by name for each outcome; a small batch records all of them
+
+
+class Act(StrEnum):
+    """The action of a batch. The values are kept in stores, and are those of forms."""
+
+    RELEASE = "release"
+    DELETE = "delete"
+    RESTORE = "restore"
+    REQUEST = "ask"  # request release
+
+
+class Outcome(StrEnum):
+    """The outcome of a batch for one delivery. The values are kept in stores."""
+
+    RELEASED = "released"
+    RELEASING = "releasing"  # the release was begun: it is tried again until the mail server answers
+    DELETED = "deleted"
+    RESTORED = "restored"
+    REQUESTED = "requested"
+    TO_CHECK = "to-check"  # suspicious, and the reader did not confirm its release
+    NOT_ALLOWED = "not-allowed"  # only an administrator may release it
+    NOT_NEEDED = "not-needed"  # no release was requested, since the reader may release it
+    CHANGED = "changed"  # another tab, reader or rule had changed it before
+    FAILED = "failed"  # the release failed: it is held again, with the reason
+
+    @property
+    def is_done(self) -> bool:
+        """True if the action was performed."""
+        return self in _DONE
+
+
+_DONE = frozenset({Outcome.RELEASED, Outcome.RELEASING, Outcome.DELETED, Outcome.RESTORED, Outcome.REQUESTED})
+# The outcome of an action that was performed, by the state of the delivery afterwards.
+DONE_IN_STATE = {
+    (Act.RELEASE, State.RELEASED): Outcome.RELEASED,
+    (Act.RELEASE, State.RELEASING): Outcome.RELEASING,
+    (Act.DELETE, State.DELETED): Outcome.DELETED,
+    (Act.RESTORE, State.HELD): Outcome.RESTORED,
+    (Act.REQUEST, State.REQUESTED): Outcome.REQUESTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The deliveries of a batch: those with these keys or, without keys, all that match when the batch reaches them."""
+
+    keys: tuple[DeliveryId, ...] = ()
+    criteria: Filter = ANY  # with states and words; ``recipient``: only this identity of the reader
+    ceiling: DeliveryId | None = None  # newer deliveries do not match: the reader had not seen them
+    excluded: frozenset[DeliveryId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The request of a reader."""
+
+    act: Act
+    selection: Selection
+    with_suspicious: bool = False  # the reader has seen their cautions and confirmed the release
+    undoes: UUID | None = None  # the batch whose deletions are restored
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments of the job. Equal batches have equal arguments."""
+        chosen = self.selection
+        return {
+            "act": self.act.value,
+            "keys": [*map(text_of, chosen.keys)],
+            "criteria": _criteria_to_json(chosen.criteria),
+            "ceiling": text_of(chosen.ceiling) if chosen.ceiling else None,
+            "excluded": sorted(map(text_of, chosen.excluded)),
+            "with_suspicious": self.with_suspicious,
+            "undoes": str(self.undoes) if self.undoes else None,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Batch:
+        """Return the batch of a job's arguments."""
+        selection = Selection(
+            keys=tuple(map(key_of, found["keys"])),
+            criteria=_criteria_from_json(found["criteria"]),
+            ceiling=key_of(found["ceiling"]) if found["ceiling"] else None,
+            excluded=frozenset(map(key_of, found["excluded"])),
+        )
+        undoes = UUID(found["undoes"]) if found["undoes"] else None
+        return cls(Act(found["act"]), selection, found["with_suspicious"], undoes)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The progress of a batch."""
+
+    total: int = 0  # deliveries that were found so far
+    is_counted: bool = False  # they are all
+    cursor: DeliveryId | None = None  # of the pass over the deliveries, newest first: None at its beginning
+    is_last: bool = False  # no deliveries follow those that are planned
+    planned: tuple[DeliveryId, ...] = ()  # deliveries that are acted on next, or were when the process died
+    counts: Mapping[Outcome, int] = field(default_factory=dict)
+    named: Mapping[Outcome, tuple[DeliveryId, ...]] = field(default_factory=dict)  # at most `NAMED` of each
+    is_queueing: bool = False  # the mail server cannot be reached: releases are queued without trying it
+
+    @property
+    def done(self) -> int:
+        """The number of deliveries that have an outcome."""
+        return sum(self.counts.values())
+
+    @property
+    def is_finished(self) -> bool:
+        """True if every delivery has an outcome."""
+        return self.is_counted and self.is_last and not self.planned
+
+    def with_outcomes(self, outcomes: Iterable[tuple[DeliveryId, Outcome]]) -> Progress:
+        """Return the progress after these outcomes. Their deliveries are planned no longer."""
+        counts, named = dict(self.counts), dict(self.named)
+        reached = set()
+        for key, outcome in outcomes:
+            reached.add(key)
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if len(named.get(outcome, ())) < NAMED:
+                named[outcome] = (*named.get(outcome, ()), key)
+        left = tuple(key for key in self.planned if key not in reached)
+        return replace(self, planned=left, counts=counts, named=named)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the progress of the job."""
+        return {
+            "total": self.total,
+            "is_counted": self.is_counted,
+            "cursor": text_of(self.cursor) if self.cursor else None,
+            "is_last": self.is_last,
+            "planned": [*map(text_of, self.planned)],
+            "counts": dict(self.counts),
+            "named": {outcome: [*map(text_of, keys)] for outcome, keys in self.named.items()},
+            "is_queueing": self.is_queueing,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Progress:
+        """Return the progress of a job, which is empty at first."""
+        if not found:
+            return cls()
+        return cls(
+            total=found["total"],
+            is_counted=found["is_counted"],
+            cursor=key_of(found["cursor"]) if found["cursor"] else None,
+            is_last=found["is_last"],
+            planned=tuple(map(key_of, found["planned"])),
+            counts={Outcome(name): count for name, count in found["counts"].items()},
+            named={Outcome(name): tuple(map(key_of, keys)) for name, keys in found["named"].items()},
+            is_queueing=found["is_queueing"],
+        )
+
+
+def actor_of(batch_id: UUID, actor: Actor) -> Actor:
+    """Return the author of a batch's events. The history names the batch, so that it is undone as a whole."""
+    return replace(actor, via=f"{actor.via}/{batch_id}")
+
+
+def is_of(batch_id: UUID, actor: Actor) -> bool:
+    """Return whether an event was caused by this batch."""
+    return actor.via.partition("/")[2] == str(batch_id)
+
+
+def text_of(key: DeliveryId) -> str:
+    """Return a delivery's id as a text, as in forms."""
+    return f"{key.message_id}.{key.number}"
+
+
+def key_of(text: str) -> DeliveryId:
+    """Return the delivery's id of `text_of`."""
+    id, _, number = text.partition(".")
+    return DeliveryId(UUID(id), int(number))
+
+
+def newest_first(deliveries: Iterable[Delivery]) -> list[Delivery]:
+    """Return deliveries in the order of lists."""
+    return sorted(deliveries, key=lambda each: each.key, reverse=True)
+
+
+def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
+    return {
+        "recipient": criteria.recipient,
+        "states": sorted(criteria.states),
+        "words": criteria.words,
+        "sender": criteria.sender,
+        "since": criteria.since.isoformat() if criteria.since else None,
+        "until": criteria.until.isoformat() if criteria.until else None,
+        "tiers": sorted(criteria.tiers),
+        "reason": criteria.reason,
+        "has_attachment": criteria.has_attachment,
+    }
+
+
+def _criteria_from_json(found: Mapping[str, Any]) -> Filter:
+    return Filter(
+        recipient=found["recipient"],
+        states=frozenset(map(State, found["states"])),
+        words=found["words"],
+        sender=found["sender"],
+        since=datetime.fromisoformat(found["since"]) if found["since"] else None,
+        until=datetime.fromisoformat(found["until"]) if found["until"] else None,
+        tiers=frozenset(map(Tier, found["tiers"])),
+        reason=found["reason"],
+        has_attachment=found["has_attachment"],
+    )

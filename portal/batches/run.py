@@ -1,0 +1,333 @@
+"""Batches are made and run here: `Batches`.
+
+A step plans the next deliveries, records that in the job, acts on them, and records the outcomes with the next plan.
+After a crash the planned deliveries are acted on again. What the crashed process had done is recognized by the id of
+the batch in the history, so each delivery is acted on, and counted, once.
+
+The reader's right to each delivery is checked when the batch reaches it: a mailbox that they may no longer read is left
+alone, and so is a message that became dangerous.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Protocol
+from uuid import UUID, uuid5
+
+from portal.actions import RELEASABLE, Actions
+from portal.batches.batch import (
+    DONE_IN_STATE,
+    KIND,
+    Act,
+    Batch,
+    Outcome,
+    Progress,
+    Selection,
+    actor_of,
+    is_of,
+    newest_first,
+)
+from portal.batches.parallel import AT_ONCE, in_parallel
+from portal.model.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    BodyMissing,
+    NotAllowed,
+    NotFound,
+    RelayDeferred,
+    RelayRefused,
+    RelayUnreachable,
+    StoreUnavailable,
+)
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Reader, State, Tier
+from portal.model.rights import ReleaseRight
+from portal.people import Directory
+from portal.stores import Store
+from portal.stores.records import Job, Page
+
+log = logging.getLogger("quarantine.batch")
+
+_STEP = 50  # deliveries planned at a time
+_COUNTED_AT_ONCE = 500
+_REPEATS = 20  # of one form
+# No action starts later in a step: with the 75 s that a release may take in the digest process, and 30 s in a request,
+# this is below the lease of 90 s and uWSGI's harakiri of 60 s.
+_STEP_SECONDS = 15
+_RETRY = timedelta(seconds=10)  # after the store failed
+# The states that an action changes.
+_STATES = {
+    Act.RELEASE: RELEASABLE,
+    Act.DELETE: RELEASABLE | {State.REQUESTED},
+    Act.RESTORE: frozenset({State.DELETED}),
+    Act.REQUEST: RELEASABLE,
+}
+# The events by which it is recognized that a batch has acted on a delivery.
+_EVENTS = {
+    Act.RELEASE: (EventKind.RELEASING,),
+    Act.DELETE: (EventKind.DELETED,),
+    Act.RESTORE: (EventKind.RESTORED,),
+    Act.REQUEST: (EventKind.REQUESTED,),
+}
+_DELETIONS = (EventKind.DELETED, EventKind.CONFIRMED)
+
+Stopped = Callable[[], bool]
+Results = Generator[tuple[Delivery, Delivery | Exception], None, None]
+
+
+class Release(Protocol):
+    """A function that releases deliveries, like `Pages.release_several`."""
+
+    def __call__(
+        self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Stopped
+    ) -> Results: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Makes batches, and runs them."""
+
+    store: Store
+    actions: Actions
+    people: Directory
+    is_local: Callable[[str], bool]
+
+    def make(self, batch: Batch, actor: Actor, form: UUID, *, claimed: bool) -> Job:
+        """Return the job of a batch. ``form`` identifies the posted form: the same form, and another one for an
+        equal batch that is not finished, have the same job.
+
+        ``actor``: its ``name`` is the reader. ``claimed``: the caller runs the job if it has a ``lease``.
+        """
+        for number in range(_REPEATS):
+            job = self.store.jobs.add_once(
+                _id(form, actor, number), KIND, batch.to_json(), actor, self.actions.now(), claimed=claimed
+            )
+            if job.finished_at is None or not self._is_undone(job, batch):
+                break
+        return job
+
+    def made(self, actor: Actor, form: UUID) -> Job | None:
+        """Return the job that this form has made, None if it has not."""
+        try:
+            return self.store.jobs.get(_id(form, actor, 0))
+        except NotFound:
+            return None
+
+    def _is_undone(self, job: Job, batch: Batch) -> bool:
+        """Return whether a delivery of a finished batch can be acted on again: then the same form is a new wish."""
+        progress, reader = Progress.from_json(job.progress), self.people.reader(job.actor.name)
+        keys = [key for outcome, found in progress.named.items() if outcome.is_done for key in found]
+        states = _STATES[batch.act]
+        return any(each.state in states for each in self.store.deliveries.of_reader(reader, keys))
+
+    def of(self, job_id: UUID, reader: str) -> Job:
+        """Return a batch of this reader. Raises NotFound, also for those of others."""
+        job = self.store.jobs.get(job_id)
+        if job.kind != KIND or job.actor.name != reader:
+            raise NotFound("there is no such batch")
+        return job
+
+    def undo(self, job: Job) -> Batch:
+        """Return the batch that restores what a batch has deleted."""
+        batch, progress = Batch.from_json(job.arguments), Progress.from_json(job.progress)
+        keys = progress.named.get(Outcome.DELETED, ())
+        if progress.counts.get(Outcome.DELETED, 0) == len(keys):
+            chosen = Selection(keys)
+        else:
+            criteria = replace(batch.selection.criteria, states=frozenset({State.DELETED}))
+            chosen = replace(batch.selection, criteria=criteria)
+        return Batch(Act.RESTORE, chosen, undoes=job.id)
+
+    def matching(self, reader: Reader, selection: Selection, limit: int, before: DeliveryId | None = None) -> Page:
+        """Return up to ``limit`` deliveries of a reader that a selection matches, newest first, after a cursor."""
+        wanted, keys = selection.criteria, sorted(selection.keys, reverse=True)
+        if keys:
+            left = [key for key in keys if before is None or key < before]
+            found = newest_first(self.store.deliveries.of_reader(reader, left[:limit]))
+            return Page(tuple(found), left[limit - 1] if len(left) > limit else None)
+        if before is None and selection.ceiling is not None:
+            before = DeliveryId(selection.ceiling.message_id, selection.ceiling.number + 1)
+        if wanted.recipient is not None:
+            # Somebody who may no longer read that mailbox must not act on their other messages instead.
+            reader = Reader(reader.identity, tuple({wanted.recipient} & {*reader.identities}))
+        page = self.store.deliveries.list_for(reader, wanted.states, limit, before, words=wanted.words, criteria=wanted)
+        found = [each for each in page.deliveries if each.key not in selection.excluded]
+        return Page(tuple(found), page.next)
+
+    # ---- running
+
+    def run(self, job: Job, stopped: Stopped, release: Release | None = None) -> Job:
+        """Act on the deliveries of a claimed job until it is finished or ``stopped`` returns True. Return the job.
+
+        Raises StoreUnavailable and, if another process has claimed it, AlreadyDone: the job goes on later.
+        """
+        batch, progress, jobs = Batch.from_json(job.arguments), Progress.from_json(job.progress), self.store.jobs
+        try:
+            while not progress.is_finished:
+                progress = self._planned(job, batch, progress)
+                jobs.keep(job, progress.to_json(), self.actions.now())
+                if progress.planned:
+                    progress = self._acted(job, batch, progress, stopped, release or self._release)
+                if stopped() and not progress.is_finished:
+                    jobs.keep(job, progress.to_json(), self.actions.now())
+                    jobs.retry(job, self.actions.now(), tried=False)
+                    return replace(job, progress=progress.to_json(), lease=None)
+        except StoreUnavailable:
+            jobs.retry(job, self.actions.now() + _RETRY)
+            raise
+        now = self.actions.now()
+        jobs.keep(job, progress.to_json(), now)
+        jobs.finish(job, "finished", now)
+        counts = " ".join(f"{outcome}={count}" for outcome, count in sorted(progress.counts.items()))
+        log.info("batch finished id=%s recipient=%s act=%s %s", job.id, job.actor.name, batch.act, counts)
+        return replace(job, progress=progress.to_json(), finished_at=now, lease=None)
+
+    def _reader(self, name: str) -> Reader | None:
+        """Return the reader who made a batch, None if they are not a recipient here any more."""
+        return self.people.reader(name) if self.is_local(name) and self.people.is_person(name) else None
+
+    def _planned(self, job: Job, batch: Batch, progress: Progress) -> Progress:
+        """Return the progress with the next deliveries planned or, in the pass before, counted."""
+        reader = self._reader(job.actor.name)
+        if reader is None:
+            return replace(progress, is_counted=True, is_last=True, planned=())
+        if progress.planned:
+            return progress
+        if not progress.is_counted and batch.selection.keys:
+            progress = replace(progress, is_counted=True, total=len(batch.selection.keys))
+        if progress.is_counted:
+            page = self.matching(reader, batch.selection, _STEP, progress.cursor)
+            keys = tuple(each.key for each in page.deliveries)
+            return replace(progress, planned=keys, cursor=page.next, is_last=page.next is None)
+        page = self.matching(reader, batch.selection, _COUNTED_AT_ONCE, progress.cursor)
+        total = progress.total + len(page.deliveries)
+        return replace(progress, total=total, cursor=page.next, is_counted=page.next is None)
+
+    def _acted(self, job: Job, batch: Batch, progress: Progress, stopped: Stopped, release: Release) -> Progress:
+        """Act on the planned deliveries. Return the progress with the outcomes of those that were reached."""
+        reader, started = self._reader(job.actor.name), time.monotonic()
+        found = self.store.deliveries.of_reader(reader, progress.planned) if reader else []
+        outcomes = dict(self._without_action(batch, found))
+        left = [each for each in found if each.key not in outcomes]
+        # Those that were removed in the meantime have no outcome.
+        progress = replace(progress, planned=tuple(each.key for each in found))
+
+        def too_late() -> bool:
+            return stopped() or time.monotonic() - started > _STEP_SECONDS
+
+        def actor(delivery: Delivery) -> Actor:
+            return actor_of(job.id, self._actor(job.actor, delivery))
+
+        unavailable: StoreUnavailable | None = None
+        method = _METHODS[batch.act]
+        if method is not None:
+            results = self._in_parallel(method, left, actor, too_late, 1)
+        elif progress.is_queueing:
+            results = self._in_parallel(Actions.queue_release, left, actor, too_late, 1)
+        else:
+            results = release(left, actor, too_late)
+        with closing(results):  # an exception ends it only after the releases that were begun have ended
+            for delivery, result in results:
+                if isinstance(result, StoreUnavailable) and not isinstance(result, BodyDamaged):
+                    unavailable = unavailable or result
+                    continue
+                if isinstance(result, RelayUnreachable):
+                    progress = replace(progress, is_queueing=True)
+                if (outcome := self._outcome(job, batch, delivery, result)) is not None:
+                    outcomes[delivery.key] = outcome
+        progress = progress.with_outcomes(outcomes.items())
+        if unavailable is not None:
+            self.store.jobs.keep(job, progress.to_json(), self.actions.now())
+            raise unavailable
+        return progress
+
+    def _without_action(self, batch: Batch, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
+        """Yield the outcomes of deliveries that this batch must leave alone."""
+        if batch.undoes is not None:
+            events = self.store.deliveries.last_events([each.key for each in found])
+            for each in found:
+                deletion = _last(events.get(each.key, ()), _DELETIONS)
+                if each.state is State.DELETED and (deletion is None or not is_of(batch.undoes, deletion.actor)):
+                    yield each.key, Outcome.CHANGED
+        for each in found:
+            right, tier = self.actions.domains.right(each), each.message.tier
+            if each.state not in RELEASABLE:
+                continue  # the action finds out why
+            if batch.act is Act.RELEASE and (right is not ReleaseRight.SELF or tier is Tier.DANGEROUS):
+                yield each.key, Outcome.NOT_ALLOWED
+            elif batch.act is Act.RELEASE and tier is Tier.SUSPICIOUS and not batch.with_suspicious:
+                yield each.key, Outcome.TO_CHECK
+            elif batch.act is Act.REQUEST and right is ReleaseRight.SELF:
+                yield each.key, Outcome.NOT_NEEDED
+
+    def _outcome(self, job: Job, batch: Batch, delivery: Delivery, result: Delivery | Exception) -> Outcome | None:
+        """Return the outcome of an action, None if the delivery is gone."""
+        match result:
+            case Delivery():
+                return DONE_IN_STATE[batch.act, result.state]
+            case AlreadyDone():
+                return self._earlier_outcome(job, batch, delivery)
+            case RelayDeferred():
+                return Outcome.RELEASING
+            case NotAllowed():
+                return Outcome.NOT_ALLOWED
+            case RelayRefused() | BodyDamaged() | BodyMissing():
+                return Outcome.FAILED
+            case NotFound():
+                return None
+            case _:
+                log.error("action failed id=%s number=%d", delivery.id, delivery.number, exc_info=result)
+                return Outcome.FAILED
+
+    def _earlier_outcome(self, job: Job, batch: Batch, delivery: Delivery) -> Outcome | None:
+        """Return the outcome of a delivery in another state: of this batch, if a process died after it had acted."""
+        try:
+            state = self.store.deliveries.get(delivery.key).state
+        except NotFound:
+            return None
+        event = _last(self.store.deliveries.last_events([delivery.key]).get(delivery.key, ()), _EVENTS[batch.act])
+        is_own = event is not None and is_of(job.id, event.actor)
+        return DONE_IN_STATE.get((batch.act, state), Outcome.CHANGED) if is_own else Outcome.CHANGED
+
+    def _actor(self, actor: Actor, delivery: Delivery) -> Actor:
+        """Return the reader as the author of an event: by name, unless the delivery is for their own address."""
+        own = actor.name == delivery.recipient and not self.people.is_role(delivery.recipient)
+        return replace(actor, name="" if own else actor.name)
+
+    def _release(self, deliveries: Sequence[Delivery], actor: Callable[[Delivery], Actor], stopped: Stopped) -> Results:
+        return self._in_parallel(Actions.release, deliveries, actor, stopped, AT_ONCE)
+
+    def _in_parallel(
+        self,
+        method: Callable[[Actions, UUID, int, Actor], Delivery],
+        deliveries: Sequence[Delivery],
+        actor: Callable[[Delivery], Actor],
+        stopped: Stopped,
+        at_once: int,
+    ) -> Results:
+        def act(actions: Actions, delivery: Delivery) -> Delivery:
+            return method(actions, delivery.id, delivery.number, actor(delivery))
+
+        return in_parallel(self.actions, act, deliveries, at_once, stopped=stopped)
+
+
+# None: a release, which takes longer than the others.
+_METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] = {
+    Act.RELEASE: None,
+    Act.DELETE: Actions.delete,
+    Act.RESTORE: Actions.restore,
+    Act.REQUEST: Actions.request_release,
+}
+
+
+def _id(form: UUID, actor: Actor, number: int) -> UUID:
+    """Return the id of the job of a form; ``number``: how often it was posted after its job was undone."""
+    return uuid5(form, f"{number} {actor.who}")
+
+
+def _last(events: Sequence[Event], kinds: Sequence[EventKind]) -> Event | None:
+    return next((event for event in reversed(events) if event.kind in kinds), None)

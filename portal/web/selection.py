@@ -1,0 +1,236 @@
+"""Actions on the messages that a recipient selected in the list: POST /messages, and the page of a batch.
+
+Every query of the store names the recipient of the session, so keys of other recipients' deliveries select nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+from uuid import UUID, uuid4, uuid5
+
+from bottle import HTTPResponse
+
+from portal.actions import RELEASABLE
+from portal.batches.batch import Act, Batch, Progress, Selection
+from portal.batches.run import Batches
+from portal.model.domains import shown_address
+from portal.model.errors import AlreadyDone, NotFound
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Reader, Tier, new_id
+from portal.model.rights import ReleaseRight
+from portal.model.text import N_
+from portal.stores.records import Job, Page
+from portal.web.auth.session import Session, Sessions
+from portal.web.listing import Listing, cursor, place_of
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.results import keep_batch
+from portal.web.rows import BatchRow, Row, batch_row
+
+AT_ONCE = 50  # deliveries that a request acts on itself; more are left to the digest process
+# What the bar below the list does with selected messages, by the keys of `VIEWS`, and what its *More* does.
+BULK_ACTS: dict[str, tuple[Act, ...]] = {
+    "held": (Act.RELEASE, Act.DELETE),
+    "requested": (Act.DELETE,),
+    "blocked": (Act.RELEASE, Act.DELETE),
+    "deleted": (Act.RESTORE,),
+}
+MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,)}
+_MAX_KEYS = 1_000  # of one form: a page of the list has fewer
+_EXAMINED = 1_000  # of all that match, before their release is confirmed
+_LISTED = 50  # suspicious messages that the page of confirmation names
+_MAX_SECONDS = 20  # no action starts later: with 30 s for a release, this is below uWSGI's harakiri of 60 s
+_REFRESH_SECONDS = 3
+_LATE_SECONDS = 60  # a batch that waits longer is not run by any digest process
+
+
+class _Wish(NamedTuple):
+    """The request of a form."""
+
+    act: Act
+    selection: Selection
+    page: Page  # the first deliveries that are selected
+
+
+class Selections:
+    """POST `/messages`, and `/jobs/ID/`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        parts = pages.parts
+        self._batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
+
+    def act(self, request: Request) -> HTTPResponse:
+        """POST /messages: perform an action on the selected messages, then redirect (303) to the list.
+
+        Suspicious messages are released only after a page has shown their cautions, dangerous ones never.
+        """
+        _, place = place_of(request.form("from"))
+        session = self._sessions.of_form(request, f"/{place}")
+        if request.form("undo"):
+            batch = self._batches.undo(self._of(request.form("undo"), session))
+            return self._make(request, session, batch, place, is_small=len(batch.selection.keys) > 0)
+        wish = self._wish(request, session, place)
+        if wish is None:
+            # The second form of a double click finds nothing left.
+            made = self._batches.made(_actor(request, session), _form_id(request))
+            return self._result(made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
+        found, confirmed = wish.page.deliveries, request.form("suspicious")
+        is_small = wish.page.next is None and len(found) <= AT_ONCE
+        if wish.act is Act.REQUEST and not is_small:
+            return self._pages.notice(
+                request,
+                N_("Too many messages"),
+                N_("An administrator reads each release request. Go back and select at most 50 messages."),
+                400,
+            )
+        if wish.act is Act.RELEASE and confirmed not in ("leave", "release"):
+            to_check = [each for each in found if self._needs_check(each)]
+            if to_check:
+                return self._confirm(request, session, wish, to_check)
+        selection = Selection(tuple(each.key for each in found)) if is_small else wish.selection
+        return self._make(
+            request, session, Batch(wish.act, selection, confirmed == "release"), place, is_small=is_small
+        )
+
+    def _wish(self, request: Request, session: Session, place: str) -> _Wish | None:
+        """Return what the form asks for, None if it selects nothing."""
+        reader = self._reader(session)
+        act_name, _, names = request.form("only").partition(" ")
+        ceiling = None if act_name else cursor(request.form("all"))
+        if not act_name:
+            act_name, names = request.form("do"), " ".join(request.all_of_form("mail"))
+        if act_name not in tuple(Act):
+            return None
+        act, keys = Act(act_name), [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
+        if ceiling is None:
+            found = self._pages.parts.store.deliveries.of_reader(reader, keys[:_MAX_KEYS])
+            selection, page = Selection(tuple(each.key for each in found)), Page(tuple(found), None)
+        else:
+            listing = Listing.of_query(place)
+            if act not in (*BULK_ACTS.get(listing.view, ()), *MORE_ACTS.get(listing.view, ())):
+                return None
+            unticked = {key for name in request.form("shown").split() if (key := cursor(name))} - {*keys}
+            criteria = listing.criteria(self._pages.viewer(request, session.recipient).zone, reader)
+            selection = Selection(criteria=criteria, ceiling=ceiling, excluded=frozenset(unticked))
+            page = self._batches.matching(reader, selection, _EXAMINED if act is Act.RELEASE else AT_ONCE + 1)
+        return _Wish(act, selection, page) if page.deliveries else None
+
+    def _needs_check(self, delivery: Delivery) -> bool:
+        """Return True if the reader may release a message and should see its cautions before."""
+        is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
+        return delivery.state in RELEASABLE and is_own and delivery.message.tier is Tier.SUSPICIOUS
+
+    def _confirm(self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery]) -> HTTPResponse:
+        """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again."""
+        right = self._pages.parts.domains.right
+        found, number = wish.page.deliveries, request.language.number
+        others = sum(
+            each.state in RELEASABLE and each.message.tier is Tier.SPAM and right(each) is ReleaseRight.SELF
+            for each in found
+        )
+        more = "+" if wish.page.next else ""
+        names = ("from", "form", "all", "shown", "only")
+        return self._pages.page(
+            request,
+            "check",
+            signed_in=shown_address(session.recipient),
+            form_token=session.form_token,
+            fields=[(name, value) for name in names if (value := request.form(name))],
+            mail=" ".join(request.all_of_form("mail")),
+            place=place_of(request.form("from"))[1],
+            rows=self._pages.rows(request, to_check[:_LISTED], session.recipient),
+            more=len(to_check) - _LISTED,
+            suspicious=number(len(to_check)) + more,
+            others=number(others) + more if others else "",
+            all=number(others + len(to_check)) + more,
+        )
+
+    def _make(self, request: Request, session: Session, batch: Batch, place: str, *, is_small: bool) -> HTTPResponse:
+        """Make a batch, run it now if it is small, and return the redirect to its result."""
+        job = self._batches.make(batch, _actor(request, session), _form_id(request), claimed=is_small)
+        if job.lease is not None:
+            end = time.monotonic() + _MAX_SECONDS
+            with suppress(AlreadyDone):  # the digest process goes on
+                job = self._batches.run(job, lambda: time.monotonic() > end, self._pages.release_several)
+        return self._result(job, place)
+
+    def _result(self, job: Job, place: str) -> HTTPResponse:
+        """Return the redirect to the list, or to the page of a batch that is not finished."""
+        response = self._pages.see_other(f"/{place}" if job.finished_at else f"/jobs/{job.id}/{place}")
+        keep_batch(self._pages, response, job.id)
+        return response
+
+    # ---- the page of a batch
+
+    def show(self, request: Request, id: str) -> HTTPResponse:
+        """GET /jobs/ID/: show how far a batch is, and its outcomes. The page reloads itself until the batch ends."""
+        session = self._sessions.of(request)
+        job = self._of(id, session)
+        found = self._pages.parts.store.deliveries.of_reader(self._reader(session), listed(job))
+        is_paused = request.query("pause") != ""
+        response = self._pages.page(
+            request,
+            "job",
+            signed_in=shown_address(session.recipient),
+            form_token=session.form_token,
+            form=new_id(),
+            batch=shown_batch(job, self._pages.rows(request, found, session.recipient)),
+            place=Listing.of_query(request.query_string).query(select=""),
+            is_paused=is_paused,
+            is_late=job.finished_at is None and (self._pages.now() - job.not_before).total_seconds() > _LATE_SECONDS,
+        )
+        if job.finished_at is None and not is_paused:
+            response.set_header("Refresh", str(_REFRESH_SECONDS))
+        return response
+
+    def latest(self, id: UUID | None, recipient: str) -> Job | None:
+        """Return the batch that the browser remembers, None if there is none of this recipient."""
+        try:
+            return self._batches.of(id, recipient) if id else None
+        except NotFound:
+            return None
+
+    def _of(self, name: str, session: Session) -> Job:
+        """Return a batch of the signed-in recipient. Raises NotFound."""
+        id = _uuid(name)
+        if id is None:
+            raise NotFound("there is no such batch")
+        return self._batches.of(id, session.recipient)
+
+    def _reader(self, session: Session) -> Reader:
+        return self._pages.parts.people.reader(session.recipient)
+
+
+def listed(job: Job) -> list[DeliveryId]:
+    """Return the deliveries that the result of a batch names: those it left unchanged, or the only one."""
+    progress = Progress.from_json(job.progress)
+    is_one = progress.done == 1
+    return [key for outcome, keys in progress.named.items() if is_one or not outcome.is_done for key in keys]
+
+
+def shown_batch(job: Job, rows: Sequence[Row]) -> BatchRow:
+    """Return the view model of a batch. ``rows``: of the deliveries that `listed` returns."""
+    batch, progress = Batch.from_json(job.arguments), Progress.from_json(job.progress)
+    return batch_row(job.id, batch, progress, rows, is_finished=job.finished_at is not None)
+
+
+def _actor(request: Request, session: Session) -> Actor:
+    return Actor(ActorKind.RECIPIENT, session.recipient, "portal", request.peer)
+
+
+def _form_id(request: Request) -> UUID:
+    """Return an id of what was posted: the same for the same form, posted again."""
+    names = ("do", "only", "from", "all", "shown", "suspicious", "undo")
+    posted = [*map(request.form, names), *request.all_of_form("mail")]
+    return uuid5(_uuid(request.form("form")) or uuid4(), repr(posted))
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

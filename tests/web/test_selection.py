@@ -1,0 +1,315 @@
+"""Actions on several messages of the list: in the request, as a background job, after a crash, twice, and undone."""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digest.housekeeping import run_batches
+from portal.actions import Actions
+from portal.assemble import Parts
+from portal.model.message import EventKind, State, Tier
+from portal.stores import LEASE
+from portal.stores.records import Held
+from tests.builders import ALICE, BOB, MALLORY, mail
+from tests.flows.test_aliases import write
+from tests.smtp_server import SmtpServer
+from tests.statements import Statements
+from tests.web_client import Answer, Browser, Site
+
+INFO = "info@example.org"
+
+
+@pytest.fixture
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def aliases(tmp_path: Path) -> Path:
+    path = tmp_path / "virtual"
+    path.write_text(f"{INFO} {ALICE}, {BOB}\n")
+    return path
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts], relay: SmtpServer, aliases: Path) -> Site:
+    return Site(make_parts(relay__url=relay.url, people__alias_file=aliases))
+
+
+def hold_many(site: Site, count: int, recipient: str = ALICE) -> list[Held]:
+    """Hold messages of different senders, so that each has a row of its own."""
+    return [
+        site.hold(recipients=[recipient], header_from=f"a{number}@example.net", subject=f"Offer {number}")
+        for number in range(count)
+    ]
+
+
+def post(browser: Browser, mails: Iterable[Held], do: str, **more: str) -> Answer:
+    keys = " ".join(f"{each.id}.0" for each in mails)
+    form = {"form_token": browser.form_token(), "from": "list", "do": do, "mail": keys, **more}
+    return browser.post("/messages", form)
+
+
+def hidden(page: str) -> dict[str, str]:
+    """Return the hidden fields of the last form that acts on messages."""
+    form = page[page.rindex('<form method="post" action="/quarantine/messages"') :]
+    found = re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', form[: form.index("</form>")])
+    return {name: html.unescape(value) for name, value in found}
+
+
+def all_that_match(browser: Browser, query: str = "", **more: str) -> dict[str, str]:
+    """Return the form of the list in which all messages are selected."""
+    found = hidden(browser.get(f"/?select=matching{query}").text)
+    return {**found, "mail": found["shown"], **more}
+
+
+def run(site: Site) -> None:
+    run_batches(site.parts, site.now)
+
+
+def job_page(answer: Answer) -> str:
+    location = answer.header("Location") or ""
+    assert "/jobs/" in location, location
+    return location
+
+
+def states(site: Site, mails: Iterable[Held]) -> set[State]:
+    return {site.state(each) for each in mails}
+
+
+def jobs_waiting(site: Site) -> int:
+    return site.store.stats(site.now).jobs_waiting
+
+
+# ---- in the request
+
+
+def test_each_outcome_has_a_line_with_what_failed_and_why(site: Site, relay: SmtpServer) -> None:
+    wanted, gone, large = hold_many(site, 3)
+    virus = site.hold(Tier.DANGEROUS, recipients=[ALICE], subject="a virus")
+    hers = site.hold(subject="of Mallory", recipients=[MALLORY])
+    browser = site.signed_in(ALICE)
+    post(browser, [gone], "delete")
+    relay.script["MAIL"] = lambda line: "552 5.3.4 too large" if relay.mails else None
+    for mails in ([wanted, virus, gone, hers], [large]):
+        page = browser.follow(post(browser, mails, "release"), "/").text
+        if large not in mails:
+            assert "<p>Released: 1</p>" in page
+            assert "Not released, only an administrator can: 1" in page and "a virus" in page
+            assert "Not changed: 1" in page and "Not released: the message was deleted on" in page
+            assert "of Mallory" not in page
+    assert "The last release failed:" in page and "too large" in page
+    assert [each.recipients for each in relay.mails] == [[ALICE]]
+    assert [site.state(each) for each in (wanted, virus, gone, hers, large)] == [
+        State.RELEASED, State.HELD, State.DELETED, State.HELD, State.HELD,
+    ]  # fmt: skip
+    assert "Released:" not in browser.get("/").text  # it is shown once
+
+
+def test_suspicious_messages_are_released_only_after_their_cautions_were_shown(site: Site, relay: SmtpServer) -> None:
+    spam, first, second = hold_many(site, 1)[0], *(site.hold(Tier.SUSPICIOUS, subject=f"macro {n}") for n in (1, 2))
+    virus = site.hold(Tier.DANGEROUS, subject="a virus")
+    browser = site.signed_in(ALICE)
+    page = post(browser, [spam, first, virus], "release").text
+    assert "Suspicious messages: 1" in page and "macro 1" in page and "a virus" not in page
+    assert "Release only the others (1)" in page and "Release all (2)" in page
+    assert not relay.mails
+    form = {**hidden(page), "suspicious": "leave"}
+    page = browser.follow(browser.post("/messages", form), "/").text
+    assert states(site, [first, second]) == {State.HELD} and site.state(spam) is State.RELEASED
+    assert "Not released, check these first: 1" in page
+    form = {**hidden(post(browser, [second, virus], "release").text), "suspicious": "release"}
+    browser.post("/messages", form)
+    assert [site.state(each) for each in (first, second, virus)] == [State.HELD, State.RELEASED, State.HELD]
+    browser.post("/messages", all_that_match(browser, do="release", suspicious="release"))
+    assert [site.state(each) for each in (first, virus)] == [State.RELEASED, State.HELD]
+
+
+def test_release_is_requested_for_several(site: Site) -> None:
+    viruses = [site.hold(Tier.DANGEROUS, recipients=[ALICE], subject=f"virus {n}") for n in range(2)]
+    browser = site.signed_in(ALICE)
+    page = browser.follow(post(browser, [*viruses, *hold_many(site, 1)], "ask"), "/").text
+    assert "<p>Release requested: 2</p>" in page
+    assert "Not requested, you can release these yourself: 1" in page
+    assert states(site, viruses) == {State.REQUESTED}
+    form = all_that_match(browser, do="ask")
+    hold_many(site, 51)
+    assert "select at most 50 messages" in browser.post("/messages", all_that_match(browser, do="ask")).text
+    assert "The message is still held." in browser.follow(browser.post("/messages", form), "/").text
+
+
+def test_all_that_match_are_those_that_the_reader_could_see(site: Site) -> None:
+    old, other = hold_many(site, 30), site.hold(recipients=[ALICE], subject="Invoice")
+    browser = site.signed_in(ALICE)
+    page = browser.get("/?q=offer").text
+    assert "Select all matches" in page and "Select all 31" in browser.get("/").text
+    page = browser.get("/?q=offer&select=matching").text
+    assert "Selected, also on other pages: 30" in page
+    form = {**hidden(page), "do": "delete"}
+    form["mail"] = form["shown"].replace(f"{old[29].id}.0", "")  # without a tick
+    [late] = hold_many(site, 1)
+    page = browser.follow(browser.post("/messages", form), "/").text
+    assert "<p>Deleted: 29</p>" in page and 'value="offer"' in page
+    assert states(site, old[:29]) == {State.DELETED}
+    assert states(site, [late, other, old[29]]) == {State.HELD}
+
+
+def test_more_than_a_thousand_matches_are_not_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.web.inbox._COUNTED", 30)
+    hold_many(site, 40)
+    assert "Selected, also on other pages: 30+" in site.signed_in(ALICE).get("/?select=matching").text
+
+
+def test_the_list_with_everything_selected_takes_few_statements(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    hold_many(site, 40)
+    browser = site.signed_in(ALICE)
+    with statements.of() as queries:
+        assert browser.get("/?select=matching&q=offer").text.count('class="mail"') == 25
+    assert len(queries) <= 5, queries
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"do": "delete"},
+        {"do": "delete", "mail": "x y.z 01900000-0000-7000-8000-000000000000.0"},
+        {"do": "", "mail": "KEY"},
+        {"do": "spam", "mail": "KEY"},
+        {"do": "restore", "all": "KEY"},  # not offered for held messages
+        {"only": "purge KEY"},
+        {"only": "delete"},
+    ],
+)
+def test_an_incomplete_form_of_the_list_changes_nothing(site: Site, form: dict[str, str]) -> None:
+    [held] = hold_many(site, 1)
+    browser = site.signed_in(ALICE)
+    filled = {name: value.replace("KEY", f"{held.id}.0") for name, value in form.items()}
+    answer = browser.post("/messages", {"form_token": browser.form_token(), "from": "list?q=offer", **filled})
+    page = browser.follow(answer, "/").text
+    assert "No messages selected." in page and 'value="offer"' in page
+    assert site.state(held) is State.HELD
+    assert browser.post("/messages", filled).status == 403
+
+
+# ---- as a background job
+
+
+def test_many_messages_are_left_to_the_digest_process(site: Site) -> None:
+    mails, browser = hold_many(site, 120), site.signed_in(ALICE)
+    path = job_page(browser.post("/messages", all_that_match(browser, do="delete")))
+    answer = browser.get(path)
+    assert "Waiting to start" in answer.text and "You can close this page" in answer.text
+    assert answer.header("Refresh") == "3"
+    assert browser.get(f"{path}?pause=1").header("Refresh") is None
+    assert states(site, mails) == {State.HELD}
+    site.pass_time(minutes=2)
+    assert "does not run at the moment. Nothing is lost" in browser.get(path).text
+    assert "Waiting to start" in browser.get("/").text  # with a link to the page
+    run(site)
+    assert states(site, mails) == {State.DELETED}
+    answer = browser.get(path)
+    assert "<p>Deleted: 120</p>" in answer.text and answer.header("Refresh") is None
+    assert "<p>Deleted: 120</p>" in browser.get("/").text
+    for other in (site.signed_in(MALLORY), site.signed_in(BOB)):
+        assert other.get(path).status == 404
+        job = path.split("/")[-2]
+        assert other.post("/messages", {"form_token": other.form_token(), "undo": job}).status == 404
+    event = next(e for e in site.history(mails[0]) if e.kind is EventKind.DELETED)
+    assert (event.actor.who, event.actor.via) == ("recipient", f"portal/{job}")
+
+
+def test_a_whole_batch_is_undone_and_nothing_else(site: Site) -> None:
+    mails, browser = hold_many(site, 70), site.signed_in(ALICE)
+    post(browser, mails[:2], "delete")
+    path = job_page(browser.post("/messages", all_that_match(browser, do="delete")))
+    run(site)
+    again = f"/messages/{mails[5].id}/"  # restored and deleted once more, alone
+    for act in ("restore", "delete"):
+        browser.post(again + act, {"form_token": browser.form_token()})
+    [undo] = re.findall(r'name="undo" value="([^"]*)"', browser.get(path).text)
+    path = job_page(browser.post("/messages", {"form_token": browser.form_token(), "from": "list", "undo": undo}))
+    run(site)
+    page = browser.get(path).text
+    assert "<p>Deletion undone: 67</p>" in page and "Not changed: 3" in page
+    assert states(site, [*mails[:2], mails[5]]) == {State.DELETED}
+    assert states(site, [*mails[2:5], *mails[6:]]) == {State.HELD}
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("ticked", [True, False])
+def test_a_killed_job_goes_on_and_does_everything_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ticked: bool
+) -> None:
+    mails, browser = hold_many(site, 120), site.signed_in(ALICE)
+    form = all_that_match(browser, do="delete")
+    path = job_page(post(browser, mails, "delete") if ticked else browser.post("/messages", form))
+    delete, left = Actions.delete, iter(range(70))
+
+    def delete_some(self: Actions, *args: Any) -> Any:
+        if next(left, None) is None:
+            raise Killed
+        return delete(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("portal.batches.run._METHODS", {"delete": delete_some})
+        run(site)
+    assert sum(site.state(each) is State.DELETED for each in mails) == 70
+    assert "50 of 120" in browser.get(path).text
+    run(site)  # the claim of the process that died has not ended yet
+    assert sum(site.state(each) is State.DELETED for each in mails) == 70
+    site.now += LEASE
+    run(site)
+    assert "<p>Deleted: 120</p>" in browser.get(path).text
+    for each in mails:
+        assert [event.kind for event in site.history(each)] == [EventKind.HELD, EventKind.DELETED]
+
+
+def test_what_changed_before_the_job_ran_is_left_alone(site: Site, aliases: Path, relay: SmtpServer) -> None:
+    found: dict[str, Any] = {"data": mail("found later"), "recipients": [BOB]}
+    own, shared, virus = hold_many(site, 59, BOB), hold_many(site, 60, INFO), site.hold(**found)
+    browser = site.signed_in(BOB)
+    of_mailbox = browser.post("/messages", all_that_match(browser, f"&mailbox={INFO}", do="delete"))
+    all_of_them = browser.post("/messages", all_that_match(browser, do="release"))
+    site.hold(Tier.DANGEROUS, **found)  # the same message with a worse verdict
+    write(aliases, f"{INFO} {ALICE}\n")
+    site.parts.people._checked_at = float("-inf")
+    run(site)
+    assert "Nothing was changed." in browser.get(job_page(of_mailbox)).text
+    page = browser.get(job_page(all_of_them)).text
+    assert "<p>Released: 59</p>" in page and "Not released, only an administrator can: 1" in page
+    assert states(site, own) == {State.RELEASED} and len(relay.mails) == 59
+    assert states(site, [*shared, virus]) == {State.HELD}
+
+
+# ---- twice
+
+
+def test_a_form_that_is_posted_twice_is_done_once(site: Site) -> None:
+    mails, browser = hold_many(site, 60), site.signed_in(ALICE)
+    form, other_tab = all_that_match(browser, do="delete"), all_that_match(browser, do="delete")
+    paths = {job_page(browser.post("/messages", each)) for each in (form, form, other_tab)}
+    assert len(paths) == 1 and jobs_waiting(site) == 1
+    run(site)
+    assert "<p>Deleted: 60</p>" in browser.follow(browser.post("/messages", form), "/").text
+    assert jobs_waiting(site) == 0
+    form = {**hidden(browser.get("/?state=deleted").text), "do": "restore", "mail": f"{mails[0].id}.0"}
+    for _ in range(2):
+        assert "Deletion undone" in browser.follow(browser.post("/messages", form), "/").text
+    form = {**hidden(browser.get("/").text), "do": "delete", "mail": f"{mails[0].id}.0"}
+    for _ in range(2):  # deleted, restored, and deleted by the same form: a new wish
+        browser.post("/messages", form)
+        assert site.state(mails[0]) is State.DELETED
+        post(browser, mails[:1], "restore")
+    assert len(site.history(mails[0])) == 1 + 2 + 2 * 2
