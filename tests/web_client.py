@@ -8,7 +8,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from http.cookies import SimpleCookie
@@ -114,6 +114,11 @@ class Browser:
         """Post a form from a page of the portal."""
         headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin", **more.pop("headers", {})}
         return self.request("POST", path, form=form or {}, headers=headers, **more)
+
+    def post_all(self, path: str, form: Sequence[tuple[str, str]]) -> Answer:
+        """Post a form with several fields of the same name."""
+        headers = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+        return self.request("POST", path, body=urlencode(form).encode(), headers=headers)
 
     def follow(self, answer: Answer, path: str) -> Answer:
         """Return the page that a 303 redirects to."""

@@ -60,6 +60,7 @@ class Hint(StrEnum):
     CHANGING_ADDRESS = "changing-address"  # the sender's address differs in each message
     OWN_DOMAIN = "own-domain"  # the sender is an address or a domain of the site
     LOOKS_ALIKE = "looks-alike"  # the sender's domain imitates another one
+    REPLACES = "replaces"  # it replaces a rule of the same scope for the same sender with the other effect
     NOT_LOCAL = "not-local"  # the recipient or domain is not local
 
 
@@ -198,6 +199,23 @@ class Rulebook:
 
     def hints(self, rule: Rule, message: Message | None = None) -> Sequence[Hint]:
         """Return what the author of a rule should know. ``message``: the one it is made from."""
+        return self.hints_of([(rule, message)])[0]
+
+    def hints_of(self, rules: Sequence[tuple[Rule, Message | None]]) -> Sequence[Sequence[Hint]]:
+        """Return the `hints` of each of these rules of one call, with one query of the store."""
+        keys = [_Keys.of(rule) for rule, _ in rules]
+        found = self.store.rules.matching(
+            dict.fromkeys(scope for each in keys for scope in (*each.wider, each.scope)),
+            dict.fromkeys(sender for each in keys if not each.is_network for sender in each.senders),
+            [*dict.fromkeys(sender for each in keys if each.is_network for sender in each.senders)],
+            self.now(),
+        )
+        return [
+            [*_conflicts(rule, each, found), *self._other_hints(rule, message)]
+            for (rule, message), each in zip(rules, keys, strict=True)
+        ]
+
+    def _other_hints(self, rule: Rule, message: Message | None) -> Sequence[Hint]:
         found = {
             Hint.NOT_AUTHENTIC: rule.effect is Effect.ALLOW and message is not None and not authentic(message),
             Hint.CHANGING_ADDRESS: _changes(rule.sender),
@@ -205,25 +223,7 @@ class Rulebook:
             Hint.LOOKS_ALIKE: rule.effect is Effect.ALLOW and looks_alike(to_unicode(domain(rule.sender))),
             Hint.NOT_LOCAL: not self._is_local(rule),
         }
-        return [*self._conflicts(rule), *(hint for hint, applies in found.items() if applies)]
-
-    def _conflicts(self, rule: Rule) -> Sequence[Hint]:
-        """Return whether rules of wider scopes for the same sender, or for a wider one, overrule or contradict it."""
-        scopes = [*dict.fromkeys(scope for level in recipient_scopes([rule.scope]) for scope in level)]
-        wider = scopes[scopes.index(rule.scope) + 1 :]
-        senders = wider_senders(rule.sender)
-        is_network = rule.sender_kind is SenderKind.NETWORK
-        found = self.store.rules.matching(
-            wider, [] if is_network else senders, senders if is_network else [], self.now()
-        )
-        best = {
-            scope: min((each for each in found if each.scope == scope), key=lambda each: senders.index(each.sender))
-            for scope in {each.scope for each in found}
-        }
-        if any(each.binding for each in best.values()):
-            return [Hint.OVERRULED] if rule.effect is Effect.ALLOW else []
-        nearest = next((best[scope] for scope in wider if scope in best), None)
-        return [Hint.OVERRIDES] if nearest is not None and nearest.effect is not rule.effect else []
+        return [hint for hint, applies in found.items() if applies]
 
     def _is_own(self, sender: str) -> bool:
         return domain(sender) in {domain(name) for name in self.local_domains}
@@ -236,6 +236,41 @@ class Rulebook:
                 return domain(rule.scope) in {domain(name) for name in self.local_domains}
             case _:
                 return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of rules that may contradict a rule."""
+
+    scope: str  # its own
+    wider: Sequence[str]  # scopes, the narrowest first
+    senders: Sequence[str]  # its own, then wider ones
+    is_network: bool
+
+    @classmethod
+    def of(cls, rule: Rule) -> _Keys:
+        """Return the keys for a rule."""
+        scopes = [*dict.fromkeys(scope for level in recipient_scopes([rule.scope]) for scope in level)]
+        wider = scopes[scopes.index(rule.scope) + 1 :]
+        return cls(rule.scope, wider, wider_senders(rule.sender), rule.sender_kind is SenderKind.NETWORK)
+
+
+def _conflicts(rule: Rule, keys: _Keys, found: Sequence[Rule]) -> Sequence[Hint]:
+    """Return whether other rules for the same sender, or for a wider one, overrule or contradict a rule.
+
+    ``found``: the rules in use with these keys, and others.
+    """
+    related = [each for each in found if each.scope in keys.wider and each.sender in keys.senders]
+    best = {
+        scope: min((each for each in related if each.scope == scope), key=lambda each: keys.senders.index(each.sender))
+        for scope in {each.scope for each in related}
+    }
+    own = [each for each in found if (each.scope, each.sender) == (rule.scope, rule.sender)]
+    replaces = [Hint.REPLACES] if any(each.effect is not rule.effect for each in own) else []
+    if any(each.binding for each in best.values()):
+        return [*replaces, Hint.OVERRULED] if rule.effect is Effect.ALLOW else replaces
+    nearest = next((best[scope] for scope in keys.wider if scope in best), None)
+    return [*replaces, Hint.OVERRIDES] if nearest is not None and nearest.effect is not rule.effect else replaces
 
 
 def _changes(sender: str) -> bool:

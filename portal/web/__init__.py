@@ -45,6 +45,7 @@ from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
+from portal.web.selected_senders import SelectedSenders
 from portal.web.selection import Selections
 from portal.web.sessions import SessionPages
 from portal.web.site import Site
@@ -114,7 +115,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
     formatted = FormattedMessages(pages, sessions, messages)
-    selections, rules = Selections(pages, sessions), RulePages(pages, sessions, messages)
+    senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
+    selections = Selections(pages, sessions, senders)
     inbox = Inbox(pages, sessions, messages, selections)
     downloads = DownloadPages(pages, sessions, messages)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
@@ -146,6 +148,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/sender", rules.sender),
         ("GET", "/rules", rules.list),
         ("POST", "/rules", rules.add),
+        ("POST", "/rules/senders", senders.add),
         ("POST", "/rules/<rule:re:[0-9a-f-]{36}>/<change:re:remove|restore>", rules.act),
         ("GET", "/preferences", preferences.show),
         ("POST", "/preferences", preferences.act),

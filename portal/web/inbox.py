@@ -132,12 +132,14 @@ class Inbox:
             ranked_max=RANKED_MAX,
             act=result.act,
             done=[of[delivery.key] for delivery in done],
+            rules_made=result.rules,
+            may_rule=request.policy.recipient_rules,
             batch=shown_batch(job, [of[delivery.key] for delivery in done]) if job else None,
             nothing=request.query("none") == "1",
             undone=of[undone[0].key] if undone else None,
         )
         self._pages.set_cookie(response, _VISIT_COOKIE, visits, _VISITS_KEPT_SECONDS)
-        if result.act or (job is not None and job.finished_at is not None):
+        if result.act or result.rules or (job is not None and job.finished_at is not None):
             forget(self._pages, response)
         return response
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from bottle import HTTPResponse
 
 from portal.model.message import DeliveryId
+from portal.model.rule import Effect
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -26,6 +27,7 @@ _KEY_OCTETS = 16 + _NUMBER_OCTETS
 MAX_KEYS = 150  # 3,600 characters: browsers keep cookies of 4,096 octets
 _VALUE = re.compile(rf"({'|'.join(ACTS)})\.([A-Za-z0-9_-]+)", re.ASCII)
 _BATCH = re.compile(r"batch\.([0-9a-f-]{36})", re.ASCII)
+_RULES = re.compile(rf"rules\.({'|'.join(Effect)})\.([0-9]{{1,3}})", re.ASCII)
 _BATCH_SECONDS = 24 * 3600  # it may take long, and is the way back to its page
 
 
@@ -35,6 +37,7 @@ class Result(NamedTuple):
     act: str  # one of `ACTS`, "" if there is no result to show
     keys: tuple[DeliveryId, ...]
     batch: UUID | None = None
+    rules: tuple[str, int] | None = None  # the effect and number of the rules that were made
 
 
 _NONE = Result("", ())
@@ -51,10 +54,17 @@ def keep_batch(pages: Pages, response: HTTPResponse, batch: UUID) -> None:
     pages.set_cookie(response, _COOKIE, f"batch.{batch}", _BATCH_SECONDS)
 
 
+def keep_rules(pages: Pages, response: HTTPResponse, effect: Effect, count: int) -> None:
+    """Keep how many rules were made in the browser, for the next list."""
+    pages.set_cookie(response, _COOKIE, f"rules.{effect}.{count}", _SECONDS)
+
+
 def kept(request: Request) -> Result:
     """Return the result that the browser sent. Anybody can write it: it only names what is looked up."""
     value = request.cookie(_COOKIE) or ""
-    match, batch = _VALUE.fullmatch(value), _BATCH.fullmatch(value)
+    match, batch, rules = _VALUE.fullmatch(value), _BATCH.fullmatch(value), _RULES.fullmatch(value)
+    if rules is not None:
+        return Result("", (), rules=(rules[1], int(rules[2])))
     try:
         if batch is not None:
             return Result("", (), UUID(batch[1]))

@@ -33,13 +33,14 @@ _FIRST = 20  # rules of each effect on the page of both
 _PAGE = 50  # rules on a page of one effect
 _MAX_PAGE = 9_999
 _LIMIT = N_("Your list is full. Remove a sender first.")
-_HINTS = {
+HINTS = {
     Hint.OVERRULED: N_("Your administrator blocks this sender, so messages are still held."),
     Hint.OVERRIDES: N_("Your administrator has another rule for this sender. Yours takes precedence for you."),
     Hint.NOT_AUTHENTIC: N_("This message is not authenticated. Only authenticated messages are let through."),
     Hint.CHANGING_ADDRESS: N_("This address probably changes with each message. Add its domain instead."),
     Hint.OWN_DOMAIN: N_("This sender belongs to your own organization."),
     Hint.LOOKS_ALIKE: LOOKS_ALIKE,
+    Hint.REPLACES: N_("You have the opposite rule for this sender. It will be replaced."),
 }
 
 
@@ -238,7 +239,7 @@ class RulePages:
                 message = self._pages.parts.store.deliveries.of_message(rule.message_id)[0].message
             except NotFound:
                 message = None  # purged
-        return [_HINTS[hint] for hint in self._rulebook.hints(rule, message) if hint in _HINTS]
+        return [HINTS[hint] for hint in self._rulebook.hints(rule, message) if hint in HINTS]
 
     def _actor(self, request: Request, session: Session, recipient: str) -> Actor:
         people = self._pages.parts.people

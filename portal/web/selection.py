@@ -18,8 +18,9 @@ from portal.batches.batch import Act, Batch, Progress, Selection
 from portal.batches.run import Batches
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, NotFound
-from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Reader, Tier, new_id
+from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Tier, new_id
 from portal.model.rights import ReleaseRight
+from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.stores.records import Job, Page
 from portal.web.auth.session import Session, Sessions
@@ -28,6 +29,7 @@ from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import keep_batch
 from portal.web.rows import BatchRow, Row, batch_row
+from portal.web.selected_senders import SelectedSenders
 
 AT_ONCE = 50  # deliveries that a request acts on itself; more are left to the digest process
 # What the bar below the list does with selected messages, by the keys of `VIEWS`, and what its *More* does.
@@ -57,8 +59,9 @@ class _Wish(NamedTuple):
 class Selections:
     """POST `/messages`, and `/jobs/ID/`."""
 
-    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+    def __init__(self, pages: Pages, sessions: Sessions, senders: SelectedSenders) -> None:
         self._pages = pages
+        self._senders = senders
         self._sessions = sessions
         parts = pages.parts
         self._batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
@@ -73,6 +76,8 @@ class Selections:
         if request.form("undo"):
             batch = self._batches.undo(self._of(request.form("undo"), session))
             return self._make(request, session, batch, place, is_small=len(batch.selection.keys) > 0)
+        if request.form("do") in tuple(Effect):
+            return self._senders_of(request, session, place)
         wish = self._wish(request, session, place)
         if wish is None:
             # The second form of a double click finds nothing left.
@@ -96,28 +101,53 @@ class Selections:
             request, session, Batch(wish.act, selection, confirmed == "release"), place, is_small=is_small
         )
 
+    def _senders_of(self, request: Request, session: Session, place: str) -> HTTPResponse:
+        """Return the page that asks for which senders of the selected messages rules are made."""
+        _, page = self._selected(request, session, place, " ".join(request.all_of_form("mail")), AT_ONCE + 1)
+        if not page.deliveries:
+            return self._pages.see_other(f"/{place or '?'}&none=1")
+        if len(page.deliveries) > AT_ONCE or page.next is not None:
+            text = N_("Rules are made for the senders of at most 50 messages at once. Go back and select fewer.")
+            return self._pages.notice(request, N_("Too many messages"), text, 400)
+        return self._senders.choose(request, session, Effect(request.form("do")), page.deliveries)
+
     def _wish(self, request: Request, session: Session, place: str) -> _Wish | None:
         """Return what the form asks for, None if it selects nothing."""
-        reader = self._reader(session)
-        act_name, _, names = request.form("only").partition(" ")
-        ceiling = None if act_name else cursor(request.form("all"))
-        if not act_name:
-            act_name, names = request.form("do"), " ".join(request.all_of_form("mail"))
-        if act_name not in tuple(Act):
+        act, _, names = request.form("only").partition(" ")
+        is_one_row = act != ""
+        if not is_one_row:
+            act, names = request.form("do"), " ".join(request.all_of_form("mail"))
+        if act not in tuple(Act):
             return None
-        act, keys = Act(act_name), [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
+        view = Listing.of_query(place).view
+        if (
+            not is_one_row
+            and cursor(request.form("all"))
+            and act not in (*BULK_ACTS.get(view, ()), *MORE_ACTS.get(view, ()))
+        ):
+            return None
+        limit = _EXAMINED if act == Act.RELEASE else AT_ONCE + 1
+        selection, page = self._selected(request, session, place, names, limit, is_one_row=is_one_row)
+        return _Wish(Act(act), selection, page) if page.deliveries else None
+
+    def _selected(
+        self, request: Request, session: Session, place: str, names: str, limit: int, *, is_one_row: bool = False
+    ) -> tuple[Selection, Page]:
+        """Return the selection of a form and, of all that match, the first ``limit`` deliveries.
+
+        ``names``: the keys of the rows that are ticked; without ``is_one_row``, all that match may be selected.
+        """
+        reader = self._pages.parts.people.reader(session.recipient)
+        keys = [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
+        ceiling = None if is_one_row else cursor(request.form("all"))
         if ceiling is None:
             found = self._pages.parts.store.deliveries.of_reader(reader, keys[:_MAX_KEYS])
-            selection, page = Selection(tuple(each.key for each in found)), Page(tuple(found), None)
-        else:
-            listing = Listing.of_query(place)
-            if act not in (*BULK_ACTS.get(listing.view, ()), *MORE_ACTS.get(listing.view, ())):
-                return None
-            unticked = {key for name in request.form("shown").split() if (key := cursor(name))} - {*keys}
-            criteria = listing.criteria(self._pages.viewer(request, session.recipient).zone, reader)
-            selection = Selection(criteria=criteria, ceiling=ceiling, excluded=frozenset(unticked))
-            page = self._batches.matching(reader, selection, _EXAMINED if act is Act.RELEASE else AT_ONCE + 1)
-        return _Wish(act, selection, page) if page.deliveries else None
+            return Selection(tuple(each.key for each in found)), Page(tuple(found), None)
+        unticked = {key for name in request.form("shown").split() if (key := cursor(name))} - {*keys}
+        zone = self._pages.viewer(request, session.recipient).zone
+        criteria = Listing.of_query(place).criteria(zone, reader)
+        selection = Selection(criteria=criteria, ceiling=ceiling, excluded=frozenset(unticked))
+        return selection, self._batches.matching(reader, selection, limit)
 
     def _needs_check(self, delivery: Delivery) -> bool:
         """Return True if the reader may release a message and should see its cautions before."""
@@ -170,7 +200,9 @@ class Selections:
         """GET /jobs/ID/: show how far a batch is, and its outcomes. The page reloads itself until the batch ends."""
         session = self._sessions.of(request)
         job = self._of(id, session)
-        found = self._pages.parts.store.deliveries.of_reader(self._reader(session), listed(job))
+        found = self._pages.parts.store.deliveries.of_reader(
+            self._pages.parts.people.reader(session.recipient), listed(job)
+        )
         is_paused = request.query("pause") != ""
         response = self._pages.page(
             request,
@@ -200,9 +232,6 @@ class Selections:
         if id is None:
             raise NotFound("there is no such batch")
         return self._batches.of(id, session.recipient)
-
-    def _reader(self, session: Session) -> Reader:
-        return self._pages.parts.people.reader(session.recipient)
 
 
 def listed(job: Job) -> list[DeliveryId]:

@@ -174,7 +174,7 @@ def test_conflicts_are_told_to_operators_too(book: Rulebook) -> None:
     assert book.hints(by_operator(book, "example.org", "192.0.0.0/16", "allow")) == [Hint.OVERRULED]
     assert book.hints(by_operator(book, "example.org", "192.0.0.0/15", "allow")) == []
     assert book.hints(by_operator(book, "example.org", "a.example", "allow")) == [Hint.OVERRIDES]
-    assert book.hints(by_operator(book, "site", "a.example", "allow")) == []
+    assert book.hints(by_operator(book, "site", "a.example", "allow")) == [Hint.REPLACES]
     added(book, by_operator(book, "example.org", "b.example", "allow"))
     assert book.hints(rule("x@b.example")) == [Hint.OVERRIDES]
     added(book, by_operator(book, "site", "b.example"))

@@ -614,6 +614,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/messages/ID/sender"): (303, 200, 404),
     ("GET", "/rules"): (303, 200, 200),
     ("POST", "/rules"): (303, 400, 400),  # without a button
+    ("POST", "/rules/senders"): (303, 400, 400),  # without a button
     ("POST", "/rules/RULE/CHANGE"): (303, 303, 404),
     ("GET", "/PATH"): (303, 303, 303),  # to the same path with a slash
     ("GET", "/preferences"): (303, 200, 200),

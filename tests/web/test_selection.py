@@ -14,7 +14,7 @@ from portal.assemble import Parts
 from portal.model.message import EventKind, State, Tier
 from portal.stores import LEASE
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, MALLORY, mail
+from tests.builders import ALICE, BOB, MALLORY, mail, rule
 from tests.flows.test_aliases import write
 from tests.smtp_server import SmtpServer
 from tests.statements import Statements
@@ -313,3 +313,72 @@ def test_a_form_that_is_posted_twice_is_done_once(site: Site) -> None:
         assert site.state(mails[0]) is State.DELETED
         post(browser, mails[:1], "restore")
     assert len(site.history(mails[0])) == 1 + 2 + 2 * 2
+
+
+# ---- the senders of the selected messages
+
+
+def test_the_senders_of_selected_messages_are_blocked_after_a_page_named_them(site: Site) -> None:
+    mails = [
+        site.hold(recipients=[ALICE], header_from=f"<{address}>" if address else "", envelope_sender=address)
+        for address in ("a@shop.example", "a@shop.example", "x@gmail.com", "")
+    ]
+    role = site.hold(recipients=[INFO], header_from="<a@shop.example>")
+    hers = site.hold(recipients=[MALLORY], header_from="<secret@hers.example>")
+    site.store.rules.add([rule("a@shop.example", "allow")], site.now)
+    browser = site.signed_in(ALICE)
+    page = post(browser, [*mails, role, hers], "block").text
+    assert "Block these senders?" in page and "secret" not in page
+    assert re.findall(r"<legend><bdi>(.*?)</bdi>", page) == ["a@shop.example", "x@gmail.com", "a@shop.example"]
+    assert page.count('value="shop.example"') == 2 and 'value="gmail.com"' not in page
+    assert page.count("You have the opposite rule for this sender.") == 1
+    form = [(name, value) for name, value in re.findall(r'name="([^"]*)" value="([^"]*)" checked', page)]
+    names = re.findall(r'name="message" value="([^"]*)"', page)
+    answer = browser.post_all(
+        "/rules/senders",
+        [
+            ("form_token", browser.form_token()),
+            ("from", "list?q=x"),
+            ("effect", "block"),
+            *form[:1],
+            (form[1][0], ""),  # left out
+            (form[2][0], "shop.example"),
+            *(("message", name) for name in (*names, f"{hers.id}.0")),
+            (f"sender.{hers.id}.0", "secret@hers.example"),
+        ],
+    )
+    page = browser.follow(answer, "/").text
+    assert "Senders blocked: 2" in page and 'value="x"' in page
+    found = site.store.rules.list([ALICE, INFO, MALLORY], 10, site.now)
+    assert {(each.scope, each.sender, each.effect.value) for each in found} == {
+        (ALICE, "a@shop.example", "block"), (INFO, "shop.example", "block"),
+    }  # fmt: skip
+    assert {each.message_id for each in found} <= {mails[0].id, mails[1].id, role.id}
+    assert states(site, mails) == {State.HELD}
+
+
+def test_a_rule_that_cannot_be_made_is_not_offered(site: Site) -> None:
+    [one] = [site.hold(recipients=[ALICE], header_from="<boss@example.org>")]
+    browser = site.signed_in(ALICE)
+    page = post(browser, [one], "allow").text
+    assert 'value="example.org" disabled' in page and "This is a domain of your own organization." in page
+    assert "not authenticated" in page
+    key = f"{one.id}.0"
+    form = {"form_token": browser.form_token(), "from": "list", "effect": "allow", "message": key}
+    for sender in ("example.org", "other@elsewhere.example"):
+        assert browser.post("/rules/senders", {**form, f"sender.{key}": sender}).status == 400
+    assert site.store.rules.list([ALICE], 10, site.now) == []
+    hold_many(site, 51)
+    form = all_that_match(browser, do="block")
+    assert "select fewer" in browser.post("/messages", form).text
+
+
+def test_the_page_of_senders_takes_few_statements(
+    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = Statements(monkeypatch)
+    site = Site(make_parts())
+    mails, browser = hold_many(site, 40), site.signed_in(ALICE)
+    with statements.of() as queries:
+        assert post(browser, mails, "allow").text.count("<legend>") == 40
+    assert len(queries) <= 5 + 2, queries  # with the page that the form token comes from
