@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog
 
+from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.message import State, Tier
 from tests.builders import ALICE, digesting, rule
-from tests.system.local_site import local_site, sign_in
+from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.web_client import Site
 
 pytestmark = pytest.mark.system
@@ -32,7 +33,7 @@ def store_url(files_url: str) -> str:
 
 
 @pytest.fixture
-def site(make_parts: Callable[..., Parts]) -> Iterator[Site]:
+def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
     with local_site(make_parts) as made:
         yield made
 
@@ -52,7 +53,7 @@ def steered(browser: Browser) -> Browser:
 
 def command(chromium: str, folder: Path) -> list[str]:
     """Return the command of a browser that is not steered, like a person's."""
-    return [chromium, "--headless", "--disable-gpu", *FLAGS, f"--user-data-dir={folder}"]
+    return [chromium, "--headless", "--disable-gpu", "--password-store=basic", *FLAGS, f"--user-data-dir={folder}"]
 
 
 def open_once(chromium: str, folder: Path, url: str) -> str:
@@ -73,21 +74,53 @@ def url(site: Site, action: Action, held: Any, minutes_old: float = 0) -> str:
     return path if path.startswith("http") else site.parts.settings.public_url + path.removeprefix("/quarantine")
 
 
-def test_one_click_on_an_older_digest_releases(site: Site, chromium: str, tmp_path: Path) -> None:
-    held = site.hold()
+def open_until(chromium: str, folder: Path, url: str, is_done: Callable[[], bool]) -> None:
+    """Open an address, and close the browser as soon as its page has done something, or after 40 seconds."""
     # The browser stays open: --dump-dom never ends on a page that opens another one, and a debugging port is steering.
-    more = [url(site, Action.RELEASE, held, minutes_old=11)]
     with subprocess.Popen(
-        [*command(chromium, tmp_path), *more],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        [*command(chromium, folder), url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as browser:
         deadline = time.monotonic() + 40
-        while site.state(held) is State.HELD and time.monotonic() < deadline:
+        while not is_done() and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(browser.pid, signal.SIGKILL)
+
+
+def test_one_click_on_an_older_digest_releases(site: Site, chromium: str, tmp_path: Path) -> None:
+    held = site.hold()
+    link = url(site, Action.RELEASE, held, minutes_old=11)
+    open_until(chromium, tmp_path, link, lambda: site.state(held) is not State.HELD)
     assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_sign_in_link_continues_by_itself_only_in_the_browser_that_requested_it(
+    site: LocalSite, steered: Browser, chromium: str, tmp_path: Path, is_known: bool
+) -> None:
+    held, profile = site.hold(recipients=[ALICE]), tmp_path / "profile"
+    with steered.browser_type.launch_persistent_context(profile, executable_path=chromium, args=FLAGS) as context:
+        page = context.new_page()
+        if is_known:
+            page.goto(url(site, Action.RELEASE, site.hold(recipients=[ALICE])))
+            page.get_by_role("button").click()
+        page.goto(url(site, Action.SHOW, held))
+        page.get_by_role("button", name="Send me a sign-in link").click()
+        page.get_by_role("textbox").wait_for()
+        housekeeping.send_queued(site.parts, site.now)
+        found = re.search(rb"http://\S+/sign-in/[\w-]{32}/", site.mail.mails[-1].data.replace(b"=\r\n", b""))
+        assert found
+        link = found[0].decode()
+        page.goto(link)
+        page.wait_for_timeout(2500)
+
+    def sessions() -> int:
+        return len(site.store.sign_ins.sessions(ALICE, 9, site.now))
+
+    assert sessions() == 0, "it is steered"
+    assert f"Sign in as <bdi>{ALICE}</bdi>" in open_once(chromium, tmp_path / "other", link)
+    assert sessions() == 0
+    open_until(chromium, profile, link, lambda: sessions() > 0)
+    assert sessions() == 1
 
 
 def test_one_click_on_a_fresh_digest_shows_the_button(site: Site, chromium: str, tmp_path: Path) -> None:
