@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -232,44 +233,62 @@ def test_a_double_press_acts_once(site: Site, page: Page) -> None:
     assert len(posts) == 1
 
 
-@pytest.mark.parametrize("scripts", [True, False], ids=["", "without JavaScript"])
-def test_sixty_messages_are_triaged_in_eight_presses(site: Site, browser: Browser, scripts: bool) -> None:
+def by_mouse(page: Page) -> Iterator[Callable[[], None]]:
+    """Yield the presses that select the first four messages, release them, select all others and delete them."""
+    boxes = page.locator(".rows").first.get_by_role("checkbox")
+    yield boxes.first.click
+    yield lambda: boxes.nth(3).click(modifiers=["Shift"])
+    yield page.get_by_role("button", name="Release selected").click
+    page.get_by_text("Released: 4").first.wait_for()
+    yield page.get_by_role("button", name="Select all on this page").click
+    yield page.get_by_role("button", name="Delete selected").click
+
+
+def by_keys(page: Page) -> Iterator[Callable[[], None]]:
+    for key in ("x", "j", "j", "j", "Shift+X", "r"):
+        yield partial(page.keyboard.press, key)
+    page.get_by_text("Released: 4").first.wait_for()
+    for key in ("a", "d"):
+        yield partial(page.keyboard.press, key)
+
+
+def without_scripts(page: Page) -> Iterator[Callable[[], None]]:
+    boxes = page.locator(".rows").first.get_by_role("checkbox")
+    for number in range(4):
+        yield boxes.nth(number).click
+    yield page.get_by_role("button", name="Release selected").click
+    page.get_by_text("Released: 4").first.wait_for()
+    yield page.get_by_role("link", name="Select all on this page").click
+    yield page.get_by_role("button", name="Delete selected").click
+
+
+@pytest.mark.parametrize("way", [by_mouse, by_keys, without_scripts])
+def test_sixty_messages_are_triaged_in_eight_presses(
+    site: Site, browser: Browser, way: Callable[[Page], Iterator[Callable[[], None]]]
+) -> None:
     """Find the four wanted messages, release them, and delete the others."""
     proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
+    subjects = ("Re: Minutes", "Order 4711", "Lunch?", "Your VAT notice")
     spam = hold(site, 28)
     wanted = [
-        site.hold(subject=subject, header_from=f"<{name}@partner{n}.example>", symbols=proven, score=15.5)
-        for n, (name, subject) in enumerate(
-            (("jane", "Re: Minutes"), ("kontor", "Order 4711"), ("anna", "Lunch?"), ("tax", "Your VAT notice"))
-        )
+        site.hold(subject=subject, header_from=f"<a@partner{n}.example>", symbols=proven, score=15.5)
+        for n, subject in enumerate(subjects)
     ]
     spam += hold(site, 28, first=29)
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, java_script_enabled=scripts)
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800}, java_script_enabled=way is not without_scripts
+    )
     sign_in(site, context)
     page = context.new_page()
     loads: list[str] = []
     page.on("domcontentloaded", lambda page: loads.append(page.url))
     open_list(site, page, "?order=likely&size=100")
-    boxes = page.locator(".rows").first.get_by_role("checkbox")
     presses = 0
-
-    def press(what: Any, **more: Any) -> None:
-        nonlocal presses
+    for press in way(page):
+        press()
         presses += 1
-        what.click(**more)
-
-    if scripts:
-        press(boxes.first)
-        press(boxes.nth(3), modifiers=["Shift"])
-    else:
-        for number in range(4):
-            press(boxes.nth(number))
-    press(page.get_by_role("button", name="Release selected"))
-    page.get_by_text("Released: 4").first.wait_for()
-    assert states(site, wanted) == [State.RELEASED] * 4
-    press(page.get_by_text("Select all on this page"))
-    press(page.get_by_role("button", name="Delete selected"))
     page.get_by_text("No held messages").wait_for()
+    assert states(site, wanted) == [State.RELEASED] * 4
     assert states(site, spam) == [State.DELETED] * 56
     assert presses <= 8 and len(loads) <= 4, (presses, loads)
     context.close()

@@ -107,7 +107,12 @@
   const keys = {
     j: () => step(1),
     k: () => step(-1),
-    x: (row, isShift) => row && toggle(row, isShift),
+    x: function (row, isShift) {
+      const target = row || document.getElementById(place) || rows()[0];
+      if (!row) focus(target);
+      if (target) toggle(target, isShift);
+    },
+    a: () => one(".select")?.click(),
     o: (row) => row && one(".mail", row).click(),
     r: (row) => press("release", row),
     d: (row) => press("delete", row),
@@ -158,20 +163,25 @@
     request.responseType = "document";
     request.onloadend = function () {
       const page = request.response, isRedirected = request.responseURL !== address;
-      setSending(false);
-      if (!request.status) showResult([], texts.offline);
-      else if (request.status === 200 && page?.getElementById("status")) replace(page, request.responseURL);
-      else if (isRedirected) location.assign(request.responseURL); // sign-in, progress of a job
+      if (!request.status) fail(texts.offline);
+      else if (request.status === 200 && page?.getElementById("status")) {
+        replace(page, request.responseURL).finally(() => setSending(false));
+      } else if (isRedirected) location.assign(request.responseURL); // sign-in, progress of a job
       else if (request.status < 400) { // a question: the browser shows it
         form.dataset.plain = "yes";
         form.requestSubmit(button);
       } else {
         const words = page ? all("main > h1, main > p:not(.back)", page).map((each) => each.textContent.trim()) : [];
-        showResult([], words.join(" – ") || texts.failed);
+        fail(words.join(" – ") || texts.failed);
       }
     };
     setSending(true);
     request.send(fields);
+  }
+
+  function fail(text) {
+    setSending(false);
+    showResult([make("p", "state bad", text)], text);
   }
 
   function setSending(on) {
@@ -185,7 +195,7 @@
       focus(document.getElementById(place));
     });
     one(".toast")?.remove();
-    toast.append(...(results.length ? results : [make("p", "state bad", text)]), close);
+    toast.append(...results, close);
     status.before(toast);
     say(text);
   }
