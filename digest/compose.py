@@ -53,6 +53,7 @@ def compose(
     mail_id: UUID | None = None,
     known: Collection[str] = (),
     contact: str = "",
+    is_first: bool = False,
 ) -> EmailMessage:
     """Return the mail of a digest, at most `MAIL_BYTES` octets as sent (a site's own template may be larger by itself).
 
@@ -60,7 +61,8 @@ def compose(
     zone of all times shown, ``language`` a tag ("": the default of ``render``), ``brand`` the look of the mail;
     ``right`` returns who may release a delivery. ``mail_id`` replaces the digest's id in the Message-ID: mail programs
     drop a mail whose Message-ID they have seen, so one that is repeated on purpose needs another. ``known`` are senders
-    for `ranking.ranked`. ``contact``: whom the recipient may ask.
+    for `ranking.ranked`. ``contact``: whom the recipient may ask. ``is_first``: this recipient was sent none
+    before.
     """
     groups = sorted(
         ranked((d for d in digest.deliveries if d.state is State.HELD), known),
@@ -110,6 +112,7 @@ def compose(
             host=urlsplit(links.base_url).netloc,
             organisation=brand.name or shown_address(sender).rpartition("@")[2],
             contact=contact,
+            is_first=is_first,
             several=several if any(row.release for row in rows[:first]) else "",
             preferences=preferences,
             forwarded=forwarded,
@@ -175,7 +178,9 @@ def _domains(likely: Iterable[Group]) -> list[str]:
     return [host for host in hosts if _DOMAIN.fullmatch(host)][:PREVIEW_DOMAINS]
 
 
-def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str]) -> EmailMessage:
+def digest_mail(
+    parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str], is_first: bool = False
+) -> EmailMessage:
     """Return the mail of a digest by the settings. Raises SettingsError without mail.from_address."""
     settings, policy = parts.settings, parts.domains.of(digest.recipient)
     if policy.from_address is None:
@@ -196,4 +201,5 @@ def digest_mail(parts: Parts, digest: Digest, now: datetime, mail_id: UUID, know
         mail_id=mail_id,
         known=known,
         contact=settings.site.contact,
+        is_first=is_first,
     )

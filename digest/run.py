@@ -159,6 +159,7 @@ def resend(parts: Parts, now: datetime, recipient: str) -> Summary:
 class _Claimed:
     digest: Digest
     known: Collection[str]  # senders whose messages this recipient had released
+    is_first: bool  # this recipient was sent none before
     until: datetime  # end of the claim
 
 
@@ -304,7 +305,11 @@ class Run:
             # Also needed for a digest with one message, which needs no order: its row shows a known sender.
             readers = [digest.effective_reader for digest in allowed if digest.deliveries]
             known = known_senders(self.parts.store, readers)
-            self._waiting += [_Claimed(digest, known.get(digest.recipient, ()), until) for digest in allowed]
+            sent_to = self.parts.store.digests.sent_to([digest.recipient for digest in allowed])
+            self._waiting += [
+                _Claimed(digest, known.get(digest.recipient, ()), digest.recipient not in sent_to, until)
+                for digest in allowed
+            ]
 
     def _release_claim(self, digest: Digest) -> None:
         """End a claim that is too old, and claim the digest again later."""
@@ -425,7 +430,7 @@ class Run:
         digest, begun = claimed.digest, False
         try:
             with self._composing:
-                mail = self._mail(digest, digest.id, claimed.known) if digest.deliveries else b""
+                mail = self._mail(digest, digest.id, claimed.known, claimed.is_first) if digest.deliveries else b""
             if self._is_over() or self.clock() > claimed.until - LEFT_OF_LEASE:
                 return _Outcome(digest)
             begun = True
@@ -434,15 +439,15 @@ class Run:
             return _Outcome(digest, error=error, begun=begun)
         return _Outcome(digest, reply, begun=True)
 
-    def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str]) -> bytes:
-        return digest_mail(self.parts, digest, self.clock(), mail_id, known).as_bytes()
+    def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str], is_first: bool) -> bytes:
+        return digest_mail(self.parts, digest, self.clock(), mail_id, known, is_first).as_bytes()
 
     def repeat(self, digest: Digest) -> None:
         """Send a digest that was sent before, as another mail."""
         mail_id = new_id(self.clock())
         known = known_senders(self.parts.store, [digest.effective_reader]).get(digest.recipient, ())
         try:
-            mail = self._mail(digest, mail_id, known)
+            mail = self._mail(digest, mail_id, known, is_first=False)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except Exception as error:
             self._failed(digest.recipient, error)

@@ -35,6 +35,15 @@ from tests.contract.helpers import (
 )
 
 
+def test_who_was_sent_a_digest_before(store: Store) -> None:
+    hold(store, recipients=[ALICE, BOB])
+    assert store.digests.sent_to([]) == ()
+    with digesting(store, ALICE, now(), 10, ignore_schedule=True):
+        assert set(store.digests.sent_to([ALICE, BOB])) == set(), "it is claimed, and not sent yet"
+    assert set(store.digests.sent_to([ALICE, BOB])) == {ALICE}
+    assert set(store.digests.sent_to([BOB])) == set()
+
+
 def test_a_digest_has_the_preferences_of_its_recipient(store: Store) -> None:
     hold(store, recipients=[ALICE])
     store.recipients.set_preferences(ALICE, CHOSEN)

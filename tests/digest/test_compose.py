@@ -58,7 +58,7 @@ def delivery(number: int = 0, **fields: Any) -> Delivery:
     message = replace(message, from_count=len(parse(fields.get("header_from", message.header_from))))
     if "held_at" in fields:
         fields["id"] = new_id(fields.pop("held_at"))
-    mine = {key: fields.pop(key) for key in ("state", "address") if key in fields}
+    mine = {key: fields.pop(key) for key in ("state", "address", "recipient") if key in fields}
     made = Delivery(replace(message, **fields), number, ALICE, ALICE, State.HELD, held_at, "", 0, None, None)
     return replace(made, **mine)
 

@@ -728,6 +728,18 @@ def test_a_host_that_starts_no_more_threads_sends_over_fewer_connections(
     assert f"{max(startable, 1)} of 5 connections are used: can't start new thread" in caplog.text
 
 
+def test_only_the_first_digest_says_what_a_digest_is(mailing: Parts, server: SmtpServer) -> None:
+    hold(mailing.store, recipients=[ALICE])
+    server.script["DATA"] = "451 4.3.0 try later"
+    assert tick(mailing, tomorrow()).sent == []
+    server.script.clear()
+    assert tick(mailing, tomorrow() + timedelta(hours=1)).sent == [(ALICE, 1)]
+    hold(mailing.store, recipients=[ALICE])
+    assert tick(mailing, tomorrow() + 2 * DAY).sent == [(ALICE, 1)]
+    assert run.resend(mailing, tomorrow() + 2 * DAY, ALICE).sent == [(ALICE, 1)]
+    assert ["This is your first digest." in text(mail) for mail in server.mails] == [True, False, False]
+
+
 def test_an_earlier_release_is_mentioned_for_a_single_mail_too(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, relay__url=server.url)
     proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("BAYES_SPAM", 5.1))

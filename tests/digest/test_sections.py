@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from email.message import EmailMessage
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,6 +15,7 @@ from digest.compose import compose
 from portal.model.message import Delivery, Reader, Symbol, Tier, new_id
 from portal.model.reasons import SCANS_IN_WORDS, why
 from portal.model.short_reasons import shortly
+from portal.model.text import TAGS
 from portal.stores.records import Digest
 from tests.builders import ALICE
 from tests.digest.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
@@ -23,6 +27,22 @@ def words(number: int) -> str:
     """Return a subject without digits, so that no two of them are near-identical."""
     return " ".join(
         ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")[int(d)] for d in str(number)
+    )
+
+
+def mail_to_readers_of(mailbox: str, held: Sequence[Delivery], *others: str, **values: Any) -> EmailMessage:
+    """Return Alice's digest as a reader of these role mailboxes."""
+    return compose(
+        Digest(new_id(NOW), ALICE, ALICE, NOW, tuple(held), reader=Reader(ALICE, (ALICE, mailbox, *others))),
+        links=LINKS,
+        render=RENDER,
+        sender="quarantine@example.org",
+        zone=ZoneInfo("UTC"),
+        max_rows=50,
+        retention_days=30,
+        right=right,
+        now=NOW,
+        **values,
     )
 
 
@@ -80,18 +100,7 @@ def test_a_heading_for_each_mailbox_and_the_recipients_own_messages_first() -> N
         to(info, delivery(5, verdict_tier=Tier.DANGEROUS)),
         to(info, delivery(6, score=9)),
     )
-    digest = Digest(new_id(NOW), ALICE, ALICE, NOW, held, reader=Reader(ALICE, (ALICE, info, sales)))
-    mail = compose(
-        digest,
-        links=LINKS,
-        render=RENDER,
-        sender="quarantine@example.org",
-        zone=ZoneInfo("UTC"),
-        max_rows=50,
-        retention_days=30,
-        right=right,
-        now=NOW,
-    )
+    mail = mail_to_readers_of(info, held, sales)
     text = text_of(mail)
     assert HEADING.findall(text) == [
         f"Likely mistakes – {info} (1)",
@@ -101,6 +110,31 @@ def test_a_heading_for_each_mailbox_and_the_recipients_own_messages_first() -> N
         f"Possibly dangerous messages – {info} (1)",
     ]
     assert re.findall(r"^Offer (\d)$", text, re.MULTILINE) == ["4", "2", "6", "1", "5"]
+
+
+@pytest.mark.parametrize("language", TAGS)
+def test_45_rows_with_all_that_they_may_have_fit_before_gmail_clips(language: str) -> None:
+    info, names = (
+        "info@example.org",
+        ("Kontor Nord", "Ann Example", "Billing team", "Müller & Söhne", "News of the week"),
+    )
+    symbols = (Symbol("BAYES_SPAM", 5.1), Symbol("HTML_SHORT_LINK_IMG_1", 4.0), Symbol("RDNS_NONE", 2.0))
+    held = [
+        delivery(
+            n + 100 * other,
+            address=info,
+            recipient=info,  # links to messages of a role mailbox are longer
+            subject=f"Prüfung Ihrer Angaben {words(n)}",
+            header_from=f"{names[n % 5]} <letters{n}@shop.example.com>",
+            symbols=symbols,
+            threshold=15.0,
+        )
+        for n in range(45)
+        for other in range(1 + (n % 5 == 0))  # and every fifth has a near-duplicate
+    ]
+    mail = mail_to_readers_of(info, held, language=language, is_first=True)
+    assert len(mail.as_bytes()) <= 90_000
+    assert len(set(html_of(mail).links)) == 45 * 2 + 9 + 4
 
 
 def test_a_row_has_its_reasons_in_few_words_on_one_line() -> None:

@@ -85,6 +85,10 @@ class Digests(ABC):
         """Return the last digest sent to a recipient, with those of its deliveries that are still kept, or None."""
 
     @abstractmethod
+    def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
+        """Return those of these recipients who were sent a digest that is still kept (`DIGESTS_KEPT`)."""
+
+    @abstractmethod
     def get(self, digest_id: UUID) -> Digest:
         """Return a digest with those of its deliveries that are still kept, oldest first; without any until it is
         recorded as sent. Kept for `DIGESTS_KEPT`. Raises NotFound."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -81,6 +81,13 @@ class SqlDigests(Digests):
         with self._engine.reading() as session:
             row = session.one(_DIGEST + _LAST, recipient=recipient)
             return self._digest_from(session, row) if row else None
+
+    def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
+        if not recipients:
+            return ()
+        sent = "select distinct recipient from digest where recipient in :recipients and sent_at is not null"
+        with self._engine.reading() as session:
+            return {recipient for (recipient,) in session.many(sent, recipients=list(recipients))}
 
     def get(self, digest_id: UUID) -> Digest:
         with self._engine.reading() as session:
