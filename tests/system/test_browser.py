@@ -259,7 +259,9 @@ def test_rows_of_the_list_are_low(site: Site, steered: Browser, width: int, high
 def test_the_text_of_a_message_begins_in_the_first_screen_of_a_phone(
     site: Site, steered: Browser, tier: Tier, highest: int
 ) -> None:
-    held = site.hold(tier, subject="Your order 4711 has been shipped", header_from="Kontor <orders@kontor.example>")
+    data = b"Content-Type: text/html\r\n\r\n<p>It will arrive tomorrow."
+    subject, sender = "Your order 4711 has been shipped", "Kontor <orders@kontor.example>"
+    held = site.hold(tier, subject=subject, header_from=sender, data=data)
     page = signed_in(site, steered, viewport={"width": 390, "height": 844}).new_page()
     page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
     box = page.locator(".text").bounding_box()
