@@ -8,6 +8,7 @@ from one that has everything loaded (`warm`), and which the first page view star
     mime    the parts of a message     html, styles  HTML as the text that is visible
     words   text and attachments       formatted    HTML as its sender formatted it
     child, warm  the processes
+    kinds   the kind of a file         encodings    transfer encodings
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+from portal.model.attachments import Danger, Kind
 from portal.model.errors import Busy
 from portal.model.text import shown
 from portal.reading.child import END
@@ -38,6 +40,7 @@ log = logging.getLogger("quarantine.reading")
 
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
+PART_BYTES = 50 << 20  # of one attachment
 _TEXT_BYTES = 1 << 22  # more than `child` answers
 _HTML_BYTES = 1 << 24  # likewise, with the pictures
 _ANSWER_SECONDS = WAIT_SECONDS + 1.0  # until the warm process has forked a reader, or refuses to
@@ -51,11 +54,13 @@ UNREADABLE = (TimeoutError, ConnectionError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A part that is not shown. Name and type are the sender's claims."""
+    """A part that is not shown. The name is the sender's claim, the kind is by content."""
 
     name: str
-    type: str
     size_bytes: int | None  # None: it was not read to its end
+    kind: Kind
+    dangers: tuple[Danger, ...]
+    number: int  # for `copy_part`, 0 if it cannot be read by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,30 @@ def read_headers(chunks: Iterable[bytes], recipient: str) -> Headers | None:
         return None
 
 
+def copy_part(chunks: Iterator[bytes], recipient: str, number: int, file: IO[bytes]) -> str | None:
+    """Write the decoded octets of an attachment to a file. Return its name, "" if it has none.
+
+    Returns None if there is no such attachment, or it cannot be read within the limits; what was written is then to be
+    discarded. Raises as `read`; errors of ``chunks`` also if the attachment was read before.
+    """
+    beginning: bytes | None = b""
+    name = None
+    try:
+        for piece in answer(f"part {number}", chunks, recipient, PART_BYTES):
+            if beginning is not None:
+                beginning += piece
+                line, end, piece = beginning.partition(b"\n")
+                if not end:
+                    continue
+                name, beginning = _checked(str, json.loads(line)), None
+            file.write(piece)
+    except (*UNREADABLE, TypeError, RecursionError):
+        return None
+    for _ in chunks:
+        pass  # a body is found to be damaged at its end
+    return name
+
+
 def answer(mode: str, chunks: Iterable[bytes], recipient: str, most_bytes: int) -> Iterator[bytes]:
     """Yield what a restricted process answers about a message, in pieces.
 
@@ -157,10 +186,12 @@ def _preview(answer: Any) -> Preview:
         attachments=tuple(
             Attachment(
                 shown(_checked(str, name)),
-                shown(_checked(str, type_), 80),
                 size if size is None else _checked(int, size),
+                Kind(kind),
+                tuple(map(Danger, dangers)),
+                _checked(int, number),
             )
-            for name, type_, size in answer["attachments"]
+            for name, size, kind, dangers, number in answer["attachments"]
         ),
         cut=_checked(bool, answer["cut"]),
         failed=False,

@@ -38,6 +38,7 @@ _CPU_SECONDS = 2
 # until the limit is for steps that cannot be interrupted.
 _PARTS_SECONDS = 0.7
 _TEXTS_SECONDS = 1.4
+_PART_SECONDS = 1.9  # of a file, which is worth nothing unless it is whole
 _MEMORY_BYTES = 512 << 20
 
 
@@ -97,7 +98,8 @@ def read(receive: Receive, seconds: Seconds) -> dict[str, Any]:
         "headers": [(name, _short(text, 1_000)) for name in _SHOWN if (text := fields.text(name.lower()))],
         "text": words.text[:TEXT_CHARACTERS],
         "attachments": [
-            (_short(name, 200), _short(kind, 80), size) for name, kind, size in words.attachments[:ATTACHMENTS]
+            (_short(each.name, 200), each.size_bytes, each.kind, each.dangers, each.number)
+            for each in words.attachments[:ATTACHMENTS]
         ],
         "has_html": bool(documents_of(parser.root)),
         "cut": parser.is_cut
@@ -120,9 +122,18 @@ def _headers(receive: Receive, seconds: Seconds) -> Iterator[bytes]:
     yield json.dumps({"fields": fields, "cut": is_cut}, ensure_ascii=False).encode("utf-8", "replace")
 
 
+def _part(receive: Receive, seconds: Seconds, number: str) -> Iterator[bytes]:
+    """Yield the name of a file as JSON and a line end, and then its octets. Raises LookupError if there is none."""
+    parser = Parser(receive, lambda: seconds() > _PART_SECONDS, wanted=int(number))
+    if parser.content is None:
+        raise LookupError(number)
+    yield json.dumps(_short(parser.file_name, 1_000)).encode() + b"\n"
+    yield from parser.content
+
+
 # What can be asked about a message. A mode takes the functions that `read` takes, and its arguments, and yields the
 # answer.
-MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text, "html": _html, "headers": _headers}
+MODES: dict[str, Callable[..., Iterable[bytes]]] = {"text": _text, "html": _html, "headers": _headers, "part": _part}
 
 
 def _short(text: str, limit: int) -> str:

@@ -5,14 +5,14 @@ One pass over the octets: texts are kept up to a limit, of everything else only 
 
 from __future__ import annotations
 
-import binascii
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from portal.model.encoded_words import from_base64
+from portal.reading.encodings import Decoder, decoded, decoding, units_of, whole_lines
 from portal.reading.fields import Fields, field_name
+from portal.reading.kinds import Inspector
 from portal.reading.source import CHUNK_BYTES, DELIMITER_BYTES, Late, Source
 
 TEXT_BYTES = 1 << 20  # kept of all texts together, still encoded
@@ -43,7 +43,6 @@ _ATTACHED_TEXTS = (
     "text/javascript",
     "text/rtf",
 )
-_NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/=]*+\s*+")
 _LIKELY_BOUNDARY = re.compile(rb"\n--(?!-*\s)(\S[^\r\n]{0,200}?)[ \t]*\r?\n(?=[!-9;-~]+[ \t]*:|\r?\n)")
 _BOUNDARY_BYTES = 300  # longer ones do not count (RFC 2046, 5.1.1: 70)
@@ -60,10 +59,17 @@ class Part:
     octets: bytes = b""  # of a text or picture that is shown, decoded from base64 or quoted-printable
     size_bytes: int | None = 0  # likewise, of all parts; None: it was not read to its end
     is_cut: bool = False  # the text is longer
+    number: int = 0  # in the order of the message, by which `Parser` finds it again; 0: it does not
+    inspector: Inspector | None = None  # has seen the octets of a part that is a file
 
     @property
     def is_message(self) -> bool:
         return self.type in _MESSAGES and bool(self.parts)
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is listed as an attachment."""
+        return not self.is_shown or bool(self.fields.file_name) or self.fields.disposition == "attachment"
 
     @property
     def is_shown(self) -> bool:
@@ -84,13 +90,21 @@ class _Delimiter:
     closes: bool
 
 
+class _Reached(Exception):
+    """The wanted part begins here."""
+
+
 class Parser:
     """Reads one message into `root`. `is_cut`: it has more parts, or more text, than were read.
 
     ``picture_bytes``: how much is kept of parts that an HTML text can show by their Content-ID.
+    ``wanted``: the number of a part that is not read with the message. Its octets come from `content`, once, and what
+    follows it is not read. `content` is None if there is no such part.
     """
 
-    def __init__(self, read: Callable[[int], bytes], is_late: Callable[[], bool], picture_bytes: int = 0) -> None:
+    def __init__(
+        self, read: Callable[[int], bytes], is_late: Callable[[], bool], picture_bytes: int = 0, wanted: int = 0
+    ) -> None:
         self.root = Part(Fields(), "text/plain", is_message_itself=True)
         self.is_cut = False
         self._is_late = is_late
@@ -102,6 +116,9 @@ class Parser:
         self._parts = 0
         self._text_bytes_left = TEXT_BYTES
         self._picture_bytes_left = picture_bytes
+        self._wanted = wanted
+        self.content: Iterator[bytes] | None = None
+        self.file_name = ""  # of the wanted part
         try:
             self._source = Source(read, is_late)
             if self._source.peek(3) == b"\xef\xbb\xbf":
@@ -109,6 +126,8 @@ class Parser:
             self._entity(self.root, "text/plain", 0)
         except Late:
             self.is_cut = True
+        except _Reached:
+            pass  # the delimiters that can end it stay open
 
     # ---- structure
 
@@ -117,8 +136,13 @@ class Parser:
         self._parts += 1
         if self._parts > PARTS or self._is_late():
             raise Late
+        part.number = self._parts
         is_ended = self._header(part.fields, is_message=depth == 0 or default_type == "message")
         part.type = part.fields.content_type or ("text/plain" if default_type == "message" else default_type)
+        if part.number == self._wanted:
+            self.file_name = part.fields.file_name
+            self.content = iter(()) if is_ended else decoding(self._body(), part.fields.encoding)
+            raise _Reached
         if is_ended:
             return
         if part.type.startswith("multipart/") and depth < _DEPTH:
@@ -131,6 +155,7 @@ class Parser:
             self._content(part)
             if part.type in _MESSAGES and part.octets:  # encoded, which RFC 2046, 5.2.1 forbids
                 inner = Parser(io.BytesIO(part.octets).read, self._is_late)
+                _without_numbers(inner.root)  # they count from one again
                 part.parts.append(inner.root)
                 self.is_cut = self.is_cut or inner.is_cut or part.is_cut
 
@@ -315,13 +340,16 @@ class Parser:
     def _content(self, part: Part) -> None:
         """Read the content of a part that has no parts."""
         encoding = part.fields.encoding
-        kept, units = bytearray(), 0
+        kept, units, decoder = bytearray(), 0, Decoder(encoding)
+        inspector = part.inspector = Inspector() if part.is_file else None
         is_kept = part.is_shown or part.type in _MESSAGES
         is_picture = not is_kept and "content-id" in part.fields.values
         part.size_bytes = None
         try:
-            for octets in _whole_lines(self._body(), encoding):
-                units += _units(octets, encoding)
+            for octets in whole_lines(self._body(), encoding):
+                units += units_of(octets, encoding)
+                if inspector is not None and inspector.needs_more:
+                    inspector.add(decoder.decode(octets))
                 if is_kept:
                     kept += octets[: self._text_bytes_left]
                     part.is_cut = part.is_cut or len(octets) > self._text_bytes_left
@@ -333,11 +361,14 @@ class Parser:
             part.size_bytes = units * 3 // 4 if encoding == "base64" else units
         finally:
             part.octets = decoded(bytes(kept), encoding)
+            if inspector is not None and inspector.needs_more:
+                inspector.add(decoder.end())
 
 
-_LINE_ENCODINGS = ("quoted-printable", "x-uuencode")
-# Blanks at the end of a line do not count, also after a soft line break (RFC 2045, 6.7).
-_SOFT_BREAK = re.compile(rb"=[ \t]++(?=\r?\n)")
+def _without_numbers(part: Part) -> None:
+    part.number = 0
+    for each in part.parts:
+        _without_numbers(each)
 
 
 def _plain(boundary: bytes) -> bytes:
@@ -354,81 +385,3 @@ def _delimiter_pattern(boundaries: Iterable[bytes]) -> re.Pattern[bytes]:
     longest_first = sorted(boundaries, key=len, reverse=True)  # "a--" is a boundary, too
     words = (rb"[ \t]{1,4}".join(map(re.escape, boundary.split())) for boundary in longest_first)
     return re.compile(rb"\n--[ \t]{0,9}(%s)(--)?[ \t\r]{0,99}(?=\n|\Z)" % (b"|".join(words) or b"(?!)"))
-
-
-# ---- transfer encodings
-
-
-def decoded(octets: bytes, encoding: str) -> bytes:
-    """Return the octets that a transfer encoding stands for. Unknown encodings stand for themselves."""
-    if encoding == "base64":
-        return from_base64(octets)
-    if encoding == "quoted-printable":
-        return binascii.a2b_qp(_SOFT_BREAK.sub(b"=", octets))
-    if encoding == "x-uuencode":
-        return b"".join(map(_uu_line, octets.splitlines()))
-    return octets
-
-
-def _uu_line(line: bytes) -> bytes:
-    if line.startswith((b"begin ", b"end")) or not line:
-        return b""
-    try:
-        return binascii.a2b_uu(line)
-    except binascii.Error:  # encoders differ in what they write after the last octet
-        size = (line[0] - 32 & 63) * 4 // 3 + 2
-        try:
-            return binascii.a2b_uu(line[:size])
-        except binascii.Error:
-            return b""
-
-
-# Full lines, and at most one shorter line. Any other line ends the file and is shown, since a sender could begin a text
-# like a file. A line begins with its length in octets, so few lines of text are mistaken for data.
-_UU_BLOCK = re.compile(
-    rb"^begin [0-7]{3,4} +([^\r\n]{1,255})\r?\n((?:M[ -`]{60,61}\r?\n)*+)(?:([!-L])([ -`]{4,61})\r?\n)?"
-    rb"(?:[` ]?\r?\n)?(?:end[ \t]*(?:\r?\n|\Z)|M[ -`]{0,61}\Z)?",
-    re.MULTILINE,
-)
-
-
-def uuencoded_files(octets: bytes) -> tuple[bytes, list[tuple[bytes, int | None]]]:
-    """Return a text without the files in it, which mail programs list as attachments, and their names and sizes.
-
-    The size is None if the text ends within the file.
-    """
-    files: list[tuple[bytes, int | None]] = []
-
-    def listed(block: re.Match[bytes]) -> bytes:
-        last_bytes = block[3][0] - 32 if block[3] else 0
-        has_last = last_bytes > 0 and 0 <= len(block[4]) - (last_bytes + 2) // 3 * 4 <= 1
-        if not block[2] and not has_last:
-            return block[0]
-        full_lines = block[2].count(b"\n")
-        is_whole = block.end() < len(octets) or block[0].rstrip().endswith(b"end")
-        files.append((block[1].strip(), full_lines * 45 + last_bytes * has_last if is_whole else None))
-        return b"" if has_last or not block[3] else block[0][block.start(3) - block.start() :]
-
-    return _UU_BLOCK.sub(listed, octets), files
-
-
-def _whole_lines(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield the octets, divided between lines where lines matter for the size."""
-    if encoding not in _LINE_ENCODINGS:
-        yield from pieces
-        return
-    rest: list[bytes] = []
-    for piece in pieces:
-        end = piece.rfind(b"\n") + 1
-        if end:
-            yield b"".join([*rest, piece[:end]])
-            rest = []
-        rest.append(piece[end:])
-    yield b"".join(rest)
-
-
-def _units(octets: bytes, encoding: str) -> int:
-    """Return the number of decoded octets; for base64 of letters, of which four make three octets."""
-    if encoding == "base64":
-        return len(octets.translate(None, _NOT_BASE64))
-    return len(decoded(octets, encoding)) if encoding in _LINE_ENCODINGS else len(octets)

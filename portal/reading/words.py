@@ -7,12 +7,16 @@ something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
+from portal.model.attachments import Danger, Kind
 from portal.model.charsets import codec_of, decode
 from portal.model.encoded_words import decode_field
+from portal.reading.encodings import uuencoded_files
 from portal.reading.html import text_of
-from portal.reading.mime import HTML_TYPES, REPORT_TYPES, Part, uuencoded_files
+from portal.reading.kinds import by_name
+from portal.reading.mime import HTML_TYPES, REPORT_TYPES, Part
 
 TEXT_CHARACTERS = 1 << 18  # more are not shown
 _TAG = re.compile(
@@ -22,6 +26,7 @@ _ATTRIBUTE = re.compile(rb"([^\s/>=]++)\s*+=\s*+(\"[^\"]*\"|'[^']*'|[^\s>]*+)")
 _CONTENT_CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s;\"']+)", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"'>]+)")
 _META_BYTES = 4_096
+_CONTENT_IDS = re.compile(rb"cid:([^\s\"'<>)]{1,200})", re.IGNORECASE)
 _WORDS = re.compile(r"\w{2,}")
 _ADDRESSES = re.compile(r"\S*://\S*|\[[^\]\s]*\]")
 _TARGETS = re.compile(r"\[([^\]\s]*)\]")
@@ -34,6 +39,17 @@ _EVENTS = ("VEVENT", "VTODO", "VJOURNAL")
 _CALENDAR_TIME = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})[0-9]*(Z?))?")
 
 
+class Listed(NamedTuple):
+    """An attachment."""
+
+    name: str
+    type: str  # as declared
+    size_bytes: int | None
+    kind: Kind
+    dangers: list[Danger]
+    number: int  # of its part, 0: it cannot be read by itself
+
+
 class Words:
     """Collects the text and the attachments of a message.
 
@@ -41,11 +57,12 @@ class Words:
     """
 
     def __init__(self, root: Part, seconds: Callable[[], float], until: float) -> None:
-        self.attachments: list[tuple[str, str, int | None]] = []
+        self.attachments: list[Listed] = []
         self.is_cut = False
         self._seconds = seconds
         self._until = until
         self._html_left = _html_parts(root)
+        self._in_text = {name for html in _html_texts(root) for name in _CONTENT_IDS.findall(html)}
         self.text = "\n\n".join(self._blocks(root))
 
     def _blocks(self, part: Part) -> list[str]:
@@ -59,10 +76,24 @@ class Words:
             return self._alternatives(part) if part.type == "multipart/alternative" else self._all(part.parts)
         if part.type.startswith("multipart/"):
             return []
-        if not part.is_shown or part.fields.file_name or part.fields.disposition == "attachment":
-            self.attachments.append((part.fields.file_name, part.type, part.size_bytes))
+        if part.is_file and not self._is_in_text(part):
+            self._list(part, part.fields.file_name)
         text = self._text(part).strip("\r\n") if part.is_shown else ""
         return [text] if text.strip() else []
+
+    def _list(self, part: Part, name: str) -> None:
+        kind, dangers = (Kind.MESSAGE, []) if part.is_message else by_name(part.fields.file_name)
+        if part.inspector is not None and not part.is_message:
+            kind, dangers = part.inspector.found(part.fields.file_name, part.type)
+        self.attachments.append(Listed(name, part.type, part.size_bytes, kind, dangers, part.number))
+
+    def _is_in_text(self, part: Part) -> bool:
+        """Return whether an HTML text shows this picture. Only pictures: nothing else can be hidden from the list."""
+        name = part.fields.values.get("content-id", b"").strip(b"<> ")
+        if part.inspector is None or part.fields.disposition == "attachment" or name not in self._in_text:
+            return False
+        kind, dangers = part.inspector.found(part.fields.file_name, part.type)
+        return kind is Kind.PICTURE and not dangers
 
     def _all(self, parts: Iterable[Part]) -> list[str]:
         return [block for part in parts for block in self._blocks(part)]
@@ -99,7 +130,7 @@ class Words:
         sender, subject = inner.fields.text("from"), inner.fields.text("subject")
         title = ": ".join(filter(None, (sender, subject)))
         name = part.fields.file_name
-        self.attachments.append((f"{name} ({title})" if name and title else name or title, part.type, part.size_bytes))
+        self._list(part, f"{name} ({title})" if name and title else name or title)
         header = [f"{label}: {value}" for label, value in (("From", sender), ("Subject", subject)) if value]
         text = "\n\n".join(["\n".join(header), *self._blocks(inner)])
         if len(text) > TEXT_CHARACTERS:  # each of many messages in one another makes it longer
@@ -118,7 +149,9 @@ class Words:
             return text
         if part.type == "text/plain":
             octets, files = uuencoded_files(octets)
-            self.attachments += [(decode_field(name), "application/octet-stream", size) for name, size in files]
+            for octets_of_name, size in files:
+                name = decode_field(octets_of_name)
+                self.attachments.append(Listed(name, "application/octet-stream", size, *by_name(name), 0))
         text = decode(octets, charset)
         if part.type in ("text/enriched", "text/richtext"):
             return _enriched(text)
@@ -142,6 +175,14 @@ def _html_parts(part: Part) -> int:
     if part.parts:
         return sum(map(_html_parts, part.parts))
     return int(part.is_shown and part.type in HTML_TYPES)
+
+
+def _html_texts(part: Part) -> Iterator[bytes]:
+    """Yield the HTML texts that are shown."""
+    if part.is_shown and part.type in HTML_TYPES:
+        yield part.octets
+    for each in part.parts:
+        yield from _html_texts(each)
 
 
 def _has_html(part: Part) -> bool:

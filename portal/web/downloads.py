@@ -7,17 +7,22 @@ be downloaded is decided by `Domains.access`, each time.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.errors import BodyDamaged, Busy, StoreUnavailable
-from portal.model.file_name import disposition
+from portal.model.errors import BodyDamaged, Busy, NotFound, StoreUnavailable
+from portal.model.file_name import disposition, safe_name
 from portal.model.message import Delivery, Event, EventKind
 from portal.model.rights import Download
 from portal.model.text import N_
+from portal.reading import copy_part
 from portal.web.auth.session import Sessions
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
@@ -25,8 +30,16 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
+_PIECE_BYTES = 1 << 16
 # Whatever a browser does with the file, it is no page of the portal.
 _HEADERS = {"Content-Type": "application/octet-stream", "Content-Security-Policy": "default-src 'none'; sandbox"}
+
+
+class _File(NamedTuple):
+    name: str
+    size_bytes: int
+    pieces: Iterator[bytes]
 
 
 class DownloadPages:
@@ -52,21 +65,52 @@ class DownloadPages:
         )
 
     def send(self, request: Request, id: str) -> HTTPResponse:
-        """POST /messages/ID/download: send the message as a file, or raise before the first octet."""
+        """POST /messages/ID/download: send the message or one attachment as a file, or raise before the first octet."""
         recipient = self._sessions.of_form(request, f"/messages/{id}/?undone={id}").recipient
         delivery = self._messages.delivery(recipient, id)
-        self._check_message(request, delivery)
+        number = request.form("part")
+        if number:
+            self._check_attachments(request, delivery)
+        else:
+            self._check_message(request, delivery)
         if not self._pages.previews.acquire(blocking=False):
             raise Busy("too many messages are being read")
         try:
-            pieces = _whole(self._store.messages.body(delivery.id), delivery)
-            first = next(pieces, b"")
-            self._record(request, delivery, recipient, "message")
+            found = self._attachment(request, delivery, recipient, number) if number else self._message(delivery)
+            self._record(request, delivery, recipient, f"attachment {number}" if number else "message")
         except BaseException:
             self._pages.previews.release()
             raise
-        name = f"{delivery.id}.eml"  # the subject is the sender's text
-        return self._file(name, delivery.message.size_bytes, chain((first,), pieces))
+        return self._file(found)
+
+    def _message(self, delivery: Delivery) -> _File:
+        pieces = _whole(self._store.messages.body(delivery.id), delivery)
+        first = next(pieces, b"")
+        # The subject is the sender's text, so it is not the name.
+        return _File(f"{delivery.id}.eml", delivery.message.size_bytes, chain((first,), pieces))
+
+    def _attachment(self, request: Request, delivery: Delivery, recipient: str, number: str) -> _File:
+        """Return an attachment, copied to a temporary file: its size is known, and it is whole."""
+        if not _NUMBER.fullmatch(number):
+            raise NotFound("no such attachment")
+        with ExitStack() as files:
+            file = files.enter_context(TemporaryFile())
+            name = copy_part(self._store.messages.body(delivery.id), recipient, int(number), file)
+            if name is None:
+                raise self._pages.notice(
+                    request,
+                    N_("This attachment cannot be read"),
+                    N_("Download the whole message instead, or release it."),
+                    422,
+                )
+            size_bytes = file.tell()
+            file.seek(0)
+            files.pop_all()
+        return _File(safe_name(name, f"attachment-{number}"), size_bytes, _read(file))
+
+    def _check_attachments(self, request: Request, delivery: Delivery) -> None:
+        if not self._pages.parts.domains.access(delivery).attachments:
+            raise self._refused(request)
 
     def _check_message(self, request: Request, delivery: Delivery) -> None:
         if self._pages.parts.domains.access(delivery).message is Download.NO:
@@ -86,17 +130,23 @@ class DownloadPages:
         self._store.deliveries.record(delivery.key, event)
         log.info("downloaded id=%s recipient=%s reader=%s what=%s", delivery.id, delivery.recipient, recipient, what)
 
-    def _file(self, name: str, size_bytes: int, pieces: Iterator[bytes]) -> HTTPResponse:
+    def _file(self, file: _File) -> HTTPResponse:
         """Return the response with a file, which occupies one of `Pages.previews` until it is sent."""
 
         def sent() -> Iterator[bytes]:
             try:
-                yield from pieces
+                yield from file.pieces
             finally:
                 self._pages.previews.release()
 
-        headers = {**_HEADERS, "Content-Disposition": disposition(name), "Content-Length": str(size_bytes)}
+        headers = {**_HEADERS, "Content-Disposition": disposition(file.name), "Content-Length": str(file.size_bytes)}
         return HTTPResponse(sent(), 200, headers)
+
+
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
 
 
 def _whole(pieces: Iterator[bytes], delivery: Delivery) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from bottle import HTTPResponse
 
+from portal.model.attachments import DANGERS_IN_WORDS, KINDS_IN_WORDS
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import (
@@ -131,7 +132,13 @@ class MessagePages:
         """Return the text of the message as template values. ``preview`` is None if there is none."""
         found = self._reading(delivery, lambda body: read(body, viewer.reader))
         preview = found["found"]
-        return {**found, "preview": preview, "headers": headers(preview.headers, viewer) if preview else []}
+        return {
+            **found,
+            "preview": preview,
+            "headers": headers(preview.headers, viewer) if preview else [],
+            "kinds": KINDS_IN_WORDS,
+            "dangers": DANGERS_IN_WORDS,
+        }
 
     def _headers(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
         return self._reading(delivery, lambda body: read_headers(body, viewer.reader))

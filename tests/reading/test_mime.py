@@ -21,6 +21,11 @@ def seen(data: bytes | str, sizes: Iterable[int] = ()) -> dict[str, Any]:
     return child.read(lambda most: stream.read(min(most, next(wanted, most))), lambda: 0)
 
 
+def files(found: dict[str, Any]) -> list[tuple[str, int | None]]:
+    """Return names and sizes of the attachments."""
+    return [(name, size) for name, size, *_ in found["attachments"]]
+
+
 def text(data: bytes | str) -> str:
     lines = [" ".join(line.split()) for line in seen(data)["text"].splitlines()]
     return "\n".join(line for line in lines if line)
@@ -231,7 +236,7 @@ def test_a_text_is_an_attachment_if_it_says_so() -> None:
     )
     found = seen(data)
     assert found["text"].strip() == "hello"
-    assert found["attachments"] == [("body.txt", "text/plain", 5), ("", "text/plain", 5), ("a.csv", "text/csv", 3)]
+    assert files(found) == [("body.txt", 5), ("", 5), ("a.csv", 3)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 18])
@@ -264,10 +269,10 @@ def test_pieces_and_line_ends_change_nothing(size: int, newline: str) -> None:
         "words",
     ]
     message_bytes = len(inner.rstrip("\n").replace("\n", newline))
-    assert found["attachments"] == [
-        ("a", "a/b", 1000),
-        ("q", "a/b", 2),
-        ("boss@corp.example: Transfer", "message/rfc822", message_bytes),
+    assert files(found) == [
+        ("a", 1000),
+        ("q", 2),
+        ("boss@corp.example: Transfer", message_bytes),
     ]
 
 
@@ -278,7 +283,7 @@ def test_every_attachment_of_a_large_message_is_listed_with_its_size() -> None:
     data += b"".join(b"--cut\r\n" + fields % number + block * 4 for number in range(17)) + b"--cut--\r\n"
     assert len(data) > 50_000_000
     found = seen(data)
-    assert found["attachments"] == [(f"{number}.pdf", "application/pdf", 57 * 40_000) for number in range(17)]
+    assert files(found) == [(f"{number}.pdf", 57 * 40_000) for number in range(17)]
     assert not found["cut"]
 
 
@@ -353,7 +358,7 @@ def test_parts_with_another_boundary_than_the_named_one_are_shown_however_long_t
     attached = part(FILLER, 'Content-Type: a/b; name="a"')
     found = seen(multipart("mixed", part("one"), attached, part("two")).replace('"cut"', '"other"'))
     assert found["text"].split() == ["one", "two"]
-    assert found["attachments"] == [("a", "a/b", len(FILLER))]
+    assert files(found) == [("a", len(FILLER))]
 
 
 @pytest.mark.parametrize("boundary", ["=?utf-8?q?a?=", "Trennlinie-\xfc", "a--", "a.*b", "x" * 200])
@@ -445,7 +450,7 @@ def test_a_file_that_is_uuencoded_in_a_text_is_an_attachment(newline: str, size:
     body = f"before\nbegin 644 virus 1.exe\n{uuencoded(b'x' * size)}{end}after\n"
     found = seen(f"Subject: x\n\n{body}".replace("\n", newline))
     assert found["text"].split() == ["before", "after"]
-    assert found["attachments"] == [("virus 1.exe", "application/octet-stream", size)]
+    assert files(found) == [("virus 1.exe", size)]
 
 
 @pytest.mark.parametrize(
@@ -466,12 +471,12 @@ def test_a_text_that_only_looks_uuencoded_is_shown(body: str) -> None:
 def test_text_after_the_lines_of_a_file_is_shown() -> None:
     found = seen(f"Subject: x\n\nbegin 644 a.exe\n{uuencoded(b'x' * 45)}HELLO AND PAY NOW\nWORDS\nend\n")
     assert found["text"].split("\n")[:2] == ["HELLO AND PAY NOW", "WORDS"]
-    assert found["attachments"] == [("a.exe", "application/octet-stream", 45)]
+    assert files(found) == [("a.exe", 45)]
 
 
 def test_the_size_of_a_part_that_was_not_read_is_unknown() -> None:
     calls = iter(range(1_000_000))
     data = multipart("mixed", part("one"), part("x" * 3_000_000, 'Content-Type: a/b; name="a"')).encode()
     found = child.read(io.BytesIO(data).read, lambda: float(next(calls) > 8))
-    assert found["attachments"] == [("a", "a/b", None)]
+    assert files(found) == [("a", None)]
     assert found["cut"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from portal import reading
+from portal.model.attachments import Danger, Kind
 from portal.model.errors import Busy
 from portal.reading import Attachment, Preview, read
 
@@ -270,8 +271,8 @@ def test_a_message_that_is_read_only_in_part_is_answered_while_the_rest_is_sent(
     assert seen.text.startswith("Buy now") and seen.cut and not seen.failed
 
 
-GOOD = {"headers": [["To", "alice"]], "text": "Buy now", "attachments": [["name", "text/plain", 1]], "cut": False}
-GOOD["has_html"] = False
+GOOD = {"headers": [["To", "alice"]], "text": "Buy now", "cut": False, "has_html": False}
+GOOD["attachments"] = [["name", 1, "text", ["runs"], 2]]
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, answers: Iterable[bytes]) -> Preview:
@@ -294,7 +295,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, answers: Iterable[bytes]) -> Previ
 
 def test_a_good_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answered(monkeypatch, [json.dumps(GOOD).encode(), b"."]) == Preview(
-        (("To", "alice"),), "Buy now", (Attachment("name", "text/plain", 1),), cut=False, failed=False
+        (("To", "alice"),), "Buy now", (Attachment("name", 1, Kind.TEXT, (Danger.RUNS,), 2),), cut=False, failed=False
     )
 
 
@@ -308,9 +309,12 @@ def test_a_good_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
             {"headers": ["Reply-To"]},
             {"headers": [["To", 1]]},
             {"text": ["Buy now"]},
-            {"attachments": [["name", "text/plain"]]},
-            {"attachments": [["name", "text/plain", "1"]]},
-            {"attachments": [[{}, "text/plain", 1]]},
+            {"attachments": [["name", 1]]},
+            {"attachments": [["name", "1", "text", [], 2]]},
+            {"attachments": [[{}, 1, "text", [], 2]]},
+            {"attachments": [["name", 1, "<b>", [], 2]]},
+            {"attachments": [["name", 1, "text", ["<b>"], 2]]},
+            {"attachments": [["name", 1, "text", [], "2"]]},
             {"cut": "no"},
             {"text": "x" * 20_000_000},
         )
@@ -356,4 +360,4 @@ def test_an_attachment_that_needs_too_long_is_listed_without_a_size() -> None:
     head = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nWORDS\r\n--b\r\n"
     fields = b"Content-Type: a/b; name=a\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n"
     seen = read([head, fields, *[b"M\r\n" * 100_000] * 80], "alice@example.org")
-    assert seen == Preview((), "WORDS", (Attachment("a", "a/b", None),), cut=True, failed=False)
+    assert seen == Preview((), "WORDS", (Attachment("a", None, Kind.UNKNOWN, (), 3),), cut=True, failed=False)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from portal.assemble import Parts
-from portal.model.message import EventKind, State, Tier
+from portal.model.message import EventKind, Scan, ScanOutcome, State, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY
 from tests.moving.test_copy import damage
@@ -172,3 +175,114 @@ def test_downloads_leave_places_for_other_pages(site: Site) -> None:
     browser = site.signed_in(ALICE)
     for _ in range(20):  # more than there are places: each is free again
         assert download(browser, held).status == 200
+
+
+# ---- attachments
+
+
+def with_attachment(content: bytes, name: str = "invoice.pdf") -> bytes:
+    head = "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhello\r\n--b\r\n"
+    head += f'Content-Type: a/b; name="{name}"\r\n'
+    return head.encode() + b"Content-Transfer-Encoding: base64\r\n\r\n" + base64.encodebytes(content) + b"--b--\r\n"
+
+
+def scanned(site: Site, held: Held, outcome: ScanOutcome = ScanOutcome.CLEAN, tier: Tier = Tier.SPAM) -> Held:
+    site.store.messages.record_scan(held.id, Scan(outcome, site.now), tier, site.now)
+    return held
+
+
+def test_an_attachment_is_downloaded_decoded(site: Site) -> None:
+    content = os.urandom(500_000)
+    held = scanned(site, site.hold(data=with_attachment(content)))
+    browser = site.signed_in(ALICE)
+    number = re.search(r'<button name="part" value="(\d+)">', browser.get(f"/messages/{held.id}/").text)
+    assert number
+    answer = download(browser, held, part=number[1])
+    assert answer.status == 200 and answer.body == content
+    assert answer.header("Content-Length") == "500000"
+    assert answer.header("Content-Type") == "application/octet-stream"
+    assert answer.header("Content-Disposition") == "attachment; filename=\"invoice.pdf\"; filename*=UTF-8''invoice.pdf"
+    assert answer.header("Content-Security-Policy") == "default-src 'none'; sandbox"
+    assert site.history(held)[-1].detail == f"attachment {number[1]}"
+
+
+@pytest.mark.parametrize(
+    ("tier", "outcome", "key", "value", "status"),
+    [
+        (Tier.SPAM, ScanOutcome.CLEAN, "", "", 200),
+        (Tier.SPAM, None, "", "", 403),
+        (Tier.SPAM, ScanOutcome.WAITING, "", "", 403),
+        (Tier.SPAM, ScanOutcome.FAILED, "", "", 403),
+        (Tier.SPAM, ScanOutcome.FOUND, "", "", 403),
+        (Tier.SPAM, ScanOutcome.CLEAN, "recipient_downloads", "false", 403),
+        (Tier.SPAM, ScanOutcome.CLEAN, "release_spam", "request", 403),
+        (Tier.SUSPICIOUS, ScanOutcome.CLEAN, "", "", 403),
+        (Tier.DANGEROUS, ScanOutcome.CLEAN, "", "", 403),
+    ],
+)
+def test_tier_scan_and_domain_decide_whether_an_attachment_may_be_downloaded(
+    site: Site, tier: Tier, outcome: ScanOutcome | None, key: str, value: str, status: int
+) -> None:
+    held = site.hold(tier, data=with_attachment(b"%PDF-1.7"))
+    if outcome is not None:
+        scanned(site, held, outcome)
+    if key:
+        with_value(site, key, value)
+    browser = site.signed_in(ALICE)
+    page = browser.get(f"/messages/{held.id}/").text
+    assert "invoice.pdf" in page and ('name="part"' in page) == (status == 200)
+    answer = download(browser, held, part="3")
+    assert answer.status == status
+    assert (EventKind.DOWNLOADED in [event.kind for event in site.history(held)]) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("../../in\u202evoice.pdf", "invoice.pdf"),
+        ("con.pdf", "_con.pdf"),
+        ("", "attachment-3"),
+        ("請求書.pdf", "請求書.pdf"),
+        ('"; filename=evil.exe; x="', "_; filename=evil.exe; x=_"),
+    ],
+)
+def test_a_hostile_name_is_harmless(site: Site, name: str, sent: str) -> None:
+    held = scanned(site, site.hold(data=with_attachment(b"x", name.replace('"', '\\"'))))
+    disposition = download(site.signed_in(ALICE), held, part="3").header("Content-Disposition") or ""
+    found = re.fullmatch(r"""attachment; filename="([^"\\]+)"; filename\*=UTF-8''([A-Za-z0-9_.~%-]+)""", disposition)
+    assert found and unquote(found[2]) == sent
+    assert len(found[1]) == len(sent)
+    assert disposition.isascii() and disposition.isprintable() and "/" not in disposition and "\\" not in disposition
+
+
+def test_the_page_warns_beside_an_attachment(site: Site) -> None:
+    held = site.hold(data=with_attachment(b"MZ\x90\0", "<b>customs.pdf.exe"))
+    page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
+    assert "&lt;b&gt;customs.pdf.exe" in page
+    assert "Program" in page and "It can run commands" in page and "Its name hides" in page
+
+
+@pytest.mark.parametrize(
+    ("part", "status"), [("2", 200), ("99", 422), ("0", 404), ("-1", 404), ("1;x", 404), ("٣", 404), ("9" * 30, 404)]
+)
+def test_a_number_that_is_no_attachment_is_a_page(site: Site, part: str, status: int) -> None:
+    held = scanned(site, site.hold(data=with_attachment(b"x")))
+    assert download(site.signed_in(ALICE), held, part=part).status == status
+
+
+def test_an_attachment_of_a_stranger_does_not_exist(site: Site) -> None:
+    held = scanned(site, site.hold(data=with_attachment(b"x"), recipients=(ALICE,)))
+    assert download(site.signed_in(MALLORY), held, part="3").status == 404
+
+
+def test_an_attachment_that_takes_too_long_is_a_page(site: Site) -> None:
+    head = b"Content-Type: a/b; name=a\r\nContent-Transfer-Encoding: x-uuencode\r\n\r\n"
+    held = scanned(site, site.hold(data=head + b"M\r\n" * 8_000_000))
+    answer = download(site.signed_in(ALICE), held, part="1")
+    assert answer.status == 422 and answer.header("Content-Disposition") is None
+
+
+def test_an_attachment_of_a_damaged_message_is_a_page(site: Site, store_url: str) -> None:
+    held = scanned(site, site.hold(data=with_attachment(b"x")))
+    damage(store_url, held.id)
+    assert download(site.signed_in(ALICE), held, part="3").status == 410
