@@ -117,7 +117,8 @@ class Browser:
 
     def post_all(self, path: str, form: Sequence[tuple[str, str]]) -> Answer:
         """Post a form with several fields of the same name."""
-        headers = {"Origin": ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+        headers = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
+        headers |= {"Content-Type": "application/x-www-form-urlencoded"}
         return self.request("POST", path, body=urlencode(form).encode(), headers=headers)
 
     def follow(self, answer: Answer, path: str) -> Answer:

@@ -216,13 +216,14 @@ class Batches:
         # Those that were removed in the meantime have no outcome.
         progress = replace(progress, planned=tuple(each.key for each in found))
 
+        unavailable: StoreUnavailable | None = None
+
         def too_late() -> bool:
-            return stopped() or time.monotonic() - started > _STEP_SECONDS
+            return unavailable is not None or stopped() or time.monotonic() - started > _STEP_SECONDS
 
         def actor(delivery: Delivery) -> Actor:
             return actor_of(job.id, self._actor(job.actor, delivery))
 
-        unavailable: StoreUnavailable | None = None
         method = _METHODS[batch.act]
         if method is not None:
             results = self._in_parallel(method, left, actor, too_late, 1)

@@ -1,60 +1,55 @@
-"""One action on several messages, by a form of a digest's link or of the list."""
+"""One action on several messages, by a form of a digest's link or of the list: a batch, run in the request."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import suppress
+from uuid import UUID, uuid4, uuid5
 
-from portal.actions import Actions
-from portal.batches.parallel import in_parallel
-from portal.model.errors import (
-    AlreadyDone,
-    BodyDamaged,
-    NotAllowed,
-    NotFound,
-    RelayDeferred,
-    RelayRefused,
-    StoreUnavailable,
-)
-from portal.model.message import Actor, Delivery
+from portal.batches.batch import Batch
+from portal.model.errors import AlreadyDone, StoreUnavailable
+from portal.model.message import Actor, ActorKind
+from portal.stores.records import Job
 from portal.web.pages import Pages
+from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
 _MAX_SECONDS = 20  # no action starts later: with 30 s for a release, this is below uWSGI's harakiri of 60 s
-_RECORDED = (AlreadyDone, BodyDamaged, NotAllowed, NotFound, RelayDeferred, RelayRefused)
 
 
-def apply(pages: Pages, act: str, chosen: Sequence[Delivery], actor: Callable[[Delivery], Actor]) -> int:
-    """Release, delete or restore deliveries. Return how many are left. An error is recorded in its delivery.
+def perform(pages: Pages, batch: Batch, actor: Actor, form: UUID, *, now: bool) -> Job:
+    """Make a batch and, with ``now``, run it for at most `_MAX_SECONDS`. Return its job.
 
-    ``act``: ``release``, ``delete`` or ``restore``. Raises what is not about one delivery.
+    The digest process does what is left if the time is up, or if the store fails.
     """
-    started, unavailable = time.monotonic(), False
+    job = pages.batches.make(batch, actor, form, claimed=now)
+    if job.lease is not None:
+        end = time.monotonic() + _MAX_SECONDS
+        try:
+            with suppress(AlreadyDone):
+                job = pages.batches.run(job, lambda: time.monotonic() > end, pages.release_several)
+        except StoreUnavailable as error:
+            log.error("batch interrupted id=%s: %s", job.id, error)
+    return job
 
-    def stopped() -> bool:
-        return unavailable or time.monotonic() - started > _MAX_SECONDS
 
-    def change(actions: Actions, delivery: Delivery) -> Delivery:
-        method = actions.delete if act == "delete" else actions.restore
-        return method(delivery.id, delivery.number, actor(delivery))
+def actor_of(request: Request, recipient: str, via: str) -> Actor:
+    """Return a reader as the author of a batch."""
+    return Actor(ActorKind.RECIPIENT, recipient, via, request.peer)
 
-    if act == "release":
-        outcomes = pages.release_several(chosen, actor, stopped)
-    else:
-        outcomes = in_parallel(pages.parts.actions, change, chosen, 1, stopped=stopped)
-    done = 0
-    with closing(outcomes):  # an exception ends it only after the releases that were begun have ended
-        for delivery, outcome in outcomes:
-            if isinstance(outcome, _RECORDED):
-                log.info("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
-            elif isinstance(outcome, StoreUnavailable) and delivery is not chosen[0]:
-                log.error("bulk action failed id=%s number=%d: %s", delivery.id, delivery.number, outcome)
-                unavailable = True
-                continue
-            elif isinstance(outcome, Exception):
-                raise outcome
-            done += 1
-    return len(chosen) - done
+
+def form_id(request: Request, names: Sequence[str]) -> UUID:
+    """Return an id of a posted form with these fields: the same if it is posted again."""
+    page = uuid_of(request.form("form")) or uuid4()
+    return uuid5(page, repr([[*map(request.form, names)], request.all_of_form("mail")]))
+
+
+def uuid_of(text: str) -> UUID | None:
+    """Return the id in a text, None if it is not an id."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -6,30 +6,32 @@ themselves, not even on a known device: these links act on more than one message
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from bottle import HTTPResponse
 
+from portal.batches.batch import Act, Batch, Outcome, Progress, Selection
 from portal.model.domains import shown_address
+from portal.model.errors import NotFound
 from portal.model.links import Action, Link
-from portal.model.message import Delivery, DeliveryId, State, Tier
+from portal.model.message import Delivery, DeliveryId, State, Tier, new_id
 from portal.model.ranking import ranked
 from portal.model.rights import ReleaseRight
-from portal.stores.records import Digest
+from portal.stores.records import Digest, Job
 from portal.stores.senders import known_senders
-from portal.web.bulk import apply
+from portal.web.bulk import actor_of, form_id, perform
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.request import Request
-
-log = logging.getLogger("quarantine.web")
+from portal.web.results import keep_batch, kept
 
 _MAX_MESSAGES = 200  # on one page; the others follow when these have been released or deleted
+_FIELDS = ("do", "suspicious", "drawn")  # of the form, besides the ticks
+_UNDO_SECONDS = 600
 _SINCE = re.compile(r"[0-9]{1,11}", re.ASCII)
 
 
@@ -60,7 +62,9 @@ class DigestPages:
             done=rows[len(listed) :],
             rest=request.query("rest") == "1",
             nothing=request.query("none") == "1",
+            may_undo=self._undoable(request, recipient) is not None,
             drawn=int(self._pages.now().timestamp()),
+            form=new_id(),
         )
 
     def act(self, request: Request, link: Link, recipient: str) -> HTTPResponse:
@@ -70,21 +74,62 @@ class DigestPages:
             if request.form("pressed") != "1":
                 return self._pages.see_other("./")
             return self._preferences.revoke(request, recipient)
-        chosen = self._selected(self._digest_of(link), request.all_of_form("mail"))
         like = cursor(request.query("like"))
-        group = f"&like={name_of(like)}" if like else ""
-        if request.form("do") not in ("release", "delete") or not chosen:
-            return self._pages.see_other(f"./?none=1{group}")
-        remaining = apply(
-            self._pages,
-            request.form("do"),
-            chosen,
-            lambda delivery: self._pages.actor(request, "link", delivery, recipient),
-        )
+        group = f"like={name_of(like)}" if like else ""
+        undone = self._undoable(request, recipient) if request.form("do") == "restore" else None
+        chosen = self._selected(self._digest_of(link), " ".join(request.all_of_form("mail")).split())
+        if undone is not None:
+            batch = self._pages.batches.undo(undone)
+        elif request.form("do") not in ("release", "delete") or not chosen:
+            return self._pages.see_other(f"./?none=1&{group}")
+        else:
+            batch = Batch(
+                Act(request.form("do")),
+                Selection(tuple(each.key for each in chosen)),
+                with_suspicious=request.form("suspicious") == "release",
+            )
+        if batch.act is Act.RELEASE and not request.form("suspicious"):
+            to_check = [each for each in chosen if each.message.tier is Tier.SUSPICIOUS]
+            if to_check:
+                return self._confirm(request, recipient, chosen, to_check, f"./?{group}")
+        job = perform(self._pages, batch, actor_of(request, recipient, "link"), form_id(request, _FIELDS), now=True)
         rendered_at = request.form("drawn")
         since = rendered_at if _SINCE.fullmatch(rendered_at) else str(int(self._pages.now().timestamp()))
-        log.info("bulk action digest=%s act=%s chosen=%d left=%d", link.id, request.form("do"), len(chosen), remaining)
-        return self._pages.see_other(f"./?since={since}{'&rest=1' if remaining else ''}{group}")
+        response = self._pages.see_other(f"./?since={since}{'' if job.finished_at else '&rest=1'}&{group}")
+        keep_batch(self._pages, response, job.id, _UNDO_SECONDS)
+        return response
+
+    def _undoable(self, request: Request, recipient: str) -> Job | None:
+        """Return the batch that this browser made by a link, as long as its deletions can be undone there."""
+        id = kept(request).batch
+        try:
+            job = self._pages.batches.of(id, recipient) if id else None
+        except NotFound:
+            return None
+        if job is None or job.finished_at is None or job.actor.via != "link":
+            return None
+        is_recent = self._pages.now() - job.created_at < timedelta(seconds=_UNDO_SECONDS)
+        has_deleted = Progress.from_json(job.progress).counts.get(Outcome.DELETED, 0) > 0
+        return job if is_recent and has_deleted else None
+
+    def _confirm(
+        self, request: Request, recipient: str, chosen: Sequence[Delivery], to_check: Sequence[Delivery], place: str
+    ) -> HTTPResponse:
+        """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again."""
+        number, others = request.language.number, len(chosen) - len(to_check)
+        return self._pages.page(
+            request,
+            "check",
+            fields=[(name, value) for name in ("form", "drawn") if (value := request.form(name))],
+            mail=" ".join(map(_form_value, chosen)),
+            action=place,
+            back=place,
+            rows=self._pages.rows(request, to_check, recipient),
+            more=0,
+            suspicious=number(len(to_check)),
+            others=number(others) if others else "",
+            all=number(len(chosen)),
+        )
 
     def _digest_of(self, link: Link) -> Digest:
         """Return the digest without deliveries that its recipient may no longer read."""

@@ -21,6 +21,7 @@ from bottle import HTTPError, HTTPResponse
 from portal.actions import Actions
 from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
+from portal.batches.run import Batches
 from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.schedule import Preferences
 from portal.model.text import N_
@@ -58,6 +59,7 @@ class Pages:
         # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
         self._releases = threading.Semaphore(max(1, threads // 4))
         self.previews = threading.Semaphore(max(1, threads // 2))
+        self.batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
         self.site = Site.of(parts.settings.public_url)
         self.static = StaticFiles(parts.render.folders, self.site.root)
         self.default_headers = [*_DEFAULT_HEADERS, *([_HSTS] if self.site.https else [])]

@@ -49,9 +49,9 @@ def keep(pages: Pages, response: HTTPResponse, act: str, keys: Iterable[Delivery
     pages.set_cookie(response, _COOKIE, f"{act}.{urlsafe_b64encode(packed).decode()}".rstrip("="), _SECONDS)
 
 
-def keep_batch(pages: Pages, response: HTTPResponse, batch: UUID) -> None:
-    """Keep the id of a batch in the browser, for the next list."""
-    pages.set_cookie(response, _COOKIE, f"batch.{batch}", _BATCH_SECONDS)
+def keep_batch(pages: Pages, response: HTTPResponse, batch: UUID, seconds: int = _BATCH_SECONDS) -> None:
+    """Keep the id of a batch in the browser, for the next list or the page of a digest's link."""
+    pages.set_cookie(response, _COOKIE, f"batch.{batch}", seconds)
 
 
 def keep_rules(pages: Pages, response: HTTPResponse, effect: Effect, count: int) -> None:

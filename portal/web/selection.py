@@ -5,25 +5,23 @@ Every query of the store names the recipient of the session, so keys of other re
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID
 
 from bottle import HTTPResponse
 
 from portal.actions import RELEASABLE
 from portal.batches.batch import Act, Batch, Progress, Selection
-from portal.batches.run import Batches
 from portal.model.domains import shown_address
-from portal.model.errors import AlreadyDone, NotFound
-from portal.model.message import Actor, ActorKind, Delivery, DeliveryId, Tier, new_id
+from portal.model.errors import NotFound
+from portal.model.message import Delivery, DeliveryId, Tier, new_id
 from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.stores.records import Job, Page
 from portal.web.auth.session import Session, Sessions
+from portal.web.bulk import actor_of, form_id, perform, uuid_of
 from portal.web.listing import Listing, cursor, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -43,7 +41,7 @@ MORE_ACTS: dict[str, tuple[Act, ...]] = {"held": (Act.REQUEST,)}
 _MAX_KEYS = 1_000  # of one form: a page of the list has fewer
 _EXAMINED = 1_000  # of all that match, before their release is confirmed
 _LISTED = 50  # suspicious messages that the page of confirmation names
-_MAX_SECONDS = 20  # no action starts later: with 30 s for a release, this is below uWSGI's harakiri of 60 s
+_FIELDS = ("do", "only", "from", "all", "shown", "suspicious", "undo")  # of the form, besides the ticks
 _REFRESH_SECONDS = 3
 _LATE_SECONDS = 60  # a batch that waits longer is not run by any digest process
 
@@ -63,8 +61,7 @@ class Selections:
         self._pages = pages
         self._senders = senders
         self._sessions = sessions
-        parts = pages.parts
-        self._batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
+        self._batches = pages.batches
 
     def act(self, request: Request) -> HTTPResponse:
         """POST /messages: perform an action on the selected messages, then redirect (303) to the list.
@@ -81,7 +78,7 @@ class Selections:
         wish = self._wish(request, session, place)
         if wish is None:
             # The second form of a double click finds nothing left.
-            made = self._batches.made(_actor(request, session), _form_id(request))
+            made = self._batches.made(actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS))
             return self._result(made, place) if made else self._pages.see_other(f"/{place or '?'}&none=1")
         found, confirmed = wish.page.deliveries, request.form("suspicious")
         is_small = wish.page.next is None and len(found) <= AT_ONCE
@@ -171,7 +168,8 @@ class Selections:
             form_token=session.form_token,
             fields=[(name, value) for name in names if (value := request.form(name))],
             mail=" ".join(request.all_of_form("mail")),
-            place=place_of(request.form("from"))[1],
+            action=f"{self._pages.site.root}/messages",
+            back=f"{self._pages.site.root}/{place_of(request.form('from'))[1]}",
             rows=self._pages.rows(request, to_check[:_LISTED], session.recipient),
             more=len(to_check) - _LISTED,
             suspicious=number(len(to_check)) + more,
@@ -181,11 +179,8 @@ class Selections:
 
     def _make(self, request: Request, session: Session, batch: Batch, place: str, *, is_small: bool) -> HTTPResponse:
         """Make a batch, run it now if it is small, and return the redirect to its result."""
-        job = self._batches.make(batch, _actor(request, session), _form_id(request), claimed=is_small)
-        if job.lease is not None:
-            end = time.monotonic() + _MAX_SECONDS
-            with suppress(AlreadyDone):  # the digest process goes on
-                job = self._batches.run(job, lambda: time.monotonic() > end, self._pages.release_several)
+        actor, form = actor_of(request, session.recipient, "portal"), form_id(request, _FIELDS)
+        job = perform(self._pages, batch, actor, form, now=is_small)
         return self._result(job, place)
 
     def _result(self, job: Job, place: str) -> HTTPResponse:
@@ -228,7 +223,7 @@ class Selections:
 
     def _of(self, name: str, session: Session) -> Job:
         """Return a batch of the signed-in recipient. Raises NotFound."""
-        id = _uuid(name)
+        id = uuid_of(name)
         if id is None:
             raise NotFound("there is no such batch")
         return self._batches.of(id, session.recipient)
@@ -245,21 +240,3 @@ def shown_batch(job: Job, rows: Sequence[Row]) -> BatchRow:
     """Return the view model of a batch. ``rows``: of the deliveries that `listed` returns."""
     batch, progress = Batch.from_json(job.arguments), Progress.from_json(job.progress)
     return batch_row(job.id, batch, progress, rows, is_finished=job.finished_at is not None)
-
-
-def _actor(request: Request, session: Session) -> Actor:
-    return Actor(ActorKind.RECIPIENT, session.recipient, "portal", request.peer)
-
-
-def _form_id(request: Request) -> UUID:
-    """Return an id of what was posted: the same for the same form, posted again."""
-    names = ("do", "only", "from", "all", "shown", "suspicious", "undo")
-    posted = [*map(request.form, names), *request.all_of_form("mail")]
-    return uuid5(_uuid(request.form("form")) or uuid4(), repr(posted))
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from digest.housekeeping import run_batches
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
@@ -181,7 +182,37 @@ def test_chosen_mails_are_deleted(site: Site) -> None:
     assert [site.state(held) for held in helds] == [State.DELETED] * 2
     assert page.count("Deleted on") == 2
     assert "No messages of this digest are left" in page
-    assert {event.actor.via for held in helds for event in site.history(held)[1:]} == {"link"}
+    assert {event.actor.via.partition("/")[0] for held in helds for event in site.history(held)[1:]} == {"link"}
+
+
+def test_the_browser_that_deleted_several_can_undo_it_for_ten_minutes(site: Site) -> None:
+    helds = [site.hold(subject=f"Mail {name}") for name in ("one", "two")]
+    digest, browser, other = send_digest(site), site.browser(), site.browser()
+    path = several(site, digest)
+    page = choose(browser, path, "delete", [f"{helds[0].id}.0"], browser.get(path).text)
+    assert "Undo deletion" in page and "Undo deletion" not in other.get(path + "?since=1").text
+    other.post_all(path, [("do", "restore")])
+    assert site.state(helds[0]) is State.DELETED
+    browser.post_all(path, [("do", "restore")])
+    assert [site.state(held) for held in helds] == [State.HELD] * 2
+    page = choose(browser, path, "delete", [f"{held.id}.0" for held in helds], browser.get(path).text)
+    assert [site.state(held) for held in helds] == [State.DELETED] * 2
+    site.pass_time(minutes=11)
+    assert "Undo deletion" not in browser.get(path + "?since=1").text
+    browser.post_all(path, [("do", "restore")])
+    assert [site.state(held) for held in helds] == [State.DELETED] * 2
+
+
+def test_suspicious_messages_of_a_digest_are_released_after_their_cautions(site: Site, relay: SmtpServer) -> None:
+    spam, macro = site.hold(subject="spam"), site.hold(Tier.SUSPICIOUS, subject="macro")
+    path, browser = several(site, send_digest(site)), site.browser()
+    page = browser.get(path).text
+    body = [("do", "release"), *(("mail", name) for name in names(page))]
+    page = browser.post_all(path, body).text
+    assert "Release only the others (1)" in page and "macro" in page and not relay.mails
+    for press, state in (("leave", State.HELD), ("release", State.RELEASED)):
+        browser.post_all(path, [("suspicious", press), *body])
+        assert (site.state(spam), site.state(macro)) == (State.RELEASED, state)
 
 
 def test_near_identical_mails_are_listed_together(site: Site) -> None:
@@ -297,8 +328,11 @@ def test_a_store_that_fails_midway_leaves_the_rest_and_reports_it(site: Site, mo
     page = choose(browser, several(site, digest), "delete", names(page), page)
     assert len(calls) == 2
     assert page.count("Deleted on") == 1
-    assert "Not all messages were processed" in page
+    assert "The rest follows shortly" in page
     assert len(names(page)) == 2
+    site.pass_time(minutes=1)
+    assert run_batches(site.parts, site.now) == 1
+    assert names(browser.get(several(site, digest)).text) == []
 
 
 def test_a_mail_that_is_damaged_leaves_the_others(site: Site, store_url: str, relay: SmtpServer) -> None:

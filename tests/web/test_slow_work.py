@@ -218,7 +218,7 @@ def test_a_store_that_fails_gives_the_places_back(
 
     with monkeypatch.context() as patch:
         patch.setattr(site.store.deliveries, "releasing", down)
-        assert release_several(site.browser(), link, several).status == 503
+        assert "rest=1" in (release_several(site.browser(), link, several).header("Location") or "")
     hung_releases(site, relay, pool)  # fails unless all places are free
 
 
