@@ -295,6 +295,11 @@ def test_statements_over_all_partitions_are_planned_once(
     assert seen == {"deliveries_of", "texts_of", "unannounced", "released_to", "mark_announced"}
 
 
+def test_who_was_sent_a_digest_is_read_from_an_index(plans: Any, store: PostgresStore) -> None:
+    [plan] = plans(lambda: store.digests.sent_to([ALICE]))
+    assert_indexed(plan)
+
+
 def test_the_statement_that_marks_announced_mail_reads_single_rows(
     monkeypatch: pytest.MonkeyPatch, plans: Any, store: PostgresStore
 ) -> None:
