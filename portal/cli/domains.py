@@ -6,7 +6,18 @@ from pathlib import Path
 
 import click
 
-from portal.cli.common import NotDone, add_row, current_operator, guarded, json_text, new_table, open_parts, print_table
+from portal.cli.common import (
+    FILLED,
+    NotDone,
+    WrongCall,
+    add_row,
+    current_operator,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
 from portal.model.brand import logo_url
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
@@ -70,16 +81,19 @@ def show(name: str, as_json: bool) -> None:
 @domains.command("set")
 @click.argument("name", metavar="DOMAIN")
 @click.argument("key", metavar="KEY")
-@click.argument("value", metavar="VALUE")
+@click.argument("value", type=FILLED, metavar="VALUE")
 @guarded
 def set_(name: str, key: str, value: str) -> None:
-    """Set a value of a domain. It takes effect within seconds, in all processes. Lists are written with commas, and
-    the logo is the path of a file."""
+    """Set a value of a domain.
+
+    It takes effect within seconds, in all processes. Lists are written with commas. For the logo, give the path of a
+    file.
+    """
     if key == "logo":
         try:
             value = logo_url(Path(value).read_bytes())
         except ValueError as error:
-            raise NotDone(f"logo: {error}") from error
+            raise WrongCall(f"logo: {error}") from error
     with open_parts() as parts:
         _set(parts.domains, name, key, value)
 
@@ -99,7 +113,7 @@ def _set(domains: Domains, name: str, key: str, value: str | None) -> None:
         domains.set(name, key, value, current_operator())
         in_effect = plain_values(domains.own(name)).get(key) if value is not None else None
     except BadDomainValue as error:
-        raise NotDone(str(error)) from error
+        raise (NotDone if value is None else WrongCall)(str(error)) from error
     click.echo(f"{shown_address(domain(name))} {shown(key)}: {'removed' if value is None else _text(in_effect)}")
 
 
@@ -129,5 +143,7 @@ def _change_json(change: DomainValue) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        value = str(value).lower()  # as in the settings file
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return shown(text, 80)

@@ -93,8 +93,19 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     run: Run, store: Store, words: tuple[str, ...], sentence: str
 ) -> None:
     result = run(*words)
-    assert result.exit_code == 1 and result.output.startswith(sentence) and result.output.count("\n") == 1
+    assert result.exit_code == (2 if words[0] == "set" else 1)  # wrong arguments, or not done
+    assert result.output.startswith(sentence) and result.output.count("\n") == 1
     assert store.domains.records(None, 9) == []
+
+
+def test_set_rejects_an_empty_value(run: Run, store: Store) -> None:
+    result = run("set", "example.org", "name", " ")
+    assert result.exit_code == 2 and "It is empty" in result.output
+    assert store.domains.records(None, 9) == []
+
+
+def test_a_truth_value_is_written_as_in_the_file(run: Run) -> None:
+    assert run("set", "example.org", "recipient_rules", "no").output == "example.org recipient_rules: false\n"
 
 
 def test_a_value_that_is_no_longer_allowed_is_reported_and_can_be_removed(run: Run, store: Store) -> None:
