@@ -248,7 +248,8 @@ def test_the_list_counts_each_state(site: Site) -> None:
     page = browser.get("/").text
     counts = re.findall(r'>(\w+) <span class="count">([\d,+]+)</span></a>', page)
     assert counts == [("Held", "5"), ("Requested", "0"), ("Released", "0"), ("Deleted", "1"), ("All", "6")]
-    assert "<title>Held (5) · " in page
+    assert "<title>Deleted: x · Held (5) · " in page  # a screen reader begins with it
+    assert "<title>Held (5) · " in browser.get("/").text
     assert len(listed(browser, "?state=all")) == 6
 
 
