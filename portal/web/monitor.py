@@ -76,7 +76,7 @@ class Monitor(Collector):
         yield _counter("digests_refused", "Digests that the mail server rejected.", done.refused)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
-        yield _gauge("jobs_waiting", "Background jobs that wait or run: virus scans, learning.", stats.jobs_waiting)
+        yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
         yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
         yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)
         yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", skipped)

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from portal.model.errors import AlreadyDone, NotFound
+from portal.model.message import new_id
 from portal.stores import LEASE, Store
 from portal.stores.lifecycle import JOBS_KEPT
 from tests.builders import BY_OPERATOR, now
@@ -53,6 +54,23 @@ def test_a_job_whose_process_died_is_claimed_again_with_its_progress(store: Stor
     assert store.jobs.claim(KIND, 1, at + LEASE) == []
     [again] = store.jobs.claim(KIND, 1, at + MINUTE + LEASE)
     assert (again.id, again.tries, again.progress) == (id, 2, {"done": 3})
+
+
+def test_a_job_that_is_added_twice_exists_once(store: Store) -> None:
+    at, arguments = now(), {"words": "Grüße"}
+    made = store.jobs.add_once(UNKNOWN, KIND, arguments, BY_OPERATOR, at, claimed=True)
+    assert (made.id, made.arguments, made.tries, made.lease is not None) == (UNKNOWN, arguments, 1, True)
+    assert store.jobs.claim(KIND, 1, at) == []
+    for id in (UNKNOWN, new_id(), new_id()):  # the same id, or an equal job that is not finished
+        again = store.jobs.add_once(id, KIND, arguments, BY_OPERATOR, at, claimed=True)
+        assert (again, again.lease) == (made, None)
+    store.jobs.keep(made, {"done": 1}, at)
+    store.jobs.finish(made, "done", at)
+    assert store.jobs.add_once(UNKNOWN, KIND, arguments, BY_OPERATOR, at, claimed=True).outcome == "done"
+    other = store.jobs.add_once(new_id(), KIND, arguments, BY_OPERATOR, at, claimed=False)
+    assert (other.id != UNKNOWN, other.tries, other.lease) == (True, 0, None)
+    forms = concurrently(4, lambda n: store.jobs.add_once(new_id(), KIND, {"n": 1}, BY_OPERATOR, at, claimed=True))
+    assert len({job.id for job in forms}) == 1 and sum(job.lease is not None for job in forms) == 1
 
 
 def test_a_process_that_lost_its_claim_changes_nothing(store: Store) -> None:

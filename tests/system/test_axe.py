@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, ViewportSize
 
+from digest.housekeeping import run_batches
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
@@ -119,6 +120,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         page.goto(address)
         page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         found += findings(page)
+    found += pages_of_several(site, page, base)
     page.goto(f"{base}/")
     page.keyboard.press("j")
     page.keyboard.press("d")
@@ -133,3 +135,26 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
     page.get_by_role("alert").wait_for()
     found += findings(page)
     assert found == []
+
+
+def pages_of_several(site: LocalSite, page: Page, base: str) -> list[str]:
+    """Return the findings on the pages of actions on several messages."""
+    found = []
+    for number in range(60):
+        site.hold(recipients=[ALICE], header_from=f"a{number}@example.net", subject=f"Offer {number}")
+    site.hold(Tier.SUSPICIOUS, recipients=[ALICE], subject="A document with a macro")
+    for button in ("Always block senders", "Release selected"):
+        page.goto(f"{base}/?select=all&tier={'spam' if 'block' in button else 'suspicious'}")
+        page.locator(".more summary").click()
+        found += findings(page)
+        page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_role("link", name="Back to the list").wait_for()
+        found += findings(page)
+    page.goto(f"{base}/?select=matching&tier=spam")
+    page.get_by_role("button", name="Delete selected").click()
+    page.get_by_role("link", name="Stop refreshing").click()
+    found += findings(page)
+    run_batches(site.parts, site.now)
+    page.reload()
+    page.get_by_role("heading", name="Results").wait_for()
+    return found + findings(page)
