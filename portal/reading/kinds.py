@@ -124,9 +124,14 @@ class Inspector:
         self._is_encrypted = False
 
     @property
+    def needs_head(self) -> bool:
+        """Return whether more octets can change the kind."""
+        return len(self._head) < _HEAD_BYTES
+
+    @property
     def needs_more(self) -> bool:
         """Return whether more octets can change what is found."""
-        if len(self._head) < _HEAD_BYTES:
+        if self.needs_head:
             return True
         is_container = self._head.startswith((b"PK", b"\xd0\xcf\x11\xe0", b"7z\xbc\xaf"))
         return is_container and not (self._has_macros and self._is_encrypted)

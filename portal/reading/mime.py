@@ -17,6 +17,7 @@ from portal.reading.source import CHUNK_BYTES, DELIMITER_BYTES, Late, Source
 
 TEXT_BYTES = 1 << 20  # kept of all texts together, still encoded
 PICTURE_BYTES = 12 << 20  # likewise, of all pictures that an HTML text may show
+INSPECTED_BYTES = 12 << 20  # of all archives and documents together, still encoded, and the beginning of each file
 PARTS = 1_000
 _DEPTH = 50
 _HEADER_BYTES = 1 << 18  # of one part; what follows is skipped
@@ -116,6 +117,7 @@ class Parser:
         self._parts = 0
         self._text_bytes_left = TEXT_BYTES
         self._picture_bytes_left = picture_bytes
+        self._inspected_bytes_left = INSPECTED_BYTES
         self._wanted = wanted
         self.content: Iterator[bytes] | None = None
         self.file_name = ""  # of the wanted part
@@ -348,7 +350,10 @@ class Parser:
         try:
             for octets in whole_lines(self._body(), encoding):
                 units += units_of(octets, encoding)
-                if inspector is not None and inspector.needs_more:
+                if inspector is not None and (
+                    inspector.needs_head or (inspector.needs_more and self._inspected_bytes_left > 0)
+                ):
+                    self._inspected_bytes_left -= len(octets)
                     inspector.add(decoder.decode(octets))
                 if is_kept:
                     kept += octets[: self._text_bytes_left]

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Dialog
 from digest import housekeeping
 from portal.assemble import Parts
 from portal.model.links import Action
-from portal.model.message import State, Tier
+from portal.model.message import Scan, ScanOutcome, State, Tier
 from tests.builders import ALICE, digesting, rule
 from tests.system.local_site import LocalSite, local_site, sign_in
 from tests.web_client import Site
@@ -158,6 +158,24 @@ def test_without_javascript_the_button_works_and_so_does_undo(site: Site, steere
     assert site.state(held) is State.DELETED
     page.get_by_role("button", name="Undo").click()
     assert site.state(held) is State.HELD
+
+
+def test_messages_and_attachments_are_downloaded_and_not_opened(site: Site, steered: Browser) -> None:
+    head = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhello\r\n--b\r\n"
+    data = head + b'Content-Type: text/html; name="../r\xc3\xa9ly.html"\r\n\r\n<script>alert(1)</script>\r\n--b--\r\n'
+    held = site.hold(data=data)
+    site.store.messages.record_scan(held.id, Scan(ScanOutcome.CLEAN, site.now), Tier.SPAM, site.now)
+    page = signed_in(site, steered, accept_downloads=True).new_page()
+    page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/")
+    for button, name, expected in (
+        ("../rély.html", "rély.html", b"<script>alert(1)</script>"),
+        ("Download this message", f"{held.id}.eml", data),
+    ):
+        with page.expect_download() as started:
+            page.get_by_role("button", name=button).click()
+        assert started.value.suggested_filename == name
+        assert Path(started.value.path()).read_bytes() == expected
+    assert page.url.endswith(f"/messages/{held.id}/")
 
 
 def test_a_person_works_through_the_portal_by_keyboard(site: Site, steered: Browser) -> None:
