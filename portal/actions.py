@@ -23,6 +23,7 @@ from portal.mail.relay import Relay
 from portal.mail.render import Render
 from portal.model.clock import utc_now
 from portal.model.errors import (
+    AlreadyDone,
     NotAllowed,
     QuarantineError,
     RelayDeferred,
@@ -52,7 +53,7 @@ from portal.policy.domains import DomainPolicy, Domains
 from portal.policy.learning import Learning
 from portal.scanning import RELEASE_SECONDS, Scanning
 from portal.stores import Store, notes
-from portal.stores.lifecycle import address_of
+from portal.stores.lifecycle import address_of, is_past
 from portal.stores.records import QueuedMail
 
 log = logging.getLogger("quarantine.release")
@@ -64,6 +65,7 @@ _NOT_BY_RECIPIENTS = "only an administrator can release this message"
 _SCAN_REPORTED = N_("the virus scan reported a problem")
 _NOT_SCANNED = N_("the message could not be scanned for viruses")
 _NO_EFFECT = N_("the rule cannot take effect on this message")
+_AGAIN_AFTER = timedelta(minutes=1)  # so that nobody fills a mailbox with copies
 _SCAN_TRIES = 4  # of a release, in a quarter of an hour
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
@@ -88,8 +90,8 @@ class Actions:
     def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False, again: bool = False) -> Delivery:
         """Send one delivery to its recipient now. Return it in its new state `released`.
 
-        With ``again`` an operator may send a delivery that was released or passed before: it may have been lost after
-        the mail server accepted it, or been deleted by mistake.
+        With ``again`` a delivery that was released or passed before is sent once more: it may have been lost after the
+        mail server accepted it, or been deleted by mistake. Recipients may do so one minute after the last time.
 
         Raises NotFound; NotAllowed if only an administrator may release it and no operator acts;
         AlreadyDone; RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
@@ -101,6 +103,8 @@ class Actions:
         if operator:
             allowed |= {State.REQUESTED, State.DELETED, State.RELEASED}
             allowed -= set() if again else {State.RELEASED, State.PASSED}
+        elif again:
+            return self._send(id, number, {State.RELEASED, State.PASSED}, actor, self._check_again)
         return self._send(id, number, allowed, actor, _check_recipient if operator else self._check_release)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
@@ -220,6 +224,12 @@ class Actions:
         _check_recipient(delivery)
         if self.domains.right(delivery) is not ReleaseRight.SELF:
             raise NotAllowed(_NOT_BY_RECIPIENTS)
+
+    def _check_again(self, delivery: Delivery) -> None:
+        """Raise AlreadyDone if the delivery was sent less than a minute ago, and as `_check_release`."""
+        if not is_past(delivery.state_at, _AGAIN_AFTER, self.now()):
+            raise AlreadyDone("this delivery was sent a moment ago", delivery)
+        self._check_release(delivery)
 
     def _is_by_rule(self, delivery: Delivery) -> bool:
         """Return whether an allow rule began the current release."""

@@ -4,7 +4,7 @@
     links     the links of a digest      message      one message of the list
     digest    bulk actions of a digest   preferences  schedule, time zone and language of a recipient's digests
     monitor   /healthz and /metrics      auth/        the session, and one module for each sign-in method
-    request   one request
+    request   one request                neighbours   the previous and the next message
     pages     responses, and the checks that every form passes
     rows      view models                failures     error pages
     rules     allowed and blocked senders
@@ -40,6 +40,7 @@ from portal.web.inbox import Inbox
 from portal.web.links import LinkPages
 from portal.web.message import MessagePages
 from portal.web.monitor import Monitor
+from portal.web.neighbours import Neighbours
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.repair import repaired
@@ -124,6 +125,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     def with_slash(_: Request, path: str) -> HTTPResponse:
         return pages.see_other(f"/{path}/")
 
+    neighbours = Neighbours(pages, sessions, messages)
+
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
     for method, rule, handler in (
@@ -142,7 +145,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/", messages.show),
         ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
-        ("POST", f"/messages/{_ID}/<act:re:release|delete|spam|restore|unblock|ask>", messages.act),
+        ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask>", messages.act),
+        ("GET", f"/messages/{_ID}/<way:re:previous|next>", neighbours.go),
         ("GET", f"/messages/{_ID}/download", downloads.form),
         ("POST", f"/messages/{_ID}/download", downloads.send),
         ("GET", f"/messages/{_ID}/sender", rules.sender),

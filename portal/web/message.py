@@ -173,6 +173,7 @@ class MessagePages:
         actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
         method = {
             "release": self._pages.release,
+            "again": self._pages.send_again,
             "delete": actions.delete,
             "spam": actions.confirm_spam,
             "restore": actions.restore,
@@ -180,8 +181,11 @@ class MessagePages:
             "ask": actions.request_release,
         }[act]
         # The action records the error in the delivery and logs it. The page shows it.
-        with suppress(AlreadyDone, RelayDeferred, RelayRefused, NotAllowed):
-            method(delivery.id, delivery.number, actor)
+        with suppress(RelayDeferred, RelayRefused, NotAllowed):
+            try:
+                method(delivery.id, delivery.number, actor)
+            except AlreadyDone:
+                act = "wait" if act == "again" else act
         # The browser goes on at the next row.
         next = cursor(request.query("next"))
         response = self._pages.see_other(f"{back}#m-{name_of(next)}" if next and page == "list" else back)

@@ -22,6 +22,7 @@ from portal.actions import Actions
 from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
+from portal.model.errors import Busy
 from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.schedule import Preferences
 from portal.model.text import N_
@@ -190,6 +191,15 @@ class Pages:
             return self.parts.actions.queue_release(id, number, actor)
         try:
             return self.parts.actions.release(id, number, actor)
+        finally:
+            self._releases.release()
+
+    def send_again(self, id: UUID, number: int, actor: Actor) -> Delivery:
+        """Send a delivery that was released or let through once more. Raises as `Actions.release`, and Busy."""
+        if not self._releases.acquire(blocking=False):
+            raise Busy("too many releases wait for the mail server")
+        try:
+            return self.parts.actions.release(id, number, actor, again=True)
         finally:
             self._releases.release()
 

@@ -19,7 +19,7 @@ from portal.model.rule import Effect
 from portal.web.pages import Pages
 from portal.web.request import Request
 
-ACTS = ("release", "delete", "spam", "restore", "unblock", "ask")
+ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask")
 _COOKIE = "result"
 _SECONDS = 300
 _NUMBER_OCTETS = 2

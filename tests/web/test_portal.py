@@ -610,6 +610,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/messages/ID/VIEW"): (303, 200, 404),
     ("GET", "/messages/ID/html"): (303, 200, 404),
     ("POST", "/messages/ID/ACT"): (303, 303, 404),
+    ("GET", "/messages/ID/WAY"): (303, 303, 404),
     ("GET", "/messages/ID/download"): (303, 200, 404),
     ("POST", "/messages/ID/download"): (303, 200, 404),
     ("GET", "/messages/ID/sender"): (303, 200, 404),
@@ -651,7 +652,7 @@ def test_nobody_reaches_what_is_not_theirs(site: Site, relay: SmtpServer, person
         if person:
             form["form_token"] = browser.form_token()
         names = {"ID": str(held.id), "ACT": act_name, "NAME": "style.css", "PATH": f"link/{token}"}
-        names |= {"RULE": str(hers.id), "CHANGE": "remove", "VIEW": "formatted"}
+        names |= {"RULE": str(hers.id), "CHANGE": "remove", "WAY": "next", "VIEW": "formatted"}
         names["TOKEN"] = token if rule.startswith("/link/") else "A" * 32
         path = "/".join(names.get(part, part) for part in rule.split("/"))
         answer = browser.get(path) if method == "GET" else browser.post(path, form)

@@ -1,0 +1,78 @@
+"""The way from one message to the next or the previous one of the list that the reader came from.
+
+The neighbour is looked up when its link is followed, not when the page is shown. So the page needs no more statements,
+and a neighbour that was released or deleted in the meantime is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from urllib.parse import urlencode
+
+from bottle import HTTPResponse
+
+from portal.model.message import Delivery, DeliveryId, Reader
+from portal.model.ranking import ranked
+from portal.stores.records import Page
+from portal.stores.senders import known_senders
+from portal.web.auth.session import Sessions
+from portal.web.listing import RANKED_MAX, Listing, name_of
+from portal.web.message import MessagePages
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+
+class Neighbours:
+    """`/messages/ID/previous` and `/messages/ID/next`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions, messages: MessagePages) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._messages = messages
+        self._store = pages.parts.store
+
+    def go(self, request: Request, id: str, way: str) -> HTTPResponse:
+        """GET /messages/ID/WAY: redirect (303) to the next or previous message, or to the list if there is none.
+
+        The previous message is searched among the `RANKED_MAX` first ones of the list, since a search goes from newer
+        to older messages only.
+        """
+        session = self._sessions.of(request)
+        delivery = self._messages.delivery(session.recipient, id)
+        listing = Listing.of_query(request.query("list"))
+        found = self._neighbour(delivery, listing, session.recipient, way, request)
+        here = listing.query(select="")
+        if found is None:
+            return self._pages.see_other(f"/{here}")
+        query = f"?{urlencode({'list': here})}" if here else ""
+        return self._pages.see_other(f"/messages/{name_of(found)}/{query}")
+
+    def _neighbour(
+        self, delivery: Delivery, listing: Listing, recipient: str, way: str, request: Request
+    ) -> DeliveryId | None:
+        reader = self._pages.parts.people.reader(recipient)
+        criteria = listing.criteria(self._pages.viewer(request, recipient).zone, reader)
+        wanted = Reader(reader.identity, (criteria.recipient,)) if criteria.recipient else reader
+
+        def search(limit: int, before: DeliveryId | None = None) -> Page:
+            return self._store.deliveries.list_for(
+                wanted, criteria.states, limit, before, words=criteria.words, criteria=criteria
+            )
+
+        if listing.is_ranked:
+            others = [each for each in search(RANKED_MAX).deliveries if each.key != delivery.key]
+            # The message itself may have been acted on: its place is the one that it would have.
+            groups = ranked([*others, delivery], known_senders(self._store, [reader]).get(reader.identity, ()))
+            order = list(chain.from_iterable((group.newest.key, *(o.key for o in group.others)) for group in groups))
+            return _beside(order, delivery.key, way)
+        if way == "next":
+            page = search(1, delivery.key)
+            return page.deliveries[0].key if page.deliveries else None
+        newer = [each.key for each in search(RANKED_MAX).deliveries if each.key > delivery.key]
+        return newer[-1] if newer else None
+
+
+def _beside(order: Sequence[DeliveryId], key: DeliveryId, way: str) -> DeliveryId | None:
+    place = order.index(key) + (1 if way == "next" else -1)
+    return order[place] if 0 <= place < len(order) else None
