@@ -184,7 +184,7 @@ def test_a_person_works_through_the_portal_by_keyboard(site: Site, steered: Brow
     page.goto(site.parts.settings.public_url)
     page.get_by_role("button", name=re.compile("^Release.*Offer")).focus()
     page.keyboard.press("Enter")
-    page.get_by_role("status").get_by_text("Released on").wait_for()
+    page.locator(".toast").get_by_text("Released on").wait_for()
     assert site.state(held) is State.RELEASED
 
 

@@ -221,6 +221,7 @@ def test_a_question_and_all_that_match_lead_to_the_pages_of_the_server(site: Sit
     helds = hold(site, 30)
     open_list(site, page)
     page.get_by_role("link", name="Select all 31").click()
+    page.wait_for_url("**select=matching**")
     for key in ("j", "x"):  # all but the first one
         page.keyboard.press(key)
     page.keyboard.press("r")
