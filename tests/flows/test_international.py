@@ -215,7 +215,7 @@ def test_the_alias_file_names_people_in_either_spelling(role: Site, smtp: SmtpSe
     send_digests(role)
     texts = digests(smtp)
     assert set(texts) == {ERIKA, f"max@{A_LABEL}"}  # no envelope has named them yet
-    assert all(f"For Info@{U_LABEL}" in text for text in texts.values())
+    assert all(f"– Info@{U_LABEL} (1)" in text for text in texts.values())
     role.browser().post(link(texts[ERIKA], "Release"), {"pressed": "1"})
     assert [sent.recipients for sent in smtp.mails] == [[f"Info@{A_LABEL}"]]
     assert f"By {ERIKA_AS_READ}" in role.browser().get(link(texts[f"max@{A_LABEL}"], "Release")).text

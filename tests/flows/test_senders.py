@@ -68,16 +68,17 @@ class Seen:
 
 
 def seen(page: str) -> Seen:
-    def found(pattern: str) -> str:
-        match = re.search(pattern, page, re.DOTALL)
-        return html.unescape(re.sub("<[^>]*>", "", match[1] or "")).strip() if match else ""
+    def found(pattern: str, text: str) -> str:
+        match = re.search(pattern, text, re.DOTALL)
+        return html.unescape(re.sub("<[^>]*>", "", match[1])).strip() if match else ""
 
+    [origin] = re.findall('<div class="origin">.*?</div>', page, re.DOTALL)
     return Seen(
-        found("<dt>Subject</dt>.*?<dd>(.*?)</dd>"),
-        found('<dt>From</dt>\\s*<dd><bdi class="who">(.*?)</bdi>'),
-        found('<dt>From</dt>.*?<bdi class="address">(.*?)</bdi>'),
-        found("<dt>Sending address</dt>.*?<dd>(.*?)</dd>"),
-        found('<dt>From</dt>.*?(?:<p class="warning">(.*?)</p>)?</dd>') if '<p class="warning">' in page else "",
+        found("<h1>(.*?)</h1>", page),
+        found('<bdi class="who">(.*?)</bdi>', origin),
+        found('<bdi class="address">(.*?)</bdi>', origin),
+        found("<dt>Sending address</dt>.*?<dd>(.*?)</dd>", page),
+        found('<p class="warning">(.*?)</p>', origin),
     )
 
 
