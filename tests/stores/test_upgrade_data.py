@@ -872,7 +872,7 @@ def test_preferences_are_kept(upgraded: Old, person: str) -> None:
     chosen = re.findall(r'<option value="([^"]+)" selected', page)
     hours = [hour for hour in re.findall(r'name="at-\d" value="([^"]*)"', page) if hour]
     if person == ALICE:
-        assert chosen == ["daily", "Europe/Berlin", "de"]
+        assert chosen == ["daily", "de", "Europe/Berlin"]
         assert hours == ["06:30", "18:00"]
         assert '<html lang="de"' in page
     else:
@@ -1005,4 +1005,4 @@ def test_preferences_and_stopped_digests_are_kept_by_reindex(rebuilt: Old) -> No
     with rebuilt.site() as site:
         assert are_digests_stopped(site, link("19-bob", "preferences"))
         page = site.browser().get(link("19-alice", "preferences").path).text
-    assert re.findall(r'<option value="([^"]+)" selected', page) == ["daily", "Europe/Berlin", "de"]
+    assert re.findall(r'<option value="([^"]+)" selected', page) == ["daily", "de", "Europe/Berlin"]
