@@ -221,6 +221,7 @@ def test_a_key_counts_as_a_persons_press(
     page.goto(address)
     wanted = page.get_by_role("button", name=button) if what == "button" else page.locator(what).first
     if what != "button":
+        page.locator("details", has=page.locator(what)).locator("summary").click()
         wanted.fill("07:30")
     for _ in range(100):
         if wanted.evaluate("one => one === document.activeElement"):
