@@ -422,6 +422,18 @@ begin
 end
 $count$;
 
+-- Returns where the body of a message is, and its first chunk, which is null if it is missing.
+create or replace function begin_body(
+    message_id uuid, out body_id uuid, out body_sha256 bytea, out size_bytes bigint, out data bytea, out is_last boolean
+) language plpgsql stable as $body$
+begin
+    select m.body_id, m.body_sha256, m.size_bytes into body_id, body_sha256, size_bytes
+        from message m where m.id = begin_body.message_id;
+    select c.data, not exists (select from body_chunk b where b.body_id = begin_body.body_id and b.n = 1)
+        into data, is_last from body_chunk c where c.body_id = begin_body.body_id and c.n = 0;
+end
+$body$;
+
 -- The functions below may find their rows in any partition. Each connection plans their statements once: planning takes
 -- longer than executing, and behind PgBouncer in transaction mode nothing can be prepared. A generic plan does not know
 -- how many rows the values have. So plans that read more rows than are wanted are excluded, and so is compiling (jit),

@@ -71,8 +71,8 @@ class MessagePages:
         if view == "source" and not access.source:
             raise NotFound("the source of this message is not shown")
         shown = self._views[view][1](delivery, self._pages.viewer(request, session.recipient))
-        row = self._pages.row(request, delivery, session.recipient)
         events = self._store.deliveries.history(delivery.key)
+        row = self._pages.row(request, delivery, session.recipient, events)
         result = kept(request)
         response = self._pages.page(
             request,

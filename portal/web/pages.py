@@ -23,7 +23,7 @@ from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
 from portal.model.errors import Busy
-from portal.model.message import Actor, ActorKind, Delivery
+from portal.model.message import Actor, ActorKind, Delivery, Event
 from portal.model.schedule import Preferences
 from portal.model.text import N_
 from portal.web.request import Request
@@ -254,9 +254,15 @@ class Pages:
             for each in deliveries
         ]
 
-    def row(self, request: Request, delivery: Delivery, reader: str) -> Row:
-        """Return the view model of a delivery for one of its readers."""
-        return self.rows(request, [delivery], reader)[0]
+    def row(self, request: Request, delivery: Delivery, reader: str, events: Sequence[Event] | None = None) -> Row:
+        """Return the view model of a delivery for one of its readers.
+
+        ``events``: its history, if the caller has it, so that no query of the store is needed.
+        """
+        if events is None:
+            return self.rows(request, [delivery], reader)[0]
+        is_role, right = self.parts.people.is_role(delivery.recipient), self.parts.domains.right(delivery)
+        return row(delivery, self.viewer(request, reader), right, role=is_role, events=events)
 
     def may_rule(self, recipient: str) -> bool:
         """Return whether the readers of a recipient's messages may make rules for them.

@@ -163,15 +163,13 @@ class PostgresMessages(SqlMessages):
 
     def body(self, message_id: UUID) -> Iterator[bytes]:
         with self._database.transaction() as connection:
-            row = connection.execute(
-                "select body_id, body_sha256, size_bytes from message where id = %s", [message_id]
-            ).fetchone()
-            if row is None:
-                raise NotFound("there is no such message")
-            body_id, sha256, size_bytes = row
-            first = _chunk(connection, body_id, 0)
-        if first is None:
+            row = connection.execute("select * from begin_body(%s)", [message_id], binary=True).fetchone()
+        if row is None or row[0] is None:
+            raise NotFound("there is no such message")
+        body_id, sha256, size_bytes, data, is_last = row
+        if data is None:
             raise BodyMissing("the mail of this message is gone")
+        first = _Chunk(bytes(data), is_last)
         return self._unpacked(message_id, _Chunks(self._database, body_id, first), sha256, size_bytes)
 
     def _unpacked(self, message_id: UUID, chunks: _Chunks, sha256: bytes, size_bytes: int) -> Iterator[bytes]:

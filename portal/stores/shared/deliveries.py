@@ -31,7 +31,7 @@ from portal.stores.contracts import Deliveries
 from portal.stores.records import Counts, Ending, Page, QueuedMail
 from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
-from portal.stores.shared.rows import WHERE_KEY, Rows, events
+from portal.stores.shared.rows import WHERE_KEY, Rows, events, history
 from portal.stores.shared.session import Engine, Row, Session
 
 log = logging.getLogger("quarantine.store")
@@ -125,8 +125,7 @@ class SqlDeliveries(Deliveries):
 
     def history(self, key: DeliveryId) -> Sequence[Event]:
         with self._engine.reading() as session:
-            self._rows.delivery(session, key)
-            found = events(session, [key.message_id], [key.number]).get(key, [])
+            found = history(session, key)
         return [Event(held_at(key.message_id), EventKind.HELD, Actor(ActorKind.SYSTEM)), *found]
 
     def last_events(self, keys: Collection[DeliveryId]) -> Mapping[DeliveryId, Sequence[Event]]:

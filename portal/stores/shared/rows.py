@@ -126,6 +126,18 @@ def events(
     return found
 
 
+def history(session: Session, key: DeliveryId) -> list[Event]:
+    """Return the history of one delivery without the event `held`, in one statement. Raises NotFound."""
+    rows = session.many(
+        f"select {_EVENT} from (select 1 from delivery d where {_KEY}) found left join event"
+        " on message_id = :message_id and number = :number order by seq",
+        key,
+    )
+    if not rows:
+        raise NotFound("there is no such delivery")
+    return [event_from(row) for row in rows if row[0] is not None]
+
+
 def event_from(row: Sequence[Any]) -> Event:
     """Return the event of a row: at, kind, actor, via, address, detail."""
     at, kind, who, via, address, detail = row
