@@ -12,5 +12,4 @@
     sent = code;
     form.requestSubmit();
   });
-  field.focus();
 })();
