@@ -43,7 +43,16 @@ DIGESTS = {
     "ar": [("320", SMALL, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")],
 }
 PAGES = [("390", PHONE, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")]
-SHIPPED = {"list-390", "list-desktop", "release-390", "ask-390-dark", "show-390", "several-390", "preferences-390"}
+SHIPPED = {
+    "list-390",
+    "list-desktop",
+    "release-390",
+    "ask-390-dark",
+    "show-390",
+    "message-390",
+    "several-390",
+    "preferences-390",
+}
 
 
 def main(folder: Path) -> None:
