@@ -29,6 +29,7 @@ from portal.model.errors import (
     RelayDeferred,
     RelayRefused,
     RelayUnreachable,
+    RspamdUnavailable,
     StoreUnavailable,
 )
 from portal.model.links import MARK_HEADER, Links
@@ -250,18 +251,31 @@ class Actions:
         Raises NotAllowed if it is more dangerous than at the claim; RelayDeferred if the release must wait for the
         scanner. A release that a rule began waits for some tries only: then its recipient should see the message.
         """
+        scanned, error = self.scanned(delivery)
+        if scanned.message.verdict_tier in delivery.message.tier.more_harmful:
+            log.warning(
+                "not released id=%s recipient=%s: a virus scan raised its tier", delivery.id, delivery.recipient
+            )
+            raise NotAllowed(_SCAN_REPORTED)
+        if error is not None and (
+            delivery.attempts < _SCAN_TRIES if by_rule else not self._may_release_unscanned(delivery)
+        ):
+            raise RelayDeferred("the release waits for the virus scanner") from error
+        return scanned.message
+
+    def scanned(self, delivery: Delivery) -> tuple[Delivery, RspamdUnavailable | None]:
+        """Return a delivery after a virus scan of its message, unless that was done a short while ago, and the error if
+        scanning it later may succeed. What the scan finds is reported to the administrator.
+
+        A release and a download begin with it. Raises StoreUnavailable, NotFound, BodyMissing, BodyDamaged.
+        """
         message, now = delivery.message, self.now()
         if not self.scanning.is_due(message, now):
-            return message
+            return delivery, None
         stored, error = self.scanning.scan(message, now, RELEASE_SECONDS)
         if stored.verdict_tier in message.tier.more_harmful:
-            log.warning("not released id=%s recipient=%s: a virus scan raised its tier", message.id, delivery.recipient)
             self.report_finding(stored)
-            raise NotAllowed(_SCAN_REPORTED)
-        waits = delivery.attempts < _SCAN_TRIES if by_rule else not self._may_release_unscanned(delivery)
-        if error is not None and waits:
-            raise RelayDeferred("the release waits for the virus scanner") from error
-        return stored
+        return replace(delivery, message=stored), error
 
     def _may_release_unscanned(self, delivery: Delivery) -> bool:
         """Return whether a release may go on although the scanner does not answer.

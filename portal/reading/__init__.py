@@ -41,6 +41,7 @@ log = logging.getLogger("quarantine.reading")
 _RAW_HEADER_BYTES = 1 << 14
 _SECONDS = 5.0  # for one message
 PART_BYTES = 50 << 20  # of one attachment
+_NAME_LINE_BYTES = 1 << 14  # more than `child` answers before it
 _TEXT_BYTES = 1 << 22  # more than `child` answers
 _HTML_BYTES = 1 << 24  # likewise, with the pictures
 _ANSWER_SECONDS = WAIT_SECONDS + 1.0  # until the warm process has forked a reader, or refuses to
@@ -147,6 +148,8 @@ def copy_part(chunks: Iterator[bytes], recipient: str, number: int, file: IO[byt
                 beginning += piece
                 line, end, piece = beginning.partition(b"\n")
                 if not end:
+                    if len(beginning) > _NAME_LINE_BYTES:
+                        return None
                     continue
                 name, beginning = _checked(str, json.loads(line)), None
             file.write(piece)

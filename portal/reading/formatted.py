@@ -61,6 +61,8 @@ _DECLARATION = re.compile(
     r"\s*+([a-z-]++)\s*+:((?:(?:rgb|hsl)a?\([\d\s.,%-]*+\)|[\w\s.,%#+-]|\"[\w\s.,-]*+\"|'[\w\s.,-]*+')++)",
     re.IGNORECASE,
 )
+_DISPLAYS = re.compile(r"block|inline|inline-block|none|table(?:-[a-z-]+)?")
+_KEYWORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 # Of a background picture the colour below it is kept. Nothing outranks the page's own styles.
 _LEFT_OUT = re.compile(r"url\([^()\\;]*+\)|!\s*+important", re.IGNORECASE)
 _PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF87a": "gif", b"GIF89a": "gif"}
@@ -155,9 +157,20 @@ def _style(value: str) -> str | None:
     kept = []
     for declaration in _LEFT_OUT.sub("", value).split(";"):
         match = _DECLARATION.fullmatch(declaration)
-        if match and not (match[1].lower().startswith("margin") and "-" in match[2]):
+        if match and not _moves(match[1].lower(), match[2].strip().lower()):
             kept.append(match[0].strip())
     return "; ".join(kept) or None
+
+
+def _moves(name: str, value: str) -> bool:
+    """Return whether a declaration may move text over other text, or a link away from the host that follows it."""
+    match name:
+        case "display":
+            return _DISPLAYS.fullmatch(value) is None
+        case "vertical-align":
+            return _KEYWORD.fullmatch(value) is None
+        case _:
+            return name.startswith(("margin", "letter-spacing")) and "-" in value
 
 
 def _host_of(url: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _BYTES = 1 << 17
-_SAFE = {*range(0x20, 0x7F), 0x09, 0x0A}
+_SAFE = {*range(0x20, 0x7F), 0x09, 0x0A} - {ord("\\")}
 _TEXT = {octet: f"\\x{octet:02x}" for octet in range(256) if octet not in _SAFE}
 
 
@@ -19,7 +19,7 @@ class RawSource:
 
 
 def raw_source(chunks: Iterable[bytes]) -> RawSource:
-    """Return the source of a message, other octets than printable ASCII as hexadecimal escapes.
+    """Return the source of a message, the backslash and all but printable ASCII as hexadecimal escapes.
 
     Nothing is decoded or interpreted, so this needs no process of its own. Raises the errors of ``chunks``.
     """

@@ -1,7 +1,7 @@
 """Downloads of a held message by its recipient: the page that asks, and the file.
 
-A download is recorded in the history, so it is a form with a button and never an address that opens by itself. What may
-be downloaded is decided by `Domains.access`, each time.
+A download is recorded in the history, so it is a form with a button and never an address that opens by itself.
+`Domains.access` decides what may be downloaded, each time, after a virus scan as before a release.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.errors import BodyDamaged, Busy, NotFound, StoreUnavailable
 from portal.model.file_name import disposition, safe_name
-from portal.model.message import Delivery, Event, EventKind
+from portal.model.message import Delivery, Event, EventKind, Tier
 from portal.model.rights import Download
 from portal.model.text import N_
 from portal.reading import copy_part
@@ -55,7 +55,7 @@ class DownloadPages:
         """GET /messages/ID/download: the button that downloads the message, below a warning."""
         session = self._sessions.of(request)
         delivery = self._messages.delivery(session.recipient, id)
-        self._check_message(request, delivery)
+        self._check(request, delivery, "")
         return self._pages.page(
             request,
             "download",
@@ -69,10 +69,20 @@ class DownloadPages:
         recipient = self._sessions.of_form(request, f"/messages/{id}/?undone={id}").recipient
         delivery = self._messages.delivery(recipient, id)
         number = request.form("part")
-        if number:
-            self._check_attachments(request, delivery)
-        else:
-            self._check_message(request, delivery)
+        self._check(request, delivery, number)
+        delivery, error = self._pages.parts.actions.scanned(delivery)
+        self._check(request, delivery, number)
+        if error is not None and delivery.message.tier is Tier.SPAM:  # not scanned, it would be suspicious
+            raise self._pages.notice(
+                request,
+                N_("The virus scanner does not answer"),
+                N_("The file was not sent. Try again in a few minutes."),
+                503,
+                Retry_After="300",
+            )
+        is_warned = request.form("warned") != ""
+        if not number and not is_warned and self._pages.parts.domains.access(delivery).message is Download.WARNED:
+            return self._pages.see_other(f"/messages/{id}/download")
         if not self._pages.previews.acquire(blocking=False):
             raise Busy("too many messages are being read")
         try:
@@ -108,12 +118,10 @@ class DownloadPages:
             files.pop_all()
         return _File(safe_name(name, f"attachment-{number}"), size_bytes, _read(file))
 
-    def _check_attachments(self, request: Request, delivery: Delivery) -> None:
-        if not self._pages.parts.domains.access(delivery).attachments:
-            raise self._refused(request)
-
-    def _check_message(self, request: Request, delivery: Delivery) -> None:
-        if self._pages.parts.domains.access(delivery).message is Download.NO:
+    def _check(self, request: Request, delivery: Delivery, number: str) -> None:
+        """Raise 403 unless a message or, with its number, an attachment may be downloaded."""
+        access = self._pages.parts.domains.access(delivery)
+        if not (access.attachments if number else access.message is not Download.NO):
             raise self._refused(request)
 
     def _refused(self, request: Request) -> HTTPResponse:

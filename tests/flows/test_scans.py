@@ -23,6 +23,7 @@ from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, hold, mail
 from tests.conftest import MakeParts
 from tests.rspamd_server import ARCHIVE, UNREADABLE, VIRUS, RspamdServer
 from tests.smtp_server import SmtpServer
+from tests.web.test_downloads import download, with_attachment
 from tests.web.test_exporter import post
 from tests.web_client import Site
 
@@ -548,3 +549,52 @@ def test_check_tests_the_scanner(make_site: Callable[..., Site], rspamd: RspamdS
     assert (ok, "check rspamd.password" in text) == (False, True)
     [(ok, text)] = found(rspamd__release_unscanned=True)
     assert (ok, "released without a scan" in text) == (False, True)
+
+
+# ---- before a download
+
+
+def test_a_download_has_the_message_scanned_as_a_release_has(
+    site: Site, smtp: SmtpServer, rspamd: RspamdServer
+) -> None:
+    rspamd.symbols = {}  # the scanner does not know the virus yet
+    whole, single = held_by_post(site, INFECTED), held_by_post(site, with_attachment(VIRUS))
+    scan_waiting(site.parts, site.now)
+    browser = site.signed_in(ALICE)
+    assert download(browser, whole).status == download(browser, single, part="3").status == 200
+    site.pass_time(days=3)
+    browser = site.signed_in(ALICE)
+    rspamd.symbols = {"CLAM_VIRUS": ["Eicar"]}
+    for held, form in ((whole, {}), (single, {"part": "3"})):
+        answer = download(browser, held, **form)
+        assert answer.status == 403 and VIRUS not in answer.body
+        assert message(site, held).tier is Tier.DANGEROUS
+        assert [event.kind for event in site.history(held)].count(EventKind.DOWNLOADED) == 1
+    assert len(alarms(site, smtp)) == 1
+
+
+def test_without_a_scanner_spam_is_not_downloaded(site: Site, rspamd: RspamdServer) -> None:
+    data = with_attachment(b"%PDF-1.7")
+    held = held_by_post(site, data)
+    scan_waiting(site.parts, site.now)
+    site.pass_time(days=3)
+    browser = site.signed_in(ALICE)
+    rspamd.status = 500
+    for form in ({}, {"part": "3"}):
+        answer = download(browser, held, **form)
+        assert answer.status == 503 and "virus scanner does not answer" in answer.text
+    assert EventKind.DOWNLOADED not in [event.kind for event in site.history(held)]
+    rspamd.status = 200
+    assert download(browser, held).body == data
+
+
+def test_a_message_that_was_never_scanned_is_downloaded_from_the_page_with_a_warning(
+    site: Site, rspamd: RspamdServer
+) -> None:
+    data = mail()
+    held, browser = held_by_post(site, data), site.signed_in(ALICE)
+    rspamd.status = 500
+    answer = browser.post(f"/messages/{held.id}/download", {"form_token": browser.form_token()})
+    page = browser.follow(answer, f"/messages/{held.id}/download").text
+    assert 'class="warning"' in page and 'name="warned"' in page
+    assert download(browser, held).body == data

@@ -128,6 +128,11 @@ def test_a_link_around_a_table_with_a_link_is_followed_by_its_own_host() -> None
         ("background-color:rgb(1, 2, 3) !important", "background-color:rgb(1,2,3)"),
         ("position:fixed;top:0;z-index:9;opacity:0;transform:scale(9)", ""),
         ("margin-top:-90px;margin:4px", "margin:4px"),
+        ("letter-spacing:-3000px;vertical-align:-4000px;display:flex", ""),
+        (
+            "letter-spacing:1px;vertical-align:text-top;display:inline-block",
+            "letter-spacing:1px;vertical-align:text-top;display:inline-block",
+        ),
         ("b\\61 ckground:url(x)", ""),
         ("color:red/*;*/;width:calc(9px)", ""),
         ("background:url(a\\)url(b)", ""),

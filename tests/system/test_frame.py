@@ -213,6 +213,32 @@ def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, out
         assert page.url.endswith("/formatted") and errors == []
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "{}<span style='letter-spacing:-3000px'>.</span>",
+        "{}<span style='vertical-align:-4000px'>.</span>",
+        "<span style='display:block;padding-bottom:5000px'>{}</span>",
+        "<table height=5000 style='height:5000px;padding:3000px'><tr><td>{}</table>",
+        "{}" + "<br>" * 500,
+        "{}" + "<p>&nbsp;</p>" * 300,
+        "<span style='white-space:pre'>{}" + " " * 3_000 + "\n" * 300 + "</span>",
+    ],
+)
+def test_the_host_of_a_link_stays_beside_it(site: LocalSite, browser: Browser, link: str) -> None:
+    html = (
+        "<div style='display:flex;font-size:16px'><a style='padding:3000px;display:block' href='https://evil.example/'>"
+    )
+    html += f"{link.format('<b>https://bank.example</b>')}</a></div>"
+    held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + html.encode())
+    with reader(site, browser, viewport={"width": 390, "height": 844}) as page:
+        page.goto(f"{site.parts.settings.public_url}/messages/{held.id}/formatted")
+        inside = page.frame_locator("iframe")
+        text, host = (inside.locator(each).bounding_box() for each in ("b", ".host"))
+        assert text and host and abs(host["y"] - text["y"]) < 200, (text, host)
+        assert 0 <= host["x"] and host["x"] + host["width"] <= 390, host
+
+
 def test_the_frame_is_empty_outside_of_the_portal(site: LocalSite, browser: Browser) -> None:
     held = site.hold(Tier.SPAM, data=b"Content-Type: text/html\r\n\r\n<p>Autumn")
     address = f"{site.parts.settings.public_url}/messages/{held.id}/html"

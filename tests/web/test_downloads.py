@@ -33,7 +33,9 @@ def site(make_parts: Callable[..., Parts]) -> Site:
 
 
 def download(browser: Browser, held: Held, **form: Any) -> Answer:
-    return browser.post(f"/messages/{held.id}/download", {"form_token": browser.form_token(), **form})
+    """Post the form of the page with the warning."""
+    fields = {"form_token": browser.form_token(), "warned": "1", **form}
+    return browser.post(f"/messages/{held.id}/download", fields)
 
 
 def with_value(site: Site, key: str, value: str) -> None:
@@ -133,6 +135,9 @@ def test_a_suspicious_message_is_downloaded_from_a_page_with_a_warning(site: Sit
     assert f'action="/quarantine/messages/{held.id}/download"' not in page
     warning = browser.get(f"/messages/{held.id}/download").text
     assert warning.index('class="warning"') < warning.index(f'action="/quarantine/messages/{held.id}/download"')
+    # The button of a page that was opened while it was spam.
+    answer = browser.post(f"/messages/{held.id}/download", {"form_token": browser.form_token()})
+    assert answer.status == 303 and (answer.header("Location") or "").endswith(f"/messages/{held.id}/download")
 
 
 def test_a_download_is_in_the_history_with_who_did_it(site: Site) -> None:
