@@ -64,7 +64,8 @@ class Selection:
     """The deliveries of a batch: those with these keys or, without keys, all that match when the batch reaches them."""
 
     keys: tuple[DeliveryId, ...] = ()
-    criteria: Filter = ANY  # with states and words; ``recipient``: only this identity of the reader
+    criteria: Filter = ANY  # with states and words, without recipients
+    identities: frozenset[str] = frozenset()  # whose messages match: the list that the reader saw had these
     ceiling: DeliveryId | None = None  # newer deliveries do not match: the reader had not seen them
     excluded: frozenset[DeliveryId] = frozenset()
 
@@ -85,6 +86,7 @@ class Batch:
             "act": self.act.value,
             "keys": [*map(text_of, chosen.keys)],
             "criteria": _criteria_to_json(chosen.criteria),
+            "identities": sorted(chosen.identities),
             "ceiling": text_of(chosen.ceiling) if chosen.ceiling else None,
             "excluded": sorted(map(text_of, chosen.excluded)),
             "with_suspicious": self.with_suspicious,
@@ -97,6 +99,7 @@ class Batch:
         selection = Selection(
             keys=tuple(map(key_of, found["keys"])),
             criteria=_criteria_from_json(found["criteria"]),
+            identities=frozenset(found["identities"]),
             ceiling=key_of(found["ceiling"]) if found["ceiling"] else None,
             excluded=frozenset(map(key_of, found["excluded"])),
         )
@@ -197,7 +200,6 @@ def newest_first(deliveries: Iterable[Delivery]) -> list[Delivery]:
 
 def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
     return {
-        "recipient": criteria.recipient,
         "states": sorted(criteria.states),
         "words": criteria.words,
         "sender": criteria.sender,
@@ -211,7 +213,6 @@ def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
 
 def _criteria_from_json(found: Mapping[str, Any]) -> Filter:
     return Filter(
-        recipient=found["recipient"],
         states=frozenset(map(State, found["states"])),
         words=found["words"],
         sender=found["sender"],

@@ -1,8 +1,8 @@
 """Batches are made and run here: `Batches`.
 
 A step plans the next deliveries, records that in the job, acts on them, and records the outcomes with the next plan.
-After a crash the planned deliveries are acted on again. What the crashed process had done is recognized by the id of
-the batch in the history, so each delivery is acted on, and counted, once.
+After a crash the planned deliveries are acted on, except those whose history has the id of the batch: the crashed
+process had acted on them. So each delivery is acted on, and counted, once.
 
 The reader's right to each delivery is checked when the batch reaches it: a mailbox that they may no longer read is left
 alone, and so is a message that became dangerous.
@@ -57,7 +57,7 @@ _COUNTED_AT_ONCE = 500
 _REPEATS = 20  # of one form
 # No action starts later in a step: with the 75 s that a release may take in the digest process, and 30 s in a request,
 # this is below the lease of 90 s and uWSGI's harakiri of 60 s.
-_STEP_SECONDS = 15
+_STEP_SECONDS = 10
 _RETRY = timedelta(seconds=10)  # after the store failed
 # The states that an action changes.
 _STATES = {
@@ -151,9 +151,8 @@ class Batches:
             return Page(tuple(found), left[limit - 1] if len(left) > limit else None)
         if before is None and selection.ceiling is not None:
             before = DeliveryId(selection.ceiling.message_id, selection.ceiling.number + 1)
-        if wanted.recipient is not None:
-            # Somebody who may no longer read that mailbox must not act on their other messages instead.
-            reader = Reader(reader.identity, tuple({wanted.recipient} & {*reader.identities}))
+        # By now they may read fewer mailboxes, or others, of which they have seen nothing.
+        reader = reader.limited_to(selection.identities)
         page = self.store.deliveries.list_for(reader, wanted.states, limit, before, words=wanted.words, criteria=wanted)
         found = [each for each in page.deliveries if each.key not in selection.excluded]
         return Page(tuple(found), page.next)
@@ -167,6 +166,8 @@ class Batches:
         """
         batch, progress, jobs = Batch.from_json(job.arguments), Progress.from_json(job.progress), self.store.jobs
         try:
+            if progress.planned:
+                progress = self._recognized(job, batch, progress)
             while not progress.is_finished:
                 progress = self._planned(job, batch, progress)
                 jobs.keep(job, progress.to_json(), self.actions.now())
@@ -246,6 +247,16 @@ class Batches:
             raise unavailable
         return progress
 
+    def _recognized(self, job: Job, batch: Batch, progress: Progress) -> Progress:
+        """Return the progress with the outcomes of planned deliveries that a process had acted on before it died.
+
+        Somebody may have changed them back since then.
+        """
+        events = self.store.deliveries.last_events(progress.planned)
+        done = [key for key in progress.planned if _has_acted(job, batch, events.get(key, ()))]
+        outcomes = [(key, self._earlier_outcome(job, batch, key)) for key in done]
+        return progress.with_outcomes((key, outcome) for key, outcome in outcomes if outcome is not None)
+
     def _without_action(self, batch: Batch, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
         """Yield the outcomes of deliveries that this batch must leave alone."""
         if batch.undoes is not None:
@@ -271,7 +282,7 @@ class Batches:
             case Delivery():
                 return DONE_IN_STATE[batch.act, result.state]
             case AlreadyDone():
-                return self._earlier_outcome(job, batch, delivery)
+                return self._earlier_outcome(job, batch, delivery.key)
             case RelayDeferred():
                 return Outcome.RELEASING
             case NotAllowed():
@@ -284,14 +295,13 @@ class Batches:
                 log.error("action failed id=%s number=%d", delivery.id, delivery.number, exc_info=result)
                 return Outcome.FAILED
 
-    def _earlier_outcome(self, job: Job, batch: Batch, delivery: Delivery) -> Outcome | None:
+    def _earlier_outcome(self, job: Job, batch: Batch, key: DeliveryId) -> Outcome | None:
         """Return the outcome of a delivery in another state: of this batch, if a process died after it had acted."""
         try:
-            state = self.store.deliveries.get(delivery.key).state
+            state = self.store.deliveries.get(key).state
         except NotFound:
             return None
-        event = _last(self.store.deliveries.last_events([delivery.key]).get(delivery.key, ()), _EVENTS[batch.act])
-        is_own = event is not None and is_of(job.id, event.actor)
+        is_own = _has_acted(job, batch, self.store.deliveries.last_events([key]).get(key, ()))
         return DONE_IN_STATE.get((batch.act, state), Outcome.CHANGED) if is_own else Outcome.CHANGED
 
     def _actor(self, actor: Actor, delivery: Delivery) -> Actor:
@@ -328,6 +338,12 @@ _METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] =
 def _id(form: UUID, actor: Actor, number: int) -> UUID:
     """Return the id of the job of a form; ``number``: how often it was posted after its job was undone."""
     return uuid5(form, f"{number} {actor.who}")
+
+
+def _has_acted(job: Job, batch: Batch, events: Sequence[Event]) -> bool:
+    """Return whether a batch caused the last event of its action."""
+    event = _last(events, _EVENTS[batch.act])
+    return event is not None and is_of(job.id, event.actor)
 
 
 def _last(events: Sequence[Event], kinds: Sequence[EventKind]) -> Event | None:

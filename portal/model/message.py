@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -340,6 +340,11 @@ class Reader:
     def identities(self) -> tuple[str, ...]:
         """All identities whose messages the person reads."""
         return (*((self.identity,) if self.alone is None else self.alone), *self.shared)
+
+    def limited_to(self, identities: Collection[str]) -> Reader:
+        """Return the person as a reader of those of their identities that are among these."""
+        left = tuple(each for each in self.identities if each in identities)
+        return self if left == self.identities else Reader(self.identity, left)
 
     @property
     def is_plain(self) -> bool:

@@ -104,7 +104,7 @@ class Inbox:
         deliveries = [delivery for group in groups for delivery in (group.newest, *group.others[:_LISTED_OTHERS])]
         result = kept(request)
         job = self._selections.latest(result.batch, session.recipient)
-        done = self._store.deliveries.of_reader(reader, listed(job) if job else result.keys)
+        done = self._store.deliveries.of_reader(reader, listed(job) if job else [result.key] if result.key else [])
         undone = self._found(session.recipient, request.query("undone"))
         rows = self._pages.rows(request, [*deliveries, *done, *undone], session.recipient)
         of = {row.delivery.key: row for row in rows}
@@ -148,8 +148,8 @@ class Inbox:
     ) -> tuple[Sequence[Group], str | None, str | None, Matches | None]:
         """Return the rows of a page, the query strings of the older and the newer page, None without one, and all
         messages that match if they are selected."""
-        criteria = listing.criteria(viewer.zone, reader)
-        wanted = Reader(reader.identity, (criteria.recipient,)) if criteria.recipient else reader
+        criteria = listing.criteria(viewer.zone)
+        wanted = listing.reader(reader)
 
         def search(limit: int, before: DeliveryId | None = None) -> Page:
             return self._store.deliveries.list_for(

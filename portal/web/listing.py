@@ -158,15 +158,14 @@ class Listing:
             has_attachment=self.get("attachment") != "",
         )
 
-    def criteria(self, zone: ZoneInfo, reader: Reader) -> Filter:
-        """Return all criteria of a reader's list. ``recipient``: the mailbox, None for all that they read."""
+    def criteria(self, zone: ZoneInfo) -> Filter:
+        """Return all criteria besides recipients. Days are those of this time zone."""
+        return replace(self.filter(zone), states=frozenset(VIEWS[self.view]), words=self.get("q"))
+
+    def reader(self, reader: Reader) -> Reader:
+        """Return the reader of the list's mailbox only, and of none if they may not read it."""
         mailbox = self.get("mailbox")
-        return replace(
-            self.filter(zone),
-            recipient=mailbox if mailbox in reader.identities else None,
-            states=frozenset(VIEWS[self.view]),
-            words=self.get("q"),
-        )
+        return reader.limited_to([mailbox]) if mailbox else reader
 
 
 def cursor(text: str) -> DeliveryId | None:

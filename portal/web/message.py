@@ -80,7 +80,7 @@ class MessagePages:
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             row=row,
-            act=result.act if result.keys == (delivery.key,) else "",
+            act=result.act if result.key == delivery.key else "",
             undone=request.query("undone") != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
             **findings(delivery.message, request.language),
@@ -189,7 +189,7 @@ class MessagePages:
         # The browser goes on at the next row.
         next = cursor(request.query("next"))
         response = self._pages.see_other(f"{back}#m-{name_of(next)}" if next and page == "list" else back)
-        keep(self._pages, response, act, [delivery.key])
+        keep(self._pages, response, act, delivery.key)
         return response
 
     def delivery(self, recipient: str, name: str) -> Delivery:

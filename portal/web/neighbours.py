@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from bottle import HTTPResponse
 
-from portal.model.message import Delivery, DeliveryId, Reader
+from portal.model.message import Delivery, DeliveryId
 from portal.model.ranking import ranked
 from portal.stores.records import Page
 from portal.stores.senders import known_senders
@@ -52,8 +52,8 @@ class Neighbours:
         self, delivery: Delivery, listing: Listing, recipient: str, way: str, request: Request
     ) -> DeliveryId | None:
         reader = self._pages.parts.people.reader(recipient)
-        criteria = listing.criteria(self._pages.viewer(request, recipient).zone, reader)
-        wanted = Reader(reader.identity, (criteria.recipient,)) if criteria.recipient else reader
+        criteria = listing.criteria(self._pages.viewer(request, recipient).zone)
+        wanted = listing.reader(reader)
 
         def search(limit: int, before: DeliveryId | None = None) -> Page:
             return self._store.deliveries.list_for(

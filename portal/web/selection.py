@@ -71,7 +71,10 @@ class Selections:
         _, place = place_of(request.form("from"))
         session = self._sessions.of_form(request, f"/{place}")
         if request.form("undo"):
-            batch = self._batches.undo(self._of(request.form("undo"), session))
+            undone = self._of(request.form("undo"), session)
+            if undone.finished_at is None:
+                return self._result(undone, place)
+            batch = self._batches.undo(undone)
             return self._make(request, session, batch, place, is_small=len(batch.selection.keys) > 0)
         if request.form("do") in tuple(Effect):
             return self._senders_of(request, session, place)
@@ -89,10 +92,11 @@ class Selections:
                 N_("An administrator reads each release request. Go back and select at most 50 messages."),
                 400,
             )
-        if wish.act is Act.RELEASE and confirmed not in ("leave", "release"):
-            to_check = [each for each in found if self._needs_check(each)]
-            if to_check:
-                return self._confirm(request, session, wish, to_check)
+        to_check = [each for each in found if self._needs_check(each)] if wish.act is Act.RELEASE else []
+        # Nobody confirms the release of messages whose cautions the page did not show.
+        may_confirm = wish.page.next is None and len(to_check) <= _LISTED
+        if to_check and confirmed != "leave" and not (confirmed == "release" and may_confirm):
+            return self._confirm(request, session, wish, to_check, may_confirm=may_confirm)
         selection = Selection(tuple(each.key for each in found)) if is_small else wish.selection
         return self._make(
             request, session, Batch(wish.act, selection, confirmed == "release"), place, is_small=is_small
@@ -134,7 +138,7 @@ class Selections:
 
         ``names``: the keys of the rows that are ticked; without ``is_one_row``, all that match may be selected.
         """
-        reader = self._pages.parts.people.reader(session.recipient)
+        reader, listing = self._pages.parts.people.reader(session.recipient), Listing.of_query(place)
         keys = [key for name in dict.fromkeys(names.split()) if (key := cursor(name))]
         ceiling = None if is_one_row else cursor(request.form("all"))
         if ceiling is None:
@@ -142,8 +146,12 @@ class Selections:
             return Selection(tuple(each.key for each in found)), Page(tuple(found), None)
         unticked = {key for name in request.form("shown").split() if (key := cursor(name))} - {*keys}
         zone = self._pages.viewer(request, session.recipient).zone
-        criteria = Listing.of_query(place).criteria(zone, reader)
-        selection = Selection(criteria=criteria, ceiling=ceiling, excluded=frozenset(unticked))
+        selection = Selection(
+            criteria=listing.criteria(zone),
+            identities=frozenset(listing.reader(reader).identities),
+            ceiling=ceiling,
+            excluded=frozenset(unticked),
+        )
         return selection, self._batches.matching(reader, selection, limit)
 
     def _needs_check(self, delivery: Delivery) -> bool:
@@ -151,8 +159,13 @@ class Selections:
         is_own = self._pages.parts.domains.right(delivery) is ReleaseRight.SELF
         return delivery.state in RELEASABLE and is_own and delivery.message.tier is Tier.SUSPICIOUS
 
-    def _confirm(self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery]) -> HTTPResponse:
-        """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again."""
+    def _confirm(
+        self, request: Request, session: Session, wish: _Wish, to_check: Sequence[Delivery], *, may_confirm: bool
+    ) -> HTTPResponse:
+        """Return the page that shows the cautions of suspicious messages. Its buttons post the same form again.
+
+        ``may_confirm``: it shows all of them, so that the reader may release them.
+        """
         right = self._pages.parts.domains.right
         found, number = wish.page.deliveries, request.language.number
         others = sum(
@@ -174,7 +187,7 @@ class Selections:
             more=len(to_check) - _LISTED,
             suspicious=number(len(to_check)) + more,
             others=number(others) + more if others else "",
-            all=number(others + len(to_check)) + more,
+            all=number(others + len(to_check)) if may_confirm else "",
         )
 
     def _make(self, request: Request, session: Session, batch: Batch, place: str, *, is_small: bool) -> HTTPResponse:

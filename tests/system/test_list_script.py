@@ -191,6 +191,28 @@ def test_two_tabs_say_what_happened(site: Site, page: Page) -> None:
     expect(row(page, other)).to_be_focused()
 
 
+def test_keys_do_nothing_to_other_rows_while_an_act_is_sent(site: Site, page: Page) -> None:
+    *_, third, second, first = hold(site, 4)
+    open_list(site, page)
+    page.evaluate(
+        "() => { const send = window.send = XMLHttpRequest.prototype.send;"
+        " XMLHttpRequest.prototype.send = function (form) { window.go = () => send.call(this, form) } }"
+    )
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    page.evaluate("() => go()")
+    expect(page.locator("#status")).to_contain_text("Deleted")
+    expect(page.locator(".selected")).to_have_text("")
+    assert states(site, [first, second, third]) == [State.DELETED, State.HELD, State.HELD]
+    page.evaluate("() => { XMLHttpRequest.prototype.send = send }")
+    page.context.set_offline(True)
+    page.keyboard.press("d")
+    expect(page.locator("#status")).to_contain_text("cannot be reached")
+    expect(page.locator(".selected")).to_have_text("")
+
+
 def test_nothing_is_lost_while_the_server_is_away(site: Site, page: Page) -> None:
     helds = hold(site, 3)
     open_list(site, page)

@@ -130,6 +130,20 @@ def test_suspicious_messages_are_released_only_after_their_cautions_were_shown(s
     assert [site.state(each) for each in (first, virus)] == [State.RELEASED, State.HELD]
 
 
+def test_cautions_that_a_page_does_not_show_are_not_confirmed(site: Site, relay: SmtpServer) -> None:
+    spam, browser = hold_many(site, 1), site.signed_in(ALICE)
+    macros = [site.hold(Tier.SUSPICIOUS, recipients=[ALICE], subject=f"macro {n}") for n in range(51)]
+    page = browser.post("/messages", all_that_match(browser, do="release")).text
+    assert "Suspicious messages: 51" in page and "Release only the others (1)" in page
+    assert "Release all" not in page and "select at most 50" in page
+    page = browser.post("/messages", all_that_match(browser, do="release", suspicious="release")).text
+    assert "Suspicious messages: 51" in page
+    assert states(site, [*spam, *macros]) == {State.HELD} and not relay.mails
+    browser.post("/messages", {**hidden(page), "suspicious": "leave"})
+    run(site)
+    assert states(site, macros) == {State.HELD} and states(site, spam) == {State.RELEASED}
+
+
 def test_release_is_requested_for_several(site: Site) -> None:
     viruses = [site.hold(Tier.DANGEROUS, recipients=[ALICE], subject=f"virus {n}") for n in range(2)]
     browser = site.signed_in(ALICE)
@@ -291,6 +305,53 @@ def test_what_changed_before_the_job_ran_is_left_alone(site: Site, aliases: Path
     assert "<p>Released: 59</p>" in page and "Not released, only an administrator can: 1" in page
     assert states(site, own) == {State.RELEASED} and len(relay.mails) == 59
     assert states(site, [*shared, virus]) == {State.HELD}
+
+
+def read_by(site: Site, aliases: Path, *readers: str) -> None:
+    """Change who reads the role mailbox."""
+    write(aliases, f"{INFO} {', '.join(readers)}\n")
+    site.parts.people._checked_at = float("-inf")
+
+
+@pytest.mark.parametrize("do", ["delete", "release", "block"])
+def test_all_of_a_mailbox_that_was_lost_selects_nothing_else(site: Site, aliases: Path, do: str) -> None:
+    own, shared, browser = hold_many(site, 2, BOB), hold_many(site, 2, INFO), site.signed_in(BOB)
+    form = all_that_match(browser, f"&mailbox={INFO}", do=do)
+    read_by(site, aliases, ALICE)
+    assert "No messages selected" in browser.follow(browser.post("/messages", form), "/").text
+    assert states(site, [*own, *shared]) == {State.HELD}
+    assert 'class="mail"' not in browser.get(f"/?mailbox={INFO}").text
+
+
+def test_a_mailbox_that_was_gained_is_left_alone(site: Site, aliases: Path) -> None:
+    shared, own, browser = hold_many(site, 2, INFO), hold_many(site, 60, MALLORY), site.signed_in(MALLORY)
+    path = job_page(browser.post("/messages", all_that_match(browser, do="delete")))
+    read_by(site, aliases, ALICE, MALLORY)
+    run(site)
+    assert "<p>Deleted: 60</p>" in browser.get(path).text
+    assert states(site, own) == {State.DELETED} and states(site, shared) == {State.HELD}
+
+
+def test_what_was_restored_before_a_killed_job_went_on_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    mails, browser = hold_many(site, 60), site.signed_in(ALICE)
+    path = job_page(browser.post("/messages", all_that_match(browser, do="delete")))
+    deleted: list[Any] = []
+    delete = Actions.delete
+
+    def delete_some(self: Actions, *args: Any) -> Any:
+        if len(deleted) == 3:
+            raise Killed
+        deleted.append(delete(self, *args))
+        return deleted[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("portal.batches.run._METHODS", {"delete": delete_some})
+        run(site)
+    browser.post(f"/messages/{deleted[0].id}/restore", {"form_token": browser.form_token()})
+    site.now += LEASE
+    run(site)
+    assert "<p>Deleted: 59</p>" in browser.get(path).text
+    assert [each.id for each in mails if site.state(each) is State.HELD] == [deleted[0].id]
 
 
 # ---- twice

@@ -3,6 +3,8 @@
 // form of the page, sent to its own address; the answer is the list again, which takes the place of the one shown.
 // Texts are in list-script.html.
 (function () {
+  // Older browsers have the list without scripts.
+  if (!("submitter" in SubmitEvent.prototype && HTMLFormElement.prototype.requestSubmit && Array.prototype.findLast && Object.hasOwn)) return;
   const main = document.querySelector("main");
   const status = document.getElementById("status"); // here since loading: screen readers announce only what changes
   const texts = status.dataset;
@@ -11,6 +13,7 @@
   let begin = ""; // id of the row where a range begins
   let place = ""; // id of the row that had the focus last
   let sending = false;
+  let chosen = null; // the row that a key selected to act on
 
   const one = (selector, within = main) => within.querySelector(selector);
   const all = (selector, within = main) => [...within.querySelectorAll(selector)];
@@ -92,6 +95,7 @@
   }
 
   function press(act, row) {
+    if (sending) return; // It would select a row for the act after this one.
     const button = one(`.bar [name="do"][value="${act}"]`);
     if (checkedRows().length || isAll()) button?.click();
     else if (row && act === "release") {
@@ -100,6 +104,7 @@
       if (own || one('.do .button, .do [formaction*="/ask"]', row)) (own || one(".mail", row)).click();
     } else if (row && button) {
       toggle(row);
+      chosen = row;
       button.click();
     }
   }
@@ -180,12 +185,14 @@
   }
 
   function fail(text) {
+    if (chosen) check([chosen], false);
     setSending(false);
     showResult([make("p", "state bad", text)], text);
   }
 
   function setSending(on) {
     sending = on;
+    if (!on) chosen = null;
     document.body.classList.toggle("sending", on);
   }
 
