@@ -27,9 +27,9 @@ from bench import fill
 from bench.processor import Clock, cell, postmaster
 from bench.rig import ROOT, Effort, Row, own_folder, p99, postgres, print_progress, spread
 from bench.sink import Sink, sink
-from digest.compose import digest_mail
 from digest.run import AHEAD
 from portal.assemble import Parts, assemble
+from portal.digests.compose import digest_mail
 from portal.settings import load_from
 from portal.stores import open_store
 from portal.stores.files.database import DATABASE, to_micros

@@ -22,7 +22,7 @@ from bench import digests
 from bench.rig import Effort, Row, own_folder, postgres
 from bench.sink import sink
 from bench.turns import Way, in_turn, needed, posts, sending
-from digest import compose
+from portal.digests import compose
 from portal.exporter import values
 from portal.ingest import Ingest
 from portal.mail import render

@@ -19,9 +19,9 @@ from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from digest.compose import digest_mail
 from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
 from portal.assemble import Parts
+from portal.digests.compose import digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
 from portal.model.errors import (

@@ -26,8 +26,8 @@ from click.testing import CliRunner
 
 from digest import housekeeping, news, run
 from digest.__main__ import main
-from digest.compose import digest_mail
 from portal.assemble import Parts
+from portal.digests.compose import digest_mail
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
 from portal.model.links import MARK_HEADER, Action

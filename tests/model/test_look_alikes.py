@@ -17,7 +17,7 @@ from portal.model import confusables
 from portal.model.domains import shown_address, to_ascii
 from portal.model.look_alikes import looks_alike
 from portal.model.sender import LOOKS_ALIKE, sender_shown
-from tests.digest.test_compose import delivery
+from tests.digests.test_compose import delivery
 from tests.paths import ROOT
 
 LOOK_ALIKES = {

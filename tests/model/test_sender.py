@@ -8,7 +8,7 @@ import pytest
 
 from portal.model.message import Message
 from portal.model.sender import from_address, sender_shown
-from tests.digest.test_compose import delivery
+from tests.digests.test_compose import delivery
 
 
 @pytest.fixture

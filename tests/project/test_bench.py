@@ -21,14 +21,14 @@ from bench.__main__ import MEASURES, PAGE, described
 from bench.processor import Clock
 from bench.rig import Row
 from bench.turns import posts
-from digest.compose import compose
+from portal.digests.compose import compose
 from portal.model.message import Reader, State, new_id
 from portal.model.rights import ReleaseRight
 from portal.stores import open_store
 from portal.stores.records import Digest
 from portal.stores.search import of_reader
 from tests.builders import ALICE, SENDER
-from tests.digest.test_compose import LINKS, NOW, RENDER, delivery
+from tests.digests.test_compose import LINKS, NOW, RENDER, delivery
 from tests.paths import ROOT
 
 BENCH = ROOT / "bench"

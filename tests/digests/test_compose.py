@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from digest.compose import MAIL_BYTES, compose
+from portal.digests.compose import MAIL_BYTES, compose
 from portal.mail.render import Render
 from portal.model.from_header import parse
 from portal.model.links import MARK_HEADER, Action, Links

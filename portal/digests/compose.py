@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from digest.rows import Builder, mailbox_of
 from portal.assemble import Parts
+from portal.digests.rows import Builder, mailbox_of
 from portal.mail.render import Render
 from portal.model.brand import NO_BRAND, Brand
 from portal.model.domains import shown_address

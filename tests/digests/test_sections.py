@@ -11,14 +11,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from digest.compose import compose
+from portal.digests.compose import compose
 from portal.model.message import Delivery, Reader, Symbol, Tier, new_id
 from portal.model.reasons import SCANS_IN_WORDS, why
 from portal.model.short_reasons import shortly
 from portal.model.text import TAGS
 from portal.stores.records import Digest
 from tests.builders import ALICE
-from tests.digest.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
+from tests.digests.test_compose import LINKS, NOW, RENDER, delivery, html_of, mail_of, right, signed, squeezed, text_of
 
 HEADING = re.compile(r"^={20}\n+(.+ \([\d,]+\))$", re.MULTILINE)
 
