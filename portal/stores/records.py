@@ -112,6 +112,16 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class Upcoming:
+    """Result of `Digests.upcoming`."""
+
+    digest: Digest  # not claimed; without deliveries there will be none
+    stopped_at: datetime | None = None  # when the recipient stopped digests
+    due_at: datetime | None = None  # None: not scheduled yet
+    is_first: bool = True  # the recipient was sent none before
+
+
+@dataclass(frozen=True, slots=True)
 class Unsent:
     """A claimed digest that was not sent, and when it may be claimed again."""
 

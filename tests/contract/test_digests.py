@@ -34,6 +34,8 @@ from tests.contract.helpers import (
     send_digest,
 )
 
+SALES, INFO = "sales@example.org", "info@example.org"
+
 
 def test_who_was_sent_a_digest_before(store: Store) -> None:
     hold(store, recipients=[ALICE, BOB])
@@ -491,6 +493,42 @@ def test_unannounced_claims_nothing(store: Store) -> None:
     store.recipients.schedule(ALICE, at)
     assert len(store.digests.unannounced(Reader(ALICE), 10)) == 1
     assert list(store.digests.due(at, 10)) == [ALICE]
+    assert len(send_digest(store, ALICE, at)) == 1
+
+
+@pytest.mark.parametrize("reader", [Reader(ALICE), Reader(ALICE, (ALICE, SALES), {INFO: (ALICE, BOB)})])
+def test_the_upcoming_digest_is_that_of_a_claim(store: Store, reader: Reader) -> None:
+    at = now()
+    for recipient in ("Alice@Example.org", BOB, SALES, INFO, SALES, ALICE):
+        hold(store, recipients=[recipient])
+    delete(store, hold(store, recipients=[ALICE]), at)
+    store.recipients.set_preferences(ALICE, CHOSEN)
+    store.recipients.schedule(ALICE, at + DAY)
+    for limit in (2, 100):
+        found = store.digests.upcoming(reader, at, limit)
+        [digest] = store.digests.claim(
+            at, 1, limit, only=[ALICE], ignore_schedule=True, readers=lambda _: reader
+        ).digests
+        assert len(digest.deliveries) == min(limit, 2 if reader.is_plain else 5)
+        assert replace(found.digest, id=digest.id) == digest
+        assert (found.digest.reader, found.stopped_at, found.due_at, found.is_first) == (reader, None, at + DAY, True)
+        assert store.digests.upcoming(reader, at, limit).digest.id == digest.id, "another try has the same id"
+        store.digests.settle([], [Unsent(digest)], at)
+    send_digest(store, ALICE, at)
+    store.recipients.set_digests_stopped(ALICE, at)
+    found = store.digests.upcoming(reader, at, 9)
+    assert (found.stopped_at, found.due_at, found.is_first) == (at, None, False)
+
+
+def test_upcoming_claims_nothing(store: Store) -> None:
+    hold(store, recipients=[ALICE])
+    at = now()
+    store.recipients.schedule(ALICE, at)
+    before = (store.recipients.get(ALICE), list(store.digests.records(None, 9)), store.digests.due(at, 9))
+    assert len(store.digests.upcoming(Reader(ALICE), at, 10).digest.deliveries) == 1
+    assert (store.recipients.get(ALICE), list(store.digests.records(None, 9)), store.digests.due(at, 9)) == before
+    assert store.digests.upcoming(Reader(MALLORY), at, 10).digest.deliveries == ()
+    assert [person.recipient for person in store.recipients.records("", 9)] == [ALICE]
     assert len(send_digest(store, ALICE, at)) == 1
 
 

@@ -22,6 +22,7 @@ from portal.stores.records import (
     SignInLimits,
     StartedSession,
     Unsent,
+    Upcoming,
 )
 
 
@@ -71,6 +72,13 @@ class Digests(ABC):
     @abstractmethod
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         """Return the deliveries that a claimed digest would hold, without claiming it."""
+
+    @abstractmethod
+    def upcoming(self, reader: Reader, now: datetime, limit: int) -> Upcoming:
+        """Return the digest that a claim at ``now`` would yield for this reader, whatever the schedule.
+
+        Changes nothing: the digest has no lease and cannot be settled.
+        """
 
     @abstractmethod
     def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from portal.model.message import DeliveryId, Filter
 from portal.stores.files.database import Database
-from portal.stores.files.rows import SqliteRows
+from portal.stores.files.rows import SqliteRows, for_each
 from portal.stores.files.search import find_page
 from portal.stores.files.session import SqliteEngine
 from portal.stores.records import Page
@@ -39,16 +39,15 @@ class FileDeliveries(SqlDeliveries):
         return found
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
-        found = {}
+        part = (
+            "SELECT d.recipient, m.header_from, d.message_id, d.number FROM delivery d "
+            "CROSS JOIN message m ON m.id = d.message_id WHERE d.recipient = :recipient AND d.state = 'released' "
+            "ORDER BY d.message_id DESC, d.number DESC LIMIT :limit"
+        )
+        found: dict[str, list[str]] = {}
         with self._engine.reading() as session:
-            for recipient in recipients:
-                rows = session.many(
-                    "SELECT m.header_from FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
-                    "WHERE d.recipient = :recipient AND d.state = 'released' "
-                    "ORDER BY d.message_id DESC, d.number DESC LIMIT :limit",
-                    recipient=recipient,
-                    limit=limit,
-                )
-                if rows:
-                    found[recipient] = [header for (header,) in rows]
+            for union, names in for_each(recipients, part):
+                select = f"SELECT recipient, header_from FROM ({union}) ORDER BY message_id DESC, number DESC"
+                for recipient, header in session.many(select, limit=limit, **names):
+                    found.setdefault(recipient, []).append(header)
         return found

@@ -100,18 +100,16 @@ class FileDigests(SqlDigests):
         """Return the deliveries to announce, and those that were skipped since their mail file is missing."""
         found: list[Delivery] = []
         without_file: list[Delivery] = []
+        after, wanted, more = _BEFORE_ALL, limit, True
         with self._engine.reading() as session:
-            for identity in reader.identities:
-                wanted, after, more = limit, _BEFORE_ALL, True
-                while wanted and more:
-                    deliveries = _oldest_unannounced(session, identity, after, wanted, reader)
-                    more = len(deliveries) == wanted
-                    for delivery in deliveries:
-                        has_file = self._mail.has(delivery.id)
-                        (found if has_file else without_file).append(delivery)
-                        wanted, after = wanted - has_file, delivery.key
-        found.sort(key=lambda delivery: delivery.key)
-        return found[:limit], without_file
+            while wanted and more:
+                deliveries = _oldest_unannounced(session, reader, wanted, after)
+                more = len(deliveries) == wanted
+                for delivery in deliveries:
+                    has_file = self._mail.has(delivery.id)
+                    (found if has_file else without_file).append(delivery)
+                    wanted, after = wanted - has_file, delivery.key
+        return found, without_file
 
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         with self._engine.writing() as session:
@@ -176,10 +174,8 @@ def find_unmarked(session: Session, since: datetime, local: Collection[str] | No
 
 def oldest_news(session: Session, reader: Reader) -> datetime | None:
     """Return when the oldest message was held that is not announced to this reader, or None."""
-    found: list[Delivery] = []
-    for identity in reader.identities:
-        found += _oldest_unannounced(session, identity, _BEFORE_ALL, 1, reader)
-    return min((held_at(delivery.id) for delivery in found), default=None)
+    found = _oldest_unannounced(session, reader, 1)
+    return held_at(found[0].id) if found else None
 
 
 def import_digest(session: Session, digest: DigestRecord) -> None:
@@ -207,25 +203,24 @@ def import_digest(session: Session, digest: DigestRecord) -> None:
 
 
 def _oldest_unannounced(
-    session: Session, recipient: str, after: DeliveryId, limit: int, reader: Reader
+    session: Session, reader: Reader, limit: int, after: DeliveryId = _BEFORE_ALL
 ) -> list[Delivery]:
-    """Return deliveries that are held for this identity and not announced to its reader, oldest first."""
+    """Return deliveries that are held for a reader and not announced to them, oldest first."""
     not_to_reader = ""
     if not reader.is_plain:
         not_to_reader = (
-            "AND NOT EXISTS (SELECT 1 FROM announced_to t "
-            "WHERE t.message_id = d.message_id AND t.number = d.number AND t.reader = :reader) "
+            " AND NOT EXISTS (SELECT 1 FROM announced_to t "
+            "WHERE t.message_id = d.message_id AND t.number = d.number AND t.reader = :reader)"
         )
-    return _ROWS.deliveries(
+    return _ROWS.oldest_of_each(
         session,
-        "WHERE d.recipient = :recipient AND d.state = 'held' AND d.announced_at IS NULL "
-        f"AND (d.message_id, d.number) > (:after_id, :after_number) {not_to_reader}"
-        "ORDER BY d.message_id, d.number LIMIT :limit",
-        recipient=recipient,
+        reader.identities,
+        "d.state = 'held' AND d.announced_at IS NULL "
+        f"AND (d.message_id, d.number) > (:after_id, :after_number){not_to_reader}",
+        limit,
         after_id=after.message_id,
         after_number=after.number,
         reader=reader.identity,
-        limit=limit,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +18,11 @@ _MESSAGE = ", ".join(f"m.{column}" for column in rows.MESSAGE)
 SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # for `deliveries_from`
 # CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, then their messages.
 _DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
+_OF_KEYS = SELECT + (
+    "FROM ({keys}) w CROSS JOIN delivery d ON d.message_id = w.message_id AND d.number = w.number "
+    "CROSS JOIN message m ON m.id = d.message_id ORDER BY d.message_id, d.number LIMIT :limit"
+)
+_PARTS = 400  # SELECTs in one statement; SQLite allows 500 (SQLITE_MAX_COMPOUND_SELECT)
 
 
 class SqliteRows(rows.Rows):
@@ -31,6 +36,20 @@ class SqliteRows(rows.Rows):
         self, session: Session, rest: str, *fields: object, for_update: bool = False, **values: Any
     ) -> list[Delivery]:
         return [_delivery_from(row) for row in session.many(_DELIVERIES + rest, *fields, **values)]
+
+    def oldest_of_each(
+        self, session: Session, recipients: Sequence[str], where: str, limit: int, **values: Any
+    ) -> list[Delivery]:
+        """Return the oldest ``limit`` deliveries ``d`` of these recipients that meet the condition ``where``."""
+        of_one = f"WHERE d.recipient = :recipient AND {where} ORDER BY d.message_id, d.number LIMIT :limit"
+        if len(recipients) == 1:  # as nearly always: the index has the order, so nothing is sorted
+            return self.deliveries(session, of_one, recipient=recipients[0], limit=limit, **values)
+        found = [
+            _delivery_from(row)
+            for keys, names in for_each(recipients, f"SELECT d.message_id, d.number FROM delivery d {of_one}")
+            for row in session.many(_OF_KEYS.format(keys=keys), limit=limit, **names, **values)
+        ]
+        return sorted(found, key=lambda delivery: delivery.key)[:limit]
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         connection = connection_of(session)
@@ -49,6 +68,15 @@ class SqliteRows(rows.Rows):
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
         found = session.many("SELECT id, dedup_key FROM message WHERE id in :ids AND dedup_key IS NOT NULL", ids=ids)
         return dict(found)
+
+
+def for_each(recipients: Sequence[str], select: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield SQL that runs ``select``, which has the parameter ``:recipient``, for many recipients at once, and its
+    parameters. An index with the order of ``select`` is used for each of them, which it is not for a list in ``IN``."""
+    for start in range(0, len(recipients), _PARTS):
+        names = {f"recipient_{n}": one for n, one in enumerate(recipients[start : start + _PARTS])}
+        parts = (f"SELECT * FROM ({select.replace(':recipient', f':{name}')})" for name in names)
+        yield " UNION ALL ".join(parts), names
 
 
 def deliveries_from(cursor: sqlite3.Cursor) -> list[Delivery]:

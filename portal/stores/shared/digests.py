@@ -8,12 +8,12 @@ from datetime import datetime
 from uuid import UUID
 
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Reader, State
+from portal.model.message import Delivery, DeliveryId, Reader, State, new_id
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
-from portal.stores.records import Digest, DigestRequest, LinkOpen, Unsent
+from portal.stores.records import Digest, DigestRequest, LinkOpen, Unsent, Upcoming
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -27,6 +27,11 @@ _DIGEST = (
     " (select preferences from recipient r where r.recipient = digest.recipient) as preferences from digest "
 )
 
+_UPCOMING = (
+    "select address, digest_id, preferences, failures, stopped_at, next_digest_at, not exists (select 1 from digest"
+    " where digest.recipient = recipient.recipient and sent_at is not null) as is_first"
+    " from recipient where recipient = :recipient"
+)
 _LAST = "where recipient = :recipient and sent_at is not null order by issued_at desc, id desc limit 1"
 _REQUEST = (
     "insert into recipient (recipient, address, news_since, next_digest_at, asked_at)"
@@ -56,6 +61,17 @@ class SqlDigests(Digests):
     @abstractmethod
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
         """Return the deliveries that a digest announced and that are still kept, oldest first."""
+
+    def upcoming(self, reader: Reader, now: datetime, limit: int) -> Upcoming:
+        who = reader.identity
+        with self._engine.reading() as session:
+            row = session.one(_UPCOMING, recipient=who)
+        unknown = (who, None, None, 0, None, None, True)
+        address, id, preferences, failures, stopped_at, due_at, is_first = row or unknown
+        deliveries, issued_at = tuple(self.unannounced(reader, limit)), now.replace(microsecond=0)
+        chosen = Preferences.from_json(preferences)
+        digest = Digest(id or new_id(now), who, address, issued_at, deliveries, chosen, failures, reader=reader)
+        return Upcoming(digest, stopped_at, due_at, bool(is_first))
 
     def request(self, reader: Reader, now: datetime, since: datetime) -> DigestRequest:
         recipient = reader.identity
