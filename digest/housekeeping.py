@@ -219,7 +219,8 @@ def daily(parts: Parts, now: datetime) -> None:
     expire(parts, now, all_of_them=True)
     if _clock_is_trusted(parts.store, now):
         purged = parts.store.purge(now - timedelta(days=retention_days), now)
-        log.info("purged messages=%d kept=%d", purged.messages, purged.kept)
+        audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
+        log.info("purged messages=%d kept=%d audit=%d", purged.messages, purged.kept, audited)
 
 
 def expire(parts: Parts, now: datetime, *, all_of_them: bool = False, stopped: Stopped = never) -> int:

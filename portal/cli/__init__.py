@@ -17,8 +17,9 @@ import click
 
 from portal import __version__
 from portal.assemble import keys_path, make_links
-from portal.cli import checks, domains, messages, moving, rules, scan, sending
+from portal.cli import audit, checks, domains, messages, moving, rules, scan, sending
 from portal.cli.common import (
+    FILLED,
     NotDone,
     add_row,
     current_operator,
@@ -36,7 +37,14 @@ from portal.stores import notes, open_store
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quarantine")
-def main() -> None:
+@click.option(
+    "--as",
+    "person",
+    type=FILLED,
+    metavar="NAME",
+    help="Your name for the audit, if it is not the account that called sudo.",
+)
+def main(person: str | None) -> None:
     """Manage the quarantine. Settings are read from QUARANTINE_CONFIG, ./quarantine.toml or
     /etc/rspamd-quarantine/quarantine.toml."""
     for stream in (sys.stdout, sys.stderr):
@@ -126,12 +134,15 @@ def purge(older_than_days: int | None) -> None:
         days = older_than_days or parts.domains.longest_retention_days
         forgotten = expire_ended(parts.store, parts.domains, now, all_of_them=True)
         done = parts.store.purge(now - timedelta(days=days), now)
+        audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
         if forgotten:
             click.echo(f"forgot {forgotten} deliveries whose own retention is shorter")
         click.echo(f"removed {done.messages} messages held more than {days} days ago")
         if done.kept:
             click.echo(f"kept {done.kept} old messages: requested or being released")
+        if audited:
+            click.echo(f"removed {audited} entries of the audit")
 
 
-for command in (*messages.COMMANDS, *moving.COMMANDS, domains.domains, rules.rules, scan.scan):
+for command in (*messages.COMMANDS, *moving.COMMANDS, audit.audit, domains.domains, rules.rules, scan.scan):
     main.add_command(command)

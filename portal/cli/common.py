@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from functools import wraps
 from time import monotonic
 from typing import Any
@@ -35,6 +35,11 @@ from portal.settings import load
 
 SOCKET = "/run/quarantine.sock"  # between Nginx and the portal: deploy/systemd/quarantine.socket
 _PROGRESS_SECONDS = 30
+_NAME_CHARACTERS = 100
+_RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
+_DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
+_FORMULA = re.compile(r"[=+\-@\t\r]")  # spreadsheets execute cells that begin with one of these
+_QUOTED_FORMULA = re.compile(r"'[=+\-@\t\r]")
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 
 ReportProgress = Callable[[int, int, int], None]  # items done, all items, bytes done
@@ -60,6 +65,31 @@ class FilledText(click.ParamType[str]):
 
 
 FILLED = FilledText()
+
+
+class Moment(click.ParamType[datetime]):
+    """A time: a date, with or without the time of day, or how long ago."""
+
+    name = "time"
+
+    def __init__(self, *, ends_day: bool = False) -> None:
+        """``ends_day``: a date alone means the end of that day (UTC)."""
+        self._ends_day = ends_day
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the time. Raises click.BadParameter."""
+        relative = _RELATIVE_TIME.fullmatch(value)
+        if relative:
+            unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
+            return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{shown(value)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m", param, ctx)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        ends_day = self._ends_day and _DATE.fullmatch(value) and moment.year < MAXYEAR  # adding a day would overflow
+        return moment + timedelta(days=1) if ends_day else moment
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,12 +133,20 @@ def open_parts() -> Iterator[Parts]:
 
 
 def current_operator() -> Actor:
-    """Return the person who runs the command, as the actor of what it does."""
+    """Return the person who runs the command, as the actor of what it does.
+
+    The name is that of ``quarantine --as``, else of the account that called sudo, else of the account itself. With
+    ``--as``, ``via`` names the account.
+    """
     try:
-        name = getpass.getuser()
+        account = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; OSError since Python 3.13
-        name = str(os.getuid())
-    return Actor(ActorKind.OPERATOR, shown(name), "cli")
+        account = str(os.getuid())
+    context = click.get_current_context(silent=True)
+    name = context.find_root().params.get("person") if context is not None else None
+    if name:
+        return Actor(ActorKind.OPERATOR, shown(name, _NAME_CHARACTERS), f"cli:{shown(account)}")
+    return Actor(ActorKind.OPERATOR, shown(account), "cli")
 
 
 def find_message(parts: Parts, id: str) -> Message:
@@ -169,6 +207,26 @@ def json_text(value: object, indent: int | None = None) -> str:
         return character if character.isprintable() else json.dumps(character)[1:-1]
 
     return _BEYOND_ASCII.sub(lambda match: escaped(match[0]), text)
+
+
+def cell(value: object) -> str:
+    """Return a value of a cell that no spreadsheet takes for a formula; `unquoted` undoes it."""
+    text = "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return f"'{text}" if _FORMULA.match(text) or _QUOTED_FORMULA.match(text) else text
+
+
+def unquoted(text: str) -> str:
+    """Return the text of a cell that `cell` returned."""
+    return text[1:] if text.startswith("'") and (_FORMULA.match(text[1:]) or _QUOTED_FORMULA.match(text[1:])) else text
+
+
+class Lines:
+    """A file for `csv.writer` that prints."""
+
+    @staticmethod
+    def write(line: str) -> None:
+        """Print a line of CSV, which has its own line break."""
+        click.echo(line, nl=False)
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from portal.assemble import Parts
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.cli.common import (
     FILLED,
+    Moment,
     NotDone,
     WrongCall,
     add_row,
@@ -30,6 +30,7 @@ from portal.cli.common import (
     print_table,
 )
 from portal.mail import wire
+from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, SettingsError
 from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
@@ -39,33 +40,6 @@ from portal.stores import scans
 
 LIST_LIMIT = 50
 _LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
-_RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
-_DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
-
-
-class _Moment(click.ParamType[datetime]):
-    """A time: a date, with or without the time of day, or how long ago."""
-
-    name = "time"
-
-    def __init__(self, *, ends_day: bool = False) -> None:
-        """``ends_day``: a date alone means the end of that day (UTC)."""
-        self._ends_day = ends_day
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the time. Raises click.BadParameter."""
-        relative = _RELATIVE_TIME.fullmatch(value)
-        if relative:
-            unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
-            return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{shown(value)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m", param, ctx)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        ends_day = self._ends_day and _DATE.fullmatch(value) and moment.year < MAXYEAR  # adding a day would overflow
-        return moment + timedelta(days=1) if ends_day else moment
 
 
 @click.command("list")
@@ -78,11 +52,11 @@ class _Moment(click.ParamType[datetime]):
     help="Only messages with these words, or beginnings of words, in subject or sender.",
 )
 @click.option(
-    "--since", type=_Moment(), help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m."
+    "--since", type=Moment(), help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m."
 )
 @click.option(
     "--until",
-    type=_Moment(ends_day=True),
+    type=Moment(ends_day=True),
     help="Only messages held before this time. A date alone means the end of that day (UTC).",
 )
 @click.option("--score-min", type=float, help="Only messages with at least this score.")
@@ -194,6 +168,13 @@ def print_(id: str) -> None:
     """Write the message to standard output, exactly as it was received."""
     with open_parts() as parts:
         message = find_message(parts, id)
+        now, reader = parts.actions.now(), current_operator()
+        parts.store.audit.record(
+            *(
+                AuditEntry.new(now, Act.BODY_READ, reader, each.recipient, delivery=each.key)
+                for each in parts.store.deliveries.of_message(message.id)
+            )
+        )
         for chunk in parts.store.messages.body(message.id):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()

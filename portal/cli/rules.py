@@ -16,16 +16,20 @@ import click
 
 from portal.cli.common import (
     FILLED,
+    Lines,
     NotDone,
     WrongCall,
     add_row,
+    cell,
     current_operator,
     guarded,
     json_text,
     new_table,
     open_parts,
     print_table,
+    unquoted,
 )
+from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
 from portal.model.message import parse_id
@@ -37,8 +41,6 @@ from portal.policy.rulebook import Hint, Rulebook
 _REQUIRED = ("scope", "sender", "effect")
 _OPTIONAL = ("binding", "expires_at", "note")
 _EXPORTED = ("created_at", "made_by", "message_id", "hits", "last_hit_at")  # import ignores them
-_FORMULA = re.compile(r"[=+\-@\t\r]")  # spreadsheets execute cells that begin with one of these
-_QUOTED_FORMULA = re.compile(r"'[=+\-@\t\r]")
 _DAYS = re.compile(r"([0-9]{1,5})d")
 _DATE = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}")
 _PAGE = 500
@@ -179,11 +181,14 @@ def export(recipient: str | None, domain: str | None, site: bool) -> None:
     """Write the rules as CSV to standard output, for `import` or a spreadsheet."""
     with open_parts() as parts:
         scope = _chosen(parts.rulebook, recipient, domain, site) if recipient or domain or site else None
-        writer = csv.writer(_Lines())
+        detail = f"rules of {scope_text(scope)}" if scope else "all rules"
+        entry = AuditEntry.new(datetime.now(UTC), Act.EXPORTED, current_operator(), scope or "", detail)
+        parts.store.audit.record(entry)
+        writer = csv.writer(Lines())
         writer.writerow([*_REQUIRED, *_OPTIONAL, *_EXPORTED])
         for rule in _pages(parts.rulebook, scope, removed=False):
             cells = _rule_json(rule)
-            writer.writerow([_cell(cells[name]) for name in (*_REQUIRED, *_OPTIONAL, *_EXPORTED)])
+            writer.writerow([cell(cells[name]) for name in (*_REQUIRED, *_OPTIONAL, *_EXPORTED)])
 
 
 @rules.command("import")
@@ -258,7 +263,7 @@ def _rule(rulebook: Rulebook, row: dict[str, Any]) -> Rule:
     """Return the rule of one line. Raises BadRule."""
     if row.get(""):
         raise BadRule("There are more values than columns.")
-    values = {name: _unquoted(value).strip() for name, value in row.items() if isinstance(value, str)}
+    values = {name: unquoted(value).strip() for name, value in row.items() if isinstance(value, str)}
     try:
         effect = Effect(values["effect"].lower())
     except ValueError:
@@ -276,25 +281,6 @@ def _rule(rulebook: Rulebook, row: dict[str, Any]) -> Rule:
         expires_at=_parse_end(expires) if expires else None,
         note=values.get("note", ""),
     )
-
-
-def _cell(value: object) -> str:
-    """Return a value of a cell that no spreadsheet takes for a formula; `_unquoted` undoes it."""
-    text = "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    return f"'{text}" if _FORMULA.match(text) or _QUOTED_FORMULA.match(text) else text
-
-
-def _unquoted(text: str) -> str:
-    return text[1:] if text.startswith("'") and (_FORMULA.match(text[1:]) or _QUOTED_FORMULA.match(text[1:])) else text
-
-
-class _Lines:
-    """A file for `csv.writer` that prints."""
-
-    @staticmethod
-    def write(line: str) -> None:
-        """Print a line of CSV, which has its own line break."""
-        click.echo(line, nl=False)
 
 
 # ---- options and output

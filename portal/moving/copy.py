@@ -29,7 +29,7 @@ from portal.stores.records import Record
 
 log = logging.getLogger("quarantine.moving")
 
-_MESSAGES, _PEOPLE, _DIGESTS, _RULES = 200, 500, 200, 500  # in a batch
+_MESSAGES, _PEOPLE, _DIGESTS, _RULES, _AUDIT = 200, 500, 200, 500, 500  # in a batch
 _IDS = 10_000
 _IN_MEMORY_BYTES = 1 << 20
 _THREADS = 4  # a disk makes several messages durable in the time of one, see docs/decisions/speed.md
@@ -135,6 +135,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     _copy_people(source, target, done, preferences=not in_use)
     _copy_domains(source, target)
     _copy_rules(source, target, done, replace_changed=not in_use)
+    _copy_audit(source, target)
     key = notes.LINK_KEY.get(source)
     if key is not None and in_use:
         notes.LINK_KEY.set_default(target, key)
@@ -271,10 +272,17 @@ def _copy_rules(source: Store, target: Store, done: Copied, *, replace_changed: 
         after = rules[-1].id
 
 
+def _copy_audit(source: Store, target: Store) -> None:
+    after: UUID | None = None
+    while entries := source.audit.records(after, _AUDIT):
+        target.audit.record(*entries)
+        after = entries[-1].id
+
+
 def _copy_domains(source: Store, target: Store) -> None:
     after: UUID | None = None
     while values := source.domains.records(after, _RULES):
-        target.domains.set(values)
+        target.domains.import_records(values)
         after = values[-1].id
 
 

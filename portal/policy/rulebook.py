@@ -173,7 +173,7 @@ class Rulebook:
 
     def restore_own(self, reader: Reader, rule_id: UUID, actor: Actor) -> Rule:
         """Put back a removed rule of a person. Raises NotFound, AlreadyDone, TooManyRules."""
-        restored = self.store.rules.restore(self.own_by_id(reader, rule_id).id, self.now())
+        restored = self.store.rules.restore(self.own_by_id(reader, rule_id).id, actor, self.now())
         log.info("rule restored id=%s scope=%s by=%s", restored.id, restored.scope, actor.who)
         return restored
 

@@ -59,6 +59,9 @@ class StoreSettings(Section):
         description="Messages that a rule blocks are removed this many days after they were held, if that is sooner.",
     )
 
+    audit_retention_days: int = Field(
+        365, ge=30, le=3650, description="How long the audit is kept: who did what, see docs/operate.md."
+    )
     retention_min_days: int = Field(
         1, ge=1, le=3650, description="The shortest retention that a domain may have, see docs/domains.md."
     )

@@ -21,6 +21,8 @@ with the state of the last line.
      "last_hit_at": null, "removed_at": null, "removed_by": null}
     {"at": …, "kind": "domain", "id": …, "domain": …, "name": "language", "value": "fr", "set_at": …,
      "by": {"who": …, "via": …, "address": …}, "replaced_at": null}
+    {"at": …, "kind": "audit", "id": …, "done_at": …, "act": "signed-in", "by": {"who": …, "via": …, "address": …},
+     "subject": "alice@example.org", "delivery": null, "detail": ""}
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from portal.model.audit import AuditEntry
 from portal.model.domain_value import DomainValue
-from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier, identity
 from portal.model.rule import Effect, Rule
 from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
@@ -211,6 +214,34 @@ def domain_value_of(line: dict[str, Any]) -> DomainValue:
         actor=_actor(line["by"]),
         replaced_at=parse_time_or_none(line["replaced_at"]),
     )
+
+
+def audit_line(entry: AuditEntry) -> dict[str, Any]:
+    """Return the line of an entry of the audit."""
+    return {
+        "kind": "audit",
+        "id": str(entry.id),
+        "done_at": entry.at.isoformat(),
+        "act": str(entry.act),
+        "by": _actor_json(entry.actor),
+        "subject": entry.subject,
+        "delivery": entry.delivery and [str(entry.delivery.message_id), entry.delivery.number],
+        "detail": entry.detail,
+    }
+
+
+def audit_entries_of(line: dict[str, Any]) -> list[AuditEntry]:
+    """Return the entries of an `audit_line`, or those of the events of a `delivery_line`.
+
+    Raises KeyError, ValueError, TypeError when the line is malformed.
+    """
+    if line["kind"] == "audit":
+        delivery = line["delivery"] and DeliveryId(UUID(line["delivery"][0]), int(line["delivery"][1]))
+        at, act, subject = parse_time(line["done_at"]), str(line["act"]), str(line["subject"])
+        return [AuditEntry(UUID(line["id"]), at, act, _actor(line["by"]), subject, delivery, str(line["detail"]))]
+    key, recipient = DeliveryId(UUID(line["id"]), int(line["number"])), identity(str(line["recipient"]))
+    entries = (AuditEntry.of_event(event, key, recipient) for event in events_of(line))
+    return [entry for entry in entries if entry is not None]
 
 
 def _actor_json(actor: Actor) -> dict[str, str]:

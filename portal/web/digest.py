@@ -73,7 +73,7 @@ class DigestPages:
         if link.action is Action.FORWARDED:
             if request.form("pressed") != "1":
                 return self._pages.see_other("./")
-            return self._preferences.revoke(request, recipient)
+            return self._preferences.revoke(request, recipient, via="link")
         like = cursor(request.query("like"))
         group = f"like={name_of(like)}" if like else ""
         undone = self._undoable(request, recipient) if request.form("do") == "restore" else None

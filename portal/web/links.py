@@ -274,7 +274,7 @@ class LinkPages:
         recipient = self._recipient(request, link, any_host=one_click)
         if one_click:
             # RFC 8058, 3.2: the mail provider's servers send it without Origin and cookies. A redirect is not allowed.
-            self._preferences.unsubscribe(recipient, link.id)
+            self._preferences.unsubscribe(request, recipient, link.id)
             return HTTPResponse(
                 b"You will not receive any more digests.\n", 200, {"Content-Type": "text/plain; charset=utf-8"}
             )

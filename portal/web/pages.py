@@ -22,6 +22,7 @@ from portal.actions import Actions
 from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import Busy
 from portal.model.message import Actor, ActorKind, Delivery, Event
 from portal.model.schedule import Preferences
@@ -275,6 +276,11 @@ class Pages:
         """Return the reader as an event's actor: by name, unless the delivery is for the reader's own address."""
         own = reader == delivery.recipient and not self.parts.people.is_role(delivery.recipient)
         return Actor(ActorKind.RECIPIENT, "" if own else reader, via, request.peer)
+
+    def record(self, request: Request, act: Act, recipient: str, detail: str = "", *, via: str = "portal") -> None:
+        """Record in the audit what a recipient did, if it is not an event of a delivery."""
+        actor = Actor(ActorKind.RECIPIENT, recipient, via, request.peer)
+        self.parts.store.audit.record(AuditEntry.new(self.now(), act, actor, recipient, detail))
 
 
 def json_response(status: int, value: Mapping[str, Any]) -> HTTPResponse:

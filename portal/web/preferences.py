@@ -18,6 +18,7 @@ from bottle import HTTPResponse
 
 from portal.mail import languages
 from portal.mail.languages import own_name
+from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
@@ -82,6 +83,7 @@ _RESULT_TEXTS = {
         ),
     ),
 }
+_ACTS = {"save": Act.PREFERENCES_SET, "stop": Act.DIGESTS_STOPPED, "resume": Act.DIGESTS_RESUMED}
 _REQUEST_RESULTS = {DigestRequest.DUE: "digest", DigestRequest.TOO_SOON: "too-soon", DigestRequest.NOTHING: "nothing"}
 
 
@@ -164,6 +166,7 @@ class PreferencePages:
     def change(self, request: Request, recipient: str, *, back: str, session: Session | None = None) -> HTTPResponse:
         """Apply a posted form of the page, then redirect (303) to ``back``, which shows the result."""
         change, now, done, response = request.form("change"), self._pages.now(), "", None
+        via = "portal" if session else "link"
         if change == "save":
             fields, preferences = _parse_form(request)
             if fields.wrong:
@@ -175,9 +178,9 @@ class PreferencePages:
         elif change == "resume":
             self._store.recipients.set_digests_stopped(recipient, None)
         elif change == "revoke":
-            response, done = self.revoke(request, recipient), "revoked"
+            response, done = self.revoke(request, recipient, via=via), "revoked"
             if session and request.form("sign-out"):
-                self._sessions.end_all(recipient)
+                self._sessions.end_all(request, recipient)
                 return self._sessions.without_cookie(response)
         elif change == "digest" and session:
             reader = self._pages.parts.people.reader(recipient)
@@ -186,17 +189,20 @@ class PreferencePages:
             raise self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
+        if change in _ACTS:
+            self._pages.record(request, _ACTS[change], recipient, via=via)
         log.info("preferences recipient=%s change=%s %s", recipient, change, done)
         if response is not None and not session:
             return response
         return self._pages.see_other(f"{back}?done={done}" if done else back)
 
-    def revoke(self, request: Request, recipient: str) -> HTTPResponse:
+    def revoke(self, request: Request, recipient: str, *, via: str) -> HTTPResponse:
         """Revoke all links sent to a recipient until now.
 
         Returns a page for a browser that used one of these links, since that link no longer opens the previous page.
         """
         self._store.recipients.revoke_links(recipient, self._pages.now())
+        self._pages.record(request, Act.LINKS_REVOKED, recipient, via=via)
         log.info("links revoked recipient=%s", recipient)
         return self._pages.notice(
             request,
@@ -206,7 +212,7 @@ class PreferencePages:
             sign_in=True,
         )
 
-    def unsubscribe(self, recipient: str, digest_id: UUID) -> None:
+    def unsubscribe(self, request: Request, recipient: str, digest_id: UUID) -> None:
         """Stop a recipient's digests at the request of a mail program (RFC 8058).
 
         The recipient is notified once, with a link to resume: mail programs have been seen to unsubscribe recipients
@@ -233,6 +239,8 @@ class PreferencePages:
             )
             mail = QueuedMail(person.address, rendered.as_bytes())
         changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
+        if changed:
+            self._pages.record(request, Act.DIGESTS_STOPPED, recipient, via="one-click")
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:

@@ -69,14 +69,14 @@ class SessionPages:
         session = self._sessions.of_form(request, "/sessions")
         match request.form("end"):
             case "one":
-                if self._sessions.end(session, request.form("session")):
+                if self._sessions.end(request, session, request.form("session")):
                     return self._signed_out()
                 return self._pages.see_other("/sessions?done=ended")
             case "others":
-                self._sessions.end_others(session)
+                self._sessions.end_others(request, session)
                 return self._pages.see_other("/sessions?done=others")
             case "all":
-                self._sessions.end_all(session.recipient)
+                self._sessions.end_all(request, session.recipient)
                 return self._signed_out()
         raise self._pages.notice(request, N_("No action selected"), N_("Go back and press one of the buttons."), 400)
 

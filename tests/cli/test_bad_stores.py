@@ -381,6 +381,7 @@ def test_the_service_waits_with_a_sentence_for_a_store_that_may_recover(
 
 # Further arguments of each command. None: it opens no store, or its purpose is to create one.
 WORDS: dict[str, tuple[str, ...] | None] = {
+    "audit": (),
     "check": (),
     "copy": None,
     "confirm-spam": ("4Abc1",),

@@ -86,14 +86,14 @@ def test_removing_says_who_did_it_and_can_be_undone(store: Store) -> None:
     with pytest.raises(AlreadyDone):
         store.rules.remove(made.id, BY_LINK, at)
     assert store.rules.get(made.id) == removed
-    assert store.rules.restore(made.id, at) == made
+    assert store.rules.restore(made.id, BY_OPERATOR, at) == made
     assert store.rules.matching([ALICE], ["example.net"], [], at) == [made]
     with pytest.raises(AlreadyDone):
-        store.rules.restore(made.id, at)
+        store.rules.restore(made.id, BY_OPERATOR, at)
     with pytest.raises(NotFound):
         store.rules.remove(UNKNOWN, BY_LINK, at)
     with pytest.raises(NotFound):
-        store.rules.restore(UNKNOWN, at)
+        store.rules.restore(UNKNOWN, BY_OPERATOR, at)
 
 
 def test_a_rule_is_not_put_back_beside_a_newer_one(store: Store) -> None:
@@ -101,7 +101,7 @@ def test_a_rule_is_not_put_back_beside_a_newer_one(store: Store) -> None:
     [first] = store.rules.add([rule()], at)
     [second] = store.rules.add([rule(effect="allow")], at)
     with pytest.raises(AlreadyDone):
-        store.rules.restore(first.id, at)
+        store.rules.restore(first.id, BY_OPERATOR, at)
     assert store.rules.list([ALICE], 10, at) == [second]
 
 
@@ -165,7 +165,7 @@ def test_a_recipient_has_a_limit_and_nothing_of_what_exceeds_it_is_added(store: 
     store.rules.remove(gone.id, BY_LINK, at)
     store.rules.add([rule("b.example")], at)
     with pytest.raises(TooManyRules):
-        store.rules.restore(gone.id, at)
+        store.rules.restore(gone.id, BY_OPERATOR, at)
     store.rules.add([rule("b.example", scope=BOB)], at)
     assert len(store.rules.list([ALICE], 2 * RULES_PER_RECIPIENT, at)) == RULES_PER_RECIPIENT
 
@@ -261,11 +261,11 @@ def test_each_change_of_rules_is_noted_and_nothing_else_is(store: Store, second:
     store.rules.add([rule()], at)  # it is there already
     store.rules.count_hits({added.id: 1}, at)
     with pytest.raises(AlreadyDone):
-        store.rules.restore(added.id, at)
+        store.rules.restore(added.id, BY_OPERATOR, at)
     assert second.rules.last_change() == seen[0]
     store.rules.remove(added.id, BY_LINK, at + MINUTE)
     seen.append(second.rules.last_change())
-    store.rules.restore(added.id, at)
+    store.rules.restore(added.id, BY_OPERATOR, at)
     seen.append(second.rules.last_change())
     store.rules.import_records([rule("other.example")], at, replace_changed=False)
     seen.append(second.rules.last_change())

@@ -93,6 +93,7 @@ def everything(store: Store) -> dict[str, object]:
         "due": store.deliveries.due_releases(now() + timedelta(days=9), 100),
         "rules": store.rules.records(None, 1000),
         "domains": store.domains.records(None, 1000),
+        "audit": store.audit.records(None, 1000),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
@@ -158,7 +159,7 @@ def fill_rules(store: Store) -> None:
         [made] = store.rules.add([rule(sender, scope="@example.org")], at)
         store.rules.remove(made.id, BY_OPERATOR, at)
         if sender == "restored.example":
-            store.rules.restore(made.id, at)
+            store.rules.restore(made.id, BY_OPERATOR, at)
 
 
 def test_everything_arrives_and_nothing_twice(urls: tuple[str, str], stores: tuple[Store, Store]) -> None:
@@ -197,7 +198,7 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     for each in source.rules.list(None, 99, now()):
         source.rules.remove(each.id, BY_LINK, now())
     replaced = next(each for each in source.rules.records(None, 99) if each.sender == "replaced.example")
-    source.rules.restore(replaced.id, now())
+    source.rules.restore(replaced.id, BY_OPERATOR, now())
     source.rules.add([rule("another.example")], now())
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output

@@ -239,7 +239,7 @@ def test_the_file_follows_the_rules(parts: Parts, path: Path, written: BlockMap)
     assert written.refresh(now()) and entries(path) == [f"{ALICE}|x.example block"]
     parts.store.rules.remove(added.id, BY_OPERATOR, now())
     assert written.refresh(now()) and entries(path) == []
-    parts.store.rules.restore(added.id, now())
+    parts.store.rules.restore(added.id, BY_OPERATOR, now())
     assert written.refresh(now()) and entries(path) == [f"{ALICE}|x.example block"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert list(path.parent.iterdir()) == [path]

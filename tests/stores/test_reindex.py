@@ -264,11 +264,13 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     assert len(lines(folder)) > 8
     store.purge(now() - timedelta(days=30), now())
     before, values = store.rules.records(None, 99), store.domains.records(None, 99)
-    assert len(lines(folder)) == len(before) + len(values)  # the one of today is not written again
+    audit = store.audit.records(None, 99)
+    assert len(lines(folder)) == len(before) + len(values) + len(audit)  # those of today are not written again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
     assert open_store().domains.records(None, 99) == values != []
+    assert open_store().audit.records(None, 99) == audit != []
 
 
 def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(

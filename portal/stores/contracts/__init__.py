@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 
+from portal.stores.contracts.audit import Audit
 from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
@@ -30,6 +31,7 @@ from portal.stores.records import Ending, Purged, Stats
 
 __all__ = [
     "NO_STARTS",
+    "Audit",
     "Deliveries",
     "Digests",
     "DomainValues",
@@ -61,6 +63,7 @@ class Store(ABC):
     votes: Votes
     rules: Rules
     domains: DomainValues
+    audit: Audit
     notes: Notes
 
     @abstractmethod

@@ -61,7 +61,7 @@ class Rules(ABC):
         """Remove a rule. Durable on return. Raises NotFound, AlreadyDone."""
 
     @abstractmethod
-    def restore(self, rule_id: UUID, now: datetime) -> Rule:
+    def restore(self, rule_id: UUID, actor: Actor, now: datetime) -> Rule:
         """Undo `remove`. Raises NotFound; AlreadyDone if the rule or a newer one for the same sender is in use;
         TooManyRules."""
 
@@ -128,8 +128,7 @@ class DomainValues(ABC):
     def set(self, values: Sequence[DomainValue]) -> None:
         """Set values, or remove those whose value is None. Durable on return. Idempotent.
 
-        Of several values of one setting, the one with the newest id is in use, in whatever order they are set: so this
-        also stores the values of another store, replaced ones included.
+        Of several values of one setting, the one with the newest id is in use, in whatever order they are set.
         """
 
     @abstractmethod
@@ -147,3 +146,7 @@ class DomainValues(ABC):
     @abstractmethod
     def records(self, after: UUID | None, limit: int) -> Sequence[DomainValue]:
         """Return values after this id, oldest first, for a copy, also those replaced."""
+
+    @abstractmethod
+    def import_records(self, values: Sequence[DomainValue]) -> None:
+        """Store values of another store, replaced ones included, as `set` does. Durable on return."""

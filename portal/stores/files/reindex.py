@@ -28,8 +28,17 @@ from portal.stores.files.journal import Journal
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.store import FileStore, check_folder
-from portal.stores.journal import domain_value_of, events_of, parse_time, parse_time_or_none, rule_of, with_verdict_of
+from portal.stores.journal import (
+    audit_entries_of,
+    domain_value_of,
+    events_of,
+    parse_time,
+    parse_time_or_none,
+    rule_of,
+    with_verdict_of,
+)
 from portal.stores.records import DigestRecord, Person
+from portal.stores.shared.audit import put
 from portal.stores.shared.domains import put_domain_value
 from portal.stores.shared.rows import add_announced_to, add_event, events
 from portal.stores.shared.rules import put_rule
@@ -120,7 +129,10 @@ def _replay(store: FileStore, journal: Journal, result: Reindexed) -> None:
 def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> None:
     match line["kind"]:
         case "delivery":
+            _replay_audit(store, line)
             result.actions += _replay_delivery(store, line)
+        case "audit":
+            _replay_audit(store, line)
         case "verdict":
             _replay_verdict(store, line)
         case "scan":
@@ -165,6 +177,12 @@ def _replay_delivery(store: FileStore, line: dict[str, Any]) -> bool:
             if event not in history:
                 add_event(session, key, event)
     return True
+
+
+def _replay_audit(store: FileStore, line: dict[str, Any]) -> None:
+    """Add the entries of the audit that a line has, also for messages that were purged. Idempotent."""
+    with store.engine.writing(durable=False) as session:
+        put(session, audit_entries_of(line))
 
 
 def _replay_verdict(store: FileStore, line: dict[str, Any]) -> None:

@@ -215,7 +215,25 @@ CREATE TABLE vote (                     -- what people say that messages are, se
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX vote_of_person ON vote (campaign, person);
 CREATE INDEX vote_person ON vote (person, at);
-CREATE INDEX vote_at ON vote (at)
+CREATE INDEX vote_at ON vote (at);
+
+CREATE TABLE audit (                    -- what people did, see model/audit.py; rows are never changed
+    id BLOB PRIMARY KEY,
+    at INTEGER NOT NULL,
+    act TEXT NOT NULL,                  -- Act or EventKind
+    actor TEXT NOT NULL,                -- Actor.who, always with a name
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    subject TEXT NOT NULL,              -- a recipient's identity, or a domain
+    message_id BLOB,
+    number INTEGER,
+    detail TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX audit_actor ON audit (actor, id);
+CREATE INDEX audit_act ON audit (act, id);
+CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
+CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -346,7 +364,24 @@ CREATE TABLE vote (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX vote_of_person ON vote (campaign, person);
 CREATE INDEX vote_person ON vote (person, at);
-CREATE INDEX vote_at ON vote (at)
+CREATE INDEX vote_at ON vote (at);
+CREATE TABLE audit (
+    id BLOB PRIMARY KEY,
+    at INTEGER NOT NULL,
+    act TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    message_id BLOB,
+    number INTEGER,
+    detail TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX audit_actor ON audit (actor, id);
+CREATE INDEX audit_act ON audit (act, id);
+CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
+CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END
 """,
 }
 

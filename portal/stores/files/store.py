@@ -41,9 +41,19 @@ from portal.stores.files.digests import FileDigests, find_unmarked
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import delivery_line, domain_value_line, person_line, rule_line, scan_line, verdict_line
+from portal.stores.journal import (
+    audit_entries_of,
+    audit_line,
+    delivery_line,
+    domain_value_line,
+    person_line,
+    rule_line,
+    scan_line,
+    verdict_line,
+)
 from portal.stores.records import Ending, Person, Purged, Stats
 from portal.stores.shared import expiry, recipients, upkeep
+from portal.stores.shared.audit import SqlAudit, entries_of
 from portal.stores.shared.domains import SqlDomainValues, domain_values_after
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
@@ -88,6 +98,7 @@ class FileStore(Store):
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine)
         self.domains = SqlDomainValues(self.engine)
+        self.audit = SqlAudit(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod
@@ -352,7 +363,7 @@ class FileStore(Store):
         until = min(before, now - lifecycle.DIGESTS_KEPT).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
-        if old and self._journal_current_state() and self._journal_rules_of(old):
+        if old and self._journal_current_state() and self._journal_rules_of(old) and self._journal_audit_of(old):
             with self.db.translated():
                 self.db.journal.remove(old)
 
@@ -390,6 +401,24 @@ class FileStore(Store):
             if not self.db.write_journal(partial(self._rule_lines, ids[start : start + _JOURNAL_BATCH])):
                 return False
         return True
+
+    def _journal_audit_of(self, days: Sequence[date]) -> bool:
+        """Write the entries of the audit that these days have to today's journal. Return False if that failed."""
+        ids: list[UUID] = []
+        with self.db.translated():
+            for day in days:
+                for line in self.db.journal.lines([day]):
+                    with suppress(KeyError, ValueError, TypeError, AttributeError):
+                        if line is not None and line["kind"] in ("audit", "delivery"):
+                            ids += [entry.id for entry in audit_entries_of(line)]
+        for start in range(0, len(ids), _JOURNAL_BATCH):
+            if not self.db.write_journal(partial(self._audit_lines, ids[start : start + _JOURNAL_BATCH])):
+                return False
+        return True
+
+    def _audit_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
+        with self.engine.reading() as session:
+            return [audit_line(entry) for entry in entries_of(session, ids)]
 
     def _rule_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         with self.engine.reading() as session:

@@ -124,6 +124,28 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create index on vote (person, at);
         create index on vote (at);
+        create table audit (
+            id uuid primary key,
+            at timestamptz not null,
+            act text not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            subject text not null,
+            message_id uuid,
+            number int,
+            detail text not null
+        );
+        create index on audit (actor, id);
+        create index on audit (act, id);
+        create index on audit (subject, id);
+        create index on audit (message_id, id) where message_id is not null;
+        create function refuse_change() returns trigger language plpgsql as $refuse$
+        begin
+            raise exception '% is append-only', tg_table_name;
+        end
+        $refuse$;
+        create trigger append_only before update on audit for each row execute function refuse_change();
     """,
 }
 

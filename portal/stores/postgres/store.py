@@ -15,6 +15,7 @@ from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine, PostgresSession, connection_of
 from portal.stores.records import Ending, Purged, Stats
 from portal.stores.shared import expiry, upkeep
+from portal.stores.shared.audit import SqlAudit
 from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
@@ -52,6 +53,7 @@ class PostgresStore(Store):
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine, at_posts=PostgresEngine(database, INGEST_SECONDS))
         self.domains = SqlDomainValues(self.engine)
+        self.audit = SqlAudit(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

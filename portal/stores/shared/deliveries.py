@@ -215,7 +215,7 @@ class SqlDeliveries(Deliveries):
             # Without checking the lease: the mail server has the mail, also if another process has the claim by now.
             released = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
             session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
-            self._rows.note(session, key, Event(now, EventKind.RELEASED, actor, answer()))
+            self._rows.note(session, delivery, Event(now, EventKind.RELEASED, actor, answer()))
 
     def _claim_release(
         self,
@@ -241,7 +241,7 @@ class SqlDeliveries(Deliveries):
                 lease=lease,
             )
             if not is_retry:
-                self._rows.note(session, key, Event(now, EventKind.RELEASING, actor))
+                self._rows.note(session, delivery, Event(now, EventKind.RELEASING, actor))
             return claimed
 
     def _record_failure(
@@ -257,7 +257,7 @@ class SqlDeliveries(Deliveries):
                 lease=lease,
             )
             if changed:
-                self._rows.note(session, delivery.key, Event(now, failed.kind, actor, failed.reason))
+                self._rows.note(session, delivery, Event(now, failed.kind, actor, failed.reason))
 
     def due_releases(self, now: datetime, limit: int) -> Sequence[DeliveryId]:
         select = (

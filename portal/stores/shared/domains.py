@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.domain_value import DomainValue
 from portal.model.message import Actor
 from portal.stores.contracts import DomainValues
 from portal.stores.journal import domain_value_line
+from portal.stores.shared.audit import record
 from portal.stores.shared.session import Engine, Row, Session
 
 _COLUMNS = "id, domain, name, value, set_at, actor, via, address, replaced_at"
@@ -31,10 +34,8 @@ class SqlDomainValues(DomainValues):
 
     def set(self, values: Sequence[DomainValue]) -> None:
         with self._engine.writing() as session:
-            session.lock(_LOCK)
-            for value in values:
-                put_domain_value(session, value)
-                session.journal(partial(domain_value_line, value))
+            _import(session, values)
+            record(session, [_audit_entry(value) for value in values])
 
     def in_use(self) -> Sequence[DomainValue]:
         with self._engine.reading() as session:
@@ -58,6 +59,23 @@ class SqlDomainValues(DomainValues):
     def records(self, after: UUID | None, limit: int) -> Sequence[DomainValue]:
         with self._engine.reading() as session:
             return domain_values_after(session, after, limit)
+
+    def import_records(self, values: Sequence[DomainValue]) -> None:
+        with self._engine.writing() as session:
+            _import(session, values)
+
+
+def _import(session: Session, values: Sequence[DomainValue]) -> None:
+    session.lock(_LOCK)
+    for value in values:
+        put_domain_value(session, value)
+        session.journal(partial(domain_value_line, value))
+
+
+def _audit_entry(value: DomainValue) -> AuditEntry:
+    detail = f"{value.name} = {value.value}" if value.value is not None else f"{value.name}: as in the settings file"
+    entry = AuditEntry.new(value.set_at, Act.DOMAIN_SET, value.actor, value.domain, detail)
+    return replace(entry, id=value.id)  # so that setting the same value again adds nothing
 
 
 def domain_values_after(session: Session, after: UUID | None, limit: int) -> list[DomainValue]:

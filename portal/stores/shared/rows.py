@@ -13,6 +13,7 @@ from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, Even
 from portal.stores import scans, symbols
 from portal.stores.journal import delivery_line
 from portal.stores.search import recipient_term, verdict_terms
+from portal.stores.shared.audit import put_event
 from portal.stores.shared.session import Row, Session
 
 COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
@@ -67,16 +68,18 @@ class Rows(ABC):
         return found[0]
 
     def record(self, session: Session, key: DeliveryId, event: Event) -> Delivery:
-        """Add an event to a delivery's history and to the audit journal. Return the delivery in its current state."""
+        """Add an event to a delivery's history, the audit and the journal. Return the delivery in its current state."""
         add_event(session, key, event)
         delivery = self.delivery(session, key)
+        put_event(session, key, delivery.recipient, event)
         session.journal(partial(delivery_line, delivery, [event]))
         return delivery
 
-    def note(self, session: Session, key: DeliveryId, event: Event) -> None:
-        """As `record`, but read the delivery only for a store that has a journal."""
-        add_event(session, key, event)
-        session.journal(lambda: delivery_line(self.delivery(session, key), [event]))
+    def note(self, session: Session, delivery: Delivery, event: Event) -> None:
+        """As `record`, but read the delivery's current state only for a store that has a journal."""
+        add_event(session, delivery.key, event)
+        put_event(session, delivery.key, delivery.recipient, event)
+        session.journal(lambda: delivery_line(self.delivery(session, delivery.key), [event]))
 
     def set_recipient(self, session: Session, key: DeliveryId, recipient: str, address: str) -> None:
         """Set a delivery's recipient, and index the message under it."""

@@ -11,12 +11,14 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import AlreadyDone, NotFound, TooManyRules
 from portal.model.message import Actor, new_id
 from portal.model.rule import BLOCKS_PER_SITE, RULES_PER_RECIPIENT, Effect, Rule, ScopeKind, scope_kind
 from portal.stores.contracts import Rules
 from portal.stores.journal import rule_line
 from portal.stores.records import ActiveRule
+from portal.stores.shared.audit import record
 from portal.stores.shared.session import Engine, Row, Session
 
 _COLUMNS = (
@@ -87,9 +89,10 @@ class SqlRules(Rules):
             _prune(session, {rule.scope})
             _changed(session, now)
             session.journal(partial(rule_line, rule))
+            record(session, [_audit_entry(rule, Act.RULE_REMOVED, actor, now)])
         return rule
 
-    def restore(self, rule_id: UUID, now: datetime) -> Rule:
+    def restore(self, rule_id: UUID, actor: Actor, now: datetime) -> Rule:
         update = (
             "update rule set removed_at = null, removed_by = null, removed_via = null, removed_address = null"
             " where id = :id and removed_at is not null and not exists (select 1 from rule r where"
@@ -103,6 +106,7 @@ class SqlRules(Rules):
             rule = _get(session, rule_id)
             _changed(session, now)
             session.journal(partial(rule_line, rule))
+            record(session, [_audit_entry(rule, Act.RULE_ADDED, actor, now)])
         return rule
 
     def list(
@@ -229,10 +233,16 @@ def _add(session: Session, rules: Sequence[Rule], in_use: Mapping[_Key, Rule], n
         added.append(rule)
         kept.append(rule)
     session.execute_all(_INSERT, [_values(rule) for rule in added])
+    record(session, [_audit_entry(rule, Act.RULE_ADDED, rule.actor, now) for rule in added])
     _prune(session, replaced)
     if added:
         _changed(session, now)
     return kept
+
+
+def _audit_entry(rule: Rule, act: Act, actor: Actor, now: datetime) -> AuditEntry:
+    detail = f"{rule.effect} {rule.sender}{', binding' if rule.binding else ''}"
+    return AuditEntry.new(now, act, actor, rule.scope, detail)
 
 
 def _prune(session: Session, scopes: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bottle import HTTPResponse
 
+from portal.model.audit import Act
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, random_token
 from portal.stores.records import StartedSession
@@ -139,6 +140,7 @@ class Sessions:
             self._store.sign_ins.end_session(sha256(old))
         client = client_name(request.user_agent)
         self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client)
+        self._pages.record(request, Act.SIGNED_IN, recipient, client, via="mailed-link")
         log.info("signed in recipient=%s peer=%s", recipient, request.peer)
         response = self._pages.see_other(destination if _DESTINATION.fullmatch(destination) else "/")
         self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
@@ -152,7 +154,10 @@ class Sessions:
         if secret:
             # With a wrong token the session continues, and the response must not suggest that it has ended.
             self._pages.check_form_token(request, secret)
+            found = self._read(request)
             self._store.sign_ins.end_session(sha256(secret))
+            if found is not None:
+                self._pages.record(request, Act.SIGNED_OUT, found[0].recipient)
         response = self.without_cookie(self._pages.see_other("/sign-in"))
         self._pages.set_cookie(response, _ADDRESS_COOKIE, "", 0)
         return response
@@ -161,7 +166,7 @@ class Sessions:
         """Return the sessions of this session's recipient, the last used first."""
         return self._store.sign_ins.sessions(session.recipient, _MAX_LISTED, self._pages.now())
 
-    def end(self, session: Session, name: str) -> bool:
+    def end(self, request: Request, session: Session, name: str) -> bool:
         """End the recipient's session of this name, the hexadecimal hash of its secret. Return whether it was this one.
 
         Other names, also of other recipients' sessions, are ignored.
@@ -171,19 +176,25 @@ class Sessions:
         except ValueError:
             return False
         ended = self._store.sign_ins.end_sessions(session.recipient, only)
-        log.info("sessions ended recipient=%s count=%d", session.recipient, ended)
+        self._ended(request, session.recipient, ended)
         return only == session.sha256
 
-    def end_others(self, session: Session) -> None:
+    def end_others(self, request: Request, session: Session) -> None:
         """End all other sessions of this session's recipient, and forget browsers as `end_all` does."""
         self._store.recipients.forget_devices(session.recipient, self._pages.now())
-        ended = self._store.sign_ins.end_sessions(session.recipient, but=session.sha256)
-        log.info("sessions ended recipient=%s count=%d", session.recipient, ended)
+        self._ended(
+            request, session.recipient, self._store.sign_ins.end_sessions(session.recipient, but=session.sha256)
+        )
 
-    def end_all(self, recipient: str) -> None:
+    def end_all(self, request: Request, recipient: str) -> None:
         """End all sessions of a recipient. Release links no longer submit themselves in browsers known until now."""
         self._store.recipients.forget_devices(recipient, self._pages.now())
-        log.info("sessions ended recipient=%s count=%d", recipient, self._store.sign_ins.end_sessions(recipient))
+        self._ended(request, recipient, self._store.sign_ins.end_sessions(recipient))
+
+    def _ended(self, request: Request, recipient: str, count: int) -> None:
+        if count:
+            self._pages.record(request, Act.SIGNED_OUT, recipient, f"{count} sessions")
+        log.info("sessions ended recipient=%s count=%d", recipient, count)
 
     def without_cookie(self, response: HTTPResponse) -> HTTPResponse:
         """Return a response that removes the session's cookie."""

@@ -1,0 +1,146 @@
+"""The command ``quarantine audit``: who did what, on the terminal, as JSON or as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import click
+
+from portal.assemble import Parts
+from portal.cli.common import (
+    FILLED,
+    Lines,
+    Moment,
+    WrongCall,
+    add_row,
+    cell,
+    current_operator,
+    find_message,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
+from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.domains import shown_address
+from portal.model.message import EventKind, identity
+from portal.model.text import shown
+
+_ACTS = [*sorted({*map(str, Act), *map(str, EventKind)})]
+_COLUMNS = ("at", "act", "who", "via", "address", "subject", "id", "number", "detail")
+_PAGE = 500
+
+
+@click.command()
+@click.option("--who", type=FILLED, metavar="NAME", help="Only what this operator or recipient did.")
+@click.option("--act", type=click.Choice(_ACTS), metavar="ACT", help="Only this act, for example released.")
+@click.option("--recipient", type=FILLED, metavar="ADDRESS", help="Only what concerns this recipient.")
+@click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only settings of this domain.")
+@click.option("--id", type=FILLED, metavar="ID", help="Only what concerns this message.")
+@click.option("--since", type=Moment(), help="Only since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
+@click.option("--until", type=Moment(ends_day=True), help="Only before this time. A date alone means its end (UTC).")
+@click.option("--limit", type=click.IntRange(1, 10_000_000), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@guarded
+def audit(
+    who: str | None,
+    act: str | None,
+    recipient: str | None,
+    domain: str | None,
+    id: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """List who did what, newest first. Entries are kept for `store.audit_retention_days`."""
+    if since and until and since >= until:
+        raise WrongCall("--since is not before --until, so no entry can match. Exchange them.")
+    if recipient and domain:
+        raise WrongCall("Use either --recipient or --domain.")
+    if as_json and as_csv:
+        raise WrongCall("Use either --json or --csv.")
+    with open_parts() as parts:
+        wanted = AuditFilter(
+            person=identity(who) if who and "@" in who else who or "",
+            act=act or "",
+            subject=identity(recipient or domain or ""),
+            message_id=_message_id(parts, id) if id else None,
+            since=since,
+            until=until,
+        )
+        if as_json or as_csv:  # a copy leaves the portal
+            options = {"who": who, "act": act, "recipient": recipient, "domain": domain, "id": id}
+            detail = "audit " + ", ".join(f"{name} {value}" for name, value in options.items() if value)
+            entry = AuditEntry.new(datetime.now(UTC), Act.EXPORTED, current_operator(), detail=detail.strip())
+            parts.store.audit.record(entry)
+        found = [*_pages(parts, wanted, limit + 1)]
+    if as_json:
+        for each in found[:limit]:
+            click.echo(json_text(_json(each)))
+    elif as_csv:
+        writer = csv.writer(Lines())
+        writer.writerow(_COLUMNS)
+        writer.writerows([cell(value) for value in _json(each).values()] for each in found[:limit])
+    else:
+        _print(found[:limit])
+    if len(found) > limit:
+        click.echo(f"There are more entries. To list more, use --limit {limit * 10}", err=True)
+
+
+def _message_id(parts: Parts, id: str) -> UUID:
+    """Return the id of a message, also of one that was purged. Raises NotDone."""
+    try:
+        return UUID(id)
+    except ValueError:
+        return find_message(parts, id).id
+
+
+def _pages(parts: Parts, wanted: AuditFilter, limit: int) -> Iterator[AuditEntry]:
+    before = None
+    while limit > 0:
+        page = parts.store.audit.list(wanted, min(limit, _PAGE), before)
+        yield from page
+        if len(page) < min(limit, _PAGE):
+            return
+        limit -= len(page)
+        before = page[-1].id
+
+
+def _print(entries: list[AuditEntry]) -> None:
+    table = new_table("at (UTC)", "act", "who", "via", "from", "concerns", "id", "detail")
+    for entry in entries:
+        add_row(
+            table,
+            f"{entry.at:%Y-%m-%d %H:%M:%S}",
+            entry.act,
+            shown_address(entry.actor.who),
+            entry.actor.via,
+            entry.actor.address,
+            shown_address(entry.subject),
+            "" if entry.delivery is None else str(entry.delivery.message_id),
+            shown(entry.detail, 200),
+        )
+    print_table(table)
+
+
+def _json(entry: AuditEntry) -> dict[str, Any]:
+    values = (
+        entry.at.isoformat(),
+        entry.act,
+        entry.actor.who,
+        entry.actor.via,
+        entry.actor.address,
+        entry.subject,
+        None if entry.delivery is None else str(entry.delivery.message_id),
+        None if entry.delivery is None else entry.delivery.number,
+        entry.detail,
+    )
+    return dict(zip(_COLUMNS, values, strict=True))

@@ -1,0 +1,91 @@
+"""The audit: what people did, with their names. It is kept longer than the messages."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, new_id
+
+_PEOPLE = frozenset({ActorKind.RECIPIENT, ActorKind.OPERATOR})
+
+
+class Act(StrEnum):
+    """An act that is not an event of a delivery. The values are kept in stores and journals."""
+
+    SIGNED_IN = "signed-in"
+    SIGNED_OUT = "signed-out"  # one session or several were ended
+    RULE_ADDED = "rule-added"
+    RULE_REMOVED = "rule-removed"
+    DOMAIN_SET = "domain-set"  # a setting of a domain
+    PREFERENCES_SET = "preferences-set"
+    DIGESTS_STOPPED = "digests-stopped"
+    DIGESTS_RESUMED = "digests-resumed"
+    LINKS_REVOKED = "links-revoked"
+    BODY_READ = "body-read"  # somebody who is not the recipient read a message
+    EXPORTED = "exported"  # somebody exported the audit or the rules
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act of one person."""
+
+    id: UUID  # sorts by time
+    at: datetime
+    act: str  # an `Act`, or the `EventKind` of an event of a delivery
+    actor: Actor
+    subject: str = ""  # the recipient or domain that the act concerns, in the spelling of `identity`
+    delivery: DeliveryId | None = None
+    detail: str = ""
+
+    @classmethod
+    def new(
+        cls,
+        at: datetime,
+        act: Act,
+        actor: Actor,
+        subject: str = "",
+        detail: str = "",
+        *,
+        delivery: DeliveryId | None = None,
+    ) -> AuditEntry:
+        """Return a new entry."""
+        return cls(new_id(at), at, act, _named(actor, subject), subject, delivery, detail)
+
+    @classmethod
+    def of_event(cls, event: Event, delivery: DeliveryId, recipient: str) -> AuditEntry | None:
+        """Return the entry of an event of a delivery, None if no person caused it.
+
+        Equal events have equal ids, so that recording them again changes nothing.
+        """
+        if event.actor.kind not in _PEOPLE:
+            return None
+        actor = _named(event.actor, recipient)
+        key = f"{delivery.message_id} {delivery.number} {event.at.isoformat()} {event.kind} {actor.who} {actor.via}"
+        digest = int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:8])
+        # The time of `new_id`, then whether it is the outcome of an act that began at the same time, then the digest.
+        time, is_outcome = new_id(event.at).int >> 62, event.kind is not EventKind.RELEASING
+        id = UUID(int=time << 62 | is_outcome << 61 | digest & (1 << 61) - 1)
+        return cls(id, event.at, event.kind, actor, recipient, delivery, event.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Selects entries of the audit. Empty values select all."""
+
+    person: str = ""  # an operator's name or a recipient's identity
+    act: str = ""
+    subject: str = ""
+    message_id: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def _named(actor: Actor, subject: str) -> Actor:
+    """Return the actor with a name: that of a recipient who acts on their own messages is left out elsewhere."""
+    if actor.kind is ActorKind.RECIPIENT and not actor.name:
+        return Actor(actor.kind, subject, actor.via, actor.address)
+    return actor

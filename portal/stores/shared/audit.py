@@ -1,0 +1,121 @@
+"""The audit, in table `audit`. A trigger refuses changes of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from portal.model.audit import AuditEntry, AuditFilter
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, first_id
+from portal.stores.contracts import Audit
+from portal.stores.journal import audit_line
+from portal.stores.shared.session import Engine, Row, Session
+
+_COLUMNS = "id, at, act, actor, via, address, subject, message_id, number, detail"
+_SELECT = f"select {_COLUMNS} from audit"
+_INSERT = (
+    f"insert into audit ({_COLUMNS})"
+    " values (:id, :at, :act, :who, :via, :address, :subject, :message_id, :number, :detail)"
+    " on conflict (id) do nothing"
+)
+_BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
+_KINDS = (ActorKind.OPERATOR, ActorKind.RECIPIENT)
+
+
+class SqlAudit(Audit):
+    """See `Audit`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def record(self, *entries: AuditEntry) -> None:
+        with self._engine.writing() as session:
+            record(session, entries)
+
+    def list(self, wanted: AuditFilter, limit: int, before: UUID | None = None) -> Sequence[AuditEntry]:
+        conditions = {
+            "actor in :people": [f"{kind}:{wanted.person}" for kind in _KINDS] if wanted.person else None,
+            "act = :act": wanted.act or None,
+            "subject = :subject": wanted.subject or None,
+            "message_id = :message_id": wanted.message_id,
+            "id >= :since_id": wanted.since and first_id(wanted.since),
+            "id < :until_id": wanted.until and first_id(wanted.until),
+            "id < :before_id": before,
+        }
+        used = {condition: value for condition, value in conditions.items() if value is not None}
+        where = f" where {' and '.join(used)}" if used else ""
+        values = {condition.rpartition(":")[2]: value for condition, value in used.items()}
+        with self._engine.reading() as session:
+            rows = session.many(f"{_SELECT}{where} order by id desc limit :limit", **values, limit=limit)
+        return [_entry(row) for row in rows]
+
+    def expire(self, before: datetime) -> int:
+        count, removed = 0, _BATCH
+        while removed == _BATCH:
+            with self._engine.writing(durable=False) as session:
+                removed = session.execute(
+                    "delete from audit where id in (select id from audit where id < :end_id order by id limit :limit)",
+                    end_id=first_id(before),
+                    limit=_BATCH,
+                )
+            count += removed
+        return count
+
+    def records(self, after: UUID | None, limit: int) -> Sequence[AuditEntry]:
+        with self._engine.reading() as session:
+            rows = session.many(
+                f"{_SELECT} where id > :after_id order by id limit :limit", after_id=after or UUID(int=0), limit=limit
+            )
+        return [_entry(row) for row in rows]
+
+
+def record(session: Session, entries: Sequence[AuditEntry]) -> None:
+    """Add entries in the transaction of what they are about, with lines in the journal."""
+    put(session, entries)
+    for entry in entries:
+        session.journal(partial(audit_line, entry))
+
+
+def put(session: Session, entries: Sequence[AuditEntry]) -> None:
+    """Add entries without lines in the journal."""
+    if len(entries) == 1:
+        session.execute(_INSERT, **_values(entries[0]))
+    elif entries:
+        session.execute_all(_INSERT, [_values(entry) for entry in entries])
+
+
+def put_event(session: Session, key: DeliveryId, recipient: str, event: Event) -> None:
+    """Add the entry of an event, if a person caused it. The line of the delivery in the journal has the event."""
+    entry = AuditEntry.of_event(event, key, recipient)
+    if entry is not None:
+        put(session, [entry])
+
+
+def entries_of(session: Session, ids: Collection[UUID]) -> Sequence[AuditEntry]:
+    """Return those of these entries that exist."""
+    return [_entry(row) for row in session.many(f"{_SELECT} where id in :ids order by id", ids=[*ids])]
+
+
+def _values(entry: AuditEntry) -> dict[str, Any]:
+    message_id, number = entry.delivery or (None, None)
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "act": str(entry.act),
+        "who": entry.actor.who,
+        "via": entry.actor.via,
+        "address": entry.actor.address,
+        "subject": entry.subject,
+        "message_id": message_id,
+        "number": number,
+        "detail": entry.detail,
+    }
+
+
+def _entry(row: Row) -> AuditEntry:
+    id, at, act, who, via, address, subject, message_id, number, detail = row
+    delivery = None if message_id is None else DeliveryId(message_id, number)
+    return AuditEntry(id, at, act, Actor.from_stored(who, via, address), subject, delivery, detail)
