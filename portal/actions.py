@@ -62,7 +62,7 @@ log = logging.getLogger("quarantine.release")
 GIVE_UP_AFTER = timedelta(days=5)  # RFC 5321, 4.5.4.1: the sender needs to try for 4-5 days
 # The states in which a recipient may release or delete a delivery, or request its release.
 RELEASABLE = frozenset({State.HELD, State.PASSED, State.BLOCKED})
-_NOT_BY_RECIPIENTS = "only an administrator can release this message"
+_NOT_BY_RECIPIENTS = N_("only an administrator can release this message")
 _SCAN_REPORTED = N_("the virus scan reported a problem")
 _NOT_SCANNED = N_("the message could not be scanned for viruses")
 _NO_EFFECT = N_("the rule cannot take effect on this message")

@@ -35,11 +35,12 @@ from portal.policy.entry import senders_of
 from portal.reading import Preview, read, read_headers
 from portal.reading.raw import raw_source
 from portal.web.auth.session import Sessions
+from portal.web.history import history
 from portal.web.listing import Listing, cursor, name_of, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, keep, kept
-from portal.web.rows import Viewer, findings, headers, history
+from portal.web.rows import Viewer, findings, headers
 
 # What a message in a frame may do: open a link in a new window, which is a window like any other.
 SANDBOX = "allow-popups allow-popups-to-escape-sandbox"

@@ -1,4 +1,4 @@
-"""View models: deliveries, findings and histories for templates, sanitized and in words.
+"""View models: deliveries and findings for templates, sanitized and in words.
 
 All functions are pure. The caller reads the required data from the store.
 """
@@ -23,29 +23,7 @@ from portal.model.sender import Proof, Sender, proof, sender_shown
 from portal.model.text import N_, shown
 
 _SYMBOLS = 60  # shown for one message
-_EVENTS = 50  # shown for one delivery
 
-EVENTS_IN_WORDS = {
-    EventKind.HELD: N_("held"),
-    EventKind.ASSIGNED: N_("recipient assigned"),
-    EventKind.REQUESTED: N_("release requested"),
-    EventKind.REFUSED: N_("request denied"),
-    EventKind.RELEASING: N_("release started"),
-    EventKind.RELEASED: N_("released"),
-    EventKind.DEFERRED: N_("delivery deferred"),
-    EventKind.FAILED: N_("release failed"),
-    EventKind.DELETED: N_("deleted"),
-    EventKind.CONFIRMED: N_("reported as spam"),
-    EventKind.LEARNED_HAM: N_("used to train the spam filter"),
-    EventKind.LEARNED_SPAM: N_("used to train the spam filter"),
-    EventKind.RESTORED: N_("deletion undone"),
-    EventKind.RAISED: N_("reclassified as more dangerous"),
-    EventKind.STOPPED: N_("release stopped"),
-    EventKind.PASSED: N_("let through"),
-    EventKind.BLOCKED: N_("blocked"),
-    EventKind.UNBLOCKED: N_("moved to held messages"),
-    EventKind.DOWNLOADED: N_("downloaded"),
-}
 # The kinds of events that change a delivery to a state.
 _KINDS_OF_STATE = {
     State.REQUESTED: (EventKind.REQUESTED,),
@@ -69,11 +47,6 @@ _OUTCOMES = {
     Outcome.CHANGED: N_("Not changed"),
     Outcome.FAILED: N_("Release failed"),
 }
-_SERVER_REPLIES = (
-    EventKind.RELEASED,
-    EventKind.DEFERRED,
-    EventKind.FAILED,
-)  # events that record a reply of the mail server
 _REASON_KINDS = (
     EventKind.REFUSED,
     EventKind.FAILED,
@@ -327,33 +300,3 @@ def _date(text: str, viewer: Viewer) -> str:
         return viewer.language.moment(at, viewer.zone) if at.tzinfo else text
     except (ValueError, OverflowError):
         return text
-
-
-def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[tuple[str, str, str, str]]:
-    """Return the last events of a delivery, oldest first: (time, event, actor in words, actor's name)."""
-    return [
-        (
-            viewer.language.moment(event.at, viewer.zone),
-            EVENTS_IN_WORDS[event.kind],
-            *_actor_texts(event, row),
-        )
-        for event in events[-_EVENTS:]
-    ]
-
-
-def _actor_texts(event: Event, row: Row) -> tuple[str, str]:
-    """Return the actor in words, or the name if the actor is another reader of the same mailbox: one of both is "".
-
-    Operators' names and clients' addresses are shown to operators only. The mail server's replies have no actor.
-    """
-    if event.kind in _SERVER_REPLIES:
-        return "", ""
-    is_own = event.actor.kind is ActorKind.RECIPIENT and not event.actor.name
-    if is_own and row.mailbox:
-        return "", row.mailbox  # recorded when the mailbox had a single reader
-    if is_own:
-        return N_("through a link in a digest") if event.actor.via.partition("/")[0] == "link" else N_("by you"), ""
-    if event.actor.kind is ActorKind.RULE:
-        own = scope_kind(event.actor.via) is ScopeKind.RECIPIENT
-        return N_("by your rule") if own else N_("by a rule of your administrator"), ""
-    return N_("by an administrator") if event.actor.kind is ActorKind.OPERATOR else "", actor_name(event.actor)

@@ -147,7 +147,7 @@ def test_its_page_and_the_list_name_the_rule_and_it_can_be_sent_again(site: Site
         assert "Let through" in text
         assert "By your rule for example.net" in text
         assert "Send again" in text
-    assert "let through by your rule" in page
+    assert "Let through by your rule for \u2068example.net\u2069." in page
     alice.post(f"/messages/{answer.json['id']}/release", {"form_token": alice.form_token()})
     assert released_to(smtp) == [ALICE]
     assert states(site, answer) == [State.RELEASED, State.HELD]

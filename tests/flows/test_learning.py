@@ -618,8 +618,8 @@ def test_recipients_report_spam_on_the_page_of_a_message(make_site: MakeSite, rs
     learn(site)
     assert posted(rspamd) == ["/learnspam"] * 2
     text = site.signed_in(ALICE).get(f"/messages/{copies[0].id}/").text
-    assert "reported as spam by you" in text
-    assert "used to train the spam filter" in text
+    assert "Reported as spam and deleted by you." in text
+    assert "The spam filter learned this message as spam." in text
     assert "answer 200" not in text  # and thus not who agreed
 
 

@@ -77,7 +77,7 @@ def test_its_page_names_the_rule_and_offers_a_release(site: Site, smtp: SmtpServ
     held, alice = held_by_post(site), site.signed_in(ALICE)
     page = alice.get(f"/messages/{held.id}/").text
     assert "By your rule for example.net" in page
-    assert "blocked by your rule" in page
+    assert "Blocked by your rule for \u2068example.net\u2069." in page
     alice.post(f"/messages/{held.id}/release", {"form_token": alice.form_token()})
     assert site.state(held) is State.RELEASED
     assert [m.recipients for m in smtp.mails] == [[ALICE]]

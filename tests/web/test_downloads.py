@@ -152,7 +152,7 @@ def test_a_download_is_in_the_history_with_who_did_it(site: Site) -> None:
         "message",
     )
     assert site.state(held) is State.HELD
-    assert "downloaded by you" in browser.get(f"/messages/{held.id}/").text
+    assert "Message downloaded by you." in browser.get(f"/messages/{held.id}/").text
 
 
 def test_a_download_needs_the_recipients_session_and_its_form(site: Site) -> None:

@@ -19,7 +19,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.message import DeliveryId, EventKind, Flag, State, Symbol, Tier, held_at, new_id
 from portal.stores.records import Held
-from portal.web.rows import EVENTS_IN_WORDS
+from portal.web.history import EVENTS_IN_WORDS
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.builders import rule as rule_of_alice
 from tests.conftest import MakeSettings
@@ -478,7 +478,14 @@ def failing(_: Any, chunks: Iterable[bytes]) -> Iterator[bytes]:
 def test_a_message_shows_text_reasons_and_history_without_other_people(site: Site, held: Held) -> None:
     act(site.signed_in(BOB), held.id, "delete")
     page = site.signed_in(ALICE).get(f"/messages/{held.id}/").text
-    for words in ("Buy ", "BAYES_SPAM", "resembles known spam", "17.5", "promo@example.net", ": held"):
+    for words in (
+        "Buy ",
+        "BAYES_SPAM",
+        "resembles known spam",
+        "17.5",
+        "promo@example.net",
+        ": Held by the spam filter.",
+    ):
         assert words in page
     assert page.count(BOB) == page.count("<dd><bdi>alice@example.org, bob@example.org</bdi></dd>") == 1
     assert "deleted" not in page.lower().replace("state=deleted", "")
