@@ -498,6 +498,33 @@ begin
 end
 $texts$;
 
+-- Returns those of the newest deliveries, as `deliveries_of` does, that may be near-duplicates of a message with this body
+-- and From header, newest first, at most `at_most`: each with its place among the `examined` newest ones, and the last of
+-- these in any case.
+create or replace function near_duplicates(
+    identities text[], states text[], low uuid, before_id uuid, before_number int, examined int, sha256 bytea,
+    from_header text, from_address text, at_most int
+) returns table (
+    place bigint, number int, recipient text, address text, state text, state_at timestamptz, reason text, attempts int,
+    next_try_at timestamptz, announced_at timestamptz, m message
+) language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+as $near$
+#variable_conflict use_column
+begin
+    return query
+        select d.ordinality, d.number, d.recipient, d.address, d.state, d.state_at, d.reason, d.attempts, d.next_try_at,
+            d.announced_at, m
+        from deliveries_of(identities, states, low, before_id, before_number, examined) with ordinality d
+        join message m on m.id = d.message_id
+        where d.ordinality = examined or m.body_sha256 = sha256 or m.header_from = from_header
+        -- The collation C changes ASCII letters only, in every database.
+        or strpos(lower(m.header_from collate "C"), from_address) > 0
+        order by d.ordinality limit at_most;
+end
+$near$;
+
 -- Returns how many of the newest deliveries of each of these identities are in each state, of `each_at_most` of them.
 create or replace function states_of(identities text[], each_at_most int)
 returns table (recipient text, state text, n bigint) language plpgsql stable

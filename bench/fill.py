@@ -19,7 +19,7 @@ import psycopg
 
 from bench import load
 from portal.exporter.values import symbols as read_symbols
-from portal.model.message import Reader, State, Tier, new_id
+from portal.model.message import Filter, Reader, State, Tier, new_id
 from portal.stores import open_store, search, symbols
 from portal.stores.files import word_index
 from portal.stores.files.database import DATABASE, to_micros
@@ -176,8 +176,9 @@ def _check(url: str, days: list[tuple[date, int, int]], people: int) -> None:
     store = open_store(url)
     try:
         for word, expected in {"offer": min(len(of_recipient), CHECKED), str(count - 1): 1, "absent": 0}.items():
-            wanted = search.of_reader(Reader(person(recipient)), [State.HELD], word)
-            if len(store.deliveries.search(wanted, CHECKED).deliveries) != expected:
+            wanted = Filter(states=frozenset({State.HELD}), words=word)
+            found = store.deliveries.matching(Reader(person(recipient)), wanted, CHECKED).deliveries
+            if len(found) != expected:
                 raise RuntimeError(f"a search for {word!r} in the filled store does not find {expected} messages")
     finally:
         store.close()

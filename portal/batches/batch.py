@@ -208,6 +208,7 @@ def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
         "tiers": sorted(criteria.tiers),
         "reason": criteria.reason,
         "has_attachment": criteria.has_attachment,
+        "like": text_of(criteria.like) if criteria.like else None,
     }
 
 
@@ -221,4 +222,5 @@ def _criteria_from_json(found: Mapping[str, Any]) -> Filter:
         tiers=frozenset(map(Tier, found["tiers"])),
         reason=found["reason"],
         has_attachment=found["has_attachment"],
+        like=key_of(found["like"]) if found["like"] else None,
     )

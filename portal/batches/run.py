@@ -153,7 +153,7 @@ class Batches:
             before = DeliveryId(selection.ceiling.message_id, selection.ceiling.number + 1)
         # By now they may read fewer mailboxes, or others, of which they have seen nothing.
         reader = reader.limited_to(selection.identities)
-        page = self.store.deliveries.list_for(reader, wanted.states, limit, before, words=wanted.words, criteria=wanted)
+        page = self.store.deliveries.matching(reader, wanted, limit, before)
         found = [each for each in page.deliveries if each.key not in selection.excluded]
         return Page(tuple(found), page.next)
 

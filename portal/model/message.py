@@ -372,6 +372,7 @@ class Filter:
     tiers: frozenset[Tier] = field(default_factory=frozenset)
     reason: str = ""  # one of the texts that `reasons.why` returns
     has_attachment: bool = False  # see `reasons.has_attachment`
+    like: DeliveryId | None = None  # near-duplicates of this delivery and itself; none unless it is one of the readers'
 
 
 ANY = Filter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from operator import attrgetter
 from uuid import UUID
@@ -89,6 +89,13 @@ def grouped(deliveries: Iterable[Delivery]) -> list[Group]:
     return _grouped(deliveries, {delivery.id: trusted(delivery.message) for delivery in deliveries}, ())
 
 
+def unfolded(groups: Iterable[Group]) -> list[Group]:
+    """Return a group for each delivery of these groups, in their order."""
+    return [
+        replace(group, newest=delivery, others=()) for group in groups for delivery in (group.newest, *group.others)
+    ]
+
+
 def _grouped(ordered: Iterable[Delivery], trust: Mapping[UUID, bool], known: Collection[str]) -> list[Group]:
     by_key: dict[object, list[Delivery]] = {}
     groups: list[list[Delivery]] = []
@@ -115,6 +122,31 @@ def _group(found: list[Delivery], trust: Mapping[UUID, bool], known: Collection[
         and newest.message.tier is not Tier.DANGEROUS
         and from_address(newest.message) in known,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """The properties that the near-duplicates of a delivery share with it, see `_group_keys`."""
+
+    recipient: str
+    body_sha256: bytes
+    header_from: str
+    sender: str  # see `sender.from_address`
+    keys: frozenset[object]
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Likeness:
+        """Return the likeness of a delivery."""
+        message = delivery.message
+        keys = frozenset(_group_keys(delivery, trusted(message)))
+        return cls(delivery.recipient, message.body_sha256, message.header_from, from_address(message), keys)
+
+    def fits(self, delivery: Delivery) -> bool:
+        """Return whether a delivery is one of the near-duplicates."""
+        message = delivery.message
+        if message.body_sha256 != self.body_sha256 and from_address(message) != self.sender:
+            return False  # faster than its keys
+        return not self.keys.isdisjoint(_group_keys(delivery, trusted(message)))
 
 
 def _group_keys(delivery: Delivery, is_trusted: bool) -> list[object]:

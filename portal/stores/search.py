@@ -25,7 +25,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import replace
 from typing import NamedTuple
 
-from portal.model.message import ANY, Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.ranking import Likeness
 from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
 
@@ -33,6 +34,7 @@ EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
 NEWEST_MAX = 1_000  # a recipient's deliveries whose words are compared without the index
 _NEWEST_FIRST = 128  # so many of them at first, then twice as many as before
 BATCH = 500
+CANDIDATES_MAX = 200  # deliveries of one query that may be near-duplicates of another one
 FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
 SUBJECT_WORDS = 48  # a subject with more words is found by its first ones
 SENDER_WORDS = 24
@@ -122,10 +124,10 @@ def _between(low: int, high: int) -> Iterator[str]:
         low += width
 
 
-def of_reader(reader: Reader, states: Collection[State], words: str, criteria: Filter = ANY) -> Filter:
+def of_reader(reader: Reader, wanted: Filter) -> Filter:
     """Return the filter for a reader's own list; the reader must have an identity."""
     first, *also = reader.identities
-    return replace(criteria, recipient=first, also=tuple(also), states=frozenset(states), words=words)
+    return replace(wanted, recipient=first, also=tuple(also))
 
 
 def wanted_terms(wanted: Filter) -> Terms | None:
@@ -176,7 +178,7 @@ def _sender_groups(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
-Batch = tuple[Collection[Delivery], DeliveryId, int]  # see `gather`
+Batch = tuple[Iterable[Delivery], DeliveryId, int]  # see `gather`
 
 
 class Texts(NamedTuple):
@@ -270,6 +272,60 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
     if wanted.score_min is not None and (message.score is None or not message.score >= wanted.score_min):
         return False
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)
+
+
+# Returns those of the next so many deliveries before a key, newest first, that may be near-duplicates, at most
+# `CANDIDATES_MAX`. Each has its place among the examined deliveries, from 1 on. The last examined one is among them.
+Candidates = Callable[[DeliveryId | None, int], Sequence[tuple[Delivery, int]]]
+
+
+def prefilter(likeness: Likeness) -> tuple[bytes, str, str | None]:
+    """Return the parameters of a store's `Candidates`: the hash of the body, the From header, and an address that the
+    header contains in lower case.
+
+    A candidate has one of them. An address that is not ASCII is None, since the engines change its case differently.
+    """
+    is_plain = likeness.sender != "" and likeness.sender.isascii()
+    return likeness.body_sha256, likeness.header_from, likeness.sender if is_plain else None
+
+
+def newest_alike(likeness: Likeness, candidates: Candidates) -> Page:
+    """Return deliveries with a likeness among the newest ones. Examines `NEWEST_MAX` in one query at most."""
+    found = candidates(None, NEWEST_MAX)
+    has_more = len(found) == CANDIDATES_MAX or (len(found) > 0 and found[-1][1] == NEWEST_MAX)
+    return Page(tuple(each for each, _ in found if likeness.fits(each)), found[-1][0].key if has_more else None)
+
+
+def alike(
+    likeness: Likeness, wanted: Filter, limit: int, before: DeliveryId | None, terms: Terms, candidates: Candidates
+) -> Page:
+    """Return the deliveries with a likeness that match. The recipient's are examined, without the index of terms.
+
+    Near-duplicates mostly arrive together, so the first ``candidates`` are usually all that is read.
+    """
+    groups = [group for group in terms if not group[0].startswith("=")]
+
+    def fits(delivery: Delivery) -> bool:
+        message = delivery.message
+        texts = Texts(delivery.key, message.subject, message.envelope_sender, message.header_from)
+        return likeness.fits(delivery) and _has_words(groups, texts)
+
+    def batches() -> Iterator[Batch]:
+        next, left, count = before, EXAMINED_MAX, NEWEST_MAX
+        while left:
+            count = min(count, left)
+            found = candidates(next, count)
+            if not found:
+                return
+            last, examined = found[-1]
+            # One by one: the page may be full long before the end.
+            yield (each for each, _ in found if fits(each)), last.key, examined
+            if examined < count and len(found) < CANDIDATES_MAX:
+                return
+            left, next = left - examined, last.key
+            count = left if examined == count else NEWEST_MAX  # with many candidates, the others would be read in vain
+
+    return gather(wanted, limit, batches())
 
 
 def gather(wanted: Filter, limit: int, batches: Iterator[Batch]) -> Page:

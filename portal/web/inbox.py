@@ -7,8 +7,9 @@ its existence is not disclosed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
@@ -16,11 +17,12 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Reader, State, Tier, new_id
-from portal.model.ranking import Group, grouped, ranked
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, new_id
+from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.stores.records import Counts, Page
+from portal.stores.search import wanted_terms
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of
@@ -32,6 +34,7 @@ from portal.web.rows import Row, Viewer
 from portal.web.selection import BULK_ACTS, MORE_ACTS, Selections, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
+_COUNTED_ELSEWHERE = 100  # matches in other views than one without any
 _LISTED_OTHERS = 20  # near-duplicates that a row names; the button acts on all of them
 _VISIT_COOKIE = "visit"
 _VISIT_SECONDS = 30 * 60  # without a list for so long, a visit has ended
@@ -125,6 +128,9 @@ class Inbox:
             matches=matches,
             older=older,
             newer=newer,
+            elsewhere=[] if groups or older or newer else self._elsewhere(listing, reader, viewer),
+            words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
+            chips=_chips(listing, viewer),
             sizes=SIZES,
             tiers=_TIERS,
             reasons=sorted({listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}),
@@ -152,9 +158,7 @@ class Inbox:
         wanted = listing.reader(reader)
 
         def search(limit: int, before: DeliveryId | None = None) -> Page:
-            return self._store.deliveries.list_for(
-                wanted, criteria.states, limit, before, words=criteria.words, criteria=criteria
-            )
+            return self._store.deliveries.matching(wanted, criteria, limit, before)
 
         if listing.selects_matching:
             page = search(_COUNTED)
@@ -163,16 +167,44 @@ class Inbox:
             older = listing.older(found[-1].key) if is_cut and found else None
             number = viewer.language.number(len(page.deliveries)) + ("+" if page.next else "")
             shown = " ".join(name_of(each.key) for each in found)
-            return grouped(found), older, None, Matches(number, name_of(found[0].key), shown) if found else None
+            return (
+                _folded(found, listing),
+                older,
+                None,
+                Matches(number, name_of(found[0].key), shown) if found else None,
+            )
         if not listing.is_ranked:
             page = search(listing.size, listing.before)
-            return grouped(page.deliveries), listing.older(page.next) if page.next else None, listing.newer, None
+            return (
+                _folded(page.deliveries, listing),
+                listing.older(page.next) if page.next else None,
+                listing.newer,
+                None,
+            )
         page = search(RANKED_MAX)
         groups = ranked(page.deliveries, known_senders(self._store, [reader]).get(reader.identity, ()))
+        groups = unfolded(groups) if listing.get("like") else groups
         begin, end = listing.skip, listing.skip + listing.size
         older = listing.query(skip=str(end), select="") if end < len(groups) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
         return groups[begin:end], older, newer, None
+
+    def _elsewhere(self, listing: Listing, reader: Reader, viewer: Viewer) -> Sequence[tuple[str, str, str]]:
+        """Return the other views in which a search has matches: (key of `VIEWS`, query string, number of messages)."""
+        others = frozenset(State) - frozenset(VIEWS[listing.view])
+        if not listing.is_filtered or not others:
+            return []
+        # With all states, words are compared without the index (`begins_with_newest`). This view's have no matches.
+        criteria = listing.criteria(viewer.zone)
+        criteria = replace(criteria, states=frozenset(State) if criteria.words else others)
+        page = self._store.deliveries.matching(listing.reader(reader), criteria, _COUNTED_ELSEWHERE)
+        number = Counter(each.state for each in page.deliveries)
+        more = "+" if page.next else ""
+        return [
+            (view, listing.query(state=view), viewer.language.number(count) + more)
+            for view, states in VIEWS.items()
+            if view != "all" and (count := sum(number[state] for state in states))
+        ]
 
     def _visits(self, request: Request) -> tuple[datetime | None, str]:
         """Return the end of the visit before this one, None on the first, and the cookie's new value.
@@ -196,6 +228,11 @@ class Inbox:
         return self._pages.parts.people.reader(recipient)
 
 
+def _folded(deliveries: Sequence[Delivery], listing: Listing) -> list[Group]:
+    """Return the rows of a page: near-duplicates in one row, unless the list consists of them."""
+    return unfolded(grouped(deliveries)) if listing.get("like") else grouped(deliveries)
+
+
 def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, str, str, bool]]:
     """Return the links above the list: (key of `VIEWS`, query string, number of messages, is it this one?)."""
     numbers = {view: sum(counts.of.get(state, 0) for state in states) for view, states in VIEWS.items()}
@@ -208,6 +245,32 @@ def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, 
 
 
 _TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
+
+
+_CHIPS = {
+    "sender": N_("Sender"),
+    "since": N_("From day"),
+    "until": N_("To day"),
+    "tier": N_("Kind"),
+    "reason": N_("Reason"),
+    "attachment": N_("With attachments"),
+    "mailbox": N_("Mailbox"),
+    "like": N_("Similar to one message"),
+}
+
+
+def _chips(listing: Listing, viewer: Viewer) -> list[tuple[str, str, str]]:
+    """Return the filters that are in use: (name to be translated, value, query string without the filter)."""
+    _ = viewer.language.gettext
+    values = {name: listing.get(name) for name in _CHIPS}
+    shown = values | {
+        "tier": _(next((text for tier, text in _TIERS.items() if tier == values["tier"]), values["tier"])),
+        "reason": _(values["reason"]) if values["reason"] else "",
+        "mailbox": shown_address(values["mailbox"]),
+        "attachment": "",
+        "like": "",
+    }
+    return [(text, shown[name], listing.query(**{name: ""})) for name, text in _CHIPS.items() if values[name]]
 
 
 def _sections(

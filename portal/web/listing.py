@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from urllib.parse import parse_qsl, urlencode
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from portal.model.message import DeliveryId, Filter, Reader, State, Tier, parse_id
@@ -27,6 +28,7 @@ SIZES = ("25", "50", "100")
 _SIZE = "25"
 RANKED_MAX = 300  # the newest messages that are put in order of the likeliest mistakes
 _TRAIL_MAX = 12  # pages that *Newer* leads back through; each takes 39 characters of the address
+_NO_DELIVERY = DeliveryId(UUID(int=0), 0)
 _CURSOR = re.compile(r"([0-9a-f-]{36})\.([0-9]{1,5})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 _LENGTHS = {  # the parameters, and the most characters of each
@@ -39,6 +41,7 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "reason": 120,
     "attachment": 1,
     "mailbox": 320,
+    "like": 42,
     "order": 8,
     "size": 3,
     "before": 42,
@@ -47,7 +50,7 @@ _LENGTHS = {  # the parameters, and the most characters of each
     "select": 8,
 }
 _OF_PAGE = ("before", "trail", "skip", "select")  # the others stay the same on all pages of a list
-_OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox")
+_OF_FILTERS = ("q", "sender", "since", "until", "tier", "reason", "attachment", "mailbox", "like")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +107,6 @@ class Listing:
         return any(self.get(name) for name in _OF_FILTERS)
 
     @property
-    def has_filters(self) -> bool:
-        """True if there is a filter besides the words."""
-        return any(self.get(name) for name in _OF_FILTERS[1:])
-
-    @property
     def selects_all(self) -> bool:
         """True if the messages of the page are selected at first."""
         return self.get("select") == "all" or self.selects_matching
@@ -156,6 +154,8 @@ class Listing:
             tiers=frozenset({tier}) if tier else frozenset(),
             reason=self.get("reason"),
             has_attachment=self.get("attachment") != "",
+            # A text that is not a key shows nothing, like the key of no delivery.
+            like=(cursor(self.get("like")) or _NO_DELIVERY) if self.get("like") else None,
         )
 
     def criteria(self, zone: ZoneInfo) -> Filter:

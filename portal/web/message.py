@@ -84,6 +84,7 @@ class MessagePages:
             act=result.act if result.key == delivery.key else "",
             undone=request.query("undone") != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
+            similar=self._similar(delivery, request),
             **findings(delivery.message, request.language),
             view=view,
             views=self._links(delivery, access, shown.get("preview")),
@@ -105,6 +106,11 @@ class MessagePages:
         has_formatted = not self._not_formatted(delivery) and (preview is None or preview.has_html)
         hidden = {"formatted": not has_formatted, "source": not access.source}
         return [(name, label) for name, (label, _) in self._views.items() if not hidden.get(name)]
+
+    def _similar(self, delivery: Delivery, request: Request) -> str:
+        """Return the number of held messages that are nearly identical to this one, "" without any."""
+        page = self._store.deliveries.near_duplicates(delivery)
+        return request.language.number(len(page.deliveries)) + ("+" if page.next else "") if page.deliveries else ""
 
     def _not_formatted(self, delivery: Delivery) -> str:
         """Return why a message is not shown as its sender formatted it, "" if it is."""

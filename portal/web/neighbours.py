@@ -56,9 +56,7 @@ class Neighbours:
         wanted = listing.reader(reader)
 
         def search(limit: int, before: DeliveryId | None = None) -> Page:
-            return self._store.deliveries.list_for(
-                wanted, criteria.states, limit, before, words=criteria.words, criteria=criteria
-            )
+            return self._store.deliveries.matching(wanted, criteria, limit, before)
 
         if listing.is_ranked:
             others = [each for each in search(RANKED_MAX).deliveries if each.key != delivery.key]

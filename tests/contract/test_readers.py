@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 
 from portal.model.errors import NotFound, RelayDeferred
-from portal.model.message import Delivery, DeliveryId, EventKind, Reader, State
+from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State
 from portal.moving.copy import copy
 from portal.stores import Store, open_store
 from portal.stores.files.reindex import reindex
@@ -76,7 +76,9 @@ def test_a_reader_of_twenty_thousand_addresses_finds_their_mail(store: Store) ->
     for n, recipient in enumerate((ALICE, "a19999@example.org", MALLORY)):
         hold(store, recipients=[recipient], subject=f"invoice {n}")
     for words in ("", "invoice"):
-        assert subjects(store.deliveries.list_for(many, {State.HELD}, 9, words=words).deliveries) == [
+        assert subjects(
+            store.deliveries.matching(many, Filter(states=frozenset({State.HELD}), words=words), 9).deliveries
+        ) == [
             "invoice 1",
             "invoice 0",
         ]
@@ -86,7 +88,9 @@ def test_a_reader_of_nothing_does_not_get_mail_without_recipients(store: Store) 
     hold(store, recipients=[], subject="for nobody")
     nobody = Reader(ALICE, ())
     for words in ("", "nobody"):
-        assert store.deliveries.list_for(nobody, {State.HELD}, 9, words=words).deliveries == ()
+        assert (
+            store.deliveries.matching(nobody, Filter(states=frozenset({State.HELD}), words=words), 9).deliveries == ()
+        )
     assert unannounced(store, nobody) == []
 
 
@@ -109,9 +113,9 @@ def test_one_mail_to_several_addresses_of_a_reader_is_listed_for_each(store: Sto
 def test_words_are_searched_in_all_that_a_reader_reads_and_nothing_else(store: Store) -> None:
     for recipient in (ALICE, SALES, INFO, BOB, MALLORY):
         hold(store, recipients=[recipient], subject=f"Cheap watches {recipient.partition('@')[0]}")
-    found = store.deliveries.list_for(A, {State.HELD}, 9, words="watch")
+    found = store.deliveries.matching(A, Filter(states=frozenset({State.HELD}), words="watch"), 9)
     assert subjects(found.deliveries) == ["Cheap watches info", "Cheap watches sales", "Cheap watches alice"]
-    assert store.deliveries.list_for(A, {State.HELD}, 9, words="mallory").deliveries == ()
+    assert store.deliveries.matching(A, Filter(states=frozenset({State.HELD}), words="mallory"), 9).deliveries == ()
 
 
 def test_a_reader_of_nothing_finds_nothing(store: Store) -> None:

@@ -90,7 +90,10 @@ def test_text_that_no_word_begins_with_is_not_found(store: Store, words: str) ->
 def test_an_empty_search_does_not_restrict(store: Store, blank: str) -> None:
     held = hold(store)
     assert found(store, words=blank) == [held.id]
-    assert len(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 9, words=blank).deliveries) == 1
+    assert (
+        len(store.deliveries.matching(Reader(ALICE), Filter(states=frozenset({State.HELD}), words=blank), 9).deliveries)
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -354,13 +357,17 @@ def test_pages_continue_within_a_millisecond_in_which_many_were_held(store: Stor
 def test_a_recipient_finds_only_their_own_mail(store: Store) -> None:
     both = hold(store, subject="invoice one").id
     hold(store, subject="invoice two", recipients=[BOB])
-    page = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="inv")
+    page = store.deliveries.matching(Reader(ALICE), Filter(states=frozenset({State.HELD}), words="inv"), 10)
     assert ids(page) == [both]
     assert {d.recipient for d in page.deliveries} == {ALICE}
-    assert not store.deliveries.list_for(Reader(MALLORY), set(State), 10, words="invoice").deliveries
-    assert not store.deliveries.list_for(Reader(ALICE), {State.DELETED}, 10, words="invoice").deliveries
-    assert not store.deliveries.list_for(Reader(ALICE), set(), 10, words="invoice").deliveries
-    assert not store.deliveries.list_for(Reader(ALICE), set(State), 10, words="bob").deliveries
+    assert not store.deliveries.matching(
+        Reader(MALLORY), Filter(states=frozenset(State), words="invoice"), 10
+    ).deliveries
+    assert not store.deliveries.matching(
+        Reader(ALICE), Filter(states=frozenset({State.DELETED}), words="invoice"), 10
+    ).deliveries
+    assert not store.deliveries.list_for(Reader(ALICE), set(), 10).deliveries
+    assert not store.deliveries.matching(Reader(ALICE), Filter(states=frozenset(State), words="bob"), 10).deliveries
 
 
 def test_a_recipient_assigned_later_finds_the_mail(store: Store) -> None:
@@ -368,7 +375,9 @@ def test_a_recipient_assigned_later_finds_the_mail(store: Store) -> None:
     assert found(store, recipient="", words="invoice") == [held.id]
     assert found(store, recipient=ALICE, words="invoice") == []
     store.deliveries.assign(DeliveryId(held.id, 0), "Alice@example.org", BY_OPERATOR, now())
-    assert ids(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 10, words="invoice")) == [held.id]
+    assert ids(
+        store.deliveries.matching(Reader(ALICE), Filter(states=frozenset({State.HELD}), words="invoice"), 10)
+    ) == [held.id]
 
 
 def test_purged_mail_is_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +424,7 @@ def test_hostile_text_finds_something_or_nothing(store: Store, text: str) -> Non
             store.deliveries.search(Filter(**wanted, score_min=1), 5),
         ):
             assert len(page.deliveries) <= 2
-    store.deliveries.list_for(Reader(text), {State.HELD}, 5, words=text)
+    store.deliveries.matching(Reader(text), Filter(states=frozenset({State.HELD}), words=text), 5)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

@@ -22,7 +22,7 @@ from bench.processor import Clock
 from bench.rig import Row
 from bench.turns import posts
 from portal.digests.compose import compose
-from portal.model.message import Reader, State, new_id
+from portal.model.message import Filter, Reader, State, new_id
 from portal.model.rights import ReleaseRight
 from portal.stores import open_store
 from portal.stores.records import Digest
@@ -111,7 +111,7 @@ def test_searches_find_the_messages_of_a_filled_store(store_url: str, tmp_path: 
             fill.rare_word(people, 120, 5): 0,
             "absent": 0,
         }.items():
-            wanted = of_reader(Reader(fill.person(4)), [State.HELD], words)
+            wanted = of_reader(Reader(fill.person(4)), Filter(states=frozenset({State.HELD}), words=words))
             assert len(store.deliveries.search(wanted, 25).deliveries) == found, words
     finally:
         store.close()

@@ -593,6 +593,21 @@ def test_queries_use_an_index_and_sort_nothing(store: FileStore, query: Callable
             assert "TEMP B-TREE" not in step, (statement, step)
 
 
+def test_near_duplicates_are_read_by_indexes(store: FileStore) -> None:
+    delivery = store.deliveries.get(DeliveryId([hold(store).id for _ in range(3)][0], 0))
+    statements: list[str] = []
+    with store.db.read() as connection:
+        connection.set_trace_callback(statements.append)
+    assert len(store.deliveries.near_duplicates(delivery).deliveries) == 2
+    connection.set_trace_callback(None)
+    [statement] = statements
+    steps = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    assert steps.count("SEARCH d USING COVERING INDEX delivery_recipient (recipient=?)") == 1, steps
+    assert not any(
+        step.split()[1] in ("m", "d", "message", "delivery") and step.startswith("SCAN") for step in steps
+    ), steps
+
+
 def test_a_digest_is_looked_up_by_indexes(store: FileStore) -> None:
     hold(store, recipients=["info@example.org"])
     reader = Reader(ALICE, (ALICE,), {"info@example.org": (ALICE, BOB)})

@@ -50,7 +50,7 @@ from tests.paths import DATA
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
-FUNCTION = re.compile(r"\b(deliveries_of|texts_of|unannounced|released_to|mark_announced)\(")
+FUNCTION = re.compile(r"\b(deliveries_of|texts_of|near_duplicates|unannounced|released_to|mark_announced)\(")
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_lookup_by_id_reads_one_day(plans: Any, store: PostgresStore) -> None:
         for plan in plans(call):
             assert_indexed(plan)
             if "queue_id" not in plan:
-                assert len(set(re.findall(r"on ((?:message|delivery)_\d+)", plan))) == 1, plan
+                assert len(set(re.findall(r"on (?:message|delivery)_(\d+)", plan))) == 1, plan
 
 
 def test_frequent_queries_of_processes_use_small_indexes(plans: Any, store: PostgresStore) -> None:
@@ -270,10 +270,12 @@ def test_statements_over_all_partitions_are_planned_once(
         with digesting(store, reader, now(), 50, ignore_schedule=True):
             hold(store)
 
+    delivery = store.deliveries.get(DeliveryId(hold(store).id, 0))
     calls = (
         lambda: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20),
         lambda: store.deliveries.list_for(reader, {State.HELD}, 20),
-        lambda: store.deliveries.list_for(reader, {State.HELD}, 20, words="offer"),
+        lambda: store.deliveries.matching(reader, Filter(states=frozenset({State.HELD}), words="offer"), 20),
+        lambda: store.deliveries.near_duplicates(delivery),
         lambda: store.deliveries.released_from([ALICE], 5),
         lambda: store.digests.unannounced(Reader(ALICE), 10),
         lambda: store.digests.unannounced(reader, 10),
@@ -292,7 +294,21 @@ def test_statements_over_all_partitions_are_planned_once(
             assert planned.count("PLANNER STATISTICS") == 1, (
                 "the call is planned, but not the statement in the function"
             )
-    assert seen == {"deliveries_of", "texts_of", "unannounced", "released_to", "mark_announced"}
+    assert seen == {
+        "deliveries_of",
+        "texts_of",
+        "near_duplicates",
+        "unannounced",
+        "released_to",
+        "mark_announced",
+    }
+
+
+def test_near_duplicates_are_read_by_indexes(plans: Any, store: PostgresStore) -> None:
+    delivery = store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries[0]
+    [plan] = plans(lambda: store.deliveries.near_duplicates(delivery))
+    assert_indexed(plan)
+    assert "Sort" not in plan and "Hash" not in plan, plan
 
 
 def test_who_was_sent_a_digest_is_read_from_an_index(plans: Any, store: PostgresStore) -> None:

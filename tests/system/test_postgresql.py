@@ -73,9 +73,12 @@ def test_no_session_state_stays_with_the_pooler(server: str, pooler: str) -> Non
     store = open_store(url, create=True)
     store.prepare_days(now(), 30)
     held = hold(store, subject="invoice")
-    assert [d.id for d in store.deliveries.list_for(Reader(ALICE), {State.HELD}, 5, words="invoice").deliveries] == [
-        held.id
-    ]
+    assert [
+        d.id
+        for d in store.deliveries.matching(
+            Reader(ALICE), Filter(states=frozenset({State.HELD}), words="invoice"), 5
+        ).deliveries
+    ] == [held.id]
     with store.deliveries.releasing(DeliveryId(held.id, 0), {State.HELD}, BY_LINK, now()):
         pass
     with digesting(store, ALICE, now(), 10, ignore_schedule=True):

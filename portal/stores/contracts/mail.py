@@ -10,7 +10,6 @@ from types import MappingProxyType
 from uuid import UUID
 
 from portal.model.message import (
-    ANY,
     Actor,
     Body,
     Delivery,
@@ -133,13 +132,19 @@ class Deliveries(ABC):
         states: Collection[State],
         limit: int,
         before: DeliveryId | None = None,
-        *,
-        words: str = "",
-        criteria: Filter = ANY,
     ) -> Page:
-        """Return this reader's deliveries in any of ``states``, newest message first; ``words`` as in `search`.
+        """Return this reader's deliveries in any of ``states``, newest message first."""
 
-        ``criteria`` narrows the list. Its recipients, states and words are ignored.
+    @abstractmethod
+    def matching(self, reader: Reader, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        """Return this reader's deliveries that match, as `search` does. The recipients of ``wanted`` are ignored."""
+
+    @abstractmethod
+    def near_duplicates(self, delivery: Delivery) -> Page:
+        """Return other held deliveries of the same recipient that are nearly identical to this one (`Likeness`).
+
+        They are searched among the newest 1,000 held ones, by one query. The page has at most 200 of them, and a
+        ``next`` if there may be more.
         """
 
     @abstractmethod

@@ -51,6 +51,9 @@ class SqliteRows(rows.Rows):
         ]
         return sorted(found, key=lambda delivery: delivery.key)[:limit]
 
+    def of_messages(self, session: Session, ids: Sequence[UUID], condition: str, **values: Any) -> list[Delivery]:
+        return self.deliveries(session, f"where d.message_id in :ids and {condition}", ids=list(ids), **values)
+
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         connection = connection_of(session)
         (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()
@@ -77,6 +80,11 @@ def for_each(recipients: Sequence[str], select: str) -> Iterator[tuple[str, dict
         names = {f"recipient_{n}": one for n, one in enumerate(recipients[start : start + _PARTS])}
         parts = (f"SELECT * FROM ({select.replace(':recipient', f':{name}')})" for name in names)
         yield " UNION ALL ".join(parts), names
+
+
+def placed_from(cursor: sqlite3.Cursor) -> list[tuple[Delivery, int]]:
+    """Return the deliveries of the rows of a query that begins with `SELECT`, each with the number that follows."""
+    return [(_delivery_from(row[:-1]), row[-1]) for row in rows_of(cursor)]
 
 
 def deliveries_from(cursor: sqlite3.Cursor) -> list[Delivery]:

@@ -7,14 +7,16 @@ import re
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from portal.model.message import Delivery, DeliveryId, Filter, State, first_id
+from portal.model.ranking import Likeness
 from portal.stores import search
 from portal.stores.files import word_index
 from portal.stores.files.database import Database
-from portal.stores.files.rows import SELECT, deliveries_from
+from portal.stores.files.rows import SELECT, deliveries_from, placed_from
 from portal.stores.records import Page
 from portal.stores.search import BATCH
 
@@ -164,6 +166,29 @@ def _by_terms(
                 break
         if examined:  # nothing matched: yield a cursor from which the next page can continue
             yield [], DeliveryId(word_index.first_id_of(word_index.millisecond(rowids[-1])), 0), examined
+
+
+def candidates(
+    connection: sqlite3.Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+) -> list[tuple[Delivery, int]]:
+    """See `search.Candidates`."""
+    where, values = _conditions(replace(wanted, recipient=likeness.recipient, also=()))
+    _add_times(wanted, where, values)
+    where, values = _before(where, values, before)
+    newest = f"SELECT d.message_id, d.number FROM delivery d WHERE {' AND '.join(where)}{_NEWEST_FIRST}"
+    found = connection.execute(
+        f"WITH newest AS MATERIALIZED ({newest}), "
+        "placed AS (SELECT message_id, number, row_number() OVER () AS place FROM newest), "
+        # Found before their columns are read, so that no long rows are sorted.
+        "found AS MATERIALIZED (SELECT p.message_id, p.number, p.place FROM placed p "
+        "CROSS JOIN message m ON m.id = p.message_id "
+        "WHERE p.place = ? OR m.body_sha256 = ? OR m.header_from = ? OR instr(lower(m.header_from), ?) > 0 "
+        f"ORDER BY p.place LIMIT ?) {SELECT.rstrip()}, f.place FROM found f "
+        "CROSS JOIN message m ON m.id = f.message_id "
+        "CROSS JOIN delivery d ON d.message_id = f.message_id AND d.number = f.number ORDER BY f.place",
+        (*values, examined, examined, *search.prefilter(likeness), search.CANDIDATES_MAX),
+    )
+    return placed_from(found)
 
 
 def _rows(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from portal.model.message import DeliveryId, Filter
+from portal.model.message import Delivery, DeliveryId, Filter
+from portal.model.ranking import Likeness
 from portal.stores.postgres.database import Database
 from portal.stores.postgres.rows import ROWS
-from portal.stores.postgres.search import find_page
-from portal.stores.postgres.session import PostgresEngine
+from portal.stores.postgres.search import candidates, find_page
+from portal.stores.postgres.session import PostgresEngine, connection_of
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
 from portal.stores.shared.session import Row, Session
@@ -21,8 +22,13 @@ class PostgresDeliveries(SqlDeliveries):
         super().__init__(PostgresEngine(database), ROWS)
         self._database = database
 
-    def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+    def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
         return find_page(self._database, wanted, limit, before)
+
+    def _candidates(
+        self, session: Session, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+    ) -> Sequence[tuple[Delivery, int]]:
+        return candidates(connection_of(session), likeness, wanted, before, examined)
 
     def _newest_states(self, session: Session, identities: Sequence[str], at_most: int) -> Sequence[Row]:
         select = "select recipient, state, n from states_of(cast(:identities as text[]), :at_most)"

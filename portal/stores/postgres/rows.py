@@ -1,8 +1,8 @@
 """Rows of PostgreSQL, and the parameters of `hold_mail`.
 
-Deliveries and their messages are read by two statements instead of a join. With the ids as parameters, the planner
-opens only the partitions of their days; a join over all partitions gets a new and different plan with every change of
-the statistics.
+Deliveries and their messages are read by two statements, or by a join with the ids as parameters for both tables. So
+the planner opens only the partitions of their days; a join over all partitions gets a new and different plan with every
+change of the statistics.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ DELIVERY: LiteralString = (  # the message's id, and `shared.rows.DELIVERY`
 )
 # Rows written before schema version 4 have their symbols as JSON.
 _MESSAGE = ", ".join(rows.MESSAGE) + ", case when packed_symbols is null then symbols::text end"
+# Of a message ``m``, also as a column of that type.
+MESSAGE_OF: LiteralString = (
+    ", ".join(f"(m).{column}" for column in rows.MESSAGE)
+    + ", case when (m).packed_symbols is null then (m).symbols::text end"
+)
 _SYMBOLS = rows.MESSAGE.index("packed_symbols")
 
 
@@ -58,6 +63,16 @@ class PostgresRows(rows.Rows):
     ) -> list[Delivery]:
         rest += " for update of d" if for_update else ""
         return with_messages(session, session.many(f"select {DELIVERY} from delivery d {rest}", *fields, **values))
+
+    def of_messages(self, session: Session, ids: Sequence[UUID], condition: str, **values: Any) -> list[Delivery]:
+        found = session.many(
+            f"select {', '.join(f'd.{column}' for column in rows.DELIVERY)}, {MESSAGE_OF}"
+            " from delivery d join message m on m.id = d.message_id"
+            f" where d.message_id in :ids and m.id in :ids and {condition}",
+            ids=list(ids),
+            **values,
+        )
+        return list(map(joined, found))
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         session.execute(
@@ -120,6 +135,12 @@ def merged(
         [[text(identity) for identity in reader.identities], *values, limit, limit],
     ).fetchall()
     return rows_of(found)
+
+
+def joined(row: Row) -> Delivery:
+    """Return the delivery of a row of `shared.rows.DELIVERY` and `MESSAGE_OF`."""
+    width = len(rows.DELIVERY)
+    return rows.delivery_from(row[:width], _message(row[width:]))
 
 
 def _message(row: Row) -> Message:

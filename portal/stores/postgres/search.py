@@ -10,21 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, first_id
+from portal.model.ranking import Likeness
 from portal.stores import search
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresSession, rows_of, text
 from portal.stores.records import Page
 from portal.stores.search import BATCH, Terms
+from portal.stores.shared.rows import DELIVERY
 from portal.stores.shared.session import Row
 
 _CHAINED = 200  # alternatives in one chain of a tsquery
 _LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
+_DELIVERY: LiteralString = ", ".join(DELIVERY)
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
@@ -77,14 +81,13 @@ def _among_newest(
         return [search.Texts(DeliveryId(id, number), *texts) for id, number, *texts in found]
 
     def deliveries(keys: Sequence[DeliveryId]) -> list[Delivery]:
-        ids, numbers = [id for id, _ in keys], [number for _, number in keys]
-        found = rows.delivery_rows(
-            connection,
-            "where d.message_id = any(%s) and (d.message_id, d.number) in (select * from unnest(%s::uuid[], %s::int[]))"
+        return rows.ROWS.of_messages(
+            PostgresSession(connection),
+            [id for id, _ in keys],
+            "(d.message_id, d.number) in (select * from unnest(cast(:ids as uuid[]), cast(:numbers as int[])))"
             " order by d.message_id desc, d.number desc",
-            [ids, ids, numbers],
+            numbers=[number for _, number in keys],
         )
-        return rows.with_messages(PostgresSession(connection), found)
 
     return (yield from search.among_newest(terms, limit, before, texts, deliveries))
 
@@ -202,6 +205,20 @@ def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[
         *end,
         at_most,
     ]
+
+
+def candidates(
+    connection: Connection, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+) -> list[tuple[Delivery, int]]:
+    """See `search.Candidates`."""
+    of_recipient = replace(wanted, recipient=likeness.recipient, also=())
+    sha256, header_from, address = search.prefilter(likeness)
+    found = connection.execute(
+        f"select place, {_DELIVERY}, {rows.MESSAGE_OF}"
+        " from near_duplicates(%s::text[], %s::text[], %s, %s, %s, %s, %s, %s, %s, %s)",
+        [*_of_reader(of_recipient, before, examined), sha256, text(header_from), address, search.CANDIDATES_MAX],
+    )
+    return [(rows.joined(row[1:]), row[0]) for row in rows_of(found.fetchall())]
 
 
 def _any(terms: list[str]) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from uuid import UUID, uuid4
 
 from portal.model.errors import AlreadyDone, NotFound, QuarantineError
 from portal.model.message import (
-    ANY,
     Actor,
     ActorKind,
     Delivery,
@@ -26,6 +26,7 @@ from portal.model.message import (
     held_at,
     identity,
 )
+from portal.model.ranking import Likeness
 from portal.stores import lifecycle, search
 from portal.stores.contracts import Deliveries
 from portal.stores.records import Counts, Ending, Page, QueuedMail
@@ -59,10 +60,10 @@ class SqlDeliveries(Deliveries):
 
     def get_for(self, reader: Reader, message_id: UUID, number: int | None = None) -> Delivery:
         with self._engine.reading() as session:
-            found = self._rows.deliveries(
+            found = self._rows.of_messages(
                 session,
-                "where d.message_id = :id and d.recipient in :identities order by d.number",
-                id=message_id,
+                [message_id],
+                "d.recipient in :identities order by d.number",
                 identities=list(reader.identities),
             )
         for delivery in found:
@@ -76,22 +77,52 @@ class SqlDeliveries(Deliveries):
         states: Collection[State],
         limit: int,
         before: DeliveryId | None = None,
-        *,
-        words: str = "",
-        criteria: Filter = ANY,
     ) -> Page:
-        if not states or not reader.identities:
+        return self.matching(reader, Filter(states=frozenset(states)), limit, before) if states else Page((), None)
+
+    def matching(self, reader: Reader, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        return self.search(search.of_reader(reader, wanted), limit, before) if reader.identities else Page((), None)
+
+    def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        if wanted.like is None:
+            return self._find_page(wanted, limit, before)
+        terms = search.wanted_terms(wanted)
+        if terms is None:
             return Page((), None)
-        return self.search(search.of_reader(reader, states, words, criteria), limit, before)
+        with self._engine.reading() as session:
+            found = self._rows.of_messages(
+                session, [wanted.like.message_id], "d.number = :number", number=wanted.like.number
+            )
+            if not found or (wanted.recipient and found[0].recipient not in (wanted.recipient, *wanted.also)):
+                return Page((), None)
+            likeness = Likeness.of(found[0])
+            candidates = partial(self._candidates, session, likeness, wanted)
+            return search.alike(likeness, wanted, limit, before, terms, candidates)
+
+    def near_duplicates(self, delivery: Delivery) -> Page:
+        likeness, wanted = Likeness.of(delivery), Filter(states=frozenset({State.HELD}))
+        with self._engine.reading() as session:
+            page = search.newest_alike(likeness, partial(self._candidates, session, likeness, wanted))
+        return Page(tuple(each for each in page.deliveries if each.key != delivery.key), page.next)
+
+    @abstractmethod
+    def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+        """See `search`, for a filter without ``like``."""
+
+    @abstractmethod
+    def _candidates(
+        self, session: Session, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int
+    ) -> Sequence[tuple[Delivery, int]]:
+        """See `search.Candidates`. Of ``wanted``, states and times restrict which deliveries are examined."""
 
     def of_reader(self, reader: Reader, keys: Collection[DeliveryId]) -> Sequence[Delivery]:
         if not keys:
             return []
         with self._engine.reading() as session:
-            found = self._rows.deliveries(
+            found = self._rows.of_messages(
                 session,
-                "where d.message_id in :ids and d.recipient in :identities",
-                ids=[id for id, _ in keys],
+                [id for id, _ in keys],
+                "d.recipient in :identities",
                 identities=list(reader.identities),
             )
         by_key = {delivery.key: delivery for delivery in found}

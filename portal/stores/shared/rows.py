@@ -40,6 +40,13 @@ class Rows(ABC):
         """Return the deliveries ``d`` that ``rest`` selects, without those whose message was just purged."""
 
     @abstractmethod
+    def of_messages(self, session: Session, ids: Sequence[UUID], condition: str, **values: Any) -> list[Delivery]:
+        """Return the deliveries ``d`` of these messages with this condition. Takes one statement.
+
+        The condition may end with an order.
+        """
+
+    @abstractmethod
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         """Index a message under these terms as well."""
 
