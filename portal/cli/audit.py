@@ -12,9 +12,7 @@ import click
 
 from portal.assemble import Parts
 from portal.cli.common import (
-    FILLED,
     Lines,
-    Moment,
     WrongCall,
     add_row,
     cell,
@@ -26,6 +24,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
+from portal.cli.options import FILLED, Moment
 from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.domains import shown_address
 from portal.model.message import EventKind, identity
@@ -144,3 +143,6 @@ def _json(entry: AuditEntry) -> dict[str, Any]:
         entry.detail,
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+COMMANDS = (audit,)

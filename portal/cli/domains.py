@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from portal.cli.common import (
-    FILLED,
     NotDone,
     WrongCall,
     add_row,
@@ -18,6 +17,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
+from portal.cli.options import FILLED
 from portal.model.brand import logo_url
 from portal.model.domain_value import DomainValue
 from portal.model.domains import shown_address
@@ -147,3 +147,6 @@ def _text(value: object) -> str:
         value = str(value).lower()  # as in the settings file
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return shown(text, 80)
+
+
+COMMANDS = (domains,)

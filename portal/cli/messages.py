@@ -15,8 +15,6 @@ from portal.actions import Actions
 from portal.assemble import Parts
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.cli.common import (
-    FILLED,
-    Moment,
     NotDone,
     WrongCall,
     add_row,
@@ -29,6 +27,7 @@ from portal.cli.common import (
     print_json,
     print_table,
 )
+from portal.cli.options import FILLED, Moment
 from portal.mail import wire
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
@@ -184,33 +183,31 @@ def print_(id: str) -> None:
 
 
 @click.command()
-@click.argument("id", type=FILLED)
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
 @click.option(
-    "--recipient", type=FILLED, help="The recipient; required if the message has several recipients or no known one."
+    "--recipient", type=FILLED, help="The recipient; required if a message has several recipients or no known one."
 )
-@click.option("--all", "to_all", is_flag=True, help="Release it to all recipients of the message.")
+@click.option("--all", "to_all", is_flag=True, help="Release each message to all its recipients.")
 @click.option(
     "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
 )
 @guarded
-def release(id: str, recipient: str | None, to_all: bool, again: bool) -> None:
-    """Send a held message to its recipient now."""
-    failed = False
+def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool) -> None:
+    """Send held messages to their recipients now."""
     with open_parts() as parts:
-        message = find_message(parts, id)
-        deliveries = _select_deliveries(parts, message, recipient, to_all, may_assign=True)
+        deliveries, failed = _select(parts, ids, recipient, to_all, may_assign=True)
 
         def send(actions: Actions, delivery: Delivery) -> Delivery:
             return actions.release(delivery.id, delivery.number, current_operator(), operator=True, again=again)
 
         for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
             if isinstance(outcome, Delivery):
-                click.echo(f"{_recipient_label(outcome)}: {outcome.state}")
+                click.echo(f"{outcome.id} {_recipient_label(outcome)}: {outcome.state}")
                 continue
             if not isinstance(outcome, QuarantineError):
                 raise outcome
             failed = True
-            click.echo(f"{_recipient_label(delivery)}: {outcome}", err=True)
+            click.echo(f"{delivery.id} {_recipient_label(delivery)}: {outcome}", err=True)
             if isinstance(outcome, RelayDeferred):
                 click.echo("  The digest process keeps trying.", err=True)
             elif delivery.state in (State.RELEASED, State.PASSED):
@@ -255,31 +252,41 @@ def confirm_spam(ids: Sequence[str], recipient: str | None) -> None:
 
 
 @click.command()
-@click.argument("id", type=FILLED)
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
 @guarded
-def unlearn(id: str) -> None:
-    """Have Rspamd learn a message as the opposite of what it was learned as."""
+def unlearn(ids: Sequence[str]) -> None:
+    """Have Rspamd learn messages as the opposite of what they were learned as."""
+    failed = False
     with open_parts() as parts:
         if parts.learning.rspamd is None:
             raise SettingsError("rspamd.url is not set")
-        deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
-        learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
-        if learned is None:
-            raise NotDone("Rspamd has not learned this message.")
-        click.echo(f"learned as {learned}; the digest process posts it as {learned.opposite} within seconds")
+        for id in ids:
+            try:
+                deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
+                learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
+                if learned is None:
+                    raise NotDone(f"{shown(id)}: Rspamd has not learned this message.")
+            except NotDone as error:
+                failed = True
+                click.echo(str(error), err=True)
+                continue
+            click.echo(f"{shown(id)}: learned as {learned}, posted as {learned.opposite} within seconds")
+    if failed:
+        raise SystemExit(1)
 
 
 @click.command()
-@click.argument("id", type=FILLED)
-@click.option("--recipient", type=FILLED, help="The recipient; required if the message has several recipients.")
-@click.option("--reason", type=FILLED, required=True, help="The reason, which the recipient can read.")
+@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.option("--recipient", type=FILLED, help="The recipient; required if a message has several recipients.")
+@click.option("--reason", type=FILLED, required=True, help="The reason, which the recipients can read.")
 @guarded
-def refuse(id: str, recipient: str | None, reason: str) -> None:
-    """Deny a recipient's release request for a dangerous message."""
-    with open_parts() as parts:
-        for delivery in _select_deliveries(parts, find_message(parts, id), recipient, None):
-            parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
-            click.echo(f"{_recipient_label(delivery)}: refused")
+def refuse(ids: Sequence[str], recipient: str | None, reason: str) -> None:
+    """Deny recipients' release requests for dangerous messages."""
+
+    def deny(parts: Parts, delivery: Delivery) -> Delivery:
+        return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
+
+    _apply_to_each(ids, recipient, deny, to_all=None, result="refused")
 
 
 COMMANDS = (list_, meta, print_, release, delete, restore, confirm_spam, unlearn, refuse)
@@ -331,24 +338,46 @@ def _recipient_list(deliveries: Sequence[Delivery]) -> str:
     return "\n".join(f"  {_recipient_label(d)}: {d.state}" for d in deliveries)
 
 
-def _apply_to_each(ids: Sequence[str], recipient: str | None, act: Callable[[Parts, Delivery], Delivery]) -> None:
+def _select(
+    parts: Parts, ids: Sequence[str], recipient: str | None, to_all: bool | None, *, may_assign: bool = False
+) -> tuple[Sequence[Delivery], bool]:
+    """Return the selected deliveries of these messages, and whether a message was left out, whose reason is printed.
+
+    The options are those of `_select_deliveries`. Raises WrongCall.
+    """
+    chosen: list[Delivery] = []
     failed = False
+    for id in ids:
+        try:
+            message = find_message(parts, id)
+            chosen += _select_deliveries(parts, message, recipient, to_all, may_assign=may_assign)
+        except NotDone as error:
+            failed = True
+            click.echo(f"{shown(id)}: {error}" if len(ids) > 1 else str(error), err=True)
+    return chosen, failed
+
+
+def _apply_to_each(
+    ids: Sequence[str],
+    recipient: str | None,
+    act: Callable[[Parts, Delivery], Delivery],
+    *,
+    to_all: bool | None = True,
+    result: str = "",
+) -> None:
+    """Act on the deliveries of these messages and print the results.
+
+    ``to_all``: without a recipient. ``result``: instead of the state afterwards.
+    """
     with open_parts() as parts:
-        for id in ids:
+        deliveries, failed = _select(parts, ids, recipient, to_all and recipient is None)
+        for delivery in deliveries:
             try:
-                message = find_message(parts, id)
-                chosen = _select_deliveries(parts, message, recipient, recipient is None)
-            except NotDone as error:
+                done = act(parts, delivery)
+                click.echo(f"{done.id} {_recipient_label(done)}: {result or done.state}")
+            except QuarantineError as error:
                 failed = True
-                click.echo(str(error), err=True)
-                continue
-            for delivery in chosen:
-                try:
-                    done = act(parts, delivery)
-                    click.echo(f"{message.id} {_recipient_label(done)}: {done.state}")
-                except QuarantineError as error:
-                    failed = True
-                    click.echo(f"{message.id} {_recipient_label(delivery)}: {error}", err=True)
+                click.echo(f"{delivery.id} {_recipient_label(delivery)}: {error}", err=True)
     if failed:
         raise SystemExit(1)
 

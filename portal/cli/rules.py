@@ -15,7 +15,6 @@ from uuid import UUID
 import click
 
 from portal.cli.common import (
-    FILLED,
     Lines,
     NotDone,
     WrongCall,
@@ -29,6 +28,7 @@ from portal.cli.common import (
     print_table,
     unquoted,
 )
+from portal.cli.options import FILLED
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
@@ -351,3 +351,6 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "removed_at": rule.removed_at and rule.removed_at.isoformat(),
         "removed_by": rule.removed_by and rule.removed_by.who,
     }
+
+
+COMMANDS = (rules,)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from portal.cli.common import FILLED, NotDone, add_row, find_message, guarded, new_table, open_parts, print_table
+from portal.cli.common import NotDone, add_row, find_message, guarded, new_table, open_parts, print_table
+from portal.cli.options import FILLED
 from portal.model.message import Message, Symbol
 from portal.model.text import shown
 from portal.rspamd import Verdict
@@ -76,3 +77,6 @@ def _score(score: float | None) -> str:
 def _change(before: str, after: str) -> str:
     before, after = before or "unknown", after or "unknown"
     return before if before == after else f"{before} -> {after}"
+
+
+COMMANDS = (scan,)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from portal.assemble import Parts
 from portal.cli import main
 from portal.exporter import RULE_VERSION
-from portal.model.message import DeliveryId, Flag, Scan, ScanOutcome, State, Symbol, Tier
+from portal.model.message import DeliveryId, EventKind, Flag, Scan, ScanOutcome, State, Symbol, Tier
 from portal.stores import Store, open_store
 from tests.builders import ALICE, BOB, BY_LINK, hold, mail, now
 from tests.smtp_server import SmtpServer
@@ -300,11 +300,29 @@ def test_release_all_reuses_connections_and_answers_in_order(run: Run, store: St
     held = hold(store, mail(), recipients=recipients)
     result = run("release", str(held.id), "--all")
     assert result.exit_code == 1
-    lines = [f"{each}: released" for each in recipients]
-    lines[7] = f"{recipients[7]}: RCPT TO: 550 5.1.1 no such user"
+    lines = [f"{held.id} {each}: released" for each in recipients]
+    lines[7] = f"{held.id} {recipients[7]}: RCPT TO: 550 5.1.1 no such user"
     assert result.output.splitlines() == lines
     assert sorted(mail.recipients[0] for mail in smtp.mails) == sorted({*recipients} - {recipients[7]})
     assert smtp.connections < len(smtp.mails)
+
+
+def test_several_messages_are_released_and_denied_at_once(run: Run, store: Store, smtp: SmtpServer) -> None:
+    held = [hold(store, recipients=[ALICE], tier=Tier.DANGEROUS) for _ in range(3)]
+    both = hold(store, recipients=[ALICE, BOB])
+    result = run("release", str(held[0].id), "4XyZ", str(both.id), str(held[1].id))
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [f"{each.id} {ALICE}: released" for each in held[:2]]
+    assert "There is no message with the quarantine id or queue id '4XyZ'" in result.stderr
+    assert f"{both.id}: The message has several recipients" in result.stderr
+    for each in held[2:]:
+        key = DeliveryId(each.id, 0)
+        store.deliveries.move(key, State.REQUESTED, {State.HELD}, BY_LINK, now(), kind=EventKind.REQUESTED)
+    result = run("refuse", str(held[2].id), str(held[0].id), "--reason", "It is a virus.")
+    assert result.exit_code == 1
+    assert result.stdout == f"{held[2].id} {ALICE}: refused\n"
+    assert f"{held[0].id} {ALICE}: this delivery is released" in result.stderr
+    assert len(smtp.mails) == 2
 
 
 def test_operators_release_dangerous_and_deleted_mail(run: Run, store: Store, smtp: SmtpServer) -> None:
@@ -339,7 +357,7 @@ def test_the_reason_of_a_failed_release_is_printed_once(run: Run, store: Store, 
     smtp.script["RCPT"] = "550 5.1.1 no such user"
     command = [sys.executable, "-m", "portal", "release", str(held.id)]  # as a process, since pytest captures logging
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"{ALICE}: RCPT TO: 550 5.1.1 no such user\n")
+    assert (done.returncode, done.stderr) == (1, f"{held.id} {ALICE}: RCPT TO: 550 5.1.1 no such user\n")
 
 
 def test_meta_shows_the_reply_of_the_mail_server(run: Run, store: Store) -> None:
@@ -351,7 +369,8 @@ def test_meta_shows_the_reply_of_the_mail_server(run: Run, store: Store) -> None
 
 def test_a_mail_whose_recipients_were_lost_can_be_given_one(run: Run, store: Store, smtp: SmtpServer) -> None:
     held = hold(store, recipients=(), flags=frozenset({Flag.RECIPIENTS}), announce=())
-    assert run("release", str(held.id)).output.startswith("(recipient not known): the recipient of this message")
+    answer = run("release", str(held.id)).output
+    assert answer.startswith(f"{held.id} (recipient not known): the recipient of this message")
     assert smtp.mails == []
     assert run("delete", str(held.id)).output == f"{held.id} (recipient not known): deleted\n"
     assert run("delete", str(held.id)).output.startswith(f"{held.id} (recipient not known): this delivery is")
