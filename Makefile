@@ -17,7 +17,7 @@ help:
 	@echo "make catalogues    quarantine.pot and the catalogues from code and templates"
 	@echo "make docs          docs/settings.md and quarantine.example.toml from the settings"
 	@echo "make release       the date of CHANGELOG.md's newest section, the version, the hashes of all files"
-	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium; short fault tests"
+	@echo "make test-system   with Debian's rspamd, nginx, postfix, PostgreSQL, chromium, firefox-esr; short fault tests"
 	@echo "make test-faults   the long reliability tests"
 	@echo "make mutants       mutation tests of model, exporter, people and rules"
 	@echo "make bench         the benchmarks"

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.system.browsers import Window, chromium_window, firefox_window
+from tests.system.firefox import Marionette, firefox
+from tests.system.outside import Listener, listening
 from tests.system.services import Portal, Postfix, Rspamd, Switch, exporter_conf, folder, postgres, rspamd
 
 CHROMIUM = [
@@ -108,6 +111,44 @@ def browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def with_scripts() -> Iterator[Marionette]:
+    """Debian's Firefox."""
+    with firefox() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def without_scripts() -> Iterator[Marionette]:
+    """Debian's Firefox without JavaScript. One Firefox cannot have windows of both kinds."""
+    with firefox(scripts=False) as running:
+        yield running
+
+
+@pytest.fixture
+def scripts() -> bool:
+    """JavaScript in ``window``; a parameter of a test overrides it."""
+    return True
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def window(request: pytest.FixtureRequest, browser: Browser, scripts: bool) -> Iterator[Window]:
+    """An empty window of each browser."""
+    if request.param == "chromium":
+        with chromium_window(browser, scripts=scripts) as made:
+            yield made
+    else:
+        with firefox_window(request.getfixturevalue("with_scripts" if scripts else "without_scripts")) as made:
+            yield made
+
+
+@pytest.fixture
+def outside() -> Iterator[Listener]:
+    """The Internet, which hostile mail wants to reach."""
+    with listening({}) as listener:
+        yield listener
 
 
 _numbers = itertools.count(1)

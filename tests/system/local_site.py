@@ -48,6 +48,22 @@ class LocalSite(Site):
         assert isinstance(read, EmailMessage)
         return read
 
+    def requests(self) -> list[tuple[str, str]]:
+        """Return a list that grows with each answer but redirects: what it is for (`Sec-Fetch-Dest`), and the path."""
+        found: list[tuple[str, str]] = []
+        app = self.app
+
+        def counting(environ: dict[str, str], start_response: Callable[..., Any]) -> Any:
+            def start(status: str, *more: Any) -> Any:
+                if not status.startswith("30"):
+                    found.append((environ.get("HTTP_SEC_FETCH_DEST", ""), environ["PATH_INFO"]))
+                return start_response(status, *more)
+
+            return app(environ, start)
+
+        self.app = counting  # type: ignore[assignment]
+        return found
+
 
 @contextmanager
 def local_site(make_parts: Callable[..., Parts], **settings: Any) -> Iterator[LocalSite]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Dialog
+from playwright.sync_api import Browser, BrowserContext
 
 from digest import housekeeping
 from portal.assemble import Parts
@@ -346,24 +346,3 @@ def test_the_browsers_time_zone_is_offered_and_saved_only_if_wanted(site: Site, 
     chosen = site.store.recipients.get(ALICE).preferences
     assert (chosen.timezone, chosen.schedule) == ("Asia/Tokyo", "daily")
     assert not offer.is_visible()
-
-
-def test_hostile_mail_runs_nothing(site: Site, steered: Browser) -> None:
-    bad = "<script>alert(1)</script><img src=x onerror=alert(1)><svg onload=alert(1)>"
-    held = site.hold(
-        subject=bad, header_from=f"{bad} <x@example.net>", data=f"Content-Type: text/html\r\n\r\n{bad}{bad}".encode()
-    )
-    page = signed_in(site, steered).new_page()
-    fired: list[str] = []
-
-    def opened(dialog: Dialog) -> None:
-        fired.append(dialog.message)
-        dialog.dismiss()
-
-    page.on("dialog", opened)
-    page.on("request", lambda request: fired.append(request.url) if "/static/" not in request.url else None)
-    base = site.parts.settings.public_url
-    addresses = [base + "/", f"{base}/messages/{held.id}/", url(site, Action.RELEASE, held)]
-    for address in addresses:
-        page.goto(address)
-    assert fired == addresses

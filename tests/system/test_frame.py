@@ -1,14 +1,11 @@
-"""Hostile HTML in Debian's Chromium, as its sender formatted it: without protection, with each layer alone, and in the
-portal's frame. A server that nothing may reach counts requests and connections."""
+"""Hostile HTML in Debian's Chromium and Firefox, as its sender formatted it: without protection, with each layer alone,
+and in the portal's frame. A server that nothing may reach counts requests and connections."""
 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,14 +13,13 @@ from playwright.sync_api import Browser, Page
 
 from portal.assemble import Parts
 from portal.model.message import Tier
-from tests.paths import DATA
 from tests.reading.test_formatted import PNG, made
+from tests.system.browsers import Window, open_with_frames
 from tests.system.local_site import LocalSite, local_site, sign_in
+from tests.system.outside import PAYLOADS, QUIET, Listener, framed, listening, numbers, payloads
 from tests.web.test_formatted import frame
 
 pytestmark = pytest.mark.system
-PAYLOADS = (DATA / "hostile-html.txt").read_text().splitlines()
-QUIET_MS = 2_500  # after this time without a request nothing more is expected
 
 
 @pytest.fixture
@@ -38,99 +34,6 @@ def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
         yield made
 
 
-class Listener:
-    """A web server. ``paths``: what was requested, ``connections``: how often something connected."""
-
-    def __init__(self, documents: dict[str, tuple[str, dict[str, str]]]) -> None:
-        self.paths: set[str] = set()
-        self.connections = 0
-        listener = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def setup(self) -> None:
-                listener.connections += 1
-                super().setup()
-
-            def do_GET(self) -> None:
-                listener.paths.add(self.path)
-                body, headers = documents.get(self.path, ("", {}))
-                with suppress(ConnectionError):  # the page is gone
-                    self.send_response(200)
-                    for name, value in ({"Access-Control-Allow-Origin": "*"} | headers).items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(body.encode())
-
-            do_POST = do_GET
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_port}"
-
-
-@contextmanager
-def listening(documents: dict[str, tuple[str, dict[str, str]]]) -> Iterator[Listener]:
-    listener = Listener(documents)
-    thread = threading.Thread(target=listener.server.serve_forever)
-    thread.start()
-    try:
-        yield listener
-    finally:
-        listener.server.shutdown()
-        thread.join()
-        listener.server.server_close()
-
-
-@pytest.fixture
-def outside() -> Iterator[Listener]:
-    """The Internet, which the mail wants to reach."""
-    with listening({}) as listener:
-        yield listener
-
-
-def payloads(outside: Listener) -> list[str]:
-    """Return the hostile HTML. Each of them requests a path with its number, which says whether a script ran."""
-
-    def filled(payload: str, number: int) -> str:
-        values = {
-            "js": f"new Image().src=`http://{outside.host}/js/{number}`",
-            "load": f"http://{outside.host}/load/{number}",
-            "host": outside.host,
-            "path": f"load/{number}",
-        }
-        return re.sub("{(js|load|host|path)}", lambda name: values[name[1]], payload)
-
-    return [filled(payload, number) for number, payload in enumerate(PAYLOADS)]
-
-
-def framed(
-    browser: Browser, documents: list[str], headers: dict[str, str], sandbox: str | None, outside: Listener
-) -> set[str]:
-    """Open a page with a frame for each document. Return the paths that were requested outside."""
-    attribute = "" if sandbox is None else f' sandbox="{escape(sandbox)}"'
-    frames = "".join(f'<iframe src="/{number}"{attribute}></iframe>' for number in range(len(documents)))
-    page_and_frames = {"/": (f"<!doctype html><title>x</title>{frames}", {"Content-Type": "text/html"})}
-    for number, document in enumerate(documents):
-        page_and_frames[f"/{number}"] = (document, {"Content-Type": "text/html; charset=utf-8"} | headers)
-    with listening(page_and_frames) as server:
-        context = browser.new_context()
-        page = context.new_page()
-        page.goto(f"http://{server.host}/", wait_until="commit")
-        before = -1
-        while before < len(outside.paths) + len(server.paths):  # frames load one after the other
-            before = len(outside.paths) + len(server.paths)
-            page.wait_for_timeout(QUIET_MS)
-        assert page.url == f"http://{server.host}/" or sandbox is None
-        context.close()
-    return set(outside.paths)
-
-
-def numbers(paths: set[str], kind: str = "") -> set[str]:
-    """Return the numbers of the payloads that fired."""
-    return {path.split("/")[2] for path in paths if path.startswith(f"/{kind}")}
-
-
 def layers(site: LocalSite) -> tuple[str, str]:
     """Return the portal's two other layers: the policy of its frame's answer, and the sandbox of the frame."""
     held = site.hold(data=b"Content-Type: text/html\r\n\r\n<p>x")
@@ -141,25 +44,39 @@ def layers(site: LocalSite) -> tuple[str, str]:
     return policy, sandbox[1]
 
 
-def test_without_protection_hostile_html_fires(browser: Browser, outside: Listener) -> None:
-    fired = framed(browser, payloads(outside), {}, None, outside)
+def test_without_protection_hostile_html_fires(window: Window, outside: Listener) -> None:
+    fired = framed(window, payloads(outside), {}, None, outside)
     assert len(numbers(fired)) > 60 and len(numbers(fired, "js")) > 30
 
 
-def test_cleaned_html_alone_loads_and_runs_nothing(browser: Browser, outside: Listener) -> None:
+def test_cleaned_html_alone_loads_and_runs_nothing(window: Window, outside: Listener) -> None:
     cleaned = [made(payload)["html"] for payload in payloads(outside)]
-    assert framed(browser, cleaned, {}, None, outside) == set() and outside.connections == 0
+    assert framed(window, cleaned, {}, None, outside) == set() and outside.connections == 0
 
 
-def test_the_policy_alone_loads_and_runs_nothing(site: LocalSite, browser: Browser, outside: Listener) -> None:
+def test_the_policy_alone_loads_and_runs_nothing(site: LocalSite, window: Window, outside: Listener) -> None:
     policy, _ = layers(site)
-    assert framed(browser, payloads(outside), {"Content-Security-Policy": policy}, None, outside) == set()
+    assert framed(window, payloads(outside), {"Content-Security-Policy": policy}, None, outside) == set()
 
 
-def test_the_sandbox_alone_runs_nothing(site: LocalSite, browser: Browser, outside: Listener) -> None:
+def test_the_sandbox_alone_runs_nothing(site: LocalSite, window: Window, outside: Listener) -> None:
     _, sandbox = layers(site)
-    fired = framed(browser, payloads(outside), {}, sandbox, outside)
+    fired = framed(window, payloads(outside), {}, sandbox, outside)
     assert numbers(fired, "js") == set() and len(numbers(fired, "load")) > 20  # pictures are not its task
+
+
+def test_in_the_portal_hostile_html_reaches_nobody(site: LocalSite, window: Window, outside: Listener) -> None:
+    window.sign_in(site)
+    windows, requests = window.count(), site.requests()
+    for payload in payloads(outside):
+        held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + payload.encode())
+        address = f"{site.parts.settings.public_url}/messages/{held.id}/formatted"
+        open_with_frames(window, address)
+        assert window.address() == address
+    window.pause(QUIET)
+    assert sum(kind == "iframe" for kind, _ in requests) == len(PAYLOADS)
+    assert window.count() == windows
+    assert (outside.paths, outside.connections) == (set(), 0)
 
 
 @contextmanager
@@ -168,18 +85,6 @@ def reader(site: LocalSite, browser: Browser, **more: Any) -> Iterator[Page]:
     sign_in(site, context)
     yield context.new_page()
     context.close()
-
-
-def test_in_the_portal_hostile_html_reaches_nobody(site: LocalSite, browser: Browser, outside: Listener) -> None:
-    with reader(site, browser) as page:
-        for payload in payloads(outside):
-            held = site.hold(data=b"Content-Type: text/html\r\n\r\n" + payload.encode())
-            address = f"{site.parts.settings.public_url}/messages/{held.id}/formatted"
-            page.goto(address)
-            assert page.url == address
-        page.wait_for_timeout(QUIET_MS)
-        assert len(page.context.pages) == 1
-    assert (outside.paths, outside.connections) == (set(), 0)
 
 
 def test_pictures_and_links_in_the_portal(site: LocalSite, browser: Browser, outside: Listener) -> None:

@@ -3,15 +3,13 @@
 import gzip
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from digest.housekeeping import run_batches
 from portal.assemble import Parts
-from portal.model.message import State, Symbol, Tier
+from portal.model.message import State, Tier
 from portal.stores.records import Held
 from tests.builders import ALICE, BY_LINK
 from tests.system.local_site import local_site, sign_in
@@ -271,70 +269,6 @@ def test_a_double_press_acts_once(site: Site, page: Page) -> None:
     page.keyboard.press("d")
     expect(page.locator("#status")).to_contain_text("Deleted: 3")
     assert len(posts) == 1
-
-
-def by_mouse(page: Page) -> Iterator[Callable[[], None]]:
-    """Yield the presses that select the first four messages, release them, select all others and delete them."""
-    boxes = page.locator(".rows").first.get_by_role("checkbox")
-    yield boxes.first.click
-    yield lambda: boxes.nth(3).click(modifiers=["Shift"])
-    yield page.get_by_role("button", name="Release selected").click
-    page.get_by_text("Released: 4").first.wait_for()
-    yield page.get_by_role("button", name="Select all on this page").click
-    yield page.get_by_role("button", name="Delete selected").click
-
-
-def by_keys(page: Page) -> Iterator[Callable[[], None]]:
-    for key in ("x", "j", "j", "j", "Shift+X", "r"):
-        yield partial(page.keyboard.press, key)
-    page.get_by_text("Released: 4").first.wait_for()
-    for key in ("a", "d"):
-        yield partial(page.keyboard.press, key)
-
-
-def without_scripts(page: Page) -> Iterator[Callable[[], None]]:
-    boxes = page.locator(".rows").first.get_by_role("checkbox")
-    for number in range(4):
-        yield boxes.nth(number).click
-    yield page.get_by_role("button", name="Release selected").click
-    page.get_by_text("Released: 4").first.wait_for()
-    yield page.get_by_role("link", name="Select all on this page").click
-    yield page.get_by_role("button", name="Delete selected").click
-
-
-@pytest.mark.parametrize("way", [by_mouse, by_keys, without_scripts])
-def test_sixty_messages_are_triaged_in_eight_presses(
-    site: Site, browser: Browser, way: Callable[[Page], Iterator[Callable[[], None]]]
-) -> None:
-    """Find the four wanted messages, release them, and delete the others."""
-    proven = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
-    subjects = ("Re: Minutes", "Order 4711", "Lunch?", "Your VAT notice")
-    spam = hold(site, 28)
-    wanted = [
-        site.hold(subject=subject, header_from=f"<a@partner{n}.example>", symbols=proven, score=15.5)
-        for n, subject in enumerate(subjects)
-    ]
-    spam += hold(site, 28, first=29)
-    context = browser.new_context(
-        viewport={"width": 1280, "height": 800}, java_script_enabled=way is not without_scripts
-    )
-    sign_in(site, context)
-    page = context.new_page()
-    loads: list[str] = []
-    page.on("domcontentloaded", lambda page: loads.append(page.url))
-    open_list(site, page, "?order=likely&size=100")
-    presses = 0
-    for press in way(page):
-        press()
-        presses += 1
-    # More than 50 are deleted in the background. The page that says how far this is loads itself again.
-    page.wait_for_url(re.compile("/jobs/"))
-    assert presses <= 8 and len(loads) <= 4, (presses, loads)
-    run_batches(site.parts, site.now)
-    page.get_by_text("Deleted: 56").first.wait_for()
-    assert states(site, wanted) == [State.RELEASED] * 4
-    assert states(site, spam) == [State.DELETED] * 56
-    context.close()
 
 
 def test_the_first_page_is_small(site: Site, browser: Browser) -> None:
