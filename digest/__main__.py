@@ -36,6 +36,7 @@ from digest import run as work
 from portal import __version__
 from portal.assemble import Parts, assemble, log_to_stderr
 from portal.batches.parallel import retry_due
+from portal.digests.compose import DELIVERIES
 from portal.model.clock import utc_now
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, StoreUnavailable
@@ -314,7 +315,7 @@ def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
         _recipient_column(), "messages", "oldest", "", title="Digests that would be sent", title_justify="left"
     )
     rows = 0
-    for person, deliveries in news.preview(parts, people, work.DELIVERIES):
+    for person, deliveries in news.preview(parts, people, DELIVERIES):
         rows += 1
         if deliveries:
             oldest = f"{deliveries[0].message.held_at:%Y-%m-%d %H:%M} UTC"

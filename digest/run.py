@@ -21,7 +21,7 @@ from uuid import UUID
 
 from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
 from portal.assemble import Parts
-from portal.digests.compose import digest_mail
+from portal.digests.compose import DELIVERIES, digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
 from portal.model.errors import (
@@ -41,7 +41,6 @@ log = logging.getLogger("quarantine.digest")
 
 DIGESTS = 5_000  # in one run, so that recipients who get news during a run are scheduled before the next one
 AHEAD = 4  # digests claimed at once for each connection
-DELIVERIES = 5_000  # in one digest, and in one claim; the rest stays unannounced until the next day's digest
 # A mail is not begun with less time left of its claim: it takes 30 s at most, and is recorded after the next claim.
 LEFT_OF_LEASE = timedelta(seconds=50)
 _BATCH_SECONDS = 0.05  # an outcome waits this long at most for others, to be recorded in one batch

@@ -30,6 +30,7 @@ from portal.stores.records import Digest
 
 MAIL_BYTES = 90_000  # Gmail clips mail above 102 KB; sources disagree whether it counts before or after decoding
 HEADER_BYTES = 8_192  # an upper bound of the size of all headers
+DELIVERIES = 5_000  # in one digest, and in one claim; the rest stays unannounced until the next day's digest
 DOMAINS = 2  # of likely mistakes, in the subject
 PREVIEW_DOMAINS = 3  # in the text that mail programs show beside the subject
 _DANGEROUS_ROWS = 5  # so many dangerous messages are listed even if the others would take all rows
@@ -179,16 +180,25 @@ def _domains(likely: Iterable[Group]) -> list[str]:
 
 
 def digest_mail(
-    parts: Parts, digest: Digest, now: datetime, mail_id: UUID, known: Collection[str], is_first: bool = False
+    parts: Parts,
+    digest: Digest,
+    now: datetime,
+    mail_id: UUID,
+    known: Collection[str],
+    is_first: bool = False,
+    links: Links | None = None,
 ) -> EmailMessage:
-    """Return the mail of a digest by the settings. Raises SettingsError without mail.from_address."""
+    """Return the mail of a digest by the settings. Raises SettingsError without mail.from_address.
+
+    ``links``: None for links that work.
+    """
     settings, policy = parts.settings, parts.domains.of(digest.recipient)
     if policy.from_address is None:
         raise SettingsError("mail.from_address is needed to send digests")
     plan = parts.domains.plan(digest.recipient, digest.preferences)
     return compose(
         digest,
-        links=parts.links.at(policy.public_url),
+        links=(links or parts.links).at(policy.public_url),
         render=parts.render,
         sender=policy.from_address,
         zone=plan.zone,

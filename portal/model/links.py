@@ -38,6 +38,7 @@ KEY_BYTES = 32  # minimum; shorter keys are rejected
 _PACKED = struct.Struct(">B16sHI")  # action, UUID, delivery number, issued at (Unix seconds)
 _READER_OCTETS = 8  # after these, if the delivery's recipient is not the reader's own identity
 TOKEN_PATTERN = r"(?:[A-Za-z0-9_-]{31}|[A-Za-z0-9_-]{42})\.[A-Za-z0-9_-]{43}"  # noqa: S105
+PLACEHOLDER_PATTERN = r"(?:x{31}|x{42})\.x{43}"
 _TOKEN = re.compile(TOKEN_PATTERN, re.ASCII)
 _SIGNATURE_OCTETS = hashlib.sha256().digest_size
 _CLOCK_STEP = timedelta(minutes=5)  # a token's timestamp may be this far in the future
@@ -239,6 +240,23 @@ class Links:
         return _StrictSigner(
             self._keys, salt=f"quarantine.{purpose}", sep=".", key_derivation="hmac", digest_method=hashlib.sha256
         )
+
+
+class Placeholders(Links):
+    """Writes what is as long as the links and marks of `Links`, without keys: they allow nothing and prove nothing."""
+
+    def __init__(self, lifetime: timedelta) -> None:
+        self._keys = []
+        self.base_url = ""  # see `at`
+        self.lifetime = lifetime
+
+    def token(self, action: Action, id: UUID, number: int, issued_at: datetime, reader: str = "") -> str:
+        """Return a placeholder for a token."""
+        return f"{'x' * (42 if reader else 31)}.{'x' * 43}"
+
+    def mark(self, kind: str, id: UUID) -> str:
+        """Return a placeholder for a mark."""
+        return f"{kind} {id}.{'x' * 43}"
 
 
 def _packed_time(at: datetime) -> str:

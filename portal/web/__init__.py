@@ -12,6 +12,7 @@
     downloads messages and attachments as files
     selection actions on several messages
     sessions  where a recipient is signed in
+    preview   the recipient's next digest
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
@@ -43,6 +44,7 @@ from portal.web.monitor import Monitor
 from portal.web.neighbours import Neighbours
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
+from portal.web.preview import DigestPreview
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
@@ -119,6 +121,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
     selections = Selections(pages, sessions, senders)
     inbox = Inbox(pages, sessions, messages, selections)
+    digest = DigestPreview(pages, sessions)
     downloads = DownloadPages(pages, sessions, messages)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
@@ -156,6 +159,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/rules/<rule:re:[0-9a-f-]{36}>/<change:re:remove|restore>", rules.act),
         ("GET", "/preferences", preferences.show),
         ("POST", "/preferences", preferences.act),
+        ("GET", "/preferences/digest", digest.show),
+        ("GET", "/preferences/digest/html", digest.frame),
         ("GET", "/sessions", signed_in.show),
         ("POST", "/sessions", signed_in.end),
         # Some mail programs cut off the trailing slash of a link.

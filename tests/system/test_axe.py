@@ -102,6 +102,8 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
             f"{base}/?q=nothing+has+these",
             f"{base}/preferences",
             f"{base}/preferences?zones=all",
+            f"{base}/preferences/digest",
+            f"{base}/preferences/digest?as=text",
             f"{base}/sessions",
             f"{base}/sign-in",
             f"{base}/sign-in/code",

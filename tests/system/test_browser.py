@@ -248,7 +248,8 @@ def test_pages_fit_a_small_phone_and_log_no_error(site: Site, steered: Browser, 
     [made] = site.store.rules.add([rule(f"{'l' * 60}@{'o' * 60}.example", hits=3, last_hit_at=site.now)], site.now)
     message = f"/messages/{held.id}/"
     rules = (f"{message}sender", "/rules", f"/rules?done={made.id}")
-    for address in ("/", message, *rules, "/preferences", "/sessions", "/sign-in", "/sign-in/code", link):
+    own = ("/preferences", "/preferences/digest", "/preferences/digest?as=text", "/sessions")
+    for address in ("/", message, *rules, *own, "/sign-in", "/sign-in/code", link):
         page.goto(address if address.startswith("http") else base + address)
         page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, address

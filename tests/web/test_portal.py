@@ -642,6 +642,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/PATH"): (303, 303, 303),  # to the same path with a slash
     ("GET", "/preferences"): (303, 200, 200),
     ("POST", "/preferences"): (303, 303, 303),
+    ("GET", "/preferences/digest"): (303, 200, 200),
+    ("GET", "/preferences/digest/html"): (303, 200, 200),
     ("GET", "/sessions"): (303, 200, 200),
     ("POST", "/sessions"): (303, 400, 400),  # without a button
     ("GET", "/healthz"): (200, 200, 200),

@@ -758,6 +758,7 @@ def test_an_odd_cookie_of_a_neighbour_does_not_sign_out(site: Site) -> None:
     [
         "/rules",
         "/preferences",
+        "/preferences/digest?as=text",
         "/messages/{}/",
         "/messages/{}.0/",
         "/messages/{}/sender",

@@ -27,7 +27,7 @@ _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
-    r"/(?:rules|preferences|sessions|jobs/[0-9a-f-]{36}/"
+    r"/(?:rules|preferences(?:/digest)?|sessions|jobs/[0-9a-f-]{36}/"
     r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?)?"
     r"(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
     re.ASCII,

@@ -1,0 +1,90 @@
+"""The page with a preview of the recipient's next digest, and the frame with its HTML.
+
+It is for the signed-in recipient only: a digest may have been forwarded, so its links do not show what is held now.
+The preview is composed by the code that composes the mail, and has no links. The frame also has a policy of its own.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from bottle import HTTPResponse
+
+from portal.digests.compose import DELIVERIES
+from portal.digests.preview import Preview, preview
+from portal.model.domains import shown_address
+from portal.model.errors import Busy
+from portal.model.schedule import Plan
+from portal.model.text import N_
+from portal.stores.records import Upcoming
+from portal.web.auth.session import Sessions
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+_FRAME_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'self'; sandbox",
+    "Referrer-Policy": "no-referrer",
+}
+
+_STOPPED = N_("No digest will be sent: you stopped digests.")
+_NO_DAYS = N_("No digest will be sent: no days are chosen for digests.")
+_NOTHING_NEW = N_("No digest would be sent now: there are no new held messages.")
+
+
+class DigestPreview:
+    """`/preferences/digest`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+
+    def show(self, request: Request) -> HTTPResponse:
+        """GET /preferences/digest: what would be sent now, or why nothing would be, and when."""
+        session, now = self._sessions.of(request), self._pages.now()
+        upcoming, plan = self._upcoming(session.recipient, now)
+        obstacle = _obstacle(upcoming, plan, now)
+        due = (upcoming.due_at or plan.next_time(now)) if obstacle in ("", _NOTHING_NEW) else None
+        return self._pages.page(
+            request,
+            "preview",
+            signed_in=shown_address(session.recipient),
+            form_token=session.form_token,
+            obstacle=obstacle,
+            due=request.language.moment(due, plan.zone) if due else "",
+            is_due=due is not None and due <= now,
+            zone=plan.zone.key.replace("_", " "),
+            shown_as="text" if request.query("as") == "text" else "html",
+            digest=None if obstacle else self._preview(upcoming, now),
+        )
+
+    def frame(self, request: Request) -> HTTPResponse:
+        """GET /preferences/digest/html: the HTML part of the mail, for the frame of the page."""
+        session, now = self._sessions.of(request), self._pages.now()
+        upcoming, plan = self._upcoming(session.recipient, now)
+        # The page says why there is no digest. The frame is empty if that changed in between.
+        html = "" if _obstacle(upcoming, plan, now) else self._preview(upcoming, now).html
+        return HTTPResponse(html.encode(), 200, {"Content-Type": "text/html; charset=utf-8", **_FRAME_HEADERS})
+
+    def _upcoming(self, recipient: str, now: datetime) -> tuple[Upcoming, Plan]:
+        parts = self._pages.parts
+        upcoming = parts.store.digests.upcoming(parts.people.reader(recipient), now, DELIVERIES)
+        return upcoming, parts.domains.plan(recipient, upcoming.digest.preferences)
+
+    def _preview(self, upcoming: Upcoming, now: datetime) -> Preview:
+        """Return the preview. Raises Busy: with thousands of messages it takes a second."""
+        if not self._pages.previews.acquire(blocking=False):
+            raise Busy("too many previews are being made")
+        try:
+            return preview(self._pages.parts, upcoming, now)
+        finally:
+            self._pages.previews.release()
+
+
+def _obstacle(upcoming: Upcoming, plan: Plan, now: datetime) -> str:
+    """Return why no digest would be sent, "" if one would be."""
+    if upcoming.stopped_at is not None:
+        return _STOPPED
+    if plan.next_time(now) is None:
+        return _NO_DAYS
+    return "" if upcoming.digest.deliveries else _NOTHING_NEW
