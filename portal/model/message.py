@@ -365,7 +365,9 @@ class Filter:
     sender: str | None = None  # a part of the envelope sender or From; case and accents are ignored
     since: datetime | None = None  # held at this time or later
     states: frozenset[State] = field(default_factory=frozenset)
-    words: str = ""  # each is a word, or the beginning of one, of the subject, the envelope sender or From
+    words: str = (
+        ""  # each is a word, or the beginning of one, of the subject, the envelope sender or From; "…": a phrase
+    )
     until: datetime | None = None  # held before this time
     score_min: float | None = None  # messages without a score match neither limit
     score_max: float | None = None

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import replace
 from typing import NamedTuple
 
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.message import Delivery, DeliveryId, Filter, Message, Reader, State, Tier, identity, spellings
 from portal.model.ranking import Likeness
 from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
@@ -46,6 +46,7 @@ Terms = tuple[tuple[str, ...], ...]  # groups: a message must have one term of e
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ACCENTS = re.compile("[\u0300-\u036f]+")  # of Latin, Greek and Cyrillic; marks of other scripts make different words
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, Hiragana, Katakana
+_QUOTES = str.maketrans(dict.fromkeys("“”„‟«»「」『』＂", '"'))
 _UNSPACED_RUN = re.compile(f"([{_UNSPACED}]+)")
 
 
@@ -66,14 +67,25 @@ def words(text: str, limit: int) -> list[str]:
     folded = fold(text[:FOLDED_CHARS])
     if folded.isascii():  # row of the bench: "a post without code for ASCII words"
         return list(dict.fromkeys(word[:WORD_CHARS] for word in _ASCII_WORD.findall(folded)))[:limit]
-    blanks = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
     found: list[str] = []
-    for piece in _UNSPACED_RUN.sub(r" \1 ", blanks).split():
+    for piece in _UNSPACED_RUN.sub(r" \1 ", _blanked(folded)).split():
         if _UNSPACED_RUN.fullmatch(piece):
             found += (piece[n : n + 2] for n in range(len(piece)))
         else:
             found.append(piece[:WORD_CHARS])
     return list(dict.fromkeys(found))[:limit]
+
+
+def _blanked(folded: str) -> str:
+    """Return a folded text with blanks for all characters that are not part of a word."""
+    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
+
+
+def phrases(text: str) -> list[str]:
+    """Return the phrases of a query: what is between two quotation marks and has several words. The words are folded
+    and separated by single blanks."""
+    found = (" ".join(_blanked(fold(phrase)).split()) for phrase in text.translate(_QUOTES).split('"')[1:-1:2])
+    return [phrase for phrase in found if " " in phrase]
 
 
 def terms(
@@ -178,6 +190,13 @@ def _sender_groups(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
+def _has_phrases(query: str, message: Message) -> bool:
+    """Return whether the subject or the sender has each phrase. Its last word may be the beginning of one."""
+    texts = message.subject, message.envelope_sender or "", message.header_from
+    parts = [f" {' '.join(_blanked(fold(text[:FOLDED_CHARS])).split())}" for text in texts]
+    return all(any(f" {phrase}" in part for part in parts) for phrase in phrases(query))
+
+
 Batch = tuple[Iterable[Delivery], DeliveryId, int]  # see `gather`
 
 
@@ -254,7 +273,7 @@ def needs_filtering(wanted: Filter) -> bool:
 
 def matches(wanted: Filter, delivery: Delivery) -> bool:
     """Return whether a delivery matches the conditions that the index answers only roughly (sender, score and tier) or
-    not at all (a reason, attachments).
+    not at all (a phrase, a reason, attachments).
 
     A message whose tier was raised stays indexed under its earlier tier as well.
     """
@@ -264,6 +283,8 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
     if wanted.has_attachment and not has_attachment(message):
         return False
     if wanted.reason and wanted.reason not in why(message):
+        return False
+    if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, message):
         return False
     if wanted.sender:
         part = fold(wanted.sender)

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
 
 from bottle import HTTPResponse
@@ -22,7 +22,7 @@ from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.stores.records import Counts, Page
-from portal.stores.search import wanted_terms
+from portal.stores.search import phrases, wanted_terms
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of
@@ -129,6 +129,7 @@ class Inbox:
             older=older,
             newer=newer,
             elsewhere=[] if groups or older or newer else self._elsewhere(listing, reader, viewer),
+            has_phrase=len(phrases(listing.get("q"))) > 0,
             words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
             chips=_chips(listing, viewer),
             sizes=SIZES,
@@ -263,7 +264,13 @@ def _chips(listing: Listing, viewer: Viewer) -> list[tuple[str, str, str]]:
     """Return the filters that are in use: (name to be translated, value, query string without the filter)."""
     _ = viewer.language.gettext
     values = {name: listing.get(name) for name in _CHIPS}
+    days = listing.filter(viewer.zone)
     shown = values | {
+        "since": viewer.language.date(days.since, viewer.zone) if days.since else values["since"],
+        # The filter ends at the midnight after the day.
+        "until": viewer.language.date(days.until - timedelta(seconds=1), viewer.zone)
+        if days.until
+        else values["until"],
         "tier": _(next((text for tier, text in _TIERS.items() if tier == values["tier"]), values["tier"])),
         "reason": _(values["reason"]) if values["reason"] else "",
         "mailbox": shown_address(values["mailbox"]),

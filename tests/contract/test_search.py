@@ -127,6 +127,31 @@ def test_case_accents_and_forms_do_not_matter_in_any_script(store: Store, subjec
     assert found(store, words=words) == [held.id]
 
 
+@pytest.mark.parametrize(
+    ("words", "is_found"),
+    [
+        ('"second invoice"', True),
+        ("«SÉCOND invo» paid", True),
+        ('"invoice second"', False),
+        ('"your invoice"', False),
+        ('"invoice is', True),  # not closed
+        ('"paid promo"', False),  # a subject and a sender
+        ('"promo promo@example.net"', True),
+        ("„für Ihr Büro“", True),
+        ("「株式 会社」", True),
+        ('"会社 株式"', False),
+        ('"second" "invoice"', True),
+        ('""', False),
+    ],
+)
+def test_a_quoted_phrase_has_its_words_in_this_order(store: Store, words: str, is_found: bool) -> None:
+    subject = "Your second, invoice is paid (für Ihr Büro) 株式・会社"
+    held = [hold(store, subject=subject, recipients=["ops@example.org"]).id, hold(store, subject=subject).id]
+    assert found(store, words=words) == held[::-1] * is_found
+    of_alice = store.deliveries.matching(Reader(ALICE), Filter(words=words), 9).deliveries
+    assert [each.id for each in of_alice] == held[1:] * is_found
+
+
 def test_marks_that_make_another_word_do_matter(store: Store) -> None:
     ga = hold(store, subject="がす")
     ka = hold(store, subject="かす")

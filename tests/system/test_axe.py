@@ -100,6 +100,8 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
         *(f"{base}/?order=likely&select=all", f"{base}/?tier=suspicious&attachment=1", f"{base}/sign-in?ended=form"),
         *(
             f"{base}/?q=nothing+has+these",
+            f"{base}/?state=requested&sender=e&q=offer",
+            f"{base}/?like={spam[0].id}.0",
             f"{base}/preferences",
             f"{base}/preferences?zones=all",
             f"{base}/preferences/digest",
