@@ -188,7 +188,8 @@ begin
         recipient text not null,
         started_at timestamptz not null,
         used_at timestamptz not null,
-        client text not null default ''  -- StartedSession.client
+        client text not null default '',  -- StartedSession.client
+        staff_until timestamptz  -- the end of its use of the console; null: it was ended
     );
     create index on session (used_at);
     create index on session (recipient);
@@ -257,6 +258,18 @@ begin
     );
     create unique index on domain_value (domain, name) where replaced_at is null;
     create index on domain_value (replaced_at) where replaced_at is not null;
+
+    create table staff (  -- roles that were given to people, see portal/model/staff.py
+        person text not null,  -- identity
+        role text not null,  -- Role
+        domain text not null,  -- '': all mail
+        given_at timestamptz not null,
+        actor text not null,  -- Actor.who
+        via text not null,
+        address text not null,
+        primary key (person, role, domain)
+    );
+
     create table vote (  -- what people say that messages are, see portal/model/vote.py
         id uuid primary key,
         campaign bytea not null,

@@ -22,6 +22,7 @@ from portal.people import Directory
 from portal.policy.domains import Domains
 from portal.policy.learning import Learning
 from portal.policy.rulebook import Rulebook
+from portal.policy.staff import Staff
 from portal.rspamd import Rspamd
 from portal.scanning import Scanning
 from portal.settings import Settings
@@ -46,6 +47,7 @@ class Parts:
     tiers: Tiers
     people: Directory
     domains: Domains
+    staff: Staff
     rulebook: Rulebook
 
 
@@ -107,6 +109,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         tiers=tiers,
         people=people,
         domains=domains,
+        staff=Staff(settings, store, domains, people),
         rulebook=Rulebook(store, people, settings.local_domains, settings.is_local),
     )
 

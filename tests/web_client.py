@@ -144,6 +144,7 @@ class Site:
             parts,
             actions=replace(parts.actions, now=lambda: self.now),
             rulebook=replace(parts.rulebook, now=lambda: self.now),
+            staff=replace(parts.staff, now=lambda: self.now),
         )
         self.store = parts.store
         self.app = create_app(self.parts)

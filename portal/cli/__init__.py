@@ -25,6 +25,7 @@ _MODULES = {  # of portal/cli, with their commands
     "rules": ("rules",),
     "scan": ("scan",),
     "site": ("check", "init", "purge", "settings"),
+    "staff": ("staff",),
 }
 
 

@@ -21,6 +21,8 @@ class Act(StrEnum):
     RULE_ADDED = "rule-added"
     RULE_REMOVED = "rule-removed"
     DOMAIN_SET = "domain-set"  # a setting of a domain
+    ROLE_GIVEN = "role-given"  # to a member of staff
+    ROLE_REMOVED = "role-removed"
     PREFERENCES_SET = "preferences-set"
     DIGESTS_STOPPED = "digests-stopped"
     DIGESTS_RESUMED = "digests-resumed"

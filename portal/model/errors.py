@@ -84,6 +84,10 @@ class BadDomainValue(QuarantineError):
     """A value that a domain cannot have. The message says why."""
 
 
+class BadGrant(QuarantineError):
+    """A role that cannot be given or removed. The message says why, and is a text to be translated."""
+
+
 class TooManyRules(BadRule):
     """No more rules can be made. The message says which limit is reached."""
 

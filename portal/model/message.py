@@ -401,6 +401,11 @@ def domain(address: str) -> str:
     return to_ascii(address.rpartition("@")[2])
 
 
+def is_address(text: str) -> bool:
+    """Return True if this can be a recipient's address. Other input must not reach the store or mail headers."""
+    return text.count("@") == 1 and text.isprintable() and not any(c.isspace() or c in '<>,;:"\\()' for c in text)
+
+
 def spellings(recipient: str) -> tuple[str, ...]:
     """Return an identity and, for an international domain, its spelling with U-labels from versions up to 0.1.1."""
     local, at, host = recipient.rpartition("@")

@@ -86,6 +86,14 @@ class Domains:
         """Return the values that hold for a recipient, who is named by an address or identity."""
         return self._fresh().policies.get(domain(recipient), self.site)
 
+    def is_local(self, host: str) -> bool:
+        """Return whether a domain, as in an identity, is one of `local_domains` or has addresses there."""
+        return host in self._local
+
+    def local(self) -> Sequence[str]:
+        """Return the domains of which `is_local` is true, in order."""
+        return sorted(self._local)
+
     def plan(self, recipient: str, preferences: Preferences) -> Plan:
         """Return the schedule, time zone and language of a recipient's digests."""
         return plan_for(self.of(recipient), recipient, preferences)

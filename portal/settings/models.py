@@ -23,6 +23,7 @@ from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
+from portal.settings.staff import StaffSettings
 from portal.settings.values import (
     Hours,
     MailAddress,
@@ -438,6 +439,7 @@ class Settings(Section):
     rspamd: RspamdSettings = RspamdSettings()
     tiers: TiersSettings = TiersSettings()
     people: PeopleSettings = PeopleSettings()
+    staff: StaffSettings = StaffSettings()
     site: SiteSettings = SiteSettings()
 
     @field_validator("local_domains")

@@ -1,5 +1,5 @@
-"""Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, and values of
-domains.
+"""Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, values of domains,
+and roles of staff.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -23,6 +23,8 @@ with the state of the last line.
      "by": {"who": …, "via": …, "address": …}, "replaced_at": null}
     {"at": …, "kind": "audit", "id": …, "done_at": …, "act": "signed-in", "by": {"who": …, "via": …, "address": …},
      "subject": "alice@example.org", "delivery": null, "detail": ""}
+    {"at": …, "kind": "staff", "person": …,
+     "roles": [{"role": "help-desk", "domain": "", "given_at": …, "by": {"who": …, "via": …, "address": …}}]}
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from portal.model.audit import AuditEntry
 from portal.model.domain_value import DomainValue
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier, identity
 from portal.model.rule import Effect, Rule
+from portal.model.staff import Grant, Role
 from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
 
@@ -242,6 +245,37 @@ def audit_entries_of(line: dict[str, Any]) -> list[AuditEntry]:
     key, recipient = DeliveryId(UUID(line["id"]), int(line["number"])), identity(str(line["recipient"]))
     entries = (AuditEntry.of_event(event, key, recipient) for event in events_of(line))
     return [entry for entry in entries if entry is not None]
+
+
+def staff_line(person: str, grants: Sequence[Grant]) -> dict[str, Any]:
+    """Return the line with all roles that a person has now."""
+    return {
+        "kind": "staff",
+        "person": person,
+        "roles": [
+            {
+                "role": grant.role.value,
+                "domain": grant.domain,
+                "given_at": grant.given_at.isoformat(),
+                "by": _actor_json(grant.actor),
+            }
+            for grant in grants
+        ],
+    }
+
+
+def grants_of(line: dict[str, Any]) -> list[Grant]:
+    """Return the roles of a `staff_line`. Raises KeyError, ValueError, TypeError when the line is malformed."""
+    return [
+        Grant(
+            str(line["person"]),
+            Role(each["role"]),
+            str(each["domain"]),
+            parse_time(each["given_at"]),
+            _actor(each["by"]),
+        )
+        for each in line["roles"]
+    ]
 
 
 def _actor_json(actor: Actor) -> dict[str, str]:

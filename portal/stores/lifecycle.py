@@ -43,6 +43,7 @@ WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
+STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
 SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
 
 REQUEST_MAIL_INTERVAL = timedelta(days=1)  # of a delivery

@@ -217,10 +217,13 @@ class SignInLimits:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """The recipient of a session, and their preferences: what each page needs, in one statement."""
+    """A session and its recipient's preferences: what each page needs, in one statement."""
 
     recipient: str  # identity
     preferences: Preferences
+    started_at: datetime
+    staff_until: datetime | None  # the end of its use of the console, None if it was ended
+    has_role: bool  # whether the store has a role of the recipient
 
 
 @dataclass(frozen=True, slots=True)

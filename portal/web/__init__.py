@@ -13,6 +13,8 @@
     selection actions on several messages
     sessions  where a recipient is signed in
     preview   the recipient's next digest
+    console   who may use /admin/, the pages of staff
+    staff     roles of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
     repair    addresses followed by more characters, which are redirected
@@ -31,9 +33,11 @@ from bottle import request as current
 
 from portal.assemble import Parts
 from portal.mail.languages import negotiated
+from portal.policy.staff import Permission
 from portal.web import failures
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
+from portal.web.console import Console
 from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
 from portal.web.formatted import FormattedMessages
@@ -52,6 +56,7 @@ from portal.web.selected_senders import SelectedSenders
 from portal.web.selection import Selections
 from portal.web.sessions import SessionPages
 from portal.web.site import Site
+from portal.web.staff import StaffPages
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
@@ -129,6 +134,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         return pages.see_other(f"/{path}/")
 
     neighbours = Neighbours(pages, sessions, messages)
+    console = Console(pages, sessions)
+    staff = StaffPages(pages, console)
 
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
@@ -163,6 +170,9 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/preferences/digest/html", digest.frame),
         ("GET", "/sessions", signed_in.show),
         ("POST", "/sessions", signed_in.end),
+        ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console.home)),
+        ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
+        ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
         # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),
         ("GET", "/healthz", monitor.health),

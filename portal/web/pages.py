@@ -78,6 +78,7 @@ class Pages:
             "signed_in": None,
             "form_token": "",
             "script": False,
+            "console": request.shows_console,
             "times_in": request.zone.key.replace("_", " ") if request.zone else "",
             **values,
         }

@@ -22,12 +22,14 @@ class Request:
     ``language`` is the language of the response: at first the one that the browser asks for, then the recipient's own
     as soon as the recipient is known (`Pages.use_recipient`), so that error pages are in that language as well.
     ``zone`` is the recipient's time zone, None until then.
+    ``shows_console``: whether pages link to the console, since the recipient has a role. It permits nothing.
     """
 
     def __init__(self, environ: Environ, site: Site, policy: DomainPolicy, language: Language) -> None:
         self.policy = policy
         self.language = language
         self.zone: ZoneInfo | None = None
+        self.shows_console = False
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ.get("PATH_INFO", "")  # below the mount point
         self.peer: str = environ.get("REMOTE_ADDR", "")  # the client's IP address, "" if unknown

@@ -235,6 +235,7 @@ def test_what_a_mail_says_is_escaped_once_in_every_language(tag: str) -> None:
         script=False,
         site_style=False,
         signed_in=NASTY,
+        console=True,
         times_in="",
         form_token="",
         root="",

@@ -23,6 +23,7 @@ from portal.model.errors import AlreadyDone, RelayDeferred, RelayRefused, StoreU
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Start, State, Tier, held_at, new_id
 from portal.model.rule import SITE
 from portal.model.schedule import Preferences
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.moving import copy as moving
 from portal.stores import Store, open_store
 from portal.stores.contracts import Messages
@@ -94,6 +95,7 @@ def everything(store: Store) -> dict[str, object]:
         "rules": store.rules.records(None, 1000),
         "domains": store.domains.records(None, 1000),
         "audit": store.audit.records(None, 1000),
+        "staff": store.staff.all(),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
@@ -144,6 +146,8 @@ def fill(store: Store) -> list[Held]:
     fill_rules(store)
     for name, value in (("language", "fr"), ("language", "de"), ("name", "Post"), ("name", None)):
         store.domains.set([DomainValue(new_id(), "example.org", name, value, now(), BY_OPERATOR)])
+    store.staff.give(Grant(ALICE, Role.DOMAIN_ADMINISTRATOR, "example.org", now(), BY_OPERATOR))
+    store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
 

@@ -26,6 +26,7 @@ from portal.stores.contracts.audit import Audit
 from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
+from portal.stores.contracts.staff import StaffRoles
 from portal.stores.contracts.work import Jobs, Notes, Outbox
 from portal.stores.records import Ending, Purged, Stats
 
@@ -42,6 +43,7 @@ __all__ = [
     "Recipients",
     "Rules",
     "SignIns",
+    "StaffRoles",
     "Store",
     "Votes",
 ]
@@ -64,6 +66,7 @@ class Store(ABC):
     rules: Rules
     domains: DomainValues
     audit: Audit
+    staff: StaffRoles
     notes: Notes
 
     @abstractmethod

@@ -233,12 +233,19 @@ class SignIns(ABC):
 
     @abstractmethod
     def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
-        """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`."""
+        """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`.
+
+        It may use the console for `STAFF_IDLE`, if its recipient has a role.
+        """
 
     @abstractmethod
     def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
         """Return the recipient of a session, or None if it is unknown or has ended. Records its use, at most once a
         minute."""
+
+    @abstractmethod
+    def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:
+        """Let a session use the console until then, unless a role of its recipient was removed since it began."""
 
     @abstractmethod
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:

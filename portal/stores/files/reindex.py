@@ -32,6 +32,7 @@ from portal.stores.journal import (
     audit_entries_of,
     domain_value_of,
     events_of,
+    grants_of,
     parse_time,
     parse_time_or_none,
     rule_of,
@@ -42,6 +43,7 @@ from portal.stores.shared.audit import put
 from portal.stores.shared.domains import put_domain_value
 from portal.stores.shared.rows import add_announced_to, add_event, events
 from portal.stores.shared.rules import put_rule
+from portal.stores.shared.staff import put_grants
 
 _BATCH = 200
 _ROWS = SqliteRows()
@@ -155,6 +157,9 @@ def _replay_line(store: FileStore, line: dict[str, Any], result: Reindexed) -> N
         case "domain":
             with store.engine.writing(durable=False) as session:
                 put_domain_value(session, domain_value_of(line))
+        case "staff":
+            with store.engine.writing(durable=False) as session:
+                put_grants(session, str(line["person"]), grants_of(line))
         case kind:
             raise ValueError(f"unknown kind of line: {kind}")
 

@@ -149,7 +149,8 @@ CREATE INDEX sign_in_created_at ON sign_in (created_at);
 
 CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
-    client TEXT NOT NULL DEFAULT ''     -- StartedSession.client
+    client TEXT NOT NULL DEFAULT '',    -- StartedSession.client
+    staff_until INTEGER                 -- the end of its use of the console; NULL: it was ended
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
 CREATE INDEX session_recipient ON session (recipient);
@@ -203,6 +204,17 @@ CREATE TABLE domain_value (             -- what administrators set for domains; 
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
 CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL;
+
+CREATE TABLE staff (                    -- roles that were given to people, see model/staff.py
+    person TEXT NOT NULL,               -- identity
+    role TEXT NOT NULL,                 -- Role
+    domain TEXT NOT NULL,               -- '': all mail
+    given_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,                -- Actor.who
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (person, role, domain)
+) WITHOUT ROWID;
 
 CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py
     id BLOB PRIMARY KEY,
@@ -300,6 +312,7 @@ CREATE TABLE job (
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
 CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
 ALTER TABLE session ADD COLUMN client TEXT NOT NULL DEFAULT '';
+ALTER TABLE session ADD COLUMN staff_until INTEGER;
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
 ALTER TABLE recipient ADD COLUMN devices_valid_from INTEGER;
@@ -353,6 +366,16 @@ CREATE TABLE domain_value (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX domain_value_in_use ON domain_value (domain, name) WHERE replaced_at IS NULL;
 CREATE INDEX domain_value_replaced ON domain_value (replaced_at) WHERE replaced_at IS NOT NULL;
+CREATE TABLE staff (
+    person TEXT NOT NULL,
+    role TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    given_at INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    via TEXT NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (person, role, domain)
+) WITHOUT ROWID;
 CREATE TABLE vote (
     id BLOB PRIMARY KEY,
     campaign BLOB NOT NULL,

@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -49,6 +50,7 @@ from portal.stores.journal import (
     person_line,
     rule_line,
     scan_line,
+    staff_line,
     verdict_line,
 )
 from portal.stores.records import Ending, Person, Purged, Stats
@@ -62,6 +64,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules, rules_of
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
+from portal.stores.shared.staff import SqlStaffRoles, all_grants
 from portal.stores.shared.votes import SqlVotes
 
 log = logging.getLogger("quarantine.store")
@@ -99,6 +102,7 @@ class FileStore(Store):
         self.rules = SqlRules(self.engine)
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
+        self.staff = SqlStaffRoles(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod
@@ -368,8 +372,8 @@ class FileStore(Store):
                 self.db.journal.remove(old)
 
     def _journal_current_state(self) -> bool:
-        """Write the choices of all recipients, the values of domains, and deliveries that are requested or releasing,
-        to today's journal. Return False if that failed."""
+        """Write the choices of all recipients, the values of domains, roles, and deliveries that are requested or
+        releasing, to today's journal. Return False if that failed."""
         people: Sequence[Person] = [Person("", "", None, None, None, None)]
 
         def person_lines() -> list[dict[str, Any]]:
@@ -380,7 +384,7 @@ class FileStore(Store):
         while people:
             if not self.db.write_journal(person_lines):
                 return False
-        if not self.db.write_journal(self._domain_lines):
+        if not (self.db.write_journal(self._domain_lines) and self.db.write_journal(self._staff_lines)):
             return False
         with self.engine.reading() as session:
             rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
@@ -427,6 +431,11 @@ class FileStore(Store):
     def _domain_lines(self) -> list[dict[str, Any]]:
         with self.engine.reading() as session:
             return [domain_value_line(value) for value in domain_values_after(session, None, _DOMAIN_VALUES)]
+
+    def _staff_lines(self) -> list[dict[str, Any]]:
+        with self.engine.reading() as session:
+            grants = groupby(all_grants(session), key=lambda grant: grant.person)
+        return [staff_line(person, list(of_person)) for person, of_person in grants]
 
     def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []

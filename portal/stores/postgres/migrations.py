@@ -61,7 +61,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create index on job (kind, not_before) where finished_at is null;
         create index on job (finished_at) where finished_at is not null;
-        alter table session add column client text not null default '';
+        alter table session add column client text not null default '', add column staff_until timestamptz;
         create index on session (recipient);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
         alter table sign_in add column mailbox text not null default '';
@@ -112,6 +112,16 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create unique index on domain_value (domain, name) where replaced_at is null;
         create index on domain_value (replaced_at) where replaced_at is not null;
+        create table staff (
+            person text not null,
+            role text not null,
+            domain text not null,
+            given_at timestamptz not null,
+            actor text not null,
+            via text not null,
+            address text not null,
+            primary key (person, role, domain)
+        );
         create table vote (
             id uuid primary key,
             campaign bytea not null,

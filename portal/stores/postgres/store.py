@@ -24,6 +24,7 @@ from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
+from portal.stores.shared.staff import SqlStaffRoles
 from portal.stores.shared.votes import SqlVotes
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
@@ -54,6 +55,7 @@ class PostgresStore(Store):
         self.rules = SqlRules(self.engine, at_posts=PostgresEngine(database, INGEST_SECONDS))
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
+        self.staff = SqlStaffRoles(self.engine)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

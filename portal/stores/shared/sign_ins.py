@@ -137,17 +137,25 @@ class SqlSignIns(SignIns):
 
     def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
         insert = (
-            "insert into session (session_sha256, recipient, started_at, used_at, client)"
-            " values (:sha256, :recipient, :now, :now, :client) on conflict (session_sha256) do update"
+            "insert into session (session_sha256, recipient, started_at, used_at, client, staff_until)"
+            " values (:sha256, :recipient, :now, :now, :client, :staff_until) on conflict (session_sha256) do update"
             " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at,"
-            " client = excluded.client"
+            " client = excluded.client, staff_until = excluded.staff_until"
         )
         with self._engine.writing() as session:
-            session.execute(insert, sha256=session_sha256, recipient=recipient, now=now, client=client)
+            session.execute(
+                insert,
+                sha256=session_sha256,
+                recipient=recipient,
+                now=now,
+                client=client,
+                staff_until=now + lifecycle.STAFF_IDLE,
+            )
 
     def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
         select = (
-            "select s.recipient, s.used_at, r.preferences"
+            "select s.recipient, s.used_at, r.preferences, s.started_at, s.staff_until,"
+            " exists (select 1 from staff where person = s.recipient) as has_role"
             " from session s left join recipient r on r.recipient = s.recipient"
             f" where s.session_sha256 = :sha256 and {_GOES_ON}"
         )
@@ -155,12 +163,17 @@ class SqlSignIns(SignIns):
             row = session.one(select, sha256=session_sha256, **_limits(now))
         if row is None:
             return None
-        recipient, used_at, preferences = row
+        recipient, used_at, preferences, started_at, staff_until, has_role = row
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
                 session.execute(update, now=now, sha256=session_sha256)
-        return SignedIn(recipient, Preferences.from_json(preferences))
+        return SignedIn(recipient, Preferences.from_json(preferences), started_at, staff_until, bool(has_role))
+
+    def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:
+        update = "update session set staff_until = :until where session_sha256 = :sha256 and staff_until is not null"
+        with self._engine.writing(durable=False) as session:
+            session.execute(update, until=until, sha256=session_sha256)
 
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
         select = (

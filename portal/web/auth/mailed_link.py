@@ -20,10 +20,10 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
-from portal.model.message import identity, new_id, random_token
+from portal.model.message import identity, is_address, new_id, random_token
 from portal.model.text import shown
 from portal.stores.records import QueuedMail, SignIn, SignInLimits
-from portal.web.auth.session import Sessions, is_address
+from portal.web.auth.session import Sessions
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
 

@@ -10,14 +10,16 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from bottle import HTTPResponse
 
 from portal.model.audit import Act
 from portal.model.errors import LinkInvalid
-from portal.model.message import identity, random_token
+from portal.model.message import identity, is_address, random_token
 from portal.stores.records import StartedSession
 from portal.web.auth.client import client_name
+from portal.web.exporter import allowed_peer
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
 
@@ -28,7 +30,8 @@ _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
     r"/(?:rules|preferences(?:/digest)?|sessions|jobs/[0-9a-f-]{36}/"
-    r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?)?"
+    r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?"
+    r"|admin/(?:[a-z0-9.-]+/){0,4}[a-z0-9.-]*)?"
     r"(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
     re.ASCII,
 )
@@ -45,6 +48,8 @@ class Session:
     recipient: str  # identity
     form_token: str  # anti-forgery token of the forms on their pages
     sha256: bytes  # of its secret, by which the store knows it
+    started_at: datetime
+    staff_until: datetime | None  # the end of its use of the console, if its recipient has a role; None: it was ended
 
 
 class Sessions:
@@ -61,8 +66,7 @@ class Sessions:
         """
         session = self.current(request)
         if session is None:
-            query = f"?{request.query_string}" if request.query_string else ""
-            raise self._to_sign_in(request, request.path + query, "yes" if request.cookie(_COOKIE) else "")
+            raise self.to_sign_in(request, self.page_of(request), "yes" if request.cookie(_COOKIE) else "")
         return session
 
     def of_form(self, request: Request, page: str) -> Session:
@@ -73,7 +77,7 @@ class Sessions:
         self._pages.check_same_origin(request)
         found = self._read(request)
         if found is None:
-            raise self._to_sign_in(request, page, "form")
+            raise self.to_sign_in(request, page, "form")
         session, secret = found
         self._pages.check_form_token(request, secret)
         return session
@@ -93,12 +97,26 @@ class Sessions:
         if not self.may_sign_in(recipient):
             return None
         self._pages.use_recipient(request, recipient, stored.preferences)
-        return Session(recipient, self._pages.parts.links.form_token(secret), sha256(secret)), secret
+        has_role = stored.has_role or recipient in self._pages.parts.settings.staff.administrators
+        request.shows_console = has_role and self.is_staff_network(request)
+        form_token = self._pages.parts.links.form_token(secret)
+        return Session(recipient, form_token, sha256(secret), stored.started_at, stored.staff_until), secret
 
-    def _to_sign_in(self, request: Request, page: str, ended: str) -> HTTPResponse:
+    def is_staff_network(self, request: Request) -> bool:
+        """Return whether the console answers this client, by `staff.networks`."""
+        networks = self._pages.parts.settings.staff.networks
+        return not networks or allowed_peer(request.peer, networks)
+
+    @staticmethod
+    def page_of(request: Request) -> str:
+        """Return the page of a GET request, which is shown again after signing in."""
+        return f"{request.path}?{request.query_string}" if request.query_string else request.path
+
+    def to_sign_in(self, request: Request, page: str, ended: str) -> HTTPResponse:
         """Return the redirect to the sign-in page. The browser keeps which page was meant, until it is signed in.
 
-        ``ended``: "yes" if a session has ended, "form" if a form was not accepted because of that.
+        ``ended``: "yes" if a session has ended, "form" if a form was not accepted because of that, "console" if the
+        console needs a newer sign-in. May also be raised.
         """
         response = self._pages.see_other(f"/sign-in?ended={ended}" if ended else "/sign-in")
         if page != "/" and _DESTINATION.fullmatch(page):
@@ -213,8 +231,3 @@ def _unpacked(value: str | None) -> str:
         return urlsafe_b64decode(f"{value or ''}==").decode()
     except ValueError:
         return ""
-
-
-def is_address(text: str) -> bool:
-    """Return True if this can be a recipient's address. Other input must not reach the store or mail headers."""
-    return text.count("@") == 1 and text.isprintable() and not any(c.isspace() or c in '<>,;:"\\()' for c in text)

@@ -1,0 +1,246 @@
+"""Staff: which roles people have, and what each role may do. The only place that decides this.
+
+Roles are in the store, and `staff.administrators` in the settings names the first administrators. They are read for
+each request, so that a change takes effect at once. docs/staff.md has the table for readers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from portal.model.clock import utc_now
+from portal.model.errors import BadGrant, NotAllowed
+from portal.model.message import Actor, ActorKind, Delivery, Tier, domain, identity, is_address
+from portal.model.rights import ReleaseRight
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.text import N_
+from portal.people import Directory
+from portal.policy.domains import Domains
+from portal.settings import Settings
+from portal.stores import Store
+
+log = logging.getLogger("quarantine.staff")
+
+SETTINGS = "settings"  # `Actor.via` of the roles that the settings file gives
+
+
+class Permission(StrEnum):
+    """Something that only staff may do to the messages, recipients and settings of a domain."""
+
+    SEE_ENVELOPE = "see-envelope"  # also subject, reasons, symbols, state and history
+    SEE_BODY = "see-body"
+    RELEASE_SPAM = "release-spam"
+    RELEASE_SUSPICIOUS = "release-suspicious"
+    RELEASE_DANGEROUS = "release-dangerous"
+    DELETE = "delete"
+    RESTORE = "restore"
+    SEND_LINK = "send-link"  # to the recipient's own address
+    MANAGE_RECIPIENTS = "manage-recipients"  # digests, preferences, sessions and rules of other people
+    MANAGE_DOMAIN_POLICY = "manage-domain-policy"
+    MANAGE_STAFF = "manage-staff"
+    READ_AUDIT = "read-audit"
+
+
+_RELEASE = {
+    Tier.SPAM: Permission.RELEASE_SPAM,
+    Tier.SUSPICIOUS: Permission.RELEASE_SUSPICIOUS,
+    Tier.DANGEROUS: Permission.RELEASE_DANGEROUS,
+}
+_TIER = {permission: tier for tier, permission in _RELEASE.items()}
+
+# What a role may do at most. `Staff.may` takes some of it away, by the settings and by the policy of a domain.
+PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
+    Role.ADMINISTRATOR: frozenset(Permission),
+    Role.DOMAIN_ADMINISTRATOR: frozenset(Permission) - {Permission.RELEASE_DANGEROUS},
+    Role.HELP_DESK: frozenset(
+        {Permission.SEE_ENVELOPE, Permission.SEE_BODY, Permission.RELEASE_SPAM, Permission.SEND_LINK}
+    ),
+    Role.AUDITOR: frozenset({Permission.SEE_ENVELOPE, Permission.READ_AUDIT}),
+}
+
+# The strictest `ReleaseRight` with which a role may release. A right says what recipients may do, so the help desk
+# releases what the recipient could release.
+_STRICTEST = {
+    Role.ADMINISTRATOR: ReleaseRight.ADMINISTRATOR,
+    Role.DOMAIN_ADMINISTRATOR: ReleaseRight.REQUEST,
+    Role.HELP_DESK: ReleaseRight.SELF,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A person with the roles that they have now."""
+
+    person: str  # identity
+    grants: tuple[Grant, ...]
+
+    def acting_from(self, address: str) -> Actor:
+        """Return the person as the actor of what they do in the console. ``address``: the client's."""
+        return Actor(ActorKind.OPERATOR, self.person, "console", address)
+
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """Roles and permissions. Thread-safe; one for each process."""
+
+    settings: Settings
+    store: Store
+    domains: Domains
+    people: Directory
+    now: Callable[[], datetime] = utc_now
+
+    # ---- who has which role
+
+    def member(self, person: str) -> Member:
+        """Return a person with their roles, of which there may be none. ``person``: an identity."""
+        return Member(person, tuple(self._in_effect([*self._of_settings(person), *self.store.staff.of(person)])))
+
+    def all(self) -> Sequence[Grant]:
+        """Return all roles that are in effect, ordered by person, role and domain."""
+        of_settings = [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
+        found = self._in_effect([*of_settings, *self.store.staff.all()])
+        return sorted(found, key=lambda grant: (grant.person, grant.role, grant.domain))
+
+    def is_of_settings(self, grant: Grant) -> bool:
+        """Return whether the settings file gives this role, so that it can be removed only there."""
+        return grant.actor.via == SETTINGS
+
+    def _of_settings(self, person: str) -> list[Grant]:
+        if person not in self.settings.staff.administrators:
+            return []
+        long_ago = datetime.fromtimestamp(0, UTC)
+        return [Grant(person, Role.ADMINISTRATOR, EVERYWHERE, long_ago, Actor(ActorKind.OPERATOR, SETTINGS, SETTINGS))]
+
+    def _in_effect(self, grants: Sequence[Grant]) -> list[Grant]:
+        """Return the roles for domains that are still local, each once: the settings file's comes first."""
+        found: dict[tuple[str, Role, str], Grant] = {}
+        for grant in grants:
+            if grant.domain == EVERYWHERE or self.domains.is_local(grant.domain):
+                found.setdefault((grant.person, grant.role, grant.domain), grant)
+        return list(found.values())
+
+    # ---- what they may do
+
+    def may(self, member: Member, permission: Permission, host: str) -> bool:
+        """Return whether a person may do this to the messages, recipients and settings of a domain.
+
+        ``host``: the domain as in an identity, or EVERYWHERE for what concerns the whole site.
+        """
+        return any(
+            self._gives(grant.role, permission, host) for grant in member.grants if grant.domain in (EVERYWHERE, host)
+        )
+
+    def may_for(self, member: Member, permission: Permission, delivery: Delivery) -> bool:
+        """Return whether a person may do this to a delivery. The domain of its recipient decides."""
+        return self.may(member, permission, domain(delivery.recipient))
+
+    def may_release(self, member: Member, delivery: Delivery) -> bool:
+        """Return whether a person may release a delivery, by its tier and the policy of its recipient's domain."""
+        # As `Domains.right`: a message that was not scanned is suspicious, and the rule for its verdict holds as well.
+        tiers = {delivery.message.tier, delivery.message.verdict_tier}
+        return all(self.may_for(member, _RELEASE[tier], delivery) for tier in tiers)
+
+    def reach(self, member: Member, permission: Permission) -> frozenset[str]:
+        """Return the domains for which a person may do this; EVERYWHERE is one of them if it holds for all mail.
+
+        Empty: they may do it nowhere.
+        """
+        return frozenset(grant.domain for grant in member.grants if self._gives(grant.role, permission, grant.domain))
+
+    def _gives(self, role: Role, permission: Permission, host: str) -> bool:
+        if permission not in PERMISSIONS[role]:
+            return False
+        if permission is Permission.SEE_BODY and role is Role.HELP_DESK:
+            return self.settings.staff.help_desk_sees_bodies
+        if permission in _TIER:
+            rights = tuple(ReleaseRight)
+            return rights.index(self.domains.of(host).release[_TIER[permission]]) <= rights.index(_STRICTEST[role])
+        return True
+
+    def visible(self, member: Member) -> Sequence[Grant]:
+        """Return the roles that a person may see: those in effect where they may read the audit."""
+        return [grant for grant in self.all() if self.may(member, Permission.READ_AUDIT, grant.domain)]
+
+    # ---- giving and removing roles
+
+    def may_be_given(self, member: Member) -> Sequence[tuple[Role, str]]:
+        """Return the roles that a person may give, each with a domain or EVERYWHERE."""
+        return [
+            (role, host)
+            for role in Role
+            for host in (EVERYWHERE, *self.domains.local())
+            if self.may_give(member, role, host) and _fits(role, host)
+        ]
+
+    def may_give(self, member: Member, role: Role, host: str, person: str = "") -> bool:
+        """Return whether a person may give a role for a domain to somebody, or remove it.
+
+        They need the right to manage staff there and everything that the role gives. People who manage the staff of
+        some domains only may give roles only to people of these domains. ``person``: an identity, "" for nobody yet.
+        """
+        if not self.may(member, Permission.MANAGE_STAFF, host):
+            return False
+        held = {grant.role for grant in member.grants if grant.domain in (EVERYWHERE, host)}
+        if not any(PERMISSIONS[role] <= PERMISSIONS[each] for each in held):
+            return False
+        return not person or self.may(member, Permission.MANAGE_STAFF, domain(person))
+
+    def give(self, person: str, role: Role, host: str, actor: Actor, by: Member | None = None) -> Grant | None:
+        """Give a role to a person for a domain, or for all mail. Return None if they have it already.
+
+        ``by``: the member of staff who does it; None: the command line, which may give every role. Raises NotAllowed,
+        BadGrant.
+        """
+        grant = Grant(self._checked_person(person), role, self._checked_domain(role, host), self.now(), actor)
+        if by is not None and not self.may_give(by, role, grant.domain, grant.person):
+            raise NotAllowed("this member of staff may not give this role")
+        if self._of_settings(grant.person) and role is Role.ADMINISTRATOR:
+            return None
+        if not self.store.staff.give(grant):
+            return None
+        log.info("role given person=%s role=%s domain=%s by=%s", grant.person, role, grant.domain or "all", actor.who)
+        return grant
+
+    def remove(self, person: str, role: Role, host: str, actor: Actor, by: Member | None = None) -> None:
+        """Remove a role of a person, and end their use of the console. Raises NotAllowed, BadGrant.
+
+        ``by`` as in `give`. Roles of people who cannot sign in any more, and for domains that are not local any more,
+        can be removed as well.
+        """
+        person, host = identity(person), domain(host)
+        if by is not None and not self.may_give(by, role, host, person):
+            raise NotAllowed("this member of staff may not remove this role")
+        if role is Role.ADMINISTRATOR and self._of_settings(person):
+            raise BadGrant(N_("The settings file gives this role, so it can only be removed there."))
+        if not self.store.staff.remove(person, role, host, actor, self.now()):
+            raise BadGrant(N_("This person does not have this role."))
+        log.info("role removed person=%s role=%s domain=%s by=%s", person, role, host or "all", actor.who)
+
+    def _checked_person(self, address: str) -> str:
+        person = identity(address.strip())
+        if not (is_address(person) and self.settings.is_local(person)):
+            raise BadGrant(N_("Nobody can sign in with this address: its domain is not a local one."))
+        if not self.people.is_person(person):
+            raise BadGrant(N_("This address is an alias or a shared mailbox. Enter the address of a person."))
+        return person
+
+    def _checked_domain(self, role: Role, name: str) -> str:
+        host = domain(name.strip())
+        if not _fits(role, host) and role is Role.ADMINISTRATOR:
+            raise BadGrant(N_("An administrator is responsible for all domains. Choose “All domains”."))
+        if not _fits(role, host):
+            raise BadGrant(N_("A domain administrator needs a domain."))
+        if host != EVERYWHERE and not self.domains.is_local(host):
+            raise BadGrant(N_("This is not a local domain."))
+        return host
+
+
+def _fits(role: Role, host: str) -> bool:
+    """Return whether a role can be given for this domain, or for EVERYWHERE."""
+    if role is Role.ADMINISTRATOR:
+        return host == EVERYWHERE
+    return role is not Role.DOMAIN_ADMINISTRATOR or host != EVERYWHERE

@@ -1,0 +1,37 @@
+"""The contract of roles of staff."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+
+from portal.model.message import Actor
+from portal.model.staff import Grant, Role
+
+
+class StaffRoles(ABC):
+    """Roles that were given to people. Those of the settings are not in the store."""
+
+    @abstractmethod
+    def of(self, person: str) -> Sequence[Grant]:
+        """Return the roles of a person, ordered by role and domain."""
+
+    @abstractmethod
+    def all(self) -> Sequence[Grant]:
+        """Return the roles of all people, ordered by person, role and domain."""
+
+    @abstractmethod
+    def give(self, grant: Grant) -> bool:
+        """Give a role. Durable on return. Return False, with nothing changed, if the person has it already."""
+
+    @abstractmethod
+    def remove(self, person: str, role: Role, domain: str, actor: Actor, now: datetime) -> bool:
+        """Remove a role. Durable on return. Return False if the person does not have it.
+
+        Ends the use of the console in all sessions of the person, see `SignIns.extend_staff_use`.
+        """
+
+    @abstractmethod
+    def replace_all(self, grants: Sequence[Grant]) -> None:
+        """Replace all roles by those of another store. Durable on return."""

@@ -1,0 +1,109 @@
+"""Roles of staff, in table `staff`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+
+from portal.model.audit import Act, AuditEntry
+from portal.model.message import Actor
+from portal.model.staff import Grant, Role
+from portal.stores.contracts import StaffRoles
+from portal.stores.journal import staff_line
+from portal.stores.shared.audit import record
+from portal.stores.shared.session import Engine, Row, Session
+
+_SELECT = "select person, role, domain, given_at, actor, via, address from staff"
+_INSERT = (
+    "insert into staff (person, role, domain, given_at, actor, via, address)"
+    " values (:person, :role, :domain, :given_at, :actor, :via, :address) on conflict do nothing"
+)
+
+
+class SqlStaffRoles(StaffRoles):
+    """See `StaffRoles`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def of(self, person: str) -> Sequence[Grant]:
+        with self._engine.reading() as session:
+            return _of(session, person)
+
+    def all(self) -> Sequence[Grant]:
+        with self._engine.reading() as session:
+            return all_grants(session)
+
+    def give(self, grant: Grant) -> bool:
+        with self._engine.writing() as session:
+            is_new = _insert(session, grant) == 1
+            if is_new:
+                detail = _detail(grant.role, grant.domain)
+                entry = AuditEntry.new(grant.given_at, Act.ROLE_GIVEN, grant.actor, grant.person, detail)
+                record(session, [entry])
+                _journal(session, grant.person)
+        return is_new
+
+    def remove(self, person: str, role: Role, domain: str, actor: Actor, now: datetime) -> bool:
+        delete = "delete from staff where person = :person and role = :role and domain = :domain"
+        with self._engine.writing() as session:
+            removed = session.execute(delete, person=person, role=role.value, domain=domain) == 1
+            if removed:
+                entry = AuditEntry.new(now, Act.ROLE_REMOVED, actor, person, _detail(role, domain))
+                record(session, [entry])
+                session.execute("update session set staff_until = null where recipient = :person", person=person)
+                _journal(session, person)
+        return removed
+
+    def replace_all(self, grants: Sequence[Grant]) -> None:
+        with self._engine.writing() as session:
+            people = {grant.person for grant in (*all_grants(session), *grants)}
+            for person in sorted(people):
+                put_grants(session, person, [grant for grant in grants if grant.person == person])
+                _journal(session, person)
+
+
+def all_grants(session: Session) -> list[Grant]:
+    """Return the roles of all people, ordered by person, role and domain."""
+    return _sorted(session.many(_SELECT))
+
+
+def put_grants(session: Session, person: str, grants: Sequence[Grant]) -> None:
+    """Replace the roles of a person."""
+    session.execute("delete from staff where person = :person", person=person)
+    for grant in grants:
+        _insert(session, grant)
+
+
+def _of(session: Session, person: str) -> list[Grant]:
+    return _sorted(session.many(f"{_SELECT} where person = :person", person=person))
+
+
+def _sorted(rows: Sequence[Row]) -> list[Grant]:
+    grants = [
+        Grant(person, Role(role), domain, given_at, Actor.from_stored(who, via, address))
+        for person, role, domain, given_at, who, via, address in rows
+    ]
+    return sorted(grants, key=lambda grant: (grant.person, grant.role, grant.domain))  # not by the engine's collation
+
+
+def _insert(session: Session, grant: Grant) -> int:
+    return session.execute(
+        _INSERT,
+        grant.actor,
+        person=grant.person,
+        role=grant.role.value,
+        domain=grant.domain,
+        given_at=grant.given_at,
+        actor=grant.actor.who,
+        via=grant.actor.via,
+    )
+
+
+def _detail(role: Role, domain: str) -> str:
+    return f"{role} of {domain}" if domain else str(role)
+
+
+def _journal(session: Session, person: str) -> None:
+    session.journal(partial(staff_line, person, _of(session, person)))

@@ -1,0 +1,160 @@
+"""The console of staff, `/admin/`: who may use it, and its first page.
+
+Every route of the console is made by `Console.route`, so a handler cannot be reached without these checks, which each
+request passes in this order:
+
+1. The client is in `staff.networks`. Others get 404, as for a page that does not exist.
+2. Somebody is signed in, else 303 to the sign-in page.
+3. They have a role now, by store and settings. Others get 404: recipients need not know of the console.
+4. They signed in, or used the console, within the last 30 minutes. Otherwise 303 to the sign-in page. The recipient's
+   own pages still work in their session.
+5. A role permits what the route is for, for at least one domain, else 403. The handler checks the domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from bottle import HTTPError, HTTPResponse
+
+from portal.model.domains import shown_address
+from portal.model.message import Actor
+from portal.model.staff import EVERYWHERE, Role
+from portal.model.text import N_
+from portal.policy.staff import Member, Permission
+from portal.stores.lifecycle import SESSION_USE_RECORDED, STAFF_IDLE
+from portal.web.auth.session import Session, Sessions
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+HOME = "/admin/"
+FRESH = timedelta(minutes=15)  # the age of a sign-in that acts with far-reaching effects need
+
+ROLE_NAMES = {
+    Role.ADMINISTRATOR: N_("Administrator"),
+    Role.DOMAIN_ADMINISTRATOR: N_("Domain administrator"),
+    Role.HELP_DESK: N_("Help desk"),
+    Role.AUDITOR: N_("Auditor"),
+}
+ROLE_SUMMARIES = {
+    Role.ADMINISTRATOR: N_("Reads and releases all messages and gives roles."),
+    Role.DOMAIN_ADMINISTRATOR: N_(
+        "Reads and releases messages of a domain, except dangerous ones, and gives roles there."
+    ),
+    Role.HELP_DESK: N_("Finds messages by sender and subject and releases spam."),
+    Role.AUDITOR: N_("Sees everything except the contents of messages and changes nothing."),
+}
+# The pages that the console links to: path, text, and the permission that they need.
+_SECTIONS = (
+    (HOME, N_("Overview"), Permission.SEE_ENVELOPE),
+    ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StaffSession:
+    """A member of staff who may use the console now."""
+
+    member: Member
+    session: Session
+    actor: Actor  # of what they do in this request
+
+
+StaffHandler = Callable[..., HTTPResponse]  # takes a Request, a StaffSession and, as keywords, the parts of the route
+
+
+class Console:
+    """The checks of all routes of the console, and `/admin/`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+        self._staff = pages.parts.staff
+        self._store = pages.parts.store
+
+    def route(self, permission: Permission, handler: StaffHandler, page: str = HOME) -> Callable[..., HTTPResponse]:
+        """Return the handler of a route, which calls ``handler`` for members of staff with this permission only.
+
+        ``page``: for a posted form, the page to show after signing in if the session has ended.
+        """
+
+        def checked(request: Request, **named: str) -> HTTPResponse:
+            return handler(request, self._member(request, permission, page), **named)
+
+        return checked
+
+    def check_fresh(self, request: Request, staff: StaffSession, page: str) -> None:
+        """Raise a 303 to the sign-in page unless this session began at most `FRESH` ago.
+
+        For acts with far-reaching effects. ``page``: what is shown after signing in; nothing is done then.
+        """
+        if staff.session.started_at < self._pages.now() - FRESH:
+            raise self._sessions.to_sign_in(request, page, "console")
+
+    def page(self, request: Request, staff: StaffSession, name: str, status: int = 200, **values: Any) -> HTTPResponse:
+        """Return the page ``templates/web/admin/NAME.html``, which extends ``web/admin/base.html``."""
+        sections = [
+            (path, text, path == request.path)
+            for path, text, permission in _SECTIONS
+            if self._staff.reach(staff.member, permission)
+        ]
+        return self._pages.page(
+            request,
+            f"admin/{name}",
+            status,
+            signed_in=shown_address(staff.member.person),
+            form_token=staff.session.form_token,
+            sections=sections,
+            **values,
+        )
+
+    def home(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/: who is signed in, and with which roles."""
+        roles = [
+            (ROLE_NAMES[grant.role], ROLE_SUMMARIES[grant.role], shown_domain(grant.domain))
+            for grant in staff.member.grants
+        ]
+        return self.page(request, staff, "home", roles=roles)
+
+    # ---- checks
+
+    def _member(self, request: Request, permission: Permission, page: str) -> StaffSession:
+        if not self._sessions.is_staff_network(request):
+            raise HTTPError(404)
+        if request.method == "POST":
+            session = self._sessions.of_form(request, page)
+        else:
+            session, page = self._sessions.of(request), self._sessions.page_of(request)
+        member = self._staff.member(session.recipient)
+        if not member.grants:
+            raise HTTPError(404)
+        now = self._pages.now()
+        if session.staff_until is None or session.staff_until <= now:
+            raise self._sessions.to_sign_in(request, page, "console")
+        self._extend(session, now)
+        if not self._staff.reach(member, permission):
+            raise self.forbidden(request)
+        return StaffSession(member, session, member.acting_from(request.peer))
+
+    def _extend(self, session: Session, now: datetime) -> None:
+        """Record the use of the console, at most once a minute."""
+        until = now + STAFF_IDLE
+        if session.staff_until is not None and session.staff_until <= until - SESSION_USE_RECORDED:
+            self._store.sign_ins.extend_staff_use(session.sha256, until)
+
+    def forbidden(self, request: Request) -> HTTPResponse:
+        """Return the answer to staff whose roles do not permit this. May also be raised."""
+        return self._pages.notice(
+            request,
+            N_("Not permitted"),
+            N_("Your role does not permit this. Nothing was changed."),
+            403,
+        )
+
+
+def shown_domain(host: str) -> str:
+    """Return a domain for people, "" for all domains."""
+    return shown_address(host) if host != EVERYWHERE else ""

@@ -1,0 +1,102 @@
+"""The page of staff: who has which role. Roles are given and removed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bottle import HTTPResponse
+
+from portal.model.domains import shown_address
+from portal.model.errors import BadGrant, NotAllowed
+from portal.model.staff import Grant, Role
+from portal.model.text import N_, shown
+from portal.web.console import ROLE_NAMES, ROLE_SUMMARIES, Console, StaffSession, shown_domain
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+PATH = "/admin/staff"
+_TYPED_CHARS = 254  # as in the form
+
+_RESULT_TEXTS = {
+    "given": N_("Role given."),
+    "known": N_("This person has this role already."),
+    "removed": N_("Role removed. The person is signed out of the console."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """A role as the page lists it."""
+
+    grant: Grant
+    person: str
+    role: str  # its name, to be translated
+    domain: str  # "" for all domains
+    given: str  # "" if the settings file gives it
+    by: str
+    may_remove: bool
+
+
+class StaffPages:
+    """`/admin/staff`."""
+
+    def __init__(self, pages: Pages, console: Console) -> None:
+        self._pages = pages
+        self._console = console
+        self._staff = pages.parts.staff
+
+    def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/staff: list the roles that this person may see."""
+        return self._page(request, staff)
+
+    def change(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """POST /admin/staff: give or remove a role, then redirect (303) to the page with the result."""
+        self._console.check_fresh(request, staff, PATH)
+        address, host, actor = request.form("address"), request.form("domain"), staff.actor
+        try:
+            role = Role(request.form("role"))
+        except ValueError:
+            return self._page(request, staff, 400, error=N_("Choose a role."))
+        try:
+            if request.form("change") == "remove":
+                self._staff.remove(address, role, host, actor, staff.member)
+                done = "removed"
+            else:
+                done = "given" if self._staff.give(address, role, host, actor, staff.member) else "known"
+        except NotAllowed:
+            return self._console.forbidden(request)
+        except BadGrant as error:
+            return self._page(request, staff, 400, error=str(error))
+        return self._pages.see_other(f"{PATH}?done={done}")
+
+    def _page(self, request: Request, staff: StaffSession, status: int = 200, error: str = "") -> HTTPResponse:
+        choices = self._staff.may_be_given(staff.member)
+        roles, hosts = dict.fromkeys(role for role, _ in choices), dict.fromkeys(host for _, host in choices)
+        return self._console.page(
+            request,
+            staff,
+            "staff",
+            status,
+            result=_RESULT_TEXTS.get(request.query("done"), ""),
+            error=error,
+            rows=[self._row(request, staff, grant) for grant in self._staff.visible(staff.member)],
+            roles=[(role.value, ROLE_NAMES[role], ROLE_SUMMARIES[role]) for role in roles],
+            domains=[(host, shown_domain(host)) for host in sorted(hosts)],
+            typed={
+                name: shown(request.form(name), _TYPED_CHARS) if error else "" for name in ("address", "role", "domain")
+            },
+        )
+
+    def _row(self, request: Request, staff: StaffSession, grant: Grant) -> GrantRow:
+        viewer = self._pages.viewer(request, staff.member.person)
+        is_of_settings = self._staff.is_of_settings(grant)
+        return GrantRow(
+            grant=grant,
+            person=shown_address(grant.person),
+            role=ROLE_NAMES[grant.role],
+            domain=shown_domain(grant.domain),
+            given="" if is_of_settings else viewer.language.moment(grant.given_at, viewer.zone),
+            by=shown_address(grant.actor.name),
+            may_remove=not is_of_settings
+            and self._staff.may_give(staff.member, grant.role, grant.domain, grant.person),
+        )

@@ -1,0 +1,82 @@
+"""``quarantine staff``, as typed by an operator, on both stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from portal.cli import main
+from portal.stores import Store
+from tests.builders import ALICE, BOB, now
+from tests.contract.helpers import SESSION
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(store_url: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    config = tmp_path / "quarantine.toml"
+    config.write_text(
+        f'local_domains = ["example.org", "münchen.example"]\nstore.url = "{store_url}"\n'
+        f'mail.from_address = "q@example.org"\nlinks.keys_file = "{tmp_path / "links.keys"}"\n'
+        f'[staff]\nadministrators = ["Alice@example.org"]\n'
+    )
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
+
+    def call(*words: str) -> Result:
+        result = CliRunner().invoke(main, ["staff", *words])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return call
+
+
+def test_roles_are_given_listed_and_removed(run: Run, store: Store) -> None:
+    assert run("add", "Bob@Example.org", "domain-administrator", "--domain", "MÜNCHEN.example").output == (
+        "bob@example.org domain-administrator münchen.example: given\n"
+    )
+    assert run("add", BOB, "auditor").output == "bob@example.org auditor all domains: given\n"
+    assert run("add", BOB, "auditor").output == "bob@example.org auditor all domains: given before\n"
+    listed = [json.loads(line) for line in run("list", "--json").output.splitlines()]
+    assert [(each["person"], each["role"], each["domain"]) for each in listed] == [
+        (ALICE, "administrator", None),
+        (BOB, "auditor", None),
+        (BOB, "domain-administrator", "xn--mnchen-3ya.example"),
+    ]
+    assert (listed[0]["given_by"], listed[0]["given_at"]) == ("settings", None)
+    assert listed[1]["given_by"].startswith("operator:") and listed[1]["given_at"]
+    assert "münchen.example" in run("list").output
+    store.sign_ins.start_session(SESSION, BOB, now())
+    assert run("remove", BOB, "auditor").output == "bob@example.org auditor all domains: removed\n"
+    session = store.sign_ins.session(SESSION, now())
+    assert session and session.staff_until is None and session.has_role
+    assert run("remove", BOB, "domain-administrator", "--domain", "münchen.example").exit_code == 0
+    assert store.staff.all() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("add", BOB, "root"), 2, "'root' is not one of 'administrator', 'domain-administrator'"),
+        (("add", BOB), 2, "Missing argument"),
+        (("add", " ", "auditor"), 2, "It is empty"),
+        (("add", BOB, "auditor", "--domain", ""), 2, "It is empty"),
+        (("add", BOB, "domain-administrator"), 2, "A domain administrator needs a domain."),
+        (("add", BOB, "administrator", "--domain", "example.org"), 2, "all domains"),
+        (("add", BOB, "auditor", "--domain", "other.example"), 2, "not a local domain"),
+        (("add", "x@other.example", "auditor"), 2, "Nobody can sign in with this address"),
+        (("remove", BOB, "auditor"), 1, "`quarantine staff list` shows all roles."),
+        (("remove", ALICE, "administrator"), 1, "settings file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_has_a_status(
+    run: Run, store: Store, words: tuple[str, ...], status: int, text: str
+) -> None:
+    result = run(*words)
+    assert result.exit_code == status
+    assert text in result.output
+    assert store.staff.all() == []

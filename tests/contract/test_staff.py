@@ -1,0 +1,72 @@
+"""Roles of staff, in both stores."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from portal.model.audit import AuditFilter
+from portal.model.message import Actor, ActorKind
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.stores import Store
+from portal.stores.lifecycle import STAFF_IDLE
+from tests.builders import ALICE, BOB, BY_OPERATOR, now
+from tests.contract.helpers import SESSION
+
+BY_ALICE = Actor(ActorKind.OPERATOR, ALICE, "console", "192.0.2.7")
+
+
+def grant(person: str, role: Role, domain: str = EVERYWHERE, actor: Actor = BY_OPERATOR) -> Grant:
+    return Grant(person, role, domain, now(), actor)
+
+
+def test_people_have_several_roles_and_each_is_given_and_removed_by_itself(store: Store) -> None:
+    first = grant(BOB, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    second = grant(BOB, Role.DOMAIN_ADMINISTRATOR, "xn--mnchen-3ya.example", BY_ALICE)
+    third, other = grant(BOB, Role.AUDITOR), grant(ALICE, Role.HELP_DESK)
+    assert all(store.staff.give(each) for each in (second, first, third, other))
+    assert not store.staff.give(grant(BOB, Role.AUDITOR, actor=BY_ALICE)), "the first giver stays"
+    assert store.staff.of(BOB) == [third, first, second]
+    assert store.staff.all() == [other, third, first, second]
+    assert store.staff.remove(BOB, Role.DOMAIN_ADMINISTRATOR, "example.org", BY_ALICE, now())
+    assert not store.staff.remove(BOB, Role.DOMAIN_ADMINISTRATOR, "example.org", BY_ALICE, now())
+    assert not store.staff.remove(ALICE, Role.HELP_DESK, "example.org", BY_ALICE, now())
+    assert store.staff.of(BOB) == [third, second]
+
+
+def test_the_audit_says_who_gave_and_removed_roles(store: Store) -> None:
+    given = grant(BOB, Role.HELP_DESK, "example.org", BY_ALICE)
+    for _ in range(2):
+        store.staff.give(given)
+        store.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
+    store.staff.remove(BOB, Role.HELP_DESK, "example.org", BY_OPERATOR, now() + timedelta(seconds=1))
+    found = [(e.act, e.actor, e.subject, e.detail) for e in store.audit.list(AuditFilter(), 9)]
+    assert found == [
+        ("role-removed", BY_OPERATOR, BOB, "help-desk of example.org"),
+        ("role-given", BY_ALICE, BOB, "help-desk of example.org"),
+    ]
+
+
+def test_a_removed_role_ends_the_use_of_the_console_in_all_sessions(store: Store) -> None:
+    at = now()
+    store.staff.give(grant(ALICE, Role.AUDITOR))
+    store.staff.give(grant(ALICE, Role.HELP_DESK))
+    other = b"t" * 32
+    for session, recipient in ((SESSION, ALICE), (other, BOB)):
+        store.sign_ins.start_session(session, recipient, at)
+    store.sign_ins.extend_staff_use(SESSION, at + 2 * STAFF_IDLE)
+    found = store.sign_ins.session(SESSION, at)
+    assert found and (found.staff_until, found.has_role, found.started_at) == (at + 2 * STAFF_IDLE, True, at)
+    store.staff.remove(ALICE, Role.AUDITOR, EVERYWHERE, BY_ALICE, now())
+    store.sign_ins.extend_staff_use(SESSION, at + 2 * STAFF_IDLE)  # by a request that began before
+    found = store.sign_ins.session(SESSION, at + timedelta(minutes=1))
+    assert found and (found.staff_until, found.has_role) == (None, True), "signed in as before, with another role"
+    unchanged = store.sign_ins.session(other, at)
+    assert unchanged and (unchanged.staff_until, unchanged.has_role) == (at + STAFF_IDLE, False)
+
+
+def test_all_roles_are_replaced_by_those_of_another_store(store: Store) -> None:
+    kept, gone, new = grant(ALICE, Role.AUDITOR), grant(BOB, Role.HELP_DESK), grant(BOB, Role.AUDITOR)
+    store.staff.give(kept)
+    store.staff.give(gone)
+    store.staff.replace_all([kept, new])
+    assert store.staff.all() == [kept, new]
