@@ -385,7 +385,7 @@ class Actions:
         if self.domains.right(requested) is ReleaseRight.ADMINISTRATOR:
             raise NotAllowed(_NOT_BY_RECIPIENTS)
         policy = self.domains.of(requested.recipient)
-        mail = self._mail(
+        mail = self.mail(
             policy.admin_address,
             "request",
             policy,
@@ -409,7 +409,7 @@ class Actions:
         )
         dangerous = refused.message.tier is Tier.DANGEROUS
         to = address_of(refused.recipient, refused.address) if self.is_local(refused.recipient) else None
-        mail = self._mail(to, "refused", self.domains.of(refused.recipient), delivery=refused, dangerous=dangerous)
+        mail = self.mail(to, "refused", self.domains.of(refused.recipient), delivery=refused, dangerous=dangerous)
         delivery = self.store.deliveries.move(
             DeliveryId(id, number),
             State.HELD,
@@ -430,7 +430,7 @@ class Actions:
         queues the mail. Raises StoreUnavailable.
         """
         site = self.domains.site
-        mail = self._mail(site.admin_address, "alarm", site, language="en", subject=subject, text=text)
+        mail = self.mail(site.admin_address, "alarm", site, language="en", subject=subject, text=text)
         if note is None:
             log.error("alarm: %s", subject)
             if mail is not None:
@@ -449,7 +449,7 @@ class Actions:
         except QuarantineError as error:
             log.error("alarm %r could not be sent: %s", subject, error)
 
-    def _mail(
+    def mail(
         self, to: str | None, template: str, policy: DomainPolicy, *, language: str = "", **values: Any
     ) -> QueuedMail | None:
         """Return a mail in the language of its recipient, to be queued. Return None without ``to`` or a From address.

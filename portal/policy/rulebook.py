@@ -33,11 +33,11 @@ from portal.model.rule import (
     sender_kind,
     wider_senders,
 )
-from portal.model.sender import authentic
-from portal.model.text import shown
+from portal.model.sender import LOOKS_ALIKE, authentic, trusted
+from portal.model.text import N_, shown
 from portal.people import Directory
 from portal.policy.decision import Decision, decide, sender_keys
-from portal.policy.entry import check_sender, read_scope, read_sender
+from portal.policy.entry import check_sender, read_scope, read_sender, senders_of
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.rules")
@@ -62,6 +62,18 @@ class Hint(StrEnum):
     LOOKS_ALIKE = "looks-alike"  # the sender's domain imitates another one
     REPLACES = "replaces"  # it replaces a rule of the same scope for the same sender with the other effect
     NOT_LOCAL = "not-local"  # the recipient or domain is not local
+
+
+# Those that recipients see, as texts to be translated.
+HINTS = {
+    Hint.OVERRULED: N_("Your administrator blocks this sender, so messages are still held."),
+    Hint.OVERRIDES: N_("Your administrator has another rule for this sender. Yours takes precedence for you."),
+    Hint.NOT_AUTHENTIC: N_("This message is not authenticated. Only authenticated messages are let through."),
+    Hint.CHANGING_ADDRESS: N_("This address probably changes with each message. Add its domain instead."),
+    Hint.OWN_DOMAIN: N_("This sender belongs to your own organization."),
+    Hint.LOOKS_ALIKE: LOOKS_ALIKE,
+    Hint.REPLACES: N_("You have the opposite rule for this sender. It will be replaced."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +193,20 @@ class Rulebook:
         """Return the identity that keeps the rules for messages to a recipient: their only reader, else themselves."""
         return self._names(recipient)[-1]
 
+    def sender_at_once(self, message: Message, effect: Effect) -> str:
+        """Return the sender for whom a rule may be made by the same button as another action, "" if there is none.
+
+        It is one address, never a domain, and not one that differs in each message. It is allowed only if it is proven
+        and the message is spam at worst. It is not blocked if it may be forged: it is of the site, or not proven in a
+        message that is worse than spam.
+        """
+        sender, is_spam = next(iter(senders_of(message)), ""), message.tier is Tier.SPAM
+        if effect is Effect.ALLOW:
+            may_rule = is_spam and trusted(message)
+        else:
+            may_rule = (is_spam or authentic(message)) and not self._is_own(sender)
+        return sender if may_rule and not _changes(sender) else ""
+
     # ---- checks and hints
 
     def _new(self, scope: str, sender: str, effect: Effect, actor: Actor) -> Rule:
@@ -214,6 +240,17 @@ class Rulebook:
             [*_conflicts(rule, each, found), *self._other_hints(rule, message)]
             for (rule, message), each in zip(rules, keys, strict=True)
         ]
+
+    def in_use(self, rule: Rule, message: Message) -> tuple[Rule | None, Sequence[Hint]]:
+        """Return the rule in use with the keys and effect of this one, None without one, and its `hints`.
+
+        One query of the store returns both.
+        """
+        keys = _Keys.of(rule)
+        found = self.store.rules.matching([*keys.wider, keys.scope], keys.senders, [], self.now())
+        same = (rule.scope, rule.sender, rule.effect)
+        own = next((each for each in found if (each.scope, each.sender, each.effect) == same), None)
+        return own, [*_conflicts(rule, keys, found), *self._other_hints(rule, message)]
 
     def _other_hints(self, rule: Rule, message: Message | None) -> Sequence[Hint]:
         found = {

@@ -171,7 +171,7 @@ class MailSettings(Section):
     url: SecretStr = Field(SecretStr("smtp://127.0.0.1:25"), description="The mail server, written like `relay.url`.")
     from_address: MailAddress | None = Field(None, description="The From address. Required if `local_domains` is set.")
     admin_address: MailAddress | None = Field(
-        None, description="The administrator, who gets release requests for dangerous messages, and alarms."
+        None, description="The administrator, who gets release requests, questions about messages, and alarms."
     )
     _check = field_validator("url")(classmethod(lambda cls, url: SecretStr(relay_url(url.get_secret_value()))))
 

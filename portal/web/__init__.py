@@ -9,6 +9,8 @@
     rows      view models                failures     error pages
     rules     allowed and blocked senders
     formatted the frame with a message as its sender formatted it
+    acts      actions on one message
+    help_desk questions about a message
     downloads messages and attachments as files
     selection actions on several messages
     sessions  where a recipient is signed in
@@ -35,6 +37,7 @@ from portal.assemble import Parts
 from portal.mail.languages import negotiated
 from portal.policy.staff import Permission
 from portal.web import failures
+from portal.web.acts import MessageActs
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
@@ -122,7 +125,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     sessions = Sessions(pages)
     preferences = PreferencePages(pages, sessions)
     mailed, messages, monitor = MailedLinks(pages, sessions), MessagePages(pages, sessions), Monitor(parts)
-    formatted = FormattedMessages(pages, sessions, messages)
+    acts, formatted = MessageActs(pages, sessions, messages), FormattedMessages(pages, sessions, messages)
     senders, rules = SelectedSenders(pages, sessions), RulePages(pages, sessions, messages)
     selections = Selections(pages, sessions, senders)
     inbox = Inbox(pages, sessions, messages, selections)
@@ -155,7 +158,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/", messages.show),
         ("GET", f"/messages/{_ID}/<view:re:formatted|headers|source>", messages.show),
         ("GET", f"/messages/{_ID}/html", formatted.show),
-        ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask>", messages.act),
+        ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask>", acts.act),
+        ("POST", f"/messages/{_ID}/<act:re:release-allow|delete-block|question>", acts.act),
         ("GET", f"/messages/{_ID}/<way:re:previous|next>", neighbours.go),
         ("GET", f"/messages/{_ID}/download", downloads.form),
         ("POST", f"/messages/{_ID}/download", downloads.send),

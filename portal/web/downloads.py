@@ -24,6 +24,7 @@ from portal.model.rights import Download
 from portal.model.text import N_
 from portal.reading import copy_part
 from portal.web.auth.session import Sessions
+from portal.web.limits import check_limit
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
@@ -70,6 +71,7 @@ class DownloadPages:
         delivery = self._messages.delivery(recipient, id)
         number = request.form("part")
         self._check(request, delivery, number)
+        check_limit(self._pages, request, recipient, EventKind.DOWNLOADED)
         delivery, error = self._pages.parts.actions.scanned(delivery)
         self._check(request, delivery, number)
         if error is not None and delivery.message.tier is Tier.SPAM:  # not scanned, it would be suspicious

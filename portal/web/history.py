@@ -35,11 +35,12 @@ EVENTS_IN_WORDS = {
     EventKind.PASSED: N_("Let through %(by)s."),
     EventKind.BLOCKED: N_("Blocked %(by)s."),
     EventKind.UNBLOCKED: N_("Moved to held messages %(by)s."),
+    EventKind.ASKED: N_("Administrator asked %(by)s."),
     EventKind.DOWNLOADED: N_("Message downloaded %(by)s."),
 }
 _ATTACHMENT_DOWNLOADED = N_("Attachment downloaded %(by)s.")
 # The details that readers see. Those of `deferred` may be about the portal itself, those of `learned` name people.
-_WITH_DETAIL = (EventKind.REFUSED, EventKind.RELEASED, EventKind.FAILED, EventKind.STOPPED)
+_WITH_DETAIL = (EventKind.REFUSED, EventKind.RELEASED, EventKind.FAILED, EventKind.STOPPED, EventKind.ASKED)
 _REPEATED = (EventKind.DEFERRED, EventKind.DOWNLOADED)
 
 
@@ -86,7 +87,8 @@ def _text(event: Event, row: Row, viewer: Viewer) -> str:
 def _detail(event: Event, viewer: Viewer) -> str:
     if event.kind not in _WITH_DETAIL or not event.detail:
         return ""
-    return shown(viewer.language.gettext(event.detail), _DETAIL_CHARACTERS)
+    is_ours = event.kind in (EventKind.FAILED, EventKind.STOPPED)
+    return shown(viewer.language.gettext(event.detail) if is_ours else event.detail, _DETAIL_CHARACTERS)
 
 
 def _actor(event: Event, row: Row, viewer: Viewer) -> str:

@@ -7,9 +7,9 @@ its existence is not disclosed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 from bottle import HTTPResponse
@@ -18,32 +18,40 @@ from portal.model.attachments import DANGERS_IN_WORDS, KINDS_IN_WORDS
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import (
-    AlreadyDone,
     BodyDamaged,
     BodyMissing,
     Busy,
-    NotAllowed,
     NotFound,
-    RelayDeferred,
-    RelayRefused,
 )
-from portal.model.message import ActorKind, Delivery, Event, EventKind, State, Tier, parse_id
-from portal.model.rights import Access
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, State, Tier, parse_id
+from portal.model.rights import Access, ReleaseRight
 from portal.model.rule import Effect
 from portal.model.text import N_
 from portal.policy.entry import senders_of
+from portal.policy.rulebook import HINTS
 from portal.reading import Preview, read, read_headers
 from portal.reading.raw import raw_source
 from portal.web.auth.session import Sessions
+from portal.web.help_desk import QUESTION_CHARACTERS, asked_at, has_help_desk
 from portal.web.history import history
-from portal.web.listing import Listing, cursor, name_of, place_of
+from portal.web.listing import Listing, cursor
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.results import forget, keep, kept
-from portal.web.rows import Viewer, findings, headers
+from portal.web.results import forget, kept
+from portal.web.rows import Row, Viewer, findings, headers
 
 # What a message in a frame may do: open a link in a new window, which is a window like any other.
 SANDBOX = "allow-popups allow-popups-to-escape-sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRule:
+    """The rule that a button was to make together with its action."""
+
+    effect: str
+    sender: str
+    id: UUID | None = None  # None: there is no such rule, since the action or the rule failed
+    hints: Sequence[str] = ()  # what its author should know, to be translated
 
 
 class MessagePages:
@@ -74,7 +82,8 @@ class MessagePages:
         shown = self._views[view][1](delivery, self._pages.viewer(request, session.recipient))
         events = self._store.deliveries.history(delivery.key)
         row = self._pages.row(request, delivery, session.recipient, events)
-        result = kept(request)
+        result, may_report = kept(request), self._pages.parts.learning.counts(ActorKind.RECIPIENT)
+        made = self._made(delivery, result.effect, session.recipient) if result.key == delivery.key else None
         response = self._pages.page(
             request,
             "message",
@@ -84,7 +93,7 @@ class MessagePages:
             act=result.act if result.key == delivery.key else "",
             undone=request.query("undone") != "",
             here=Listing.of(parse_qsl(request.query("list").removeprefix("?"))).query(select=""),
-            similar=self._similar(delivery, request),
+            similar=self._similar(delivery, request) if made is None else "",
             **findings(delivery.message, request.language),
             view=view,
             views=self._links(delivery, access, shown.get("preview")),
@@ -93,13 +102,46 @@ class MessagePages:
             **shown,
             blocked_by=self._own_rule(delivery, events, session.recipient),
             may_rule=self._pages.may_rule(delivery.recipient),
-            may_report=self._pages.parts.learning.counts(ActorKind.RECIPIENT),
+            at_once=self._at_once(delivery, row),
+            made=made,
+            reports_needed=self._pages.parts.learning.agreed if may_report else 0,
+            help_desk=has_help_desk(self._pages.parts.actions, delivery),
+            asked_at=self._asked_at(events, request, session.recipient),
+            question_characters=QUESTION_CHARACTERS,
             senders=[(sender, shown_address(sender)) for sender in senders_of(delivery.message)],
             history=history(events, row, self._pages.viewer(request, session.recipient)),
         )
         if result.act:
             forget(self._pages, response)
         return response
+
+    def _at_once(self, delivery: Delivery, row: Row) -> dict[str, str]:
+        """Return the senders of the buttons that also make a rule, by the last parts of their addresses."""
+        if not self._pages.may_rule(delivery.recipient):
+            return {}
+        is_held = delivery.state is State.HELD
+        offered = {
+            "release-allow": Effect.ALLOW if row.right is ReleaseRight.SELF and is_held else None,
+            "delete-block": Effect.BLOCK if is_held else None,
+        }
+        rulebook = self._pages.parts.rulebook
+        found = {act: rulebook.sender_at_once(delivery.message, effect) for act, effect in offered.items() if effect}
+        return {act: shown_address(sender) for act, sender in found.items() if sender}
+
+    def _made(self, delivery: Delivery, effect: Effect | None, recipient: str) -> MadeRule | None:
+        """Return the rule of a button that was pressed, None if the button makes none."""
+        rulebook, reader = self._pages.parts.rulebook, self._pages.parts.people.reader(recipient)
+        sender = rulebook.sender_at_once(delivery.message, effect) if effect else ""
+        if effect is None or not sender:
+            return None
+        wanted = rulebook.own_rule(reader, delivery.recipient, sender, effect, Actor(ActorKind.SYSTEM))
+        rule, hints = rulebook.in_use(wanted, delivery.message)
+        name, texts = shown_address(sender), [HINTS[hint] for hint in hints if hint in HINTS]
+        return MadeRule(effect.value, name, rule.id, texts) if rule else MadeRule(effect.value, name)
+
+    def _asked_at(self, events: Sequence[Event], request: Request, recipient: str) -> str:
+        at, viewer = asked_at(events, self._pages.now()), self._pages.viewer(request, recipient)
+        return viewer.language.moment(at, viewer.zone) if at else ""
 
     def _links(self, delivery: Delivery, access: Access, preview: Preview | None) -> list[tuple[str, str]]:
         """Return the last parts and the texts of the links to a message's views, without those that show nothing."""
@@ -169,35 +211,6 @@ class MessagePages:
             return {"found": None, "busy": False}
         finally:
             self._pages.previews.release()
-
-    def act(self, request: Request, id: str, act: str) -> HTTPResponse:
-        """POST /messages/ID/ACT: perform the action, then redirect (303) to the page of the form."""
-        page, place = place_of(request.form("from"))
-        to_message = f"/messages/{id}/" + (f"?{urlencode({'list': place})}" if place else "")
-        back = f"/{place}" if page == "list" else to_message
-        recipient = self._sessions.of_form(request, f"{back}{'&' if '?' in back else '?'}undone={id}").recipient
-        delivery = self.delivery(recipient, id)
-        actions, actor = self._pages.parts.actions, self._pages.actor(request, "portal", delivery, recipient)
-        method = {
-            "release": self._pages.release,
-            "again": self._pages.send_again,
-            "delete": actions.delete,
-            "spam": actions.confirm_spam,
-            "restore": actions.restore,
-            "unblock": actions.unblock,
-            "ask": actions.request_release,
-        }[act]
-        # The action records the error in the delivery and logs it. The page shows it.
-        with suppress(RelayDeferred, RelayRefused, NotAllowed):
-            try:
-                method(delivery.id, delivery.number, actor)
-            except AlreadyDone:
-                act = "wait" if act == "again" else act
-        # The browser goes on at the next row.
-        next = cursor(request.query("next"))
-        response = self._pages.see_other(f"{back}#m-{name_of(next)}" if next and page == "list" else back)
-        keep(self._pages, response, act, delivery.key)
-        return response
 
     def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""

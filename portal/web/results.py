@@ -18,10 +18,10 @@ from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 
-ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask")
+ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "question", "asked")
 _COOKIE = "result"
 _SECONDS = 300
-_VALUE = re.compile(rf"({'|'.join(ACTS)})\.([0-9a-f-]{{36}}\.[0-9]{{1,5}})", re.ASCII)
+_VALUE = re.compile(rf"({'|'.join(ACTS)})(?:-({'|'.join(Effect)}))?\.([0-9a-f-]{{36}}\.[0-9]{{1,5}})", re.ASCII)
 _BATCH = re.compile(r"batch\.([0-9a-f-]{36})", re.ASCII)
 _RULES = re.compile(rf"rules\.({'|'.join(Effect)})\.([0-9]{{1,3}})", re.ASCII)
 _BATCH_SECONDS = 24 * 3600  # it may take long, and is the way back to its page
@@ -34,14 +34,18 @@ class Result(NamedTuple):
     key: DeliveryId | None = None
     batch: UUID | None = None
     rules: tuple[str, int] | None = None  # the effect and number of the rules that were made
+    effect: Effect | None = None  # of the rule that the same button was to make
 
 
 _NONE = Result("")
 
 
-def keep(pages: Pages, response: HTTPResponse, act: str, key: DeliveryId) -> None:
-    """Keep the result of an action on one delivery in the browser, for the next page."""
-    pages.set_cookie(response, _COOKIE, f"{act}.{name_of(key)}", _SECONDS)
+def keep(pages: Pages, response: HTTPResponse, act: str, key: DeliveryId, effect: Effect | None = None) -> None:
+    """Keep the result of an action on one delivery in the browser, for the next page.
+
+    ``effect``: of the rule that the same button was to make.
+    """
+    pages.set_cookie(response, _COOKIE, f"{act}{f'-{effect}' if effect else ''}.{name_of(key)}", _SECONDS)
 
 
 def keep_batch(pages: Pages, response: HTTPResponse, batch: UUID, seconds: int = _BATCH_SECONDS) -> None:
@@ -60,8 +64,8 @@ def kept(request: Request) -> Result:
     match, batch, rules = _VALUE.fullmatch(value), _BATCH.fullmatch(value), _RULES.fullmatch(value)
     if rules is not None:
         return Result("", rules=(rules[1], int(rules[2])))
-    if match is not None and (key := cursor(match[2])):
-        return Result(match[1], key)
+    if match is not None and (key := cursor(match[3])):
+        return Result(match[1], key, effect=Effect(match[2]) if match[2] else None)
     try:
         return Result("", batch=UUID(batch[1])) if batch is not None else _NONE
     except ValueError:

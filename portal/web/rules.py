@@ -17,10 +17,9 @@ from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound, TooManyRules
 from portal.model.message import Actor, ActorKind, held_at, parse_id
 from portal.model.rule import Effect, Rule
-from portal.model.sender import LOOKS_ALIKE
 from portal.model.text import N_, shown
 from portal.policy.entry import senders_of
-from portal.policy.rulebook import Hint
+from portal.policy.rulebook import HINTS
 from portal.web.auth.session import Session, Sessions
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
@@ -33,15 +32,6 @@ _FIRST = 20  # rules of each effect on the page of both
 _PAGE = 50  # rules on a page of one effect
 _MAX_PAGE = 9_999
 _LIMIT = N_("Your list is full. Remove a sender first.")
-HINTS = {
-    Hint.OVERRULED: N_("Your administrator blocks this sender, so messages are still held."),
-    Hint.OVERRIDES: N_("Your administrator has another rule for this sender. Yours takes precedence for you."),
-    Hint.NOT_AUTHENTIC: N_("This message is not authenticated. Only authenticated messages are let through."),
-    Hint.CHANGING_ADDRESS: N_("This address probably changes with each message. Add its domain instead."),
-    Hint.OWN_DOMAIN: N_("This sender belongs to your own organization."),
-    Hint.LOOKS_ALIKE: LOOKS_ALIKE,
-    Hint.REPLACES: N_("You have the opposite rule for this sender. It will be replaced."),
-}
 
 
 @dataclass(frozen=True, slots=True)

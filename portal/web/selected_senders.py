@@ -17,12 +17,12 @@ from portal.model.message import Actor, ActorKind, Delivery
 from portal.model.rule import Effect, Rule
 from portal.model.text import N_
 from portal.policy.entry import senders_of
+from portal.policy.rulebook import HINTS
 from portal.web.auth.session import Session, Sessions
 from portal.web.listing import cursor, name_of, place_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import keep_rules
-from portal.web.rules import HINTS
 
 _MAX = 50  # messages of one form
 _FIELD = "sender."  # followed by the key of a message

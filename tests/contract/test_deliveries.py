@@ -9,9 +9,21 @@ from uuid import UUID
 import pytest
 
 from portal.model.errors import AlreadyDone, BodyMissing, NotFound, RelayDeferred
-from portal.model.message import Delivery, DeliveryId, EventKind, Filter, Reader, State, Symbol, Tier, held_at, new_id
+from portal.model.message import (
+    Delivery,
+    DeliveryId,
+    Event,
+    EventKind,
+    Filter,
+    Reader,
+    State,
+    Symbol,
+    Tier,
+    held_at,
+    new_id,
+)
 from portal.stores import Store
-from portal.stores.records import Counts, Held, Page
+from portal.stores.records import Counts, Held, Page, QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, hold, now
 from tests.contract.helpers import (
     DAY,
@@ -363,6 +375,27 @@ def test_a_delivery_with_a_recipient_cannot_be_assigned(store: Store) -> None:
     with pytest.raises(NotFound):
         store.deliveries.assign(DeliveryId(UNKNOWN, 0), MALLORY, BY_OPERATOR, now())
     assert [d.recipient for d in store.deliveries.of_message(held.id)] == [ALICE, BOB]
+
+
+def test_of_20_events_of_a_kind_an_interval_has_one_with_its_mail(store: Store, second: Store) -> None:
+    held, at = hold(store), now()
+    key = DeliveryId(held.id, 0)
+
+    def ask(store: Store, at: datetime) -> None:
+        event = Event(at, EventKind.ASKED, BY_LINK, "Why?")
+        store.deliveries.record(key, event, mail=QueuedMail("it@example.org", b"mail"), interval=DAY)
+
+    outcomes = concurrently(20, lambda number: ask((store, second)[number % 2], at))
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(outcome, AlreadyDone) for outcome in outcomes) == 19
+    with pytest.raises(AlreadyDone):
+        ask(store, at + DAY - SECOND)
+    assert store.stats(at).mails_waiting == 1
+    store.deliveries.record(key, Event(at, EventKind.DOWNLOADED, BY_LINK, "message"))
+    ask(store, at + DAY)
+    assert store.stats(at).mails_waiting == 2
+    kinds = [event.kind for event in store.deliveries.history(key)]
+    assert kinds == [EventKind.HELD, EventKind.ASKED, EventKind.DOWNLOADED, EventKind.ASKED]
 
 
 def test_a_move_is_recorded(store: Store) -> None:

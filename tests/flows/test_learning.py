@@ -609,10 +609,12 @@ def test_recipients_report_spam_on_the_page_of_a_message(make_site: MakeSite, rs
     for person, held in zip(PEOPLE[:2], copies, strict=True):
         browser = site.signed_in(person)
         page = f"/messages/{held.id}/"
-        assert f'action="/quarantine{page}spam"' in browser.get(page).text
+        before = browser.get(page).text
+        assert f'action="/quarantine{page}spam"' in before
+        assert "deletes this message and reports it to the spam filter" in before and "once 2 people say so" in before
         answer = browser.post(f"{page}spam", {"form_token": browser.form_token()})
         text = browser.follow(answer, page).text
-        assert "Deleted on" in text
+        assert "Reported as spam and deleted on" in text
         assert "Undo deletion" in text
         assert f"{page}spam" not in text
     learn(site)

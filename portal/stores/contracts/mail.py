@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from uuid import UUID
 
@@ -216,8 +216,14 @@ class Deliveries(ABC):
         """
 
     @abstractmethod
-    def record(self, key: DeliveryId, event: Event) -> None:
-        """Add an event that changes no state. Durable on return. Raises NotFound."""
+    def record(
+        self, key: DeliveryId, event: Event, *, mail: QueuedMail | None = None, interval: timedelta = timedelta()
+    ) -> None:
+        """Add an event that changes no state. Durable on return.
+
+        ``mail`` is queued in the same transaction. Raises NotFound; AlreadyDone if an event of this kind was recorded
+        less than ``interval`` before, and then nothing is queued.
+        """
 
     @abstractmethod
     def releasing(

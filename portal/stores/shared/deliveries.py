@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -210,15 +210,21 @@ class SqlDeliveries(Deliveries):
                 queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason))
 
-    def record(self, key: DeliveryId, event: Event) -> None:
+    def record(
+        self, key: DeliveryId, event: Event, *, mail: QueuedMail | None = None, interval: timedelta = timedelta()
+    ) -> None:
         with self._engine.writing() as session:
-            self._rows.delivery(session, key, for_update=True)
+            delivery = self._rows.delivery(session, key, for_update=True)
+            earlier = [each.at for each in _history(session, key) if each.kind is event.kind] if interval else []
+            if not lifecycle.is_past(max(earlier, default=None), interval, event.at):
+                raise AlreadyDone("the same was done a short while ago", delivery)
+            if mail is not None:
+                queue(session, mail, event.at)
             self._rows.record(session, key, event)
 
     @staticmethod
     def _request_is_mailed(session: Session, key: DeliveryId, now: datetime) -> bool:
-        history = events(session, [key.message_id], [key.number]).get(key, [])
-        return lifecycle.request_is_mailed(history, now)
+        return lifecycle.request_is_mailed(_history(session, key), now)
 
     @contextmanager
     def releasing(
@@ -297,3 +303,8 @@ class SqlDeliveries(Deliveries):
         )
         with self._engine.reading() as session:
             return [DeliveryId(*row) for row in session.many(select, now=now, limit=limit)]
+
+
+def _history(session: Session, key: DeliveryId) -> Sequence[Event]:
+    """Return a delivery's events, oldest first, without `held`."""
+    return events(session, [key.message_id], [key.number]).get(key, [])
