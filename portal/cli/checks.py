@@ -31,6 +31,7 @@ from portal.model.message import Filter, State
 from portal.model.text import shown
 from portal.monitoring import overdue_since, runs
 from portal.policy.domains import Domains
+from portal.policy.staff import Staff
 from portal.settings import Settings, load_from
 from portal.stores import Store, notes, open_store
 from portal.stores.shared.spellings import PENDING
@@ -68,6 +69,7 @@ def run_all() -> list[Finding]:
         findings += _collect(storage, settings, store)
         findings += _collect(site_failures, settings, store)
         findings += _collect(domain_values, settings, store)
+        findings += _collect(staff_roles, settings, store)
         findings += _collect(aliases, settings, store)
     except QuarantineError as error:
         findings.append(Finding(False, "store", str(error)))
@@ -266,6 +268,24 @@ def domain_values(settings: Settings, store: Store) -> Iterator[Finding]:
             f"the value of {key} in the store is not in effect: {reason}. To remove it, run: "
             f"quarantine domains unset {host} {key}",
         )
+
+
+def staff_roles(settings: Settings, store: Store) -> Iterator[Finding]:
+    """Report roles that nobody can use."""
+    staff = Staff(settings, store, Domains(settings, store), make_people(settings, store))
+    for grant in staff.unusable():
+        person, role = shown_address(grant.person), grant.role.value
+        if staff.is_of_settings(grant):
+            text = f"{person} cannot sign in: it must be the address of a person in local_domains"
+            yield Finding(False, "staff.administrators", text)
+        else:
+            host = f" --domain {shown_address(grant.domain)}" if grant.domain else ""
+            yield Finding(
+                None,
+                f"role of {person}",
+                f"it is not in effect: the person cannot sign in, or the domain is not in local_domains. To remove it, "
+                f"run: quarantine staff remove {person} {role}{host}",
+            )
 
 
 def storage(settings: Settings, store: Store) -> Iterator[Finding]:

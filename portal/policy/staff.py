@@ -105,6 +105,16 @@ class Staff:
         found = self._in_effect([*of_settings, *self.store.staff.all()])
         return sorted(found, key=lambda grant: (grant.person, grant.role, grant.domain))
 
+    def unusable(self) -> Sequence[Grant]:
+        """Return the roles of the store and the settings that nobody can use: the person cannot sign in, or the domain
+        is not local."""
+        found = [*self.store.staff.all()]
+        found += [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
+        return [grant for grant in found if not self._in_effect([grant]) or not self._can_sign_in(grant.person)]
+
+    def _can_sign_in(self, person: str) -> bool:
+        return is_address(person) and self.settings.is_local(person) and self.people.is_person(person)
+
     def is_of_settings(self, grant: Grant) -> bool:
         """Return whether the settings file gives this role, so that it can be removed only there."""
         return grant.actor.via == SETTINGS

@@ -174,6 +174,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/preferences/digest/html", digest.frame),
         ("GET", "/sessions", signed_in.show),
         ("POST", "/sessions", signed_in.end),
+        ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console.home)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),

@@ -111,6 +111,10 @@ class Console:
             **values,
         )
 
+    def with_slash(self, _: Request, __: StaffSession) -> HTTPResponse:
+        """GET /admin: redirect to `/admin/`, for people who type the address."""
+        return self._pages.see_other(HOME)
+
     def home(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/: who is signed in, and with which roles."""
         roles = [

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from portal.cli import main
+from portal.cli import checks, main
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.settings import load
 from portal.stores import Store
-from tests.builders import ALICE, BOB, now
+from tests.builders import ALICE, BOB, BY_OPERATOR, now
 from tests.contract.helpers import SESSION
 
 Run = Callable[..., Result]
@@ -56,6 +58,22 @@ def test_roles_are_given_listed_and_removed(run: Run, store: Store) -> None:
     assert session and session.staff_until is None and session.has_role
     assert run("remove", BOB, "domain-administrator", "--domain", "münchen.example").exit_code == 0
     assert store.staff.all() == []
+
+
+def test_check_reports_roles_that_nobody_can_use(run: Run, store: Store, tmp_path: Path) -> None:
+    run("add", BOB, "auditor")
+    assert list(checks.staff_roles(load(), store)) == []
+    gone = Grant("eve@gone.example", Role.HELP_DESK, EVERYWHERE, now(), BY_OPERATOR)
+    for grant in (gone, Grant(BOB, Role.HELP_DESK, "gone.example", now(), BY_OPERATOR)):
+        store.staff.give(grant)
+    config = tmp_path / "quarantine.toml"
+    config.write_text(config.read_text().replace("Alice@example.org", "alice@gone.example"))
+    texts = {f"{found.ok} {found.topic}: {found.text}" for found in checks.staff_roles(load(), store)}
+    assert len(texts) == 3 and any(text.startswith("False staff.administrators: alice@gone.example") for text in texts)
+    for text in texts:
+        command = text.partition("run: quarantine staff ")[2].split()
+        assert not command or run(*command).exit_code == 0
+    assert len(list(checks.staff_roles(load(), store))) == 1
 
 
 @pytest.mark.parametrize(

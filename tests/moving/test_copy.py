@@ -204,6 +204,7 @@ def test_mail_and_changes_during_a_copy_are_copied_by_the_next_run(
     replaced = next(each for each in source.rules.records(None, 99) if each.sender == "replaced.example")
     source.rules.restore(replaced.id, BY_OPERATOR, now())
     source.rules.add([rule("another.example")], now())
+    source.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
     result = run_copy(*urls)
     assert "copied 0 messages" in result.output
     assert everything(target) == everything(source)
@@ -251,6 +252,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     mine, late = hold(source), hold(source)
     source.recipients.set_digests_stopped(ALICE, now())
     [removed] = source.rules.add([rule("removed.example")], now())
+    source.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
     run_copy(*urls)
     release(source, late, 0)  # the last act before the switch
     [last] = source.rules.add([rule("last.example")], now())
@@ -258,6 +260,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     release(target, mine, 0)
     target.recipients.set_digests_stopped(ALICE, None)
     target.rules.remove(removed.id, BY_LINK, now())
+    target.staff.remove(BOB, Role.AUDITOR, EVERYWHERE, BY_OPERATOR, now())
     target.notes.set("links.key", "of a rotation")
     came = hold(target)
     source.notes.set("links.key", "of before")
@@ -267,6 +270,7 @@ def test_changes_in_the_new_store_after_the_switch_are_not_undone(
     assert target.deliveries.get(DeliveryId(late.id, 0)).state is State.RELEASED
     assert target.recipients.get(ALICE).stopped_at is None
     assert target.rules.list(None, 9, now()) == [last]
+    assert target.staff.all() == []
     assert target.notes.get("links.key") == "of a rotation"
     assert target.deliveries.of_message(came.id)
 

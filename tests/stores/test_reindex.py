@@ -21,6 +21,7 @@ from portal.model.domain_value import DomainValue
 from portal.model.errors import StoreUnavailable
 from portal.model.message import DeliveryId, EventKind, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import Store
 from portal.stores.files import reindex as files_reindex
 from portal.stores.files.database import unused
@@ -257,6 +258,9 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     store = open_store()
     fill_rules(store)
     store.domains.set([DomainValue(new_id(), "example.org", "language", "fr", now(), BY_OPERATOR)])
+    for role in (Role.AUDITOR, Role.HELP_DESK):
+        store.staff.give(Grant(ALICE, role, EVERYWHERE, now(), BY_OPERATOR))
+    store.staff.remove(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR, now())
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
     later = rule("later.example")
@@ -264,13 +268,14 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     assert len(lines(folder)) > 8
     store.purge(now() - timedelta(days=30), now())
     before, values = store.rules.records(None, 99), store.domains.records(None, 99)
-    audit = store.audit.records(None, 99)
-    assert len(lines(folder)) == len(before) + len(values) + len(audit)  # those of today are not written again
+    audit, staff = store.audit.records(None, 99), store.staff.all()
+    assert len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff)  # today not again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
     assert open_store().domains.records(None, 99) == values != []
     assert open_store().audit.records(None, 99) == audit != []
+    assert open_store().staff.all() == staff != []
 
 
 def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(

@@ -646,6 +646,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/preferences/digest/html"): (303, 200, 200),
     ("GET", "/sessions"): (303, 200, 200),
     ("POST", "/sessions"): (303, 400, 400),  # without a button
+    ("GET", "/admin"): (303, 404, 404),
     ("GET", "/admin/"): (303, 404, 404),  # tests/web/test_staff.py has the roles
     ("GET", "/admin/staff"): (303, 404, 404),
     ("POST", "/admin/staff"): (303, 404, 404),

@@ -31,7 +31,7 @@ _SECRET_OCTETS = 24
 _DESTINATION = re.compile(
     r"/(?:rules|preferences(?:/digest)?|sessions|jobs/[0-9a-f-]{36}/"
     r"|messages/[0-9a-f-]{36}(?:\.[0-9]{1,5})?/(?:sender|formatted|headers|source|download)?"
-    r"|admin/(?:[a-z0-9.-]+/){0,4}[a-z0-9.-]*)?"
+    r"|admin(?:/(?:[a-z0-9.-]+/){0,4}[a-z0-9.-]*)?)?"
     r"(?:\?[A-Za-z0-9_.~%=&+-]{1,1000})?",
     re.ASCII,
 )
