@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +207,26 @@ def test_a_question_may_be_empty(site: Site, smtp: SmtpServer) -> None:
     press(browser, held, "question")
     [text] = mailed(site, smtp)
     assert f"{BOB} asks you to look at a message in the quarantine." in text
+
+
+def test_readers_of_a_role_mailbox_share_its_rule_and_its_question(
+    make_parts: Callable[..., Parts], smtp: SmtpServer, tmp_path: Path
+) -> None:
+    aliases = tmp_path / "virtual"
+    aliases.write_text(f"info@example.org {ALICE}, {BOB}\n")
+    settings = {"relay__url": smtp.url, "mail__url": smtp.url, "mail__admin_address": ADMIN}
+    site = Site(make_parts(people__alias_file=aliases, **settings))
+    held = site.hold(recipients=["info@example.org"], symbols=PROVEN, from_count=1)
+    alice, bob, path = site.signed_in(ALICE), site.signed_in(BOB), f"/messages/{held.id}.0/"
+    alice.post(f"{path}question", {"form_token": alice.form_token(), "from": "message", "question": "Ours?"})
+    [text] = mailed(site, smtp)
+    assert f"{ALICE} has a question" in text and "To: info@example.org" in text
+    page = bob.get(path).text
+    assert f"Administrator asked by \u2068{ALICE}\u2069." in page and "<textarea" not in page
+    alice.post(f"{path}release-allow", {"form_token": alice.form_token(), "from": "message"})
+    assert [mail.recipients for mail in smtp.mails] == [["info@example.org"]]
+    [made] = site.store.rules.list(["info@example.org"], 10, site.now)
+    assert (made.sender, made.effect, made.actor.name) == (SENDER, Effect.ALLOW, ALICE)
 
 
 def test_nobody_is_asked_without_an_administrator(make_parts: Callable[..., Parts], smtp: SmtpServer) -> None:
