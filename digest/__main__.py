@@ -33,6 +33,9 @@ from rich.text import Text
 
 from digest import housekeeping, news
 from digest import run as work
+from digest.outcomes import Progress as RunProgress
+from digest.outcomes import Summary
+from digest.stopping import Pace, Stopped
 from portal import __version__
 from portal.assemble import Parts, assemble, log_to_stderr
 from portal.batches.parallel import retry_due
@@ -121,9 +124,9 @@ def _open_when_available(settings: Settings) -> Parts:
             time.sleep(RETRY_SECONDS)
 
 
-def _scheduler(parts: Parts, stopped: work.Stopped) -> BlockingScheduler:
+def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
     zone = parts.settings.digest.timezone
-    pace = work.Pace(parts.settings.digest.per_minute)
+    pace = Pace(parts.settings.digest.per_minute)
     applied = news.AppliedAliases()
 
     def digests() -> None:
@@ -275,12 +278,12 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
                 _show_preview(parts, people)
                 return
             if resend and people:
-                summary = work.Summary()
+                summary = Summary()
                 for person in people:
                     summary.add(work.resend(parts, moment, person))
             else:
                 with _progress() as progress:
-                    pace = work.Pace(parts.settings.digest.per_minute)
+                    pace = Pace(parts.settings.digest.per_minute)
                     summary = work.send_all(parts, moment, recipient=people, pace=pace, progress=progress)
         finally:
             parts.store.close()
@@ -288,7 +291,7 @@ def once(recipient: str | None, dry_run: bool, resend: bool, now: datetime | Non
 
 
 @contextmanager
-def _progress() -> Iterator[work.Progress | None]:
+def _progress() -> Iterator[RunProgress | None]:
     """Show a progress bar with the remaining time if stderr is a terminal. Otherwise yield None."""
     if not sys.stderr.isatty():
         yield None
@@ -327,7 +330,7 @@ def _show_preview(parts: Parts, people: Sequence[str] | None) -> None:
     _print(table if rows else "No digest would be sent: there are no unannounced messages.")
 
 
-def _show_summary(summary: work.Summary) -> None:
+def _show_summary(summary: Summary) -> None:
     if not (summary.sent or summary.skipped or summary.failed):
         _print("No digest was sent: there are no unannounced messages.")
         return

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from digest.run import FAILURES_IN_A_ROW, Stopped, never
+from digest.outcomes import FAILURES_IN_A_ROW
+from digest.stopping import Stopped, never
 from portal.assemble import Parts
 from portal.batches.batch import KIND as BATCH
 from portal.batches.run import Batches

@@ -8,31 +8,27 @@ its full lease.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from digest.news import RECHECK_AFTER, recipients_with_news, skip_reason
+from digest.outcomes import Outcome, Progress, Report, Summary, next_try
+from digest.stopping import Pace, Stopped, interrupt_delayed, join_all, never
 from portal.assemble import Parts
 from portal.digests.compose import DELIVERIES, digest_mail
 from portal.mail.relay import Connection
 from portal.model.clock import clock
 from portal.model.errors import (
     QuarantineError,
-    RelayDeferred,
-    RelayRefused,
-    RelayUnreachable,
-    StoreUnavailable,
 )
 from portal.model.message import State, new_id
-from portal.monitoring import count_run
 from portal.stores import LEASE
 from portal.stores.records import Digest, Unsent
 from portal.stores.senders import known_senders
@@ -44,60 +40,6 @@ AHEAD = 4  # digests claimed at once for each connection
 # A mail is not begun with less time left of its claim: it takes 30 s at most, and is recorded after the next claim.
 LEFT_OF_LEASE = timedelta(seconds=50)
 _BATCH_SECONDS = 0.05  # an outcome waits this long at most for others, to be recorded in one batch
-FAILURES_IN_A_ROW = 3  # after these the mail server is probed
-DEFERRALS_IN_A_ROW = 20  # after these the mail server accepts nothing; fewer may be some full mailboxes
-# With exponential backoff these take four and a half hours. The recipient's next digest is then the next try.
-TRIES = 10
-BACK_OFF_MAX = timedelta(hours=1)
-
-Stopped = Callable[[], bool]  # True: stop before the next mail
-
-
-def never() -> bool:
-    return False
-
-
-@dataclass(slots=True)
-class Summary:
-    """The outcomes of one run, by recipient."""
-
-    sent: list[tuple[str, int]] = field(default_factory=list)  # recipient, number of announced deliveries
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # recipient, reason; not an error
-    failed: list[tuple[str, str]] = field(default_factory=list)  # recipient, error; tried again later
-    refused: int = 0  # number of failed digests that are not retried before the recipient's next digest is due
-    stopped_early: bool = False  # the run stopped because several digests failed in a row
-
-    def add(self, other: Summary) -> None:
-        """Add the outcomes of another run."""
-        self.sent += other.sent
-        self.skipped += other.skipped
-        self.failed += other.failed
-        self.refused += other.refused
-        self.stopped_early = self.stopped_early or other.stopped_early
-
-
-Progress = Callable[[int, int], None]  # called after each recipient: number done, total
-
-
-class Pace:
-    """A limit of mails a minute over all runs of a process; 0: no limit. Thread-safe."""
-
-    def __init__(self, per_minute: int = 0) -> None:
-        self.per_minute = per_minute
-        self._next = 0.0  # in time.monotonic()
-        self._lock = threading.Lock()
-
-    def wait(self, stopped: Stopped) -> None:
-        """Return when it is the caller's turn, or when `stopped`."""
-        if not self.per_minute:
-            return
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            self._next = turn + 60 / self.per_minute
-        while (left := turn - time.monotonic()) > 0 and not stopped():
-            time.sleep(min(left, 0.2))
-
-
 # ---- digests
 
 
@@ -162,20 +104,6 @@ class _Claimed:
     until: datetime  # end of the claim
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """The outcome of a claimed digest: sent, failed, or not begun."""
-
-    digest: Digest
-    reply: str | None = None  # the mail server's; "" if the digest had no deliveries, so that no mail was sent
-    error: BaseException | None = None
-    begun: bool = False  # the mail server may have accepted it
-
-    @property
-    def is_sent(self) -> bool:
-        return self.reply is not None
-
-
 Claim = Callable[[], Sequence[Digest]]  # claims the next digests; returns an empty sequence if there are no more
 
 
@@ -200,7 +128,8 @@ class Run:
         self.parts = parts
         self.clock = clock(now)
         self.summary = Summary()
-        self._stopped, self._pace, self._progress = stopped, pace or Pace(), progress
+        self._report = Report(parts, self.clock, self.summary, progress)
+        self._stopped, self._pace = stopped, pace or Pace()
         # Python runs one thread at a time anyway. Threads that wait for this lock do not slow the composing one down.
         self._composing = threading.Lock()
         self._claim: Claim = tuple
@@ -208,10 +137,9 @@ class Run:
         self._waiting: deque[_Claimed] = deque()
         self._claim_is_by_name = False
         self._named: deque[str] = deque()  # recipients to claim by name
-        self._outcomes: deque[_Outcome] = deque()  # not recorded yet
+        self._outcomes: deque[Outcome] = deque()  # not recorded yet
         self._error: BaseException | None = None  # of a thread
         self._is_ending = False
-        self._failures_in_a_row = 0
 
     # ---- stage 1: claim
 
@@ -267,7 +195,7 @@ class Run:
         reason = skip_reason(self.parts, recipient)
         if reason:
             self.summary.skipped.append((recipient, reason))
-            self._show_progress()
+            self._report.show_progress()
         return not reason
 
     def _next(self) -> _Claimed | None:
@@ -287,10 +215,10 @@ class Run:
         while len(self._waiting) < least and not self._is_over():
             # Read before the claim: a later time would be after the claim's true end.
             until = self.clock() + LEASE
-            with _interrupt_delayed():  # an interrupt after the commit would lose what was claimed
+            with interrupt_delayed():  # an interrupt after the commit would lose what was claimed
                 digests = self._claim()
                 self._claimed.update((digest.id, digest) for digest in digests)
-            self._show_progress()
+            self._report.show_progress()
             if not digests:
                 return
             allowed: list[Digest] = []
@@ -338,7 +266,7 @@ class Run:
         finally:
             with suppress(QuarantineError):  # if this fails, the claims expire
                 self._settle(unsent=[Unsent(digest) for digest in self._claimed.values()])
-            self._log_run(time.monotonic() - began)
+            self._report.log_run(time.monotonic() - began)
 
     def _send_alone(self) -> None:
         """Send digests one after the other in this thread, so that ctrl-C also interrupts a mail server that hangs."""
@@ -403,7 +331,7 @@ class Run:
         finally:
             self._is_ending = True
             work.put(None)
-            interrupt = _join_all(threads)
+            interrupt = join_all(threads)
             self._record()
             if interrupt is not None:
                 raise interrupt
@@ -424,19 +352,19 @@ class Run:
 
     # ---- stage 2: compose and send
 
-    def _deliver(self, claimed: _Claimed, connection: Connection) -> _Outcome:
+    def _deliver(self, claimed: _Claimed, connection: Connection) -> Outcome:
         """Compose and send one digest. Never raises: errors are part of the outcome."""
         digest, begun = claimed.digest, False
         try:
             with self._composing:
                 mail = self._mail(digest, digest.id, claimed.known, claimed.is_first) if digest.deliveries else b""
             if self._is_over() or self.clock() > claimed.until - LEFT_OF_LEASE:
-                return _Outcome(digest)
+                return Outcome(digest)
             begun = True
             reply = connection.send("", digest.address, [mail], has_8bit=not mail.isascii()) if mail else ""
         except BaseException as error:
-            return _Outcome(digest, error=error, begun=begun)
-        return _Outcome(digest, reply, begun=True)
+            return Outcome(digest, error=error, begun=begun)
+        return Outcome(digest, reply, begun=True)
 
     def _mail(self, digest: Digest, mail_id: UUID, known: Collection[str], is_first: bool) -> bytes:
         return digest_mail(self.parts, digest, self.clock(), mail_id, known, is_first).as_bytes()
@@ -449,9 +377,9 @@ class Run:
             mail = self._mail(digest, mail_id, known, is_first=False)
             reply = self.parts.mailer.send("", digest.address, [mail], has_8bit=not mail.isascii())
         except Exception as error:
-            self._failed(digest.recipient, error)
+            self._report.failed(digest.recipient, error)
         else:
-            self._sent(digest, mail_id, reply)
+            self._report.sent(digest, mail_id, reply)
 
     # ---- stage 3: record
 
@@ -464,7 +392,11 @@ class Run:
         outcomes = list(self._outcomes)
         if not outcomes:
             return 0
-        unsent = {outcome.digest.id: self._unsent(outcome) for outcome in outcomes if not outcome.is_sent}
+        unsent = {
+            outcome.digest.id: next_try(outcome, self.parts.domains, self.clock())
+            for outcome in outcomes
+            if not outcome.is_sent
+        }
         unrecorded: Exception | None = None
         try:
             self._settle([outcome.digest for outcome in outcomes if outcome.is_sent], list(unsent.values()))
@@ -483,17 +415,17 @@ class Run:
             if isinstance(error, Exception):
                 failures.append(error)
                 later = unsent.get(digest.id)
-                self._failed(digest.recipient, error, refused=later is not None and later.due_at is not None)
+                self._report.failed(digest.recipient, error, refused=later is not None and later.due_at is not None)
             elif error is not None:
                 interrupt = error
             elif outcome.is_sent:
                 failures.append(None)
                 if digest.deliveries:
-                    self._sent(digest, digest.id, outcome.reply or "")
+                    self._report.sent(digest, digest.id, outcome.reply or "")
             elif not self._is_over():
                 self._claim_again(digest)
-        self._show_progress()
-        self._stop_if_outage(failures)
+        self._report.show_progress()
+        self._report.stop_if_outage(failures, self._is_over)
         if interrupt is not None:
             raise interrupt
         return len(outcomes)
@@ -509,110 +441,3 @@ class Run:
             self.parts.store.digests.settle(sent, unsent, self.clock())
         for each in unsent:
             self._claimed.pop(each.digest.id, None)
-
-    def _unsent(self, outcome: _Outcome) -> Unsent:
-        """Return when a digest is tried again: at once, after a lease, with backoff, or when the next one is due."""
-        digest, error, now = outcome.digest, outcome.error, self.clock()
-        if error is None or not (outcome.begun or isinstance(error, Exception)):
-            return Unsent(digest)
-        if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
-            return Unsent(digest, not_before=now + LEASE)
-        failure = _error_text(error)
-        if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
-            next_time = self.parts.domains.plan(digest.recipient, digest.preferences).next_time(now)
-            return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=failure)
-        return Unsent(digest, not_before=now + min(LEASE * 2**digest.failures, BACK_OFF_MAX), failure=failure)
-
-    # ---- log, summary and metrics
-
-    def _show_progress(self) -> None:
-        if self._progress is not None:
-            self._progress(len(self.summary.sent) + len(self.summary.skipped) + len(self.summary.failed))
-
-    def _sent(self, digest: Digest, mail_id: UUID, reply: str) -> None:
-        count = sum(delivery.state is State.HELD for delivery in digest.deliveries)
-        self.summary.sent.append((digest.recipient, count))
-        log.info("digest sent id=%s recipient=%s messages=%d: %s", mail_id, digest.recipient, count, reply)
-
-    def _failed(self, recipient: str, error: Exception, *, refused: bool = False) -> None:
-        if isinstance(error, QuarantineError):
-            log.warning("digest failed recipient=%s: %s", recipient, error)
-        else:
-            log.error("digest failed recipient=%s", recipient, exc_info=error)
-        self.summary.failed.append((recipient, _error_text(error)))
-        self.summary.refused += refused
-
-    def _stop_if_outage(self, failures: Sequence[Exception | None]) -> None:
-        """Stop the run if the errors of these outcomes show an outage. None is a digest that was sent."""
-        for error in failures:
-            is_temporary = isinstance(error, (RelayDeferred, StoreUnavailable))
-            self._failures_in_a_row = self._failures_in_a_row + 1 if is_temporary else 0
-            if error is not None and not self._is_over() and self._is_outage(error):
-                log.warning("digests: %d failed in a row, stopping until the next tick", self._failures_in_a_row)
-                self.summary.stopped_early = True
-
-    def _is_outage(self, error: Exception) -> bool:
-        """Return whether the mail server or the store is the cause of the failures, and not single recipients."""
-        if self._failures_in_a_row == FAILURES_IN_A_ROW:
-            try:
-                self.parts.mailer.probe()
-            except RelayDeferred:
-                return True
-            return isinstance(error, StoreUnavailable)
-        return self._failures_in_a_row >= DEFERRALS_IN_A_ROW
-
-    def _log_run(self, seconds: float) -> None:
-        summary = self.summary
-        if not (summary.sent or summary.failed):
-            return
-        deferred = len(summary.failed) - summary.refused
-        log.info(
-            "digests: sent=%d deferred=%d refused=%d skipped=%d in %.1f s",
-            len(summary.sent), deferred, summary.refused, len(summary.skipped), seconds,
-        )  # fmt: skip
-        try:
-            count_run(
-                self.parts.store,
-                self.clock(),
-                sent=len(summary.sent),
-                deferred=deferred,
-                refused=summary.refused,
-                seconds=seconds,
-            )
-        except QuarantineError as error:
-            log.error("digests: the run is not counted: %s", error)
-
-
-def _error_text(error: Exception) -> str:
-    return str(error) if isinstance(error, QuarantineError) else "internal error"
-
-
-@contextmanager
-def _interrupt_delayed() -> Iterator[None]:
-    """Delay ctrl-C until the block ends. Do nothing outside the main thread, since only that one receives it."""
-    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
-        yield
-        return
-    pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _join_all(threads: Sequence[threading.Thread]) -> KeyboardInterrupt | None:
-    """Wait until these threads have ended. Return the KeyboardInterrupt if ctrl-C was pressed during the wait.
-
-    Ctrl-C does not shorten the wait: a mail takes 30 s at most, and the interpreter would wait for the threads as well.
-    """
-    interrupt = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except KeyboardInterrupt as pressed:
-                interrupt = pressed
-    return interrupt

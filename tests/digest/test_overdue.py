@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from digest import housekeeping, news, run
+from digest.outcomes import BACK_OFF_MAX
 from portal.assemble import Parts
 from portal.cli import checks
 from portal.model.errors import StoreUnavailable
@@ -94,7 +95,7 @@ def test_an_outage_is_not_over_while_digests_are_put_off_to_their_next_time(
     later = at + 2 * HOUR
     while parts.store.stats(later).digests_due:
         run.send_due(parts, later)
-        later += run.BACK_OFF_MAX + MINUTE
+        later += BACK_OFF_MAX + MINUTE
     watch(parts, later)
     assert parts.store.stats(at).mails_waiting == 1, "the mail about the beginning"
     server.script.clear()

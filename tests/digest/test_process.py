@@ -26,6 +26,8 @@ from click.testing import CliRunner
 
 from digest import housekeeping, news, run
 from digest.__main__ import main
+from digest.outcomes import TRIES, Summary
+from digest.stopping import Pace, Stopped
 from portal.assemble import Parts
 from portal.digests.compose import digest_mail
 from portal.mail.relay import Relay
@@ -59,7 +61,7 @@ def mailing(make_parts: MakeParts, server: SmtpServer) -> Parts:
     return make_parts(mail__url=server.url)
 
 
-def tick(parts: Parts, at: datetime) -> run.Summary:
+def tick(parts: Parts, at: datetime) -> Summary:
     """Do the work that the process does every ten seconds."""
     news.schedule_news(parts, at)
     return run.send_due(parts, at)
@@ -554,9 +556,9 @@ def test_a_mailbox_that_rejects_everything_is_retried_with_backoff_and_then_at_i
     pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
     for pause, wanted in zip(pauses, (1.5, 3, 6, 12, 24), strict=False):
         assert wanted <= pause <= wanted + 2
-    assert tries[run.TRIES - 1] < 6 * 60
-    assert tries[run.TRIES] == 24 * 60, "at seven the next day"
-    assert max(pauses[: run.TRIES - 1]) <= 62
+    assert tries[TRIES - 1] < 6 * 60
+    assert tries[TRIES] == 24 * 60, "at seven the next day"
+    assert max(pauses[: TRIES - 1]) <= 62
     assert mailing.store.recipients.failing(1)[0].failure == "RCPT TO: 452 4.2.2 full"
 
 
@@ -569,7 +571,7 @@ def test_a_mail_server_that_rejects_the_portal_is_retried_with_backoff(mailing: 
         if tick(mailing, at).failed:
             tries.append((at - start) // timedelta(minutes=1))
         at += timedelta(minutes=1)
-    assert len(tries) == run.TRIES
+    assert len(tries) == TRIES
     pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
     assert pauses[0] <= 3
     assert pauses[:6] == sorted(pauses[:6])
@@ -752,7 +754,7 @@ def test_an_earlier_release_is_mentioned_for_a_single_mail_too(make_parts: MakeP
 def test_a_rate_is_kept_over_runs_and_connections(make_parts: MakeParts, server: SmtpServer) -> None:
     parts = make_parts(mail__url=server.url, digest__per_minute=1_200)
     hold(parts.store, recipients=[f"p{n}@example.org" for n in range(10)])
-    at, pace, began = tomorrow(), run.Pace(1_200), time.monotonic()
+    at, pace, began = tomorrow(), Pace(1_200), time.monotonic()
     news.schedule_news(parts, at)
     for _ in range(2):
         assert len(run.send_due(parts, at, limit=5, pace=pace).sent) == 5
@@ -768,8 +770,8 @@ def test_a_slow_rate_sends_each_digest_at_its_turn(
     at, passed, turns = tomorrow(), [timedelta()], []
     monkeypatch.setattr(run, "clock", lambda _: lambda: at + passed[0])
 
-    class FastPace(run.Pace):
-        def wait(self, stopped: run.Stopped) -> None:
+    class FastPace(Pace):
+        def wait(self, stopped: Stopped) -> None:
             with self._lock:
                 turns.append(passed[0])
                 passed[0] += timedelta(minutes=1) / self.per_minute
@@ -796,9 +798,7 @@ def test_with_a_rate_a_digest_is_recorded_before_the_next_one_waits_for_its_turn
     hold(parts.store, recipients=people)
     at, stop = tomorrow(), threading.Event()
     news.schedule_news(parts, at)
-    running = threading.Thread(
-        target=run.send_due, args=(parts, at), kwargs={"stopped": stop.is_set, "pace": run.Pace(1)}
-    )
+    running = threading.Thread(target=run.send_due, args=(parts, at), kwargs={"stopped": stop.is_set, "pace": Pace(1)})
     running.start()
     try:
         wait_until(lambda: len([recipient for recipient in people if parts.store.digests.last(recipient)]) == 1)
@@ -856,7 +856,7 @@ def test_8_threads_send_each_digest_once(mailing: Parts, server: SmtpServer) -> 
     hold(mailing.store, recipients=people)
     at = tomorrow()
     news.schedule_news(mailing, at)
-    summaries: list[run.Summary] = []
+    summaries: list[Summary] = []
     start = threading.Barrier(8)
 
     def one() -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from digest import housekeeping, news, run
 from digest.__main__ import main as digest_main
+from digest.outcomes import Summary
 from portal.model.links import Action
 from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, State
 from portal.stores.records import Held
@@ -82,7 +83,7 @@ def held(site: Site, *recipients: str, number: int = 1) -> Held:
     return Held(site.store.messages.find(answer["id"])[0].id, False)
 
 
-def send_digests(site: Site) -> run.Summary:
+def send_digests(site: Site) -> Summary:
     """Do the work of the digest process until the next digests are sent."""
     news.schedule_news(site.parts, site.now)
     site.now += timedelta(days=1)
