@@ -14,8 +14,9 @@ from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
 from portal.model.message import Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
-from tests.builders import ALICE, BY_LINK, rule
+from tests.builders import ALICE, BOB, BY_LINK, rule
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
 
@@ -30,7 +31,7 @@ def store_url(files_url: str) -> str:
 
 @pytest.fixture
 def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts, mail__admin_address="postmaster@example.org") as made:
+    with local_site(make_parts, mail__admin_address="postmaster@example.org", staff__administrators=ALICE) as made:
         yield made
 
 
@@ -93,7 +94,9 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
     formatted = site.hold(data=b"Content-Type: text/html\r\n\r\n<h1>Offers</h1><p><a href=https://x.example>x</a>")
     [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
     sign_in(site, page.context)
+    site.store.staff.give(Grant(BOB, Role.HELP_DESK, EVERYWHERE, site.now, BY_LINK))
     for address in [
+        *(f"{base}/admin/", f"{base}/admin/staff?done=given", f"{base}/sign-in?ended=console"),
         *links,
         *(several, f"{several}?since=1&rest=1", f"{several}?none=1", forwarded, preferences),
         *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted", "all")),
