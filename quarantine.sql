@@ -2,7 +2,7 @@
 -- transaction, after the migrations of portal/stores/postgres/migrations.py. Running it again, also while the portal
 -- runs, only replaces the functions.
 --
--- message, delivery, event, body_chunk and announced_to are partitioned by ranges of UTC days. The key is the quarantine
+-- message, delivery, event, body_chunk, announced_to and facet are partitioned by ranges of UTC days. The key is the quarantine
 -- id itself, a UUIDv7 that begins with its millisecond, so a partition's bounds are the lowest ids of two midnights, and
 -- queries by id read one partition. Retention drops whole partitions, hence no foreign keys and no body shared across
 -- midnight. A partition of one day is named message_YYYYMMDD, one of more days message_from_YYYYMMDD;
@@ -200,6 +200,23 @@ begin
         reader text not null,
         primary key (message_id, number, reader)
     ) partition by range (message_id);
+
+    create table facet (  -- what staff search for and group by; written after Rspamd got its answer
+        message_id uuid primary key,
+        terms tsvector not null,  -- those of the message, and of portal/stores/facets.py
+        tier text not null,
+        score double precision,
+        action text not null,  -- lower case, '': not known
+        size_bytes bigint not null,
+        sender_domain text not null,  -- '': not known
+        symbols bytea not null  -- pairs of 4 octets each: symbol_name.id, and the score in hundredths
+    ) partition by range (message_id);
+    create index on facet using gin (terms) with (gin_pending_list_limit = 1024);
+
+    create table symbol_name (
+        id int generated always as identity primary key,
+        name text not null unique
+    );
 
     create table job (  -- background jobs, see portal/stores/shared/jobs.py
         id uuid primary key,

@@ -118,6 +118,15 @@ def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
     return True
 
 
+def index_facets(parts: Parts, *, stopped: Stopped = never) -> None:
+    """Index messages under what staff search for: new ones, then those held before an upgrade.
+
+    Raises StoreUnavailable.
+    """
+    while not stopped() and parts.store.facets.index():
+        pass
+
+
 def learn_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
     """Have Rspamd learn the queued messages. Return how many jobs ended.
 
@@ -218,6 +227,7 @@ def daily(parts: Parts, now: datetime) -> None:
     retention_days = parts.domains.longest_retention_days
     parts.store.prepare_days(now, retention_days)
     expire(parts, now, all_of_them=True)
+    parts.store.facets.recheck()
     if _clock_is_trusted(parts.store, now):
         purged = parts.store.purge(now - timedelta(days=retention_days), now)
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))

@@ -20,7 +20,8 @@ from portal.cli.options import FILLED
 _MODULES = {  # of portal/cli, with their commands
     "audit": ("audit",),
     "domains": ("domains",),
-    "messages": ("confirm-spam", "delete", "list", "meta", "print", "refuse", "release", "restore", "unlearn"),
+    "listing": ("list",),
+    "messages": ("confirm-spam", "delete", "meta", "print", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),
     "rules": ("rules",),
     "scan": ("scan",),

@@ -1,15 +1,12 @@
-"""The commands for held messages: list, show, release, delete and the decisions about them."""
+"""The commands for held messages: show, release, delete and the decisions about them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
 
 from portal.actions import Actions
 from portal.assemble import Parts
@@ -21,100 +18,21 @@ from portal.cli.common import (
     current_operator,
     find_message,
     guarded,
-    json_text,
     new_table,
     open_parts,
     print_json,
     print_table,
 )
-from portal.cli.options import FILLED, Moment
+from portal.cli.listing import delivery_json
+from portal.cli.options import FILLED
 from portal.mail import wire
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, SettingsError
-from portal.model.message import ActorKind, Delivery, DeliveryId, Filter, Message, Scan, State, Tier, identity
+from portal.model.message import ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
 from portal.stores import scans
-
-LIST_LIMIT = 50
-_LIST_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
-
-
-@click.command("list")
-@click.option("--recipient", type=FILLED, help="Only messages for this address.")
-@click.option("--sender", type=FILLED, help="Only messages whose envelope sender or From contains this text.")
-@click.option(
-    "--words",
-    "--subject",
-    default="",
-    help="Only messages with these words, or beginnings of words, in subject or sender.",
-)
-@click.option(
-    "--since", type=Moment(), help="Only messages held since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m."
-)
-@click.option(
-    "--until",
-    type=Moment(ends_day=True),
-    help="Only messages held before this time. A date alone means the end of that day (UTC).",
-)
-@click.option("--score-min", type=float, help="Only messages with at least this score.")
-@click.option("--score-max", type=float, help="Only messages with at most this score.")
-@click.option("--tier", "tiers", multiple=True, type=click.Choice([t.value for t in Tier]), help="May be repeated.")
-@click.option("--state", "states", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@guarded
-def list_(
-    recipient: str | None,
-    sender: str | None,
-    words: str,
-    since: datetime | None,
-    until: datetime | None,
-    score_min: float | None,
-    score_max: float | None,
-    tiers: Sequence[str],
-    states: Sequence[str],
-    limit: int,
-    as_json: bool,
-) -> None:
-    """List deliveries, newest first. Only those that match all options are listed."""
-    if since and until and since >= until:
-        raise WrongCall("--since is not before --until, so no message can match. Exchange them.")
-    if score_min is not None and score_max is not None and score_min > score_max:
-        raise WrongCall("--score-min is above --score-max, so no message can match. Exchange them.")
-    wanted = Filter(
-        recipient=identity(recipient) if recipient else None,
-        sender=sender,
-        words=words,
-        since=since,
-        until=until,
-        score_min=score_min,
-        score_max=score_max,
-        tiers=frozenset(Tier(t) for t in tiers),
-        states=frozenset(State(s) for s in states),
-    )
-    with open_parts() as parts:
-        held_as = parts.people.held_as(recipient) if recipient else None
-        if held_as is not None and held_as != wanted.recipient:
-            wanted = replace(wanted, also=(held_as,))  # an address with an extension
-        rows: list[list[str]] = []
-        before, left = None, limit
-        while left:
-            page = parts.store.deliveries.search(wanted, min(left, 500), before)
-            for delivery in page.deliveries:
-                if as_json:
-                    click.echo(json_text(_delivery_json(delivery)))
-                else:
-                    rows.append(_row(delivery))
-            left -= len(page.deliveries)
-            before = page.next
-            if before is None:
-                break
-        if not as_json:
-            _print_list(rows)
-            if before is not None:
-                click.echo(f"There are more deliveries. To list more, use --limit {limit * 10}", err=True)
 
 
 @click.command()
@@ -131,7 +49,7 @@ def meta(id: str, as_json: bool) -> None:
             out = _message_json(message)
             out["deliveries"] = [
                 {
-                    **_delivery_json(d),
+                    **delivery_json(d),
                     "history": [
                         {"at": e.at.isoformat(), "what": e.kind, "who": e.actor.who, "via": e.actor.via,
                          "address": e.actor.address, "detail": e.detail}
@@ -289,7 +207,7 @@ def refuse(ids: Sequence[str], recipient: str | None, reason: str) -> None:
     _apply_to_each(ids, recipient, deny, to_all=None, result="refused")
 
 
-COMMANDS = (list_, meta, print_, release, delete, restore, confirm_spam, unlearn, refuse)
+COMMANDS = (meta, print_, release, delete, restore, confirm_spam, unlearn, refuse)
 
 
 # ---- selection of messages and deliveries
@@ -385,37 +303,6 @@ def _apply_to_each(
 # ---- output
 
 
-def _print_list(rows: Sequence[Sequence[str]]) -> None:
-    if rows and sys.stdout.isatty() and Console().width < _LIST_COLUMNS:
-        # In a table, id, time and state would leave no width for recipient, sender and subject.
-        for id, held_at, recipient, sender, subject, *facts in rows:
-            click.echo(" ".join(filter(None, (id, held_at, *facts))))
-            click.echo(f"    to {recipient} from {sender}\n    {subject}")
-        return
-    table = new_table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
-    for row in rows:
-        add_row(table, *row)
-    print_table(table)
-
-
-def _row(delivery: Delivery) -> list[str]:
-    message = delivery.message
-    return [
-        str(message.id),
-        f"{message.held_at:%Y-%m-%d %H:%M}",
-        shown_address(delivery.address, 60) or "(not known)",
-        shown(message.header_from or _sender(message), 60),
-        shown(message.subject, 60),
-        "" if message.score is None else f"{message.score:.1f}",
-        message.tier.value,
-        delivery.state.value,
-    ]
-
-
-def _sender(message: Message) -> str:
-    return "(not known)" if message.envelope_sender is None else message.envelope_sender or "<>"
-
-
 def _scan_text(scan: Scan | None) -> str:
     if scan is None or scan.at is None:
         return "" if scan is None else scan.outcome.value
@@ -448,26 +335,4 @@ def _message_json(message: Message) -> dict[str, Any]:
             {"name": s.name, "score": s.score, "options": list(s.options), "description": s.description}
             for s in message.symbols
         ],
-    }
-
-
-def _delivery_json(delivery: Delivery) -> dict[str, Any]:
-    message = delivery.message
-    return {
-        "id": str(message.id),
-        "recipient": delivery.address,
-        "state": delivery.state.value,
-        "state_at": delivery.state_at.isoformat(),
-        "reason": delivery.reason,
-        "attempts": delivery.attempts,
-        "next_try_at": delivery.next_try_at and delivery.next_try_at.isoformat(),
-        "announced_at": delivery.announced_at and delivery.announced_at.isoformat(),
-        "held_at": message.held_at.isoformat(),
-        "envelope_sender": message.envelope_sender,
-        "header_from": message.header_from,
-        "subject": message.subject,
-        "score": message.score,
-        "threshold": message.threshold,
-        "tier": message.tier.value,
-        "queue_id": message.queue_id,
     }

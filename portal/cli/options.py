@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from portal.model.text import shown
-
-_RELATIVE_TIME = re.compile(r"(\d{1,5})([dhm])")
-_DATE = re.compile(r"\d{4}-?\d\d-?\d\d")
+from portal.model.criteria import moment
 
 
 class FilledText(click.ParamType[str]):
@@ -39,15 +35,7 @@ class Moment(click.ParamType[datetime]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Return the time. Raises click.BadParameter."""
-        relative = _RELATIVE_TIME.fullmatch(value)
-        if relative:
-            unit = {"d": "days", "h": "hours", "m": "minutes"}[relative[2]]
-            return datetime.now(UTC) - timedelta(**{unit: int(relative[1])})
         try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{shown(value)!r} is not a date: use 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m", param, ctx)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        ends_day = self._ends_day and _DATE.fullmatch(value) and moment.year < MAXYEAR  # adding a day would overflow
-        return moment + timedelta(days=1) if ends_day else moment
+            return moment(value, UTC, datetime.now(UTC), ends_day=self._ends_day)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

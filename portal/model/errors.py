@@ -6,6 +6,7 @@ contain ids at most: never subjects, bodies, passwords or tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -122,3 +123,21 @@ class RelayRefused(QuarantineError):
 
 class RulesInUse(QuarantineError):
     """The store has allow or block rules, so the caller must decide by them first, see `Messages.add`."""
+
+
+class BadCriterion(QuarantineError):
+    """A search criterion that cannot be used. The caller shows it under its own name of the criterion."""
+
+    def __init__(self, name: str, problem: str, other: tuple[str, str] | None = None) -> None:
+        """``other``: how its value contradicts another criterion, and the name of that one."""
+        self.name = name
+        self.problem = problem
+        self.other = other
+        super().__init__(self.sentence(str))
+
+    def sentence(self, label: Callable[[str], str]) -> str:
+        """Return the problem; ``label`` returns what the reader knows a criterion by."""
+        if self.other is None:
+            return f"{label(self.name)}: {self.problem}"
+        contradicts, name = self.other
+        return f"{label(self.name)} {contradicts} {label(name)}, {self.problem}"

@@ -11,9 +11,10 @@ import secrets
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 from typing import BinaryIO, NamedTuple
 from uuid import UUID
 
@@ -376,6 +377,28 @@ class Filter:
     reason: str = ""  # one of the texts that `reasons.why` returns
     has_attachment: bool = False  # see `reasons.has_attachment`
     like: DeliveryId | None = None  # near-duplicates of this delivery and itself; none unless it is one of the readers'
+    symbols: tuple[str, ...] = ()  # the message has all of them; case is ignored
+    actions: frozenset[str] = field(default_factory=frozenset)  # of Rspamd
+    client: IPv4Network | IPv6Network | None = None  # the sending server's address is in it
+    size_min: int | None = None  # bytes
+    size_max: int | None = None
+    sender_domain: str | None = None  # of From, or else of the envelope sender, see `domain`
+    domains: frozenset[str] | None = None  # the recipient's is one of them
+    rule: str | None = None  # the sender of an allow or block rule that decided the delivery
+
+    @property
+    def needs_facets(self) -> bool:
+        """True if it has criteria that only `stores.contracts.Facets` knows."""
+        has_size = self.size_min is not None or self.size_max is not None
+        others = self.symbols or self.actions or self.client or self.sender_domain or self.rule
+        return has_size or self.domains is not None or bool(others)
+
+    def within(self, domains: Collection[str] | None) -> Filter:
+        """Return the same criteria for recipients of these domains only; None: of all domains."""
+        if domains is None:
+            return self
+        kept = frozenset(domains)
+        return replace(self, domains=kept if self.domains is None else self.domains & kept)
 
 
 ANY = Filter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -43,6 +43,41 @@ class Page:
 
     deliveries: tuple[Delivery, ...]
     next: DeliveryId | None
+
+
+class GroupBy(StrEnum):
+    """Criterion by which `Facets.groups` counts deliveries."""
+
+    SYMBOL = "symbol"
+    SENDER_DOMAIN = "sender-domain"
+    DOMAIN = "domain"  # the recipient's
+    HOUR = "hour"  # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The number of deliveries that a search finds. If there are more, or the search took too long: not ``exact``."""
+
+    count: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Deliveries that have something in common."""
+
+    name: str  # a symbol, a domain ("" if unknown), or an hour like "2026-11-28T03"
+    count: int
+    points: float = 0.0  # of a symbol: the sum of its scores
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Result of `Facets.groups`: of all deliveries that a search finds, or of the newest if there are too many."""
+
+    groups: tuple[Group, ...]
+    total: Total  # of the deliveries that were counted
+    since: datetime | None  # when the oldest of them was held; None: there are none
 
 
 class ActiveRule(NamedTuple):

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import replace
 from typing import NamedTuple
 
-from portal.model.message import Delivery, DeliveryId, Filter, Message, Reader, State, Tier, identity, spellings
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
 from portal.model.ranking import Likeness
 from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
@@ -127,12 +127,13 @@ def _points(score: float) -> int:
     return math.floor(max(_SCORE_MIN, min(_SCORE_MAX, score))) - _SCORE_MIN
 
 
-def _between(low: int, high: int) -> Iterator[str]:
-    """Yield terms for the points from ``low`` to ``high``: one prefix covers a hundred or ten of them."""
+def between(prefix: str, low: int, high: int) -> Iterator[str]:
+    """Yield terms for the numbers of three digits from ``low`` to ``high``: a prefix covers a hundred or ten of
+    them."""
     while low <= high:
         width = next(width for width in (100, 10, 1) if low % width == 0 and low + width - 1 <= high)
         digits = f"{low:03}"
-        yield f"=s{digits}" if width == 1 else f"=s{digits[: 4 - len(str(width))]}*"
+        yield f"{prefix}{digits}" if width == 1 else f"{prefix}{digits[: 4 - len(str(width))]}*"
         low += width
 
 
@@ -160,12 +161,16 @@ def wanted_terms(wanted: Filter) -> Terms | None:
         high = _points(_SCORE_MAX if wanted.score_max is None else wanted.score_max)
         if low > high:
             return None
-        groups.append(tuple(_between(low, high)))
+        groups.append(tuple(between("=s", low, high)))
     if groups and wanted.recipient is not None:
-        # Messages held before schema version 6 are indexed under the spelling with U-labels.
-        names = [name for each in (wanted.recipient, *wanted.also) for name in spellings(identity(each))]
-        groups.append(tuple(map(recipient_term, names)))
+        groups.append(recipient_group(wanted.recipient, *wanted.also))
     return tuple(groups)
+
+
+def recipient_group(*recipients: str) -> tuple[str, ...]:
+    """Return the terms of which a message to one of these recipients has at least one."""
+    # Messages held before schema version 6 are indexed under the spelling with U-labels.
+    return tuple(recipient_term(name) for each in recipients for name in spellings(identity(each)))
 
 
 def _word_groups(text: str) -> list[tuple[str, ...]] | None:
@@ -190,9 +195,9 @@ def _sender_groups(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
-def _has_phrases(query: str, message: Message) -> bool:
+def _has_phrases(query: str, subject: str, envelope_sender: str | None, header_from: str) -> bool:
     """Return whether the subject or the sender has each phrase. Its last word may be the beginning of one."""
-    texts = message.subject, message.envelope_sender or "", message.header_from
+    texts = subject, envelope_sender or "", header_from
     parts = [f" {' '.join(_blanked(fold(text[:FOLDED_CHARS])).split())}" for text in texts]
     return all(any(f" {phrase}" in part for part in parts) for phrase in phrases(query))
 
@@ -271,6 +276,19 @@ def needs_filtering(wanted: Filter) -> bool:
     return has_score or bool(wanted.sender or wanted.reason) or wanted.has_attachment
 
 
+def needs_texts(wanted: Filter) -> bool:
+    """Return whether `has_texts` may be false."""
+    return bool(wanted.sender) or '"' in wanted.words.translate(_QUOTES)
+
+
+def has_texts(wanted: Filter, subject: str, envelope_sender: str | None, header_from: str) -> bool:
+    """Return whether a message has the phrases, and the part of a sender."""
+    if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, subject, envelope_sender, header_from):
+        return False
+    part = fold(wanted.sender or "")
+    return part in fold(envelope_sender or "") or part in fold(header_from)
+
+
 def matches(wanted: Filter, delivery: Delivery) -> bool:
     """Return whether a delivery matches the conditions that the index answers only roughly (sender, score and tier) or
     not at all (a phrase, a reason, attachments).
@@ -284,12 +302,8 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
         return False
     if wanted.reason and wanted.reason not in why(message):
         return False
-    if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, message):
+    if not has_texts(wanted, message.subject, message.envelope_sender, message.header_from):
         return False
-    if wanted.sender:
-        part = fold(wanted.sender)
-        if part not in fold(message.envelope_sender or "") and part not in fold(message.header_from):
-            return False
     if wanted.score_min is not None and (message.score is None or not message.score >= wanted.score_min):
         return False
     return wanted.score_max is None or (message.score is not None and message.score <= wanted.score_max)

@@ -669,4 +669,4 @@ def test_an_invalid_date_is_named(store_url: str, tmp_path: Any, monkeypatch: py
     monkeypatch.setenv("QUARANTINE_CONFIG", "/dev/null")
     result = CliRunner().invoke(main, ["list", "--until", "tomorrow"])
     assert result.exit_code == 2
-    assert "'--until': 'tomorrow' is not a date" in result.output
+    assert "--until: 'tomorrow' is not a date" in result.output

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from portal.stores.contracts.audit import Audit
+from portal.stores.contracts.facets import Facets
 from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
@@ -36,6 +37,7 @@ __all__ = [
     "Deliveries",
     "Digests",
     "DomainValues",
+    "Facets",
     "Jobs",
     "Messages",
     "Notes",
@@ -57,6 +59,7 @@ class Store(ABC):
 
     messages: Messages
     deliveries: Deliveries
+    facets: Facets
     digests: Digests
     recipients: Recipients
     sign_ins: SignIns

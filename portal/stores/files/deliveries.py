@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from portal.model.message import Delivery, DeliveryId, Filter
 from portal.model.ranking import Likeness
 from portal.stores.files.database import Database
+from portal.stores.files.facets import FileFacets
 from portal.stores.files.rows import SqliteRows, for_each
 from portal.stores.files.search import candidates, find_page
 from portal.stores.files.session import SqliteEngine, connection_of
@@ -20,11 +21,14 @@ _PARTS = 100  # SELECTs in one statement; SQLite accepts up to 500 (SQLITE_MAX_C
 class FileDeliveries(SqlDeliveries):
     """See `Deliveries`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, facets: FileFacets) -> None:
         super().__init__(SqliteEngine(database), SqliteRows())
         self._database = database
+        self._facets = facets
 
     def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+        if wanted.needs_facets:
+            return self._facets.page(wanted, limit, before)
         return find_page(self._database, wanted, limit, before)
 
     def _candidates(

@@ -153,6 +153,7 @@ class FileMessages(SqlMessages):
                 _insert_rows(session, id, None if taken else record.dedup_key, metadata)
             elif row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
+                self._rows.index_facets(session, [id], replace=True)
                 session.journal(partial(verdict_line, record.message))
             import_scan(session, self._rows, record, datetime.now(UTC))
             import_deliveries(session, self._rows, record)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from portal.model.message import Delivery, Message
 from portal.stores import search
+from portal.stores.facets import FacetRow
 from portal.stores.files import word_index
 from portal.stores.files.session import connection_of, rows_of
 from portal.stores.shared import rows
@@ -58,6 +59,32 @@ class SqliteRows(rows.Rows):
         connection = connection_of(session)
         (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()
         word_index.add(connection, rowid, terms)
+
+    def put_facets(
+        self, session: Session, found: Sequence[FacetRow], symbols: Sequence[bytes], *, replace: bool
+    ) -> None:
+        connection = connection_of(session)
+        insert = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+        for row, packed in zip(found, symbols, strict=True):
+            (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (row.id.bytes,)).fetchone()
+            connection.execute(
+                f"{insert} INTO facet (key, tier, score, action, size_bytes, sender_domain, symbols) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (rowid, row.tier.value, row.score, row.action, row.size_bytes, row.sender_domain, packed),
+            )
+            word_index.add(connection, rowid, row.terms)
+        if not replace:  # a verdict's terms wait for a search or for the next messages
+            word_index.index_waiting(connection)
+
+    def without_facets(self, session: Session, low: UUID, high: UUID, limit: int) -> list[UUID]:
+        rows = session.many(
+            "SELECT m.id FROM message m WHERE m.id >= :low AND m.id < :high "
+            "AND NOT EXISTS (SELECT 1 FROM facet f WHERE f.key = m.rowid) ORDER BY m.id LIMIT :limit",
+            low=low,
+            high=high,
+            limit=limit,
+        )
+        return [id for (id,) in rows]
 
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(

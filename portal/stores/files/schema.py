@@ -245,7 +245,20 @@ CREATE INDEX audit_actor ON audit (actor, id);
 CREATE INDEX audit_act ON audit (act, id);
 CREATE INDEX audit_subject ON audit (subject, id);
 CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
-CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END
+CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+CREATE TABLE facet (                    -- what staff search for and group by; written after Rspamd got its answer
+    key INTEGER PRIMARY KEY,            -- rowid of the message
+    tier TEXT NOT NULL,
+    score REAL,
+    action TEXT NOT NULL,               -- lower case, '': not known
+    size_bytes INTEGER NOT NULL,
+    sender_domain TEXT NOT NULL,        -- '': not known
+    symbols BLOB NOT NULL               -- pairs of 4 octets each: symbol_name.id, and the score in hundredths
+);
+CREATE TABLE symbol_name (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+)
 """
 
 OLDEST = 4  # the oldest version that can be upgraded
@@ -404,7 +417,20 @@ CREATE INDEX audit_actor ON audit (actor, id);
 CREATE INDEX audit_act ON audit (act, id);
 CREATE INDEX audit_subject ON audit (subject, id);
 CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
-CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END
+CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+CREATE TABLE facet (
+    key INTEGER PRIMARY KEY,
+    tier TEXT NOT NULL,
+    score REAL,
+    action TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    sender_domain TEXT NOT NULL,
+    symbols BLOB NOT NULL
+);
+CREATE TABLE symbol_name (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+)
 """,
 }
 

@@ -21,7 +21,6 @@ from portal.stores.records import Page
 from portal.stores.search import BATCH
 
 _NEWEST_FIRST = " ORDER BY d.message_id DESC, d.number DESC LIMIT ?"
-_KEY_MAX = (1 << 63) - 1  # greater than all keys
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -55,7 +54,7 @@ def _batches(
             before = yield from _among_newest(connection, wanted, terms, limit, before)
         if before is None:
             return
-    _index_waiting(database)
+    index_waiting(database)
     with _snapshot(connection):
         yield from _by_terms(connection, wanted, terms, before)
 
@@ -70,7 +69,8 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def _index_waiting(database: Database) -> None:
+def index_waiting(database: Database) -> None:
+    """Index all messages whose terms wait for it."""
     with database.read() as connection:
         has_waiting = word_index.has_waiting(connection)
     if has_waiting:
@@ -148,7 +148,7 @@ def _by_terms(
     where.append("m.rowid IN (SELECT value FROM json_each(?))")
     source = "FROM message m CROSS JOIN delivery d ON d.message_id = m.id "
     since = word_index.key(first_id(wanted.since)) if wanted.since else 0
-    below = word_index.key(first_id(wanted.until)) if wanted.until else _KEY_MAX
+    below = word_index.key(first_id(wanted.until)) if wanted.until else word_index.KEY_MAX
     if before is not None:
         # Include the whole millisecond of ``before``: it can have more deliveries of that message, and older messages
         # with greater rowids, since their keys were taken.

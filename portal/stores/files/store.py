@@ -39,6 +39,7 @@ from portal.stores.files import word_index
 from portal.stores.files.database import Database, to_micros
 from portal.stores.files.deliveries import FileDeliveries
 from portal.stores.files.digests import FileDigests, find_unmarked
+from portal.stores.files.facets import FileFacets
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
@@ -92,7 +93,8 @@ class FileStore(Store):
         self.db = db
         self.engine = SqliteEngine(db)
         self.messages = FileMessages(db, mail)
-        self.deliveries = FileDeliveries(db)
+        self.facets = FileFacets(db)
+        self.deliveries = FileDeliveries(db, self.facets)
         self.digests = FileDigests(self.engine, mail)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
@@ -275,6 +277,7 @@ class FileStore(Store):
                     connection.execute("DELETE FROM event WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM announced_to WHERE message_id = ?", (id,))
                     connection.execute("DELETE FROM delivery WHERE message_id = ?", (id,))
+                    connection.execute("DELETE FROM facet WHERE key = (SELECT rowid FROM message WHERE id = ?)", (id,))
                     connection.execute("DELETE FROM message WHERE id = ?", (id,))
                     removed.append(id)
         return removed

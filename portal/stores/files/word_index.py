@@ -30,7 +30,7 @@ _BATCH = 64  # messages indexed in one transaction, on average
 _MERGED_PAGES = 100  # written in one transaction by a merge: 10 ms
 _PAGES_BATCH = 500  # pages of 4 KB removed in one transaction
 _MILLISECOND = 1 << 20  # keys per millisecond
-_KEY_MAX = (1 << 63) - 1
+KEY_MAX = (1 << 63) - 1
 _TABLE = re.compile(r"(?:gone_)?words_(\d{4})(\d\d)(\d\d)(?:_(\d+))?")
 
 
@@ -54,7 +54,7 @@ def key(message_id: UUID) -> int:
     about one in ten.
     """
     value = message_id.int
-    return min((value >> 80) << 20 | (value >> 64 & 0xFFF) << 8 | value >> 54 & 0xFF, _KEY_MAX)
+    return min((value >> 80) << 20 | (value >> 64 & 0xFFF) << 8 | value >> 54 & 0xFF, KEY_MAX)
 
 
 def millisecond(rowid: int) -> int:
@@ -64,7 +64,7 @@ def millisecond(rowid: int) -> int:
 
 def after_millisecond(message_id: UUID) -> int:
     """Return a key greater than those of all messages that were held in the same millisecond."""
-    return min(millisecond(key(message_id)) + _MILLISECOND, _KEY_MAX)
+    return min(millisecond(key(message_id)) + _MILLISECOND, KEY_MAX)
 
 
 def first_id_of(rowid: int) -> UUID:

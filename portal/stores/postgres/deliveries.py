@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from portal.model.message import Delivery, DeliveryId, Filter
 from portal.model.ranking import Likeness
 from portal.stores.postgres.database import Database
+from portal.stores.postgres.facets import PostgresFacets
 from portal.stores.postgres.rows import ROWS
 from portal.stores.postgres.search import candidates, find_page
 from portal.stores.postgres.session import PostgresEngine, connection_of
@@ -18,11 +19,14 @@ from portal.stores.shared.session import Row, Session
 class PostgresDeliveries(SqlDeliveries):
     """See `Deliveries`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, facets: PostgresFacets) -> None:
         super().__init__(PostgresEngine(database), ROWS)
         self._database = database
+        self._facets = facets
 
     def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
+        if wanted.needs_facets:
+            return self._facets.page(wanted, limit, before)
         return find_page(self._database, wanted, limit, before)
 
     def _candidates(

@@ -132,6 +132,7 @@ class PostgresMessages(SqlMessages):
             row = connection.execute("select tier from message where id = %s", [id]).fetchone()
             if row is not None and row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(PostgresSession(connection), record.message)
+                self._rows.index_facets(PostgresSession(connection), [id], replace=True)
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")

@@ -156,6 +156,21 @@ MIGRATIONS: dict[int, LiteralString] = {
         end
         $refuse$;
         create trigger append_only before update on audit for each row execute function refuse_change();
+        create table facet (
+            message_id uuid primary key,
+            terms tsvector not null,
+            tier text not null,
+            score double precision,
+            action text not null,
+            size_bytes bigint not null,
+            sender_domain text not null,
+            symbols bytea not null
+        ) partition by range (message_id);
+        create index on facet using gin (terms) with (gin_pending_list_limit = 1024);
+        create table symbol_name (
+            id int generated always as identity primary key,
+            name text not null unique
+        );
     """,
 }
 

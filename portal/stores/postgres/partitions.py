@@ -40,6 +40,7 @@ TABLES = {
     "delivery": "message_id",
     "event": "message_id",
     "announced_to": "message_id",
+    "facet": "message_id",
     "message": "id",
     "body_chunk": "body_id",
 }
@@ -48,6 +49,7 @@ _KEPT: dict[str, LiteralString] = {
     " and message_id >= {low} and message_id < {high})",
     "event": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "announced_to": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
+    "facet": "message_id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "message": "id in (select message_id from delivery where message_id >= {low} and message_id < {high})",
     "body_chunk": "body_id in (select body_id from message where id >= {low} and id < {high})",
 }
@@ -117,9 +119,18 @@ def prepare(database: Database, now: datetime, retention_days: int) -> None:
         )
     for ahead in range(_DAYS_AHEAD + 1):
         make_partitions(database, now.astimezone(UTC).date() + timedelta(days=ahead))
+    make_as_deliveries(database)
+
+
+def make_as_deliveries(database: Database) -> None:
+    """Create the partitions of newer tables for the days for which an older program created only those of deliveries.
+
+    Raises StoreUnavailable.
+    """
     with database.transaction() as connection:
         days = {held_at(partition.low).date() for partition in partitions_of(connection, "delivery")}
-    make_missing(database, "announced_to", days)
+    for table in ("announced_to", "facet"):
+        make_missing(database, table, days)
 
 
 def build_indexes(database: Database) -> None:
@@ -187,7 +198,7 @@ def remove_messages(connection: Connection, ids: Sequence[UUID]) -> None:
     removed = connection.execute(
         "delete from message where id = any(%s) returning body_id, body_sha256", [list(ids)]
     ).fetchall()
-    for table in ("event", "announced_to", "delivery"):
+    for table in ("event", "announced_to", "facet", "delivery"):
         connection.execute(
             sql.SQL("delete from {} where message_id = any(%s)").format(sql.Identifier(table)), [list(ids)]
         )

@@ -8,6 +8,8 @@ change of the statistics.
 from __future__ import annotations
 
 import json
+import math
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, LiteralString
@@ -30,6 +32,7 @@ from portal.model.message import (
 )
 from portal.stores import scans, search, symbols
 from portal.stores.contracts import NO_STARTS
+from portal.stores.facets import FacetRow
 from portal.stores.lifecycle import address_of
 from portal.stores.postgres.database import Connection, Raw, ask
 from portal.stores.postgres.session import rows_of, text
@@ -49,6 +52,20 @@ MESSAGE_OF: LiteralString = (
     + ", case when (m).packed_symbols is null then (m).symbols::text end"
 )
 _SYMBOLS = rows.MESSAGE.index("packed_symbols")
+
+_INSERT_FACETS = """
+    insert into facet (message_id, terms, tier, score, action, size_bytes, sender_domain, symbols)
+    select m.id, m.terms || array_to_tsvector(r.terms), r.tier, r.score, r.action, r.size_bytes, r.sender_domain,
+        decode(r.symbols, 'base64')
+    from json_to_recordset(cast(:rows as json)) r (
+        id uuid, terms text[], tier text, score double precision, action text, size_bytes bigint, sender_domain text,
+        symbols text
+    ) join message m on m.id = r.id where m.id in :ids
+"""
+_REPLACE_FACETS = """
+    on conflict (message_id) do update set terms = excluded.terms, tier = excluded.tier, score = excluded.score,
+        action = excluded.action, symbols = excluded.symbols
+"""
 
 
 class PostgresRows(rows.Rows):
@@ -80,6 +97,35 @@ class PostgresRows(rows.Rows):
             terms=list(terms),
             id=message_id,
         )
+
+    def put_facets(
+        self, session: Session, found: Sequence[FacetRow], symbols: Sequence[bytes], *, replace: bool
+    ) -> None:
+        # As JSON, since each message has an array of terms. `action`, `score` and so on are columns of `message`, too.
+        values = [
+            {
+                **row._asdict(),
+                "score": None if row.score is None or math.isnan(row.score) else row.score,
+                "symbols": b64encode(packed).decode(),
+            }
+            for row, packed in zip(found, symbols, strict=True)
+        ]
+        session.execute(
+            _INSERT_FACETS + (_REPLACE_FACETS if replace else "on conflict do nothing"),
+            rows=json.dumps(values, default=str),
+            ids=[row.id for row in found],
+        )
+
+    def without_facets(self, session: Session, low: UUID, high: UUID, limit: int) -> list[UUID]:
+        rows = session.many(
+            "select m.id from message m where m.id >= :low and m.id < :high and not exists ("
+            "select from facet f where f.message_id = m.id and f.message_id >= :low and f.message_id < :high"
+            ") order by m.id limit :limit",
+            low=low,
+            high=high,
+            limit=limit,
+        )
+        return [id for (id,) in rows]
 
     def put_verdict(self, session: Session, message: Message) -> None:
         session.execute(

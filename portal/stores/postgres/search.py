@@ -27,7 +27,7 @@ from portal.stores.shared.rows import DELIVERY
 from portal.stores.shared.session import Row
 
 _CHAINED = 200  # alternatives in one chain of a tsquery
-_LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
+LOWEST, HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _DELIVERY: LiteralString = ", ".join(DELIVERY)
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
@@ -111,12 +111,28 @@ def _message_ids(
     connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None
 ) -> Iterator[list[UUID]]:
     """Yield batches of the ids that have these terms, newest first."""
-    query = " & ".join(_any(list(map(_quoted, group))) for group in terms)
-    since = first_id(wanted.since) if wanted.since is not None else _LOWEST
-    until = first_id(wanted.until) if wanted.until is not None else _HIGHEST
+    query = tsquery(terms)
+    since = first_id(wanted.since) if wanted.since is not None else LOWEST
+    until = first_id(wanted.until) if wanted.until is not None else HIGHEST
     if before is not None:
         until = min(until, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
-    existing = partitions.partitions_of(connection, "message")
+    for low, high in ranges(connection, "message", since, until):
+        found = BATCH
+        while found == BATCH and low < high:
+            rows = connection.execute(
+                "select m.id from message m where m.terms @@ %s::tsquery and m.id >= %s and m.id < %s"
+                " order by m.id desc limit %s",
+                [query, low, high, BATCH],
+            ).fetchall()
+            found = len(rows)
+            if rows:
+                yield [id for (id,) in rows]
+                high = rows[-1][0]
+
+
+def ranges(connection: Connection, table: str, since: UUID, until: UUID) -> Iterator[tuple[UUID, UUID]]:
+    """Yield ranges of ids, newest first: of one partition, then of two, four and so on. Raises psycopg.Error."""
+    existing = partitions.partitions_of(connection, table)
     starts = [each.low for each in reversed(existing) if each.low < until and since < each.high]
     # Partitions created in advance have mail only if a clock was ahead. They are queried with the one of now.
     now = first_id(datetime.now(UTC))
@@ -124,18 +140,14 @@ def _message_ids(
     while starts:
         asked, starts = starts[: ahead + count], starts[ahead + count :]
         ahead, count = 0, 2 * count
-        low, found = max(asked[-1], since), BATCH
-        while found == BATCH and low < until:
-            rows = connection.execute(
-                "select m.id from message m where m.terms @@ %s::tsquery and m.id >= %s and m.id < %s"
-                " order by m.id desc limit %s",
-                [query, low, until, BATCH],
-            ).fetchall()
-            found = len(rows)
-            if rows:
-                yield [id for (id,) in rows]
-                until = rows[-1][0]
+        low = max(asked[-1], since)
+        yield low, until
         until = min(until, low)
+
+
+def tsquery(terms: Terms) -> str:
+    """Return a tsquery for messages that have one term of each group."""
+    return " & ".join(_any(list(map(_quoted, group))) for group in terms)
 
 
 def _deliveries(
@@ -195,13 +207,13 @@ def _newest_of_reader(connection: Connection, wanted: Filter, before: DeliveryId
 
 def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Any]:
     """Return the parameters of `deliveries_of`."""
-    end = before or DeliveryId(_HIGHEST, 0)
+    end = before or DeliveryId(HIGHEST, 0)
     if wanted.until is not None:
         end = min(end, DeliveryId(first_id(wanted.until), 0))
     return [
         [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
         sorted(state.value for state in wanted.states or State),
-        _LOWEST if wanted.since is None else first_id(wanted.since),
+        LOWEST if wanted.since is None else first_id(wanted.since),
         *end,
         at_most,
     ]

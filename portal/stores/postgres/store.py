@@ -11,6 +11,7 @@ from portal.stores.postgres import partitions
 from portal.stores.postgres.database import INGEST_SECONDS, Database
 from portal.stores.postgres.deliveries import PostgresDeliveries
 from portal.stores.postgres.digests import PostgresDigests, find_unmarked
+from portal.stores.postgres.facets import PostgresFacets
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine, PostgresSession, connection_of
 from portal.stores.records import Ending, Purged, Stats
@@ -45,7 +46,8 @@ class PostgresStore(Store):
         self.database = database
         self.engine = PostgresEngine(database)
         self.messages = PostgresMessages(database)
-        self.deliveries = PostgresDeliveries(database)
+        self.facets = PostgresFacets(database)
+        self.deliveries = PostgresDeliveries(database, self.facets)
         self.digests = PostgresDigests(database)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)

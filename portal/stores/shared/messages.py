@@ -141,6 +141,7 @@ def import_scan(session: Session, rows: Rows, record: Record, now: datetime) -> 
     if kept != message.scan:
         updated = replace(message, scan=kept)
         rows.put_scan(session, updated)
+        rows.index_facets(session, [message.id], replace=True)
         session.journal(partial(scan_line, updated))
     if not kept.is_done and scan != WAITING:  # a waiting one was queued when the message was inserted
         add_scan(session, message.id, now)

@@ -33,6 +33,7 @@ def raise_tier(
     raised = [message for message in messages if message.verdict_tier in tier.less_harmful]
     for message in raised:
         _put(session, rows, message, update(message), unreleased[message.id], now)
+    rows.index_facets(session, [message.id for message in raised], replace=True)
     return [message.id for message in raised]
 
 
@@ -50,6 +51,7 @@ def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: T
     elif updated.scan != message.scan:
         rows.put_scan(session, updated)
         session.journal(partial(scan_line, updated))
+    rows.index_facets(session, [message_id], replace=True)
     return updated
 
 

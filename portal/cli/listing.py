@@ -1,0 +1,199 @@
+"""The command ``quarantine list``: search, count and group the deliveries of all recipients."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+
+from portal.assemble import Parts
+from portal.cli.common import (
+    WrongCall,
+    add_row,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+)
+from portal.cli.options import FILLED
+from portal.model import criteria
+from portal.model.domains import shown_address
+from portal.model.errors import BadCriterion
+from portal.model.message import Delivery, DeliveryId, Filter, Message
+from portal.model.text import shown
+from portal.policy.empty_search import why_nothing
+from portal.stores.contracts.facets import COUNTED_MAX
+from portal.stores.records import GroupBy
+
+LIST_LIMIT = 50
+_COLUMNS = 140  # width of the terminal from which on the list is printed as a table
+_PAGE = 500
+
+
+def _criteria(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each search criterion."""
+    for criterion in reversed(criteria.CRITERIA):
+        names = [f"--{criterion.name}", *(["--subject"] if criterion.name == "words" else [])]
+        text = f"{criterion.help} May be repeated." if criterion.many else criterion.help
+        command = click.option(*names, criterion.name.replace("-", "_"), type=FILLED, multiple=True, help=text)(command)
+    return command
+
+
+@click.command("list")
+@_criteria
+@click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
+@click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
+@click.option(
+    "--group-by", type=click.Choice([by.value for by in GroupBy]), help="Print only how many there are of each."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@guarded
+def list_(limit: int, only_count: bool, group_by: str | None, as_json: bool, **typed: Sequence[str]) -> None:
+    """List deliveries, newest first. Only those that match all options are listed. Times are in UTC."""
+    if only_count and group_by:
+        raise WrongCall("Use either --count or --group-by.")
+    now = datetime.now(UTC)
+    try:
+        wanted = criteria.read({name.replace("_", "-"): texts for name, texts in typed.items()}, UTC, now)
+    except BadCriterion as error:
+        raise WrongCall(error.sentence(lambda name: f"--{name}")) from error
+    with open_parts() as parts:
+        held_as = parts.people.held_as(typed["recipient"][0]) if typed["recipient"] else None
+        if held_as is not None and held_as != wanted.recipient:
+            wanted = replace(wanted, also=(held_as,))  # an address with an extension
+        if only_count:
+            found = _print_count(parts, wanted, as_json)
+        elif group_by:
+            found = _print_groups(parts, wanted, GroupBy(group_by), limit, as_json)
+        else:
+            found = _print_deliveries(parts, wanted, limit, as_json)
+        if not found:
+            days = parts.domains.longest_retention_days
+            click.echo(why_nothing(parts.store, wanted, parts.people.is_notified, days, now), err=True)
+
+
+COMMANDS = (list_,)
+
+
+def _print_count(parts: Parts, wanted: Filter, as_json: bool) -> int:
+    total = parts.store.facets.count(wanted)
+    if as_json:
+        click.echo(json_text({"count": total.count, "exact": total.exact}))
+    else:
+        beyond = "more than" if total.count >= COUNTED_MAX else "at least"  # the time was over
+        click.echo(f"{total.count}" if total.exact else f"{beyond} {total.count}")
+    return total.count
+
+
+def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json: bool) -> int:
+    groups = parts.store.facets.groups(wanted, by)
+    has_points = by is GroupBy.SYMBOL
+    table = new_table(by.value, "deliveries", *(["score in all"] if has_points else []))
+    for group in groups.groups[:limit]:
+        if as_json:
+            found = {by.value: group.name, "count": group.count}
+            click.echo(json_text(found | {"score": group.points} if has_points else found))
+        points = [f"{group.points:.1f}"] if has_points else []
+        add_row(table, shown(group.name, 100) or "(not known)", str(group.count), *points)
+    if not as_json and groups.groups:
+        print_table(table)
+    if not groups.total.exact:
+        since = f" They were held since {groups.since:%Y-%m-%d %H:%M} UTC." if groups.since else ""
+        click.echo(f"There are more: only the newest {groups.total.count} deliveries were counted.{since}", err=True)
+    if len(groups.groups) > limit:
+        click.echo(f"There are {len(groups.groups)} groups. To list more, use --limit {limit * 10}", err=True)
+    return groups.total.count
+
+
+def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -> int:
+    rows: list[list[str]] = []
+    count, more = 0, False
+    for delivery in _deliveries(parts, wanted, limit + 1):
+        if count == limit:
+            more = True
+            break
+        count += 1
+        if as_json:
+            click.echo(json_text(delivery_json(delivery)))
+        else:
+            rows.append(_row(delivery))
+    if not as_json:
+        _print_list(rows)
+        if more:
+            click.echo(f"There are more deliveries. To list more, use --limit {limit * 10}", err=True)
+    return count
+
+
+def _deliveries(parts: Parts, wanted: Filter, at_most: int) -> Iterator[Delivery]:
+    before: DeliveryId | None = None
+    while at_most:
+        page = parts.store.deliveries.search(wanted, min(at_most, _PAGE), before)
+        yield from page.deliveries
+        at_most -= len(page.deliveries)
+        before = page.next
+        if before is None:
+            return
+
+
+def _print_list(rows: Sequence[Sequence[str]]) -> None:
+    if rows and sys.stdout.isatty() and Console().width < _COLUMNS:
+        # In a table, id, time and state would leave no width for recipient, sender and subject.
+        for id, held_at, recipient, sender, subject, *facts in rows:
+            click.echo(" ".join(filter(None, (id, held_at, *facts))))
+            click.echo(f"    to {recipient} from {sender}\n    {subject}")
+        return
+    table = new_table("id", "held at (UTC)", "recipient", "sender", "subject", "score", "tier", "state")
+    for row in rows:
+        add_row(table, *row)
+    print_table(table)
+
+
+def _row(delivery: Delivery) -> list[str]:
+    message = delivery.message
+    return [
+        str(message.id),
+        f"{message.held_at:%Y-%m-%d %H:%M}",
+        shown_address(delivery.address, 60) or "(not known)",
+        shown(message.header_from or _sender(message), 60),
+        shown(message.subject, 60),
+        "" if message.score is None else f"{message.score:.1f}",
+        message.tier.value,
+        delivery.state.value,
+    ]
+
+
+def _sender(message: Message) -> str:
+    return "(not known)" if message.envelope_sender is None else message.envelope_sender or "<>"
+
+
+def delivery_json(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery for a JSON encoder."""
+    message = delivery.message
+    return {
+        "id": str(message.id),
+        "recipient": delivery.address,
+        "state": delivery.state.value,
+        "state_at": delivery.state_at.isoformat(),
+        "reason": delivery.reason,
+        "attempts": delivery.attempts,
+        "next_try_at": delivery.next_try_at and delivery.next_try_at.isoformat(),
+        "announced_at": delivery.announced_at and delivery.announced_at.isoformat(),
+        "held_at": message.held_at.isoformat(),
+        "envelope_sender": message.envelope_sender,
+        "header_from": message.header_from,
+        "subject": message.subject,
+        "score": message.score,
+        "threshold": message.threshold,
+        "tier": message.tier.value,
+        "queue_id": message.queue_id,
+        "action": message.action,
+        "client_ip": message.client_ip,
+        "size_bytes": message.size_bytes,
+        "symbols": [{"name": symbol.name, "score": symbol.score} for symbol in message.symbols],
+    }

@@ -1,0 +1,56 @@
+"""The contract of what staff search for and group by: symbols, actions, addresses of servers, sizes, domains, rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from portal.model.message import DeliveryId, Filter
+from portal.stores.records import GroupBy, Groups, Page, Total
+
+COUNTED_MAX = 10_000
+GROUPED_MAX = 100_000
+
+
+class Facets(ABC):
+    """Search over the deliveries of all recipients, on an index that is written after Rspamd got its answer.
+
+    Each call indexes up to some thousand waiting messages first. Older messages are indexed in the background.
+    """
+
+    @abstractmethod
+    def page(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        """Return the deliveries that match, newest first.
+
+        One call takes a bounded time, so a page may be short or empty and still have a ``next``. Forgotten deliveries
+        are left out.
+        """
+
+    @abstractmethod
+    def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:
+        """Count the deliveries that match, up to ``at_most``."""
+
+    @abstractmethod
+    def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:
+        """Count the newest ``at_most`` deliveries that match by what they have in common.
+
+        Symbols with the most points are first, otherwise the largest groups; hours are in order, newest first.
+        """
+
+    @abstractmethod
+    def index(self) -> bool:
+        """Index some messages that wait for it. Return whether there may be more."""
+
+    @abstractmethod
+    def recheck(self) -> None:
+        """Let `index` look at all messages again, newest first, and index those that are missing.
+
+        For messages that were added with a time in the past, or by a host whose clock was behind.
+        """
+
+    @abstractmethod
+    def is_complete(self) -> bool:
+        """Return whether the messages held before an upgrade are indexed, too."""
+
+    @abstractmethod
+    def knows_symbol(self, name: str) -> bool:
+        """Return whether an indexed message ever had this symbol. Case is ignored."""

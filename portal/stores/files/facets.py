@@ -1,0 +1,90 @@
+"""Search by facets in the file store: the word index has their terms as well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+
+from portal.model.message import DeliveryId, Filter, State, first_id
+from portal.stores.files import word_index
+from portal.stores.files.database import Database
+from portal.stores.files.rows import SqliteRows
+from portal.stores.files.search import index_waiting
+from portal.stores.files.session import SqliteEngine, connection_of
+from portal.stores.search import Terms
+from portal.stores.shared.facets import Batch, SqlFacets, batch_of, columns, conditions
+from portal.stores.shared.session import Session
+
+_ROWIDS_MAX = 5_000  # of one statement
+_PAUSE_SECONDS = 0.01  # lets other writers take the lock
+_BY_INDEX = (
+    "message m CROSS JOIN facet f ON f.key = m.rowid CROSS JOIN delivery d ON d.message_id = m.id "
+    "WHERE m.rowid IN (SELECT value FROM json_each(:rowids))"
+)
+_BY_KEY = "delivery d {index}CROSS JOIN message m ON m.id = d.message_id CROSS JOIN facet f ON f.key = m.rowid WHERE 1"
+_NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
+
+
+class FileFacets(SqlFacets):
+    """See `Facets`."""
+
+    _indexed_at_once = 100  # a transaction of some 20 ms
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(SqliteEngine(database), SqliteRows())
+        self._database = database
+
+    def index(self) -> bool:
+        more = super().index()
+        if more:
+            time.sleep(_PAUSE_SECONDS)
+        return more
+
+    def _index_new(self) -> bool:
+        more = super()._index_new()
+        if not more:
+            index_waiting(self._database)
+        return more
+
+    def _hits(
+        self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int
+    ) -> Generator[Batch]:
+        if not terms:
+            yield from self._by_key(session, wanted, before, at_once)
+            return
+        since = word_index.key(first_id(wanted.since)) if wanted.since else 0
+        below = word_index.key(first_id(wanted.until)) if wanted.until else word_index.KEY_MAX
+        if before is not None:
+            begin = word_index.millisecond(word_index.key(before.message_id))
+            is_begin = before.message_id == word_index.first_id_of(begin)  # all of the millisecond was examined
+            below = min(below, begin if is_begin else word_index.after_millisecond(before.message_id))
+        where, values = conditions(wanted, before)
+        select = f"SELECT {columns(wanted)} FROM {' AND '.join([_BY_INDEX, *where])} {_NEWEST_FIRST}"
+        for rowids in word_index.find(connection_of(session), terms, since, below, min(at_once, _ROWIDS_MAX)):
+            lowest = DeliveryId(word_index.first_id_of(word_index.millisecond(rowids[-1])), 0)
+            yield batch_of(session.many(select, **values, rowids=json.dumps(rowids)), lowest)
+
+    def _by_key(self, session: Session, wanted: Filter, before: DeliveryId | None, at_once: int) -> Generator[Batch]:
+        """Yield the hits of a search that has no terms: for a recipient, a state, some days, or everything."""
+        is_small = wanted.recipient is None and wanted.states and State.HELD not in wanted.states
+        source = _BY_KEY.format(index="INDEXED BY delivery_acted " if is_small else "")
+        found = at_once
+        while found == at_once:
+            where, values = conditions(wanted, before)
+            if wanted.since is not None:
+                where.append("d.message_id >= :low")
+                values["low"] = first_id(wanted.since)
+            if wanted.until is not None:
+                where.append("d.message_id < :high")
+                values["high"] = first_id(wanted.until)
+            rows = session.many(
+                f"SELECT {columns(wanted)} FROM {' AND '.join([source, *where])} {_NEWEST_FIRST} LIMIT :limit",
+                **values,
+                limit=at_once,
+            )
+            found = len(rows)
+            if rows:
+                batch = batch_of(rows, None)
+                before = batch.lowest
+                yield batch
