@@ -7,7 +7,8 @@ The models have names, defaults and descriptions; docs/settings.md and quarantin
 
 from portal.settings.domains import DomainSettings
 from portal.settings.loading import keys, load, load_from, masked
-from portal.settings.models import DigestSettings, ExporterSettings, Settings, TiersSettings
+from portal.settings.models import DigestSettings, Settings
+from portal.settings.rspamd import ExporterSettings, TiersSettings
 from portal.settings.values import Network, Section
 
 __all__ = [
