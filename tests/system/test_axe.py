@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from jinja2 import Environment, Template
 from playwright.sync_api import Browser, Page, ViewportSize
 
-from digest.housekeeping import run_batches
+from digest.housekeeping import run_batches, send_queued
 from portal.assemble import Parts
 from portal.model.errors import RelayRefused
 from portal.model.links import Action
@@ -17,6 +19,8 @@ from portal.model.message import Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, rule
+from tests.paths import ROOT
+from tests.system.accessibility import misfits, unclear
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
 from tests.system.samples import hold_samples
 
@@ -44,28 +48,85 @@ def page(browser: Browser, size: dict[str, int], scheme: Any) -> Iterator[Page]:
 
 
 def findings(page: Page) -> list[str]:
-    """Return axe's serious and critical findings."""
-    return [
+    """Return axe's findings, and what neither fits nor reads well. Of a digest only what is serious or critical."""
+    is_page = "/quarantine" in page.url  # web mail has the landmarks, and a digest repeats its buttons
+    # Colours make no difference to names and sizes.
+    is_checked = is_page and page.evaluate("matchMedia('(prefers-color-scheme: light)').matches")
+    found = unclear(page) + misfits(page) if is_checked else []
+    return found + [
         f"{page.title()}: {one['id']} ({one['impact']}): {node['html'][:150]} {node['failureSummary']}"
         for one in Axe().run(page).response["violations"]
-        if one["impact"] in ("serious", "critical")
+        if is_page or one["impact"] in ("serious", "critical")
         for node in one["nodes"]
     ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{"width": 1280}, {"width": 320}], ids=lambda size: f"{size['width']}px")
-def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
-    helds: dict[Tier, list[Held]] = {tier: [] for tier in Tier}
-    for held in [*hold_samples(site), *(site.hold(tier=tier, recipients=(ALICE,)) for tier in Tier for _ in range(4))]:
-        helds[site.delivery(held).message.tier].append(held)
-    mail = site.digest()
-    read_mail(page, mail)
+def test_axe_finds_nothing_serious(site: LocalSite, page: Page, rendered: set[str]) -> None:
+    helds = messages_in_all_states(site)
+    read_mail(page, site.digest())
     found = findings(page)
     assert page.locator("a").count() > 20
+    link = mailed_link(site)
+    digest = links_of_digest(site)
+    for address in (digest[Action.OPEN], site.link(Action.SHOW, helds[Tier.SPAM][0]), link):  # without a session
+        page.goto(address)
+        found += findings(page)
+    sign_in(site, page.context)
+    for address in [*links_of_messages(site, helds), *pages_of_links(digest), *addresses(site, helds)]:
+        site.pass_time(seconds=5)  # otherwise the openings count as a burst
+        page.goto(address)
+        page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
+        found += findings(page)
+    base = site.parts.settings.public_url
+    for held, button in ((helds[Tier.SPAM][0], "Delete and block sender"), (formatted(site), "Release")):
+        page.goto(f"{base}/messages/{held.id}/")
+        page.get_by_role("button", name=button).first.click()
+        page.wait_for_load_state()
+        found += findings(page)
+    found += pages_of_several(site, page, base)
+    page.goto(f"{base}/")
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    page.get_by_role("button", name="Close", exact=True).wait_for()
+    found += findings(page)
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.keyboard.press("?")
+    page.get_by_role("dialog").wait_for()
+    found += findings(page)
+    page.goto(digest[Action.PREFERENCES])
+    page.locator("[name=schedule]").evaluate("one => { one.options[0].value = 'nonsense'; one.selectedIndex = 0 }")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("alert").wait_for()
+    page.wait_for_load_state()
+    found += findings(page)
+    assert found == [], "\n".join(found)
+    templates = {str(path.relative_to(ROOT / "templates")) for path in (ROOT / "templates/web").rglob("*.html")}
+    assert templates - rendered == set()
 
-    digest = site.store.digests.last(ALICE)
-    assert digest is not None
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the templates that were rendered, as pages or as parts of a page."""
+    names: set[str] = set()
+    get = Environment.get_template
+
+    def noting(environment: Environment, name: Any, *more: Any) -> Template:
+        names.add(str(name))
+        return get(environment, name, *more)
+
+    monkeypatch.setattr(Environment, "get_template", noting)
+    return names
+
+
+def messages_in_all_states(site: LocalSite) -> dict[Tier, list[Held]]:
+    """Hold messages of each tier. The last ones are released, deleted, requested, refused, or were not accepted."""
+    helds: dict[Tier, list[Held]] = {tier: [] for tier in Tier}
+    for held in hold_samples(site):
+        helds[site.delivery(held).message.tier].append(held)
+    for tier, of_tier in helds.items():
+        of_tier += [site.hold(tier, recipients=(ALICE,), subject=f"Offer {tier} {number}") for number in range(4)]
     spam, doubtful, dangerous = (helds[tier] for tier in (Tier.SPAM, Tier.SUSPICIOUS, Tier.DANGEROUS))
     actions = site.parts.actions
     actions.release(spam[-1].id, 0, BY_LINK)
@@ -76,72 +137,65 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page) -> None:
     site.mail.script["RCPT"] = "550 5.1.1 no such user"
     with pytest.raises(RelayRefused):
         actions.release(doubtful[-1].id, 0, BY_LINK)
+    del site.mail.script["RCPT"]
+    return helds
 
-    links = [
+
+def mailed_link(site: LocalSite) -> str:
+    """Return the sign-in link that another browser requested."""
+    origin = site.parts.settings.public_url.removesuffix("/quarantine")
+    site.browser().post("/sign-in", {"address": ALICE}, headers={"Origin": origin})
+    send_queued(site.parts, site.now)
+    found = re.search(rb"http://\S+/sign-in/[\w-]{32}/", site.mail.mails[-1].data.replace(b"=\r\n", b""))
+    assert found
+    return found[0].decode()
+
+
+def links_of_digest(site: LocalSite) -> dict[Action, str]:
+    digest = site.store.digests.last(ALICE)
+    assert digest is not None
+    actions = (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES, Action.OPEN)
+    return {action: site.parts.links.url(action, digest.id, 0, digest.issued_at) for action in actions}
+
+
+def pages_of_links(links: dict[Action, str]) -> list[str]:
+    several = links[Action.SEVERAL]
+    queries = ("", "?since=1&rest=1", "?none=1")
+    return [*(several + query for query in queries), links[Action.FORWARDED], links[Action.PREFERENCES]]
+
+
+def links_of_messages(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
+    return [
         site.link(action, held)
         for tier, of_tier in helds.items()
         for held in (of_tier[0], *of_tier[-2:])
         for action in (Action.SHOW, Action.DELETE, Action.REQUEST if tier is Tier.DANGEROUS else Action.RELEASE)
     ]
-    several, forwarded, preferences, opening = (
-        site.parts.links.url(action, digest.id, 0, digest.issued_at)
-        for action in (Action.SEVERAL, Action.FORWARDED, Action.PREFERENCES, Action.OPEN)
-    )
-    for address in (opening, links[0]):  # after signing in they lead to the list and the message
-        page.goto(address)
-        found += findings(page)
-    base = site.parts.settings.public_url
-    formatted = site.hold(data=b"Content-Type: text/html\r\n\r\n<h1>Offers</h1><p><a href=https://x.example>x</a>")
-    [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
-    sign_in(site, page.context)
+
+
+def formatted(site: LocalSite) -> Held:
+    return site.hold(data=b"Content-Type: text/html\r\n\r\n<h1>Offers</h1><p><a href=https://x.example>x</a>")
+
+
+def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
+    """Return the pages of a signed-in recipient."""
+    spam, doubtful = helds[Tier.SPAM][0].id, helds[Tier.SUSPICIOUS][0].id
+    html = formatted(site).id
     site.store.staff.give(Grant(BOB, Role.HELP_DESK, EVERYWHERE, site.now, BY_LINK))
-    for address in [
-        *(f"{base}/admin/", f"{base}/admin/staff?done=given", f"{base}/sign-in?ended=console"),
-        *links,
-        *(several, f"{several}?since=1&rest=1", f"{several}?none=1", forwarded, preferences),
-        *(f"{base}/?state={state}" for state in ("held", "requested", "released", "deleted", "all")),
-        *(f"{base}/?order=likely&select=all", f"{base}/?tier=suspicious&attachment=1", f"{base}/sign-in?ended=form"),
-        *(
-            f"{base}/?q=nothing+has+these",
-            f"{base}/?state=requested&sender=e&q=offer",
-            f"{base}/?like={spam[0].id}.0",
-            f"{base}/preferences",
-            f"{base}/preferences?zones=all",
-            f"{base}/preferences/digest",
-            f"{base}/preferences/digest?as=text",
-            f"{base}/sessions",
-            f"{base}/sign-in",
-            f"{base}/sign-in/code",
-        ),
-        *(f"{base}/messages/{helds[tier][0].id}/" for tier in Tier),
-        f"{base}/messages/{formatted.id}/formatted",
-        *(
-            f"{base}/messages/{spam[0].id}/sender",
-            f"{base}/rules",
-            f"{base}/rules?done={made.id}",
-            f"{base}/rules?show=allow&q=b",
-        ),
-        f"{base}/link/nonsense/",
-    ]:
-        site.pass_time(seconds=5)  # otherwise the openings count as a burst
-        page.goto(address)
-        page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
-        found += findings(page)
-    found += pages_of_several(site, page, base)
-    page.goto(f"{base}/")
-    page.keyboard.press("j")
-    page.keyboard.press("d")
-    page.get_by_role("button", name="Close", exact=True).wait_for()
-    found += findings(page)
-    page.keyboard.press("?")
-    page.get_by_role("dialog").wait_for()
-    found += findings(page)
-    page.goto(preferences)
-    page.locator("[name=schedule]").evaluate("one => { one.options[0].value = 'nonsense'; one.selectedIndex = 0 }")
-    page.get_by_role("button", name="Save").click()
-    page.get_by_role("alert").wait_for()
-    found += findings(page)
-    assert found == []
+    [made, *_] = site.store.rules.add([rule("bounce-1234567@example.net"), rule("b.example", "allow")], site.now)
+    paths = [
+        *(f"?state={state}" for state in ("held", "requested", "released", "deleted", "all")),
+        *("?order=likely&select=all", "?tier=suspicious&attachment=1", "?q=nothing+has+these"),
+        *("?state=requested&sender=e&q=offer", f"?like={spam}.0"),
+        *("preferences", "preferences?zones=all", "preferences/digest", "preferences/digest?as=text", "sessions"),
+        *("sign-in", "sign-in?ended=form", "sign-in/code", "link/nonsense/"),
+        *(f"messages/{helds[tier][0].id}/" for tier in Tier),
+        *(f"messages/{html}/{view}" for view in ("formatted", "headers", "source")),
+        *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),
+        *("admin/", "admin/staff?done=given", "sign-in?ended=console"),
+        *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
+    ]
+    return [f"{site.parts.settings.public_url}/{path}" for path in paths]
 
 
 def pages_of_several(site: LocalSite, page: Page, base: str) -> list[str]:

@@ -45,7 +45,7 @@ def add(browser: Browser, effect: str = "block", sender: str = "promo@example.ne
 def listed(page: str) -> dict[str, list[str]]:
     """Return the senders that a page lists, by effect."""
     sections = re.findall(r'<section aria-labelledby="(block|allow)">(.*?)</section>', page, re.DOTALL)
-    return {effect: re.findall(r'id="rule-[^"]*">([^<]*)</bdi>', section) for effect, section in sections}
+    return {effect: re.findall(r'class="who">([^<]*)</bdi>', section) for effect, section in sections}
 
 
 def change(browser: Browser, made: Rule, what: str) -> Answer:

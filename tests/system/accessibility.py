@@ -1,0 +1,81 @@
+"""Rules for every page: what a screen reader says of it, from the browser's accessibility tree, and what fits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from playwright.sync_api import Page
+
+_NODE = re.compile(r"""^ *- '?(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\]|\\.)*)")?(?P<states>(?: \[[^]]*\])*)""")
+_URL = re.compile(r"^ *- /url: (.*)$")
+_UNIQUE = {"button", "checkbox", "navigation", "textbox", "combobox"}  # two with the same name cannot be told apart
+_NAMED = _UNIQUE | {"link", "radio", "searchbox", "progressbar", "dialog"}
+
+# WCAG 2.2, 2.5.8: 24 pixels, but for links within a sentence. A label is a part of its checkbox.
+_SMALL_TARGETS = """() => [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, summary")]
+    .map(one => [one, (one.closest("label") ?? one).getBoundingClientRect()])
+    .filter(([one, box]) => one.checkVisibility({visibilityProperty: true}) && box.width > 1 && box.height > 1
+        && (box.width < 23.5 || box.height < 23.5) && !(one.matches("a") && getComputedStyle(one).display === "inline"))
+    .map(([one, box]) => `${Math.round(box.width)}x${Math.round(box.height)} ${one.outerHTML.slice(0, 100)}`)"""
+
+
+@dataclass
+class Node:
+    """An element as a screen reader sees it. ``url``: of a link."""
+
+    role: str
+    name: str
+    level: int
+    url: str = ""
+
+
+def nodes(page: Page) -> list[Node]:
+    """Return the elements of a page in reading order."""
+    found: list[Node] = []
+    for line in page.locator("body").aria_snapshot().splitlines():
+        if url := _URL.match(line):
+            found[-1].url = url[1]
+        elif node := _NODE.match(line):
+            level = re.search(r"\[level=(\d)\]", node["states"])
+            found.append(Node(node["role"], node["name"] or "", int(level[1]) if level else 0))
+    return found
+
+
+def unclear(page: Page) -> list[str]:
+    """Return what would confuse somebody who only hears the page."""
+    tree = nodes(page)
+    levels = [node.level for node in tree if node.role == "heading"]
+    roles = Counter(node.role for node in tree)
+    found = [f"{role}: {roles[role]} times" for role in ("main", "banner") if roles[role] != 1]
+    if levels.count(1) != 1 or levels[0] != 1 or any(after > before + 1 for before, after in zip(levels, levels[1:])):
+        found.append(f"the headings have the levels {levels}")
+    found += [f"a {node.role} has no name" for node in tree if node.role in _NAMED and not node.name]
+    names = Counter((node.role, node.name) for node in tree if node.role in _UNIQUE)
+    found += [f"{role} {name!r} {count} times" for (role, name), count in names.items() if count > 1]
+    urls: dict[str, set[str]] = {}
+    for node in tree:
+        if node.role == "link":
+            urls.setdefault(node.name, set()).add(node.url.partition("?")[0])
+    found += [f"link {name!r} to {sorted(to)}" for name, to in urls.items() if len(to) > 1]
+    return [f"{page.title()}: {problem}" for problem in found]
+
+
+def misfits(page: Page) -> list[str]:
+    """Return what is too wide, also with text twice as large (WCAG 2.2, 1.4.4), and targets that are too small."""
+    found = [f"too small: {target}" for target in page.evaluate(_SMALL_TARGETS)]
+    for size in ("100%", "200%"):
+        width, wide = page.evaluate(
+            """size => {
+                document.documentElement.style.fontSize = size;
+                const most = document.documentElement.scrollWidth, room = document.documentElement.clientWidth;
+                const wide = [...document.querySelectorAll("main *")].filter(one => one.checkVisibility()
+                    && one.getBoundingClientRect().right > room + 1).map(one => one.outerHTML.slice(0, 100));
+                document.documentElement.style.fontSize = "";
+                return [most - room, wide.slice(0, 2)] }""",
+            size,
+        )
+        if width > 0:
+            found.append(f"{width} pixels too wide with text at {size}: {wide}")
+    return [f"{page.title()}: {problem}" for problem in found]

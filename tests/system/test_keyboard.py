@@ -1,0 +1,112 @@
+"""Pages by keyboard alone, without JavaScript: everything is reached in order, is seen, and is left again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from portal.assemble import Parts
+from portal.model.message import State
+from tests.system.local_site import LocalSite, local_site, sign_in
+
+pytestmark = pytest.mark.system
+
+# Returns what has the focus, how many of nine points of it are visible, and whether an outline shows the focus.
+FOCUSED = """() => {
+    const one = document.activeElement, box = (one.closest(".tick") ?? one).getBoundingClientRect();
+    if (one === document.body) return null;
+    let seen = 0;
+    for (const x of [.1, .5, .9]) for (const y of [.1, .5, .9]) {
+        const top = document.elementFromPoint(box.x + box.width * x, box.y + box.height * y);
+        if (top && (one.contains(top) || top.closest("label")?.contains(one))) seen++;
+    }
+    const shows = [null, "::after"].some(part => getComputedStyle(one, part).outlineStyle !== "none");
+    return [one.textContent.trim() || one.name, seen, shows];
+}"""
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    """A single store: browsers do the same on all stores."""
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
+    with local_site(make_parts) as made:
+        yield made
+
+
+@pytest.fixture
+def page(site: LocalSite, browser: Browser, width: int) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": width, "height": 640}, java_script_enabled=False)
+    sign_in(site, context)
+    yield context.new_page()
+    context.close()
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until an element has the focus."""
+    wanted = page.locator(selector).first
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("one => one === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_messages_are_selected_and_deleted_by_keyboard(site: LocalSite, page: Page) -> None:
+    held, other, last = (site.hold(subject=f"Offer {n * 7919}", header_from=f"<a@n{n}.example>") for n in range(3))
+    page.goto(f"{site.parts.settings.public_url}/")
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Skip to the list"
+    page.keyboard.press("Enter")
+    tab_to(page, f"[value='{last.id}.0']")
+    page.keyboard.press("Space")
+    tab_to(page, f"[value='{other.id}.0']")
+    page.keyboard.press("Space")
+    tab_to(page, ".bar [value=delete]")
+    page.keyboard.press("Enter")
+    page.get_by_text("Deleted: 2").wait_for()
+    assert [site.state(each) for each in (held, other, last)] == [State.HELD, State.DELETED, State.DELETED]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("what", ["list", "message", "preferences"])
+def test_what_has_the_focus_is_seen_and_not_covered(site: LocalSite, page: Page, what: str) -> None:
+    """WCAG 2.2: 2.1.2 (no trap), 2.4.3 (order), 2.4.7 (visible), 2.4.11 (not hidden by the bar at the bottom)."""
+    helds = [site.hold(subject=f"Offer {n * 7919}", header_from=f"<a@n{n}.example>") for n in range(12)]
+    path = {"list": "/", "message": f"/messages/{helds[5].id}/", "preferences": "/preferences"}[what]
+    page.goto(f"{site.parts.settings.public_url}{path}")
+    skip = "Skip to the list" if what == "list" else "Skip to the content"
+    texts: list[str] = []
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        found = page.evaluate(FOCUSED)
+        if found is None:
+            break
+        text, seen, shows = found
+        texts.append(text)
+        assert seen > 0 and shows, found
+    else:
+        raise AssertionError(f"the focus does not leave the page: {texts}")
+    assert texts[0] == skip
+    if what == "list":
+        offers = [f"Offer {n * 7919}" for n in reversed(range(12))]
+        assert [text for text in texts if text.startswith("Offer")] == offers
+        assert texts.index("Release selected") > texts.index(offers[-1])
+
+
+@pytest.mark.parametrize("width", [390])
+def test_what_has_the_focus_is_not_covered_on_the_way_back(site: LocalSite, page: Page) -> None:
+    for number in range(12):
+        site.hold(subject=f"Offer {number * 7919}", header_from=f"<a@n{number}.example>")
+    page.goto(f"{site.parts.settings.public_url}/")
+    tab_to(page, ".sizes a")
+    for _ in range(36):
+        page.keyboard.press("Shift+Tab")
+        text, seen, shows = page.evaluate(FOCUSED)
+        assert seen > 0 and shows, text
