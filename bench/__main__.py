@@ -18,6 +18,7 @@ from pathlib import Path
 from bench import (
     beside,
     digests,
+    facets,
     ingest,
     lists,
     memory,
@@ -45,6 +46,7 @@ MEASURES = {
     "beside-postgres": beside.beside_postgres,
     "list-files": lists.list_files,
     "list-postgres": lists.list_postgres,
+    "facets-postgres": facets.facets_postgres,
     "stored-files": size.stored_files,
     "stored-postgres": size.stored_postgres,
     "memory": memory.memory,

@@ -16,6 +16,7 @@
     sessions  where a recipient is signed in
     preview   the recipient's next digest
     console   who may use /admin/, the pages of staff
+    console_search  search over all messages
     staff     roles of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -41,6 +42,7 @@ from portal.web.acts import MessageActs
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
+from portal.web.console_search import ConsoleSearch
 from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
 from portal.web.formatted import FormattedMessages
@@ -138,6 +140,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
 
     neighbours = Neighbours(pages, sessions, messages)
     console = Console(pages, sessions)
+    console_search = ConsoleSearch(pages, console)
     staff = StaffPages(pages, console)
 
     app = Bottle()
@@ -175,7 +178,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/sessions", signed_in.show),
         ("POST", "/sessions", signed_in.end),
         ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
-        ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console.home)),
+        ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
         # Some mail programs cut off the trailing slash of a link.

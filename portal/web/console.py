@@ -49,7 +49,7 @@ ROLE_SUMMARIES = {
 }
 # The pages that the console links to: path, text, and the permission that they need.
 _SECTIONS = (
-    (HOME, N_("Overview"), Permission.SEE_ENVELOPE),
+    (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
 )
 
@@ -115,13 +115,12 @@ class Console:
         """GET /admin: redirect to `/admin/`, for people who type the address."""
         return self._pages.see_other(HOME)
 
-    def home(self, request: Request, staff: StaffSession) -> HTTPResponse:
-        """GET /admin/: who is signed in, and with which roles."""
-        roles = [
+    def roles(self, staff: StaffSession) -> list[tuple[str, str, str]]:
+        """Return the roles of a member of staff: name and summary, to be translated, and domain."""
+        return [
             (ROLE_NAMES[grant.role], ROLE_SUMMARIES[grant.role], shown_domain(grant.domain))
             for grant in staff.member.grants
         ]
-        return self.page(request, staff, "home", roles=roles)
 
     # ---- checks
 

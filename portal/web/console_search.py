@@ -1,0 +1,268 @@
+"""`/admin/`: search over the messages of all recipients, counts and groups. No bodies.
+
+Everything is in the address, in the names of `portal.model.criteria`, and `by` groups what is found. Staff find only
+deliveries of the domains for which they may see envelopes: `Filter.within` puts these into the query of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qsl, urlencode
+
+from bottle import HTTPResponse
+
+from portal.model import criteria
+from portal.model.domains import shown_address
+from portal.model.errors import BadCriterion
+from portal.model.message import ACTIONS, Delivery, Filter, State, Tier
+from portal.model.reasons import why
+from portal.model.sender import sender_shown
+from portal.model.staff import EVERYWHERE
+from portal.model.text import N_, shown
+from portal.policy.empty_search import why_nothing
+from portal.policy.staff import Permission
+from portal.stores.contracts.facets import COUNTED_MAX
+from portal.stores.records import Group, GroupBy
+from portal.web.console import Console, StaffSession
+from portal.web.listing import cursor, name_of
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.rows import Viewer
+
+_PAGE = 50
+_GROUPS = 100
+_CHARS = 500  # of one value
+_VALUES = 60  # in one address
+_LABELS = {
+    "recipient": N_("Recipient"),
+    "sender": N_("Sender"),
+    "words": N_("Subject or sender"),
+    "since": N_("Held since"),
+    "until": N_("Held until"),
+    "symbol": N_("Symbol"),
+    "action": N_("Action"),
+    "tier": N_("Kind"),
+    "state": N_("State"),
+    "domain": N_("Recipient domain"),
+    "sender-domain": N_("Sender domain"),
+    "client": N_("Sending server"),
+    "score-min": N_("Lowest score"),
+    "score-max": N_("Highest score"),
+    "size-min": N_("Smallest size"),
+    "size-max": N_("Largest size"),
+    "rule": N_("Rule for"),
+}
+_MAIN = ("recipient", "words", "symbol", "since")  # fields that are always open
+_GROUPS_BY = {
+    GroupBy.SYMBOL: N_("Symbol"),
+    GroupBy.SENDER_DOMAIN: N_("Sender domain"),
+    GroupBy.DOMAIN: N_("Recipient domain"),
+    GroupBy.HOUR: N_("Hour"),
+}
+_TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
+_STATES = {
+    State.HELD: N_("Held"),
+    State.REQUESTED: N_("Requested"),
+    State.RELEASING: N_("Release in progress"),
+    State.RELEASED: N_("Released"),
+    State.DELETED: N_("Deleted"),
+    State.PASSED: N_("Let through"),
+    State.BLOCKED: N_("Blocked"),
+}
+_CHOICES = {
+    "tier": [(each.value, text) for each, text in _TIERS.items()],
+    "state": [(each.value, text) for each, text in _STATES.items()],
+    "action": [(each, each) for each in ACTIONS],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The search that an address names. ``values`` are names and values as typed, without empty and unknown ones."""
+
+    values: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of_query(cls, query: str) -> Search:
+        """Return the search of a query string."""
+        known = (*criteria.NAMES, "by", "before")
+        pairs = [(name, value[:_CHARS]) for name, value in parse_qsl(query) if name in known and value.strip()]
+        return cls(tuple(dict.fromkeys(pairs[:_VALUES])))
+
+    def get(self, name: str) -> str:
+        """Return the last value of a name, "" if there is none."""
+        return next((value for each, value in reversed(self.values) if each == name), "")
+
+    def typed(self) -> dict[str, list[str]]:
+        """Return the criteria, as `criteria.read` takes them."""
+        found: dict[str, list[str]] = {}
+        for name, value in self.values:
+            if name in criteria.NAMES:
+                found.setdefault(name, []).append(value)
+        return found
+
+    @property
+    def by(self) -> GroupBy | None:
+        """The criterion to group by, None for a list of deliveries."""
+        return next((by for by in GroupBy if by.value == self.get("by")), None)
+
+    def without(self, *names: str, pair: tuple[str, str] | None = None) -> Search:
+        """Return the search without these names, or without one value of a name."""
+        return Search(tuple(each for each in self.values if each[0] not in names and each != pair))
+
+    def query(self, *more: tuple[str, str]) -> str:
+        """Return the query string with these pairs as well, with ``?``; "" if it is empty."""
+        pairs = list(dict.fromkeys((*self.values, *more)))
+        return f"?{urlencode(pairs)}" if pairs else ""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRow:
+    """A delivery as staff see it."""
+
+    id: str
+    held: str
+    recipient: str
+    sender: str
+    subject: str
+    score: str
+    tier: str  # to be translated
+    state: str  # to be translated
+    reasons: list[str]  # to be translated
+    symbols: list[tuple[str, str]]  # the ones with the highest scores, and where each leads
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A group, and the query string that finds its deliveries; "" if there is none."""
+
+    name: str
+    count: str
+    points: str
+    query: str
+
+
+class ConsoleSearch:
+    """`/admin/`."""
+
+    def __init__(self, pages: Pages, console: Console) -> None:
+        self._pages = pages
+        self._console = console
+        self._parts = pages.parts
+
+    def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/: the form, and what it finds."""
+        search = Search.of_query(request.query_string)
+        viewer = self._pages.viewer(request, staff.member.person)
+        reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        domains = None if EVERYWHERE in reach else reach
+        now, error = self._pages.now(), None
+        try:
+            wanted: Filter | None = criteria.read(search.typed(), viewer.zone, now).within(domains)
+        except BadCriterion as bad:
+            wanted, error = None, bad
+        found = self._found(search, wanted, viewer) if wanted is not None else {}
+        is_empty = wanted is not None and not (found["rows"] or found.get("older") or search.get("before"))
+        nothing = ""
+        if wanted is not None and is_empty and search.typed():
+            days = self._parts.domains.longest_retention_days
+            nothing = why_nothing(self._parts.store, wanted, self._parts.people.is_notified, days, now, domains)
+        first = search.without("before")
+        return self._console.page(
+            request,
+            staff,
+            "search",
+            400 if error else 200,
+            roles=self._console.roles(staff),
+            search=search,
+            labels=_LABELS,
+            main_fields=_MAIN,
+            more_fields=[name for name in _LABELS if name not in _MAIN],
+            has_more=any(search.get(name) for name in _LABELS if name not in _MAIN),
+            choices=_CHOICES,
+            error=error and (error.name, error.sentence(lambda name: request.language.gettext(_LABELS[name]))),
+            chips=[
+                (_LABELS[name], shown(value, 60), first.without("by", pair=(name, value)).query(*_by(search)))
+                for name, value in search.values
+                if name in _LABELS
+            ],
+            ways=[
+                (text, first.without("by").query(("by", by.value)), by is search.by) for by, text in _GROUPS_BY.items()
+            ],
+            list_query=first.without("by").query(),
+            newest_query=first.query() if search.get("before") else None,
+            is_empty=is_empty,
+            nothing=nothing,
+            **{"by": None, "rows": [], "total": None, "older": None, "since": "", **found},
+        )
+
+    def _found(self, search: Search, wanted: Filter, viewer: Viewer) -> dict[str, object]:
+        number = viewer.language.number
+        if search.by is not None:
+            groups = self._parts.store.facets.groups(wanted, search.by)
+            since = viewer.language.moment(groups.since, viewer.zone) if groups.since else ""
+            return {
+                "by": search.by,
+                "by_name": _GROUPS_BY[search.by],
+                "rows": [_group_row(search, search.by, group, viewer) for group in groups.groups[:_GROUPS]],
+                "groups_left": number(max(0, len(groups.groups) - _GROUPS)),
+                "has_more_groups": len(groups.groups) > _GROUPS,
+                "total": number(groups.total.count),
+                "is_exact": groups.total.exact,
+                "since": since,
+            }
+        page = self._parts.store.deliveries.search(wanted, _PAGE, cursor(search.get("before")))
+        found: dict[str, object] = {
+            "rows": _rows(search, page.deliveries, viewer),
+            "older": search.without("before").query(("before", name_of(page.next))) if page.next else None,
+        }
+        if search.typed():
+            total = self._parts.store.facets.count(wanted)
+            found |= {"total": number(total.count), "is_exact": total.exact, "is_many": total.count >= COUNTED_MAX}
+        return found
+
+
+def _by(search: Search) -> Iterable[tuple[str, str]]:
+    return [("by", search.by.value)] if search.by else []
+
+
+def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> list[FoundRow]:
+    first = search.without("before")
+    rows = []
+    for each in deliveries:
+        message = each.message
+        highest = sorted((s for s in message.symbols if s.score > 0), key=lambda s: -s.score)[:3]
+        rows.append(
+            FoundRow(
+                id=str(message.id),
+                held=viewer.language.short_moment(message.held_at, viewer.zone),
+                recipient=shown_address(each.address),
+                sender=str(sender_shown(message)),
+                subject=shown(message.subject, 120),
+                score="" if message.score is None else viewer.language.score(message.score),
+                tier=_TIERS[message.tier],
+                state=_STATES.get(each.state, ""),
+                reasons=why(message)[:1],
+                symbols=[(shown(s.name, 60), first.query(("symbol", s.name))) for s in highest],
+            )
+        )
+    return rows
+
+
+def _group_row(search: Search, by: GroupBy, group: Group, viewer: Viewer) -> GroupRow:
+    first, name = search.without("before", "by"), group.name
+    pairs = [(by.value, name)]
+    shown_name = shown(name, 100)
+    if by is GroupBy.HOUR:
+        begin = datetime.fromisoformat(f"{name}:00").replace(tzinfo=UTC)
+        shown_name = viewer.language.short_moment(begin, viewer.zone)
+        first = first.without("since", "until")
+        pairs = [("since", f"{name}:00Z"), ("until", f"{begin + timedelta(hours=1):%Y-%m-%dT%H:%M}Z")]
+    elif by is not GroupBy.SYMBOL:
+        shown_name = shown_address(name)
+        first = first.without(by.value)
+    points = viewer.language.score(group.points) if by is GroupBy.SYMBOL else ""
+    query = first.query(*pairs) if name else ""
+    return GroupRow(shown_name, viewer.language.number(group.count), points, query)

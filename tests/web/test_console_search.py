@@ -1,0 +1,140 @@
+"""`/admin/`: what staff find, count and group, and that they find nothing of other domains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from html import unescape
+from urllib.parse import urlencode
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.message import Symbol, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
+from tests.web_client import Browser, Site
+
+BAD = (Symbol("FUZZY_DENIED", 12.0), Symbol("R_SPF_ALLOW", -0.2))
+CAROL = "carol@example.net"
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts(local_domains=("example.org", "example.net")))
+
+
+def staff(site: Site, role: Role = Role.HELP_DESK, domain: str = EVERYWHERE) -> Browser:
+    site.store.staff.give(Grant(MALLORY, role, domain, site.now, BY_OPERATOR))
+    return site.signed_in(MALLORY)
+
+
+def get(browser: Browser, *pairs: tuple[str, str], status: int = 200) -> str:
+    answer = browser.get(f"/admin/?{urlencode(pairs)}")
+    assert answer.status == status
+    return answer.text
+
+
+def link(page: str, text: str) -> str:
+    """Return the path of the link with this text, below the portal's root."""
+    links = re.findall(r'<a href="/quarantine(/admin/[^"]*)"[^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</a>', page)
+    [path] = {path for path, shown in links if shown == text}
+    return unescape(path)
+
+
+def test_the_rule_that_went_wrong_is_two_links_away(site: Site) -> None:
+    for _ in range(3):
+        hold(site.store, recipients=[ALICE], subject="Wrongly held", symbols=BAD, header_from="Shop <a@shop.example>")
+    hold(site.store, recipients=[CAROL], subject="Another")
+    browser = staff(site)
+    groups = browser.get(link(get(browser, ("since", "12h")), "Symbol")).text
+    assert groups.index("FUZZY_DENIED") < groups.index("BAYES_SPAM")
+    assert re.search(r'FUZZY_DENIED</bdi></a></td><td class="number">3</td><td class="number">36', groups)
+    found = browser.get(link(groups, "FUZZY_DENIED")).text
+    assert found.count("Wrongly held") == 3 and "Another" not in found and "Deliveries: 3" in found
+    assert "shop.example" in browser.get(link(found, "Sender domain")).text
+    hours = browser.get(link(found, "Hour")).text
+    hour = re.search(r'<td><a href="/quarantine(/admin/[^"]*)"><bdi>', hours)
+    assert hour is not None
+    assert browser.get(unescape(hour[1])).text.count("Wrongly held") == 3
+    chip = r'<a href="/quarantine(/admin/[^"]*)"><span><span class="for-readers">[^<]*</span>Symbol'
+    without = re.search(chip, found)
+    assert without is not None
+    assert "Another" in browser.get(unescape(without[1])).text
+
+
+@pytest.mark.parametrize("role", [Role.DOMAIN_ADMINISTRATOR, Role.HELP_DESK, Role.AUDITOR])
+def test_a_role_for_a_domain_finds_only_its_deliveries(site: Site, role: Role) -> None:
+    hold(site.store, recipients=[ALICE, CAROL], subject="For both")
+    hold(site.store, recipients=[BOB], subject="For the other domain")
+    browser = staff(site, role, "example.net")
+    finding: tuple[list[tuple[str, str]], ...] = ([], [("symbol", "BAYES_SPAM")], [("words", "for")])
+    for pairs in (*finding, [("domain", "example.org")], [("recipient", ALICE)]):
+        page = get(browser, *pairs)
+        assert f"<td><bdi>{ALICE}" not in page and "other domain" not in page
+        assert ("For both" in page) == (pairs in finding)
+    assert ">example.org<" not in get(browser, ("by", "domain"))
+    assert "Deliveries: 1" in get(browser, ("symbol", "BAYES_SPAM"))
+    assert "is not in your domains" in get(browser, ("recipient", ALICE))
+
+
+def test_pages_go_on_before_the_last_delivery(site: Site) -> None:
+    for number in range(51):
+        hold(site.store, recipients=[ALICE], subject=f"Number {number}.")
+    browser = staff(site)
+    for pairs in ([], [("symbol", "BAYES_SPAM")]):
+        first = get(browser, *pairs)
+        assert "Number 50." in first and "Number 0." not in first
+        second = browser.get(link(first, "Older")).text
+        assert "Number 0." in second and "Number 1." not in second and ">Older<" not in second
+        assert "Number 50." in browser.get(link(second, "Newest")).text
+
+
+@pytest.mark.parametrize(
+    ("pair", "sentence"),
+    [
+        (("since", "soon"), "Held since: &#39;soon&#39; is not a date"),
+        (("client", "host"), "Sending server: &#39;host&#39; is not an IP address"),
+        (("tier", "<b>"), "Kind: &#39;&lt;b&gt;&#39; is not one of"),
+        (("score-min", "NaN"), "Lowest score: &#39;NaN&#39; is not a number"),
+    ],
+)
+def test_a_wrong_value_is_named_and_nothing_is_listed(site: Site, pair: tuple[str, str], sentence: str) -> None:
+    hold(site.store, subject="Held")
+    page = get(staff(site), pair, status=400)
+    assert sentence in page and "<td" not in page
+
+
+def test_empty_values_and_unknown_names_restrict_nothing(site: Site) -> None:
+    hold(site.store, recipients=[ALICE], subject="Wanted")
+    assert "Wanted" in get(staff(site), ("recipient", ""), ("since", " "), ("x", "1"), ("by", "x"), ("before", "x"))
+
+
+def test_an_empty_answer_says_why(site: Site) -> None:
+    hold(site.store, recipients=[ALICE])
+    while site.store.facets.index():
+        pass
+    browser = staff(site)
+    assert "No messages." not in get(browser)
+    assert "is not a recipient of this site" in get(browser, ("recipient", "x@elsewhere.example"))
+    assert "No message has had the symbol NOPE" in get(browser, ("symbol", "NOPE"))
+    pairs = ("recipient", ALICE), ("state", "released"), ("by", "hour")
+    assert "No delivery matches all criteria" in get(browser, *pairs)
+
+
+def test_hostile_text_and_bodies_are_not_shown(site: Site) -> None:
+    hostile = "<script>alert(1)</script>"
+    hold(
+        site.store,
+        b"Subject: x\r\n\r\nThe secret body\r\n",
+        subject=hostile,
+        header_from=f"{hostile} <x@example.net>",
+        symbols=(Symbol(hostile, 3.0),),
+        tier=Tier.DANGEROUS,
+        at=site.now - timedelta(minutes=1),
+    )
+    browser = staff(site)
+    for pairs in ([], [("by", "symbol")], [("symbol", hostile)], [("words", hostile)]):
+        page = get(browser, *pairs)
+        assert "<script>alert" not in page and "secret body" not in page
