@@ -44,6 +44,7 @@ _LEARN_TRIES = 3
 _LEARN_BACK_OFF = timedelta(minutes=1)  # after the first try; ten times that after the second
 _LEARN_WAIT = timedelta(minutes=1)
 _LEARN_PAUSE = timedelta(hours=1)
+_INDEX_SECONDS = 2  # of five
 _TURN_SECONDS = 5  # of a batch, before it is the turn of the next one
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
@@ -119,10 +120,12 @@ def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
 
 
 def index_facets(parts: Parts, *, stopped: Stopped = never) -> None:
-    """Index messages under what staff search for: new ones, then those held before an upgrade.
+    """Index messages under what staff search for, for a while: new ones, then those held before an upgrade.
 
-    Raises StoreUnavailable.
+    Not to the end, since after an upgrade that takes hours of processor time, which digests need as well. Raises
+    StoreUnavailable.
     """
+    stopped = _or_after(_INDEX_SECONDS, stopped)
     while not stopped() and parts.store.facets.index():
         pass
 
