@@ -308,6 +308,7 @@ begin
         via text not null,
         address text not null,
         subject text not null,  -- a recipient's identity, or a domain
+        domain text not null,  -- of the subject, '' for what concerns all
         message_id uuid,
         number int,
         detail text not null
@@ -315,6 +316,7 @@ begin
     create index on audit (actor, id);
     create index on audit (act, id);
     create index on audit (subject, id);
+    create index on audit (domain, id);
     create index on audit (message_id, id) where message_id is not null;
     create function refuse_change() returns trigger language plpgsql as $refuse$
     begin

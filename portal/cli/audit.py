@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import click
@@ -15,7 +14,6 @@ from portal.cli.common import (
     Lines,
     WrongCall,
     add_row,
-    cell,
     current_operator,
     find_message,
     guarded,
@@ -25,19 +23,18 @@ from portal.cli.common import (
     print_table,
 )
 from portal.cli.options import FILLED, Moment
-from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter
 from portal.model.domains import shown_address
-from portal.model.message import EventKind, identity
+from portal.model.message import identity
+from portal.model.tables import cell
 from portal.model.text import shown
 
-_ACTS = [*sorted({*map(str, Act), *map(str, EventKind)})]
-_COLUMNS = ("at", "act", "who", "via", "address", "subject", "id", "number", "detail")
 _PAGE = 500
 
 
 @click.command()
 @click.option("--who", type=FILLED, metavar="NAME", help="Only what this operator or recipient did.")
-@click.option("--act", type=click.Choice(_ACTS), metavar="ACT", help="Only this act, for example released.")
+@click.option("--act", type=click.Choice(ACTS), metavar="ACT", help="Only this act, for example released.")
 @click.option("--recipient", type=FILLED, metavar="ADDRESS", help="Only what concerns this recipient.")
 @click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only settings of this domain.")
 @click.option("--id", type=FILLED, metavar="ID", help="Only what concerns this message.")
@@ -83,11 +80,11 @@ def audit(
         found = [*_pages(parts, wanted, limit + 1)]
     if as_json:
         for each in found[:limit]:
-            click.echo(json_text(_json(each)))
+            click.echo(json_text(dict(zip(COLUMNS, each.values(), strict=True))))
     elif as_csv:
         writer = csv.writer(Lines())
-        writer.writerow(_COLUMNS)
-        writer.writerows([cell(value) for value in _json(each).values()] for each in found[:limit])
+        writer.writerow(COLUMNS)
+        writer.writerows([cell(value) for value in each.values()] for each in found[:limit])
     else:
         _print(found[:limit])
     if len(found) > limit:
@@ -128,21 +125,6 @@ def _print(entries: list[AuditEntry]) -> None:
             shown(entry.detail, 200),
         )
     print_table(table)
-
-
-def _json(entry: AuditEntry) -> dict[str, Any]:
-    values = (
-        entry.at.isoformat(),
-        entry.act,
-        entry.actor.who,
-        entry.actor.via,
-        entry.actor.address,
-        entry.subject,
-        None if entry.delivery is None else str(entry.delivery.message_id),
-        None if entry.delivery is None else entry.delivery.number,
-        entry.detail,
-    )
-    return dict(zip(_COLUMNS, values, strict=True))
 
 
 COMMANDS = (audit,)

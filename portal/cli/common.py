@@ -35,8 +35,6 @@ from portal.settings import load
 SOCKET = "/run/quarantine.sock"  # between Nginx and the portal: deploy/systemd/quarantine.socket
 _PROGRESS_SECONDS = 30
 _NAME_CHARACTERS = 100
-_FORMULA = re.compile(r"[=+\-@\t\r]")  # spreadsheets execute cells that begin with one of these
-_QUOTED_FORMULA = re.compile(r"'[=+\-@\t\r]")
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 
 ReportProgress = Callable[[int, int, int], None]  # items done, all items, bytes done
@@ -165,17 +163,6 @@ def json_text(value: object, indent: int | None = None) -> str:
         return character if character.isprintable() else json.dumps(character)[1:-1]
 
     return _BEYOND_ASCII.sub(lambda match: escaped(match[0]), text)
-
-
-def cell(value: object) -> str:
-    """Return a value of a cell that no spreadsheet takes for a formula; `unquoted` undoes it."""
-    text = "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    return f"'{text}" if _FORMULA.match(text) or _QUOTED_FORMULA.match(text) else text
-
-
-def unquoted(text: str) -> str:
-    """Return the text of a cell that `cell` returned."""
-    return text[1:] if text.startswith("'") and (_FORMULA.match(text[1:]) or _QUOTED_FORMULA.match(text[1:])) else text
 
 
 class Lines:

@@ -19,14 +19,12 @@ from portal.cli.common import (
     NotDone,
     WrongCall,
     add_row,
-    cell,
     current_operator,
     guarded,
     json_text,
     new_table,
     open_parts,
     print_table,
-    unquoted,
 )
 from portal.cli.options import FILLED
 from portal.model.audit import Act, AuditEntry
@@ -34,6 +32,7 @@ from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
 from portal.model.message import parse_id
 from portal.model.rule import Effect, Rule
+from portal.model.tables import cell, unquoted
 from portal.model.text import shown
 from portal.policy.entry import read_scope, scope_text
 from portal.policy.rulebook import Hint, Rulebook

@@ -31,6 +31,10 @@ class Act(StrEnum):
     EXPORTED = "exported"  # somebody exported the audit or the rules
 
 
+ACTS = tuple(sorted({*map(str, Act), *map(str, EventKind)}))
+COLUMNS = ("at", "act", "who", "via", "address", "subject", "id", "number", "detail")  # of exports
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """One act of one person."""
@@ -73,6 +77,21 @@ class AuditEntry:
         id = UUID(int=time << 62 | is_outcome << 61 | digest & (1 << 61) - 1)
         return cls(id, event.at, event.kind, actor, recipient, delivery, event.detail)
 
+    def values(self) -> tuple[str | int | None, ...]:
+        """Return the values of `COLUMNS`."""
+        message_id, number = self.delivery or (None, None)
+        return (
+            self.at.isoformat(),
+            str(self.act),
+            self.actor.who,
+            self.actor.via,
+            self.actor.address,
+            self.subject,
+            None if message_id is None else str(message_id),
+            number,
+            self.detail,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
@@ -81,6 +100,7 @@ class AuditFilter:
     person: str = ""  # an operator's name or a recipient's identity
     act: str = ""
     subject: str = ""
+    domains: frozenset[str] | None = None  # of the subjects
     message_id: UUID | None = None
     since: datetime | None = None
     until: datetime | None = None

@@ -39,6 +39,7 @@ from portal.mail.languages import negotiated
 from portal.policy.staff import Permission
 from portal.web import failures
 from portal.web.acts import MessageActs
+from portal.web.audit import AuditPages
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
@@ -142,6 +143,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console = Console(pages, sessions)
     console_search = ConsoleSearch(pages, console)
     staff = StaffPages(pages, console)
+    audit = AuditPages(pages, console)
 
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
@@ -180,6 +182,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
+        ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
+        ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
         # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),

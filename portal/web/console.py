@@ -51,6 +51,7 @@ ROLE_SUMMARIES = {
 _SECTIONS = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
+    ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Callable
+from html import unescape
 
 import pytest
 
 from portal.assemble import Parts
-from portal.model.audit import AuditFilter
+from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.links import Action
-from tests.builders import ALICE, digesting
-from tests.web_client import Site
+from portal.model.staff import EVERYWHERE, Grant, Role
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, digesting
+from tests.web_client import Browser, Site
 
 
 @pytest.fixture
@@ -66,3 +71,92 @@ def test_what_links_do_is_recorded(site: Site) -> None:
         ("digests-resumed", f"recipient:{ALICE}", "link"),
         ("deleted", f"recipient:{ALICE}", "link"),
     ]
+
+
+# ---- the page in the console
+
+
+def audited(site: Site) -> None:
+    """Record acts of several people in two domains, and one that concerns the whole site."""
+    entries = [
+        AuditEntry.new(site.now, Act.RULE_ADDED, BY_OPERATOR, "*", "block =evil.example"),
+        AuditEntry.new(site.now, Act.DOMAIN_SET, BY_OPERATOR, "example.org", "language = fr"),
+        AuditEntry.new(site.now, Act.SIGNED_IN, BY_LINK, ALICE, "<script>alert(1)</script>"),
+        AuditEntry.new(site.now, Act.SIGNED_IN, BY_LINK, "carol@example.net"),
+    ]
+    site.store.audit.record(*entries)
+
+
+def staff(site: Site, role: Role, domain: str = EVERYWHERE) -> Browser:
+    who = f"mallory@{domain or 'example.org'}"
+    site.store.staff.give(Grant(who, role, domain, site.now, BY_OPERATOR))
+    return site.signed_in(who)
+
+
+@pytest.fixture
+def two_domains(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts(local_domains=("example.org", "example.net")))
+
+
+def subjects(page: str) -> set[str]:
+    """Return what the rows concern."""
+    return set(re.findall(r"<td><bdi>([^<]*)</bdi></td><td class=\"id\">", page))
+
+
+def test_auditors_see_all_and_others_only_their_domains(two_domains: Site) -> None:
+    audited(two_domains)
+    page = staff(two_domains, Role.AUDITOR).get("/admin/audit").text
+    assert subjects(page) >= {"*", "example.org", ALICE, "carol@example.net"}
+    assert "&lt;script&gt;" in page and "<script>alert" not in page
+    for role in (Role.AUDITOR, Role.DOMAIN_ADMINISTRATOR):
+        browser = staff(two_domains, role, "example.net")
+        assert subjects(browser.get("/admin/audit").text) <= {"carol@example.net", "mallory@example.net"}
+        assert subjects(browser.get(f"/admin/audit?about={ALICE}").text) == set()
+        assert "alice" not in browser.get("/admin/audit.csv").text
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("who=root", {"*", "example.org"}),
+        (f"who={ALICE.upper()}", {ALICE}),
+        ("act=domain-set", {"example.org"}),
+        ("about=Alice@Example.org", {ALICE}),
+        ("about=example.org", {"example.org"}),
+        ("since=2020-01-01&act=domain-set", {"example.org"}),
+        ("since=2099-01-01", set()),
+        ("until=2020-01-01", set()),
+        ("message=01a2223a-d4b5-7000-bfc9-4a589579ad92", set()),
+        ("message=nonsense", set()),
+        ("act=burned&since=yesterday&until=9999-12-31&before=x&who=root", {"*", "example.org"}),
+    ],
+)
+def test_the_page_is_filtered_by_what_was_typed(two_domains: Site, query: str, expected: set[str]) -> None:
+    audited(two_domains)
+    browser = staff(two_domains, Role.ADMINISTRATOR)
+    answer = browser.get(f"/admin/audit?{query}")
+    assert answer.status == 200
+    assert {each for each in subjects(answer.text) if "mallory" not in each} == expected
+
+
+def test_older_entries_are_on_the_next_page(two_domains: Site) -> None:
+    made = [AuditEntry.new(two_domains.now, Act.EXPORTED, BY_OPERATOR, f"p{n}@example.org") for n in range(120)]
+    two_domains.store.audit.record(*made)
+    browser, seen, path = staff(two_domains, Role.AUDITOR), [], "/admin/audit?act=exported"
+    for _ in range(3):
+        page = browser.get(path).text
+        seen += re.findall(r"<td><bdi>(p\d+@example.org)</bdi></td>", page)
+        found = re.search(r'<a href="/quarantine(/admin/audit\?[^"]*)" rel="next"', page)
+        path = unescape(found[1]) if found else ""
+    assert sorted(seen) == sorted(each.subject for each in made)
+    assert path == ""
+
+
+def test_the_csv_file_is_recorded_and_has_no_formulas(two_domains: Site) -> None:
+    audited(two_domains)
+    two_domains.store.audit.record(AuditEntry.new(two_domains.now, Act.EXPORTED, BY_OPERATOR, detail="=1+1"))
+    answer = staff(two_domains, Role.AUDITOR).get("/admin/audit.csv?act=exported")
+    assert answer.header("Content-Disposition") == 'attachment; filename="audit.csv"'
+    rows = [*csv.DictReader(io.StringIO(answer.text))]
+    assert {row["detail"] for row in rows} == {"'=1+1", "audit act=exported"}
+    assert {row["who"] for row in rows} == {"operator:root", "operator:mallory@example.org"}

@@ -47,6 +47,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin/"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
+    ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),
+    ("GET", "/admin/audit.csv"): (303, 404, 200, 200, 200, 403, 200),
 }
 
 
@@ -204,7 +206,7 @@ def test_pages_of_the_console_need_few_statements(
     site = Site(make_parts())
     browser = sign_in(site, ADMINISTRATOR)
     site.pass_time(minutes=2)
-    for path in ("/admin/", "/admin/staff"):
+    for path in ("/admin/", "/admin/staff", "/admin/audit?who=root"):
         with statements.of() as sent:
             assert browser.get(path).status == 200
         assert 0 < len(sent) <= 5, sent

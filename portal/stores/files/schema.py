@@ -237,6 +237,7 @@ CREATE TABLE audit (                    -- what people did, see model/audit.py; 
     via TEXT NOT NULL,
     address TEXT NOT NULL,
     subject TEXT NOT NULL,              -- a recipient's identity, or a domain
+    domain TEXT NOT NULL,               -- of the subject, '' for what concerns all
     message_id BLOB,
     number INTEGER,
     detail TEXT NOT NULL
@@ -244,6 +245,7 @@ CREATE TABLE audit (                    -- what people did, see model/audit.py; 
 CREATE INDEX audit_actor ON audit (actor, id);
 CREATE INDEX audit_act ON audit (act, id);
 CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_domain ON audit (domain, id);
 CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
 CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TABLE facet (                    -- what staff search for and group by; written after Rspamd got its answer
@@ -409,6 +411,7 @@ CREATE TABLE audit (
     via TEXT NOT NULL,
     address TEXT NOT NULL,
     subject TEXT NOT NULL,
+    domain TEXT NOT NULL,
     message_id BLOB,
     number INTEGER,
     detail TEXT NOT NULL
@@ -416,6 +419,7 @@ CREATE TABLE audit (
 CREATE INDEX audit_actor ON audit (actor, id);
 CREATE INDEX audit_act ON audit (act, id);
 CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_domain ON audit (domain, id);
 CREATE INDEX audit_message ON audit (message_id, id) WHERE message_id IS NOT NULL;
 CREATE TRIGGER audit_append_only BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
 CREATE TABLE facet (

@@ -142,6 +142,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             via text not null,
             address text not null,
             subject text not null,
+            domain text not null,
             message_id uuid,
             number int,
             detail text not null
@@ -149,6 +150,7 @@ MIGRATIONS: dict[int, LiteralString] = {
         create index on audit (actor, id);
         create index on audit (act, id);
         create index on audit (subject, id);
+        create index on audit (domain, id);
         create index on audit (message_id, id) where message_id is not null;
         create function refuse_change() returns trigger language plpgsql as $refuse$
         begin

@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.audit import AuditEntry, AuditFilter
-from portal.model.message import Actor, ActorKind, DeliveryId, Event, first_id
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, domain, first_id
+from portal.model.rule import SITE
 from portal.stores.contracts import Audit
 from portal.stores.journal import audit_line
 from portal.stores.shared.session import Engine, Row, Session
@@ -17,8 +18,8 @@ from portal.stores.shared.session import Engine, Row, Session
 _COLUMNS = "id, at, act, actor, via, address, subject, message_id, number, detail"
 _SELECT = f"select {_COLUMNS} from audit"
 _INSERT = (
-    f"insert into audit ({_COLUMNS})"
-    " values (:id, :at, :act, :who, :via, :address, :subject, :message_id, :number, :detail)"
+    f"insert into audit ({_COLUMNS}, domain)"
+    " values (:id, :at, :act, :who, :via, :address, :subject, :message_id, :number, :detail, :domain)"
     " on conflict (id) do nothing"
 )
 _BATCH = 500  # rows that one transaction may delete, so that ingest can run in between
@@ -40,6 +41,7 @@ class SqlAudit(Audit):
             "actor in :people": [f"{kind}:{wanted.person}" for kind in _KINDS] if wanted.person else None,
             "act = :act": wanted.act or None,
             "subject = :subject": wanted.subject or None,
+            "domain in :domains": None if wanted.domains is None else sorted(wanted.domains),
             "message_id = :message_id": wanted.message_id,
             "id >= :since_id": wanted.since and first_id(wanted.since),
             "id < :until_id": wanted.until and first_id(wanted.until),
@@ -109,6 +111,7 @@ def _values(entry: AuditEntry) -> dict[str, Any]:
         "via": entry.actor.via,
         "address": entry.actor.address,
         "subject": entry.subject,
+        "domain": "" if entry.subject == SITE else domain(entry.subject),
         "message_id": message_id,
         "number": number,
         "detail": entry.detail,

@@ -1,0 +1,133 @@
+"""The page of the audit in the console: who did what, in the domains that a person may see."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from urllib.parse import urlencode
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from bottle import HTTPResponse
+
+from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter
+from portal.model.domains import shown_address
+from portal.model.message import identity, parse_id
+from portal.model.staff import EVERYWHERE
+from portal.model.tables import cell
+from portal.model.text import shown
+from portal.policy.staff import Permission
+from portal.web.console import Console, StaffSession
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+PATH = "/admin/audit"
+_SIZE = 50
+_EXPORTED = 100_000  # entries in a CSV file; the page before it selects fewer
+_BATCH = 1_000
+_TYPED = ("who", "act", "about", "message", "since", "until")
+_CHARACTERS = 254
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """An entry as the page lists it."""
+
+    at: str
+    act: str
+    who: str
+    via: str
+    address: str
+    subject: str
+    message: str
+    detail: str
+
+
+class AuditPages:
+    """`/admin/audit` and `/admin/audit.csv`."""
+
+    def __init__(self, pages: Pages, console: Console) -> None:
+        self._pages = pages
+        self._console = console
+        self._staff = pages.parts.staff
+        self._audit = pages.parts.store.audit
+
+    def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/audit: one page of the entries that match, newest first."""
+        zone = self._pages.viewer(request, staff.member.person).zone
+        wanted = self._wanted(request, staff, zone)
+        entries = self._audit.list(wanted, _SIZE + 1, parse_id(request.query("before")))
+        typed = {name: shown(request.query(name), _CHARACTERS) for name in _TYPED}
+        used = {name: value for name, value in typed.items() if value}
+        older = {**used, "before": str(entries[_SIZE - 1].id)} if len(entries) > _SIZE else None
+        return self._console.page(
+            request,
+            staff,
+            "audit",
+            times_in=zone.key,
+            typed=typed,
+            acts=ACTS,
+            rows=[_row(request, each, zone) for each in entries[:_SIZE]],
+            older=older and f"{PATH}?{urlencode(older)}",
+            first=f"{PATH}?{urlencode(used)}" if request.query("before") else "",
+            export=f"{PATH}.csv?{urlencode(used)}",
+        )
+
+    def export(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/audit.csv: the entries that match as a CSV file, which is recorded in the audit itself."""
+        zone = self._pages.viewer(request, staff.member.person).zone
+        wanted = self._wanted(request, staff, zone)
+        detail = f"audit {request.query_string}".strip()
+        self._audit.record(AuditEntry.new(self._pages.now(), Act.EXPORTED, staff.actor, detail=shown(detail, 500)))
+        lines = io.StringIO()
+        writer = csv.writer(lines)
+        writer.writerow(COLUMNS)
+        left, before = _EXPORTED, None
+        while left and (page := self._audit.list(wanted, min(left, _BATCH), before)):
+            left, before = left - len(page), page[-1].id
+            writer.writerows([cell(value) for value in each.values()] for each in page)
+        headers = {
+            "Content-Type": "text/csv; charset=utf-8",
+            "Content-Disposition": 'attachment; filename="audit.csv"',
+        }
+        return HTTPResponse(lines.getvalue().encode(), 200, headers)
+
+    def _wanted(self, request: Request, staff: StaffSession, zone: ZoneInfo) -> AuditFilter:
+        """Return what the address selects, in the domains that this person may see. Values that fit nothing are left
+        out, except for those that then select everything."""
+        who, about, act = (request.query(name).strip()[:_CHARACTERS] for name in ("who", "about", "act"))
+        domains = self._staff.reach(staff.member, Permission.READ_AUDIT)
+        message = request.query("message").strip()
+        found = AuditFilter(
+            person=identity(who) if "@" in who else who,
+            act=act if act in ACTS else "",
+            subject=identity(about) if about else "",
+            domains=None if EVERYWHERE in domains else domains,
+            since=_start(request.query("since"), zone),
+            until=_start(request.query("until"), zone, days=1),
+        )
+        return replace(found, message_id=parse_id(message) or UUID(int=0)) if message else found
+
+
+def _start(text: str, zone: ZoneInfo, days: int = 0) -> datetime | None:
+    """Return the start of a day, or of the day ``days`` later, in the reader's zone; None if the text is not a day."""
+    try:
+        day = date.fromisoformat(text) + timedelta(days)
+        return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _row(request: Request, entry: AuditEntry, zone: ZoneInfo) -> EntryRow:
+    return EntryRow(
+        at=request.language.short_moment(entry.at, zone),
+        act=entry.act,
+        who=shown_address(entry.actor.name or entry.actor.who),
+        via=entry.actor.via,
+        address=entry.actor.address,
+        subject=shown_address(entry.subject),
+        message="" if entry.delivery is None else str(entry.delivery.message_id),
+        detail=shown(entry.detail, 300),
+    )
