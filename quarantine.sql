@@ -119,12 +119,17 @@ begin
         failure text not null default '',  -- the mail server's reply to the last failed try
         failed_at timestamptz,
         stop_mailed_at timestamptz,  -- when a one-click unsubscription was last confirmed by mail
-        devices_valid_from timestamptz  -- before this, buttons pressed in a browser do not make it a known device
+        devices_valid_from timestamptz,  -- before this, buttons pressed in a browser do not make it a known device
+        notices boolean not null default false,  -- whether mail held for the recipient sets notice_at
+        notice_at timestamptz,  -- when their unannounced mail is next searched for wanted messages
+        noticed_until timestamptz,  -- mail held before was searched
+        notice_id uuid  -- of the notice that was begun and not yet sent; survives a crash
     );
     create index on recipient (news_since)
         where news_since is not null and stopped_at is null and next_digest_at is null;
     create index on recipient (next_digest_at) where news_since is not null and stopped_at is null;
     create index on recipient (failed_at) where failed_at is not null;
+    create index on recipient (notice_at) where notice_at is not null and news_since is not null and stopped_at is null;
 
     create table digest (
         id uuid primary key,
@@ -133,7 +138,8 @@ begin
         issued_at timestamptz not null,
         sent_at timestamptz,
         message_ids uuid[] not null default '{}',
-        numbers int[] not null default '{}'
+        numbers int[] not null default '{}',
+        is_notice boolean not null default false
     );
     create index on digest (recipient, issued_at, id) where sent_at is not null;
     create index on digest (issued_at);
@@ -423,10 +429,12 @@ begin
         if not exists (
             select from recipient r
             where r.recipient = notified[i] and r.address = notified_addresses[i] and r.news_since is not null
+                and not (r.notices and (r.notice_at is null or r.notice_at > held_at))
         ) then
             insert into recipient (recipient, address, news_since) values (notified[i], notified_addresses[i], held_at)
             on conflict on constraint recipient_pkey do update
-            set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since);
+            set address = excluded.address, news_since = coalesce(recipient.news_since, excluded.news_since),
+                notice_at = case when recipient.notices then least(recipient.notice_at, excluded.news_since) end;
         end if;
     end loop;
     return case when shared then new_id::text else new_id || ' ' || place end;

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from digest import housekeeping, news
+from digest import housekeeping, news, notices
 from digest import run as work
 from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
@@ -163,6 +163,12 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
         ("facets", lambda: housekeeping.index_facets(parts, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
+        (
+            "notices",
+            lambda: notices.send_notices(parts, utc_now(), stopped=stopped, pace=pace),
+            IntervalTrigger(seconds=10),
+            soon,
+        ),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
         (

@@ -38,15 +38,18 @@ def schedule_news(parts: Parts, now: datetime, limit: int = PAGE, *, applied: Ap
     """Set the time of the next digest for up to ``limit`` recipients with news. Return how many were set.
 
     It is the first time of their plan after their oldest news, so a digest that was missed is due at once. Recipients
-    who get no digests (not local, or schedule `never`) are checked again the next day: `send_due` does not mail them.
+    who get no digests (not local, or schedule `never`) get no notices either. They are checked again the next day:
+    `send_due` does not mail them.
     """
     people = _unscheduled(parts, now, limit, applied or AppliedAliases())
     for person in people:
         # At most `now`: news recorded while a clock was ahead would otherwise wait until that time.
         since = min(person.news_since or now, now)
-        planned = parts.domains.plan(person.recipient, person.preferences).next_time(since)
-        local = parts.settings.is_local(person.recipient)
-        parts.store.recipients.schedule(person.recipient, planned if local and planned else now + RECHECK_AFTER)
+        plan = parts.domains.plan(person.recipient, person.preferences)
+        planned = plan.next_time(since) if parts.settings.is_local(person.recipient) else None
+        parts.store.recipients.schedule(
+            person.recipient, planned or now + RECHECK_AFTER, notices=plan.notices and planned is not None
+        )
     return len(people)
 
 

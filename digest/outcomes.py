@@ -1,4 +1,4 @@
-"""The outcomes of a run of digests: when a digest is tried again, whether the run goes on, log, summary and metrics."""
+"""The outcomes of a run of digests or notices: when one is tried again, whether the run goes on, log and metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from digest.stopping import Stopped
 from portal.assemble import Parts
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, RelayUnreachable, StoreUnavailable
 from portal.model.message import State
-from portal.monitoring import count_run
+from portal.monitoring import count_notices, count_run
 from portal.policy.domains import Domains
 from portal.stores import LEASE
 from portal.stores.records import Digest, Unsent
@@ -25,6 +25,7 @@ DEFERRALS_IN_A_ROW = 20  # after these the mail server accepts nothing; fewer ma
 # With exponential backoff these take four and a half hours. The recipient's next digest is then the next try.
 TRIES = 10
 BACK_OFF_MAX = timedelta(hours=1)
+NOTICE_INTERVAL = timedelta(minutes=15)  # of one recipient, also after a notice that failed
 
 Progress = Callable[[int, int], None]  # called after each recipient: number done, total
 
@@ -70,6 +71,8 @@ def next_try(outcome: Outcome, domains: Domains, now: datetime) -> Unsent:
     if isinstance(error, (RelayUnreachable, StoreUnavailable)) or not isinstance(error, Exception):
         return Unsent(digest, not_before=now + LEASE)
     failure = _text_of(error)
+    if digest.is_notice and not isinstance(error, RelayRefused):
+        return Unsent(digest, not_before=now + NOTICE_INTERVAL)
     if isinstance(error, RelayRefused) or digest.failures + 1 >= TRIES:
         next_time = domains.plan(digest.recipient, digest.preferences).next_time(now)
         return Unsent(digest, due_at=next_time or now + RECHECK_AFTER, failure=failure)
@@ -85,7 +88,10 @@ class Report:
         clock: Callable[[], datetime],
         summary: Summary,
         progress: Callable[[int], None] | None,
+        kind: str,
     ) -> None:
+        """``kind``: "digest" or "notice"."""
+        self.kind = kind
         self._parts = parts
         self._clock = clock
         self.summary = summary
@@ -101,14 +107,14 @@ class Report:
         """Log that a digest was sent, and add it to the summary."""
         count = sum(delivery.state is State.HELD for delivery in digest.deliveries)
         self.summary.sent.append((digest.recipient, count))
-        log.info("digest sent id=%s recipient=%s messages=%d: %s", mail_id, digest.recipient, count, reply)
+        log.info("%s sent id=%s recipient=%s messages=%d: %s", self.kind, mail_id, digest.recipient, count, reply)
 
     def failed(self, recipient: str, error: Exception, *, refused: bool = False) -> None:
         """Log that a digest failed, and add it to the summary. ``refused``: it waits for the recipient's next one."""
         if isinstance(error, QuarantineError):
-            log.warning("digest failed recipient=%s: %s", recipient, error)
+            log.warning("%s failed recipient=%s: %s", self.kind, recipient, error)
         else:
-            log.error("digest failed recipient=%s", recipient, exc_info=error)
+            log.error("%s failed recipient=%s", self.kind, recipient, exc_info=error)
         self.summary.failed.append((recipient, _text_of(error)))
         self.summary.refused += refused
 
@@ -121,7 +127,8 @@ class Report:
             is_temporary = isinstance(error, (RelayDeferred, StoreUnavailable))
             self._failures_in_a_row = self._failures_in_a_row + 1 if is_temporary else 0
             if error is not None and not is_over() and self._is_outage(error):
-                log.warning("digests: %d failed in a row, stopping until the next tick", self._failures_in_a_row)
+                count = self._failures_in_a_row
+                log.warning("%ss: %d failed in a row, stopping until the next tick", self.kind, count)
                 self.summary.stopped_early = True
 
     def _is_outage(self, error: Exception) -> bool:
@@ -141,20 +148,17 @@ class Report:
             return
         deferred = len(summary.failed) - summary.refused
         log.info(
-            "digests: sent=%d deferred=%d refused=%d skipped=%d in %.1f s",
-            len(summary.sent), deferred, summary.refused, len(summary.skipped), seconds,
+            "%ss: sent=%d deferred=%d refused=%d skipped=%d in %.1f s",
+            self.kind, len(summary.sent), deferred, summary.refused, len(summary.skipped), seconds,
         )  # fmt: skip
+        store, sent = self._parts.store, len(summary.sent)
         try:
-            count_run(
-                self._parts.store,
-                self._clock(),
-                sent=len(summary.sent),
-                deferred=deferred,
-                refused=summary.refused,
-                seconds=seconds,
-            )
+            if self.kind == "notice":
+                count_notices(store, sent)
+            else:
+                count_run(store, self._clock(), sent=sent, deferred=deferred, refused=summary.refused, seconds=seconds)
         except QuarantineError as error:
-            log.error("digests: the run is not counted: %s", error)
+            log.error("%ss: the run is not counted: %s", self.kind, error)
 
 
 def _text_of(error: Exception) -> str:

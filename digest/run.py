@@ -121,14 +121,17 @@ class Run:
         parts: Parts,
         now: datetime,
         *,
+        kind: str = "digest",
         stopped: Stopped = never,
         pace: Pace | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        """``kind``: "digest" or "notice", for the log and metrics."""
         self.parts = parts
+        self._kind = kind
         self.clock = clock(now)
         self.summary = Summary()
-        self._report = Report(parts, self.clock, self.summary, progress)
+        self._report = Report(parts, self.clock, self.summary, progress, kind)
         self._stopped, self._pace = stopped, pace or Pace()
         # Python runs one thread at a time anyway. Threads that wait for this lock do not slow the composing one down.
         self._composing = threading.Lock()
@@ -347,7 +350,7 @@ class Run:
                 thread.start()
             except (RuntimeError, MemoryError) as error:
                 threads.pop()
-                log.error("digests: %d of %d connections are used: %s", max(number, 1), count, error)
+                log.error("%ss: %d of %d connections are used: %s", self._kind, max(number, 1), count, error)
                 return
 
     # ---- stage 2: compose and send
@@ -409,9 +412,9 @@ class Run:
             digest, error = outcome.digest, unrecorded if outcome.is_sent else outcome.error
             self._claimed.pop(digest.id, None)
             if unrecorded is not None and not outcome.is_sent:
-                log.error("failed digest not recorded recipient=%s: %s", digest.recipient, unrecorded)
+                log.error("failed %s not recorded recipient=%s: %s", self._kind, digest.recipient, unrecorded)
             elif unrecorded is not None and digest.deliveries:
-                log.error("sent digest not recorded id=%s: it is sent once more when its claim ends", digest.id)
+                log.error("sent %s not recorded id=%s: it is sent once more when its claim ends", self._kind, digest.id)
             if isinstance(error, Exception):
                 failures.append(error)
                 later = unsent.get(digest.id)

@@ -31,6 +31,7 @@ class Runs:
     seconds: float
     last_sent_at: datetime | None  # end of the last run that sent a digest
     last_seconds: float | None  # duration of the last run
+    notices: int  # sent
 
 
 def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused: int, seconds: float) -> None:
@@ -42,6 +43,12 @@ def count_run(store: Store, now: datetime, *, sent: int, deferred: int, refused:
     notes.RUN_SECONDS.set(store, seconds)
     if sent:
         notes.SENT_AT.set(store, now)
+
+
+def count_notices(store: Store, sent: int) -> None:
+    """Add sent notices to their total. Raises StoreUnavailable."""
+    if sent:
+        store.notes.add_counters({"notices.sent": sent})
 
 
 def count_not_selected(store: Store, action: str | None) -> None:
@@ -88,6 +95,7 @@ def runs(store: Store) -> Runs:
         counters.get("digests.seconds", 0.0),
         notes.SENT_AT.get(store),
         notes.RUN_SECONDS.get(store),
+        round(counters.get("notices.sent", 0)),
     )
 
 

@@ -114,6 +114,7 @@ def compose(
             organisation=brand.name or shown_address(sender).rpartition("@")[2],
             contact=contact,
             is_first=is_first,
+            is_notice=digest.is_notice,
             several=several if any(row.release for row in rows[:first]) else "",
             preferences=preferences,
             forwarded=forwarded,

@@ -1,4 +1,4 @@
-"""Times and language of a recipient's digests: their preferences, the defaults, and the resulting plan.
+"""Times and language of a recipient's digests and notices: their preferences, the defaults, and the resulting plan.
 
 Depends on its arguments alone. The store keeps `Preferences`, `policy.domains` has the defaults, and `plan_for` makes a
 `Plan` of both. All code that shows or decides a time of a digest uses the plan.
@@ -21,6 +21,7 @@ from portal.model.text import TAGS
 log = logging.getLogger("quarantine.schedule")
 
 MAX_TIMES = 6  # digests a day
+EVENING, MORNING = time(22), time(7)  # of a recipient's night, in which no notices are sent
 
 
 class Schedule(StrEnum):
@@ -58,12 +59,13 @@ class Preferences:
     at: tuple[time, ...] | None = None
     timezone: str | None = None
     language: str | None = None
+    notices: bool | None = None
 
     def to_json(self) -> str | None:
         """Return the text that stores keep, or None if nothing was chosen."""
         at = [f"{each:%H:%M}" for each in self.at] if self.at else None
         values = {"schedule": self.schedule, "at": at, "timezone": self.timezone, "language": self.language}
-        chosen = {name: value for name, value in values.items() if value is not None}
+        chosen = {name: value for name, value in {**values, "notices": self.notices}.items() if value is not None}
         return json.dumps(chosen) if chosen else None
 
     @classmethod
@@ -73,7 +75,7 @@ class Preferences:
         if not isinstance(chosen, dict):
             raise ValueError("stored preferences are not a JSON object")
         at = tuple(time.fromisoformat(each) for each in chosen.get("at", ())) or None
-        return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"))
+        return cls(chosen.get("schedule"), at, chosen.get("timezone"), chosen.get("language"), chosen.get("notices"))
 
 
 NO_PREFERENCES = Preferences()
@@ -87,6 +89,17 @@ class Plan:
     at: tuple[time, ...]  # in order, at least one
     zone: ZoneInfo
     language: str
+    notices: bool = False  # whether a notice is sent soon after a message was held that may be wanted
+
+    def end_of_night(self, now: datetime) -> datetime | None:
+        """Return when the recipient's present night ends, aware UTC; None during the day."""
+        local = now.astimezone(self.zone)
+        if MORNING <= local.time() < EVENING:
+            return None
+        day = local.date() + timedelta(days=local.time() >= EVENING)
+        while not _exists(day, self.zone):
+            day += timedelta(days=1)
+        return _moment(day, MORNING, self.zone)
 
     def next_time(self, after: datetime) -> datetime | None:
         """Return the first digest time later than ``after``, aware UTC, or None if the schedule is `never`.
@@ -151,6 +164,10 @@ class Defaults(Protocol):
     def language(self) -> str:
         """The tag of the language."""
 
+    @property
+    def notices(self) -> bool:
+        """True if notices are sent."""
+
 
 def plan_for(defaults: Defaults, recipient: str, preferences: Preferences) -> Plan:
     """Return a recipient's plan: each value from their preferences, else from the defaults that hold for them.
@@ -170,6 +187,7 @@ def plan_for(defaults: Defaults, recipient: str, preferences: Preferences) -> Pl
         tuple(preferences.at or defaults.at),
         ZoneInfo(chosen("timezone", zone_names()) or defaults.timezone),
         chosen("language", TAGS) or defaults.language,
+        defaults.notices if preferences.notices is None else preferences.notices,
     )
 
 

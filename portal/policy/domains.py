@@ -49,6 +49,7 @@ class DomainPolicy:
     timezone: str
     schedule: Schedule
     language: str
+    notices: bool
     release: Mapping[Tier, ReleaseRight]
     retention_days: Mapping[Tier, int]
     recipient_rules: bool  # whether recipients may make allow and block rules
@@ -267,6 +268,7 @@ class Domains:
             timezone=either(own.timezone, settings.digest.timezone),
             schedule=either(own.schedule, settings.digest.schedule),
             language=either(own.language, settings.digest.language),
+            notices=either(own.notices, settings.digest.notices),
             release={
                 Tier.SPAM: either(own.release_spam, ReleaseRight.SELF),
                 Tier.SUSPICIOUS: either(own.release_suspicious, ReleaseRight.SELF),

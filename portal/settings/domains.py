@@ -71,6 +71,7 @@ class DomainSettings(Section):
     timezone: ZoneName | None = Field(None, description="As `digest.timezone`.")
     schedule: Schedule | None = Field(None, description="As `digest.schedule`.")
     language: Tag | None = Field(None, description="As `digest.language`.")
+    notices: bool | None = Field(None, description="As `digest.notices`.")
     release_spam: ReleaseRight | None = Field(
         None,
         description="Who may release messages of the tier *spam*: `self` (the recipient; the default), `request` (an "

@@ -137,6 +137,11 @@ class DigestSettings(Section):
         description=f"Language of digests, other mail and pages: {', '.join(f'`{tag}`' for tag in TAGS)}. Before a "
         "recipient has signed in or opened a link, pages use the browser's language.",
     )
+    notices: bool = Field(
+        False,
+        description="Whether recipients who chose nothing get a notice soon after a message was held that is probably "
+        "wanted ([people.md](people.md#notices)). Each recipient can switch notices on and off.",
+    )
     domains: FormerDomains = Field(
         {},
         description="Replaced by `domains` in version 0.3, and still read by this version.",

@@ -148,6 +148,7 @@ def digest_line(digest: DigestRecord) -> dict[str, Any]:
         "issued_at": digest.issued_at.isoformat(),
         "sent_at": _text(digest.sent_at),
         "deliveries": [[str(message_id), number] for message_id, number in digest.deliveries],
+        "is_notice": digest.is_notice,
     }
 
 

@@ -116,7 +116,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """One digest: claimed by `Digests.claim`, or sent earlier.
+    """One digest or notice: claimed by `Digests.claim` or `Digests.claim_notices`, or sent earlier.
 
     The id stays the same when a claim is taken over after a crash, so that a mail sent twice has the same Message-ID.
     ``issued_at`` is the date of its links, in whole seconds.
@@ -131,6 +131,7 @@ class Digest:
     failures: int = 0  # number of failed attempts so far
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim
     reader: Reader | None = field(default=None, compare=False)  # of the claim
+    is_notice: bool = False
 
     @property
     def effective_reader(self) -> Reader:
@@ -144,6 +145,15 @@ class Claims:
 
     digests: tuple[Digest, ...]
     refused: Mapping[str, AlreadyDone]  # the reason for each recipient of ``only`` whose digest was not claimed
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeClaim:
+    """A recipient whose unannounced mail may be worth a notice, claimed by `Digests.claim_notices`."""
+
+    notice: Digest  # with all deliveries that were not searched before
+    next_digest_at: datetime | None
+    sent_at: tuple[datetime, ...]  # of the notices of the last day, oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +194,7 @@ class DigestRecord:
     issued_at: datetime
     sent_at: datetime | None  # None: claimed and not yet recorded as sent
     deliveries: tuple[DeliveryId, ...]  # the deliveries it announced
+    is_notice: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class Monitor(Collector):
         yield _counter("digests_sent", "Digests that the mail server accepted.", done.sent)
         yield _counter("digests_deferred", "Attempts that failed temporarily.", done.deferred)
         yield _counter("digests_refused", "Digests that the mail server rejected.", done.refused)
+        yield _counter("notices_sent", "Notices that the mail server accepted.", done.notices)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
         yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)

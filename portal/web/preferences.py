@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import time, timedelta
 from functools import cache
 from uuid import UUID
@@ -22,7 +22,7 @@ from portal.model.audit import Act
 from portal.model.domains import shown_address
 from portal.model.links import Action
 from portal.model.message import new_id
-from portal.model.schedule import MAX_TIMES, NO_PREFERENCES, Preferences, Schedule, zone_names
+from portal.model.schedule import MAX_TIMES, NO_PREFERENCES, Plan, Preferences, Schedule, zone_names
 from portal.model.text import N_, TAGS, shown
 from portal.stores.records import DigestRequest, Person, QueuedMail
 from portal.web.auth.session import Session, Sessions
@@ -96,6 +96,7 @@ class Fields:
     at: tuple[str, ...]  # `MAX_TIMES` values, likewise
     timezone: str
     language: str
+    notices: bool
     wrong: dict[str, str]
 
 
@@ -132,7 +133,7 @@ class PreferencePages:
         """
         person, domains = self._store.recipients.get(recipient), self._pages.parts.domains
         usual, plan = domains.plan(recipient, NO_PREFERENCES), domains.plan(recipient, person.preferences)
-        fields = fields or _fields_of(person)
+        fields = fields or _fields_of(person, plan)
         upcoming = plan.next_time(self._pages.now())
         good, result_text = _RESULT_TEXTS.get(request.query("done"), (True, ""))
         language, zone = request.language, plan.zone
@@ -244,11 +245,16 @@ class PreferencePages:
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:
-        """Store preferences. `never` is stored as an opt-out, so that resuming restores the previous schedule."""
+        """Store preferences. `never` is stored as an opt-out, so that resuming restores the previous schedule.
+
+        Notices remain the default's choice until the box is checked or cleared.
+        """
+        before = self._store.recipients.get(recipient).preferences
+        if preferences.notices == self._pages.parts.domains.plan(recipient, before).notices:
+            preferences = replace(preferences, notices=before.notices)
         if preferences.schedule == Schedule.NEVER:
-            before = self._store.recipients.get(recipient).preferences
             at = preferences.at or before.at
-            kept = Preferences(before.schedule, at, preferences.timezone, preferences.language)
+            kept = replace(preferences, schedule=before.schedule, at=at)
             self._store.recipients.set_preferences(recipient, kept)
             self._store.recipients.set_digests_stopped(recipient, self._pages.now())
         else:
@@ -256,7 +262,7 @@ class PreferencePages:
             self._store.recipients.set_digests_stopped(recipient, None)
 
 
-def _fields_of(person: Person) -> Fields:
+def _fields_of(person: Person, plan: Plan) -> Fields:
     """Return the form with the recipient's present preferences."""
     chosen = person.preferences
     kept = _OWN if chosen.schedule or chosen.at else _DEFAULT
@@ -269,6 +275,7 @@ def _fields_of(person: Person) -> Fields:
         at=(*at, *[""] * (MAX_TIMES - len(at))),
         timezone=chosen.timezone or "",
         language=chosen.language or "",
+        notices=plan.notices,
         wrong={},
     )
 
@@ -296,14 +303,15 @@ def _parse_form(request: Request) -> tuple[Fields, Preferences]:
     ):
         if value and value not in known:
             invalid[name] = shown(value, 40)
-    fields = Fields(_OWN if is_own else preset, schedule, tuple(at.values()), timezone, language, invalid)
+    shown_preset, notices = _OWN if is_own else preset, bool(request.form("notices"))
+    fields = Fields(shown_preset, schedule, tuple(at.values()), timezone, language, notices, invalid)
     days: str | None
     days, hours = (schedule or None, tuple(sorted(times)) or None) if is_own else (None, None)
     if not is_own and preset == Schedule.NEVER:
         days = Schedule.NEVER
     elif not is_own and preset in _PRESETS:
         days, hours, _ = _PRESETS[preset]
-    return fields, Preferences(days, hours, timezone or None, language or None)
+    return fields, Preferences(days, hours, timezone or None, language or None, notices)
 
 
 def _parse_time(text: str) -> time:

@@ -85,6 +85,8 @@ def log_lines() -> dict[str, str]:
             lines = [first.value]
             if values and values[0] == "result.value":  # its first word is the result
                 lines = [first.value.replace("%s", result.value, 1) for result in (Result.HELD, Result.KNOWN)]
+            elif values and values[0] in ("self.kind", "self._kind"):  # of a run
+                lines = [first.value.replace("%s", kind, 1) for kind in ("digest", "notice")]
             for line in lines:
                 found[re.sub(r"%[-+ 0]*\d*(?:\.\d+)?[a-z]", "…", line)] = f"{name}:{node.lineno}"
     return found

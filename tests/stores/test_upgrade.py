@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,11 @@ def quarantine(store_url: str, folder: Path, *words: str) -> subprocess.Complete
     )
 
 
-def mark_news_as_before(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
+def mark_news_as_before(
+    table: str, connection: sqlite3.Connection, recipient: str, address: str, since_micros: int
+) -> None:
     connection.execute(
-        "INSERT INTO person (recipient, address, news_since) VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET "
+        f"INSERT INTO {table} (recipient, address, news_since) VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET "
         "address = excluded.address, news_since = coalesce(news_since, excluded.news_since)",
         (recipient, address, since_micros),
     )
@@ -145,8 +148,9 @@ class Posting:
         self._older.setattr(postgres_rows, "_HOLD", f"select hold_mail({parameters})".encode())
         hold_values = postgres_rows.hold_values
         self._older.setattr(postgres_rows, "hold_values", lambda *values: hold_values(*values)[:-4])  # no scan
+        mark_news = partial(mark_news_as_before, "person" if number < 6 else "recipient")
+        self._older.setattr(files_messages, "mark_news", mark_news)
         if number < 6:
-            self._older.setattr(files_messages, "mark_news", mark_news_as_before)
             # The look-up of large messages would use the new name of a column, and fail again and again.
             self._older.setattr(files_messages, "_LOOK_UP_BYTES", 1 << 40)
         self._numbers = count()

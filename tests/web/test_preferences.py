@@ -19,7 +19,7 @@ from portal.assemble import Parts
 from portal.model.links import Action
 from portal.model.schedule import NO_PREFERENCES, Preferences, Schedule
 from portal.stores.records import Held
-from tests.builders import ALICE, BOB, BY_LINK, MALLORY, digesting
+from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting
 from tests.smtp_server import SmtpServer
 from tests.web_client import Answer, Browser, Site
 
@@ -104,6 +104,12 @@ def preset(html: str) -> str:
     return str(found[0])
 
 
+def checked(html: str, name: str) -> bool:
+    box = re.search(rf'<input type="checkbox" name="{name}"[^>]*>', html)
+    assert box
+    return " checked" in box[0]
+
+
 def hours(html: str) -> list[str]:
     return re.findall(r'<input type="time" [^>]*value="([^"]*)"', html)
 
@@ -131,6 +137,25 @@ def test_a_choice_is_kept_and_shown(site: Site, page: Page) -> None:
     assert [selected(html, name) for name in ("schedule", "timezone", "language")] == ["monday", "Asia/Kathmandu", "en"]
     assert hours(html) == ["07:30", "18:00", "", "", "", ""]
     assert re.search(r"Next digest: Monday, \d+ \w+ \d+, 07:30 \(Asia/Kathmandu\)\.", html)
+
+
+def test_notices_are_off_until_their_box_is_checked(site: Site, page: Page) -> None:
+    assert not checked(page.open(), "notices")
+    assert checked(page.after("save", notices="1"), "notices")
+    assert chosen(site) == Preferences(notices=True)
+    assert checked(page.after("save", preset="never", notices="1"), "notices")
+    assert chosen(site) == Preferences(notices=True), "kept while digests are stopped"
+    assert not checked(page.after("save"), "notices")
+    assert chosen(site) == Preferences(notices=False)
+
+
+def test_the_default_of_a_domain_holds_until_the_box_is_changed(site: Site, page: Page) -> None:
+    site.parts.domains.set("example.org", "notices", "true", BY_OPERATOR)
+    assert checked(page.open(), "notices")
+    page.after("save", notices="1", timezone="Asia/Tokyo")
+    assert chosen(site) == Preferences(timezone="Asia/Tokyo"), "not chosen by the recipient"
+    page.after("save", timezone="Asia/Tokyo")
+    assert chosen(site) == Preferences(timezone="Asia/Tokyo", notices=False)
 
 
 def test_empty_fields_mean_the_default(site: Site, page: Page) -> None:

@@ -15,6 +15,7 @@ from portal.stores.records import (
     DigestRecord,
     DigestRequest,
     LinkOpen,
+    NoticeClaim,
     Person,
     QueuedMail,
     SignedIn,
@@ -62,11 +63,22 @@ class Digests(ABC):
         """
 
     @abstractmethod
+    def claim_notices(
+        self, now: datetime, count: int, limit: int, *, readers: Callable[[str], Reader] = Reader
+    ) -> Sequence[NoticeClaim]:
+        """Claim up to ``count`` recipients for a notice until ``now`` + LEASE, the longest waiting first.
+
+        They get notices, did not stop digests, and were sent no digest since mail was held for them. No digest of
+        theirs can be claimed concurrently. A claim has up to ``limit`` deliveries, oldest first; the caller keeps those
+        that the notice announces. If none are left, no mail is sent, and the notice is settled as sent.
+        """
+
+    @abstractmethod
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         """End claims. Durable on return.
 
-        Deliveries of sent digests become announced, also when another process took the claim over in the meantime. All
-        others stay unannounced.
+        Deliveries of sent digests and notices become announced, also when another process took the claim over in the
+        meantime. All others stay unannounced. A sent notice leaves the recipient's news and next digest as they are.
         """
 
     @abstractmethod
@@ -90,11 +102,14 @@ class Digests(ABC):
 
     @abstractmethod
     def last(self, recipient: str) -> Digest | None:
-        """Return the last digest sent to a recipient, with those of its deliveries that are still kept, or None."""
+        """Return the last digest sent to a recipient, with those of its deliveries that are still kept, or None.
+
+        Notices do not count.
+        """
 
     @abstractmethod
     def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
-        """Return those of these recipients who were sent a digest that is still kept (`DIGESTS_KEPT`)."""
+        """Return those of these recipients who were sent a digest (no notice) that is still kept (`DIGESTS_KEPT`)."""
 
     @abstractmethod
     def get(self, digest_id: UUID) -> Digest:
@@ -161,8 +176,8 @@ class Recipients(ABC):
         """Return recipients with news, not stopped, whose next digest is not scheduled."""
 
     @abstractmethod
-    def schedule(self, recipient: str, at: datetime) -> None:
-        """Set when a recipient's next digest is due, unless it is scheduled already."""
+    def schedule(self, recipient: str, at: datetime, *, notices: bool = False) -> None:
+        """Set when a recipient's next digest is due, and whether they get notices, unless it is scheduled already."""
 
     @abstractmethod
     def failing(self, limit: int) -> Sequence[Person]:

@@ -17,7 +17,7 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import announced_line, digest_line
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.rows import WHERE_KEY
 from portal.stores.shared.session import Session
@@ -25,8 +25,8 @@ from portal.stores.shared.session import Session
 _ROWS = SqliteRows()
 _BEFORE_ALL = DeliveryId(FIRST, 0)
 _ANNOUNCE = f"UPDATE delivery SET announced_at = :now, digest_id = :digest_id {WHERE_KEY} AND announced_at IS NULL"
-_DIGEST = "id, recipient, address, issued_at, sent_at"
-_PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at)"
+_DIGEST = "id, recipient, address, issued_at, sent_at, is_notice"
+_PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at, :is_notice)"
 
 
 class FileDigests(SqlDigests):
@@ -96,11 +96,16 @@ class FileDigests(SqlDigests):
             self.settle([], [Unsent(digest) for digest in claimed[len(filled) :]], now)
         return tuple(filled)
 
-    def _pending(self, reader: Reader, limit: int) -> tuple[list[Delivery], list[Delivery]]:
+    def _unannounced_since(self, reader: Reader, since: datetime, limit: int) -> Sequence[Delivery]:
+        return self._pending(reader, limit, DeliveryId(first_id(since), 0))[0]
+
+    def _pending(
+        self, reader: Reader, limit: int, after: DeliveryId = _BEFORE_ALL
+    ) -> tuple[list[Delivery], list[Delivery]]:
         """Return the deliveries to announce, and those that were skipped since their mail file is missing."""
         found: list[Delivery] = []
         without_file: list[Delivery] = []
-        after, wanted, more = _BEFORE_ALL, limit, True
+        wanted, more = limit, True
         with self._engine.reading() as session:
             while wanted and more:
                 deliveries = _oldest_unannounced(session, reader, wanted, after)
@@ -141,9 +146,10 @@ class FileDigests(SqlDigests):
         )
         found = []
         with self._engine.reading() as session:
-            for id, recipient, address, issued_at, sent_at in session.many(select, after=after or FIRST, limit=limit):
+            rows = session.many(select, after=after or FIRST, limit=limit)
+            for id, recipient, address, issued_at, sent_at, is_notice in rows:
                 keys = tuple(DeliveryId(*key) for key in session.many(announced, recipient=recipient, id=id))
-                found.append(DigestRecord(id, recipient, address, issued_at, sent_at, keys))
+                found.append(DigestRecord(id, recipient, address, issued_at, sent_at, keys, bool(is_notice)))
         return found
 
     def import_records(self, digests: Sequence[DigestRecord]) -> None:
@@ -237,10 +243,15 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
     if digest.deliveries:
         session.execute("UPDATE digest SET sent_at = :now WHERE id = :id", now=now, id=digest.id)
         announced = tuple(delivery.key for delivery in digest.deliveries)
-        record = DigestRecord(digest.id, digest.recipient, digest.address, digest.issued_at, now, announced)
+        record = DigestRecord(
+            digest.id, digest.recipient, digest.address, digest.issued_at, now, announced, digest.is_notice
+        )
         session.journal(partial(digest_line, record))
     else:
         session.execute("DELETE FROM digest WHERE id = :id AND sent_at IS NULL", id=digest.id)
+    if digest.is_notice:
+        settle_sent_notice(session, digest)
+        return
     session.execute(
         "UPDATE recipient SET news_since = :news_since, next_digest_at = NULL, lease = NULL, lease_until = NULL, "
         "digest_id = NULL, failures = 0, failure = '', failed_at = NULL "

@@ -372,11 +372,14 @@ def _begin(session: SqliteSession, id: UUID, held_for: Sequence[str], starts: Ma
 
 
 def mark_news(connection: sqlite3.Connection, recipient: str, address: str, since_micros: int) -> None:
-    """Record that a recipient has news. Writes nothing if that is recorded already, with the same address."""
+    """Record that a recipient has news, and may get a notice. Writes nothing if that is recorded already, with the same
+    address."""
+    is_noticed = "notices AND (notice_at IS NULL OR notice_at > excluded.news_since)"
     connection.execute(
         "INSERT INTO recipient (recipient, address, news_since) VALUES (?, ?, ?) "
         "ON CONFLICT (recipient) DO UPDATE SET "
-        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since) "
-        "WHERE address <> excluded.address OR news_since IS NULL",
+        "address = excluded.address, news_since = coalesce(news_since, excluded.news_since), "
+        f"notice_at = CASE WHEN {is_noticed} THEN excluded.news_since ELSE notice_at END "
+        f"WHERE address <> excluded.address OR news_since IS NULL OR ({is_noticed})",
         (recipient, address, since_micros),
     )

@@ -260,6 +260,7 @@ def _digest(line: dict[str, Any]) -> DigestRecord:
         parse_time(line["issued_at"]),
         parse_time(line["sent_at"]),
         tuple(DeliveryId(UUID(id), int(number)) for id, number in line["deliveries"]),
+        bool(line.get("is_notice")),  # since version 7
     )
 
 

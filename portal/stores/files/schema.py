@@ -100,19 +100,26 @@ CREATE TABLE recipient (
     lease_until INTEGER,
     digest_id BLOB,                     -- of the digest claimed and not yet sent; kept after a crash
     stop_mailed_at INTEGER,             -- when a one-click unsubscription was last confirmed by mail
-    devices_valid_from INTEGER          -- before this, buttons pressed in a browser do not make it a known device
+    devices_valid_from INTEGER,         -- before this, buttons pressed in a browser do not make it a known device
+    notices INTEGER NOT NULL DEFAULT 0, -- whether mail held for the recipient sets notice_at
+    notice_at INTEGER,                  -- when their unannounced mail is next searched for wanted messages
+    noticed_until INTEGER,              -- mail held before was searched
+    notice_id BLOB                      -- of the notice begun and not yet sent; kept after a crash
 ) WITHOUT ROWID;
 -- With all columns of its condition, so that counting the due digests for a health check reads nothing but the index.
 CREATE INDEX recipient_due ON recipient (next_digest_at, news_since, stopped_at)
     WHERE news_since IS NOT NULL AND stopped_at IS NULL;
 CREATE INDEX recipient_failing ON recipient (failed_at) WHERE failed_at IS NOT NULL;
+CREATE INDEX recipient_notice ON recipient (notice_at)
+    WHERE notice_at IS NOT NULL AND news_since IS NOT NULL AND stopped_at IS NULL;
 
 CREATE TABLE digest (
     id BLOB PRIMARY KEY,
     recipient TEXT NOT NULL,
     address TEXT NOT NULL,
     issued_at INTEGER NOT NULL,
-    sent_at INTEGER
+    sent_at INTEGER,
+    is_notice INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX digest_recipient ON digest (recipient, issued_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX digest_issued_at ON digest (issued_at);
@@ -331,6 +338,13 @@ ALTER TABLE session ADD COLUMN staff_until INTEGER;
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
 ALTER TABLE recipient ADD COLUMN devices_valid_from INTEGER;
+ALTER TABLE recipient ADD COLUMN notices INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE recipient ADD COLUMN notice_at INTEGER;
+ALTER TABLE recipient ADD COLUMN noticed_until INTEGER;
+ALTER TABLE recipient ADD COLUMN notice_id BLOB;
+CREATE INDEX recipient_notice ON recipient (notice_at)
+    WHERE notice_at IS NOT NULL AND news_since IS NOT NULL AND stopped_at IS NULL;
+ALTER TABLE digest ADD COLUMN is_notice INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sign_in ADD COLUMN mailbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_56 TEXT NOT NULL DEFAULT '';
 ALTER TABLE sign_in ADD COLUMN client_48 TEXT NOT NULL DEFAULT '';

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from typing import LiteralString
 from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, first_id, held_at, new_id
@@ -12,14 +13,15 @@ from portal.stores import lifecycle
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
-from portal.stores.records import Claims, Digest, DigestRecord, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_unsent
+from portal.stores.records import Claims, Digest, DigestRecord, NoticeClaim, Unsent
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.session import Row, Session
 
 _IMPORT = (
-    "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers) values (:id, :recipient,"
-    " :address, :issued_at, :sent_at, cast(:ids as uuid[]), cast(:numbers as int[])) on conflict (id) do update"
+    "insert into digest (id, recipient, address, issued_at, sent_at, message_ids, numbers, is_notice) values (:id,"
+    " :recipient, :address, :issued_at, :sent_at, cast(:ids as uuid[]), cast(:numbers as int[]), :is_notice)"
+    " on conflict (id) do update"
     " set address = excluded.address, issued_at = excluded.issued_at, sent_at = excluded.sent_at,"
     " message_ids = excluded.message_ids, numbers = excluded.numbers"
     " where digest.sent_at is null"  # a digest that was sent does not change any more
@@ -90,12 +92,36 @@ class PostgresDigests(SqlDigests):
                         [d.address for d in digests],
                     ],
                 )
-        if not all(reader.is_plain for reader in claimed):
-            # Now, since a missing partition would fail the recording after sending, and the digest would be sent again.
+        self._prepare_announced_to(digests)
+        return Claims(digests, refused)
+
+    def claim_notices(
+        self, now: datetime, count: int, limit: int, *, readers: Callable[[str], Reader] = Reader
+    ) -> Sequence[NoticeClaim]:
+        claims = super().claim_notices(now, count, limit, readers=readers)
+        self._prepare_announced_to([claim.notice for claim in claims])
+        return claims
+
+    def _unannounced_since(self, reader: Reader, since: datetime, limit: int) -> Sequence[Delivery]:
+        where: LiteralString = "d.message_id >= %s and d.state = 'held' and d.announced_at is null"
+        values: list[object] = [first_id(since)]
+        if not reader.is_plain:
+            where += (
+                " and not exists (select from announced_to t"
+                " where t.message_id = d.message_id and t.number = d.number and t.reader = %s)"
+            )
+            values.append(text(reader.identity))
+        with self._engine.reading() as session:
+            found = rows.merged(connection_of(session), reader, where, values, "d.message_id, d.number", limit)
+            return rows.with_messages(session, found)
+
+    def _prepare_announced_to(self, digests: Sequence[Digest]) -> None:
+        """Create missing partitions for what will be recorded after sending: if that failed, the mail would be sent
+        again."""
+        if not all(digest.effective_reader.is_plain for digest in digests):
             partitions.make_missing(
                 self._database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )
-        return Claims(digests, refused)
 
     def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         announced = [(digest, delivery) for digest in sent for delivery in digest.deliveries]
@@ -119,9 +145,14 @@ class PostgresDigests(SqlDigests):
                 )
             if empty := [digest.id for digest in sent if not digest.deliveries]:
                 connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
+            notices = [digest for digest in sent if digest.is_notice]
+            sent = [digest for digest in sent if not digest.is_notice]
             recipients = [digest.recipient for digest in sent]
+            settled = [*recipients, *(each.recipient for each in notices), *(each.digest.recipient for each in unsent)]
             # Locked first, so that an `add` that waits for one of these rows continues after this and sees the result.
-            _lock_recipients(session, "select from recipient ", recipients + [each.digest.recipient for each in unsent])
+            _lock_recipients(session, "select from recipient ", settled)
+            for notice in notices:
+                settle_sent_notice(session, notice)
             if sent:
                 oldest = _oldest_unannounced(connection, [digest.effective_reader for digest in sent])
                 connection.execute(
@@ -153,14 +184,15 @@ class PostgresDigests(SqlDigests):
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
         with self._engine.reading() as session:
             found = session.many(
-                "select id, recipient, address, issued_at, sent_at, message_ids, numbers from digest where id > :after"
+                "select id, recipient, address, issued_at, sent_at, message_ids, numbers, is_notice from digest"
+                " where id > :after"
                 " order by id limit :limit",
                 after=after or FIRST,
                 limit=limit,
             )
         return [
-            DigestRecord(id, recipient, address, issued_at, sent_at, tuple(map(DeliveryId, ids, numbers)))
-            for id, recipient, address, issued_at, sent_at, ids, numbers in found
+            DigestRecord(id, recipient, address, issued_at, sent_at, tuple(map(DeliveryId, ids, numbers)), is_notice)
+            for id, recipient, address, issued_at, sent_at, ids, numbers, is_notice in found
         ]
 
     def import_records(self, digests: Sequence[DigestRecord]) -> None:

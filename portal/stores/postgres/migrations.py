@@ -64,6 +64,12 @@ MIGRATIONS: dict[int, LiteralString] = {
         alter table session add column client text not null default '', add column staff_until timestamptz;
         create index on session (recipient);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
+        alter table recipient
+            add column notices boolean not null default false, add column notice_at timestamptz,
+            add column noticed_until timestamptz, add column notice_id uuid;
+        create index on recipient (notice_at)
+            where notice_at is not null and news_since is not null and stopped_at is null;
+        alter table digest add column is_notice boolean not null default false;
         alter table sign_in add column mailbox text not null default '';
         alter table sign_in add column client_56 text not null default '';
         alter table sign_in add column client_48 text not null default '';

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
-from datetime import datetime
-from uuid import UUID
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
 
 from portal.model.errors import NotFound
 from portal.model.message import Delivery, DeliveryId, Reader, State, new_id
@@ -13,7 +14,7 @@ from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
-from portal.stores.records import Digest, DigestRequest, LinkOpen, Unsent, Upcoming
+from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Unsent, Upcoming
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -24,15 +25,17 @@ CLAIMABLE = (
 DUE = f"{HAS_NEWS} and next_digest_at <= :now and (lease_until is null or lease_until <= :now)"
 _DIGEST = (
     "select id, recipient, address, issued_at,"
-    " (select preferences from recipient r where r.recipient = digest.recipient) as preferences from digest "
+    " (select preferences from recipient r where r.recipient = digest.recipient) as preferences, is_notice from digest "
 )
 
 _UPCOMING = (
     "select address, digest_id, preferences, failures, stopped_at, next_digest_at, not exists (select 1 from digest"
-    " where digest.recipient = recipient.recipient and sent_at is not null) as is_first"
+    " where digest.recipient = recipient.recipient and sent_at is not null and not is_notice) as is_first"
     " from recipient where recipient = :recipient"
 )
-_LAST = "where recipient = :recipient and sent_at is not null order by issued_at desc, id desc limit 1"
+_LAST = (
+    "where recipient = :recipient and sent_at is not null and not is_notice order by issued_at desc, id desc limit 1"
+)
 _REQUEST = (
     "insert into recipient (recipient, address, news_since, next_digest_at, asked_at)"
     " values (:recipient, :address, :news_since, :now, :now) on conflict (recipient) do update set"
@@ -40,6 +43,33 @@ _REQUEST = (
     " next_digest_at = excluded.next_digest_at, asked_at = excluded.asked_at"
     " where recipient.asked_at is null or recipient.asked_at <= :since"
 )
+_NOTICE_DUE = (
+    "select recipient, address, next_digest_at, preferences, noticed_until, notice_id from recipient"
+    f" where {HAS_NEWS} and notice_at <= :now and (lease_until is null or lease_until <= :now)"
+    " order by notice_at limit 1"
+)
+# A message that is held during the claim sets an earlier `notice_at`, by which `_END_NOTICE` recognizes it.
+_CLAIM_NOTICE = (
+    "update recipient set lease = :lease, lease_until = :until, notice_at = :until, notice_id = :id"
+    " where recipient = :recipient"
+)
+_PUT_NOTICE = (
+    "insert into digest (id, recipient, address, issued_at, is_notice)"
+    " values (:id, :recipient, :address, :issued_at, :is_notice) on conflict (id)"
+    " do update set address = excluded.address, issued_at = excluded.issued_at"
+)
+_END_NOTICE = (
+    "update recipient set lease = null, lease_until = null,"
+    " notice_at = case when notice_at = lease_until then :again else notice_at end{0}"
+    " where recipient = :recipient and lease = :lease"
+)
+_NOTICES_SENT = (
+    "select recipient, issued_at from digest where recipient in :recipients and issued_at > :since"
+    " and sent_at is not null and is_notice order by issued_at"
+)
+_NOTICE_LOOKS_BACK = timedelta(days=1)  # at first
+# A message may commit seconds after its time, another host's clock may be behind, and a virus scan may take minutes.
+_NOTICE_OVERLAP = timedelta(minutes=10)
 
 
 class SqlDigests(Digests):
@@ -57,6 +87,44 @@ class SqlDigests(Digests):
                 f"select recipient from recipient where {where} limit :limit", now=now, after=after, limit=limit
             )
         return [recipient for (recipient,) in rows]
+
+    def claim_notices(
+        self, now: datetime, count: int, limit: int, *, readers: Callable[[str], Reader] = Reader
+    ) -> Sequence[NoticeClaim]:
+        lease = uuid4()
+        found: list[tuple[Digest, datetime, datetime | None]] = []
+        with self._engine.writing() as session:
+            while len(found) < count:
+                row = session.one(_NOTICE_DUE, for_update=True, skip_locked=True, now=now)
+                if row is None:
+                    break
+                recipient, address, next_digest_at, preferences, until, id = row
+                notice = Digest(
+                    id or new_id(now), recipient, address, now.replace(microsecond=0), (),
+                    Preferences.from_json(preferences), lease=lease, reader=readers(recipient), is_notice=True,
+                )  # fmt: skip
+                session.execute(_CLAIM_NOTICE, notice, until=now + lifecycle.LEASE)
+                # As for a digest: its recipient may unsubscribe before the sending is recorded.
+                session.execute(_PUT_NOTICE, notice)
+                since = now - _NOTICE_LOOKS_BACK if until is None else min(until, now) - _NOTICE_OVERLAP
+                found.append((notice, since, next_digest_at))
+        if not found:
+            return ()
+        names = [notice.recipient for notice, *_ in found]
+        with self._engine.reading() as session:
+            sent = session.many(_NOTICES_SENT, recipients=names, since=now - timedelta(days=1))
+        return [
+            NoticeClaim(
+                replace(notice, deliveries=tuple(self._unannounced_since(notice.effective_reader, since, limit))),
+                next_digest_at,
+                tuple(at for recipient, at in sent if recipient == notice.recipient),
+            )
+            for notice, since, next_digest_at in found
+        ]
+
+    @abstractmethod
+    def _unannounced_since(self, reader: Reader, since: datetime, limit: int) -> Sequence[Delivery]:
+        """Return deliveries that were held from ``since`` on and not announced to this reader, oldest first."""
 
     @abstractmethod
     def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
@@ -101,7 +169,10 @@ class SqlDigests(Digests):
     def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
         if not recipients:
             return ()
-        sent = "select distinct recipient from digest where recipient in :recipients and sent_at is not null"
+        sent = (
+            "select distinct recipient from digest"
+            " where recipient in :recipients and sent_at is not null and not is_notice"
+        )
         with self._engine.reading() as session:
             return {recipient for (recipient,) in session.many(sent, recipients=list(recipients))}
 
@@ -113,9 +184,9 @@ class SqlDigests(Digests):
             return self._digest_from(session, row)
 
     def _digest_from(self, session: Session, row: Row) -> Digest:
-        id, recipient, address, issued_at, preferences = row
-        deliveries = tuple(self._announced_by(session, id, recipient))
-        return Digest(id, recipient, address, issued_at, deliveries, Preferences.from_json(preferences))
+        id, recipient, address, issued_at, preferences, is_notice = row
+        deliveries, chosen = tuple(self._announced_by(session, id, recipient)), Preferences.from_json(preferences)
+        return Digest(id, recipient, address, issued_at, deliveries, chosen, is_notice=bool(is_notice))
 
     def recipient_of(self, digest_id: UUID) -> str:
         with self._engine.reading() as session:
@@ -142,7 +213,10 @@ class SqlDigests(Digests):
 
 
 def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
-    """End the claim of a digest that was not sent."""
+    """End the claim of a digest or notice that was not sent."""
+    if each.digest.is_notice:
+        session.execute(_END_NOTICE.format(""), each.digest, again=each.not_before or each.due_at or now)
+        return
     session.execute(
         "update recipient set lease = null, lease_until = :not_before,"
         " next_digest_at = case when next_digest_at <= :now then coalesce(:due_at, next_digest_at)"
@@ -155,6 +229,11 @@ def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
         each,
         now=now,
     )
+
+
+def settle_sent_notice(session: Session, notice: Digest) -> None:
+    """End the claim of a notice that was sent, or that had nothing to announce."""
+    session.execute(_END_NOTICE.format(", notice_id = null, noticed_until = :issued_at"), notice, again=None)
 
 
 def _mark_unannounced(session: Session, reader: Reader, deliveries: Sequence[Delivery]) -> None:

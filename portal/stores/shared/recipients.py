@@ -88,17 +88,25 @@ class SqlRecipients(Recipients):
         rest = f"where {HAS_NEWS} and next_digest_at is null order by news_since limit :limit"
         return self._people(rest, limit=limit)
 
-    def schedule(self, recipient: str, at: datetime) -> None:
-        update = "update recipient set next_digest_at = :at where recipient = :recipient and next_digest_at is null"
+    def schedule(self, recipient: str, at: datetime, *, notices: bool = False) -> None:
+        notice_at = "coalesce(notice_at, news_since)" if notices else "null"
+        update = (
+            f"update recipient set next_digest_at = :at, notices = :notices, notice_at = {notice_at}"
+            " where recipient = :recipient and next_digest_at is null"
+        )
         with self._engine.writing(durable=False) as session:  # after a power cut it is scheduled again
-            session.execute(update, recipient=recipient, at=at)
+            session.execute(update, recipient=recipient, at=at, notices=notices)
 
     def failing(self, limit: int) -> Sequence[Person]:
         return self._people("where failed_at is not null order by failed_at desc limit :limit", limit=limit)
 
     def pass_news_on(self, recipient: str, people: Sequence[str]) -> None:
         select = "select news_since from recipient where recipient = :recipient"
-        mark = _UPSERT.format("news_since") + " set news_since = coalesce(recipient.news_since, excluded.news_since)"
+        mark = _UPSERT.format("news_since") + (
+            " set news_since = coalesce(recipient.news_since, excluded.news_since), notice_at = case"
+            " when recipient.notices and (recipient.notice_at is null or recipient.notice_at > excluded.news_since)"
+            " then excluded.news_since else recipient.notice_at end"
+        )
         clear = "update recipient set news_since = null, next_digest_at = null where recipient = :recipient"
         with self._engine.writing() as session:
             row = session.one(select, for_update=True, recipient=recipient)
