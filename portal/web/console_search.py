@@ -88,8 +88,9 @@ class Search:
     def of_query(cls, query: str) -> Search:
         """Return the search of a query string."""
         known = (*criteria.NAMES, "by", "before")
-        pairs = [(name, value[:_CHARS]) for name, value in parse_qsl(query) if name in known and value.strip()]
-        return cls(tuple(dict.fromkeys(pairs[:_VALUES])))
+        # Control and format characters, which the form cannot show, are no part of any value.
+        pairs = ((name, "".join(filter(str.isprintable, value[:_CHARS])).strip()) for name, value in parse_qsl(query))
+        return cls(tuple(dict.fromkeys(pair for pair in pairs if pair[0] in known and pair[1]))[:_VALUES])
 
     def get(self, name: str) -> str:
         """Return the last value of a name, "" if there is none."""

@@ -33,7 +33,7 @@ from portal.digests.compose import digest_mail
 from portal.mail.relay import Relay
 from portal.model.errors import StoreUnavailable
 from portal.model.links import MARK_HEADER, Action
-from portal.model.message import Reader, State, Symbol, Tier, identity
+from portal.model.message import Filter, Reader, State, Symbol, Tier, identity
 from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.monitoring import runs
 from portal.stores import LEASE
@@ -945,6 +945,17 @@ def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: Mak
     links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", text(server.mails[0]))]
     foot = [link for link in links if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)]
     assert [parts.store.digests.recipient_of(link.id) for link in foot] == [ALICE] * 3
+
+
+def test_messages_are_indexed_for_staff_also_those_of_the_past(mailing: Parts) -> None:
+    store = mailing.store
+    hold(store, recipients=[ALICE], at=now() - 2 * DAY)
+    housekeeping.index_facets(mailing)
+    assert store.facets.is_complete()
+    hold(store, recipients=[ALICE], at=now() - DAY)  # as an import of another store holds it
+    housekeeping.daily(mailing, now())
+    housekeeping.index_facets(mailing)
+    assert store.facets.count(Filter(symbols=("BAYES_SPAM",))).count == 2
 
 
 def test_daily_work_removes_nothing_while_the_clock_may_be_wrong(mailing: Parts) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from portal.assemble import Parts
+from portal.model.criteria import NAMES
 from portal.model.message import Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
@@ -138,3 +139,21 @@ def test_hostile_text_and_bodies_are_not_shown(site: Site) -> None:
     for pairs in ([], [("by", "symbol")], [("symbol", hostile)], [("words", hostile)]):
         page = get(browser, *pairs)
         assert "<script>alert" not in page and "secret body" not in page
+
+
+@pytest.mark.parametrize("name", [*NAMES, "before", "by"])
+def test_no_text_breaks_a_search(site: Site, name: str) -> None:
+    hold(site.store)
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    for text in (
+        "\0",
+        "'\"\\",
+        "%_*:",
+        "a|b & !c",
+        "\u202e@\u202e",
+        "\U0001f600",
+        "9" * 400,
+        "00000000-0000-7000-8000-000000000000.1",
+    ):
+        for more in ([], [("by", "domain")], [("symbol", "BAYES_SPAM")]):
+            assert browser.get(f"/admin/?{urlencode([(name, text), *more])}").status in (200, 400), text
