@@ -78,6 +78,7 @@ class _Session:
     token: str
     recipient: int
     messages: list[UUID]
+    formatted: UUID
 
 
 class _Site:
@@ -97,14 +98,20 @@ class _Site:
             self.components["PostgreSQL"] = postmaster(url)
 
     def _session(self, recipient: int) -> _Session:
-        session = _Session(random_token(32), recipient, list(map(self._hold, [recipient] * 2)))
+        messages = [self._hold(recipient) for _ in range(2)]
+        session = _Session(random_token(32), recipient, messages, self._hold(recipient, formatted=True))
         self._store.sign_ins.start_session(sha256(session.token), fill.person(recipient), datetime.now(UTC))
         return session
 
-    def _hold(self, recipient: int) -> UUID:
+    def _hold(self, recipient: int, *, formatted: bool = False) -> UUID:
         number = next(_NUMBERS)
         head = load.mail_head(number).replace(b"<promo@", b"<n%d.promo@" % number)  # messages alike are one row
-        mail = head + load.words(load.MAIL_BYTES, 1)
+        text = load.words(load.MAIL_BYTES, 1)
+        if formatted:
+            head = head.replace(b"text/plain", b"text/html")
+            rows = b"".join(b"<tr><td>%s</td></tr>\r\n" % line for line in text.splitlines())
+            text = b"<h1>Offer</h1>\r\n<table>\r\n%s</table>\r\n" % rows
+        mail = head + text
         values = load.METADATA | {"rcpt": f'["{fill.person(recipient)}"]'}
         headers = {f"x-rspamd-{name}": value for name, value in values.items()} | {"content-type": "text/plain"}
         posted = exporter.parse(headers, Body(io.BytesIO(mail), 0, len(mail)), 1 << 26)
@@ -118,10 +125,15 @@ class _Site:
         words = words.format(rare=fill.rare_word(self.people, self.count, session.recipient))
         self._get(session, "?" + urllib.parse.urlencode({"q": words}) if words else "", rows)
 
-    def message(self) -> None:
-        """Open a real mail."""
+    def message(self, view: str = "") -> None:
+        """Open a real mail: its text, or another view."""
         session = random.choice(self._sessions)
-        self._get(session, f"messages/{random.choice(session.messages)}/", None)
+        self._get(session, f"messages/{random.choice(session.messages)}/{view}", None)
+
+    def formatted(self) -> None:
+        """Open the frame of a real mail as its sender made it: the page around it has no text of the mail."""
+        session = random.choice(self._sessions)
+        self._get(session, f"messages/{session.formatted}/html", None)
 
     def link(self) -> None:
         """Open a link of a digest. Each is of another digest, since openings of one have a rate limit."""
@@ -151,6 +163,8 @@ _PAGES: dict[str, tuple[Callable[[_Site], None], str]] = {  # with their bars
     "a search for a word of one message": (partial(_Site.page, words="{rare}", rows=1), BAR),
     "a search that finds nothing": (partial(_Site.page, words="absent", rows=0), BAR),
     "the page of a message": (_Site.message, BAR),
+    "the source of a message": (partial(_Site.message, view="source"), BAR),
+    "a message as its sender made it": (_Site.formatted, BAR),
     "the page of a link in a digest": (_Site.link, BAR),
     "the health check": (_Site.health, HEALTH_BAR),
 }

@@ -25,7 +25,6 @@ from tests.builders import rule as rule_of_alice
 from tests.conftest import MakeSettings
 from tests.moving.test_copy import damage
 from tests.smtp_server import SmtpServer
-from tests.statements import Statements
 from tests.web_client import Answer, Browser, Site
 
 
@@ -593,20 +592,6 @@ def test_links_are_revoked(site: Site, held: Held) -> None:
     answer = browser.post("/preferences", {"change": "revoke", "form_token": browser.form_token()})
     assert "no longer work" in browser.follow(answer, "/preferences").text
     assert site.browser().get(link).status == 404
-
-
-@pytest.mark.parametrize("view", ["", "headers", "source"])
-def test_the_page_of_a_message_takes_few_statements(
-    make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch, view: str
-) -> None:
-    statements = Statements(monkeypatch)
-    site = Site(make_parts())
-    held = site.hold(recipients=(ALICE, BOB))
-    act(site.signed_in(ALICE), held.id, "delete")
-    browser = site.signed_in(ALICE)
-    with statements.of() as queries:
-        assert browser.get(f"/messages/{held.id}/{view}").status == 200
-    assert len(queries) <= 5, queries
 
 
 # ---- permissions: every route of the application, every kind of person
