@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -249,16 +251,20 @@ def test_mail_held_during_a_claim_is_announced_afterwards(mailing: Parts, server
 
 
 def test_several_processes_send_a_notice_once(make_parts: MakeParts, server: SmtpServer) -> None:
-    first, second = make_parts(mail__url=server.url), make_parts(mail__url=server.url)
-    people, at = [f"p{n:02}@example.org" for n in range(20)], noon()
-    switch_on(first, *people)
-    wanted(first, to=tuple(people), at=at)
-    news.schedule_news(first, at)
-    claimed = first.store.digests.claim_notices(at + MINUTE, 12, 9)
-    others = second.store.digests.claim_notices(at + MINUTE, 99, 9)
-    names = [claim.notice.recipient for claim in (*claimed, *others)]
-    assert sorted(names) == people
-    assert (len(claimed), len(others)) == (12, 8)
+    several = [make_parts(mail__url=server.url, digest__connections=2) for _ in range(4)]
+    people, at = [f"p{n:02}@example.org" for n in range(40)], noon()
+    switch_on(several[0], *people)
+    wanted(several[0], to=tuple(people), at=at)
+    news.schedule_news(several[0], at)
+    begin = threading.Barrier(len(several))
+
+    def send(parts: Parts) -> int:
+        begin.wait()
+        return len(notices.send_notices(parts, at + MINUTE).sent)
+
+    with ThreadPoolExecutor(len(several)) as pool:
+        assert sum(pool.map(send, several)) == len(people)
+    assert notified(server) == people
 
 
 def test_a_mail_server_that_defers_it_is_tried_again_later(mailing: Parts, server: SmtpServer) -> None:
