@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
+from unicodedata import category
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -62,7 +63,8 @@ class Listing:
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Listing:
         """Return the listing of a query's names and values; the last value of a name wins."""
-        return cls({name: value[: _LENGTHS[name]] for name, value in pairs if value.strip() and name in _LENGTHS})
+        texts = ((name, _without_controls(value)) for name, value in pairs if name in _LENGTHS)
+        return cls({name: value[: _LENGTHS[name]] for name, value in texts if value.strip()})
 
     @classmethod
     def of_query(cls, query: str) -> Listing:
@@ -184,6 +186,11 @@ def place_of(text: str) -> tuple[str, str]:
     """Return the page that a form names as its own, and the query string of its list."""
     page, _, query = text.partition("?")
     return page, Listing.of_query(query).query(select="")
+
+
+def _without_controls(text: str) -> str:
+    """Return a text without characters that no field of a page can show."""
+    return "".join(each for each in text if each.isprintable() or category(each) == "Cf")
 
 
 def _without(values: Mapping[str, str], *names: str) -> dict[str, str]:

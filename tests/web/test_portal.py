@@ -1055,3 +1055,11 @@ def test_metrics_are_for_the_exporters_networks(site: Site, held: Held) -> None:
     text = browser.get("/metrics").text
     assert "quarantine_store_up 1.0" in text
     assert "quarantine_releases_waiting 0.0" in text
+
+
+@pytest.mark.parametrize(
+    "query", ["q=%00x", "q=%ff%fe%01", "sender=a%00b", "q=%e2%80%ae%ef%bf%be", "like=%00", "list=%00"]
+)
+def test_characters_that_no_page_can_show_are_left_out(site: Site, query: str) -> None:
+    answer = site.signed_in(ALICE).get(f"/?{query}")  # checked by the standard's parser
+    assert answer.status == 200
