@@ -1,4 +1,4 @@
-"""Make the pictures in docs/images: the digest and the pages in Debian's Chromium, with hostile mail.
+"""Make docs/pictures.md and docs/images: the digest and the pages in Debian's Chromium, with hostile mail.
 
     python -m tests.system.screenshots [FOLDER]
 
@@ -20,12 +20,10 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from portal.assemble import Parts, assemble
-from portal.model.links import Action
-from portal.model.message import Tier
 from portal.settings import load_from
-from tests.builders import ALICE
+from tests.system import gallery
 from tests.system.conftest import CHROMIUM
-from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
+from tests.system.local_site import LocalSite, local_site, read_mail
 from tests.system.samples import hold_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,17 +40,6 @@ DIGESTS = {
     "ja": [("320", SMALL, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")],
     "ar": [("320", SMALL, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")],
 }
-PAGES = [("390", PHONE, "light"), ("390-dark", PHONE, "dark"), ("desktop", DESKTOP, "light")]
-SHIPPED = {
-    "list-390",
-    "list-desktop",
-    "release-390",
-    "ask-390-dark",
-    "show-390",
-    "message-390",
-    "several-390",
-    "preferences-390",
-}
 
 
 def main(folder: Path) -> None:
@@ -67,9 +54,14 @@ def main(folder: Path) -> None:
                     with page_of(browser, width, scheme) as page:
                         read_mail(page, mail)
                         save(page, folder / f"digest-{language}-{name}.png")
-        with site_in("en") as site:
-            pages(folder, browser, site)
+        with tempfile.TemporaryDirectory() as parts:
+            for language in gallery.LANGUAGES:
+                with site_in(language, mail__admin_address="postmaster@example.org") as site:
+                    gallery.take(gallery.Stage(site, language, browser), language, Path(parts))
+            gallery.make_sheets(browser, Path(parts), folder)
         browser.close()
+    if folder == ROOT / "docs/images":
+        gallery.describe(ROOT / "docs/pictures.md")
 
 
 @contextmanager
@@ -93,37 +85,6 @@ def site_in(language: str, **more: str) -> Iterator[LocalSite]:
         ) as site:
             yield site
         made[0].store.close()
-
-
-def pages(folder: Path, browser: Browser, site: LocalSite) -> None:
-    """Make the pictures of the pages in English: all of them if a folder was given, else those in docs/images."""
-    held = hold_samples(site)
-    site.digest()
-    digest = site.store.digests.last(ALICE)
-    assert digest is not None
-    url, links, at = site.parts.settings.public_url, site.parts.links, digest.issued_at
-    shop, dangerous = held[-1].id, next(h.id for h in held if site.delivery(h).message.tier is Tier.DANGEROUS)
-    addresses = {
-        "list": f"{url}/",
-        "message": f"{url}/messages/{shop}/",
-        "release": links.url(Action.RELEASE, shop, 0, at),
-        "delete": links.url(Action.DELETE, shop, 0, at),
-        "ask": links.url(Action.REQUEST, dangerous, 0, at),
-        "show": links.url(Action.SHOW, dangerous, 0, at),
-        "several": links.url(Action.SEVERAL, digest.id, 0, at),
-        "forwarded": links.url(Action.FORWARDED, digest.id, 0, at),
-        "preferences": links.url(Action.PREFERENCES, digest.id, 0, at),
-        "sign-in": f"{url}/sign-in",
-    }
-    for name, address in addresses.items():
-        for kind, width, scheme in PAGES:
-            if folder == ROOT / "docs/images" and f"{name}-{kind}" not in SHIPPED:
-                continue
-            with page_of(browser, width, scheme) as page:
-                if name in ("list", "message"):
-                    sign_in(site, page.context)
-                page.goto(address)
-                save(page, folder / f"{name}-{kind}.png")
 
 
 @contextmanager
