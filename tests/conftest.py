@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
@@ -57,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "TMPDIR" not in os.environ and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _MEMORY_BYTES:
         os.environ["TMPDIR"] = memory
         tempfile.tempdir = None
+    # A shell ignores SIGINT in what it runs in the background: tests that interrupt would find nothing raised.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _CompiledTemplates(BytecodeCache):

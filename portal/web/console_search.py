@@ -185,7 +185,11 @@ class ConsoleSearch:
             choices=_CHOICES,
             error=error and (error.name, error.sentence(lambda name: request.language.gettext(_LABELS[name]))),
             chips=[
-                (_LABELS[name], shown(value, 60), first.without("by", pair=(name, value)).query(*_by(search)))
+                (
+                    _LABELS[name],
+                    _shown_choice(name, value, viewer),
+                    first.without("by", pair=(name, value)).query(*_by(search)),
+                )
                 for name, value in search.values
                 if name in _LABELS
             ],
@@ -267,3 +271,9 @@ def _group_row(search: Search, by: GroupBy, group: Group, viewer: Viewer) -> Gro
     points = viewer.language.score(group.points) if by is GroupBy.SYMBOL else ""
     query = first.query(*pairs) if name else ""
     return GroupRow(shown_name, viewer.language.number(group.count), points, query)
+
+
+def _shown_choice(name: str, value: str, viewer: Viewer) -> str:
+    """Return a value of a criterion for people."""
+    text = dict(_CHOICES.get(name, ())).get(value)
+    return shown(value, 60) if text is None else viewer.language.gettext(text)

@@ -400,6 +400,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "release": ("4Abc1",),
     "restore": ("4Abc1",),
     "scan": ("4Abc1",),
+    "staff": ("list",),
     "settings": None,
     "unlearn": ("4Abc1",),
 }
