@@ -24,6 +24,10 @@ _AT_ONCE = 16  # claims
 _DELIVERIES = 500  # searched in one claim; of more, the digest lists the rest
 _SCAN_TAKES = timedelta(minutes=10)  # at most; after a longer one, the digest lists the message
 _SCAN_PAUSE = timedelta(minutes=1)
+_WAIT_FOR_SCANS = timedelta(minutes=2)  # how long a notice waits for the scans of messages that came with its own
+_ROWS = 20  # in a notice, and at most `digest.max_rows`: it announces no message that it does not list
+# So that outcomes are recorded before their claims end. The next tick, seconds later, continues.
+_SEARCH = timedelta(seconds=5)
 
 
 def send_notices(parts: Parts, now: datetime, *, stopped: Stopped = never, pace: Pace | None = None) -> Summary:
@@ -36,10 +40,11 @@ def send_notices(parts: Parts, now: datetime, *, stopped: Stopped = never, pace:
 def _due(parts: Parts, time: Callable[[], datetime], stopped: Stopped) -> Claim:
     """Return a function that claims notices which have something to announce now, and ends all other claims."""
 
+    rows = min(_ROWS, parts.settings.digest.max_rows)
+
     def claim() -> Sequence[Digest]:
-        store = parts.store
-        while not stopped():
-            now = time()
+        store, began = parts.store, time()
+        while not stopped() and (now := time()) - began < _SEARCH:
             claims = store.digests.claim_notices(now, _AT_ONCE, _DELIVERIES, readers=parts.people.reader)
             if not claims:
                 break
@@ -49,7 +54,7 @@ def _due(parts: Parts, time: Callable[[], datetime], stopped: Stopped) -> Claim:
             later: list[Unsent] = []
             for each in claims:
                 notice = each.notice
-                wanted = _probably_wanted(notice, known.get(notice.recipient, ()))
+                wanted = _probably_wanted(notice, known.get(notice.recipient, ()), rows)
                 if not parts.domains.plan(notice.recipient, notice.preferences).notices:
                     wanted, not_before = (), None
                 else:
@@ -66,21 +71,27 @@ def _due(parts: Parts, time: Callable[[], datetime], stopped: Stopped) -> Claim:
     return claim
 
 
-def _probably_wanted(notice: Digest, known: Collection[str]) -> tuple[Delivery, ...]:
-    """Return the likely mistakes among the deliveries, as a digest finds them; of these, only the tier *spam*."""
-    return tuple(
-        delivery
+def _probably_wanted(notice: Digest, known: Collection[str], rows: int) -> tuple[Delivery, ...]:
+    """Return the likely mistakes among the deliveries, as a digest finds them; of these, only the tier *spam*.
+
+    ``rows``: at most so many rows of a digest. It lists the others.
+    """
+    groups = [
+        group
         for group in ranked(notice.deliveries, known)
         if group.section is Section.LIKELY_MISTAKES and group.newest.message.tier is Tier.SPAM
-        for delivery in (group.newest, *group.others)
-    )
+    ]
+    return tuple(delivery for group in groups[:rows] for delivery in (group.newest, *group.others))
 
 
 def _not_before(parts: Parts, claim: NoticeClaim, wanted: Sequence[Delivery], now: datetime) -> datetime | None:
     """Return when the deliveries are searched again instead of now; None: they are announced now."""
     notice = claim.notice
+    may_wait = all(now - each.message.held_at < _WAIT_FOR_SCANS for each in wanted)
+    if may_wait and any(_awaits_scan(each, now) for each in notice.deliveries):
+        return now + _SCAN_PAUSE
     if not wanted:
-        return now + _SCAN_PAUSE if any(_awaits_scan(each, now) for each in notice.deliveries) else None
+        return None
     night = parts.domains.plan(notice.recipient, notice.preferences).end_of_night(now)
     if night is not None:
         return night

@@ -21,6 +21,7 @@ from portal.model.message import (
     Message,
     Reader,
     State,
+    held_at,
     identity,
 )
 from portal.model.rule import Effect
@@ -137,6 +138,11 @@ class Digest:
     def effective_reader(self) -> Reader:
         """The claim's reader, or else a reader with the recipient as the only identity."""
         return self.reader or Reader(self.recipient)
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Return whether an earlier claim made the id. Its mail may have been delivered, so its links must work."""
+        return held_at(self.id).replace(microsecond=0) < self.issued_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from digest import housekeeping, news, run
@@ -124,10 +125,23 @@ def kill_at(store_url: str, tmp_path: Path, server: SmtpServer) -> Kill:
         server.script.clear()
         code = process.exitcode
         process.close()
+        wait_for_backends(store_url)
         assert code in (0, -signal.SIGKILL), f"{point.name}: the process failed"
         return code != 0
 
     return kill
+
+
+def wait_for_backends(store_url: str) -> None:
+    """Wait until PostgreSQL runs no statement for the dead process: its locks last until then."""
+    if store_url.startswith("postgresql"):
+        busy = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with psycopg.connect(store_url, autocommit=True) as connection:
+            deadline = time.monotonic() + 10
+            while (
+                time.monotonic() < deadline and connection.execute(f"{busy} and state <> 'idle'").fetchone() is not None
+            ):
+                time.sleep(0.001)
 
 
 def read(mail: Mail) -> EmailMessage:

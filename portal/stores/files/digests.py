@@ -247,14 +247,14 @@ def _settle_sent(session: Session, digest: Digest, now: datetime) -> None:
             digest.id, digest.recipient, digest.address, digest.issued_at, now, announced, digest.is_notice
         )
         session.journal(partial(digest_line, record))
-    else:
+    elif not digest.is_taken_over:
         session.execute("DELETE FROM digest WHERE id = :id AND sent_at IS NULL", id=digest.id)
     if digest.is_notice:
         settle_sent_notice(session, digest)
         return
     session.execute(
         "UPDATE recipient SET news_since = :news_since, next_digest_at = NULL, lease = NULL, lease_until = NULL, "
-        "digest_id = NULL, failures = 0, failure = '', failed_at = NULL "
+        "digest_id = NULL, notice_id = NULL, failures = 0, failure = '', failed_at = NULL "
         "WHERE recipient = :recipient AND lease = :lease",
         digest,
         news_since=oldest_news(session, reader),

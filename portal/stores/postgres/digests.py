@@ -143,7 +143,7 @@ class PostgresDigests(SqlDigests):
                     " group by digest) u where g.id = u.digest",
                     [now, [digest.id for digest, _ in announced], ids, numbers],
                 )
-            if empty := [digest.id for digest in sent if not digest.deliveries]:
+            if empty := [digest.id for digest in sent if not digest.deliveries and not digest.is_taken_over]:
                 connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
             notices = [digest for digest in sent if digest.is_notice]
             sent = [digest for digest in sent if not digest.is_notice]
@@ -157,7 +157,8 @@ class PostgresDigests(SqlDigests):
                 oldest = _oldest_unannounced(connection, [digest.effective_reader for digest in sent])
                 connection.execute(
                     "update recipient r set news_since = u.news, next_digest_at = null, lease = null,"
-                    " lease_until = null, digest_id = null, failures = 0, failure = '', failed_at = null"
+                    " lease_until = null, digest_id = null, notice_id = null, failures = 0, failure = '',"
+                    " failed_at = null"
                     " from unnest(%s::text[], %s::uuid[], %s::timestamptz[]) u (recipient, lease, news)"
                     " where r.recipient = u.recipient and r.lease = u.lease",
                     [recipients, [digest.lease for digest in sent], [id and held_at(id) for id in oldest]],

@@ -87,7 +87,7 @@ class SqlDeliveries(Deliveries):
         if wanted.like is None:
             return self._find_page(wanted, limit, before)
         terms = search.wanted_terms(wanted)
-        if terms is None:
+        if terms is None or wanted.needs_facets:  # which only `Facets` applies
             return Page((), None)
         with self._engine.reading() as session:
             found = self._rows.of_messages(
