@@ -265,7 +265,7 @@ class Actions:
 
     def scanned(self, delivery: Delivery) -> tuple[Delivery, RspamdUnavailable | None]:
         """Return a delivery after a virus scan of its message, unless that was done a short while ago, and the error if
-        scanning it later may succeed. What the scan finds is reported to the administrator.
+        scanning it later may succeed. The administrator gets a report of what the scan finds.
 
         A release and a download begin with it. Raises StoreUnavailable, NotFound, BodyMissing, BodyDamaged.
         """

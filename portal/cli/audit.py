@@ -23,9 +23,8 @@ from portal.cli.common import (
     print_table,
 )
 from portal.cli.options import FILLED, Moment
-from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter
+from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domains import shown_address
-from portal.model.message import identity
 from portal.model.tables import cell
 from portal.model.text import shown
 
@@ -65,9 +64,9 @@ def audit(
         raise WrongCall("Use either --json or --csv.")
     with open_parts() as parts:
         wanted = AuditFilter(
-            person=identity(who) if who and "@" in who else who or "",
+            person=person_typed(who or ""),
             act=act or "",
-            subject=identity(recipient or domain or ""),
+            subject=subject_typed(recipient or domain or ""),
             message_id=_message_id(parts, id) if id else None,
             since=since,
             until=until,

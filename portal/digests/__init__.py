@@ -1,1 +1,1 @@
-"""The mail of a digest: its rows, what it says, and how large it may be. Who sends it is not decided here."""
+"""The mail of a digest: its rows, what it says, and how large it may be. The digest process sends it."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, new_id
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, domain, identity, new_id
 
 _PEOPLE = frozenset({ActorKind.RECIPIENT, ActorKind.OPERATOR})
 
@@ -104,6 +104,16 @@ class AuditFilter:
     message_id: UUID | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+
+def person_typed(text: str) -> str:
+    """Return the name of an operator, or the identity of an address, for `AuditFilter.person`."""
+    return identity(text) if "@" in text else text
+
+
+def subject_typed(text: str) -> str:
+    """Return the identity of an address, or a domain, for `AuditFilter.subject`."""
+    return identity(text) if "@" in text else domain(text)
 
 
 def _named(actor: Actor, subject: str) -> Actor:

@@ -224,9 +224,11 @@ class Staff:
         person, host = identity(person), domain(host)
         if by is not None and not self.may_give(by, role, host, person):
             raise NotAllowed("this member of staff may not remove this role")
+        # First, since the store may give the same role as the settings file, and would still give it afterwards.
+        is_removed = self.store.staff.remove(person, role, host, actor, self.now())
         if role is Role.ADMINISTRATOR and self._of_settings(person):
             raise BadGrant(N_("The settings file gives this role, so it can only be removed there."))
-        if not self.store.staff.remove(person, role, host, actor, self.now()):
+        if not is_removed:
             raise BadGrant(N_("This person does not have this role."))
         log.info("role removed person=%s role=%s domain=%s by=%s", person, role, host or "all", actor.who)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
 from urllib.parse import urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from bottle import HTTPResponse
 
-from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter
+from portal.model.audit import ACTS, COLUMNS, Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domains import shown_address
-from portal.model.message import identity, parse_id
+from portal.model.message import parse_id
 from portal.model.staff import EVERYWHERE
 from portal.model.tables import cell
 from portal.model.text import shown
 from portal.policy.staff import Permission
 from portal.web.console import Console, StaffSession
+from portal.web.listing import period
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -58,7 +58,8 @@ class AuditPages:
         """GET /admin/audit: one page of the entries that match, newest first."""
         zone = self._pages.viewer(request, staff.member.person).zone
         wanted = self._wanted(request, staff, zone)
-        entries = self._audit.list(wanted, _SIZE + 1, parse_id(request.query("before")))
+        with self._pages.searching():
+            entries = self._audit.list(wanted, _SIZE + 1, parse_id(request.query("before")))
         typed = {name: shown(request.query(name), _CHARACTERS) for name in _TYPED}
         used = {name: value for name, value in typed.items() if value}
         older = {**used, "before": str(entries[_SIZE - 1].id)} if len(entries) > _SIZE else None
@@ -85,9 +86,12 @@ class AuditPages:
         writer = csv.writer(lines)
         writer.writerow(COLUMNS)
         left, before = _EXPORTED, None
-        while left and (page := self._audit.list(wanted, min(left, _BATCH), before)):
-            left, before = left - len(page), page[-1].id
-            writer.writerows([cell(value) for value in each.values()] for each in page)
+        with self._pages.searching():
+            while left and (page := self._audit.list(wanted, min(left, _BATCH), before)):
+                left, before = left - len(page), page[-1].id
+                writer.writerows([cell(value) for value in each.values()] for each in page)
+        if not left:
+            writer.writerow(["The file ends here. There may be older entries: choose earlier days."])
         headers = {
             "Content-Type": "text/csv; charset=utf-8",
             "Content-Disposition": 'attachment; filename="audit.csv"',
@@ -95,29 +99,23 @@ class AuditPages:
         return HTTPResponse(lines.getvalue().encode(), 200, headers)
 
     def _wanted(self, request: Request, staff: StaffSession, zone: ZoneInfo) -> AuditFilter:
-        """Return what the address selects, in the domains that this person may see. Values that fit nothing are left
-        out, except for those that then select everything."""
+        """Return what the address selects, in the domains that this person may see.
+
+        A malformed message id selects nothing; other values that do not fit are left out.
+        """
         who, about, act = (request.query(name).strip()[:_CHARACTERS] for name in ("who", "about", "act"))
         domains = self._staff.reach(staff.member, Permission.READ_AUDIT)
         message = request.query("message").strip()
+        since, until = period(request.query("since"), request.query("until"), zone)
         found = AuditFilter(
-            person=identity(who) if "@" in who else who,
+            person=person_typed(who),
             act=act if act in ACTS else "",
-            subject=identity(about) if about else "",
+            subject=subject_typed(about),
             domains=None if EVERYWHERE in domains else domains,
-            since=_start(request.query("since"), zone),
-            until=_start(request.query("until"), zone, days=1),
+            since=since,
+            until=until,
         )
         return replace(found, message_id=parse_id(message) or UUID(int=0)) if message else found
-
-
-def _start(text: str, zone: ZoneInfo, days: int = 0) -> datetime | None:
-    """Return the start of a day, or of the day ``days`` later, in the reader's zone; None if the text is not a day."""
-    try:
-        day = date.fromisoformat(text) + timedelta(days)
-        return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _row(request: Request, entry: AuditEntry, zone: ZoneInfo) -> EntryRow:

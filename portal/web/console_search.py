@@ -16,7 +16,7 @@ from bottle import HTTPResponse
 from portal.model import criteria
 from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion
-from portal.model.message import ACTIONS, Delivery, Filter, State, Tier
+from portal.model.message import ACTIONS, Delivery, Filter, State
 from portal.model.reasons import why
 from portal.model.sender import sender_shown
 from portal.model.staff import EVERYWHERE
@@ -29,7 +29,7 @@ from portal.web.console import Console, StaffSession
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
-from portal.web.rows import Viewer
+from portal.web.rows import TIER_NAMES, Viewer
 
 _PAGE = 50
 _GROUPS = 100
@@ -61,7 +61,6 @@ _GROUPS_BY = {
     GroupBy.DOMAIN: N_("Recipient domain"),
     GroupBy.HOUR: N_("Hour"),
 }
-_TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
 _STATES = {
     State.HELD: N_("Held"),
     State.REQUESTED: N_("Requested"),
@@ -72,7 +71,7 @@ _STATES = {
     State.BLOCKED: N_("Blocked"),
 }
 _CHOICES = {
-    "tier": [(each.value, text) for each, text in _TIERS.items()],
+    "tier": [(each.value, text) for each, text in TIER_NAMES.items()],
     "state": [(each.value, text) for each, text in _STATES.items()],
     "action": [(each, each) for each in ACTIONS],
 }
@@ -164,7 +163,10 @@ class ConsoleSearch:
             wanted: Filter | None = criteria.read(search.typed(), viewer.zone, now).within(domains)
         except BadCriterion as bad:
             wanted, error = None, bad
-        found = self._found(search, wanted, viewer) if wanted is not None else {}
+        found: dict[str, object] = {}
+        if wanted is not None:
+            with self._pages.searching():
+                found = self._found(search, wanted, viewer)
         is_empty = wanted is not None and not (found["rows"] or found.get("older") or search.get("before"))
         nothing = ""
         if wanted is not None and is_empty and search.typed():
@@ -247,7 +249,7 @@ def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> lis
                 sender=str(sender_shown(message)),
                 subject=shown(message.subject, 120),
                 score="" if message.score is None else viewer.language.score(message.score),
-                tier=_TIERS[message.tier],
+                tier=TIER_NAMES[message.tier],
                 state=_STATES.get(each.state, ""),
                 reasons=why(message)[:1],
                 symbols=[(shown(s.name, 60), first.query(("symbol", s.name))) for s in highest],

@@ -17,7 +17,7 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, new_id
+from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, new_id
 from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
@@ -30,7 +30,7 @@ from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
-from portal.web.rows import Row, Viewer
+from portal.web.rows import TIER_NAMES, Row, Viewer
 from portal.web.selection import BULK_ACTS, MORE_ACTS, Selections, listed, shown_batch
 
 _COUNTED = 1_000  # deliveries, for the numbers beside the links above the list
@@ -133,7 +133,7 @@ class Inbox:
             words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
             chips=_chips(listing, viewer),
             sizes=SIZES,
-            tiers=_TIERS,
+            tiers=TIER_NAMES,
             reasons=sorted({listing.get("reason"), *(each for row in rows for each in row.reasons)} - {""}),
             mailboxes=[(each, shown_address(each)) for each in reader.identities] if len(reader.identities) > 1 else [],
             ranked_max=RANKED_MAX,
@@ -245,9 +245,6 @@ def _views(listing: Listing, counts: Counts, viewer: Viewer) -> list[tuple[str, 
     ]
 
 
-_TIERS = {Tier.SPAM: N_("Spam"), Tier.SUSPICIOUS: N_("Suspicious"), Tier.DANGEROUS: N_("Possibly dangerous")}
-
-
 _CHIPS = {
     "sender": N_("Sender"),
     "since": N_("From day"),
@@ -271,7 +268,7 @@ def _chips(listing: Listing, viewer: Viewer) -> list[tuple[str, str, str]]:
         "until": viewer.language.date(days.until - timedelta(seconds=1), viewer.zone)
         if days.until
         else values["until"],
-        "tier": _(next((text for tier, text in _TIERS.items() if tier == values["tier"]), values["tier"])),
+        "tier": _(next((text for tier, text in TIER_NAMES.items() if tier == values["tier"]), values["tier"])),
         "reason": _(values["reason"]) if values["reason"] else "",
         "mailbox": shown_address(values["mailbox"]),
         "attachment": "",

@@ -147,12 +147,12 @@ class Listing:
 
     def filter(self, zone: ZoneInfo) -> Filter:
         """Return the criteria besides states, words and recipients. Days are those of this time zone."""
-        since, until = _date(self.get("since")), _date(self.get("until"))
+        since, until = period(self.get("since"), self.get("until"), zone)
         tier = next((each for each in Tier if each.value == self.get("tier")), None)
         return Filter(
             sender=self.get("sender") or None,
-            since=_midnight(since, zone) if since else None,
-            until=_midnight(until + timedelta(days=1), zone) if until else None,
+            since=since,
+            until=until,
             tiers=frozenset({tier}) if tier else frozenset(),
             reason=self.get("reason"),
             has_attachment=self.get("attachment") != "",
@@ -195,6 +195,18 @@ def _without_controls(text: str) -> str:
 
 def _without(values: Mapping[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if name not in names}
+
+
+def period(since: str, until: str, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+    """Return the begin and the end of a period of whole days; None for a text that is not a day.
+
+    The texts are as `<input type="date">` sends them.
+    """
+    first, last = _date(since), _date(until)
+    return (
+        _midnight(first, zone) if first else None,
+        _midnight(last + timedelta(days=1), zone) if last else None,
+    )
 
 
 def _date(text: str) -> date | None:

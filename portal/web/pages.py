@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -61,6 +62,8 @@ class Pages:
         # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
         self._releases = threading.Semaphore(max(1, threads // 4))
         self.previews = threading.Semaphore(max(1, threads // 2))
+        # These hold a connection to the database for seconds. Of the four that a process has, ingest needs one.
+        self._searches = threading.Semaphore(max(1, min(2, threads // 4)))
         self.batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
         self.site = Site.of(parts.settings.public_url)
         self.static = StaticFiles(parts.render.folders, self.site.root)
@@ -225,6 +228,16 @@ class Pages:
         finally:
             if places:
                 self._releases.release(places)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Occupy one of the places for searches of all messages or of the audit. Raises Busy if there is none."""
+        if not self._searches.acquire(blocking=False):
+            raise Busy("too many searches of staff are running")
+        try:
+            yield
+        finally:
+            self._searches.release()
 
     # ---- the recipient of a page
 

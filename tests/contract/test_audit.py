@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.audit import Act, AuditEntry, AuditFilter, person_typed, subject_typed
 from portal.model.domain_value import DomainValue
 from portal.model.errors import AlreadyDone, RelayRefused
 from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, State, new_id
@@ -147,3 +147,11 @@ def test_the_same_event_has_the_same_id() -> None:
     assert first == second
     assert first is not None and other is not None and first.id != other.id
     assert first.id.version == 7
+
+
+def test_what_people_type_is_in_the_spelling_of_the_entries() -> None:
+    assert subject_typed("MÜNCHEN.example") == "xn--mnchen-3ya.example"
+    assert subject_typed("Bob@Example.org") == BOB
+    assert subject_typed("") == ""
+    assert person_typed("Bob@Example.org") == BOB
+    assert person_typed("Root") == "Root"

@@ -198,6 +198,10 @@ def test_administrators_of_the_settings_can_only_be_removed_there(make_staff: Ma
         staff.remove(ALICE, ADMIN, EVERYWHERE, BY_OPERATOR)
     [grant] = staff.all()
     assert staff.is_of_settings(grant) and (grant.person, grant.role) == (ALICE, ADMIN)
+    staff.store.staff.give(Grant(ALICE, ADMIN, EVERYWHERE, now(), BY_OPERATOR))  # before the settings named her
+    with pytest.raises(BadGrant, match="settings file"):
+        staff.remove(ALICE, ADMIN, EVERYWHERE, BY_OPERATOR)
+    assert staff.store.staff.all() == [], "or she would have the role when the settings no longer name her"
 
 
 def test_a_role_for_a_domain_that_is_no_longer_local_is_not_in_effect(make_staff: MakeStaff) -> None:

@@ -292,7 +292,7 @@ def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(
         writer.join(0.3)
         return person_line(person)
 
-    monkeypatch.setattr("portal.stores.files.store.person_line", slow_line)
+    monkeypatch.setattr("portal.stores.files.truncation.person_line", slow_line)
     store.purge(now() - timedelta(days=30), now())
     writer.join()
     store.close()

@@ -25,10 +25,11 @@ from portal.model.errors import StoreUnavailable
 from portal.model.links import Action, Links
 from portal.model.message import ActorKind, DeliveryId, EventKind, State, Tier
 from portal.model.schedule import Preferences
+from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.text import TAGS
 from portal.stores import Store, open_store
 from portal.stores.records import Held
-from tests.builders import ALICE, BY_LINK, SENDER, mail
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, SENDER, mail
 from tests.smtp_server import SmtpServer
 from tests.uwsgi_client import HEALTH, exchange, packet
 from tests.web.conftest import Start
@@ -287,6 +288,36 @@ def test_many_previews_at_once_leave_threads_and_say_so(
         gate.set()
     assert all("Buy" in answer.result().text for answer in waiting)
     assert "Buy" in browser.get(f"/messages/{held.id}/").text
+
+
+def test_searches_of_staff_leave_connections_to_rspamd(
+    site: Site, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.store.staff.give(Grant(ALICE, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
+    browser = site.signed_in(ALICE)
+    gate, searching = threading.Event(), threading.Semaphore(0)
+    groups = type(site.store.facets).groups
+
+    def slow(*arguments: Any) -> Any:
+        with site.store.facets._engine.reading():  # type: ignore[attr-defined]
+            searching.release()
+            gate.wait()
+        return groups(*arguments)
+
+    monkeypatch.setattr(type(site.store.facets), "groups", slow)
+    try:
+        waiting = [pool.submit(browser.get, "/admin/?by=symbol") for _ in range(2)]
+        for _ in waiting:
+            assert searching.acquire(timeout=60)
+        for path in ("/admin/?by=symbol", "/admin/?words=x", "/admin/audit", "/admin/audit.csv"):
+            answer = browser.get(path)
+            assert (answer.status, answer.header("Retry-After")) == (503, "5"), path
+        assert browser.get("/admin/staff").status == 200
+        assert post_of_rspamd(site).json["status"] == "held"
+    finally:
+        gate.set()
+    assert [answer.result().status for answer in waiting] == [200, 200]
+    assert browser.get("/admin/audit").status == 200
 
 
 # ---- under uWSGI

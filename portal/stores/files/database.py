@@ -28,7 +28,7 @@ from typing import Any
 
 from portal.model.errors import QuarantineError, StoreUnavailable, StoreUnusable
 from portal.stores import SCHEMA_VERSION
-from portal.stores.files import schema
+from portal.stores.files import migrations, schema
 from portal.stores.files.journal import Journal
 
 DATABASE = "quarantine.sqlite3"
@@ -113,9 +113,9 @@ class Database:
         path = self.folder / DATABASE
         with self.read() if must_exist else self.write(wait_seconds=30) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if 0 < version < schema.OLDEST:
+            if 0 < version < migrations.OLDEST:
                 raise StoreUnusable(
-                    f"{path} has schema version {version}, this program upgrades {schema.OLDEST} and later: run "
+                    f"{path} has schema version {version}, this program upgrades {migrations.OLDEST} and later: run "
                     "`quarantine init` of version 0.1.1 first, then of this one"
                 )
             if must_exist and version < SCHEMA_VERSION:
@@ -126,7 +126,7 @@ class Database:
             if version == 0:
                 schema.create(connection)
             for later in range(version + 1, SCHEMA_VERSION + 1) if version else ():
-                schema.migrate(connection, later)
+                migrations.migrate(connection, later)
             if version < SCHEMA_VERSION:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if version > SCHEMA_VERSION:

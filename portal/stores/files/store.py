@@ -22,17 +22,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.model.message import EventKind, first_id, held_at
+from portal.model.message import first_id, held_at
 from portal.stores import lifecycle
 from portal.stores.contracts import Store
 from portal.stores.files import word_index
@@ -43,29 +40,19 @@ from portal.stores.files.facets import FileFacets
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
-from portal.stores.journal import (
-    audit_entries_of,
-    audit_line,
-    delivery_line,
-    domain_value_line,
-    person_line,
-    rule_line,
-    scan_line,
-    staff_line,
-    verdict_line,
-)
-from portal.stores.records import Ending, Person, Purged, Stats
-from portal.stores.shared import expiry, recipients, upkeep
-from portal.stores.shared.audit import SqlAudit, entries_of
-from portal.stores.shared.domains import SqlDomainValues, domain_values_after
+from portal.stores.files.truncation import Truncation
+from portal.stores.records import Ending, Purged, Stats
+from portal.stores.shared import expiry, upkeep
+from portal.stores.shared.audit import SqlAudit
+from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.recipients import SqlRecipients
-from portal.stores.shared.rules import SqlRules, rules_of
+from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
-from portal.stores.shared.staff import SqlStaffRoles, all_grants
+from portal.stores.shared.staff import SqlStaffRoles
 from portal.stores.shared.votes import SqlVotes
 
 log = logging.getLogger("quarantine.store")
@@ -76,8 +63,6 @@ _ORPHAN_AGE = timedelta(hours=1)
 _MISSING_AGE = timedelta(days=1)
 _PURGE_BATCH = 250  # the rows of this many messages are removed in about 10 ms
 _PURGE_PAUSE_SECONDS = 0.01  # lets other writers take the lock
-_JOURNAL_BATCH = 500
-_DOMAIN_VALUES = 1_000_000  # more than any site has
 
 
 class FileStore(Store):
@@ -215,7 +200,7 @@ class FileStore(Store):
         self._merge_indexes(now)
         upkeep.remove_expired(self.engine, now)
         self.recipients.remove_unused()
-        self._truncate_journal(before, now)
+        Truncation(self.db, self.engine, self.messages, self.recipients).truncate(before, now)
         self._mark_durable()
         return Purged(messages, kept)
 
@@ -359,105 +344,6 @@ class FileStore(Store):
                 log.warning("rows of a message restored from its file, it is held again id=%s", message_id)
         elif not self.messages.has_rows(message_id):
             self._mail.remove(message_id)
-
-    # ---- purge of the audit journal
-
-    def _truncate_journal(self, before: datetime, now: datetime) -> None:
-        """Remove the journal's days before ``before`` and older than any digest that is kept.
-
-        Data of these days that is still valid is written to today's journal first.
-        """
-        until = min(before, now - lifecycle.DIGESTS_KEPT).date()
-        with self.db.translated():
-            old = [day for day in self.db.journal.days() if day < until]
-        if old and self._journal_current_state() and self._journal_rules_of(old) and self._journal_audit_of(old):
-            with self.db.translated():
-                self.db.journal.remove(old)
-
-    def _journal_current_state(self) -> bool:
-        """Write the choices of all recipients, the values of domains, roles, and deliveries that are requested or
-        releasing, to today's journal. Return False if that failed."""
-        people: Sequence[Person] = [Person("", "", None, None, None, None)]
-
-        def person_lines() -> list[dict[str, Any]]:
-            nonlocal people
-            people = self.recipients.records(people[-1].recipient, _JOURNAL_BATCH)
-            return [person_line(person) for person in people if recipients.choices(person) != recipients.NO_CHOICES]
-
-        while people:
-            if not self.db.write_journal(person_lines):
-                return False
-        if not (self.db.write_journal(self._domain_lines) and self.db.write_journal(self._staff_lines)):
-            return False
-        with self.engine.reading() as session:
-            rows = session.many("SELECT DISTINCT message_id FROM delivery WHERE state IN ('requested', 'releasing')")
-        ids = [id for (id,) in rows]
-        for start in range(0, len(ids), _JOURNAL_BATCH):
-            if not self.db.write_journal(partial(self._delivery_lines, ids[start : start + _JOURNAL_BATCH])):
-                return False
-        return True
-
-    def _journal_rules_of(self, days: Sequence[date]) -> bool:
-        """Write the rules whose lines are in these days to today's journal. Return False if that failed.
-
-        Only these, since writing all of up to 100,000 rules would add 30 MB to each day's journal.
-        """
-        with self.db.translated():
-            ids = sorted(_rule_ids(self.db.journal.lines(days)))
-        for start in range(0, len(ids), _JOURNAL_BATCH):
-            if not self.db.write_journal(partial(self._rule_lines, ids[start : start + _JOURNAL_BATCH])):
-                return False
-        return True
-
-    def _journal_audit_of(self, days: Sequence[date]) -> bool:
-        """Write the entries of the audit that these days have to today's journal. Return False if that failed."""
-        ids: list[UUID] = []
-        with self.db.translated():
-            for day in days:
-                for line in self.db.journal.lines([day]):
-                    with suppress(KeyError, ValueError, TypeError, AttributeError):
-                        if line is not None and line["kind"] in ("audit", "delivery"):
-                            ids += [entry.id for entry in audit_entries_of(line)]
-        for start in range(0, len(ids), _JOURNAL_BATCH):
-            if not self.db.write_journal(partial(self._audit_lines, ids[start : start + _JOURNAL_BATCH])):
-                return False
-        return True
-
-    def _audit_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
-        with self.engine.reading() as session:
-            return [audit_line(entry) for entry in entries_of(session, ids)]
-
-    def _rule_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
-        with self.engine.reading() as session:
-            return [rule_line(rule) for rule in rules_of(session, ids)]
-
-    def _domain_lines(self) -> list[dict[str, Any]]:
-        with self.engine.reading() as session:
-            return [domain_value_line(value) for value in domain_values_after(session, None, _DOMAIN_VALUES)]
-
-    def _staff_lines(self) -> list[dict[str, Any]]:
-        with self.engine.reading() as session:
-            grants = groupby(all_grants(session), key=lambda grant: grant.person)
-        return [staff_line(person, list(of_person)) for person, of_person in grants]
-
-    def _delivery_lines(self, ids: Collection[UUID]) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = []
-        for record in self.messages.records(ids).values():
-            if any(event.kind is EventKind.RAISED for events in record.histories for event in events):
-                lines.append(verdict_line(record.message))
-            if record.message.scan is not None:
-                lines.append(scan_line(record.message))
-            lines += map(delivery_line, record.deliveries, record.histories)
-        return lines
-
-
-def _rule_ids(lines: Iterable[dict[str, Any] | None]) -> set[UUID]:
-    ids = set()
-    for line in lines:
-        if line is not None and line.get("kind") == "rule":
-            with suppress(KeyError, ValueError, TypeError, AttributeError):
-                ids.add(UUID(line["id"]))
-    return ids
 
 
 def check_folder(folder: Path, *, must_exist: bool) -> None:
