@@ -21,6 +21,7 @@ from portal.model.tiers import Tiers
 from portal.people import Directory
 from portal.policy.domains import Domains
 from portal.policy.learning import Learning
+from portal.policy.recipients import Recipients
 from portal.policy.rulebook import Rulebook
 from portal.policy.staff import Staff
 from portal.rspamd import Rspamd
@@ -49,6 +50,7 @@ class Parts:
     domains: Domains
     staff: Staff
     rulebook: Rulebook
+    recipients: Recipients
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
@@ -111,6 +113,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         domains=domains,
         staff=Staff(settings, store, domains, people),
         rulebook=Rulebook(store, people, settings.local_domains, settings.is_local),
+        recipients=Recipients(store, people, domains),
     )
 
 

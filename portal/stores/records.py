@@ -289,6 +289,16 @@ class StartedSession:
 
 
 @dataclass(frozen=True, slots=True)
+class Contacts:
+    """Result of `Recipients.contacts`: what staff need to know when a recipient calls."""
+
+    digest_at: datetime | None  # when their last digest was sent, None if none was
+    sign_ins: tuple[tuple[datetime, str, str], ...]  # the last ones, newest first: time, way and browser
+    sessions: tuple[StartedSession, ...]  # those that have not ended, the last used first
+    stopped_by: Actor | None  # who stopped their digests last
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedMail:
     """A mail of the portal itself, to be put into the outbox.
 

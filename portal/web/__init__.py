@@ -17,6 +17,7 @@
     preview   the recipient's next digest
     console   who may use /admin/, the pages of staff
     console_search  search over all messages
+    recipients  the page of one recipient, for staff
     staff     roles of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -55,6 +56,7 @@ from portal.web.neighbours import Neighbours
 from portal.web.pages import Pages
 from portal.web.preferences import PreferencePages
 from portal.web.preview import DigestPreview
+from portal.web.recipients import RecipientPages
 from portal.web.repair import repaired
 from portal.web.request import Environ, Request
 from portal.web.rules import RulePages
@@ -144,6 +146,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_search = ConsoleSearch(pages, console)
     staff = StaffPages(pages, console)
     audit = AuditPages(pages, console)
+    recipients = RecipientPages(pages, console)
 
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
@@ -181,6 +184,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sessions", signed_in.end),
         ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
+        ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
+        ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),

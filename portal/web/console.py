@@ -50,6 +50,7 @@ ROLE_SUMMARIES = {
 # The pages that the console links to: path, text, and the permission that they need.
 _SECTIONS = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
+    ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )

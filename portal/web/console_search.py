@@ -61,7 +61,7 @@ _GROUPS_BY = {
     GroupBy.DOMAIN: N_("Recipient domain"),
     GroupBy.HOUR: N_("Hour"),
 }
-_STATES = {
+STATE_NAMES = {
     State.HELD: N_("Held"),
     State.REQUESTED: N_("Requested"),
     State.RELEASING: N_("Release in progress"),
@@ -72,7 +72,7 @@ _STATES = {
 }
 _CHOICES = {
     "tier": [(each.value, text) for each, text in TIER_NAMES.items()],
-    "state": [(each.value, text) for each, text in _STATES.items()],
+    "state": [(each.value, text) for each, text in STATE_NAMES.items()],
     "action": [(each, each) for each in ACTIONS],
 }
 
@@ -250,7 +250,7 @@ def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> lis
                 subject=shown(message.subject, 120),
                 score="" if message.score is None else viewer.language.score(message.score),
                 tier=TIER_NAMES[message.tier],
-                state=_STATES.get(each.state, ""),
+                state=STATE_NAMES.get(each.state, ""),
                 reasons=why(message)[:1],
                 symbols=[(shown(s.name, 60), first.query(("symbol", s.name))) for s in highest],
             )

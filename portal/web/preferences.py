@@ -53,7 +53,7 @@ _PRESETS = {
     "weekly": (Schedule.MONDAY, (time(7),), N_("Weekly, on Monday at %(at)s")),
 }
 
-_SCHEDULES = {
+SCHEDULES = {
     Schedule.DAILY: N_("Every day"),
     Schedule.WEEKDAYS: N_("Monday to Friday"),
     Schedule.MONDAY: N_("Every Monday"),
@@ -152,8 +152,8 @@ class PreferencePages:
             zone=_zone_label(zone.key),
             fields=fields,
             presets={name: (text, language.times_of_day(at)) for name, (_, at, text) in _PRESETS.items()},
-            schedules={name: text for name, text in _SCHEDULES.items() if name is not Schedule.NEVER},
-            usual_schedule=_SCHEDULES[usual.schedule],
+            schedules={name: text for name, text in SCHEDULES.items() if name is not Schedule.NEVER},
+            usual_schedule=SCHEDULES[usual.schedule],
             usual_at=language.times_of_day(usual.at),
             is_usual=usual.schedule is not Schedule.NEVER,
             portal=self._pages.parts.domains.of(recipient).public_url,

@@ -241,6 +241,7 @@ SECTIONS = {
         State("console", "Search", _console),
         State("console-found", "Search for a symbol", lambda s: s.go("admin/?symbol=BAYES_SPAM&tier=spam")),
         State("console-groups", "Groups by symbol", lambda s: s.go("admin/?by=symbol")),
+        State("console-recipient", "One recipient", lambda s: s.go("admin/recipients/?address=alice@example.org")),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
     ],

@@ -193,6 +193,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(f"messages/{html}/{view}" for view in ("formatted", "headers", "source")),
         *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
+        *(f"admin/recipients/?address={address}" for address in (ALICE, "nobody@example.org", "x")),
         *("admin/staff?done=given", "admin/audit", "sign-in?ended=console"),
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]

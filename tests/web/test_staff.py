@@ -45,6 +45,8 @@ PEOPLE = (NOBODY, RECIPIENT, ADMINISTRATOR, OF_THE_DOMAIN, OF_ANOTHER, HELP_DESK
 MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin"): (303, 404, 303, 303, 303, 303, 303),
     ("GET", "/admin/"): (303, 404, 200, 200, 200, 200, 200),
+    ("GET", "/admin/recipients"): (303, 404, 303, 303, 303, 303, 303),
+    ("GET", "/admin/recipients/"): (303, 404, 200, 200, 200, 200, 200),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
     ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),

@@ -11,6 +11,7 @@ from portal.model.message import Delivery, Reader
 from portal.model.schedule import Preferences
 from portal.stores.records import (
     Claims,
+    Contacts,
     Digest,
     DigestRecord,
     DigestRequest,
@@ -148,6 +149,10 @@ class Recipients(ABC):
     @abstractmethod
     def get(self, recipient: str) -> Person:
         """Return a recipient; a Person without any data if the recipient is unknown."""
+
+    @abstractmethod
+    def contacts(self, recipient: str, now: datetime) -> Contacts:
+        """Return a recipient's last digest, sign-ins and sessions, and who stopped their digests, by one query."""
 
     @abstractmethod
     def set_digests_stopped(

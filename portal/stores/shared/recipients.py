@@ -13,7 +13,8 @@ from portal.model.schedule import NO_PREFERENCES, Preferences
 from portal.stores.contracts import Recipients
 from portal.stores.journal import person_line
 from portal.stores.lifecycle import STOP_MAIL_INTERVAL, address_of, is_past
-from portal.stores.records import Person, QueuedMail
+from portal.stores.records import Contacts, Person, QueuedMail
+from portal.stores.shared.contacts import contacts
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -42,6 +43,10 @@ class SqlRecipients(Recipients):
     def get(self, recipient: str) -> Person:
         with self._engine.reading() as session:
             return person(session, recipient)
+
+    def contacts(self, recipient: str, now: datetime) -> Contacts:
+        with self._engine.reading() as session:
+            return contacts(session, recipient, now)
 
     def set_digests_stopped(
         self, recipient: str, stopped_at: datetime | None, *, mail: QueuedMail | None = None

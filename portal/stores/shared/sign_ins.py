@@ -49,7 +49,7 @@ _COUNTS = "select " + ", ".join(  # in the order of `SignInLimits`
     )
 )
 
-_GOES_ON = "used_at > :used and started_at > :started"
+GOES_ON = "used_at > :used and started_at > :started"
 
 _SIGN_IN = "token_sha256, code_sha256, browser_sha256, recipient, client_ip, created_at, expires_at, destination"
 _COUNTED = ", ".join(_Counted._fields)
@@ -157,10 +157,10 @@ class SqlSignIns(SignIns):
             "select s.recipient, s.used_at, r.preferences, s.started_at, s.staff_until,"
             " exists (select 1 from staff where person = s.recipient) as has_role"
             " from session s left join recipient r on r.recipient = s.recipient"
-            f" where s.session_sha256 = :sha256 and {_GOES_ON}"
+            f" where s.session_sha256 = :sha256 and {GOES_ON}"
         )
         with self._engine.reading() as session:
-            row = session.one(select, sha256=session_sha256, **_limits(now))
+            row = session.one(select, sha256=session_sha256, **session_limits(now))
         if row is None:
             return None
         recipient, used_at, preferences, started_at, staff_until, has_role = row
@@ -178,10 +178,10 @@ class SqlSignIns(SignIns):
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
         select = (
             "select session_sha256, client, started_at, used_at from session"
-            f" where recipient = :recipient and {_GOES_ON} order by used_at desc, session_sha256 limit :limit"
+            f" where recipient = :recipient and {GOES_ON} order by used_at desc, session_sha256 limit :limit"
         )
         with self._engine.reading() as session:
-            rows = session.many(select, recipient=recipient, limit=limit, **_limits(now))
+            rows = session.many(select, recipient=recipient, limit=limit, **session_limits(now))
         return [StartedSession(*row) for row in rows]
 
     def end_session(self, session_sha256: bytes) -> None:
@@ -196,7 +196,8 @@ class SqlSignIns(SignIns):
             return session.execute(delete, recipient=recipient, only=only, but=but)
 
 
-def _limits(now: datetime) -> dict[str, Any]:
+def session_limits(now: datetime) -> dict[str, Any]:
+    """Return the parameters of `GOES_ON`."""
     return {"used": now - lifecycle.SESSION_IDLE, "started": now - lifecycle.SESSION_MAX}
 
 

@@ -1,0 +1,58 @@
+"""A recipient's last digest, sign-ins and sessions, for staff. See `Recipients.contacts`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from portal.model.audit import Act
+from portal.model.message import Actor
+from portal.stores.records import Contacts, StartedSession
+from portal.stores.shared.session import Session
+from portal.stores.shared.sign_ins import GOES_ON, session_limits
+
+_SIGN_INS, _SESSIONS = 5, 20
+_DIGEST, _SESSION = "digest", "session"
+# Columns that a kind does not have are null or empty. One statement, since the page has several others.
+_CONTACTS = f"""
+select '{_DIGEST}' as kind, issued_at as at, null as used_at, '' as client, '' as actor, '' as via,
+    null as session_sha256
+from (
+    select issued_at from digest where recipient = :recipient and sent_at is not null and not is_notice
+    order by issued_at desc limit 1
+) as last_digest
+union all
+select '{_SESSION}', started_at, used_at, client, '', '', session_sha256
+from (
+    select started_at, used_at, client, session_sha256 from session where recipient = :recipient and {GOES_ON}
+    order by used_at desc, session_sha256 limit {_SESSIONS}
+) as sessions
+union all
+select '{Act.SIGNED_IN}', at, null, detail, actor, via, null
+from (
+    select at, detail, actor, via from audit where subject = :recipient and act = '{Act.SIGNED_IN}'
+    order by id desc limit {_SIGN_INS}
+) as sign_ins
+union all
+select '{Act.DIGESTS_STOPPED}', at, null, detail, actor, via, null
+from (
+    select at, detail, actor, via from audit where subject = :recipient and act = '{Act.DIGESTS_STOPPED}'
+    order by id desc limit 1
+) as stops
+"""
+
+
+def contacts(session: Session, recipient: str, now: datetime) -> Contacts:
+    """See `Recipients.contacts`."""
+    rows = session.many(_CONTACTS, recipient=recipient, **session_limits(now))
+    return Contacts(
+        digest_at=next((at for kind, at, *_ in rows if kind == _DIGEST), None),
+        sign_ins=tuple((at, via, client) for kind, at, _, client, _, via, _ in rows if kind == Act.SIGNED_IN),
+        sessions=tuple(
+            StartedSession(sha256, client, at, used_at)
+            for kind, at, used_at, client, _, _, sha256 in rows
+            if kind == _SESSION
+        ),
+        stopped_by=next(
+            (Actor.from_stored(who, via, "") for kind, *_, who, via, _ in rows if kind == Act.DIGESTS_STOPPED), None
+        ),
+    )
