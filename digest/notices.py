@@ -6,6 +6,7 @@ docs/decisions/notices.md has the reasons.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ from portal.model.message import Delivery, Tier
 from portal.model.ranking import Section, ranked
 from portal.stores.records import Digest, NoticeClaim, Unsent
 from portal.stores.senders import known_senders
+
+log = logging.getLogger("quarantine.digest")
 
 PER_DAY = 8  # to one recipient, in any 24 hours
 _AT_ONCE = 16  # claims
@@ -54,11 +57,11 @@ def _due(parts: Parts, time: Callable[[], datetime], stopped: Stopped) -> Claim:
             later: list[Unsent] = []
             for each in claims:
                 notice = each.notice
-                wanted = _probably_wanted(notice, known.get(notice.recipient, ()), rows)
-                if not parts.domains.plan(notice.recipient, notice.preferences).notices:
-                    wanted, not_before = (), None
-                else:
-                    not_before = _not_before(parts, each, wanted, now)
+                try:
+                    wanted, not_before = _judged(parts, each, known.get(notice.recipient, ()), rows, now)
+                except Exception as error:  # the others are not affected
+                    log.error("notice failed recipient=%s", notice.recipient, exc_info=error)
+                    wanted, not_before = (), now + NOTICE_INTERVAL
                 if not_before is not None:
                     later.append(Unsent(notice, not_before))
                 else:
@@ -69,6 +72,17 @@ def _due(parts: Parts, time: Callable[[], datetime], stopped: Stopped) -> Claim:
         return ()
 
     return claim
+
+
+def _judged(
+    parts: Parts, claim: NoticeClaim, known: Collection[str], rows: int, now: datetime
+) -> tuple[tuple[Delivery, ...], datetime | None]:
+    """Return the deliveries to announce, and when they are searched again instead of now; None: not."""
+    notice = claim.notice
+    if not parts.domains.plan(notice.recipient, notice.preferences).notices:
+        return (), None
+    wanted = _probably_wanted(notice, known, rows)
+    return wanted, _not_before(parts, claim, wanted, now)
 
 
 def _probably_wanted(notice: Digest, known: Collection[str], rows: int) -> tuple[Delivery, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from digest.news import RECHECK_AFTER
 from digest.stopping import Stopped
 from portal.assemble import Parts
+from portal.mail.smtp_session import ConnectionLost
 from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, RelayUnreachable, StoreUnavailable
 from portal.model.message import State
 from portal.monitoring import count_notices, count_run
@@ -56,15 +57,25 @@ class Outcome:
     digest: Digest
     reply: str | None = None  # the mail server's; "" if the digest had no deliveries, so that no mail was sent
     error: BaseException | None = None
-    begun: bool = False  # the mail server may have accepted it
+    begun: bool = False  # sending
 
     @property
     def is_sent(self) -> bool:
         return self.reply is not None
 
+    @property
+    def may_have_arrived(self) -> bool:
+        """Return whether the mail server may have accepted a digest that failed: it did not say that it did not."""
+        is_answer = isinstance(self.error, (RelayDeferred, RelayRefused)) and not isinstance(self.error, ConnectionLost)
+        return self.begun and self.error is not None and not is_answer
+
 
 def next_try(outcome: Outcome, domains: Domains, now: datetime) -> Unsent:
     """Return when a digest is tried again: at once, after a lease, with backoff, or when the next one is due."""
+    return replace(_next_try(outcome, domains, now), may_have_arrived=outcome.may_have_arrived)
+
+
+def _next_try(outcome: Outcome, domains: Domains, now: datetime) -> Unsent:
     digest, error = outcome.digest, outcome.error
     if error is None or not (outcome.begun or isinstance(error, Exception)):
         return Unsent(digest)

@@ -402,7 +402,11 @@ class Run:
         }
         unrecorded: Exception | None = None
         try:
-            self._settle([outcome.digest for outcome in outcomes if outcome.is_sent], list(unsent.values()))
+            is_recorded = self._settle(
+                [outcome.digest for outcome in outcomes if outcome.is_sent], list(unsent.values())
+            )
+            # What is sent now might be repeated if the process died before the store is available again.
+            self.summary.stopped_early = self.summary.stopped_early or not is_recorded
         except Exception as store_error:
             unrecorded = store_error
         interrupt: BaseException | None = None
@@ -433,14 +437,15 @@ class Run:
             raise interrupt
         return len(outcomes)
 
-    def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> None:
+    def _settle(self, sent: Sequence[Digest] = (), unsent: Sequence[Unsent] = ()) -> bool:
         """Call `Digests.settle`, and once more if it fails: a lost connection is replaced, and settling is
         idempotent."""
         if not sent and not unsent:
-            return
+            return True
         try:
-            self.parts.store.digests.settle(sent, unsent, self.clock())
+            is_recorded = self.parts.store.digests.settle(sent, unsent, self.clock())
         except Exception:
-            self.parts.store.digests.settle(sent, unsent, self.clock())
+            is_recorded = self.parts.store.digests.settle(sent, unsent, self.clock())
         for each in unsent:
             self._claimed.pop(each.digest.id, None)
+        return is_recorded

@@ -119,7 +119,9 @@ class Person:
 class Digest:
     """One digest or notice: claimed by `Digests.claim` or `Digests.claim_notices`, or sent earlier.
 
-    The id stays the same when a claim is taken over after a crash, so that a mail sent twice has the same Message-ID.
+    When the mail of an earlier claim may have arrived, for example after a crash, a claim has the same id, so that both
+    mails have the same Message-ID. It has no deliveries that were held after that claim: mail programs may drop the
+    second mail.
     ``issued_at`` is the date of its links, in whole seconds.
     """
 
@@ -180,6 +182,7 @@ class Unsent:
     not_before: datetime | None = None  # the earliest time of the next claim
     due_at: datetime | None = None  # its new due time, if it is due now
     failure: str = ""  # the mail server's answer, for operators
+    may_have_arrived: bool = False  # the connection was lost at the final dot, for example
 
 
 class DigestRequest(Enum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, time, timedelta
 from threading import Barrier
@@ -20,6 +20,8 @@ from portal.model.errors import QuarantineError, RelayDeferred, StoreUnavailable
 from portal.model.message import Delivery, DeliveryId, EventKind, State
 from portal.model.schedule import Preferences
 from portal.stores import Store
+from portal.stores.files.store import FileStore
+from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Claims, Held, Page, QueuedMail, SignIn, SignInLimits
 from tests.builders import ALICE, BY_LINK, digesting, hold
 from tests.paths import ROOT
@@ -53,6 +55,23 @@ def concurrently(count: int, work: Callable[[int], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+@contextmanager
+def unavailable(store: Store) -> Iterator[None]:
+    """Within the block the store raises StoreUnavailable, as during a failover or with a full disk."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the primary is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(store, PostgresStore):
+            patch.setattr(store.database, "transaction", refuse)
+        else:
+            assert isinstance(store, FileStore)
+            patch.setattr(store.db, "write", refuse)
+            patch.setattr(store.db, "read", refuse)
+        yield
 
 
 _CHILD = """

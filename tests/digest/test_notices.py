@@ -22,12 +22,13 @@ from portal.model.links import Action
 from portal.model.message import WAITING, Reader, Scan, ScanOutcome, Symbol, Tier
 from portal.model.schedule import Preferences
 from portal.monitoring import runs
+from portal.policy.domains import Domains
 from portal.stores import LEASE
 from tests.builders import ALICE, BOB, BY_LINK, body, export, hold, mail, now
 from tests.conftest import MakeParts
 from tests.digest.test_process import environ, failing, mailing, notified, read, server, text
 from tests.paths import ROOT
-from tests.smtp_server import SmtpServer
+from tests.smtp_server import DROP, SmtpServer
 
 __all__ = ["mailing", "server"]  # fixtures
 
@@ -224,6 +225,44 @@ def test_a_process_killed_while_sending_repeats_the_notice_with_its_message_id(
     assert len(server.mails) == (2 if verb == "BODY" else 1)
     assert len({read(each)["Message-ID"] for each in server.mails}) == 1
     assert run.send_due(mailing, at + DAY).sent == []
+
+
+def test_a_repeated_notice_lists_nothing_newer(mailing: Parts, server: SmtpServer) -> None:
+    """Its Message-ID is the same, so mail programs may drop it."""
+    at = noon()
+    switch_on(mailing, ALICE)
+    wanted(mailing, at=at, subject="First invoice")
+    news.schedule_news(mailing, at)
+    server.script["BODY"] = DROP
+    tick(mailing, at + MINUTE)
+    server.script.clear()
+    wanted(mailing, 1, at=at + 2 * MINUTE, subject="Second invoice")
+    assert tick(mailing, at + HOUR).sent == [(ALICE, 1)]
+    assert "Second invoice" not in text(server.mails[-1])
+    assert run.send_all(mailing, at + 2 * HOUR).sent == [(ALICE, 1)]
+    assert "Second invoice" in text(server.mails[-1])
+
+
+def test_one_recipient_who_cannot_be_judged_stops_no_other(
+    mailing: Parts, server: SmtpServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at = noon()
+    switch_on(mailing, ALICE, BOB)
+    wanted(mailing, at=at, to=(ALICE, BOB))
+    plan = Domains.plan
+
+    def failing_plan(domains: Domains, person: str, *rest: Any) -> Any:
+        if person == ALICE:
+            raise RuntimeError("a bug")
+        return plan(domains, person, *rest)
+
+    news.schedule_news(mailing, at)
+    monkeypatch.setattr(Domains, "plan", failing_plan)
+    assert notices.send_notices(mailing, at + MINUTE).sent == [(BOB, 1)]
+    assert "notice failed recipient=alice@example.org" in caplog.text
+    monkeypatch.undo()
+    assert tick(mailing, at + 2 * MINUTE).sent == []
+    assert tick(mailing, at + HOUR).sent == [(ALICE, 1)]
 
 
 def test_a_digest_does_not_take_the_message_id_of_a_notice(mailing: Parts, server: SmtpServer) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
@@ -40,6 +41,7 @@ from portal.stores import LEASE
 from portal.stores.records import Claims, DigestRequest, QueuedMail
 from tests.builders import ALICE, BOB, BY_LINK, MALLORY, hold, now, rule
 from tests.conftest import MakeParts
+from tests.contract.helpers import unavailable
 from tests.paths import ROOT
 from tests.smtp_server import DROP, HANG, Mail, SmtpServer, nobody_listens
 from tests.terminal import on_terminal
@@ -448,8 +450,7 @@ def test_a_store_that_fails_after_the_mail_went_out_repeats_it_with_the_same_mes
     hold(first.store, recipients=[ALICE])
     at = tomorrow()
     server.script["BODY"] = [lambda _line: first.store.close()]
-    with pytest.raises(StoreUnavailable):
-        tick(first, at)
+    assert tick(first, at).stopped_early
     assert tick(second, at + timedelta(seconds=5)).sent == [], "the claim is still valid"
     assert tick(second, at + 2 * LEASE).sent == [(ALICE, 1)]
     assert len({read(mail)["Message-ID"] for mail in server.mails}) == 1
@@ -696,6 +697,31 @@ def test_a_digest_whose_record_is_interrupted_is_still_recorded(
     assert parts.store.digests.last(ALICE) is not None
     assert run.send_due(parts, tomorrow() + 2 * LEASE).sent == []
     assert notified(server) == [ALICE]
+
+
+def test_a_store_that_fails_after_the_final_dot_makes_no_digest_go_twice(
+    make_parts: MakeParts, server: SmtpServer
+) -> None:
+    """Also if it is back only after the claims have ended."""
+    parts, outage = make_parts(mail__url=server.url, digest__connections=4), ExitStack()
+    people = sorted(f"p{number}@example.org" for number in range(30))
+    for each in people:
+        hold(parts.store, recipients=[each])
+    news.schedule_news(parts, tomorrow())
+    bodies = iter(range(30))
+
+    def fail(_line: bytes) -> None:
+        if next(bodies) == 5:
+            outage.enter_context(unavailable(parts.store))
+
+    server.script["BODY"] = fail
+    with suppress(StoreUnavailable):
+        run.send_due(parts, tomorrow())
+    assert 6 <= len(server.mails) <= 10, "nothing more is begun that might be repeated"
+    outage.close()
+    run.send_due(parts, tomorrow() + 2 * LEASE)
+    assert sorted(notified(server)) == people
+    assert all(parts.store.digests.last(each) for each in people)
 
 
 @pytest.mark.parametrize("startable", [0, 1, 3])

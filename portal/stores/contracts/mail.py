@@ -245,7 +245,8 @@ class Deliveries(ABC):
         allowed state is claimed, ``check`` is called with it, under the lock of its row: if it raises, nothing changes.
 
         On exit:
-        - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer;
+        - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer. While
+          the store is unavailable this is kept in memory (`Outcomes`);
         - RelayDeferred: stays `releasing` with the error's text as reason, ``next_try_at`` = now + back-off (1, 2, 4 …
           minutes, at most 1 h);
         - RelayRefused, NotAllowed, BodyMissing or BodyDamaged: `held` again with the error's text as reason;

@@ -75,11 +75,13 @@ class Digests(ABC):
         """
 
     @abstractmethod
-    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
-        """End claims. Durable on return.
+    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> bool:
+        """End claims. Return whether this is durable now.
 
         Deliveries of sent digests and notices become announced, also when another process took the claim over in the
         meantime. All others stay unannounced. A sent notice leaves the recipient's news and next digest as they are.
+        While the store is unavailable, outcomes with a sent digest are kept in memory (`Outcomes`). Raises
+        StoreUnavailable if nothing was sent.
         """
 
     @abstractmethod

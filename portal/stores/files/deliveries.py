@@ -13,6 +13,7 @@ from portal.stores.files.search import candidates, find_page
 from portal.stores.files.session import SqliteEngine, connection_of
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Row, Session
 
 _PARTS = 100  # SELECTs in one statement; SQLite accepts up to 500 (SQLITE_MAX_COMPOUND_SELECT)
@@ -21,8 +22,8 @@ _PARTS = 100  # SELECTs in one statement; SQLite accepts up to 500 (SQLITE_MAX_C
 class FileDeliveries(SqlDeliveries):
     """See `Deliveries`."""
 
-    def __init__(self, database: Database, facets: FileFacets) -> None:
-        super().__init__(SqliteEngine(database), SqliteRows())
+    def __init__(self, database: Database, facets: FileFacets, outcomes: Outcomes) -> None:
+        super().__init__(SqliteEngine(database), SqliteRows(), outcomes)
         self._database = database
         self._facets = facets
 

@@ -17,8 +17,9 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import announced_line, digest_line
 from portal.stores.records import Claims, Digest, DigestRecord, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_sent_notice, settle_unsent
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.rows import WHERE_KEY
 from portal.stores.shared.session import Session
 
@@ -32,8 +33,8 @@ _PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :add
 class FileDigests(SqlDigests):
     """See `Digests`. Deliveries whose mail file is missing are left out."""
 
-    def __init__(self, engine: SqliteEngine, mail: MailFiles) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: SqliteEngine, mail: MailFiles, outcomes: Outcomes) -> None:
+        super().__init__(engine, outcomes)
         self._mail = mail
 
     def claim(
@@ -46,6 +47,7 @@ class FileDigests(SqlDigests):
         ignore_schedule: bool = False,
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
+        self._outcomes.record_kept()
         lease, refused = uuid4(), {}
         with self._engine.writing() as session:
             if only is None:
@@ -72,11 +74,14 @@ class FileDigests(SqlDigests):
                 session.execute(f"UPDATE recipient {claim}", digest, until=now + lifecycle.LEASE)
                 # The row must exist before the mail is sent: the recipient may unsubscribe before `settle` is called.
                 session.execute(_PUT, digest, sent_at=None)
-        return Claims(self._with_deliveries(claimed, limit, now), refused)
+        taken_over = [digest_id for _, _, _, _, _, _, digest_id, *_ in found if digest_id is not None]
+        return Claims(self._with_deliveries(claimed, taken_over, limit, now), refused)
 
-    def _with_deliveries(self, claimed: Sequence[Digest], limit: int, now: datetime) -> tuple[Digest, ...]:
+    def _with_deliveries(
+        self, claimed: Sequence[Digest], taken_over: Collection[UUID], limit: int, now: datetime
+    ) -> tuple[Digest, ...]:
         """Return as many of these digests, at least one, as together hold up to ``limit`` deliveries. End the claims of
-        the others."""
+        the others. ``taken_over``: ids of earlier claims."""
         filled: list[Digest] = []
         missing: list[Delivery] = []
         remaining = limit
@@ -84,7 +89,8 @@ class FileDigests(SqlDigests):
             found, without_file = self._pending(digest.effective_reader, limit)
             if filled and len(found) > remaining:
                 break
-            filled.append(replace(digest, deliveries=tuple(found)))
+            earlier = digest.id if digest.id in taken_over else None
+            filled.append(replace(digest, deliveries=held_before(found, earlier)))
             missing += without_file
             remaining -= len(found)
         if missing:
@@ -116,7 +122,7 @@ class FileDigests(SqlDigests):
                     wanted, after = wanted - has_file, delivery.key
         return found, without_file
 
-    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
+    def _settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         with self._engine.writing() as session:
             for digest in sent:
                 _settle_sent(session, digest, now)

@@ -48,6 +48,7 @@ from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
@@ -79,11 +80,12 @@ class FileStore(Store):
         self.engine = SqliteEngine(db)
         self.messages = FileMessages(db, mail)
         self.facets = FileFacets(db)
-        self.deliveries = FileDeliveries(db, self.facets)
-        self.digests = FileDigests(self.engine, mail)
+        self.outcomes = Outcomes()
+        self.deliveries = FileDeliveries(db, self.facets, self.outcomes)
+        self.digests = FileDigests(self.engine, mail, self.outcomes)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
-        self.outbox = SqlOutbox(self.engine)
+        self.outbox = SqlOutbox(self.engine, self.outcomes)
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine)
@@ -133,6 +135,7 @@ class FileStore(Store):
         self._mark_durable()
 
     def close(self) -> None:
+        self.outcomes.close()
         if not self.db.is_closed:
             with suppress(StoreUnavailable, StoreUnusable):  # the recovery after a power cut then reads more files
                 self._mark_durable()

@@ -13,14 +13,15 @@ from portal.stores.postgres.search import candidates, find_page
 from portal.stores.postgres.session import PostgresEngine, connection_of
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Row, Session
 
 
 class PostgresDeliveries(SqlDeliveries):
     """See `Deliveries`."""
 
-    def __init__(self, database: Database, facets: PostgresFacets) -> None:
-        super().__init__(PostgresEngine(database), ROWS)
+    def __init__(self, database: Database, facets: PostgresFacets, outcomes: Outcomes) -> None:
+        super().__init__(PostgresEngine(database), ROWS, outcomes)
         self._database = database
         self._facets = facets
 

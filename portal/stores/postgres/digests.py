@@ -14,8 +14,9 @@ from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
 from portal.stores.records import Claims, Digest, DigestRecord, NoticeClaim, Unsent
-from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, settle_sent_notice, settle_unsent
+from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Row, Session
 
 _IMPORT = (
@@ -31,8 +32,8 @@ _IMPORT = (
 class PostgresDigests(SqlDigests):
     """See `Digests`."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(PostgresEngine(database))
+    def __init__(self, database: Database, outcomes: Outcomes) -> None:
+        super().__init__(PostgresEngine(database), outcomes)
         self._database = database
 
     def claim(
@@ -45,6 +46,7 @@ class PostgresDigests(SqlDigests):
         ignore_schedule: bool = False,
         readers: Callable[[str], Reader] = Reader,
     ) -> Claims:
+        self._outcomes.record_kept()
         lease, refused = uuid4(), {}
         with self._engine.writing() as session:
             connection = connection_of(session)
@@ -64,11 +66,13 @@ class PostgresDigests(SqlDigests):
                 found = [row_of[recipient] for recipient in only[:count] if recipient not in refused]
             claimed = [readers(row[0]) for row in found]
             complete, unannounced = _unannounced(session, claimed, limit)
+            issued_at = now.replace(microsecond=0)
             # A retry has the same id, but a new date, since the age of links counts from the mail that is really sent.
             digests = tuple(
                 Digest(
-                    digest_id or new_id(now), recipient, address, now.replace(microsecond=0),
-                    tuple(unannounced.get(recipient, ())), Preferences.from_json(preferences), failures, lease, reader,
+                    digest_id or new_id(now), recipient, address, issued_at,
+                    held_before(unannounced.get(recipient, ()), digest_id),
+                    Preferences.from_json(preferences), failures, lease, reader,
                 )
                 for reader, (recipient, address, _, _, _, _, digest_id, preferences, failures, _) in zip(
                     claimed[:complete], found, strict=False
@@ -123,9 +127,10 @@ class PostgresDigests(SqlDigests):
                 self._database, "announced_to", {held_at(d.id).date() for each in digests for d in each.deliveries}
             )
 
-    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
+    def _settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
         announced = [(digest, delivery) for digest in sent for delivery in digest.deliveries]
         ids, numbers = [delivery.id for _, delivery in announced], [delivery.number for _, delivery in announced]
+        empty = [digest.id for digest in sent if not digest.deliveries and not digest.is_taken_over]
         with self._engine.writing() as session:
             connection = connection_of(session)
             if announced:
@@ -136,6 +141,14 @@ class PostgresDigests(SqlDigests):
                 shared = [(reader, delivery) for reader, delivery in read if not reader.is_own(delivery.recipient)]
                 if shared:
                     _record_announced_to(connection, shared, now)
+            notices = [digest for digest in sent if digest.is_notice]
+            sent = [digest for digest in sent if not digest.is_notice]
+            recipients = [digest.recipient for digest in sent]
+            settled = [*recipients, *(each.recipient for each in notices), *(each.digest.recipient for each in unsent)]
+            # Locked first, so that an `add` that waits for one of these rows continues after this and sees the result.
+            # They are also locked before rows of `digest`, as in a claim.
+            _lock_recipients(session, "select from recipient ", settled)
+            if announced:
                 connection.execute(
                     "update digest g set sent_at = %s, message_ids = u.ids, numbers = u.numbers from ("
                     " select digest, array_agg(id order by n) ids, array_agg(number order by n) numbers"
@@ -143,14 +156,8 @@ class PostgresDigests(SqlDigests):
                     " group by digest) u where g.id = u.digest",
                     [now, [digest.id for digest, _ in announced], ids, numbers],
                 )
-            if empty := [digest.id for digest in sent if not digest.deliveries and not digest.is_taken_over]:
+            if empty:
                 connection.execute("delete from digest where id = any(%s) and sent_at is null", [empty])
-            notices = [digest for digest in sent if digest.is_notice]
-            sent = [digest for digest in sent if not digest.is_notice]
-            recipients = [digest.recipient for digest in sent]
-            settled = [*recipients, *(each.recipient for each in notices), *(each.digest.recipient for each in unsent)]
-            # Locked first, so that an `add` that waits for one of these rows continues after this and sees the result.
-            _lock_recipients(session, "select from recipient ", settled)
             for notice in notices:
                 settle_sent_notice(session, notice)
             if sent:

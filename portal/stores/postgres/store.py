@@ -21,6 +21,7 @@ from portal.stores.shared.domains import SqlDomainValues
 from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
@@ -47,11 +48,12 @@ class PostgresStore(Store):
         self.engine = PostgresEngine(database)
         self.messages = PostgresMessages(database)
         self.facets = PostgresFacets(database)
-        self.deliveries = PostgresDeliveries(database, self.facets)
-        self.digests = PostgresDigests(database)
+        self.outcomes = Outcomes()
+        self.deliveries = PostgresDeliveries(database, self.facets, self.outcomes)
+        self.digests = PostgresDigests(database, self.outcomes)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
-        self.outbox = SqlOutbox(self.engine)
+        self.outbox = SqlOutbox(self.engine, self.outcomes)
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)
         self.rules = SqlRules(self.engine, at_posts=PostgresEngine(database, INGEST_SECONDS))
@@ -79,6 +81,7 @@ class PostgresStore(Store):
             connection.execute(_PING)
 
     def close(self) -> None:
+        self.outcomes.close()
         self.database.close()
 
     def heartbeat(self, now: datetime) -> None:

@@ -32,6 +32,7 @@ from portal.stores.contracts import Deliveries
 from portal.stores.records import Counts, Ending, Page, QueuedMail
 from portal.stores.shared import expiry
 from portal.stores.shared.outbox import queue
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.rows import WHERE_KEY, Rows, events, history
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -41,9 +42,10 @@ log = logging.getLogger("quarantine.store")
 class SqlDeliveries(Deliveries):
     """See `Deliveries`."""
 
-    def __init__(self, engine: Engine, rows: Rows) -> None:
+    def __init__(self, engine: Engine, rows: Rows, outcomes: Outcomes) -> None:
         self._engine = engine
         self._rows = rows
+        self._outcomes = outcomes
 
     # ---- lists
 
@@ -248,11 +250,20 @@ class SqlDeliveries(Deliveries):
                 # The lease expires and the release is retried; the caller needs the first error.
                 log.error("release outcome not recorded id=%s number=%d: %s", key.message_id, key.number, store_error)
             raise
-        with self._engine.writing() as session:
-            # Without checking the lease: the mail server has the mail, also if another process has the claim by now.
-            released = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
-            session.execute(f"update delivery set {released} {WHERE_KEY} and state <> 'released'", key, now=now)
-            self._rows.note(session, delivery, Event(now, EventKind.RELEASED, actor, answer()))
+        released = Event(now, EventKind.RELEASED, actor, answer())
+        is_first = True
+
+        def record() -> None:
+            nonlocal is_first
+            with self._engine.writing() as session:
+                # Without checking the lease: the mail server has the mail, also if another process has the claim now.
+                moved = "state = 'released', state_at = :now, reason = '', next_try_at = null, release_lease = null"
+                update = f"update delivery set {moved} {WHERE_KEY} and state <> 'released'"
+                if session.execute(update, key, now=now) or is_first:
+                    self._rows.note(session, delivery, released)
+                is_first = False
+
+        self._outcomes.record(f"release id={key.message_id} number={key.number}", record)
 
     def _claim_release(
         self,
@@ -263,6 +274,7 @@ class SqlDeliveries(Deliveries):
         now: datetime,
         lease: UUID,
     ) -> Delivery:
+        self._outcomes.record_kept()
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             is_retry = lifecycle.is_retry(delivery, allowed, now)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 from portal.model.errors import NotFound
@@ -15,6 +16,7 @@ from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
 from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Unsent, Upcoming
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Row, Session
 
@@ -63,6 +65,15 @@ _END_NOTICE = (
     " notice_at = case when notice_at = lease_until then :again else notice_at end{0}"
     " where recipient = :recipient and lease = :lease"
 )
+_END_UNSENT = (
+    "update recipient set lease = null, lease_until = :not_before{0},"
+    " next_digest_at = case when next_digest_at <= :now then coalesce(:due_at, next_digest_at)"
+    " else next_digest_at end,"
+    " failures = case when :failure = '' then failures else failures + 1 end,"
+    " failure = case when :failure = '' then failure else :failure end,"
+    " failed_at = case when :failure = '' then failed_at else :now end"
+    " where recipient = :recipient and lease = :lease"
+)
 _NOTICES_SENT = (
     "select recipient, issued_at from digest where recipient in :recipients and issued_at > :since"
     " and sent_at is not null and is_notice order by issued_at"
@@ -75,8 +86,20 @@ _NOTICE_OVERLAP = timedelta(minutes=10)
 class SqlDigests(Digests):
     """See `Digests`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, outcomes: Outcomes) -> None:
         self._engine = engine
+        self._outcomes = outcomes
+
+    def settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> bool:
+        if not sent:
+            self._settle(sent, unsent, now)
+            return True
+        what = "digests id=" + " id=".join(str(digest.id) for digest in sent)
+        return self._outcomes.record(what, partial(self._settle, sent, unsent, now))
+
+    @abstractmethod
+    def _settle(self, sent: Sequence[Digest], unsent: Sequence[Unsent], now: datetime) -> None:
+        """Do what `settle` does, or raise StoreUnavailable. May be called again after it succeeded."""
 
     def due(self, now: datetime | None, limit: int, after: str = "") -> Sequence[str]:
         where = f"{DUE} order by next_digest_at"
@@ -91,8 +114,9 @@ class SqlDigests(Digests):
     def claim_notices(
         self, now: datetime, count: int, limit: int, *, readers: Callable[[str], Reader] = Reader
     ) -> Sequence[NoticeClaim]:
+        self._outcomes.record_kept()
         lease = uuid4()
-        found: list[tuple[Digest, datetime, datetime | None]] = []
+        found: list[tuple[Digest, UUID | None, datetime, datetime | None]] = []
         with self._engine.writing() as session:
             while len(found) < count:
                 row = session.one(_NOTICE_DUE, for_update=True, skip_locked=True, now=now)
@@ -107,7 +131,7 @@ class SqlDigests(Digests):
                 # As for a digest: its recipient may unsubscribe before the sending is recorded.
                 session.execute(_PUT_NOTICE, notice)
                 since = now - _NOTICE_LOOKS_BACK if until is None else min(until, now) - _NOTICE_OVERLAP
-                found.append((notice, since, next_digest_at))
+                found.append((notice, id, since, next_digest_at))
         if not found:
             return ()
         names = [notice.recipient for notice, *_ in found]
@@ -115,11 +139,14 @@ class SqlDigests(Digests):
             sent = session.many(_NOTICES_SENT, recipients=names, since=now - timedelta(days=1))
         return [
             NoticeClaim(
-                replace(notice, deliveries=tuple(self._unannounced_since(notice.effective_reader, since, limit))),
+                replace(
+                    notice,
+                    deliveries=held_before(self._unannounced_since(notice.effective_reader, since, limit), taken_over),
+                ),
                 next_digest_at,
                 tuple(at for recipient, at in sent if recipient == notice.recipient),
             )
-            for notice, since, next_digest_at in found
+            for notice, taken_over, since, next_digest_at in found
         ]
 
     @abstractmethod
@@ -136,7 +163,7 @@ class SqlDigests(Digests):
             row = session.one(_UPCOMING, recipient=who)
         unknown = (who, None, None, 0, None, None, True)
         address, id, preferences, failures, stopped_at, due_at, is_first = row or unknown
-        deliveries, issued_at = tuple(self.unannounced(reader, limit)), now.replace(microsecond=0)
+        deliveries, issued_at = held_before(self.unannounced(reader, limit), id), now.replace(microsecond=0)
         chosen = Preferences.from_json(preferences)
         digest = Digest(id or new_id(now), who, address, issued_at, deliveries, chosen, failures, reader=reader)
         return Upcoming(digest, stopped_at, due_at, bool(is_first))
@@ -213,22 +240,21 @@ class SqlDigests(Digests):
 
 
 def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:
-    """End the claim of a digest or notice that was not sent."""
+    """End the claim of a digest or notice that was not sent. If it surely did not arrive, the next one has a new id."""
+    is_surely_unsent = not (each.may_have_arrived or each.digest.is_taken_over)
     if each.digest.is_notice:
-        session.execute(_END_NOTICE.format(""), each.digest, again=each.not_before or each.due_at or now)
-        return
-    session.execute(
-        "update recipient set lease = null, lease_until = :not_before,"
-        " next_digest_at = case when next_digest_at <= :now then coalesce(:due_at, next_digest_at)"
-        " else next_digest_at end,"
-        " failures = case when :failure = '' then failures else failures + 1 end,"
-        " failure = case when :failure = '' then failure else :failure end,"
-        " failed_at = case when :failure = '' then failed_at else :now end"
-        " where recipient = :recipient and lease = :lease",
-        each.digest,
-        each,
-        now=now,
-    )
+        end = _END_NOTICE.format(", notice_id = null" if is_surely_unsent else "")
+        is_own = session.execute(end, each.digest, again=each.not_before or each.due_at or now)
+    else:
+        end = _END_UNSENT.format(", digest_id = null" if is_surely_unsent else "")
+        is_own = session.execute(end, each.digest, each, now=now)
+    if is_own and is_surely_unsent:
+        session.execute("delete from digest where id = :id and sent_at is null", each.digest)
+
+
+def held_before(deliveries: Sequence[Delivery], taken_over: UUID | None) -> tuple[Delivery, ...]:
+    """Return those held before a digest or notice was first claimed whose mail may have arrived; None: return all."""
+    return tuple(each for each in deliveries if taken_over is None or each.id < taken_over)
 
 
 def settle_sent_notice(session: Session, notice: Digest) -> None:

@@ -13,6 +13,7 @@ from portal.model.message import new_id
 from portal.stores import lifecycle
 from portal.stores.contracts import Outbox
 from portal.stores.records import OutgoingMail, QueuedMail
+from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.session import Engine, Session
 
 log = logging.getLogger("quarantine.store")
@@ -21,8 +22,9 @@ log = logging.getLogger("quarantine.store")
 class SqlOutbox(Outbox):
     """See `Outbox`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, outcomes: Outcomes) -> None:
         self._engine = engine
+        self._outcomes = outcomes
 
     def add(self, mail: QueuedMail, now: datetime) -> None:
         with self._engine.writing() as session:
@@ -44,10 +46,15 @@ class SqlOutbox(Outbox):
             except QuarantineError as store_error:  # the mail is retried once the lease expires
                 log.error("failure of outgoing mail not recorded id=%s: %s", outgoing.id, store_error)
             raise
-        with self._engine.writing() as session:
-            session.execute("delete from outbox where id = :id", id=outgoing.id)
+
+        def record() -> None:
+            with self._engine.writing() as session:
+                session.execute("delete from outbox where id = :id", id=outgoing.id)
+
+        self._outcomes.record(f"mail id={outgoing.id}", record)
 
     def _claim(self, lease: UUID, now: datetime) -> tuple[OutgoingMail, datetime] | None:
+        self._outcomes.record_kept()
         with self._engine.writing() as session:
             row = session.one(
                 "select id, address, mail, attempts, queued_at from outbox where next_try_at <= :now"
