@@ -9,20 +9,22 @@ import html
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Page
 
+from digest import news
 from digest.housekeeping import run_batches, send_queued
+from digest.notices import send_notices
 from portal.model.links import Action
 from portal.model.message import Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, rule
-from tests.system.local_site import LocalSite, sign_in
-from tests.system.samples import hold_samples
+from tests.system.local_site import LocalSite, read_mail, sign_in
+from tests.system.samples import PROVEN, WANTED, hold_samples
 
 LANGUAGES = ("en", "ar", "ja")
 _HIGHEST = 1600  # pixels of a page that a sheet shows
@@ -47,7 +49,7 @@ class Stage:
         self.site = site
         self.url = site.parts.settings.public_url
         self._held = hold_samples(site, language)
-        self._browser, self._language = browser, language
+        self._browser, self.language = browser, language
         self.page = self._new_page(has_scripts=False)
         site.digest()
         digest = site.store.digests.last(ALICE)
@@ -61,7 +63,7 @@ class Stage:
     def _new_page(self, has_scripts: bool) -> Page:
         # Transitions between colours would be in the pictures.
         context = self._browser.new_context(
-            locale=self._language, java_script_enabled=has_scripts, reduced_motion="reduce"
+            locale=self.language, java_script_enabled=has_scripts, reduced_motion="reduce"
         )
         return context.new_page()
 
@@ -137,6 +139,41 @@ def _rules(stage: Stage) -> None:
     rules = [rule("bounce-1234567@example.net"), rule("partner.example", "allow")]
     [made, *_] = stage.site.store.rules.add(rules, stage.site.now)
     stage.go(f"rules?done={made.id}")
+
+
+def _notice(stage: Stage) -> None:
+    site, store = stage.site, stage.site.store
+    zone = f"Etc/GMT{site.now.hour - 12:+}"  # it is noon there: no notice is sent at night
+    store.recipients.set_preferences(
+        ALICE, replace(store.recipients.get(ALICE).preferences, timezone=zone, notices=True)
+    )
+    news.schedule_news(site.parts, site.now)
+    subject, sender = WANTED[stage.language][0]
+    site.hold(recipients=[ALICE], subject=subject, header_from=sender, symbols=PROVEN, score=15.4)
+    assert send_notices(site.parts, site.now).sent
+    read_mail(stage.page, site.last_mail())
+
+
+def _wrong_time(stage: Stage) -> None:
+    stage.go("preferences").locator("details summary").first.click()
+    # As in a browser without fields for times.
+    stage.page.locator("input[type=time]").first.evaluate("field => { field.type = 'text'; field.value = 'noon' }")
+    stage.press("button[value=save]")
+
+
+def _senders(stage: Stage) -> None:
+    stage.go("?select=all")
+    stage.page.locator(".bar .more summary").first.click()
+    stage.press("button[name=do][value=block]")
+
+
+def _refused(stage: Stage) -> None:
+    for number in range(3):
+        stage.site.hold(recipients=[ALICE], header_from=f"b{number}@example.net", subject=f"Quote {number}")
+    stage.site.mail.script["RCPT"] = ["550 5.1.1 mailbox unavailable", "452 4.2.2 mailbox full"]
+    stage.go("?q=quote&select=all")
+    stage.press("button[name=do][value=release]")
+    stage.site.mail.script.clear()
 
 
 def _job(stage: Stage) -> None:
@@ -227,12 +264,16 @@ SECTIONS = {
         State("list-likely", "Likely mistakes first", lambda s: s.go("?order=likely")),
         State("list-like", "Messages of one mailing", lambda s: s.go(f"?like={s.of(Tier.SPAM).id}.0")),
         State("list-states", "All states", _states),
+        State("list-senders", "*Always block* for several messages", _senders),
+        State("list-refused", "The mail server refuses some of several messages", _refused),
         State("list-empty", "A search that finds nothing", lambda s: s.go("?q=nothing+has+these")),
     ],
     "Messages": _MESSAGES,
     "Rules, preferences and sessions": [
         State("rules", "Rules, one of them new", _rules),
         State("preferences", "Preferences", lambda s: s.go("preferences")),
+        State("preferences-zones", "All time zones", lambda s: s.go("preferences?zones=all")),
+        State("preferences-error", "A time that is not valid", _wrong_time),
         State("preview", "Preview of the next digest", lambda s: s.go("preferences/digest")),
         State("preview-text", "Preview as text", lambda s: s.go("preferences/digest?as=text")),
         State("sessions", "Sessions", lambda s: s.go("sessions")),
@@ -245,6 +286,7 @@ SECTIONS = {
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
     ],
+    "Notices": [State("notice", "The mail soon after a message was held that is probably wanted", _notice)],
     "Many messages at once": [
         State("job", "More than 50 messages: the work goes on in the background", _job),
         State("job-done", "Results", _job_done),

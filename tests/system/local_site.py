@@ -44,6 +44,10 @@ class LocalSite(Site):
         """Send a recipient's digest now and return the mail as it arrived."""
         summary = run.send_all(self.parts, self.now, recipient=recipient)
         assert [reader for reader, _ in summary.sent] == [recipient], summary
+        return self.last_mail()
+
+    def last_mail(self) -> EmailMessage:
+        """Return the last mail that arrived."""
         read = message_from_bytes(self.mail.mails[-1].data, policy=SMTP.clone(utf8=True))
         assert isinstance(read, EmailMessage)
         return read

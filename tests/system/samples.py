@@ -9,7 +9,7 @@ from portal.stores.records import Held
 from tests.builders import ALICE, mail
 from tests.web_client import Site
 
-_PROVEN = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
+PROVEN = (Symbol("DMARC_POLICY_ALLOW", -0.5), Symbol("R_DKIM_ALLOW", -0.2))
 _SPAM = (Symbol("BAYES_SPAM", 5.1), Symbol("DBL_SPAM", 6.5), Symbol("RDNS_NONE", 2.0))
 
 # subject, From, score, symbols, tier
@@ -80,6 +80,6 @@ def hold_samples(site: Site, language: str = "en", recipient: str = ALICE) -> li
     return [
         *(hold(news[0].format(n), *news[1:]) for n in (45, 46, 47)),
         *(hold(*one) for one in HOSTILE),
-        hold(*jane, 16.8, (*_PROVEN, Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
-        hold(*shop, 15.4, (*_PROVEN, Symbol("HTML_SHORT_LINK_IMG_1", 2.0), Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
+        hold(*jane, 16.8, (*PROVEN, Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
+        hold(*shop, 15.4, (*PROVEN, Symbol("HTML_SHORT_LINK_IMG_1", 2.0), Symbol("BAYES_SPAM", 5.1)), Tier.SPAM),
     ]
