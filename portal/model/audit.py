@@ -26,6 +26,8 @@ class Act(StrEnum):
     PREFERENCES_SET = "preferences-set"
     DIGESTS_STOPPED = "digests-stopped"
     DIGESTS_RESUMED = "digests-resumed"
+    DIGEST_REQUESTED = "digest-requested"  # by staff: a digest outside the schedule
+    LINK_SENT = "link-sent"  # by staff: a sign-in link to a recipient
     LINKS_REVOKED = "links-revoked"
     BODY_READ = "body-read"  # somebody who is not the recipient read a message
     EXPORTED = "exported"  # somebody exported the audit or the rules

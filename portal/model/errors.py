@@ -89,6 +89,10 @@ class BadGrant(QuarantineError):
     """A role that cannot be given or removed. The message says why, and is a text to be translated."""
 
 
+class BadPreference(QuarantineError):
+    """A value that no preference can have. The message says what to enter, and is a text to be translated."""
+
+
 class UnknownRecipient(QuarantineError):
     """An address that is no recipient here, or not one for this viewer. The message is a text to be translated."""
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from functools import cache
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
-from portal.model.text import TAGS
+from portal.model.errors import BadPreference
+from portal.model.text import N_, TAGS
 
 log = logging.getLogger("quarantine.schedule")
 
 MAX_TIMES = 6  # digests a day
+_TIME = re.compile(r"(\d\d?):([0-5]\d)", re.ASCII)
 EVENING, MORNING = time(22), time(7)  # of a recipient's night, in which no notices are sent
 
 
@@ -79,6 +82,43 @@ class Preferences:
 
 
 NO_PREFERENCES = Preferences()
+TYPED = ("schedule", "at", "timezone", "language")  # the preferences that `typed_preferences` reads
+
+_BAD = {
+    "schedule": N_("These days are not known. Choose, for example, daily, weekdays or monday."),
+    "at": N_("Enter times like 07:00, 15:00, six at most."),
+    "timezone": N_("There is no time zone of this name. Enter one like Europe/Berlin."),
+    "language": N_("This language is not available."),
+}
+
+
+def typed_preferences(before: Preferences, typed: Mapping[str, str]) -> Preferences:
+    """Return preferences with some of `TYPED` changed, as people type them; "" means the default.
+
+    ``at`` has times with commas. Raises BadPreference. `never` is no days: digests are stopped instead.
+    """
+    known = {"schedule": tuple(Schedule)[1:], "timezone": zone_names(), "language": TAGS}
+    values: dict[str, str | tuple[time, ...] | None] = {}
+    for name, text in typed.items():
+        if name == "at":
+            values[name] = _typed_times(text)
+        elif text and text not in known[name]:
+            raise BadPreference(_BAD[name])
+        else:
+            values[name] = str(text) or None
+    return replace(before, **values)  # type: ignore[arg-type]  # checked by name above
+
+
+def _typed_times(text: str) -> tuple[time, ...] | None:
+    found = set()
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = _TIME.fullmatch(part)
+        if match is None or int(match[1]) > 23:
+            raise BadPreference(_BAD["at"])
+        found.add(time(int(match[1]), int(match[2])))
+    if len(found) > MAX_TIMES:
+        raise BadPreference(_BAD["at"])
+    return tuple(sorted(found)) or None
 
 
 @dataclass(frozen=True, slots=True)

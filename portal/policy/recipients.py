@@ -1,21 +1,30 @@
-"""Recipients as staff see them: who an address stands for, their messages, digests, sign-ins and rules."""
+"""Recipients as staff see them: who an address stands for, their messages, digests, sign-ins and rules; and what staff
+change for them.
+
+Each act is recorded in the audit with its actor and, if one was given, a reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import UnknownRecipient
-from portal.model.message import Delivery, Filter, Reader, domain, is_address
+from portal.model.message import Actor, Delivery, Filter, Reader, domain, is_address
 from portal.model.rule import Rule
-from portal.model.schedule import Plan
-from portal.model.text import N_
+from portal.model.schedule import Plan, typed_preferences
+from portal.model.text import N_, shown
 from portal.people import Directory
 from portal.policy.domains import Domains
 from portal.stores import Store
-from portal.stores.records import Contacts, Counts, Person
+from portal.stores.records import Contacts, Counts, DigestRequest, Person
 
+log = logging.getLogger("quarantine.recipients")
+
+REASON_CHARACTERS = 300
 COUNTED = 1_000  # deliveries of each address
 _NEWEST = 8  # deliveries
 RULES_SHOWN = 50
@@ -64,7 +73,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Recipients:
-    """Looks recipients up for staff. Thread-safe; one for each process."""
+    """Looks recipients up for staff, and acts for them. Thread-safe; one for each process."""
 
     store: Store
     people: Directory
@@ -101,3 +110,60 @@ class Recipients:
         contacts = store.recipients.contacts(recipient, now) if mailbox.is_person else NO_CONTACTS
         due_at = None if person.stopped_at else person.next_digest_at or plan.next_time(now)
         return Profile(mailbox, reader, person, plan, counts, newest, rules, contacts, due_at)
+
+    # ---- acts
+
+    def send_digest(self, recipient: str, actor: Actor, now: datetime, reason: str = "") -> bool:
+        """Make a digest of a person due now. Return False if there is nothing for it, or they stopped digests.
+
+        It lists what is new; if nothing is, what their last digest listed and is still held. Raises StoreUnavailable.
+        """
+        # Not limited to one in an hour as for recipients: staff may repeat one that was lost.
+        result = self.store.digests.request(self.people.reader(recipient), now, now)
+        if result is DigestRequest.DUE:
+            self._record(Act.DIGEST_REQUESTED, recipient, actor, now, reason)
+        return result is not DigestRequest.NOTHING
+
+    def set_digests_stopped(
+        self, recipient: str, actor: Actor, now: datetime, reason: str = "", *, stopped: bool
+    ) -> bool:
+        """Stop or resume the digests of a person. Return False if that was so before. Raises StoreUnavailable."""
+        changed = self.store.recipients.set_digests_stopped(recipient, now if stopped else None)
+        if changed:
+            act = Act.DIGESTS_STOPPED if stopped else Act.DIGESTS_RESUMED
+            self._record(act, recipient, actor, now, reason)
+        return changed
+
+    def set_preferences(
+        self, recipient: str, typed: Mapping[str, str], actor: Actor, now: datetime, reason: str = ""
+    ) -> bool:
+        """Change preferences of a person as `typed_preferences` does. Return False if they are so already.
+
+        Raises BadPreference, StoreUnavailable.
+        """
+        before = self.store.recipients.get(recipient).preferences
+        after = typed_preferences(before, typed)
+        if after == before:
+            return False
+        self.store.recipients.set_preferences(recipient, after)
+        self._record(Act.PREFERENCES_SET, recipient, actor, now, reason, after.to_json() or "defaults")
+        return True
+
+    def end_sessions(self, recipient: str, actor: Actor, now: datetime, reason: str = "") -> int:
+        """Sign a person out everywhere, and return from how many browsers. Raises StoreUnavailable.
+
+        Release links no longer submit themselves in browsers known until now.
+        """
+        self.store.recipients.forget_devices(recipient, now)
+        count = self.store.sign_ins.end_sessions(recipient)
+        self._record(Act.SIGNED_OUT, recipient, actor, now, reason, f"{count} sessions")
+        return count
+
+    def record_link(self, recipient: str, actor: Actor, now: datetime, reason: str = "") -> None:
+        """Record that a sign-in link was sent to a person. Raises StoreUnavailable."""
+        self._record(Act.LINK_SENT, recipient, actor, now, reason)
+
+    def _record(self, act: Act, recipient: str, actor: Actor, now: datetime, reason: str, detail: str = "") -> None:
+        text = ": ".join(filter(None, (detail, shown(reason, REASON_CHARACTERS) if reason else "")))
+        self.store.audit.record(AuditEntry.new(now, act, actor, recipient, text))
+        log.info("staff act=%s recipient=%s by=%s", act, recipient, actor.who)

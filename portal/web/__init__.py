@@ -146,7 +146,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_search = ConsoleSearch(pages, console)
     staff = StaffPages(pages, console)
     audit = AuditPages(pages, console)
-    recipients = RecipientPages(pages, console)
+    recipients = RecipientPages(pages, console, mailed)
 
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
@@ -186,6 +186,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
+        ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),

@@ -1,8 +1,9 @@
-"""The page of one recipient in the console: what staff need to know while the recipient is on the phone."""
+"""The page of one recipient in the console: what staff need to know and do while the recipient is on the phone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,16 +13,17 @@ from bottle import HTTPResponse
 
 from portal.mail.languages import own_name
 from portal.model.domains import shown_address
-from portal.model.errors import UnknownRecipient
-from portal.model.message import Actor, ActorKind, Delivery, domain
+from portal.model.errors import AlreadyDone, BadPreference, LinkInvalid, NotFound, UnknownRecipient
+from portal.model.message import Actor, ActorKind, Delivery, domain, parse_id
 from portal.model.reasons import why
 from portal.model.rule import Effect, Rule
-from portal.model.schedule import Schedule
+from portal.model.schedule import TYPED, Schedule
 from portal.model.sender import sender_shown
-from portal.model.text import N_, shown
-from portal.policy.recipients import RULES_SHOWN, Profile
+from portal.model.text import N_, TAGS, shown
+from portal.policy.recipients import NOT_IN_DOMAINS, REASON_CHARACTERS, RULES_SHOWN, Profile
 from portal.policy.staff import Permission
 from portal.stores.records import StartedSession
+from portal.web.auth.mailed_link import MailedLinks
 from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES
 from portal.web.pages import Pages
@@ -33,6 +35,29 @@ PATH = "/admin/recipients/"
 _TYPED_CHARS = 320
 _SYMBOLS = 3
 _EFFECTS = {Effect.ALLOW: N_("Allow"), Effect.BLOCK: N_("Block")}
+# The permission that each act needs in the domain of the recipient.
+_ACTS = {
+    "send-link": Permission.SEND_LINK,
+    "send-digest": Permission.MANAGE_RECIPIENTS,
+    "stop": Permission.MANAGE_RECIPIENTS,
+    "resume": Permission.MANAGE_RECIPIENTS,
+    "preferences": Permission.MANAGE_RECIPIENTS,
+    "sign-out": Permission.MANAGE_RECIPIENTS,
+    "remove-rule": Permission.MANAGE_RECIPIENTS,
+}
+# The text after an act, by the query parameter `done`: whether it was done, and the text.
+_RESULTS = {
+    "link": (True, N_("A sign-in link is on its way to the recipient. It is valid for 15 minutes.")),
+    "link-limit": (False, N_("No link was sent: one was sent a moment ago. Try again in some minutes.")),
+    "digest": (True, N_("A digest is on its way to the recipient.")),
+    "no-digest": (False, N_("No digest was sent: nothing is held that it could list, or digests are stopped.")),
+    "stopped": (True, N_("Digests stopped.")),
+    "resumed": (True, N_("Digests resumed.")),
+    "saved": (True, N_("Preferences saved.")),
+    "signed-out": (True, N_("The recipient is signed out everywhere.")),
+    "rule": (True, N_("Sender removed from the list.")),
+    "unchanged": (True, N_("Nothing was changed: it was so already.")),
+}
 # Ways to sign in, by `Actor.via` of the audit.
 _METHODS = {"mailed-link": N_("Mailed link")}
 
@@ -89,9 +114,10 @@ class RuleRow:
 class RecipientPages:
     """`/admin/recipients/`."""
 
-    def __init__(self, pages: Pages, console: Console) -> None:
+    def __init__(self, pages: Pages, console: Console, links: MailedLinks) -> None:
         self._pages = pages
         self._console = console
+        self._links = links
         self._parts = pages.parts
 
     def with_slash(self, _: Request, __: StaffSession) -> HTTPResponse:
@@ -103,7 +129,64 @@ class RecipientPages:
         typed = request.query("address").strip()[:_TYPED_CHARS]
         return self._page(request, staff, typed)
 
-    def _page(self, request: Request, staff: StaffSession, typed: str) -> HTTPResponse:
+    def act(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """POST /admin/recipients/: act for a recipient, then redirect (303) to their page with the result."""
+        typed, act = request.form("address").strip()[:_TYPED_CHARS], request.form("act")
+        permission = _ACTS.get(act)
+        try:
+            mailbox = self._parts.recipients.find(typed, self._may(staff, permission or Permission.SEE_ENVELOPE))
+        except UnknownRecipient as unknown:
+            if str(unknown) == NOT_IN_DOMAINS:
+                return self._console.forbidden(request)
+            return self._page(request, staff, typed, 400)
+        if permission is None or not mailbox.is_person:
+            return self._pages.notice(
+                request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
+            )
+        try:
+            done = self._act(request, staff, mailbox.recipient, act)
+        except (BadPreference, LinkInvalid) as bad:
+            text = str(bad) if isinstance(bad, BadPreference) else N_("This recipient cannot sign in.")
+            return self._page(request, staff, mailbox.recipient, 400, wrong=text)
+        return self._pages.see_other(f"{query_of(mailbox.recipient)}&done={done}")
+
+    def _act(self, request: Request, staff: StaffSession, recipient: str, act: str) -> str:
+        """Perform an act and return the name of its result."""
+        desk, now, actor = self._parts.recipients, self._pages.now(), staff.actor
+        reason = request.form("reason").strip()
+        match act:
+            case "send-link":
+                if not self._links.send_link(recipient, request.peer):
+                    return "link-limit"
+                desk.record_link(recipient, actor, now, reason)
+                return "link"
+            case "send-digest":
+                return "digest" if desk.send_digest(recipient, actor, now, reason) else "no-digest"
+            case "stop" | "resume":
+                changed = desk.set_digests_stopped(recipient, actor, now, reason, stopped=act == "stop")
+                return ("stopped" if act == "stop" else "resumed") if changed else "unchanged"
+            case "preferences":
+                typed = {name: request.form(name).strip() for name in TYPED}
+                return "saved" if desk.set_preferences(recipient, typed, actor, now, reason) else "unchanged"
+            case "sign-out":
+                desk.end_sessions(recipient, actor, now, reason)
+                return "signed-out"
+        return self._remove_rule(request, staff, recipient)
+
+    def _remove_rule(self, request: Request, staff: StaffSession, recipient: str) -> str:
+        may_manage = self._may(staff, Permission.MANAGE_RECIPIENTS)
+        reader, rule_id = self._parts.people.reader(recipient), parse_id(request.form("rule"))
+        if rule_id is None:
+            raise NotFound("there is no such rule")
+        with suppress(AlreadyDone):  # the list shows it
+            visible = reader.limited_to([each for each in reader.identities if may_manage(domain(each))])
+            self._parts.rulebook.remove_own(visible, rule_id, staff.actor)
+        return "rule"
+
+    def _page(
+        self, request: Request, staff: StaffSession, typed: str, status: int = 200, *, wrong: str = ""
+    ) -> HTTPResponse:
+        """Return the page. ``wrong``: why a form was rejected, whose values are shown again."""
         viewer = self._pages.viewer(request, staff.member.person)
         error, found = "", {}
         if typed:
@@ -111,14 +194,25 @@ class RecipientPages:
                 found = self._found(staff, typed, viewer)
             except UnknownRecipient as unknown:
                 error = str(unknown)
-        values: dict[str, Any] = {"typed": shown(typed, _TYPED_CHARS), "error": error, "recipient": None, **found}
-        return self._console.page(request, staff, "recipient", **values)
+        good, result = _RESULTS.get(request.query("done"), (True, ""))
+        if wrong:
+            found["fields"] = {name: shown(request.form(name), _TYPED_CHARS) for name in TYPED}
+        values: dict[str, Any] = {
+            "typed": shown(typed, _TYPED_CHARS),
+            "error": error,
+            "wrong": wrong,
+            "good": good,
+            "result": result,
+            "recipient": None,
+            **found,
+        }
+        return self._console.page(request, staff, "recipient", status, **values)
 
     def _found(self, staff: StaffSession, typed: str, viewer: Viewer) -> dict[str, object]:
-        may_see = self._may_see(staff)
+        may_see = self._may(staff, Permission.SEE_ENVELOPE)
         mailbox = self._parts.recipients.find(typed, may_see)
         profile = self._parts.recipients.profile(mailbox, self._pages.now(), may_see)
-        recipient, reader = mailbox.recipient, profile.reader
+        recipient, reader, host = mailbox.recipient, profile.reader, domain(mailbox.recipient)
         others = [each for each in reader.identities if each != recipient]
         return {
             "recipient": shown_address(recipient),
@@ -138,10 +232,18 @@ class RecipientPages:
             "sessions": [_session(each, viewer) for each in profile.contacts.sessions],
             "rules": [_rule_row(each, recipient, viewer) for each in profile.rules[:RULES_SHOWN]],
             "has_more_rules": len(profile.rules) > RULES_SHOWN,
+            "identity": recipient,
+            "may_send_link": mailbox.is_person and self._may(staff, Permission.SEND_LINK)(host),
+            "may_manage": mailbox.is_person and self._may(staff, Permission.MANAGE_RECIPIENTS)(host),
+            "fields": _fields(profile),
+            "schedules": [(day.value, text) for day, text in SCHEDULES.items() if day is not Schedule.NEVER],
+            "languages": [(tag, own_name(tag)) for tag in TAGS],
+            "reason_characters": REASON_CHARACTERS,
         }
 
-    def _may_see(self, staff: StaffSession) -> Callable[[str], bool]:
-        return lambda host: self._parts.staff.may(staff.member, Permission.SEE_ENVELOPE, host)
+    def _may(self, staff: StaffSession, permission: Permission) -> Callable[[str], bool]:
+        """Return the function that says in which domains somebody may do this."""
+        return lambda host: self._parts.staff.may(staff.member, permission, host)
 
 
 def query_of(address: str) -> str:
@@ -205,6 +307,17 @@ def _digest_facts(profile: Profile, viewer: Viewer) -> DigestFacts:
         stopped=moment(person.stopped_at),
         stopped_by=_who(profile.contacts.stopped_by) if profile.contacts.stopped_by else "",
     )
+
+
+def _fields(profile: Profile) -> dict[str, str]:
+    """Return the preferences that a recipient chose, as `typed_preferences` reads them."""
+    chosen = profile.person.preferences
+    return {
+        "schedule": chosen.schedule or "",
+        "at": ", ".join(f"{each:%H:%M}" for each in chosen.at or ()),
+        "timezone": chosen.timezone or "",
+        "language": chosen.language or "",
+    }
 
 
 def _who(actor: Actor) -> str:

@@ -635,6 +635,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin/"): (303, 404, 404),  # tests/web/test_staff.py has the roles
     ("GET", "/admin/recipients"): (303, 404, 404),
     ("GET", "/admin/recipients/"): (303, 404, 404),
+    ("POST", "/admin/recipients/"): (303, 404, 404),
     ("GET", "/admin/staff"): (303, 404, 404),
     ("POST", "/admin/staff"): (303, 404, 404),
     ("GET", "/admin/audit"): (303, 404, 404),

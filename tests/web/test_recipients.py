@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import time, timedelta
+from email import message_from_bytes
+from email.policy import SMTP
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote
@@ -11,14 +14,14 @@ from urllib.parse import quote
 import pytest
 
 from portal.assemble import Parts
-from portal.model.audit import Act, AuditEntry
+from portal.model.audit import Act, AuditEntry, AuditFilter
 from portal.model.message import Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Unsent
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, digesting, rule
 from tests.statements import Statements
-from tests.web_client import Browser, Site
+from tests.web_client import Answer, Browser, Site
 
 DOMAINS = ("example.org", "example.net", "münchen.example")
 ALIASES = "sales@example.net alice@example.org\ninfo@example.org alice@example.org, bob@example.org\n"
@@ -146,3 +149,138 @@ def test_the_page_takes_few_statements(make_parts: Callable[..., Parts], monkeyp
     with statements.of() as sent:
         assert "Digests stopped" in page_of(browser, ALICE)
     assert len(sent) <= 10, "\n".join(sent)
+
+
+# ---- acts
+
+
+def act(browser: Browser, act: str, address: str = ALICE, **form: str) -> Answer:
+    return browser.post(
+        "/admin/recipients/", {"form_token": browser.form_token(), "act": act, "address": address, **form}
+    )
+
+
+def result(browser: Browser, act_name: str, address: str = ALICE, **form: str) -> str:
+    return unescape(browser.follow(act(browser, act_name, address, **form), "/admin/recipients/").text)
+
+
+def audited(site: Site) -> list[tuple[str, str, str, str]]:
+    """Return what the administrator did: act, way, recipient and details, oldest first."""
+    found = site.store.audit.list(AuditFilter(person=MALLORY), 99)
+    return [
+        (each.act, each.actor.via, each.subject, each.detail) for each in reversed(found) if each.act != "role-given"
+    ]
+
+
+def test_staff_stop_resume_and_set_digests(site: Site) -> None:
+    browser = staff(site)
+    assert "Digests stopped." in result(browser, "stop", reason="on leave")
+    assert site.store.recipients.get(ALICE).stopped_at == site.now
+    assert f"<bdi>{MALLORY} (console)</bdi>" in page_of(browser, ALICE)
+    site.pass_time(seconds=1)
+    assert "it was so already" in result(browser, "stop")
+    assert "Digests resumed." in result(browser, "resume")
+    site.pass_time(seconds=1)
+    chosen = {"schedule": "weekdays", "at": "15:00, 7:05", "timezone": "Europe/Vienna", "language": "cs"}
+    page = result(browser, "preferences", **chosen)
+    assert "Preferences saved." in page and 'value="07:05, 15:00"' in page and "Europe/Vienna" in page
+    kept = site.store.recipients.get(ALICE).preferences
+    assert kept == Preferences("weekdays", (time(7, 5), time(15)), "Europe/Vienna", "cs")
+    assert audited(site) == [
+        ("digests-stopped", "console", ALICE, "on leave"),
+        ("digests-resumed", "console", ALICE, ""),
+        ("preferences-set", "console", ALICE, kept.to_json()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("schedule", "never", "These days are not known."),
+        ("at", "7", "Enter times like 07:00"),
+        ("at", "24:00", "Enter times like 07:00"),
+        ("at", ",".join(f"0{hour}:00" for hour in range(7)), "six at most"),
+        ("timezone", "Mars/<b>Base", "There is no time zone of this name."),
+        ("language", "tlh", "This language is not available."),
+    ],
+)
+def test_wrong_preferences_change_nothing_and_are_shown_again(site: Site, name: str, value: str, text: str) -> None:
+    answer = act(staff(site), "preferences", **{"language": "de", name: value})
+    assert answer.status == 400 and text in answer.text and "<b>Base" not in answer.text
+    assert site.store.recipients.get(ALICE).preferences == Preferences()
+
+
+def test_a_digest_is_sent_again_at_once(site: Site) -> None:
+    browser = staff(site)
+    assert "No digest was sent" in result(browser, "send-digest")
+    held = site.hold(recipients=(ALICE,))
+    for _ in range(2):
+        site.pass_time(seconds=1)
+        assert "A digest is on its way" in result(browser, "send-digest", reason="lost")
+        with digesting(site.store, ALICE, site.now, 50) as digest:
+            assert [each.id for each in digest.deliveries] == [held.id]
+    assert audited(site) == [("digest-requested", "console", ALICE, "lost")] * 2
+
+
+def test_a_sign_in_link_goes_to_the_recipient_and_to_nobody_else(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    browser = staff(site, Role.HELP_DESK, "example.org")
+    with caplog.at_level("INFO"):
+        answer = act(browser, "send-link", "alice+x@example.org", reason="lost the digest")
+    page = browser.follow(answer, "/admin/recipients/").text
+    with site.store.outbox.sending(site.now) as outgoing:
+        assert outgoing and outgoing.to == ALICE
+        mail = message_from_bytes(outgoing.mail, policy=SMTP)
+    body = mail.get_body(("plain",))
+    assert body is not None
+    text = body.get_content()
+    assert "Your administrator sends you this link" in text and "code" not in text
+    assert mail["Subject"] == "Sign in to your mail quarantine"
+    [token] = re.findall(r"/sign-in/([A-Za-z0-9_-]{32})/", text)
+    assert token not in page + caplog.text + str(answer.headers)
+    assert "No link was sent" in result(browser, "send-link"), "the rate limit of the mailbox"
+    visitor = site.browser()
+    assert ALICE in visitor.get(f"/sign-in/{token}/").text
+    assert visitor.post(f"/sign-in/{token}/").header("Location") == "./?done=1", "not without a button"
+    pressed = visitor.post(f"/sign-in/{token}/", {"pressed": "1"}, headers={"Sec-Fetch-User": "?1"})
+    assert pressed.header("Location") == "/quarantine/"
+    assert visitor.get("/").status == 200
+    assert audited(site) == [("link-sent", "console", ALICE, "lost the digest")]
+
+
+def test_staff_sign_a_recipient_out_and_remove_a_rule(site: Site) -> None:
+    alice, browser = site.signed_in(ALICE), staff(site)
+    kept, removed = rule("kept.example"), rule("gone.example")
+    of_bob = rule("of-bob.example", scope=BOB)
+    site.store.rules.add([kept, removed, of_bob], site.now)
+    assert "signed out everywhere" in result(browser, "sign-out", reason="lost phone")
+    assert alice.get("/").status == 303
+    site.pass_time(seconds=1)
+    assert "Sender removed" in result(browser, "remove-rule", rule=str(removed.id))
+    assert act(browser, "remove-rule", rule=str(of_bob.id)).status == 404
+    assert act(browser, "remove-rule", rule="x").status == 404
+    left = site.store.rules.list(None, 9, site.now)
+    assert {each.id for each in left} == {kept.id, of_bob.id}
+    assert [each[0] for each in audited(site)] == ["signed-out", "rule-removed"]
+    assert audited(site)[0][3] == "1 sessions: lost phone"
+
+
+@pytest.mark.parametrize("name", ["send-link", "send-digest", "stop", "resume", "preferences", "sign-out"])
+def test_staff_act_only_for_recipients_of_their_domains_and_within_their_role(site: Site, name: str) -> None:
+    site.hold(recipients=(ALICE,))
+    before = site.store.recipients.get(ALICE), site.store.recipients.get("info@example.org")
+    others = [
+        staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", "dora@example.net"),
+        staff(site, Role.AUDITOR, EVERYWHERE, "ann@example.org"),
+    ]
+    if name != "send-link":
+        others.append(staff(site, Role.HELP_DESK, EVERYWHERE, "hal@example.org"))
+    for browser in others:
+        assert act(browser, name).status == 403
+        assert f'value="{name}"' not in page_of(browser, ALICE)
+    browser = staff(site)
+    assert act(browser, name, "info@example.org").status == 400, "nobody signs in as a shared mailbox"
+    assert act(browser, name, "x@elsewhere.example").status == 400
+    assert act(browser, name, form_token="x").status == 403
+    assert (site.store.recipients.get(ALICE), site.store.recipients.get("info@example.org")) == before
+    with site.store.outbox.sending(site.now) as outgoing:
+        assert outgoing is None
