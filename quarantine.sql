@@ -224,6 +224,11 @@ begin
         name text not null unique
     );
 
+    create table stale_facet (  -- messages that changed, so that their row of facet is written again
+        seq bigint generated always as identity primary key,
+        message_id uuid not null
+    );
+
     create table job (  -- background jobs, see portal/stores/shared/jobs.py
         id uuid primary key,
         kind text not null,

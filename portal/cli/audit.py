@@ -35,7 +35,7 @@ _PAGE = 500
 @click.option("--who", type=FILLED, metavar="NAME", help="Only what this operator or recipient did.")
 @click.option("--act", type=click.Choice(ACTS), metavar="ACT", help="Only this act, for example released.")
 @click.option("--recipient", type=FILLED, metavar="ADDRESS", help="Only what concerns this recipient.")
-@click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only settings of this domain.")
+@click.option("--domain", type=FILLED, metavar="DOMAIN", help="Only settings and rules of this domain.")
 @click.option("--id", type=FILLED, metavar="ID", help="Only what concerns this message.")
 @click.option("--since", type=Moment(), help="Only since this time: 2026-01-31, 2026-01-31T08:00, 3d, 12h or 30m.")
 @click.option("--until", type=Moment(ends_day=True), help="Only before this time. A date alone means its end (UTC).")

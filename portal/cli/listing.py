@@ -34,6 +34,8 @@ from portal.stores.records import GroupBy
 LIST_LIMIT = 50
 _COLUMNS = 140  # width of the terminal from which on the list is printed as a table
 _PAGE = 500
+_NOT_INDEXED = "There may be more: some messages are still being indexed. Try again in some minutes."
+_TOO_LONG = "There may be more: the search took too long. Limit the time with --since and --until."
 
 
 def _criteria(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,10 +86,12 @@ COMMANDS = (list_,)
 def _print_count(parts: Parts, wanted: Filter, as_json: bool) -> int:
     total = parts.store.facets.count(wanted)
     if as_json:
-        click.echo(json_text({"count": total.count, "exact": total.exact}))
+        click.echo(json_text({"count": total.count, "exact": total.exact, "indexed": total.indexed}))
     else:
-        beyond = "more than" if total.count >= COUNTED_MAX else "at least"  # the time was over
+        beyond = "more than" if total.count >= COUNTED_MAX else "at least"  # the time was over, or see below
         click.echo(f"{total.count}" if total.exact else f"{beyond} {total.count}")
+    if not total.indexed:
+        click.echo(_NOT_INDEXED, err=True)
     return total.count
 
 
@@ -97,13 +101,15 @@ def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json
     table = new_table(by.value, "deliveries", *(["score in all"] if has_points else []))
     for group in groups.groups[:limit]:
         if as_json:
-            found = {by.value: group.name, "count": group.count}
+            found = {by.value: group.name, "count": group.count, "exact": groups.total.exact}
             click.echo(json_text(found | {"score": group.points} if has_points else found))
         points = [f"{group.points:.1f}"] if has_points else []
         add_row(table, shown(group.name, 100) or "(not known)", str(group.count), *points)
     if not as_json and groups.groups:
         print_table(table)
-    if not groups.total.exact:
+    if not groups.total.indexed:
+        click.echo(_NOT_INDEXED, err=True)
+    elif not groups.total.exact:
         since = f" They were held since {groups.since:%Y-%m-%d %H:%M} UTC." if groups.since else ""
         click.echo(f"There are more: only the newest {groups.total.count} deliveries were counted.{since}", err=True)
     if len(groups.groups) > limit:
@@ -114,7 +120,8 @@ def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json
 def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -> int:
     rows: list[list[str]] = []
     count, more = 0, False
-    for delivery in _deliveries(parts, wanted, limit + 1):
+    notes: set[str] = set()
+    for delivery in _deliveries(parts, wanted, limit + 1, notes):
         if count == limit:
             more = True
             break
@@ -123,6 +130,8 @@ def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -
             click.echo(json_text(delivery_json(delivery)))
         else:
             rows.append(_row(delivery))
+    for note in sorted(notes):
+        click.echo(note, err=True)
     if not as_json:
         _print_list(rows)
         if more:
@@ -130,14 +139,19 @@ def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -
     return count
 
 
-def _deliveries(parts: Parts, wanted: Filter, at_most: int) -> Iterator[Delivery]:
+def _deliveries(parts: Parts, wanted: Filter, at_most: int, notes: set[str]) -> Iterator[Delivery]:
+    """Yield what is found, and add what people must know about it to ``notes``."""
     before: DeliveryId | None = None
     while at_most:
         page = parts.store.deliveries.search(wanted, min(at_most, _PAGE), before)
         yield from page.deliveries
         at_most -= len(page.deliveries)
         before = page.next
-        if before is None:
+        if page.is_cut:
+            notes.add(_TOO_LONG)
+        if not page.indexed:
+            notes.add(_NOT_INDEXED)
+        if page.is_cut or before is None:
             return
 
 

@@ -80,7 +80,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
     try:
         with original.opened(folder, dsn) as source, progress("messages") as report:
             done = original.import_messages(source, Ingest(parts, alarms=False), oldest, report)
-        parts.store.facets.recheck()  # they were held in the past
+        parts.store.facets.recheck(are_missing=True)  # they were held in the past
     finally:
         parts.store.close()
     click.echo(f"imported {done.held} messages, {done.known} were already held")

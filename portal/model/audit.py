@@ -107,6 +107,13 @@ class AuditFilter:
     since: datetime | None = None
     until: datetime | None = None
 
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The subject in all its spellings: that of a rule for a domain begins with @. Empty: all."""
+        if not self.subject:
+            return ()
+        return (self.subject,) if "@" in self.subject else (self.subject, f"@{self.subject}")
+
 
 def person_typed(text: str) -> str:
     """Return the name of an operator, or the identity of an address, for `AuditFilter.person`."""
@@ -115,7 +122,7 @@ def person_typed(text: str) -> str:
 
 def subject_typed(text: str) -> str:
     """Return the identity of an address, or a domain, for `AuditFilter.subject`."""
-    return identity(text) if "@" in text else domain(text)
+    return identity(text) if "@" in text[1:] else domain(text)
 
 
 def _named(actor: Actor, subject: str) -> Actor:

@@ -143,7 +143,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
         notes.LINK_KEY.set_default(target, key)
     elif key is not None:
         notes.LINK_KEY.set(target, key)
-    target.facets.recheck()  # the messages were held in the past
+    target.facets.recheck(are_missing=True)  # the messages were held in the past
     done.mails_waiting = source.stats(datetime.now(UTC)).mails_waiting
     return done
 

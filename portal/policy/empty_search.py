@@ -39,8 +39,9 @@ def why_nothing(
                 f"{retention_days} days."
             )
     if wanted.needs_facets and not store.facets.is_complete():
-        return "Messages held before the last upgrade are still being indexed. Try again in some minutes."
-    for symbol in wanted.symbols:
+        return "Older messages are still being indexed. Try again in some minutes."
+    # Which symbols exist, other domains have shown: this is not for those who see some domains only.
+    for symbol in wanted.symbols if domains is None else ():
         if not store.facets.knows_symbol(symbol):
             return f"No message has had the symbol {shown(symbol)}. Check its spelling."
     if wanted.until is not None and wanted.until <= oldest:

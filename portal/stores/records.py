@@ -44,6 +44,8 @@ class Page:
 
     deliveries: tuple[Delivery, ...]
     next: DeliveryId | None
+    is_cut: bool = False  # the search took too long, so there may be more, also without a ``next``
+    indexed: bool = True  # False: there may be more among messages that are not indexed yet
 
 
 class GroupBy(StrEnum):
@@ -57,10 +59,14 @@ class GroupBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """The number of deliveries that a search finds. If there are more, or the search took too long: not ``exact``."""
+    """The number of deliveries that a search finds.
+
+    Not ``exact`` if there are more, or may be: the search took too long, or messages are not indexed yet.
+    """
 
     count: int
     exact: bool
+    indexed: bool = True  # whether all messages are indexed
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,3 +375,4 @@ class Stats:
     oldest_digest_due_at: datetime | None
     oldest_untried_due_at: datetime | None  # of the due digests without a failure
     heartbeat_at: datetime | None  # of the digest process
+    not_indexed: int  # messages that could not be indexed for searches of staff

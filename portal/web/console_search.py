@@ -167,7 +167,8 @@ class ConsoleSearch:
         if wanted is not None:
             with self._pages.searching():
                 found = self._found(search, wanted, viewer)
-        is_empty = wanted is not None and not (found["rows"] or found.get("older") or search.get("before"))
+        is_cut = bool(found.get("is_cut"))
+        is_empty = wanted is not None and not (found["rows"] or found.get("older") or search.get("before") or is_cut)
         nothing = ""
         if wanted is not None and is_empty and search.typed():
             days = self._parts.domains.longest_retention_days
@@ -202,7 +203,16 @@ class ConsoleSearch:
             newest_query=first.query() if search.get("before") else None,
             is_empty=is_empty,
             nothing=nothing,
-            **{"by": None, "rows": [], "total": None, "older": None, "since": "", **found},
+            **{
+                "by": None,
+                "rows": [],
+                "total": None,
+                "older": None,
+                "since": "",
+                "is_cut": False,
+                "indexed": True,
+                **found,
+            },
         )
 
     def _found(self, search: Search, wanted: Filter, viewer: Viewer) -> dict[str, object]:
@@ -218,16 +228,24 @@ class ConsoleSearch:
                 "has_more_groups": len(groups.groups) > _GROUPS,
                 "total": number(groups.total.count),
                 "is_exact": groups.total.exact,
+                "indexed": groups.total.indexed,
                 "since": since,
             }
         page = self._parts.store.deliveries.search(wanted, _PAGE, cursor(search.get("before")))
         found: dict[str, object] = {
             "rows": _rows(search, page.deliveries, viewer),
             "older": search.without("before").query(("before", name_of(page.next))) if page.next else None,
+            "is_cut": page.is_cut,
+            "indexed": page.indexed,
         }
         if search.typed():
             total = self._parts.store.facets.count(wanted)
-            found |= {"total": number(total.count), "is_exact": total.exact, "is_many": total.count >= COUNTED_MAX}
+            found |= {
+                "total": number(total.count),
+                "is_exact": total.exact,
+                "is_many": total.count >= COUNTED_MAX,
+                "indexed": page.indexed and total.indexed,
+            }
         return found
 
 

@@ -77,6 +77,7 @@ class Monitor(Collector):
         yield _counter("notices_sent", "Notices that the mail server accepted.", done.notices)
         yield _counter("digest_runs", "Digest runs that found due digests.", done.count)
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
+        yield _counter("messages_not_indexed", "Messages that searches of staff find by words only.", stats.not_indexed)
         yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
         yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
         yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)

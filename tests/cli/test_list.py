@@ -79,11 +79,11 @@ def test_list_groups(run: Run, bad: str) -> None:
     table = run("list", "--group-by", "symbol").stdout
     assert table.splitlines()[1].split() == ["FUZZY_DENIED", "1", "12.0"]
     lines = [json.loads(line) for line in run("list", "--group-by", "sender-domain", "--json").stdout.splitlines()]
-    assert lines == [{"sender-domain": name, "count": 1} for name in ("example.net", "shop.example")]
+    assert lines == [{"sender-domain": name, "count": 1, "exact": True} for name in ("example.net", "shop.example")]
     first = run("list", "--group-by", "symbol", "--limit", "1")
     assert len(first.stdout.splitlines()) == 2
     assert "--limit 10" in first.stderr
-    assert json.loads(run("list", "--count", "--json").stdout) == {"count": 2, "exact": True}
+    assert json.loads(run("list", "--count", "--json").stdout) == {"count": 2, "exact": True, "indexed": True}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,9 @@ def test_an_empty_store_says_so(run: Run, store: Store) -> None:
     run("init")
     assert "Nothing is held." in run("list").stderr
     held: Any = hold(store, at=now() - timedelta(days=3))
-    assert "still being indexed" in run("list", "--symbol", "BAYES_SPAM").stderr
+    for more in ([], ["--count"], ["--group-by", "symbol"]):
+        assert "There may be more: some messages are still being indexed" in run("list", "--symbol", "x", *more).stderr
+    assert json.loads(run("list", "--count", "--json").stdout) == {"count": 0, "exact": False, "indexed": False}
     while store.facets.index():
         pass
     assert str(held.id) in run("list", "--symbol", "BAYES_SPAM").stdout

@@ -114,6 +114,18 @@ def test_entries_are_found_by_each_of_their_parts(store: Store) -> None:
         assert sorted(store.audit.list(wanted, 9), key=lambda each: each.id) == sorted(expected, key=lambda e: e.id)
 
 
+def test_entries_of_a_domain_include_those_of_its_rules(store: Store) -> None:
+    at = now()
+    store.rules.add([rule("shop.example", "block", scope="@example.org"), rule("shop.example", "block")], at)
+    store.domains.set([DomainValue(new_id(), "example.org", "language", "fr", at, BY_OPERATOR)])
+    for typed in ("example.org", "@Example.org"):
+        found = store.audit.list(AuditFilter(subject=subject_typed(typed)), 9)
+        assert {(each.act, each.subject) for each in found} == {
+            ("rule-added", "@example.org"),
+            ("domain-set", "example.org"),
+        }
+
+
 def test_entries_are_read_in_pages(store: Store) -> None:
     made = [entry(days_ago=days) for days in range(5)]
     store.audit.record(*made)

@@ -210,6 +210,24 @@ def test_a_table_with_other_partitions_than_the_rest_is_purged_as_well(
     assert ranges(admin, "announced_to") == [Range(MONDAY + 7 * DAY, MONDAY + 14 * DAY)]
 
 
+def test_a_purge_that_was_interrupted_does_not_keep_the_index_busy(
+    store: PostgresStore, admin: psycopg.Connection[Any]
+) -> None:
+    """Messages of days without other partitions: the index ends, and finds what else there is."""
+    store.prepare_days(MONDAY, WEEKS)
+    for day in (3, 9):
+        hold_at(store, MONDAY + day * DAY)
+    for table in ("delivery", "event", "announced_to", "facet"):  # those that a purge drops before `message`
+        for name in names(admin, table)[:1]:
+            admin.execute(f"drop table {name}")
+    turns = 0
+    while store.facets.index():
+        turns += 1
+        assert turns < 10
+    assert store.facets.is_complete()
+    assert store.facets.count(Filter()).count == 1
+
+
 def test_a_search_over_a_year_takes_few_statements(
     monkeypatch: pytest.MonkeyPatch, store: PostgresStore, postgres_dsn: str
 ) -> None:

@@ -14,6 +14,7 @@ from portal.assemble import Parts
 from portal.model.criteria import NAMES
 from portal.model.message import Symbol, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.stores.records import Page
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, hold
 from tests.web_client import Browser, Site
 
@@ -122,6 +123,34 @@ def test_an_empty_answer_says_why(site: Site) -> None:
     assert "No message has had the symbol NOPE" in get(browser, ("symbol", "NOPE"))
     pairs = ("recipient", ALICE), ("state", "released"), ("by", "hour")
     assert "No delivery matches all criteria" in get(browser, *pairs)
+
+
+def test_the_page_says_that_there_may_be_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(site.store, recipients=[ALICE], symbols=BAD)
+    hold(site.store, recipients=[ALICE], symbols=BAD, at=site.now - timedelta(days=2))
+    browser = staff(site)
+    for pairs in ([("symbol", "FUZZY_DENIED")], [("by", "symbol")]):
+        assert "still being indexed, so there may be more" in get(browser, *pairs)
+    assert "Deliveries: at least 1 " in get(browser, ("symbol", "FUZZY_DENIED"))
+    while site.store.facets.index():
+        pass
+    assert "there may be more" not in get(browser, ("symbol", "FUZZY_DENIED"))
+    cut = Page((), None, is_cut=True)
+    monkeypatch.setattr(type(site.store.facets), "page", lambda *_: cut)
+    page = get(browser, ("symbol", "FUZZY_DENIED"))
+    assert "The search took too long, so there may be more" in page and "No messages" not in page
+
+
+def test_nobody_learns_which_symbols_other_domains_have(site: Site) -> None:
+    hold(site.store, recipients=[ALICE], symbols=BAD)
+    hold(site.store, recipients=[CAROL])
+    while site.store.facets.index():
+        pass
+    browser = staff(site, domain="example.net")
+    answers = [get(browser, ("symbol", symbol)) for symbol in ("FUZZY_DENIED", "FUZZY_ABSENT")]
+    assert [re.findall(r'<p class="empty"[^>]*>(.*?)</p>', answer) for answer in answers] == [
+        ["No delivery matches all criteria. Leave some out."]
+    ] * 2
 
 
 def test_hostile_text_and_bodies_are_not_shown(site: Site) -> None:

@@ -21,8 +21,8 @@ class Facets(ABC):
     def page(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
         """Return the deliveries that match, newest first.
 
-        One call takes a bounded time, so a page may be short or empty and still have a ``next``. Forgotten deliveries
-        are left out.
+        One call takes a bounded time, so a page may be short or empty and still have a ``next``. If a single statement
+        takes too long, it is ended, and the page says so (`Page.is_cut`). Forgotten deliveries are left out.
         """
 
     @abstractmethod
@@ -41,15 +41,16 @@ class Facets(ABC):
         """Index some messages that wait for it. Return whether there may be more."""
 
     @abstractmethod
-    def recheck(self) -> None:
+    def recheck(self, *, are_missing: bool = False) -> None:
         """Let `index` look at all messages again, newest first, and index those that are missing.
 
-        For messages that were added with a time in the past, or by a host whose clock was behind.
+        For messages that were added with a time in the past, or by a host whose clock was behind. ``are_missing``:
+        there are such messages, so searches say until then that there may be more.
         """
 
     @abstractmethod
     def is_complete(self) -> bool:
-        """Return whether the messages held before an upgrade are indexed, too."""
+        """Return whether older messages are indexed, too: those held before an upgrade, or copied."""
 
     @abstractmethod
     def knows_symbol(self, name: str) -> bool:

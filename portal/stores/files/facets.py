@@ -13,9 +13,11 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.search import index_waiting
 from portal.stores.files.session import SqliteEngine, connection_of
 from portal.stores.search import Terms
+from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.facets import Batch, SqlFacets, batch_of, columns, conditions
 from portal.stores.shared.session import Session
 
+_INDEXED_AT_ONCE = 100  # a transaction of some 20 ms
 _ROWIDS_MAX = 5_000  # of one statement
 _PAUSE_SECONDS = 0.01  # lets other writers take the lock
 _BY_INDEX = (
@@ -26,26 +28,32 @@ _BY_KEY = "delivery d {index}CROSS JOIN message m ON m.id = d.message_id CROSS J
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
 
 
-class FileFacets(SqlFacets):
-    """See `Facets`."""
+class _FileFacetIndex(FacetIndex):
+    """See `FacetIndex`."""
 
-    _indexed_at_once = 100  # a transaction of some 20 ms
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(SqliteEngine(database), SqliteRows())
+    def __init__(self, database: Database, engine: SqliteEngine, rows: SqliteRows) -> None:
+        super().__init__(engine, rows, _INDEXED_AT_ONCE)
         self._database = database
 
-    def index(self) -> bool:
-        more = super().index()
+    def step(self) -> bool:
+        more = super().step()
         if more:
             time.sleep(_PAUSE_SECONDS)
         return more
 
-    def _index_new(self) -> bool:
-        more = super()._index_new()
+    def _index_new(self, seconds: float | None = None) -> bool:
+        more = super()._index_new(seconds)
         if not more:
             index_waiting(self._database)
         return more
+
+
+class FileFacets(SqlFacets):
+    """See `Facets`."""
+
+    def __init__(self, database: Database) -> None:
+        engine, rows = SqliteEngine(database), SqliteRows()
+        super().__init__(engine, rows, _FileFacetIndex(database, engine, rows))
 
     def _hits(
         self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int

@@ -42,6 +42,7 @@ from portal.stores.files.session import SqliteEngine, SqliteSession
 from portal.stores.journal import verdict_line
 from portal.stores.lifecycle import RAISED_TOGETHER, address_of, with_verdict
 from portal.stores.records import Held, Record
+from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 from portal.stores.shared.rows import MESSAGE, WHERE_KEY, add_event, columns
@@ -153,7 +154,7 @@ class FileMessages(SqlMessages):
                 _insert_rows(session, id, None if taken else record.dedup_key, metadata)
             elif row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(session, record.message)
-                self._rows.index_facets(session, [id], replace=True)
+                mark_stale(session, [id])
                 session.journal(partial(verdict_line, record.message))
             import_scan(session, self._rows, record, datetime.now(UTC))
             import_deliveries(session, self._rows, record)

@@ -184,6 +184,10 @@ CREATE TABLE facet (
 CREATE TABLE symbol_name (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE
+);
+CREATE TABLE stale_facet (
+    seq INTEGER PRIMARY KEY,
+    message_id BLOB NOT NULL
 )
 """,
 }

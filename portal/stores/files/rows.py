@@ -73,8 +73,14 @@ class SqliteRows(rows.Rows):
                 (rowid, row.tier.value, row.score, row.action, row.size_bytes, row.sender_domain, packed),
             )
             word_index.add(connection, rowid, row.terms)
-        if not replace:  # a verdict's terms wait for a search or for the next messages
-            word_index.index_waiting(connection)
+        word_index.index_waiting(connection)
+
+    def put_bare_facets(self, session: Session, id: UUID) -> None:
+        session.execute(
+            "INSERT OR IGNORE INTO facet (key, tier, score, action, size_bytes, sender_domain, symbols) "
+            "SELECT rowid, tier, score, '', size_bytes, '', x'' FROM message WHERE id = :id",
+            id=id,
+        )
 
     def without_facets(self, session: Session, low: UUID, high: UUID, limit: int) -> list[UUID]:
         rows = session.many(

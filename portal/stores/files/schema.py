@@ -267,6 +267,10 @@ CREATE TABLE facet (                    -- what staff search for and group by; w
 CREATE TABLE symbol_name (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE
+);
+CREATE TABLE stale_facet (              -- messages that changed, so that their row of facet is written again
+    seq INTEGER PRIMARY KEY,
+    message_id BLOB NOT NULL
 )
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from portal.stores.shared.session import Engine, Row, Session, parameters
 _TIMES = re.compile(r"(^|_)(at|until|since|from|before)$")  # also matches header_from, whose text is not converted
 _IDS = re.compile(r"(^|_)(id|lease)$")  # also matches the header message.message_id, whose text is not converted
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_STEPS = 20_000  # of SQLite's virtual machine between two looks at the clock: about a millisecond
 _IN = re.compile(r"\bin :(\w+)")
 
 
@@ -58,6 +60,28 @@ class SqliteSession(Session):
     def lock(self, name: str) -> None:
         pass
 
+    def limit(self, seconds: float) -> None:
+        deadline = monotonic() + seconds
+        self.connection.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+
+    def was_ended(self, error: Exception) -> bool:
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        self.connection.execute("SAVEPOINT block")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK TO block")
+            raise
+        finally:
+            self.connection.execute("RELEASE block")
+
+    def is_of_values(self, error: Exception) -> bool:
+        of_values = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
+        return isinstance(error, of_values) or not isinstance(error, sqlite3.Error)
+
     def journal(self, line: Callable[[], dict[str, Any]]) -> None:
         self._database.journal_after_commit(line())
 
@@ -76,6 +100,7 @@ class SqliteEngine(Engine):
             try:
                 yield SqliteSession(connection, self._database)
             finally:
+                connection.set_progress_handler(None, 0)
                 if snapshot:
                     connection.execute("ROLLBACK")
 
@@ -85,7 +110,10 @@ class SqliteEngine(Engine):
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[SqliteSession]:
         with self._database.write(durable=durable) as connection:
-            yield SqliteSession(connection, self._database)
+            try:
+                yield SqliteSession(connection, self._database)
+            finally:
+                connection.set_progress_handler(None, 0)
 
 
 def connection_of(session: Session) -> sqlite3.Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -11,23 +12,24 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import DeliveryId, Filter, first_id
 from portal.stores.postgres import partitions
 from portal.stores.postgres.database import Database
-from portal.stores.postgres.rows import ROWS
+from portal.stores.postgres.rows import ROWS, PostgresRows
 from portal.stores.postgres.search import HIGHEST, LOWEST, ranges, tsquery
 from portal.stores.postgres.session import PostgresEngine, connection_of
 from portal.stores.search import Terms, needs_texts
+from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.facets import Batch, SqlFacets, batch_of, columns, conditions
 from portal.stores.shared.session import Session
 
 
-class PostgresFacets(SqlFacets):
-    """See `Facets`."""
+class _PostgresFacetIndex(FacetIndex):
+    """See `FacetIndex`."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(PostgresEngine(database), ROWS)
+    def __init__(self, database: Database, engine: PostgresEngine, rows: PostgresRows) -> None:
+        super().__init__(engine, rows)
         self._database = database
 
-    def _index_new(self) -> bool:
-        return self._with_partitions(super()._index_new)
+    def _index_new(self, seconds: float | None = None) -> bool:
+        return self._with_partitions(partial(super()._index_new, seconds))
 
     def _index_older(self) -> bool:
         return self._with_partitions(super()._index_older)
@@ -38,9 +40,18 @@ class PostgresFacets(SqlFacets):
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, psycopg.errors.CheckViolation):
                 raise
-            # A program of an older schema, which still runs, created partitions without one of `facet`.
-            partitions.make_as_deliveries(self._database)
-            return True
+        # There are messages on days that have no partition of `facet`: a program of an older schema, which still runs,
+        # held them, or a purge was interrupted that had dropped it.
+        partitions.make_facets(self._database)
+        return index()
+
+
+class PostgresFacets(SqlFacets):
+    """See `Facets`."""
+
+    def __init__(self, database: Database) -> None:
+        engine = PostgresEngine(database)
+        super().__init__(engine, ROWS, _PostgresFacetIndex(database, engine, ROWS))
 
     def _hits(
         self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int

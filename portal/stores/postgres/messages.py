@@ -36,6 +36,7 @@ from portal.stores.postgres.database import (
 )
 from portal.stores.postgres.session import PostgresEngine, PostgresSession
 from portal.stores.records import Held, Record
+from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.messages import SqlMessages, import_deliveries, import_scan
 
 log = logging.getLogger("quarantine.store")
@@ -132,7 +133,7 @@ class PostgresMessages(SqlMessages):
             row = connection.execute("select tier from message where id = %s", [id]).fetchone()
             if row is not None and row[0] in record.message.verdict_tier.less_harmful:
                 self._rows.put_verdict(PostgresSession(connection), record.message)
-                self._rows.index_facets(PostgresSession(connection), [id], replace=True)
+                mark_stale(PostgresSession(connection), [id])
             if row is None:
                 if body is None:
                     raise NotFound("there is no such message")

@@ -179,6 +179,10 @@ MIGRATIONS: dict[int, LiteralString] = {
             id int generated always as identity primary key,
             name text not null unique
         );
+        create table stale_facet (
+            seq bigint generated always as identity primary key,
+            message_id uuid not null
+        );
     """,
 }
 

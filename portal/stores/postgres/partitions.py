@@ -133,6 +133,14 @@ def make_as_deliveries(database: Database) -> None:
         make_missing(database, table, days)
 
 
+def make_facets(database: Database) -> None:
+    """Create the partitions of `facet` for the days that have one of `message`. Raises StoreUnavailable."""
+    with database.transaction() as connection:
+        held = [(held_at(each.low), held_at(each.high)) for each in partitions_of(connection, "message")]
+    days = {(low + timedelta(days=n)).date() for low, high in held for n in range((high - low).days)}
+    make_missing(database, "facet", days)
+
+
 def build_indexes(database: Database) -> None:
     """Build the index of `message` on bodies for partitions that are older than it, without stopping ingest.
 

@@ -116,6 +116,13 @@ class PostgresRows(rows.Rows):
             ids=[row.id for row in found],
         )
 
+    def put_bare_facets(self, session: Session, id: UUID) -> None:
+        session.execute(
+            "insert into facet (message_id, terms, tier, score, action, size_bytes, sender_domain, symbols)"
+            " select id, terms, tier, score, '', size_bytes, '', '' from message where id = :id on conflict do nothing",
+            id=id,
+        )
+
     def without_facets(self, session: Session, low: UUID, high: UUID, limit: int) -> list[UUID]:
         rows = session.many(
             "select m.id from message m where m.id >= :low and m.id < :high and not exists ("

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
+from time import monotonic
 from typing import Any, overload
+
+import psycopg
 
 from portal.model.schedule import Preferences
 from portal.stores.postgres.database import OTHER_SECONDS, Connection, Database
@@ -23,16 +26,26 @@ class PostgresSession(Session):
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._deadline: float | None = None  # in time.monotonic()
 
     def execute(self, sql: str, *fields: object, **values: Any) -> int:
-        return self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).rowcount
+        return self._run(sql, fields, values).rowcount
 
     def execute_all(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
         with self.connection.cursor() as cursor:
             cursor.executemany(_for_psycopg(sql), [parameters((), row, _adapt) for row in rows])
 
     def many(self, sql: str, *fields: object, **values: Any) -> list[Row]:
-        return rows_of(self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt)).fetchall())
+        return rows_of(self._run(sql, fields, values).fetchall())
+
+    def _run(self, sql: str, fields: Sequence[object], values: Mapping[str, Any]) -> psycopg.Cursor[Row]:
+        self._set_timeout()
+        return self.connection.execute(_for_psycopg(sql), parameters(fields, values, _adapt))
+
+    def _set_timeout(self) -> None:
+        if self._deadline is not None:
+            milliseconds = max(1, round((self._deadline - monotonic()) * 1000))  # 0 is no limit
+            self.connection.execute(f"set local statement_timeout = {milliseconds}".encode())
 
     def one(
         self, sql: str, *fields: object, for_update: bool = False, skip_locked: bool = False, **values: Any
@@ -42,8 +55,22 @@ class PostgresSession(Session):
         return rows[0] if rows else None
 
     def lock(self, name: str) -> None:
+        self._set_timeout()
         # Never the lock of the schema, whose number is below 2^32.
         self.connection.execute("select pg_advisory_xact_lock(%s)", [1 << 32 | zlib.crc32(name.encode())])
+
+    def limit(self, seconds: float) -> None:
+        self._deadline = monotonic() + seconds
+
+    def was_ended(self, error: Exception) -> bool:
+        return self._deadline is not None and isinstance(error, psycopg.errors.QueryCanceled)
+
+    def savepoint(self) -> AbstractContextManager[object]:
+        return self.connection.transaction()
+
+    def is_of_values(self, error: Exception) -> bool:
+        of_values = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
+        return isinstance(error, of_values) or not isinstance(error, psycopg.Error)
 
 
 class PostgresEngine(Engine):

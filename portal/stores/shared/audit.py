@@ -40,7 +40,7 @@ class SqlAudit(Audit):
         conditions = {
             "actor in :people": [f"{kind}:{wanted.person}" for kind in _KINDS] if wanted.person else None,
             "act = :act": wanted.act or None,
-            "subject = :subject": wanted.subject or None,
+            "subject in :subjects": list(wanted.subjects) or None,
             "domain in :domains": None if wanted.domains is None else sorted(wanted.domains),
             "message_id = :message_id": wanted.message_id,
             "id >= :since_id": wanted.since and first_id(wanted.since),

@@ -25,6 +25,12 @@ def facet_rows(session: Session, messages: Sequence[Message]) -> list[FacetRow]:
     return [facet_row(message, sorted(recipients[message.id]), sorted(rules[message.id])) for message in messages]
 
 
+def mark_stale(session: Session, ids: Sequence[UUID]) -> None:
+    """Note that the rows of these messages, if there are any, are out of date. Waits for no other transaction."""
+    insert = "insert into stale_facet (message_id) values (:message_id)"
+    session.execute_all(insert, [{"message_id": id} for id in ids])
+
+
 def packed_symbols(session: Session, rows: Sequence[FacetRow]) -> list[bytes]:
     """Return column ``facet.symbols`` of these rows; new names get numbers."""
     numbers = _numbers(session, {name for row in rows for name, _ in row.symbols})

@@ -1,8 +1,4 @@
-"""Search over all deliveries by facets, and the index for it. Each store adds how it finds the rows.
-
-Two cursors say what is indexed. New messages are looked for from `_UNTIL` on, and some minutes before it. `_BELOW` goes
-down from the time at which the index was begun, or from now after `recheck`, until there are no older messages.
-"""
+"""Search over all deliveries by facets. Each store adds how it finds the rows."""
 
 from __future__ import annotations
 
@@ -10,25 +6,22 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, NamedTuple
-from uuid import UUID
 
-from portal.model.message import DeliveryId, Filter, State, first_id, held_at
+from portal.model.message import DeliveryId, Filter, State, held_at
 from portal.stores import facets
 from portal.stores.contracts.facets import COUNTED_MAX, GROUPED_MAX, Facets
 from portal.stores.facets import Hit
 from portal.stores.records import Group, GroupBy, Groups, Page, Total
 from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
+from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.rows import Rows
 from portal.stores.shared.session import Engine, Session
 
 _PAGE_SECONDS, _COUNT_SECONDS, _GROUPS_SECONDS = 2.0, 3.0, 6.0  # for one call
-_CATCH_UP = 5  # transactions of the index before a search
-_OVERLAP = timedelta(minutes=3)  # an `add` takes seconds, and clocks of hosts differ
-_UNTIL, _BELOW, _COMPLETE = "facets.until", "facets.below", "facets.complete"
-_LOWEST, _HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
+_CATCH_UP_SECONDS = 1.0  # of them for the index
+_LEAST_SECONDS = 0.25  # for the first statement after that
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _GROUPED_AT_ONCE = 20_000
 
@@ -44,79 +37,75 @@ class Batch(NamedTuple):
 class SqlFacets(Facets):
     """See `Facets`."""
 
-    _indexed_at_once = 500
-
-    def __init__(self, engine: Engine, rows: Rows) -> None:
+    def __init__(self, engine: Engine, rows: Rows, index: FacetIndex) -> None:
         self._engine = engine
         self._rows = rows
-
-    # ---- searches
+        self._index = index
 
     def page(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
-        deadline = monotonic() + _PAGE_SECONDS
         found: list[DeliveryId] = []
         next: DeliveryId | None = None
         examined = 0
         at_once = max(limit + 1, _COMPARED_AT_ONCE if needs_texts(wanted) else 0)
-        with self._searching(wanted, before, at_once) as (session, batches):
-            for batch in batches:
+        with self._searching(wanted, before, at_once, _PAGE_SECONDS) as search:
+            for batch in search:
                 found += [hit.key for hit in batch.hits]
                 examined += batch.examined
                 if len(found) > limit:
                     next = found[limit - 1]
                     break
-                if examined >= EXAMINED_MAX or monotonic() > deadline:
+                if examined >= EXAMINED_MAX or search.is_over:
                     next = batch.lowest
                     break
-            keys = set(found[:limit])
-            clause = "where d.message_id in :ids order by d.message_id desc, d.number desc"
-            ids = list({key.message_id for key in keys})
+            next = next or search.cut_below
+        keys = set(found[:limit])
+        clause = "where d.message_id in :ids order by d.message_id desc, d.number desc"
+        ids = list({key.message_id for key in keys})
+        with self._engine.reading() as session:  # after a statement that was ended, a transaction cannot go on
             deliveries = self._rows.deliveries(session, clause, ids=ids) if ids else []
-        return Page(tuple(delivery for delivery in deliveries if delivery.key in keys), next)
+        shown = tuple(delivery for delivery in deliveries if delivery.key in keys)
+        return Page(shown, next, is_cut=search.is_cut, indexed=search.indexed)
 
     def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:
-        deadline = monotonic() + _COUNT_SECONDS
         count = 0
-        with self._searching(wanted, None, at_most + 1) as (_, batches):
-            for batch in batches:
+        with self._searching(wanted, None, at_most + 1, _COUNT_SECONDS) as search:
+            for batch in search:
                 count += len(batch.hits)
-                if count > at_most or monotonic() > deadline:
-                    return Total(min(count, at_most), exact=False)
-        return Total(count, exact=True)
+                if count > at_most or search.is_over:
+                    return Total(min(count, at_most), exact=False, indexed=search.indexed)
+        return Total(count, exact=search.is_whole, indexed=search.indexed)
 
     def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:
-        deadline = monotonic() + _GROUPS_SECONDS
         counts = _Counts(by)
-        count, exact = 0, True
+        count, is_all = 0, True
         oldest: Hit | None = None
-        with self._searching(wanted, None, min(at_most + 1, _GROUPED_AT_ONCE)) as (session, batches):
-            for hits, _, _ in batches:
-                exact = count + len(hits) <= at_most and monotonic() <= deadline
+        with self._searching(wanted, None, min(at_most + 1, _GROUPED_AT_ONCE), _GROUPS_SECONDS) as search:
+            for hits, _, _ in search:
+                is_all = count + len(hits) <= at_most and not search.is_over
                 counted = hits[: at_most - count]
                 counts.add(counted)
                 count += len(counted)
                 oldest = counted[-1] if counted else oldest
-                if not exact:
+                if not is_all:
                     break
+        with self._engine.reading() as session:
             groups = counts.groups(session)
-        return Groups(groups, Total(count, exact), held_at(oldest.key.message_id) if oldest else None)
+        total = Total(count, exact=is_all and search.is_whole, indexed=search.indexed)
+        return Groups(groups, total, held_at(oldest.key.message_id) if oldest else None)
 
     @contextmanager
-    def _searching(
-        self, wanted: Filter, before: DeliveryId | None, at_once: int
-    ) -> Iterator[tuple[Session, Iterator[Batch]]]:
-        """Yield a session and batches of hits; ``at_once`` is how many one statement may return."""
+    def _searching(self, wanted: Filter, before: DeliveryId | None, at_once: int, seconds: float) -> Iterator[_Search]:
+        """Yield a search, which is used in the block; ``at_once`` is how many hits one statement may return."""
+        deadline = monotonic() + seconds
         terms = facets.wanted_terms(wanted)
-        transactions = 0
-        while terms is not None and transactions < _CATCH_UP and self._index_new():
-            transactions += 1
+        indexed = terms is None or self._index.catch_up(_CATCH_UP_SECONDS)
         with self._engine.reading(snapshot=True) as session:
             symbols = _numbers(session, wanted.symbols)
             if terms is None or not all(symbols):
-                yield session, iter(())
+                yield _Search(session, iter(()), deadline, indexed)
                 return
             with closing(self._hits(session, wanted, terms, before, at_once)) as batches:
-                yield session, _matching(wanted, symbols, batches)
+                yield _Search(session, _matching(wanted, symbols, batches), deadline, indexed)
 
     @abstractmethod
     def _hits(
@@ -132,59 +121,47 @@ class SqlFacets(Facets):
     # ---- the index
 
     def index(self) -> bool:
-        return self._index_new() or self._index_older()
+        return self._index.step()
 
-    def _index_new(self) -> bool:
-        """Index some new messages. Return whether there may be more."""
-        with self._engine.reading() as session:
-            until = _cursor(session, _UNTIL)
-            if until is not None and not self._new(session, until):
-                return False  # nothing to write: so it is for most searches
-        with self._engine.writing(durable=False) as session:
-            session.lock("facets")
-            now = first_id(datetime.now(UTC))
-            until = _cursor(session, _UNTIL)
-            if until is None:
-                _set(session, {_UNTIL: now, _BELOW: now})
-                return True
-            ids = self._new(session, until)
-            self._rows.index_facets(session, ids)
-            more = len(ids) == self._indexed_at_once
-            _set(session, {_UNTIL: max(until, ids[-1] if more else now)})
-        return more
-
-    def _new(self, session: Session, until: UUID) -> list[UUID]:
-        since = first_id(held_at(until) - _OVERLAP)
-        return self._rows.without_facets(session, since, _HIGHEST, self._indexed_at_once)
-
-    def _index_older(self) -> bool:
-        """Index some messages below the cursor. Return whether there may be more."""
-        with self._engine.reading() as session:
-            if _cursor(session, _BELOW) in (None, _LOWEST):
-                return False
-        with self._engine.writing(durable=False) as session:
-            session.lock("facets")
-            below = _cursor(session, _BELOW) or _LOWEST
-            rows = session.many(
-                "select id from message where id < :below order by id desc limit :limit",
-                below=below,
-                limit=self._indexed_at_once,
-            )
-            if rows:
-                self._rows.index_facets(session, self._rows.without_facets(session, rows[-1][0], below, len(rows)))
-            more = len(rows) == self._indexed_at_once
-            _set(session, {_BELOW: rows[-1][0]} if more else {_BELOW: _LOWEST, _COMPLETE: _LOWEST})
-        return more
-
-    def recheck(self) -> None:
-        with self._engine.writing(durable=False) as session:
-            session.lock("facets")
-            if _cursor(session, _UNTIL) is not None:
-                _set(session, {_BELOW: first_id(datetime.now(UTC))})
+    def recheck(self, *, are_missing: bool = False) -> None:
+        self._index.recheck(are_missing=are_missing)
 
     def is_complete(self) -> bool:
-        with self._engine.reading() as session:
-            return _cursor(session, _COMPLETE) is not None
+        return self._index.is_complete()
+
+
+class _Search:
+    """Iterates over the batches of a search until its time is over: then the running statement is ended."""
+
+    def __init__(self, session: Session, batches: Iterator[Batch], deadline: float, indexed: bool) -> None:
+        self._session = session
+        self._batches = batches
+        self._deadline = deadline
+        self.indexed = indexed  # whether all messages were
+        self.is_cut = False  # whether a statement was ended
+        self.cut_below: DeliveryId | None = None  # what was examined before that
+
+    def __iter__(self) -> Iterator[Batch]:
+        lowest = None
+        self._session.limit(max(_LEAST_SECONDS, self._deadline - monotonic()))
+        try:
+            for batch in self._batches:
+                lowest = batch.lowest
+                yield batch
+        except Exception as error:
+            if not self._session.was_ended(error):
+                raise
+            self.is_cut, self.cut_below = True, lowest
+
+    @property
+    def is_over(self) -> bool:
+        """True after the time of the search."""
+        return monotonic() > self._deadline
+
+    @property
+    def is_whole(self) -> bool:
+        """True if all messages were searched, provided that the batches were read to the end."""
+        return self.indexed and not self.is_cut
 
 
 class _Counts:
@@ -305,16 +282,3 @@ def _numbers(session: Session, names: Sequence[str]) -> list[set[int]]:
         return []
     rows = session.many("select id, lower(name) from symbol_name where lower(name) in :names", names=folded)
     return [{number for number, found in rows if found == name} for name in folded]
-
-
-def _cursor(session: Session, name: str) -> UUID | None:
-    row = session.one("select value from setting where name = :name", name=name)
-    return UUID(row[0]) if row else None
-
-
-def _set(session: Session, cursors: Mapping[str, UUID]) -> None:
-    upsert = (
-        "insert into setting (name, value) values (:name, :value)"
-        " on conflict (name) do update set value = excluded.value"
-    )
-    session.execute_all(upsert, [{"name": name, "value": str(value)} for name, value in cursors.items()])

@@ -26,6 +26,7 @@ from portal.stores import lifecycle
 from portal.stores.contracts import Messages
 from portal.stores.journal import announced_line, delivery_line, scan_line
 from portal.stores.records import Record
+from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.jobs import add_scan
 from portal.stores.shared.rows import Rows, add_announced_to, add_event, events
 from portal.stores.shared.session import Engine, Session
@@ -141,7 +142,7 @@ def import_scan(session: Session, rows: Rows, record: Record, now: datetime) -> 
     if kept != message.scan:
         updated = replace(message, scan=kept)
         rows.put_scan(session, updated)
-        rows.index_facets(session, [message.id], replace=True)
+        mark_stale(session, [message.id])
         session.journal(partial(scan_line, updated))
     if not kept.is_done and scan != WAITING:  # a waiting one was queued when the message was inserted
         add_scan(session, message.id, now)

@@ -15,7 +15,7 @@ from portal.stores.facets import FacetRow
 from portal.stores.journal import delivery_line
 from portal.stores.search import recipient_term, verdict_terms
 from portal.stores.shared.audit import put_event
-from portal.stores.shared.facet_rows import facet_rows, packed_symbols
+from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.session import Row, Session
 
 COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
@@ -57,7 +57,7 @@ class Rows(ABC):
         """Write a message's tier, symbols, score, action and flags into its row, and index it under them.
 
         The earlier terms stay: `search.matches` checks the tier and the score themselves. The caller calls
-        `index_facets` afterwards, for all messages that it changes.
+        `mark_stale` afterwards, for all messages that it changes.
         """
 
     @abstractmethod
@@ -73,20 +73,14 @@ class Rows(ABC):
     def without_facets(self, session: Session, low: UUID, high: UUID, limit: int) -> list[UUID]:
         """Return ids from ``low`` on and below ``high`` of messages without a row of `facet`, oldest first."""
 
-    def index_facets(self, session: Session, ids: Sequence[UUID], *, replace: bool = False) -> None:
-        """Index messages under what staff search for. ``replace``: also those that are indexed already.
-
-        A message is indexed without, and changed with ``replace``: so what is written last is what was changed last.
-        """
-        messages = self.messages(session, "where id in :ids order by id", ids=list(ids)) if ids else []
-        if messages:
-            found = facet_rows(session, messages)
-            self.put_facets(session, found, packed_symbols(session, found), replace=replace)
+    @abstractmethod
+    def put_bare_facets(self, session: Session, id: UUID) -> None:
+        """Write a row of `facet` without what only facets have, unless there is one."""
 
     def put_scan(self, session: Session, message: Message) -> None:
         """Write a message's last virus scan into its row, and index the message under the tier that follows from it.
 
-        The caller calls `index_facets` afterwards.
+        The caller calls `mark_stale` afterwards.
         """
         update = "update message set scan = :packed_scan where id = :message_id"
         session.execute(update, packed_scan=scans.pack(message.scan), message_id=message.id)
@@ -122,7 +116,7 @@ class Rows(ABC):
         update = "update delivery set recipient = :recipient, address = :address"
         session.execute(f"{update} {WHERE_KEY}", key, recipient=recipient, address=address)
         self.add_terms(session, key.message_id, [recipient_term(recipient)])
-        self.index_facets(session, [key.message_id], replace=True)
+        mark_stale(session, [key.message_id])
 
     def put(self, session: Session, delivery: Delivery) -> None:
         """Overwrite a delivery, if it exists, with this one. Ends a claim."""

@@ -49,6 +49,25 @@ class Session(ABC):
     def lock(self, name: str) -> None:
         """Acquire the lock of this name, and hold it until the end of the transaction."""
 
+    @abstractmethod
+    def limit(self, seconds: float) -> None:
+        """End the statements of this session that run so many seconds from now on, see `was_ended`.
+
+        After such an error the session takes no more statements.
+        """
+
+    @abstractmethod
+    def was_ended(self, error: Exception) -> bool:
+        """Return whether `limit` caused this error."""
+
+    @abstractmethod
+    def savepoint(self) -> AbstractContextManager[object]:
+        """Begin a block whose statements are undone if it raises; the transaction can go on then."""
+
+    @abstractmethod
+    def is_of_values(self, error: Exception) -> bool:
+        """Return whether an error comes from values and not from the database: trying again would not help."""
+
     def journal(self, line: Callable[[], dict[str, Any]]) -> None:  # noqa: B027 - PostgreSQL keeps no journal
         """Write this line to the audit journal after the commit, if the store has a journal."""
 

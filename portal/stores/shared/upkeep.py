@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from portal.stores import lifecycle
 from portal.stores.records import Stats
+from portal.stores.shared import facet_index
 from portal.stores.shared.recipients import HAS_NEWS
 from portal.stores.shared.session import Engine, Session
 
@@ -29,13 +30,15 @@ def stats(session: Session, now: datetime, waiting: str = WAITING) -> Stats:
         # In parts, since both engines then read an index only, and of the times just the first entry.
         f" (select count(*) {due}), (select min(next_digest_at) {due}) as due_at,"
         f" (select min(next_digest_at) {due} and failed_at is null) as untried_at,"
-        " (select value from setting where name = :heartbeat)"
+        " (select value from setting where name = :heartbeat),"
+        " (select value from setting where name = :skipped)"
         f" from ({waiting}) waiting",
         heartbeat=HEARTBEAT,
+        skipped=facet_index.SKIPPED,
         now=now,
     )
     assert row is not None  # noqa: S101 - an aggregate always has a row
-    releases, requests, mails, jobs, failing, due, oldest, untried, heartbeat = row
+    releases, requests, mails, jobs, failing, due, oldest, untried, heartbeat, skipped = row
     return Stats(
         releases_waiting=releases,
         requests_waiting=requests,
@@ -46,6 +49,7 @@ def stats(session: Session, now: datetime, waiting: str = WAITING) -> Stats:
         oldest_digest_due_at=oldest,
         oldest_untried_due_at=untried,
         heartbeat_at=_moment(heartbeat) if heartbeat else None,
+        not_indexed=int(skipped or 0),
     )
 
 
@@ -84,6 +88,7 @@ def repair_clock_skew(engine: Engine, now: datetime) -> int:
             now=now,
             claimed=claimed,
         )
+        repaired += facet_index.repair(session, now)
     return repaired
 
 

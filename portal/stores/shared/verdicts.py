@@ -11,6 +11,7 @@ from portal.model.errors import NotFound
 from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, Message, Scan, Tier
 from portal.stores import lifecycle
 from portal.stores.journal import delivery_line, scan_line, verdict_line
+from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.rows import Rows, add_event
 from portal.stores.shared.session import Session
 
@@ -33,7 +34,7 @@ def raise_tier(
     raised = [message for message in messages if message.verdict_tier in tier.less_harmful]
     for message in raised:
         _put(session, rows, message, update(message), unreleased[message.id], now)
-    rows.index_facets(session, [message.id for message in raised], replace=True)
+    mark_stale(session, [message.id for message in raised])
     return [message.id for message in raised]
 
 
@@ -51,7 +52,7 @@ def put_scan(session: Session, rows: Rows, message_id: UUID, scan: Scan, tier: T
     elif updated.scan != message.scan:
         rows.put_scan(session, updated)
         session.journal(partial(scan_line, updated))
-    rows.index_facets(session, [message_id], replace=True)
+    mark_stale(session, [message_id])
     return updated
 
 
