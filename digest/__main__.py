@@ -160,6 +160,12 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
             IntervalTrigger(seconds=2),
             now,
         ),
+        (
+            "forget",
+            lambda: housekeeping.forget_waiting(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=5),
+            now,
+        ),
         ("facets", lambda: housekeeping.index_facets(parts, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),

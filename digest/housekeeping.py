@@ -1,5 +1,5 @@
-"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, batches, daily
-maintenance.
+"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, batches,
+forgotten recipients, daily maintenance.
 
 Each function is safe to repeat at any moment, in any number of processes.
 """
@@ -28,6 +28,7 @@ from portal.model.errors import (
     RelayRefused,
     RspamdUnavailable,
 )
+from portal.policy.forgetting import FORGET
 from portal.policy.learning import LEARN, Result
 from portal.policy.retention import expire_ended
 from portal.scanning import BACKGROUND_SECONDS
@@ -45,6 +46,7 @@ _LEARN_BACK_OFF = timedelta(minutes=1)  # after the first try; ten times that af
 _LEARN_WAIT = timedelta(minutes=1)
 _LEARN_PAUSE = timedelta(hours=1)
 _INDEX_SECONDS = 2  # of five
+_FORGET_WAIT = timedelta(minutes=10)
 _TURN_SECONDS = 5  # of a batch, before it is the turn of the next one
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
@@ -214,6 +216,26 @@ def run_batches(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
         except AlreadyDone:
             log.info("batch goes on in another process id=%s", jobs[0].id)
         turns += 1
+    return turns
+
+
+def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Remove the deliveries of people whom staff forgot, for some seconds in turn. Return how many turns were taken.
+
+    Deliveries that are being released are removed once that has ended. Raises StoreUnavailable.
+    """
+    time, turns = clock(now), 0
+    while not stopped() and (jobs := parts.store.jobs.claim(FORGET, 1, time())):
+        turns += 1
+        is_over = _or_after(_TURN_SECONDS, stopped)
+        left = parts.forgetting.remove(jobs[0].arguments["identities"], is_over)
+        if is_over():
+            parts.store.jobs.retry(jobs[0], time(), tried=False)
+        elif left:
+            parts.store.jobs.retry(jobs[0], time() + _FORGET_WAIT, tried=False)
+        else:
+            parts.store.jobs.finish(jobs[0], None, time())
+            log.info("deliveries of a forgotten recipient removed job=%s", jobs[0].id)
     return turns
 
 

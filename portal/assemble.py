@@ -20,6 +20,7 @@ from portal.model.message import identity
 from portal.model.tiers import Tiers
 from portal.people import Directory
 from portal.policy.domains import Domains
+from portal.policy.forgetting import Forgetting
 from portal.policy.learning import Learning
 from portal.policy.recipients import Recipients
 from portal.policy.rulebook import Rulebook
@@ -51,6 +52,7 @@ class Parts:
     staff: Staff
     rulebook: Rulebook
     recipients: Recipients
+    forgetting: Forgetting
 
 
 def assemble(settings: Settings, *, release_seconds: float = 30, create: bool = False) -> Parts:
@@ -98,6 +100,8 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         is_local=people.is_notified,
         language_of=language_of,
     )
+    staff = Staff(settings, store, domains, people)
+    rulebook = Rulebook(store, people, settings.local_domains, settings.is_local)
     return Parts(
         settings=settings,
         store=store,
@@ -111,9 +115,10 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         tiers=tiers,
         people=people,
         domains=domains,
-        staff=Staff(settings, store, domains, people),
-        rulebook=Rulebook(store, people, settings.local_domains, settings.is_local),
+        staff=staff,
+        rulebook=rulebook,
         recipients=Recipients(store, people, domains),
+        forgetting=Forgetting(store, people, rulebook, staff),
     )
 
 

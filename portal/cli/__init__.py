@@ -23,6 +23,7 @@ _MODULES = {  # of portal/cli, with their commands
     "listing": ("list",),
     "messages": ("confirm-spam", "delete", "meta", "print", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),
+    "recipients": ("forget",),
     "rules": ("rules",),
     "scan": ("scan",),
     "site": ("check", "init", "purge", "settings"),

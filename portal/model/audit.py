@@ -29,6 +29,7 @@ class Act(StrEnum):
     DIGEST_REQUESTED = "digest-requested"  # by staff: a digest outside the schedule
     LINK_SENT = "link-sent"  # by staff: a sign-in link to a recipient
     LINKS_REVOKED = "links-revoked"
+    RECIPIENT_FORGOTTEN = "recipient-forgotten"  # all that the store had for a recipient was removed
     BODY_READ = "body-read"  # somebody who is not the recipient read a message
     EXPORTED = "exported"  # somebody exported the audit or the rules
 

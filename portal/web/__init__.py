@@ -18,6 +18,7 @@
     console   who may use /admin/, the pages of staff
     console_search  search over all messages
     recipients  the page of one recipient, for staff
+    forgetting  the page on which staff forget a recipient who left
     staff     roles of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -47,6 +48,7 @@ from portal.web.console import Console
 from portal.web.console_search import ConsoleSearch
 from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
+from portal.web.forgetting import ForgetPages
 from portal.web.formatted import FormattedMessages
 from portal.web.inbox import Inbox
 from portal.web.links import LinkPages
@@ -146,7 +148,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_search = ConsoleSearch(pages, console)
     staff = StaffPages(pages, console)
     audit = AuditPages(pages, console)
-    recipients = RecipientPages(pages, console, mailed)
+    recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
 
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
@@ -187,6 +189,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
+        ("GET", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.show)),
+        ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),

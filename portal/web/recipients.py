@@ -55,6 +55,7 @@ _RESULTS = {
     "resumed": (True, N_("Digests resumed.")),
     "saved": (True, N_("Preferences saved.")),
     "signed-out": (True, N_("The recipient is signed out everywhere.")),
+    "forgotten": (True, N_("The recipient is forgotten. Their messages are being removed.")),
     "rule": (True, N_("Sender removed from the list.")),
     "unchanged": (True, N_("Nothing was changed: it was so already.")),
 }
@@ -236,6 +237,7 @@ class RecipientPages:
             "may_send_link": mailbox.is_person and self._may(staff, Permission.SEND_LINK)(host),
             "may_manage": mailbox.is_person and self._may(staff, Permission.MANAGE_RECIPIENTS)(host),
             "fields": _fields(profile),
+            "forget_query": f"{PATH}forget?{urlencode({'address': recipient})}",
             "schedules": [(day.value, text) for day, text in SCHEDULES.items() if day is not Schedule.NEVER],
             "languages": [(tag, own_name(tag)) for tag in TAGS],
             "reason_characters": REASON_CHARACTERS,

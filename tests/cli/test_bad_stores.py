@@ -387,6 +387,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "copy": None,
     "confirm-spam": ("4Abc1",),
     "delete": ("4Abc1",),
+    "forget": ("alice@example.org", "--yes"),
     "import-original": ("--dir", "original"),
     "init": None,
     "list": (),

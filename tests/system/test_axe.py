@@ -194,6 +194,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
         *(f"admin/recipients/?address={address}" for address in (ALICE, "nobody@example.org", "x")),
+        "admin/recipients/forget?address=bob@example.org",
         *("admin/staff?done=given", "admin/audit", "sign-in?ended=console"),
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]

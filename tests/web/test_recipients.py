@@ -13,9 +13,11 @@ from urllib.parse import quote
 
 import pytest
 
+from digest.housekeeping import forget_waiting
 from portal.assemble import Parts
 from portal.model.audit import Act, AuditEntry, AuditFilter
-from portal.model.message import Tier
+from portal.model.errors import NotFound
+from portal.model.message import State, Tier
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Unsent
@@ -284,3 +286,54 @@ def test_staff_act_only_for_recipients_of_their_domains_and_within_their_role(si
     assert (site.store.recipients.get(ALICE), site.store.recipients.get("info@example.org")) == before
     with site.store.outbox.sending(site.now) as outgoing:
         assert outgoing is None
+
+
+# ---- forgetting
+
+
+def forget(browser: Browser, address: str = ALICE, **form: str) -> Answer:
+    return browser.post("/admin/recipients/forget", {"form_token": browser.form_token(), "address": address, **form})
+
+
+def test_a_leaver_is_forgotten_after_a_confirmation(site: Site) -> None:
+    held = [site.hold(recipients=(each,)) for each in (ALICE, "sales@example.net", "info@example.org")]
+    site.store.staff.give(Grant(ALICE, Role.HELP_DESK, "example.net", site.now, BY_OPERATOR))
+    alice, browser = site.signed_in(ALICE), staff(site)
+    assert "Forget this recipient" in page_of(browser, ALICE)
+    page = unescape(browser.get(f"/admin/recipients/forget?address={quote(ALICE)}").text)
+    for text in ("Messages: 2", "<bdi>sales@example.net</bdi>", "Role: Help desk · <bdi>example.net</bdi>"):
+        assert text in page, text
+    assert alice.get("/").status == 200
+    done = browser.follow(forget(browser, reason="left"), "/admin/").text
+    assert "The recipient is forgotten." in done and "Digests stopped on" in done
+    assert alice.get("/").status == 303 and site.store.staff.of(ALICE) == []
+    assert site.state(held[0]) is State.HELD, "until the digest process runs"
+    forget_waiting(site.parts, site.now)
+    for each in held[:2]:
+        with pytest.raises(NotFound):
+            site.delivery(each)
+    assert site.state(held[2]) is State.HELD
+    assert ("recipient-forgotten", "console", ALICE, "left") in audited(site)
+
+
+def test_only_those_who_manage_a_recipient_and_their_roles_forget_them(site: Site) -> None:
+    site.store.staff.give(Grant(ALICE, Role.AUDITOR, EVERYWHERE, site.now, BY_OPERATOR))
+    dora = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org", "dora@example.org")
+    assert "roles that you may not remove" in dora.get("/admin/recipients/forget?address=alice@example.org").text
+    assert forget(dora).status == 403
+    assert forget(dora, "dora@example.org").status == 403, "not oneself"
+    other = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", "ned@example.net")
+    assert forget(other).status == 403 and forget(other, "info@example.org").status == 403
+    assert site.store.recipients.get(ALICE).stopped_at is None
+    browser = staff(site)
+    site.pass_time(minutes=20)
+    assert "sign-in" in (forget(browser).header("Location") or ""), "not without a fresh sign-in"
+    assert site.store.recipients.get(ALICE).stopped_at is None
+
+
+def test_aliases_in_domains_of_others_are_left_alone(site: Site) -> None:
+    held = site.hold(recipients=("sales@example.net",))
+    dora = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org", "dora@example.org")
+    assert forget(dora).status == 303
+    forget_waiting(site.parts, site.now)
+    assert site.state(held) is State.HELD

@@ -179,6 +179,14 @@ class Recipients(ABC):
         """Let browsers not be known in which this recipient pressed a button before this moment."""
 
     @abstractmethod
+    def forget(self, recipient: str, now: datetime) -> None:
+        """Remove a recipient's preferences, news, digests, sign-ins and sessions. Durable on return. Idempotent.
+
+        Their digests are stopped and all links that they were sent are revoked, so a row stays. Deliveries stay, see
+        `Store.expire`.
+        """
+
+    @abstractmethod
     def unscheduled(self, limit: int) -> Sequence[Person]:
         """Return recipients with news, not stopped, whose next digest is not scheduled."""
 

@@ -35,7 +35,8 @@ from (
 union all
 select '{Act.DIGESTS_STOPPED}', at, null, detail, actor, via, null
 from (
-    select at, detail, actor, via from audit where subject = :recipient and act = '{Act.DIGESTS_STOPPED}'
+    select at, detail, actor, via from audit where subject = :recipient
+    and act in ('{Act.DIGESTS_STOPPED}', '{Act.RECIPIENT_FORGOTTEN}')
     order by id desc limit 1
 ) as stops
 """

@@ -27,6 +27,15 @@ _UPSERT = (  # sets one column of a recipient who may be unknown
     "insert into recipient (recipient, address, {0}) values (:recipient, :recipient, :{0})"
     " on conflict (recipient) do update"
 )
+_FORGET = (
+    "insert into recipient (recipient, address, stopped_at, links_valid_from, devices_valid_from)"
+    " values (:recipient, :recipient, :now, :now, :now) on conflict (recipient) do update set"
+    " address = excluded.address, stopped_at = coalesce(recipient.stopped_at, excluded.stopped_at),"
+    " links_valid_from = excluded.links_valid_from, devices_valid_from = excluded.devices_valid_from,"
+    " news_since = null, next_digest_at = null, preferences = null, asked_at = null, digest_id = null, lease = null,"
+    " lease_until = null, failures = 0, failure = '', failed_at = null, stop_mailed_at = null, notices = false,"
+    " notice_at = null, noticed_until = null, notice_id = null"
+)
 _BATCH = 500  # rows that one transaction may change, so that ingest can run in between
 
 # Finds held, unannounced mail of recipients without news: (session, since, local) -> (recipient, address, oldest id)
@@ -83,6 +92,13 @@ class SqlRecipients(Recipients):
     def forget_devices(self, recipient: str, known_before: datetime) -> None:
         changes = f" set devices_valid_from = {later('devices_valid_from')}"
         self._upsert(_UPSERT.format("devices_valid_from") + changes, recipient, devices_valid_from=known_before)
+
+    def forget(self, recipient: str, now: datetime) -> None:
+        with self._engine.writing() as session:
+            for table in ("digest", "link_open", "sign_in", "session"):
+                session.execute(f"delete from {table} where recipient = :recipient", recipient=recipient)
+            session.execute(_FORGET, recipient=recipient, now=now)
+            session.journal(lambda: person_line(person(session, recipient)))
 
     def _upsert(self, upsert: str, recipient: str, **values: Any) -> None:
         with self._engine.writing() as session:
