@@ -15,7 +15,7 @@ from enum import StrEnum
 from portal.model.clock import utc_now
 from portal.model.errors import BadGrant, NotAllowed
 from portal.model.message import Actor, ActorKind, Delivery, Tier, domain, identity, is_address
-from portal.model.rights import ReleaseRight
+from portal.model.rights import Access, ReleaseRight, access
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.model.text import N_
 from portal.people import Directory
@@ -153,6 +153,14 @@ class Staff:
         # As `Domains.right`: a message that was not scanned is suspicious, and the rule for its verdict holds as well.
         tiers = {delivery.message.tier, delivery.message.verdict_tier}
         return all(self.may_for(member, _RELEASE[tier], delivery) for tier in tiers)
+
+    def access(self, member: Member, delivery: Delivery) -> Access:
+        """Return what a person may see and download of a delivery whose content they may read.
+
+        They download what they may release, as recipients do; `recipient_downloads` is not about staff.
+        """
+        right = ReleaseRight.SELF if self.may_release(member, delivery) else ReleaseRight.ADMINISTRATOR
+        return access(delivery.message, right, downloads=True)
 
     def reach(self, member: Member, permission: Permission) -> frozenset[str]:
         """Return the domains for which a person may do this; EVERYWHERE is one of them if it holds for all mail.

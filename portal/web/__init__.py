@@ -9,6 +9,7 @@
     rows      view models                failures     error pages
     rules     allowed and blocked senders
     formatted the frame with a message as its sender formatted it
+    views     how the content of a message is shown
     acts      actions on one message
     help_desk questions about a message
     downloads messages and attachments as files
@@ -17,6 +18,7 @@
     preview   the recipient's next digest
     console   who may use /admin/, the pages of staff
     console_search  search over all messages
+    console_message one message for staff
     recipients  the page of one recipient, for staff
     forgetting  the page on which staff forget a recipient who left
     staff     roles of staff
@@ -45,6 +47,7 @@ from portal.web.audit import AuditPages
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
+from portal.web.console_message import ConsoleMessage
 from portal.web.console_search import ConsoleSearch
 from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
@@ -73,6 +76,9 @@ Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the n
 
 _TOKEN = "<token:re:[A-Za-z0-9_.-]{1,200}>"  # noqa: S105  # a pattern; the handler verifies the token
 _ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message id, or the id and number of a delivery
+_ADMIN_MESSAGE = f"/admin/messages/{_ID}/"
+_VIEW = "<view:re:text|formatted|headers|source>"
+_WAY = "<way:re:previous|next>"
 _BATCH = "<id:re:[0-9a-f-]{36}>"
 
 
@@ -146,6 +152,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     neighbours = Neighbours(pages, sessions, messages)
     console = Console(pages, sessions)
     console_search = ConsoleSearch(pages, console)
+    console_message = ConsoleMessage(pages, console, formatted, downloads)
     staff = StaffPages(pages, console)
     audit = AuditPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
@@ -170,7 +177,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"/messages/{_ID}/html", formatted.show),
         ("POST", f"/messages/{_ID}/<act:re:release|again|delete|spam|restore|unblock|ask>", acts.act),
         ("POST", f"/messages/{_ID}/<act:re:release-allow|delete-block|question>", acts.act),
-        ("GET", f"/messages/{_ID}/<way:re:previous|next>", neighbours.go),
+        ("GET", f"/messages/{_ID}/{_WAY}", neighbours.go),
         ("GET", f"/messages/{_ID}/download", downloads.form),
         ("POST", f"/messages/{_ID}/download", downloads.send),
         ("GET", f"/messages/{_ID}/sender", rules.sender),
@@ -186,6 +193,13 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sessions", signed_in.end),
         ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
+        ("GET", _ADMIN_MESSAGE, console.route(Permission.SEE_ENVELOPE, console_message.show)),
+        ("GET", f"{_ADMIN_MESSAGE}similar", console.route(Permission.SEE_ENVELOPE, console_message.similar)),
+        ("GET", f"{_ADMIN_MESSAGE}{_VIEW}", console.route(Permission.SEE_BODY, console_message.read)),
+        ("GET", f"{_ADMIN_MESSAGE}html", console.route(Permission.SEE_BODY, console_message.frame)),
+        ("GET", f"{_ADMIN_MESSAGE}{_WAY}", console.route(Permission.SEE_ENVELOPE, console_message.go)),
+        ("GET", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.ask_download)),
+        ("POST", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.download)),
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),

@@ -117,12 +117,17 @@ class Search:
         pairs = list(dict.fromkeys((*self.values, *more)))
         return f"?{urlencode(pairs)}" if pairs else ""
 
+    def as_place(self) -> str:
+        """Return the query string with which the page of a message names the search that one came from."""
+        query = self.without("before", "by").query()
+        return f"?{urlencode({'search': query})}" if query else ""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundRow:
     """A delivery as staff see it."""
 
-    id: str
+    key: str  # in the address of its page
     held: str
     recipient: str
     sender: str
@@ -199,6 +204,7 @@ class ConsoleSearch:
             ways=[
                 (text, first.without("by").query(("by", by.value)), by is search.by) for by, text in _GROUPS_BY.items()
             ],
+            here=search.as_place(),
             list_query=first.without("by").query(),
             newest_query=first.query() if search.get("before") else None,
             is_empty=is_empty,
@@ -261,7 +267,7 @@ def _rows(search: Search, deliveries: Sequence[Delivery], viewer: Viewer) -> lis
         highest = sorted((s for s in message.symbols if s.score > 0), key=lambda s: -s.score)[:3]
         rows.append(
             FoundRow(
-                id=str(message.id),
+                key=name_of(each.key),
                 held=viewer.language.short_moment(message.held_at, viewer.zone),
                 recipient=shown_address(each.address),
                 sender=str(sender_shown(message)),

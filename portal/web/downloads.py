@@ -1,14 +1,15 @@
-"""Downloads of a held message by its recipient: the page that asks, and the file.
+"""Downloads of a held message by its readers: the page that asks, and the file.
 
 A download is recorded in the history, so it is a form with a button and never an address that opens by itself.
-`Domains.access` decides what may be downloaded, each time, after a virus scan as before a release.
+`Domains.access`, or `Staff.access` for staff, decides what may be downloaded, each time, after a virus scan as before a
+release.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from tempfile import TemporaryFile
@@ -19,11 +20,11 @@ from bottle import HTTPResponse
 from portal.model.domains import shown_address
 from portal.model.errors import BodyDamaged, Busy, NotFound, StoreUnavailable
 from portal.model.file_name import disposition, safe_name
-from portal.model.message import Delivery, Event, EventKind, Tier
-from portal.model.rights import Download
+from portal.model.message import Actor, Delivery, Event, EventKind, Tier
+from portal.model.rights import Access, Download
 from portal.model.text import N_
 from portal.reading import copy_part
-from portal.web.auth.session import Sessions
+from portal.web.auth.session import Session, Sessions
 from portal.web.limits import check_limit
 from portal.web.message import MessagePages
 from portal.web.pages import Pages
@@ -56,24 +57,48 @@ class DownloadPages:
         """GET /messages/ID/download: the button that downloads the message, below a warning."""
         session = self._sessions.of(request)
         delivery = self._messages.delivery(session.recipient, id)
-        self._check(request, delivery, "")
+        return self.question(request, session, delivery, self._pages.parts.domains.access, f"messages/{id}")
+
+    def question(
+        self, request: Request, session: Session, delivery: Delivery, access: Callable[[Delivery], Access], at: str
+    ) -> HTTPResponse:
+        """Return the page with the button and the warning. ``at``: the address of the message's page."""
+        self._check(request, access(delivery), "")
         return self._pages.page(
             request,
             "download",
             signed_in=shown_address(session.recipient),
             form_token=session.form_token,
             row=self._pages.row(request, delivery, session.recipient),
+            at=at,
         )
 
     def send(self, request: Request, id: str) -> HTTPResponse:
         """POST /messages/ID/download: send the message or one attachment as a file, or raise before the first octet."""
         recipient = self._sessions.of_form(request, f"/messages/{id}/?undone={id}").recipient
-        delivery = self._messages.delivery(recipient, id)
-        number = request.form("part")
-        self._check(request, delivery, number)
+        delivery, access = self._messages.delivery(recipient, id), self._pages.parts.domains.access
+        self._check(request, access(delivery), request.form("part"))
         check_limit(self._pages, request, recipient, EventKind.DOWNLOADED)
+        actor = self._pages.actor(request, "portal", delivery, recipient)
+        return self.file(request, delivery, recipient, access, actor, f"/messages/{id}/download")
+
+    def file(
+        self,
+        request: Request,
+        delivery: Delivery,
+        reader: str,
+        access: Callable[[Delivery], Access],
+        actor: Actor,
+        page: str,
+    ) -> HTTPResponse:
+        """Return the file that a form asks for, after a virus scan, and record the download.
+
+        ``access``: what the reader may download; ``page``: the path of `question`. May raise a response instead.
+        """
+        number = request.form("part")
+        self._check(request, access(delivery), number)
         delivery, error = self._pages.parts.actions.scanned(delivery)
-        self._check(request, delivery, number)
+        self._check(request, access(delivery), number)
         if error is not None and delivery.message.tier is Tier.SPAM:  # not scanned, it would be suspicious
             raise self._pages.notice(
                 request,
@@ -83,13 +108,13 @@ class DownloadPages:
                 Retry_After="300",
             )
         is_warned = request.form("warned") != ""
-        if not number and not is_warned and self._pages.parts.domains.access(delivery).message is Download.WARNED:
-            return self._pages.see_other(f"/messages/{id}/download")
+        if not number and not is_warned and access(delivery).message is Download.WARNED:
+            return self._pages.see_other(page)
         if not self._pages.previews.acquire(blocking=False):
             raise Busy("too many messages are being read")
         try:
-            found = self._attachment(request, delivery, recipient, number) if number else self._message(delivery)
-            self._record(request, delivery, recipient, f"attachment {number}" if number else "message")
+            found = self._attachment(request, delivery, reader, number) if number else self._message(delivery)
+            self._record(delivery, reader, actor, f"attachment {number}" if number else "message")
         except BaseException:
             self._pages.previews.release()
             raise
@@ -101,13 +126,13 @@ class DownloadPages:
         # The subject is the sender's text, so it is not the name.
         return _File(f"{delivery.id}.eml", delivery.message.size_bytes, chain((first,), pieces))
 
-    def _attachment(self, request: Request, delivery: Delivery, recipient: str, number: str) -> _File:
+    def _attachment(self, request: Request, delivery: Delivery, reader: str, number: str) -> _File:
         """Return an attachment, copied to a temporary file: its size is known, and it is whole."""
         if not _NUMBER.fullmatch(number):
             raise NotFound("no such attachment")
         with ExitStack() as files:
             file = files.enter_context(TemporaryFile())
-            name = copy_part(self._store.messages.body(delivery.id), recipient, int(number), file)
+            name = copy_part(self._store.messages.body(delivery.id), reader, int(number), file)
             if name is None:
                 raise self._pages.notice(
                     request,
@@ -120,9 +145,8 @@ class DownloadPages:
             files.pop_all()
         return _File(safe_name(name, f"attachment-{number}"), size_bytes, _read(file))
 
-    def _check(self, request: Request, delivery: Delivery, number: str) -> None:
+    def _check(self, request: Request, access: Access, number: str) -> None:
         """Raise 403 unless a message or, with its number, an attachment may be downloaded."""
-        access = self._pages.parts.domains.access(delivery)
         if not (access.attachments if number else access.message is not Download.NO):
             raise self._refused(request)
 
@@ -134,11 +158,10 @@ class DownloadPages:
             403,
         )
 
-    def _record(self, request: Request, delivery: Delivery, recipient: str, what: str) -> None:
-        actor = self._pages.actor(request, "portal", delivery, recipient)
+    def _record(self, delivery: Delivery, reader: str, actor: Actor, what: str) -> None:
         event = Event(self._pages.now(), EventKind.DOWNLOADED, actor, what)
         self._store.deliveries.record(delivery.key, event)
-        log.info("downloaded id=%s recipient=%s reader=%s what=%s", delivery.id, delivery.recipient, recipient, what)
+        log.info("downloaded id=%s recipient=%s reader=%s what=%s", delivery.id, delivery.recipient, reader, what)
 
     def _file(self, file: _File) -> HTTPResponse:
         """Return the response with a file, which occupies one of `Pages.previews` until it is sent."""

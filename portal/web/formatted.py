@@ -16,9 +16,10 @@ from portal.model.message import Delivery
 from portal.model.text import N_
 from portal.reading import read_formatted
 from portal.web.auth.session import Sessions
-from portal.web.message import SANDBOX, MessagePages
+from portal.web.message import MessagePages
 from portal.web.pages import Pages
 from portal.web.request import Request
+from portal.web.views import SANDBOX
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
@@ -41,9 +42,12 @@ class FormattedMessages:
     def show(self, request: Request, id: str) -> HTTPResponse:
         """GET /messages/ID/html: answer the frame. Anything else than a frame gets a file of plain text."""
         recipient = self._sessions.of(request).recipient
-        delivery = self._messages.delivery(recipient, id)
-        self._messages.check_formatted(request, delivery)
-        response = self._pages.page(request, "frame", **self._values(delivery, recipient))
+        return self.frame(request, self._messages.delivery(recipient, id), recipient)
+
+    def frame(self, request: Request, delivery: Delivery, reader: str) -> HTTPResponse:
+        """Return the answer with a message. ``reader``: identity of the person who reads it."""
+        self._messages.views.check_formatted(request, delivery)
+        response = self._pages.page(request, "frame", **self._values(delivery, reader))
         for name, value in _HEADERS.items():
             response.set_header(name, value)
         if not request.is_for_frame:
@@ -51,11 +55,11 @@ class FormattedMessages:
             response.set_header("Content-Disposition", 'attachment; filename="message.txt"')
         return response
 
-    def _values(self, delivery: Delivery, recipient: str) -> dict[str, Any]:
+    def _values(self, delivery: Delivery, reader: str) -> dict[str, Any]:
         if not self._pages.previews.acquire(blocking=False):
             return {"problem": _BUSY}
         try:
-            found = read_formatted(self._pages.parts.store.messages.body(delivery.id), recipient)
+            found = read_formatted(self._pages.parts.store.messages.body(delivery.id), reader)
         except Busy:
             return {"problem": _BUSY}
         except (BodyDamaged, BodyMissing):

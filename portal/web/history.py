@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from portal.model.domains import shown_address
-from portal.model.message import ActorKind, Event, EventKind
+from portal.model.message import Actor, ActorKind, Event, EventKind
 from portal.model.rule import ScopeKind, scope_kind
 from portal.model.text import N_, shown
 from portal.web.rows import Row, Viewer, actor_name
@@ -55,16 +55,19 @@ class Line:
     last_at: str = ""  # when it happened last, "" if once
 
 
-def history(events: Sequence[Event], row: Row, viewer: Viewer) -> list[Line]:
+def history(events: Sequence[Event], row: Row, viewer: Viewer, *, for_staff: bool = False) -> list[Line]:
     """Return the last lines of a delivery's history, oldest first.
 
+    ``for_staff``: with the names of all actors, from where they acted, and all details.
     Downloads and deferrals that follow each other are one line for each person and kind, so that they do not push out
     what changed the delivery.
     """
     lines: list[Line] = []
     repeated: dict[tuple[str, str], int] = {}  # the lines since the last event of another kind: where they are
     for event in events:
-        line = Line(_moment(event.at, viewer), _text(event, row, viewer), _detail(event, viewer))
+        by = _actor_for_staff(event.actor, row, viewer) if for_staff else _actor(event, row, viewer)
+        detail = _detail(event, viewer) if for_staff or event.kind in _WITH_DETAIL else ""
+        line = Line(_moment(event.at, viewer), _text(event, by, viewer), detail)
         if event.kind not in _REPEATED:
             repeated.clear()
         elif (place := repeated.setdefault((event.kind, line.text), len(lines))) < len(lines):
@@ -78,17 +81,29 @@ def _moment(at: datetime, viewer: Viewer) -> str:
     return viewer.language.moment(at, viewer.zone)
 
 
-def _text(event: Event, row: Row, viewer: Viewer) -> str:
+def _text(event: Event, by: str, viewer: Viewer) -> str:
     is_attachment = event.kind is EventKind.DOWNLOADED and event.detail.startswith("attachment")
     text = viewer.language.gettext(_ATTACHMENT_DOWNLOADED if is_attachment else EVENTS_IN_WORDS[event.kind])
-    return text % {"by": _actor(event, row, viewer)} if "%(by)s" in text else text
+    return text % {"by": by} if "%(by)s" in text else text
 
 
 def _detail(event: Event, viewer: Viewer) -> str:
-    if event.kind not in _WITH_DETAIL or not event.detail:
-        return ""
     is_ours = event.kind in (EventKind.FAILED, EventKind.STOPPED)
     return shown(viewer.language.gettext(event.detail) if is_ours else event.detail, _DETAIL_CHARACTERS)
+
+
+def _actor_for_staff(actor: Actor, row: Row, viewer: Viewer) -> str:
+    """Return who acted, in words, with the name, the way and the client's address."""
+    _ = viewer.language.gettext
+    match actor.kind:
+        case ActorKind.OPERATOR | ActorKind.RECIPIENT:
+            where = " · ".join(filter(None, [actor.via.partition("/")[0], actor.address]))
+            name = _isolated(shown_address(actor.name) or row.mailbox)
+            return _(N_("by %(name)s")) % {"name": f"{name} ({where})" if where else name}
+        case ActorKind.RULE:
+            return _(N_("by a rule for %(sender)s")) % {"sender": _isolated(shown_address(actor.name))}
+        case _:
+            return _(N_("automatically"))
 
 
 def _actor(event: Event, row: Row, viewer: Viewer) -> str:

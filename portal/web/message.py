@@ -6,31 +6,21 @@ its existence is not disclosed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl
 from uuid import UUID
 
 from bottle import HTTPResponse
 
-from portal.model.attachments import DANGERS_IN_WORDS, KINDS_IN_WORDS
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
-from portal.model.errors import (
-    BodyDamaged,
-    BodyMissing,
-    Busy,
-    NotFound,
-)
-from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, State, Tier, parse_id
-from portal.model.rights import Access, ReleaseRight
+from portal.model.errors import NotFound
+from portal.model.message import Actor, ActorKind, Delivery, Event, EventKind, State, parse_id
+from portal.model.rights import ReleaseRight
 from portal.model.rule import Effect
-from portal.model.text import N_
 from portal.policy.entry import senders_of
 from portal.policy.rulebook import HINTS
-from portal.reading import Preview, read, read_headers
-from portal.reading.raw import raw_source
 from portal.web.auth.session import Sessions
 from portal.web.help_desk import QUESTION_CHARACTERS, asked_at, has_help_desk
 from portal.web.history import history
@@ -38,10 +28,8 @@ from portal.web.listing import Listing, cursor
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.results import forget, kept
-from portal.web.rows import Row, Viewer, findings, headers
-
-# What a message in a frame may do: open a link in a new window, which is a window like any other.
-SANDBOX = "allow-popups allow-popups-to-escape-sandbox"
+from portal.web.rows import Row, findings
+from portal.web.views import MessageViews
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +49,15 @@ class MessagePages:
         self._pages = pages
         self._sessions = sessions
         self._store = pages.parts.store
-        # How a message can be shown, by the last part of the address: the link's text, and what returns the values of
-        # the template `message-VIEW.html`.
-        self._views: dict[str, tuple[str, Callable[[Delivery, Viewer], dict[str, Any]]]] = {
-            "": (N_("Text"), self._text),
-            "formatted": (N_("As the sender made it"), lambda *_: {"sandbox": SANDBOX}),
-            "headers": (N_("Headers"), self._headers),
-            "source": (N_("Source"), self._source),
-        }
+        self.views = MessageViews(pages)
 
     def show(self, request: Request, id: str, view: str = "") -> HTTPResponse:
         """GET /messages/ID/ and /messages/ID/VIEW: show who sent it, why it was held, and what it says."""
         session = self._sessions.of(request)
         delivery = self.delivery(session.recipient, id)
         access = self._pages.parts.domains.access(delivery)
-        if view == "formatted":
-            self.check_formatted(request, delivery)
-        if view == "source" and not access.source:
-            raise NotFound("the source of this message is not shown")
-        shown = self._views[view][1](delivery, self._pages.viewer(request, session.recipient))
+        self.views.check(request, delivery, access, view)
+        shown = self.views.values(view, delivery, self._pages.viewer(request, session.recipient))
         events = self._store.deliveries.history(delivery.key)
         row = self._pages.row(request, delivery, session.recipient, events)
         result, may_report = kept(request), self._pages.parts.learning.counts(ActorKind.RECIPIENT)
@@ -96,7 +74,8 @@ class MessagePages:
             similar=self._similar(delivery, request) if made is None else "",
             **findings(delivery.message, request.language),
             view=view,
-            views=self._links(delivery, access, shown.get("preview")),
+            views=self.views.links(delivery, access, shown.get("preview")),
+            at=f"messages/{row.name}",
             access=access,
             checks=checks(delivery.message),
             **shown,
@@ -143,29 +122,10 @@ class MessagePages:
         at, viewer = asked_at(events, self._pages.now()), self._pages.viewer(request, recipient)
         return viewer.language.moment(at, viewer.zone) if at else ""
 
-    def _links(self, delivery: Delivery, access: Access, preview: Preview | None) -> list[tuple[str, str]]:
-        """Return the last parts and the texts of the links to a message's views, without those that show nothing."""
-        has_formatted = not self._not_formatted(delivery) and (preview is None or preview.has_html)
-        hidden = {"formatted": not has_formatted, "source": not access.source}
-        return [(name, label) for name, (label, _) in self._views.items() if not hidden.get(name)]
-
     def _similar(self, delivery: Delivery, request: Request) -> str:
         """Return the number of held messages that are nearly identical to this one, "" without any."""
         page = self._store.deliveries.near_duplicates(delivery)
         return request.language.number(len(page.deliveries)) + ("+" if page.next else "") if page.deliveries else ""
-
-    def _not_formatted(self, delivery: Delivery) -> str:
-        """Return why a message is not shown as its sender formatted it, "" if it is."""
-        if delivery.message.tier is Tier.DANGEROUS:
-            return N_("The formatted view is not available for messages that may be harmful.")
-        if not self._pages.parts.domains.of(delivery.recipient).formatted_view:
-            return N_("The formatted view is switched off for your mailbox.")
-        return ""
-
-    def check_formatted(self, request: Request, delivery: Delivery) -> None:
-        """Raise 404, with the reason, unless a message may be shown as its sender formatted it."""
-        if reason := self._not_formatted(delivery):
-            raise self._pages.notice(request, N_("Formatted view not available"), reason, 404)
 
     def _own_rule(self, delivery: Delivery, events: Sequence[Event], recipient: str) -> UUID | None:
         """Return the id of the reader's own rule that blocks a delivery, if it is still in use."""
@@ -176,41 +136,6 @@ class MessagePages:
             return None
         rule = self._pages.parts.rulebook.own_in_use(self._pages.parts.people.reader(recipient), by.via, by.name)
         return rule.id if rule is not None and rule.effect is Effect.BLOCK else None
-
-    def _text(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
-        """Return the text of the message as template values. ``preview`` is None if there is none."""
-        found = self._reading(delivery, lambda body: read(body, viewer.reader))
-        preview = found["found"]
-        return {
-            **found,
-            "preview": preview,
-            "headers": headers(preview.headers, viewer) if preview else [],
-            "kinds": KINDS_IN_WORDS,
-            "dangers": DANGERS_IN_WORDS,
-        }
-
-    def _headers(self, delivery: Delivery, viewer: Viewer) -> dict[str, Any]:
-        return self._reading(delivery, lambda body: read_headers(body, viewer.reader))
-
-    def _source(self, delivery: Delivery, _: Viewer) -> dict[str, Any]:
-        return self._reading(delivery, raw_source)
-
-    def _reading(self, delivery: Delivery, read: Callable[[Iterator[bytes]], object]) -> dict[str, Any]:
-        """Return what is read of the message as template values.
-
-        ``found`` is None if the body is missing or damaged. ``busy``: too many messages are being read, so this one is
-        not.
-        """
-        if not self._pages.previews.acquire(blocking=False):
-            return {"found": None, "busy": True}
-        try:
-            return {"found": read(self._store.messages.body(delivery.id)), "busy": False}
-        except Busy:
-            return {"found": None, "busy": True}
-        except (BodyDamaged, BodyMissing):
-            return {"found": None, "busy": False}
-        finally:
-            self._pages.previews.release()
 
     def delivery(self, recipient: str, name: str) -> Delivery:
         """Return the delivery with this `Row.name`: a message id, or message id and number. Raises NotFound."""

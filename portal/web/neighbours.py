@@ -6,7 +6,7 @@ and a neighbour that was released or deleted in the meantime is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from urllib.parse import urlencode
 
@@ -64,11 +64,19 @@ class Neighbours:
             groups = ranked([*others, delivery], known_senders(self._store, [reader]).get(reader.identity, ()))
             order = list(chain.from_iterable((group.newest.key, *(o.key for o in group.others)) for group in groups))
             return _beside(order, delivery.key, way)
-        if way == "next":
-            page = search(1, delivery.key)
-            return page.deliveries[0].key if page.deliveries else None
-        newer = [each.key for each in search(RANKED_MAX).deliveries if each.key > delivery.key]
-        return newer[-1] if newer else None
+        return beside(delivery.key, way, search)
+
+
+def beside(key: DeliveryId, way: str, search: Callable[[int, DeliveryId | None], Page]) -> DeliveryId | None:
+    """Return the next or previous delivery in a list whose newest is first.
+
+    ``search`` returns so many deliveries of the list, from its beginning or after one.
+    """
+    if way == "next":
+        page = search(1, key)
+        return page.deliveries[0].key if page.deliveries else None
+    newer = [each.key for each in search(RANKED_MAX, None).deliveries if each.key > key]
+    return newer[-1] if newer else None
 
 
 def _beside(order: Sequence[DeliveryId], key: DeliveryId, way: str) -> DeliveryId | None:

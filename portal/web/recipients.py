@@ -26,6 +26,7 @@ from portal.stores.records import StartedSession
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES
+from portal.web.listing import name_of
 from portal.web.pages import Pages
 from portal.web.preferences import SCHEDULES
 from portal.web.request import Request
@@ -67,7 +68,7 @@ _METHODS = {"mailed-link": N_("Mailed link")}
 class MessageRow:
     """A delivery as the page lists it."""
 
-    query: str  # that finds it
+    path: str  # of its page
     held: str
     address: str  # "" if it is the recipient's own one
     sender: str
@@ -275,7 +276,7 @@ def _message_row(delivery: Delivery, recipient: str, viewer: Viewer) -> MessageR
     message, language = delivery.message, viewer.language
     highest = sorted((s for s in message.symbols if s.score > 0), key=lambda s: -s.score)[:_SYMBOLS]
     return MessageRow(
-        query=_search(delivery.recipient, delivery.state.value),
+        path=f"{HOME}messages/{name_of(delivery.key)}/",
         held=language.short_moment(message.held_at, viewer.zone),
         address="" if delivery.recipient == recipient else shown_address(delivery.address),
         sender=str(sender_shown(message)),

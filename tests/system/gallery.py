@@ -208,6 +208,11 @@ def _console(stage: Stage) -> None:
     stage.go("admin/")
 
 
+def _console_message(stage: Stage) -> None:
+    stage.go("admin/?symbol=BAYES_SPAM").locator("a[href*='/admin/messages/']").first.click()
+    stage.page.get_by_role("heading", level=1).wait_for()
+
+
 @dataclass(frozen=True)
 class State:
     """A page in one state. ``show`` opens it; later states build on what it did."""
@@ -282,6 +287,7 @@ SECTIONS = {
         State("console", "Search", _console),
         State("console-found", "Search for a symbol", lambda s: s.go("admin/?symbol=BAYES_SPAM&tier=spam")),
         State("console-groups", "Groups by symbol", lambda s: s.go("admin/?by=symbol")),
+        State("console-message", "One message", _console_message),
         State("console-recipient", "One recipient", lambda s: s.go("admin/recipients/?address=alice@example.org")),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),

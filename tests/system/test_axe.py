@@ -195,6 +195,11 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
         *(f"admin/recipients/?address={address}" for address in (ALICE, "nobody@example.org", "x")),
         "admin/recipients/forget?address=bob@example.org",
+        *(
+            f"admin/messages/{spam}.0/{part}"
+            for part in ("?search=%3Fsymbol%3DBAYES_SPAM", "text", "headers", "similar")
+        ),
+        *(f"admin/messages/{helds[Tier.DANGEROUS][0].id}.0/", f"admin/messages/{html}.0/formatted"),
         *("admin/staff?done=given", "admin/audit", "sign-in?ended=console"),
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]

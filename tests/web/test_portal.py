@@ -633,6 +633,13 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sessions"): (303, 400, 400),  # without a button
     ("GET", "/admin"): (303, 404, 404),
     ("GET", "/admin/"): (303, 404, 404),  # tests/web/test_staff.py has the roles
+    ("GET", "/admin/messages/ID/"): (303, 404, 404),
+    ("GET", "/admin/messages/ID/similar"): (303, 404, 404),
+    ("GET", "/admin/messages/ID/VIEW"): (303, 404, 404),
+    ("GET", "/admin/messages/ID/html"): (303, 404, 404),
+    ("GET", "/admin/messages/ID/WAY"): (303, 404, 404),
+    ("GET", "/admin/messages/ID/download"): (303, 404, 404),
+    ("POST", "/admin/messages/ID/download"): (303, 404, 404),
     ("GET", "/admin/recipients"): (303, 404, 404),
     ("GET", "/admin/recipients/"): (303, 404, 404),
     ("POST", "/admin/recipients/"): (303, 404, 404),

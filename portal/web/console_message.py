@@ -1,0 +1,253 @@
+"""`/admin/messages/ID/…`: one message for staff. ID is the id of the message, with the number of the delivery.
+
+The first page has no content of the message. Its content is on other pages, for people who may read it, and each
+reading is in the audit before it happens. Deliveries of other domains are answered with 404.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bottle import HTTPResponse
+
+from portal.model import criteria
+from portal.model.audit import Act, AuditEntry
+from portal.model.authentication import checks
+from portal.model.domains import shown_address
+from portal.model.errors import BadCriterion, NotFound
+from portal.model.message import Delivery, DeliveryId, State, parse_id
+from portal.model.rights import Access
+from portal.model.staff import EVERYWHERE
+from portal.model.text import N_, shown
+from portal.policy.staff import Permission
+from portal.stores.records import Page
+from portal.web.console import HOME, Console, StaffSession
+from portal.web.console_search import STATE_NAMES, Search
+from portal.web.downloads import DownloadPages
+from portal.web.formatted import FormattedMessages
+from portal.web.history import history
+from portal.web.listing import cursor, name_of
+from portal.web.neighbours import beside
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.rows import TIER_NAMES, Row, Viewer, findings
+from portal.web.views import MessageViews
+
+_DETAILS = N_("Details")
+_OTHERS = 50  # deliveries of the same message that are listed
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRow:
+    """Another delivery that the page links to."""
+
+    key: str
+    address: str
+    held: str
+    sender: str
+    subject: str
+    state: str  # to be translated
+
+
+class ConsoleMessage:
+    """The pages of a message."""
+
+    def __init__(self, pages: Pages, console: Console, formatted: FormattedMessages, downloads: DownloadPages) -> None:
+        self._pages = pages
+        self._console = console
+        self._formatted = formatted
+        self._downloads = downloads
+        self._views = MessageViews(pages)
+        self._parts = pages.parts
+
+    def show(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """GET /admin/messages/ID/: everything about the message except its content."""
+        delivery, others = self._found(staff, id)
+        events = self._parts.store.deliveries.history(delivery.key)
+        viewer = self._pages.viewer(request, staff.member.person)
+        row = self._pages.row(request, delivery, staff.member.person, events)
+        return self._page(
+            request,
+            staff,
+            row,
+            events=events,
+            others=[_other(each, viewer) for each in others[:_OTHERS]],
+            others_left=viewer.language.number(max(0, len(others) - _OTHERS)) if len(others) > _OTHERS else "",
+            facts=_facts(delivery, viewer),
+            checks=checks(delivery.message),
+            history=history(events, row, viewer, for_staff=True),
+            **findings(delivery.message, request.language),
+        )
+
+    def similar(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """GET /admin/messages/ID/similar: held messages of the same recipient that are nearly identical."""
+        delivery, _ = self._found(staff, id)
+        page, viewer = self._parts.store.deliveries.near_duplicates(delivery), self._pages.viewer(request, "")
+        return self._console.page(
+            request,
+            staff,
+            "similar",
+            at=_at(delivery.key),
+            subject=shown(delivery.message.subject, 200),
+            recipient=shown_address(delivery.address),
+            rows=[_other(each, viewer) for each in page.deliveries],
+            has_more=page.next is not None,
+        )
+
+    def read(self, request: Request, staff: StaffSession, id: str, view: str) -> HTTPResponse:
+        """GET /admin/messages/ID/VIEW: the content of the message."""
+        delivery = self._readable(request, staff, id)
+        name = "" if view == "text" else view
+        self._views.check(request, delivery, self._access(staff, delivery), name)
+        if view != "formatted":  # its frame has the content
+            self._record_reading(staff, delivery, view)
+        viewer = self._pages.viewer(request, staff.member.person)
+        row = self._pages.row(request, delivery, staff.member.person, ())
+        return self._page(request, staff, row, view=view, **self._views.values(name, delivery, viewer))
+
+    def frame(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """GET /admin/messages/ID/html: the frame with the message as its sender formatted it."""
+        delivery = self._readable(request, staff, id)
+        self._views.check_formatted(request, delivery)
+        self._record_reading(staff, delivery, "formatted")
+        return self._formatted.frame(request, delivery, staff.member.person)
+
+    def ask_download(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """GET /admin/messages/ID/download: the button that downloads the message, below a warning."""
+        delivery = self._readable(request, staff, id)
+
+        def access(of: Delivery) -> Access:
+            return self._access(staff, of)
+
+        return self._downloads.question(request, staff.session, delivery, access, _at(delivery.key))
+
+    def download(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """POST /admin/messages/ID/download: send the message or an attachment. Its history and the audit have it."""
+        delivery = self._readable(request, staff, id)
+
+        def access(of: Delivery) -> Access:
+            return self._access(staff, of)
+
+        page = f"/{_at(delivery.key)}/download"
+        return self._downloads.file(request, delivery, staff.member.person, access, staff.actor, page)
+
+    def go(self, request: Request, staff: StaffSession, id: str, way: str) -> HTTPResponse:
+        """GET /admin/messages/ID/WAY: redirect to the next or previous message of the search that one came from."""
+        delivery, _ = self._found(staff, id)
+        search = Search.of_query(request.query("search").removeprefix("?")).without("by", "before")
+        reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        zone = self._pages.viewer(request, staff.member.person).zone
+        try:
+            wanted = criteria.read(search.typed(), zone, self._pages.now())
+        except BadCriterion:
+            return self._pages.see_other(HOME + search.query())
+        wanted = wanted.within(None if EVERYWHERE in reach else reach)
+
+        def found(limit: int, before: DeliveryId | None) -> Page:
+            return self._parts.store.deliveries.search(wanted, limit, before)
+
+        with self._pages.searching():
+            key = beside(delivery.key, way, found)
+        return self._pages.see_other(f"/{_at(key)}/{search.as_place()}" if key else HOME + search.query())
+
+    # ---- which message
+
+    def _found(self, staff: StaffSession, name: str) -> tuple[Delivery, Sequence[Delivery]]:
+        """Return the delivery with this name, and the others of its message, all of domains that the person may see.
+
+        A message's id alone names the first one. Raises NotFound.
+        """
+        message_id, number = cursor(name) or (parse_id(name), None)
+        if message_id is None:
+            raise NotFound("there is no such message")
+        deliveries = [
+            each
+            for each in self._parts.store.deliveries.of_message(message_id)
+            if each.state is not State.EXPIRED
+            and self._parts.staff.may_for(staff.member, Permission.SEE_ENVELOPE, each)
+        ]
+        for delivery in deliveries:
+            if number in (None, delivery.number):
+                return delivery, [each for each in deliveries if each is not delivery]
+        raise NotFound("there is no such message")
+
+    def _readable(self, request: Request, staff: StaffSession, name: str) -> Delivery:
+        """Return the delivery with this name. Raises 403 unless the person may read its content, NotFound."""
+        delivery, _ = self._found(staff, name)
+        if not self._may(staff, Permission.SEE_BODY, delivery):
+            raise self._console.forbidden(request)
+        return delivery
+
+    def _may(self, staff: StaffSession, permission: Permission, delivery: Delivery) -> bool:
+        return self._parts.staff.may_for(staff.member, permission, delivery)
+
+    def _access(self, staff: StaffSession, delivery: Delivery) -> Access:
+        return self._parts.staff.access(staff.member, delivery)
+
+    def _record_reading(self, staff: StaffSession, delivery: Delivery, view: str) -> None:
+        entry = AuditEntry.new(
+            self._pages.now(), Act.BODY_READ, staff.actor, delivery.recipient, view, delivery=delivery.key
+        )
+        self._parts.store.audit.record(entry)
+
+    # ---- the page
+
+    def _page(self, request: Request, staff: StaffSession, row: Row, *, view: str = "", **values: Any) -> HTTPResponse:
+        """Return the page of a message with its content in one view or, without any, everything else."""
+        delivery = row.delivery
+        access = self._access(staff, delivery)
+        links: list[tuple[str, str]] = []
+        if self._may(staff, Permission.SEE_BODY, delivery):
+            found = self._views.links(delivery, access, values.get("preview"))
+            links = [("", _DETAILS), *((name or "text", text) for name, text in found)]
+        search = Search.of_query(request.query("search").removeprefix("?")).without("by")
+        return self._console.page(
+            request,
+            staff,
+            "message",
+            row=row,
+            at=_at(delivery.key),
+            recipient=shown_address(delivery.address),
+            here=HOME + search.query(),
+            list=search.as_place(),
+            view=view,
+            views=links,
+            access=access,
+            state=STATE_NAMES.get(delivery.state, ""),
+            tier=TIER_NAMES[delivery.message.tier],
+            **values,
+        )
+
+
+def _at(key: DeliveryId) -> str:
+    return f"admin/messages/{name_of(key)}"
+
+
+def _other(delivery: Delivery, viewer: Viewer) -> OtherRow:
+    return OtherRow(
+        key=name_of(delivery.key),
+        address=shown_address(delivery.address),
+        held=viewer.language.short_moment(delivery.message.held_at, viewer.zone),
+        sender=shown(delivery.message.header_from, 120),
+        subject=shown(delivery.message.subject, 120),
+        state=STATE_NAMES.get(delivery.state, ""),
+    )
+
+
+def _facts(delivery: Delivery, viewer: Viewer) -> list[tuple[str, str]]:
+    """Return what Rspamd and the mail server said about a message: name, to be translated, and text."""
+    message = delivery.message
+    sender = message.envelope_sender
+    found = [
+        (N_("Envelope sender"), viewer.language.gettext(N_("(unknown)")) if sender is None else f"<{sender}>"),
+        (N_("Sending server"), message.client_ip or ""),
+        (N_("Signed in as"), message.user or ""),
+        (N_("Action"), message.action or ""),
+        (N_("Queue id"), message.queue_id or ""),
+        (N_("Message-ID"), message.message_id or ""),
+        (N_("Problems of the report"), ", ".join(sorted(flag.value for flag in message.flags))),
+        (N_("Not scanned"), message.scan.detail if message.scan else ""),
+    ]
+    return [(name, shown(text, 320)) for name, text in found if text]
