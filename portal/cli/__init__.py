@@ -19,11 +19,12 @@ from portal.cli.options import FILLED
 
 _MODULES = {  # of portal/cli, with their commands
     "audit": ("audit",),
+    "digests": ("digests",),
     "domains": ("domains",),
     "listing": ("list",),
     "messages": ("confirm-spam", "delete", "meta", "print", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),
-    "recipients": ("forget",),
+    "recipients": ("forget", "recipient"),
     "rules": ("rules",),
     "scan": ("scan",),
     "site": ("check", "init", "purge", "settings"),

@@ -388,6 +388,8 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "confirm-spam": ("4Abc1",),
     "delete": ("4Abc1",),
     "forget": ("alice@example.org", "--yes"),
+    "digests": ("stop", "alice@example.org"),
+    "recipient": ("alice@example.org",),
     "import-original": ("--dir", "original"),
     "init": None,
     "list": (),

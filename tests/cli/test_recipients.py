@@ -1,9 +1,10 @@
-"""``quarantine forget``, as typed by an operator, on both stores."""
+"""``quarantine recipient``, ``forget`` and ``digests``, as typed by an operator, on both stores."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import time, timedelta
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,93 @@ def test_the_digest_process_goes_on_after_a_stop(run: Run, store: Store, monkeyp
     assert numbers_of(store, ALICE) == 0
     assert store.jobs.claim(forgetting.FORGET, 1, now() + timedelta(days=1)) == []
     parts.store.close()
+
+
+# ---- what is known
+
+
+def test_the_facts_of_a_recipient_are_printed(run: Run, store: Store) -> None:
+    hold(store, recipients=(ALICE,), subject="An offer\x1b[2J")
+    hold(store, recipients=(SALES,))
+    store.recipients.set_digests_stopped(ALICE, now())
+    store.rules.add([rule("news.example", "allow")], now())
+    store.sign_ins.start_session(SESSION, ALICE, now(), "Firefox · Linux")
+    text = run("recipient", "Sales@example.org").output
+    for line in (
+        *("recipient:        alice@example.org", "deliveries:       held 2", "aliases:          sales@example.org"),
+        *("shared mailboxes: info@example.org", "daily at 07:00 in UTC", "digests stopped:", "Firefox · Linux"),
+        *("allow news.example, hits 0", "17.5 / 15"),
+    ):
+        assert line in text, line
+    assert "\x1b" not in text
+    found = json.loads(run("recipient", ALICE, "--json").output)
+    assert found["recipient"] == ALICE and found["deliveries"] == {"held": 2}
+    assert found["digests"]["stopped_at"] and found["digests"]["next_at"] is None
+    assert [each["subject"] for each in found["newest"]] == ["Offer", "An offer\x1b[2J"]
+    assert "read by:          alice@example.org, bob@example.org" in run("recipient", "info@example.org").output
+    unknown = run("recipient", "x@elsewhere.example")
+    assert unknown.exit_code == 1 and "This address is not a recipient here" in unknown.output
+
+
+# ---- digests of many recipients
+
+
+def test_digests_are_stopped_and_resumed_for_a_list(run: Run, store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "leavers.txt"
+    file.write_text(f"\ufeff{ALICE}\r\n\r\nBob@Example.org\r\n")
+    assert run("digests", "stop", "--from-file", str(file), "--dry-run").output.splitlines() == [
+        f"{ALICE}: would be changed",
+        f"{BOB}: would be changed",
+    ]
+    assert store.recipients.get(ALICE).stopped_at is None
+    run("digests", "stop", ALICE)
+    done = run("digests", "stop", "--from-file", str(file), "--reason", "holidays")
+    assert done.exit_code == 0
+    assert done.output.splitlines() == [f"{ALICE}: unchanged", f"{BOB}: changed"]
+    assert store.recipients.get(BOB).stopped_at
+    assert run("digests", "resume", ALICE, BOB).output == f"{ALICE}: changed\n{BOB}: changed\n"
+    assert store.recipients.get(BOB).stopped_at is None
+    entries = store.audit.list(AuditFilter(subject=BOB), 9)
+    assert [(each.act, each.actor.name, each.detail) for each in entries] == [
+        ("digests-resumed", "carol", ""),
+        ("digests-stopped", "carol", "holidays"),
+    ]
+
+
+def test_preferences_are_set_from_a_table(run: Run, store: Store, tmp_path: Path) -> None:
+    store.recipients.set_preferences(ALICE, Preferences(language="fr", timezone="Asia/Tokyo"))
+    file = tmp_path / "people.csv"
+    file.write_text(f'Address,days,at,language\n{ALICE},weekdays,"07:00, 16:30",default\n{BOB},,,cs\n')
+    done = run("digests", "set", "--from-file", str(file), "--days", "monday")
+    assert done.output == f"{ALICE}: changed\n{BOB}: changed\n", done.output
+    assert store.recipients.get(ALICE).preferences == Preferences("weekdays", (time(7), time(16, 30)), "Asia/Tokyo")
+    assert store.recipients.get(BOB).preferences == Preferences("monday", None, None, "cs")
+    assert run("digests", "set", BOB, "--language", "cs").output == f"{BOB}: unchanged\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "text"),
+    [
+        (("stop",), "", "Give at least one address"),
+        (("stop", " "), "", "It is empty."),
+        (("set", BOB), "", "Give at least one value"),
+        (("set", BOB, "--zone", "Mars"), "", "bob@example.org: There is no time zone of this name."),
+        (("set", BOB, "--days", "never"), "", "These days are not known."),
+        (("stop",), f"{BOB}\nx@elsewhere.example\nalice\n", "line 3: This is not an email address."),
+        (("stop",), f"{BOB}\ninfo@example.org\n", "line 2: This is a shared mailbox."),
+        (("stop",), f"{BOB},de\n", "line 1: There are more values than columns."),
+        (("set",), f"address,at\n{BOB},7\n{ALICE},25:00\n", "line 3: Enter times like 07:00"),
+        (("set",), f"address,colour\n{BOB},red\n", "line 1: The columns are address and, if wanted, days, at"),
+        (("set",), f"address,language\n{BOB},de\nBOB@example.org,fr\n", "line 3: bob@example.org has other values."),
+        (("set",), f'address,language\n{BOB},"de\n', "This is not CSV"),
+        (("stop",), b"\n\xff\n", "line 2: This is not UTF-8."),
+    ],
+)
+def test_one_wrong_line_changes_nothing(
+    run: Run, store: Store, tmp_path: Path, words: tuple[str, ...], content: str | bytes, text: str
+) -> None:
+    file = tmp_path / "people.csv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = run("digests", *words, *(["--from-file", str(file)] if content else []))
+    assert result.exit_code == 2 and text in result.output, result.output
+    assert store.recipients.get(BOB).stopped_at is None and store.recipients.get(BOB).preferences == Preferences()
