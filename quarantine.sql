@@ -195,9 +195,13 @@ begin
         started_at timestamptz not null,
         used_at timestamptz not null,
         client text not null default '',  -- StartedSession.client
-        staff_until timestamptz  -- the end of its use of the console; null: it was ended
+        staff_until timestamptz,  -- the end of its use of the console; null: it was ended
+        method text not null default 'mailed-link',  -- Method.name
+        method_subject text not null default '',  -- Method.subject
+        method_session text not null default ''  -- Method.session
     );
     create index on session (used_at);
+    create index on session (method, method_subject) where method_subject <> '';
     create index on session (recipient);
 
     create table announced_to (  -- readers notified of a delivery for another identity, or for one with several readers
@@ -295,7 +299,10 @@ begin
         actor text not null,  -- Actor.who
         via text not null,
         address text not null,
-        primary key (person, role, domain)
+        source text not null default '',  -- Grant.source
+        group_name text not null default '',  -- Grant.group
+        expires_at timestamptz,
+        primary key (person, role, domain, source, group_name)
     );
 
     create table vote (  -- what people say that messages are, see portal/model/vote.py

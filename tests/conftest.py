@@ -6,6 +6,7 @@ from ``pytest --postgres-dsn=postgresql://…``, whose role must be allowed to c
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -199,11 +200,18 @@ def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
+def _toml(value: Any) -> str:
+    """Return a value as TOML."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(name)} = {_toml(each)}' for name, each in value.items())}}}"
+    return json.dumps(value)
+
+
 @pytest.fixture
 def make_settings(tmp_path: Path) -> MakeSettings:
     """``make_settings(store_url, relay__url="smtp://…", digest__max_rows=3)``: Settings as `load()` returns them.
 
-    In names of settings ``__`` replaces the dot. Lists and tuples become lists.
+    In names of settings ``__`` replaces the dot. Lists and tuples become lists. Tables are written to the file.
     """
     config = tmp_path / "quarantine.toml"
     config.touch()
@@ -217,6 +225,9 @@ def make_settings(tmp_path: Path) -> MakeSettings:
             **overrides,
         }
         environ = {"QUARANTINE_CONFIG": str(config)}
+        tables = {key: values.pop(key) for key, value in list(values.items()) if isinstance(value, dict)}
+        if tables:
+            config.write_text("".join(f"{key.replace('__', '.')} = {_toml(value)}\n" for key, value in tables.items()))
         for key, value in values.items():
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             environ[f"QUARANTINE_{key.upper()}"] = text

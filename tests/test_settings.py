@@ -231,6 +231,10 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
     [
         ("public_url = 'mail.example.org/quarantine'", "public_url: expected a URL like https://"),
         ("public_url = 'ftp://mail.example.org'", "public_url: expected a URL like https://"),
+        ("[staff.groups]\nit = 'root'", "staff.groups: \"it\": 'root' is not a role; the"),
+        ("[staff.groups]\nit = 'domain-administrator'", 'staff.groups: "it": the role domain-administrator needs'),
+        ("[staff.groups]\nit = ['auditor', 'administrator:a.example']", 'staff.groups: "it": the role administrator'),
+        ("[staff.groups]\nit = 'auditor:a.example'", 'staff.groups."it": a.example is not in local_domains'),
         ("public_url = 'https://mail.example.org/q?x=1'", "public_url: expected a URL like https://"),
         ("public_url = 'https://mail.example.org/q#x'", "public_url: expected a URL like https://"),
         ("public_url = 'https://mail.example.org/a b'", "public_url: expected a URL like https://"),

@@ -96,6 +96,9 @@ def _grant_json(grant: Grant, *, of_settings: bool) -> dict[str, object]:
         "domain": grant.domain or None,
         "given_at": None if of_settings else grant.given_at.isoformat(),
         "given_by": "settings" if of_settings else grant.actor.who,
+        "group": grant.group or None,
+        "source": grant.source or None,
+        "expires_at": None if grant.expires_at is None else grant.expires_at.isoformat(),
     }
 
 

@@ -29,3 +29,13 @@ class Grant:
     domain: str  # in lower case, with A-labels, or EVERYWHERE
     given_at: datetime
     actor: Actor  # who gave it
+    source: str = ""  # the sign-in method that named the person's groups, "" if a person or the settings gave the role
+    group: str = ""  # the group for which `staff.groups` gives it
+    expires_at: datetime | None = None  # only of a role by a group; the next sign-in moves it
+
+
+def fits(role: Role, host: str) -> bool:
+    """Return whether a role can be given for this domain, or for EVERYWHERE."""
+    if role is Role.ADMINISTRATOR:
+        return host == EVERYWHERE
+    return role is not Role.DOMAIN_ADMINISTRATOR or host != EVERYWHERE

@@ -7,7 +7,7 @@ each request, so that a change takes effect at once. docs/staff.md has the table
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,12 +16,13 @@ from portal.model.clock import utc_now
 from portal.model.errors import BadGrant, NotAllowed
 from portal.model.message import Actor, ActorKind, Delivery, Tier, domain, identity, is_address
 from portal.model.rights import Access, ReleaseRight, access
-from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.staff import EVERYWHERE, Grant, Role, fits
 from portal.model.text import N_
 from portal.people import Directory
 from portal.policy.domains import Domains
 from portal.settings import Settings
 from portal.stores import Store
+from portal.stores.lifecycle import SESSION_MAX
 
 log = logging.getLogger("quarantine.staff")
 
@@ -106,9 +107,9 @@ class Staff:
         return sorted(found, key=lambda grant: (grant.person, grant.role, grant.domain))
 
     def unusable(self) -> Sequence[Grant]:
-        """Return the roles of the store and the settings that nobody can use: the person cannot sign in, or the domain
-        is not local."""
-        found = [*self.store.staff.all()]
+        """Return the roles that were given and that nobody can use: the person cannot sign in, or the domain is not
+        local. Those by groups end by themselves."""
+        found = [grant for grant in self.store.staff.all() if not grant.source]
         found += [grant for person in self.settings.staff.administrators for grant in self._of_settings(person)]
         return [grant for grant in found if not self._in_effect([grant]) or not self._can_sign_in(grant.person)]
 
@@ -117,7 +118,7 @@ class Staff:
 
     def is_of_settings(self, grant: Grant) -> bool:
         """Return whether the settings file gives this role, so that it can be removed only there."""
-        return grant.actor.via == SETTINGS
+        return not grant.source and grant.actor.via == SETTINGS
 
     def _of_settings(self, person: str) -> list[Grant]:
         if person not in self.settings.staff.administrators:
@@ -126,12 +127,38 @@ class Staff:
         return [Grant(person, Role.ADMINISTRATOR, EVERYWHERE, long_ago, Actor(ActorKind.OPERATOR, SETTINGS, SETTINGS))]
 
     def _in_effect(self, grants: Sequence[Grant]) -> list[Grant]:
-        """Return the roles for domains that are still local, each once: the settings file's comes first."""
+        """Return the roles for domains that are still local, each once: the settings file's comes first.
+
+        A role by a group is in effect until it expires, and as long as the settings give it to the group.
+        """
         found: dict[tuple[str, Role, str], Grant] = {}
         for grant in grants:
+            if grant.source and not self._is_by_group(grant):
+                continue
             if grant.domain == EVERYWHERE or self.domains.is_local(grant.domain):
                 found.setdefault((grant.person, grant.role, grant.domain), grant)
         return list(found.values())
+
+    def _is_by_group(self, grant: Grant) -> bool:
+        given = self.settings.staff.groups.get(grant.group, ())
+        return (grant.role, grant.domain) in given and grant.expires_at is not None and grant.expires_at > self.now()
+
+    def put_groups(self, person: str, source: str, groups: Collection[str]) -> None:
+        """Give a person the roles of their groups, as `staff.groups` says, and remove those of their former groups.
+
+        ``source``: the sign-in method that named the groups. The roles end after `SESSION_MAX`, unless the person signs
+        in again: nobody says that somebody has left a group.
+        """
+        now, found = self.now(), []
+        for group in sorted(set(groups) & set(self.settings.staff.groups)):
+            actor = Actor(ActorKind.OPERATOR, f"group {group}", source)
+            found += [
+                Grant(person, role, host, now, actor, source, group, now + SESSION_MAX)
+                for role, host in self.settings.staff.groups[group]
+            ]
+        if found or any(grant.source == source for grant in self.store.staff.of(person)):
+            self.store.staff.put_groups(person, source, found, now)
+            log.info("roles by groups person=%s source=%s count=%d", person, source, len(found))
 
     # ---- what they may do
 
@@ -191,7 +218,7 @@ class Staff:
             (role, host)
             for role in Role
             for host in (EVERYWHERE, *self.domains.local())
-            if self.may_give(member, role, host) and _fits(role, host)
+            if self.may_give(member, role, host) and fits(role, host)
         ]
 
     def may_give(self, member: Member, role: Role, host: str, person: str = "") -> bool:
@@ -236,6 +263,8 @@ class Staff:
         is_removed = self.store.staff.remove(person, role, host, actor, self.now())
         if role is Role.ADMINISTRATOR and self._of_settings(person):
             raise BadGrant(N_("The settings file gives this role, so it can only be removed there."))
+        if not is_removed and any((each.role, each.domain) == (role, host) for each in self.member(person).grants):
+            raise BadGrant(N_("A group gives this role, so it can only be removed in the directory of the group."))
         if not is_removed:
             raise BadGrant(N_("This person does not have this role."))
         log.info("role removed person=%s role=%s domain=%s by=%s", person, role, host or "all", actor.who)
@@ -250,17 +279,10 @@ class Staff:
 
     def _checked_domain(self, role: Role, name: str) -> str:
         host = domain(name.strip())
-        if not _fits(role, host) and role is Role.ADMINISTRATOR:
+        if not fits(role, host) and role is Role.ADMINISTRATOR:
             raise BadGrant(N_("An administrator is responsible for all domains. Choose “All domains”."))
-        if not _fits(role, host):
+        if not fits(role, host):
             raise BadGrant(N_("A domain administrator needs a domain."))
         if host != EVERYWHERE and not self.domains.is_local(host):
             raise BadGrant(N_("This is not a local domain."))
         return host
-
-
-def _fits(role: Role, host: str) -> bool:
-    """Return whether a role can be given for this domain, or for EVERYWHERE."""
-    if role is Role.ADMINISTRATOR:
-        return host == EVERYWHERE
-    return role is not Role.DOMAIN_ADMINISTRATOR or host != EVERYWHERE

@@ -20,6 +20,7 @@ from portal.settings.values import Section, plain
 
 PREFIX = "QUARANTINE_"
 SEARCHED = (Path("quarantine.toml"), Path("/etc/rspamd-quarantine/quarantine.toml"))
+_GROUPS = "staff.groups"  # a table whose keys are not settings
 _OTHER_VARIABLES = {"QUARANTINE_CONFIG", "QUARANTINE_SOCKET"}  # the latter is read by uwsgi.ini
 
 
@@ -156,7 +157,7 @@ def _read_secret_files(values: dict[str, Any], sources: dict[str, str], problems
 def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     out: list[str] = []
     for key, value in values.items():
-        inner = isinstance(value, dict) and prefix + key not in TABLES
+        inner = isinstance(value, dict) and prefix + key not in (*TABLES, _GROUPS)
         out += _dotted_keys(value, f"{prefix}{key}.") if inner else [prefix + key]
     return out
 
@@ -213,6 +214,8 @@ def masked(settings: Settings) -> dict[str, Any]:
             value = [shown_address(name) for name in value]
         elif isinstance(value, tuple):
             value = ["********" if isinstance(v, SecretStr) else str(plain(v)) for v in value]
+        elif key == _GROUPS:
+            value = {name: [f"{role}:{host}".rstrip(":") for role, host in roles] for name, roles in value.items()}
         elif key in TABLES:
             value = {shown_address(name): plain_values(table) for name, table in value.items()}
         elif isinstance(value, Path):

@@ -23,6 +23,7 @@ from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
 from portal.settings.rspamd import ExporterSettings, RspamdSettings, TiersSettings
+from portal.settings.sign_in import SignInSettings
 from portal.settings.staff import StaffSettings
 from portal.settings.values import (
     Hours,
@@ -272,6 +273,7 @@ class Settings(Section):
     rspamd: RspamdSettings = RspamdSettings()
     tiers: TiersSettings = TiersSettings()
     people: PeopleSettings = PeopleSettings()
+    sign_in: SignInSettings = SignInSettings()
     staff: StaffSettings = StaffSettings()
     site: SiteSettings = SiteSettings()
 
@@ -297,6 +299,10 @@ class Settings(Section):
             for name in tables:
                 if name not in local:
                     raise ValueError(f'{key}."{shown_address(name)}": this domain is not in local_domains')
+        for group, roles in self.staff.groups.items():
+            for _, host in roles:
+                if host and host not in local:
+                    raise ValueError(f'staff.groups."{group}": {shown_address(host)} is not in local_domains')
         for name, table in self.domains.items():
             problem = self.problem_of(table)
             if problem:

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from portal.model.message import identity
+from portal.model.message import domain, identity
+from portal.model.staff import Role, fits
 from portal.settings.values import Network, Section, Words, words
+
+
+def _group_roles(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError('expected a table like [staff.groups] with "NAME" = "ROLE", which only the file can have')
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: tuple(_role_for(name, text) for text in ([roles] if isinstance(roles, str) else roles))
+        for name, roles in value.items()
+    }
+
+
+def _role_for(group: str, text: Any) -> tuple[Role, str]:
+    """Return the role and the domain of a text like "help-desk" or "help-desk:example.org"."""
+    name, _, host = str(text).partition(":")
+    try:
+        role = Role(name)
+    except ValueError as error:
+        known = ", ".join(Role)
+        raise ValueError(f'"{group}": {text!r} is not a role; the roles are {known}') from error
+    if not fits(role, domain(host)):
+        wanted = "has no domain" if role is Role.ADMINISTRATOR else f'needs a domain: "{role}:example.org"'
+        raise ValueError(f'"{group}": the role {role} {wanted}')
+    return role, domain(host)
+
+
+Groups = Annotated[dict[str, tuple[tuple[Role, str], ...]], BeforeValidator(_group_roles)]
 
 
 class StaffSettings(Section):
@@ -22,6 +51,11 @@ class StaffSettings(Section):
         (),
         description="Networks from which the console can be used, in CIDR notation. Default: all. Elsewhere its pages "
         "are answered with 404.",
+    )
+    groups: Groups = Field(
+        {},
+        description="Roles by the groups that OpenID Connect or LDAP names, in a table `[staff.groups]`: "
+        '`"mail admins" = "administrator"`. Several roles are a list; `help-desk:example.org` is for one domain.',
     )
     help_desk_sees_bodies: bool = Field(
         False, description="Whether the help desk may read the texts and attachments of messages."

@@ -277,6 +277,18 @@ class SignInLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Method:
+    """The way in which a session began. A provider that ends the session names it by its own names."""
+
+    name: str = "mailed-link"  # as in the audit: "mailed-link", "oidc:NAME", …
+    subject: str = ""  # the provider's name of the person, "" for methods without one
+    session: str = ""  # the provider's name of its session
+
+
+MAILED_LINK = Method()
+
+
+@dataclass(frozen=True, slots=True)
 class SignedIn:
     """A session and its recipient's preferences: what each page needs, in one statement."""
 
@@ -285,6 +297,7 @@ class SignedIn:
     started_at: datetime
     staff_until: datetime | None  # the end of its use of the console, None if it was ended
     has_role: bool  # whether the store has a role of the recipient
+    method: Method = MAILED_LINK
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +308,7 @@ class StartedSession:
     client: str  # the browser and its system, "" if unknown
     started_at: datetime
     used_at: datetime  # recorded at most once a minute
+    method: str = "mailed-link"  # Method.name
 
 
 @dataclass(frozen=True, slots=True)

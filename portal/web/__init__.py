@@ -45,6 +45,7 @@ from portal.web import failures
 from portal.web.acts import MessageActs
 from portal.web.audit import AuditPages
 from portal.web.auth.mailed_link import MailedLinks
+from portal.web.auth.page import SignInPage
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
 from portal.web.console_message import ConsoleMessage
@@ -144,6 +145,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     inbox = Inbox(pages, sessions, messages, selections)
     digest = DigestPreview(pages, sessions)
     downloads = DownloadPages(pages, sessions, messages)
+    sign_in_page = SignInPage(pages, sessions)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
@@ -163,7 +165,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/", inbox.list),
         ("GET", f"/link/{_TOKEN}/", links.show),
         ("POST", f"/link/{_TOKEN}/", links.act),
-        ("GET", "/sign-in", mailed.form),
+        ("GET", "/sign-in", sign_in_page.show),
         ("POST", "/sign-in", mailed.start),
         ("GET", "/sign-in/code", mailed.code_form),
         ("POST", "/sign-in/code", mailed.use_code),

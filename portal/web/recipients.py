@@ -24,6 +24,7 @@ from portal.policy.recipients import NOT_IN_DOMAINS, REASON_CHARACTERS, RULES_SH
 from portal.policy.staff import Permission
 from portal.stores.records import StartedSession
 from portal.web.auth.mailed_link import MailedLinks
+from portal.web.auth.session import method_name
 from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES
 from portal.web.listing import name_of
@@ -60,8 +61,6 @@ _RESULTS = {
     "rule": (True, N_("Sender removed from the list.")),
     "unchanged": (True, N_("Nothing was changed: it was so already.")),
 }
-# Ways to sign in, by `Actor.via` of the audit.
-_METHODS = {"mailed-link": N_("Mailed link")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +330,7 @@ def _who(actor: Actor) -> str:
 
 def _sign_in(at: datetime, via: str, client: str, viewer: Viewer) -> tuple[str, str, str]:
     """Return when somebody signed in, the way, to be translated, and the browser."""
-    return viewer.language.moment(at, viewer.zone), _METHODS.get(via, shown(via, 40)), shown(client, 80)
+    return viewer.language.moment(at, viewer.zone), method_name(via), shown(client, 80)
 
 
 def _session(session: StartedSession, viewer: Viewer) -> tuple[str, str, str]:

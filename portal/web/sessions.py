@@ -11,7 +11,7 @@ from bottle import HTTPResponse
 
 from portal.model.domains import shown_address
 from portal.model.text import N_
-from portal.web.auth.session import Sessions
+from portal.web.auth.session import Sessions, method_name
 from portal.web.pages import Pages
 from portal.web.request import Request
 
@@ -28,6 +28,7 @@ class SessionRow:
 
     name: str  # in forms
     client: str  # "" if unknown
+    method: str  # to be translated
     started: str
     used: str
     is_this: bool  # it shows the page
@@ -49,6 +50,7 @@ class SessionPages:
             SessionRow(
                 name=each.session_sha256.hex(),
                 client=each.client,
+                method=method_name(each.method),
                 started=language.moment(each.started_at, zone),
                 used=language.moment(each.used_at, zone),
                 is_this=each.session_sha256 == session.sha256,

@@ -96,7 +96,7 @@ class StaffPages:
             role=ROLE_NAMES[grant.role],
             domain=shown_domain(grant.domain),
             given="" if is_of_settings else viewer.language.moment(grant.given_at, viewer.zone),
-            by=shown_address(grant.actor.name),
-            may_remove=not is_of_settings
+            by=f"{grant.actor.name} ({grant.source})" if grant.source else shown_address(grant.actor.name),
+            may_remove=not (is_of_settings or grant.source)
             and self._staff.may_give(staff.member, grant.role, grant.domain, grant.person),
         )

@@ -9,7 +9,7 @@ import pytest
 
 from portal.model.errors import CodesSuspended, LinkInvalid
 from portal.stores import Store, lifecycle
-from portal.stores.records import QueuedMail, SignInLimits, StartedSession
+from portal.stores.records import MAILED_LINK, Method, QueuedMail, SignInLimits, StartedSession
 from tests.builders import ALICE, BOB, hold, now
 from tests.contract.helpers import DAY, HOUR, MINUTE, SECOND, SESSION, concurrently, sign_in, start
 
@@ -366,3 +366,27 @@ def test_the_daily_purge_removes_ended_sessions(store: Store) -> None:
     store.sign_ins.start_session(b"t" * 32, ALICE, at + 6 * HOUR)
     store.purge(at - DAY, at + 13 * HOUR)
     assert [each.session_sha256 for each in store.sign_ins.sessions(ALICE, 20, at)] == [b"t" * 32]
+
+
+def test_a_provider_ends_its_own_sessions_only(store: Store) -> None:
+    at = now()
+    sessions = {
+        b"1" * 32: Method("oidc:company", "alice-1", "s1"),
+        b"2" * 32: Method("oidc:company", "alice-1", "s2"),
+        b"3" * 32: Method("oidc:other", "alice-1", "s1"),
+        b"4" * 32: MAILED_LINK,
+    }
+    for key, method in sessions.items():
+        store.sign_ins.start_session(key, ALICE, at, "Firefox", method)
+        found = store.sign_ins.session(key, at)
+        assert found and found.method == method
+    assert {each.method for each in store.sign_ins.sessions(ALICE, 9, at)} == {m.name for m in sessions.values()}
+
+    def left() -> list[bytes]:
+        return sorted(each.session_sha256[:1] for each in store.sign_ins.sessions(ALICE, 9, at))
+
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "bob-2", "s1")) == []
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "", "s1")) == [(ALICE, 1)]
+    assert left() == [b"2", b"3", b"4"]
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "alice-1")) == [(ALICE, 1)]
+    assert left() == [b"3", b"4"]

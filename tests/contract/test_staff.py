@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from portal.model.audit import AuditFilter
 from portal.model.message import Actor, ActorKind
@@ -70,3 +71,42 @@ def test_all_roles_are_replaced_by_those_of_another_store(store: Store) -> None:
     store.staff.give(gone)
     store.staff.replace_all([kept, new])
     assert store.staff.all() == [kept, new]
+
+
+def by_group(role: Role, group: str, until: datetime) -> Grant:
+    actor = Actor(ActorKind.OPERATOR, f"group {group}", "oidc:company")
+    return Grant(ALICE, role, EVERYWHERE, now(), actor, "oidc:company", group, until)
+
+
+def test_roles_by_groups_are_replaced_as_a_whole_and_given_ones_stay(store: Store) -> None:
+    at = now()
+    given = grant(ALICE, Role.AUDITOR)
+    store.staff.give(given)
+    help_desk, auditor = (by_group(role, "it", at + STAFF_IDLE) for role in (Role.HELP_DESK, Role.AUDITOR))
+    store.staff.put_groups(ALICE, "oidc:company", [help_desk, auditor], at)
+    assert store.staff.of(ALICE) == [given, auditor, help_desk]
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    later = replace(help_desk, expires_at=at + 2 * STAFF_IDLE)
+    store.staff.put_groups(ALICE, "ldap", [], at)
+    store.staff.put_groups(ALICE, "oidc:company", [later], at)
+    assert store.staff.of(ALICE) == [given, later], "those of another source stay"
+    ended = store.sign_ins.session(SESSION, at)
+    assert ended and ended.staff_until is None, "she lost a role, so the console ends"
+    assert not store.staff.remove(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR, at), "only the group gives it"
+    found = {(e.act, e.actor.name, e.detail) for e in store.audit.list(AuditFilter(), 9)} - {
+        ("role-given", BY_OPERATOR.name, "auditor")
+    }
+    assert found == {
+        ("role-given", "group it", "help-desk, group it"),
+        ("role-given", "group it", "auditor, group it"),
+        ("role-removed", "group it", "auditor, group it"),
+    }
+
+
+def test_an_expired_role_by_a_group_shows_no_console(store: Store) -> None:
+    at = now()
+    store.staff.put_groups(ALICE, "oidc:company", [by_group(Role.HELP_DESK, "it", at + timedelta(hours=1))], at)
+    store.sign_ins.start_session(SESSION, ALICE, at)
+    for moment, has_role in ((at, True), (at + timedelta(hours=2), False)):
+        found = store.sign_ins.session(SESSION, moment)
+        assert found and found.has_role is has_role

@@ -276,6 +276,8 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
         "signed_in": None,
         "script": False,
         "site_style": False,
+        "problem": "",
+        "mailed_link": True,
     }
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
     assert "Hereinspaziert" in german and "Link senden" in german, "the rest is the shipped text"
@@ -308,6 +310,8 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
         "signed_in": None,
         "script": False,
         "site_style": False,
+        "problem": "",
+        "mailed_link": True,
     }
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
@@ -332,6 +336,8 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
         "signed_in": None,
         "script": False,
         "site_style": False,
+        "problem": "",
+        "mailed_link": True,
     }
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "cannot be read" in site_problems(tmp_path)[0][1]
@@ -394,6 +400,8 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
         address="",
         ended="",
         leads_back=False,
+        problem="",
+        mailed_link=True,
         root="",
         static=str,
         signed_in=None,

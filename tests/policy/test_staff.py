@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import product
 from typing import Any
 
@@ -218,3 +219,22 @@ def test_an_alias_gets_no_role(make_staff: MakeStaff, tmp_path: Any) -> None:
     staff = make_staff(people__alias_file=table)
     with pytest.raises(BadGrant, match="alias"):
         staff.give("sales@example.org", HELP, OWN, BY_OPERATOR)
+
+
+def test_groups_give_the_roles_of_the_settings_until_they_expire_or_the_settings_change(make_staff: MakeStaff) -> None:
+    def roles(staff: Staff) -> list[tuple[Role, str]]:
+        return [(each.role, each.domain) for each in staff.member(BOB).grants]
+
+    groups = {"mail admins": "administrator", "it": [f"help-desk:{OWN}", "auditor"]}
+    staff = make_staff(staff__groups=groups)
+    staff.put_groups(BOB, "oidc:company", ["it", "canteen"])
+    assert roles(staff) == [(AUDITOR, EVERYWHERE), (HELP, OWN)]
+    assert roles(replace(staff, now=lambda: now() + timedelta(days=8))) == []
+    changed = make_staff(staff__groups={"it": "auditor"})
+    assert roles(replace(changed, store=staff.store)) == [(AUDITOR, EVERYWHERE)], "at once, without a sign-in"
+    with pytest.raises(BadGrant, match="group"):
+        staff.remove(BOB, AUDITOR, EVERYWHERE, BY_OPERATOR)
+    staff.put_groups(BOB, "ldap", [])
+    assert roles(staff), "another method does not know these groups"
+    staff.put_groups(BOB, "oidc:company", [])
+    assert roles(staff) == []

@@ -19,6 +19,7 @@ from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.web.auth.client import client_name
 from tests.builders import ALICE, BOB, MALLORY, digesting
+from tests.conftest import MakeParts
 from tests.statements import Statements
 from tests.web_client import ORIGIN, Answer, Browser, Site
 
@@ -801,3 +802,11 @@ def test_only_pages_are_remembered(site: Site) -> None:
     for path in ("/", "/?'", "/?" + "x" * 2000, "/link/x/", "/healthz"):
         browser.get(path)
     assert browser.cookies == {}
+
+
+def test_without_mailed_links_the_page_offers_none_and_no_mail_is_sent(make_parts: MakeParts) -> None:
+    site = Site(make_parts(sign_in__mailed_link="false"))
+    browser = site.browser()
+    assert "<form" not in browser.get("/sign-in").text
+    assert browser.post("/sign-in", {"address": ALICE}).header("Location") == "/quarantine/sign-in"
+    assert sent(site) == []

@@ -10,12 +10,14 @@ from uuid import UUID
 from portal.model.message import Delivery, Reader
 from portal.model.schedule import Preferences
 from portal.stores.records import (
+    MAILED_LINK,
     Claims,
     Contacts,
     Digest,
     DigestRecord,
     DigestRequest,
     LinkOpen,
+    Method,
     NoticeClaim,
     Person,
     QueuedMail,
@@ -262,7 +264,9 @@ class SignIns(ABC):
         """
 
     @abstractmethod
-    def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
+    def start_session(
+        self, session_sha256: bytes, recipient: str, now: datetime, client: str = "", method: Method = MAILED_LINK
+    ) -> None:
         """Begin a session. It ends after 12 h without use, or after 7 days. ``client``: see `StartedSession`.
 
         It may use the console for `STAFF_IDLE`, if its recipient has a role.
@@ -280,6 +284,14 @@ class SignIns(ABC):
     @abstractmethod
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
         """Return the sessions of a recipient that have not ended, the last used first."""
+
+    @abstractmethod
+    def end_sessions_of_method(self, method: Method) -> Sequence[tuple[str, int]]:
+        """End the sessions that a provider names, and return the number for each recipient.
+
+        Without ``method.session`` all sessions of the subject end, and without ``method.subject`` only the session is
+        compared. One of them is not empty.
+        """
 
     @abstractmethod
     def end_session(self, session_sha256: bytes) -> None:

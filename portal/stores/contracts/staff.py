@@ -33,5 +33,13 @@ class StaffRoles(ABC):
         """
 
     @abstractmethod
+    def put_groups(self, person: str, source: str, grants: Sequence[Grant], now: datetime) -> None:
+        """Replace the roles that groups of this source give to a person. Durable on return.
+
+        A role that is gone ends the use of the console, as `remove` does. Roles from other sources stay. These roles
+        are not in the journal: the next sign-in restores them.
+        """
+
+    @abstractmethod
     def replace_all(self, grants: Sequence[Grant]) -> None:
-        """Replace all roles by those of another store. Durable on return."""
+        """Replace all roles by those of another store, except roles by groups. Durable on return."""

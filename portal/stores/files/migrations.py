@@ -71,6 +71,10 @@ CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
 CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;
 ALTER TABLE session ADD COLUMN client TEXT NOT NULL DEFAULT '';
 ALTER TABLE session ADD COLUMN staff_until INTEGER;
+ALTER TABLE session ADD COLUMN method TEXT NOT NULL DEFAULT 'mailed-link';
+ALTER TABLE session ADD COLUMN method_subject TEXT NOT NULL DEFAULT '';
+ALTER TABLE session ADD COLUMN method_session TEXT NOT NULL DEFAULT '';
+CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
 ALTER TABLE recipient ADD COLUMN stop_mailed_at INTEGER;
 ALTER TABLE recipient ADD COLUMN devices_valid_from INTEGER;
@@ -139,7 +143,10 @@ CREATE TABLE staff (
     actor TEXT NOT NULL,
     via TEXT NOT NULL,
     address TEXT NOT NULL,
-    PRIMARY KEY (person, role, domain)
+    source TEXT NOT NULL DEFAULT '',
+    group_name TEXT NOT NULL DEFAULT '',
+    expires_at INTEGER,
+    PRIMARY KEY (person, role, domain, source, group_name)
 ) WITHOUT ROWID;
 CREATE TABLE vote (
     id BLOB PRIMARY KEY,

@@ -157,9 +157,13 @@ CREATE INDEX sign_in_created_at ON sign_in (created_at);
 CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
     client TEXT NOT NULL DEFAULT '',    -- StartedSession.client
-    staff_until INTEGER                 -- the end of its use of the console; NULL: it was ended
+    staff_until INTEGER,                -- the end of its use of the console; NULL: it was ended
+    method TEXT NOT NULL DEFAULT 'mailed-link', -- Method.name
+    method_subject TEXT NOT NULL DEFAULT '',    -- Method.subject
+    method_session TEXT NOT NULL DEFAULT ''     -- Method.session
 ) WITHOUT ROWID;
 CREATE INDEX session_used_at ON session (used_at);
+CREATE INDEX session_method ON session (method, method_subject) WHERE method_subject <> '';
 CREATE INDEX session_recipient ON session (recipient);
 
 CREATE TABLE job (                      -- background jobs, see shared.jobs
@@ -220,7 +224,10 @@ CREATE TABLE staff (                    -- roles that were given to people, see 
     actor TEXT NOT NULL,                -- Actor.who
     via TEXT NOT NULL,
     address TEXT NOT NULL,
-    PRIMARY KEY (person, role, domain)
+    source TEXT NOT NULL DEFAULT '',    -- Grant.source
+    group_name TEXT NOT NULL DEFAULT '', -- Grant.group
+    expires_at INTEGER,
+    PRIMARY KEY (person, role, domain, source, group_name)
 ) WITHOUT ROWID;
 
 CREATE TABLE vote (                     -- what people say that messages are, see model/vote.py

@@ -128,7 +128,8 @@ class Truncation:
 
     def _staff_lines(self) -> Lines:
         with self.engine.reading() as session:
-            grants = groupby(all_grants(session), key=lambda grant: grant.person)
+            given = [grant for grant in all_grants(session) if not grant.source]
+            grants = groupby(given, key=lambda grant: grant.person)
         return [staff_line(person, list(of_person)) for person, of_person in grants]
 
     def _delivery_lines(self, ids: Collection[UUID]) -> Lines:

@@ -61,7 +61,10 @@ MIGRATIONS: dict[int, LiteralString] = {
         );
         create index on job (kind, not_before) where finished_at is null;
         create index on job (finished_at) where finished_at is not null;
-        alter table session add column client text not null default '', add column staff_until timestamptz;
+        alter table session add column client text not null default '', add column staff_until timestamptz,
+            add column method text not null default 'mailed-link',
+            add column method_subject text not null default '', add column method_session text not null default '';
+        create index on session (method, method_subject) where method_subject <> '';
         create index on session (recipient);
         alter table recipient add column stop_mailed_at timestamptz, add column devices_valid_from timestamptz;
         alter table recipient
@@ -126,7 +129,10 @@ MIGRATIONS: dict[int, LiteralString] = {
             actor text not null,
             via text not null,
             address text not null,
-            primary key (person, role, domain)
+            source text not null default '',
+            group_name text not null default '',
+            expires_at timestamptz,
+            primary key (person, role, domain, source, group_name)
         );
         create table vote (
             id uuid primary key,

@@ -12,7 +12,7 @@ from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import SignIns
-from portal.stores.records import QueuedMail, SignedIn, SignIn, SignInLimits, StartedSession
+from portal.stores.records import MAILED_LINK, Method, QueuedMail, SignedIn, SignIn, SignInLimits, StartedSession
 from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Session
 
@@ -135,12 +135,17 @@ class SqlSignIns(SignIns):
             raise LinkInvalid("this code is wrong")
         return found
 
-    def start_session(self, session_sha256: bytes, recipient: str, now: datetime, client: str = "") -> None:
+    def start_session(
+        self, session_sha256: bytes, recipient: str, now: datetime, client: str = "", method: Method = MAILED_LINK
+    ) -> None:
         insert = (
-            "insert into session (session_sha256, recipient, started_at, used_at, client, staff_until)"
-            " values (:sha256, :recipient, :now, :now, :client, :staff_until) on conflict (session_sha256) do update"
+            "insert into session (session_sha256, recipient, started_at, used_at, client, staff_until,"
+            " method, method_subject, method_session)"
+            " values (:sha256, :recipient, :now, :now, :client, :staff_until, :method, :subject, :session)"
+            " on conflict (session_sha256) do update"
             " set recipient = excluded.recipient, started_at = excluded.started_at, used_at = excluded.used_at,"
-            " client = excluded.client, staff_until = excluded.staff_until"
+            " client = excluded.client, staff_until = excluded.staff_until, method = excluded.method,"
+            " method_subject = excluded.method_subject, method_session = excluded.method_session"
         )
         with self._engine.writing() as session:
             session.execute(
@@ -150,25 +155,31 @@ class SqlSignIns(SignIns):
                 now=now,
                 client=client,
                 staff_until=now + lifecycle.STAFF_IDLE,
+                method=method.name,
+                subject=method.subject,
+                session=method.session,
             )
 
     def session(self, session_sha256: bytes, now: datetime) -> SignedIn | None:
         select = (
             "select s.recipient, s.used_at, r.preferences, s.started_at, s.staff_until,"
-            " exists (select 1 from staff where person = s.recipient) as has_role"
+            " exists (select 1 from staff where person = s.recipient and (source = '' or expires_at > :now)),"
+            " s.method, s.method_subject, s.method_session"
             " from session s left join recipient r on r.recipient = s.recipient"
             f" where s.session_sha256 = :sha256 and {GOES_ON}"
         )
         with self._engine.reading() as session:
-            row = session.one(select, sha256=session_sha256, **session_limits(now))
+            row = session.one(select, sha256=session_sha256, now=now, **session_limits(now))
         if row is None:
             return None
-        recipient, used_at, preferences, started_at, staff_until, has_role = row
+        recipient, used_at, preferences, started_at, staff_until, has_role, *method = row
         if used_at <= now - lifecycle.SESSION_USE_RECORDED:
             update = "update session set used_at = :now where session_sha256 = :sha256"
             with self._engine.writing(durable=False) as session:
                 session.execute(update, now=now, sha256=session_sha256)
-        return SignedIn(recipient, Preferences.from_json(preferences), started_at, staff_until, bool(has_role))
+        return SignedIn(
+            recipient, Preferences.from_json(preferences), started_at, staff_until, bool(has_role), Method(*method)
+        )
 
     def extend_staff_use(self, session_sha256: bytes, until: datetime) -> None:
         update = "update session set staff_until = :until where session_sha256 = :sha256 and staff_until is not null"
@@ -177,12 +188,21 @@ class SqlSignIns(SignIns):
 
     def sessions(self, recipient: str, limit: int, now: datetime) -> Sequence[StartedSession]:
         select = (
-            "select session_sha256, client, started_at, used_at from session"
+            "select session_sha256, client, started_at, used_at, method from session"
             f" where recipient = :recipient and {GOES_ON} order by used_at desc, session_sha256 limit :limit"
         )
         with self._engine.reading() as session:
             rows = session.many(select, recipient=recipient, limit=limit, **session_limits(now))
         return [StartedSession(*row) for row in rows]
+
+    def end_sessions_of_method(self, method: Method) -> Sequence[tuple[str, int]]:
+        same = "method = :name"
+        same += " and method_subject = :subject" if method.subject else ""
+        same += " and method_session = :session" if method.session else ""
+        with self._engine.writing() as session:
+            rows = session.many(f"select recipient, count(*) from session where {same} group by recipient", method)
+            session.execute(f"delete from session where {same}", method)
+        return [(recipient, count) for recipient, count in rows]
 
     def end_session(self, session_sha256: bytes) -> None:
         with self._engine.writing() as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -14,11 +15,13 @@ from portal.stores.journal import staff_line
 from portal.stores.shared.audit import record
 from portal.stores.shared.session import Engine, Row, Session
 
-_SELECT = "select person, role, domain, given_at, actor, via, address from staff"
+_SELECT = "select person, role, domain, given_at, actor, via, address, source, group_name, expires_at from staff"
 _INSERT = (
-    "insert into staff (person, role, domain, given_at, actor, via, address)"
-    " values (:person, :role, :domain, :given_at, :actor, :via, :address) on conflict do nothing"
+    "insert into staff (person, role, domain, given_at, actor, via, address, source, group_name, expires_at)"
+    " values (:person, :role, :domain, :given_at, :actor, :via, :address, :source, :group, :expires_at)"
+    " on conflict do nothing"
 )
+_END_USE = "update session set staff_until = null where recipient = :person"
 
 
 class SqlStaffRoles(StaffRoles):
@@ -46,21 +49,38 @@ class SqlStaffRoles(StaffRoles):
         return is_new
 
     def remove(self, person: str, role: Role, domain: str, actor: Actor, now: datetime) -> bool:
-        delete = "delete from staff where person = :person and role = :role and domain = :domain"
+        delete = "delete from staff where person = :person and role = :role and domain = :domain and source = ''"
         with self._engine.writing() as session:
             removed = session.execute(delete, person=person, role=role.value, domain=domain) == 1
             if removed:
                 entry = AuditEntry.new(now, Act.ROLE_REMOVED, actor, person, _detail(role, domain))
                 record(session, [entry])
-                session.execute("update session set staff_until = null where recipient = :person", person=person)
+                session.execute(_END_USE, person=person)
                 _journal(session, person)
         return removed
 
+    def put_groups(self, person: str, source: str, grants: Sequence[Grant], now: datetime) -> None:
+        of_source = "where person = :person and source = :source"
+        with self._engine.writing() as session:
+            session.execute("delete from staff where expires_at <= :now", now=now)
+            rows = session.many(f"{_SELECT} {of_source}", person=person, source=source)
+            before = {_role(each): each for each in _sorted(rows)}
+            after = {_role(each): each for each in grants}
+            session.execute(f"delete from staff {of_source}", person=person, source=source)
+            for key, grant in after.items():
+                _insert(session, replace(grant, given_at=before[key].given_at) if key in before else grant)
+            gone = [before[key] for key in before if key not in after]
+            entries = [_entry(Act.ROLE_GIVEN, after[key], now) for key in after if key not in before]
+            record(session, entries + [_entry(Act.ROLE_REMOVED, grant, now) for grant in gone])
+            if gone:
+                session.execute(_END_USE, person=person)
+
     def replace_all(self, grants: Sequence[Grant]) -> None:
         with self._engine.writing() as session:
-            people = {grant.person for grant in (*all_grants(session), *grants)}
+            given = [grant for grant in grants if not grant.source]
+            people = {grant.person for grant in (*all_grants(session), *given)}
             for person in sorted(people):
-                put_grants(session, person, [grant for grant in grants if grant.person == person])
+                put_grants(session, person, [grant for grant in given if grant.person == person])
                 _journal(session, person)
 
 
@@ -70,8 +90,8 @@ def all_grants(session: Session) -> list[Grant]:
 
 
 def put_grants(session: Session, person: str, grants: Sequence[Grant]) -> None:
-    """Replace the roles of a person."""
-    session.execute("delete from staff where person = :person", person=person)
+    """Replace the roles that were given to a person. Those by groups stay."""
+    session.execute("delete from staff where person = :person and source = ''", person=person)
     for grant in grants:
         _insert(session, grant)
 
@@ -82,10 +102,11 @@ def _of(session: Session, person: str) -> list[Grant]:
 
 def _sorted(rows: Sequence[Row]) -> list[Grant]:
     grants = [
-        Grant(person, Role(role), domain, given_at, Actor.from_stored(who, via, address))
-        for person, role, domain, given_at, who, via, address in rows
+        Grant(person, Role(role), domain, given_at, Actor.from_stored(who, via, address), source, group, expires_at)
+        for person, role, domain, given_at, who, via, address, source, group, expires_at in rows
     ]
-    return sorted(grants, key=lambda grant: (grant.person, grant.role, grant.domain))  # not by the engine's collation
+    # Not by the engine's collation.
+    return sorted(grants, key=lambda grant: (grant.person, grant.role, grant.domain, grant.source, grant.group))
 
 
 def _insert(session: Session, grant: Grant) -> int:
@@ -98,6 +119,9 @@ def _insert(session: Session, grant: Grant) -> int:
         given_at=grant.given_at,
         actor=grant.actor.who,
         via=grant.actor.via,
+        source=grant.source,
+        group=grant.group,
+        expires_at=grant.expires_at,
     )
 
 
@@ -105,5 +129,15 @@ def _detail(role: Role, domain: str) -> str:
     return f"{role} of {domain}" if domain else str(role)
 
 
+def _role(grant: Grant) -> tuple[Role, str, str]:
+    return grant.role, grant.domain, grant.group
+
+
+def _entry(act: Act, grant: Grant, at: datetime) -> AuditEntry:
+    return AuditEntry.new(
+        at, act, grant.actor, grant.person, f"{_detail(grant.role, grant.domain)}, group {grant.group}"
+    )
+
+
 def _journal(session: Session, person: str) -> None:
-    session.journal(partial(staff_line, person, _of(session, person)))
+    session.journal(partial(staff_line, person, [grant for grant in _of(session, person) if not grant.source]))

@@ -51,21 +51,11 @@ class MailedLinks:
         self._sessions = sessions
         self._store = pages.parts.store
 
-    def form(self, request: Request) -> HTTPResponse:
-        """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
-        address = shown(request.query("address") or self._sessions.typed_address(request), _ADDRESS_LENGTH)
-        address = re.sub(r"(@[\w.-]*\w)\W+\Z", r"\1", address)  # as in portal/web/repair.py
-        return self._pages.page(
-            request,
-            "sign-in",
-            address=address,
-            ended=request.query("ended"),
-            leads_back=bool(self._sessions.destination(request)),
-        )
-
     def start(self, request: Request) -> HTTPResponse:
         """POST /sign-in: send a link and a code if the address may sign in. The response is always the same."""
         self._pages.check_same_origin(request)
+        if not self._pages.parts.settings.sign_in.mailed_link:
+            return self._pages.see_other("/sign-in")
         address = request.form("address").strip()[:_ADDRESS_LENGTH]
         return self.request_mail(request, address, self._sessions.destination(request))
 

@@ -17,7 +17,8 @@ from bottle import HTTPResponse
 from portal.model.audit import Act
 from portal.model.errors import LinkInvalid
 from portal.model.message import identity, is_address, random_token
-from portal.stores.records import StartedSession
+from portal.model.text import N_, shown
+from portal.stores.records import MAILED_LINK, Method, StartedSession
 from portal.web.auth.client import client_name
 from portal.web.exporter import allowed_peer
 from portal.web.pages import Pages, sha256
@@ -25,6 +26,11 @@ from portal.web.request import Request
 
 log = logging.getLogger("quarantine.web")
 
+METHOD_NAMES = {  # by `Method.name`
+    "mailed-link": N_("Mailed link"),
+    "ldap": N_("Password"),
+    "imap": N_("Password"),
+}
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
 _SECRET_OCTETS = 24
@@ -50,6 +56,7 @@ class Session:
     sha256: bytes  # of its secret, by which the store knows it
     started_at: datetime
     staff_until: datetime | None  # the end of its use of the console, if its recipient has a role; None: it was ended
+    method: Method  # of its sign-in
 
 
 class Sessions:
@@ -100,7 +107,8 @@ class Sessions:
         has_role = stored.has_role or recipient in self._pages.parts.settings.staff.administrators
         request.shows_console = has_role and self.is_staff_network(request)
         form_token = self._pages.parts.links.form_token(secret)
-        return Session(recipient, form_token, sha256(secret), stored.started_at, stored.staff_until), secret
+        session = Session(recipient, form_token, sha256(secret), stored.started_at, stored.staff_until, stored.method)
+        return session, secret
 
     def is_staff_network(self, request: Request) -> bool:
         """Return whether the console answers this client, by `staff.networks`."""
@@ -143,7 +151,9 @@ class Sessions:
         parts = self._pages.parts
         return is_address(recipient) and parts.settings.is_local(recipient) and parts.people.is_person(recipient)
 
-    def begin(self, request: Request, recipient: str, destination: str = "") -> HTTPResponse:
+    def begin(
+        self, request: Request, recipient: str, destination: str = "", method: Method = MAILED_LINK
+    ) -> HTTPResponse:
         """Sign a recipient in and return the redirect to a page that `destination` returned before, else to their list.
 
         Raises LinkInvalid if they may not sign in. The secret is always new, whatever cookie the browser sent (session
@@ -157,9 +167,9 @@ class Sessions:
         if old:
             self._store.sign_ins.end_session(sha256(old))
         client = client_name(request.user_agent)
-        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client)
-        self._pages.record(request, Act.SIGNED_IN, recipient, client, via="mailed-link")
-        log.info("signed in recipient=%s peer=%s", recipient, request.peer)
+        self._store.sign_ins.start_session(sha256(secret), recipient, self._pages.now(), client, method)
+        self._pages.record(request, Act.SIGNED_IN, recipient, client, via=method.name)
+        log.info("signed in recipient=%s peer=%s method=%s", recipient, request.peer, method.name)
         response = self._pages.see_other(destination if _DESTINATION.fullmatch(destination) else "/")
         self._pages.set_cookie(response, _DESTINATION_COOKIE, "", 0)
         self._pages.set_cookie(response, _COOKIE, secret, _COOKIE_SECONDS)
@@ -218,6 +228,11 @@ class Sessions:
         """Return a response that removes the session's cookie."""
         self._pages.set_cookie(response, _COOKIE, "", 0)
         return response
+
+
+def method_name(name: str) -> str:
+    """Return how people know a sign-in method, to be translated. ``name``: that of a `Method`."""
+    return METHOD_NAMES.get(name) or shown(name.removeprefix("oidc:"), 40)
 
 
 def _packed(text: str) -> str:

@@ -1,0 +1,42 @@
+"""The sign-in page, with all methods that the settings offer."""
+
+from __future__ import annotations
+
+import re
+
+from bottle import HTTPResponse
+
+from portal.model.text import shown
+from portal.web.auth.session import Sessions
+from portal.web.pages import Pages
+from portal.web.request import Request
+
+_ADDRESS_LENGTH = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
+
+
+class SignInPage:
+    """`GET /sign-in`."""
+
+    def __init__(self, pages: Pages, sessions: Sessions) -> None:
+        self._pages = pages
+        self._sessions = sessions
+
+    def show(self, request: Request) -> HTTPResponse:
+        """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
+        return self.page(request)
+
+    def page(self, request: Request, status: int = 200, *, problem: str = "") -> HTTPResponse:
+        """Return the page. ``problem``: why a try to sign in failed, to be translated."""
+        typed = request.form("address") if request.method == "POST" else request.query("address")
+        address = shown(typed or self._sessions.typed_address(request), _ADDRESS_LENGTH)
+        settings = self._pages.parts.settings
+        return self._pages.page(
+            request,
+            "sign-in",
+            status,
+            address=re.sub(r"(@[\w.-]*\w)\W+\Z", r"\1", address),  # as in portal/web/repair.py
+            ended=request.query("ended"),
+            leads_back=bool(self._sessions.destination(request)),
+            problem=problem,
+            mailed_link=settings.sign_in.mailed_link,
+        )
