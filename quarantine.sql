@@ -532,23 +532,116 @@ begin
 end
 $deliveries$;
 
--- Returns the texts of the messages of these deliveries: those in which a search looks for words.
-create or replace function texts_of(
-    identities text[], states text[], low uuid, before_id uuid, before_number int, at_most int
-) returns table (message_id uuid, number int, subject text, envelope_sender text, header_from text)
+-- Returns those of the newest deliveries, as `deliveries_of` does, whose messages have these words, newest first, with
+-- their messages: each with its place among the `examined` newest ones, and the last of these in any case. The words are
+-- compared with `message.terms`, so this finds what the index finds. Null: all deliveries.
+create or replace function newest_with(
+    words tsquery, identities text[], states text[], low uuid, before_id uuid, before_number int, examined int
+) returns table (place bigint, is_found boolean, d delivery, m message)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set enable_hashjoin = off set enable_mergejoin = off
-as $texts$
+as $newest$
 #variable_conflict use_column
 begin
     return query
-        select d.message_id, d.number, m.subject, m.envelope_sender, m.header_from
-        from deliveries_of(identities, states, low, before_id, before_number, at_most) d
-        join message m on m.id = d.message_id
-        order by d.message_id desc, d.number desc;
+        select f.place, f.is_found, f.d, case when f.is_found then f.m end from (
+            select n.place, coalesce(words is null or m.terms @@ words, false) and m.id is not null as is_found, n.d, m
+            from (
+                select row_number() over () as place, d
+                from deliveries_of(identities, states, low, before_id, before_number, examined) d
+            ) n left join message m on m.id = (n.d).message_id
+        ) f where f.is_found or f.place = examined order by f.place;
 end
-$texts$;
+$newest$;
+
+-- Returns the deliveries of these identities that `deliveries_of` would return and whose messages have these terms,
+-- newest first, with their messages: at most `at_most`. The newest ones, `newest` of them, are compared with `words`,
+-- which are those of the terms; the others are found by the index, one partition first, then two, four and so on, in
+-- batches of messages. Ends after `examined_max` messages, with a row that is not found: what is before it was not
+-- examined. One statement for all of this, since a page of the portal would otherwise wait for up to ten.
+create or replace function search_of(
+    terms tsquery, words tsquery, identities text[], states text[], low uuid, before_id uuid, before_number int,
+    below uuid, current_id uuid, newest int, at_first int, batch int, examined_max int, at_most int
+) returns table (place bigint, is_found boolean, d delivery, m message)
+language plpgsql stable
+set plan_cache_mode = force_generic_plan set jit = off
+as $search$
+declare
+    r record;
+    n int := 0;
+    examined bigint := 0;
+    step int := at_first;
+    ids uuid[];
+    starts uuid[];
+    last int := 0;
+    ahead int;
+    since uuid;
+    below_is text := '<';
+begin
+    while examined < newest loop
+        step := least(step, newest - examined);
+        place := examined;
+        for r in select f.* from newest_with(words, identities, states, low, before_id, before_number, step) f loop
+            place := examined + r.place;
+            before_id := (r.d).message_id;
+            before_number := (r.d).number;
+            if r.is_found then
+                is_found := true; d := r.d; m := r.m;
+                return next;
+                n := n + 1;
+                if n = at_most then return; end if;
+            end if;
+        end loop;
+        if place < examined + step then return; end if;  -- there are no more deliveries
+        examined := place;
+        step := 2 * step;
+        below := before_id;
+        below_is := '<=';
+    end loop;
+    -- The bounds of partitions, as `partitions_of` in portal/stores/postgres/partitions.py reads them.
+    select array_agg(p.low order by p.low desc), count(*) filter (where p.low > current_id) into starts, ahead from (
+        select substr(b.bounds, 19, 36)::uuid as low, substr(b.bounds, 63, 36)::uuid as high from (
+            select pg_get_expr(c.relpartbound, c.oid) as bounds
+            from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'message'::regclass
+        ) b
+    ) p where p.low <= below and p.high > search_of.low;
+    step := 1;
+    while last < cardinality(starts) loop
+        -- Partitions created in advance have mail only if a clock was ahead. They are read with the one of now.
+        last := least(last + ahead + step, cardinality(starts));
+        ahead := 0;
+        step := 2 * step;
+        since := greatest(starts[last], low);
+        loop
+            execute 'select array(select m.id from message m where m.terms @@ $1 and m.id >= $2 and m.id ' || below_is
+                || ' $3 order by m.id desc limit $4)' into ids using terms, since, below, batch;
+            exit when cardinality(ids) = 0;
+            examined := examined + cardinality(ids);
+            for r in execute 'select d, m from delivery d join message m on m.id = d.message_id'
+                ' where d.message_id = any($1) and m.id = any($1) and d.recipient = any($2) and d.state = any($3)'
+                ' and (d.message_id, d.number) < ($4, $5) order by d.message_id desc, d.number desc'
+                using ids, identities, states, before_id, before_number
+            loop
+                place := examined; is_found := true; d := r.d; m := r.m;
+                return next;
+                n := n + 1;
+                if n = at_most then return; end if;
+            end loop;
+            below := ids[cardinality(ids)];
+            below_is := '<';
+            if examined >= examined_max then
+                place := examined; is_found := false; d := null; d.message_id := below; d.number := 0; m := null;
+                return next;
+                return;
+            end if;
+            exit when cardinality(ids) < batch;
+        end loop;
+        below := since;
+        below_is := '<';
+    end loop;
+end
+$search$;
 
 -- Returns those of the newest deliveries, as `deliveries_of` does, that may be near-duplicates of a message with this body
 -- and From header, newest first, at most `at_most`: each with its place among the `examined` newest ones, and the last of
@@ -630,18 +723,20 @@ begin
 end
 $unannounced$;
 
--- Returns the newest released messages of each of these recipients, newest first, at most `each_at_most`.
-create or replace function released_to(recipients text[], each_at_most int)
-returns table (recipient text, message_id uuid) language plpgsql stable
+-- Returns the From headers of the newest messages that were released to each of these recipients, newest first, at most
+-- `each_at_most`.
+create or replace function senders_released_to(recipients text[], each_at_most int)
+returns table (recipient text, header_from text) language plpgsql stable
 set plan_cache_mode = force_generic_plan set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off
 as $released$
 #variable_conflict use_column
 begin
     return query
-        select u.recipient, d.message_id from unnest(recipients) u (recipient) cross join lateral (
+        select u.recipient, m.header_from from unnest(recipients) u (recipient) cross join lateral (
             select d.message_id from delivery d where d.recipient = u.recipient and d.state = 'released'
             order by d.message_id desc limit each_at_most
-        ) d order by u.recipient, d.message_id desc;
+        ) d join message m on m.id = d.message_id order by u.recipient, d.message_id desc;
 end
 $released$;
 

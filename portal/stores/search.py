@@ -12,17 +12,19 @@ score, the middle of a word of the sender) are checked message by message, for a
 may therefore be short, or even empty, and still have a ``next``.
 
 A recipient has few messages, while the index of a frequent word has many, and those with words that begin with it. So
-the recipient's newest messages are compared one by one (`among_newest`), and the index is queried for what is older.
+the recipient's newest messages are compared one by one (`NEWEST_MAX`), and the index is queried for what is older.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
@@ -32,7 +34,7 @@ from portal.stores.records import Page
 
 EXAMINED_MAX = 10_000  # messages or deliveries that one call examines
 NEWEST_MAX = 1_000  # a recipient's deliveries whose words are compared without the index
-_NEWEST_FIRST = 128  # so many of them at first, then twice as many as before
+NEWEST_FIRST = 128  # so many of them at first, then twice as many as before
 BATCH = 500
 CANDIDATES_MAX = 200  # deliveries of one query that may be near-duplicates of another one
 FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
@@ -206,16 +208,15 @@ Batch = tuple[Iterable[Delivery], DeliveryId, int]  # see `gather`
 
 
 class Texts(NamedTuple):
-    """The texts of a delivery's message that have its words."""
+    """The texts of a message that have its words."""
 
-    key: DeliveryId
     subject: str
     envelope_sender: str | None
     header_from: str
 
 
 def begins_with_newest(wanted: Filter) -> bool:
-    """Return whether `among_newest` answers the beginning of this search: words in a recipient's list.
+    """Return whether a recipient's newest deliveries are compared with the words, before the index is queried.
 
     Nearly all deliveries are held. Of the few in another state, the newest ones may be far apart.
     """
@@ -225,49 +226,40 @@ def begins_with_newest(wanted: Filter) -> bool:
     return bool(wanted.words) and not wanted.words.isspace() and not has_other_terms
 
 
-def among_newest(
-    terms: Terms,
-    limit: int,
-    before: DeliveryId | None,
-    texts: Callable[[DeliveryId | None, int], Sequence[Texts]],
-    deliveries: Callable[[Sequence[DeliveryId]], Collection[Delivery]],
-) -> Generator[Batch, None, DeliveryId | None]:
-    """Yield batches for `gather`: a recipient's newest deliveries that have the words of these terms.
+def has_words(groups: str, subject: str, envelope_sender: str | None, header_from: str) -> bool:
+    """Return whether the texts of a message have a word of each group, as the index of `terms` finds them.
 
-    Finds what the index finds. Returns the key below which deliveries were not examined, None if there are none.
-    ``texts`` returns the texts of the next so many deliveries before a key, newest first; ``deliveries`` returns the
-    deliveries with these keys.
+    ``groups``: JSON of `Terms` without those that begin with ``=``.
     """
-    groups = [group for group in terms if not group[0].startswith("=")]
-    left, count = NEWEST_MAX, _NEWEST_FIRST
-    while left:
-        count = min(count, left)
-        found = texts(before, count)
-        examined, keys = 0, list[DeliveryId]()
-        for number, each in enumerate(found, 1):
-            if _has_words(groups, each):
-                keys.append(each.key)
-            if len(keys) > limit or number == len(found):
-                yield (deliveries(keys) if keys else ()), each.key, number - examined
-                examined, keys = number, []
-        if len(found) < count:
-            return None
-        before, left, count = found[-1].key, left - count, 2 * count
-    return before
+    return _has_words(_groups_of(groups), Texts(subject, envelope_sender, header_from))
 
 
-def _has_words(groups: Iterable[tuple[str, ...]], texts: Texts) -> bool:
-    """Return whether the texts have a word of each group, as `terms` makes them."""
+def has_terms(groups: str, terms: str) -> bool:
+    """Return whether a message with these terms, separated by blanks, has one of each group; ``groups``: JSON of
+    `Terms`."""
+    return _has_one_of_each(_groups_of(groups), terms.split(" "))
+
+
+def _has_one_of_each(groups: Iterable[Sequence[str]], found: Sequence[str]) -> bool:
+    return all(
+        any(word.startswith(term[:-1]) if term.endswith("*") else word == term for term in group for word in found)
+        for group in groups
+    )
+
+
+@lru_cache(maxsize=8)
+def _groups_of(groups: str) -> list[list[str]]:
+    found: list[list[str]] = json.loads(groups)
+    return found
+
+
+def _has_words(groups: Iterable[Sequence[str]], texts: Texts) -> bool:
     subject, sender = texts.subject, _sender_text(texts.envelope_sender, texts.header_from)
     # Every word and every beginning of one is a part of the folded text, and finding that is faster than its words.
     folded = f"{fold(subject[:FOLDED_CHARS])} {fold(sender[:FOLDED_CHARS])}"
     if any(all(term.rstrip("*") not in folded for term in group) for group in groups):
         return False
-    found = [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS)]
-    return all(
-        any(word.startswith(term[:-1]) if term.endswith("*") else word == term for term in group for word in found)
-        for group in groups
-    )
+    return _has_one_of_each(groups, [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS)])
 
 
 def needs_filtering(wanted: Filter) -> bool:
@@ -342,7 +334,7 @@ def alike(
 
     def fits(delivery: Delivery) -> bool:
         message = delivery.message
-        texts = Texts(delivery.key, message.subject, message.envelope_sender, message.header_from)
+        texts = Texts(message.subject, message.envelope_sender, message.header_from)
         return likeness.fits(delivery) and _has_words(groups, texts)
 
     def batches() -> Iterator[Batch]:

@@ -22,7 +22,7 @@ from portal.model.ranking import Group, grouped, ranked, unfolded
 from portal.model.rights import ReleaseRight
 from portal.model.text import N_
 from portal.stores.records import Counts, Page
-from portal.stores.search import phrases, wanted_terms
+from portal.stores.search import NEWEST_MAX, needs_filtering, phrases, wanted_terms
 from portal.stores.senders import known_senders
 from portal.web.auth.session import Sessions
 from portal.web.listing import RANKED_MAX, SIZES, VIEWS, Listing, name_of
@@ -128,7 +128,7 @@ class Inbox:
             matches=matches,
             older=older,
             newer=newer,
-            elsewhere=[] if groups or older or newer else self._elsewhere(listing, reader, viewer),
+            elsewhere=[] if groups or older or newer else self._elsewhere(listing, reader, viewer, counts),
             has_phrase=len(phrases(listing.get("q"))) > 0,
             words_fit=wanted_terms(Filter(words=listing.get("q"))) is not None,
             chips=_chips(listing, viewer),
@@ -183,21 +183,29 @@ class Inbox:
                 None,
             )
         page = search(RANKED_MAX)
-        groups = ranked(page.deliveries, known_senders(self._store, [reader]).get(reader.identity, ()))
+        known = known_senders(self._store, [reader] if page.deliveries else []).get(reader.identity, ())
+        groups = ranked(page.deliveries, known)
         groups = unfolded(groups) if listing.get("like") else groups
         begin, end = listing.skip, listing.skip + listing.size
         older = listing.query(skip=str(end), select="") if end < len(groups) else None
         newer = listing.query(skip=str(max(0, begin - listing.size)), select="") if begin else None
         return groups[begin:end], older, newer, None
 
-    def _elsewhere(self, listing: Listing, reader: Reader, viewer: Viewer) -> Sequence[tuple[str, str, str]]:
-        """Return the other views in which a search has matches: (key of `VIEWS`, query string, number of messages)."""
+    def _elsewhere(
+        self, listing: Listing, reader: Reader, viewer: Viewer, counts: Counts
+    ) -> Sequence[tuple[str, str, str]]:
+        """Return the other views in which a search has matches: (key of `VIEWS`, query string, number of messages).
+
+        None of a large mailbox if each delivery would have to be examined, and none for near-duplicates: the page then
+        takes more statements than it may.
+        """
         others = frozenset(State) - frozenset(VIEWS[listing.view])
-        if not listing.is_filtered or not others:
+        criteria = listing.criteria(viewer.zone)
+        is_small = counts.complete and sum(counts.of.values()) <= NEWEST_MAX
+        if not listing.is_filtered or not others or criteria.like or (needs_filtering(criteria) and not is_small):
             return []
         # With all states, words are compared without the index (`begins_with_newest`). This view's have no matches.
-        criteria = listing.criteria(viewer.zone)
-        criteria = replace(criteria, states=frozenset(State) if criteria.words else others)
+        criteria = replace(criteria, states=frozenset(State) if criteria.words and is_small else others)
         page = self._store.deliveries.matching(listing.reader(reader), criteria, _COUNTED_ELSEWHERE)
         number = Counter(each.state for each in page.deliveries)
         more = "+" if page.next else ""

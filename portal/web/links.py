@@ -129,19 +129,16 @@ class LinkPages:
         reader = next((each for each in readers if self._links.is_for(link, each, delivery.recipient)), None)
         if reader is None:
             raise LinkInvalid("the recipient of this link may no longer read that message")
-        return delivery, self._check_revoked(request, link, reader)
+        person = self._store.recipients.get(reader)
+        self._check_revoked(request, link, person)
+        return delivery, person
 
-    def _check_revoked(self, request: Request, link: Link, recipient: str, *, any_host: bool = False) -> Person:
-        """Return the recipient, whose language and time zone the response uses from now on.
-
-        Raises LinkInvalid if the link was revoked.
-        """
-        person = self._store.recipients.get(recipient)
-        self._pages.use_recipient(request, recipient, person.preferences, any_host=any_host)
+    def _check_revoked(self, request: Request, link: Link, person: Person, *, any_host: bool = False) -> None:
+        """Use the recipient's language and time zone for the response. Raises LinkInvalid if the link was revoked."""
+        self._pages.use_recipient(request, person.recipient, person.preferences, any_host=any_host)
         valid_from = person.links_valid_from
         if valid_from is not None and link.issued_at < valid_from:
             raise LinkInvalid("this link was revoked")
-        return person
 
     def _record_open(self, request: Request, link: Link, recipient: str, link_open: LinkOpen) -> Sequence[LinkOpen]:
         """Record an open. Return the digest's opens of the last 15 minutes. Raises 429 above the rate limit."""
@@ -263,11 +260,13 @@ class LinkPages:
 
     def _recipient(self, request: Request, link: Link, *, any_host: bool = False) -> str:
         """Return the recipient of a digest. Raises NotFound, or LinkInvalid if the link may no longer be used."""
-        recipient = identity(self._store.digests.recipient_of(link.id))
-        if not self._pages.parts.people.is_person(recipient):
+        person = self._store.digests.recipient_of(link.id)
+        if (recipient := identity(person.recipient)) != person.recipient:  # of a digest of schema version 5
+            person = self._store.recipients.get(recipient)
+        if not self._pages.parts.people.is_person(person.recipient):
             raise LinkInvalid("the recipient of this digest is now an alias or a role mailbox")
-        self._check_revoked(request, link, recipient, any_host=any_host)
-        return recipient
+        self._check_revoked(request, link, person, any_host=any_host)
+        return person.recipient
 
     def _change_preferences(self, request: Request, link: Link) -> HTTPResponse:
         one_click = request.form("List-Unsubscribe") == "One-Click"

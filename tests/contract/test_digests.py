@@ -280,7 +280,7 @@ def test_a_digest_whose_process_died_is_sent_again_under_the_same_id(store: Stor
     store.recipients.schedule(ALICE, at)
     [dead] = call_and_exit(store_url, "digests.claim", at, 1, 10, only=[ALICE]).digests
     assert keys(dead.deliveries) == [(held.id, 0)]
-    assert store.digests.recipient_of(dead.id) == ALICE  # its mail may have gone out: the links in it work
+    assert store.digests.recipient_of(dead.id).recipient == ALICE  # its mail may have gone out: the links in it work
     assert not list(store.digests.due(at + LEASE - SECOND, 10))
     with pytest.raises(AlreadyDone), digesting(store, ALICE, at + LEASE - SECOND, 10):
         pytest.fail("entered")
@@ -377,7 +377,7 @@ def test_many_digests_are_claimed_and_settled_together(store: Store, second: Sto
     first = store.digests.claim(at, 3, 10)
     assert claimed(first) == people[2:5]
     assert [len(digest.deliveries) for digest in first.digests] == [1, 1, 1]
-    assert [store.digests.recipient_of(digest.id) for digest in first.digests] == people[2:5]
+    assert [store.digests.recipient_of(digest.id).recipient for digest in first.digests] == people[2:5]
     rest = second.digests.claim(at, 10, 10)
     assert claimed(rest) == people[5:]
     assert claimed(store.digests.claim(at, 10, 10)) == []
@@ -495,7 +495,7 @@ def test_a_late_failure_does_not_remove_the_digest_of_the_next_claim(store: Stor
     later = at + LEASE + SECOND
     [other] = second.digests.claim(later, 1, 10).digests
     store.digests.settle([], [Unsent(slow, failure="451 busy")], later)
-    assert store.digests.recipient_of(other.id) == who
+    assert store.digests.recipient_of(other.id).recipient == who
     second.digests.settle([other], [], later)
     last = store.digests.last(who)
     assert last is not None
@@ -628,8 +628,8 @@ def test_a_digest_can_be_looked_up_by_its_id(store: Store) -> None:
 def test_a_digest_belongs_to_its_recipient(store: Store) -> None:
     hold(store)
     with digesting(store, ALICE, now(), 10, ignore_schedule=True) as digest:
-        assert store.digests.recipient_of(digest.id) == ALICE
-    assert store.digests.recipient_of(digest.id) == ALICE
+        assert store.digests.recipient_of(digest.id).recipient == ALICE
+    assert store.digests.recipient_of(digest.id).recipient == ALICE
     with pytest.raises(NotFound):
         store.digests.recipient_of(UNKNOWN)
 

@@ -48,6 +48,15 @@ def test_a_message_without_other_deliveries_is_removed(store: Store) -> None:
     assert not again.known and b"".join(store.messages.body(again.id))
 
 
+def test_a_forgotten_delivery_of_a_message_that_another_recipient_has_is_not_listed(store: Store) -> None:
+    id = block(store, recipients=(BOB, ALICE))
+    assert expire(store) == 1
+    for words in ("", "offer"):
+        for states in (frozenset[State](), EVERY_STATE, frozenset({State.EXPIRED})):
+            found = store.deliveries.search(Filter(states=states, words=words), 10).deliveries
+            assert [each.key for each in found] == ([DeliveryId(id, 0)] if State.HELD in states or not states else [])
+
+
 def test_a_message_stays_for_its_other_recipients(store: Store) -> None:
     id = block(store, recipients=(BOB, ALICE))
     assert expire(store) == 1

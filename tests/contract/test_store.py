@@ -161,7 +161,7 @@ def test_everything_is_still_there_after_opening_again(store: Store, store_url: 
             opened.recipients.get(ALICE),
             opened.recipients.get(BOB),
             opened.digests.last(ALICE),
-            opened.digests.recipient_of(digest.id),
+            opened.digests.recipient_of(digest.id).recipient,
             opened.deliveries.due_releases(at + DAY, 10),
             opened.sign_ins.session(SESSION, at),
             opened.sign_ins.get(pending.token_sha256, at),
@@ -281,7 +281,7 @@ def test_digests_are_known_for_60_days_although_their_mail_is_gone(store: Store)
     with digesting(store, ALICE, at, 10, ignore_schedule=True) as digest:
         pass
     store.purge(day_after_tomorrow(), at + 59 * DAY)
-    assert store.digests.recipient_of(digest.id) == ALICE
+    assert store.digests.recipient_of(digest.id).recipient == ALICE
     last = store.digests.last(ALICE)
     assert last is None or (last.id, last.deliveries) == (digest.id, ())
 

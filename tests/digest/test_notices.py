@@ -290,7 +290,7 @@ def test_the_links_of_a_notice_work_whose_record_was_lost(mailing: Parts, server
     for delivery in claim.notice.deliveries:
         mailing.actions.delete(delivery.id, delivery.number, BY_LINK)
     assert tick(mailing, at + 3 * MINUTE).sent == []
-    assert mailing.store.digests.recipient_of(claim.notice.id) == ALICE
+    assert mailing.store.digests.recipient_of(claim.notice.id).recipient == ALICE
 
 
 def test_a_notice_announces_only_what_it_lists(make_parts: MakeParts, server: SmtpServer) -> None:

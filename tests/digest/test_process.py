@@ -162,7 +162,7 @@ def test_each_recipient_is_notified_once_of_each_held_delivery(mailing: Parts, s
         marked = mailing.links.read_mark(read(mail)[MARK_HEADER])
         assert marked is not None
         assert marked[0] == "digest"
-        assert mailing.store.digests.recipient_of(marked[1]) == mail.recipients[0]
+        assert mailing.store.digests.recipient_of(marked[1]).recipient == mail.recipients[0]
         for token in re.findall(r"/link/(\S+)/", text(mail)):
             link = mailing.links.verify(token, tomorrow())
             if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED, Action.OPEN):
@@ -970,7 +970,7 @@ def test_the_links_at_a_digests_foot_work_for_as_long_as_it_says(make_parts: Mak
     parts.store.purge(at - 30 * DAY, at)
     links = [parts.links.verify(token, at) for token in re.findall(r"/link/(\S+)/", text(server.mails[0]))]
     foot = [link for link in links if link.action in (Action.PREFERENCES, Action.SEVERAL, Action.FORWARDED)]
-    assert [parts.store.digests.recipient_of(link.id) for link in foot] == [ALICE] * 3
+    assert [parts.store.digests.recipient_of(link.id).recipient for link in foot] == [ALICE] * 3
 
 
 def test_messages_are_indexed_for_staff_also_those_of_the_past(mailing: Parts) -> None:
@@ -1082,7 +1082,7 @@ def test_resend_repeats_the_last_digest_with_fresh_links(mailing: Parts, server:
     assert {link.issued_at for link in links} == {later.replace(microsecond=0)}
     assert [link.id for link in links if link.action is Action.RELEASE] == [kept.id]
     preferences = next(link for link in links if link.action is Action.PREFERENCES)
-    assert mailing.store.digests.recipient_of(preferences.id) == ALICE
+    assert mailing.store.digests.recipient_of(preferences.id).recipient == ALICE
     assert len(mailing.store.digests.unannounced(Reader(ALICE), 10)) == 1, "resending announces nothing"
 
 

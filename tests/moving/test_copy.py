@@ -227,7 +227,7 @@ def test_a_copied_digest_continues_where_the_old_store_stopped(
         pass
     unannounced = hold(source, recipients=[ALICE])
     run_copy(*urls)
-    assert target.digests.recipient_of(digest.id) == ALICE
+    assert target.digests.recipient_of(digest.id).recipient == ALICE
     with digesting(target, ALICE, now(), 10, ignore_schedule=True) as next_digest:
         assert [d.id for d in next_digest.deliveries] == [unannounced.id]
     assert target.deliveries.get(DeliveryId(announced.id, 0)).announced_at is not None

@@ -50,7 +50,9 @@ from tests.paths import DATA
 
 DAY = timedelta(days=1)
 TABLES = ("body_chunk", "delivery", "event", "message")
-FUNCTION = re.compile(r"\b(deliveries_of|texts_of|near_duplicates|unannounced|released_to|mark_announced)\(")
+FUNCTION = re.compile(
+    r"\b(deliveries_of|newest_with|search_of|near_duplicates|unannounced|senders_released_to|mark_announced)\("
+)
 
 
 @pytest.fixture
@@ -275,6 +277,7 @@ def test_statements_over_all_partitions_are_planned_once(
         lambda: store.deliveries.list_for(Reader(ALICE), {State.HELD}, 20),
         lambda: store.deliveries.list_for(reader, {State.HELD}, 20),
         lambda: store.deliveries.matching(reader, Filter(states=frozenset({State.HELD}), words="offer"), 20),
+        lambda: store.deliveries.matching(reader, Filter(states=frozenset({State.HELD}), has_attachment=True), 20),
         lambda: store.deliveries.near_duplicates(delivery),
         lambda: store.deliveries.released_from([ALICE], 5),
         lambda: store.digests.unannounced(Reader(ALICE), 10),
@@ -296,10 +299,11 @@ def test_statements_over_all_partitions_are_planned_once(
             )
     assert seen == {
         "deliveries_of",
-        "texts_of",
+        "newest_with",
+        "search_of",
         "near_duplicates",
         "unannounced",
-        "released_to",
+        "senders_released_to",
         "mark_announced",
     }
 

@@ -11,8 +11,9 @@ from uuid import UUID
 import pytest
 
 from portal.model.message import Filter, Tier, held_at
+from portal.stores.files.search import index_waiting
 from portal.stores.files.store import FileStore
-from tests.builders import ALICE, body, export, mail, now
+from tests.builders import ALICE, BOB, body, export, mail, now
 
 DAY = timedelta(days=1)
 MONDAY = datetime(2026, 11, 30, tzinfo=UTC)
@@ -36,6 +37,7 @@ def found(store: FileStore, since: datetime | None = None, until: datetime | Non
 
 
 def tables(store: FileStore) -> list[str]:
+    index_waiting(store.db)
     with store.db.read() as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return sorted(name for name in names if re.fullmatch(r"(gone_)?words_\d{8}(_\d+)?", name))
@@ -62,6 +64,7 @@ def test_a_changed_retention_leaves_no_message_out(store: FileStore) -> None:
                 hold_at(store, MONDAY + day * DAY + offset) for offset in (timedelta(0), DAY - timedelta(seconds=1))
             ]
         assert found(store) == sorted(ids, reverse=True)
+        index_waiting(store.db)
     ids += [hold_at(store, MONDAY + day * DAY) for day in range(20, 40)]
     assert found(store) == sorted(ids, reverse=True)
     since, until = MONDAY + 9 * DAY, MONDAY + 22 * DAY
@@ -79,6 +82,7 @@ def test_the_purge_merges_the_index_of_past_days(store: FileStore) -> None:
         for _ in range(6):
             ids.append(hold_at(store, now() - day * DAY))
             assert len(found(store)) == len(ids)
+            index_waiting(store.db)
     today, past = (f"words_{now() - day * DAY:%Y%m%d}" for day in days)
     assert segments(store, past) == segments(store, today) == 6
     store.purge(now() - 30 * DAY, now())
@@ -104,3 +108,21 @@ def test_a_table_is_removed_when_all_its_messages_are(store: FileStore) -> None:
     store.purge(MONDAY + 7 * DAY, now())
     assert found(store) == ids[:6:-1]
     assert tables(store) == ["words_20261207_7"]
+
+
+def test_a_search_writes_nothing_and_finds_what_waits_for_the_index(store: FileStore) -> None:
+    """Also a message that waits again with more terms, and one of a day that has no table yet."""
+    first = hold_at(store, now() - 2 * DAY)
+    index_waiting(store.db)
+    data = mail()
+    held = store.messages.add(export(data, recipients=(ALICE,)), body(data), Tier.SPAM, ()).id
+    index_waiting(store.db)
+    with store.db.write() as connection:
+        connection.execute("CREATE TRIGGER no_delete BEFORE DELETE ON unindexed BEGIN SELECT RAISE(ABORT, ''); END")
+    store.messages.add(export(data, recipients=(BOB,)), body(data), Tier.DANGEROUS, ())
+    old = hold_at(store, now() - 4 * DAY)
+    dangerous = Filter(words="offer", tiers=frozenset({Tier.DANGEROUS}), recipient=ALICE)
+    assert [each.id for each in store.deliveries.search(dangerous, 10).deliveries] == [held]
+    assert set(found(store)) == {first, held, old, *store.messages.ids(held, 10)}
+    assert found(store) == sorted(found(store), reverse=True)
+    assert len(set(found(store))) == len(found(store))

@@ -122,8 +122,8 @@ class Digests(ABC):
         recorded as sent. Kept for `DIGESTS_KEPT`. Raises NotFound."""
 
     @abstractmethod
-    def recipient_of(self, digest_id: UUID) -> str:
-        """Return the recipient of a digest. Kept for `DIGESTS_KEPT`. Raises NotFound."""
+    def recipient_of(self, digest_id: UUID) -> Person:
+        """Return the recipient of a digest, as `Recipients.get` does. Kept for `DIGESTS_KEPT`. Raises NotFound."""
 
     @abstractmethod
     def record_link_open(

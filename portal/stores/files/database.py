@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from portal.model.errors import QuarantineError, StoreUnavailable, StoreUnusable
-from portal.stores import SCHEMA_VERSION
+from portal.stores import SCHEMA_VERSION, search
 from portal.stores.files import migrations, schema
 from portal.stores.files.journal import Journal
 
@@ -270,6 +270,8 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             # 40 MB of log between checkpoints instead of 4, see docs/decisions/speed.md.
             connection.execute("PRAGMA wal_autocheckpoint = 10000")
+            connection.create_function("has_words", 4, search.has_words, deterministic=True)
+            connection.create_function("has_terms", 2, search.has_terms, deterministic=True)
         except BaseException:
             connection.close()
             raise

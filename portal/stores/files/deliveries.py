@@ -11,6 +11,7 @@ from portal.stores.files.facets import FileFacets
 from portal.stores.files.rows import SqliteRows, for_each
 from portal.stores.files.search import candidates, find_page
 from portal.stores.files.session import SqliteEngine, connection_of
+from portal.stores.files.word_index import Catalog
 from portal.stores.records import Page
 from portal.stores.shared.deliveries import SqlDeliveries
 from portal.stores.shared.outcomes import Outcomes
@@ -26,11 +27,12 @@ class FileDeliveries(SqlDeliveries):
         super().__init__(SqliteEngine(database), SqliteRows(), outcomes)
         self._database = database
         self._facets = facets
+        self._catalog = Catalog()
 
     def _find_page(self, wanted: Filter, limit: int, before: DeliveryId | None) -> Page:
         if wanted.needs_facets:
             return self._facets.page(wanted, limit, before)
-        return find_page(self._database, wanted, limit, before)
+        return find_page(self._database, self._catalog, wanted, limit, before)
 
     def _candidates(
         self, session: Session, likeness: Likeness, wanted: Filter, before: DeliveryId | None, examined: int

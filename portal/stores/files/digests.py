@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -12,22 +13,31 @@ from uuid import UUID, uuid4
 from portal.model.message import Delivery, DeliveryId, Reader, domain, first_id, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
+from portal.stores.files.database import from_micros
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.session import SqliteEngine
 from portal.stores.journal import announced_line, digest_line
-from portal.stores.records import Claims, Digest, DigestRecord, Unsent
+from portal.stores.records import Claims, Digest, DigestRecord, LinkOpen, Unsent
 from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.outcomes import Outcomes
 from portal.stores.shared.rows import WHERE_KEY
-from portal.stores.shared.session import Session
+from portal.stores.shared.session import Row, Session
 
 _ROWS = SqliteRows()
 _BEFORE_ALL = DeliveryId(FIRST, 0)
 _ANNOUNCE = f"UPDATE delivery SET announced_at = :now, digest_id = :digest_id {WHERE_KEY} AND announced_at IS NULL"
 _DIGEST = "id, recipient, address, issued_at, sent_at, is_notice"
 _PUT = f"INSERT OR REPLACE INTO digest ({_DIGEST}) VALUES (:id, :recipient, :address, :issued_at, :sent_at, :is_notice)"
+# One statement: subqueries of RETURNING see the row that is added (https://www.sqlite.org/lang_returning.html).
+_OPEN = (
+    "INSERT INTO link_open (recipient, issued_at, message_id, number, at) "
+    "VALUES (:recipient, :issued_at, :message_id, :number, :at) RETURNING ("
+    "SELECT json_group_array(json_array(hex(message_id), number, at)) FROM ("
+    "SELECT message_id, number, at FROM link_open WHERE recipient = :recipient AND issued_at = :issued_at "
+    "AND at >= :since ORDER BY at DESC, id DESC LIMIT :at_most)) AS opened"
+)
 
 
 class FileDigests(SqlDigests):
@@ -132,16 +142,22 @@ class FileDigests(SqlDigests):
     def unannounced(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         return self._pending(reader, limit)[0]
 
-    def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
-        values: dict[str, Any] = {"recipient": recipient, "digest_id": digest_id}
-        found = _ROWS.deliveries(session, "WHERE d.recipient = :recipient AND d.digest_id = :digest_id", **values)
-        rows = session.many(
-            "SELECT message_id, number FROM announced_to WHERE digest_id = :digest_id AND reader = :recipient", **values
+    def _announced_by(
+        self, session: Session, digest_id: UUID, recipient: str, announced: Sequence[Any]
+    ) -> Sequence[Delivery]:
+        found = _ROWS.of_keys(
+            session,
+            "SELECT message_id, number FROM delivery WHERE recipient = :recipient AND digest_id = :digest_id "
+            "UNION SELECT message_id, number FROM announced_to WHERE digest_id = :digest_id AND reader = :recipient",
+            recipient=recipient,
+            digest_id=digest_id,
         )
-        keys = {DeliveryId(*row) for row in rows}
-        others = _ROWS.deliveries(session, "WHERE d.message_id in :ids", ids=list({key.message_id for key in keys}))
-        found += [delivery for delivery in others if delivery.key in keys]
-        return [delivery for delivery in sorted(found, key=lambda each: each.key) if self._mail.has(delivery.id)]
+        return [delivery for delivery in found if self._mail.has(delivery.id)]
+
+    def _add_link_open(self, session: Session, opened: LinkOpen, values: Mapping[str, Any]) -> Sequence[Row]:
+        [(found,)] = session.many(_OPEN, opened, opened.delivery, **values)
+        rows = ((UUID(id), number, from_micros(at)) for id, number, at in json.loads(found))
+        return list(rows)[::-1]
 
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
         select = f"SELECT {_DIGEST} FROM digest WHERE id > :after ORDER BY id LIMIT :limit"

@@ -11,12 +11,13 @@ from portal.model.message import Delivery, Message
 from portal.stores import search
 from portal.stores.facets import FacetRow
 from portal.stores.files import word_index
-from portal.stores.files.session import connection_of, rows_of
+from portal.stores.files.session import connection_of, iterate_rows, rows_of
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 
 _MESSAGE = ", ".join(f"m.{column}" for column in rows.MESSAGE)
-SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # for `deliveries_from`
+SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # for `iterate`
+_NUMBER = len(rows.MESSAGE)  # the column of the delivery's number there
 # CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, then their messages.
 _DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
 _OF_KEYS = SELECT + (
@@ -52,13 +53,24 @@ class SqliteRows(rows.Rows):
         ]
         return sorted(found, key=lambda delivery: delivery.key)[:limit]
 
+    def of_keys(self, session: Session, keys: str, **values: Any) -> list[Delivery]:
+        """Return the deliveries with the keys that this query selects, oldest first."""
+        return [_delivery_from(row) for row in session.many(_OF_KEYS.format(keys=keys), limit=-1, **values)]
+
     def of_messages(self, session: Session, ids: Sequence[UUID], condition: str, **values: Any) -> list[Delivery]:
         return self.deliveries(session, f"where d.message_id in :ids and {condition}", ids=list(ids), **values)
 
     def add_terms(self, session: Session, message_id: UUID, terms: Sequence[str]) -> None:
         connection = connection_of(session)
-        (rowid,) = connection.execute("SELECT rowid FROM message WHERE id = ?", (message_id.bytes,)).fetchone()
-        word_index.add(connection, rowid, terms)
+        [message] = self.messages(session, "WHERE m.id = :id", id=message_id)
+        of_message = "FROM message m JOIN delivery d ON d.message_id = m.id WHERE m.id = :id"
+        found = session.many(f"SELECT m.rowid, d.recipient {of_message}", id=message_id)
+        # With all others, since each waiting message is compared with a search by itself.
+        others = search.terms(
+            *(message.subject, message.envelope_sender, message.header_from, message.tier, message.score),
+            [recipient for _, recipient in found],
+        )
+        word_index.add(connection, found[0][0], dict.fromkeys([*others, *terms]))
 
     def put_facets(
         self, session: Session, found: Sequence[FacetRow], symbols: Sequence[bytes], *, replace: bool
@@ -120,9 +132,15 @@ def placed_from(cursor: sqlite3.Cursor) -> list[tuple[Delivery, int]]:
     return [(_delivery_from(row[:-1]), row[-1]) for row in rows_of(cursor)]
 
 
-def deliveries_from(cursor: sqlite3.Cursor) -> list[Delivery]:
-    """Return the deliveries of the rows of a query that begins with `SELECT`."""
-    return [_delivery_from(row) for row in rows_of(cursor)]
+def iterate(cursor: sqlite3.Cursor) -> Iterator[Delivery]:
+    """Yield the deliveries of the rows of a query that begins with `SELECT`, each one when SQLite reads it."""
+    return map(_delivery_from, iterate_rows(cursor))
+
+
+def iterate_with(cursor: sqlite3.Cursor, columns: int) -> Iterator[tuple[Delivery | None, Row]]:
+    """Yield the deliveries likewise, None for a row without one, each with the values of the last ``columns``."""
+    for row in iterate_rows(cursor):
+        yield (None if row[_NUMBER] is None else _delivery_from(row[:-columns])), row[-columns:]
 
 
 def _delivery_from(row: Row) -> Delivery:

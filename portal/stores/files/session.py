@@ -139,6 +139,16 @@ def rows_of(cursor: sqlite3.Cursor) -> list[Row]:
     return converted
 
 
+def iterate_rows(cursor: sqlite3.Cursor) -> Iterator[Row]:
+    """Yield the rows likewise, each one when SQLite reads it."""
+    converters = _converters(tuple(column[0] for column in cursor.description))
+    for row in cursor:
+        values = list(row)
+        for index, convert in converters:
+            values[index] = convert(values[index])
+        yield tuple(values)
+
+
 @lru_cache(maxsize=200)
 def _converters(names: tuple[str, ...]) -> list[tuple[int, Callable[[Any], Any]]]:
     return [

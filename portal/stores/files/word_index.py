@@ -10,16 +10,17 @@ then it may refer to rows that no longer exist.
 The rowid of a message is computed from its id and grows with it, so that FTS5, which reads its lists by rowid, returns
 the newest first without sorting. The terms of a message first go to a plain table, in the transaction that adds the
 message, and from there to FTS5, 64 messages at a time, since FTS5 writes several pages for each transaction. Row of the
-bench: "a post without batches for the word index". Each search indexes the waiting messages first.
+bench: "a post without batches for the word index". A search also compares the terms of the waiting messages.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from portal.model.message import first_id, held_at
@@ -125,6 +126,49 @@ def _index_for(connection: sqlite3.Connection, at: datetime) -> Index:
         "prefix='2 3', tokenize=\"ascii tokenchars '='\")"
     )
     return index
+
+
+class Catalog:
+    """The indexes of a database, which are read again only when its schema has changed."""
+
+    def __init__(self) -> None:
+        self._known: tuple[int, list[Index]] = -1, []
+
+    def indexes(self, connection: sqlite3.Connection) -> list[Index]:
+        """Return the indexes, oldest first."""
+        (version,) = connection.execute("PRAGMA schema_version").fetchone()
+        if self._known[0] != version:
+            self._known = version, indexes(connection)
+        return self._known[1]
+
+
+def hits(existing: Sequence[Index], wanted: Terms, since: int, below: int) -> tuple[str, list[Any]]:
+    """Return SQL for the rowids ``key`` of the messages with these terms, in [since, below), newest first, and its
+    parameters, which are ?1 to ?4.
+
+    SQLite reads a rowid when it is asked for, and an index when those of newer days are read. Messages that wait for
+    being indexed are compared one by one. Within a millisecond the order of rowids can differ from that of ids, since a
+    message whose key was taken has the next free one.
+    """
+    waiting = "SELECT key FROM unindexed WHERE key >= ?2 AND key < ?3 AND has_terms(?4, terms)"
+    parts, end = list[str](), KEY_MAX
+    for index in reversed(existing):
+        low, high = index.keys
+        if low < below and since < high:
+            between = (
+                f"SELECT rowid AS key FROM {index.table} WHERE {index.table} MATCH ?1 AND rowid >= ?2 AND rowid < ?3"
+            )
+            # UNION, since a message that was indexed may wait again with more terms.
+            parts += [
+                f"{waiting} AND key >= {high} AND key < {end} ORDER BY key DESC",
+                f"{between} UNION {waiting} AND key >= {low} AND key < {high} ORDER BY key DESC",
+            ]
+            end = low
+    parts.append(f"{waiting} AND key < {end} ORDER BY key DESC")
+    match = " AND ".join(f"({' OR '.join(map(_quoted, group))})" for group in wanted)
+    return " UNION ALL ".join(f"SELECT * FROM ({part} LIMIT -1)" for part in parts) + " LIMIT -1", [
+        *(match, since, below, json.dumps(wanted))
+    ]
 
 
 def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, limit: int) -> Iterator[list[int]]:

@@ -40,19 +40,12 @@ class PostgresDeliveries(SqlDeliveries):
         return session.many(select, identities=list(identities), at_most=at_most)
 
     def released_from(self, recipients: Sequence[str], limit: int) -> Mapping[str, Sequence[str]]:
-        with self._database.transaction() as connection:
-            released = connection.execute(
-                "select recipient, message_id from released_to(%s::text[], %s)", [list(recipients), limit]
-            ).fetchall()
-            if not released:
-                return {}
-            headers = dict(
-                connection.execute(
-                    "select id, header_from from message where id = any(%s)", [list({id for _, id in released})]
-                ).fetchall()
-            )
         found: dict[str, list[str]] = {}
-        for recipient, id in released:
-            if id in headers:  # else it was just purged
-                found.setdefault(recipient, []).append(headers[id])
+        if not recipients:
+            return found
+        with self._database.transaction() as connection:
+            for recipient, header_from in connection.execute(
+                "select recipient, header_from from senders_released_to(%s::text[], %s)", [list(recipients), limit]
+            ):
+                found.setdefault(recipient, []).append(header_from)
         return found

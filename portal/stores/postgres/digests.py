@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 from portal.model.message import Delivery, DeliveryId, Reader, first_id, held_at, new_id
@@ -13,7 +13,7 @@ from portal.stores import lifecycle
 from portal.stores.postgres import partitions, rows
 from portal.stores.postgres.database import Connection, Database
 from portal.stores.postgres.session import PostgresEngine, connection_of, rows_of, text
-from portal.stores.records import Claims, Digest, DigestRecord, NoticeClaim, Unsent
+from portal.stores.records import Claims, Digest, DigestRecord, LinkOpen, NoticeClaim, Unsent
 from portal.stores.shared.digests import CLAIMABLE, DUE, SqlDigests, held_before, settle_sent_notice, settle_unsent
 from portal.stores.shared.messages import FIRST
 from portal.stores.shared.outcomes import Outcomes
@@ -27,10 +27,22 @@ _IMPORT = (
     " message_ids = excluded.message_ids, numbers = excluded.numbers"
     " where digest.sent_at is null"  # a digest that was sent does not change any more
 )
+# The row that is added is not visible in the table to the same statement.
+_OPEN = (
+    "with added as (insert into link_open (recipient, issued_at, message_id, number, at)"
+    " values (:recipient, :issued_at, :message_id, :number, :at) returning message_id, number, at, id)"
+    " select message_id, number, at from ("
+    " select message_id, number, at, id from link_open"
+    " where recipient = :recipient and issued_at = :issued_at and at >= :since"
+    " union all select * from added order by at desc, id desc limit :at_most"
+    ") opened order by at, id"
+)
 
 
 class PostgresDigests(SqlDigests):
     """See `Digests`."""
+
+    _announced = ", message_ids, numbers"
 
     def __init__(self, database: Database, outcomes: Outcomes) -> None:
         super().__init__(PostgresEngine(database), outcomes)
@@ -177,17 +189,18 @@ class PostgresDigests(SqlDigests):
         with self._engine.reading() as session:
             return _unannounced(session, [reader], limit)[1].get(reader.identity, [])
 
-    def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
-        row = session.one("select message_ids, numbers from digest where id = :id", id=digest_id)
-        ids, numbers = row or ([], [])
-        found = rows.delivery_rows(
-            connection_of(session),
-            "join unnest(%s::uuid[], %s::int[]) u (announced_id, announced_number)"
-            " on d.message_id = u.announced_id and d.number = u.announced_number"
-            " where d.message_id = any(%s) order by d.message_id, d.number",
-            [ids, numbers, ids],
+    def _announced_by(
+        self, session: Session, digest_id: UUID, recipient: str, announced: Sequence[Any]
+    ) -> Sequence[Delivery]:
+        ids, numbers = announced
+        keys = set(zip(ids, numbers, strict=True))
+        found = rows.ROWS.of_messages(
+            session, ids, "d.number in :numbers order by d.message_id, d.number", numbers=numbers
         )
-        return rows.with_messages(session, found)
+        return [delivery for delivery in found if delivery.key in keys]
+
+    def _add_link_open(self, session: Session, opened: LinkOpen, values: Mapping[str, Any]) -> Sequence[Row]:
+        return session.many(_OPEN, opened, opened.delivery, **values)
 
     def records(self, after: UUID | None, limit: int) -> Sequence[DigestRecord]:
         with self._engine.reading() as session:

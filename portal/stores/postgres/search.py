@@ -8,14 +8,14 @@ most. Terms are written as a `tsquery` here; the text search configurations, par
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, first_id
+from portal.model.message import Delivery, DeliveryId, Filter, State, first_id
 from portal.model.ranking import Likeness
 from portal.stores import search
 from portal.stores.postgres import partitions, rows
@@ -29,6 +29,11 @@ from portal.stores.shared.session import Row
 _CHAINED = 200  # alternatives in one chain of a tsquery
 LOWEST, HIGHEST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _DELIVERY: LiteralString = ", ".join(DELIVERY)
+# Of rows of `newest_with` and `search_of`: the number of those examined, whether it is found, the id of its message,
+# and what `rows.joined` takes.
+_FOUND: LiteralString = (
+    "place, is_found, (d).message_id, " + ", ".join(f"(d).{column}" for column in DELIVERY) + ", " + rows.MESSAGE_OF
+)
 _NEWEST_FIRST: LiteralString = "order by d.message_id desc, d.number desc limit %s"
 
 
@@ -44,15 +49,61 @@ def find_page(database: Database, wanted: Filter, limit: int, before: DeliveryId
 def _batches(
     connection: Connection, wanted: Filter, terms: Terms, limit: int, before: DeliveryId | None
 ) -> Generator[search.Batch]:
-    if not terms:
-        at_most = BATCH if search.needs_filtering(wanted) else limit + 1
+    checked_here = search.needs_filtering(wanted) or search.needs_texts(wanted)
+    at_most = BATCH if checked_here else limit + 1
+    if wanted.recipient is not None and (terms or checked_here):
+        at_most = min(max(at_most, 10 * limit), search.EXAMINED_MAX) if checked_here else at_most
+        yield from _batches_of_reader(connection, wanted, terms, at_most, before)
+    elif terms:
+        yield from _batches_by_terms(connection, wanted, terms, before)
+    else:
         yield from _batches_in_order(connection, wanted, at_most, before)
-        return
-    if search.begins_with_newest(wanted):
-        before = yield from _among_newest(connection, wanted, terms, limit, before)
-        if before is None:
-            return
-    yield from _batches_by_terms(connection, wanted, terms, before)
+
+
+def _batches_of_reader(
+    connection: Connection, wanted: Filter, terms: Terms, at_most: int, before: DeliveryId | None
+) -> Iterator[search.Batch]:
+    """Yield the deliveries of a recipient's search: ``at_most``, and then all others in one statement.
+
+    So a page waits for two statements at most, whatever is checked here and not by the database.
+    """
+    examined, more = 0, True
+    while more and examined < search.EXAMINED_MAX:
+        if terms:
+            found = _with_terms(connection, wanted, terms, before, examined, at_most)
+            more = len(found) == at_most or (len(found) > 0 and not found[-1][1])
+        else:
+            found = connection.execute(
+                f"select {_FOUND} from newest_with(null, %s::text[], %s::text[], %s, %s, %s, %s)",
+                _of_reader(wanted, before, at_most),
+            ).fetchall()
+            more = len(found) > 0 and found[-1][0] == at_most
+        if found:
+            place, _, *last = found[-1][:4]
+            before = DeliveryId(*last)
+            yield (rows.joined(rows_of([row[3:]])[0]) for row in found if row[1]), before, place
+            examined += place
+        at_most = search.EXAMINED_MAX - examined
+
+
+def _with_terms(
+    connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None, examined: int, at_most: int
+) -> list[Row]:
+    """Return rows of `search_of` for a call that has examined so many messages or deliveries."""
+    words = tuple(group for group in terms if not group[0].startswith("="))
+    newest = max(0, search.NEWEST_MAX - examined) if search.begins_with_newest(wanted) else 0
+    *reader, _ = _of_reader(wanted, before, at_most)
+    until = HIGHEST if wanted.until is None else first_id(wanted.until)
+    if before is not None:
+        until = min(until, UUID(int=before[0].int + 1))  # the page may end between two deliveries of a message
+    return connection.execute(
+        f"select {_FOUND} from search_of(%s::tsquery, %s::tsquery, %s::text[], %s::text[],"
+        " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            *(tsquery(terms), tsquery(words) if newest else None, *reader, until, first_id(datetime.now(UTC))),
+            *(newest, search.NEWEST_FIRST, BATCH, search.EXAMINED_MAX - examined, at_most),
+        ],
+    ).fetchall()
 
 
 def _batches_in_order(
@@ -68,34 +119,10 @@ def _batches_in_order(
             yield deliveries, before, len(found)
 
 
-def _among_newest(
-    connection: Connection, wanted: Filter, terms: Terms, limit: int, before: DeliveryId | None
-) -> Generator[search.Batch, None, DeliveryId | None]:
-    """See `search.among_newest`."""
-
-    def texts(before: DeliveryId | None, count: int) -> list[search.Texts]:
-        found = connection.execute(
-            "select * from texts_of(%s::text[], %s::text[], %s, %s, %s, %s)",
-            _of_reader(wanted, before, count),
-        )
-        return [search.Texts(DeliveryId(id, number), *texts) for id, number, *texts in found]
-
-    def deliveries(keys: Sequence[DeliveryId]) -> list[Delivery]:
-        return rows.ROWS.of_messages(
-            PostgresSession(connection),
-            [id for id, _ in keys],
-            "(d.message_id, d.number) in (select * from unnest(cast(:ids as uuid[]), cast(:numbers as int[])))"
-            " order by d.message_id desc, d.number desc",
-            numbers=[number for _, number in keys],
-        )
-
-    return (yield from search.among_newest(terms, limit, before, texts, deliveries))
-
-
 def _batches_by_terms(
     connection: Connection, wanted: Filter, terms: Terms, before: DeliveryId | None
 ) -> Iterator[search.Batch]:
-    """Yield the deliveries of the messages that the index of terms finds."""
+    """Yield the deliveries of all recipients of the messages that the index of terms finds."""
     for ids in _message_ids(connection, wanted, terms, before):
         examined, more = len(ids), True
         while more:
@@ -157,17 +184,16 @@ def _deliveries(
 
     There are fewer deliveries than rows if a message was just purged.
     """
-    if wanted.recipient is not None and State.HELD in wanted.states and ids is None:
-        found = _newest_of_reader(connection, wanted, before, at_most)
+    if wanted.recipient is not None:
+        found = rows_of(
+            connection.execute(
+                f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
+                _of_reader(wanted, before, at_most),
+            ).fetchall()
+        )
         return found, rows.with_messages(PostgresSession(connection), found)
-    where: list[LiteralString] = []
+    where: list[LiteralString] = ["d.state <> 'expired'"]
     values: list[Any] = []
-    if wanted.also and ids is not None:
-        where.append("d.recipient = any(%s)")
-        values.append([text(each) for each in (wanted.recipient or "", *wanted.also)])
-    elif wanted.recipient is not None and not wanted.also:
-        where.append("d.recipient = %s")
-        values.append(text(wanted.recipient))
     if wanted.states:
         where.append("d.state = any(%s)")
         values.append(sorted(state.value for state in wanted.states))
@@ -186,33 +212,18 @@ def _deliveries(
         # The second condition implies the first, but only the first lets the planner skip newer partitions.
         where.append("d.message_id <= %s and (d.message_id, d.number) < (%s, %s)")
         values += [before[0], *before]
-    conditions = " and ".join(where)
-    if wanted.also and ids is None:
-        reader = Reader(wanted.recipient or "", (wanted.recipient or "", *wanted.also))
-        found = rows.merged(connection, reader, conditions or "true", values, "message_id desc, number desc", at_most)
-    else:
-        clause: LiteralString = ("where " + conditions + " ") if where else ""
-        found = rows.delivery_rows(connection, clause + _NEWEST_FIRST, [*values, at_most])
+    found = rows.delivery_rows(connection, "where " + " and ".join(where) + " " + _NEWEST_FIRST, [*values, at_most])
     return found, rows.with_messages(PostgresSession(connection), found)
 
 
-def _newest_of_reader(connection: Connection, wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Row]:
-    """Return rows of the deliveries of a recipient's list that includes held ones, by the function for it."""
-    found = connection.execute(
-        f"select {rows.DELIVERY} from deliveries_of(%s::text[], %s::text[], %s, %s, %s, %s)",
-        _of_reader(wanted, before, at_most),
-    )
-    return rows_of(found.fetchall())
-
-
 def _of_reader(wanted: Filter, before: DeliveryId | None, at_most: int) -> list[Any]:
-    """Return the parameters of `deliveries_of`."""
+    """Return the parameters of `deliveries_of`. Forgotten deliveries are not listed."""
     end = before or DeliveryId(HIGHEST, 0)
     if wanted.until is not None:
         end = min(end, DeliveryId(first_id(wanted.until), 0))
     return [
         [text(identity) for identity in (wanted.recipient or "", *wanted.also)],
-        sorted(state.value for state in wanted.states or State),
+        sorted(state.value for state in wanted.states or frozenset(State) - {State.EXPIRED}),
         LOWEST if wanted.since is None else first_id(wanted.since),
         *end,
         at_most,

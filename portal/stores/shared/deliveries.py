@@ -86,6 +86,10 @@ class SqlDeliveries(Deliveries):
         return self.search(search.of_reader(reader, wanted), limit, before) if reader.identities else Page((), None)
 
     def search(self, wanted: Filter, limit: int, before: DeliveryId | None = None) -> Page:
+        if State.EXPIRED in wanted.states:  # forgotten: never listed
+            wanted = replace(wanted, states=wanted.states - {State.EXPIRED})
+            if not wanted.states:
+                return Page((), None)
         if wanted.like is None:
             return self._find_page(wanted, limit, before)
         terms = search.wanted_terms(wanted)

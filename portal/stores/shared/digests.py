@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 from portal.model.errors import NotFound
@@ -15,9 +16,9 @@ from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import Digests
 from portal.stores.lifecycle import address_of
-from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Unsent, Upcoming
+from portal.stores.records import Digest, DigestRequest, LinkOpen, NoticeClaim, Person, Unsent, Upcoming
 from portal.stores.shared.outcomes import Outcomes
-from portal.stores.shared.recipients import HAS_NEWS
+from portal.stores.shared.recipients import HAS_NEWS, person_of_digest
 from portal.stores.shared.session import Engine, Row, Session
 
 CLAIMABLE = (
@@ -27,7 +28,8 @@ CLAIMABLE = (
 DUE = f"{HAS_NEWS} and next_digest_at <= :now and (lease_until is null or lease_until <= :now)"
 _DIGEST = (
     "select id, recipient, address, issued_at,"
-    " (select preferences from recipient r where r.recipient = digest.recipient) as preferences, is_notice from digest "
+    " (select preferences from recipient r where r.recipient = digest.recipient) as preferences, is_notice{0}"
+    " from digest "
 )
 
 _UPCOMING = (
@@ -85,6 +87,8 @@ _NOTICE_OVERLAP = timedelta(minutes=10)
 
 class SqlDigests(Digests):
     """See `Digests`."""
+
+    _announced = ""  # columns of a digest that `_announced_by` takes, after a comma
 
     def __init__(self, engine: Engine, outcomes: Outcomes) -> None:
         self._engine = engine
@@ -154,8 +158,10 @@ class SqlDigests(Digests):
         """Return deliveries that were held from ``since`` on and not announced to this reader, oldest first."""
 
     @abstractmethod
-    def _announced_by(self, session: Session, digest_id: UUID, recipient: str) -> Sequence[Delivery]:
-        """Return the deliveries that a digest announced and that are still kept, oldest first."""
+    def _announced_by(
+        self, session: Session, digest_id: UUID, recipient: str, announced: Sequence[Any]
+    ) -> Sequence[Delivery]:
+        """Return the deliveries that a digest announced and that are still kept, oldest first. Takes one statement."""
 
     def upcoming(self, reader: Reader, now: datetime, limit: int) -> Upcoming:
         who = reader.identity
@@ -190,7 +196,7 @@ class SqlDigests(Digests):
 
     def last(self, recipient: str) -> Digest | None:
         with self._engine.reading() as session:
-            row = session.one(_DIGEST + _LAST, recipient=recipient)
+            row = session.one(_DIGEST.format(self._announced) + _LAST, recipient=recipient)
             return self._digest_from(session, row) if row else None
 
     def sent_to(self, recipients: Sequence[str]) -> Collection[str]:
@@ -205,38 +211,36 @@ class SqlDigests(Digests):
 
     def get(self, digest_id: UUID) -> Digest:
         with self._engine.reading() as session:
-            row = session.one(_DIGEST + "where id = :id", id=digest_id)
+            row = session.one(_DIGEST.format(self._announced) + "where id = :id", id=digest_id)
             if row is None:
                 raise NotFound("there is no such digest")
             return self._digest_from(session, row)
 
     def _digest_from(self, session: Session, row: Row) -> Digest:
-        id, recipient, address, issued_at, preferences, is_notice = row
-        deliveries, chosen = tuple(self._announced_by(session, id, recipient)), Preferences.from_json(preferences)
+        id, recipient, address, issued_at, preferences, is_notice, *announced = row
+        deliveries = tuple(self._announced_by(session, id, recipient, announced))
+        chosen = Preferences.from_json(preferences)
         return Digest(id, recipient, address, issued_at, deliveries, chosen, is_notice=bool(is_notice))
 
-    def recipient_of(self, digest_id: UUID) -> str:
+    def recipient_of(self, digest_id: UUID) -> Person:
         with self._engine.reading() as session:
-            row = session.one("select recipient from digest where id = :id", id=digest_id)
-        if row is None:
+            found = person_of_digest(session, digest_id)
+        if found is None:
             raise NotFound("there is no such digest")
-        return str(row[0])
+        return found
 
     def record_link_open(
         self, recipient: str, issued_at: datetime, opened: LinkOpen, since: datetime
     ) -> Sequence[LinkOpen]:
-        insert = (
-            "insert into link_open (recipient, issued_at, message_id, number, at)"
-            " values (:recipient, :issued_at, :message_id, :number, :at)"
-        )
-        select = (
-            "select message_id, number, at from link_open where recipient = :recipient and issued_at = :issued_at"
-            f" and at >= :since order by at desc, id desc limit {lifecycle.LINK_OPENS_MAX}"
-        )
+        values = {"recipient": recipient, "issued_at": issued_at, "since": since, "at_most": lifecycle.LINK_OPENS_MAX}
         with self._engine.writing(durable=False) as session:
-            session.execute(insert, opened, opened.delivery, recipient=recipient, issued_at=issued_at)
-            rows = session.many(select, recipient=recipient, issued_at=issued_at, since=since)
-        return [LinkOpen(DeliveryId(id, number), at) for id, number, at in reversed(rows)]
+            rows = self._add_link_open(session, opened, values)
+        return [LinkOpen(DeliveryId(id, number), at) for id, number, at in rows]
+
+    @abstractmethod
+    def _add_link_open(self, session: Session, opened: LinkOpen, values: Mapping[str, Any]) -> Sequence[Row]:
+        """Add a row of `link_open`, and return (message id, number, time) of the digest's rows since then, oldest
+        first. Takes one statement."""
 
 
 def settle_unsent(session: Session, each: Unsent, now: datetime) -> None:

@@ -19,9 +19,11 @@ from portal.stores.shared.outbox import queue
 from portal.stores.shared.session import Engine, Row, Session
 
 HAS_NEWS = "news_since is not null and stopped_at is null"
-_PERSON = (
-    "select recipient, address, stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure,"
-    " failed_at, devices_valid_from from recipient "
+_DATA = "stopped_at, links_valid_from, news_since, next_digest_at, preferences, failure, failed_at, devices_valid_from"
+_PERSON = f"select recipient, address, {_DATA} from recipient "
+_OF_DIGEST = (
+    f"select digest.recipient, coalesce(r.address, digest.recipient) as address, {_DATA}"
+    " from digest left join recipient r on r.recipient = digest.recipient where digest.id = :id"
 )
 _UPSERT = (  # sets one column of a recipient who may be unknown
     "insert into recipient (recipient, address, {0}) values (:recipient, :recipient, :{0})"
@@ -241,6 +243,12 @@ def person(session: Session, recipient: str) -> Person:
     """Return a recipient; a Person without any data if the recipient is unknown."""
     row = session.one(_PERSON + "where recipient = :recipient", recipient=recipient)
     return _person_from(row) if row else Person(recipient, recipient, None, None, None, None)
+
+
+def person_of_digest(session: Session, digest_id: UUID) -> Person | None:
+    """Return the recipient of a digest, None if there is no such digest."""
+    row = session.one(_OF_DIGEST, id=digest_id)
+    return _person_from(row) if row else None
 
 
 def _person_from(row: Row) -> Person:
