@@ -25,7 +25,6 @@ from portal.model.errors import BadDomainValue
 from portal.model.message import domain
 from portal.model.text import shown
 from portal.policy.domains import Domains
-from portal.settings import DomainSettings
 from portal.settings.domains import EDITABLE, plain_values
 from portal.settings.values import plain
 
@@ -65,7 +64,7 @@ def show(name: str, as_json: bool) -> None:
             values, history = plain_values(parts.domains.own(name)), parts.domains.history(name, _HISTORY)
         except BadDomainValue as error:
             raise NotDone(str(error)) from error
-        sources = _sources(parts.domains, name)
+        sources = parts.domains.sources(name)
     if as_json:
         click.echo(json_text({"values": values, "sources": sources, "history": list(map(_change_json, history))}))
         return
@@ -115,21 +114,6 @@ def _set(domains: Domains, name: str, key: str, value: str | None) -> None:
     except BadDomainValue as error:
         raise (NotDone if value is None else WrongCall)(str(error)) from error
     click.echo(f"{shown_address(domain(name))} {shown(key)}: {'removed' if value is None else _text(in_effect)}")
-
-
-def _sources(domains: Domains, name: str) -> dict[str, str]:
-    of_file: DomainSettings = domains.of_file(name)
-    in_file, effective = plain_values(of_file), plain_values(domains.own(name))
-    in_store = {change.name: change.value for change in reversed(domains.history(name, 1_000_000))}
-    sources = {}
-    for key in EDITABLE:
-        if key in of_file.locked:
-            sources[key] = "file, locked" if key in in_file else "site, locked"
-        elif in_store.get(key) is not None and key in effective:
-            sources[key] = "store"
-        else:
-            sources[key] = "file" if key in in_file else "site"
-    return sources
 
 
 def _change_json(change: DomainValue) -> dict[str, object]:

@@ -28,7 +28,7 @@ from portal.model.rights import Access, ReleaseRight, access
 from portal.model.schedule import Plan, Preferences, Schedule, plan_for
 from portal.model.text import shown
 from portal.settings import DomainSettings, Settings
-from portal.settings.domains import EDITABLE, RETENTIONS
+from portal.settings.domains import EDITABLE, RETENTIONS, plain_values
 from portal.stores import Store
 
 log = logging.getLogger("quarantine.domains")
@@ -172,6 +172,23 @@ class Domains:
     def of_file(self, name: str) -> DomainSettings:
         """Return the values that the settings file has for a domain."""
         return self._settings.of_domain(domain(name))
+
+    def sources(self, name: str) -> Mapping[str, str]:
+        """Return where each value of a domain comes from: "store", "file" or "site", or "file, locked" or
+        "site, locked". Raises BadDomainValue if the domain is not local."""
+        of_file, in_effect = self.of_file(name), plain_values(self.own(name))
+        in_file = plain_values(of_file)
+        in_store = {
+            each.name for each in self._values.in_use() if each.domain == domain(name) and each.value is not None
+        }
+        sources = {}
+        for key in EDITABLE:
+            source = "file" if key in in_file else "site"
+            if key in of_file.locked:
+                sources[key] = f"{source}, locked"
+            else:
+                sources[key] = "store" if key in in_store and key in in_effect else source
+        return sources
 
     def unusable(self) -> Sequence[tuple[DomainValue, str]]:
         """Return the values of the store that are not in effect, each with the reason."""

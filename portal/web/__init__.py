@@ -21,6 +21,7 @@
     console_message one message for staff
     recipients  the page of one recipient, for staff
     forgetting  the page on which staff forget a recipient who left
+    domains   values of domains, for staff
     staff     roles of staff
     preload   the modules of the workers, imported before the fork
     static    style sheets, scripts and pictures
@@ -50,6 +51,7 @@ from portal.web.auth.session import Sessions
 from portal.web.console import Console
 from portal.web.console_message import ConsoleMessage
 from portal.web.console_search import ConsoleSearch
+from portal.web.domains import DomainPages
 from portal.web.downloads import DownloadPages
 from portal.web.exporter import ExporterEndpoint, is_export
 from portal.web.forgetting import ForgetPages
@@ -156,7 +158,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_search = ConsoleSearch(pages, console)
     console_message = ConsoleMessage(pages, console, formatted, downloads)
     staff = StaffPages(pages, console)
-    audit = AuditPages(pages, console)
+    audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
 
     app = Bottle()
@@ -207,6 +209,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),
         ("GET", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.show)),
         ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
+        ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),
+        ("POST", "/admin/domains", console.route(Permission.MANAGE_DOMAIN_POLICY, domains.change, "/admin/domains")),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),

@@ -51,6 +51,7 @@ ROLE_SUMMARIES = {
 _SECTIONS = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
     ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
+    ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )
@@ -99,7 +100,7 @@ class Console:
     def page(self, request: Request, staff: StaffSession, name: str, status: int = 200, **values: Any) -> HTTPResponse:
         """Return the page ``templates/web/admin/NAME.html``, which extends ``web/admin/base.html``."""
         sections = [
-            (path, text, path == request.path)
+            (path, text, path == request.path or (path != HOME and request.path.startswith(path)))
             for path, text, permission in _SECTIONS
             if self._staff.reach(staff.member, permission)
         ]

@@ -194,7 +194,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *(f"messages/{spam}/sender", f"messages/{doubtful}/download"),
         *(f"admin/{query}" for query in ("", "?symbol=BAYES_SPAM&tier=spam", "?by=symbol", "?since=x", "?symbol=X")),
         *(f"admin/recipients/?address={address}" for address in (ALICE, "nobody@example.org", "x")),
-        "admin/recipients/forget?address=bob@example.org",
+        *("admin/recipients/forget?address=bob@example.org", "admin/domains", "admin/domains?domain=example.org"),
         *(
             f"admin/messages/{spam}.0/{part}"
             for part in ("?search=%3Fsymbol%3DBAYES_SPAM", "text", "headers", "similar")

@@ -645,6 +645,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/admin/recipients/"): (303, 404, 404),
     ("GET", "/admin/recipients/forget"): (303, 404, 404),
     ("POST", "/admin/recipients/forget"): (303, 404, 404),
+    ("GET", "/admin/domains"): (303, 404, 404),
+    ("POST", "/admin/domains"): (303, 404, 404),
     ("GET", "/admin/staff"): (303, 404, 404),
     ("POST", "/admin/staff"): (303, 404, 404),
     ("GET", "/admin/audit"): (303, 404, 404),

@@ -57,6 +57,8 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/admin/recipients/"): (303, 404, 400, 400, 403, 400, 403),
     ("GET", "/admin/recipients/forget"): (303, 404, 303, 303, 303, 403, 403),
     ("POST", "/admin/recipients/forget"): (303, 404, 303, 303, 403, 403, 403),
+    ("GET", "/admin/domains"): (303, 404, 200, 200, 200, 403, 200),
+    ("POST", "/admin/domains"): (303, 404, 400, 400, 403, 403, 403),
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
     ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),

@@ -1,0 +1,116 @@
+"""The page of domains in the console, on both stores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
+
+import pytest
+
+from portal.assemble import Parts
+from portal.model.audit import AuditFilter
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.policy.domains import Domains
+from tests.builders import ALICE, BY_OPERATOR, MALLORY
+from tests.web_client import Answer, Browser, Site
+
+DOMAINS = ("example.org", "example.net", "münchen.example")
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts]) -> Site:
+    return Site(make_parts(local_domains=DOMAINS))
+
+
+def staff(site: Site, role: Role = Role.ADMINISTRATOR, domain: str = EVERYWHERE, person: str = MALLORY) -> Browser:
+    site.store.staff.give(Grant(person, role, domain, site.now, BY_OPERATOR))
+    return site.signed_in(person)
+
+
+def change(browser: Browser, key: str, value: str, domain: str = "example.org") -> Answer:
+    form = {"form_token": browser.form_token(), "domain": domain, "key": key, "value": value}
+    return browser.post("/admin/domains", form)
+
+
+def text_of(answer: Answer) -> str:
+    assert answer.status == 200
+    return unescape(answer.text)
+
+
+def test_the_list_has_each_domain_with_its_messages_and_values(site: Site) -> None:
+    site.hold(recipients=(ALICE,))
+    site.parts.domains.set("example.net", "language", "fr", BY_OPERATOR)
+    while site.store.facets.index():
+        pass
+    page = text_of(staff(site).get("/admin/domains"))
+    rows = re.findall(r'<bdi>([^<]*)</bdi></a></td><td class="number">(\d+)</td><td><bdi dir="ltr">([^<]*)</bdi>', page)
+    assert rows == [("example.net", "0", "language = fr"), ("example.org", "1", ""), ("münchen.example", "0", "")]
+
+
+def test_a_value_is_set_and_removed_at_once_with_a_name_in_the_audit(site: Site) -> None:
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    page = text_of(browser.follow(change(browser, "at", "16:00, 07:30"), "/admin/domains"))
+    assert "Value saved." in page and 'value="07:30, 16:00"' in page and "Set here or by a command" in page
+    assert [f"{each:%H:%M}" for each in site.parts.domains.of(ALICE).at] == ["07:30", "16:00"]
+    assert "it was so already" in text_of(browser.follow(change(browser, "at", "07:30, 16:00"), "/admin/domains"))
+    assert "Value saved." in text_of(browser.follow(change(browser, "at", ""), "/admin/domains"))
+    assert [f"{each:%H:%M}" for each in site.parts.domains.of(ALICE).at] == ["07:00"]
+    [unset, was_set] = site.store.audit.list(AuditFilter(act="domain-set"), 9)
+    assert was_set.detail.startswith("at = ") and (was_set.actor.name, was_set.subject) == (MALLORY, "example.org")
+    assert unset.actor.via == "console" and MALLORY in text_of(browser.get("/admin/domains?domain=example.org"))
+    international = change(staff(site), "notices", "true", "MÜNCHEN.example")
+    assert international.header("Location") == "/quarantine/admin/domains?domain=xn--mnchen-3ya.example&done=saved"
+    assert site.parts.domains.of("jo@xn--mnchen-3ya.example").notices
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("timezone", "Mars/<b>Base", "timezone: "),
+        ("at", "25:00", "at: "),
+        ("release_dangerous", "self", "'self' can only be set in the settings file"),
+        ("from_address", "x@elsewhere.example", "is not in example.org"),
+        ("logo", "/etc/passwd", "This value cannot be set here."),
+        ("locked", "at", "This value cannot be set here."),
+        ("language", "", "it was so already"),
+    ],
+)
+def test_wrong_values_change_nothing_and_are_shown_again(site: Site, key: str, value: str, text: str) -> None:
+    browser = staff(site)
+    answer = change(browser, key, value)
+    page = answer.text if value else browser.follow(answer, "/admin/domains").text
+    assert text in unescape(page) and "<b>Base" not in page
+    assert answer.status == (400 if value else 303)
+    assert site.store.domains.in_use() == []
+
+
+def test_locked_values_have_no_form(make_parts: Callable[..., Parts]) -> None:
+    parts = make_parts(local_domains=DOMAINS)
+    table = parts.settings.of_domain("example.org").model_copy(update={"notices": True, "locked": ("notices",)})
+    settings = parts.settings.model_copy(update={"domains": {"example.org": table}})
+    site = Site(replace(parts, domains=Domains(settings, parts.store)))
+    browser = staff(site)
+    page = text_of(browser.get("/admin/domains?domain=example.org"))
+    assert "Locked in the settings file" in page and 'name="key" value="notices"' not in page
+    answer = change(browser, "notices", "false")
+    assert answer.status == 400 and "notices is locked in the settings file" in answer.text
+    assert site.store.domains.in_use() == []
+
+
+def test_staff_of_a_domain_see_and_change_that_domain_alone(site: Site) -> None:
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", "ned@example.net")
+    page = text_of(browser.get("/admin/domains"))
+    assert "example.net" in page and "example.org" not in page.replace("@example.org", "")
+    for name in ("example.org", "elsewhere.example", "<script>"):
+        assert browser.get(f"/admin/domains?domain={name}").status == 404
+    assert change(browser, "language", "fr").status == 403
+    assert change(browser, "language", "fr", "").status == 403
+    auditor = staff(site, Role.AUDITOR, EVERYWHERE, "ann@example.org")
+    assert "<select" not in text_of(auditor.get("/admin/domains?domain=example.org"))
+    assert change(auditor, "language", "fr").status == 403
+    administrator = staff(site)
+    site.pass_time(minutes=20)
+    assert "sign-in" in (change(administrator, "language", "fr").header("Location") or "")
+    assert site.store.domains.in_use() == []
