@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -71,6 +71,8 @@ _SCAN_TRIES = 4  # of a release, in a quarter of an hour
 _ALARM_EVERY = timedelta(hours=1)
 _SYMBOLS_SHOWN = 20
 
+Check = Callable[[Delivery], object]  # raises NotAllowed, or does nothing
+
 
 @dataclass(frozen=True, slots=True)
 class Actions:
@@ -88,11 +90,23 @@ class Actions:
     host: str = field(default_factory=socket.getfqdn)
     now: Callable[[], datetime] = utc_now
 
-    def release(self, id: UUID, number: int, actor: Actor, *, operator: bool = False, again: bool = False) -> Delivery:
+    def release(
+        self,
+        id: UUID,
+        number: int,
+        actor: Actor,
+        *,
+        operator: bool = False,
+        again: bool = False,
+        check: Check = bool,
+        reason: str = "",
+    ) -> Delivery:
         """Send one delivery to its recipient now. Return it in its new state `released`.
 
         With ``again`` a delivery that was released or passed before is sent once more: it may have been lost after the
         mail server accepted it, or been deleted by mistake. Recipients may do so one minute after the last time.
+        ``check`` is called with a delivery that an operator releases, right before the claim, and may raise NotAllowed.
+        ``reason`` is the operator's, for the audit.
 
         Raises NotFound; NotAllowed if only an administrator may release it and no operator acts;
         AlreadyDone; RelayDeferred (the delivery stays `releasing` and the digest process tries again; if the error is
@@ -106,7 +120,14 @@ class Actions:
             allowed -= set() if again else {State.RELEASED, State.PASSED}
         elif again:
             return self._send(id, number, {State.RELEASED, State.PASSED}, actor, self._check_again)
-        return self._send(id, number, allowed, actor, _check_recipient if operator else self._check_release)
+        if not operator:
+            return self._send(id, number, allowed, actor, self._check_release)
+
+        def check_operator(delivery: Delivery) -> None:
+            _check_recipient(delivery)
+            check(delivery)
+
+        return self._send(id, number, allowed, actor, check_operator, reason)
 
     def queue_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
         """Record that one delivery is to be released. The digest process sends it within seconds.
@@ -131,11 +152,11 @@ class Actions:
         return self._send(id, number, set(), Actor(ActorKind.DIGEST))
 
     def _send(
-        self, id: UUID, number: int, allowed: set[State], actor: Actor, check: Callable[[Delivery], object] = bool
+        self, id: UUID, number: int, allowed: set[State], actor: Actor, check: Check = bool, detail: str = ""
     ) -> Delivery:
         reply, now = "", self.now()
         with self.store.deliveries.releasing(
-            DeliveryId(id, number), allowed, actor, now, lambda: reply, check=check
+            DeliveryId(id, number), allowed, actor, now, lambda: reply, check=check, detail=detail
         ) as delivery:
             message = delivery.message
             self._check_tier(delivery)
@@ -201,16 +222,19 @@ class Actions:
         """Raise NotAllowed if only an administrator may release the message, unless an operator began this release.
 
         This is checked under the claim: the verdict may have got worse after the release was allowed, or between two
-        tries.
+        tries. What staff began in the console also stops then, since it may now need another role.
         """
         is_own, dangerous = self.domains.right(delivery) is ReleaseRight.SELF, delivery.message.tier is Tier.DANGEROUS
         if is_own and not dangerous:
             return
-        start = self._release_start(delivery)
+        history = self.store.deliveries.history(delivery.key)
+        start = _release_start(history)
         kind = start.actor.kind if start else ActorKind.RECIPIENT
-        if kind is ActorKind.OPERATOR:
-            return
-        may_release = is_own if kind is ActorKind.RECIPIENT else not dangerous  # else a rule began it
+        if start and kind is ActorKind.OPERATOR:
+            is_raised = any(event.kind is EventKind.RAISED for event in history[history.index(start) :])
+            may_release = not (is_raised and start.actor.is_console)
+        else:
+            may_release = is_own if kind is ActorKind.RECIPIENT else not dangerous  # else a rule began it
         if not may_release:
             log.warning(
                 "not released id=%s recipient=%s: only an administrator can release it now",
@@ -305,8 +329,7 @@ class Actions:
 
     def _release_start(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""
-        history = self.store.deliveries.history(delivery.key)
-        return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
+        return _release_start(self.store.deliveries.history(delivery.key))
 
     def _report_rejection(self, error: QuarantineError) -> None:
         self.alarm_hourly(
@@ -331,8 +354,11 @@ class Actions:
             f"{MARK_HEADER}: {self.links.mark('release', message.id)}\r\n"
         ).encode("ascii", "replace")
 
-    def delete(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Hide a delivery. `restore` undoes this until the retention ends. Raises NotFound, AlreadyDone."""
+    def delete(self, id: UUID, number: int, actor: Actor, *, reason: str = "") -> Delivery:
+        """Hide a delivery. `restore` undoes this until the retention ends. Raises NotFound, AlreadyDone.
+
+        ``reason``: for the audit.
+        """
         return self.store.deliveries.move(
             DeliveryId(id, number),
             State.DELETED,
@@ -340,6 +366,7 @@ class Actions:
             actor,
             self.now(),
             kind=EventKind.DELETED,
+            detail=reason,
         )
 
     def confirm_spam(self, id: UUID, number: int, actor: Actor) -> Delivery:
@@ -355,10 +382,12 @@ class Actions:
         self._learn(delivery, Label.SPAM, EventKind.CONFIRMED)
         return delivery
 
-    def restore(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Undo `delete` or `confirm_spam`. Raises NotFound, AlreadyDone."""
+    def restore(self, id: UUID, number: int, actor: Actor, *, reason: str = "") -> Delivery:
+        """Undo `delete` or `confirm_spam`. Raises NotFound, AlreadyDone. ``reason``: for the audit."""
         key, now = DeliveryId(id, number), self.now()
-        delivery = self.store.deliveries.move(key, State.HELD, {State.DELETED}, actor, now, kind=EventKind.RESTORED)
+        delivery = self.store.deliveries.move(
+            key, State.HELD, {State.DELETED}, actor, now, kind=EventKind.RESTORED, detail=reason
+        )
         deletions = []
         if self.learning.rspamd is not None:
             events = self.store.deliveries.last_events([key]).get(key, ())
@@ -472,6 +501,11 @@ class Actions:
             **values,
         )
         return QueuedMail(to, mail.as_bytes())
+
+
+def _release_start(history: Sequence[Event]) -> Event | None:
+    """Return the event with which the current release began."""
+    return next((event for event in reversed(history) if event.kind is EventKind.RELEASING), None)
 
 
 def _check_recipient(delivery: Delivery) -> None:

@@ -28,10 +28,11 @@ from portal.cli.options import FILLED
 from portal.mail import wire
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
-from portal.model.errors import QuarantineError, RelayDeferred, RelayRefused, SettingsError
+from portal.model.errors import NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
 from portal.model.message import ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
 from portal.model.sender import authentic
 from portal.model.text import shown
+from portal.policy.staff import NOT_YOURS
 from portal.stores import scans
 
 
@@ -115,8 +116,14 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
     with open_parts() as parts:
         deliveries, failed = _select(parts, ids, recipient, to_all, may_assign=True)
 
+        operator = current_operator()
+
+        def check(delivery: Delivery) -> None:
+            if parts.staff.decides_own(identity(operator.name), delivery):
+                raise NotAllowed(NOT_YOURS)
+
         def send(actions: Actions, delivery: Delivery) -> Delivery:
-            return actions.release(delivery.id, delivery.number, current_operator(), operator=True, again=again)
+            return actions.release(delivery.id, delivery.number, operator, operator=True, again=again, check=check)
 
         for delivery, outcome in in_parallel(parts.actions, send, deliveries, AT_ONCE):
             if isinstance(outcome, Delivery):

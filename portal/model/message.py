@@ -229,13 +229,18 @@ class Actor:
 
     kind: ActorKind
     name: str = ""  # an operator's name; a person's identity if they acted on an alias or role mailbox; a rule's sender
-    via: str = ""  # "link", "portal", "cli"; a rule's scope
+    via: str = ""  # "link", "portal", "console", "cli"; a rule's scope
     address: str = ""  # the client's IP address
 
     @property
     def who(self) -> str:
         """Kind and name as stored: "recipient", "operator:NAME", …"""
         return f"{self.kind}:{self.name}" if self.name else str(self.kind)
+
+    @property
+    def is_console(self) -> bool:
+        """True for staff who acted in the console, where their roles limit what they may do."""
+        return self.kind is ActorKind.OPERATOR and self.via.partition("/")[0] == "console"
 
     @classmethod
     def from_stored(cls, who: str, via: str, address: str) -> Actor:

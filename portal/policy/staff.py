@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from portal.model.clock import utc_now
 from portal.model.errors import BadGrant, NotAllowed
-from portal.model.message import Actor, ActorKind, Delivery, Tier, domain, identity, is_address
+from portal.model.message import Actor, ActorKind, Delivery, State, Tier, domain, identity, is_address
 from portal.model.rights import Access, ReleaseRight, access
 from portal.model.staff import EVERYWHERE, Grant, Role, fits
 from portal.model.text import N_
@@ -26,6 +26,8 @@ from portal.stores.lifecycle import SESSION_MAX
 
 log = logging.getLogger("quarantine.staff")
 
+NOT_YOURS = N_("This is your own message: somebody else must decide about it.")
+NOT_BY_ROLE = "this member of staff may not release this message"
 SETTINGS = "settings"  # `Actor.via` of the roles that the settings file gives
 
 
@@ -177,9 +179,24 @@ class Staff:
 
     def may_release(self, member: Member, delivery: Delivery) -> bool:
         """Return whether a person may release a delivery, by its tier and the policy of its recipient's domain."""
+        if self.decides_own(member.person, delivery):
+            return False
         # As `Domains.right`: a message that was not scanned is suspicious, and the rule for its verdict holds as well.
         tiers = {delivery.message.tier, delivery.message.verdict_tier}
         return all(self.may_for(member, _RELEASE[tier], delivery) for tier in tiers)
+
+    def decides_own(self, person: str, delivery: Delivery) -> bool:
+        """Return whether a person would decide about a message of their own that its recipients may not release.
+
+        Nobody approves their own request, or releases it without one. ``person``: identity.
+        """
+        is_decided = delivery.state is State.REQUESTED or self.domains.right(delivery) is not ReleaseRight.SELF
+        return is_decided and delivery.recipient != "" and person in self.people.readers(delivery.recipient)
+
+    def check_release(self, member: Member, delivery: Delivery) -> None:
+        """Raise NotAllowed unless a person may release a delivery. For `Actions.release`, right before it."""
+        if not self.may_release(member, delivery):
+            raise NotAllowed(NOT_YOURS if self.decides_own(member.person, delivery) else NOT_BY_ROLE)
 
     def access(self, member: Member, delivery: Delivery) -> Access:
         """Return what a person may see and download of a delivery whose content they may read.

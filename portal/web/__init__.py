@@ -19,6 +19,7 @@
     console   who may use /admin/, the pages of staff
     console_search  search over all messages
     console_message one message for staff
+    console_acts    what staff do with it
     recipients  the page of one recipient, for staff
     forgetting  the page on which staff forget a recipient who left
     domains   values of domains, for staff
@@ -49,6 +50,7 @@ from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.page import SignInPage
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
+from portal.web.console_acts import ConsoleActs
 from portal.web.console_message import ConsoleMessage
 from portal.web.console_search import ConsoleSearch
 from portal.web.domains import DomainPages
@@ -157,6 +159,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console = Console(pages, sessions)
     console_search = ConsoleSearch(pages, console)
     console_message = ConsoleMessage(pages, console, formatted, downloads)
+    console_acts = ConsoleActs(pages, console, console_message, mailed)
     staff = StaffPages(pages, console)
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
@@ -198,6 +201,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin", console.route(Permission.SEE_ENVELOPE, console.with_slash)),
         ("GET", "/admin/", console.route(Permission.SEE_ENVELOPE, console_search.show)),
         ("GET", _ADMIN_MESSAGE, console.route(Permission.SEE_ENVELOPE, console_message.show)),
+        ("POST", _ADMIN_MESSAGE, console.route(Permission.SEE_ENVELOPE, console_acts.act)),
         ("GET", f"{_ADMIN_MESSAGE}similar", console.route(Permission.SEE_ENVELOPE, console_message.similar)),
         ("GET", f"{_ADMIN_MESSAGE}{_VIEW}", console.route(Permission.SEE_BODY, console_message.read)),
         ("GET", f"{_ADMIN_MESSAGE}html", console.route(Permission.SEE_BODY, console_message.frame)),

@@ -6,12 +6,13 @@ reading is in the audit before it happens. Deliveries of other domains are answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bottle import HTTPResponse
 
+from portal.actions import RELEASABLE
 from portal.model import criteria
 from portal.model.audit import Act, AuditEntry
 from portal.model.authentication import checks
@@ -21,6 +22,7 @@ from portal.model.message import Delivery, DeliveryId, State, parse_id
 from portal.model.rights import Access
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
+from portal.policy.recipients import REASON_CHARACTERS
 from portal.policy.staff import Permission
 from portal.stores.records import Page
 from portal.web.console import HOME, Console, StaffSession
@@ -32,10 +34,26 @@ from portal.web.listing import cursor, name_of
 from portal.web.neighbours import beside
 from portal.web.pages import Pages
 from portal.web.request import Request
+from portal.web.results import forget, kept
 from portal.web.rows import TIER_NAMES, Row, Viewer, findings
 from portal.web.views import MessageViews
 
+DELETABLE = frozenset({*RELEASABLE, State.REQUESTED})
 _DETAILS = N_("Details")
+# The result of an act, by the state afterwards; None: whatever it is.
+_RESULTS = {
+    ("release", State.RELEASED): (True, N_("Released. The mail server accepted the message.")),
+    ("release", State.RELEASING): (True, N_("The release is in progress. It is tried again automatically.")),
+    ("again", State.RELEASED): (True, N_("Sent again. The mail server accepted the message.")),
+    ("again", State.RELEASING): (True, N_("The release is in progress. It is tried again automatically.")),
+    ("delete", State.DELETED): (True, N_("Deleted.")),
+    ("restore", State.HELD): (True, N_("Deletion undone. The message is held again.")),
+    ("deny", State.HELD): (True, N_("Denied. The recipient gets a mail with the reason.")),
+    ("link", None): (True, N_("A link to this message is on its way to the recipient. It is valid for 15 minutes.")),
+    ("link-limit", None): (False, N_("No link was sent: one was sent a moment ago. Try again in some minutes.")),
+    ("late", None): (False, N_("Not changed: somebody acted on this message before.")),
+}
+_UNCHANGED = N_("Nothing was changed.")
 _OTHERS = 50  # deliveries of the same message that are listed
 
 
@@ -64,32 +82,74 @@ class ConsoleMessage:
 
     def show(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """GET /admin/messages/ID/: everything about the message except its content."""
-        delivery, others = self._found(staff, id)
+        delivery, others = self.found(staff, id)
+        return self.page(request, staff, delivery, others)
+
+    def page(
+        self,
+        request: Request,
+        staff: StaffSession,
+        delivery: Delivery,
+        others: Sequence[Delivery],
+        status: int = 200,
+        *,
+        error: str = "",
+    ) -> HTTPResponse:
+        """Return the first page of a message. ``error``: why a form was rejected, to be translated."""
         events = self._parts.store.deliveries.history(delivery.key)
         viewer = self._pages.viewer(request, staff.member.person)
         row = self._pages.row(request, delivery, staff.member.person, events)
-        return self._page(
+        result, lines = kept(request), history(events, row, viewer, for_staff=True)
+        act = result.act if result.key == delivery.key else ""
+        response = self._page(
             request,
             staff,
             row,
-            events=events,
+            status=status,
+            error=error,
+            done=_result(act, delivery),
+            last=lines[-1] if act == "late" else None,
+            offers=list(self._offers(staff, delivery)),
+            reason=shown(request.form("reason"), REASON_CHARACTERS) if error else "",
+            reason_characters=REASON_CHARACTERS,
             others=[_other(each, viewer) for each in others[:_OTHERS]],
             others_left=viewer.language.number(max(0, len(others) - _OTHERS)) if len(others) > _OTHERS else "",
             facts=_facts(delivery, viewer),
             checks=checks(delivery.message),
-            history=history(events, row, viewer, for_staff=True),
+            history=lines,
             **findings(delivery.message, request.language),
         )
+        if result.act:
+            forget(self._pages, response)
+        return response
+
+    def _offers(self, staff: StaffSession, delivery: Delivery) -> Iterator[tuple[str, str]]:
+        """Yield the acts that a person may do now: the value of the button, and its text, to be translated."""
+        state = delivery.state
+        may_release = delivery.recipient != "" and self._parts.staff.may_release(staff.member, delivery)
+        if may_release and state is State.REQUESTED:
+            yield "release", N_("Approve and release")
+            yield "deny", N_("Deny request")
+        elif may_release and state in (State.HELD, State.BLOCKED):
+            yield "release", N_("Release")
+        elif may_release and state in (State.PASSED, State.RELEASED):
+            yield "again", N_("Send again")
+        if state in DELETABLE and self.may(staff, Permission.DELETE, delivery):
+            yield "delete", N_("Delete")
+        if state is State.DELETED and self.may(staff, Permission.RESTORE, delivery):
+            yield "restore", N_("Undo deletion")
+        if self._parts.people.readers(delivery.recipient) and self.may(staff, Permission.SEND_LINK, delivery):
+            yield "link", N_("Send link to recipient")
 
     def similar(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """GET /admin/messages/ID/similar: held messages of the same recipient that are nearly identical."""
-        delivery, _ = self._found(staff, id)
+        delivery, _ = self.found(staff, id)
         page, viewer = self._parts.store.deliveries.near_duplicates(delivery), self._pages.viewer(request, "")
         return self._console.page(
             request,
             staff,
             "similar",
-            at=_at(delivery.key),
+            at=place(delivery.key),
             subject=shown(delivery.message.subject, 200),
             recipient=shown_address(delivery.address),
             rows=[_other(each, viewer) for each in page.deliveries],
@@ -121,7 +181,7 @@ class ConsoleMessage:
         def access(of: Delivery) -> Access:
             return self._access(staff, of)
 
-        return self._downloads.question(request, staff.session, delivery, access, _at(delivery.key))
+        return self._downloads.question(request, staff.session, delivery, access, place(delivery.key))
 
     def download(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """POST /admin/messages/ID/download: send the message or an attachment. Its history and the audit have it."""
@@ -130,12 +190,12 @@ class ConsoleMessage:
         def access(of: Delivery) -> Access:
             return self._access(staff, of)
 
-        page = f"/{_at(delivery.key)}/download"
+        page = f"/{place(delivery.key)}/download"
         return self._downloads.file(request, delivery, staff.member.person, access, staff.actor, page)
 
     def go(self, request: Request, staff: StaffSession, id: str, way: str) -> HTTPResponse:
         """GET /admin/messages/ID/WAY: redirect to the next or previous message of the search that one came from."""
-        delivery, _ = self._found(staff, id)
+        delivery, _ = self.found(staff, id)
         search = Search.of_query(request.query("search").removeprefix("?")).without("by", "before")
         reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
         zone = self._pages.viewer(request, staff.member.person).zone
@@ -150,11 +210,11 @@ class ConsoleMessage:
 
         with self._pages.searching():
             key = beside(delivery.key, way, found)
-        return self._pages.see_other(f"/{_at(key)}/{search.as_place()}" if key else HOME + search.query())
+        return self._pages.see_other(f"/{place(key)}/{search.as_place()}" if key else HOME + search.query())
 
     # ---- which message
 
-    def _found(self, staff: StaffSession, name: str) -> tuple[Delivery, Sequence[Delivery]]:
+    def found(self, staff: StaffSession, name: str) -> tuple[Delivery, Sequence[Delivery]]:
         """Return the delivery with this name, and the others of its message, all of domains that the person may see.
 
         A message's id alone names the first one. Raises NotFound.
@@ -175,12 +235,13 @@ class ConsoleMessage:
 
     def _readable(self, request: Request, staff: StaffSession, name: str) -> Delivery:
         """Return the delivery with this name. Raises 403 unless the person may read its content, NotFound."""
-        delivery, _ = self._found(staff, name)
-        if not self._may(staff, Permission.SEE_BODY, delivery):
+        delivery, _ = self.found(staff, name)
+        if not self.may(staff, Permission.SEE_BODY, delivery):
             raise self._console.forbidden(request)
         return delivery
 
-    def _may(self, staff: StaffSession, permission: Permission, delivery: Delivery) -> bool:
+    def may(self, staff: StaffSession, permission: Permission, delivery: Delivery) -> bool:
+        """Return whether the person may do this to a delivery."""
         return self._parts.staff.may_for(staff.member, permission, delivery)
 
     def _access(self, staff: StaffSession, delivery: Delivery) -> Access:
@@ -194,12 +255,14 @@ class ConsoleMessage:
 
     # ---- the page
 
-    def _page(self, request: Request, staff: StaffSession, row: Row, *, view: str = "", **values: Any) -> HTTPResponse:
+    def _page(
+        self, request: Request, staff: StaffSession, row: Row, *, view: str = "", status: int = 200, **values: Any
+    ) -> HTTPResponse:
         """Return the page of a message with its content in one view or, without any, everything else."""
         delivery = row.delivery
         access = self._access(staff, delivery)
         links: list[tuple[str, str]] = []
-        if self._may(staff, Permission.SEE_BODY, delivery):
+        if self.may(staff, Permission.SEE_BODY, delivery):
             found = self._views.links(delivery, access, values.get("preview"))
             links = [("", _DETAILS), *((name or "text", text) for name, text in found)]
         search = Search.of_query(request.query("search").removeprefix("?")).without("by")
@@ -207,8 +270,9 @@ class ConsoleMessage:
             request,
             staff,
             "message",
+            status,
             row=row,
-            at=_at(delivery.key),
+            at=place(delivery.key),
             recipient=shown_address(delivery.address),
             here=HOME + search.query(),
             list=search.as_place(),
@@ -217,11 +281,19 @@ class ConsoleMessage:
             access=access,
             state=STATE_NAMES.get(delivery.state, ""),
             tier=TIER_NAMES[delivery.message.tier],
-            **values,
+            **{"error": "", "done": None, "offers": (), **values},
         )
 
 
-def _at(key: DeliveryId) -> str:
+def _result(act: str, delivery: Delivery) -> tuple[bool, str] | None:
+    """Return what the act before this page did: whether it was done, and the text, to be translated."""
+    if not act or (act in ("release", "again") and delivery.state is State.HELD and delivery.reason):
+        return None  # the state says why
+    return _RESULTS.get((act, delivery.state)) or _RESULTS.get((act, None)) or (False, _UNCHANGED)
+
+
+def place(key: DeliveryId) -> str:
+    """Return the path of a message's page without slashes around it."""
     return f"admin/messages/{name_of(key)}"
 
 

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from bottle import HTTPError, HTTPResponse
 
-from portal.actions import Actions
+from portal.actions import Actions, Check
 from portal.assemble import Parts
 from portal.batches.parallel import in_parallel
 from portal.batches.run import Batches
@@ -205,6 +205,19 @@ class Pages:
             raise Busy("too many releases wait for the mail server")
         try:
             return self.parts.actions.release(id, number, actor, again=True)
+        finally:
+            self._releases.release()
+
+    def release_as_staff(
+        self, delivery: Delivery, actor: Actor, check: Check, reason: str, *, again: bool = False
+    ) -> Delivery:
+        """Release a delivery by somebody with a role, which ``check`` checks. Raises as `Actions.release`, and Busy."""
+        if not self._releases.acquire(blocking=False):
+            raise Busy("too many releases wait for the mail server")
+        try:
+            return self.parts.actions.release(
+                delivery.id, delivery.number, actor, operator=True, again=again, check=check, reason=reason
+            )
         finally:
             self._releases.release()
 

@@ -18,7 +18,9 @@ from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
 from portal.web.request import Request
 
-ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "question", "asked")
+# Of staff: a link to the message was sent or not, a request was denied, somebody else acted before.
+STAFF_ACTS = ("link", "link-limit", "deny", "late")
+ACTS = ("release", "again", "wait", "delete", "spam", "restore", "unblock", "ask", "question", "asked", *STAFF_ACTS)
 _COOKIE = "result"
 _SECONDS = 300
 _VALUE = re.compile(rf"({'|'.join(ACTS)})(?:-({'|'.join(Effect)}))?\.([0-9a-f-]{{36}}\.[0-9]{{1,5}})", re.ASCII)

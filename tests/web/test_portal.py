@@ -634,6 +634,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin"): (303, 404, 404),
     ("GET", "/admin/"): (303, 404, 404),  # tests/web/test_staff.py has the roles
     ("GET", "/admin/messages/ID/"): (303, 404, 404),
+    ("POST", "/admin/messages/ID/"): (303, 404, 404),
     ("GET", "/admin/messages/ID/similar"): (303, 404, 404),
     ("GET", "/admin/messages/ID/VIEW"): (303, 404, 404),
     ("GET", "/admin/messages/ID/html"): (303, 404, 404),

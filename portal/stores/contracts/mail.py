@@ -203,12 +203,14 @@ class Deliveries(ABC):
         *,
         kind: EventKind,
         reason: str = "",
+        detail: str = "",
         mail: QueuedMail | None = None,
         next_try_at: datetime | None = None,
     ) -> Delivery:
         """Change a delivery's state to ``to`` if it is in one of ``allowed``; record an event of this kind.
 
-        ``reason`` becomes the delivery's reason; ``mail`` is queued in the same transaction, but that of an event
+        ``reason`` becomes the delivery's reason and the event's detail; ``detail`` is that of an event without a
+        reason. ``mail`` is queued in the same transaction, but that of an event
         `requested` only once a day for each delivery, and again after a denial. ``next_try_at`` is for the
         state `releasing`: nobody has claimed the release, and its first try may begin at this time. Durable on return.
         Raises NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is
@@ -235,6 +237,7 @@ class Deliveries(ABC):
         answer: Callable[[], str] = str,
         *,
         check: Callable[[Delivery], object] = bool,
+        detail: str = "",
     ) -> AbstractContextManager[Delivery]:
         """Claim a delivery for release, yield it as claimed, and record the outcome.
 
@@ -243,6 +246,7 @@ class Deliveries(ABC):
         claimed once its ``next_try_at`` has passed, whatever ``allowed`` contains. Entering raises NotFound, or
         AlreadyDone with the delivery (already released, deleted, claimed by another process). Before a delivery in an
         allowed state is claimed, ``check`` is called with it, under the lock of its row: if it raises, nothing changes.
+        ``detail`` is that of the event `releasing`.
 
         On exit:
         - no error: `released`; the event's detail is the return value of ``answer``, the mail server's answer. While

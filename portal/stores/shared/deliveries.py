@@ -201,6 +201,7 @@ class SqlDeliveries(Deliveries):
         *,
         kind: EventKind,
         reason: str = "",
+        detail: str = "",
         mail: QueuedMail | None = None,
         next_try_at: datetime | None = None,
     ) -> Delivery:
@@ -214,7 +215,7 @@ class SqlDeliveries(Deliveries):
             session.execute(update, key, state=to.value, now=now, reason=reason, next_try_at=next_try_at)
             if mail is not None and (kind is not EventKind.REQUESTED or self._request_is_mailed(session, key, now)):
                 queue(session, mail, now)
-            return self._rows.record(session, key, Event(now, kind, actor, reason))
+            return self._rows.record(session, key, Event(now, kind, actor, reason or detail))
 
     def record(
         self, key: DeliveryId, event: Event, *, mail: QueuedMail | None = None, interval: timedelta = timedelta()
@@ -242,9 +243,10 @@ class SqlDeliveries(Deliveries):
         answer: Callable[[], str] = str,
         *,
         check: Callable[[Delivery], object] = bool,
+        detail: str = "",
     ) -> Iterator[Delivery]:
         lease = uuid4()
-        delivery = self._claim_release(key, allowed, check, actor, now, lease)
+        delivery = self._claim_release(key, allowed, check, Event(now, EventKind.RELEASING, actor, detail), lease)
         try:
             yield delivery
         except BaseException as error:
@@ -274,10 +276,10 @@ class SqlDeliveries(Deliveries):
         key: DeliveryId,
         allowed: Collection[State],
         check: Callable[[Delivery], object],
-        actor: Actor,
-        now: datetime,
+        start: Event,
         lease: UUID,
     ) -> Delivery:
+        now = start.at
         self._outcomes.record_kept()
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
@@ -294,7 +296,7 @@ class SqlDeliveries(Deliveries):
                 lease=lease,
             )
             if not is_retry:
-                self._rows.note(session, delivery, Event(now, EventKind.RELEASING, actor))
+                self._rows.note(session, delivery, start)
             return claimed
 
     def _record_failure(

@@ -1,0 +1,128 @@
+"""The acts of staff on one message: release, delete, restore, deny a request, send its recipient a link to it.
+
+Each act checks the role for the recipient's domain again; a release does so right before the claim, under the lock of
+the delivery's row. The reason that somebody typed is in the history for staff and in the audit.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bottle import HTTPResponse
+
+from portal.model.audit import Act, AuditEntry
+from portal.model.domains import shown_address
+from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
+from portal.model.message import Delivery, Tier
+from portal.model.text import N_, shown
+from portal.policy.recipients import REASON_CHARACTERS
+from portal.policy.staff import NOT_YOURS, Permission
+from portal.web.auth.mailed_link import MailedLinks
+from portal.web.console import Console, StaffSession
+from portal.web.console_message import ConsoleMessage, place
+from portal.web.listing import name_of
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.results import keep
+
+log = logging.getLogger("quarantine.staff")
+
+_PERMISSIONS = {"delete": Permission.DELETE, "restore": Permission.RESTORE, "link": Permission.SEND_LINK}
+_DECISIONS = ("release", "again", "deny")
+
+
+class ConsoleActs:
+    """POST `/admin/messages/ID/`."""
+
+    def __init__(self, pages: Pages, console: Console, messages: ConsoleMessage, links: MailedLinks) -> None:
+        self._pages = pages
+        self._console = console
+        self._messages = messages
+        self._links = links
+        self._parts = pages.parts
+
+    def act(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """POST /admin/messages/ID/: perform an act, then redirect (303) to the page of the message."""
+        delivery, others = self._messages.found(staff, id)
+        act, reason = request.form("act"), shown(request.form("reason").strip(), REASON_CHARACTERS)
+        if act not in (*_PERMISSIONS, *_DECISIONS):
+            return self._pages.notice(
+                request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
+            )
+        if not self._may(staff, act, delivery):
+            if self._parts.staff.decides_own(staff.member.person, delivery):
+                return self._messages.page(request, staff, delivery, others, 403, error=NOT_YOURS)
+            return self._console.forbidden(request)
+        if act == "deny" and not reason:
+            error = N_("Enter a reason: the recipient reads it.")
+            return self._messages.page(request, staff, delivery, others, 400, error=error)
+        if act == "release" and delivery.message.tier is not Tier.SPAM and not request.form("confirmed"):
+            return self._question(request, staff, delivery, reason)
+        try:
+            result = self._perform(request, staff, delivery, act, reason)
+        except LinkInvalid:
+            error = N_("This recipient cannot sign in.")
+            return self._messages.page(request, staff, delivery, others, 400, error=error)
+        query = f"?{request.query_string}" if request.query_string else ""
+        response = self._pages.see_other(f"/{place(delivery.key)}/{query}")
+        keep(self._pages, response, result, delivery.key)
+        return response
+
+    def _may(self, staff: StaffSession, act: str, delivery: Delivery) -> bool:
+        if act in _DECISIONS:
+            return self._parts.staff.may_release(staff.member, delivery)
+        return self._messages.may(staff, _PERMISSIONS[act], delivery)
+
+    def _question(self, request: Request, staff: StaffSession, delivery: Delivery, reason: str) -> HTTPResponse:
+        """Return the page that says what the release of a suspicious or dangerous message does."""
+        return self._console.page(
+            request,
+            staff,
+            "release",
+            row=self._pages.row(request, delivery, staff.member.person),
+            at=place(delivery.key),
+            query=f"?{request.query_string}" if request.query_string else "",
+            recipient=shown_address(delivery.address),
+            reason=reason,
+            reason_characters=REASON_CHARACTERS,
+        )
+
+    def _perform(self, request: Request, staff: StaffSession, delivery: Delivery, act: str, reason: str) -> str:
+        """Perform an act and return its result, one of `results.ACTS`. Raises LinkInvalid, Busy."""
+        actions, actor, id, number = self._parts.actions, staff.actor, delivery.id, delivery.number
+
+        def check(claimed: Delivery) -> None:
+            self._parts.staff.check_release(staff.member, claimed)
+
+        # The delivery has the outcome of a release that failed. The page shows it.
+        try:
+            match act:
+                case "release" | "again":
+                    self._pages.release_as_staff(delivery, actor, check, reason, again=act == "again")
+                case "delete":
+                    actions.delete(id, number, actor, reason=reason)
+                case "restore":
+                    actions.restore(id, number, actor, reason=reason)
+                case "deny":
+                    actions.refuse_request(id, number, actor, reason)
+                case _:
+                    return self._send_link(request, staff, delivery, reason)
+        except AlreadyDone:
+            return "late"
+        except (NotAllowed, RelayDeferred, RelayRefused) as error:
+            log.info("act of staff act=%s id=%s number=%d by=%s: %s", act, id, number, actor.who, error)
+        return act
+
+    def _send_link(self, request: Request, staff: StaffSession, delivery: Delivery, reason: str) -> str:
+        """Mail the readers of a message a link to it, each to their own address. Nobody else sees the link."""
+        destination = f"/messages/{name_of(delivery.key)}/"
+        readers = self._parts.people.readers(delivery.recipient)
+        sent = [reader for reader in readers if self._links.send_link(reader, request.peer, destination)]
+        if not sent:
+            return "link-limit"
+        now = self._pages.now()
+        self._parts.store.audit.record(
+            *(AuditEntry.new(now, Act.LINK_SENT, staff.actor, each, reason, delivery=delivery.key) for each in sent)
+        )
+        log.info("link sent id=%s number=%d by=%s", delivery.id, delivery.number, staff.actor.who)
+        return "link"
