@@ -189,6 +189,21 @@ begin
     create index on sign_in (browser_sha256, created_at);
     create index on sign_in (created_at);
 
+    create table password_try (  -- wrong passwords, and checks that have not ended
+        id uuid primary key,
+        mailbox text not null,
+        client_ip text not null,
+        client_56 text not null,
+        client_48 text not null,
+        tried_at timestamptz not null,
+        checked_until timestamptz  -- the end of the check's lease; null: the password was wrong
+    );
+    create index on password_try (mailbox, tried_at);
+    create index on password_try (client_ip, tried_at);
+    create index on password_try (client_56, tried_at);
+    create index on password_try (client_48, tried_at);
+    create index on password_try (tried_at);
+
     create table session (
         session_sha256 bytea primary key,
         recipient text not null,

@@ -270,6 +270,18 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
         ("exporter.allowed_networks = ['10.0.0.1/8']", "exporter.allowed_networks: '10.0.0.1/8' is not a network like"),
         ("exporter.allowed_networks = ['here']", "exporter.allowed_networks: 'here' is not a network like"),
         ("exporter.max_body_bytes = 1000", "exporter.max_body_bytes: Input should be greater than or equal to 65536"),
+        ("ldap.uri = 'http://dc1'", "ldap.uri: expected ldaps://host:port or ldap://host:port"),
+        ("ldap.uri = 'ldaps://dc1/dc=example'", "ldap.uri: expected nothing but the host and the port"),
+        ("ldap.uri = 'ldaps://dc1'", "ldap.base is required if ldap.uri is set"),
+        ("ldap = {bind_dn = 'cn=portal'}", "ldap.bind_dn and ldap.bind_password: set both, or neither"),
+        ("ldap = {bind_dn = 'cn=portal', bind_password = ''}", "ldap.bind_dn and ldap.bind_password: set both"),
+        ("ldap.filter = '(mail=*)'", "ldap.filter: expected a filter with {address} in it"),
+        ("imap.tls = 'none'", "imap.tls: "),
+        (
+            "local_domains = ['a.example', 'b.example']\nmail.from_address = 'q@a.example'\n"
+            "imap = {host = 'imap', user = 'local-part'}",
+            "imap.user is local-part, but local_domains has several domains",
+        ),
         ("relay.url = 'mail.example.org:25'", "relay.url: expected smtp://host:port, smtps://"),
         ("relay.url = 'http://mail.example.org'", "relay.url: expected smtp://host:port, smtps://"),
         ("relay.url = 'smtp://'", "relay.url: expected smtp://host:port, smtps://"),

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from portal import shipped
 from portal.assemble import agree_on_keys, keys_path, make_links, make_people
-from portal.cli import rspamd_checks
+from portal.cli import password_checks, rspamd_checks
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
 from portal.mail.relay import Relay
@@ -82,6 +82,8 @@ def run_all() -> list[Finding]:
             "used for digests and all other mail of the portal",
             settings.mail.url.get_secret_value(),
         )
+    findings += _collect(password_checks.directory, settings)
+    findings += _collect(password_checks.mail_server, settings)
     findings += _collect(rspamd_checks.rspamd, settings)
     findings += _collect(rspamd_checks.scanner, settings)
     findings += _collect(rspamd_checks.learning, settings)

@@ -105,6 +105,14 @@ class RspamdUnavailable(QuarantineError):
     """Rspamd or its virus scanner did not answer as expected: try again later."""
 
 
+class PasswordServerUnavailable(QuarantineError):
+    """The directory or IMAP server did not check a password: it is away, or rejects the portal. Try again later."""
+
+
+class PasswordUnanswered(PasswordServerUnavailable):
+    """The server got a password and did not answer in time. It may be wrong: servers delay such answers."""
+
+
 class Busy(QuarantineError):
     """As much is being done at once as this host or recipient may: try again in some seconds."""
 

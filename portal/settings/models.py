@@ -22,6 +22,7 @@ from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
+from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.rspamd import ExporterSettings, RspamdSettings, TiersSettings
 from portal.settings.sign_in import SignInSettings
 from portal.settings.staff import StaffSettings
@@ -275,6 +276,8 @@ class Settings(Section):
     people: PeopleSettings = PeopleSettings()
     sign_in: SignInSettings = SignInSettings()
     staff: StaffSettings = StaffSettings()
+    ldap: LdapSettings = LdapSettings()
+    imap: ImapSettings = ImapSettings()
     site: SiteSettings = SiteSettings()
 
     @field_validator("local_domains")
@@ -290,6 +293,14 @@ class Settings(Section):
     def _sender_known(self) -> Settings:
         if self.local_domains and self.mail.from_address is None:
             raise ValueError("mail.from_address is required if local_domains is set: digests are sent from it")
+        return self
+
+    @model_validator(mode="after")
+    def _names_unique(self) -> Settings:
+        if self.imap.host and self.imap.user == "local-part" and len({domain(name) for name in self.local_domains}) > 1:
+            raise ValueError(
+                "imap.user is local-part, but local_domains has several domains: the names of their people may be equal"
+            )
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ WRONG_CODES_MAX = 5
 # one mailbox in 11 years on average.
 WRONG_CODES_OF_ALL_MAX = 1000
 SIGN_INS_KEPT = timedelta(days=1)  # the limits count an hour back
+PASSWORD_TRIES_KEPT = timedelta(hours=2)  # the limits count an hour back
 SESSION_IDLE = timedelta(hours=12)
 SESSION_MAX = timedelta(days=7)
 STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
@@ -62,6 +63,7 @@ EXPIRING = (  # rows that a purge removes: table, key, column of the time, how l
     ("link_open", "id", "at", LINK_OPENS_KEPT),
     ("digest", "id", "issued_at", DIGESTS_KEPT),
     ("sign_in", "token_sha256", "created_at", SIGN_INS_KEPT),
+    ("password_try", "id", "tried_at", PASSWORD_TRIES_KEPT),
     ("session", "session_sha256", "used_at", SESSION_IDLE),
     ("session", "session_sha256", "started_at", SESSION_MAX),
     ("outbox", "id", "queued_at", MAIL_KEPT + LEASE),

@@ -289,6 +289,35 @@ MAILED_LINK = Method()
 
 
 @dataclass(frozen=True, slots=True)
+class PasswordTry:
+    """One check of a password by the directory or the mail server. The password itself is never stored."""
+
+    id: UUID
+    recipient: str  # identity
+    client_ip: str  # as in `SignIn`
+    tried_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordLimits:
+    """Rate limits of checks of passwords. Only wrong passwords count, and those whose check has not ended."""
+
+    per_pair_quarter_hour: int = 5  # of one mailbox, from one client
+    per_mailbox_hour: int = 20
+    per_ip_hour: int = 30
+    per_56_hour: int = 45
+    per_48_hour: int = 60
+
+
+class Admission(StrEnum):
+    """The decision if a password is checked now."""
+
+    GRANTED = "granted"
+    BUSY = "busy"  # another password of the same mailbox is being checked
+    LIMITED = "limited"  # too many passwords were wrong
+
+
+@dataclass(frozen=True, slots=True)
 class SignedIn:
     """A session and its recipient's preferences: what each page needs, in one statement."""
 

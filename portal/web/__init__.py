@@ -42,12 +42,15 @@ from bottle import request as current
 
 from portal.assemble import Parts
 from portal.mail.languages import negotiated
+from portal.passwords import password_servers
 from portal.policy.staff import Permission
 from portal.web import failures
 from portal.web.acts import MessageActs
 from portal.web.audit import AuditPages
+from portal.web.auth.identity import Arrivals
 from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.page import SignInPage
+from portal.web.auth.password import PasswordSignIn
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
 from portal.web.console_acts import ConsoleActs
@@ -149,7 +152,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     inbox = Inbox(pages, sessions, messages, selections)
     digest = DigestPreview(pages, sessions)
     downloads = DownloadPages(pages, sessions, messages)
-    sign_in_page = SignInPage(pages, sessions)
+    sign_in_page, arrivals = SignInPage(pages, sessions), Arrivals(pages, sessions)
+    passwords = PasswordSignIn(pages, sign_in_page, arrivals, password_servers(parts.settings))
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
@@ -172,6 +176,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", f"/link/{_TOKEN}/", links.act),
         ("GET", "/sign-in", sign_in_page.show),
         ("POST", "/sign-in", mailed.start),
+        ("GET", "/sign-in/password", passwords.form),
+        ("POST", "/sign-in/password", passwords.sign_in),
         ("GET", "/sign-in/code", mailed.code_form),
         ("POST", "/sign-in/code", mailed.use_code),
         ("GET", f"/sign-in/{_TOKEN}/", mailed.show),

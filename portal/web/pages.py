@@ -62,6 +62,8 @@ class Pages:
         # occupy at most a quarter of the threads, previews half, and the rest is always free for Rspamd.
         self._releases = threading.Semaphore(max(1, threads // 4))
         self.previews = threading.Semaphore(max(1, threads // 2))
+        # Checks of passwords: Dovecot delays its answer to a wrong one by seconds.
+        self.password_checks = threading.Semaphore(max(1, min(2, threads // 4)))
         # These hold a connection to the database for seconds. Of the four that a process has, ingest needs one.
         self._searches = threading.Semaphore(max(1, min(2, threads // 4)))
         self.batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)

@@ -277,6 +277,8 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
         "script": False,
         "site_style": False,
         "problem": "",
+        "problem_url": "",
+        "takes_passwords": False,
         "mailed_link": True,
     }
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
@@ -311,6 +313,8 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
         "script": False,
         "site_style": False,
         "problem": "",
+        "problem_url": "",
+        "takes_passwords": False,
         "mailed_link": True,
     }
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
@@ -337,6 +341,8 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
         "script": False,
         "site_style": False,
         "problem": "",
+        "problem_url": "",
+        "takes_passwords": False,
         "mailed_link": True,
     }
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
@@ -401,6 +407,8 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
         ended="",
         leads_back=False,
         problem="",
+        problem_url="",
+        takes_passwords=False,
         mailed_link=True,
         root="",
         static=str,

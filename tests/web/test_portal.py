@@ -605,6 +605,8 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/link/TOKEN/"): (303, 303, 303),
     ("GET", "/sign-in"): (200, 200, 200),
     ("POST", "/sign-in"): (303, 303, 303),
+    ("GET", "/sign-in/password"): (303, 303, 303),  # to the form
+    ("POST", "/sign-in/password"): (404, 404, 404),  # without a server that checks passwords
     ("GET", "/sign-in/code"): (200, 200, 200),
     ("POST", "/sign-in/code"): (403, 403, 403),
     ("GET", "/sign-in/TOKEN/"): (404, 303, 303),  # without a message; the signed-in are led to the list

@@ -25,6 +25,7 @@ from datetime import datetime
 from portal.stores.contracts.audit import Audit
 from portal.stores.contracts.facets import Facets
 from portal.stores.contracts.mail import NO_STARTS, Deliveries, Messages
+from portal.stores.contracts.passwords import PasswordTries
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
 from portal.stores.contracts.staff import StaffRoles
@@ -42,6 +43,7 @@ __all__ = [
     "Messages",
     "Notes",
     "Outbox",
+    "PasswordTries",
     "Recipients",
     "Rules",
     "SignIns",
@@ -63,6 +65,7 @@ class Store(ABC):
     digests: Digests
     recipients: Recipients
     sign_ins: SignIns
+    passwords: PasswordTries
     outbox: Outbox
     jobs: Jobs
     votes: Votes

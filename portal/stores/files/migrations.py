@@ -148,6 +148,20 @@ CREATE TABLE staff (
     expires_at INTEGER,
     PRIMARY KEY (person, role, domain, source, group_name)
 ) WITHOUT ROWID;
+CREATE TABLE password_try (
+    id BLOB PRIMARY KEY,
+    mailbox TEXT NOT NULL,
+    client_ip TEXT NOT NULL,
+    client_56 TEXT NOT NULL,
+    client_48 TEXT NOT NULL,
+    tried_at INTEGER NOT NULL,
+    checked_until INTEGER
+) WITHOUT ROWID;
+CREATE INDEX password_try_mailbox ON password_try (mailbox, tried_at);
+CREATE INDEX password_try_client_ip ON password_try (client_ip, tried_at);
+CREATE INDEX password_try_client_56 ON password_try (client_56, tried_at);
+CREATE INDEX password_try_client_48 ON password_try (client_48, tried_at);
+CREATE INDEX password_try_tried_at ON password_try (tried_at);
 CREATE TABLE vote (
     id BLOB PRIMARY KEY,
     campaign BLOB NOT NULL,

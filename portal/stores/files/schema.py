@@ -154,6 +154,17 @@ CREATE INDEX sign_in_client_48 ON sign_in (client_48, created_at);
 CREATE INDEX sign_in_browser ON sign_in (browser_sha256, created_at);
 CREATE INDEX sign_in_created_at ON sign_in (created_at);
 
+CREATE TABLE password_try (             -- wrong passwords, and checks that have not ended; see shared/passwords.py
+    id BLOB PRIMARY KEY, mailbox TEXT NOT NULL, client_ip TEXT NOT NULL, client_56 TEXT NOT NULL,
+    client_48 TEXT NOT NULL, tried_at INTEGER NOT NULL,
+    checked_until INTEGER               -- the end of the check's lease; NULL: the password was wrong
+) WITHOUT ROWID;
+CREATE INDEX password_try_mailbox ON password_try (mailbox, tried_at);
+CREATE INDEX password_try_client_ip ON password_try (client_ip, tried_at);
+CREATE INDEX password_try_client_56 ON password_try (client_56, tried_at);
+CREATE INDEX password_try_client_48 ON password_try (client_48, tried_at);
+CREATE INDEX password_try_tried_at ON password_try (tried_at);
+
 CREATE TABLE session (
     session_sha256 BLOB PRIMARY KEY, recipient TEXT NOT NULL, started_at INTEGER NOT NULL, used_at INTEGER NOT NULL,
     client TEXT NOT NULL DEFAULT '',    -- StartedSession.client

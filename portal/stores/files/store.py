@@ -49,6 +49,7 @@ from portal.stores.shared.jobs import SqlJobs
 from portal.stores.shared.notes import SqlNotes
 from portal.stores.shared.outbox import SqlOutbox
 from portal.stores.shared.outcomes import Outcomes
+from portal.stores.shared.passwords import SqlPasswordTries
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
@@ -85,6 +86,7 @@ class FileStore(Store):
         self.digests = FileDigests(self.engine, mail, self.outcomes)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
         self.sign_ins = SqlSignIns(self.engine)
+        self.passwords = SqlPasswordTries(self.engine)
         self.outbox = SqlOutbox(self.engine, self.outcomes)
         self.jobs = SqlJobs(self.engine)
         self.votes = SqlVotes(self.engine)

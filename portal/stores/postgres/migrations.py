@@ -134,6 +134,20 @@ MIGRATIONS: dict[int, LiteralString] = {
             expires_at timestamptz,
             primary key (person, role, domain, source, group_name)
         );
+        create table password_try (
+            id uuid primary key,
+            mailbox text not null,
+            client_ip text not null,
+            client_56 text not null,
+            client_48 text not null,
+            tried_at timestamptz not null,
+            checked_until timestamptz
+        );
+        create index on password_try (mailbox, tried_at);
+        create index on password_try (client_ip, tried_at);
+        create index on password_try (client_56, tried_at);
+        create index on password_try (client_48, tried_at);
+        create index on password_try (tried_at);
         create table vote (
             id uuid primary key,
             campaign bytea not null,

@@ -14,7 +14,6 @@ import logging
 import re
 import secrets
 from datetime import timedelta
-from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from bottle import HTTPResponse
 
@@ -23,6 +22,7 @@ from portal.model.errors import CodesSuspended, LinkInvalid, SignInInvalid
 from portal.model.message import identity, is_address, new_id, random_token
 from portal.model.text import shown
 from portal.stores.records import QueuedMail, SignIn, SignInLimits
+from portal.web.auth.client import client_key
 from portal.web.auth.session import Sessions
 from portal.web.pages import Pages, sha256
 from portal.web.request import Request
@@ -79,7 +79,7 @@ class MailedLinks:
             code_sha256=sha256(browser, code),
             browser_sha256=sha256(browser),
             recipient=recipient,
-            client_ip=_client_key(request.peer),
+            client_ip=client_key(request.peer),
             created_at=now,
             expires_at=now + _LIFETIME,
             destination=destination,
@@ -113,7 +113,7 @@ class MailedLinks:
             code_sha256=sha256(random_token(_SECRET_OCTETS)),
             browser_sha256=sha256(random_token(_SECRET_OCTETS)),
             recipient=recipient,
-            client_ip=_client_key(peer),
+            client_ip=client_key(peer),
             created_at=now,
             expires_at=now + _LIFETIME,
             destination=destination,
@@ -218,22 +218,6 @@ class MailedLinks:
         )
         data: bytes = mail.as_bytes()
         return data
-
-
-def _client_key(peer: str) -> str:
-    """Return the key by which rate limits identify a client: the IPv4 address, or the /64 network of an IPv6 address.
-
-    A host chooses the lower 64 bits of its IPv6 addresses itself (RFC 4862), so a limit per address would be useless.
-    """
-    try:
-        address = ip_address(peer)
-    except ValueError:
-        return peer
-    if not isinstance(address, IPv6Address):
-        return peer
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((int(address), 64), strict=False))
 
 
 def _browser_secret(request: Request) -> str | None:

@@ -25,8 +25,14 @@ class SignInPage:
         """GET /sign-in. Mails to some recipients have a link with the address as a query parameter."""
         return self.page(request)
 
-    def page(self, request: Request, status: int = 200, *, problem: str = "") -> HTTPResponse:
-        """Return the page. ``problem``: why a try to sign in failed, to be translated."""
+    def page(
+        self, request: Request, status: int = 200, *, problem: str = "", url: str = "", password_is_wrong: bool = False
+    ) -> HTTPResponse:
+        """Return the page.
+
+        ``problem``: why a try to sign in failed, to be translated, and the ``url`` where it may succeed.
+        ``password_is_wrong``: it failed because of the password, which is to be entered again.
+        """
         typed = request.form("address") if request.method == "POST" else request.query("address")
         address = shown(typed or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         settings = self._pages.parts.settings
@@ -38,5 +44,8 @@ class SignInPage:
             ended=request.query("ended"),
             leads_back=bool(self._sessions.destination(request)),
             problem=problem,
+            problem_url=url,
+            password_is_wrong=password_is_wrong,
+            takes_passwords=bool(settings.ldap.uri or settings.imap.host),
             mailed_link=settings.sign_in.mailed_link,
         )

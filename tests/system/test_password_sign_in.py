@@ -1,0 +1,186 @@
+"""Passwords checked by Debian's slapd and Dovecot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from portal.cli import password_checks
+from portal.model.errors import PasswordServerUnavailable
+from portal.passwords import Proven
+from portal.passwords.imap import ImapServer
+from portal.passwords.ldap import LdapServer
+from portal.settings import Settings
+from portal.settings.models import MailSettings
+from portal.settings.passwords import ImapSettings, LdapSettings
+from portal.settings.staff import StaffSettings
+from tests.builders import ALICE, BOB
+from tests.system.password_servers import (
+    ADMINISTRATORS,
+    BASE,
+    PORTAL_DN,
+    PORTAL_PASSWORD,
+    PasswordServers,
+    slapd_and_dovecot,
+)
+from tests.system.services import folder, free_port
+
+pytestmark = pytest.mark.system
+CLIENT = "198.51.100.1"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[PasswordServers]:
+    with folder() as home, slapd_and_dovecot(home) as running:
+        yield running
+
+
+def ldap_settings(servers: PasswordServers, **changed: Any) -> LdapSettings:
+    """Return the settings of the directory over StartTLS."""
+    settings = {
+        "uri": f"ldap://localhost:{servers.ldap}",
+        "ca_file": servers.ca_file,
+        "base": BASE,
+        "bind_dn": PORTAL_DN,
+        "bind_password": SecretStr(PORTAL_PASSWORD),
+    }
+    return LdapSettings(**settings | changed)
+
+
+def imap_settings(servers: PasswordServers, **changed: Any) -> ImapSettings:
+    """Return the settings of the IMAP server over implicit TLS."""
+    settings = {"host": "localhost", "port": servers.imaps, "ca_file": servers.ca_file, "timeout_seconds": 20}
+    return ImapSettings(**settings | changed)
+
+
+def ldap(servers: PasswordServers, **changed: Any) -> LdapServer:
+    return LdapServer(ldap_settings(servers, **changed))
+
+
+def imap(servers: PasswordServers, **changed: Any) -> ImapServer:
+    return ImapServer(imap_settings(servers, **changed))
+
+
+# ---- LDAP
+
+
+@pytest.mark.parametrize("scheme", ["ldap", "ldaps"])
+def test_the_directory_checks_passwords_and_names_groups(servers: PasswordServers, scheme: str) -> None:
+    server = ldap(servers, uri=f"{scheme}://localhost:{getattr(servers, scheme)}")
+    groups = frozenset({ADMINISTRATORS})
+    assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE, groups)
+    assert server.check("a.lice@example.org", "secret of alice", CLIENT) == Proven("a.lice@example.org", groups)
+    assert server.check("juergen@example.org", "pässwört", CLIENT) == Proven("juergen@example.org")
+    assert server.check("x*y@example.org", "secret of odd", CLIENT) is not None
+    assert server.check(ALICE, "wrong", CLIENT) is None
+    assert server.check("nobody@example.org", "secret of alice", CLIENT) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["*", "*@example.org", "alice@example.org)(uid=*", "alice@example.org)(|(uid=alice"]
+)
+def test_an_address_is_not_part_of_the_filter(servers: PasswordServers, address: str) -> None:
+    assert ldap(servers).check(address, "secret of alice", CLIENT) is None
+    assert ldap(servers).entries(address) == []
+
+
+def test_an_address_of_two_entries_signs_nobody_in(servers: PasswordServers) -> None:
+    assert len(ldap(servers).entries("twice@example.org")) == 2
+    for name in ("one", "two"):
+        assert ldap(servers).check("twice@example.org", f"secret of {name}", CLIENT) is None
+
+
+def test_a_name_that_the_entry_does_not_have_proves_its_only_address(servers: PasswordServers) -> None:
+    server = ldap(servers, filter="(|(uid=bob)(cn={address}))")
+    assert server.check("bob@elsewhere.example", 'q"uo\\te', CLIENT) == Proven(BOB)
+    server = ldap(servers, filter="(|(uid=alice)(cn={address}))")  # has two addresses, none of which is the primary one
+    assert server.check("alice@elsewhere.example", "secret of alice", CLIENT) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"ca_file": None}, "certificate verify failed"),
+        ({"uri": "ldap://127.0.0.1:{ldap}"}, "not valid for '127.0.0.1'"),
+        ({"uri": "ldaps://127.0.0.1:{ldaps}"}, "not valid for '127.0.0.1'"),
+        ({"uri": "ldap://localhost:{imap}"}, "localhost"),  # not an LDAP server
+        ({"uri": "ldap://localhost:{away}"}, "Connection refused"),
+        ({"bind_password": SecretStr("wrong")}, "does not accept ldap.bind_dn: invalidCredentials"),
+        ({"bind_dn": "", "bind_password": None}, "cannot search"),
+        ({"base": "dc=elsewhere"}, "cannot search ldap.base: noSuchObject"),
+    ],
+)
+def test_a_directory_that_cannot_be_asked_is_not_a_wrong_password(
+    servers: PasswordServers, changed: dict[str, Any], text: str
+) -> None:
+    ports = {name: getattr(servers, name) for name in ("ldap", "ldaps", "imap")} | {"away": free_port()}
+    if "uri" in changed:
+        changed = {"uri": changed["uri"].format(**ports)}
+    with pytest.raises(PasswordServerUnavailable, match=text.replace(".", r"\.")):
+        ldap(servers, timeout_seconds=2, **changed).check(ALICE, "secret of alice", CLIENT)
+
+
+# ---- IMAP
+
+
+@pytest.mark.parametrize("tls", ["implicit", "starttls"])
+def test_dovecot_checks_passwords(servers: PasswordServers, tls: str) -> None:
+    server = imap(servers, tls=tls, port=servers.imaps if tls == "implicit" else servers.imap)
+    assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE)
+    assert server.check(BOB, 'q"uo\\te', CLIENT) == Proven(BOB)
+    assert server.check("juergen@example.org", "pässwört", CLIENT) == Proven("juergen@example.org")
+    assert server.check(ALICE, "wrong", f"2001:db8::{len(tls)}") is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"ca_file": None}, "certificate verify failed"),
+        ({"host": "127.0.0.1"}, "not valid for '127.0.0.1'"),
+        ({"tls": "starttls", "timeout_seconds": 1}, "timed out"),  # the port begins with TLS
+    ],
+)
+def test_a_mail_server_that_cannot_be_asked_is_not_a_wrong_password(
+    servers: PasswordServers, changed: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(PasswordServerUnavailable, match=text.replace(".", r"\.")):
+        imap(servers, **changed).check(ALICE, "secret of alice", CLIENT)
+
+
+def test_wrong_passwords_of_one_client_do_not_slow_down_others(servers: PasswordServers) -> None:
+    server = imap(servers)
+    with ThreadPoolExecutor(3) as threads:
+        guesses = [threads.submit(server.check, ALICE, f"guess {n}", "198.51.100.66") for n in range(3)]
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert server.check(ALICE, "secret of alice", CLIENT) == Proven(ALICE)
+        assert time.monotonic() - began < 1.5  # Dovecot delays the others by 2 s and more
+        assert [guess.result() for guess in guesses] == [None] * 3
+
+
+# ---- quarantine check
+
+
+def test_the_check_names_what_prevents_signing_in(servers: PasswordServers) -> None:
+    settings = Settings(
+        local_domains=("example.org",),
+        mail=MailSettings(from_address="quarantine@example.org"),
+        staff=StaffSettings(administrators=(ALICE, "nobody@example.org", "twice@example.org")),
+        ldap=ldap_settings(servers),
+        imap=imap_settings(servers),
+    )
+    found = [(finding.ok, finding.text) for finding in password_checks.directory(settings)]
+    assert found == [
+        (True, f"ldap://localhost:{servers.ldap}: its certificate is valid, and it can be searched"),
+        (True, "one entry for alice@example.org, with 1 groups"),
+        (False, "no entry for nobody@example.org (ldap.base, ldap.filter): a password cannot sign them in"),
+        (False, "several entries for twice@example.org (ldap.base, ldap.filter): a password cannot sign them in"),
+    ]
+    passes, note = password_checks.mail_server(settings)
+    assert passes.ok and "it takes passwords" in passes.text
+    assert note.ok is None and "login_trusted_networks" in note.text
