@@ -237,6 +237,7 @@ begin
         symbols bytea not null  -- pairs of 4 octets each: symbol_name.id, and the score in hundredths
     ) partition by range (message_id);
     create index on facet using gin (terms) with (gin_pending_list_limit = 1024);
+    create index on facet (score, message_id);
 
     create table symbol_name (
         id int generated always as identity primary key,

@@ -10,32 +10,55 @@ import statistics
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
 from functools import partial
 from ipaddress import ip_network
 from json import dumps
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
 
 from bench import fill
 from bench.rig import Effort, Row, p99, postgres, print_progress, spread
-from portal.model.message import Filter, Message, State, Symbol, Tier, first_id
-from portal.stores import Store, facets, open_store
+from portal.model.message import Filter, Message, State, Symbol, Tier
+from portal.stores import Store, facets, open_store, search
+from portal.stores.postgres import partitions
+from portal.stores.postgres.database import Database
 from portal.stores.records import GroupBy
 
 HELD, EACH, CALLS, PAGE = 1_000_000, 100, 40, 50
 _VARIANTS = 2_000
 _SYMBOLS = 20  # of a message; number k is in every (k + 1)th message
 _SMALL = "small.example"  # the recipients' domain of one variant
+_INDEXES = {"message_terms_idx": "message", "facet_terms_idx": "facet"}  # building them afterwards is faster
+_FILL = """
+    create temp table filled on commit drop as
+    select number.n,
+        (lpad(to_hex(%(begin)s + (number.n - %(first)s) * 86400000 / %(count)s), 12, '0') || '7'
+            || lpad(to_hex(number.n %% 4096), 3, '0') || '8' || left(md5(number.n::text), 15))::uuid as id,
+        v.words || array[p.term, number.n::text] as words, v.terms, v.tier, v.score, v.action, v.size_bytes,
+        v.sender_domain, v.symbols, v.header_from, v.client_ip, coalesce(v.recipient, p.recipient) as recipient
+    from generate_series(%(first)s::bigint, %(first)s::bigint + %(count)s - 1) number (n)
+    join variant v on v.n = number.n %% %(variants)s join person p on p.n = number.n %% %(people)s;
+    insert into message (id, body_id, tier, envelope_sender, subject, header_from, terms, queue_id, message_id, action,
+        score, client_ip, packed_symbols, flags, body_sha256, size_bytes, has_8bit)
+    select id, id, tier, %(sender)s, 'Offer ' || n, header_from, array_to_tsvector(words), 'Q' || n, n || '@a.example',
+        action, score, client_ip, %(packed)s, '{}', sha256(n::text::bytea), size_bytes, false from filled;
+    insert into delivery (message_id, number, recipient, address, state, state_at)
+    select id, 0, recipient, recipient, case when n %% 100 = 3 then 'released' else 'held' end, now() from filled;
+    insert into facet (message_id, terms, tier, score, action, size_bytes, sender_domain, symbols)
+    select id, array_to_tsvector(words || terms), tier, score, action, size_bytes, sender_domain, symbols from filled;
+"""
 
 
 def facets_postgres(effort: Effort) -> list[Row]:
     with postgres() as url:
         held = effort.of(HELD)
-        fill.postgres(url, fill.days_back(held), held // EACH, alike=False)
-        fill_facets(url)
-        print_progress(f"{held} mails held")
+        began = time.monotonic()
+        fill_facets(url, held)
+        print_progress(f"{held} mails held in {time.monotonic() - began:.0f} s")
         store = open_store(url)
         try:
             return [
@@ -46,38 +69,84 @@ def facets_postgres(effort: Effort) -> list[Row]:
             store.close()
 
 
-def fill_facets(dsn: str) -> None:
-    """Write the facets of all messages, and release every 100th delivery."""
+def fill_facets(dsn: str, held: int) -> None:
+    """Hold so many messages, one delivery each, of which every 100th is released, and index them.
+
+    The server makes the rows, so that ten million are possible.
+    """
+    open_store(dsn, create=True).close()
+    days = fill.days_back(held)
+    database = Database(dsn, create=False)
+    for day, _, _ in days:
+        partitions.make_partitions(database, day)
+    database.close()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for index in _INDEXES:
+            connection.execute(sql.SQL("drop index {}").format(sql.Identifier(index)))
+        _make_variants(connection, max(1, held // EACH))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(partial(_fill_day, dsn, max(1, held // EACH)), days))
+        list(pool.map(partial(_build_index, dsn), _INDEXES))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("drop table person, variant")
+        newest = connection.execute("select id from message order by id desc limit 1").fetchone()
+        connection.execute("vacuum analyze")
+        connection.execute("checkpoint")
+        for name in ("until", "complete"):
+            connection.execute("insert into setting values (%s, %s)", [f"facets.{name}", str(newest and newest[0])])
+
+
+def _make_variants(connection: psycopg.Connection, people: int) -> None:
+    """Make the tables from which `_fill_day` makes its rows."""
     names = {f"SYMBOL_{n}": n + 1 for n in range(_SYMBOLS)} | {f"RARE_{n}": 100 + n for n in range(_VARIANTS)}
     variants = []
     for n in range(_VARIANTS):
-        row = facets.facet_row(_message(n), [f"x@{_SMALL}"] if n == 7 else ["x@example.org"], [])
+        message = _message(n)
+        recipient = f"x@{_SMALL}" if n == 7 else None
+        row = facets.facet_row(message, [recipient or fill.person(0)], [])
+        words = search.terms("Offer", fill.FROM, message.header_from, message.tier, message.score, [])
         packed = facets.pack((names[name], facets.hundredths(score)) for name, score in row.symbols)
-        variants.append({**row._asdict(), "n": n, "symbols": b64encode(packed).decode()})
-    with psycopg.connect(dsn, autocommit=True) as connection:
+        more = {"header_from": message.header_from, "client_ip": message.client_ip, "recipient": recipient}
+        variants.append({**row._asdict(), **more, "n": n, "words": words, "symbols": b64encode(packed).decode()})
+    connection.execute(
+        "create table variant as select n, words, terms, tier, score, action, size_bytes, sender_domain,"
+        " decode(symbols, 'base64') as symbols, header_from, client_ip, recipient from json_to_recordset(%s::json) v ("
+        "n int, words text[], terms text[], tier text, score double precision, action text, size_bytes bigint,"
+        " sender_domain text, symbols text, header_from text, client_ip text, recipient text)",
+        [dumps(variants, default=str)],
+    )
+    connection.execute("create table person (n int, recipient text, term text)")
+    with connection.cursor() as cursor:
+        with cursor.copy("copy person from stdin") as copy:
+            for n in range(people):
+                copy.write_row((n, fill.person(n), search.recipient_term(fill.person(n))))
+        insert = "insert into symbol_name overriding system value values (%s, %s)"
+        cursor.executemany(insert, [(number, name) for name, number in names.items()])
+    connection.execute("analyze variant, person")
+
+
+def _fill_day(dsn: str, people: int, part: tuple[date, int, int]) -> None:
+    day, first, count = part
+    values = {
+        "begin": int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000),
+        "first": first,
+        "count": count,
+        "variants": _VARIANTS,
+        "people": people,
+        "sender": fill.FROM,
+        "packed": fill.SYMBOLS,
+    }
+    with psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor) as connection:  # several statements at once
         connection.execute("set synchronous_commit = off")
-        with connection.cursor() as cursor:
-            insert = "insert into symbol_name overriding system value values (%s, %s)"
-            cursor.executemany(insert, [(number, name) for name, number in names.items()])
-        number = "split_part(m.subject, ' ', 2)::int"
-        connection.execute(
-            "update delivery d set recipient = 'x@' || %s from message m"
-            f" where m.id = d.message_id and {number} %% {_VARIANTS} = 7",
-            [_SMALL],
-        )
-        connection.execute(
-            f"update delivery d set state = 'released' from message m where m.id = d.message_id and {number} % 100 = 3"
-        )
-        connection.execute(
-            f"insert into facet select m.id, m.terms || array_to_tsvector(v.terms), v.tier, m.score, v.action,"
-            " v.size_bytes, v.sender_domain, decode(v.symbols, 'base64')"
-            " from json_to_recordset(%s::json) v (n int, terms text[], tier text, action text, size_bytes bigint,"
-            f" sender_domain text, symbols text) join message m on {number} %% {_VARIANTS} = v.n",
-            [dumps(variants, default=str)],
-        )
-        connection.execute("insert into setting values ('facets.until', %s)", [str(first_id(datetime.now(UTC)))])
-        connection.execute("vacuum analyze")
-        connection.execute("checkpoint")
+        connection.execute(_FILL, values)
+
+
+def _build_index(dsn: str, name: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("set maintenance_work_mem = '256MB'")
+        statement = "create index {} on {} using gin (terms) with (gin_pending_list_limit = 1024)"
+        names = (sql.Identifier(name), sql.Identifier(_INDEXES[name]))
+        connection.execute(sql.SQL(statement).format(*names))
 
 
 def _message(n: int) -> Message:
@@ -91,7 +160,7 @@ def _message(n: int) -> Message:
         queue_id=None,
         message_id=None,
         action="reject" if n % 10 else "add header",
-        score=None,
+        score=fill.SCORE - n % 150 / 10,
         client_ip=f"198.51.{n % 250}.{n // 250}",
         user=None,
         symbols=(*symbols, Symbol(f"RARE_{n}", 1.0)),

@@ -29,7 +29,7 @@ from portal.model.message import Delivery, DeliveryId, Filter, Message
 from portal.model.text import shown
 from portal.policy.empty_search import why_nothing
 from portal.stores.contracts.facets import COUNTED_MAX
-from portal.stores.records import GroupBy
+from portal.stores.records import GroupBy, Order, Page, ScoreKey, ScorePage
 
 LIST_LIMIT = 50
 _COLUMNS = 140  # width of the terminal from which on the list is printed as a table
@@ -49,6 +49,9 @@ def _criteria(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("list")
 @_criteria
+@click.option(
+    "--order", type=click.Choice([each.value for each in Order]), help="Order of the list.  [default: newest]"
+)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=LIST_LIMIT, show_default=True)
 @click.option("--count", "only_count", is_flag=True, help="Print only how many there are.")
 @click.option(
@@ -56,10 +59,17 @@ def _criteria(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @guarded
-def list_(limit: int, only_count: bool, group_by: str | None, as_json: bool, **typed: Sequence[str]) -> None:
-    """List deliveries, newest first. Only those that match all options are listed. Times are in UTC."""
+def list_(
+    order: str | None, limit: int, only_count: bool, group_by: str | None, as_json: bool, **typed: Sequence[str]
+) -> None:
+    """List deliveries, newest first, or by score: then only those that have one.
+
+    Only those that match all options are listed. Times are in UTC.
+    """
     if only_count and group_by:
         raise WrongCall("Use either --count or --group-by.")
+    if order and (only_count or group_by):
+        raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
     now = datetime.now(UTC)
     try:
         wanted = criteria.read({name.replace("_", "-"): texts for name, texts in typed.items()}, UTC, now)
@@ -74,7 +84,7 @@ def list_(limit: int, only_count: bool, group_by: str | None, as_json: bool, **t
         elif group_by:
             found = _print_groups(parts, wanted, GroupBy(group_by), limit, as_json)
         else:
-            found = _print_deliveries(parts, wanted, limit, as_json)
+            found = _print_deliveries(parts, wanted, Order(order or Order.NEWEST), limit, as_json)
         if not found:
             days = parts.domains.longest_retention_days
             click.echo(why_nothing(parts.store, wanted, parts.people.is_notified, days, now), err=True)
@@ -117,11 +127,11 @@ def _print_groups(parts: Parts, wanted: Filter, by: GroupBy, limit: int, as_json
     return groups.total.count
 
 
-def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -> int:
+def _print_deliveries(parts: Parts, wanted: Filter, order: Order, limit: int, as_json: bool) -> int:
     rows: list[list[str]] = []
     count, more = 0, False
     notes: set[str] = set()
-    for delivery in _deliveries(parts, wanted, limit + 1, notes):
+    for delivery in _deliveries(parts, wanted, order, limit + 1, notes):
         if count == limit:
             more = True
             break
@@ -139,19 +149,26 @@ def _print_deliveries(parts: Parts, wanted: Filter, limit: int, as_json: bool) -
     return count
 
 
-def _deliveries(parts: Parts, wanted: Filter, at_most: int, notes: set[str]) -> Iterator[Delivery]:
+def _deliveries(parts: Parts, wanted: Filter, order: Order, at_most: int, notes: set[str]) -> Iterator[Delivery]:
     """Yield what is found, and add what people must know about it to ``notes``."""
     before: DeliveryId | None = None
+    after: ScoreKey | None = None
     while at_most:
-        page = parts.store.deliveries.search(wanted, min(at_most, _PAGE), before)
+        page: Page | ScorePage
+        if order is Order.NEWEST:
+            page = parts.store.deliveries.search(wanted, min(at_most, _PAGE), before)
+            before = page.next
+        else:
+            highest_first = order is Order.HIGHEST
+            page = parts.store.facets.by_score(wanted, min(at_most, _PAGE), after, highest_first=highest_first)
+            after = page.next
         yield from page.deliveries
         at_most -= len(page.deliveries)
-        before = page.next
         if page.is_cut:
             notes.add(_TOO_LONG)
         if not page.indexed:
             notes.add(_NOT_INDEXED)
-        if page.is_cut or before is None:
+        if page.is_cut or page.next is None:
             return
 
 

@@ -49,6 +49,7 @@ class Hit(NamedTuple):
     recipient: str  # identity
     sender_domain: str
     symbols: bytes
+    score: float | None
     subject: str  # the texts only if the search needs them
     envelope_sender: str | None
     header_from: str

@@ -48,6 +48,31 @@ class Page:
     indexed: bool = True  # False: there may be more among messages that are not indexed yet
 
 
+class Order(StrEnum):
+    """Order of a list for staff."""
+
+    NEWEST = "newest"
+    HIGHEST = "highest-score"
+    LOWEST = "lowest-score"
+
+
+class ScoreKey(NamedTuple):
+    """The place of a delivery in a list by score, and the cursor of its pages."""
+
+    score: float
+    key: DeliveryId
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePage:
+    """One page of a list by score. The fields are those of `Page`."""
+
+    deliveries: tuple[Delivery, ...]
+    next: ScoreKey | None
+    is_cut: bool = False
+    indexed: bool = True
+
+
 class GroupBy(StrEnum):
     """Criterion by which `Facets.groups` counts deliveries."""
 

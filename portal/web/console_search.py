@@ -6,6 +6,7 @@ deliveries of the domains for which they may see envelopes: `Filter.within` puts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,7 @@ from portal.model.text import N_, shown
 from portal.policy.empty_search import why_nothing
 from portal.policy.staff import Permission
 from portal.stores.contracts.facets import COUNTED_MAX
-from portal.stores.records import Group, GroupBy
+from portal.stores.records import Group, GroupBy, Order, Page, ScoreKey, ScorePage
 from portal.web.console import Console, StaffSession
 from portal.web.listing import cursor, name_of
 from portal.web.pages import Pages
@@ -33,6 +34,7 @@ from portal.web.rows import TIER_NAMES, Viewer
 
 _PAGE = 50
 _GROUPS = 100
+_SCORE = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]\d{1,3})?", re.ASCII)
 _CHARS = 500  # of one value
 _VALUES = 60  # in one address
 _LABELS = {
@@ -86,7 +88,7 @@ class Search:
     @classmethod
     def of_query(cls, query: str) -> Search:
         """Return the search of a query string."""
-        known = (*criteria.NAMES, "by", "before")
+        known = (*criteria.NAMES, "by", "order", "before")
         # Control and format characters, which the form cannot show, are no part of any value.
         pairs = ((name, "".join(filter(str.isprintable, value[:_CHARS])).strip()) for name, value in parse_qsl(query))
         return cls(tuple(dict.fromkeys(pair for pair in pairs if pair[0] in known and pair[1]))[:_VALUES])
@@ -107,6 +109,11 @@ class Search:
     def by(self) -> GroupBy | None:
         """The criterion to group by, None for a list of deliveries."""
         return next((by for by in GroupBy if by.value == self.get("by")), None)
+
+    @property
+    def order(self) -> Order:
+        """The order of the list."""
+        return next((order for order in Order if order.value == self.get("order")), Order.NEWEST)
 
     def without(self, *names: str, pair: tuple[str, str] | None = None) -> Search:
         """Return the search without these names, or without one value of a name."""
@@ -206,6 +213,8 @@ class ConsoleSearch:
             ],
             here=search.as_place(),
             list_query=first.without("by").query(),
+            order=search.order,
+            order_queries=[first.without("order").query(*_ordered(order)) for order in Order],
             newest_query=first.query() if search.get("before") else None,
             is_empty=is_empty,
             nothing=nothing,
@@ -237,10 +246,17 @@ class ConsoleSearch:
                 "indexed": groups.total.indexed,
                 "since": since,
             }
-        page = self._parts.store.deliveries.search(wanted, _PAGE, cursor(search.get("before")))
+        page: Page | ScorePage
+        if search.order is Order.NEWEST:
+            page = self._parts.store.deliveries.search(wanted, _PAGE, cursor(search.get("before")))
+            next = name_of(page.next) if page.next else None
+        else:
+            highest_first, after = search.order is Order.HIGHEST, _place(search.get("before"))
+            page = self._parts.store.facets.by_score(wanted, _PAGE, after, highest_first=highest_first)
+            next = f"{page.next.score!r}_{name_of(page.next.key)}" if page.next else None
         found: dict[str, object] = {
             "rows": _rows(search, page.deliveries, viewer),
-            "older": search.without("before").query(("before", name_of(page.next))) if page.next else None,
+            "older": search.without("before").query(("before", next)) if next else None,
             "is_cut": page.is_cut,
             "indexed": page.indexed,
         }
@@ -253,6 +269,17 @@ class ConsoleSearch:
                 "indexed": page.indexed and total.indexed,
             }
         return found
+
+
+def _ordered(order: Order) -> Iterable[tuple[str, str]]:
+    return [] if order is Order.NEWEST else [("order", order.value)]
+
+
+def _place(text: str) -> ScoreKey | None:
+    """Return the place in a list by score that this cursor names, None for its beginning."""
+    score, _, name = text.partition("_")
+    key = cursor(name)
+    return ScoreKey(float(score), key) if key and _SCORE.fullmatch(score) else None
 
 
 def _by(search: Search) -> Iterable[tuple[str, str]]:

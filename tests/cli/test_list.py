@@ -75,6 +75,14 @@ def test_list_finds_by_what_rspamd_said(run: Run, bad: str, options: list[str]) 
     assert run("list", "--count", *options).stdout == "1\n"
 
 
+def test_list_by_score(run: Run, store: Store, bad: str) -> None:
+    ids = [str(hold(store, recipients=[ALICE], score=score).id) for score in (99.0, 98.0)]
+    for order, expected in (("highest-score", ids), ("lowest-score", ids[::-1])):
+        lines = run("list", "--json", "--order", order, "--score-min", "90").stdout.splitlines()
+        assert [json.loads(line)["id"] for line in lines] == expected
+    assert run("list", "--count", "--order", "highest-score").exit_code == 2
+
+
 def test_list_groups(run: Run, bad: str) -> None:
     table = run("list", "--group-by", "symbol").stdout
     assert table.splitlines()[1].split() == ["FUZZY_DENIED", "1", "12.0"]

@@ -34,6 +34,11 @@ UNKNOWN = UUID("019b76da-a800-7e8d-87d4-180303d39677")  # of 2026
 
 EVERY_STATE = frozenset(State)
 
+# An SQL condition for which both engines need minutes.
+SLOW = (
+    "(with recursive n (x) as (select 1 union all select x + 1 from n where x < 1000000000) select count(*) from n) > 0"
+)
+
 
 def concurrently(count: int, work: Callable[[int], Any]) -> list[Any]:
     """Run ``work(number)`` in ``count`` threads that begin together; return their results or errors.

@@ -18,15 +18,11 @@ from portal.stores.records import GroupBy, Page, Total
 from portal.stores.shared import facet_index, facet_rows
 from portal.stores.shared import facets as shared
 from tests.builders import hold, mail, now
-from tests.contract.helpers import DAY
+from tests.contract.helpers import DAY, SLOW
 
 HOUR = timedelta(hours=1)
 BAD = (Symbol("FUZZY_DENIED", 12.0),)
 WANTED = Filter(symbols=("FUZZY_DENIED",))
-# Both engines need minutes for it.
-SLOW = (
-    "(with recursive n (x) as (select 1 union all select x + 1 from n where x < 1000000000) select count(*) from n) > 0"
-)
 
 
 def index(store: Store) -> None:

@@ -40,7 +40,10 @@ def get(browser: Browser, *pairs: tuple[str, str], status: int = 200) -> str:
 
 def link(page: str, text: str) -> str:
     """Return the path of the link with this text, below the portal's root."""
-    links = re.findall(r'<a href="/quarantine(/admin/[^"]*)"[^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</a>', page)
+    links = re.findall(
+        r'<a href="/quarantine(/admin/[^"]*)"[^>]*>(?:<bdi>)?(.*?)(?: <span aria-h[^<]*</span>)?(?:</bdi>)?</a>',
+        page,
+    )
     [path] = {path for path, shown in links if shown == text}
     return unescape(path)
 
@@ -91,6 +94,24 @@ def test_pages_go_on_before_the_last_delivery(site: Site) -> None:
         second = browser.get(link(first, "Older")).text
         assert "Number 0." in second and "Number 1." not in second and ">Older<" not in second
         assert "Number 50." in browser.get(link(second, "Newest")).text
+
+
+def test_the_head_of_the_table_leads_to_other_orders(site: Site) -> None:
+    for number in range(51):
+        hold(site.store, recipients=[ALICE], subject=f"Number {number}.", score=number / 3)
+    browser = staff(site)
+    newest = get(browser, ("symbol", "BAYES_SPAM"))
+    highest = browser.get(link(newest, "Score")).text
+    assert "Number 50." in highest and "Number 0." not in highest and 'aria-sort="descending"' in highest
+    assert highest.index("Number 50.") < highest.index("Number 49.")
+    last = browser.get(link(highest, "Next page")).text
+    assert "Number 0." in last and "Number 1." not in last and ">Next page<" not in last
+    assert "Number 50." in browser.get(link(last, "First page")).text
+    lowest = browser.get(link(last, "Score")).text
+    assert lowest.index("Number 0.") < lowest.index("Number 1.") and 'aria-sort="ascending"' in lowest
+    assert "Number 50." in browser.get(link(lowest, "Next page")).text
+    assert browser.get(link(lowest, "Held")).text.count("<tr>") == newest.count("<tr>")
+    assert "order=" in link(lowest, "BAYES_SPAM") and 'name="order" value="lowest-score"' in lowest
 
 
 @pytest.mark.parametrize(
@@ -170,7 +191,7 @@ def test_hostile_text_and_bodies_are_not_shown(site: Site) -> None:
         assert "<script>alert" not in page and "secret body" not in page
 
 
-@pytest.mark.parametrize("name", [*NAMES, "before", "by"])
+@pytest.mark.parametrize("name", [*NAMES, "before", "by", "order"])
 def test_no_text_breaks_a_search(site: Site, name: str) -> None:
     hold(site.store)
     browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
@@ -183,6 +204,7 @@ def test_no_text_breaks_a_search(site: Site, name: str) -> None:
         "\U0001f600",
         "9" * 400,
         "00000000-0000-7000-8000-000000000000.1",
+        "1e999_00000000-0000-7000-8000-000000000000.1",
     ):
-        for more in ([], [("by", "domain")], [("symbol", "BAYES_SPAM")]):
+        for more in ([], [("by", "domain")], [("symbol", "BAYES_SPAM")], [("order", "lowest-score")]):
             assert browser.get(f"/admin/?{urlencode([(name, text), *more])}").status in (200, 400), text

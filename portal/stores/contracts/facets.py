@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from portal.model.message import DeliveryId, Filter
-from portal.stores.records import GroupBy, Groups, Page, Total
+from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Total
 
 COUNTED_MAX = 10_000
 GROUPED_MAX = 100_000
@@ -24,6 +24,12 @@ class Facets(ABC):
         One call takes a bounded time, so a page may be short or empty and still have a ``next``. If a single statement
         takes too long, it is ended, and the page says so (`Page.is_cut`). Forgotten deliveries are left out.
         """
+
+    @abstractmethod
+    def by_score(
+        self, wanted: Filter, limit: int, after: ScoreKey | None = None, *, highest_first: bool = True
+    ) -> ScorePage:
+        """Return the deliveries that match and have a score, in the order of the score. Bounded as `page` is."""
 
     @abstractmethod
     def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator
+from typing import Any
 
 from portal.model.message import DeliveryId, Filter, State, first_id
 from portal.stores.files import word_index
@@ -12,9 +13,10 @@ from portal.stores.files.database import Database
 from portal.stores.files.rows import SqliteRows
 from portal.stores.files.search import index_waiting
 from portal.stores.files.session import SqliteEngine, connection_of
+from portal.stores.records import ScoreKey
 from portal.stores.search import Terms
 from portal.stores.shared.facet_index import FacetIndex
-from portal.stores.shared.facets import Batch, SqlFacets, batch_of, columns, conditions
+from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_of, columns, conditions
 from portal.stores.shared.session import Session
 
 _INDEXED_AT_ONCE = 100  # a transaction of some 20 ms
@@ -25,6 +27,12 @@ _BY_INDEX = (
     "WHERE m.rowid IN (SELECT value FROM json_each(:rowids))"
 )
 _BY_KEY = "delivery d {index}CROSS JOIN message m ON m.id = d.message_id CROSS JOIN facet f ON f.key = m.rowid WHERE 1"
+# The index has the order; the planner would rather sort what a condition finds.
+_BY_SCORE = (
+    "facet f INDEXED BY facet_score CROSS JOIN message m ON m.rowid = f.key "
+    "CROSS JOIN delivery d ON d.message_id = m.id WHERE f.score IS NOT NULL"
+)
+_EXAMINED_AT_ONCE = 500  # if the word index is asked for each of them
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
 
 
@@ -56,7 +64,7 @@ class FileFacets(SqlFacets):
         super().__init__(engine, rows, _FileFacetIndex(database, engine, rows))
 
     def _hits(
-        self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int
+        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
     ) -> Generator[Batch]:
         if not terms:
             yield from self._by_key(session, wanted, before, at_once)
@@ -80,12 +88,7 @@ class FileFacets(SqlFacets):
         found = at_once
         while found == at_once:
             where, values = conditions(wanted, before)
-            if wanted.since is not None:
-                where.append("d.message_id >= :low")
-                values["low"] = first_id(wanted.since)
-            if wanted.until is not None:
-                where.append("d.message_id < :high")
-                values["high"] = first_id(wanted.until)
+            _add_period(wanted, where, values)
             rows = session.many(
                 f"SELECT {columns(wanted)} FROM {' AND '.join([source, *where])} {_NEWEST_FIRST} LIMIT :limit",
                 **values,
@@ -96,3 +99,43 @@ class FileFacets(SqlFacets):
                 batch = batch_of(rows, None)
                 before = batch.lowest
                 yield batch
+
+    def _hits_by_score(
+        self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
+    ) -> Generator[Batch]:
+        direction, sign = ("DESC", "<") if highest_first else ("ASC", ">")
+        order = f"f.score {direction}, f.key {direction}, d.number {direction}"
+        found = at_once = max(limit + 1, _EXAMINED_AT_ONCE if terms else 0)
+        while found == at_once:
+            where, values = conditions(wanted, None)
+            _add_period(wanted, where, values)
+            if after is not None:  # the first condition is one of the index
+                where.append(f"(f.score, f.key) {sign}= (:key_score, :key)")
+                where.append(f"(f.score, f.key, d.number) {sign} (:key_score, :key, :key_number)")
+                row = session.one("SELECT rowid FROM message WHERE id = :id", id=after.key.message_id)
+                key = row[0] if row else word_index.key(after.key.message_id)  # it may have been removed
+                values |= {"key_score": after.score, "key": key, "key_number": after.key.number}
+            rows = session.many(
+                f"SELECT {columns(wanted)}, f.key FROM {' AND '.join([_BY_SCORE, *where])} "
+                f"ORDER BY {order} LIMIT :limit",
+                **values,
+                limit=at_once,
+            )
+            found = len(rows)
+            if rows:
+                batch = batch_by_score([row[:-1] for row in rows])
+                after = ScoreKey(batch.score, batch.lowest)
+                if terms:
+                    having = word_index.having(connection_of(session), terms, [row[-1] for row in rows])
+                    hits = [hit for hit, row in zip(batch.hits, rows, strict=True) if row[-1] in having]
+                    batch = batch._replace(hits=hits)
+                yield batch
+
+
+def _add_period(wanted: Filter, where: list[str], values: dict[str, Any]) -> None:
+    if wanted.since is not None:
+        where.append("d.message_id >= :low")
+        values["low"] = first_id(wanted.since)
+    if wanted.until is not None:
+        where.append("d.message_id < :high")
+        values["high"] = first_id(wanted.until)

@@ -202,6 +202,7 @@ CREATE TABLE facet (
     sender_domain TEXT NOT NULL,
     symbols BLOB NOT NULL
 );
+CREATE INDEX facet_score ON facet (score, key);
 CREATE TABLE symbol_name (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE

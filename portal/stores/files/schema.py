@@ -282,6 +282,7 @@ CREATE TABLE facet (                    -- what staff search for and group by; w
     sender_domain TEXT NOT NULL,        -- '': not known
     symbols BLOB NOT NULL               -- pairs of 4 octets each: symbol_name.id, and the score in hundredths
 );
+CREATE INDEX facet_score ON facet (score, key);
 CREATE TABLE symbol_name (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE

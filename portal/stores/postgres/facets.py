@@ -15,10 +15,13 @@ from portal.stores.postgres.database import Database
 from portal.stores.postgres.rows import ROWS, PostgresRows
 from portal.stores.postgres.search import HIGHEST, LOWEST, ranges, tsquery
 from portal.stores.postgres.session import PostgresEngine, connection_of
+from portal.stores.records import ScoreKey
 from portal.stores.search import Terms, needs_texts
 from portal.stores.shared.facet_index import FacetIndex
-from portal.stores.shared.facets import Batch, SqlFacets, batch_of, columns, conditions
+from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_of, columns, conditions
 from portal.stores.shared.session import Session
+
+_EXAMINED_AT_ONCE = 2_000  # if texts are compared one by one
 
 
 class _PostgresFacetIndex(FacetIndex):
@@ -54,17 +57,11 @@ class PostgresFacets(SqlFacets):
         super().__init__(engine, ROWS, _PostgresFacetIndex(database, engine, ROWS))
 
     def _hits(
-        self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int
+        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
     ) -> Generator[Batch]:
         # Starting workers and compiling take longer than most searches do.
         session.many("select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true)")
-        # Each table has its own range, from which the planner learns which partitions it can skip.
-        tables = {"f": "facet f", "d": "delivery d"} | ({"m": "message m"} if needs_texts(wanted) else {})
-        between = [f"{name}.{'id' if name == 'm' else 'message_id'} {bound}" for name in tables for bound in _BOUNDS]
-        joins = ["f.message_id = d.message_id", *(["m.id = f.message_id"] if needs_texts(wanted) else [])]
-        indexed = ["f.terms @@ cast(:terms as tsquery)"] if terms else []
-        since = LOWEST if wanted.since is None else first_id(wanted.since)
-        until = HIGHEST if wanted.until is None else first_id(wanted.until)
+        source, (since, until) = _source(wanted, terms), _period(wanted)
         if before is not None:  # the page may end between two deliveries of a message
             until = min(until, UUID(int=before.message_id.int + bool(before.number)))
         for low, high in ranges(connection_of(session), "facet", since, until):
@@ -74,8 +71,7 @@ class PostgresFacets(SqlFacets):
                     high = min(high, UUID(int=before.message_id.int + bool(before.number)))
                 where, values = conditions(wanted, before)
                 rows = session.many(
-                    f"select {columns(wanted)} from {', '.join(tables.values())}"
-                    f" where {' and '.join([*joins, *between, *indexed, *where])}"
+                    f"select {columns(wanted)} from {' and '.join([source, *where])}"
                     " order by d.message_id desc, d.number desc limit :limit",
                     **values,
                     terms=tsquery(terms),
@@ -88,5 +84,51 @@ class PostgresFacets(SqlFacets):
                 before = batch.lowest
                 yield batch
 
+    def _hits_by_score(
+        self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
+    ) -> Generator[Batch]:
+        # For a search that finds much, the plan that begins with the index of scores is the better one.
+        for setting in ("jit", "enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"):
+            session.execute(f"set local {setting} = off")
+        source, (low, high) = _source(wanted, terms), _period(wanted)
+        direction, sign = ("desc", "<") if highest_first else ("asc", ">")
+        order = f"f.score {direction}, f.message_id {direction}, d.number {direction}"
+        found = at_once = _EXAMINED_AT_ONCE if needs_texts(wanted) else limit + 1
+        while found == at_once:
+            where, values = conditions(wanted, None)
+            where.append("f.score is not null")
+            if after is not None:  # the first condition is one of the index
+                where.append(f"(f.score, f.message_id) {sign}= (:key_score, :key_id)")
+                where.append(f"(f.score, f.message_id, d.number) {sign} (:key_score, :key_id, :key_number)")
+                values |= {"key_score": after.score, "key_id": after.key.message_id, "key_number": after.key.number}
+            rows = session.many(
+                f"select {columns(wanted)} from {' and '.join([source, *where])} order by {order} limit :limit",
+                **values,
+                terms=tsquery(terms),
+                low=low,
+                high=high,
+                limit=at_once,
+            )
+            found = len(rows)
+            if rows:
+                batch = batch_by_score(rows)
+                after = ScoreKey(batch.score, batch.lowest)
+                yield batch
 
-_BOUNDS = (">= :low", "< :high")
+
+def _source(wanted: Filter, terms: Terms) -> str:
+    """Return the tables of a search and the conditions that join them, with the parameters low, high and terms."""
+    tables = {"f": "facet f", "d": "delivery d"} | ({"m": "message m"} if needs_texts(wanted) else {})
+    joins = ["f.message_id = d.message_id", *(["m.id = f.message_id"] if needs_texts(wanted) else [])]
+    # Each table has its own range, from which the planner learns which partitions it can skip.
+    ids = [f"{name}.{'id' if name == 'm' else 'message_id'}" for name in tables]
+    between = [f"{id} >= :low and {id} < :high" for id in ids]
+    indexed = ["f.terms @@ cast(:terms as tsquery)"] if terms else []
+    return f"{', '.join(tables.values())} where {' and '.join([*joins, *between, *indexed])}"
+
+
+def _period(wanted: Filter) -> tuple[UUID, UUID]:
+    return (
+        LOWEST if wanted.since is None else first_id(wanted.since),
+        HIGHEST if wanted.until is None else first_id(wanted.until),
+    )

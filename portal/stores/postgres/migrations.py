@@ -195,6 +195,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             symbols bytea not null
         ) partition by range (message_id);
         create index on facet using gin (terms) with (gin_pending_list_limit = 1024);
+        create index on facet (score, message_id);
         create table symbol_name (
             id int generated always as identity primary key,
             name text not null unique

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from portal.model.message import DeliveryId, Filter, State, held_at
+from portal.model.message import Delivery, DeliveryId, Filter, State, held_at
 from portal.stores import facets
 from portal.stores.contracts.facets import COUNTED_MAX, GROUPED_MAX, Facets
 from portal.stores.facets import Hit
-from portal.stores.records import Group, GroupBy, Groups, Page, Total
+from portal.stores.records import Group, GroupBy, Groups, Page, ScoreKey, ScorePage, Total
 from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
 from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.rows import Rows
@@ -23,15 +24,18 @@ _PAGE_SECONDS, _COUNT_SECONDS, _GROUPS_SECONDS = 2.0, 3.0, 6.0  # for one call
 _CATCH_UP_SECONDS = 1.0  # of them for the index
 _LEAST_SECONDS = 0.25  # for the first statement after that
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
+_SORTED_MAX = 2_000  # hits that are sorted by score at once
+_SCORES_SECONDS = 0.7  # for a page of scores that are read in order, of searches that find more
 _GROUPED_AT_ONCE = 20_000
 
 
 class Batch(NamedTuple):
-    """Hits, newest first."""
+    """Hits in order."""
 
     hits: list[Hit]
-    lowest: DeliveryId  # that was examined
+    lowest: DeliveryId  # the last one that was examined
     examined: int
+    score: float = 0.0  # of the last one, in a list by score
 
 
 class SqlFacets(Facets):
@@ -47,7 +51,8 @@ class SqlFacets(Facets):
         next: DeliveryId | None = None
         examined = 0
         at_once = max(limit + 1, _COMPARED_AT_ONCE if needs_texts(wanted) else 0)
-        with self._searching(wanted, before, at_once, _PAGE_SECONDS) as search:
+        hits = partial(self._hits, wanted=wanted, before=before, at_once=at_once)
+        with self._searching(wanted, hits, _PAGE_SECONDS) as search:
             for batch in search:
                 found += [hit.key for hit in batch.hits]
                 examined += batch.examined
@@ -57,21 +62,79 @@ class SqlFacets(Facets):
                 if examined >= EXAMINED_MAX or search.is_over:
                     next = batch.lowest
                     break
-            next = next or search.cut_below
-        keys = set(found[:limit])
-        clause = "where d.message_id in :ids order by d.message_id desc, d.number desc"
+            if search.is_cut and search.last:
+                next = search.last.lowest
+        return Page(self._deliveries(found[:limit]), next, is_cut=search.is_cut, indexed=search.indexed)
+
+    def by_score(
+        self, wanted: Filter, limit: int, after: ScoreKey | None = None, *, highest_first: bool = True
+    ) -> ScorePage:
+        sortable = self._sortable(wanted, _SORTED_MAX)
+        if sortable is None:  # the search finds much, so that the next scores are soon found in their own order
+            page = self._along_scores(wanted, limit, after, highest_first=highest_first)
+            sortable = self._sortable(wanted, EXAMINED_MAX) if page.is_cut else None
+            if sortable is None:
+                return page
+        keys, indexed = sortable
+        keys.sort(reverse=highest_first)
+        if after is not None:
+            keys = [key for key in keys if (key < after if highest_first else key > after)]
+        next = keys[limit - 1] if len(keys) > limit else None
+        return ScorePage(self._deliveries([each.key for each in keys[:limit]]), next, indexed=indexed)
+
+    def _sortable(self, wanted: Filter, at_most: int) -> tuple[list[ScoreKey], bool] | None:
+        """Return what matches, and whether all messages are indexed. None: there is more than ``at_most``."""
+        keys: list[ScoreKey] = []
+        examined = 0
+        at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
+        hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
+        with self._searching(wanted, hits, _PAGE_SECONDS) as search:
+            for batch in search:
+                keys += [ScoreKey(hit.score, hit.key) for hit in batch.hits if hit.score is not None]
+                examined += batch.examined
+                if examined > at_most or search.is_over:
+                    return None
+        return None if search.is_cut else (keys, search.indexed)
+
+    def _along_scores(self, wanted: Filter, limit: int, after: ScoreKey | None, *, highest_first: bool) -> ScorePage:
+        """Return a page of a search that finds much: scores are read in order, until there is a page of hits."""
+        found: list[ScoreKey] = []
+        next: ScoreKey | None = None
+        examined = 0
+        hits = partial(self._hits_by_score, wanted=wanted, after=after, limit=limit, highest_first=highest_first)
+        with self._searching(wanted, hits, _SCORES_SECONDS) as search:
+            for batch in search:
+                found += [ScoreKey(hit.score or 0.0, hit.key) for hit in batch.hits]
+                examined += batch.examined
+                if len(found) > limit:
+                    next = found[limit - 1]
+                    break
+                if examined >= (_COMPARED_AT_ONCE if needs_texts(wanted) else EXAMINED_MAX) or search.is_over:
+                    next = ScoreKey(batch.score, batch.lowest)
+                    break
+            if search.is_cut and search.last:
+                next = ScoreKey(search.last.score, search.last.lowest)
+        deliveries = self._deliveries([each.key for each in found[:limit]])
+        return ScorePage(deliveries, next, is_cut=search.is_cut, indexed=search.indexed)
+
+    def _deliveries(self, keys: Sequence[DeliveryId]) -> tuple[Delivery, ...]:
+        """Return those of these deliveries that still exist, in this order."""
         ids = list({key.message_id for key in keys})
+        if not ids:
+            return ()
         with self._engine.reading() as session:  # after a statement that was ended, a transaction cannot go on
-            deliveries = self._rows.deliveries(session, clause, ids=ids) if ids else []
-        shown = tuple(delivery for delivery in deliveries if delivery.key in keys)
-        return Page(shown, next, is_cut=search.is_cut, indexed=search.indexed)
+            found = {each.key: each for each in self._rows.deliveries(session, "where d.message_id in :ids", ids=ids)}
+        return tuple(found[key] for key in keys if key in found)
 
     def count(self, wanted: Filter, at_most: int = COUNTED_MAX) -> Total:
-        count = 0
-        with self._searching(wanted, None, at_most + 1, _COUNT_SECONDS) as search:
+        count = examined = 0
+        at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
+        hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
+        with self._searching(wanted, hits, _COUNT_SECONDS) as search:
             for batch in search:
                 count += len(batch.hits)
-                if count > at_most or search.is_over:
+                examined += batch.examined
+                if count > at_most or search.is_over or (needs_texts(wanted) and examined >= EXAMINED_MAX):
                     return Total(min(count, at_most), exact=False, indexed=search.indexed)
         return Total(count, exact=search.is_whole, indexed=search.indexed)
 
@@ -79,10 +142,11 @@ class SqlFacets(Facets):
         counts = _Counts(by)
         count, is_all = 0, True
         oldest: Hit | None = None
-        with self._searching(wanted, None, min(at_most + 1, _GROUPED_AT_ONCE), _GROUPS_SECONDS) as search:
-            for hits, _, _ in search:
-                is_all = count + len(hits) <= at_most and not search.is_over
-                counted = hits[: at_most - count]
+        hits = partial(self._hits, wanted=wanted, before=None, at_once=min(at_most + 1, _GROUPED_AT_ONCE))
+        with self._searching(wanted, hits, _GROUPS_SECONDS) as search:
+            for batch in search:
+                is_all = count + len(batch.hits) <= at_most and not search.is_over
+                counted = batch.hits[: at_most - count]
                 counts.add(counted)
                 count += len(counted)
                 oldest = counted[-1] if counted else oldest
@@ -94,8 +158,10 @@ class SqlFacets(Facets):
         return Groups(groups, total, held_at(oldest.key.message_id) if oldest else None)
 
     @contextmanager
-    def _searching(self, wanted: Filter, before: DeliveryId | None, at_once: int, seconds: float) -> Iterator[_Search]:
-        """Yield a search, which is used in the block; ``at_once`` is how many hits one statement may return."""
+    def _searching(
+        self, wanted: Filter, hits: Callable[[Session, Terms], Generator[Batch]], seconds: float
+    ) -> Iterator[_Search]:
+        """Yield a search, which is used in the block. ``hits`` returns the batches for these terms."""
         deadline = monotonic() + seconds
         terms = facets.wanted_terms(wanted)
         indexed = terms is None or self._index.catch_up(_CATCH_UP_SECONDS)
@@ -104,14 +170,26 @@ class SqlFacets(Facets):
             if terms is None or not all(symbols):
                 yield _Search(session, iter(()), deadline, indexed)
                 return
-            with closing(self._hits(session, wanted, terms, before, at_once)) as batches:
+            with closing(hits(session, terms)) as batches:
                 yield _Search(session, _matching(wanted, symbols, batches), deadline, indexed)
 
     @abstractmethod
     def _hits(
-        self, session: Session, wanted: Filter, terms: Terms, before: DeliveryId | None, at_once: int
+        self, session: Session, terms: Terms, wanted: Filter, before: DeliveryId | None, at_once: int
     ) -> Generator[Batch]:
-        """Yield the hits before this key that have these terms and `conditions`, at most ``at_once`` by a statement."""
+        """Yield the hits before this key that have these terms and `conditions`, newest first.
+
+        One statement returns at most ``at_once``.
+        """
+
+    @abstractmethod
+    def _hits_by_score(
+        self, session: Session, terms: Terms, wanted: Filter, after: ScoreKey | None, limit: int, *, highest_first: bool
+    ) -> Generator[Batch]:
+        """Yield the hits after this place that have a score, these terms and `conditions`, in the order of the score.
+
+        The page has ``limit`` of them.
+        """
 
     def knows_symbol(self, name: str) -> bool:
         with self._engine.reading() as session:
@@ -139,19 +217,18 @@ class _Search:
         self._deadline = deadline
         self.indexed = indexed  # whether all messages were
         self.is_cut = False  # whether a statement was ended
-        self.cut_below: DeliveryId | None = None  # what was examined before that
+        self.last: Batch | None = None  # before that
 
     def __iter__(self) -> Iterator[Batch]:
-        lowest = None
         self._session.limit(max(_LEAST_SECONDS, self._deadline - monotonic()))
         try:
             for batch in self._batches:
-                lowest = batch.lowest
+                self.last = batch
                 yield batch
         except Exception as error:
             if not self._session.was_ended(error):
                 raise
-            self.is_cut, self.cut_below = True, lowest
+            self.is_cut = True
 
     @property
     def is_over(self) -> bool:
@@ -206,14 +283,15 @@ class _Counts:
 
 def _matching(wanted: Filter, symbols: Sequence[set[int]], batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield batches without the hits that only the index, which is not exact, finds."""
-    for hits, lowest, examined in batches:
+    for batch in batches:
+        hits = batch.hits
         if symbols:  # a message whose verdict was replaced is indexed under its earlier symbols as well
             hits = [
                 hit for hit in hits if not any(each.isdisjoint(facets.unpack(hit.symbols)[::2]) for each in symbols)
             ]
         if needs_texts(wanted):
             hits = [hit for hit in hits if has_texts(wanted, hit.subject, hit.envelope_sender, hit.header_from)]
-        yield Batch(hits, lowest, examined)
+        yield batch._replace(hits=hits)
 
 
 def conditions(wanted: Filter, before: DeliveryId | None) -> tuple[list[str], dict[str, Any]]:
@@ -262,7 +340,13 @@ _COLUMN = {"score_min": "score", "score_max": "score", "size_min": "size_bytes",
 def columns(wanted: Filter) -> str:
     """Return the columns that `batch_of` takes; ``m`` is only needed if `needs_texts`."""
     texts = "m.subject, m.envelope_sender, m.header_from" if needs_texts(wanted) else "'', '', ''"
-    return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, {texts}"
+    return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, f.score, {texts}"
+
+
+def batch_by_score(rows: Sequence[Sequence[Any]]) -> Batch:
+    """Return the hits of rows of `columns` in the order of the score."""
+    batch = batch_of(rows, None)
+    return batch._replace(score=batch.hits[-1].score or 0.0)
 
 
 def batch_of(rows: Sequence[Sequence[Any]], lowest: DeliveryId | None) -> Batch:

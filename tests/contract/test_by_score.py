@@ -1,0 +1,113 @@
+"""Lists of what staff search for in the order of the score, on both stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from portal.model.message import Delivery, DeliveryId, Filter, State, Symbol
+from portal.stores import Store
+from portal.stores.records import ScoreKey, ScorePage
+from portal.stores.shared import facets as shared
+from tests.builders import ALICE, BOB, hold, now
+from tests.contract.helpers import DAY, SLOW
+
+BAD = (Symbol("FUZZY_DENIED", 12.0),)
+SCORES = (15.0, 7.25, 15.0, 99.5, -3.0, 15.0)
+
+Pages = Callable[..., list[Delivery]]
+
+
+@pytest.fixture(params=["sorted", "read in order"])
+def pages(request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch) -> Pages:
+    """Return all deliveries of a search, two on a page; each page begins where the last one ended."""
+    if request.param != "sorted":
+        monkeypatch.setattr(shared, "_SORTED_MAX", 0)  # as if the search found much
+
+    def read(*, highest_first: bool = True, **wanted: Any) -> list[Delivery]:
+        found: list[Delivery] = []
+        after: ScoreKey | None = None
+        for _ in range(50):
+            page = store.facets.by_score(Filter(**wanted), 2, after, highest_first=highest_first)
+            assert len(page.deliveries) <= 2
+            found += page.deliveries
+            after = page.next
+            if after is None:
+                return found
+        raise AssertionError("the pages do not end")
+
+    return read
+
+
+def test_deliveries_are_in_the_order_of_the_score(store: Store, pages: Pages) -> None:
+    held = [hold(store, score=score, recipients=[ALICE, BOB], at=now() - DAY * n) for n, score in enumerate(SCORES)]
+    hold(store, score=None)  # is left out
+    store.facets.recheck()
+    while store.facets.index():
+        pass
+    keys = sorted(
+        (ScoreKey(score, DeliveryId(each.id, n)) for each, score in zip(held, SCORES, strict=True) for n in (0, 1)),
+        reverse=True,
+    )
+    assert [delivery.key for delivery in pages()] == [key.key for key in keys]
+    assert [delivery.key for delivery in pages(highest_first=False)] == [key.key for key in reversed(keys)]
+    some = [key.key for key in keys if key.key.message_id in {held[1].id, held[2].id}]
+    assert [each.key for each in pages(since=now() - 2.5 * DAY, until=now() - 0.5 * DAY)] == some
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"symbols": ("FUZZY_DENIED",)},
+        {"symbols": ("FUZZY_DENIED",), "sender": "hop.ex"},
+        {"words": "bargain"},
+        {"recipient": "carol@example.com"},
+        {"domains": frozenset({"example.com"}), "states": frozenset({State.HELD})},
+        {"score_min": 20.0},
+    ],
+)
+def test_only_what_matches_is_listed(store: Store, pages: Pages, wanted: dict[str, Any]) -> None:
+    first, second = (
+        hold(
+            store,
+            symbols=BAD,
+            recipients=["carol@example.com"],
+            subject="A bargain",
+            header_from="a@shop.example",
+            score=score,
+        )
+        for score in (30.0, 40.0)
+    )
+    for score in (1.0, 10.0, 16.0):
+        hold(store, score=score)
+    assert [delivery.id for delivery in pages(**wanted)] == [second.id, first.id]
+
+
+def test_a_list_by_score_ends_in_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(store, symbols=BAD)
+    while store.facets.index():
+        pass
+    monkeypatch.setattr(shared._Search, "is_over", True)
+    page = store.facets.by_score(Filter(symbols=("FUZZY_DENIED",)), 1)
+    assert (len(page.deliveries), page.next is None, page.is_cut) == (1, False, False)
+    assert store.facets.by_score(Filter(symbols=("ABSENT",)), 1) == ScorePage((), None)
+
+
+def test_a_rare_kind_of_message_is_sorted_if_reading_scores_takes_too_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low, high = (hold(store, symbols=BAD, score=score, recipients=[ALICE]).id for score in (10.0, 20.0))
+
+    def slow(self: Any, session: Any, *_: Any, **__: Any) -> Iterator[Any]:
+        yield session.many(f"select 1 where {SLOW}")
+
+    monkeypatch.setattr(type(store.facets), "_hits_by_score", slow)
+    monkeypatch.setattr(shared, "_SORTED_MAX", 0)
+    monkeypatch.setattr(shared, "_SCORES_SECONDS", 0.3)
+    page = store.facets.by_score(Filter(symbols=("FUZZY_DENIED",)), 9)
+    assert [delivery.id for delivery in page.deliveries] == [high, low]
+    assert not page.is_cut
+    monkeypatch.setattr(shared, "EXAMINED_MAX", 1)
+    assert store.facets.by_score(Filter(symbols=("FUZZY_DENIED",)), 9) == ScorePage((), None, is_cut=True)
