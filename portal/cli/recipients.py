@@ -166,7 +166,10 @@ def _facts(profile: Profile) -> Iterator[tuple[str, str]]:
     for signed_in, via, client in contacts.sign_ins:
         yield "signed in", f"{_time(signed_in)} {shown(via)} {shown(client)}"
     for each in contacts.sessions:
-        yield "session", f"{shown(each.client)}, since {_time(each.started_at)}, used {_time(each.used_at)}"
+        yield (
+            "session",
+            f"{shown(each.client)}, {shown(each.method)}, since {_time(each.started_at)}, used {_time(each.used_at)}",
+        )
     for rule in profile.rules:
         yield (
             "rule",
@@ -201,7 +204,12 @@ def _json(profile: Profile) -> dict[str, object]:
         },
         "sign_ins": [{"at": _iso(at), "via": via, "client": client} for at, via, client in contacts.sign_ins],
         "sessions": [
-            {"client": each.client, "started_at": _iso(each.started_at), "used_at": _iso(each.used_at)}
+            {
+                "client": each.client,
+                "method": each.method,
+                "started_at": _iso(each.started_at),
+                "used_at": _iso(each.used_at),
+            }
             for each in contacts.sessions
         ],
         "rules": [

@@ -333,10 +333,10 @@ def _sign_in(at: datetime, via: str, client: str, viewer: Viewer) -> tuple[str, 
     return viewer.language.moment(at, viewer.zone), method_name(via), shown(client, 80)
 
 
-def _session(session: StartedSession, viewer: Viewer) -> tuple[str, str, str]:
-    """Return the browser of a session, and when it began and was last used."""
+def _session(session: StartedSession, viewer: Viewer) -> tuple[str, str, str, str]:
+    """Return the browser of a session, the way, to be translated, and when it began and was last used."""
     moment, zone = viewer.language.short_moment, viewer.zone
-    return session.client, moment(session.started_at, zone), moment(session.used_at, zone)
+    return session.client, method_name(session.method), moment(session.started_at, zone), moment(session.used_at, zone)
 
 
 def _rule_row(rule: Rule, recipient: str, viewer: Viewer) -> RuleRow:

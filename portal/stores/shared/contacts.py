@@ -21,9 +21,9 @@ from (
     order by issued_at desc limit 1
 ) as last_digest
 union all
-select '{_SESSION}', started_at, used_at, client, '', '', session_sha256
+select '{_SESSION}', started_at, used_at, client, '', method, session_sha256
 from (
-    select started_at, used_at, client, session_sha256 from session where recipient = :recipient and {GOES_ON}
+    select started_at, used_at, client, method, session_sha256 from session where recipient = :recipient and {GOES_ON}
     order by used_at desc, session_sha256 limit {_SESSIONS}
 ) as sessions
 union all
@@ -49,8 +49,8 @@ def contacts(session: Session, recipient: str, now: datetime) -> Contacts:
         digest_at=next((at for kind, at, *_ in rows if kind == _DIGEST), None),
         sign_ins=tuple((at, via, client) for kind, at, _, client, _, via, _ in rows if kind == Act.SIGNED_IN),
         sessions=tuple(
-            StartedSession(sha256, client, at, used_at)
-            for kind, at, used_at, client, _, _, sha256 in rows
+            StartedSession(sha256, client, at, used_at, method)
+            for kind, at, used_at, client, _, method, sha256 in rows
             if kind == _SESSION
         ),
         stopped_by=next(

@@ -101,9 +101,10 @@ class MailedLinks:
 
         It is only in the mail to the recipient's own address. No browser has requested it, so there is no code, and the
         link works after a button is pressed. ``peer``: the client of the staff; ``destination`` as for `request_mail`.
-        Raises LinkInvalid if the recipient may not sign in.
+        Raises LinkInvalid if the recipient may not sign in, or gets no mail.
         """
-        if not self._sessions.may_sign_in(recipient):
+        has_sender = self._pages.parts.domains.of(recipient).from_address is not None
+        if not (has_sender and self._sessions.may_sign_in(recipient)):
             raise LinkInvalid("this recipient may not sign in")
         token, now = random_token(_SECRET_OCTETS), self._pages.now()
         person = self._store.recipients.get(recipient)
