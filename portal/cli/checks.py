@@ -82,8 +82,8 @@ def run_all() -> list[Finding]:
             "used for digests and all other mail of the portal",
             settings.mail.url.get_secret_value(),
         )
-    findings += _collect(password_checks.directory, settings)
-    findings += _collect(password_checks.mail_server, settings)
+    findings += _collect(password_checks.ldap, settings)
+    findings += _collect(password_checks.imap, settings)
     findings += _collect(rspamd_checks.rspamd, settings)
     findings += _collect(rspamd_checks.scanner, settings)
     findings += _collect(rspamd_checks.learning, settings)

@@ -13,7 +13,7 @@ from portal.settings import Settings
 _NOBODY = "quarantine-check@invalid"  # an address of no entry
 
 
-def directory(settings: Settings) -> Iterator[Finding]:
+def ldap(settings: Settings) -> Iterator[Finding]:
     """Check that the directory accepts the portal's account, and has one entry for each administrator."""
     if not settings.ldap.uri:
         return
@@ -36,7 +36,7 @@ def directory(settings: Settings) -> Iterator[Finding]:
             yield Finding(True, "ldap", f"one entry for {name}, with {len(entries[0].groups)} groups")
 
 
-def mail_server(settings: Settings) -> Iterator[Finding]:
+def imap(settings: Settings) -> Iterator[Finding]:
     """Check that the IMAP server accepts passwords over TLS, and say how it must treat the portal."""
     if not settings.imap.host:
         return

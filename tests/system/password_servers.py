@@ -23,6 +23,14 @@ _PEOPLE = {
     "one": ("twice@example.org", "secret of one"),
     "two": ("twice@example.org", "secret of two"),
 }
+_ONLY_IN_DOVECOT = {"dora@example.org": "secret of dora"}
+# As in Active Directory, whose schema slapd does not have: they are values of `description`.
+_PROXY_ADDRESSES = (
+    "smtp:bobby@example.org",
+    "SMTP:robert@example.org",
+    "sip:bob@example.org",
+    "X500:/o=example/cn=bob",
+)
 
 _SLAPD_CONF = """include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
@@ -97,9 +105,8 @@ def slapd_and_dovecot(home: Path) -> Iterator[PasswordServers]:
     conf.write_text(_SLAPD_CONF.format(home=home, base=BASE, portal=PORTAL_DN))
     (home / "db").mkdir()
     subprocess.run(["slapadd", "-f", conf], input=_ldif().encode(), check=True, capture_output=True)
-    (home / "users").write_text(
-        "".join(f"{addresses.split()[0]}:{password}\n" for addresses, password in _PEOPLE.values())
-    )
+    users = {addresses.split()[0]: password for addresses, password in _PEOPLE.values()} | _ONLY_IN_DOVECOT
+    (home / "users").write_text("".join(f"{user}:{password}\n" for user, password in users.items()))
     dovecot = home / "dovecot.conf"
     dovecot.write_text(_DOVECOT_CONF.format(home=home, starttls=servers.imap, implicit=servers.imaps))
     listen = f"ldap://127.0.0.1:{servers.ldap} ldaps://127.0.0.1:{servers.ldaps}"
@@ -122,6 +129,7 @@ def _ldif() -> str:
     ]
     for uid, (addresses, password) in _PEOPLE.items():
         mails = "".join(f"mail: {address}\n" for address in addresses.split())
+        mails += "".join(f"description: {text}\n" for text in _PROXY_ADDRESSES) if uid == "bob" else ""
         mails += f"memberOf: {ADMINISTRATORS}\n" if uid == "alice" else ""  # slapadd does not run the overlay
         entries.append(
             f"dn: uid={uid},{BASE}\nobjectClass: inetOrgPerson\nuid: {uid}\ncn: {uid}\nsn: {uid}\n{mails}"

@@ -19,6 +19,7 @@ from portal.model.message import Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores.records import Held
 from tests.builders import ALICE, BOB, BY_LINK, rule
+from tests.imap_server import CERTIFICATE, ImapServer
 from tests.paths import ROOT
 from tests.system.accessibility import misfits, unclear
 from tests.system.local_site import LocalSite, local_site, read_mail, sign_in
@@ -104,6 +105,23 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page, rendered: set[st
     assert found == [], "\n".join(found)
     templates = {str(path.relative_to(ROOT / "templates")) for path in (ROOT / "templates/web").rglob("*.html")}
     assert templates - rendered == set()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280}, {"width": 320}], ids=lambda size: f"{size['width']}px")
+def test_axe_finds_nothing_in_the_form_with_a_password(make_parts: Callable[..., Parts], page: Page) -> None:
+    server = ImapServer()
+    settings = {"imap__host": "127.0.0.1", "imap__port": server.port, "imap__ca_file": CERTIFICATE}
+    with local_site(make_parts, **settings) as site:
+        page.goto(f"{site.parts.settings.public_url}/sign-in")
+        found = findings(page)
+        page.get_by_label("Email address").fill(ALICE)
+        page.get_by_label("Password").fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_text("The email address or the password is wrong.").wait_for()
+        found += findings(page)
+    server.close()
+    assert not found
 
 
 @pytest.fixture

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from portal.cli import password_checks
+from portal.model.audit import AuditFilter
 from portal.model.errors import PasswordServerUnavailable
+from portal.model.staff import Role
 from portal.passwords import Proven
 from portal.passwords.imap import ImapServer
 from portal.passwords.ldap import LdapServer
@@ -20,6 +23,7 @@ from portal.settings.models import MailSettings
 from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.staff import StaffSettings
 from tests.builders import ALICE, BOB
+from tests.conftest import MakeParts
 from tests.system.password_servers import (
     ADMINISTRATORS,
     BASE,
@@ -29,6 +33,7 @@ from tests.system.password_servers import (
     slapd_and_dovecot,
 )
 from tests.system.services import folder, free_port
+from tests.web_client import Browser, Site
 
 pytestmark = pytest.mark.system
 CLIENT = "198.51.100.1"
@@ -125,6 +130,16 @@ def test_a_directory_that_cannot_be_asked_is_not_a_wrong_password(
         ldap(servers, timeout_seconds=2, **changed).check(ALICE, "secret of alice", CLIENT)
 
 
+def test_the_prefix_in_capitals_marks_the_primary_address(servers: PasswordServers) -> None:
+    proxies = {"address_attributes": ("description",)}
+    server = ldap(servers, filter="(description=smtp:{address})", **proxies)
+    for address in ("bobby@example.org", "robert@example.org"):
+        assert server.check(address, 'q"uo\\te', CLIENT) == Proven(address)
+    assert ldap(servers, filter="(description=sip:{address})", **proxies).check(BOB, 'q"uo\\te', CLIENT) == Proven(
+        "robert@example.org"
+    )
+
+
 # ---- IMAP
 
 
@@ -163,6 +178,45 @@ def test_wrong_passwords_of_one_client_do_not_slow_down_others(servers: Password
         assert [guess.result() for guess in guesses] == [None] * 3
 
 
+# ---- the page
+
+
+@pytest.fixture
+def site(servers: PasswordServers, make_parts: MakeParts, tmp_path: Path) -> Site:
+    (tmp_path / "quarantine.toml").write_text(f'[staff.groups]\n"{ADMINISTRATORS}" = "administrator"\n')
+    return Site(
+        make_parts(
+            ldap__uri=f"ldaps://localhost:{servers.ldaps}",
+            ldap__ca_file=servers.ca_file,
+            ldap__base=BASE,
+            ldap__bind_dn=PORTAL_DN,
+            ldap__bind_password=PORTAL_PASSWORD,
+            imap__host="localhost",
+            imap__port=servers.imaps,
+            imap__ca_file=servers.ca_file,
+        )
+    )
+
+
+def sign_in(site: Site, address: str, password: str) -> Browser:
+    browser = site.browser()
+    browser.post("/sign-in/password", {"address": address, "password": password})
+    return browser
+
+
+def test_a_group_of_the_directory_gives_a_role(site: Site) -> None:
+    assert sign_in(site, ALICE, "secret of alice").get("/admin/").status == 200
+    assert sign_in(site, BOB, 'q"uo\\te').get("/admin/").status == 404
+    assert [(grant.person, grant.role) for grant in site.store.staff.all()] == [(ALICE, Role.ADMINISTRATOR)]
+
+
+def test_the_mail_server_is_asked_after_the_directory(site: Site) -> None:
+    assert sign_in(site, "dora@example.org", "secret of dora").get("/").status == 200
+    assert sign_in(site, "dora@example.org", "wrong").get("/").status == 303
+    vias = [entry.actor.via for entry in site.store.audit.list(AuditFilter(act="signed-in"), 10)]
+    assert vias == ["imap"]
+
+
 # ---- quarantine check
 
 
@@ -174,13 +228,13 @@ def test_the_check_names_what_prevents_signing_in(servers: PasswordServers) -> N
         ldap=ldap_settings(servers),
         imap=imap_settings(servers),
     )
-    found = [(finding.ok, finding.text) for finding in password_checks.directory(settings)]
+    found = [(finding.ok, finding.text) for finding in password_checks.ldap(settings)]
     assert found == [
         (True, f"ldap://localhost:{servers.ldap}: its certificate is valid, and it can be searched"),
         (True, "one entry for alice@example.org, with 1 groups"),
         (False, "no entry for nobody@example.org (ldap.base, ldap.filter): a password cannot sign them in"),
         (False, "several entries for twice@example.org (ldap.base, ldap.filter): a password cannot sign them in"),
     ]
-    passes, note = password_checks.mail_server(settings)
+    passes, note = password_checks.imap(settings)
     assert passes.ok and "it takes passwords" in passes.text
     assert note.ok is None and "login_trusted_networks" in note.text

@@ -102,6 +102,12 @@ def test_a_right_password_resets_the_limit(site: Site) -> None:
         assert enter(site.browser(), password=PASSWORD).status == 303
 
 
+def test_forgetting_a_person_forgets_their_wrong_passwords(site: Site) -> None:
+    assert [enter(site.browser()).status for _ in range(6)] == [403] * 5 + [429]
+    site.store.recipients.forget(ALICE, site.now)
+    assert enter(site.browser()).status == 403
+
+
 def test_a_mailbox_and_a_network_have_limits_too(site: Site, imap: ImapServer) -> None:
     statuses = [enter(site.browser(), peer=f"198.51.100.{n}").status for n in range(21)]
     assert statuses == [403] * 20 + [429]
