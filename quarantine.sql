@@ -261,6 +261,7 @@ begin
         lease uuid,
         tries int not null default 0,
         progress text not null default '',  -- JSON
+        command text,  -- Command: what a person wants the process that runs it to do
         outcome text,
         finished_at timestamptz  -- null: waiting or running
     );

@@ -161,6 +161,12 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
             now,
         ),
         (
+            "mass acts",
+            lambda: housekeeping.run_mass_acts(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=2),
+            now,
+        ),
+        (
             "forget",
             lambda: housekeeping.forget_waiting(parts, utc_now(), stopped=stopped),
             IntervalTrigger(seconds=5),

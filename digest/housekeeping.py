@@ -1,5 +1,5 @@
-"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, batches,
-forgotten recipients, daily maintenance.
+"""Work of the digest process in addition to digests: queued mail of the portal, virus scans, learning, batches, mass
+acts, forgotten recipients, daily maintenance.
 
 Each function is safe to repeat at any moment, in any number of processes.
 """
@@ -17,6 +17,8 @@ from digest.outcomes import FAILURES_IN_A_ROW
 from digest.stopping import Stopped, never
 from portal.assemble import Parts
 from portal.batches.batch import KIND as BATCH
+from portal.batches.mass import KIND as MASS
+from portal.batches.mass_run import MassActs
 from portal.batches.run import Batches
 from portal.model.clock import clock
 from portal.model.errors import (
@@ -215,6 +217,22 @@ def run_batches(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
             batches.run(jobs[0], _or_after(_TURN_SECONDS, stopped))
         except AlreadyDone:
             log.info("batch goes on in another process id=%s", jobs[0].id)
+        turns += 1
+    return turns
+
+
+def run_mass_acts(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Run the mass acts of staff that are due, each for some seconds in turn. Return how many turns were taken.
+
+    Raises StoreUnavailable.
+    """
+    time, turns = clock(now), 0
+    masses = MassActs(parts.store, parts.actions, parts.staff)
+    while not stopped() and (jobs := parts.store.jobs.claim(MASS, 1, time())):
+        try:
+            masses.run(jobs[0], _or_after(_TURN_SECONDS, stopped))
+        except AlreadyDone:
+            log.info("mass act goes on in another process id=%s", jobs[0].id)
         turns += 1
     return turns
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
@@ -85,7 +86,7 @@ class Batch:
         return {
             "act": self.act.value,
             "keys": [*map(text_of, chosen.keys)],
-            "criteria": _criteria_to_json(chosen.criteria),
+            "criteria": criteria_to_json(chosen.criteria),
             "identities": sorted(chosen.identities),
             "ceiling": text_of(chosen.ceiling) if chosen.ceiling else None,
             "excluded": sorted(map(text_of, chosen.excluded)),
@@ -98,7 +99,7 @@ class Batch:
         """Return the batch of a job's arguments."""
         selection = Selection(
             keys=tuple(map(key_of, found["keys"])),
-            criteria=_criteria_from_json(found["criteria"]),
+            criteria=criteria_from_json(found["criteria"]),
             identities=frozenset(found["identities"]),
             ceiling=key_of(found["ceiling"]) if found["ceiling"] else None,
             excluded=frozenset(map(key_of, found["excluded"])),
@@ -119,6 +120,9 @@ class Progress:
     counts: Mapping[Outcome, int] = field(default_factory=dict)
     named: Mapping[Outcome, tuple[DeliveryId, ...]] = field(default_factory=dict)  # at most `NAMED` of each
     is_queueing: bool = False  # the mail server cannot be reached: releases are queued without trying it
+    waits_for: str = ""  # of a mass act: a `mass.Waiting`
+    waits: int = 0  # how often in a row it had to wait
+    busy_seconds: float = 0.0  # how long processes have run it
 
     @property
     def done(self) -> int:
@@ -153,6 +157,9 @@ class Progress:
             "counts": dict(self.counts),
             "named": {outcome: [*map(text_of, keys)] for outcome, keys in self.named.items()},
             "is_queueing": self.is_queueing,
+            "waits_for": self.waits_for,
+            "waits": self.waits,
+            "busy_seconds": round(self.busy_seconds, 3),
         }
 
     @classmethod
@@ -169,6 +176,9 @@ class Progress:
             counts={Outcome(name): count for name, count in found["counts"].items()},
             named={Outcome(name): tuple(map(key_of, keys)) for name, keys in found["named"].items()},
             is_queueing=found["is_queueing"],
+            waits_for=found["waits_for"],
+            waits=found["waits"],
+            busy_seconds=found["busy_seconds"],
         )
 
 
@@ -198,7 +208,8 @@ def newest_first(deliveries: Iterable[Delivery]) -> list[Delivery]:
     return sorted(deliveries, key=lambda each: each.key, reverse=True)
 
 
-def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
+def criteria_to_json(criteria: Filter) -> dict[str, Any]:
+    """Return search criteria for the arguments of a job."""
     return {
         "states": sorted(criteria.states),
         "words": criteria.words,
@@ -209,10 +220,23 @@ def _criteria_to_json(criteria: Filter) -> dict[str, Any]:
         "reason": criteria.reason,
         "has_attachment": criteria.has_attachment,
         "like": text_of(criteria.like) if criteria.like else None,
+        "recipient": criteria.recipient,
+        "also": [*criteria.also],
+        "score_min": criteria.score_min,
+        "score_max": criteria.score_max,
+        "symbols": [*criteria.symbols],
+        "actions": sorted(criteria.actions),
+        "client": str(criteria.client) if criteria.client else None,
+        "size_min": criteria.size_min,
+        "size_max": criteria.size_max,
+        "sender_domain": criteria.sender_domain,
+        "domains": None if criteria.domains is None else sorted(criteria.domains),
+        "rule": criteria.rule,
     }
 
 
-def _criteria_from_json(found: Mapping[str, Any]) -> Filter:
+def criteria_from_json(found: Mapping[str, Any]) -> Filter:
+    """Return the criteria of `criteria_to_json`."""
     return Filter(
         states=frozenset(map(State, found["states"])),
         words=found["words"],
@@ -223,4 +247,16 @@ def _criteria_from_json(found: Mapping[str, Any]) -> Filter:
         reason=found["reason"],
         has_attachment=found["has_attachment"],
         like=key_of(found["like"]) if found["like"] else None,
+        recipient=found["recipient"],
+        also=tuple(found["also"]),
+        score_min=found["score_min"],
+        score_max=found["score_max"],
+        symbols=tuple(found["symbols"]),
+        actions=frozenset(found["actions"]),
+        client=ip_network(found["client"]) if found["client"] else None,
+        size_min=found["size_min"],
+        size_max=found["size_max"],
+        sender_domain=found["sender_domain"],
+        domains=None if found["domains"] is None else frozenset(found["domains"]),
+        rule=found["rule"],
     )

@@ -21,7 +21,6 @@ from uuid import UUID, uuid5
 
 from portal.actions import RELEASABLE, Actions
 from portal.batches.batch import (
-    DONE_IN_STATE,
     KIND,
     Act,
     Batch,
@@ -32,19 +31,15 @@ from portal.batches.batch import (
     is_of,
     newest_first,
 )
+from portal.batches.outcomes import last_event, outcome_of, recognized
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.model.errors import (
-    AlreadyDone,
     BodyDamaged,
-    BodyMissing,
-    NotAllowed,
     NotFound,
-    RelayDeferred,
-    RelayRefused,
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Reader, State, Tier
+from portal.model.message import Actor, Delivery, DeliveryId, EventKind, Reader, State, Tier
 from portal.model.rights import ReleaseRight
 from portal.people import Directory
 from portal.stores import Store
@@ -65,13 +60,6 @@ _STATES = {
     Act.DELETE: RELEASABLE | {State.REQUESTED},
     Act.RESTORE: frozenset({State.DELETED}),
     Act.REQUEST: RELEASABLE,
-}
-# The events by which it is recognized that a batch has acted on a delivery.
-_EVENTS = {
-    Act.RELEASE: (EventKind.RELEASING,),
-    Act.DELETE: (EventKind.DELETED,),
-    Act.RESTORE: (EventKind.RESTORED,),
-    Act.REQUEST: (EventKind.REQUESTED,),
 }
 _DELETIONS = (EventKind.DELETED, EventKind.CONFIRMED)
 
@@ -167,7 +155,7 @@ class Batches:
         batch, progress, jobs = Batch.from_json(job.arguments), Progress.from_json(job.progress), self.store.jobs
         try:
             if progress.planned:
-                progress = self._recognized(job, batch, progress)
+                progress = recognized(self.store, job.id, batch.act, progress)
             while not progress.is_finished:
                 progress = self._planned(job, batch, progress)
                 jobs.keep(job, progress.to_json(), self.actions.now())
@@ -239,7 +227,7 @@ class Batches:
                     continue
                 if isinstance(result, RelayUnreachable):
                     progress = replace(progress, is_queueing=True)
-                if (outcome := self._outcome(job, batch, delivery, result)) is not None:
+                if (outcome := outcome_of(self.store, job.id, batch.act, delivery, result)) is not None:
                     outcomes[delivery.key] = outcome
         progress = progress.with_outcomes(outcomes.items())
         if unavailable is not None:
@@ -247,22 +235,12 @@ class Batches:
             raise unavailable
         return progress
 
-    def _recognized(self, job: Job, batch: Batch, progress: Progress) -> Progress:
-        """Return the progress with the outcomes of planned deliveries that a process had acted on before it died.
-
-        Somebody may have changed them back since then.
-        """
-        events = self.store.deliveries.last_events(progress.planned)
-        done = [key for key in progress.planned if _has_acted(job, batch, events.get(key, ()))]
-        outcomes = [(key, self._earlier_outcome(job, batch, key)) for key in done]
-        return progress.with_outcomes((key, outcome) for key, outcome in outcomes if outcome is not None)
-
     def _without_action(self, batch: Batch, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
         """Yield the outcomes of deliveries that this batch must leave alone."""
         if batch.undoes is not None:
             events = self.store.deliveries.last_events([each.key for each in found])
             for each in found:
-                deletion = _last(events.get(each.key, ()), _DELETIONS)
+                deletion = last_event(events.get(each.key, ()), _DELETIONS)
                 if each.state is State.DELETED and (deletion is None or not is_of(batch.undoes, deletion.actor)):
                     yield each.key, Outcome.CHANGED
         for each in found:
@@ -275,34 +253,6 @@ class Batches:
                 yield each.key, Outcome.TO_CHECK
             elif batch.act is Act.REQUEST and right is ReleaseRight.SELF:
                 yield each.key, Outcome.NOT_NEEDED
-
-    def _outcome(self, job: Job, batch: Batch, delivery: Delivery, result: Delivery | Exception) -> Outcome | None:
-        """Return the outcome of an action, None if the delivery is gone."""
-        match result:
-            case Delivery():
-                return DONE_IN_STATE[batch.act, result.state]
-            case AlreadyDone():
-                return self._earlier_outcome(job, batch, delivery.key)
-            case RelayDeferred():
-                return Outcome.RELEASING
-            case NotAllowed():
-                return Outcome.NOT_ALLOWED
-            case RelayRefused() | BodyDamaged() | BodyMissing():
-                return Outcome.FAILED
-            case NotFound():
-                return None
-            case _:
-                log.error("action failed id=%s number=%d", delivery.id, delivery.number, exc_info=result)
-                return Outcome.FAILED
-
-    def _earlier_outcome(self, job: Job, batch: Batch, key: DeliveryId) -> Outcome | None:
-        """Return the outcome of a delivery in another state: of this batch, if a process died after it had acted."""
-        try:
-            state = self.store.deliveries.get(key).state
-        except NotFound:
-            return None
-        is_own = _has_acted(job, batch, self.store.deliveries.last_events([key]).get(key, ()))
-        return DONE_IN_STATE.get((batch.act, state), Outcome.CHANGED) if is_own else Outcome.CHANGED
 
     def _actor(self, actor: Actor, delivery: Delivery) -> Actor:
         """Return the reader as the author of an event: by name, unless the delivery is for their own address."""
@@ -338,13 +288,3 @@ _METHODS: Mapping[Act, Callable[[Actions, UUID, int, Actor], Delivery] | None] =
 def _id(form: UUID, actor: Actor, number: int) -> UUID:
     """Return the id of the job of a form; ``number``: how often it was posted after its job was undone."""
     return uuid5(form, f"{number} {actor.who}")
-
-
-def _has_acted(job: Job, batch: Batch, events: Sequence[Event]) -> bool:
-    """Return whether a batch caused the last event of its action."""
-    event = _last(events, _EVENTS[batch.act])
-    return event is not None and is_of(job.id, event.actor)
-
-
-def _last(events: Sequence[Event], kinds: Sequence[EventKind]) -> Event | None:
-    return next((event for event in reversed(events) if event.kind in kinds), None)

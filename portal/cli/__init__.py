@@ -21,6 +21,7 @@ _MODULES = {  # of portal/cli, with their commands
     "audit": ("audit",),
     "digests": ("digests",),
     "domains": ("domains",),
+    "jobs": ("jobs",),
     "listing": ("list",),
     "messages": ("confirm-spam", "delete", "meta", "print", "refuse", "release", "restore", "unlearn"),
     "moving": ("copy", "import-original", "reindex"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -21,10 +19,8 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import FILLED
-from portal.model import criteria
+from portal.cli.options import criteria_options, wanted_of
 from portal.model.domains import shown_address
-from portal.model.errors import BadCriterion
 from portal.model.message import Delivery, DeliveryId, Filter, Message
 from portal.model.text import shown
 from portal.policy.empty_search import why_nothing
@@ -38,17 +34,8 @@ _NOT_INDEXED = "There may be more: some messages are still being indexed. Try ag
 _TOO_LONG = "There may be more: the search took too long. Limit the time with --since and --until."
 
 
-def _criteria(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each search criterion."""
-    for criterion in reversed(criteria.CRITERIA):
-        names = [f"--{criterion.name}", *(["--subject"] if criterion.name == "words" else [])]
-        text = f"{criterion.help} May be repeated." if criterion.many else criterion.help
-        command = click.option(*names, criterion.name.replace("-", "_"), type=FILLED, multiple=True, help=text)(command)
-    return command
-
-
 @click.command("list")
-@_criteria
+@criteria_options()
 @click.option(
     "--order", type=click.Choice([each.value for each in Order]), help="Order of the list.  [default: newest]"
 )
@@ -70,15 +57,8 @@ def list_(
         raise WrongCall("Use either --count or --group-by.")
     if order and (only_count or group_by):
         raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
-    now = datetime.now(UTC)
-    try:
-        wanted = criteria.read({name.replace("_", "-"): texts for name, texts in typed.items()}, UTC, now)
-    except BadCriterion as error:
-        raise WrongCall(error.sentence(lambda name: f"--{name}")) from error
     with open_parts() as parts:
-        held_as = parts.people.held_as(typed["recipient"][0]) if typed["recipient"] else None
-        if held_as is not None and held_as != wanted.recipient:
-            wanted = replace(wanted, also=(held_as,))  # an address with an extension
+        wanted, now = wanted_of(parts, typed), parts.actions.now()
         if only_count:
             found = _print_count(parts, wanted, as_json)
         elif group_by:

@@ -10,6 +10,7 @@ import click
 
 from portal.actions import Actions
 from portal.assemble import Parts
+from portal.batches.batch import Act
 from portal.batches.parallel import AT_ONCE, in_parallel
 from portal.cli.common import (
     NotDone,
@@ -23,10 +24,12 @@ from portal.cli.common import (
     print_json,
     print_table,
 )
+from portal.cli.jobs import act_on_matching, is_matching, matching_options
 from portal.cli.listing import delivery_json
 from portal.cli.options import FILLED
 from portal.mail import wire
-from portal.model.audit import Act, AuditEntry
+from portal.model.audit import Act as Audited
+from portal.model.audit import AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import NotAllowed, QuarantineError, RelayDeferred, RelayRefused, SettingsError
 from portal.model.message import ActorKind, Delivery, DeliveryId, Message, Scan, State, identity
@@ -89,7 +92,7 @@ def print_(id: str) -> None:
         now, reader = parts.actions.now(), current_operator()
         parts.store.audit.record(
             *(
-                AuditEntry.new(now, Act.BODY_READ, reader, each.recipient, delivery=each.key)
+                AuditEntry.new(now, Audited.BODY_READ, reader, each.recipient, delivery=each.key)
                 for each in parts.store.deliveries.of_message(message.id)
             )
         )
@@ -102,7 +105,7 @@ def print_(id: str) -> None:
 
 
 @click.command()
-@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
 @click.option(
     "--recipient", type=FILLED, help="The recipient; required if a message has several recipients or no known one."
 )
@@ -110,9 +113,15 @@ def print_(id: str) -> None:
 @click.option(
     "--again", is_flag=True, help="Release it even if it was released before, for example because it was lost."
 )
+@matching_options
 @guarded
-def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool) -> None:
-    """Send held messages to their recipients now."""
+def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool, **matching: Any) -> None:
+    """Send held messages to their recipients now: those with these ids, or with --matching all that a search finds."""
+    if is_matching(ids, matching):
+        if to_all or again:
+            raise WrongCall("--all and --again are for single messages, not for --matching.")
+        act_on_matching(Act.RELEASE, recipient, matching)
+        return
     with open_parts() as parts:
         deliveries, failed = _select(parts, ids, recipient, to_all, may_assign=True)
 
@@ -142,20 +151,28 @@ def release(ids: Sequence[str], recipient: str | None, to_all: bool, again: bool
 
 
 @click.command()
-@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
 @click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
+@matching_options
 @guarded
-def delete(ids: Sequence[str], recipient: str | None) -> None:
-    """Delete messages. Until they are purged, `restore` undoes it."""
+def delete(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
+    """Delete messages, or with --matching all that a search finds. Until they are purged, `restore` undoes it."""
+    if is_matching(ids, matching):
+        act_on_matching(Act.DELETE, recipient, matching)
+        return
     _apply_to_each(ids, recipient, lambda parts, d: parts.actions.delete(d.id, d.number, current_operator()))
 
 
 @click.command()
-@click.argument("ids", type=FILLED, nargs=-1, required=True, metavar="ID [ID …]")
+@click.argument("ids", type=FILLED, nargs=-1, metavar="[ID …]")
 @click.option("--recipient", type=FILLED, help="Only this recipient's delivery; else all deliveries of the message.")
+@matching_options
 @guarded
-def restore(ids: Sequence[str], recipient: str | None) -> None:
-    """Undo `delete`."""
+def restore(ids: Sequence[str], recipient: str | None, **matching: Any) -> None:
+    """Undo `delete` for messages, or with --matching for all that a search finds."""
+    if is_matching(ids, matching):
+        act_on_matching(Act.RESTORE, recipient, matching)
+        return
     _apply_to_each(ids, recipient, lambda parts, d: parts.actions.restore(d.id, d.number, current_operator()))
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from portal.assemble import Parts
+from portal.cli.common import WrongCall
+from portal.model import criteria
 from portal.model.criteria import moment
+from portal.model.errors import BadCriterion
+from portal.model.message import Filter
 
 
 class FilledText(click.ParamType[str]):
@@ -39,3 +46,32 @@ class Moment(click.ParamType[datetime]):
             return moment(value, UTC, datetime.now(UTC), ends_day=self._ends_day)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def criteria_options(without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds an option for each search criterion, except these."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for criterion in reversed(criteria.CRITERIA):
+            if criterion.name in without:
+                continue
+            names = [f"--{criterion.name}", *(["--subject"] if criterion.name == "words" else [])]
+            text = f"{criterion.help} May be repeated." if criterion.many else criterion.help
+            option = click.option(*names, criterion.name.replace("-", "_"), type=FILLED, multiple=True, help=text)
+            command = option(command)
+        return command
+
+    return add
+
+
+def wanted_of(parts: Parts, typed: Mapping[str, Sequence[str]]) -> Filter:
+    """Return the search of these options. Times are in UTC. Raises WrongCall."""
+    texts = {name.replace("_", "-"): values for name, values in typed.items()}
+    try:
+        wanted = criteria.read(texts, UTC, parts.actions.now())
+    except BadCriterion as error:
+        raise WrongCall(error.sentence(lambda name: f"--{name}")) from error
+    held_as = parts.people.held_as(texts["recipient"][0]) if texts.get("recipient") else None
+    if held_as is not None and held_as != wanted.recipient:
+        return replace(wanted, also=(held_as,))  # an address with an extension
+    return wanted

@@ -31,6 +31,8 @@ class Act(StrEnum):
     LINKS_REVOKED = "links-revoked"
     RECIPIENT_FORGOTTEN = "recipient-forgotten"  # all that the store had for a recipient was removed
     BODY_READ = "body-read"  # somebody who is not the recipient read a message
+    JOB_STARTED = "job-started"  # a mass act; what it did to each delivery is in entries of its own
+    JOB_CHANGED = "job-changed"  # somebody paused, resumed or cancelled a mass act
     EXPORTED = "exported"  # somebody exported the audit or the rules
 
 

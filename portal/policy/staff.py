@@ -198,6 +198,10 @@ class Staff:
         if not self.may_release(member, delivery):
             raise NotAllowed(NOT_YOURS if self.decides_own(member.person, delivery) else NOT_BY_ROLE)
 
+    def may_release_tier(self, member: Member, tier: Tier, host: str) -> bool:
+        """Return whether a person may release messages of this tier for the recipients of a domain."""
+        return self.may(member, _RELEASE[tier], host)
+
     def access(self, member: Member, delivery: Delivery) -> Access:
         """Return what a person may see and download of a delivery whose content they may read.
 

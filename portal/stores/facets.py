@@ -50,6 +50,8 @@ class Hit(NamedTuple):
     sender_domain: str
     symbols: bytes
     score: float | None
+    state: str
+    tier: str
     subject: str  # the texts only if the search needs them
     envelope_sender: str | None
     header_from: str

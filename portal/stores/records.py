@@ -21,6 +21,7 @@ from portal.model.message import (
     Message,
     Reader,
     State,
+    Tier,
     held_at,
     identity,
 )
@@ -110,6 +111,14 @@ class Groups:
     groups: tuple[Group, ...]
     total: Total  # of the deliveries that were counted
     since: datetime | None  # when the oldest of them was held; None: there are none
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Result of `Facets.tally`: how many deliveries there are of each recipient domain, tier and state."""
+
+    counts: Mapping[tuple[str, Tier, State], int]
+    total: Total
 
 
 class ActiveRule(NamedTuple):
@@ -397,6 +406,13 @@ class OutgoingMail:
     attempts: int
 
 
+class Command(StrEnum):
+    """An instruction of a person to the process that runs a job. The values are kept in stores."""
+
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A background job, see `Jobs`."""
@@ -409,6 +425,7 @@ class Job:
     not_before: datetime  # of the next claim; while it is claimed: the end of its lease
     tries: int
     progress: Mapping[str, Any]  # as `Jobs.keep` recorded it; empty at first
+    command: Command | None = None
     outcome: str | None = None
     finished_at: datetime | None = None  # None: waiting or running
     lease: UUID | None = field(default=None, compare=False, repr=False)  # of the claim

@@ -392,6 +392,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "recipient": ("alice@example.org",),
     "import-original": ("--dir", "original"),
     "init": None,
+    "jobs": ("list",),
     "list": (),
     "domains": ("list",),
     "rules": ("list",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from portal.model.message import DeliveryId, Filter
-from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Total
+from portal.stores.records import GroupBy, Groups, Page, ScoreKey, ScorePage, Tally, Total
 
 COUNTED_MAX = 10_000
 GROUPED_MAX = 100_000
@@ -41,6 +41,10 @@ class Facets(ABC):
 
         Symbols with the most points are first, otherwise the largest groups; hours are in order, newest first.
         """
+
+    @abstractmethod
+    def tally(self, wanted: Filter, at_most: int = GROUPED_MAX) -> Tally:
+        """Count the newest ``at_most`` deliveries that match by recipient domain, tier and state together."""
 
     @abstractmethod
     def index(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.message import Actor
-from portal.stores.records import Job, OutgoingMail, QueuedMail
+from portal.stores.records import Command, Job, OutgoingMail, QueuedMail
 
 
 class Outbox(ABC):
@@ -44,7 +44,15 @@ class Jobs(ABC):
 
     @abstractmethod
     def add_once(
-        self, job_id: UUID, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, *, claimed: bool
+        self,
+        job_id: UUID,
+        kind: str,
+        arguments: Mapping[str, Any],
+        actor: Actor,
+        now: datetime,
+        not_before: datetime | None = None,
+        *,
+        claimed: bool = False,
     ) -> Job:
         """Queue a job with this id, unless there is one with this id, or an unfinished one with the same kind,
         arguments and actor. Return the new or existing job. Durable on return.
@@ -58,11 +66,14 @@ class Jobs(ABC):
 
     @abstractmethod
     def claim(self, kind: str, count: int, now: datetime) -> Sequence[Job]:
-        """Claim up to ``count`` jobs of this kind, the longest due first, until ``now`` + LEASE. Counts a try."""
+        """Claim up to ``count`` jobs of this kind, the longest due first, until ``now`` + LEASE. Counts a try.
+
+        Paused jobs are left out.
+        """
 
     @abstractmethod
-    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> None:
-        """Record how far a claimed job is, and extend its claim to ``now`` + LEASE.
+    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> Command | None:
+        """Record how far a claimed job is, and extend its claim to ``now`` + LEASE. Return its command by now.
 
         Raises AlreadyDone if another process claimed it in the meantime: the caller must stop.
         """
@@ -78,6 +89,17 @@ class Jobs(ABC):
 
         Does nothing if another process claimed it in the meantime.
         """
+
+    @abstractmethod
+    def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
+        """Set the command of a job, or None to let it go on. Return False if it has finished, or has it already.
+
+        The process that runs the job reads it at its next `keep`; if none does, the job is due at once.
+        """
+
+    @abstractmethod
+    def list(self, kind: str, limit: int) -> Sequence[Job]:
+        """Return the newest jobs of this kind, newest first."""
 
 
 class Notes(ABC):

@@ -65,7 +65,7 @@ ALTER TABLE message ADD COLUMN from_count INTEGER;
 CREATE TABLE job (
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL, not_before INTEGER NOT NULL, lease BLOB,
-    tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', outcome TEXT, finished_at INTEGER
+    tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', command TEXT, outcome TEXT, finished_at INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;
 CREATE INDEX job_finished ON job (finished_at) WHERE finished_at IS NOT NULL;

@@ -181,7 +181,7 @@ CREATE TABLE job (                      -- background jobs, see shared.jobs
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL,
     not_before INTEGER NOT NULL,        -- of the next claim; while the job is claimed: the end of its lease
-    lease BLOB, tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', outcome TEXT,
+    lease BLOB, tries INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL DEFAULT '', command TEXT, outcome TEXT,
     finished_at INTEGER                 -- NULL: waiting or running
 ) WITHOUT ROWID;
 CREATE INDEX job_waiting ON job (kind, not_before) WHERE finished_at IS NULL;

@@ -56,6 +56,7 @@ MIGRATIONS: dict[int, LiteralString] = {
             lease uuid,
             tries int not null default 0,
             progress text not null default '',
+            command text,
             outcome text,
             finished_at timestamptz
         );

@@ -10,11 +10,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from portal.model.message import Delivery, DeliveryId, Filter, State, held_at
+from portal.model.message import Delivery, DeliveryId, Filter, State, Tier, domain, held_at
 from portal.stores import facets
 from portal.stores.contracts.facets import COUNTED_MAX, GROUPED_MAX, Facets
 from portal.stores.facets import Hit
-from portal.stores.records import Group, GroupBy, Groups, Page, ScoreKey, ScorePage, Total
+from portal.stores.records import Group, GroupBy, Groups, Page, ScoreKey, ScorePage, Tally, Total
 from portal.stores.search import EXAMINED_MAX, Terms, has_texts, needs_texts
 from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.rows import Rows
@@ -140,6 +140,22 @@ class SqlFacets(Facets):
 
     def groups(self, wanted: Filter, by: GroupBy, at_most: int = GROUPED_MAX) -> Groups:
         counts = _Counts(by)
+        total, oldest = self._counted(wanted, at_most, counts.add)
+        with self._engine.reading() as session:
+            groups = counts.groups(session)
+        return Groups(groups, total, held_at(oldest.key.message_id) if oldest else None)
+
+    def tally(self, wanted: Filter, at_most: int = GROUPED_MAX) -> Tally:
+        counts = Counter[tuple[str, Tier, State]]()
+
+        def add(hits: Sequence[Hit]) -> None:
+            counts.update((domain(hit.recipient), Tier(hit.tier), State(hit.state)) for hit in hits)
+
+        total, _ = self._counted(wanted, at_most, add)
+        return Tally(counts, total)
+
+    def _counted(self, wanted: Filter, at_most: int, add: Callable[[Sequence[Hit]], None]) -> tuple[Total, Hit | None]:
+        """Pass the newest ``at_most`` hits to ``add``. Return how many there are, and the oldest of them."""
         count, is_all = 0, True
         oldest: Hit | None = None
         hits = partial(self._hits, wanted=wanted, before=None, at_once=min(at_most + 1, _GROUPED_AT_ONCE))
@@ -147,15 +163,12 @@ class SqlFacets(Facets):
             for batch in search:
                 is_all = count + len(batch.hits) <= at_most and not search.is_over
                 counted = batch.hits[: at_most - count]
-                counts.add(counted)
+                add(counted)
                 count += len(counted)
                 oldest = counted[-1] if counted else oldest
                 if not is_all:
                     break
-        with self._engine.reading() as session:
-            groups = counts.groups(session)
-        total = Total(count, exact=is_all and search.is_whole, indexed=search.indexed)
-        return Groups(groups, total, held_at(oldest.key.message_id) if oldest else None)
+        return Total(count, exact=is_all and search.is_whole, indexed=search.indexed), oldest
 
     @contextmanager
     def _searching(
@@ -340,7 +353,7 @@ _COLUMN = {"score_min": "score", "score_max": "score", "size_min": "size_bytes",
 def columns(wanted: Filter) -> str:
     """Return the columns that `batch_of` takes; ``m`` is only needed if `needs_texts`."""
     texts = "m.subject, m.envelope_sender, m.header_from" if needs_texts(wanted) else "'', '', ''"
-    return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, f.score, {texts}"
+    return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, f.score, d.state, f.tier, {texts}"
 
 
 def batch_by_score(rows: Sequence[Sequence[Any]]) -> Batch:

@@ -13,12 +13,13 @@ from portal.model.errors import AlreadyDone, NotFound
 from portal.model.message import Actor, ActorKind, new_id
 from portal.stores import lifecycle
 from portal.stores.contracts import Jobs
-from portal.stores.records import Job
+from portal.stores.records import Command, Job
 from portal.stores.shared.session import Engine, Row, Session
 
 SCAN = "scan"  # scans the message named by argument "message"; hold_mail of quarantine.sql queues it as well
 _COLUMNS = (
-    "id, kind, arguments, actor, via, address, created_at, not_before, tries, progress, outcome, finished_at, lease"
+    "id, kind, arguments, actor, via, address, created_at, not_before, tries, progress, command, outcome,"
+    " finished_at, lease"
 )
 _CLAIM = "update job set tries = :tries, not_before = :not_before, lease = :lease where id = :id"
 _CLAIMED = "where id = :id and lease = :lease and finished_at is null"
@@ -37,7 +38,15 @@ class SqlJobs(Jobs):
             return add_job(session, kind, arguments, actor, now, not_before)
 
     def add_once(
-        self, job_id: UUID, kind: str, arguments: Mapping[str, Any], actor: Actor, now: datetime, *, claimed: bool
+        self,
+        job_id: UUID,
+        kind: str,
+        arguments: Mapping[str, Any],
+        actor: Actor,
+        now: datetime,
+        not_before: datetime | None = None,
+        *,
+        claimed: bool = False,
     ) -> Job:
         same = "id = :id or (kind = :kind and finished_at is null and arguments = :text and actor = :who)"
         with self._engine.writing() as session:
@@ -51,7 +60,7 @@ class SqlJobs(Jobs):
             )
             if row is not None:
                 return replace(_job(row), lease=None)
-            add_job(session, kind, arguments, actor, now, id=job_id)
+            add_job(session, kind, arguments, actor, now, not_before, job_id)
             job = _job(session.one(f"select {_COLUMNS} from job where id = :id", id=job_id) or ())
             if not claimed:
                 return job
@@ -73,7 +82,7 @@ class SqlJobs(Jobs):
             while len(claimed) < count:
                 row = session.one(
                     f"select {_COLUMNS} from job where kind = :kind and not_before <= :now and finished_at is null"
-                    " order by not_before limit 1",
+                    " and (command is null or command <> 'pause') order by not_before limit 1",
                     for_update=True,
                     skip_locked=True,
                     kind=kind,
@@ -87,14 +96,16 @@ class SqlJobs(Jobs):
                 claimed.append(job)
         return claimed
 
-    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> None:
+    def keep(self, job: Job, progress: Mapping[str, Any], now: datetime) -> Command | None:
         update = f"update job set progress = :text, not_before = :until {_CLAIMED}"
         with self._engine.writing() as session:
+            row = session.one("select command from job where id = :id", id=job.id)
             kept = session.execute(
                 update, text=json.dumps(progress), until=now + lifecycle.LEASE, id=job.id, lease=job.lease
             )
         if not kept:
             raise AlreadyDone("another process claimed this job")
+        return Command(row[0]) if row and row[0] else None
 
     def retry(self, job: Job, not_before: datetime, *, tried: bool = True) -> None:
         update = f"update job set not_before = :not_before, tries = :tries, lease = null {_CLAIMED}"
@@ -107,6 +118,23 @@ class SqlJobs(Jobs):
             statement = f"update job set outcome = :outcome, finished_at = :now, lease = null {_CLAIMED}"
         with self._engine.writing() as session:
             session.execute(statement, outcome=outcome, now=now, id=job.id, lease=job.lease)
+
+    def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
+        update = (
+            "update job set command = :command, not_before = case when lease is null then :now else not_before end"
+            " where id = :id and finished_at is null and coalesce(command, '') <> :text"
+        )
+        with self._engine.writing() as session:
+            return session.execute(update, command=command, text=command or "", now=now, id=job_id) > 0
+
+    def list(self, kind: str, limit: int) -> Sequence[Job]:
+        with self._engine.reading() as session:
+            rows = session.many(
+                f"select {_COLUMNS} from job where kind = :kind order by created_at desc, id desc limit :limit",
+                kind=kind,
+                limit=limit,
+            )
+        return [_job(row) for row in rows]
 
 
 def add_job(
@@ -140,7 +168,7 @@ def add_scan(session: Session, message_id: UUID, now: datetime) -> None:
 
 
 def _job(row: Row) -> Job:
-    id, kind, arguments, who, via, address, created_at, not_before, tries, progress, outcome, finished_at, lease = row
+    id, kind, arguments, who, via, address, created_at, not_before, tries, progress, command, *ended = row
     return Job(
         id,
         kind,
@@ -150,7 +178,6 @@ def _job(row: Row) -> Job:
         not_before,
         tries,
         json.loads(progress or "{}"),
-        outcome,
-        finished_at,
-        lease,
+        Command(command) if command else None,
+        *ended,
     )

@@ -1,0 +1,336 @@
+"""Mass acts are counted, begun, steered and run here: `MassActs`.
+
+A step plans the next deliveries, records that in the job, acts on them in parallel and records the outcomes, as
+`Batches` does. So after a crash each delivery is acted on once, except that a release whose message was being sent is
+sent again. Two jobs, or a job and a person, never release a delivery twice: its state decides under the claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID, uuid5
+
+from portal.actions import Actions
+from portal.batches.batch import Act, Outcome, Progress, actor_of
+from portal.batches.mass import KIND, STATES, UNDO_SECONDS, DryRun, MassAct, Obstacle, Part, Status, View, Waiting, view
+from portal.batches.outcomes import has_acted, outcome_of, recognized
+from portal.batches.parallel import AT_ONCE, in_parallel
+from portal.model.audit import Act as Audited
+from portal.model.audit import AuditEntry
+from portal.model.errors import (
+    AlreadyDone,
+    BodyDamaged,
+    NotAllowed,
+    NotFound,
+    RelayDeferred,
+    RelayUnreachable,
+    StoreUnavailable,
+)
+from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, domain
+from portal.model.staff import EVERYWHERE
+from portal.model.text import shown
+from portal.policy.staff import Member, Permission, Staff
+from portal.stores import Store
+from portal.stores.records import Command, Job
+
+log = logging.getLogger("quarantine.batch")
+
+PERMISSIONS = {  # of which one is needed somewhere
+    Act.RELEASE: (Permission.RELEASE_SPAM, Permission.RELEASE_SUSPICIOUS, Permission.RELEASE_DANGEROUS),
+    Act.DELETE: (Permission.DELETE,),
+    Act.RESTORE: (Permission.RESTORE,),
+}
+REASON_CHARS = 300
+_STEP = 100  # deliveries planned at a time
+_STEP_SECONDS = 10  # no action starts later, as in `run`
+_RETRY = timedelta(seconds=10)  # after the store failed
+_WAIT_MIN, _WAIT_MAX = timedelta(seconds=10), timedelta(minutes=5)
+_LISTED = 200
+
+Stopped = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class MassActs:
+    """Mass acts of one store."""
+
+    store: Store
+    actions: Actions
+    staff: Staff
+
+    # ---- before
+
+    def dry_run(self, act: Act, wanted: Filter, member: Member | None) -> DryRun:
+        """Count what a mass act would do to what a search finds.
+
+        ``member`` None: the shell, which may do everything.
+        """
+        tally = self.store.facets.tally(wanted)
+        parts = [
+            Part(*part, count, self._obstacle(act, member, *part))
+            for part, count in sorted(tally.counts.items(), key=lambda each: (-each[1], each[0]))
+        ]
+        return DryRun(parts, tally.total)
+
+    def _obstacle(self, act: Act, member: Member | None, host: str, tier: Tier, state: State) -> Obstacle | None:
+        if state not in STATES[act]:
+            return Obstacle.STATE
+        if act is Act.RELEASE and not host:
+            return Obstacle.NO_RECIPIENT
+        if member is None:
+            return None
+        if act is Act.RELEASE:
+            may = self.staff.may_release_tier(member, tier, host)
+        else:
+            may = any(self.staff.may(member, permission, host) for permission in PERMISSIONS[act])
+        return None if may else Obstacle.NOT_PERMITTED
+
+    def reach(self, act: Act, member: Member) -> frozenset[str]:
+        """Return the domains in which a person may do this to some messages, see `Staff.reach`."""
+        return frozenset[str]().union(*(self.staff.reach(member, each) for each in PERMISSIONS[act]))
+
+    def start(self, mass: MassAct, actor: Actor, form: UUID, delay: timedelta = timedelta(seconds=UNDO_SECONDS)) -> Job:
+        """Queue a mass act and return its job. The same form is the same job. Raises StoreUnavailable."""
+        now, job_id = self.actions.now(), uuid5(form, actor.who)
+        try:
+            return self.store.jobs.get(job_id)
+        except NotFound:
+            pass
+        ends = min(mass.criteria.until, now) if mass.criteria.until else now
+        mass = replace(mass, criteria=replace(mass.criteria, until=ends), reason=shown(mass.reason, REASON_CHARS))
+        detail = f"{job_id} {mass.act} {mass.total} of {mass.query or 'all'}: {mass.reason}"
+        self._record(Audited.JOB_STARTED, mass, actor, detail)
+        job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay)
+        log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)
+        return job
+
+    def retry_failed(self, found: View, actor: Actor) -> Job:
+        """Queue a mass act for the failed releases of another one, and return its job. Twice is once."""
+        criteria = replace(found.mass.criteria, states=frozenset({State.HELD}))
+        member = found.mass.member and actor.name
+        mass = replace(found.mass, criteria=criteria, total=found.failed, member=member, retries=found.job.id)
+        return self.start(mass, actor, uuid5(found.job.id, "retry"), timedelta())
+
+    # ---- after the confirmation
+
+    def get(self, job_id: UUID) -> View:
+        """Return a mass act. Raises NotFound."""
+        job = self.store.jobs.get(job_id)
+        if job.kind != KIND:
+            raise NotFound("there is no such job")
+        return view(job, self.actions.now())
+
+    def newest(self) -> Sequence[View]:
+        """Return the newest mass acts, newest first."""
+        return [view(job, self.actions.now()) for job in self.store.jobs.list(KIND, _LISTED)]
+
+    def may_see(self, member: Member, mass: MassAct) -> bool:
+        """Return whether a person may see a mass act: it is theirs, or only about domains whose messages they see."""
+        return mass.member == member.person or _covers(self.staff.reach(member, Permission.SEE_ENVELOPE), mass)
+
+    def may_steer(self, member: Member, mass: MassAct) -> bool:
+        """Return whether a person may pause, resume, cancel or retry a mass act."""
+        reach = self.reach(mass.act, member)
+        return bool(reach) and (mass.member == member.person or _covers(reach, mass))
+
+    def steer(self, found: View, command: Command | None, actor: Actor) -> None:
+        """Pause or cancel a mass act, or let it go on (None). Does nothing if it has ended."""
+        if self.store.jobs.command(found.job.id, command, self.actions.now()):
+            what = command or "resume"
+            self._record(Audited.JOB_CHANGED, found.mass, actor, f"{found.job.id} {what}")
+            log.info("mass act changed id=%s command=%s by=%s", found.job.id, what, actor.who)
+
+    def _record(self, act: Audited, mass: MassAct, actor: Actor, detail: str) -> None:
+        """Record something in the audit, once for each domain if the mass act is limited to some."""
+        for host in sorted(mass.criteria.domains or {""}):
+            self.store.audit.record(AuditEntry.new(self.actions.now(), act, actor, host, shown(detail, 500)))
+
+    # ---- running
+
+    def run(self, job: Job, stopped: Stopped) -> None:
+        """Act on the deliveries of a claimed job until it ends, has to wait, or ``stopped`` returns True.
+
+        Raises StoreUnavailable and, if another process has claimed it, AlreadyDone: the job goes on later.
+        """
+        run = _Run(self, job)
+        try:
+            run.until(stopped)
+        except StoreUnavailable:
+            self.store.jobs.retry(job, self.actions.now() + _RETRY)
+            raise
+
+
+class _Run:
+    """One turn of a job."""
+
+    def __init__(self, masses: MassActs, job: Job) -> None:
+        self._masses = masses
+        self._store, self._actions, self._staff = masses.store, masses.actions, masses.staff
+        self._job = job
+        self._mass = MassAct.from_json(job.arguments)
+        self._progress = Progress.from_json(job.progress)
+        self._known: dict[DeliveryId, Delivery] = {}  # what was planned in this turn
+        self._waits_for: Waiting | None = None
+
+    def until(self, stopped: Stopped) -> None:
+        """See `MassActs.run`."""
+        command = self._job.command
+        if self._progress.planned:
+            self._progress = recognized(self._store, self._job.id, self._mass.act, self._progress)
+        while not self._progress.is_finished and command is None:
+            if not self._may_go_on():
+                self._end(Status.STOPPED)
+                return
+            began = time.monotonic()
+            waits_for = self._plan()
+            command = self._keep()
+            if command is None and self._progress.planned and waits_for is None:
+                waits_for = self._act(stopped)
+            busy = self._progress.busy_seconds + time.monotonic() - began
+            self._progress = replace(self._progress, busy_seconds=busy)
+            if waits_for is not None:
+                self._wait(waits_for)
+                return
+            self._progress = replace(self._progress, waits_for="", waits=0)
+            if stopped() and not self._progress.is_finished:
+                break
+        if self._progress.is_finished:
+            self._end(Status.FINISHED)
+        elif command is Command.CANCEL:
+            self._end(Status.CANCELLED)
+        else:
+            self._keep()
+            self._store.jobs.retry(self._job, self._actions.now(), tried=False)
+
+    def _keep(self) -> Command | None:
+        return self._store.jobs.keep(self._job, self._progress.to_json(), self._actions.now())
+
+    def _end(self, status: Status) -> None:
+        self._keep()
+        self._store.jobs.finish(self._job, status, self._actions.now())
+        counts = " ".join(f"{outcome}={count}" for outcome, count in sorted(self._progress.counts.items()))
+        log.info("mass act %s id=%s act=%s %s", status, self._job.id, self._mass.act, counts)
+
+    def _wait(self, reason: Waiting) -> None:
+        pause = min(_WAIT_MIN * 2 ** min(self._progress.waits, 10), _WAIT_MAX)
+        self._progress = replace(self._progress, waits_for=reason, waits=self._progress.waits + 1)
+        self._keep()
+        log.warning("mass act waits id=%s for=%s seconds=%d", self._job.id, reason, pause.total_seconds())
+        self._store.jobs.retry(self._job, self._actions.now() + pause)
+
+    def _member(self) -> Member | None:
+        return self._staff.member(self._mass.member) if self._mass.member else None
+
+    def _may_go_on(self) -> bool:
+        member = self._member()
+        return member is None or bool(self._masses.reach(self._mass.act, member))
+
+    def _plan(self) -> Waiting | None:
+        """Plan the next deliveries, unless some are planned. Return what must be waited for before."""
+        if self._progress.planned:
+            return None
+        states = STATES[self._mass.act]
+        wanted = self._mass.criteria.states & states if self._mass.criteria.states else states
+        if not wanted:
+            self._progress = replace(self._progress, is_counted=True, is_last=True)
+            return None
+        criteria = replace(self._mass.criteria, states=wanted)
+        page = self._store.deliveries.search(criteria, _STEP, self._progress.cursor)
+        if not page.indexed or page.is_cut:
+            return Waiting.INDEX
+        self._known = {each.key: each for each in page.deliveries}
+        self._progress = replace(
+            self._progress, is_counted=True, planned=tuple(self._known), cursor=page.next, is_last=page.next is None
+        )
+        return None
+
+    def _act(self, stopped: Stopped) -> Waiting | None:
+        """Act on the planned deliveries. Return what must be waited for before the rest."""
+        found = self._of_retried(list(self._planned()))
+        outcomes = dict(self._without_action(found))
+        started, unavailable = time.monotonic(), list[StoreUnavailable]()
+        self._waits_for = None
+
+        def too_late() -> bool:
+            return bool(unavailable or self._waits_for or stopped()) or time.monotonic() - started > _STEP_SECONDS
+
+        left = [each for each in found if each.key not in outcomes]
+        # Those that were removed in the meantime have no outcome.
+        self._progress = replace(self._progress, planned=tuple(each.key for each in found))
+        at_once = AT_ONCE if self._mass.act is Act.RELEASE and not self._progress.waits else 1
+        with closing(in_parallel(self._actions, self._perform, left, at_once, stopped=too_late)) as results:
+            for delivery, result in results:
+                if isinstance(result, StoreUnavailable) and not isinstance(result, BodyDamaged):
+                    unavailable.append(result)
+                    continue
+                outcome = outcome_of(self._store, self._job.id, self._mass.act, delivery, result)
+                if outcome is None:
+                    self._progress = replace(
+                        self._progress, planned=tuple(key for key in self._progress.planned if key != delivery.key)
+                    )
+                else:
+                    outcomes[delivery.key] = outcome
+        self._progress = self._progress.with_outcomes(outcomes.items())
+        if unavailable:
+            self._keep()
+            raise unavailable[0]
+        return self._waits_for
+
+    def _planned(self) -> Iterator[Delivery]:
+        """Yield the planned deliveries that still exist."""
+        for key in self._progress.planned:
+            try:
+                yield self._known.get(key) or self._store.deliveries.get(key)
+            except NotFound:
+                continue
+
+    def _of_retried(self, found: list[Delivery]) -> list[Delivery]:
+        """Return the deliveries whose last release was by the mass act that is retried; all without one."""
+        retries = self._mass.retries
+        if retries is None:
+            return found
+        events = self._store.deliveries.last_events([each.key for each in found])
+        return [each for each in found if has_acted(retries, self._mass.act, events.get(each.key, ()))]
+
+    def _without_action(self, found: Sequence[Delivery]) -> Iterator[tuple[DeliveryId, Outcome]]:
+        """Yield the outcomes of deliveries that are left alone because of their state."""
+        for each in found:
+            if each.state not in STATES[self._mass.act]:
+                yield each.key, Outcome.CHANGED
+
+    def _perform(self, actions: Actions, delivery: Delivery) -> Delivery:
+        """Act on one delivery. The person's roles are checked again now."""
+        member, act, actor = self._member(), self._mass.act, actor_of(self._job.id, self._job.actor)
+        if act is Act.RELEASE:
+            return self._release(actions, delivery, member, actor)
+        if member is not None and not any(self._staff.may_for(member, each, delivery) for each in PERMISSIONS[act]):
+            raise NotAllowed("the role of the person who confirmed this does not permit it")
+        method = Actions.delete if act is Act.DELETE else Actions.restore
+        return method(actions, delivery.id, delivery.number, actor)
+
+    def _release(self, actions: Actions, delivery: Delivery, member: Member | None, actor: Actor) -> Delivery:
+        def check(found: Delivery) -> None:
+            if found.state not in STATES[Act.RELEASE]:  # its recipient has deleted it a moment ago
+                raise AlreadyDone("it is in another state by now", found)
+            if member is not None:
+                self._staff.check_release(member, found)
+
+        try:
+            return actions.release(delivery.id, delivery.number, actor, operator=True, check=check)
+        except RelayDeferred as error:
+            if isinstance(error, RelayUnreachable) or error.portal_rejected:
+                self._waits_for = Waiting.MAIL_SERVER  # now: other threads would begin more
+            raise
+
+
+def _covers(reach: frozenset[str], mass: MassAct) -> bool:
+    """Return whether all messages of a mass act are for these domains."""
+    domains = mass.criteria.domains
+    if mass.criteria.recipient is not None:
+        domains = frozenset({domain(mass.criteria.recipient)})
+    return EVERYWHERE in reach or (domains is not None and domains <= reach)

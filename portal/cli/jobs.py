@@ -1,0 +1,279 @@
+"""Mass acts: ``quarantine release --matching …``, and ``quarantine jobs``.
+
+A mass act is a background job of the digest process. The command that begins it only follows it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import click
+
+from portal.assemble import Parts
+from portal.batches.batch import Act, Outcome
+from portal.batches.mass import ENDED, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass_run import MassActs
+from portal.cli.common import (
+    NotDone,
+    WrongCall,
+    add_row,
+    current_operator,
+    guarded,
+    json_text,
+    new_table,
+    open_parts,
+    print_table,
+    progress,
+)
+from portal.cli.options import FILLED, criteria_options, wanted_of
+from portal.model.domains import shown_address
+from portal.model.text import shown
+from portal.stores.records import Command
+
+_LOOKS_PER_SECOND = 2
+_LATE = timedelta(seconds=60)  # longer than a job waits for its turn
+_WAITS_FOR = {
+    Waiting.MAIL_SERVER: "The mail server cannot be reached. The job tries again later.",
+    Waiting.INDEX: "Some messages are still being indexed, so the search is not complete. The job tries again later.",
+}
+_WHY_NOT = {
+    Obstacle.STATE: "already {state}",
+    Obstacle.NOT_PERMITTED: "not permitted",
+    Obstacle.NO_RECIPIENT: "recipient not known",
+}
+_OPTIONS = ("matching", "dry_run", "reason", "yes")
+
+
+def matching_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a mass act. ``recipient`` is the command's own."""
+    for option in (
+        criteria_options(without=("recipient",)),
+        click.option("--yes", is_flag=True, help="With --matching: do not ask for confirmation."),
+        click.option("--reason", type=FILLED, help="With --matching: the reason, for the audit. Required."),
+        click.option("--dry-run", is_flag=True, help="With --matching: print what would be done, and change nothing."),
+        click.option("--matching", is_flag=True, help="Act on all messages that the other options find."),
+    ):
+        command = option(command)
+    return command
+
+
+def is_matching(ids: Sequence[str], options: Mapping[str, Any]) -> bool:
+    """Return whether the call is a mass act. Raises WrongCall if its options do not fit."""
+    if options["matching"] and ids:
+        raise WrongCall("Use either ids or --matching.")
+    if not options["matching"] and any(value for name, value in options.items() if name != "matching"):
+        raise WrongCall("To act on all messages that a search finds, add --matching.")
+    if not options["matching"] and not ids:
+        raise WrongCall("Give the id of a message, or --matching and what to search for. Try: quarantine list")
+    return bool(options["matching"])
+
+
+def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any]) -> None:
+    """Count, confirm, begin and follow a mass act."""
+    typed = {name: values for name, values in options.items() if name not in _OPTIONS and values}
+    if recipient is not None:
+        typed["recipient"] = (recipient,)
+    if not typed:
+        raise WrongCall("--matching needs at least one thing to search for, like --symbol or --since.")
+    if not options["reason"] and not options["dry_run"]:
+        raise WrongCall("Give a --reason for the audit, or look first with --dry-run.")
+    with open_parts() as parts:
+        masses, wanted = _masses(parts), wanted_of(parts, typed)
+        found = masses.dry_run(act, wanted, None)
+        _print_dry_run(act, found)
+        if options["dry_run"]:
+            return
+        if not found.count:
+            raise NotDone("There is nothing to do.")
+        if not options["yes"] and not sys.stdin.isatty():
+            raise WrongCall("Confirm with --yes, or look first with --dry-run.")
+        if not options["yes"] and not click.confirm(f"{act.capitalize()} {found.count} deliveries?"):
+            raise NotDone("Nothing was changed.")
+        query = urlencode([(name.replace("_", "-"), text) for name, texts in typed.items() for text in texts])
+        mass = MassAct(act, wanted, query, found.count, options["reason"])
+        job = masses.start(mass, current_operator(), uuid4(), timedelta())
+        _follow(masses, job.id)
+
+
+def _print_dry_run(act: Act, found: DryRun) -> None:
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for part in found.parts:
+        why = _WHY_NOT[part.obstacle].format(state=part.state) if part.obstacle else ""
+        counts[shown_address(part.domain) or "(not known)", part.tier, part.state, why] += part.count
+    table = new_table("deliveries", "domain", "tier", "state", "left alone")
+    for (host, tier, state, why), count in counts.items():
+        add_row(table, str(count), host, tier, state, why)
+    if found.parts:
+        print_table(table)
+    beyond = "" if found.total.exact else "at least "
+    click.echo(f"{beyond}{found.count} of {beyond}{found.total.count} deliveries to {act}")
+    if not found.total.indexed:
+        click.echo("Some messages are still being indexed: the job begins when that has ended.", err=True)
+
+
+def _follow(masses: MassActs, job_id: UUID) -> None:
+    """Show the progress of a mass act until it ends. Raises NotDone if not everything was done."""
+    click.echo(f"job {job_id}")
+    told: Status | None = None
+    try:
+        with progress("deliveries") as report:
+            while (found := masses.get(job_id)).status not in ENDED:
+                report(found.progress.done, found.total, 0)
+                note = _note(masses, found)
+                if note and told is not found.status:
+                    told = found.status
+                    click.echo(note, err=True)
+                if found.status is Status.PAUSED:
+                    break
+                time.sleep(1 / _LOOKS_PER_SECOND)
+            report(found.progress.done, found.total, 0)
+    except KeyboardInterrupt:
+        raise NotDone(
+            f"The job goes on without this command. To see it: quarantine jobs show {job_id}\n"
+            f"To stop it: quarantine jobs cancel {job_id}"
+        ) from None
+    _print_job(found)
+    if found.status is not Status.FINISHED or found.done < found.progress.done:
+        raise NotDone(f"Not everything was done. To see it again: quarantine jobs show {job_id}")
+
+
+def _note(masses: MassActs, found: View) -> str:
+    """Return what people must know about a job that does not go on at the moment."""
+    if found.status is Status.WAITING:
+        return _WAITS_FOR[Waiting(found.progress.waits_for)]
+    if found.status is Status.RUNNING and masses.actions.now() - found.job.not_before > _LATE:
+        return "No process runs the job. Is quarantine-digest running? Try: systemctl status quarantine-digest"
+    return ""
+
+
+def _masses(parts: Parts) -> MassActs:
+    return MassActs(parts.store, parts.actions, parts.staff)
+
+
+# ---- quarantine jobs
+
+
+@click.group()
+def jobs() -> None:
+    """Releases, deletions and restorations of all messages that a search found."""
+
+
+@jobs.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@guarded
+def list_(as_json: bool) -> None:
+    """List the jobs of the last 30 days, newest first."""
+    with open_parts() as parts:
+        found = _masses(parts).newest()
+        table = new_table("id", "confirmed at (UTC)", "by", "what", "state", "done", "failed", "left")
+        for each in found:
+            if as_json:
+                click.echo(json_text(_job_json(each)))
+                continue
+            add_row(
+                table,
+                str(each.job.id),
+                f"{each.job.created_at:%Y-%m-%d %H:%M}",
+                shown_address(each.job.actor.name, 40),
+                each.mass.act,
+                each.status,
+                *map(str, (each.done, each.failed, each.left)),
+            )
+        if found and not as_json:
+            print_table(table)
+        if not found:
+            click.echo("There are no jobs. To begin one: quarantine release --matching --symbol … --dry-run", err=True)
+
+
+@jobs.command()
+@click.argument("id", type=click.UUID)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@guarded
+def show(id: UUID, as_json: bool) -> None:
+    """Show how far a job is."""
+    with open_parts() as parts:
+        masses = _masses(parts)
+        found = masses.get(id)
+        if as_json:
+            click.echo(json_text(_job_json(found), indent=2))
+            return
+        _print_job(found)
+        if note := _note(masses, found):
+            click.echo(note, err=True)
+
+
+def _steering(name: str, command: Command | None, help: str) -> None:
+    """Add a command that pauses, resumes or cancels a job."""
+
+    @jobs.command(name, help=help)
+    @click.argument("id", type=click.UUID)
+    @guarded
+    def steer(id: UUID) -> None:
+        with open_parts() as parts:
+            masses = _masses(parts)
+            found = masses.get(id)
+            if found.status in ENDED:
+                raise NotDone(f"The job has ended: {found.status}.")
+            masses.steer(found, command, current_operator())
+            click.echo(f"{id}: {name}")
+
+
+_steering("pause", Command.PAUSE, "Stop a job after the deliveries that it acts on now. `resume` lets it go on.")
+_steering("resume", None, "Let a paused job go on.")
+_steering("cancel", Command.CANCEL, "End a job. What it has done stays done.")
+
+
+@jobs.command()
+@click.argument("id", type=click.UUID)
+@guarded
+def retry(id: UUID) -> None:
+    """Try the failed releases of a job again, as a new job, and show its progress."""
+    with open_parts() as parts:
+        masses = _masses(parts)
+        found = masses.get(id)
+        if found.status not in ENDED:
+            raise NotDone("The job has not ended yet.")
+        if not found.failed:
+            raise NotDone("Nothing failed in this job.")
+        _follow(masses, masses.retry_failed(found, current_operator()).id)
+
+
+COMMANDS = (jobs,)
+
+
+def _print_job(found: View) -> None:
+    click.echo(f"{found.job.id}: {found.mass.act} {found.status}, {found.done} done, {found.failed} failed, "
+               f"{found.left} left")  # fmt: skip
+    click.echo(f"  of: {shown(found.mass.query, 500)}")
+    click.echo(f"  reason: {shown(found.mass.reason, 500)}")
+    click.echo(f"  confirmed by {shown_address(found.job.actor.who)} at {found.job.created_at:%Y-%m-%d %H:%M:%S} UTC")
+    for outcome, count in sorted(found.progress.counts.items()):
+        click.echo(f"  {outcome}: {count}")
+    if found.status is Status.RUNNING and found.per_minute:
+        left = timedelta(seconds=round((found.time_left or timedelta()).total_seconds()))
+        click.echo(f"  {found.per_minute} per minute, {left} left")
+
+
+def _job_json(found: View) -> dict[str, Any]:
+    return {
+        "id": str(found.job.id),
+        "act": found.mass.act,
+        "status": found.status,
+        "query": found.mass.query,
+        "reason": found.mass.reason,
+        "by": found.job.actor.who,
+        "confirmed_at": found.job.created_at.isoformat(),
+        "done": found.done,
+        "failed": found.failed,
+        "left": found.left,
+        "per_minute": found.per_minute,
+        "outcomes": {Outcome(name).value: count for name, count in found.progress.counts.items()},
+        "retries": str(found.mass.retries) if found.mass.retries else None,
+    }

@@ -1,0 +1,178 @@
+"""``quarantine release --matching`` and ``quarantine jobs``, as typed by an operator, and as docs/operate.md says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+
+from digest.housekeeping import run_mass_acts
+from portal.assemble import Parts, assemble
+from portal.batches.batch import Act
+from portal.batches.mass import MassAct
+from portal.batches.mass_run import MassActs
+from portal.cli import jobs as cli_jobs
+from portal.cli import main
+from portal.model.clock import utc_now
+from portal.model.message import Filter, State, Symbol
+from portal.settings import load
+from portal.stores import Store
+from tests.builders import ALICE, BY_OPERATOR, hold
+from tests.paths import ROOT
+from tests.smtp_server import SmtpServer
+
+Run = Callable[..., Result]
+NEW_RULE = (Symbol("NEW_RULE", 20.0),)
+
+
+@pytest.fixture
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run(store_url: str, store: Store, relay: SmtpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    config = tmp_path / "quarantine.toml"
+    config.write_text(
+        f'local_domains = ["example.org"]\nstore.url = "{store_url}"\nrelay.url = "{relay.url}"\n'
+        f'mail.from_address = "q@example.org"\nlinks.keys_file = "{tmp_path / "links.keys"}"\n'
+    )
+    monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
+    monkeypatch.setattr(cli_jobs, "_LOOKS_PER_SECOND", 50)
+    assemble(load(), create=True).store.close()
+
+    def call(*words: str) -> Result:
+        result = CliRunner().invoke(main, words)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return call
+
+
+@contextmanager
+def digest_process() -> Iterator[Parts]:
+    """Run mass acts in the background, as the digest process does."""
+    parts, ended = assemble(load()), threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.02):
+            run_mass_acts(parts, utc_now(), stopped=ended.is_set)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield parts
+    finally:
+        ended.set()
+        thread.join()
+        parts.store.close()
+
+
+def commands() -> list[list[str]]:
+    """Return the commands of the section of docs/operate.md."""
+    text = (ROOT / "docs" / "operate.md").read_text("utf-8")
+    section = text.partition("## A rule held thousands of good messages\n")[2].partition("\n## ")[0]
+    return [shlex.split(line)[1:] for line in section.splitlines() if line.startswith("       quarantine ")]
+
+
+def test_the_commands_of_the_documentation_release_what_a_rule_held(run: Run, store: Store, relay: SmtpServer) -> None:
+    found = [hold(store, recipients=(ALICE,), symbols=NEW_RULE) for _ in range(12)]
+    other = hold(store, recipients=(ALICE,))
+    relay.script["BODY"] = ["554 5.7.1 no"]
+    job = ""
+    with digest_process() as parts:
+        for words in commands():
+            words = [job if word == "ID" else word for word in words]
+            if words[:2] == ["jobs", "pause"]:  # the documentation's next commands need one that has not ended
+                mass = MassAct(Act.RELEASE, Filter(symbols=("NONE",)), "", 1, "x")
+                masses = MassActs(store, parts.actions, parts.staff)
+                for changes in (("pause", "resume"), ("pause", "cancel")):
+                    waiting = masses.start(mass, BY_OPERATOR, uuid4())
+                    for change in changes:
+                        assert run("jobs", change, str(waiting.id)).exit_code == 0
+            if words[:2] in (["jobs", "pause"], ["jobs", "resume"], ["jobs", "cancel"]):
+                assert "The job has ended" in run(*words).output
+                continue
+            done = run(*words, *(["--yes"] if "--reason" in words else []))
+            if words[0] == "list":
+                assert "NEW_RULE" in done.output
+            elif "--dry-run" in words:
+                assert "12 of 12 deliveries to release" in done.output
+                assert [store.deliveries.of_message(each.id)[0].state for each in found] == [State.HELD] * 12
+            elif words[0] == "release":
+                assert (done.exit_code, len(relay.mails)) == (1, 11), done.output
+                job = done.output.split()[done.output.split().index("job") + 1]
+            elif words[1] == "retry":
+                assert "1 done, 0 failed, 0 left" in done.output
+            else:
+                assert job in done.output
+                assert "release" in done.output
+                assert "11" in done.output
+    assert [store.deliveries.of_message(each.id)[0].state for each in found] == [State.RELEASED] * 12
+    assert store.deliveries.of_message(other.id)[0].state is State.HELD
+
+
+def test_a_deletion_of_all_is_undone(run: Run, store: Store) -> None:
+    found = [hold(store, recipients=(ALICE,), symbols=NEW_RULE).id for _ in range(2)]
+    with digest_process():
+        for command, state in (("delete", State.DELETED), ("restore", State.HELD)):
+            done = run(command, "--matching", "--symbol", "NEW_RULE", "--reason", "test", "--yes")
+            assert done.exit_code == 0, done.output
+            assert {store.deliveries.of_message(id)[0].state for id in found} == {state}
+    [restored, deleted] = [json.loads(line) for line in run("jobs", "list", "--json").output.splitlines()]
+    assert (deleted["act"], deleted["outcomes"], deleted["query"]) == ("delete", {"deleted": 2}, "symbol=NEW_RULE")
+    assert (restored["act"], restored["status"]) == ("restore", "finished")
+
+
+def test_ctrl_c_leaves_the_job_to_the_digest_process(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("portal.cli.jobs.time.sleep", interrupted)
+    done = run("release", "--matching", "--symbol", "NEW_RULE", "--reason", "test", "--yes")
+    monkeypatch.undo()
+    assert done.exit_code == 1
+    assert "The job goes on without this command" in done.output
+    id = UUID(done.output.split()[-1])
+    job = store.jobs.get(id)
+    assert job.finished_at is None
+    assert job.not_before - job.created_at == timedelta()
+    assert store.deliveries.of_message(held.id)[0].state is State.HELD
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("release",), "Give the id of a message, or --matching"),
+        (("release", "--matching", "--reason", "x", "--yes"), "at least one thing to search for"),
+        (("release", "--matching", "--symbol", "NEW_RULE"), "Give a --reason"),
+        (("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x"), "Confirm with --yes"),
+        (("release", "--matching", "--symbol", "NEW_RULE", "--all", "--dry-run"), "not for --matching"),
+        (("release", "--matching", "--symbol", "NEW_RULE", "4Abc1"), "Use either ids or --matching"),
+        (("delete", "4Abc1", "--symbol", "NEW_RULE"), "add --matching"),
+        (("delete", "--matching", "--since", "2d", "--until", "3d", "--dry-run"), "--since"),
+        (("jobs", "show", "x"), "UUID"),
+    ],
+)
+def test_wrong_calls_change_nothing(run: Run, store: Store, words: tuple[str, ...], sentence: str) -> None:
+    held = hold(store, recipients=(ALICE,), symbols=NEW_RULE)
+    done = run(*words)
+    assert (done.exit_code, sentence in done.output) == (2, True), done.output
+    assert store.jobs.list("mass", 5) == []
+    assert store.deliveries.of_message(held.id)[0].state is State.HELD
+
+
+def test_a_job_that_does_not_exist_is_a_failure(run: Run) -> None:
+    assert run("jobs", "show", str(uuid4())).exit_code == 1
+    assert run("release", "--matching", "--symbol", "NEW_RULE", "--reason", "x", "--yes").exit_code == 1

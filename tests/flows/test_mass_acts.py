@@ -1,0 +1,256 @@
+"""Mass acts of staff: what they reach and leave alone, after a crash, twice, paused, and without a mail server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from digest.housekeeping import run_mass_acts
+from portal.batches.batch import Act, Outcome
+from portal.batches.mass import MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass_run import MassActs
+from portal.batches.parallel import retry_due
+from portal.model.audit import AuditFilter
+from portal.model.message import Actor, ActorKind, Filter, State, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.stores import LEASE
+from portal.stores.records import Command, Held, Job
+from tests.builders import ALICE, BY_LINK, BY_OPERATOR, MALLORY, now
+from tests.conftest import MakeParts
+from tests.smtp_server import SmtpServer
+from tests.web_client import Site
+
+CAROL = "carol@example.net"
+BY_STAFF = Actor(ActorKind.OPERATOR, MALLORY, "console", "192.0.2.7")
+BY_SHELL = Actor(ActorKind.OPERATOR, "root", "cli")
+FOUND = Filter(symbols=("BAYES_SPAM",))
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture
+def site(make_parts: MakeParts, relay: SmtpServer) -> Site:
+    return Site(make_parts(relay__url=relay.url, local_domains=("example.org", "example.net")))
+
+
+def masses(site: Site) -> MassActs:
+    return MassActs(site.parts.store, site.parts.actions, site.parts.staff)
+
+
+def start(site: Site, act: Act = Act.RELEASE, wanted: Filter = FOUND, *, member: str = "") -> Job:
+    """Confirm a mass act, and go to the time at which it begins."""
+    site.now = now()
+    job = masses(site).start(
+        MassAct(act, wanted, "symbol=BAYES_SPAM", 3, "Bayes was wrong.", member), BY_STAFF if member else BY_SHELL,
+        uuid4(),
+    )  # fmt: skip
+    site.now += MINUTE
+    return job
+
+
+def run(site: Site, job: Job) -> View:
+    run_mass_acts(site.parts, site.now)
+    return masses(site).get(job.id)
+
+
+def states(site: Site, found: list[Held]) -> list[State]:
+    return [site.delivery(each).state for each in found]
+
+
+def hold(site: Site, count: int = 3, **more: object) -> list[Held]:
+    return [site.hold(recipients=(ALICE,), subject=f"Offer {n}", **more) for n in range(count)]  # type: ignore[arg-type]
+
+
+def give(site: Site, role: Role, domain: str = EVERYWHERE) -> None:
+    site.store.staff.give(Grant(MALLORY, role, domain, site.now, BY_OPERATOR))
+
+
+def test_everything_found_is_released_once_and_later_mail_is_not(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    other = site.hold(recipients=(ALICE,), symbols=())
+    deleted = hold(site, 1)[0]
+    site.parts.actions.delete(deleted.id, 0, BY_LINK)
+    job = start(site)
+    late = hold(site, 1, at=site.now)
+    shown = run(site, job)
+    assert (shown.status, shown.progress.counts, shown.left) == (Status.FINISHED, {Outcome.RELEASED: 3}, 0)
+    assert states(site, [*found, other, deleted, *late]) == [State.RELEASED] * 3 + [
+        State.HELD,
+        State.DELETED,
+        State.HELD,
+    ]
+    assert len(relay.mails) == 3
+    event = site.history(found[0])[-1]
+    assert (event.actor.name, event.actor.via) == ("root", f"cli/{job.id}")
+    [entry] = site.store.audit.list(AuditFilter(act="job-started"), 5)
+    assert "Bayes was wrong." in entry.detail
+    assert str(job.id) in entry.detail
+
+
+def test_nothing_happens_before_the_undo_window_ends(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    job = start(site)
+    site.now -= timedelta(seconds=30)
+    assert run(site, job).status is Status.SCHEDULED
+    masses(site).steer(masses(site).get(job.id), Command.CANCEL, BY_STAFF)
+    assert run(site, job).status is Status.CANCELLED
+    site.now += 2 * MINUTE
+    run(site, job)
+    assert (states(site, found), relay.mails) == ([State.HELD] * 3, [])
+
+
+def test_a_deletion_of_all_is_undone_by_a_restoration_of_all(site: Site) -> None:
+    found = hold(site)
+    assert run(site, start(site, Act.DELETE)).progress.counts == {Outcome.DELETED: 3}
+    assert states(site, found) == [State.DELETED] * 3
+    assert run(site, start(site, Act.RESTORE)).progress.counts == {Outcome.RESTORED: 3}
+    assert states(site, found) == [State.HELD] * 3
+
+
+def test_a_dry_run_says_what_will_not_be_done_and_why(site: Site) -> None:
+    give(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    hold(site, 3)
+    hold(site, 2, tier=Tier.DANGEROUS)
+    released = hold(site, 1)[0]
+    site.parts.actions.release(released.id, 0, BY_OPERATOR, operator=True)
+    site.hold(recipients=(CAROL,))
+    member = site.parts.staff.member(MALLORY)
+    found = masses(site).dry_run(Act.RELEASE, FOUND, member)
+    assert {(each.domain, each.tier, each.state, each.count, each.obstacle) for each in found.parts} == {
+        ("example.org", Tier.SPAM, State.HELD, 3, None),
+        ("example.org", Tier.DANGEROUS, State.HELD, 2, Obstacle.NOT_PERMITTED),
+        ("example.org", Tier.SPAM, State.RELEASED, 1, Obstacle.STATE),
+        ("example.net", Tier.SPAM, State.HELD, 1, Obstacle.NOT_PERMITTED),
+    }
+    assert found.count == 3
+    assert masses(site).dry_run(Act.RELEASE, FOUND, None).count == 6
+
+
+def test_rights_are_checked_for_each_delivery_and_a_removed_role_stops_the_rest(site: Site) -> None:
+    give(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    spam, dangerous = hold(site, 1), hold(site, 1, tier=Tier.DANGEROUS)
+    foreign = site.hold(recipients=(CAROL,))
+    shown = run(site, start(site, member=MALLORY))
+    assert shown.progress.counts == {Outcome.RELEASED: 1, Outcome.NOT_ALLOWED: 2}
+    assert states(site, [*spam, *dangerous, foreign]) == [State.RELEASED, State.HELD, State.HELD]
+
+    left = hold(site)
+    job = start(site, member=MALLORY)
+    site.parts.staff.remove(MALLORY, Role.DOMAIN_ADMINISTRATOR, "example.org", BY_OPERATOR)
+    assert run(site, job).status is Status.STOPPED
+    assert states(site, left) == [State.HELD] * 3
+
+
+def test_a_paused_job_goes_on_where_it_was(site: Site, relay: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portal.batches.mass_run._STEP", 1)
+    found = hold(site)
+    job = start(site)
+    [claimed] = site.store.jobs.claim("mass", 1, site.now)
+    shown = masses(site).get(job.id)
+    relay.script["BODY"] = lambda _: masses(site).steer(shown, Command.PAUSE, BY_STAFF)  # during the first release
+    masses(site).run(claimed, lambda: False)
+    shown = masses(site).get(job.id)
+    assert (shown.status, shown.done, shown.left) == (Status.PAUSED, 1, 2)
+    assert run(site, job).status is Status.PAUSED
+    del relay.script["BODY"]
+    masses(site).steer(shown, None, BY_STAFF)
+    assert (run(site, job).status, len(relay.mails)) == (Status.FINISHED, 3)
+    assert states(site, found) == [State.RELEASED] * 3
+
+
+def test_overlapping_jobs_release_each_delivery_once(site: Site, relay: SmtpServer) -> None:
+    hold(site)
+    first, second = start(site), start(site)
+    run(site, first)
+    assert len(relay.mails) == 3
+    assert sum(masses(site).get(each.id).done for each in (first, second)) == 3
+
+
+def test_refused_releases_are_tried_again_and_others_are_not(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    relay.script["BODY"] = ["554 5.7.1 no", None, "554 5.7.1 no"]
+    shown = run(site, start(site))
+    assert shown.progress.counts == {Outcome.RELEASED: 1, Outcome.FAILED: 2}
+    stranger = hold(site, 1)
+    site.now += MINUTE
+    again = masses(site).retry_failed(shown, BY_SHELL)
+    assert masses(site).retry_failed(shown, BY_SHELL).id == again.id
+    assert run(site, again).progress.counts == {Outcome.RELEASED: 2}
+    assert states(site, found) == [State.RELEASED] * 3
+    assert states(site, stranger) == [State.HELD]
+
+
+def test_without_a_mail_server_the_job_waits_and_says_so(site: Site, relay: SmtpServer) -> None:
+    found = hold(site, 20)
+    job = start(site)
+    relay.script["BANNER"] = "421 4.3.2 shutting down"
+    shown = run(site, job)
+    assert (shown.status, shown.progress.waits_for, shown.failed) == (Status.WAITING, Waiting.MAIL_SERVER, 0)
+    assert states(site, found).count(State.HELD) >= 12
+    site.now = shown.job.not_before
+    assert run(site, job).job.not_before - site.now > timedelta(seconds=15)
+    del relay.script["BANNER"]
+    site.now += MINUTE
+    shown = run(site, job)
+    assert (shown.status, shown.progress.waits_for) == (Status.FINISHED, "")
+    assert sum(shown.progress.counts.values()) == 20
+    assert State.HELD not in states(site, found)
+
+
+_WORKER = """
+import sys
+from digest.housekeeping import run_mass_acts
+from portal.assemble import assemble
+from portal.model.clock import utc_now
+from portal.settings import load
+parts = assemble(load())
+run_mass_acts(parts, utc_now())
+"""
+
+
+def test_a_killed_worker_loses_nothing_and_repeats_only_what_was_in_flight(
+    make_parts: MakeParts, relay: SmtpServer, store_url: str, tmp_path: object
+) -> None:
+    parts = make_parts(relay__url=relay.url)
+    site = Site(parts)
+    found = hold(site, 120)
+    site.now = now()
+    job = masses(site).start(MassAct(Act.RELEASE, FOUND, "", 120, "x"), BY_SHELL, uuid4(), timedelta())
+    keys = parts.settings.links.keys_file
+    environment = {
+        **os.environ,
+        "QUARANTINE_STORE__URL": store_url,
+        "QUARANTINE_RELAY__URL": relay.url,
+        "QUARANTINE_MAIL__FROM_ADDRESS": "q@example.org",
+        "QUARANTINE_LOCAL_DOMAINS": '["example.org"]',
+        "QUARANTINE_LINKS__KEYS_FILE": str(keys),
+    }
+    worker = subprocess.Popen([sys.executable, "-c", _WORKER], env=environment, cwd=str(tmp_path))
+    deadline = time.monotonic() + 30
+    while len(relay.mails) < 30 and time.monotonic() < deadline and worker.poll() is None:
+        time.sleep(0.002)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert 30 <= len(relay.mails) < 120, "killed in the middle"
+    site.now += 2 * LEASE + MINUTE
+    shown = run(site, job)
+    for _ in range(3):  # a release whose process died is due again after its lease
+        site.now += 10 * MINUTE
+        retry_due(site.parts.actions)
+    assert shown.status is Status.FINISHED
+    assert states(site, found) == [State.RELEASED] * 120
+    assert 120 <= len(relay.mails) <= 120 + 8
