@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ from contextlib import contextmanager, suppress
 import pytest
 from pydantic import SecretStr
 
-from portal.model.errors import PasswordServerUnavailable
+from portal.model.errors import PasswordServerUnavailable, SettingsError
+from portal.passwords import password_servers
 from portal.passwords.ldap import LdapServer
+from portal.settings import Settings
 from portal.settings.passwords import LdapSettings
 
 # RFC 4511: ExtendedResponse to message 1 with a result code and two empty texts.
@@ -46,6 +49,14 @@ def directory(answer: Callable[[socket.socket], object]) -> Iterator[tuple[LdapS
         )
         yield LdapServer(settings), received
         thread.join(5)
+
+
+def test_without_the_library_the_portal_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "portal.passwords.ldap")
+    monkeypatch.setitem(sys.modules, "ldap3", None)
+    assert password_servers(Settings()) == []  # without the setting the library is not needed
+    with pytest.raises(SettingsError, match=r"pip install 'rspamd-quarantine-portal\[ldap\]'"):
+        password_servers(Settings(ldap=LdapSettings(uri="ldaps://dc1.example.org", base="dc=example,dc=org")))
 
 
 @pytest.mark.parametrize(
