@@ -230,6 +230,13 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
     ("text", "sentence"),
     [
         ("public_url = 'mail.example.org/quarantine'", "public_url: expected a URL like https://"),
+        ("oidc.x = {issuer = 'http://a.example', client_id = 'q'}", 'oidc."x".issuer: expected a URL like https://'),
+        ("oidc.x = {client_id = 'q'}", 'oidc."x".issuer: Field required'),
+        ("oidc.X = {issuer = 'https://a.example', client_id = 'q'}", 'oidc: "X": the name of a provider has'),
+        (
+            "oidc.x = {issuer = 'https://a.example', client_id = 'q', address_claim = 'upn'}",
+            'oidc."x": address_claim: email_verified says nothing about this claim',
+        ),
         ("public_url = 'ftp://mail.example.org'", "public_url: expected a URL like https://"),
         ("[staff.groups]\nit = 'root'", "staff.groups: \"it\": 'root' is not a role; the"),
         ("[staff.groups]\nit = 'domain-administrator'", 'staff.groups: "it": the role domain-administrator needs'),

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from portal.settings import DomainSettings, Section, Settings, keys
+from portal.settings import DomainSettings, OidcSettings, Section, Settings, keys
 from portal.settings.domains import keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +45,18 @@ domain has none. [domains.md](domains.md) explains them.
 | key | meaning |
 | --- | --- |"""
 
+_OIDC_HEAD = """
+## oidc
+
+Providers of OpenID Connect, in a table for each. [sign-in.md](sign-in.md) has the steps.
+
+    [oidc.company]
+    issuer = "https://id.example.org/realms/main"
+    client_id = "quarantine"
+
+| key | default | meaning |
+| --- | --- | --- |"""
+
 _EXAMPLE_HEAD = """# The quarantine portal's settings. Every key is shown with its default, commented out.
 # Where it is looked for: $QUARANTINE_CONFIG, ./quarantine.toml, /etc/rspamd-quarantine/quarantine.toml.
 # The full description is in docs/settings.md; `quarantine check` tests your settings.
@@ -72,17 +84,22 @@ def settings_page() -> str:
             model = Settings.model_fields[prefix].annotation if prefix else None
             out.append(f"\n## {prefix}\n\n{model.__doc__}\n" if model else "\n## Top level\n")
             out.append("| key | default | meaning |\n| --- | --- | --- |")
-        default = _plain(field.default)
-        shown = (
-            "–"
-            if default in (None, [], "", {})
-            else f"`{', '.join(default) if isinstance(default, list) else default}`"
-        )
+        shown = _shown(_plain(field.default))
         mark = " 🔑" if "SecretStr" in str(field.annotation) and f"{key}_file" not in keys() else ""
         out.append(f"| `{key}`{mark} | {shown} | {field.description} |")
     out.append(_DOMAINS_HEAD)
     out += [f"| `{name}` | {DomainSettings.model_fields[name].description} |" for name in keys_of("domains")]
+    out.append(_OIDC_HEAD)
+    for name, field in OidcSettings.model_fields.items():
+        shown = _shown(None if field.is_required() else _plain(field.default))
+        out.append(f"| `{name}` | {shown} | {field.description} |")
     return "\n".join(out) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default in (None, [], "", {}):
+        return "–"
+    return f"`{', '.join(default) if isinstance(default, list) else default}`"
 
 
 def example() -> str:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from portal import shipped
 from portal.assemble import agree_on_keys, keys_path, make_links, make_people
-from portal.cli import password_checks, rspamd_checks
+from portal.cli import password_checks, rspamd_checks, sign_in_checks
 from portal.cli.common import SOCKET
 from portal.cli.finding import Finding
 from portal.mail.relay import Relay
@@ -82,6 +82,9 @@ def run_all() -> list[Finding]:
             "used for digests and all other mail of the portal",
             settings.mail.url.get_secret_value(),
         )
+    if settings.local_domains:
+        findings += _collect(sign_in_checks.ways, settings)
+    findings += _collect(sign_in_checks.providers, settings)
     findings += _collect(password_checks.ldap, settings)
     findings += _collect(password_checks.imap, settings)
     findings += _collect(rspamd_checks.rspamd, settings)

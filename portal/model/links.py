@@ -192,6 +192,19 @@ class Links:
         # Uses the oldest key, so that cookies stay valid when a newer key is added.
         return _b64(hashlib.blake2b(recipient.encode(), key=self._keys[0][:64], digest_size=12).digest())
 
+    # ---- tries to sign in with a provider
+
+    def sign_trial(self, text: str) -> str:
+        """Return a cookie's value with this text, which `read_trial` returns."""
+        return self._signer("trial").sign(_b64(text.encode())).decode("ascii")
+
+    def read_trial(self, cookie: str | None) -> str | None:
+        """Return the text of a cookie's value, None if this portal did not sign it."""
+        try:
+            return urlsafe_b64decode(self._signer("trial").unsign(cookie or "") + b"==").decode()
+        except (BadSignature, ValueError):
+            return None
+
     # ---- forms of signed-in pages
 
     def form_token(self, session: str) -> str:

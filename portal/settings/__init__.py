@@ -8,6 +8,7 @@ The models have names, defaults and descriptions; docs/settings.md and quarantin
 from portal.settings.domains import DomainSettings
 from portal.settings.loading import keys, load, load_from, masked
 from portal.settings.models import DigestSettings, Settings
+from portal.settings.oidc import OidcSettings, is_safe_url
 from portal.settings.rspamd import ExporterSettings, TiersSettings
 from portal.settings.values import Network, Section
 
@@ -16,9 +17,11 @@ __all__ = [
     "DomainSettings",
     "ExporterSettings",
     "Network",
+    "OidcSettings",
     "Section",
     "Settings",
     "TiersSettings",
+    "is_safe_url",
     "keys",
     "load",
     "load_from",

@@ -14,6 +14,7 @@ from portal.model.message import Tier, domain
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
 from portal.model.text import Tag
+from portal.settings.oidc import OidcSettings
 from portal.settings.values import Hours, MailAddress, PlainName, PublicUrl, Section, Words, ZoneName, plain
 
 _Table = TypeVar("_Table", bound=Section)
@@ -166,7 +167,8 @@ Domains = Annotated[
     AfterValidator(_as_stored),
 ]
 FormerDomains = Annotated[dict[str, FormerDomain], BeforeValidator(_only_in_the_file), AfterValidator(_as_stored)]
-TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": DomainSettings}  # tables of tables
+# Tables of tables.
+TABLES: dict[str, type[Section]] = {"digest.domains": FormerDomain, "domains": DomainSettings, "oidc": OidcSettings}
 
 
 RETENTIONS = {tier: f"retention_{tier.value}_days" for tier in Tier}  # the keys

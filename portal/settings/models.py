@@ -22,6 +22,7 @@ from portal.model.schedule import MAX_TIMES, Schedule
 from portal.model.store_url import StoreUrl
 from portal.model.text import TAGS, Tag
 from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerDomains
+from portal.settings.oidc import Providers
 from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.rspamd import ExporterSettings, RspamdSettings, TiersSettings
 from portal.settings.sign_in import SignInSettings
@@ -274,6 +275,10 @@ class Settings(Section):
     rspamd: RspamdSettings = RspamdSettings()
     tiers: TiersSettings = TiersSettings()
     people: PeopleSettings = PeopleSettings()
+    oidc: Providers = Field(
+        {},
+        description="Providers of OpenID Connect, in a table `[oidc.NAME]` for each; see docs/sign-in.md.",
+    )
     sign_in: SignInSettings = SignInSettings()
     staff: StaffSettings = StaffSettings()
     ldap: LdapSettings = LdapSettings()

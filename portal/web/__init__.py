@@ -49,6 +49,7 @@ from portal.web.acts import MessageActs
 from portal.web.audit import AuditPages
 from portal.web.auth.identity import Arrivals
 from portal.web.auth.mailed_link import MailedLinks
+from portal.web.auth.oidc import OidcSignIn
 from portal.web.auth.page import SignInPage
 from portal.web.auth.password import PasswordSignIn
 from portal.web.auth.session import Sessions
@@ -87,6 +88,7 @@ _ID = "<id:re:[0-9a-f-]{36}(?:\\.[0-9]{1,5})?>"  # a message id, or the id and n
 _ADMIN_MESSAGE = f"/admin/messages/{_ID}/"
 _VIEW = "<view:re:text|formatted|headers|source>"
 _WAY = "<way:re:previous|next>"
+_PROVIDER = "<name:re:[a-z0-9-]{1,32}>"
 _BATCH = "<id:re:[0-9a-f-]{36}>"
 
 
@@ -154,6 +156,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     downloads = DownloadPages(pages, sessions, messages)
     sign_in_page, arrivals = SignInPage(pages, sessions), Arrivals(pages, sessions)
     passwords = PasswordSignIn(pages, sign_in_page, arrivals, password_servers(parts.settings))
+    oidc = OidcSignIn(pages, arrivals, sign_in_page, threads)
     links, signed_in = LinkPages(pages, preferences, sessions, mailed), SessionPages(pages, sessions)
 
     def with_slash(_: Request, path: str) -> HTTPResponse:
@@ -178,6 +181,10 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sign-in", mailed.start),
         ("GET", "/sign-in/password", passwords.form),
         ("POST", "/sign-in/password", passwords.sign_in),
+        ("GET", f"/sign-in/oidc/{_PROVIDER}", oidc.start),
+        ("GET", f"/sign-in/oidc/{_PROVIDER}/callback", oidc.finish),
+        ("GET", f"/oidc/{_PROVIDER}/sign-out", oidc.leave),
+        ("POST", f"/oidc/{_PROVIDER}/logout", oidc.end_sessions),
         ("GET", "/sign-in/code", mailed.code_form),
         ("POST", "/sign-in/code", mailed.use_code),
         ("GET", f"/sign-in/{_TOKEN}/", mailed.show),

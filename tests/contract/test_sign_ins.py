@@ -370,6 +370,7 @@ def test_the_daily_purge_removes_ended_sessions(store: Store) -> None:
 
 def test_a_provider_ends_its_own_sessions_only(store: Store) -> None:
     at = now()
+    later = at + HOUR
     sessions = {
         b"1" * 32: Method("oidc:company", "alice-1", "s1"),
         b"2" * 32: Method("oidc:company", "alice-1", "s2"),
@@ -385,8 +386,9 @@ def test_a_provider_ends_its_own_sessions_only(store: Store) -> None:
     def left() -> list[bytes]:
         return sorted(each.session_sha256[:1] for each in store.sign_ins.sessions(ALICE, 9, at))
 
-    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "bob-2", "s1")) == []
-    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "", "s1")) == [(ALICE, 1)]
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "bob-2", "s1"), later) == []
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "alice-1"), at) == [], "it began later"
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "", "s1"), later) == [(ALICE, 1)]
     assert left() == [b"2", b"3", b"4"]
-    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "alice-1")) == [(ALICE, 1)]
+    assert store.sign_ins.end_sessions_of_method(Method("oidc:company", "alice-1"), later) == [(ALICE, 1)]
     assert left() == [b"3", b"4"]

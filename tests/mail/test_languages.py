@@ -280,6 +280,8 @@ def test_a_site_can_replace_texts(tmp_path: Path) -> None:
         "problem_url": "",
         "takes_passwords": False,
         "mailed_link": True,
+        "providers": (),
+        "left": None,
     }
     german, english = (render.page("sign-in", language=tag, **values) for tag in ("de", "en"))
     assert "Hereinspaziert" in german and "Link senden" in german, "the rest is the shipped text"
@@ -316,6 +318,8 @@ def test_a_broken_text_of_a_site_is_left_out_and_named(tmp_path: Path, caplog: p
         "problem_url": "",
         "takes_passwords": False,
         "mailed_link": True,
+        "providers": (),
+        "left": None,
     }
     page = Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "Anmelden" in page and "Her damit" in page and "Hinein" not in page
@@ -344,6 +348,8 @@ def test_an_invalid_translation_file_of_a_site_stops_nothing(tmp_path: Path, tex
         "problem_url": "",
         "takes_passwords": False,
         "mailed_link": True,
+        "providers": (),
+        "left": None,
     }
     assert "Anmelden" in Render("de", site_folder=tmp_path).page("sign-in", **values)
     assert "cannot be read" in site_problems(tmp_path)[0][1]
@@ -410,6 +416,8 @@ def test_every_page_says_its_language_and_direction(tag: str) -> None:
         problem_url="",
         takes_passwords=False,
         mailed_link=True,
+        providers=(),
+        left=None,
         root="",
         static=str,
         signed_in=None,

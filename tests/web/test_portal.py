@@ -609,6 +609,10 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sign-in/password"): (404, 404, 404),  # without a server that checks passwords
     ("GET", "/sign-in/code"): (200, 200, 200),
     ("POST", "/sign-in/code"): (403, 403, 403),
+    ("GET", "/sign-in/oidc/NAME"): (404, 404, 404),  # without a provider; tests/web/test_oidc.py has one
+    ("GET", "/sign-in/oidc/NAME/callback"): (404, 404, 404),
+    ("GET", "/oidc/NAME/sign-out"): (404, 404, 404),
+    ("POST", "/oidc/NAME/logout"): (404, 404, 404),
     ("GET", "/sign-in/TOKEN/"): (404, 303, 303),  # without a message; the signed-in are led to the list
     ("POST", "/sign-in/TOKEN/"): (404, 404, 404),
     ("POST", "/sign-out"): (303, 303, 303),

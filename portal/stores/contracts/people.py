@@ -286,8 +286,8 @@ class SignIns(ABC):
         """Return the sessions of a recipient that have not ended, the last used first."""
 
     @abstractmethod
-    def end_sessions_of_method(self, method: Method) -> Sequence[tuple[str, int]]:
-        """End the sessions that a provider names, and return the number for each recipient.
+    def end_sessions_of_method(self, method: Method, before: datetime) -> Sequence[tuple[str, int]]:
+        """End the sessions that a provider names and that began before, and return the number for each recipient.
 
         Without ``method.session`` all sessions of the subject end, and without ``method.subject`` only the session is
         compared. One of them is not empty.

@@ -195,13 +195,15 @@ class SqlSignIns(SignIns):
             rows = session.many(select, recipient=recipient, limit=limit, **session_limits(now))
         return [StartedSession(*row) for row in rows]
 
-    def end_sessions_of_method(self, method: Method) -> Sequence[tuple[str, int]]:
-        same = "method = :name"
+    def end_sessions_of_method(self, method: Method, before: datetime) -> Sequence[tuple[str, int]]:
+        same = "method = :name and started_at < :before"
         same += " and method_subject = :subject" if method.subject else ""
         same += " and method_session = :session" if method.session else ""
         with self._engine.writing() as session:
-            rows = session.many(f"select recipient, count(*) from session where {same} group by recipient", method)
-            session.execute(f"delete from session where {same}", method)
+            rows = session.many(
+                f"select recipient, count(*) from session where {same} group by recipient", method, before=before
+            )
+            session.execute(f"delete from session where {same}", method, before=before)
         return [(recipient, count) for recipient, count in rows]
 
     def end_session(self, session_sha256: bytes) -> None:

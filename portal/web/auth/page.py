@@ -36,6 +36,8 @@ class SignInPage:
         typed = request.form("address") if request.method == "POST" else request.query("address")
         address = shown(typed or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         settings = self._pages.parts.settings
+        providers = [(name, each.title or name) for name, each in settings.oidc.items()]
+        left = request.query("left")
         return self._pages.page(
             request,
             "sign-in",
@@ -47,5 +49,7 @@ class SignInPage:
             problem_url=url,
             password_is_wrong=password_is_wrong,
             takes_passwords=bool(settings.ldap.uri or settings.imap.host),
+            providers=providers,
+            left=(left, dict(providers)[left]) if left in settings.oidc else None,
             mailed_link=settings.sign_in.mailed_link,
         )

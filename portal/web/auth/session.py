@@ -178,7 +178,7 @@ class Sessions:
     def sign_out(self, request: Request) -> HTTPResponse:
         """POST /sign-out."""
         self._pages.check_same_origin(request)
-        secret = request.cookie(_COOKIE)
+        secret, found = request.cookie(_COOKIE), None
         if secret:
             # With a wrong token the session continues, and the response must not suggest that it has ended.
             self._pages.check_form_token(request, secret)
@@ -186,7 +186,9 @@ class Sessions:
             self._store.sign_ins.end_session(sha256(secret))
             if found is not None:
                 self._pages.record(request, Act.SIGNED_OUT, found[0].recipient)
-        response = self.without_cookie(self._pages.see_other("/sign-in"))
+        provider = found[0].method.name.removeprefix("oidc:") if found else ""
+        is_known = provider in self._pages.parts.settings.oidc
+        response = self.without_cookie(self._pages.see_other(f"/sign-in?left={provider}" if is_known else "/sign-in"))
         self._pages.set_cookie(response, _ADDRESS_COOKIE, "", 0)
         return response
 

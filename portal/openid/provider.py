@@ -1,0 +1,270 @@
+"""OpenID Connect, as its relying party: discovery, the authorization code flow with PKCE, and logout.
+
+joserfc verifies signatures; this module checks everything else that OpenID Connect Core 1.0, RFC 7636 (PKCE), RFC 9207
+(`iss`) and Back-Channel Logout 1.0 require. Nothing is requested before somebody signs in, so a provider that is down
+does not stop the portal.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from portal.openid import AddressUnverified, Logout, Person, ProviderUnavailable, SignInRefused, Trial
+from portal.settings import OidcSettings, is_safe_url
+
+log = logging.getLogger("quarantine.openid")
+
+_TIMEOUT_SECONDS = 3  # a thread of the worker waits as long
+_MAX_BYTES = 1 << 20
+_FRESH_SECONDS = 3600.0
+_RETRY_SECONDS = 10.0  # forged key ids, and a provider that is down, cause at most one request in this time
+_LEEWAY_SECONDS = 60  # between the clocks
+_LOGOUT_AGE_SECONDS = 300
+# Never "none", and never HMAC: its key would be the provider's public one (RFC 8725, 2.1).
+_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
+
+
+class Provider:
+    """One provider. Used by many threads."""
+
+    def __init__(self, name: str, settings: OidcSettings) -> None:
+        self.title = settings.title or name
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._metadata: dict[str, Any] | None = None
+        self._metadata_at = self._failed_at = self._keys_at = float("-inf")
+        self._keys: KeySet | None = None
+
+    # ---- signing in
+
+    def authorization_url(self, trial: Trial, redirect_uri: str) -> str:
+        """Return the address at the provider to which the browser is sent. Raises ProviderUnavailable."""
+        digest = hashlib.sha256(trial.verifier.encode()).digest()
+        query = {
+            "response_type": "code",
+            "client_id": self._settings.client_id,
+            "redirect_uri": redirect_uri,
+            "scope": " ".join(self._settings.scopes),
+            "state": trial.state,
+            "nonce": trial.nonce,
+            "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge_method": "S256",
+        }
+        return _with_query(self._endpoint("authorization_endpoint"), query)
+
+    def finish(self, query: Mapping[str, str], trial: Trial, redirect_uri: str) -> Person:
+        """Return who signed in. ``query``: the parameters with which the provider sent the browser back.
+
+        Raises SignInRefused, ProviderUnavailable.
+        """
+        if not hmac.compare_digest(query.get("state", "").encode(), trial.state.encode()):
+            raise SignInRefused("the state is another one")
+        issuer = query.get("iss", "")
+        if (issuer or self.metadata().get("authorization_response_iss_parameter_supported")) and (
+            issuer != self._settings.issuer
+        ):
+            raise SignInRefused("the answer is from another issuer")
+        if query.get("error") or not query.get("code"):
+            raise SignInRefused(f"the provider answered {query.get('error', '') or 'without a code'!r:.80}")
+        tokens = self._tokens(query["code"], trial, redirect_uri)
+        claims = self._verified(str(tokens.get("id_token", "")), {"nonce": {"essential": True, "value": trial.nonce}})
+        if self._settings.address_claim not in claims and "userinfo_endpoint" in self.metadata():
+            claims = self._with_user_info(claims, str(tokens.get("access_token", "")))
+        return self._person(claims)
+
+    def _tokens(self, code: str, trial: Trial, redirect_uri: str) -> dict[str, Any]:
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": redirect_uri,
+            "code_verifier": trial.verifier,
+        }
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        secret = self._secret()
+        supported = self.metadata().get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+        if secret and "client_secret_basic" in supported:
+            # RFC 6749, 2.3.1: both are form-encoded before they are joined.
+            pair = f"{quote(self._settings.client_id, safe='')}:{quote(secret, safe='')}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        elif secret:
+            form |= {"client_id": self._settings.client_id, "client_secret": secret}
+        else:
+            form["client_id"] = self._settings.client_id
+        return _fetch(self._endpoint("token_endpoint"), urlencode(form).encode(), headers)
+
+    def _secret(self) -> str:
+        try:
+            return self._settings.secret()
+        except (OSError, ValueError) as error:
+            raise ProviderUnavailable(f"client_secret_file cannot be read: {error}") from error
+
+    def _with_user_info(self, claims: dict[str, Any], access_token: str) -> dict[str, Any]:
+        found = _fetch(self._endpoint("userinfo_endpoint"), None, {"Authorization": f"Bearer {access_token}"})
+        if found.get("sub") != claims["sub"]:
+            raise SignInRefused("userinfo is about another person")  # Core, 5.3.2
+        return {**found, **claims}
+
+    def _person(self, claims: dict[str, Any]) -> Person:
+        address = claims.get(self._settings.address_claim)
+        if not isinstance(address, str) or not address:
+            raise AddressUnverified(f"there is no claim {self._settings.address_claim}")
+        if self._settings.require_verified and claims.get("email_verified") not in (True, "true"):
+            raise AddressUnverified("email_verified is not true")
+        groups = claims.get(self._settings.groups_claim) or []
+        names = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
+        session = claims.get("sid")
+        return Person(
+            address,
+            frozenset(name for name in names if isinstance(name, str)),
+            str(claims["sub"]),
+            session if isinstance(session, str) else "",
+        )
+
+    # ---- signing out
+
+    def end_session_url(self, back: str) -> str:
+        """Return the address at which the person signs out at the provider, "" if it has none.
+
+        ``back``: where the provider may send the browser afterwards. Raises ProviderUnavailable.
+        """
+        if "end_session_endpoint" not in self.metadata():
+            return ""
+        query = {"client_id": self._settings.client_id, "post_logout_redirect_uri": back}
+        return _with_query(self._endpoint("end_session_endpoint"), query)
+
+    def logout(self, token: str) -> Logout:
+        """Return what a logout token says. Raises SignInRefused if it is not valid, ProviderUnavailable."""
+        claims = self._verified(token, {})
+        events = claims.get("events")
+        if not isinstance(events, dict) or not isinstance(events.get(_LOGOUT_EVENT), dict) or "nonce" in claims:
+            raise SignInRefused("this is not a logout token")  # an ID token, for example
+        subject, session = (str(claims.get(name) or "") for name in ("sub", "sid"))
+        issued_at = claims.get("iat")
+        if not (subject or session) or not isinstance(issued_at, int | float):
+            raise SignInRefused("the logout token names nobody")
+        if issued_at < time.time() - _LOGOUT_AGE_SECONDS:
+            raise SignInRefused("the logout token is too old")
+        return Logout(subject, session, issued_at + _LEEWAY_SECONDS)
+
+    # ---- the provider's documents
+
+    def check(self) -> None:
+        """Read all documents and the client's secret. Raises ProviderUnavailable."""
+        for name in ("authorization_endpoint", "token_endpoint"):
+            self._endpoint(name)
+        self.keys()
+        self._secret()
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the discovery document, at most an hour old. Raises ProviderUnavailable."""
+        with self._lock:
+            now = time.monotonic()
+            if self._metadata is not None and now - self._metadata_at < _FRESH_SECONDS:
+                return self._metadata
+            if now - self._failed_at < _RETRY_SECONDS:
+                raise ProviderUnavailable("the provider did not answer a moment ago")
+            try:
+                found = _fetch(f"{self._settings.issuer.rstrip('/')}/.well-known/openid-configuration")
+                if found.get("issuer") != self._settings.issuer:
+                    raise ProviderUnavailable(
+                        f"its discovery document has another issuer: {found.get('issuer')!r:.200}"
+                    )
+            except ProviderUnavailable:
+                self._failed_at = time.monotonic()
+                raise
+            self._metadata, self._metadata_at = found, now
+            return found
+
+    def _endpoint(self, name: str) -> str:
+        url = self.metadata().get(name)
+        if not isinstance(url, str) or not is_safe_url(url):
+            raise ProviderUnavailable(f"its discovery document has no usable {name}")
+        return url
+
+    def keys(self, *, again: bool = False) -> KeySet:
+        """Return the provider's public keys. ``again``: a token has another key. Raises ProviderUnavailable."""
+        url = self._endpoint("jwks_uri")
+        with self._lock:
+            age = time.monotonic() - self._keys_at
+            if self._keys is None or age > _FRESH_SECONDS or (again and age > _RETRY_SECONDS):
+                try:
+                    self._keys = KeySet.import_key_set(_fetch(url))  # type: ignore[arg-type]
+                except (JoseError, ValueError, KeyError, TypeError) as error:
+                    raise ProviderUnavailable(f"its keys cannot be read: {error}") from error
+                self._keys_at = time.monotonic()
+            return self._keys
+
+    def _verified(self, token: str, more: dict[str, Any]) -> dict[str, Any]:
+        """Return the claims of a token of this provider for this portal. ``more``: further rules for claims."""
+        try:
+            try:
+                found = jwt.decode(token, self.keys(), algorithms=_ALGORITHMS)
+            except (JoseError, ValueError):
+                found = jwt.decode(token, self.keys(again=True), algorithms=_ALGORITHMS)
+            claims = dict(found.claims)
+            rules: dict[str, Any] = {
+                "iss": {"essential": True, "value": self._settings.issuer},
+                "aud": {"essential": True, "value": self._settings.client_id},
+                "exp": {"essential": True},
+                "iat": {"essential": True},
+                **more,
+            }
+            jwt.JWTClaimsRegistry(leeway=_LEEWAY_SECONDS, **rules).validate(claims)
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SignInRefused(f"the token is not valid: {type(error).__name__} {error}") from error
+        audience = claims["aud"]
+        if isinstance(audience, list) and len(audience) > 1 and claims.get("azp") != self._settings.client_id:
+            raise SignInRefused("the token is for another client")
+        if more and not isinstance(claims.get("sub"), str):
+            raise SignInRefused("the token names nobody")
+        return claims
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+
+def _fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the JSON object at a URL. Raises SignInRefused for status 400 and 401, otherwise ProviderUnavailable."""
+    request = urllib.request.Request(url, data, {"Accept": "application/json", **(headers or {})})  # noqa: S310
+    try:
+        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+            body = answer.read(_MAX_BYTES + 1)
+        if len(body) > _MAX_BYTES:
+            raise ProviderUnavailable("its answer is too large")
+        found = json.loads(body)
+    except urllib.error.HTTPError as error:
+        with error:
+            kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable
+            raise kind(f"it answered {error.code} at {url}: {error.read(300)!r}") from None
+    except OSError as error:
+        raise ProviderUnavailable(f"{url} cannot be reached: {error}") from error
+    except ValueError as error:
+        raise ProviderUnavailable(f"{url} did not answer with JSON") from error
+    if not isinstance(found, dict):
+        raise ProviderUnavailable(f"{url} did not answer with a JSON object")
+    return found
+
+
+def _with_query(url: str, query: Mapping[str, str]) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
