@@ -25,7 +25,7 @@ from portal.model.errors import BodyMissing, NotFound, StoreUnavailable, StoreUn
 from portal.model.message import Body, DeliveryId, EventKind, Filter, Reader, State, Tier, held_at, new_id
 from portal.stores.files.mail import DamagedFile, MailFiles
 from portal.stores.files.store import FileStore
-from portal.stores.records import Held
+from portal.stores.records import Ending, Held
 from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, body, digesting, export, hold, mail, now
 from tests.paths import ROOT
 
@@ -389,6 +389,21 @@ def test_purge_forgets_deleted_mail_after_a_day_but_nothing_somebody_waits_for(s
         store.deliveries.get(DeliveryId(deleted.id, 0))
     assert store.deliveries.get(DeliveryId(requested.id, 0)).state is State.REQUESTED
     assert store.deliveries.get(DeliveryId(kept.id, 0)).state is State.HELD
+
+
+@pytest.mark.parametrize("crash", ["_remove_messages", "_delete_rows"])
+def test_purge_ends_what_a_crash_left_of_forgotten_messages(
+    store: FileStore, folder: Path, crash: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, shared = hold(store, recipients=(ALICE,)), hold(store, recipients=(ALICE, BOB))
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(store, crash, lambda _: 1 / 0)
+        found = store.deliveries.matching(Reader(ALICE), Filter(), 9).deliveries
+        store.expire([Ending(each.key, each.state, ALICE) for each in found])
+    for _ in range(2):
+        store.purge(now() - timedelta(days=30), now() + timedelta(hours=2))
+    assert mail_files(folder) == [file_of(folder, shared)]
+    assert not store.messages.find(str(gone.id)) and read(store, shared.id)
 
 
 def test_purge_adopts_a_file_without_rows_once_it_is_an_hour_old(store: FileStore, folder: Path) -> None:

@@ -195,6 +195,7 @@ class FileStore(Store):
         """See `Store.purge`. Also removes the rows of messages older than a day whose file is missing. If a crash left
         a file without rows, inserts the rows, or removes the file if its mail is held by another message."""
         messages, kept = self._purge_old(before)
+        messages += self._remove_forgotten()
         with self.db.translated():
             self._mail.remove_old_unfinished(now.timestamp(), _ORPHAN_AGE)
             for day in self._days():
@@ -210,13 +211,10 @@ class FileStore(Store):
         return Purged(messages, kept)
 
     def expire(self, deliveries: Sequence[Ending]) -> int:
-        """See `Store.expire`. After a crash the rows of a file are restored, and the delivery expires again."""
+        """See `Store.expire`. What a crash leaves of the messages, the next purge removes."""
         with self.engine.writing(durable=False) as session:
             count, ids = expiry.forget(session, deliveries)
-        self._delete_rows([id.bytes for id in ids])
-        with self.db.translated():
-            for id in ids:
-                self._mail.remove(id)
+        self._remove_messages(ids)
         return count
 
     def prepare_days(self, now: datetime, retention_days: int) -> None:
@@ -248,6 +246,27 @@ class FileStore(Store):
             if len(ids) < _PURGE_BATCH:
                 return messages, kept
             after = ids[-1]
+
+    def _remove_forgotten(self) -> int:
+        """Remove the messages that `expire` forgot before a crash; return how many."""
+        count, after = 0, UUID(int=0)
+        while True:
+            with self.engine.reading() as session:
+                ids = expiry.all_forgotten(session, after, _PURGE_BATCH)
+            if not ids:
+                return count
+            self._remove_messages(ids)
+            count, after = count + len(ids), ids[-1]
+
+    def _remove_messages(self, ids: Sequence[UUID]) -> None:
+        """Remove messages whose deliveries are all forgotten.
+
+        The files first: a purge would take a file without rows for a message that is to be held again.
+        """
+        with self.db.translated():
+            for id in ids:
+                self._mail.remove(id)
+        self._delete_rows([id.bytes for id in ids])
 
     def _delete_rows(self, ids: list[bytes]) -> list[bytes]:
         """Delete the rows of these messages, except for those in use; return the ids of the deleted ones.

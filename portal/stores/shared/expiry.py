@@ -61,18 +61,31 @@ def aged(
 def forget(session: Session, deliveries: Sequence[Ending]) -> tuple[int, list[UUID]]:
     """Forget these deliveries unless their state has changed.
 
-    Return how many there were, and the messages that have no other delivery.
+    Return how many there were, and the messages that have no other delivery: the caller removes them with all rows.
     """
-    forgotten = []
-    for each in deliveries:
-        if session.execute(_FORGET, each.key, state=each.state.value):
-            forgotten.append(each.key)
-            session.execute(f"delete from event {WHERE_KEY}", each.key)
-            session.execute(f"delete from announced_to {WHERE_KEY}", each.key)
+    forgotten = [each.key for each in deliveries if session.execute(_FORGET, each.key, state=each.state.value)]
     if not forgotten:
         return 0, []
-    left = session.many(
+    rows = session.many(
         "select distinct message_id from delivery where message_id in :ids and state <> 'expired'",
         ids=[key.message_id for key in forgotten],
     )
-    return len(forgotten), sorted({key.message_id for key in forgotten} - {id for (id,) in left})
+    kept = {id for (id,) in rows}
+    for key in forgotten:
+        if key.message_id in kept:
+            session.execute(f"delete from event {WHERE_KEY}", key)
+            session.execute(f"delete from announced_to {WHERE_KEY}", key)
+    return len(forgotten), sorted({key.message_id for key in forgotten} - kept)
+
+
+def all_forgotten(session: Session, after: UUID, limit: int) -> list[UUID]:
+    """Return messages after this id whose deliveries were all forgotten, oldest first, since a crash left them."""
+    rows = session.many(
+        "select distinct message_id from delivery d where state = 'expired' and state <> 'held'"
+        " and message_id > :after_id"
+        " and not exists (select 1 from delivery o where o.message_id = d.message_id and o.state <> 'expired')"
+        " order by message_id limit :limit",
+        after_id=after,
+        limit=limit,
+    )
+    return [id for (id,) in rows]
