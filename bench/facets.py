@@ -144,6 +144,7 @@ def _fill_day(dsn: str, people: int, part: tuple[date, int, int]) -> None:
 def _build_index(dsn: str, name: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("set maintenance_work_mem = '256MB'")
+        connection.execute("set max_parallel_maintenance_workers = 0")  # there are two of these connections
         statement = "create index {} on {} using gin (terms) with (gin_pending_list_limit = 1024)"
         names = (sql.Identifier(name), sql.Identifier(_INDEXES[name]))
         connection.execute(sql.SQL(statement).format(*names))
@@ -196,6 +197,10 @@ def calls(store: Store) -> list[tuple[str, Callable[[], object], str]]:
     bar = "< – / < 300"
     return [
         *((f"search: {what}", partial(store.facets.page, wanted, PAGE), bar) for what, wanted in searches.items()),
+        *(
+            (f"by score: {what}", partial(store.facets.by_score, wanted, PAGE), "–")
+            for what, wanted in searches.items()
+        ),
         *((f"count: {what}", partial(store.facets.count, wanted), "–") for what, wanted in searches.items()),
         *((f"groups: {by.value}", partial(store.facets.groups, Filter(), by), "–") for by in GroupBy),
     ]

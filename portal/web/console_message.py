@@ -18,13 +18,13 @@ from portal.model.audit import Act, AuditEntry
 from portal.model.authentication import checks
 from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion, NotFound
-from portal.model.message import Delivery, DeliveryId, State, parse_id
+from portal.model.message import Delivery, DeliveryId, Filter, State, parse_id
 from portal.model.rights import Access
 from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, shown
 from portal.policy.recipients import REASON_CHARACTERS
 from portal.policy.staff import Permission
-from portal.stores.records import Page
+from portal.stores.records import Order, Page, ScoreKey
 from portal.web.console import HOME, Console, StaffSession
 from portal.web.console_search import STATE_NAMES, Search
 from portal.web.downloads import DownloadPages
@@ -209,8 +209,19 @@ class ConsoleMessage:
             return self._parts.store.deliveries.search(wanted, limit, before)
 
         with self._pages.searching():
-            key = beside(delivery.key, way, found)
+            if search.order is Order.NEWEST:
+                key = beside(delivery.key, way, found)
+            else:
+                key = self._beside_by_score(delivery, way, wanted, search.order)
         return self._pages.see_other(f"/{place(key)}/{search.as_place()}" if key else HOME + search.query())
+
+    def _beside_by_score(self, delivery: Delivery, way: str, wanted: Filter, order: Order) -> DeliveryId | None:
+        if delivery.message.score is None:
+            return None  # not in this list
+        highest_first = (order is Order.HIGHEST) == (way == "next")
+        place = ScoreKey(delivery.message.score, delivery.key)
+        page = self._parts.store.facets.by_score(wanted, 1, place, highest_first=highest_first)
+        return page.deliveries[0].key if page.deliveries else None
 
     # ---- which message
 

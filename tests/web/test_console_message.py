@@ -133,6 +133,20 @@ def test_a_download_is_in_the_history_and_the_audit(site: Site) -> None:
     assert "Message downloaded by an administrator." in words(site.signed_in(ALICE), f"/messages/{held.id}/")
 
 
+def test_previous_and_next_follow_the_order_of_the_search(site: Site) -> None:
+    low, high, middle = (site.hold(recipients=(ALICE,), score=score) for score in (10.0, 30.0, 20.0))
+    browser = staff(site)
+    for order, way, expected in (
+        ("highest-score", "next", low),
+        ("highest-score", "previous", high),
+        ("lowest-score", "next", high),
+        ("lowest-score", "previous", low),
+    ):
+        search = f"%3Forder%3D{order}"
+        answer = browser.get(f"/admin/messages/{middle.id}.0/{way}?search={search}")
+        assert f"/admin/messages/{expected.id}.0/" in (answer.header("Location") or ""), (order, way)
+
+
 def test_previous_and_next_follow_the_search(site: Site) -> None:
     held = [site.hold(recipients=(to,), subject=f"Number {name}") for to, name in zip(
         (ALICE, BOB, ALICE), ("one", "two", "three"), strict=True)]  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ _CATCH_UP_SECONDS = 1.0  # of them for the index
 _LEAST_SECONDS = 0.25  # for the first statement after that
 _COMPARED_AT_ONCE = 2_000  # if texts are compared one by one
 _SORTED_MAX = 2_000  # hits that are sorted by score at once
-_SCORES_SECONDS = 0.7  # for a page of scores that are read in order, of searches that find more
+_POINTS = 4_096.0  # more than between any two scores
+_SORT_SECONDS = 0.5
+_SCORES_SECONDS = 0.4  # for a page of scores that are read in order, of searches that find more
 _GROUPED_AT_ONCE = 20_000
 
 
@@ -69,26 +72,55 @@ class SqlFacets(Facets):
     def by_score(
         self, wanted: Filter, limit: int, after: ScoreKey | None = None, *, highest_first: bool = True
     ) -> ScorePage:
-        sortable = self._sortable(wanted, _SORTED_MAX)
+        sortable = self._sortable(wanted, _SORTED_MAX, _SORT_SECONDS)
         if sortable is None:  # the search finds much, so that the next scores are soon found in their own order
             page = self._along_scores(wanted, limit, after, highest_first=highest_first)
-            sortable = self._sortable(wanted, EXAMINED_MAX) if page.is_cut else None
-            if sortable is None:
+            if page.next is not None or not page.is_cut:
                 return page
+            return self._in_ranges(wanted, limit, after, highest_first=highest_first)
         keys, indexed = sortable
-        keys.sort(reverse=highest_first)
-        if after is not None:
-            keys = [key for key in keys if (key < after if highest_first else key > after)]
-        next = keys[limit - 1] if len(keys) > limit else None
-        return ScorePage(self._deliveries([each.key for each in keys[:limit]]), next, indexed=indexed)
+        return self._score_page(keys, limit, after, highest_first=highest_first, indexed=indexed)
 
-    def _sortable(self, wanted: Filter, at_most: int) -> tuple[list[ScoreKey], bool] | None:
+    def _in_ranges(self, wanted: Filter, limit: int, after: ScoreKey | None, *, highest_first: bool) -> ScorePage:
+        """Return a page of a search whose hits are far apart: sort those of the next point, of two more and so on."""
+        deadline = monotonic() + _PAGE_SECONDS
+        keys, indexed, is_cut = set[ScoreKey](), True, False
+        if after is None:
+            first = self._along_scores(Filter(), 1, None, highest_first=highest_first).deliveries
+            edge = (first[0].message.score if first else None) or 0.0
+        else:
+            edge = after.score
+        step = -1.0 if highest_first else 1.0
+        while len(keys) <= limit and abs(step) < _POINTS:
+            low, high = sorted((edge, edge + step))
+            low = low if wanted.score_min is None else max(low, wanted.score_min)
+            high = high if wanted.score_max is None else min(high, wanted.score_max)
+            found = self._sortable(replace(wanted, score_min=low, score_max=high), EXAMINED_MAX, _PAGE_SECONDS)
+            is_cut = found is None or monotonic() > deadline
+            if found is not None:
+                keys |= {key for key in found[0] if _is_later(key, after, highest_first=highest_first)}
+                indexed = found[1]
+            if is_cut:
+                break
+            edge, step = edge + step, 2 * step
+        page = self._score_page(keys, limit, after, highest_first=highest_first, indexed=indexed)
+        return replace(page, is_cut=is_cut and page.next is None)
+
+    def _score_page(
+        self, keys: Iterable[ScoreKey], limit: int, after: ScoreKey | None, *, highest_first: bool, indexed: bool
+    ) -> ScorePage:
+        later = [key for key in keys if _is_later(key, after, highest_first=highest_first)]
+        later.sort(reverse=highest_first)
+        next = later[limit - 1] if len(later) > limit else None
+        return ScorePage(self._deliveries([each.key for each in later[:limit]]), next, indexed=indexed)
+
+    def _sortable(self, wanted: Filter, at_most: int, seconds: float) -> tuple[list[ScoreKey], bool] | None:
         """Return what matches, and whether all messages are indexed. None: there is more than ``at_most``."""
         keys: list[ScoreKey] = []
         examined = 0
         at_once = _COMPARED_AT_ONCE if needs_texts(wanted) else at_most + 1
         hits = partial(self._hits, wanted=wanted, before=None, at_once=at_once)
-        with self._searching(wanted, hits, _PAGE_SECONDS) as search:
+        with self._searching(wanted, hits, seconds) as search:
             for batch in search:
                 keys += [ScoreKey(hit.score, hit.key) for hit in batch.hits if hit.score is not None]
                 examined += batch.examined
@@ -219,6 +251,10 @@ class SqlFacets(Facets):
 
     def is_complete(self) -> bool:
         return self._index.is_complete()
+
+
+def _is_later(key: ScoreKey, after: ScoreKey | None, *, highest_first: bool) -> bool:
+    return after is None or (key < after if highest_first else key > after)
 
 
 class _Search:
