@@ -21,6 +21,7 @@
     console_message one message for staff
     console_acts    what staff do with it
     recipients  the page of one recipient, for staff
+    mass_acts   what staff do to all messages that a search finds
     forgetting  the page on which staff forget a recipient who left
     domains   values of domains, for staff
     staff     roles of staff
@@ -64,6 +65,7 @@ from portal.web.forgetting import ForgetPages
 from portal.web.formatted import FormattedMessages
 from portal.web.inbox import Inbox
 from portal.web.links import LinkPages
+from portal.web.mass_acts import MassActPages
 from portal.web.message import MessagePages
 from portal.web.monitor import Monitor
 from portal.web.neighbours import Neighbours
@@ -90,6 +92,7 @@ _VIEW = "<view:re:text|formatted|headers|source>"
 _WAY = "<way:re:previous|next>"
 _PROVIDER = "<name:re:[a-z0-9-]{1,32}>"
 _BATCH = "<id:re:[0-9a-f-]{36}>"
+_ADMIN_JOB = f"/admin/jobs/{_BATCH}/"
 
 
 class Application:
@@ -171,6 +174,8 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
 
+    masses = MassActPages(pages, console)
+
     app = Bottle()
     app.default_error_handler = lambda error: failures.http_error_page(pages, _request(pages), error)
     for method, rule, handler in (
@@ -221,6 +226,11 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", f"{_ADMIN_MESSAGE}{_WAY}", console.route(Permission.SEE_ENVELOPE, console_message.go)),
         ("GET", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.ask_download)),
         ("POST", f"{_ADMIN_MESSAGE}download", console.route(Permission.SEE_BODY, console_message.download)),
+        ("GET", "/admin/jobs/", console.route(Permission.SEE_ENVELOPE, masses.list)),
+        ("POST", "/admin/jobs/", console.route(Permission.RELEASE_SPAM, masses.start)),
+        ("GET", "/admin/jobs/new", console.route(Permission.RELEASE_SPAM, masses.ask)),
+        ("GET", _ADMIN_JOB, console.route(Permission.SEE_ENVELOPE, masses.show)),
+        ("POST", _ADMIN_JOB, console.route(Permission.RELEASE_SPAM, masses.change, "/admin/jobs/")),
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),

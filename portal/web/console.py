@@ -51,6 +51,7 @@ ROLE_SUMMARIES = {
 _SECTIONS = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
     ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
+    ("/admin/jobs/", N_("Jobs"), Permission.SEE_ENVELOPE),
     ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),

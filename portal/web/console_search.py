@@ -14,6 +14,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from bottle import HTTPResponse
 
+from portal.batches.batch import Act
+from portal.batches.mass import ACTS
+from portal.batches.mass_run import MassActs
 from portal.model import criteria
 from portal.model.domains import shown_address
 from portal.model.errors import BadCriterion
@@ -71,6 +74,11 @@ STATE_NAMES = {
     State.DELETED: N_("Deleted"),
     State.PASSED: N_("Let through"),
     State.BLOCKED: N_("Blocked"),
+}
+_ACTS_ON_ALL = {
+    Act.RELEASE: N_("Release all…"),
+    Act.DELETE: N_("Delete all…"),
+    Act.RESTORE: N_("Restore all…"),
 }
 _CHOICES = {
     "tier": [(each.value, text) for each, text in TIER_NAMES.items()],
@@ -163,6 +171,7 @@ class ConsoleSearch:
         self._pages = pages
         self._console = console
         self._parts = pages.parts
+        self._masses = MassActs(pages.parts.store, pages.parts.actions, pages.parts.staff)
 
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/: the form, and what it finds."""
@@ -210,6 +219,11 @@ class ConsoleSearch:
             ],
             ways=[
                 (text, first.without("by").query(("by", by.value)), by is search.by) for by, text in _GROUPS_BY.items()
+            ],
+            acts=[
+                (_ACTS_ON_ALL[act], first.without("by").query(("act", act.value)))
+                for act in ACTS
+                if search.typed() and not is_empty and self._masses.reach(act, staff.member)
             ],
             here=search.as_place(),
             list_query=first.without("by").query(),

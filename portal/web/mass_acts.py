@@ -1,0 +1,269 @@
+"""`/admin/jobs/…`: release, delete or restore everything that a search finds, and how far that is.
+
+A search of the console leads to a page that counts what would be done and what not, and why. Confirming it makes a
+background job, which begins after a minute and whose page has buttons to pause, resume, cancel and retry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlencode
+from uuid import uuid4
+
+from bottle import HTTPResponse
+
+from portal.batches.batch import Act, Outcome
+from portal.batches.mass import ACTS, ENDED, DryRun, MassAct, Obstacle, Status, View, Waiting
+from portal.batches.mass_run import REASON_CHARS, MassActs
+from portal.model import criteria
+from portal.model.domains import shown_address
+from portal.model.errors import BadCriterion, NotFound
+from portal.model.message import Filter
+from portal.model.staff import EVERYWHERE
+from portal.model.text import N_, shown
+from portal.policy.staff import Permission
+from portal.stores.records import Command
+from portal.web.bulk import uuid_of
+from portal.web.console import HOME, Console, StaffSession
+from portal.web.console_search import STATE_NAMES, Search
+from portal.web.pages import Pages
+from portal.web.request import Request
+from portal.web.rows import TIER_NAMES, Viewer
+
+PATH = "/admin/jobs/"
+_REFRESH_SECONDS = 5
+_LATE_SECONDS = 60  # longer than a job waits for its turn
+_NAMES = {Act.RELEASE: N_("Release"), Act.DELETE: N_("Delete"), Act.RESTORE: N_("Restore")}
+_STATUS_NAMES = {
+    Status.SCHEDULED: N_("Starts soon"),
+    Status.RUNNING: N_("Running"),
+    Status.WAITING: N_("Waiting"),
+    Status.PAUSED: N_("Paused"),
+    Status.CANCELLED: N_("Cancelled"),
+    Status.STOPPED: N_("Stopped"),
+    Status.FINISHED: N_("Finished"),
+}
+_NOTES = {
+    Status.STOPPED: N_("The role of the person who confirmed this no longer permits it. The rest was left alone."),
+    Status.CANCELLED: N_("What was done before stays done."),
+}
+_WAITS_FOR = {
+    Waiting.MAIL_SERVER: N_("The mail server cannot be reached. This goes on as soon as it answers."),
+    Waiting.INDEX: N_("Some messages are still being indexed. This goes on when that has ended."),
+}
+_OUTCOME_NAMES = {
+    Outcome.RELEASED: N_("Released"),
+    Outcome.RELEASING: N_("Release in progress"),
+    Outcome.DELETED: N_("Deleted"),
+    Outcome.RESTORED: N_("Restored"),
+    Outcome.NOT_ALLOWED: N_("Not permitted"),
+    Outcome.CHANGED: N_("Changed by somebody else before"),
+    Outcome.FAILED: N_("Errors"),
+}
+_WHY_NOT = {
+    Obstacle.STATE: N_("In another state"),
+    Obstacle.NOT_PERMITTED: N_("Not permitted"),
+    Obstacle.NO_RECIPIENT: N_("The recipient is not known"),
+}
+_CHANGES = {"pause": Command.PAUSE, "resume": None, "cancel": Command.CANCEL}
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """Deliveries of a dry run that have something in common."""
+
+    count: str
+    domain: str
+    tier: str  # to be translated
+    state: str  # to be translated
+    why_not: str  # to be translated, "" if they would be acted on
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job as the list shows it."""
+
+    id: str
+    at: str
+    who: str
+    act: str  # to be translated
+    search: str
+    status: str  # to be translated
+    done: int
+    failed: int
+    left: int
+
+
+class MassActPages:
+    """`/admin/jobs/` and what is below."""
+
+    def __init__(self, pages: Pages, console: Console) -> None:
+        self._pages = pages
+        self._console = console
+        self._parts = pages.parts
+        self._masses = MassActs(pages.parts.store, pages.parts.actions, pages.parts.staff)
+
+    # ---- before
+
+    def ask(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/jobs/new: count what would be done, and a form to confirm it."""
+        search = Search.of_query(request.query_string).without("by", "before")
+        return self._ask(request, staff, search, _act(request.query("act")))
+
+    def start(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """POST /admin/jobs/: make the job, then redirect (303) to its page."""
+        search = Search.of_query(request.form("search").removeprefix("?")).without("by", "before")
+        act, reason = _act(request.form("act")), request.form("reason").strip()
+        if act is None or not self._masses.reach(act, staff.member) or not reason:
+            return self._ask(request, staff, search, act, 400, error=N_("Enter a reason."))
+        self._console.check_fresh(request, staff, _page_of(search, act))
+        wanted = self._wanted(request, staff, search)
+        if wanted is None:
+            return self._pages.see_other(HOME + search.query())
+        with self._pages.searching():
+            found = self._masses.dry_run(act, wanted, staff.member)
+        if not found.count:
+            return self._pages.see_other(_page_of(search, act))
+        query = search.query().removeprefix("?")
+        mass = MassAct(act, wanted, query, found.count, reason, staff.member.person)
+        job = self._masses.start(mass, staff.actor, uuid_of(request.form("form")) or uuid4())
+        return self._pages.see_other(f"{PATH}{job.id}/")
+
+    def _ask(
+        self, request: Request, staff: StaffSession, search: Search, act: Act | None, status: int = 200, error: str = ""
+    ) -> HTTPResponse:
+        wanted = self._wanted(request, staff, search)
+        if act is None or wanted is None:
+            return self._pages.see_other(HOME + search.query())
+        if not self._masses.reach(act, staff.member):
+            return self._console.forbidden(request)
+        self._console.check_fresh(request, staff, _page_of(search, act))
+        with self._pages.searching():
+            found = self._masses.dry_run(act, wanted, staff.member)
+        viewer = self._pages.viewer(request, staff.member.person)
+        return self._console.page(
+            request,
+            staff,
+            "mass-act",
+            status,
+            act=act,
+            form=uuid4(),
+            search=search.query(),
+            criteria=_shown_query(search.query()),
+            parts=_part_rows(found, viewer),
+            count=found.count,
+            total=found.total,
+            reason=shown(request.form("reason"), REASON_CHARS) if request.method == "POST" else "",
+            reason_chars=REASON_CHARS,
+            error=error,
+        )
+
+    def _wanted(self, request: Request, staff: StaffSession, search: Search) -> Filter | None:
+        """Return the search within the domains whose messages this person sees, None if it is empty or wrong."""
+        reach = self._parts.staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        zone = self._pages.viewer(request, staff.member.person).zone
+        try:
+            wanted = criteria.read(search.typed(), zone, self._pages.now())
+        except BadCriterion:
+            return None
+        return wanted.within(None if EVERYWHERE in reach else reach) if search.typed() else None
+
+    # ---- after the confirmation
+
+    def list(self, request: Request, staff: StaffSession) -> HTTPResponse:
+        """GET /admin/jobs/: the jobs of the last 30 days."""
+        viewer = self._pages.viewer(request, staff.member.person)
+        found = [each for each in self._masses.newest() if self._masses.may_see(staff.member, each.mass)]
+        return self._console.page(request, staff, "jobs", rows=[_job_row(each, viewer) for each in found])
+
+    def show(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """GET /admin/jobs/ID/: how far a job is. The page reloads itself until the job ends."""
+        found, viewer = self._found(staff, id), self._pages.viewer(request, staff.member.person)
+        is_ended, stays = found.status in ENDED, request.query("pause") != ""
+        seconds = (found.job.not_before - self._pages.now()).total_seconds()
+        is_late = found.status is Status.RUNNING and -seconds > _LATE_SECONDS
+        note = _NOTES.get(found.status, "")
+        if found.status is Status.WAITING:
+            note = _WAITS_FOR[Waiting(found.progress.waits_for)]
+        response = self._console.page(
+            request,
+            staff,
+            "job",
+            row=_job_row(found, viewer),
+            found=found,
+            search=f"?{found.mass.query}",
+            reason=shown(found.mass.reason, REASON_CHARS),
+            note=note,
+            is_late=is_late,
+            is_ended=is_ended,
+            stays=stays,
+            seconds=max(0, round(seconds)) if found.status is Status.SCHEDULED else None,
+            minutes=max(1, round(found.time_left.total_seconds() / 60)) if found.time_left else None,
+            outcomes=[(_OUTCOME_NAMES[name], count) for name, count in sorted(found.progress.counts.items())],
+            may_steer=self._masses.may_steer(staff.member, found.mass),
+        )
+        if not is_ended and not stays and found.status is not Status.PAUSED:
+            response.set_header("Refresh", str(_REFRESH_SECONDS))
+        return response
+
+    def change(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
+        """POST /admin/jobs/ID/: pause, resume, cancel or retry a job, then redirect (303) to its page."""
+        found, change = self._found(staff, id), request.form("change")
+        if not self._masses.may_steer(staff.member, found.mass):
+            return self._console.forbidden(request)
+        if change in _CHANGES:
+            self._masses.steer(found, _CHANGES[change], staff.actor)
+        elif change == "retry" and found.status in ENDED and found.failed:
+            self._console.check_fresh(request, staff, f"{PATH}{found.job.id}/")
+            job = self._masses.retry_failed(found, staff.actor)
+            return self._pages.see_other(f"{PATH}{job.id}/")
+        return self._pages.see_other(f"{PATH}{found.job.id}/")
+
+    def _found(self, staff: StaffSession, name: str) -> View:
+        """Return the job with this id. Raises NotFound, also for a job of other domains."""
+        id = uuid_of(name)
+        if id is not None:
+            found = self._masses.get(id)
+            if self._masses.may_see(staff.member, found.mass):
+                return found
+        raise NotFound("there is no such job")
+
+
+def _act(name: str) -> Act | None:
+    return next((act for act in ACTS if act.value == name), None)
+
+
+def _page_of(search: Search, act: Act) -> str:
+    return f"{PATH}new?{urlencode([*search.values, ('act', act.value)])}"
+
+
+def _shown_query(query: str) -> str:
+    """Return a query string for people."""
+    return ", ".join(f"{name}: {shown(value, 100)}" for name, value in Search.of_query(query.removeprefix("?")).values)
+
+
+def _part_rows(found: DryRun, viewer: Viewer) -> list[PartRow]:
+    return [
+        PartRow(
+            count=viewer.language.number(part.count),
+            domain=shown_address(part.domain),
+            tier=TIER_NAMES[part.tier],
+            state=STATE_NAMES.get(part.state, ""),
+            why_not=_WHY_NOT[part.obstacle] if part.obstacle else "",
+        )
+        for part in found.parts
+    ]
+
+
+def _job_row(found: View, viewer: Viewer) -> JobRow:
+    return JobRow(
+        id=str(found.job.id),
+        at=viewer.language.short_moment(found.job.created_at, viewer.zone),
+        who=shown_address(found.job.actor.name),
+        act=_NAMES[found.mass.act],
+        search=_shown_query(found.mass.query),
+        status=_STATUS_NAMES[found.status],
+        done=found.done,
+        failed=found.failed,
+        left=found.left,
+    )

@@ -1,0 +1,155 @@
+"""Mass acts in the console: the dry run, the undo window, progress, and who may see and steer which job."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+
+from digest.housekeeping import run_mass_acts
+from portal.assemble import Parts
+from portal.model.message import State, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.web.console import FRESH
+from tests.builders import ALICE, BOB, BY_OPERATOR, MALLORY, now
+from tests.smtp_server import SmtpServer
+from tests.web_client import Answer, Browser, Site
+
+CAROL = "carol@example.net"
+SEARCH = "symbol=BAYES_SPAM"
+
+
+@pytest.fixture
+def relay() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def site(make_parts: Callable[..., Parts], relay: SmtpServer) -> Site:
+    return Site(make_parts(relay__url=relay.url, local_domains=("example.org", "example.net")))
+
+
+def staff(site: Site, role: Role, domain: str = EVERYWHERE, person: str = MALLORY) -> Browser:
+    site.store.staff.give(Grant(person, role, domain, site.now, BY_OPERATOR))
+    return site.signed_in(person)
+
+
+def words(answer: Answer) -> str:
+    page = answer.text
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", page[page.index("<main") :])).split())
+
+
+def confirm(site: Site, browser: Browser, act: str = "release", **more: str) -> Answer:
+    """Confirm a mass act by the form of the dry run. It can begin a minute later."""
+    page = browser.get(f"/admin/jobs/new?{SEARCH}&act={act}").text
+    form = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    site.now = now()
+    return browser.post("/admin/jobs/", {**form, "reason": "Bayes was wrong.", **more})
+
+
+def run(site: Site) -> None:
+    site.now += timedelta(seconds=61)
+    run_mass_acts(site.parts, site.now)
+
+
+def test_all_that_a_search_finds_is_released_after_a_dry_run_and_a_minute(site: Site, relay: SmtpServer) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    held = [site.hold(recipients=(ALICE,)) for _ in range(3)]
+    site.parts.actions.release(held[0].id, 0, BY_OPERATOR, operator=True)
+    assert f"/admin/jobs/new?{SEARCH}&amp;act=release" in browser.get(f"/admin/?{SEARCH}").text
+    said = words(browser.get(f"/admin/jobs/new?{SEARCH}&act=release"))
+    assert "2 of 3 deliveries" in said
+    assert "1 example.org Spam Released In another state" in said
+    answer = confirm(site, browser)
+    page = answer.header("Location") or ""
+    shown = browser.get(page)
+    assert "Starts soon · 0 of 2 Seconds until the start: 60" in words(shown)
+    assert shown.header("Refresh") == "5"
+    run_mass_acts(site.parts, site.now)
+    assert len(relay.mails) == 1, "not yet"
+    run(site)
+    shown = browser.get(page)
+    assert "Finished · 2 of 2" in words(shown)
+    assert shown.header("Refresh") is None
+    assert [site.state(each) for each in held] == [State.RELEASED] * 3
+    assert len(relay.mails) == 3
+    assert "Release symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
+
+
+def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, relay: SmtpServer) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    held = site.hold(recipients=(ALICE,))
+    page = confirm(site, browser, form="01890a5d-ac96-774b-bcce-b302099a8057").header("Location")
+    assert confirm(site, browser, form="01890a5d-ac96-774b-bcce-b302099a8057").header("Location") == page
+    assert page
+    for change, status in (("pause", "Paused"), ("resume", "Running"), ("cancel", "Running")):
+        browser.post(page, {"form_token": browser.form_token(), "change": change})
+        assert status in words(browser.get(page))
+    run(site)
+    assert "Cancelled · 0 of 1" in words(browser.get(page))
+    assert (site.state(held), relay.mails) == (State.HELD, [])
+
+
+def test_a_reason_and_a_fresh_sign_in_are_required(site: Site) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    site.hold(recipients=(ALICE,))
+    refused = confirm(site, browser, reason=" ")
+    assert (refused.status, "Enter a reason." in refused.text) == (400, True)
+    site.now += FRESH + timedelta(minutes=1)
+    answer = browser.get(f"/admin/jobs/new?{SEARCH}&act=release")
+    assert (answer.status, "sign-in" in (answer.header("Location") or "")) == (303, True)
+    assert site.store.jobs.list("mass", 5) == []
+
+
+def test_staff_of_a_domain_act_there_and_see_no_job_of_others(site: Site) -> None:
+    administrator = staff(site, Role.ADMINISTRATOR)
+    local, foreign = site.hold(recipients=(ALICE,)), site.hold(recipients=(CAROL,))
+    dangerous = site.hold(recipients=(ALICE,), tier=Tier.DANGEROUS)
+    of_all = confirm(site, administrator, "delete").header("Location") or ""
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org", BOB)
+    assert browser.get(of_all).status == 404
+    assert browser.post(of_all, {"form_token": browser.form_token(), "change": "cancel"}).status == 404
+    administrator.post(of_all, {"form_token": administrator.form_token(), "change": "cancel"})
+    said = words(browser.get(f"/admin/jobs/new?{SEARCH}&act=release"))
+    assert "1 example.org Possibly dangerous Held Not permitted" in said
+    assert "example.net" not in said
+    page = confirm(site, browser).header("Location") or ""
+    assert of_all.split("/")[-2] not in browser.get("/admin/jobs/").text
+    assert administrator.get(page).status == 200
+    run(site)
+    assert [site.state(each) for each in (local, foreign, dangerous)] == [State.RELEASED, State.HELD, State.HELD]
+    assert "Not permitted: 1 Released: 1" in words(browser.get(page))
+
+
+def test_the_help_desk_deletes_nothing(site: Site) -> None:
+    browser = staff(site, Role.HELP_DESK)
+    site.hold(recipients=(ALICE,))
+    assert "act=release" in browser.get(f"/admin/?{SEARCH}").text
+    assert "act=delete" not in browser.get(f"/admin/?{SEARCH}").text
+    assert browser.get(f"/admin/jobs/new?{SEARCH}&act=delete").status == 403
+    form = {"form_token": browser.form_token(), "act": "delete", "search": f"?{SEARCH}", "reason": "x"}
+    assert browser.post("/admin/jobs/", form).status == 403
+
+
+def test_errors_are_tried_again_as_a_job_of_its_own(site: Site, relay: SmtpServer) -> None:
+    browser = staff(site, Role.ADMINISTRATOR)
+    held = site.hold(recipients=(ALICE,))
+    relay.script["BODY"] = ["554 5.7.1 no"]
+    page = confirm(site, browser).header("Location") or ""
+    run(site)
+    assert "Errors: 1" in words(browser.get(page))
+    again = browser.post(page, {"form_token": browser.form_token(), "change": "retry"}).header("Location")
+    assert again
+    assert again != page
+    run(site)
+    assert site.state(held) is State.RELEASED
+
+
+@pytest.mark.parametrize("query", ["act=release", f"{SEARCH}&act=x", f"{SEARCH}", "since=x&act=release"])
+def test_an_address_that_names_no_act_leads_to_the_search(site: Site, query: str) -> None:
+    answer = staff(site, Role.ADMINISTRATOR).get(f"/admin/jobs/new?{query}")
+    assert (answer.status, "/admin/jobs" in (answer.header("Location") or "")) == (303, False)
