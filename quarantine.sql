@@ -360,6 +360,17 @@ begin
     $refuse$;
     create trigger append_only before update on audit for each row execute function refuse_change();
 
+    create table daily_count (  -- statistics, which outlive the messages, see portal/model/statistics.py
+        domain text not null,  -- of recipients, '': all together
+        part text not null,  -- Part
+        day text not null,  -- 2026-01-31, in UTC
+        outcome text not null,  -- Outcome
+        name text not null,  -- of the tier, symbol, sender's domain or delay
+        number bigint not null,
+        primary key (domain, part, day, outcome, name)
+    );
+    create index on daily_count (day);
+
     insert into setting (name, value) values ('schema_version', '7');
 end
 $$;

@@ -18,6 +18,8 @@ from portal.stores import Store, notes
 from portal.stores.records import Stats
 
 _NOT_SELECTED = "not_selected."  # followed by Rspamd's action, or "other"
+_DELIVERIES = "deliveries."  # followed by the outcome and the tier
+_POSTS = "posts."  # followed by "known" or "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,32 @@ def count_not_selected(store: Store, action: str | None) -> None:
 def not_selected(store: Store) -> Mapping[str, int]:
     """Return the number of messages that were not held, by Rspamd's action. Raises StoreUnavailable."""
     return _by_label(store, _NOT_SELECTED)
+
+
+def count_post(store: Store, outcome: str) -> None:
+    """Count a post whose message was held before ("known"), or that cannot be held ("refused"). Raises
+    StoreUnavailable."""
+    store.notes.add_counters({_POSTS + outcome: 1})
+
+
+def posts(store: Store) -> Mapping[str, int]:
+    """Return the numbers of `count_post`. Raises StoreUnavailable."""
+    return {"known": 0, "refused": 0, **_by_label(store, _POSTS)}
+
+
+def count_deliveries(store: Store) -> None:
+    """Set the counters of deliveries to the totals of the statistics. They never go down, as a day that is counted
+    again may: Prometheus would take that for a restart. Raises StoreUnavailable."""
+    known = store.notes.counters()
+    totals = {f"{_DELIVERIES}{outcome}.{tier}": number for outcome, tier, number in store.statistics.totals()}
+    more = {name: number - known.get(name, 0) for name, number in totals.items() if number > known.get(name, 0)}
+    if more:
+        store.notes.add_counters(more)
+
+
+def deliveries(store: Store) -> Mapping[str, int]:
+    """Return the number of deliveries, by outcome and tier as "held.spam". Raises StoreUnavailable."""
+    return _by_label(store, _DELIVERIES)
 
 
 def scans(store: Store) -> Mapping[str, int]:

@@ -30,6 +30,7 @@ _MODULES = {  # of portal/cli, with their commands
     "scan": ("scan",),
     "site": ("check", "init", "purge", "settings"),
     "staff": ("staff",),
+    "stats": ("stats",),
 }
 
 

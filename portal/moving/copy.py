@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from itertools import zip_longest
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Literal, cast
@@ -138,6 +138,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
         target.staff.replace_all(source.staff.all())
     _copy_rules(source, target, done, replace_changed=not in_use)
     _copy_audit(source, target)
+    _copy_statistics(source, target)
     key = notes.LINK_KEY.get(source)
     if key is not None and in_use:
         notes.LINK_KEY.set_default(target, key)
@@ -280,6 +281,13 @@ def _copy_audit(source: Store, target: Store) -> None:
     while entries := source.audit.records(after, _AUDIT):
         target.audit.record(*entries)
         after = entries[-1].id
+
+
+def _copy_statistics(source: Store, target: Store) -> None:
+    after: date | None = None
+    while (found := source.statistics.records(after)) is not None:
+        after = found[0]
+        target.statistics.import_records(*found)
 
 
 def _copy_domains(source: Store, target: Store) -> None:

@@ -1,5 +1,5 @@
 """Lines of the file store's audit journal: actions on deliveries, recipients' preferences, rules, values of domains,
-and roles of staff.
+roles of staff, and statistics.
 
 If the SQLite file is lost, it is rebuilt from the mail files (`files.reindex`). The journal has the data that is not in
 the mail files, one JSON object per line. Lines are snapshots, not steps: replaying them in order is idempotent and ends
@@ -25,13 +25,14 @@ with the state of the last line.
      "subject": "alice@example.org", "delivery": null, "detail": ""}
     {"at": …, "kind": "staff", "person": …,
      "roles": [{"role": "help-desk", "domain": "", "given_at": …, "by": {"who": …, "via": …, "address": …}}]}
+    {"at": …, "kind": "statistics", "day": "2026-01-31", "counts": [["example.org", "tier", "held", "spam", 12], …]}
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,7 @@ from portal.model.domain_value import DomainValue
 from portal.model.message import Actor, Delivery, DeliveryId, Event, EventKind, Flag, Message, Tier, identity
 from portal.model.rule import Effect, Rule
 from portal.model.staff import Grant, Role
+from portal.model.statistics import Count
 from portal.stores import scans, symbols
 from portal.stores.records import DigestRecord, Person
 
@@ -246,6 +248,22 @@ def audit_entries_of(line: dict[str, Any]) -> list[AuditEntry]:
     key, recipient = DeliveryId(UUID(line["id"]), int(line["number"])), identity(str(line["recipient"]))
     entries = (AuditEntry.of_event(event, key, recipient) for event in events_of(line))
     return [entry for entry in entries if entry is not None]
+
+
+def statistics_line(day: date, counts: Sequence[Count]) -> dict[str, Any]:
+    """Return the line of the statistics of a day."""
+    rows = [[count.domain, count.part, count.outcome, count.name, count.number] for count in counts]
+    return {"kind": "statistics", "day": day.isoformat(), "counts": rows}
+
+
+def statistics_of(line: dict[str, Any]) -> tuple[date, list[Count]]:
+    """Return the day and counts of a `statistics_line`. Raises KeyError, ValueError, TypeError if it is malformed."""
+    day = date.fromisoformat(line["day"])
+    rows = [
+        Count(str(domain), str(part), day.isoformat(), str(outcome), str(name), int(number))
+        for domain, part, outcome, name, number in line["counts"]
+    ]
+    return day, rows
 
 
 def staff_line(person: str, grants: Sequence[Grant]) -> dict[str, Any]:

@@ -144,6 +144,8 @@ TEMPLATE_FAILED: Note[TemplateFailure] = Note(
     lambda text: TemplateFailure(int(text.partition(" ")[0] or 0), text.partition(" ")[2]),
 )
 
+STATISTICS_DUE = Note("statistics.due", datetime.isoformat, datetime.fromisoformat)  # the next count
+
 FAMILY = _text("store.family")  # the same in stores that are copies of each other
 COPY_PROBE = _text("copy.probe")  # a random text that shows whether two URLs name the same store
 COPY_NOT_KEPT = Note("copy.not_kept", str, UUID)  # a message that a copy could not read back from its target

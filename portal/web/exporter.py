@@ -27,7 +27,7 @@ from portal.model.errors import BadExport, QuarantineError, StoreUnavailable, To
 from portal.model.fast_json import encode
 from portal.model.message import Body
 from portal.model.text import shown
-from portal.monitoring import count_not_selected
+from portal.monitoring import count_not_selected, count_post
 from portal.settings import Network
 
 log = logging.getLogger("quarantine.web")
@@ -123,16 +123,21 @@ class ExporterEndpoint:
             return rejected.response
         except TooLarge as error:
             log.error("export refused status=413 size=%s: %s", environ.get("CONTENT_LENGTH"), error)
-            return _error(413, str(error))
+            return self._refused(413, error)
         except BadExport as error:
             log.error("export refused status=400: %s", error)
-            return _error(400, str(error))
+            return self._refused(400, error)
         except QuarantineError as error:
             log.error("export failed status=503: %s", error)
         except Exception:
             # 503, so that the sender keeps the message: an unexpected failure is no verdict on it.
             log.exception("export failed status=503")
         return _error(503, "the message could not be stored: try again later", Retry_After=_RETRY_SECONDS)
+
+    def _refused(self, status: int, error: Exception) -> _Response:
+        with suppress(StoreUnavailable):
+            count_post(self._store, "refused")
+        return _error(status, str(error))
 
     def _check_peer(self, environ: Mapping[str, Any]) -> None:
         if not allowed_peer(environ.get("REMOTE_ADDR", ""), self._settings.allowed_networks):
@@ -179,9 +184,11 @@ class ExporterEndpoint:
             else:
                 log.info("not selected queue_id=%s action=%s", export.queue_id, export.action)
                 outcome = Outcome(Result.NOT_SELECTED)
-            if outcome.result is Result.NOT_SELECTED:
-                with suppress(StoreUnavailable):  # the store has logged it, and the answer is right without the count
+            with suppress(StoreUnavailable):  # the store has logged it, and the answer is right without the count
+                if outcome.result is Result.NOT_SELECTED:
                     count_not_selected(self._store, export.action)
+                elif outcome.result is Result.KNOWN:
+                    count_post(self._store, outcome.result)
             return _success(outcome)
 
     def _compare_rule(self, headers: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from portal import __version__
 from portal.assemble import Parts
 from portal.model.errors import StoreUnavailable, StoreUnusable
-from portal.monitoring import learned, map_behind_seconds, not_selected, overdue_since, runs, scans
+from portal.monitoring import deliveries, learned, map_behind_seconds, not_selected, overdue_since, posts, runs, scans
 from portal.stores import notes
 from portal.stores.records import Stats
 from portal.web.exporter import allowed_peer
@@ -53,6 +53,7 @@ class Monitor(Collector):
             stats = self._parts.store.health(now)
             done = runs(self._parts.store)
             skipped = not_selected(self._parts.store)
+            counted, posted = deliveries(self._parts.store), posts(self._parts.store)
             scanned = scans(self._parts.store)
             mapped = list(self._block_map(now))
             trained = learned(self._parts.store)
@@ -79,6 +80,8 @@ class Monitor(Collector):
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
         yield _counter("messages_not_indexed", "Messages that searches of staff find by words only.", stats.not_indexed)
         yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
+        yield _deliveries(counted)
+        yield _counters("posts", "Messages of Rspamd that were held before or cannot be held.", "outcome", posted)
         yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
         yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)
         yield _counters("not_selected", "Messages of Rspamd that were not held.", "action", skipped)
@@ -166,6 +169,17 @@ def _gauge(name: str, help: str, value: float) -> Metric:
 
 def _counter(name: str, help: str, value: float) -> Metric:
     return CounterMetricFamily(f"quarantine_{name}", help, value=value)
+
+
+def _deliveries(numbers: Mapping[str, int]) -> CounterMetricFamily:
+    found = CounterMetricFamily(
+        "quarantine_deliveries",
+        "Deliveries that were held, released, deleted and so on, by tier. Counted once a minute.",
+        labels=("outcome", "tier"),
+    )
+    for name, number in sorted(numbers.items()):
+        found.add_metric(name.split(".", 1), number)
+    return found
 
 
 def _counters(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:

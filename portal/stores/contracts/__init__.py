@@ -29,6 +29,7 @@ from portal.stores.contracts.passwords import PasswordTries
 from portal.stores.contracts.people import Digests, Recipients, SignIns
 from portal.stores.contracts.policy import DomainValues, Rules, Votes
 from portal.stores.contracts.staff import StaffRoles
+from portal.stores.contracts.statistics import Statistics
 from portal.stores.contracts.work import Jobs, Notes, Outbox
 from portal.stores.records import Ending, Purged, Stats
 
@@ -48,6 +49,7 @@ __all__ = [
     "Rules",
     "SignIns",
     "StaffRoles",
+    "Statistics",
     "Store",
     "Votes",
 ]
@@ -73,6 +75,7 @@ class Store(ABC):
     domains: DomainValues
     audit: Audit
     staff: StaffRoles
+    statistics: Statistics
     notes: Notes
 
     @abstractmethod

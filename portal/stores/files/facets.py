@@ -33,6 +33,7 @@ _BY_SCORE = (
     "CROSS JOIN delivery d ON d.message_id = m.id WHERE f.score IS NOT NULL"
 )
 _EXAMINED_AT_ONCE = 500  # if the word index is asked for each of them
+FACTS = "FROM delivery d JOIN message m ON m.id = d.message_id LEFT JOIN facet f ON f.key = m.rowid"
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
 
 

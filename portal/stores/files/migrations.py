@@ -210,7 +210,17 @@ CREATE TABLE symbol_name (
 CREATE TABLE stale_facet (
     seq INTEGER PRIMARY KEY,
     message_id BLOB NOT NULL
-)
+);
+CREATE TABLE daily_count (
+    domain TEXT NOT NULL,
+    part TEXT NOT NULL,
+    day TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    name TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (domain, part, day, outcome, name)
+) WITHOUT ROWID;
+CREATE INDEX daily_count_day ON daily_count (day)
 """,
 }
 

@@ -290,7 +290,17 @@ CREATE TABLE symbol_name (
 CREATE TABLE stale_facet (              -- messages that changed, so that their row of facet is written again
     seq INTEGER PRIMARY KEY,
     message_id BLOB NOT NULL
-)
+);
+CREATE TABLE daily_count (              -- statistics, which outlive the messages, see model/statistics.py
+    domain TEXT NOT NULL,               -- of recipients, '': all together
+    part TEXT NOT NULL,                 -- Part
+    day TEXT NOT NULL,                  -- 2026-01-31, in UTC
+    outcome TEXT NOT NULL,              -- Outcome
+    name TEXT NOT NULL,                 -- of the tier, symbol, sender's domain or delay
+    number INTEGER NOT NULL,
+    PRIMARY KEY (domain, part, day, outcome, name)
+) WITHOUT ROWID;
+CREATE INDEX daily_count_day ON daily_count (day)
 """
 
 

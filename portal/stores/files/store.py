@@ -36,7 +36,7 @@ from portal.stores.files import word_index
 from portal.stores.files.database import Database, to_micros
 from portal.stores.files.deliveries import FileDeliveries
 from portal.stores.files.digests import FileDigests, find_unmarked
-from portal.stores.files.facets import FileFacets
+from portal.stores.files.facets import FACTS, FileFacets
 from portal.stores.files.mail import MailFiles
 from portal.stores.files.messages import FileMessages
 from portal.stores.files.session import SqliteEngine
@@ -55,6 +55,7 @@ from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import PENDING, merge_spellings
 from portal.stores.shared.staff import SqlStaffRoles
+from portal.stores.shared.statistics import SqlStatistics
 from portal.stores.shared.votes import SqlVotes
 
 log = logging.getLogger("quarantine.store")
@@ -94,6 +95,7 @@ class FileStore(Store):
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
+        self.statistics = SqlStatistics(self.engine, FACTS)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

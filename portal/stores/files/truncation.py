@@ -25,6 +25,7 @@ from portal.stores.journal import (
     rule_line,
     scan_line,
     staff_line,
+    statistics_line,
     verdict_line,
 )
 from portal.stores.records import Person
@@ -34,6 +35,7 @@ from portal.stores.shared.domains import domain_values_after
 from portal.stores.shared.recipients import SqlRecipients
 from portal.stores.shared.rules import rules_of
 from portal.stores.shared.staff import all_grants
+from portal.stores.shared.statistics import counts_of
 
 _BATCH = 500  # lines that are written at once
 _DOMAIN_VALUES = 1_000_000  # more than any site has
@@ -58,7 +60,7 @@ class Truncation:
         until = min(before, now - lifecycle.DIGESTS_KEPT).date()
         with self.db.translated():
             old = [day for day in self.db.journal.days() if day < until]
-        if old and self._write_current_state() and self._write_rules_of(old) and self._write_audit_of(old):
+        if old and self._write_current_state() and self._write_rules_of(old) and self._write_others_of(old):
             with self.db.translated():
                 self.db.journal.remove(old)
 
@@ -92,13 +94,17 @@ class Truncation:
                 ids.add(UUID(line["id"]))
         return self._write(sorted(ids), self._rule_lines)
 
-    def _write_audit_of(self, days: Sequence[date]) -> bool:
-        """Write the entries of the audit that these days have. Return False if that failed."""
+    def _write_others_of(self, days: Sequence[date]) -> bool:
+        """Write the statistics and the entries of the audit that these days have. Return False if that failed."""
         ids: list[UUID] = []
-        for line in self._lines_of(days, "audit", "delivery"):
+        counted: list[str] = []
+        for line in self._lines_of(days, "audit", "delivery", "statistics"):
             with suppress(KeyError, ValueError, TypeError, AttributeError):
-                ids += [entry.id for entry in audit_entries_of(line)]
-        return self._write(ids, self._audit_lines)
+                if line["kind"] == "statistics":
+                    counted.append(str(line["day"]))
+                else:
+                    ids += [entry.id for entry in audit_entries_of(line)]
+        return self.db.write_journal(partial(self._statistics_lines, counted)) and self._write(ids, self._audit_lines)
 
     def _lines_of(self, days: Sequence[date], *kinds: str) -> Iterator[dict[str, Any]]:
         with self.db.translated():
@@ -117,6 +123,10 @@ class Truncation:
     def _audit_lines(self, ids: Collection[UUID]) -> Lines:
         with self.engine.reading() as session:
             return [audit_line(entry) for entry in entries_of(session, ids)]
+
+    def _statistics_lines(self, days: Sequence[str]) -> Lines:
+        with self.engine.reading() as session:
+            return [statistics_line(day, counts) for day, counts in counts_of(session, days)]
 
     def _rule_lines(self, ids: Collection[UUID]) -> Lines:
         with self.engine.reading() as session:

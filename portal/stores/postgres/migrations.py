@@ -205,6 +205,16 @@ MIGRATIONS: dict[int, LiteralString] = {
             seq bigint generated always as identity primary key,
             message_id uuid not null
         );
+        create table daily_count (
+            domain text not null,
+            part text not null,
+            day text not null,
+            outcome text not null,
+            name text not null,
+            number bigint not null,
+            primary key (domain, part, day, outcome, name)
+        );
+        create index on daily_count (day);
     """,
 }
 

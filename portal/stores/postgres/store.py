@@ -11,7 +11,7 @@ from portal.stores.postgres import partitions
 from portal.stores.postgres.database import INGEST_SECONDS, Database
 from portal.stores.postgres.deliveries import PostgresDeliveries
 from portal.stores.postgres.digests import PostgresDigests, find_unmarked
-from portal.stores.postgres.facets import PostgresFacets
+from portal.stores.postgres.facets import FACTS, PostgresFacets
 from portal.stores.postgres.messages import PostgresMessages
 from portal.stores.postgres.session import PostgresEngine, PostgresSession, connection_of
 from portal.stores.records import Ending, Purged, Stats
@@ -28,6 +28,7 @@ from portal.stores.shared.rules import SqlRules
 from portal.stores.shared.sign_ins import SqlSignIns
 from portal.stores.shared.spellings import merge_spellings
 from portal.stores.shared.staff import SqlStaffRoles
+from portal.stores.shared.statistics import SqlStatistics
 from portal.stores.shared.votes import SqlVotes
 
 _UPGRADE_SECONDS = 600.0  # a statement may read all deliveries
@@ -62,6 +63,7 @@ class PostgresStore(Store):
         self.domains = SqlDomainValues(self.engine)
         self.audit = SqlAudit(self.engine)
         self.staff = SqlStaffRoles(self.engine)
+        self.statistics = SqlStatistics(self.engine, FACTS)
         self.notes = SqlNotes(self.engine)
 
     @classmethod

@@ -1,0 +1,195 @@
+"""The statistics, in table `daily_count`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
+from uuid import UUID
+
+from portal.model.message import DeliveryId, domain, first_id, held_at
+from portal.model.statistics import ALL, OUTCOMES, Count, DayCounts, Fact, Outcome, Part
+from portal.stores import facets
+from portal.stores.contracts import Statistics
+from portal.stores.journal import statistics_line
+from portal.stores.shared.session import Engine, Row, Session
+
+_CLOSED = "statistics.closed"  # the last closed day
+_DAY = timedelta(days=1)
+_BATCH = 5_000
+_COLUMNS = "domain, part, day, outcome, name, number"
+_INSERT = f"insert into daily_count ({_COLUMNS}) values (:domain, :part, :day, :outcome, :name, :number)"
+_EVENTS = (
+    "select e.message_id, e.number, e.kind, e.at from event e where e.at >= :since and e.at < :until"
+    " and e.kind in :kinds"
+)
+_OPENED = "select message_id, number, min(at) as at from link_open where at >= :since and at < :until group by 1, 2"
+_OPENED_BEFORE = timedelta(days=2)  # links that were opened longer ago are not looked for
+
+
+class SqlStatistics(Statistics):
+    """See `Statistics`."""
+
+    def __init__(self, engine: Engine, facts: str) -> None:
+        """``facts``: the tables of deliveries ``d`` and their facets ``f``."""
+        self._engine = engine
+        self._select = (
+            f"select d.message_id, d.number, d.recipient, d.state, f.tier, f.sender_domain, f.symbols {facts}"
+        )
+
+    def count(self, day: date) -> None:
+        with self._engine.reading() as session:
+            if (closed := _closed(session)) is not None and day <= closed:
+                return
+            counts = self._counts(session, day)
+        with self._engine.writing(durable=False) as session:
+            _put(session, day, counts)
+
+    def close(self, day: date) -> None:
+        with self._engine.reading() as session:
+            if (closed := _closed(session)) is not None and day <= closed:
+                return
+            counts = self._counts(session, day)
+        with self._engine.writing() as session:
+            put_closed(session, day, counts)
+            session.journal(partial(statistics_line, day, counts))
+
+    def _counts(self, session: Session, day: date) -> list[Count]:
+        found = DayCounts(day.isoformat())
+        since = datetime.combine(day, time(), UTC)
+        for state, fact in self._held(session, since, since + _DAY):
+            if state != "passed":
+                found.add(Outcome.HELD, fact)
+        self._add_events(session, found, since, since + _DAY)
+        numbers = list(found.symbols())
+        names = session.many("select id, name from symbol_name where id in :ids", ids=numbers) if numbers else []
+        return [*found.rows(dict(names))]
+
+    def _held(self, session: Session, since: datetime, until: datetime) -> Iterator[tuple[str, Fact]]:
+        after, high = DeliveryId(first_id(since), -1), first_id(until)
+        found = _BATCH
+        while found == _BATCH:
+            rows = session.many(
+                f"{self._select} where d.message_id >= :low and d.message_id < :high"
+                " and (d.message_id, d.number) > (:low, :number) order by d.message_id, d.number limit :limit",
+                low=after.message_id,
+                high=high,
+                number=after.number,
+                limit=_BATCH,
+            )
+            found = len(rows)
+            for id, number, *values in rows:
+                after = DeliveryId(id, number)
+                yield values[1], _fact(values)
+
+    def _add_events(self, session: Session, found: DayCounts, since: datetime, until: datetime) -> None:
+        opened = {
+            DeliveryId(id, number): at
+            for id, number, at in session.many(_OPENED, since=since - _OPENED_BEFORE, until=until)
+        }
+        rows = session.many(_EVENTS, since=since, until=until, kinds=[kind.value for kind in OUTCOMES])
+        for start in range(0, len(rows), _BATCH):
+            some = rows[start : start + _BATCH]
+            facts = self._facts(session, {id for id, *_ in some})
+            for id, number, kind, at in some:
+                key = DeliveryId(id, number)
+                first_opened = opened.get(key)
+                delay = at - first_opened if first_opened is not None and first_opened <= at else None
+                if key in facts:  # else it was removed meanwhile
+                    found.add(Outcome(kind), facts[key], delay)
+
+    def _facts(self, session: Session, ids: set[UUID]) -> dict[DeliveryId, Fact]:
+        rows = session.many(f"{self._select} where d.message_id in :ids", ids=[*ids])
+        return {DeliveryId(id, number): _fact(values) for id, number, *values in rows}
+
+    def reopen(self, day: date) -> None:
+        with self._engine.reading() as session:
+            closed = _closed(session)
+        if closed is not None and closed >= day:
+            with self._engine.writing() as session:
+                _set_closed(session, day - _DAY)
+
+    def next_day(self) -> date | None:
+        with self._engine.reading() as session:
+            closed = _closed(session)
+            oldest = session.one("select id from message order by id limit 1")
+        if closed is not None:
+            return closed + _DAY
+        return held_at(oldest[0]).date() if oldest else None
+
+    def counts(self, part: Part, since: date, until: date, domain: str = ALL) -> Sequence[Count]:
+        select = (
+            f"select {_COLUMNS} from daily_count where domain = :domain and part = :part"
+            " and day >= :since and day <= :until order by day, outcome, name"
+        )
+        with self._engine.reading() as session:
+            rows = session.many(
+                select, domain=domain, part=part.value, since=since.isoformat(), until=until.isoformat()
+            )
+        return [Count(*row) for row in rows]
+
+    def totals(self) -> Sequence[tuple[str, str, int]]:
+        select = "select outcome, name, sum(number) from daily_count where domain = '' and part = 'tier' group by 1, 2"
+        with self._engine.reading() as session:
+            return [(outcome, tier, int(number)) for outcome, tier, number in session.many(select)]
+
+    def expire(self, before: date) -> None:
+        with self._engine.writing(durable=False) as session:
+            delete = "delete from daily_count where day < :day and not (domain = '' and part = 'tier')"
+            session.execute(delete, day=before.isoformat())
+
+    def records(self, after: date | None) -> tuple[date, Sequence[Count]] | None:
+        select = f"select {_COLUMNS} from daily_count where day = :day order by domain, part, outcome, name"
+        with self._engine.reading() as session:
+            next_day = "select day from daily_count where day > :after order by day limit 1"
+            first = session.one(next_day, after=after.isoformat() if after else "")
+            closed = _closed(session)
+            if first is None or closed is None or date.fromisoformat(first[0]) > closed:
+                return None
+            return date.fromisoformat(first[0]), [Count(*row) for row in session.many(select, day=first[0])]
+
+    def import_records(self, day: date, counts: Sequence[Count]) -> None:
+        with self._engine.writing() as session:
+            put_closed(session, day, counts)
+            session.journal(partial(statistics_line, day, counts))
+
+
+def put_closed(session: Session, day: date, counts: Sequence[Count]) -> None:
+    """Store the counts of a closed day without a line in the journal."""
+    _put(session, day, counts)
+    if (closed := _closed(session)) is None or day > closed:
+        _set_closed(session, day)
+
+
+def _set_closed(session: Session, day: date) -> None:
+    upsert = (
+        "insert into setting (name, value) values (:name, :value)"
+        " on conflict (name) do update set value = excluded.value"
+    )
+    session.execute(upsert, name=_CLOSED, value=day.isoformat())
+
+
+def counts_of(session: Session, days: Sequence[str]) -> Iterator[tuple[date, list[Count]]]:
+    """Yield those of these days that have counts, with them."""
+    for day in days:
+        rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day)
+        if rows:
+            yield date.fromisoformat(day), [Count(*row) for row in rows]
+
+
+def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
+    session.lock("statistics")
+    session.execute("delete from daily_count where day = :day", day=day.isoformat())
+    session.execute_all(_INSERT, [count._asdict() for count in counts])
+
+
+def _closed(session: Session) -> date | None:
+    row = session.one("select value from setting where name = :name", name=_CLOSED)
+    return date.fromisoformat(row[0]) if row else None
+
+
+def _fact(values: Row | list[object]) -> Fact:
+    recipient, _, tier, sender_domain, symbols = values
+    name = domain(str(recipient)) if "@" in str(recipient) else ""
+    numbers = facets.unpack(symbols)[::2] if symbols else ()  # type: ignore[arg-type]
+    return Fact(name, str(tier or ""), str(sender_domain or ""), numbers)

@@ -1,0 +1,181 @@
+"""Daily counts of deliveries, on both stores."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+
+import pytest
+
+from portal.model.message import Actor, ActorKind, DeliveryId, EventKind, Start, State, Symbol, Tier
+from portal.model.statistics import LATER, NAMES_MAX, Count, DayCounts, Fact, Outcome, Part, lines
+from portal.stores import Store
+from portal.stores.records import LinkOpen
+from tests.builders import ALICE, BOB, hold, now
+from tests.contract.helpers import DAY, HOUR, MINUTE, delete, release
+
+CAROL = "carol@example.com"
+BAD = (Symbol("FUZZY_DENIED", 12.0), Symbol("R_SPF_ALLOW", -0.2))
+
+
+def yesterday() -> datetime:
+    return now().replace(hour=12, minute=0, second=0) - DAY
+
+
+def counted(store: Store, part: Part, day: datetime, domain: str = "") -> dict[tuple[str, str], int]:
+    """Count a day anew and return its numbers by outcome and name."""
+    while store.facets.index():
+        pass
+    store.statistics.count(day.date())
+    found = store.statistics.counts(part, day.date(), day.date(), domain)
+    assert {count.day for count in found} <= {day.date().isoformat()}
+    return {(count.outcome, count.name): count.number for count in found}
+
+
+def test_deliveries_are_counted_by_what_happened_to_them_on_that_day(store: Store) -> None:
+    at = yesterday()
+    one = hold(store, recipients=[ALICE, BOB, CAROL], symbols=BAD, header_from="a@shop.example", at=at)
+    other = hold(store, recipients=[ALICE], tier=Tier.SUSPICIOUS, at=at + HOUR)
+    hold(store, recipients=[ALICE], at=at - DAY)
+    release(store, one, at + HOUR)
+    delete(store, other, at + HOUR)
+    assert counted(store, Part.TOTAL, at) == {("held", ""): 4, ("released", ""): 1, ("deleted", ""): 1}
+    assert counted(store, Part.TIER, at) == {
+        ("held", "spam"): 3, ("held", "suspicious"): 1, ("released", "spam"): 1, ("deleted", "suspicious"): 1,
+    }  # fmt: skip
+    assert counted(store, Part.SYMBOL, at)["held", "FUZZY_DENIED"] == 3
+    assert counted(store, Part.SYMBOL, at)["released", "FUZZY_DENIED"] == 1
+    assert counted(store, Part.SENDER, at)["held", "shop.example"] == 3
+    assert counted(store, Part.TOTAL, at, "example.com") == {("held", ""): 1}
+    assert counted(store, Part.TOTAL, at, "example.org")["held", ""] == 3
+    assert counted(store, Part.TOTAL, at - DAY) == {("held", ""): 1}
+    assert counted(store, Part.TOTAL, at - 2 * DAY) == {}
+
+
+def test_what_is_done_later_counts_on_the_day_when_it_is_done(store: Store) -> None:
+    held = hold(store, recipients=[ALICE], at=yesterday() - 3 * DAY, symbols=BAD)
+    release(store, held, yesterday())
+    assert counted(store, Part.TOTAL, yesterday()) == {("released", ""): 1}
+    assert counted(store, Part.SYMBOL, yesterday())["released", "FUZZY_DENIED"] == 1
+
+
+def test_what_rules_let_through_or_block_is_counted(store: Store) -> None:
+    by_rule = Actor(ActorKind.SYSTEM, "rule")
+    starts = {ALICE: Start(State.PASSED, by_rule), BOB: Start(State.BLOCKED, by_rule)}
+    hold(store, recipients=[ALICE, BOB, CAROL], starts=starts, at=yesterday())
+    numbers = counted(store, Part.TOTAL, yesterday())
+    assert numbers == {("held", ""): 2, ("passed", ""): 1, ("blocked", ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("after", "name"), [(30 * timedelta(seconds=1), "within a minute"), (HOUR, "within an hour"), (DAY, "within a day")]
+)
+def test_how_long_after_its_link_was_opened_a_message_is_released(store: Store, after: timedelta, name: str) -> None:
+    at = yesterday() - DAY
+    held = hold(store, recipients=[ALICE], at=at)
+    for opened in (at + MINUTE, at + MINUTE + after / 2):
+        store.digests.record_link_open(ALICE, at, LinkOpen(DeliveryId(held.id, 0), opened), at)
+    release(store, held, at + MINUTE + after)
+    assert counted(store, Part.DELAY, at + MINUTE + after) == {("released", name): 1}
+
+
+def test_a_day_that_is_counted_again_has_its_new_numbers(store: Store) -> None:
+    at = yesterday()
+    hold(store, recipients=[ALICE], at=at)
+    assert counted(store, Part.TOTAL, at) == {("held", ""): 1}
+    hold(store, recipients=[ALICE], at=at)
+    assert counted(store, Part.TOTAL, at) == {("held", ""): 2}
+
+
+def test_a_closed_day_outlives_its_messages(store: Store, second: Store) -> None:
+    at = yesterday()
+    hold(store, recipients=[ALICE, CAROL], at=at, symbols=BAD)
+    before = counted(store, Part.SYMBOL, at)
+    assert store.statistics.next_day() == at.date()
+    store.statistics.close(at.date())
+    store.purge(now() - timedelta(hours=1), now())
+    assert store.messages.ids(None, 9) == []
+    assert counted(second, Part.SYMBOL, at) == before
+    assert second.statistics.next_day() == at.date() + DAY
+    second.statistics.close(at.date())
+    assert store.statistics.totals() == [("held", "spam", 2)]
+
+
+def test_days_that_a_clock_ahead_closed_are_open_again(store: Store) -> None:
+    today = now().date()
+    hold(store, recipients=[ALICE], at=yesterday())
+    store.statistics.close(today + 300 * DAY)
+    store.statistics.reopen(today)
+    assert store.statistics.next_day() == today
+    store.statistics.reopen(today)
+    hold(store, recipients=[ALICE])
+    assert counted(store, Part.TOTAL, now()) == {("held", ""): 1}
+
+
+def test_old_days_are_removed_but_for_the_totals(store: Store) -> None:
+    at = yesterday()
+    hold(store, recipients=[ALICE], at=at, symbols=BAD)
+    counted(store, Part.TOTAL, at)
+    store.statistics.expire(at.date())
+    assert len(store.statistics.counts(Part.SYMBOL, at.date(), at.date())) == 2
+    store.statistics.expire(at.date() + DAY)
+    assert store.statistics.counts(Part.SYMBOL, at.date(), at.date()) == []
+    assert store.statistics.totals() == [("held", "spam", 1)]
+
+
+def test_closed_days_are_records(store: Store) -> None:
+    at = yesterday()
+    for days in (0, 1, 3):
+        hold(store, recipients=[ALICE], at=at - days * DAY)
+        counted(store, Part.TOTAL, at - days * DAY)
+    store.statistics.close((at - DAY).date())
+    found: list[date] = []
+    after = None
+    while (record := store.statistics.records(after)) is not None:
+        after, counts = record
+        found.append(after)
+        assert ("", "total", after.isoformat(), "held", "", 1) in counts
+    assert found == [(at - 3 * DAY).date(), (at - DAY).date()]
+
+
+def test_an_empty_store_has_nothing_to_count(store: Store) -> None:
+    assert store.statistics.next_day() is None
+    assert store.statistics.totals() == []
+    assert store.statistics.records(None) is None
+
+
+# ---- without a store
+
+
+def test_the_most_frequent_names_are_kept() -> None:
+    counts = DayCounts("2026-01-31")
+    for number in range(2 * NAMES_MAX):
+        for _ in range(1 + (number < NAMES_MAX)):
+            counts.add(Outcome.HELD, Fact("example.org", "spam", f"d{number}.example", (number,)))
+    rows = [*counts.rows({number: f"S{number}" for number in counts.symbols()})]
+    kept = {row.name for row in rows if row.part == Part.SYMBOL}
+    assert kept == {f"S{number}" for number in range(NAMES_MAX)}
+    assert sum(row.part == Part.SENDER and row.domain == "" for row in rows) == NAMES_MAX
+
+
+def test_lines_sum_days_and_outcomes() -> None:
+    counts = [
+        Count("", "symbol", "2026-01-30", "held", "A", 3),
+        Count("", "symbol", "2026-01-31", "held", "A", 1),
+        Count("", "symbol", "2026-01-31", "released", "A", 1),
+        Count("", "symbol", "2026-01-31", "held", "B", 5),
+        Count("", "symbol", "2026-01-31", "deleted", "C", 5),
+    ]
+    found = lines(counts)
+    assert [line.name for line in found] == ["B", "A", "C"]
+    assert [line.mistakes for line in found] == [0, 0.25, None]
+    assert [line.number("held") for line in lines(counts, by_day=True)] == [3, 6]
+
+
+def test_long_delays_have_a_name() -> None:
+    counts = DayCounts("2026-01-31")
+    counts.add(Outcome.RELEASED, Fact("", "", "", ()), 2 * DAY)
+    assert [row.name for row in counts.rows({}) if row.part == Part.DELAY] == [LATER]
+
+
+def test_the_outcomes_are_kinds_of_events() -> None:
+    assert {EventKind(outcome.value) for outcome in Outcome} >= {EventKind.RELEASED, EventKind.HELD}
