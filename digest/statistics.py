@@ -42,9 +42,7 @@ def count_days(parts: Parts, now: datetime, *, stopped: Stopped = never) -> None
 def _count(parts: Parts, now: datetime, stopped: Stopped) -> None:
     statistics, today = parts.store.statistics, now.date()
     statistics.reopen(today)
-    day = statistics.next_day()
-    if day is None:
-        return
+    day = statistics.next_day() or today
     if not parts.store.facets.is_complete():
         day = max(day, today - _DAY)  # older messages are still indexed, so their days are counted later
         is_open = True

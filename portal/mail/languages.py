@@ -28,7 +28,7 @@ from babel.messages import Catalog
 from babel.messages import Message as Entry
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import PoFileError, read_po
-from babel.numbers import format_decimal, get_decimal_symbol
+from babel.numbers import format_decimal, format_percent, get_decimal_symbol
 from babel.units import format_unit
 
 from portal.model.text import TAGS
@@ -92,6 +92,10 @@ class Language:
     def number(self, number: int) -> str:
         """Return a number like "1,234"."""
         return str(number) if -1000 < number < 1000 else format_decimal(number, "#,##0", locale=self._locale)
+
+    def percent(self, share: float) -> str:
+        """Return a share of 1 in per cent like "1.5%"."""
+        return format_percent(round(share, 3), locale=self._locale, decimal_quantization=False)
 
     def days(self, days: int) -> str:
         """Return a number of days like "14 days"."""

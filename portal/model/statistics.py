@@ -24,7 +24,7 @@ LATER = "later"
 
 
 class Outcome(StrEnum):
-    """What happened to a delivery. The values are kept in stores."""
+    """Outcome of a delivery. The values are kept in stores."""
 
     HELD = "held"
     PASSED = "passed"  # an allow rule let it through
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 
 class Part(StrEnum):
-    """By what the deliveries of an outcome are counted. The values are kept in stores."""
+    """Criterion by which the deliveries of an outcome are counted. The values are kept in stores."""
 
     TOTAL = "total"
     TIER = "tier"
@@ -51,7 +51,7 @@ OUTCOMES = {EventKind(outcome.value): outcome for outcome in Outcome if outcome 
 
 
 class Fact(NamedTuple):
-    """What is known of a delivery that is counted."""
+    """Facts of a delivery that is counted."""
 
     domain: str  # of its recipient
     tier: str

@@ -81,6 +81,7 @@ from portal.web.selection import Selections
 from portal.web.sessions import SessionPages
 from portal.web.site import Site
 from portal.web.staff import StaffPages
+from portal.web.statistics import StatisticsPages
 
 StartResponse = Callable[..., Any]
 Handler = Callable[..., HTTPResponse]  # takes a Request and, as keywords, the named parts of the route
@@ -172,6 +173,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console_acts = ConsoleActs(pages, console, console_message, mailed)
     staff = StaffPages(pages, console)
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
+    statistics = StatisticsPages(pages, console)
     recipients, forget = RecipientPages(pages, console, mailed), ForgetPages(pages, console)
 
     masses = MassActPages(pages, console)
@@ -238,6 +240,9 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/admin/recipients/forget", console.route(Permission.MANAGE_RECIPIENTS, forget.forget)),
         ("GET", "/admin/domains", console.route(Permission.READ_AUDIT, domains.show)),
         ("POST", "/admin/domains", console.route(Permission.MANAGE_DOMAIN_POLICY, domains.change, "/admin/domains")),
+        ("GET", "/admin/statistics", console.route(Permission.SEE_ENVELOPE, statistics.show)),
+        ("GET", "/admin/statistics/days.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_days)),
+        ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
         ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),

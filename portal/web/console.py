@@ -53,6 +53,7 @@ _SECTIONS = (
     ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
     ("/admin/jobs/", N_("Jobs"), Permission.SEE_ENVELOPE),
     ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
+    ("/admin/statistics", N_("Statistics"), Permission.SEE_ENVELOPE),
     ("/admin/staff", N_("Staff"), Permission.READ_AUDIT),
     ("/admin/audit", N_("Audit"), Permission.READ_AUDIT),
 )

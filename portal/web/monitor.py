@@ -80,7 +80,12 @@ class Monitor(Collector):
         yield _counter("digest_run_seconds", "Total duration of these runs.", done.seconds)
         yield _counter("messages_not_indexed", "Messages that searches of staff find by words only.", stats.not_indexed)
         yield _gauge("jobs_waiting", "Background jobs that wait or run: scans, learning, batches.", stats.jobs_waiting)
-        yield _deliveries(counted)
+        yield _counters(
+            "deliveries",
+            "Deliveries that were held, released and so on. Counted once a minute.",
+            "outcome.tier",
+            counted,
+        )
         yield _counters("posts", "Messages of Rspamd that were held before or cannot be held.", "outcome", posted)
         yield _counters("scans", "Virus scans of held messages.", "outcome", scanned)
         yield _counters("learned", "Messages posted to be learned, by label and HTTP status.", "answer", trained)
@@ -171,19 +176,10 @@ def _counter(name: str, help: str, value: float) -> Metric:
     return CounterMetricFamily(f"quarantine_{name}", help, value=value)
 
 
-def _deliveries(numbers: Mapping[str, int]) -> CounterMetricFamily:
-    found = CounterMetricFamily(
-        "quarantine_deliveries",
-        "Deliveries that were held, released, deleted and so on, by tier. Counted once a minute.",
-        labels=("outcome", "tier"),
-    )
-    for name, number in sorted(numbers.items()):
-        found.add_metric(name.split(".", 1), number)
-    return found
-
-
 def _counters(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
-    found = CounterMetricFamily(f"quarantine_{name}", help, labels=[label])
+    """Return a counter for each value of a label, or of several that are separated by dots, as their values are."""
+    labels = label.split(".")
+    found = CounterMetricFamily(f"quarantine_{name}", help, labels=labels)
     for value, number in sorted(values.items()):
-        found.add_metric([value], number)
+        found.add_metric(value.split(".", len(labels) - 1), number)
     return found

@@ -398,6 +398,7 @@ WORDS: dict[str, tuple[str, ...] | None] = {
     "rules": ("list",),
     "meta": ("4Abc1",),
     "print": ("4Abc1",),
+    "stats": (),
     "purge": (),
     "refuse": ("4Abc1", "--reason", "no"),
     "reindex": (),

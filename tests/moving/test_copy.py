@@ -96,6 +96,7 @@ def everything(store: Store) -> dict[str, object]:
         "domains": store.domains.records(None, 1000),
         "audit": store.audit.records(None, 1000),
         "staff": store.staff.all(),
+        "statistics": store.statistics.records(None),
         "found": [store.deliveries.search(Filter(recipient=person), 100) for person in (ALICE, "carol@example.org")],
     }
 
@@ -148,6 +149,7 @@ def fill(store: Store) -> list[Held]:
         store.domains.set([DomainValue(new_id(), "example.org", name, value, now(), BY_OPERATOR)])
     store.staff.give(Grant(ALICE, Role.DOMAIN_ADMINISTRATOR, "example.org", now(), BY_OPERATOR))
     store.staff.give(Grant(BOB, Role.AUDITOR, EVERYWHERE, now(), BY_OPERATOR))
+    store.statistics.close(now().date())
     store.notes.set_default("links.key", "0123456789abcdef")
     return held
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from portal.model.errors import StoreUnavailable
 from portal.model.message import DeliveryId, EventKind, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.model.staff import EVERYWHERE, Grant, Role
+from portal.model.statistics import Count
 from portal.stores import Store
 from portal.stores.files import reindex as files_reindex
 from portal.stores.files.database import unused
@@ -261,6 +262,8 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     for role in (Role.AUDITOR, Role.HELP_DESK):
         store.staff.give(Grant(ALICE, role, EVERYWHERE, now(), BY_OPERATOR))
     store.staff.remove(ALICE, Role.HELP_DESK, EVERYWHERE, BY_OPERATOR, now())
+    counts = [Count("", "total", "2020-01-01", "held", "", 7)]
+    store.statistics.import_records(date(2020, 1, 1), counts)
     today = next((folder / "journal").glob("*.jsonl"))
     today.rename(today.with_name("2020-01-01.jsonl"))
     later = rule("later.example")
@@ -269,13 +272,14 @@ def test_purge_keeps_the_rules_of_the_days_that_it_removes(
     store.purge(now() - timedelta(days=30), now())
     before, values = store.rules.records(None, 99), store.domains.records(None, 99)
     audit, staff = store.audit.records(None, 99), store.staff.all()
-    assert len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff)  # today not again
+    assert len(lines(folder)) == len(before) + len(values) + len(audit) + len(staff) + 1  # today not again
     store.close()
     assert "changes of rules" in run().output
     assert open_store().rules.records(None, 99) == before
     assert open_store().domains.records(None, 99) == values != []
     assert open_store().audit.records(None, 99) == audit != []
     assert open_store().staff.all() == staff != []
+    assert open_store().statistics.records(None) == (date(2020, 1, 1), counts)
 
 
 def test_preferences_set_while_purge_shortens_the_journal_are_the_last_ones(

@@ -16,8 +16,9 @@ from typing import Any
 from playwright.sync_api import Browser, Page
 
 from digest import news
-from digest.housekeeping import run_batches, send_queued
+from digest.housekeeping import index_facets, run_batches, send_queued
 from digest.notices import send_notices
+from digest.statistics import count_days
 from portal.model.links import Action
 from portal.model.message import Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
@@ -213,6 +214,12 @@ def _console_message(stage: Stage) -> None:
     stage.page.get_by_role("heading", level=1).wait_for()
 
 
+def _statistics(stage: Stage) -> None:
+    index_facets(stage.site.parts)
+    count_days(stage.site.parts, stage.site.now)
+    stage.go("admin/statistics?days=7")
+
+
 @dataclass(frozen=True)
 class State:
     """A page in one state. ``show`` opens it; later states build on what it did."""
@@ -289,6 +296,7 @@ SECTIONS = {
         State("console-groups", "Groups by symbol", lambda s: s.go("admin/?by=symbol")),
         State("console-message", "One message", _console_message),
         State("console-recipient", "One recipient", lambda s: s.go("admin/recipients/?address=alice@example.org")),
+        State("console-statistics", "Statistics", _statistics),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
     ],

@@ -219,7 +219,13 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             for part in ("?search=%3Fsymbol%3DBAYES_SPAM", "text", "headers", "similar")
         ),
         *(f"admin/messages/{helds[Tier.DANGEROUS][0].id}.0/", f"admin/messages/{html}.0/formatted"),
-        *("admin/staff?done=given", "admin/audit", "sign-in?ended=console"),
+        *(
+            "admin/staff?done=given",
+            "admin/statistics",
+            "admin/statistics?days=7",
+            "admin/audit",
+            "sign-in?ended=console",
+        ),
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]
     return [f"{site.parts.settings.public_url}/{path}" for path in paths]

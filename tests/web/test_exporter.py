@@ -169,6 +169,19 @@ def test_mail_that_is_not_selected_is_counted_by_action(site: Site) -> None:
     assert counted() == {"no action": 2, "greylist": 1, "other": 1}
 
 
+def test_mail_that_was_held_before_or_cannot_be_held_is_counted(site: Site) -> None:
+    def counted() -> dict[str, str]:
+        text = rspamd(site).get("/metrics").text
+        return dict(re.findall(r'^quarantine_posts_total\{outcome="([^"]*)"\} (\S+)$', text, re.MULTILINE))
+
+    assert counted() == {"known": "0.0", "refused": "0.0"}
+    data = mail()
+    for _ in range(3):
+        post(site, body=data)
+    assert rspamd(site).request("POST", "/", body=b"{}", headers={"Content-Type": "application/json"}).status == 400
+    assert counted() == {"known": "2.0", "refused": "1.0"}
+
+
 def test_a_mail_without_metadata_is_held_and_suspicious(site: Site) -> None:
     answer = rspamd(site).request("POST", "/", body=mail(), headers={"Content-Type": "message/rfc822"})
     assert answer.json["status"] == "held"

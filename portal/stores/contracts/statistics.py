@@ -14,7 +14,10 @@ class Statistics(ABC):
 
     @abstractmethod
     def count(self, day: date) -> None:
-        """Count the deliveries that were held, and the events, of a day. Replaces earlier counts of the day."""
+        """Count the deliveries that were held, and the events, of a day. Replaces earlier counts of the day.
+
+        Messages that are not indexed for staff yet are left out.
+        """
 
     @abstractmethod
     def close(self, day: date) -> None:

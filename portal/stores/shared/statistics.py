@@ -41,7 +41,7 @@ class SqlStatistics(Statistics):
         with self._engine.reading() as session:
             if (closed := _closed(session)) is not None and day <= closed:
                 return
-            counts = self._counts(session, day)
+            counts = self._counts(session, day, is_last=False)
         with self._engine.writing(durable=False) as session:
             _put(session, day, counts)
 
@@ -49,16 +49,17 @@ class SqlStatistics(Statistics):
         with self._engine.reading() as session:
             if (closed := _closed(session)) is not None and day <= closed:
                 return
-            counts = self._counts(session, day)
+            counts = self._counts(session, day, is_last=True)
         with self._engine.writing() as session:
             put_closed(session, day, counts)
             session.journal(partial(statistics_line, day, counts))
 
-    def _counts(self, session: Session, day: date) -> list[Count]:
+    def _counts(self, session: Session, day: date, *, is_last: bool) -> list[Count]:
+        """Count a day. Messages that are not indexed yet are left out unless this is the last time."""
         found = DayCounts(day.isoformat())
         since = datetime.combine(day, time(), UTC)
         for state, fact in self._held(session, since, since + _DAY):
-            if state != "passed":
+            if state != "passed" and (fact.tier or is_last):
                 found.add(Outcome.HELD, fact)
         self._add_events(session, found, since, since + _DAY)
         numbers = list(found.symbols())
@@ -95,7 +96,7 @@ class SqlStatistics(Statistics):
                 key = DeliveryId(id, number)
                 first_opened = opened.get(key)
                 delay = at - first_opened if first_opened is not None and first_opened <= at else None
-                if key in facts:  # else it was removed meanwhile
+                if key in facts:  # else it was removed in the meantime
                     found.add(Outcome(kind), facts[key], delay)
 
     def _facts(self, session: Session, ids: set[UUID]) -> dict[DeliveryId, Fact]:
@@ -129,7 +130,10 @@ class SqlStatistics(Statistics):
         return [Count(*row) for row in rows]
 
     def totals(self) -> Sequence[tuple[str, str, int]]:
-        select = "select outcome, name, sum(number) from daily_count where domain = '' and part = 'tier' group by 1, 2"
+        select = (
+            "select outcome, name, sum(number) from daily_count where domain = '' and part = 'tier' and name <> ''"
+            " group by 1, 2"
+        )
         with self._engine.reading() as session:
             return [(outcome, tier, int(number)) for outcome, tier, number in session.many(select)]
 

@@ -1,0 +1,43 @@
+"""`quarantine stats` on both stores."""
+
+from __future__ import annotations
+
+import json
+
+from portal.stores import Store
+from tests.builders import hold, now
+from tests.cli.test_list import Run, bad, run
+
+__all__ = ["bad", "run"]  # fixtures
+
+
+def test_each_line_has_the_numbers_of_a_day_or_a_symbol(run: Run, store: Store, bad: str) -> None:
+    while store.facets.index():
+        pass
+    store.statistics.count(now().date())
+    shown = run("stats")
+    assert shown.exit_code == 0 and f"{now():%Y-%m-%d}" in shown.output
+    found = [json.loads(line) for line in run("stats", "--by", "symbol", "--json").output.splitlines()]
+    assert next(each for each in found if each["symbol"] == "FUZZY_DENIED")["mistakes"] == 0
+    tiers = [json.loads(line) for line in run("stats", "--by", "tier", "--json").output.splitlines()]
+    assert {each["tier"]: each["held"] for each in tiers} == {"spam": 1, "suspicious": 1}
+    assert "to list more, use --limit 10" in run("stats", "--by", "symbol", "--limit", "1").output.lower()
+
+
+def test_a_domain_and_days_restrict_the_numbers(run: Run, store: Store, bad: str) -> None:
+    hold(store, recipients=["dora@example.com"])
+    while store.facets.index():
+        pass
+    store.statistics.count(now().date())
+    [line] = run("stats", "--domain", "Example.com", "--json").output.splitlines()
+    assert json.loads(line)["held"] == 1
+    nothing = run("stats", "--since", "2020-01-01", "--until", "2020-01-02")
+    assert nothing.exit_code == 1 and "Nothing was counted from 2020-01-01 to 2020-01-02" in nothing.output
+    assert "for nowhere.example" in run("stats", "--domain", "nowhere.example").output
+
+
+def test_wrong_arguments_are_named(run: Run) -> None:
+    run("init")
+    assert run("stats", "--since", "2026-02-01", "--until", "2026-01-01").exit_code == 2
+    for words in (["--since", ""], ["--domain", ""], ["--by", "x"]):
+        assert run("stats", *words).exit_code == 2

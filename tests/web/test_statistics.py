@@ -1,0 +1,91 @@
+"""The page of statistics and its charts, on both stores."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from xml.etree import ElementTree
+
+import pytest
+
+from digest.housekeeping import index_facets
+from digest.statistics import count_days
+from portal.model.message import Symbol, Tier
+from portal.model.staff import EVERYWHERE, Grant, Role
+from tests.builders import ALICE, BOB, BY_OPERATOR, hold
+from tests.conftest import MakeParts
+from tests.contract.helpers import release
+from tests.web_client import Browser, Site
+
+BAD = (Symbol("FUZZY_DENIED", 12.0),)
+CAROL = "carol@example.com"
+
+
+@pytest.fixture
+def site(make_parts: MakeParts) -> Site:
+    return Site(make_parts(local_domains=("example.org", "example.com")))
+
+
+def staff(site: Site, role: Role = Role.AUDITOR, domain: str = EVERYWHERE) -> Browser:
+    site.store.staff.give(Grant(BOB, role, domain, site.now, BY_OPERATOR))
+    return site.signed_in(BOB)
+
+
+def fill(site: Site) -> None:
+    """Hold two messages in different domains yesterday, release one of them today, and count."""
+    at = site.now - timedelta(days=1)
+    held = hold(site.store, recipients=[ALICE], symbols=BAD, header_from="a@shop.example", at=at)
+    hold(site.store, recipients=[CAROL], tier=Tier.DANGEROUS, header_from="b@<b>.example", at=at)
+    release(site.store, held, site.now)
+    index_facets(site.parts)
+    count_days(site.parts, site.now)
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """Return the numbers of the first columns by the text of the first one."""
+    found = {}
+    for row in re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", page):
+        cells = [re.sub("<[^>]*>", "", cell) for cell in re.split("</t[hd]>", row)]
+        found[cells[0]] = cells[1:3]
+    return found
+
+
+def test_the_page_says_what_was_held_and_released(site: Site) -> None:
+    fill(site)
+    page = staff(site).get("/admin/statistics").text
+    found = rows(page)
+    assert found["Spam"] == ["1", "1"] and found["Possibly dangerous"] == ["1", "0"]
+    assert found["FUZZY_DENIED"] == ["1", "1"]
+    assert found["shop.example"] == ["1", "1"]
+    assert found[f"{site.now:%Y-%m-%d}"] == ["0", "1"]
+    assert "100%" in page
+    assert "?symbol=FUZZY_DENIED&amp;since=" in page
+
+
+def test_a_role_for_a_domain_shows_only_that_domain(site: Site) -> None:
+    fill(site)
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.com")
+    for path in ("", "?domain=example.com"):
+        page = browser.get(f"/admin/statistics{path}").text
+        assert rows(page)["Possibly dangerous"] == ["1", "0"]
+        assert "Spam" not in rows(page) and "FUZZY_DENIED" not in page
+    for path in ("", "/days.svg", "/tiers.svg"):
+        assert browser.get(f"/admin/statistics{path}?domain=example.org").status == 404
+
+
+@pytest.mark.parametrize("days", ["7", "365", "x", ""])
+@pytest.mark.parametrize("name", ["days", "tiers"])
+def test_the_charts_are_images_without_script(site: Site, name: str, days: str) -> None:
+    fill(site)
+    answer = staff(site).get(f"/admin/statistics/{name}.svg?days={days}")
+    assert (answer.status, answer.header("Content-Type")) == (200, "image/svg+xml")
+    root = ElementTree.fromstring(answer.text)  # noqa: S314 - our own
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert not [each for each in root.iter() if str(each.tag).endswith("script")]
+    assert ("Held" if name == "days" else "Possibly dangerous") in answer.text
+
+
+def test_the_page_of_an_empty_store_says_so(site: Site) -> None:
+    browser = staff(site)
+    assert "Nothing was counted in these days." in browser.get("/admin/statistics").text
+    assert browser.get("/admin/statistics/days.svg").status == 200
