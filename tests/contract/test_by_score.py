@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ def test_deliveries_are_in_the_order_of_the_score(store: Store, pages: Pages) ->
         {"symbols": ("FUZZY_DENIED",)},
         {"symbols": ("FUZZY_DENIED",), "sender": "hop.ex"},
         {"words": "bargain"},
+        {"client": ip_network("192.0.2.0/24")},
         {"recipient": "carol@example.com"},
         {"domains": frozenset({"example.com"}), "states": frozenset({State.HELD})},
         {"score_min": 20.0},
@@ -76,6 +78,7 @@ def test_only_what_matches_is_listed(store: Store, pages: Pages, wanted: dict[st
             recipients=["carol@example.com"],
             subject="A bargain",
             header_from="a@shop.example",
+            client_ip="192.0.2.77",
             score=score,
         )
         for score in (30.0, 40.0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from ipaddress import ip_address
+from itertools import compress
 from typing import Any
 
 from portal.model.message import DeliveryId, Filter, State, first_id
@@ -14,7 +16,7 @@ from portal.stores.files.rows import SqliteRows
 from portal.stores.files.search import index_waiting
 from portal.stores.files.session import SqliteEngine, connection_of
 from portal.stores.records import ScoreKey
-from portal.stores.search import Terms
+from portal.stores.search import Terms, has_words
 from portal.stores.shared.facet_index import FacetIndex
 from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_of, columns, conditions
 from portal.stores.shared.session import Session
@@ -30,9 +32,10 @@ _BY_KEY = "delivery d {index}CROSS JOIN message m ON m.id = d.message_id CROSS J
 # The index has the order; the planner would rather sort what a condition finds.
 _BY_SCORE = (
     "facet f INDEXED BY facet_score CROSS JOIN message m ON m.rowid = f.key "
-    "CROSS JOIN delivery d ON d.message_id = m.id WHERE f.score IS NOT NULL"
+    "CROSS JOIN delivery d ON d.message_id = m.id WHERE 1"
 )
-_EXAMINED_AT_ONCE = 500  # if the word index is asked for each of them
+_TEXTS = "m.subject, m.envelope_sender, m.header_from, m.client_ip"
+_EXAMINED_AT_ONCE = 500  # if words are compared
 FACTS = "FROM delivery d JOIN message m ON m.id = d.message_id LEFT JOIN facet f ON f.key = m.rowid"
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
 
@@ -106,31 +109,52 @@ class FileFacets(SqlFacets):
     ) -> Generator[Batch]:
         direction, sign = ("DESC", "<") if highest_first else ("ASC", ">")
         order = f"f.score {direction}, f.key {direction}, d.number {direction}"
-        found = at_once = max(limit + 1, _EXAMINED_AT_ONCE if terms else 0)
+        words = [group for group in terms if not group[0].startswith("=")]
+        found = at_once = _EXAMINED_AT_ONCE if terms else limit + 1
         while found == at_once:
             where, values = conditions(wanted, None)
             _add_period(wanted, where, values)
-            if after is not None:  # the first condition is one of the index
+            if after is None:
+                where.append("f.score IS NOT NULL")
+            else:  # the first condition is one of the index
                 where.append(f"(f.score, f.key) {sign}= (:key_score, :key)")
                 where.append(f"(f.score, f.key, d.number) {sign} (:key_score, :key, :key_number)")
                 row = session.one("SELECT rowid FROM message WHERE id = :id", id=after.key.message_id)
                 key = row[0] if row else word_index.key(after.key.message_id)  # it may have been removed
                 values |= {"key_score": after.score, "key": key, "key_number": after.key.number}
             rows = session.many(
-                f"SELECT {columns(wanted)}, f.key FROM {' AND '.join([_BY_SCORE, *where])} "
+                f"SELECT {columns(wanted)}, {_TEXTS} FROM {' AND '.join([_BY_SCORE, *where])} "
                 f"ORDER BY {order} LIMIT :limit",
                 **values,
                 limit=at_once,
             )
             found = len(rows)
             if rows:
-                batch = batch_by_score([row[:-1] for row in rows])
+                batch = batch_by_score([row[:-4] for row in rows])
                 after = ScoreKey(batch.score, batch.lowest)
-                if terms:
-                    having = word_index.having(connection_of(session), terms, [row[-1] for row in rows])
-                    hits = [hit for hit, row in zip(batch.hits, rows, strict=True) if row[-1] in having]
-                    batch = batch._replace(hits=hits)
-                yield batch
+                having = [_has(words, wanted, *row[-4:]) for row in rows]
+                yield batch._replace(hits=list(compress(batch.hits, having)))
+
+
+def _has(
+    words: Sequence[Sequence[str]],
+    wanted: Filter,
+    subject: str,
+    envelope_sender: str | None,
+    header_from: str,
+    client_ip: str | None,
+) -> bool:
+    """Return whether a message has the words and the server of a search; `conditions` are all others.
+
+    The word index would read all hits of a day for each message.
+    """
+    if wanted.client is not None:
+        try:
+            if ip_address(client_ip or "") not in wanted.client:
+                return False
+        except ValueError:
+            return False
+    return not words or has_words(json.dumps(words), subject, envelope_sender, header_from)
 
 
 def _add_period(wanted: Filter, where: list[str], values: dict[str, Any]) -> None:

@@ -179,7 +179,7 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
 
     The caller keeps one transaction open until the end, since a purge drops tables.
     """
-    match = _match(wanted)
+    match = " AND ".join(f"({' OR '.join(map(_quoted, group))})" for group in wanted)
     for index in reversed(indexes(connection)):
         low, high = index.keys
         low, high = max(low, since), min(high, below)
@@ -196,26 +196,6 @@ def find(connection: sqlite3.Connection, wanted: Terms, since: int, below: int, 
                 rows += connection.execute(query, (match, high, last, -1)).fetchall()
             if rows:
                 yield [rowid for (rowid,) in rows]
-
-
-def having(connection: sqlite3.Connection, wanted: Terms, rowids: Sequence[int]) -> set[int]:
-    """Return those of these rowids whose messages have these terms."""
-    match = _match(wanted)
-    found = set[int]()
-    for index in indexes(connection):
-        low, high = index.keys
-        some = [rowid for rowid in rowids if low <= rowid < high]
-        if some:
-            query = (
-                f"SELECT w.rowid FROM json_each(?) j CROSS JOIN {index.table} w ON w.rowid = j.value "
-                f"WHERE {index.table} MATCH ?"
-            )
-            found.update(rowid for (rowid,) in connection.execute(query, (json.dumps(some), match)))
-    return found
-
-
-def _match(wanted: Terms) -> str:
-    return " AND ".join(f"({' OR '.join(map(_quoted, group))})" for group in wanted)
 
 
 def indexes(connection: sqlite3.Connection) -> list[Index]:
