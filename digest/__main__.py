@@ -189,6 +189,7 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
         ),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
+        ("reminders", lambda: housekeeping.remind(parts, utc_now(), stopped=stopped), IntervalTrigger(hours=1), soon),
         (
             "expire",
             lambda: housekeeping.expire(parts, utc_now(), stopped=stopped),

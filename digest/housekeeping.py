@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time as clocks
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -30,11 +30,13 @@ from portal.model.errors import (
     RelayRefused,
     RspamdUnavailable,
 )
+from portal.model.message import Event, EventKind, State
 from portal.policy.forgetting import FORGET
 from portal.policy.learning import LEARN, Result
 from portal.policy.retention import expire_ended
 from portal.scanning import BACKGROUND_SECONDS
 from portal.stores import Store, notes
+from portal.stores.lifecycle import REMINDER_AFTER
 from portal.stores.records import Job
 from portal.stores.shared.jobs import SCAN
 
@@ -49,6 +51,7 @@ _LEARN_WAIT = timedelta(minutes=1)
 _LEARN_PAUSE = timedelta(hours=1)
 _INDEX_SECONDS = 2  # of five
 _FORGET_WAIT = timedelta(minutes=10)
+_REQUESTS = 500  # whose reminders are looked up together
 _TURN_SECONDS = 5  # of a batch, before it is the turn of the next one
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
@@ -121,6 +124,29 @@ def _scan(parts: Parts, job: Job, time: Callable[[], datetime]) -> bool:
         log.error("scan given up id=%s: %s", id, error)
     parts.store.jobs.finish(job, None, time())
     return True
+
+
+def remind(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
+    """Remind administrators of release requests that are open for a day. Return how many reminders were queued.
+
+    Raises StoreUnavailable.
+    """
+    count, after = 0, None
+    while not stopped():
+        page = parts.store.deliveries.ending(State.REQUESTED, now - REMINDER_AFTER, _REQUESTS, after)
+        if not page:
+            break
+        after = page[-1].key
+        events = parts.store.deliveries.last_events([each.key for each in page])
+        waiting = [each.key for each in page if not _was_reminded(events.get(each.key, ()))]
+        count += sum(parts.actions.remind(key) for key in waiting)
+    return count
+
+
+def _was_reminded(events: Sequence[Event]) -> bool:
+    """Return whether there was a reminder since the last request. ``events``: the latest of each kind, oldest first."""
+    kinds = [event.kind for event in events if event.kind in (EventKind.REQUESTED, EventKind.REMINDED)]
+    return kinds[-1:] == [EventKind.REMINDED]
 
 
 def index_facets(parts: Parts, *, stopped: Stopped = never) -> None:

@@ -9,22 +9,20 @@ else.
 from __future__ import annotations
 
 import logging
-import shlex
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from email.utils import format_datetime
 from itertools import chain
-from typing import Any
 from uuid import UUID
 
 from portal.mail.relay import Relay
-from portal.mail.render import Render
-from portal.model.clock import utc_now
 from portal.model.errors import (
     AlreadyDone,
     NotAllowed,
+    NotFound,
     QuarantineError,
     RelayDeferred,
     RelayRefused,
@@ -32,7 +30,7 @@ from portal.model.errors import (
     RspamdUnavailable,
     StoreUnavailable,
 )
-from portal.model.links import MARK_HEADER, Links
+from portal.model.links import MARK_HEADER
 from portal.model.message import (
     Actor,
     ActorKind,
@@ -41,21 +39,17 @@ from portal.model.message import (
     Event,
     EventKind,
     Message,
-    ScanOutcome,
     State,
     Tier,
-    new_id,
 )
 from portal.model.rights import ReleaseRight
-from portal.model.text import N_, shown
+from portal.model.text import N_
 from portal.model.vote import Label
 from portal.policy.decision import WhyNot, why_not
-from portal.policy.domains import DomainPolicy, Domains
 from portal.policy.learning import Learning
+from portal.policy.mailing import Mailing
 from portal.scanning import RELEASE_SECONDS, Scanning
-from portal.stores import Store, notes
-from portal.stores.lifecycle import address_of, is_past
-from portal.stores.records import QueuedMail
+from portal.stores.lifecycle import REMINDER_AFTER, address_of, is_past
 
 log = logging.getLogger("quarantine.release")
 
@@ -68,27 +62,19 @@ _NOT_SCANNED = N_("the message could not be scanned for viruses")
 _NO_EFFECT = N_("the rule cannot take effect on this message")
 _AGAIN_AFTER = timedelta(minutes=1)  # so that nobody fills a mailbox with copies
 _SCAN_TRIES = 4  # of a release, in a quarter of an hour
-_ALARM_EVERY = timedelta(hours=1)
-_SYMBOLS_SHOWN = 20
 
 Check = Callable[[Delivery], object]  # raises NotAllowed, or does nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Actions:
-    """Actions on deliveries, with their permission checks, and mail to the administrator."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actions(Mailing):
+    """Actions on deliveries, with their permission checks, and the portal's mail about them."""
 
-    store: Store
     relay: Relay
     scanning: Scanning
     learning: Learning
-    links: Links
-    render: Render
-    domains: Domains
     is_local: Callable[[str], bool]
-    language_of: Callable[[str], str]  # address → language tag of its owner
     host: str = field(default_factory=socket.getfqdn)
-    now: Callable[[], datetime] = utc_now
 
     def release(
         self,
@@ -313,20 +299,6 @@ class Actions:
             return True
         return delivery.attempts >= _SCAN_TRIES and self.scanning.works(RELEASE_SECONDS)
 
-    def report_finding(self, message: Message) -> None:
-        """Tell the administrator, at most once an hour, that a virus scan made a held message dangerous.
-
-        Does nothing if no scan found anything or it is not dangerous.
-        """
-        if message.tier is not Tier.DANGEROUS or message.scan is None or message.scan.outcome is not ScanOutcome.FOUND:
-            return
-        self.alarm_hourly(
-            "a virus was found in a held message",
-            f"A virus scan found something in the held message {message.id}. Only an administrator can release it now: "
-            f"`quarantine meta {message.id}` shows what was found. There may be more such messages: the log has a line "
-            "`scanned … outcome=found` for each.",
-        )
-
     def _release_start(self, delivery: Delivery) -> Event | None:
         """Return the event with which the current release began."""
         return _release_start(self.store.deliveries.history(delivery.key))
@@ -403,7 +375,7 @@ class Actions:
         )
 
     def request_release(self, id: UUID, number: int, actor: Actor) -> Delivery:
-        """Record a request to release a delivery and queue a mail to the administrator, in one transaction.
+        """Record a request to release a delivery and queue a mail to those who decide, in one transaction.
 
         Raises NotFound, AlreadyDone; NotAllowed if the administrator of the domain wants no requests.
         """
@@ -413,22 +385,34 @@ class Actions:
         )
         if self.domains.right(requested) is ReleaseRight.ADMINISTRATOR:
             raise NotAllowed(_NOT_BY_RECIPIENTS)
-        policy = self.domains.of(requested.recipient)
-        mail = self.mail(
-            policy.admin_address,
-            "request",
-            policy,
-            delivery=requested,
-            dangerous=requested.message.tier is Tier.DANGEROUS,
-            symbols=sorted(requested.message.symbols, key=lambda s: -s.score)[:_SYMBOLS_SHOWN],
-            # It is copied into a shell, and a sender may have chosen an address with shell code in it.
-            recipient_argument=shlex.quote(shown(requested.recipient, 320)),
-        )
         delivery = self.store.deliveries.move(
-            DeliveryId(id, number), State.REQUESTED, RELEASABLE, actor, now, kind=EventKind.REQUESTED, mail=mail
+            DeliveryId(id, number),
+            State.REQUESTED,
+            RELEASABLE,
+            actor,
+            now,
+            kind=EventKind.REQUESTED,
+            mails=self.request_mails(requested),
         )
         log.info("requested id=%s recipient=%s", id, delivery.recipient)
         return delivery
+
+    def remind(self, key: DeliveryId) -> bool:
+        """Remind those who decide of a release request that is open for `REMINDER_AFTER`, once for each request.
+
+        Returns whether a mail was queued. Raises StoreUnavailable.
+        """
+        now = self.now()
+        with suppress(NotFound, AlreadyDone):
+            delivery, mails = self.store.deliveries.get(key), []
+            if delivery.state is State.REQUESTED and is_past(delivery.state_at, REMINDER_AFTER, now):
+                mails = self.request_mails(delivery, reminder=True)
+            if mails:
+                event = Event(now, EventKind.REMINDED, Actor(ActorKind.DIGEST))
+                self.store.deliveries.record(key, event, mails=mails, interval=REMINDER_AFTER)
+                log.info("reminder of a request id=%s recipient=%s", delivery.id, delivery.recipient)
+                return True
+        return False
 
     def refuse_request(self, id: UUID, number: int, actor: Actor, reason: str) -> Delivery:
         """Deny a release request. The recipient sees ``reason``. Raises NotFound, AlreadyDone."""
@@ -447,60 +431,10 @@ class Actions:
             now,
             kind=EventKind.REFUSED,
             reason=reason,
-            mail=mail,
+            mails=[mail] if mail else (),
         )
         log.info("request refused id=%s recipient=%s by=%s", id, delivery.recipient, actor.who)
         return delivery
-
-    def alarm(self, subject: str, text: str, *, note: tuple[str, str | None, str] | None = None) -> None:
-        """Log a problem and mail it to the administrator, in English like the log.
-
-        ``note``: arguments for `Notes.compare_and_set`: name, old text, new text. Only the process that sets the note
-        queues the mail. Raises StoreUnavailable.
-        """
-        site = self.domains.site
-        mail = self.mail(site.admin_address, "alarm", site, language="en", subject=subject, text=text)
-        if note is None:
-            log.error("alarm: %s", subject)
-            if mail is not None:
-                self.store.outbox.add(mail, self.now())
-        elif self.store.notes.compare_and_set(*note, self.now(), mail=mail):
-            log.error("alarm: %s", subject)
-
-    def alarm_hourly(self, subject: str, text: str) -> None:
-        """Call `alarm` at most once an hour for each subject, over all processes. Errors are logged and not raised."""
-        now, note = self.now(), notes.alarm(subject)
-        try:
-            last = note.text(self.store)
-            # The difference is absolute, so that a clock that was a year ahead does not silence alarms for a year.
-            if last is None or abs(now - note.from_text(last)) >= _ALARM_EVERY:
-                self.alarm(subject, text, note=(note.name, last, note.to_text(now)))
-        except QuarantineError as error:
-            log.error("alarm %r could not be sent: %s", subject, error)
-
-    def mail(
-        self, to: str | None, template: str, policy: DomainPolicy, *, language: str = "", **values: Any
-    ) -> QueuedMail | None:
-        """Return a mail in the language of its recipient, to be queued. Return None without ``to`` or a From address.
-
-        ``policy`` is that of the domain that the mail is about.
-        """
-        if not to or policy.from_address is None:
-            return None
-        id, now = new_id(), self.now()
-        mail = self.render.mail(
-            template,
-            sender=policy.from_address,
-            brand=policy.brand,
-            to=to,
-            id=id,
-            mark=self.links.mark("mail", id),
-            now=now,
-            language=language or self.language_of(to),
-            public_url=policy.public_url,
-            **values,
-        )
-        return QueuedMail(to, mail.as_bytes())
 
 
 def _release_start(history: Sequence[Event]) -> Event | None:

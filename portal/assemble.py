@@ -89,6 +89,7 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         reader = readers[0] if len(readers) == 1 else identity(address)
         return domains.plan(reader, store.recipients.get(reader).preferences).language
 
+    staff = Staff(settings, store, domains, people)
     actions = Actions(
         store=store,
         relay=relay,
@@ -97,10 +98,10 @@ def _build_parts(settings: Settings, store: Store, release_seconds: float, creat
         links=links,
         render=render,
         domains=domains,
+        deciders=staff.deciders,
         is_local=people.is_notified,
         language_of=language_of,
     )
-    staff = Staff(settings, store, domains, people)
     rulebook = Rulebook(store, people, settings.local_domains, settings.is_local)
     return Parts(
         settings=settings,

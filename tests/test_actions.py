@@ -100,6 +100,7 @@ def make_actions(store: Store, clock: Clock) -> MakeActions:
                 store,
             ),
             language_of=lambda address: "en",
+            deciders=lambda delivery: (),
             is_local=lambda address: address.endswith("@example.org"),
             host="portal.example.org",
             now=clock,
@@ -853,15 +854,15 @@ def test_a_move_and_its_mail_are_both_recorded_or_neither(store: Store) -> None:
     request: dict[str, Any] = {"to": State.REQUESTED, "allowed": {State.HELD}, "actor": BY_LINK, "now": at}
     request["kind"] = EventKind.REQUESTED
     with pytest.raises(StoreUnavailable):
-        store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, None))  # type: ignore[arg-type]  # a mail that cannot be queued
+        store.deliveries.move(DeliveryId(id, 0), **request, mails=[QueuedMail(ADMIN, None)])  # type: ignore[arg-type]  # a mail that cannot be queued
     assert store.deliveries.get(DeliveryId(id, 0)).state is State.HELD
     assert [event.kind for event in store.deliveries.history(DeliveryId(id, 0))] == ["held"]
-    store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, b"Subject: please\r\n\r\n"))
+    store.deliveries.move(DeliveryId(id, 0), **request, mails=[QueuedMail(ADMIN, b"Subject: please\r\n\r\n")])
     assert [to for to, _ in queued(store, at)] == [ADMIN]
     with pytest.raises(AlreadyDone):
-        store.deliveries.move(DeliveryId(id, 0), **request, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(id, 0), **request, mails=[QueuedMail(ADMIN, b"Subject: again\r\n\r\n")])
     with pytest.raises(NotFound):
-        store.deliveries.move(DeliveryId(new_id(), 0), **request, mail=QueuedMail(ADMIN, b"Subject: again\r\n\r\n"))
+        store.deliveries.move(DeliveryId(new_id(), 0), **request, mails=[QueuedMail(ADMIN, b"Subject: again\r\n\r\n")])
     assert queued(store, at) == []
 
 

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from datetime import time as wall_time
 from functools import cache
 from gettext import GNUTranslations, NullTranslations, c2py
@@ -22,7 +22,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError
-from babel.dates import format_datetime, format_time
+from babel.dates import format_datetime, format_time, format_timedelta
 from babel.lists import format_list
 from babel.messages import Catalog
 from babel.messages import Message as Entry
@@ -96,6 +96,10 @@ class Language:
     def percent(self, share: float) -> str:
         """Return a share of 1 in per cent like "1.5%"."""
         return format_percent(round(share, 3), locale=self._locale, decimal_quantization=False)
+
+    def duration(self, span: timedelta) -> str:
+        """Return a rounded duration: "3 hours"."""
+        return format_timedelta(span, granularity="minute", locale=self._locale)
 
     def days(self, days: int) -> str:
         """Return a number of days like "14 days"."""

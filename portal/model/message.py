@@ -255,6 +255,7 @@ class EventKind(StrEnum):
     HELD = "held"  # is never stored: the message's id contains the time
     ASSIGNED = "assigned"  # an operator named the recipient of a message without one
     REQUESTED = "requested"  # the recipient requested release from an administrator
+    REMINDED = "reminded"  # those who decide about the release request got a second mail
     REFUSED = "refused"  # an operator denied the release request
     RELEASING = "releasing"  # a release was started
     DEFERRED = "deferred"  # the mail server deferred the release; it is tried again

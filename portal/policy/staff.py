@@ -193,6 +193,20 @@ class Staff:
         is_decided = delivery.state is State.REQUESTED or self.domains.right(delivery) is not ReleaseRight.SELF
         return is_decided and delivery.recipient != "" and person in self.people.readers(delivery.recipient)
 
+    def deciders(self, delivery: Delivery) -> Sequence[str]:
+        """Return the administrators of the recipient's domain who may decide about a request to release a delivery."""
+        host = domain(delivery.recipient)
+        of: dict[str, list[Grant]] = {}
+        for grant in self._in_effect(self.store.staff.all()):
+            of.setdefault(grant.person, []).append(grant)
+        return [
+            person
+            for person, grants in sorted(of.items())
+            if any(grant.role is Role.DOMAIN_ADMINISTRATOR and grant.domain == host for grant in grants)
+            and self._can_sign_in(person)
+            and self.may_release(Member(person, tuple(grants)), delivery)
+        ]
+
     def check_release(self, member: Member, delivery: Delivery) -> None:
         """Raise NotAllowed unless a person may release a delivery. For `Actions.release`, right before it."""
         if not self.may_release(member, delivery):

@@ -48,6 +48,7 @@ STAFF_IDLE = timedelta(minutes=30)  # after a sign-in or a page of the console
 SESSION_USE_RECORDED = timedelta(minutes=1)  # the shortest interval between two records of a session's use
 
 REQUEST_MAIL_INTERVAL = timedelta(days=1)  # of a delivery
+REMINDER_AFTER = timedelta(days=1)  # that a release request is open
 QUESTION_INTERVAL = timedelta(days=1)  # of a delivery
 STOP_MAIL_INTERVAL = timedelta(hours=1)  # of a recipient
 

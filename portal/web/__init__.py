@@ -20,6 +20,7 @@
     console_search  search over all messages
     console_message one message for staff
     console_acts    what staff do with it
+    console_requests  the queue of release requests
     recipients  the page of one recipient, for staff
     mass_acts   what staff do to all messages that a search finds
     forgetting  the page on which staff forget a recipient who left
@@ -57,6 +58,7 @@ from portal.web.auth.session import Sessions
 from portal.web.console import Console
 from portal.web.console_acts import ConsoleActs
 from portal.web.console_message import ConsoleMessage
+from portal.web.console_requests import ConsoleRequests
 from portal.web.console_search import ConsoleSearch
 from portal.web.domains import DomainPages
 from portal.web.downloads import DownloadPages
@@ -170,6 +172,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
     console = Console(pages, sessions)
     console_search = ConsoleSearch(pages, console)
     console_message = ConsoleMessage(pages, console, formatted, downloads)
+    requests = ConsoleRequests(pages, console)
     console_acts = ConsoleActs(pages, console, console_message, mailed)
     staff = StaffPages(pages, console)
     audit, domains = AuditPages(pages, console), DomainPages(pages, console)
@@ -233,6 +236,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/jobs/new", console.route(Permission.RELEASE_SPAM, masses.ask)),
         ("GET", _ADMIN_JOB, console.route(Permission.SEE_ENVELOPE, masses.show)),
         ("POST", _ADMIN_JOB, console.route(Permission.RELEASE_SPAM, masses.change, "/admin/jobs/")),
+        ("GET", "/admin/requests", console.route(Permission.SEE_ENVELOPE, requests.show)),
         ("GET", "/admin/recipients", console.route(Permission.SEE_ENVELOPE, recipients.with_slash)),
         ("GET", "/admin/recipients/", console.route(Permission.SEE_ENVELOPE, recipients.show)),
         ("POST", "/admin/recipients/", console.route(Permission.SEND_LINK, recipients.act, "/admin/recipients/")),

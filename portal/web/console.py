@@ -13,24 +13,29 @@ request passes in this order:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any
 
 from bottle import HTTPError, HTTPResponse
 
 from portal.model.domains import shown_address
-from portal.model.message import Actor
+from portal.model.message import Actor, State, domain
 from portal.model.staff import EVERYWHERE, Role
 from portal.model.text import N_
 from portal.policy.staff import Member, Permission
+from portal.stores import Store
 from portal.stores.lifecycle import SESSION_USE_RECORDED, STAFF_IDLE
 from portal.web.auth.session import Session, Sessions
 from portal.web.pages import Pages
 from portal.web.request import Request
 
 HOME = "/admin/"
+REQUESTS = "/admin/requests"
+REQUESTS_COUNTED = 1000
+_COUNT_SECONDS = 10
 FRESH = timedelta(minutes=15)  # the age of a sign-in that acts with far-reaching effects need
 
 ROLE_NAMES = {
@@ -50,6 +55,7 @@ ROLE_SUMMARIES = {
 # The pages that the console links to: path, text, and the permission that they need.
 _SECTIONS = (
     (HOME, N_("Messages"), Permission.SEE_ENVELOPE),
+    (REQUESTS, N_("Requests"), Permission.SEE_ENVELOPE),
     ("/admin/recipients/", N_("Recipients"), Permission.SEE_ENVELOPE),
     ("/admin/jobs/", N_("Jobs"), Permission.SEE_ENVELOPE),
     ("/admin/domains", N_("Domains"), Permission.READ_AUDIT),
@@ -68,6 +74,27 @@ class StaffSession:
     actor: Actor  # of what they do in this request
 
 
+class OpenRequests:
+    """The open release requests by domain, read at most once in `_COUNT_SECONDS`: each page of the console has them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._domains: Sequence[str] = ()
+        self._read_at: float | None = None
+
+    def count(self, reach: frozenset[str], now: datetime) -> int:
+        """Return the number of requests in these domains, at most one more than `REQUESTS_COUNTED`."""
+        if self._read_at is None or monotonic() - self._read_at > _COUNT_SECONDS:
+            # The requests of messages that another host with a faster clock held count as well.
+            found = self._store.deliveries.ending(State.REQUESTED, now + timedelta(days=1), REQUESTS_COUNTED + 1)
+            self._domains, self._read_at = [domain(each.recipient) for each in found], monotonic()
+        return sum(EVERYWHERE in reach or host in reach for host in self._domains)
+
+    def forget(self) -> None:
+        """Read them again for the next page, since one was decided."""
+        self._read_at = None
+
+
 StaffHandler = Callable[..., HTTPResponse]  # takes a Request, a StaffSession and, as keywords, the parts of the route
 
 
@@ -79,6 +106,7 @@ class Console:
         self._sessions = sessions
         self._staff = pages.parts.staff
         self._store = pages.parts.store
+        self.open_requests = OpenRequests(pages.parts.store)
 
     def route(self, permission: Permission, handler: StaffHandler, page: str = HOME) -> Callable[..., HTTPResponse]:
         """Return the handler of a route, which calls ``handler`` for members of staff with this permission only.
@@ -113,8 +141,16 @@ class Console:
             signed_in=shown_address(staff.member.person),
             form_token=staff.session.form_token,
             sections=sections,
+            requests_path=REQUESTS,
+            open_requests=self._number_of_requests(request, staff),
             **values,
         )
+
+    def _number_of_requests(self, request: Request, staff: StaffSession) -> str:
+        """Return the number of open release requests that a person sees, "" if there is none."""
+        reach = self._staff.reach(staff.member, Permission.SEE_ENVELOPE)
+        count = self.open_requests.count(reach, self._pages.now())
+        return request.language.number(min(count, REQUESTS_COUNTED)) + "+" * (count > REQUESTS_COUNTED) if count else ""
 
     def with_slash(self, _: Request, __: StaffSession) -> HTTPResponse:
         """GET /admin: redirect to `/admin/`, for people who type the address."""

@@ -89,6 +89,7 @@ class ConsoleActs:
 
     def _perform(self, request: Request, staff: StaffSession, delivery: Delivery, act: str, reason: str) -> str:
         """Perform an act and return its result, one of `results.ACTS`. Raises LinkInvalid, Busy."""
+        self._console.open_requests.forget()
         actions, actor, id, number = self._parts.actions, staff.actor, delivery.id, delivery.number
 
         def check(claimed: Delivery) -> None:

@@ -144,7 +144,10 @@ class ConsoleMessage:
     def similar(self, request: Request, staff: StaffSession, id: str) -> HTTPResponse:
         """GET /admin/messages/ID/similar: held messages of the same recipient that are nearly identical."""
         delivery, _ = self.found(staff, id)
-        page, viewer = self._parts.store.deliveries.near_duplicates(delivery), self._pages.viewer(request, "")
+        page, viewer = (
+            self._parts.store.deliveries.near_duplicates(delivery),
+            self._pages.viewer(request, staff.member.person),
+        )
         return self._console.page(
             request,
             staff,

@@ -53,5 +53,5 @@ def ask(actions: Actions, delivery: Delivery, person: str, actor: Actor, questio
     if mail is None:
         raise NotFound("there is no administrator who can be asked")
     event = Event(actions.now(), EventKind.ASKED, actor, question)
-    actions.store.deliveries.record(delivery.key, event, mail=mail, interval=QUESTION_INTERVAL)
+    actions.store.deliveries.record(delivery.key, event, mails=[mail], interval=QUESTION_INTERVAL)
     log.info("question queued id=%s recipient=%s", delivery.id, delivery.recipient)

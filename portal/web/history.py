@@ -20,6 +20,7 @@ EVENTS_IN_WORDS = {
     EventKind.HELD: N_("Held by the spam filter."),
     EventKind.ASSIGNED: N_("Assigned to this mailbox %(by)s."),
     EventKind.REQUESTED: N_("Release requested %(by)s."),
+    EventKind.REMINDED: N_("Administrator reminded of the release request."),
     EventKind.REFUSED: N_("Release request denied %(by)s."),
     EventKind.RELEASING: N_("Release started %(by)s."),
     EventKind.RELEASED: N_("Delivered by the mail server."),

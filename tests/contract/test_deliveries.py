@@ -383,7 +383,7 @@ def test_of_20_events_of_a_kind_an_interval_has_one_with_its_mail(store: Store, 
 
     def ask(store: Store, at: datetime) -> None:
         event = Event(at, EventKind.ASKED, BY_LINK, "Why?")
-        store.deliveries.record(key, event, mail=QueuedMail("it@example.org", b"mail"), interval=DAY)
+        store.deliveries.record(key, event, mails=[QueuedMail("it@example.org", b"mail")], interval=DAY)
 
     outcomes = concurrently(20, lambda number: ask((store, second)[number % 2], at))
     assert outcomes.count(None) == 1

@@ -226,6 +226,7 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
             "admin/audit",
             "sign-in?ended=console",
         ),
+        "admin/requests",
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]
     return [f"{site.parts.settings.public_url}/{path}" for path in paths]

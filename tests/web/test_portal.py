@@ -652,6 +652,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin/jobs/new"): (303, 404, 404),
     ("GET", "/admin/jobs/ID/"): (303, 404, 404),
     ("POST", "/admin/jobs/ID/"): (303, 404, 404),
+    ("GET", "/admin/requests"): (303, 404, 404),
     ("GET", "/admin/recipients"): (303, 404, 404),
     ("GET", "/admin/recipients/"): (303, 404, 404),
     ("POST", "/admin/recipients/"): (303, 404, 404),

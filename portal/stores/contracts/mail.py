@@ -204,13 +204,13 @@ class Deliveries(ABC):
         kind: EventKind,
         reason: str = "",
         detail: str = "",
-        mail: QueuedMail | None = None,
+        mails: Sequence[QueuedMail] = (),
         next_try_at: datetime | None = None,
     ) -> Delivery:
         """Change a delivery's state to ``to`` if it is in one of ``allowed``; record an event of this kind.
 
         ``reason`` becomes the delivery's reason and the event's detail; ``detail`` is that of an event without a
-        reason. ``mail`` is queued in the same transaction, but that of an event
+        reason. ``mails`` are queued in the same transaction, but those of an event
         `requested` only once a day for each delivery, and again after a denial. ``next_try_at`` is for the
         state `releasing`: nobody has claimed the release, and its first try may begin at this time. Durable on return.
         Raises NotFound; AlreadyDone (with the current delivery) when it is in another state, and then nothing is
@@ -219,11 +219,11 @@ class Deliveries(ABC):
 
     @abstractmethod
     def record(
-        self, key: DeliveryId, event: Event, *, mail: QueuedMail | None = None, interval: timedelta = timedelta()
+        self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()
     ) -> None:
         """Add an event that changes no state. Durable on return.
 
-        ``mail`` is queued in the same transaction. Raises NotFound; AlreadyDone if an event of this kind was recorded
+        ``mails`` are queued in the same transaction. Raises NotFound; AlreadyDone if an event of this kind was recorded
         less than ``interval`` before, and then nothing is queued.
         """
 

@@ -202,7 +202,7 @@ class SqlDeliveries(Deliveries):
         kind: EventKind,
         reason: str = "",
         detail: str = "",
-        mail: QueuedMail | None = None,
+        mails: Sequence[QueuedMail] = (),
         next_try_at: datetime | None = None,
     ) -> Delivery:
         with self._engine.writing() as session:
@@ -213,19 +213,20 @@ class SqlDeliveries(Deliveries):
             moved += ", attempts = 0" if to is State.RELEASING else ""
             update = f"update delivery set {moved} {WHERE_KEY}"
             session.execute(update, key, state=to.value, now=now, reason=reason, next_try_at=next_try_at)
-            if mail is not None and (kind is not EventKind.REQUESTED or self._request_is_mailed(session, key, now)):
-                queue(session, mail, now)
+            if mails and (kind is not EventKind.REQUESTED or self._request_is_mailed(session, key, now)):
+                for mail in mails:
+                    queue(session, mail, now)
             return self._rows.record(session, key, Event(now, kind, actor, reason or detail))
 
     def record(
-        self, key: DeliveryId, event: Event, *, mail: QueuedMail | None = None, interval: timedelta = timedelta()
+        self, key: DeliveryId, event: Event, *, mails: Sequence[QueuedMail] = (), interval: timedelta = timedelta()
     ) -> None:
         with self._engine.writing() as session:
             delivery = self._rows.delivery(session, key, for_update=True)
             earlier = [each.at for each in _history(session, key) if each.kind is event.kind] if interval else []
             if not lifecycle.is_past(max(earlier, default=None), interval, event.at):
                 raise AlreadyDone("the same was done a short while ago", delivery)
-            if mail is not None:
+            for mail in mails:
                 queue(session, mail, event.at)
             self._rows.record(session, key, event)
 
