@@ -2,7 +2,7 @@
 
 An ID is a quarantine id or the MTA's queue id. MTAs reuse queue ids: if several messages match, the command lists them
 and does nothing. All printed text from messages has passed `text.shown`, since terminals interpret control characters.
-Exit status: 0 done, 1 not done (the output says why), 2 wrong usage, settings or store.
+Exit status: 0 done, 1 not done (the output says why), 2 wrong usage or settings, or a store that needs an operator.
 """
 
 from __future__ import annotations

@@ -20,14 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from portal.assemble import Parts, assemble
-from portal.model.errors import (
-    AlreadyDone,
-    NotFound,
-    QuarantineError,
-    RelayDeferred,
-    RspamdUnavailable,
-    SettingsError,
-)
+from portal.model.errors import QuarantineError, SettingsError, StoreUnusable
 from portal.model.message import Actor, ActorKind, Message
 from portal.model.text import shown
 from portal.settings import load
@@ -55,12 +48,10 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (NotDone, NotFound, AlreadyDone, RspamdUnavailable) as error:
-            raise SystemExit(_print_error(str(error), 1)) from error
-        except SettingsError as error:
+        except (WrongCall, SettingsError, StoreUnusable) as error:
             raise SystemExit(_print_error(str(error), 2)) from error
         except QuarantineError as error:
-            raise SystemExit(_print_error(str(error), 2 if not isinstance(error, RelayDeferred) else 1)) from error
+            raise SystemExit(_print_error(str(error), 1)) from error
         except BrokenPipeError:  # `quarantine list | head`
             sys.stderr.close()
             raise SystemExit(0) from None

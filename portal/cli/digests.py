@@ -14,7 +14,7 @@ import click
 
 from portal.assemble import Parts
 from portal.cli.common import WrongCall, current_operator, guarded, open_parts
-from portal.cli.options import FILLED
+from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.domains import shown_address
 from portal.model.errors import BadPreference, UnknownRecipient
 from portal.model.message import Actor
@@ -50,7 +50,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--from-file",
             "file",
-            type=click.Path(path_type=Path, allow_dash=True),
+            type=FILLED_PATH,
             help='A file with one address in each line, or CSV with a column "address"; "-": standard input.',
         ),
         click.argument("addresses", type=FILLED, nargs=-1, metavar="[ADDRESS …]"),

@@ -54,7 +54,7 @@ def list_(as_json: bool) -> None:
 
 
 @domains.command()
-@click.argument("name", metavar="DOMAIN")
+@click.argument("name", type=FILLED, metavar="DOMAIN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def show(name: str, as_json: bool) -> None:
@@ -78,8 +78,8 @@ def show(name: str, as_json: bool) -> None:
 
 
 @domains.command("set")
-@click.argument("name", metavar="DOMAIN")
-@click.argument("key", metavar="KEY")
+@click.argument("name", type=FILLED, metavar="DOMAIN")
+@click.argument("key", type=FILLED, metavar="KEY")
 @click.argument("value", type=FILLED, metavar="VALUE")
 @guarded
 def set_(name: str, key: str, value: str) -> None:
@@ -98,8 +98,8 @@ def set_(name: str, key: str, value: str) -> None:
 
 
 @domains.command()
-@click.argument("name", metavar="DOMAIN")
-@click.argument("key", metavar="KEY")
+@click.argument("name", type=FILLED, metavar="DOMAIN")
+@click.argument("key", type=FILLED, metavar="KEY")
 @guarded
 def unset(name: str, key: str) -> None:
     """Remove a value of a domain, so that the one of the settings file applies again."""

@@ -201,13 +201,13 @@ def unlearn(ids: Sequence[str]) -> None:
     failed = False
     with open_parts() as parts:
         if parts.learning.rspamd is None:
-            raise SettingsError("rspamd.url is not set")
+            raise SettingsError("rspamd.url is not set, so nothing can be learned. Set it in the settings file.")
         for id in ids:
             try:
                 deliveries = parts.store.deliveries.of_message(find_message(parts, id).id)
                 learned = parts.learning.unlearn(deliveries, current_operator(), parts.actions.now())
                 if learned is None:
-                    raise NotDone(f"{shown(id)}: Rspamd has not learned this message.")
+                    raise NotDone(f"{shown(id)}: Rspamd has not learned this message, so there is nothing to undo.")
             except NotDone as error:
                 failed = True
                 click.echo(str(error), err=True)

@@ -10,6 +10,7 @@ import click
 
 from portal.assemble import assemble
 from portal.cli.common import NotDone, WrongCall, guarded, progress
+from portal.cli.options import FILLED, FILLED_PATH
 from portal.ingest import Ingest
 from portal.model.errors import StoreUnavailable
 from portal.model.text import shown
@@ -22,8 +23,8 @@ _MAX_LISTED = 50
 
 
 @click.command("copy")
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument("source", type=FILLED, metavar="FROM")
+@click.argument("target", type=FILLED, metavar="TO")
 @guarded
 def copy_(source: str, target: str) -> None:
     """Copy everything from one store to another.
@@ -60,10 +61,10 @@ def copy_(source: str, target: str) -> None:
 @click.option(
     "--dir",
     "folder",
-    type=click.Path(path_type=Path),
+    type=FILLED_PATH,
     help="The original's PREFIX folder, with QID-meta.gz and QID-msg.gz.",
 )
-@click.option("--dsn", help="The original's database, with the tables meta and msg.")
+@click.option("--dsn", type=FILLED, help="The original's database, with the tables meta and msg.")
 @guarded
 def import_original(folder: Path | None, dsn: str | None) -> None:
     """Import the messages that sys4's original quarantine.py stored, from its folder or its database.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,6 +30,21 @@ class FilledText(click.ParamType[str]):
 
 
 FILLED = FilledText()
+
+
+class FilledPath(click.Path):
+    """A path that is not blank: `Path("")` would be the current folder."""
+
+    def __init__(self) -> None:
+        """A file or a folder, "-" for standard input."""
+        super().__init__(path_type=Path, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Raises click.BadParameter."""
+        return super().convert(FILLED.convert(value, param, ctx), param, ctx)
+
+
+FILLED_PATH = FilledPath()
 
 
 class Moment(click.ParamType[datetime]):

@@ -26,7 +26,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import FILLED
+from portal.cli.options import FILLED, FILLED_PATH
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, BadRule, NotFound
@@ -108,7 +108,7 @@ def list_(recipient: str | None, domain: str | None, site: bool, removed: bool, 
 @click.option(
     "--expires", type=FILLED, metavar="TIME", help="The end of the rule: 30d, 2026-12-31 or 2026-12-31T08:00 (UTC)."
 )
-@click.option("--note", default="", help="A note for other administrators, at most 200 characters.")
+@click.option("--note", type=FILLED, default=None, help="A note for other administrators, at most 200 characters.")
 @guarded
 def add(
     effect: str,
@@ -118,7 +118,7 @@ def add(
     site: bool,
     binding: bool,
     expires: str | None,
-    note: str,
+    note: str | None,
 ) -> None:
     """Allow or block a sender: an address, a domain with its subdomains, or a network.
 
@@ -134,7 +134,7 @@ def add(
                 current_operator(),
                 binding=binding,
                 expires_at=_parse_end(expires) if expires is not None else None,
-                note=note,
+                note=note or "",
             )
         except BadRule as error:
             raise WrongCall(f"{shown(sender)}: {error}") from error
@@ -191,7 +191,7 @@ def export(recipient: str | None, domain: str | None, site: bool) -> None:
 
 
 @rules.command("import")
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("path", metavar="FILE", type=FILLED_PATH)
 @guarded
 def import_(path: Path) -> None:
     """Add the rules of a CSV file, or of standard input for "-".

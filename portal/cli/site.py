@@ -19,6 +19,7 @@ from portal.cli.common import (
     print_json,
     print_table,
 )
+from portal.cli.options import FILLED
 from portal.model.text import shown
 from portal.policy.retention import expire_ended
 from portal.settings import load, load_from, masked
@@ -56,6 +57,7 @@ def init(new_keys: bool) -> None:
 @click.option(
     "--send",
     "address",
+    type=FILLED,
     metavar="ADDRESS",
     help="Also send a test message from Rspamd over the portal to this local address, with a digest. Takes up to two "
     "minutes.",

@@ -9,6 +9,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from portal.model.message import Actor, ActorKind, DeliveryId, Event, EventKind, domain, identity, new_id
+from portal.model.rule import SITE
 
 _PEOPLE = frozenset({ActorKind.RECIPIENT, ActorKind.OPERATOR})
 
@@ -33,6 +34,7 @@ class Act(StrEnum):
     BODY_READ = "body-read"  # somebody who is not the recipient read a message
     JOB_STARTED = "job-started"  # a mass act; what it did to each delivery is in entries of its own
     JOB_CHANGED = "job-changed"  # somebody paused, resumed or cancelled a mass act
+    UNLEARNED = "unlearned"  # Rspamd is to learn a message as the opposite
     EXPORTED = "exported"  # somebody exported the audit or the rules
 
 
@@ -51,6 +53,7 @@ class AuditEntry:
     subject: str = ""  # the recipient or domain that the act concerns, in the spelling of `identity`
     delivery: DeliveryId | None = None
     detail: str = ""
+    domain: str = ""  # whose staff see the entry: that of the subject, for a role its own; "": all domains
 
     @classmethod
     def new(
@@ -62,9 +65,11 @@ class AuditEntry:
         detail: str = "",
         *,
         delivery: DeliveryId | None = None,
+        domain: str | None = None,
     ) -> AuditEntry:
-        """Return a new entry."""
-        return cls(new_id(at), at, act, _named(actor, subject), subject, delivery, detail)
+        """Return a new entry. ``domain``: None for that of the subject."""
+        host = domain_of(subject) if domain is None else domain
+        return cls(new_id(at), at, act, _named(actor, subject), subject, delivery, detail, host)
 
     @classmethod
     def of_event(cls, event: Event, delivery: DeliveryId, recipient: str) -> AuditEntry | None:
@@ -80,7 +85,7 @@ class AuditEntry:
         # The time of `new_id`, then whether it is the outcome of an act that began at the same time, then the digest.
         time, is_outcome = new_id(event.at).int >> 62, event.kind is not EventKind.RELEASING
         id = UUID(int=time << 62 | is_outcome << 61 | digest & (1 << 61) - 1)
-        return cls(id, event.at, event.kind, actor, recipient, delivery, event.detail)
+        return cls(id, event.at, event.kind, actor, recipient, delivery, event.detail, domain_of(recipient))
 
     def values(self) -> tuple[str | int | None, ...]:
         """Return the values of `COLUMNS`."""
@@ -116,6 +121,11 @@ class AuditFilter:
         if not self.subject:
             return ()
         return (self.subject,) if "@" in self.subject else (self.subject, f"@{self.subject}")
+
+
+def domain_of(subject: str) -> str:
+    """Return the domain of the subject of an entry, "" for what concerns all domains."""
+    return "" if subject == SITE else domain(subject)
 
 
 def person_typed(text: str) -> str:

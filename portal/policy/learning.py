@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from portal.model.audit import Act, AuditEntry
 from portal.model.errors import NotFound, StoreUnavailable
 from portal.model.message import (
     Actor,
@@ -142,6 +143,9 @@ class Learning:
         vote = Vote(campaign_of(deliveries[0].message), actor.who, label.opposite, key, now)
         self.store.votes.cast(vote, LEARNED_PER_DAY, now - timedelta(days=1))
         self._queue([vote], label.opposite, actor, now, undo=True)
+        delivery = next(each for each in deliveries if each.key == key)
+        detail = f"learned as {label}"
+        self.store.audit.record(AuditEntry.new(now, Act.UNLEARNED, actor, delivery.recipient, detail, delivery=key))
         return label
 
     def run(self, job: Job, now: datetime) -> tuple[Result, str]:

@@ -28,6 +28,7 @@ log = logging.getLogger("quarantine.staff")
 
 NOT_YOURS = N_("This is your own message: somebody else must decide about it.")
 NOT_BY_ROLE = "this member of staff may not release this message"
+_ADDRESS_CHARACTERS = 254  # as on the sign-in page
 SETTINGS = "settings"  # `Actor.via` of the roles that the settings file gives
 
 
@@ -306,8 +307,12 @@ class Staff:
 
     def _checked_person(self, address: str) -> str:
         person = identity(address.strip())
-        if not (is_address(person) and self.settings.is_local(person)):
+        if not is_address(person) or person.startswith("@") or len(person) > _ADDRESS_CHARACTERS:
+            raise BadGrant(N_("Enter the address of a mailbox, like alice@example.org."))
+        if not self.settings.is_local(person):
             raise BadGrant(N_("Nobody can sign in with this address: its domain is not a local one."))
+        if self.people.held_as(person) != person:
+            raise BadGrant(N_("This address has an extension. Enter the address without it."))
         if not self.people.is_person(person):
             raise BadGrant(N_("This address is an alias or a shared mailbox. Enter the address of a person."))
         return person

@@ -22,7 +22,7 @@ with the state of the last line.
     {"at": …, "kind": "domain", "id": …, "domain": …, "name": "language", "value": "fr", "set_at": …,
      "by": {"who": …, "via": …, "address": …}, "replaced_at": null}
     {"at": …, "kind": "audit", "id": …, "done_at": …, "act": "signed-in", "by": {"who": …, "via": …, "address": …},
-     "subject": "alice@example.org", "delivery": null, "detail": ""}
+     "subject": "alice@example.org", "delivery": null, "detail": "", "domain": "example.org"}
     {"at": …, "kind": "staff", "person": …,
      "roles": [{"role": "help-desk", "domain": "", "given_at": …, "by": {"who": …, "via": …, "address": …}}]}
     {"at": …, "kind": "statistics", "day": "2026-01-31", "counts": [["example.org", "tier", "held", "spam", 12], …]}
@@ -233,6 +233,7 @@ def audit_line(entry: AuditEntry) -> dict[str, Any]:
         "subject": entry.subject,
         "delivery": entry.delivery and [str(entry.delivery.message_id), entry.delivery.number],
         "detail": entry.detail,
+        "domain": entry.domain,
     }
 
 
@@ -244,7 +245,8 @@ def audit_entries_of(line: dict[str, Any]) -> list[AuditEntry]:
     if line["kind"] == "audit":
         delivery = line["delivery"] and DeliveryId(UUID(line["delivery"][0]), int(line["delivery"][1]))
         at, act, subject = parse_time(line["done_at"]), str(line["act"]), str(line["subject"])
-        return [AuditEntry(UUID(line["id"]), at, act, _actor(line["by"]), subject, delivery, str(line["detail"]))]
+        detail, host = str(line["detail"]), str(line["domain"])
+        return [AuditEntry(UUID(line["id"]), at, act, _actor(line["by"]), subject, delivery, detail, host)]
     key, recipient = DeliveryId(UUID(line["id"]), int(line["number"])), identity(str(line["recipient"]))
     entries = (AuditEntry.of_event(event, key, recipient) for event in events_of(line))
     return [entry for entry in entries if entry is not None]

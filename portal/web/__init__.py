@@ -249,7 +249,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("GET", "/admin/statistics/tiers.svg", console.route(Permission.SEE_ENVELOPE, statistics.chart_of_tiers)),
         ("GET", "/admin/staff", console.route(Permission.READ_AUDIT, staff.show)),
         ("GET", "/admin/audit", console.route(Permission.READ_AUDIT, audit.show)),
-        ("GET", "/admin/audit.csv", console.route(Permission.READ_AUDIT, audit.export)),
+        ("POST", "/admin/audit/export", console.route(Permission.READ_AUDIT, audit.export, "/admin/audit")),
         ("POST", "/admin/staff", console.route(Permission.MANAGE_STAFF, staff.change, "/admin/staff")),
         # Some mail programs cut off the trailing slash of a link.
         ("GET", "/<path:re:(?:link|sign-in|messages|jobs)/[A-Za-z0-9_.-]{1,200}>", with_slash),

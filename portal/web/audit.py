@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 from uuid import UUID
@@ -25,8 +27,9 @@ from portal.web.request import Request
 
 PATH = "/admin/audit"
 _SIZE = 50
-_EXPORTED = 100_000  # entries in a CSV file; the page before it selects fewer
+_EXPORTED = 100_000  # entries in a file; the page before it selects fewer
 _BATCH = 1_000
+_ENDS = "The file ends here. There may be older entries: choose earlier days."
 _TYPED = ("who", "act", "about", "message", "since", "until")
 _CHARACTERS = 254
 
@@ -46,7 +49,7 @@ class EntryRow:
 
 
 class AuditPages:
-    """`/admin/audit` and `/admin/audit.csv`."""
+    """`/admin/audit` and `/admin/audit/export`."""
 
     def __init__(self, pages: Pages, console: Console) -> None:
         self._pages = pages
@@ -57,7 +60,7 @@ class AuditPages:
     def show(self, request: Request, staff: StaffSession) -> HTTPResponse:
         """GET /admin/audit: one page of the entries that match, newest first."""
         zone = self._pages.viewer(request, staff.member.person).zone
-        wanted = self._wanted(request, staff, zone)
+        wanted = self._wanted(request.query, staff, zone)
         with self._pages.searching():
             entries = self._audit.list(wanted, _SIZE + 1, parse_id(request.query("before")))
         typed = {name: shown(request.query(name), _CHARACTERS) for name in _TYPED}
@@ -69,44 +72,43 @@ class AuditPages:
             "audit",
             times_in=zone.key,
             typed=typed,
+            exported=used,
             acts=ACTS,
             rows=[_row(request, each, zone) for each in entries[:_SIZE]],
             older=older and f"{PATH}?{urlencode(older)}",
             first=f"{PATH}?{urlencode(used)}" if request.query("before") else "",
-            export=f"{PATH}.csv?{urlencode(used)}",
         )
 
     def export(self, request: Request, staff: StaffSession) -> HTTPResponse:
-        """GET /admin/audit.csv: the entries that match as a CSV file, which is recorded in the audit itself."""
+        """POST /admin/audit/export: the entries that match as a file, which is recorded in the audit itself."""
+        is_json = request.form("format") == "json"
         zone = self._pages.viewer(request, staff.member.person).zone
-        wanted = self._wanted(request, staff, zone)
-        detail = f"audit {request.query_string}".strip()
-        self._audit.record(AuditEntry.new(self._pages.now(), Act.EXPORTED, staff.actor, detail=shown(detail, 500)))
-        lines = io.StringIO()
-        writer = csv.writer(lines)
-        writer.writerow(COLUMNS)
-        left, before = _EXPORTED, None
+        wanted = self._wanted(request.form, staff, zone)
+        used = {name: value for name in _TYPED if (value := request.form(name))}
+        detail = shown(f"audit {urlencode(used)}".strip(), 500)
+        self._audit.record(AuditEntry.new(self._pages.now(), Act.EXPORTED, staff.actor, detail=detail))
+        left, before, entries = _EXPORTED, None, list[AuditEntry]()
         with self._pages.searching():
             while left and (page := self._audit.list(wanted, min(left, _BATCH), before)):
                 left, before = left - len(page), page[-1].id
-                writer.writerows([cell(value) for value in each.values()] for each in page)
-        if not left:
-            writer.writerow(["The file ends here. There may be older entries: choose earlier days."])
+                entries += page
+        text = _json_lines(entries, is_whole=left > 0) if is_json else _csv(entries, is_whole=left > 0)
+        kind, name = ("application/jsonl", "audit.jsonl") if is_json else ("text/csv", "audit.csv")
         headers = {
-            "Content-Type": "text/csv; charset=utf-8",
-            "Content-Disposition": 'attachment; filename="audit.csv"',
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Disposition": f'attachment; filename="{name}"',
         }
-        return HTTPResponse(lines.getvalue().encode(), 200, headers)
+        return HTTPResponse(text.encode(errors="backslashreplace"), 200, headers)
 
-    def _wanted(self, request: Request, staff: StaffSession, zone: ZoneInfo) -> AuditFilter:
-        """Return what the address selects, in the domains that this person may see.
+    def _wanted(self, typed: Callable[[str], str], staff: StaffSession, zone: ZoneInfo) -> AuditFilter:
+        """Return what was typed, in the domains that this person may see. ``typed``: returns the text of a field.
 
         A malformed message id selects nothing; other values that do not fit are left out.
         """
-        who, about, act = (request.query(name).strip()[:_CHARACTERS] for name in ("who", "about", "act"))
+        who, about, act = (typed(name).strip()[:_CHARACTERS] for name in ("who", "about", "act"))
         domains = self._staff.reach(staff.member, Permission.READ_AUDIT)
-        message = request.query("message").strip()
-        since, until = period(request.query("since"), request.query("until"), zone)
+        message = typed("message").strip()
+        since, until = period(typed("since"), typed("until"), zone)
         found = AuditFilter(
             person=person_typed(who),
             act=act if act in ACTS else "",
@@ -116,6 +118,23 @@ class AuditPages:
             until=until,
         )
         return replace(found, message_id=parse_id(message) or UUID(int=0)) if message else found
+
+
+def _csv(entries: Sequence[AuditEntry], *, is_whole: bool) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(COLUMNS)
+    writer.writerows([cell(value) for value in each.values()] for each in entries)
+    if not is_whole:
+        writer.writerow([_ENDS])
+    return lines.getvalue()
+
+
+def _json_lines(entries: Sequence[AuditEntry], *, is_whole: bool) -> str:
+    """Return one object for each line, as `quarantine audit --json` prints them."""
+    values: list[dict[str, str | int | None]] = [dict(zip(COLUMNS, each.values(), strict=True)) for each in entries]
+    notes = [] if is_whole else [{"note": _ENDS}]
+    return "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in (*values, *notes))
 
 
 def _row(request: Request, entry: AuditEntry, zone: ZoneInfo) -> EntryRow:

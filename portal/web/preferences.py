@@ -239,9 +239,9 @@ class PreferencePages:
                 retention_days=min(policy.retention_days.values()),
             )
             mail = QueuedMail(person.address, rendered.as_bytes())
-        changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
-        if changed:
+        if person.stopped_at is None:  # first: if it fails, the repeated request still finds them not stopped
             self._pages.record(request, Act.DIGESTS_STOPPED, recipient, via="one-click")
+        changed = self._store.recipients.set_digests_stopped(recipient, now, mail=mail)
         log.info("preferences recipient=%s change=one-click stopped=%s", recipient, changed)
 
     def _save(self, recipient: str, preferences: Preferences) -> None:

@@ -172,7 +172,7 @@ def test_a_user_without_a_name_acts_under_their_number(run: Run, store: Store, m
     assert store.deliveries.history(DeliveryId(held.id, 0))[-1].actor.who.startswith("operator:m")
 
 
-def test_an_invalid_date_is_explained(run: Run) -> None:
+def test_an_invalid_date_is_explained(run: Run, store: Store) -> None:
     result = run("list", "--since", "yesterdayish")
     assert result.exit_code == 2
     assert "2026-01-31" in result.output

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from digest.housekeeping import learn_waiting
 from portal.assemble import assemble
 from portal.cli import main
+from portal.model.audit import AuditFilter
 from portal.model.message import State
 from portal.settings import load
 from portal.stores import Store
@@ -63,6 +64,9 @@ def test_spam_is_confirmed_learned_and_unlearned(run: Run, store: Store, rspamd:
     result = run("unlearn", str(held.id))
     assert result.exit_code == 0
     assert "learned as spam" in result.output
+    [entry] = store.audit.list(AuditFilter(act="unlearned"), 9)
+    assert (entry.delivery and entry.delivery.message_id, entry.detail) == (held.id, "learned as spam")
+    assert entry.actor.who.startswith("operator:")
     learn()
     assert [path for path, _, _ in rspamd.learned] == ["/learnspam", "/learnham"]
     assert [delivery.state for delivery in store.deliveries.of_message(held.id)] == [State.DELETED] * 2

@@ -25,6 +25,7 @@ def run(store_url: str, store: Store, tmp_path: Path, monkeypatch: pytest.Monkey
     config.write_text(
         f'local_domains = ["example.org", "münchen.example"]\nstore.url = "{store_url}"\n'
         f'mail.from_address = "q@example.org"\nlinks.keys_file = "{tmp_path / "links.keys"}"\n'
+        'people.recipient_delimiter = "+"\n'
         f'[staff]\nadministrators = ["Alice@example.org"]\n'
     )
     monkeypatch.setenv("QUARANTINE_CONFIG", str(config))
@@ -87,6 +88,8 @@ def test_check_reports_roles_that_nobody_can_use(run: Run, store: Store, tmp_pat
         (("add", BOB, "administrator", "--domain", "example.org"), 2, "all domains"),
         (("add", BOB, "auditor", "--domain", "other.example"), 2, "not a local domain"),
         (("add", "x@other.example", "auditor"), 2, "Nobody can sign in with this address"),
+        (("add", "bob+x@example.org", "auditor"), 2, "Enter the address without it."),
+        (("add", "@example.org", "auditor"), 2, "Enter the address of a mailbox"),
         (("remove", BOB, "auditor"), 1, "`quarantine staff list` shows all roles."),
         (("remove", ALICE, "administrator"), 1, "settings file"),
     ],

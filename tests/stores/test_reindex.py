@@ -332,7 +332,7 @@ def test_it_refuses_while_a_program_uses_the_store(folder: Path, open_store: Cal
     hold(store)
     before = (folder / "quarantine.sqlite3").stat().st_ino
     result = run()
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "stop the portal" in result.output
     assert (folder / "quarantine.sqlite3").stat().st_ino == before
     assert not (folder / "reindex").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable
 from html import unescape
@@ -12,10 +13,11 @@ import pytest
 
 from portal.assemble import Parts
 from portal.model.audit import Act, AuditEntry, AuditFilter
+from portal.model.errors import StoreUnavailable
 from portal.model.links import Action
 from portal.model.staff import EVERYWHERE, Grant, Role
 from tests.builders import ALICE, BY_LINK, BY_OPERATOR, digesting
-from tests.web_client import Browser, Site
+from tests.web_client import Answer, Browser, Site
 
 
 @pytest.fixture
@@ -98,6 +100,10 @@ def two_domains(make_parts: Callable[..., Parts]) -> Site:
     return Site(make_parts(local_domains=("example.org", "example.net")))
 
 
+def exported(browser: Browser, **fields: str) -> Answer:
+    return browser.post("/admin/audit/export", {"form_token": browser.form_token(), **fields})
+
+
 def subjects(page: str) -> set[str]:
     """Return what the rows concern."""
     return set(re.findall(r"<td><bdi>([^<]*)</bdi></td><td class=\"id\">", page))
@@ -112,7 +118,7 @@ def test_auditors_see_all_and_others_only_their_domains(two_domains: Site) -> No
         browser = staff(two_domains, role, "example.net")
         assert subjects(browser.get("/admin/audit").text) <= {"carol@example.net", "mallory@example.net"}
         assert subjects(browser.get(f"/admin/audit?about={ALICE}").text) == set()
-        assert "alice" not in browser.get("/admin/audit.csv").text
+        assert "alice" not in exported(browser).text
 
 
 @pytest.mark.parametrize(
@@ -155,8 +161,58 @@ def test_older_entries_are_on_the_next_page(two_domains: Site) -> None:
 def test_the_csv_file_is_recorded_and_has_no_formulas(two_domains: Site) -> None:
     audited(two_domains)
     two_domains.store.audit.record(AuditEntry.new(two_domains.now, Act.EXPORTED, BY_OPERATOR, detail="=1+1"))
-    answer = staff(two_domains, Role.AUDITOR).get("/admin/audit.csv?act=exported")
+    browser = staff(two_domains, Role.AUDITOR)
+    answer = exported(browser, act="exported")
     assert answer.header("Content-Disposition") == 'attachment; filename="audit.csv"'
     rows = [*csv.DictReader(io.StringIO(answer.text))]
     assert {row["detail"] for row in rows} == {"'=1+1", "audit act=exported"}
     assert {row["who"] for row in rows} == {"operator:root", "operator:mallory@example.org"}
+    answer = exported(browser, act="exported", format="json")
+    assert answer.header("Content-Disposition") == 'attachment; filename="audit.jsonl"'
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert sorted(line["detail"] for line in lines) == ["=1+1", "audit act=exported", "audit act=exported"]
+    assert browser.post("/admin/audit/export", {"act": "exported"}).status == 403  # a form of another site
+    assert len(two_domains.store.audit.list(AuditFilter(act="exported"), 9)) == 3
+
+
+def test_a_role_is_in_the_audit_of_its_domain(two_domains: Site) -> None:
+    for change in (two_domains.parts.staff.give, two_domains.parts.staff.remove):
+        change(ALICE, Role.AUDITOR, "example.net", BY_OPERATOR)
+    for act in ("role-given", "role-removed"):
+        for domain, expected in (("example.net", {ALICE}), ("example.org", set())):
+            page = staff(two_domains, Role.DOMAIN_ADMINISTRATOR, domain).get(f"/admin/audit?act={act}&about={ALICE}")
+            assert subjects(page.text) == expected, (act, domain)
+
+
+class AuditFails:
+    """The audit of a store whose next entries cannot be written."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch.context()
+        self._audit = type(site.store.audit)
+
+    def __enter__(self) -> None:
+        self._patch.__enter__().setattr(self._audit, "record", self._fail)
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.__exit__(None, None, None)
+
+    @staticmethod
+    def _fail(*_: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+
+def test_what_is_repeated_since_the_audit_failed_is_recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.hold()
+    with digesting(site.store, ALICE, site.now, 50, ignore_schedule=True) as digest:
+        pass
+    link = site.parts.links.url(Action.PREFERENCES, digest.id, 0, digest.issued_at)
+    one_click = {"List-Unsubscribe": "One-Click"}
+    browser = site.signed_in(ALICE)
+    form = {"form_token": browser.form_token()}
+    with AuditFails(site, monkeypatch):
+        assert site.browser().request("POST", link, form=one_click).status >= 500
+        assert browser.post("/sign-out", form).status >= 500
+    assert site.browser().request("POST", link, form=one_click).status == 200
+    assert browser.post("/sign-out", form).status == 303
+    assert {act for act, _, _ in entries(site)} == {"digests-stopped", "signed-out"}

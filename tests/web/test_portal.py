@@ -666,7 +666,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("GET", "/admin/staff"): (303, 404, 404),
     ("POST", "/admin/staff"): (303, 404, 404),
     ("GET", "/admin/audit"): (303, 404, 404),
-    ("GET", "/admin/audit.csv"): (303, 404, 404),
+    ("POST", "/admin/audit/export"): (303, 404, 404),
     ("GET", "/healthz"): (200, 200, 200),
     ("GET", "/metrics"): (403, 403, 403),
     ("GET", "/static/NAME"): (200, 200, 200),

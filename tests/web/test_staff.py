@@ -72,7 +72,7 @@ MATRIX: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/admin/staff"): (303, 404, 200, 200, 200, 403, 200),
     ("POST", "/admin/staff"): (303, 404, 303, 303, 403, 403, 403),
     ("GET", "/admin/audit"): (303, 404, 200, 200, 200, 403, 200),
-    ("GET", "/admin/audit.csv"): (303, 404, 200, 200, 200, 403, 200),
+    ("POST", "/admin/audit/export"): (303, 404, 200, 200, 200, 403, 200),
 }
 
 

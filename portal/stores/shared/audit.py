@@ -9,16 +9,15 @@ from typing import Any
 from uuid import UUID
 
 from portal.model.audit import AuditEntry, AuditFilter
-from portal.model.message import Actor, ActorKind, DeliveryId, Event, domain, first_id
-from portal.model.rule import SITE
+from portal.model.message import Actor, ActorKind, DeliveryId, Event, first_id
 from portal.stores.contracts import Audit
 from portal.stores.journal import audit_line
 from portal.stores.shared.session import Engine, Row, Session
 
-_COLUMNS = "id, at, act, actor, via, address, subject, message_id, number, detail"
+_COLUMNS = "id, at, act, actor, via, address, subject, message_id, number, detail, domain"
 _SELECT = f"select {_COLUMNS} from audit"
 _INSERT = (
-    f"insert into audit ({_COLUMNS}, domain)"
+    f"insert into audit ({_COLUMNS})"
     " values (:id, :at, :act, :who, :via, :address, :subject, :message_id, :number, :detail, :domain)"
     " on conflict (id) do nothing"
 )
@@ -111,7 +110,7 @@ def _values(entry: AuditEntry) -> dict[str, Any]:
         "via": entry.actor.via,
         "address": entry.actor.address,
         "subject": entry.subject,
-        "domain": "" if entry.subject == SITE else domain(entry.subject),
+        "domain": entry.domain,
         "message_id": message_id,
         "number": number,
         "detail": entry.detail,
@@ -119,6 +118,6 @@ def _values(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _entry(row: Row) -> AuditEntry:
-    id, at, act, who, via, address, subject, message_id, number, detail = row
+    id, at, act, who, via, address, subject, message_id, number, detail, domain = row
     delivery = None if message_id is None else DeliveryId(message_id, number)
-    return AuditEntry(id, at, act, Actor.from_stored(who, via, address), subject, delivery, detail)
+    return AuditEntry(id, at, act, Actor.from_stored(who, via, address), subject, delivery, detail, domain)

@@ -43,7 +43,9 @@ class SqlStaffRoles(StaffRoles):
             is_new = _insert(session, grant) == 1
             if is_new:
                 detail = _detail(grant.role, grant.domain)
-                entry = AuditEntry.new(grant.given_at, Act.ROLE_GIVEN, grant.actor, grant.person, detail)
+                entry = AuditEntry.new(
+                    grant.given_at, Act.ROLE_GIVEN, grant.actor, grant.person, detail, domain=grant.domain
+                )
                 record(session, [entry])
                 _journal(session, grant.person)
         return is_new
@@ -53,7 +55,7 @@ class SqlStaffRoles(StaffRoles):
         with self._engine.writing() as session:
             removed = session.execute(delete, person=person, role=role.value, domain=domain) == 1
             if removed:
-                entry = AuditEntry.new(now, Act.ROLE_REMOVED, actor, person, _detail(role, domain))
+                entry = AuditEntry.new(now, Act.ROLE_REMOVED, actor, person, _detail(role, domain), domain=domain)
                 record(session, [entry])
                 session.execute(_END_USE, person=person)
                 _journal(session, person)
@@ -134,9 +136,8 @@ def _role(grant: Grant) -> tuple[Role, str, str]:
 
 
 def _entry(act: Act, grant: Grant, at: datetime) -> AuditEntry:
-    return AuditEntry.new(
-        at, act, grant.actor, grant.person, f"{_detail(grant.role, grant.domain)}, group {grant.group}"
-    )
+    detail = f"{_detail(grant.role, grant.domain)}, group {grant.group}"
+    return AuditEntry.new(at, act, grant.actor, grant.person, detail, domain=grant.domain)
 
 
 def _journal(session: Session, person: str) -> None:

@@ -183,9 +183,9 @@ class Sessions:
             # With a wrong token the session continues, and the response must not suggest that it has ended.
             self._pages.check_form_token(request, secret)
             found = self._read(request)
-            self._store.sign_ins.end_session(sha256(secret))
-            if found is not None:
+            if found is not None:  # first: if it fails, the repeated request finds the session, and is recorded
                 self._pages.record(request, Act.SIGNED_OUT, found[0].recipient)
+            self._store.sign_ins.end_session(sha256(secret))
         provider = found[0].method.name.removeprefix("oidc:") if found else ""
         is_known = provider in self._pages.parts.settings.oidc
         response = self.without_cookie(self._pages.see_other(f"/sign-in?left={provider}" if is_known else "/sign-in"))
