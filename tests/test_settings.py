@@ -231,6 +231,8 @@ TOO_FAR = "exporter.allowed_networks includes other hosts, so exporter.user and 
     [
         ("public_url = 'mail.example.org/quarantine'", "public_url: expected a URL like https://"),
         ("oidc.x = {issuer = 'http://a.example', client_id = 'q'}", 'oidc."x".issuer: expected a URL like https://'),
+        ("proxy.secret = 'short'", "proxy.secret: expected at least 32 printable ASCII characters"),
+        ("proxy.sign_out_url = 'javascript:x'", "proxy.sign_out_url: expected a URL like https://"),
         ("oidc.x = {client_id = 'q'}", 'oidc."x".issuer: Field required'),
         ("oidc.X = {issuer = 'https://a.example', client_id = 'q'}", 'oidc: "X": the name of a provider has'),
         (

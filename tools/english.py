@@ -264,7 +264,7 @@ def files() -> Iterator[Path]:
         path = ROOT / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path] * path.exists():
             relative = file.relative_to(ROOT)
-            if not file.is_file() or "__pycache__" in relative.parts:
+            if not file.is_file() or {"__pycache__", "node_modules"} & set(relative.parts):
                 continue
             if not any(relative.is_relative_to(other) for other in NOT_LOOKED_AT) and _is_text(file):
                 yield relative

@@ -85,6 +85,7 @@ def run_all() -> list[Finding]:
     if settings.local_domains:
         findings += _collect(sign_in_checks.ways, settings)
     findings += _collect(sign_in_checks.providers, settings)
+    findings += _collect(sign_in_checks.proxy, settings)
     findings += _collect(password_checks.ldap, settings)
     findings += _collect(password_checks.imap, settings)
     findings += _collect(rspamd_checks.rspamd, settings)

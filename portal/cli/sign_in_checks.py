@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 from portal.cli.finding import Finding
@@ -11,7 +14,8 @@ from portal.settings import Settings
 
 def ways(settings: Settings) -> Iterator[Finding]:
     """Check that recipients have a way to sign in."""
-    if not (settings.sign_in.mailed_link or settings.oidc or settings.ldap.uri or settings.imap.host):
+    others = (settings.oidc, settings.ldap.uri, settings.imap.host, settings.proxy.secret)
+    if not (settings.sign_in.mailed_link or any(others)):
         text = "nobody can sign in: sign_in.mailed_link is false, and no other method is set (docs/sign-in.md)"
         yield Finding(False, "sign-in", text)
 
@@ -30,3 +34,32 @@ def providers(settings: Settings) -> Iterator[Finding]:
         register = ", ".join(redirect_uri(url, name) for url in urls)
         text = f"{settings.oidc[name].issuer} answers. Redirect address to register there: {register}"
         yield Finding(True, key, text)
+
+
+def proxy(settings: Settings) -> Iterator[Finding]:
+    """Check that what a browser writes into the proxy's headers does not reach the portal.
+
+    The forged user is nobody here, so the check signs nobody in. The page would show it.
+    """
+    if settings.proxy.secret is None:
+        return
+    user = f"check-{secrets.token_hex(8)}@forged.invalid"
+    headers = {"X-Quarantine-User": user, "X-Quarantine-Secret": settings.proxy.secret.get_secret_value()}
+    url = f"{settings.public_url}/sign-in/proxy"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:  # noqa: S310
+            body = answer.read(1 << 20)
+    except urllib.error.HTTPError as error:
+        with error:
+            body = error.read(1 << 20)
+    except OSError as error:
+        yield Finding(None, "proxy", f"{url} cannot be reached from here, so forged headers were not tried: {error}")
+        return
+    if user.encode() in body:
+        text = (
+            "forged headers reach the portal, so everybody who knows proxy.secret can sign in as anybody. Remove "
+            "X-Quarantine-User and X-Quarantine-Secret from requests in Nginx, as deploy/nginx/quarantine.conf does"
+        )
+        yield Finding(False, "proxy", text)
+    else:
+        yield Finding(True, "proxy", "forged headers do not reach the portal")

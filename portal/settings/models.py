@@ -25,7 +25,7 @@ from portal.settings.domains import RETENTIONS, Domains, DomainSettings, FormerD
 from portal.settings.oidc import Providers
 from portal.settings.passwords import ImapSettings, LdapSettings
 from portal.settings.rspamd import ExporterSettings, RspamdSettings, TiersSettings
-from portal.settings.sign_in import SignInSettings
+from portal.settings.sign_in import ProxySettings, SignInSettings
 from portal.settings.staff import StaffSettings
 from portal.settings.values import (
     Hours,
@@ -280,6 +280,7 @@ class Settings(Section):
         description="Providers of OpenID Connect, in a table `[oidc.NAME]` for each; see docs/sign-in.md.",
     )
     sign_in: SignInSettings = SignInSettings()
+    proxy: ProxySettings = ProxySettings()
     staff: StaffSettings = StaffSettings()
     ldap: LdapSettings = LdapSettings()
     imap: ImapSettings = ImapSettings()

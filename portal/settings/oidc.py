@@ -82,8 +82,8 @@ def _named(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError("expected tables like [oidc.company], which only the file can have")
     for name in value if isinstance(value, dict) else ():
-        if not re.fullmatch(r"[a-z0-9-]{1,32}", name):
-            raise ValueError(f'"{name}": the name of a provider has up to 32 letters a-z, digits and -')
+        if not re.fullmatch(r"[a-z0-9-]{1,32}", name) or name == "proxy":
+            raise ValueError(f'"{name}": the name of a provider has up to 32 letters a-z, digits and -, not proxy')
     return value
 
 

@@ -54,6 +54,7 @@ from portal.web.auth.mailed_link import MailedLinks
 from portal.web.auth.oidc import OidcSignIn
 from portal.web.auth.page import SignInPage
 from portal.web.auth.password import PasswordSignIn
+from portal.web.auth.proxy import ProxySignIn
 from portal.web.auth.session import Sessions
 from portal.web.console import Console
 from portal.web.console_acts import ConsoleActs
@@ -191,6 +192,7 @@ def create_app(parts: Parts, threads: int = 16) -> Application:
         ("POST", "/sign-in", mailed.start),
         ("GET", "/sign-in/password", passwords.form),
         ("POST", "/sign-in/password", passwords.sign_in),
+        ("GET", "/sign-in/proxy", ProxySignIn(pages, arrivals).sign_in),
         ("GET", f"/sign-in/oidc/{_PROVIDER}", oidc.start),
         ("GET", f"/sign-in/oidc/{_PROVIDER}/callback", oidc.finish),
         ("GET", f"/oidc/{_PROVIDER}/sign-out", oidc.leave),

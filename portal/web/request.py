@@ -77,6 +77,11 @@ class Request:
                 return text
         return None
 
+    def header(self, name: str) -> str:
+        """Return a header of the request, "" if it is missing."""
+        text: str = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")
+        return text
+
     @property
     def user_agent(self) -> str:
         """The User-Agent header, "" if there is none."""

@@ -609,6 +609,7 @@ OWN: dict[tuple[str, str], tuple[int, int, int]] = {
     ("POST", "/sign-in/password"): (404, 404, 404),  # without a server that checks passwords
     ("GET", "/sign-in/code"): (200, 200, 200),
     ("POST", "/sign-in/code"): (403, 403, 403),
+    ("GET", "/sign-in/proxy"): (404, 404, 404),  # without a secret; tests/web/test_proxy.py has one
     ("GET", "/sign-in/oidc/NAME"): (404, 404, 404),  # without a provider; tests/web/test_oidc.py has one
     ("GET", "/sign-in/oidc/NAME/callback"): (404, 404, 404),
     ("GET", "/oidc/NAME/sign-out"): (404, 404, 404),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 from bottle import HTTPResponse
 
@@ -36,8 +37,14 @@ class SignInPage:
         typed = request.form("address") if request.method == "POST" else request.query("address")
         address = shown(typed or self._sessions.typed_address(request), _ADDRESS_LENGTH)
         settings = self._pages.parts.settings
-        providers = [(name, each.title or name) for name, each in settings.oidc.items()]
-        left = request.query("left")
+        root, proxy, left = request.site.root, settings.proxy, request.query("left")
+        titles = {name: each.title or name for name, each in settings.oidc.items()}
+        providers = [(f"{root}/sign-in/oidc/{name}", title) for name, title in titles.items()]
+        if proxy.secret is not None:
+            providers.insert(0, (f"{root}/sign-in/proxy", proxy.title))
+        sign_out = {name: (f"{root}/oidc/{name}/sign-out", title) for name, title in titles.items()}
+        if proxy.sign_out_url:
+            sign_out["proxy"] = (proxy.sign_out_url, proxy.title or urlsplit(proxy.sign_out_url).hostname or "")
         return self._pages.page(
             request,
             "sign-in",
@@ -50,6 +57,6 @@ class SignInPage:
             password_is_wrong=password_is_wrong,
             takes_passwords=bool(settings.ldap.uri or settings.imap.host),
             providers=providers,
-            left=(left, dict(providers)[left]) if left in settings.oidc else None,
+            left=sign_out.get(left),
             mailed_link=settings.sign_in.mailed_link,
         )

@@ -30,6 +30,7 @@ METHOD_NAMES = {  # by `Method.name`
     "mailed-link": N_("Mailed link"),
     "ldap": N_("Password"),
     "imap": N_("Password"),
+    "proxy": N_("Web server"),
 }
 _COOKIE = "session"
 _COOKIE_SECONDS = 7 * 24 * 3600  # the store ends an unused session earlier
@@ -187,7 +188,8 @@ class Sessions:
                 self._pages.record(request, Act.SIGNED_OUT, found[0].recipient)
             self._store.sign_ins.end_session(sha256(secret))
         provider = found[0].method.name.removeprefix("oidc:") if found else ""
-        is_known = provider in self._pages.parts.settings.oidc
+        settings = self._pages.parts.settings
+        is_known = provider in settings.oidc or (provider == "proxy" and bool(settings.proxy.sign_out_url))
         response = self.without_cookie(self._pages.see_other(f"/sign-in?left={provider}" if is_known else "/sign-in"))
         self._pages.set_cookie(response, _ADDRESS_COOKIE, "", 0)
         return response

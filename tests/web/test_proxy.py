@@ -1,0 +1,90 @@
+"""Signing in by a proxy in front of the portal: its secret, exactly one user, and nothing on other pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from portal.cli import sign_in_checks
+from portal.model.audit import AuditFilter
+from tests.builders import ALICE
+from tests.conftest import MakeParts
+from tests.system.local_site import local_site
+from tests.web_client import Site
+
+SECRET = "p" * 32
+HEADERS = {"X-Quarantine-User": ALICE, "X-Quarantine-Secret": SECRET}
+
+
+@pytest.fixture
+def store_url(files_url: str) -> str:
+    return files_url
+
+
+@pytest.fixture
+def site(make_parts: MakeParts) -> Site:
+    return Site(make_parts(proxy__secret=SECRET, proxy__sign_out_url="https://login.example.org/out?rd=/"))
+
+
+def test_the_user_of_the_proxy_is_signed_in_and_led_to_the_proxys_sign_out(site: Site) -> None:
+    browser = site.browser()
+    browser.get("/rules")
+    assert 'href="/quarantine/sign-in/proxy"' in browser.get("/sign-in").text
+    answer = browser.request("GET", "/sign-in/proxy", headers=HEADERS)
+    assert (answer.status, answer.header("Location")) == (303, "/quarantine/rules")
+    [entry] = site.store.audit.list(AuditFilter(act="signed-in"), 9)
+    assert (entry.actor.name, entry.actor.via) == (ALICE, "proxy")
+    assert "Web server" in browser.get("/sessions").text
+    page = browser.follow(browser.post("/sign-out", {"form_token": browser.form_token()}), "/sign-out").text
+    assert 'href="https://login.example.org/out?rd=/"' in page
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-Quarantine-User": ALICE},
+        {**HEADERS, "X-Quarantine-Secret": "p" * 31},
+        {**HEADERS, "X-Quarantine-Secret": f"{SECRET}, {SECRET}"},
+        {**HEADERS, "X-Quarantine-Secret": "\xff" * 32},
+        {**HEADERS, "X-Quarantine-User": ""},
+        {**HEADERS, "X-Quarantine-User": f"{ALICE}, {ALICE}"},
+        {**HEADERS, "X-Quarantine-User": f"{ALICE} x@example.org"},
+    ],
+    ids=str,
+)
+def test_forged_and_repeated_headers_sign_nobody_in(site: Site, headers: dict[str, str]) -> None:
+    browser = site.browser()
+    assert browser.request("GET", "/sign-in/proxy", headers=headers).status == 404
+    assert browser.get("/").status == 303
+
+
+def test_other_addresses_are_refused_and_other_pages_do_not_read_the_header(site: Site) -> None:
+    answer = site.browser().request("GET", "/sign-in/proxy", headers={**HEADERS, "X-Quarantine-User": "x@evil.example"})
+    assert answer.status == 403 and "x@evil.example" in answer.text
+    for path in ("/", "/rules", "/admin/", "/sign-in"):
+        browser = site.browser()
+        browser.request("GET", path, headers=HEADERS)
+        assert not any("session" in name for name in browser.cookies)
+
+
+def test_it_is_off_by_default(make_parts: MakeParts) -> None:
+    site = Site(make_parts())
+    assert site.browser().request("GET", "/sign-in/proxy", headers={**HEADERS, "X-Quarantine-Secret": ""}).status == 404
+    assert "sign-in/proxy" not in site.browser().get("/sign-in").text
+
+
+def test_the_check_sends_forged_headers_through_the_public_url(make_parts: MakeParts) -> None:
+    with local_site(make_parts, proxy__secret=SECRET) as site:
+        [found] = sign_in_checks.proxy(site.parts.settings)
+        assert found.ok is False and "forged headers reach the portal" in found.text
+        app = site.app
+
+        def without_headers(environ: dict[str, str], start_response: Any) -> Any:
+            kept = {name: value for name, value in environ.items() if not name.startswith("HTTP_X_QUARANTINE")}
+            return app(kept, start_response)
+
+        site.app = without_headers  # type: ignore[assignment]  # as the shipped Nginx file
+        [found] = sign_in_checks.proxy(site.parts.settings)
+        assert found.ok, found.text
