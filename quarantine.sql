@@ -42,7 +42,8 @@ begin
         has_8bit boolean not null,
         threshold double precision,  -- the score at which the action begins
         from_count int,  -- mailboxes of all From fields; null: held before schema version 7
-        scan text  -- JSON of the last virus scan (portal/stores/scans.py); null: none was asked for
+        scan text,  -- JSON of the last virus scan (portal/stores/scans.py); null: none was asked for
+        attachments text  -- names of attachments, each in a line; null: not read
     ) partition by range (id);
     -- Finds the copies of a mail that arrives again with a worse verdict.
     create index message_body_idx on message (body_sha256, tier);

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from digest import housekeeping, news, notices, statistics
+from digest import attachments, housekeeping, news, notices, statistics
 from digest import run as work
 from digest.outcomes import Progress as RunProgress
 from digest.outcomes import Summary
@@ -173,6 +173,12 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
             now,
         ),
         ("facets", lambda: housekeeping.index_facets(parts, stopped=stopped), IntervalTrigger(seconds=5), now),
+        (
+            "attachments",
+            lambda: attachments.read_names(parts, utc_now(), stopped=stopped),
+            IntervalTrigger(seconds=5),
+            now,
+        ),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
         (

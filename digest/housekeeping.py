@@ -7,14 +7,13 @@ Each function is safe to repeat at any moment, in any number of processes.
 from __future__ import annotations
 
 import logging
-import time as clocks
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from digest.outcomes import FAILURES_IN_A_ROW
-from digest.stopping import Stopped, never
+from digest.stopping import Stopped, never, or_after
 from portal.assemble import Parts
 from portal.batches.batch import KIND as BATCH
 from portal.batches.mass import KIND as MASS
@@ -155,7 +154,7 @@ def index_facets(parts: Parts, *, stopped: Stopped = never) -> None:
     Not to the end, since after an upgrade that takes hours of processor time, which digests need as well. Raises
     StoreUnavailable.
     """
-    stopped = _or_after(_INDEX_SECONDS, stopped)
+    stopped = or_after(_INDEX_SECONDS, stopped)
     while not stopped() and parts.store.facets.index():
         pass
 
@@ -240,7 +239,7 @@ def run_batches(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
     batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
     while not stopped() and (jobs := parts.store.jobs.claim(BATCH, 1, time())):
         try:
-            batches.run(jobs[0], _or_after(_TURN_SECONDS, stopped))
+            batches.run(jobs[0], or_after(_TURN_SECONDS, stopped))
         except AlreadyDone:
             log.info("batch goes on in another process id=%s", jobs[0].id)
         turns += 1
@@ -256,7 +255,7 @@ def run_mass_acts(parts: Parts, now: datetime, *, stopped: Stopped = never) -> i
     masses = MassActs(parts.store, parts.actions, parts.staff)
     while not stopped() and (jobs := parts.store.jobs.claim(MASS, 1, time())):
         try:
-            masses.run(jobs[0], _or_after(_TURN_SECONDS, stopped))
+            masses.run(jobs[0], or_after(_TURN_SECONDS, stopped))
         except AlreadyDone:
             log.info("mass act goes on in another process id=%s", jobs[0].id)
         turns += 1
@@ -271,7 +270,7 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
     time, turns = clock(now), 0
     while not stopped() and (jobs := parts.store.jobs.claim(FORGET, 1, time())):
         turns += 1
-        is_over = _or_after(_TURN_SECONDS, stopped)
+        is_over = or_after(_TURN_SECONDS, stopped)
         left = parts.forgetting.remove(jobs[0].arguments["identities"], is_over)
         if is_over():
             parts.store.jobs.retry(jobs[0], time(), tried=False)
@@ -281,11 +280,6 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
             parts.store.jobs.finish(jobs[0], None, time())
             log.info("deliveries of a forgotten recipient removed job=%s", jobs[0].id)
     return turns
-
-
-def _or_after(seconds: float, stopped: Stopped) -> Stopped:
-    end = clocks.monotonic() + seconds
-    return lambda: stopped() or clocks.monotonic() > end
 
 
 def daily(parts: Parts, now: datetime) -> None:

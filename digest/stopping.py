@@ -15,6 +15,12 @@ def never() -> bool:
     return False
 
 
+def or_after(seconds: float, stopped: Stopped) -> Stopped:
+    """Return a function that is true as soon as ``stopped`` is, or these seconds are over."""
+    end = time.monotonic() + seconds
+    return lambda: stopped() or time.monotonic() > end
+
+
 class Pace:
     """A limit of mails a minute over all runs of a process; 0: no limit. Thread-safe."""
 

@@ -355,6 +355,7 @@ def _message_json(message: Message) -> dict[str, Any]:
         "sha256": message.body_sha256.hex(),
         "flags": sorted(flag.value for flag in message.flags),
         "scan": message.scan and scans.to_json(message.scan),
+        "attachments": list(message.attachments),
         "symbols": [
             {"name": s.name, "score": s.score, "options": list(s.options), "description": s.description}
             for s in message.symbols

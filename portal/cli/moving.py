@@ -17,6 +17,7 @@ from portal.model.text import shown
 from portal.moving import original
 from portal.moving.copy import copy, opened
 from portal.settings import load
+from portal.stores import notes
 from portal.stores.files.reindex import reindex as rebuild
 
 _MAX_LISTED = 50
@@ -82,6 +83,7 @@ def import_original(folder: Path | None, dsn: str | None) -> None:
         with original.opened(folder, dsn) as source, progress("messages") as report:
             done = original.import_messages(source, Ingest(parts, alarms=False), oldest, report)
         parts.store.facets.recheck(are_missing=True)  # they were held in the past
+        notes.NAMES_READ.set(parts.store, None)
     finally:
         parts.store.close()
     click.echo(f"imported {done.held} messages, {done.known} were already held")

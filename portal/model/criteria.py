@@ -125,8 +125,10 @@ CRITERIA = (
     Criterion("sender", "Only messages whose envelope sender or From contains this text.", _text),
     Criterion("sender-domain", "Only messages from exactly this domain.", _domain),
     Criterion(
-        "words", "Only messages with these words, or beginnings of words, in subject or sender.", _text
+        "words", "Only messages with these words, or beginnings of words, in subject, sender or attachment names.",
+        _text,
     ),
+    Criterion("attachment", "Only messages with these words in the names of their attachments.", _text),
     Criterion("symbol", "Only messages with this symbol of Rspamd.", _symbol, many=True),
     Criterion("action", "Only messages with this action of Rspamd.", partial(_one_of, ACTIONS), many=True),
     Criterion("tier", f"{', '.join(Tier)}.", partial(_one_of, tuple(Tier)), many=True),
@@ -177,6 +179,7 @@ def read(typed: Mapping[str, Sequence[str]], zone: tzinfo, now: datetime) -> Fil
         since=found.get("since"),
         states=frozenset(map(State, found.get("state", ()))),
         words=found.get("words", ""),
+        attachment=found.get("attachment", ""),
         until=found.get("until"),
         score_min=found.get("score-min"),
         score_max=found.get("score-max"),

@@ -162,6 +162,7 @@ class Message(Facts):
     id: UUID
     verdict_tier: Tier  # the worst tier of all verdicts and virus scans
     scan: Scan | None = None  # None: no scan was asked for
+    attachments: tuple[str, ...] = ()  # cleaned names, which are read some time after the message was held
 
     @property
     def tier(self) -> Tier:
@@ -373,9 +374,8 @@ class Filter:
     sender: str | None = None  # a part of the envelope sender or From; case and accents are ignored
     since: datetime | None = None  # held at this time or later
     states: frozenset[State] = field(default_factory=frozenset)
-    words: str = (
-        ""  # each is a word, or the beginning of one, of the subject, the envelope sender or From; "…": a phrase
-    )
+    words: str = ""  # of subject, sender or attachments' names; each may be the beginning of a word; "…": a phrase
+    attachment: str = ""  # words likewise, of the names of attachments only
     until: datetime | None = None  # held before this time
     score_min: float | None = None  # messages without a score match neither limit
     score_max: float | None = None

@@ -145,6 +145,7 @@ def copy(source: Store, target: Store, progress: Progress) -> Copied:
     elif key is not None:
         notes.LINK_KEY.set(target, key)
     target.facets.recheck(are_missing=True)  # the messages were held in the past
+    notes.NAMES_READ.set(target, None)
     done.mails_waiting = source.stats(datetime.now(UTC)).mails_waiting
     return done
 

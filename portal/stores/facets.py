@@ -55,6 +55,13 @@ class Hit(NamedTuple):
     subject: str  # the texts only if the search needs them
     envelope_sender: str | None
     header_from: str
+    attachments: str | None
+
+    @property
+    def texts(self) -> search.Texts:
+        """The texts of the message."""
+        names = search.names_from(self.attachments)
+        return search.Texts(self.subject, self.envelope_sender, self.header_from, names)
 
 
 def facet_row(message: Message, recipients: Iterable[str], rules: Iterable[str]) -> FacetRow:

@@ -145,6 +145,12 @@ TEMPLATE_FAILED: Note[TemplateFailure] = Note(
 )
 
 STATISTICS_DUE = Note("statistics.due", datetime.isoformat, datetime.fromisoformat)  # the next count
+# The ids for which the names of attachments were read (`digest.attachments`); None: for none yet.
+NAMES_READ: Note[IdRange | None] = Note(
+    "attachments.read",
+    lambda ids: f"{ids.first} {ids.last}" if ids else "",
+    lambda text: IdRange(*map(UUID, text.split())) if text else None,
+)
 
 FAMILY = _text("store.family")  # the same in stores that are copies of each other
 COPY_PROBE = _text("copy.probe")  # a random text that shows whether two URLs name the same store

@@ -1,6 +1,7 @@
 """Search, the same in both stores: the terms of a message, the terms of a query, and pages of results.
 
-A message is indexed under *terms*. These are the words of its subject, envelope sender and From header and, with the
+A message is indexed under *terms*. These are the words of its subject, envelope sender and From header, later those of
+the names of its attachments and, with the
 prefix ``=``, which no word has, its tier, its score in whole points and a hash of each recipient. Both stores keep an
 inverted index of their own, PostgreSQL a `tsvector` with GIN, SQLite FTS5. The words are made here, since the two
 would split and fold text differently. A query becomes groups of terms, and a message must have one term of each group.
@@ -27,7 +28,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from portal.model.message import Delivery, DeliveryId, Filter, Reader, State, Tier, identity, spellings
+from portal.model.message import Delivery, DeliveryId, Filter, Message, Reader, State, Tier, identity, spellings
 from portal.model.ranking import Likeness
 from portal.model.reasons import has_attachment, why
 from portal.stores.records import Page
@@ -40,6 +41,7 @@ CANDIDATES_MAX = 200  # deliveries of one query that may be near-duplicates of a
 FOLDED_CHARS = 2_000  # indexed characters of a subject or sender
 SUBJECT_WORDS = 48  # a subject with more words is found by its first ones
 SENDER_WORDS = 24
+ATTACHMENT_WORDS = 48
 WORD_CHARS = 64  # longer words are found by their beginnings
 _SCORE_MIN, _SCORE_MAX = -20, 179  # the index distinguishes whole points in this range, 200 values
 
@@ -97,19 +99,26 @@ def terms(
     tier: Tier,
     score: float | None,
     recipients: Iterable[str],
+    attachments: Iterable[str] = (),
 ) -> list[str]:
-    """Return the terms of a message; ``recipients`` are identities.
+    """Return the terms of a message; ``recipients`` are identities, ``attachments`` names.
 
     Their size is a few hundred bytes, and 18 for each recipient.
     """
     found = words(subject, SUBJECT_WORDS)
     found += words(_sender_text(envelope_sender, header_from), SENDER_WORDS)
+    found += attachment_words(attachments)
     found += [*verdict_terms(tier, score), *(recipient_term(recipient) for recipient in recipients)]
     return list(dict.fromkeys(found))
 
 
 def _sender_text(envelope_sender: str | None, header_from: str) -> str:
     return f"{envelope_sender or ''} {header_from}"
+
+
+def attachment_words(names: Iterable[str]) -> list[str]:
+    """Return the words of names of attachments, which are terms of their message."""
+    return words("\n".join(names), ATTACHMENT_WORDS)
 
 
 def verdict_terms(tier: Tier, score: float | None) -> list[str]:
@@ -151,6 +160,11 @@ def wanted_terms(wanted: Filter) -> Terms | None:
     groups: list[tuple[str, ...]] = []
     if wanted.words and not wanted.words.isspace():
         word_groups = _word_groups(wanted.words)
+        if word_groups is None:
+            return None
+        groups += word_groups
+    if wanted.attachment:
+        word_groups = _word_groups(wanted.attachment)
         if word_groups is None:
             return None
         groups += word_groups
@@ -197,10 +211,10 @@ def _sender_groups(text: str) -> list[tuple[str, ...]]:
     return [(f"{word}*",) for word in found]
 
 
-def _has_phrases(query: str, subject: str, envelope_sender: str | None, header_from: str) -> bool:
-    """Return whether the subject or the sender has each phrase. Its last word may be the beginning of one."""
-    texts = subject, envelope_sender or "", header_from
-    parts = [f" {' '.join(_blanked(fold(text[:FOLDED_CHARS])).split())}" for text in texts]
+def _has_phrases(query: str, texts: Texts) -> bool:
+    """Return whether one of the texts has each phrase. Its last word may be the beginning of one."""
+    each = texts.subject, texts.envelope_sender or "", texts.header_from, *texts.attachments
+    parts = [f" {' '.join(_blanked(fold(text[:FOLDED_CHARS])).split())}" for text in each]
     return all(any(f" {phrase}" in part for part in parts) for phrase in phrases(query))
 
 
@@ -213,6 +227,12 @@ class Texts(NamedTuple):
     subject: str
     envelope_sender: str | None
     header_from: str
+    attachments: Sequence[str]  # names
+
+    @classmethod
+    def of(cls, message: Message) -> Texts:
+        """Return the texts of a message."""
+        return cls(message.subject, message.envelope_sender, message.header_from, message.attachments)
 
 
 def begins_with_newest(wanted: Filter) -> bool:
@@ -226,12 +246,19 @@ def begins_with_newest(wanted: Filter) -> bool:
     return bool(wanted.words) and not wanted.words.isspace() and not has_other_terms
 
 
-def has_words(groups: str, subject: str, envelope_sender: str | None, header_from: str) -> bool:
+def has_words(
+    groups: str, subject: str, envelope_sender: str | None, header_from: str, attachments: str | None
+) -> bool:
     """Return whether the texts of a message have a word of each group, as the index of `terms` finds them.
 
-    ``groups``: JSON of `Terms` without those that begin with ``=``.
+    ``groups``: JSON of `Terms` without those that begin with ``=``; ``attachments``: names, as `names_from` takes them.
     """
-    return _has_words(_groups_of(groups), Texts(subject, envelope_sender, header_from))
+    return _has_words(_groups_of(groups), Texts(subject, envelope_sender, header_from, names_from(attachments)))
+
+
+def names_from(stored: str | None) -> tuple[str, ...]:
+    """Return the names of the column ``message.attachments``: each in a line, NULL as long as they were not read."""
+    return tuple(stored.split("\n")) if stored else ()
 
 
 def has_terms(groups: str, terms: str) -> bool:
@@ -256,10 +283,12 @@ def _groups_of(groups: str) -> list[list[str]]:
 def _has_words(groups: Iterable[Sequence[str]], texts: Texts) -> bool:
     subject, sender = texts.subject, _sender_text(texts.envelope_sender, texts.header_from)
     # Every word and every beginning of one is a part of the folded text, and finding that is faster than its words.
-    folded = f"{fold(subject[:FOLDED_CHARS])} {fold(sender[:FOLDED_CHARS])}"
+    names = "\n".join(texts.attachments)
+    folded = f"{fold(subject[:FOLDED_CHARS])} {fold(sender[:FOLDED_CHARS])} {fold(names[:FOLDED_CHARS])}"
     if any(all(term.rstrip("*") not in folded for term in group) for group in groups):
         return False
-    return _has_one_of_each(groups, [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS)])
+    found = [*words(subject, SUBJECT_WORDS), *words(sender, SENDER_WORDS), *words(names, ATTACHMENT_WORDS)]
+    return _has_one_of_each(groups, found)
 
 
 def needs_filtering(wanted: Filter) -> bool:
@@ -270,15 +299,18 @@ def needs_filtering(wanted: Filter) -> bool:
 
 def needs_texts(wanted: Filter) -> bool:
     """Return whether `has_texts` may be false."""
-    return bool(wanted.sender) or '"' in wanted.words.translate(_QUOTES)
+    return bool(wanted.sender or wanted.attachment) or '"' in wanted.words.translate(_QUOTES)
 
 
-def has_texts(wanted: Filter, subject: str, envelope_sender: str | None, header_from: str) -> bool:
-    """Return whether a message has the phrases, and the part of a sender."""
-    if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, subject, envelope_sender, header_from):
+def has_texts(wanted: Filter, texts: Texts) -> bool:
+    """Return whether a message has the phrases, the part of a sender, and the words of names of attachments."""
+    if '"' in wanted.words.translate(_QUOTES) and not _has_phrases(wanted.words, texts):
+        return False
+    groups = (_word_groups(wanted.attachment) or [("=",)]) if wanted.attachment else []  # "=": no word
+    if groups and not _has_one_of_each(groups, attachment_words(texts.attachments)):
         return False
     part = fold(wanted.sender or "")
-    return part in fold(envelope_sender or "") or part in fold(header_from)
+    return part in fold(texts.envelope_sender or "") or part in fold(texts.header_from)
 
 
 def matches(wanted: Filter, delivery: Delivery) -> bool:
@@ -294,7 +326,7 @@ def matches(wanted: Filter, delivery: Delivery) -> bool:
         return False
     if wanted.reason and wanted.reason not in why(message):
         return False
-    if not has_texts(wanted, message.subject, message.envelope_sender, message.header_from):
+    if not has_texts(wanted, Texts.of(message)):
         return False
     if wanted.score_min is not None and (message.score is None or not message.score >= wanted.score_min):
         return False
@@ -334,8 +366,7 @@ def alike(
 
     def fits(delivery: Delivery) -> bool:
         message = delivery.message
-        texts = Texts(message.subject, message.envelope_sender, message.header_from)
-        return likeness.fits(delivery) and _has_words(groups, texts)
+        return likeness.fits(delivery) and _has_words(groups, Texts.of(message))
 
     def batches() -> Iterator[Batch]:
         next, left, count = before, EXAMINED_MAX, NEWEST_MAX

@@ -43,7 +43,8 @@ _VALUES = 60  # in one address
 _LABELS = {
     "recipient": N_("Recipient"),
     "sender": N_("Sender"),
-    "words": N_("Subject or sender"),
+    "words": N_("Subject, sender or attachment"),
+    "attachment": N_("Attachment name"),
     "since": N_("Held since"),
     "until": N_("Held until"),
     "symbol": N_("Symbol"),

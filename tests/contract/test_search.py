@@ -23,6 +23,7 @@ from portal.stores.files.store import FileStore
 from portal.stores.postgres.store import PostgresStore
 from portal.stores.records import Page
 from tests.builders import ALICE, BOB, BY_LINK, BY_OPERATOR, MALLORY, SENDER, body, export, hold, mail, now
+from tests.contract.helpers import UNKNOWN
 
 DAY = timedelta(days=1)
 
@@ -189,6 +190,7 @@ QUERIES = [
     "istanbul", "セキュリティ", "счет", "发票", "发票 逾期", "期", "您的 visa", "求書", "समा", "ใบแจ้ง", "청구",
     "word1", "word47", "word48", "word79", "name2", "name22", "name39", "x" * 64, "x" * 60 + "y" * 5, "spam", "=spam",
     "r0123456789abcdef", "quoted", "a b", "ss", "e", "absent", "invoice absent",
+    "report", "2026 docx", "invoice docx", '"report 2026"', '"2026 report"',
 ]  # fmt: skip
 SALES = "sales@example.org"
 
@@ -196,15 +198,17 @@ SALES = "sales@example.org"
 def test_the_newest_messages_are_compared_as_the_index_finds_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for subject, envelope_sender, header_from in [*TEXTS, *TEXTS]:
+    for number, (subject, envelope_sender, header_from) in enumerate([*TEXTS, *TEXTS]):
         for recipients in ([ALICE, BOB], [ALICE], [SALES]):
-            hold(
+            held = hold(
                 store,
                 recipients=recipients,
                 subject=subject,
                 envelope_sender=envelope_sender,
                 header_from=header_from,
             )
+            if number % 2:  # others wait for being read
+                store.messages.record_names(held.id, [f"{number} report_2026.pdf", f"{subject[:200]}.docx"])
     deleted = next(iter(store.deliveries.list_for(Reader(ALICE), {State.HELD}, 1).deliveries))
     store.deliveries.move(deleted.key, State.DELETED, {State.HELD}, BY_LINK, now(), kind=EventKind.DELETED)
     middle = deleted.message.held_at
@@ -227,6 +231,29 @@ def test_the_newest_messages_are_compared_as_the_index_finds_them(
     monkeypatch.setattr(search, "NEWEST_MAX", 10)
     monkeypatch.setattr(search, "NEWEST_FIRST", 3)
     assert all_found() == expected, "some are compared, the older ones found by the index"
+
+
+def test_names_of_attachments_are_searched(store: Store) -> None:
+    one, two = hold(store, subject="Offer").id, hold(store, subject="Report").id
+    store.messages.record_names(one, ["Report 2026.pdf", "Größe.xlsx"])
+    store.messages.record_names(two, [])
+    store.messages.record_names(UNKNOWN, ["report.pdf"])
+    assert found(store, words="report") == [two, one]
+    assert found(store, words="offer grosse") == [one]
+    assert found(store, words='"report 2026"') == [one]
+    assert found(store, words='"pdf grosse"') == [], "of two names"
+    assert found(store, attachment="rep 26") == []
+    assert found(store, attachment="rep 2026") == found(store, attachment="rep", words="offer") == [one]
+    assert found(store, attachment="offer") == found(store, attachment="?!") == []
+    assert [each.id for each in store.messages.without_names(one, UUID(int=(1 << 128) - 1), 9)] == []
+
+
+def test_a_raised_message_is_still_found_by_its_attachments(store: Store) -> None:
+    data = mail()
+    id = hold(store, data).id
+    store.messages.record_names(id, ["report.pdf"])
+    hold(store, data, recipients=[BOB], tier=Tier.DANGEROUS)
+    assert found(store, words="report", tiers=frozenset({Tier.DANGEROUS})) == [id]
 
 
 # ---- everything else

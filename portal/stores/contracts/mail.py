@@ -86,6 +86,18 @@ class Messages(ABC):
         """
 
     @abstractmethod
+    def without_names(self, low: UUID, high: UUID, limit: int, *, newest_first: bool = False) -> Sequence[Message]:
+        """Return messages with ids from ``low`` on and below ``high``, in order, for which `record_names` was not
+        called."""
+
+    @abstractmethod
+    def record_names(self, message_id: UUID, names: Sequence[str]) -> None:
+        """Record the names of a message's attachments: cleaned, without line ends. Searches find their words.
+
+        Does nothing for an unknown message. A power cut may undo it.
+        """
+
+    @abstractmethod
     def find(self, text: str) -> Sequence[Message]:
         """Return messages whose quarantine id or MTA queue id is exactly ``text``, newest first, at most 100."""
 

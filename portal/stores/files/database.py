@@ -270,7 +270,7 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             # 40 MB of log between checkpoints instead of 4, see docs/decisions/speed.md.
             connection.execute("PRAGMA wal_autocheckpoint = 10000")
-            connection.create_function("has_words", 4, search.has_words, deterministic=True)
+            connection.create_function("has_words", 5, search.has_words, deterministic=True)
             connection.create_function("has_terms", 2, search.has_terms, deterministic=True)
         except BaseException:
             connection.close()

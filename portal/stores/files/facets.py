@@ -34,7 +34,7 @@ _BY_SCORE = (
     "facet f INDEXED BY facet_score CROSS JOIN message m ON m.rowid = f.key "
     "CROSS JOIN delivery d ON d.message_id = m.id WHERE 1"
 )
-_TEXTS = "m.subject, m.envelope_sender, m.header_from, m.client_ip"
+_TEXTS = "m.subject, m.envelope_sender, m.header_from, m.attachments, m.client_ip"
 _EXAMINED_AT_ONCE = 500  # if words are compared
 FACTS = "FROM delivery d JOIN message m ON m.id = d.message_id LEFT JOIN facet f ON f.key = m.rowid"
 _NEWEST_FIRST = "ORDER BY d.message_id DESC, d.number DESC"
@@ -130,9 +130,9 @@ class FileFacets(SqlFacets):
             )
             found = len(rows)
             if rows:
-                batch = batch_by_score([row[:-4] for row in rows])
+                batch = batch_by_score([row[:-5] for row in rows])
                 after = ScoreKey(batch.score, batch.lowest)
-                having = [_has(words, wanted, *row[-4:]) for row in rows]
+                having = [_has(words, wanted, *row[-5:]) for row in rows]
                 yield batch._replace(hits=list(compress(batch.hits, having)))
 
 
@@ -142,6 +142,7 @@ def _has(
     subject: str,
     envelope_sender: str | None,
     header_from: str,
+    attachments: str | None,
     client_ip: str | None,
 ) -> bool:
     """Return whether a message has the words and the server of a search; `conditions` are all others.
@@ -154,7 +155,7 @@ def _has(
                 return False
         except ValueError:
             return False
-    return not words or has_words(json.dumps(words), subject, envelope_sender, header_from)
+    return not words or has_words(json.dumps(words), subject, envelope_sender, header_from, attachments)
 
 
 def _add_period(wanted: Filter, where: list[str], values: dict[str, Any]) -> None:

@@ -329,7 +329,11 @@ def _insert_rows(session: SqliteSession, id: UUID, dedup_key: bytes | None, meta
     """Insert the rows of a message. Return False, without any change, if a message has this dedup key already."""
     connection, export, tier, rowid = session.connection, metadata.export, metadata.tier, word_index.key(id)
     scan = metadata.scan
-    row = columns(export) | {"id": id.bytes, "dedup_key": dedup_key, "tier": tier.value, "scan": scans.pack(scan)}
+    row = (
+        columns(export)
+        | {"id": id.bytes, "dedup_key": dedup_key, "tier": tier.value, "scan": scans.pack(scan)}
+        | {"attachments": None}
+    )
     # Insert first and look for the conflict if that fails: a query costs as much as inserting a row.
     while not connection.execute(_INSERT_MESSAGE, row | {"rowid": rowid}).rowcount:
         if dedup_key is not None and _find_by_dedup_key(connection, dedup_key) is not None:

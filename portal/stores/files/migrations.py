@@ -62,6 +62,7 @@ CREATE INDEX outbox_due ON outbox (next_try_at)
 ALTER TABLE message ADD COLUMN scan TEXT;
 ALTER TABLE message ADD COLUMN threshold REAL;
 ALTER TABLE message ADD COLUMN from_count INTEGER;
+ALTER TABLE message ADD COLUMN attachments TEXT;
 CREATE TABLE job (
     id BLOB PRIMARY KEY, kind TEXT NOT NULL, arguments TEXT NOT NULL, actor TEXT NOT NULL, via TEXT NOT NULL,
     address TEXT NOT NULL, created_at INTEGER NOT NULL, not_before INTEGER NOT NULL, lease BLOB,

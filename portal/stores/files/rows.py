@@ -69,6 +69,7 @@ class SqliteRows(rows.Rows):
         others = search.terms(
             *(message.subject, message.envelope_sender, message.header_from, message.tier, message.score),
             [recipient for _, recipient in found],
+            message.attachments,
         )
         word_index.add(connection, found[0][0], dict.fromkeys([*others, *terms]))
 

@@ -33,7 +33,8 @@ CREATE TABLE message (
     has_8bit INTEGER NOT NULL,
     threshold REAL,                     -- the score at which the action begins
     from_count INTEGER,                 -- mailboxes of all From fields; NULL: held before version 7
-    scan TEXT                           -- JSON of the last virus scan, see scans; NULL: none was asked for
+    scan TEXT,                          -- JSON of the last virus scan, see scans; NULL: none was asked for
+    attachments TEXT                    -- names of attachments, each in a line; NULL: not read
 );
 CREATE TABLE unindexed (                -- terms to be indexed, see word_index
     key INTEGER PRIMARY KEY,

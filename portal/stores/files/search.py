@@ -119,7 +119,8 @@ def _among_newest(
     only its key is read into Python.
     """
     keys, values = _newest_keys(wanted, search.NEWEST_MAX, before)
-    fits = "SELECT n.message_id, n.number, has_words(?, m.subject, m.envelope_sender, m.header_from) AS fits"
+    texts = "m.subject, m.envelope_sender, m.header_from, m.attachments"
+    fits = f"SELECT n.message_id, n.number, has_words(?, {texts}) AS fits"
     found = connection.execute(
         f"{SELECT.rstrip()}, n.message_id AS examined_id, n.number FROM ({fits} FROM ({keys}) n "
         "CROSS JOIN message m ON m.id = n.message_id) n LEFT JOIN message m ON n.fits AND m.id = n.message_id "

@@ -43,7 +43,8 @@ MIGRATIONS: dict[int, LiteralString] = {
     """,
     7: """
         alter table message
-            add column scan text, add column threshold double precision, add column from_count int;
+            add column scan text, add column threshold double precision, add column from_count int,
+            add column attachments text;
         create table job (
             id uuid primary key,
             kind text not null,

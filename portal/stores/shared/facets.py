@@ -339,7 +339,7 @@ def _matching(wanted: Filter, symbols: Sequence[set[int]], batches: Iterator[Bat
                 hit for hit in hits if not any(each.isdisjoint(facets.unpack(hit.symbols)[::2]) for each in symbols)
             ]
         if needs_texts(wanted):
-            hits = [hit for hit in hits if has_texts(wanted, hit.subject, hit.envelope_sender, hit.header_from)]
+            hits = [hit for hit in hits if has_texts(wanted, hit.texts)]
         yield batch._replace(hits=hits)
 
 
@@ -388,7 +388,7 @@ _COLUMN = {"score_min": "score", "score_max": "score", "size_min": "size_bytes",
 
 def columns(wanted: Filter) -> str:
     """Return the columns that `batch_of` takes; ``m`` is only needed if `needs_texts`."""
-    texts = "m.subject, m.envelope_sender, m.header_from" if needs_texts(wanted) else "'', '', ''"
+    texts = "m.subject, m.envelope_sender, m.header_from, m.attachments" if needs_texts(wanted) else "'', '', '', ''"
     return f"d.message_id, d.number, d.recipient, f.sender_domain, f.symbols, f.score, d.state, f.tier, {texts}"
 
 

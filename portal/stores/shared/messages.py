@@ -83,6 +83,22 @@ class SqlMessages(Messages):
             self._raise_tier(message_id, message.body_sha256, update, tier, deadline)
         return message
 
+    def without_names(self, low: UUID, high: UUID, limit: int, *, newest_first: bool = False) -> Sequence[Message]:
+        order = "desc" if newest_first else "asc"
+        with self._engine.reading() as session:
+            return self._rows.messages(
+                session,
+                f"where id >= :low and id < :high and attachments is null order by id {order} limit :limit",
+                low=low,
+                high=high,
+                limit=limit,
+            )
+
+    def record_names(self, message_id: UUID, names: Sequence[str]) -> None:
+        with self._engine.writing(durable=False) as session:
+            self._rows.put_names(session, message_id, names)
+            mark_stale(session, [message_id])
+
     def find(self, text: str) -> Sequence[Message]:
         id = parse_id(text)
         with self._engine.reading() as session:

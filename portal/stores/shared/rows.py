@@ -13,14 +13,14 @@ from portal.model.message import FACTS, Actor, Delivery, DeliveryId, Event, Even
 from portal.stores import scans, symbols
 from portal.stores.facets import FacetRow
 from portal.stores.journal import delivery_line
-from portal.stores.search import recipient_term, verdict_terms
+from portal.stores.search import attachment_words, names_from, recipient_term, verdict_terms
 from portal.stores.shared.audit import put_event
 from portal.stores.shared.facet_rows import mark_stale
 from portal.stores.shared.session import Row, Session
 
 COLUMN_OF = {"user": "username", "symbols": "packed_symbols"}
 # The columns that `message_from` takes.
-MESSAGE = ("id", "tier", "scan", *(COLUMN_OF.get(field, field) for field in FACTS))
+MESSAGE = ("id", "tier", "scan", "attachments", *(COLUMN_OF.get(field, field) for field in FACTS))
 # The columns that `delivery_from` takes, after the message.
 DELIVERY = ("number", "recipient", "address", "state", "state_at", "reason", "attempts", "next_try_at", "announced_at")
 WHERE_KEY = "where message_id = :message_id and number = :number"  # of a `DeliveryId`
@@ -85,6 +85,15 @@ class Rows(ABC):
         update = "update message set scan = :packed_scan where id = :message_id"
         session.execute(update, packed_scan=scans.pack(message.scan), message_id=message.id)
         self.add_terms(session, message.id, verdict_terms(message.tier, message.score))
+
+    def put_names(self, session: Session, message_id: UUID, names: Sequence[str]) -> None:
+        """Write the names of a message's attachments into its row, and index the message under their words.
+
+        The caller calls `mark_stale` afterwards.
+        """
+        update = "update message set attachments = :names where id = :id"
+        if session.execute(update, names="\n".join(names), id=message_id) and names:
+            self.add_terms(session, message_id, attachment_words(names))
 
     @abstractmethod
     def dedup_keys(self, session: Session, ids: Sequence[UUID]) -> dict[UUID, bytes]:
@@ -196,13 +205,15 @@ def columns(facts: Facts) -> dict[str, Any]:
 
 def message_from(row: Row) -> Message:
     """Return the message of a row of the columns `MESSAGE`."""
-    id, tier, scan, *values = row
+    id, tier, scan, attachments, *values = row
     facts = dict(zip(FACTS, values, strict=True))
     flags = facts["flags"]
     facts["symbols"] = symbols.unpack(facts["symbols"])
     facts["flags"] = frozenset(map(Flag, flags.split() if isinstance(flags, str) else flags))
     facts["has_8bit"] = bool(facts["has_8bit"])
-    return Message(id=id, verdict_tier=Tier(tier), scan=scans.unpack(scan), **facts)
+    return Message(
+        id=id, verdict_tier=Tier(tier), scan=scans.unpack(scan), attachments=names_from(attachments), **facts
+    )
 
 
 def delivery_from(row: Sequence[Any], message: Message) -> Delivery:
