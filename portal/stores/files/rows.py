@@ -11,12 +11,13 @@ from portal.model.message import Delivery, Message
 from portal.stores import search
 from portal.stores.facets import FacetRow
 from portal.stores.files import word_index
-from portal.stores.files.session import connection_of, iterate_rows, rows_of
+from portal.stores.files.session import connection_of, converter, iterate_rows, rows_of
 from portal.stores.shared import rows
 from portal.stores.shared.session import Row, Session
 
 _MESSAGE = ", ".join(f"m.{column}" for column in rows.MESSAGE)
 SELECT = f"SELECT {_MESSAGE}, {', '.join(f'd.{column}' for column in rows.DELIVERY)} "  # for `iterate`
+NO_DELIVERY = ", ".join(["NULL"] * (len(rows.MESSAGE) + len(rows.DELIVERY)))  # instead of these columns
 _NUMBER = len(rows.MESSAGE)  # the column of the delivery's number there
 # CROSS JOIN keeps SQLite from reordering the join: deliveries are read by their index, then their messages.
 _DELIVERIES = SELECT + "FROM delivery d CROSS JOIN message m ON m.id = d.message_id "
@@ -139,9 +140,10 @@ def iterate(cursor: sqlite3.Cursor) -> Iterator[Delivery]:
 
 
 def iterate_with(cursor: sqlite3.Cursor, columns: int) -> Iterator[tuple[Delivery | None, Row]]:
-    """Yield the deliveries likewise, None for a row without one, each with the values of the last ``columns``."""
-    for row in iterate_rows(cursor):
-        yield (None if row[_NUMBER] is None else _delivery_from(row[:-columns])), row[-columns:]
+    """Yield the deliveries likewise, None for a row without one, each with the last ``columns`` as SQLite has them."""
+    convert = converter(cursor)
+    for row in cursor:
+        yield (None if row[_NUMBER] is None else _delivery_from(convert(row)[:-columns])), row[-columns:]
 
 
 def _delivery_from(row: Row) -> Delivery:

@@ -8,15 +8,16 @@ import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
+from uuid import UUID
 
 from portal.model.message import Delivery, DeliveryId, Filter, State, first_id
 from portal.model.ranking import Likeness
 from portal.stores import search
 from portal.stores.files import word_index
 from portal.stores.files.database import Database
-from portal.stores.files.rows import SELECT, iterate, iterate_with, placed_from
+from portal.stores.files.rows import NO_DELIVERY, SELECT, iterate, iterate_with, placed_from
 from portal.stores.records import Page
 
 _NEWEST_FIRST = " ORDER BY d.message_id DESC, d.number DESC LIMIT ?"
@@ -90,6 +91,7 @@ _OF_KEY = (
     "CROSS JOIN delivery d ON d.message_id = n.message_id AND d.number = n.number "
     "CROSS JOIN message m ON m.id = n.message_id"
 )
+_AT_ONCE = 64
 _OF_SEVERAL = "d.recipient IN (SELECT value FROM json_each(?))"
 
 
@@ -98,16 +100,16 @@ def _by_key(
 ) -> Iterator[search.Batch]:
     """Yield deliveries by key (keyset pagination), without the index of terms.
 
-    SQLite reads each one when it is asked for, so that a page that is soon full reads no more than it shows.
+    SQLite reads rows when they are asked for, so that a page that is soon full reads hardly more than it shows.
     """
     if wanted.also:
         keys, values = _newest_keys(wanted, limit, before)
         query = f"{SELECT}FROM ({keys}) n {_OF_KEY}"
     else:
         query, values = _newest(f"{SELECT}{{}}CROSS JOIN message m ON m.id = d.message_id ", wanted, limit, before)
-    found = connection.execute(query, values)
-    for delivery in iterate(found):
-        yield (delivery,), delivery.key, 1
+    found = iterate(connection.execute(query, values))
+    while deliveries := list(islice(found, _AT_ONCE)):
+        yield deliveries, deliveries[-1].key, len(deliveries)
 
 
 def _among_newest(
@@ -115,23 +117,26 @@ def _among_newest(
 ) -> Generator[search.Batch, None, DeliveryId | None]:
     """Yield a recipient's newest deliveries that have the words of these terms, as the index finds them.
 
-    Return the key below which deliveries were not examined, None if there are none. Of a delivery without the words,
-    only its key is read into Python.
+    Return the key below which deliveries were not examined, None if there are none. Deliveries without the words never
+    reach Python.
     """
     keys, values = _newest_keys(wanted, search.NEWEST_MAX, before)
-    texts = "m.subject, m.envelope_sender, m.header_from, m.attachments"
-    fits = f"SELECT n.message_id, n.number, has_words(?, {texts}) AS fits"
+    has_words = "has_words(?, m.subject, m.envelope_sender, m.header_from, m.attachments)"
     found = connection.execute(
-        f"{SELECT.rstrip()}, n.message_id AS examined_id, n.number FROM ({fits} FROM ({keys}) n "
-        "CROSS JOIN message m ON m.id = n.message_id) n LEFT JOIN message m ON n.fits AND m.id = n.message_id "
-        "LEFT JOIN delivery d ON n.fits AND d.message_id = n.message_id AND d.number = n.number",
-        (json.dumps([group for group in terms if not group[0].startswith("=")]), *values),
+        f"{SELECT.rstrip()}, n.message_id, n.number FROM ({keys}) n {_OF_KEY} WHERE {has_words} "
+        # After them the key of the last one that was examined, if there may be more.
+        f"UNION ALL SELECT * FROM (SELECT {NO_DELIVERY}, n.message_id, n.number FROM ({keys}) n LIMIT 1 OFFSET ?)",
+        (
+            *(*values, json.dumps([group for group in terms if not group[0].startswith("=")])),
+            *(*values, search.NEWEST_MAX - 1),
+        ),
     )
-    examined = 0
     for delivery, (id, number) in iterate_with(found, 2):
-        examined, key = examined + 1, DeliveryId(id, number)
-        yield ((delivery,) if delivery else ()), key, 1
-    return key if examined == search.NEWEST_MAX else None
+        key = DeliveryId(UUID(bytes=id), number)
+        if delivery is None:
+            return key
+        yield (delivery,), key, 1
+    return None
 
 
 def _by_terms(

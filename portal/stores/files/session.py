@@ -141,12 +141,20 @@ def rows_of(cursor: sqlite3.Cursor) -> list[Row]:
 
 def iterate_rows(cursor: sqlite3.Cursor) -> Iterator[Row]:
     """Yield the rows likewise, each one when SQLite reads it."""
+    return map(converter(cursor), cursor)
+
+
+def converter(cursor: sqlite3.Cursor) -> Callable[[Row], Row]:
+    """Return a function that converts a row likewise."""
     converters = _converters(tuple(column[0] for column in cursor.description))
-    for row in cursor:
+
+    def converted(row: Row) -> Row:
         values = list(row)
         for index, convert in converters:
             values[index] = convert(values[index])
-        yield tuple(values)
+        return tuple(values)
+
+    return converted
 
 
 @lru_cache(maxsize=200)
