@@ -295,6 +295,7 @@ def test_searches_of_staff_leave_connections_to_rspamd(
 ) -> None:
     site.store.staff.give(Grant(ALICE, Role.ADMINISTRATOR, EVERYWHERE, site.now, BY_OPERATOR))
     browser = site.signed_in(ALICE)
+    form = {"form_token": browser.form_token()}
     gate, searching = threading.Event(), threading.Semaphore(0)
     groups = type(site.store.facets).groups
 
@@ -309,9 +310,9 @@ def test_searches_of_staff_leave_connections_to_rspamd(
         waiting = [pool.submit(browser.get, "/admin/?by=symbol") for _ in range(2)]
         for _ in waiting:
             assert searching.acquire(timeout=60)
-        for path in ("/admin/?by=symbol", "/admin/?words=x", "/admin/audit", "/admin/audit.csv"):
-            answer = browser.get(path)
-            assert (answer.status, answer.header("Retry-After")) == (503, "5"), path
+        answers = [browser.get(path) for path in ("/admin/?by=symbol", "/admin/?words=x", "/admin/audit")]
+        for answer in (*answers, browser.post("/admin/audit/export", form)):
+            assert (answer.status, answer.header("Retry-After")) == (503, "5"), answer.text
         assert browser.get("/admin/staff").status == 200
         assert post_of_rspamd(site).json["status"] == "held"
     finally:
