@@ -109,11 +109,19 @@ class MassActs:
         log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)
         return job
 
-    def retry_failed(self, found: View, actor: Actor) -> Job:
-        """Queue a mass act for the failed releases of another one, and return its job. Twice is once."""
+    def retry_failed(self, found: View, actor: Actor, member: Member | None = None) -> Job:
+        """Queue a mass act for the failed releases of another one, and return its job. Twice is once.
+
+        ``member``: the member of staff who does it, whose roles decide from now on; None: the shell.
+        """
         criteria = replace(found.mass.criteria, states=frozenset({State.HELD}))
-        member = found.mass.member and actor.name
-        mass = replace(found.mass, criteria=criteria, total=found.failed, member=member, retries=found.job.id)
+        mass = replace(
+            found.mass,
+            criteria=criteria,
+            total=found.failed,
+            member=member.person if member else "",
+            retries=found.job.id,
+        )
         return self.start(mass, actor, uuid5(found.job.id, "retry"), timedelta())
 
     # ---- after the confirmation

@@ -341,6 +341,12 @@ def _group_row(search: Search, by: GroupBy, group: Group, viewer: Viewer) -> Gro
     return GroupRow(shown_name, viewer.language.number(group.count), points, query)
 
 
+def shown_criteria(search: Search, viewer: Viewer) -> str:
+    """Return the criteria of a search for people, in one line."""
+    pairs = [(viewer.language.gettext(_LABELS[name]), name, value) for name, value in search.values if name in _LABELS]
+    return ", ".join(f"{label}: {_shown_choice(name, value, viewer)}" for label, name, value in pairs)
+
+
 def _shown_choice(name: str, value: str, viewer: Viewer) -> str:
     """Return a value of a criterion for people."""
     text = dict(_CHOICES.get(name, ())).get(value)

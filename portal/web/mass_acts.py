@@ -25,7 +25,7 @@ from portal.policy.staff import Permission
 from portal.stores.records import Command
 from portal.web.bulk import uuid_of
 from portal.web.console import HOME, Console, StaffSession
-from portal.web.console_search import STATE_NAMES, Search
+from portal.web.console_search import STATE_NAMES, Search, shown_criteria
 from portal.web.pages import Pages
 from portal.web.request import Request
 from portal.web.rows import TIER_NAMES, Viewer
@@ -149,7 +149,7 @@ class MassActPages:
             act=act,
             form=uuid4(),
             search=search.query(),
-            criteria=_shown_query(search.query()),
+            criteria=shown_criteria(search, viewer),
             parts=_part_rows(found, viewer),
             count=found.count,
             total=found.total,
@@ -215,7 +215,7 @@ class MassActPages:
             self._masses.steer(found, _CHANGES[change], staff.actor)
         elif change == "retry" and found.status in ENDED and found.failed:
             self._console.check_fresh(request, staff, f"{PATH}{found.job.id}/")
-            job = self._masses.retry_failed(found, staff.actor)
+            job = self._masses.retry_failed(found, staff.actor, staff.member)
             return self._pages.see_other(f"{PATH}{job.id}/")
         return self._pages.see_other(f"{PATH}{found.job.id}/")
 
@@ -237,11 +237,6 @@ def _page_of(search: Search, act: Act) -> str:
     return f"{PATH}new?{urlencode([*search.values, ('act', act.value)])}"
 
 
-def _shown_query(query: str) -> str:
-    """Return a query string for people."""
-    return ", ".join(f"{name}: {shown(value, 100)}" for name, value in Search.of_query(query.removeprefix("?")).values)
-
-
 def _part_rows(found: DryRun, viewer: Viewer) -> list[PartRow]:
     return [
         PartRow(
@@ -261,7 +256,7 @@ def _job_row(found: View, viewer: Viewer) -> JobRow:
         at=viewer.language.short_moment(found.job.created_at, viewer.zone),
         who=shown_address(found.job.actor.name),
         act=_NAMES[found.mass.act],
-        search=_shown_query(found.mass.query),
+        search=shown_criteria(Search.of_query(found.mass.query), viewer),
         status=_STATUS_NAMES[found.status],
         done=found.done,
         failed=found.failed,

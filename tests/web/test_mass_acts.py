@@ -77,7 +77,7 @@ def test_all_that_a_search_finds_is_released_after_a_dry_run_and_a_minute(site: 
     assert shown.header("Refresh") is None
     assert [site.state(each) for each in held] == [State.RELEASED] * 3
     assert len(relay.mails) == 3
-    assert "Release symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
+    assert "Release Symbol: BAYES_SPAM Finished 2 0 0" in words(browser.get("/admin/jobs/"))
 
 
 def test_it_is_cancelled_in_time_and_a_second_press_is_the_same_job(site: Site, relay: SmtpServer) -> None:

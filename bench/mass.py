@@ -1,0 +1,89 @@
+"""A mass act of 3,000 releases, and posts of Rspamd beside it. The mail server accepts everything at once."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from bench import releases, turns
+from bench.rig import Effort, Row, own_folder, p99, postgres
+from bench.sink import sink
+from digest.housekeeping import run_mass_acts
+from portal.assemble import Parts
+from portal.batches.batch import Act
+from portal.batches.mass import MassAct, Status
+from portal.batches.mass_run import MassActs
+from portal.model.message import Actor, ActorKind, Filter
+from portal.stores import open_store
+
+DELIVERIES = 3_000
+_OPERATOR = Actor(ActorKind.OPERATOR, "bench", "cli")
+_PAUSE_SECONDS = 0.02  # between two posts
+
+
+def mass_files(effort: Effort) -> list[Row]:
+    """Release from a file store."""
+    with own_folder() as folder:
+        return _rows("files", f"files://{folder}/store", folder, effort)
+
+
+def mass_postgres(effort: Effort) -> list[Row]:
+    """Release from PostgreSQL."""
+    with own_folder() as folder, postgres() as dsn:
+        open_store(dsn, create=True).close()
+        return _rows("PostgreSQL", dsn, folder, effort)
+
+
+def _rows(name: str, url: str, folder: Path, effort: Effort) -> list[Row]:
+    count = round(DELIVERIES * effort.share)
+    with turns.posts(url, folder) as post, sink() as server:
+        post(count // 2)  # of two recipients each
+        with turns._assembled(releases._environment(url, folder, server.url)) as parts:
+            while parts.store.facets.index():
+                pass
+            with _posting(post) as taken:
+                seconds = _released(parts, count)
+        if server.got().mails != count:
+            raise RuntimeError("not every delivery was released once")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    speed = f"{count / seconds:.0f} releases/s, {memory:.0f} MB of memory"
+    return [
+        Row(f"{count} releases of a mass act, {name}, s", f"{seconds:.1f}", speed, None, "< 60"),
+        Row(f"a post beside it, {name}, p99 in ms", f"{p99(taken) * 1000:.0f}", f"{len(taken)} posts", None, "< 1000"),
+    ]
+
+
+def _released(parts: Parts, count: int) -> float:
+    masses = MassActs(parts.store, parts.actions, parts.staff)
+    wanted = Filter(symbols=("BENCH_SYMBOL_13",))
+    job = masses.start(MassAct(Act.RELEASE, wanted, "", count, "bench"), _OPERATOR, uuid4(), timedelta())
+    began = time.monotonic()
+    while masses.get(job.id).status is not Status.FINISHED:
+        run_mass_acts(parts, datetime.now(UTC))
+    return time.monotonic() - began
+
+
+@contextmanager
+def _posting(post: turns.Work) -> Iterator[list[float]]:
+    """Post messages in another thread, and collect the seconds that each took."""
+    taken, ended = list[float](), threading.Event()
+
+    def work() -> None:
+        while not ended.wait(_PAUSE_SECONDS):
+            began = time.monotonic()
+            post(1)
+            taken.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        ended.set()
+        thread.join()
