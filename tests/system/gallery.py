@@ -214,6 +214,16 @@ def _console_message(stage: Stage) -> None:
     stage.page.get_by_role("heading", level=1).wait_for()
 
 
+def _mass_act(stage: Stage) -> None:
+    index_facets(stage.site.parts)
+    stage.go("admin/jobs/new?symbol=BAYES_SPAM&act=release")
+
+
+def _console_job(stage: Stage) -> None:
+    stage.page.locator("main [name=reason]").fill("A rule of Rspamd was wrong.")
+    stage.press("main form button.main")
+
+
 def _statistics(stage: Stage) -> None:
     index_facets(stage.site.parts)
     count_days(stage.site.parts, stage.site.now)
@@ -295,7 +305,14 @@ SECTIONS = {
         State("console-found", "Search for a symbol", lambda s: s.go("admin/?symbol=BAYES_SPAM&tier=spam")),
         State("console-groups", "Groups by symbol", lambda s: s.go("admin/?by=symbol")),
         State("console-message", "One message", _console_message),
+        State("console-requests", "Requests for release", lambda s: s.go("admin/requests")),
+        State("console-mass-act", "Before an act on all that a search finds", _mass_act),
+        State("console-job", "After it was confirmed", _console_job),
         State("console-recipient", "One recipient", lambda s: s.go("admin/recipients/?address=alice@example.org")),
+        State(
+            "console-forget", "Before a person is forgotten", lambda s: s.go(f"admin/recipients/forget?address={BOB}")
+        ),
+        State("console-domain", "Values of a domain", lambda s: s.go("admin/domains?domain=example.org")),
         State("console-statistics", "Statistics", _statistics),
         State("console-staff", "Staff", lambda s: s.go("admin/staff?done=given")),
         State("console-audit", "Audit", lambda s: s.go("admin/audit")),
