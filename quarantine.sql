@@ -647,10 +647,14 @@ begin
                 || ' $3 order by m.id desc limit $4)' into ids using terms, since, below, batch;
             exit when cardinality(ids) = 0;
             examined := examined + cardinality(ids);
-            for r in execute 'select d, m from delivery d join message m on m.id = d.message_id'
-                ' where d.message_id = any($1) and m.id = any($1) and d.recipient = any($2) and d.state = any($3)'
-                ' and (d.message_id, d.number) < ($4, $5) order by d.message_id desc, d.number desc'
-                using ids, identities, states, before_id, before_number
+            -- The deliveries first: of most ids they are another recipient's, or in another state.
+            for r in execute 'with found as materialized (select d from delivery d'
+                ' where d.message_id = any($1) and d.recipient = any($2) and d.state = any($3)'
+                ' and (d.message_id, d.number) < ($4, $5) order by d.message_id desc, d.number desc limit $6)'
+                ' select f.d, m from found f join message m on m.id = (f.d).message_id'
+                ' where m.id = any($1)'
+                ' order by (f.d).message_id desc, (f.d).number desc'
+                using ids, identities, states, before_id, before_number, at_most - n
             loop
                 place := examined; is_found := true; d := r.d; m := r.m;
                 return next;

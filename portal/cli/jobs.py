@@ -32,7 +32,7 @@ from portal.cli.common import (
     print_table,
     progress,
 )
-from portal.cli.options import FILLED, criteria_options, wanted_of
+from portal.cli.options import FILLED, criteria_options, typed_filter, with_extension
 from portal.model.domains import shown_address
 from portal.model.text import shown
 from portal.stores.records import Command
@@ -84,8 +84,9 @@ def act_on_matching(act: Act, recipient: str | None, options: Mapping[str, Any])
         raise WrongCall("--matching needs at least one thing to search for, like --symbol or --since.")
     if not options["reason"] and not options["dry_run"]:
         raise WrongCall("Give a --reason for the audit, or look first with --dry-run.")
+    wanted = typed_filter(typed)
     with open_parts() as parts:
-        masses, wanted = _masses(parts), wanted_of(parts, typed)
+        masses, wanted = _masses(parts), with_extension(parts, wanted, typed)
         found = masses.dry_run(act, wanted, None)
         _print_dry_run(act, found)
         if options["dry_run"]:

@@ -19,7 +19,7 @@ from portal.cli.common import (
     open_parts,
     print_table,
 )
-from portal.cli.options import criteria_options, wanted_of
+from portal.cli.options import criteria_options, typed_filter, with_extension
 from portal.model.domains import shown_address
 from portal.model.message import Delivery, DeliveryId, Filter, Message
 from portal.model.text import shown
@@ -57,8 +57,9 @@ def list_(
         raise WrongCall("Use either --count or --group-by.")
     if order and (only_count or group_by):
         raise WrongCall("--order is for lists: leave it out with --count and --group-by.")
+    wanted = typed_filter(typed)
     with open_parts() as parts:
-        wanted, now = wanted_of(parts, typed), parts.actions.now()
+        wanted, now = with_extension(parts, wanted, typed), parts.actions.now()
         if only_count:
             found = _print_count(parts, wanted, as_json)
         elif group_by:

@@ -80,14 +80,19 @@ def criteria_options(without: Collection[str] = ()) -> Callable[[Callable[..., A
     return add
 
 
-def wanted_of(parts: Parts, typed: Mapping[str, Sequence[str]]) -> Filter:
-    """Return the search of these options. Times are in UTC. Raises WrongCall."""
+def typed_filter(typed: Mapping[str, Sequence[str]]) -> Filter:
+    """Return the search of these options, before the store is opened. Times are in UTC. Raises WrongCall."""
     texts = {name.replace("_", "-"): values for name, values in typed.items()}
     try:
-        wanted = criteria.read(texts, UTC, parts.actions.now())
+        return criteria.read(texts, UTC, datetime.now(UTC))
     except BadCriterion as error:
         raise WrongCall(error.sentence(lambda name: f"--{name}")) from error
-    held_as = parts.people.held_as(texts["recipient"][0]) if texts.get("recipient") else None
+
+
+def with_extension(parts: Parts, wanted: Filter, typed: Mapping[str, Sequence[str]]) -> Filter:
+    """Return the search also for the name under which the mail of an address with an extension is held."""
+    recipient = typed.get("recipient")
+    held_as = parts.people.held_as(recipient[0]) if recipient else None
     if held_as is not None and held_as != wanted.recipient:
         return replace(wanted, also=(held_as,))  # an address with an extension
     return wanted

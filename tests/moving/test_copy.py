@@ -426,7 +426,7 @@ def test_a_missing_store_is_named_and_not_created(tmp_path: Path, store_url: str
     assert f"FROM: {missing} is no quarantine store" in result.output
     assert not missing.exists()
     result = run_copy(store_url, "postgresql://me:hush-hush@127.0.0.1:1/nowhere")
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "TO: " in result.output
     assert "hush-hush" not in result.output
     result = run_copy(store_url, "mysql://localhost/x")

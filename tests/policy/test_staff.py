@@ -170,9 +170,9 @@ def test_a_domain_administrator_gives_roles_only_to_people_of_the_domain(staff: 
     ("person", "role", "domain", "words"),
     [
         ("x@elsewhere.example", HELP, "", "not a local one"),
-        ("alice", HELP, "", "not a local one"),
-        ("", HELP, "", "not a local one"),
-        ("\u202ea@example.org", HELP, "", "not a local one"),
+        ("alice", HELP, "", "address of a mailbox"),
+        ("", HELP, "", "address of a mailbox"),
+        ("\u202ea@example.org", HELP, "", "address of a mailbox"),
         (ALICE, ADMIN, OWN, "all domains"),
         (ALICE, DOMAIN, "", "needs a domain"),
         (ALICE, HELP, "elsewhere.example", "not a local domain"),
