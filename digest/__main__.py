@@ -109,7 +109,7 @@ def run() -> None:
     try:
         scheduler.start()
     except SystemExit:
-        _shut_down(scheduler)
+        _shut_down(scheduler, parts)
 
 
 def _open_when_available(settings: Settings) -> Parts:
@@ -243,7 +243,7 @@ def _with_errors_logged(name: str, job: Callable[[], object]) -> Callable[[], No
     return run_job
 
 
-def _shut_down(scheduler: BlockingScheduler) -> None:
+def _shut_down(scheduler: BlockingScheduler, parts: Parts) -> None:
     """Wait at most `GRACE_SECONDS` for the mail being sent, so that it is not sent twice. Then end the process.
 
     Correctness does not depend on this: claims of a killed process expire by themselves.
@@ -252,6 +252,9 @@ def _shut_down(scheduler: BlockingScheduler) -> None:
         shutdown = threading.Thread(target=scheduler.shutdown, daemon=True)
         shutdown.start()
         shutdown.join(GRACE_SECONDS)
+        closing = threading.Thread(target=parts.store.close_outcomes, daemon=True)
+        closing.start()
+        closing.join(GRACE_SECONDS / 4)
     log.info("stopped")
     logging.shutdown()
     os._exit(0)  # a normal exit would wait for every thread

@@ -37,6 +37,8 @@ def read_names(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
     stopped, count = or_after(_SECONDS, stopped), 0
     messages, end = parts.store.messages, first_id(now - _COMMITTED)
     done = notes.NAMES_READ.get(parts.store) or IdRange(end, end)
+    if done.last > end:  # the clock was ahead
+        done = IdRange(end, end)
     while not stopped():
         found = messages.without_names(done.last, end, _AT_ONCE)
         if found:

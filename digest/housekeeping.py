@@ -51,6 +51,7 @@ _LEARN_PAUSE = timedelta(hours=1)
 _INDEX_SECONDS = 2  # of five
 _FORGET_WAIT = timedelta(minutes=10)
 _REQUESTS = 500  # whose reminders are looked up together
+_STATISTICS_KEPT = timedelta(days=800)
 _TURN_SECONDS = 5  # of a batch, before it is the turn of the next one
 _CLOCK_JUMP = timedelta(days=4)  # more than a long weekend during which the process did not run
 _CLOCK_TRUSTED = timedelta(hours=20)  # without a jump, before the first purge
@@ -271,7 +272,8 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
     while not stopped() and (jobs := parts.store.jobs.claim(FORGET, 1, time())):
         turns += 1
         is_over = or_after(_TURN_SECONDS, stopped)
-        left = parts.forgetting.remove(jobs[0].arguments["identities"], is_over)
+        until = datetime.fromisoformat(jobs[0].arguments["until"])  # what is held since then belongs to nobody yet
+        left = parts.forgetting.remove(jobs[0].arguments["identities"], until, is_over)
         if is_over():
             parts.store.jobs.retry(jobs[0], time(), tried=False)
         elif left:
@@ -293,6 +295,7 @@ def daily(parts: Parts, now: datetime) -> None:
     parts.store.facets.recheck()
     if _clock_is_trusted(parts.store, now):
         purged = parts.store.purge(now - timedelta(days=retention_days), now)
+        parts.store.statistics.expire((now - _STATISTICS_KEPT).date())
         audited = parts.store.audit.expire(now - timedelta(days=parts.settings.store.audit_retention_days))
         log.info("purged messages=%d kept=%d audit=%d", purged.messages, purged.kept, audited)
 

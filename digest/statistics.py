@@ -16,7 +16,6 @@ from portal.stores import notes
 
 _DAY = timedelta(days=1)
 _CLOSED_AFTER = timedelta(hours=1)  # the end of a day; clocks of hosts differ, and an `add` takes seconds
-_KEPT = timedelta(days=800)
 _EVERY = timedelta(minutes=1)  # at most, and at most a twentieth of the time is spent counting
 _LEASE = timedelta(minutes=30)  # of a host that counts
 
@@ -54,7 +53,6 @@ def _count(parts: Parts, now: datetime, stopped: Stopped) -> None:
         else:
             statistics.close(day)
         day += _DAY
-    statistics.expire(today - _KEPT)
 
 
 def _end(day: date) -> datetime:

@@ -31,10 +31,10 @@ from portal.model.errors import (
     RelayUnreachable,
     StoreUnavailable,
 )
-from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, domain
+from portal.model.message import Actor, Delivery, DeliveryId, Filter, State, Tier, domain, identity
 from portal.model.staff import EVERYWHERE
 from portal.model.text import shown
-from portal.policy.staff import Member, Permission, Staff
+from portal.policy.staff import NOT_YOURS, Member, Permission, Staff
 from portal.stores import Store
 from portal.stores.records import Command, Job
 
@@ -103,7 +103,9 @@ class MassActs:
             pass
         ends = min(mass.criteria.until, now) if mass.criteria.until else now
         mass = replace(mass, criteria=replace(mass.criteria, until=ends), reason=shown(mass.reason, REASON_CHARS))
-        detail = f"{job_id} {mass.act} {mass.total} of {mass.query or 'all'}: {mass.reason}"
+        detail = f"{job_id} {mass.act}: {mass.reason}"
+        if len(mass.criteria.domains or ()) < 2:  # what concerns several domains is not told to each
+            detail += f" ({mass.total} of {mass.query or 'all'})"
         self._record(Audited.JOB_STARTED, mass, actor, detail)
         job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay)
         log.info("mass act confirmed id=%s act=%s deliveries=%d by=%s", job.id, mass.act, mass.total, actor.who)
@@ -249,7 +251,7 @@ class _Run:
             return None
         criteria = replace(self._mass.criteria, states=wanted)
         page = self._store.deliveries.search(criteria, _STEP, self._progress.cursor)
-        if not page.indexed or page.is_cut:
+        if not page.indexed or (page.is_cut and page.next is None):
             return Waiting.INDEX
         self._known = {each.key: each for each in page.deliveries}
         self._progress = replace(
@@ -327,6 +329,8 @@ class _Run:
                 raise AlreadyDone("it is in another state by now", found)
             if member is not None:
                 self._staff.check_release(member, found)
+            elif self._staff.decides_own(identity(self._job.actor.name), found):
+                raise NotAllowed(NOT_YOURS)
 
         try:
             return actions.release(delivery.id, delivery.number, actor, operator=True, check=check)

@@ -226,6 +226,8 @@ def refuse(ids: Sequence[str], recipient: str | None, reason: str) -> None:
     """Deny recipients' release requests for dangerous messages."""
 
     def deny(parts: Parts, delivery: Delivery) -> Delivery:
+        if parts.staff.decides_own(identity(current_operator().name), delivery):
+            raise NotAllowed(NOT_YOURS)
         return parts.actions.refuse_request(delivery.id, delivery.number, current_operator(), shown(reason, 500))
 
     _apply_to_each(ids, recipient, deny, to_all=None, result="refused")

@@ -87,8 +87,9 @@ def forget(address: str, dry_run: bool, reason: str | None, yes: bool) -> None:
             raise WrongCall("Confirm with --yes, or look first with --dry-run.")
         if not yes and not click.confirm("Remove all of it? This cannot be undone."):
             raise NotDone("Nothing was changed.")
-        parts.forgetting.begin(leaver, current_operator(), parts.actions.now(), reason or "")
-        _remove_deliveries(parts, leaver)
+        now = parts.actions.now()
+        parts.forgetting.begin(leaver, current_operator(), now, reason or "")
+        _remove_deliveries(parts, leaver, now)
 
 
 def _person(parts: Parts, address: str) -> str:
@@ -113,7 +114,7 @@ def _summary(leaver: Leaver) -> str:
     return "\n".join(lines)
 
 
-def _remove_deliveries(parts: Parts, leaver: Leaver) -> None:
+def _remove_deliveries(parts: Parts, leaver: Leaver, until: datetime) -> None:
     total, removed, left = sum(leaver.counts.of.values()), 0, 0
     if leaver.identities:
         with progress("deliveries") as report:
@@ -123,7 +124,7 @@ def _remove_deliveries(parts: Parts, leaver: Leaver) -> None:
                 removed += number
                 report(removed, max(total, removed), 0)
 
-            left = parts.forgetting.remove(leaver.identities, report=count)
+            left = parts.forgetting.remove(leaver.identities, until, report=count)
     click.echo(f"{shown_address(leaver.recipient)}: forgotten, {removed} deliveries removed")
     if left:
         raise NotDone(f"{left} deliveries are being released. Call it again when that has ended: quarantine list")

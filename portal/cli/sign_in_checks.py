@@ -6,6 +6,7 @@ import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 from portal.cli.finding import Finding
 from portal.openid import ProviderUnavailable, make_providers, redirect_uri
@@ -36,6 +37,16 @@ def providers(settings: Settings) -> Iterator[Finding]:
         yield Finding(True, key, text)
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, since the headers would go to the other host as well."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+
 def proxy(settings: Settings) -> Iterator[Finding]:
     """Check that what a browser writes into the proxy's headers does not reach the portal.
 
@@ -47,11 +58,15 @@ def proxy(settings: Settings) -> Iterator[Finding]:
     headers = {"X-Quarantine-User": user, "X-Quarantine-Secret": settings.proxy.secret.get_secret_value()}
     url = f"{settings.public_url}/sign-in/proxy"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:  # noqa: S310
+        with _opener.open(urllib.request.Request(url, headers=headers), timeout=5) as answer:  # noqa: S310
             body = answer.read(1 << 20)
     except urllib.error.HTTPError as error:
         with error:
             body = error.read(1 << 20)
+        if error.code < 400 or error.code == 401:
+            text = f"{url} asks to sign in first ({error.code}), so forged headers were not tried"
+            yield Finding(None, "proxy", text)
+            return
     except OSError as error:
         yield Finding(None, "proxy", f"{url} cannot be reached from here, so forged headers were not tried: {error}")
         return

@@ -79,7 +79,7 @@ class DayCounts:
 
     def add(self, outcome: Outcome, fact: Fact, delay: timedelta | None = None) -> None:
         """Count a delivery. ``delay``: from the first opening of a link to it until now."""
-        for domain in (ALL, fact.domain):
+        for domain in {ALL, fact.domain}:
             self._counter(domain, Part.TOTAL, outcome)[""] += 1
             self._counter(domain, Part.TIER, outcome)[fact.tier] += 1
             self._counter(domain, Part.SENDER, outcome)[fact.sender_domain] += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import threading
@@ -24,6 +25,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from portal.model.text import shown
 from portal.openid import AddressUnverified, Logout, Person, ProviderUnavailable, SignInRefused, Trial
 from portal.settings import OidcSettings, is_safe_url
 
@@ -206,7 +208,7 @@ class Provider:
                 try:
                     self._keys = KeySet.import_key_set(_fetch(url))  # type: ignore[arg-type]
                 except (JoseError, ValueError, KeyError, TypeError) as error:
-                    raise ProviderUnavailable(f"its keys cannot be read: {error}") from error
+                    raise ProviderUnavailable(shown(f"its keys cannot be read: {error}", 200)) from error
                 self._keys_at = time.monotonic()
             return self._keys
 
@@ -227,7 +229,7 @@ class Provider:
             }
             jwt.JWTClaimsRegistry(leeway=_LEEWAY_SECONDS, **rules).validate(claims)
         except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SignInRefused(f"the token is not valid: {type(error).__name__} {error}") from error
+            raise SignInRefused(shown(f"the token is not valid: {type(error).__name__} {error}", 200)) from error
         audience = claims["aud"]
         if isinstance(audience, list) and len(audience) > 1 and claims.get("azp") != self._settings.client_id:
             raise SignInRefused("the token is for another client")
@@ -257,8 +259,8 @@ def _fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] | Non
         with error:
             kind = SignInRefused if data is not None and error.code in (400, 401) else ProviderUnavailable
             raise kind(f"it answered {error.code} at {url}: {error.read(300)!r}") from None
-    except OSError as error:
-        raise ProviderUnavailable(f"{url} cannot be reached: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ProviderUnavailable(shown(f"{url} cannot be reached: {error}", 300)) from error
     except ValueError as error:
         raise ProviderUnavailable(f"{url} did not answer with JSON") from error
     if not isinstance(found, dict):

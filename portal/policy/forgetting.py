@@ -119,10 +119,12 @@ class Forgetting:
     def remove(
         self,
         identities: Sequence[str],
+        until: datetime,
         stopped: Callable[[], bool] = lambda: False,
         report: Callable[[int], object] = lambda _: None,
     ) -> int:
-        """Remove all deliveries of these identities. Return how many are left, since they are being released.
+        """Remove the deliveries of these identities that were held before ``until``. Return how many are left, since
+        they are being released.
 
         ``stopped``: whether to return early; then more may be left. ``report`` is called with how many were removed in
         a transaction. Raises StoreUnavailable.
@@ -130,7 +132,7 @@ class Forgetting:
         reader, left = Reader(identities[0], tuple(identities)), 0
         before: DeliveryId | None = None
         while not stopped():
-            page = self.store.deliveries.matching(reader, Filter(), _AT_ONCE, before)
+            page = self.store.deliveries.matching(reader, Filter(until=until), _AT_ONCE, before)
             # A release must end first: it would record its outcome in a row without a recipient.
             ended = [each for each in page.deliveries if each.state is not State.RELEASING]
             left += len(page.deliveries) - len(ended)

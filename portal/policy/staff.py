@@ -144,7 +144,8 @@ class Staff:
 
     def _is_by_group(self, grant: Grant) -> bool:
         given = self.settings.staff.groups.get(grant.group, ())
-        return (grant.role, grant.domain) in given and grant.expires_at is not None and grant.expires_at > self.now()
+        is_given = (grant.role, grant.domain) in given and self.settings.has_sign_in(grant.source)
+        return is_given and grant.expires_at is not None and grant.expires_at > self.now()
 
     def put_groups(self, person: str, source: str, groups: Collection[str]) -> None:
         """Give a person the roles of their groups, as `staff.groups` says, and remove those of their former groups.

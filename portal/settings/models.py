@@ -352,6 +352,13 @@ class Settings(Section):
             return DomainSettings(domain=name, **former.model_dump(exclude_none=True))
         return self.domains.get(name) or DomainSettings(domain=name)
 
+    def has_sign_in(self, method: str) -> bool:
+        """Return whether people can sign in by a method other than the mailed link: "ldap", "imap", "proxy" or
+        "oidc:NAME"."""
+        kind, _, name = method.partition(":")
+        others = {"ldap": self.ldap.uri, "imap": self.imap.host, "proxy": self.proxy.secret, "oidc": name in self.oidc}
+        return bool(others.get(kind))
+
     def is_local(self, address: str) -> bool:
         """Return whether the portal may mail this recipient and let them sign in."""
         recipient = identity(address)

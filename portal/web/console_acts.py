@@ -13,7 +13,7 @@ from bottle import HTTPResponse
 from portal.model.audit import Act, AuditEntry
 from portal.model.domains import shown_address
 from portal.model.errors import AlreadyDone, LinkInvalid, NotAllowed, RelayDeferred, RelayRefused
-from portal.model.message import Delivery, Tier
+from portal.model.message import Delivery, State, Tier
 from portal.model.text import N_, shown
 from portal.policy.recipients import REASON_CHARACTERS
 from portal.policy.staff import NOT_YOURS, Permission
@@ -49,6 +49,8 @@ class ConsoleActs:
             return self._pages.notice(
                 request, N_("No action selected"), N_("Go back and press one of the buttons."), 400
             )
+        if act == "again" and delivery.state not in (State.RELEASED, State.PASSED):
+            act = "release"  # it was changed in the meantime
         if not self._may(staff, act, delivery):
             if self._parts.staff.decides_own(staff.member.person, delivery):
                 return self._messages.page(request, staff, delivery, others, 403, error=NOT_YOURS)
@@ -118,12 +120,19 @@ class ConsoleActs:
         """Mail the readers of a message a link to it, each to their own address. Nobody else sees the link."""
         destination = f"/messages/{name_of(delivery.key)}/"
         readers = self._parts.people.readers(delivery.recipient)
-        sent = [reader for reader in readers if self._links.send_link(reader, request.peer, destination)]
+        audit, now, sent, unable = self._parts.store.audit, self._pages.now(), 0, 0
+        for reader in readers:
+            try:
+                is_sent = self._links.send_link(reader, request.peer, destination)
+            except LinkInvalid:
+                unable += 1
+                continue
+            if is_sent:
+                audit.record(AuditEntry.new(now, Act.LINK_SENT, staff.actor, reader, reason, delivery=delivery.key))
+                sent += 1
+        if unable == len(readers):
+            raise LinkInvalid("no reader of this message can sign in")
         if not sent:
             return "link-limit"
-        now = self._pages.now()
-        self._parts.store.audit.record(
-            *(AuditEntry.new(now, Act.LINK_SENT, staff.actor, each, reason, delivery=delivery.key) for each in sent)
-        )
         log.info("link sent id=%s number=%d by=%s", delivery.id, delivery.number, staff.actor.who)
         return "link"

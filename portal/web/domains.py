@@ -12,6 +12,7 @@ from portal.model.errors import BadDomainValue
 from portal.model.message import Filter, State, domain
 from portal.model.rights import ReleaseRight
 from portal.model.schedule import Schedule
+from portal.model.staff import EVERYWHERE
 from portal.model.text import N_, TAGS, shown
 from portal.policy.domains import DomainPolicy
 from portal.policy.staff import Permission
@@ -98,7 +99,7 @@ class DomainPages:
         page = f"{PATH}?domain={host}"
         self._console.check_fresh(request, staff, page)
         try:
-            if key not in EDITABLE or key == "logo":  # a picture would need an upload
+            if key not in EDITABLE or not self._may_change(staff, key):
                 raise BadDomainValue("This value cannot be set here.")
             if value == _text(plain_values(self._domains.own(host)).get(key, "")):
                 return self._pages.see_other(f"{page}&done=unchanged")
@@ -106,6 +107,12 @@ class DomainPages:
         except BadDomainValue as error:
             return self._one(request, staff, host, wrong=(key, value, str(error)))
         return self._pages.see_other(f"{page}&done=saved")
+
+    def _may_change(self, staff: StaffSession, key: str) -> bool:
+        """Return whether a value may be changed here by somebody who may change those of a domain."""
+        if key == "public_url":  # links to sign in lead there, so whoever chooses it can sign in as anybody
+            return EVERYWHERE in self._staff.reach(staff.member, Permission.MANAGE_DOMAIN_POLICY)
+        return key != "logo"  # a picture would need an upload
 
     def _list(self, request: Request, staff: StaffSession) -> HTTPResponse:
         number = self._pages.viewer(request, staff.member.person).language.number
@@ -137,7 +144,7 @@ class DomainPages:
                 usual=_text(usual[key]),
                 source=_LOCKED if sources[key].endswith("locked") else _SOURCES[sources[key]],
                 choices=_CHOICES.get(key, ()),
-                may_change=may_change and key != "logo" and not sources[key].endswith("locked"),
+                may_change=may_change and self._may_change(staff, key) and not sources[key].endswith("locked"),
             )
             for key in EDITABLE
         ]

@@ -61,7 +61,8 @@ class ForgetPages:
         try:
             self._forgetting.check(leaver, staff.member)
             if leaver.identities:  # first, so that a crash in between leaves the deliveries to the job
-                self._parts.store.jobs.add(FORGET, {"identities": leaver.identities}, actor, now)
+                arguments = {"identities": leaver.identities, "until": now.isoformat()}
+                self._parts.store.jobs.add(FORGET, arguments, actor, now)
             self._forgetting.begin(leaver, actor, now, request.form("reason").strip(), staff.member)
         except NotAllowed:
             return self._console.forbidden(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -93,6 +93,21 @@ def test_a_store_that_is_closed_records_what_it_can(store_url: str, store: Store
     reopened = open_store(store_url)
     assert list(reopened.digests.unannounced(Reader(who), 10)) == []
     reopened.close()
+
+
+def test_an_outcome_that_can_never_be_recorded_stops_nothing_else(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise StoreUnavailable("no partition of relation")
+
+    outcomes = store.outcomes  # type: ignore[attr-defined]
+    outcomes.record("release id=1", fail)
+    for _ in range(100):
+        with suppress(StoreUnavailable):
+            outcomes.record_kept()
+    assert "lost, may be sent again: release id=1: no partition" in caplog.text
+    assert claimed(store.digests.claim(now(), 1, 10)) == []
 
 
 def test_a_failure_is_not_kept(store: Store) -> None:

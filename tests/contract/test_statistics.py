@@ -79,6 +79,11 @@ def test_how_long_after_its_link_was_opened_a_message_is_released(store: Store, 
     assert counted(store, Part.DELAY, at + MINUTE + after) == {("released", name): 1}
 
 
+def test_a_delivery_without_a_recipient_counts_once(store: Store) -> None:
+    hold(store, recipients=[], at=yesterday(), announce=())
+    assert counted(store, Part.TOTAL, yesterday()) == {("held", ""): 1}
+
+
 def test_a_day_that_is_counted_again_has_its_new_numbers(store: Store) -> None:
     at = yesterday()
     hold(store, recipients=[ALICE], at=at)
@@ -99,6 +104,18 @@ def test_a_closed_day_outlives_its_messages(store: Store, second: Store) -> None
     assert second.statistics.next_day() == at.date() + DAY
     second.statistics.close(at.date())
     assert store.statistics.totals() == [("held", "spam", 2)]
+
+
+def test_a_clock_that_is_behind_for_a_moment_loses_nothing(store: Store) -> None:
+    """It opens closed days again, whose messages may be gone."""
+    at = yesterday()
+    hold(store, recipients=[ALICE], at=at, symbols=BAD)
+    before = counted(store, Part.SYMBOL, at)
+    store.statistics.close(at.date())
+    store.purge(now() - timedelta(hours=1), now())
+    store.statistics.reopen(at.date() - 9 * DAY)
+    store.statistics.close(at.date())
+    assert counted(store, Part.SYMBOL, at) == before
 
 
 def test_days_that_a_clock_ahead_closed_are_open_again(store: Store) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import timedelta
-from uuid import uuid4
+from ipaddress import ip_network
+from uuid import UUID, uuid4
 
 import pytest
 
 from digest.housekeeping import run_mass_acts
-from portal.batches.batch import Act, Outcome
+from portal.batches.batch import Act, Outcome, criteria_from_json, criteria_to_json
 from portal.batches.mass import MassAct, Obstacle, Status, View, Waiting
 from portal.batches.mass_run import MassActs
 from portal.batches.parallel import retry_due
 from portal.model.audit import AuditFilter
-from portal.model.message import Actor, ActorKind, Filter, State, Tier
+from portal.model.message import Actor, ActorKind, DeliveryId, Filter, State, Tier
 from portal.model.staff import EVERYWHERE, Grant, Role
 from portal.stores import LEASE
 from portal.stores.records import Command, Held, Job
@@ -98,6 +101,39 @@ def test_everything_found_is_released_once_and_later_mail_is_not(site: Site, rel
     [entry] = site.store.audit.list(AuditFilter(act="job-started"), 5)
     assert "Bayes was wrong." in entry.detail
     assert str(job.id) in entry.detail
+
+
+def test_a_search_is_the_same_in_a_job(site: Site) -> None:
+    """Each field has a value, so a criterion that is added and forgotten here would act on everything else."""
+    full = Filter(
+        states=frozenset({State.HELD}), words="a", sender="b", since=now(), until=now(), tiers=frozenset({Tier.SPAM}),
+        reason="c", has_attachment=True, attachment="d", like=DeliveryId(UUID(int=1), 2), recipient=ALICE,
+        also=(MALLORY,), score_min=1.0, score_max=2.0, symbols=("E",), actions=frozenset({"reject"}),
+        client=ip_network("192.0.2.0/24"), size_min=1, size_max=2, sender_domain="f", domains=frozenset({"g"}),
+        rule="h",
+    )  # fmt: skip
+    assert not [field.name for field in fields(Filter) if getattr(full, field.name) == getattr(Filter(), field.name)]
+    assert criteria_from_json(json.loads(json.dumps(criteria_to_json(full)))) == full
+
+
+def test_nobody_approves_their_own_request_under_their_name(site: Site, relay: SmtpServer) -> None:
+    site.now = now()
+    own = site.hold(recipients=(ALICE,), tier=Tier.DANGEROUS)
+    other = site.hold(recipients=(MALLORY,), tier=Tier.DANGEROUS)
+    mass = MassAct(Act.RELEASE, Filter(symbols=("BAYES_SPAM",)), "", 2, "mine")
+    job = masses(site).start(mass, Actor(ActorKind.OPERATOR, ALICE, "cli"), uuid4(), timedelta())
+    site.now = now()
+    assert run(site, job).progress.counts == {Outcome.NOT_ALLOWED: 1, Outcome.RELEASED: 1}
+    assert states(site, [own, other]) == [State.HELD, State.RELEASED]
+
+
+def test_a_cancelled_job_stays_cancelled(site: Site, relay: SmtpServer) -> None:
+    found = hold(site)
+    job = start(site)
+    for command in (Command.CANCEL, Command.PAUSE, None):
+        masses(site).steer(masses(site).get(job.id), command, BY_STAFF)
+    assert run(site, job).status is Status.CANCELLED
+    assert states(site, found) == [State.HELD] * 3
 
 
 def test_nothing_happens_before_the_undo_window_ends(site: Site, relay: SmtpServer) -> None:

@@ -221,20 +221,25 @@ def test_an_alias_gets_no_role(make_staff: MakeStaff, tmp_path: Any) -> None:
         staff.give("sales@example.org", HELP, OWN, BY_OPERATOR)
 
 
+DIRECTORY = {"ldap__uri": "ldaps://ldap.example.org", "ldap__base": "dc=example,dc=org"}
+
+
 def test_groups_give_the_roles_of_the_settings_until_they_expire_or_the_settings_change(make_staff: MakeStaff) -> None:
     def roles(staff: Staff) -> list[tuple[Role, str]]:
         return [(each.role, each.domain) for each in staff.member(BOB).grants]
 
     groups = {"mail admins": "administrator", "it": [f"help-desk:{OWN}", "auditor"]}
-    staff = make_staff(staff__groups=groups)
-    staff.put_groups(BOB, "oidc:company", ["it", "canteen"])
+    staff = make_staff(staff__groups=groups, **DIRECTORY)
+    staff.put_groups(BOB, "ldap", ["it", "canteen"])
     assert roles(staff) == [(AUDITOR, EVERYWHERE), (HELP, OWN)]
     assert roles(replace(staff, now=lambda: now() + timedelta(days=8))) == []
-    changed = make_staff(staff__groups={"it": "auditor"})
+    changed = make_staff(staff__groups={"it": "auditor"}, **DIRECTORY)
     assert roles(replace(changed, store=staff.store)) == [(AUDITOR, EVERYWHERE)], "at once, without a sign-in"
     with pytest.raises(BadGrant, match="group"):
         staff.remove(BOB, AUDITOR, EVERYWHERE, BY_OPERATOR)
     staff.put_groups(BOB, "ldap", [])
     assert roles(staff), "another method does not know these groups"
-    staff.put_groups(BOB, "oidc:company", [])
+    staff.put_groups(BOB, "ldap", [])
     assert roles(staff) == []
+    without = make_staff(staff__groups=groups)
+    assert roles(replace(without, store=staff.store)) == [], "the directory is no longer asked"

@@ -99,6 +99,16 @@ def test_locked_values_have_no_form(make_parts: Callable[..., Parts]) -> None:
     assert site.store.domains.in_use() == []
 
 
+def test_who_administers_one_domain_does_not_choose_where_sign_in_links_lead(site: Site) -> None:
+    browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org")
+    evil = "https://evil.example/quarantine"
+    assert 'value="public_url"' not in text_of(browser.get("/admin/domains?domain=example.org"))
+    assert "cannot be set here" in unescape(change(browser, "public_url", evil).text)
+    assert site.store.domains.in_use() == []
+    administrator = staff(site, person="ann@example.org")
+    assert 'value="public_url"' in text_of(administrator.get("/admin/domains?domain=example.org"))
+
+
 def test_staff_of_a_domain_see_and_change_that_domain_alone(site: Site) -> None:
     browser = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.net", "ned@example.net")
     page = text_of(browser.get("/admin/domains"))

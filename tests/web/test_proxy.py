@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -88,3 +90,34 @@ def test_the_check_sends_forged_headers_through_the_public_url(make_parts: MakeP
         site.app = without_headers  # type: ignore[assignment]  # as the shipped Nginx file
         [found] = sign_in_checks.proxy(site.parts.settings)
         assert found.ok, found.text
+
+
+def test_the_check_does_not_send_the_secret_to_another_host(make_parts: MakeParts) -> None:
+    """A proxy leads to its identity provider, which must not learn it."""
+    asked: list[str | None] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["X-Quarantine-Secret"])
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/login")  # type: ignore[attr-defined]
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/quarantine"
+        [found] = sign_in_checks.proxy(make_parts(proxy__secret=SECRET, public_url=url).settings)
+        server.shutdown()
+    assert found.ok is None and "asks to sign in first (302)" in found.text
+    assert asked == [SECRET]
+
+
+def test_an_address_extension_is_no_name_of_an_account(make_parts: MakeParts) -> None:
+    site = Site(make_parts(proxy__secret=SECRET, people__recipient_delimiter="+-"))
+    for user in ("alice-smith@example.org", "alice+x@example.org", "@example.org"):
+        browser = site.browser()
+        headers = {**HEADERS, "X-Quarantine-User": user}
+        assert browser.request("GET", "/sign-in/proxy", headers=headers).status in (403, 404), user
+        assert browser.get("/").status == 303

@@ -317,6 +317,18 @@ def test_a_leaver_is_forgotten_after_a_confirmation(site: Site) -> None:
     assert ("recipient-forgotten", "console", ALICE, "left") in audited(site)
 
 
+def test_mail_that_comes_after_the_confirmation_stays(site: Site) -> None:
+    """The digest process may begin much later, and a release that is deferred makes it go on for days."""
+    held = site.hold(recipients=(ALICE,))
+    forget(staff(site))
+    site.pass_time(hours=2)
+    later = site.hold(recipients=(ALICE,), at=site.now)
+    forget_waiting(site.parts, site.now)
+    with pytest.raises(NotFound):
+        site.delivery(held)
+    assert site.state(later) is State.HELD
+
+
 def test_only_those_who_manage_a_recipient_and_their_roles_forget_them(site: Site) -> None:
     site.store.staff.give(Grant(ALICE, Role.AUDITOR, EVERYWHERE, site.now, BY_OPERATOR))
     dora = staff(site, Role.DOMAIN_ADMINISTRATOR, "example.org", "dora@example.org")

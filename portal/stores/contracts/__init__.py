@@ -87,6 +87,10 @@ class Store(ABC):
         """Close files and connections. May be called twice."""
 
     @abstractmethod
+    def close_outcomes(self) -> None:
+        """Record the outcomes of sent mail that are kept in memory, or log that they are lost: the process ends."""
+
+    @abstractmethod
     def heartbeat(self, now: datetime) -> None:
         """Record that the digest process is alive."""
 

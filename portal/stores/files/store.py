@@ -82,7 +82,7 @@ class FileStore(Store):
         self.engine = SqliteEngine(db)
         self.messages = FileMessages(db, mail)
         self.facets = FileFacets(db)
-        self.outcomes = Outcomes()
+        self.outcomes = Outcomes(self.ping)
         self.deliveries = FileDeliveries(db, self.facets, self.outcomes)
         self.digests = FileDigests(self.engine, mail, self.outcomes)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
@@ -137,6 +137,9 @@ class FileStore(Store):
         with self.db.translated():
             self._mail.try_write()
         self._mark_durable()
+
+    def close_outcomes(self) -> None:
+        self.outcomes.close()
 
     def close(self) -> None:
         self.outcomes.close()

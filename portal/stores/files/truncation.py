@@ -104,7 +104,8 @@ class Truncation:
                     counted.append(str(line["day"]))
                 else:
                     ids += [entry.id for entry in audit_entries_of(line)]
-        return self.db.write_journal(partial(self._statistics_lines, counted)) and self._write(ids, self._audit_lines)
+        of_days = (self.db.write_journal(partial(self._statistics_lines, [day])) for day in dict.fromkeys(counted))
+        return all(of_days) and self._write(ids, self._audit_lines)
 
     def _lines_of(self, days: Sequence[date], *kinds: str) -> Iterator[dict[str, Any]]:
         with self.db.translated():

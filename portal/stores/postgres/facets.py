@@ -22,7 +22,7 @@ from portal.stores.shared.facets import Batch, SqlFacets, batch_by_score, batch_
 from portal.stores.shared.session import Session
 
 _EXAMINED_AT_ONCE = 2_000  # if texts are compared one by one
-FACTS = "from delivery d left join facet f on f.message_id = d.message_id"
+FACTS = "from delivery d left join facet f on f.message_id = d.message_id{}"
 
 
 class _PostgresFacetIndex(FacetIndex):

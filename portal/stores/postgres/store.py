@@ -50,7 +50,7 @@ class PostgresStore(Store):
         self.engine = PostgresEngine(database)
         self.messages = PostgresMessages(database)
         self.facets = PostgresFacets(database)
-        self.outcomes = Outcomes()
+        self.outcomes = Outcomes(self.ping)
         self.deliveries = PostgresDeliveries(database, self.facets, self.outcomes)
         self.digests = PostgresDigests(database, self.outcomes)
         self.recipients = SqlRecipients(self.engine, find_unmarked)
@@ -83,6 +83,9 @@ class PostgresStore(Store):
     def ping(self) -> None:
         with self.database.transaction(_PING_SECONDS) as connection:
             connection.execute(_PING)
+
+    def close_outcomes(self) -> None:
+        self.outcomes.close()
 
     def close(self) -> None:
         self.outcomes.close()

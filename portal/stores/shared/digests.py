@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from portal.model.errors import NotFound
-from portal.model.message import Delivery, DeliveryId, Reader, State, new_id
+from portal.model.message import Delivery, DeliveryId, Reader, State, held_at, new_id
 from portal.model.schedule import Preferences
 from portal.stores import lifecycle
 from portal.stores.contracts import Digests
@@ -262,8 +262,13 @@ def held_before(deliveries: Sequence[Delivery], taken_over: UUID | None) -> tupl
 
 
 def settle_sent_notice(session: Session, notice: Digest) -> None:
-    """End the claim of a notice that was sent, or that had nothing to announce."""
-    session.execute(_END_NOTICE.format(", notice_id = null, noticed_until = :issued_at"), notice, again=None)
+    """End the claim of a notice that was sent, or that had nothing to announce.
+
+    One that was taken over lists nothing newer than its first claim, so what is newer is searched at once.
+    """
+    until, again = (held_at(notice.id), notice.issued_at) if notice.is_taken_over else (notice.issued_at, None)
+    end = _END_NOTICE.format(", notice_id = null, noticed_until = :searched_until")
+    session.execute(end, notice, again=again, searched_until=until)
 
 
 def _mark_unannounced(session: Session, reader: Reader, deliveries: Sequence[Delivery]) -> None:

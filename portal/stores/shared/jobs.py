@@ -122,7 +122,7 @@ class SqlJobs(Jobs):
     def command(self, job_id: UUID, command: Command | None, now: datetime) -> bool:
         update = (
             "update job set command = :command, not_before = case when lease is null then :now else not_before end"
-            " where id = :id and finished_at is null and coalesce(command, '') <> :text"
+            " where id = :id and finished_at is null and coalesce(command, '') not in (:text, 'cancel')"
         )
         with self._engine.writing() as session:
             return session.execute(update, command=command, text=command or "", now=now, id=job_id) > 0

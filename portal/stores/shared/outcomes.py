@@ -10,12 +10,21 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from portal.model.errors import QuarantineError, StoreUnavailable
 
 log = logging.getLogger("quarantine.store")
 
 RETRY_SECONDS = 1.0
+_FAILURES = 30
+
+
+@dataclass(slots=True)
+class _Kept:
+    what: str
+    write: Callable[[], None]
+    failures: int = 0  # while the store could be written to
 
 
 class Outcomes:
@@ -24,8 +33,10 @@ class Outcomes:
     There are never more than mails were being sent when the store became unavailable, since no claim succeeds then.
     """
 
-    def __init__(self) -> None:
-        self._kept: deque[tuple[str, Callable[[], None]]] = deque()
+    def __init__(self, ping: Callable[[], None]) -> None:
+        """``ping``: raises StoreUnavailable if the store cannot be written to."""
+        self._ping = ping
+        self._kept: deque[_Kept] = deque()
         self._lock = threading.Lock()  # of `_kept` and `_thread`
         self._recording = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -51,16 +62,21 @@ class Outcomes:
             with self._recording:
                 if not self._kept:
                     return
-                what, write = self._kept[0]
+                kept = self._kept[0]
                 try:
-                    write()
-                except StoreUnavailable:
-                    raise
+                    kept.write()
+                except StoreUnavailable as error:
+                    self._ping()
+                    kept.failures += 1
+                    if kept.failures < _FAILURES:
+                        raise
+                    # It would hold up everything else: for example, the partition of its message was removed.
+                    log.error("lost, may be sent again: %s: %s", kept.what, error)
                 except Exception as error:
                     text = str(error) if isinstance(error, QuarantineError) else "internal error"
-                    log.error("lost, may be sent again: %s: %s", what, text, exc_info=text == "internal error")
+                    log.error("lost, may be sent again: %s: %s", kept.what, text, exc_info=text == "internal error")
                 else:
-                    log.info("recorded later: %s", what)
+                    log.info("recorded later: %s", kept.what)
                 self._kept.popleft()
 
     def close(self) -> None:
@@ -69,12 +85,12 @@ class Outcomes:
         try:
             self.record_kept()
         except StoreUnavailable as error:
-            for what, _ in self._kept:
-                log.error("lost, may be sent again: %s: %s", what, error)
+            for kept in self._kept:
+                log.error("lost, may be sent again: %s: %s", kept.what, error)
 
     def _keep(self, what: str, write: Callable[[], None]) -> None:
         with self._lock:
-            self._kept.append((what, write))
+            self._kept.append(_Kept(what, write))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._retry, name="outcomes", daemon=True)
                 try:

@@ -18,7 +18,14 @@ _CLOSED = "statistics.closed"  # the last closed day
 _DAY = timedelta(days=1)
 _BATCH = 5_000
 _COLUMNS = "domain, part, day, outcome, name, number"
-_INSERT = f"insert into daily_count ({_COLUMNS}) values (:domain, :part, :day, :outcome, :name, :number)"
+_UPSERT = (
+    f"insert into daily_count ({_COLUMNS}) values (:domain, :part, :day, :outcome, :name, :number)"
+    " on conflict (domain, part, day, outcome, name) do update set number = excluded.number"
+)
+_DELETE = (
+    "delete from daily_count where domain = :domain and part = :part and day = :day and outcome = :outcome"
+    " and name = :name"
+)
 _EVENTS = (
     "select e.message_id, e.number, e.kind, e.at from event e where e.at >= :since and e.at < :until"
     " and e.kind in :kinds"
@@ -31,11 +38,12 @@ class SqlStatistics(Statistics):
     """See `Statistics`."""
 
     def __init__(self, engine: Engine, facts: str) -> None:
-        """``facts``: the tables of deliveries ``d`` and their facets ``f``."""
+        """``facts``: the tables of deliveries ``d`` and their facets ``f``, with a place for a condition of the join,
+        by which PostgreSQL skips the partitions of other days."""
         self._engine = engine
-        self._select = (
-            f"select d.message_id, d.number, d.recipient, d.state, f.tier, f.sender_domain, f.symbols {facts}"
-        )
+        select = f"select d.message_id, d.number, d.recipient, d.state, f.tier, f.sender_domain, f.symbols {facts}"
+        self._of_day = select.format(" and f.message_id >= :low and f.message_id < :high")
+        self._of_ids = select.format(" and f.message_id in :ids")
 
     def count(self, day: date) -> None:
         with self._engine.reading() as session:
@@ -43,7 +51,8 @@ class SqlStatistics(Statistics):
                 return
             counts = self._counts(session, day, is_last=False)
         with self._engine.writing(durable=False) as session:
-            _put(session, day, counts)
+            if (closed := _closed(session)) is None or day > closed:  # another host may have closed it
+                _put(session, day, counts)
 
     def close(self, day: date) -> None:
         with self._engine.reading() as session:
@@ -71,7 +80,7 @@ class SqlStatistics(Statistics):
         found = _BATCH
         while found == _BATCH:
             rows = session.many(
-                f"{self._select} where d.message_id >= :low and d.message_id < :high"
+                f"{self._of_day} where d.message_id >= :low and d.message_id < :high"
                 " and (d.message_id, d.number) > (:low, :number) order by d.message_id, d.number limit :limit",
                 low=after.message_id,
                 high=high,
@@ -100,7 +109,7 @@ class SqlStatistics(Statistics):
                     found.add(Outcome(kind), facts[key], delay)
 
     def _facts(self, session: Session, ids: set[UUID]) -> dict[DeliveryId, Fact]:
-        rows = session.many(f"{self._select} where d.message_id in :ids", ids=[*ids])
+        rows = session.many(f"{self._of_ids} where d.message_id in :ids", ids=[*ids])
         return {DeliveryId(id, number): _fact(values) for id, number, *values in rows}
 
     def reopen(self, day: date) -> None:
@@ -182,9 +191,20 @@ def counts_of(session: Session, days: Sequence[str]) -> Iterator[tuple[date, lis
 
 
 def _put(session: Session, day: date, counts: Sequence[Count]) -> None:
+    """Store what differs from the present counts of a day, unless fewer messages are known now: the others are gone."""
     session.lock("statistics")
-    session.execute("delete from daily_count where day = :day", day=day.isoformat())
-    session.execute_all(_INSERT, [count._asdict() for count in counts])
+    rows = session.many(f"select {_COLUMNS} from daily_count where day = :day", day=day.isoformat())
+    present = {count[:5]: count.number for count in map(Count._make, rows)}
+    wanted = {count[:5]: count.number for count in counts}
+    held = (ALL, Part.TOTAL.value, day.isoformat(), Outcome.HELD.value, "")
+    if wanted.get(held, 0) < present.get(held, 0):
+        return
+    gone = [Count(*key, 0)._asdict() for key in present.keys() - wanted.keys()]
+    changed = [Count(*key, number)._asdict() for key, number in wanted.items() if present.get(key) != number]
+    if gone:
+        session.execute_all(_DELETE, gone)
+    if changed:
+        session.execute_all(_UPSERT, changed)
 
 
 def _closed(session: Session) -> date | None:

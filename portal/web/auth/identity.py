@@ -44,7 +44,9 @@ class Arrivals:
         host is redirected to the sign-in page there, since a session is valid for one host only.
         """
         people, address = self._pages.parts.people, identified.address.strip()
-        person = people.person(address) if is_address(address) else None
+        # An extension is part of a mail address, not of the name of an account: alice-smith@ may be somebody else.
+        is_whole = is_address(address) and not address.startswith("@") and people.held_as(address) == identity(address)
+        person = people.person(address) if is_whole else None
         if person is None or not self._sessions.may_sign_in(person):
             log.warning("sign-in refused peer=%s method=%s: not a recipient", request.peer, identified.method.name)
             return self._not_here(request, address)

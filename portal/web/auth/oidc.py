@@ -144,7 +144,11 @@ class OidcSignIn:
             return None
         of, until, *values = json.loads(text)
         trial = Trial(*values)
-        if of != name or until < self._pages.now().timestamp() or not secrets.compare_digest(trial.state, state):
+        if (
+            of != name
+            or until < self._pages.now().timestamp()
+            or not secrets.compare_digest(trial.state.encode(), state.encode())
+        ):
             return None
         return trial
 

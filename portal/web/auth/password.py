@@ -86,7 +86,12 @@ class PasswordSignIn:
     def _asked(self, request: Request, attempt: PasswordTry, password: str) -> Identified | HTTPResponse:
         """Ask each server until one accepts the password, and record the outcome."""
         is_answered, may_be_wrong = True, False
+        is_local = self._pages.parts.settings.is_local(attempt.recipient)
         for server in self._servers:
+            if server.method == "imap" and not is_local:
+                # Many of these addresses may name the same account there, each with tries of its own.
+                may_be_wrong = True
+                continue
             try:
                 proven = server.check(attempt.recipient, password, request.peer)
             except PasswordServerUnavailable as error:
