@@ -104,7 +104,7 @@ class MassActs:
         ends = min(mass.criteria.until, now) if mass.criteria.until else now
         mass = replace(mass, criteria=replace(mass.criteria, until=ends), reason=shown(mass.reason, REASON_CHARS))
         detail = f"{job_id} {mass.act}: {mass.reason}"
-        if len(mass.criteria.domains or ()) < 2:  # what concerns several domains is not told to each
+        if len(mass.criteria.domains or ()) < 2:  # what concerns several domains is not shown to each of them
             detail += f" ({mass.total} of {mass.query or 'all'})"
         self._record(Audited.JOB_STARTED, mass, actor, detail)
         job = self.store.jobs.add_once(job_id, KIND, mass.to_json(), actor, now, now + delay)

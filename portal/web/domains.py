@@ -110,7 +110,7 @@ class DomainPages:
 
     def _may_change(self, staff: StaffSession, key: str) -> bool:
         """Return whether a value may be changed here by somebody who may change those of a domain."""
-        if key == "public_url":  # links to sign in lead there, so whoever chooses it can sign in as anybody
+        if key == "public_url":  # links to sign in lead there, so a person who chooses it can sign in as anybody
             return EVERYWHERE in self._staff.reach(staff.member, Permission.MANAGE_DOMAIN_POLICY)
         return key != "logo"  # a picture would need an upload
 

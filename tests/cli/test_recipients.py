@@ -142,7 +142,8 @@ def test_the_digest_process_goes_on_after_a_stop(run: Run, store: Store, monkeyp
         hold(store, recipients=(ALICE,))
     parts = assemble(load())
     stops = iter([False, False, False, *[True] * 20])
-    store.jobs.add(forgetting.FORGET, {"identities": [ALICE]}, BY_OPERATOR, now())
+    arguments = {"identities": [ALICE], "until": now().isoformat()}
+    store.jobs.add(forgetting.FORGET, arguments, BY_OPERATOR, now())
     assert housekeeping.forget_waiting(parts, now(), stopped=lambda: next(stops)) == 1
     assert 0 < numbers_of(store, ALICE) < 10
     housekeeping.forget_waiting(parts, now() + timedelta(minutes=1))

@@ -34,9 +34,13 @@ def store_url(files_url: str) -> str:
     return files_url
 
 
+PROXY_SECRET = "p" * 32
+
+
 @pytest.fixture
 def site(make_parts: Callable[..., Parts]) -> Iterator[LocalSite]:
-    with local_site(make_parts, mail__admin_address="postmaster@example.org", staff__administrators=ALICE) as made:
+    settings = {"mail__admin_address": "postmaster@example.org", "staff__administrators": ALICE}
+    with local_site(make_parts, **settings, proxy__secret=PROXY_SECRET) as made:
         yield made
 
 
@@ -87,6 +91,7 @@ def test_axe_finds_nothing_serious(site: LocalSite, page: Page, rendered: set[st
         page.wait_for_load_state()
         found += findings(page)
     found += pages_of_several(site, page, base)
+    found += pages_of_acts_of_staff(site, page, helds[Tier.SUSPICIOUS][0])
     page.goto(f"{base}/")
     page.keyboard.press("j")
     page.keyboard.press("d")
@@ -230,6 +235,26 @@ def addresses(site: LocalSite, helds: dict[Tier, list[Held]]) -> list[str]:
         *("rules", f"rules?done={made.id}", "rules?show=allow&q=b"),
     ]
     return [f"{site.parts.settings.public_url}/{path}" for path in paths]
+
+
+def pages_of_acts_of_staff(site: LocalSite, page: Page, doubtful: Held) -> list[str]:
+    """Return the findings on the pages before and after acts in the console, and for somebody without a quarantine."""
+    base = site.parts.settings.public_url
+    page.goto(f"{base}/admin/messages/{doubtful.id}.0/")
+    page.get_by_role("button", name="Release", exact=True).click()
+    page.wait_for_load_state()
+    found = findings(page)
+    page.goto(f"{base}/admin/jobs/new?symbol=BAYES_SPAM&act=delete")
+    page.locator("main [name=reason]").fill("A rule was wrong.")
+    page.get_by_role("button", name="Delete all").click()
+    page.wait_for_load_state()
+    found += findings(page)
+    page.context.set_extra_http_headers(
+        {"X-Quarantine-User": "x@elsewhere.example", "X-Quarantine-Secret": PROXY_SECRET}
+    )
+    page.goto(f"{base}/sign-in/proxy")
+    page.context.set_extra_http_headers({})
+    return found + findings(page)
 
 
 def pages_of_several(site: LocalSite, page: Page, base: str) -> list[str]:
