@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -139,69 +140,28 @@ def _scheduler(parts: Parts, stopped: Stopped) -> BlockingScheduler:
 
     now = utc_now()
     soon = now + timedelta(seconds=10)
+
+    def now_and_stopped(work: Callable[..., object]) -> Callable[[], object]:
+        return lambda: work(parts, utc_now(), stopped=stopped)
+
     jobs: list[tuple[str, Callable[[], object], Any, datetime]] = [  # name, function, trigger, first run
         ("heartbeat", lambda: parts.store.heartbeat(utc_now()), IntervalTrigger(seconds=10), now),
-        ("mails", lambda: housekeeping.send_queued(parts, utc_now(), stopped=stopped), IntervalTrigger(seconds=2), now),
-        (
-            "scans",
-            lambda: housekeeping.scan_waiting(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=2),
-            now,
-        ),
-        (
-            "learning",
-            lambda: housekeeping.learn_waiting(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=5),
-            now,
-        ),
-        (
-            "batches",
-            lambda: housekeeping.run_batches(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=2),
-            now,
-        ),
-        (
-            "mass acts",
-            lambda: housekeeping.run_mass_acts(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=2),
-            now,
-        ),
-        (
-            "forget",
-            lambda: housekeeping.forget_waiting(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=5),
-            now,
-        ),
+        ("mails", now_and_stopped(housekeeping.send_queued), IntervalTrigger(seconds=2), now),
+        ("scans", now_and_stopped(housekeeping.scan_waiting), IntervalTrigger(seconds=2), now),
+        ("learning", now_and_stopped(housekeeping.learn_waiting), IntervalTrigger(seconds=5), now),
+        ("batches", now_and_stopped(housekeeping.run_batches), IntervalTrigger(seconds=2), now),
+        ("mass acts", now_and_stopped(housekeeping.run_mass_acts), IntervalTrigger(seconds=2), now),
+        ("forget", now_and_stopped(housekeeping.forget_waiting), IntervalTrigger(seconds=5), now),
         ("facets", lambda: housekeeping.index_facets(parts, stopped=stopped), IntervalTrigger(seconds=5), now),
-        (
-            "attachments",
-            lambda: attachments.read_names(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(seconds=5),
-            now,
-        ),
+        ("attachments", now_and_stopped(attachments.read_names), IntervalTrigger(seconds=5), now),
         ("releases", lambda: retry_due(parts.actions, stopped=stopped), IntervalTrigger(seconds=5), now),
         ("digests", digests, IntervalTrigger(seconds=10), now),
-        (
-            "statistics",
-            lambda: statistics.count_days(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(minutes=1),
-            soon,
-        ),
-        (
-            "notices",
-            lambda: notices.send_notices(parts, utc_now(), stopped=stopped, pace=pace),
-            IntervalTrigger(seconds=10),
-            soon,
-        ),
+        ("notices", now_and_stopped(partial(notices.send_notices, pace=pace)), IntervalTrigger(seconds=10), soon),
+        ("statistics", now_and_stopped(statistics.count_days), IntervalTrigger(minutes=1), soon),
         ("overdue", lambda: watch(parts, utc_now()), IntervalTrigger(minutes=1), soon),
         ("find-news", lambda: news.find_news(parts, utc_now(), applied=applied), IntervalTrigger(hours=1), soon),
-        ("reminders", lambda: housekeeping.remind(parts, utc_now(), stopped=stopped), IntervalTrigger(hours=1), soon),
-        (
-            "expire",
-            lambda: housekeeping.expire(parts, utc_now(), stopped=stopped),
-            IntervalTrigger(minutes=1),
-            soon,
-        ),
+        ("reminders", now_and_stopped(housekeeping.remind), IntervalTrigger(hours=1), soon),
+        ("expire", now_and_stopped(housekeeping.expire), IntervalTrigger(minutes=1), soon),
         ("daily", lambda: housekeeping.daily(parts, utc_now()), CronTrigger(hour=3, minute=17, timezone=zone), soon),
     ]
     if (path := parts.settings.rspamd.block_map) is not None:

@@ -236,15 +236,8 @@ def run_batches(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int
 
     Raises StoreUnavailable.
     """
-    time, turns = clock(now), 0
     batches = Batches(parts.store, parts.actions, parts.people, parts.settings.is_local)
-    while not stopped() and (jobs := parts.store.jobs.claim(BATCH, 1, time())):
-        try:
-            batches.run(jobs[0], or_after(_TURN_SECONDS, stopped))
-        except AlreadyDone:
-            log.info("batch goes on in another process id=%s", jobs[0].id)
-        turns += 1
-    return turns
+    return _in_turns(parts.store, BATCH, batches.run, now, stopped)
 
 
 def run_mass_acts(parts: Parts, now: datetime, *, stopped: Stopped = never) -> int:
@@ -252,13 +245,18 @@ def run_mass_acts(parts: Parts, now: datetime, *, stopped: Stopped = never) -> i
 
     Raises StoreUnavailable.
     """
-    time, turns = clock(now), 0
     masses = MassActs(parts.store, parts.actions, parts.staff)
-    while not stopped() and (jobs := parts.store.jobs.claim(MASS, 1, time())):
+    return _in_turns(parts.store, MASS, masses.run, now, stopped)
+
+
+def _in_turns(store: Store, kind: str, run: Callable[[Job, Stopped], object], now: datetime, stopped: Stopped) -> int:
+    """Run the waiting jobs of a kind, each for some seconds in turn. Return how many turns were taken."""
+    time, turns = clock(now), 0
+    while not stopped() and (jobs := store.jobs.claim(kind, 1, time())):
         try:
-            masses.run(jobs[0], or_after(_TURN_SECONDS, stopped))
+            run(jobs[0], or_after(_TURN_SECONDS, stopped))
         except AlreadyDone:
-            log.info("mass act goes on in another process id=%s", jobs[0].id)
+            log.info("job goes on in another process kind=%s id=%s", kind, jobs[0].id)
         turns += 1
     return turns
 
@@ -268,20 +266,20 @@ def forget_waiting(parts: Parts, now: datetime, *, stopped: Stopped = never) -> 
 
     Deliveries that are being released are removed once that has ended. Raises StoreUnavailable.
     """
-    time, turns = clock(now), 0
-    while not stopped() and (jobs := parts.store.jobs.claim(FORGET, 1, time())):
-        turns += 1
-        is_over = or_after(_TURN_SECONDS, stopped)
-        until = datetime.fromisoformat(jobs[0].arguments["until"])  # what is held since then belongs to nobody yet
-        left = parts.forgetting.remove(jobs[0].arguments["identities"], until, is_over)
+    time, jobs = clock(now), parts.store.jobs
+
+    def run(job: Job, is_over: Stopped) -> None:
+        until = datetime.fromisoformat(job.arguments["until"])  # what is held since then belongs to nobody yet
+        left = parts.forgetting.remove(job.arguments["identities"], until, is_over)
         if is_over():
-            parts.store.jobs.retry(jobs[0], time(), tried=False)
+            jobs.retry(job, time(), tried=False)
         elif left:
-            parts.store.jobs.retry(jobs[0], time() + _FORGET_WAIT, tried=False)
+            jobs.retry(job, time() + _FORGET_WAIT, tried=False)
         else:
-            parts.store.jobs.finish(jobs[0], None, time())
-            log.info("deliveries of a forgotten recipient removed job=%s", jobs[0].id)
-    return turns
+            jobs.finish(job, None, time())
+            log.info("deliveries of a forgotten recipient removed job=%s", job.id)
+
+    return _in_turns(parts.store, FORGET, run, now, stopped)
 
 
 def daily(parts: Parts, now: datetime) -> None:

@@ -190,7 +190,7 @@ class Actions(Mailing):
     def _learn(self, delivery: Delivery, label: Label, kind: EventKind) -> None:
         """Record the decision of the person in the last event of this kind. Errors are logged and not raised.
 
-        What a rule let in is nobody's decision.
+        A release by a rule is nobody's decision.
         """
         if not self.learning.counts(ActorKind.OPERATOR):
             return
@@ -208,7 +208,7 @@ class Actions(Mailing):
         """Raise NotAllowed if only an administrator may release the message, unless an operator began this release.
 
         This is checked under the claim: the verdict may have got worse after the release was allowed, or between two
-        tries. What staff began in the console also stops then, since it may now need another role.
+        tries. A release that staff began in the console also stops then, since it may now need another role.
         """
         is_own, dangerous = self.domains.right(delivery) is ReleaseRight.SELF, delivery.message.tier is Tier.DANGEROUS
         if is_own and not dangerous:

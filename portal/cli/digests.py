@@ -79,7 +79,7 @@ def stop(addresses: Sequence[str], file: Path | None, **more: Any) -> None:
 @_common
 @guarded
 def resume(addresses: Sequence[str], file: Path | None, **more: Any) -> None:
-    """Resume stopped digests. What was held in the meantime is in the next one."""
+    """Resume stopped digests. The next one has the messages that were held in the meantime."""
     _change_all(addresses, file, (), {}, lambda parts, *to: _set_stopped(parts, *to, stopped=False), **more)
 
 

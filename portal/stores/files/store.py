@@ -216,7 +216,7 @@ class FileStore(Store):
         return Purged(messages, kept)
 
     def expire(self, deliveries: Sequence[Ending]) -> int:
-        """See `Store.expire`. What a crash leaves of the messages, the next purge removes."""
+        """See `Store.expire`. The next purge removes what a crash leaves of the messages."""
         with self.engine.writing(durable=False) as session:
             count, ids = expiry.forget(session, deliveries)
         self._remove_messages(ids)

@@ -1,4 +1,4 @@
-"""Removal of old days from the audit journal. What they have that is still valid is written to today's file first."""
+"""Removal of old days from the audit journal. Lines of them that are still valid are written to today's file first."""
 
 from __future__ import annotations
 

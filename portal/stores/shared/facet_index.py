@@ -1,7 +1,7 @@
 """The index for searches by facets: which messages have their row of table `facet`, and the writing of the others.
 
-Only this class writes these rows, after Rspamd got its answer. Who changes an indexed message, notes it in table
-`stale_facet` in the same transaction: this waits for nobody. A note is read before its message, so a row that was made
+Only this class writes these rows, after Rspamd got its answer. A change of an indexed message is noted in table
+`stale_facet` in the same transaction, which waits for nobody. A note is read before its message, so a row that was made
 before the change is written once more.
 
 Two cursors say what is indexed. New messages are looked for from some minutes before `_UNTIL` on, the id of the newest
